@@ -1,0 +1,1 @@
+"""Captioning many pictures: discovery, the run, and where the captions go."""

@@ -1,0 +1,1 @@
+"""Where captions are made: one module per place."""

@@ -1,0 +1,1 @@
+"""Where caption records go: one module per format."""

@@ -1,0 +1,1 @@
+"""Settings: the one table of defaults, and where each value comes from."""

@@ -1,0 +1,1 @@
+"""The vocabulary of the project: standard library only, no I/O."""

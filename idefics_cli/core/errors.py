@@ -1,0 +1,88 @@
+"""Everything a user can cause to go wrong, and the exit code that each error ends with."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+EXIT_DONE = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_PARTIAL = 3
+EXIT_INTERRUPTED = 130
+
+ImageErrorKind = Literal[
+    "missing", "not_an_image", "truncated", "too_large", "unsupported", "fetch_failed"
+]
+
+
+class IdeficsError(Exception):
+    """An error that the user can mend.
+
+    Args:
+        message: What went wrong with which input; lower case, no final period.
+        hint: What to do about it; absent when the message already says so.
+    """
+
+    exit_code: ClassVar[int] = EXIT_FAILURE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(IdeficsError):
+    """A command, option or setting that cannot mean anything."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UsageError):
+    """A configuration file or environment variable with a wrong name or value."""
+
+
+class PlanError(UsageError):
+    """An explicit choice (device, dtype, quantization, attention) that this machine cannot do."""
+
+
+class ModelError(IdeficsError):
+    """A model that is unknown, not cached, unreachable or broken."""
+
+
+class PromptError(UsageError):
+    """A prompt that the model cannot take: empty, wrong image count, chat with a base model."""
+
+
+class ContextError(PromptError):
+    """A prompt that is longer than the model's context."""
+
+
+class MemoryLimitError(IdeficsError):
+    """The device ran out of memory while the model was loading or answering."""
+
+
+class ImageError(IdeficsError):
+    """An image that cannot be used.
+
+    Args:
+        message: What went wrong with which source.
+        kind: The class of the failure; stable, for scripts and `--json`.
+        hint: What to do about it.
+    """
+
+    def __init__(self, message: str, *, kind: ImageErrorKind, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.kind: ImageErrorKind = kind
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle by their positional arguments; `kind` is keyword-only.
+        return _rebuild_image_error, (str(self), self.kind, self.hint)
+
+
+class PartialFailure(IdeficsError):
+    """Some inputs failed and were reported; the rest is done."""
+
+    exit_code = EXIT_PARTIAL
+
+
+def _rebuild_image_error(message: str, kind: ImageErrorKind, hint: str | None) -> ImageError:
+    return ImageError(message, kind=kind, hint=hint)

@@ -1,0 +1,97 @@
+"""Request in, text out. Importing this package is cheap; the work is in `local.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Called with a phase ("loading", "reading", …) and its share done in 0..1, or None if unknown.
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request whose images are open: RGB, upright, in the order of the conversation."""
+
+    request: GenerationRequest
+    images: tuple[Image, ...] = ()
+
+
+class Engine(Protocol):
+    """A loaded model that answers requests. Every method may be called from any thread."""
+
+    spec: LoadSpec
+    revision: str | None
+    """The commit of the weights that were loaded, when the Hub cache knows it."""
+
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        """Open the images of *request*; CPU only.
+
+        Raises:
+            ImageError: If one cannot be opened or is over a limit.
+            PromptError: If the model cannot take this kind of request.
+        """
+        ...
+
+    def complete(
+        self, batch: Sequence[Prepared], *, cancel: Event | None = None
+    ) -> list[Completion]:
+        """Answer *batch* in order; blocks until the last is done.
+
+        Args:
+            batch: Requests of any prompt length, sampling and image count.
+            cancel: Setting it ends every answer after the current token.
+
+        Raises:
+            PromptError: If a prompt holds what the model cannot take.
+            MemoryLimitError: If the device has not enough memory for this batch.
+        """
+        ...
+
+    def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
+        """Yield one answer piece by piece; closing the iterator stops generation.
+
+        The texts join to what `complete` gives. After *cancel* is set, the last chunk says so.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device memory; idempotent."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+EngineFactory = Callable[[], Engine]
+
+
+def engine_factory(spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
+    """Return what makes an engine for *spec*; picklable without *progress*, and loads nothing yet.
+
+    Raises (when called):
+        ModelError: If the model is not there, or broken.
+        MemoryLimitError: If it does not fit.
+    """
+    return partial(_local_engine, spec, progress)
+
+
+def _local_engine(spec: LoadSpec, progress: Progress | None) -> Engine:
+    from idefics_cli.engine.local import LocalEngine
+
+    return LocalEngine(spec, progress=progress)

@@ -1,0 +1,1 @@
+"""What differs between checkpoints; the only place that knows a family by name."""

@@ -1,0 +1,1 @@
+"""One module per prompt format and set of processor rules."""
