@@ -1,0 +1,110 @@
+"""The command `idefics`: its subcommands, and the one place that turns errors into lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from idefics_cli import __version__
+from idefics_cli.cli import ask, caption, chat, config, demo, doctor, models
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.ui.console import Console
+
+_EPILOG = (
+    "Every option is also a variable IDEFICS_NAME and a key of config.toml; "
+    "`idefics config` shows them."
+)
+# The base of all errors that Typer raises for wrong usage. Typer exports it under another name
+# in each of 0.26 to 0.29; its subclass BadParameter is public in all of them.
+_TyperError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class RootGroup(TyperGroup):
+    """Turns every error that a user can cause into `error:` and `hint:` lines and a code."""
+
+    # Any: the signature of TyperGroup.main.
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run the command and exit; *standalone_mode* is always on."""
+        try:
+            # Off for the base class: it then leaves its usage errors to us.
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except IdeficsError as error:
+            sys.exit(_report(error))
+        except typer.Abort:
+            sys.exit(_report(IdeficsError("aborted")))
+        except _TyperError as error:
+            sys.exit(_report(_usage_error(error)))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: IdeficsError) -> int:
+    Console(sys.stdout, sys.stderr).error(error)
+    return error.exit_code
+
+
+def _usage_error(error: Exception) -> UsageError:
+    message = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
+    context: typer.Context | None = getattr(error, "ctx", None)
+    path = context.command_path if context else "idefics"
+    return UsageError(message[:1].lower() + message[1:], hint=f"`{path} --help` shows the usage")
+
+
+app = typer.Typer(
+    cls=RootGroup,
+    epilog=_EPILOG,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # a bug of ours is a plain traceback, without its locals
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"idefics {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            metavar="",
+            is_eager=True,
+            callback=_show_version,
+        ),
+    ] = False,
+) -> None:
+    """Talk about pictures with the IDEFICS family of models, on this machine."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
+app.command("caption")(caption.caption)
+app.add_typer(models.app, name="models")
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.add_typer(config.app, name="config")
+
+
+def main() -> NoReturn:
+    """Run `idefics` with the arguments of this process."""
+    app(prog_name="idefics")
+    raise SystemExit(0)  # not reached: RootGroup.main exits

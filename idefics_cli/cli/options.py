@@ -1,0 +1,116 @@
+"""Every option that a command can take, with its help from the table of settings.
+
+A command declares `name: Alias = None`; None means "not given". `cli/invocation.py` merges what
+was given with the environment, the file and the defaults, and checks it. So a choice or a
+range is written once, in `config/settings.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from idefics_cli.config.settings import table
+
+MODEL_PANEL = "Model"
+ANSWER_PANEL = "Answer"
+IMAGES_PANEL = "Pictures"
+OUTPUT_PANEL = "Output"
+
+
+# Any: the return type of `typer.Option` itself.
+def _option(name: str, *flags: str, panel: str, help: str | None = None) -> Any:
+    setting = table()[name]
+    text = help or setting.help
+    if setting.default is not False:  # a switch that is off needs no "default: off"
+        text += f" (default: {setting.shown_default})"
+    # An empty one for switches: Typer would show `<bool>`.
+    shown = {str: "TEXT", int: "N", float: "X"}.get(setting.kind, "")
+    return typer.Option(
+        *(flags or (setting.flag,)),
+        help=text,
+        metavar="|".join(setting.choices) or shown,
+        rich_help_panel=panel,
+        show_default=False,
+        autocompletion=_complete(setting.choices) if setting.choices else None,
+    )
+
+
+def _complete(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def complete_model(incomplete: str) -> list[tuple[str, str]]:
+    """Return the names of models that start with *incomplete*, each with its summary."""
+    from idefics_cli.models.registry import MODELS
+
+    return [(name, m.summary) for name, m in MODELS.items() if name.startswith(incomplete)]
+
+
+# Inputs: they are given with each call and are no settings.
+Images = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="SOURCE",
+        help="Path, URL or `-` for the picture on stdin; may be given several times.",
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help=f"{table()['model'].help} (default: {table()['model'].shown_default})",
+        rich_help_panel=MODEL_PANEL,
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+Revision = Annotated[str | None, _option("revision", panel=MODEL_PANEL)]
+Device = Annotated[str | None, _option("device", panel=MODEL_PANEL)]
+Dtype = Annotated[str | None, _option("dtype", panel=MODEL_PANEL)]
+QuantizationName = Annotated[str | None, _option("quantization", panel=MODEL_PANEL)]
+AttentionName = Annotated[
+    str | None, _option("attention", "--attention", "--attn-implementation", panel=MODEL_PANEL)
+]
+Splitting = Annotated[
+    bool | None, _option("splitting", "--splitting/--no-splitting", panel=MODEL_PANEL)
+]
+Offline = Annotated[bool | None, _option("offline", "--offline/--online", panel=MODEL_PANEL)]
+Threads = Annotated[int | None, _option("threads", panel=MODEL_PANEL)]
+
+System = Annotated[str | None, _option("system", "--system", "-s", panel=ANSWER_PANEL)]
+Raw = Annotated[bool | None, _option("raw", "--raw", panel=ANSWER_PANEL)]
+Temperature = Annotated[float | None, _option("temperature", "--temperature", panel=ANSWER_PANEL)]
+TopP = Annotated[float | None, _option("top_p", panel=ANSWER_PANEL)]
+TopK = Annotated[int | None, _option("top_k", panel=ANSWER_PANEL)]
+RepetitionPenalty = Annotated[float | None, _option("repetition_penalty", panel=ANSWER_PANEL)]
+MaxNewTokens = Annotated[int | None, _option("max_new_tokens", panel=ANSWER_PANEL)]
+Seed = Annotated[int | None, _option("seed", panel=ANSWER_PANEL)]
+CaptionPrompt = Annotated[str | None, _option("prompt", "--prompt", "-p", panel=ANSWER_PANEL)]
+
+MaxPixels = Annotated[int | None, _option("max_pixels", panel=IMAGES_PANEL)]
+MaxBytes = Annotated[int | None, _option("max_bytes", panel=IMAGES_PANEL)]
+TimeoutSeconds = Annotated[float | None, _option("timeout_seconds", panel=IMAGES_PANEL)]
+BatchSize = Annotated[int | None, _option("batch_size", panel=IMAGES_PANEL)]
+Recursive = Annotated[
+    bool | None, _option("recursive", "--recursive/--no-recursive", "-r", panel=IMAGES_PANEL)
+]
+Count = Annotated[int | None, _option("count", panel=IMAGES_PANEL)]
+
+Format = Annotated[str | None, _option("format", "--format", "-f", panel=OUTPUT_PANEL)]
+Json = Annotated[bool | None, _option("json", "--json", panel=OUTPUT_PANEL)]
+Stream = Annotated[bool | None, _option("stream", "--stream/--no-stream", panel=OUTPUT_PANEL)]
+DryRun = Annotated[bool | None, _option("dry_run", "--dry-run", panel=OUTPUT_PANEL)]
+Verbose = Annotated[bool | None, _option("verbose", "--verbose", "-v", panel=OUTPUT_PANEL)]
+Quiet = Annotated[bool | None, _option("quiet", "--quiet", "-q", panel=OUTPUT_PANEL)]

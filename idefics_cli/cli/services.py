@@ -1,0 +1,71 @@
+"""What a command needs of the world outside, in one value that a test can replace."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.engine import EngineFactory, Progress, engine_factory
+
+if TYPE_CHECKING:
+    from idefics_cli.models.facts import ModelFacts
+    from idefics_cli.models.plan import Machine
+
+
+class MakeFactory(Protocol):
+    """As `engine.engine_factory`."""
+
+    def __call__(self, spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
+        """Return what makes an engine for *spec*."""
+        ...
+
+
+class FindFacts(Protocol):
+    """As `models.facts.find_facts`."""
+
+    def __call__(self, name: str, *, revision: str | None, offline: bool) -> ModelFacts:
+        """Return what the plan needs to know of the model *name*."""
+        ...
+
+
+def _probe_machine() -> Machine:
+    from idefics_cli.models.plan import probe_machine
+
+    return probe_machine()
+
+
+def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
+    from idefics_cli.models.facts import find_facts
+
+    return find_facts(name, revision=revision, offline=offline)
+
+
+def _stdin() -> BinaryIO | None:
+    # None when the parent closed it, as some schedulers do.
+    return None if sys.stdin is None else sys.stdin.buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The world outside a command.
+
+    Attributes:
+        environ: The environment; a command may write to it what libraries read.
+        stdin: Bytes of standard input; None when it is closed.
+        make_factory: Gives the engine factory of a load spec.
+        probe: Looks at this machine.
+        find_facts: Looks a model up.
+        clock: Seconds, for durations.
+    """
+
+    environ: MutableMapping[str, str] = field(default_factory=lambda: os.environ)
+    stdin: BinaryIO | None = field(default_factory=_stdin)
+    make_factory: MakeFactory = engine_factory
+    probe: Callable[[], Machine] = _probe_machine
+    find_facts: FindFacts = _find_facts
+    clock: Callable[[], float] = time.perf_counter

@@ -1,0 +1,112 @@
+"""Merge flags, environment, file and defaults, and remember where each value is from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from idefics_cli.config.settings import Setting, Settings, Source, Value, near, table
+from idefics_cli.config.store import read_config
+from idefics_cli.core.errors import ConfigError, UsageError
+
+_NOT_SETTINGS = frozenset({"IDEFICS_CONFIG"})
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value is from, and the flag, variable or file that holds it."""
+
+    source: Source
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The merged settings.
+
+    Attributes:
+        settings: The values.
+        origins: Where each is from, by the name of its field.
+        file: The configuration file, which need not exist.
+        warnings: Lines about variables that look like settings and are none.
+    """
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+    file: Path
+    warnings: tuple[str, ...] = ()
+
+    def is_given(self, name: str) -> bool:
+        """Whether somebody chose the value of the setting *name*."""
+        return self.origins[name].source != "default"
+
+
+def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path) -> Resolved:
+    """Merge, the first that is given wins: flag, environment, file, default.
+
+    Args:
+        flags: Values by field of `Settings`; None is not given.
+        environ: The environment; an empty variable is not given.
+        file: `config.toml`; an error if it is missing and IDEFICS_CONFIG names it.
+
+    Raises:
+        UsageError: If a flag has a wrong value.
+        ConfigError: If a variable or the file has a wrong value, or the file an unknown key.
+    """
+    stored = read_config(file, must_exist=bool(environ.get("IDEFICS_CONFIG")))
+    values: dict[str, Value] = {}
+    origins: dict[str, Origin] = {}
+    for name, setting in table().items():
+        values[name], origins[name] = (
+            _from_flag(setting, flags)
+            or _from_environment(setting, environ)
+            or _from_file(setting, stored, file)
+            or (setting.default, Origin("default"))
+        )
+    # The table checked each value against the type of its field.
+    settings = Settings(**values)  # type: ignore[arg-type]
+    return Resolved(settings, origins, file, _unknown_variables(environ))
+
+
+def _from_flag(setting: Setting, flags: Mapping[str, object]) -> tuple[Value, Origin] | None:
+    value = flags.get(setting.name)
+    if value is None:
+        return None
+    try:
+        return setting.check(value), Origin("flag", setting.flag)
+    except ValueError as error:
+        raise UsageError(f"{setting.flag} {error}") from None
+
+
+def _from_environment(setting: Setting, environ: Mapping[str, str]) -> tuple[Value, Origin] | None:
+    text = environ.get(setting.variable)
+    if text:
+        try:
+            return setting.parse(text), Origin("environment", setting.variable)
+        except ValueError as error:
+            raise ConfigError(f"variable {setting.variable} {error}") from None
+    for variable in setting.also_variables:
+        # Other programs' variables are read as those programs do: what is not true is not said.
+        if environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return True, Origin("environment", variable)
+    return None
+
+
+def _from_file(
+    setting: Setting, stored: Mapping[str, Value], file: Path
+) -> tuple[Value, Origin] | None:
+    if setting.name not in stored:
+        return None
+    return stored[setting.name], Origin("file", str(file))
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    known = {setting.variable for setting in table().values()} | _NOT_SETTINGS
+    lines = []
+    for variable in sorted(environ):
+        if variable.startswith("IDEFICS_") and variable not in known:
+            guess = near(variable.removeprefix("IDEFICS_"), table())
+            tail = f"; did you mean {table()[guess].variable}?" if guess else ""
+            lines.append(f"variable {variable} is no setting{tail}")
+    return tuple(lines)

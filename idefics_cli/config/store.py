@@ -1,0 +1,51 @@
+"""Read `config.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from idefics_cli.config.settings import Value, near, table
+from idefics_cli.core.errors import ConfigError
+
+
+def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
+    """Return the settings in the file at *path*; none if there is no such file.
+
+    Args:
+        path: A TOML file whose keys are fields of `Settings`.
+        must_exist: The user named the file, so its absence is an error.
+
+    Raises:
+        ConfigError: If the file cannot be read, or holds an unknown key or a wrong value.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        if not must_exist:
+            return {}
+        raise ConfigError(
+            f"no configuration file `{path}`", hint="IDEFICS_CONFIG names it; create or unset it"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read `{path}`: {error.strerror or error}") from error
+    try:
+        values = tomllib.loads(content.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`{path}` is not valid TOML: {error}") from error
+    return {key: _checked(path, key, value) for key, value in values.items()}
+
+
+def _checked(path: Path, key: str, value: object) -> Value:
+    setting = table().get(key)
+    if setting is None:
+        guess = near(key, table())
+        raise ConfigError(
+            f"unknown key `{key}` in `{path}`",
+            hint=f"did you mean `{guess}`?" if guess else "`idefics config` lists the keys",
+        )
+    try:
+        return setting.check(value)
+    except ValueError as error:
+        raise ConfigError(f"`{key}` in `{path}` {error}") from None

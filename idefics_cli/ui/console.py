@@ -1,0 +1,165 @@
+"""Data to stdout, everything else to stderr, and nothing that could drive the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from threading import Timer
+from typing import TextIO
+
+from idefics_cli.core.errors import IdeficsError
+
+# Characters that move the cursor, start escape sequences or reorder a line: all of category
+# Cc but tab and newline, lone surrogates, and the bidirectional embeddings and overrides.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+SLOW_SECONDS = 1.0
+
+
+def printable(text: str) -> str:
+    """Return *text* with its control characters as visible symbols; tab and newline stay.
+
+    A `CR LF` becomes a newline. ESC is shown as U+241B, other bytes below 32 as their
+    U+24xx picture, the rest by number, as Python writes it in a string.
+    """
+    return _CONTROL.sub(_picture, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """Return *text* on one line: as `printable`, with newlines and tabs as symbols too."""
+    return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
+
+
+def to_json(value: object) -> str:
+    """Return *value* as one line of JSON; lone surrogates, of file names, are escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """The two streams of a command.
+
+    Attributes:
+        out: stdout: data only.
+        err: stderr: notes, warnings, errors and progress.
+        quiet: Errors only.
+        verbose: The messages of libraries too.
+        environ: For `NO_COLOR` and `TERM`.
+    """
+
+    out: TextIO
+    err: TextIO
+    quiet: bool = False
+    verbose: bool = False
+    environ: Mapping[str, str] | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads stdout as it is written."""
+        return self.out.isatty()
+
+    def data(self, text: str) -> None:
+        """Write *text* to stdout, as it is to a file or pipe and `printable` to a terminal.
+
+        A name with bytes that are no text goes to a pipe byte by byte, as the system gave it.
+        """
+        write(self.out, printable(text) if self.is_terminal else text)
+
+    def line(self, text: str) -> None:
+        """Write *text* and a newline to stdout, as `data`."""
+        self.data(text + "\n")
+
+    def json(self, value: object) -> None:
+        """Write *value* to stdout as one line of JSON."""
+        self.line(to_json(value))
+
+    def note(self, text: str) -> None:
+        """Tell something on stderr, unless quiet."""
+        if not self.quiet:
+            self._message("note", text)
+
+    def warn(self, text: str) -> None:
+        """Tell something worrying on stderr, unless quiet."""
+        if not self.quiet:
+            self._message("warning", text)
+
+    def error(self, error: IdeficsError) -> None:
+        """Tell on stderr what went wrong and what to do about it, each on a line."""
+        self._message("error", str(error))
+        if error.hint:
+            self._message("hint", error.hint)
+
+    def status(self, text: str) -> AbstractContextManager[None]:
+        """Show *text* with a spinner while the block takes longer than `SLOW_SECONDS`.
+
+        Only on a terminal, and not when quiet.
+        """
+        if self.quiet or not self.err.isatty():
+            return nullcontext()
+        return self._spinner(text)
+
+    @contextmanager
+    def _spinner(self, text: str) -> Iterator[None]:
+        from rich.console import Console as RichConsole
+        from rich.text import Text
+
+        status = RichConsole(file=self.err).status(Text(one_line(text)))
+        timer = Timer(SLOW_SECONDS, status.start)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            status.stop()
+
+    def _message(self, label: str, text: str) -> None:
+        line = f"{self._styled(label)} {one_line(text)}\n"
+        write(self.err, line)
+
+    def _styled(self, label: str) -> str:
+        environ = self.environ or {}
+        if not self.err.isatty() or environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
+            return f"{label}:"
+        return f"\x1b[{_STYLES[label]}m{label}:\x1b[0m"
+
+
+_STYLES = {"error": "1;31", "warning": "1;33", "hint": "1;36", "note": "2"}
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write and flush *text*, whatever the stream's encoding; what it lacks is escaped."""
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "utf-8"
+        buffer = getattr(stream, "buffer", None)
+        if buffer is None:
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        else:
+            stream.flush()
+            buffer.write(_encoded(text, encoding))
+    stream.flush()
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    try:
+        return text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace")
+
+
+def _picture(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8, by PEP 383
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
