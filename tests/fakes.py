@@ -1,0 +1,162 @@
+"""Stand-ins for a model and a clock: they do what the real ones promise, without the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Event, Lock
+from types import TracebackType
+from typing import Self
+
+from PIL import Image
+
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.types import (
+    Completion,
+    Finish,
+    GenerationRequest,
+    LoadSpec,
+    TokenChunk,
+)
+from idefics_cli.engine import Prepared
+
+Answer = str | Callable[[GenerationRequest], str]
+FAKE_SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake")
+
+
+class FakeEngine:
+    """Answers from a script and remembers what it was asked; a word is a token.
+
+    Args:
+        answers: One text for each request in turn; the last may be a function of the request,
+            which answers all that follow.
+        image_errors: What `prepare` raises, by the source of an attachment.
+        sizes: Width and height of the picture of a source; 64x48 if absent.
+        completion_error: Asked before each `complete` and each stream; what it returns is raised.
+        spec: What the engine says it has loaded.
+
+    Attributes:
+        requests: Every request answered, in order.
+        batches: The size of each call of `complete`.
+        prepared: Every request prepared.
+        is_closed: Whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        *answers: Answer,
+        image_errors: Mapping[str, IdeficsError] | None = None,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+        completion_error: Callable[[Sequence[GenerationRequest]], Exception | None] | None = None,
+        spec: LoadSpec = FAKE_SPEC,
+        revision: str | None = "0123abc",
+    ) -> None:
+        self.spec = spec
+        self.revision = revision
+        self.requests: list[GenerationRequest] = []
+        self.batches: list[int] = []
+        self.prepared: list[GenerationRequest] = []
+        self.is_closed = False
+        self._answers = list(answers)
+        self._image_errors = image_errors or {}
+        self._sizes = sizes or {}
+        self._completion_error = completion_error
+        self._lock = Lock()
+
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        """Make a grey picture for each attachment; raise what the script says."""
+        with self._lock:
+            self.prepared.append(request)
+        images = []
+        for attachment in request.attachments:
+            if error := self._image_errors.get(attachment.source):
+                raise error
+            size = self._sizes.get(attachment.source, (64, 48))
+            image = Image.new("RGB", size, "grey")
+            image.info["original_size"] = size
+            images.append(image)
+        return Prepared(request, tuple(images))
+
+    def complete(
+        self, batch: Sequence[Prepared], *, cancel: Event | None = None
+    ) -> list[Completion]:
+        """Answer each request of *batch* by joining its stream."""
+        self.batches.append(len(batch))
+        self._raise_scripted([prepared.request for prepared in batch])
+        return [self._complete(prepared, cancel) for prepared in batch]
+
+    def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
+        """Yield the next answer of the script word by word."""
+        self._raise_scripted([prepared.request])
+        return self._stream(prepared, cancel)
+
+    def close(self) -> None:
+        """Remember that it was called."""
+        self.is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _complete(self, prepared: Prepared, cancel: Event | None) -> Completion:
+        chunks = list(self._stream(prepared, cancel))
+        finish = chunks[-1].finish
+        assert finish is not None
+        return Completion(
+            text="".join(chunk.text for chunk in chunks),
+            prompt_tokens=sum(len(m.text.split()) for m in prepared.request.messages)
+            + 10 * len(prepared.images),
+            reused_tokens=0,
+            new_tokens=chunks[-1].new_tokens,
+            finish=finish,
+            prefill_seconds=0.25,
+            decode_seconds=0.5,
+        )
+
+    def _stream(self, prepared: Prepared, cancel: Event | None) -> Iterator[TokenChunk]:
+        self.requests.append(prepared.request)
+        limit = prepared.request.sampling.max_new_tokens
+        made = 0
+        finish: Finish = "stop"
+        for word in self._next_answer(prepared.request).split(" "):
+            if cancel is not None and cancel.is_set():
+                finish = "cancelled"
+                break
+            if made == limit:
+                finish = "length"
+                break
+            made += 1
+            yield TokenChunk(word if made == 1 else f" {word}", made)
+        # The end token counts, when the model got to write it.
+        yield TokenChunk("", made + (finish == "stop" and made < limit), finish)
+
+    def _next_answer(self, request: GenerationRequest) -> str:
+        assert self._answers, f"asked more than scripted: {request}"
+        answer = self._answers[0]
+        if isinstance(answer, str):
+            return str(self._answers.pop(0))
+        return answer(request)
+
+    def _raise_scripted(self, requests: Sequence[GenerationRequest]) -> None:
+        error = self._completion_error(requests) if self._completion_error else None
+        if error is not None:
+            raise error
+
+
+class FakeClock:
+    """Tells a time that moves on by *step* seconds with every look."""
+
+    def __init__(self, step: float = 1.0) -> None:
+        self.now = 0.0
+        self.step = step
+
+    def __call__(self) -> float:
+        """Return the time, in seconds."""
+        self.now += self.step
+        return self.now
