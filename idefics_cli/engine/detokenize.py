@@ -1,0 +1,77 @@
+"""Token ids become text while they arrive, without half characters and without a second pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that is used here."""
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        clean_up_tokenization_spaces: bool,
+    ) -> str:
+        """Return the text of *token_ids*."""
+        ...
+
+
+class Detokenizer:
+    """Gives the text of a growing reply in pieces that join to the text of the whole.
+
+    Args:
+        tokenizer: Decodes ids; special tokens are left out.
+        strip: Leave out white space around the reply, as chat formats put a space before it.
+    """
+
+    # Decoding starts this many tokens back, because a token's text may depend on its
+    # neighbours (word marks, bytes of one character) but on nothing further away.
+    _CONTEXT = 6
+
+    def __init__(self, tokenizer: Decoder, *, strip: bool) -> None:
+        self._tokenizer = tokenizer
+        self._strip = strip
+        self._start = 0
+        self._read = 0
+        self._held = ""
+        self._begun = False
+
+    def feed(self, tokens: Sequence[int], *, last: bool = False) -> str:
+        """Return what is new in the text of *tokens*, which are all tokens so far.
+
+        Args:
+            tokens: Ids of the reply; each call has those of the one before, and more.
+            last: Nothing follows: give out what was held back.
+        """
+        before = self._decode(tokens[self._start : self._read])
+        after = self._decode(tokens[self._start :])
+        # A replacement character at the end may be a character whose bytes are not all here.
+        if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
+            return ""
+        self._start = max(self._start, self._read - self._CONTEXT)
+        self._read = len(tokens)
+        return self._stripped(after[len(before) :], last=last)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        if not tokens:
+            return ""
+        # "Cleaning up" joins a full stop to text that may have been given out already.
+        return self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _stripped(self, text: str, *, last: bool) -> str:
+        if not self._strip:
+            return text
+        text = self._held + text
+        if not self._begun:
+            text = text.lstrip()
+        kept = text.rstrip()
+        # White space at the end is given out once something follows it.
+        self._held = "" if last else text[len(kept) :]
+        self._begun = self._begun or bool(kept)
+        return kept

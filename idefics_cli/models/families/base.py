@@ -1,0 +1,183 @@
+"""What a model family is: prompts in, tensors out, and which tokens begin and end things.
+
+Shape letters, here and in `engine/`: B batch, N images or tiles per row, T tokens, H W pixels,
+V vocabulary, L latents per image, D width of a hidden state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from idefics_cli.core.errors import PromptError
+from idefics_cli.core.types import GenerationRequest, Message
+from idefics_cli.models.library import Processor, StepOutput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Inputs: TypeAlias = dict[str, Tensor]
+"""Keyword arguments of a model's forward; `input_ids` and `attention_mask` (B, T) among them."""
+
+END_OF_UTTERANCE = "<end_of_utterance>"
+IMAGE_TOKEN = "<image>"
+FAKE_TOKEN = "<fake_token_around_image>"
+
+
+class Family:
+    """How one family builds prompts and tensors; subclasses differ in `encode` and little else.
+
+    Args:
+        processor: Loaded by the subclass's rules; its tokenizer is set to pad on the left.
+        chats: False for base models.
+        stop_ids: Extra end tokens, from the checkpoint's generation config.
+    """
+
+    def __init__(self, processor: Processor, *, chats: bool, stop_ids: Iterable[int] = ()) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        # Right padding puts pad tokens between a prompt and its reply: wrong tokens, no error.
+        self.tokenizer.padding_side = "left"
+        self.chats = chats
+        self.stop_ids = self._known_ids(self.stop_tokens()) | set(stop_ids)
+        if self.tokenizer.eos_token_id is not None:
+            self.stop_ids.add(self.tokenizer.eos_token_id)
+        # A generated image token would be embedded as text now and as a picture when the
+        # conversation is prefilled again.
+        self.banned_ids = self._known_ids(self.image_tokens()) - self.stop_ids
+        pad = self.tokenizer.pad_token_id
+        self.pad_id = pad if pad is not None else min(self.stop_ids)
+        self._control = _control_pattern(self.tokenizer.get_added_vocab())
+
+    @property
+    def draft_edge(self) -> int:
+        """A JPEG may be decoded smaller while both its sides stay at least this long.
+
+        Twice the longest side that the model sees: tiles are cut from the picture before they
+        shrink, and a decoder's box filter is coarser than the processor's.
+        """
+        return 2 * max(edge for edge in dict(self.processor.image_processor.size).values() if edge)
+
+    def image_tokens(self) -> tuple[str, ...]:
+        """Return the texts of the tokens that stand for images, which no reply may hold."""
+        return (IMAGE_TOKEN, FAKE_TOKEN)
+
+    def stop_tokens(self) -> tuple[str, ...]:
+        """Return the texts of the tokens that end a reply."""
+        return (END_OF_UTTERANCE,) if self.chats else ()
+
+    def encode(
+        self, requests: Sequence[GenerationRequest], images: Sequence[Sequence[Image]]
+    ) -> Inputs:
+        """Tokenize B requests as one left-padded batch.
+
+        Args:
+            requests: B requests.
+            images: Per request its open images, RGB and upright, in the order of its parts.
+
+        Returns:
+            `input_ids`, `attention_mask` (B, T) int64, `pixel_values` (B, N, 3, H, W) float32
+            when any request has an image, and what else the family's forward takes. On the CPU.
+
+        Raises:
+            PromptError: If the model cannot take a request.
+        """
+        raise NotImplementedError
+
+    def next_inputs(self, inputs: Inputs, output: StepOutput) -> Inputs:
+        """Return what every decode step needs besides ids, mask, positions and cache."""
+        return {}
+
+    def check(self, request: GenerationRequest) -> None:
+        """Check what can be checked without opening an image.
+
+        Raises:
+            PromptError: If the model cannot take this kind of request.
+        """
+        if request.mode == "chat" and not request.messages[-1].text.strip():
+            raise PromptError(
+                "the prompt is empty", hint="ask something, as `idefics ask 'What is this?'`"
+            )
+
+    def plain(self, text: str) -> str:
+        """Return *text* with every control token broken up, so that it is read as text.
+
+        `<image>` becomes `< image>`: still readable for the model, no longer one token.
+        """
+        # Repeated, because `<im<image>age>` must not become a token once its middle is cut.
+        while self._control.search(text):
+            text = self._control.sub(lambda m: m.group()[0] + " " + m.group()[1:], text)
+        return text
+
+    def _parts(self, message: Message) -> list[str | None]:
+        """Return texts, made plain, and None for each image; neighbouring texts are joined."""
+        parts: list[str | None] = []
+        for part in message.parts:
+            if not isinstance(part, str):
+                parts.append(None)
+            elif parts and parts[-1] is not None:
+                parts[-1] += part
+            else:
+                parts.append(part)
+        return [None if part is None else self.plain(part) for part in parts]
+
+    def _known_ids(self, tokens: Iterable[str]) -> set[int]:
+        # A missing token comes back as the id of <unk> (or None), which is no end token.
+        ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
+        return {i for i in ids if i is not None and i != self.tokenizer.unk_token_id}
+
+
+def raw_text(request: GenerationRequest) -> str:
+    """Return the prompt of a completion as it is, with `<image>` for each image.
+
+    Raises:
+        PromptError: If the text itself holds further `<image>` marks.
+    """
+    parts = [part for message in request.messages for part in message.parts]
+    text = "".join(part if isinstance(part, str) else IMAGE_TOKEN for part in parts)
+    marks, images = text.count(IMAGE_TOKEN), len(request.attachments)
+    if marks != images:
+        raise PromptError(
+            f"the prompt has {marks} `<image>` marks for {images} images",
+            hint="write `<image>` once for each `-i`",
+        )
+    return text
+
+
+def check_ids(input_ids: Tensor, rows: int) -> None:
+    """Check that every id (B, T) has a row in the embedding.
+
+    Base checkpoints lack rows for the chat tokens that the processor adds to the tokenizer;
+    on a GPU such an id is a device-side assertion, after which the process is unusable.
+
+    Raises:
+        PromptError: If one has none.
+    """
+    highest = int(input_ids.max())
+    if highest >= rows:
+        raise PromptError(
+            f"the prompt holds token {highest}, and this model knows only {rows}",
+            hint="chat tokens such as `<end_of_utterance>` mean nothing to a base model",
+        )
+
+
+def left_padded_positions(attention_mask: Tensor) -> Tensor:
+    """Return position ids (B, T) that count from 0 at each row's first real token."""
+    positions: Tensor = attention_mask.long().cumsum(-1) - 1
+    return positions.masked_fill_(attention_mask == 0, 1)
+
+
+def as_tensors(encoded: Mapping[str, object]) -> Inputs:
+    """Return the tensors of a processor's output."""
+    return {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
+
+
+def _control_pattern(added: Iterable[str]) -> re.Pattern[str]:
+    # `<0x0A>` byte tokens are ordinary vocabulary, and one-character tokens cannot be broken up.
+    tokens = {token for token in added if len(token) > 1 and not token.isspace()}
+    tokens |= {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>"}
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

@@ -1,0 +1,100 @@
+"""The parts of transformers that this project uses, as protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that families use."""
+
+    padding_side: str
+    bos_token: str | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    unk_token_id: int | None
+    chat_template: str | None
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
+
+    def __len__(self) -> int: ...
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        clean_up_tokenization_spaces: bool,
+    ) -> str: ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+
+class ImageProcessor(Protocol):
+    """The part of a transformers image processor that families use."""
+
+    size: Mapping[str, int | None]
+    do_image_splitting: bool
+
+
+class Processor(Protocol):
+    """The part of a transformers processor that families use."""
+
+    tokenizer: Tokenizer
+    image_processor: ImageProcessor
+
+    def __call__(self, **kwargs: object) -> Mapping[str, Tensor]: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, object]], *, add_generation_prompt: bool
+    ) -> str: ...
+
+
+class TextConfig(Protocol):
+    """The part of a text model's config that the engine uses."""
+
+    max_position_embeddings: int
+
+
+class VisionConfig(Protocol):
+    """The part of a vision model's config that the loader uses."""
+
+    image_size: int
+    patch_size: int
+
+
+class Config(Protocol):
+    """The part of a model's config that the loader uses."""
+
+    model_type: str
+    vision_config: VisionConfig
+    scale_factor: int
+    use_resampler: bool
+
+    def get_text_config(self) -> TextConfig: ...
+
+
+class Model(Protocol):
+    """The part of a model that the engine uses."""
+
+    device: torch.device
+
+    def __call__(self, **inputs: object) -> StepOutput: ...
+
+    def get_input_embeddings(self) -> nn.Module: ...
+
+    def eval(self) -> Self: ...
+
+
+class StepOutput(Protocol):
+    """The part of a model's output that decoding uses."""
+
+    logits: Tensor
+    past_key_values: object
+    image_hidden_states: Tensor | None

@@ -1,0 +1,307 @@
+"""A `LoadSpec` becomes a model, its processor and its family."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from tokenizers import Tokenizer as RawTokenizer
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.utils import logging as library_logging
+
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.models import cache, facts, quantization
+from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
+from idefics_cli.models.families.idefics1 import Idefics1
+from idefics_cli.models.library import Config, Model, Processor
+from idefics_cli.models.registry import DEMO, FAMILIES
+
+Report = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to answer.
+
+    Attributes:
+        model: In eval mode, on its device or devices.
+        family: Makes its inputs; holds the processor.
+        folder: Where its files are.
+        revision: Commit of the Hub repository; None for a local folder.
+        context_tokens: Longest prompt and reply together.
+        vocabulary: Rows of the embedding.
+    """
+
+    model: Model
+    family: Family
+    folder: Path
+    revision: str | None
+    context_tokens: int
+    vocabulary: int
+
+
+def load(spec: LoadSpec, *, report: Report | None = None) -> Loaded:
+    """Load the model of *spec*; the weights are mapped from the files, not read twice.
+
+    Args:
+        spec: What to load, and how.
+        report: Told what is going on.
+
+    Raises:
+        ModelError: If the model is not there, or its files are broken.
+        MemoryLimitError: If it does not fit.
+    """
+    say = report or (lambda phase, share: None)
+    say("finding the model", None)
+    folder, revision = _find(spec)
+    with _quiet_library(), _as_model_error(spec):
+        config = load_config(folder)
+        say("loading the processor", None)
+        family = load_family(folder, spec, config)
+        say("loading the weights", None)
+        model = _load_weights(folder, spec, config)
+    return Loaded(
+        model=model,
+        family=family,
+        folder=folder,
+        revision=revision,
+        context_tokens=config.get_text_config().max_position_embeddings,
+        vocabulary=_rows(model),
+    )
+
+
+def load_config(folder: Path) -> Config:
+    """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
+    config = AutoConfig.from_pretrained(folder)
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
+    # text model's 1e-5 there, transformers 5 takes its class default of 1e-6.
+    if config.model_type == "idefics2" and "rms_norm_eps" not in raw.get("perceiver_config", {}):
+        config.perceiver_config.rms_norm_eps = config.text_config.rms_norm_eps
+    return cast("Config", config)
+
+
+def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
+    """Load the processor in *folder* by the rules of its family.
+
+    Raises:
+        ModelError: If its tokenizer would not give the ids that the model was trained on.
+    """
+    processor = _load_processor(folder, config)
+    if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
+        processor.image_processor.do_image_splitting = spec.splitting
+    check_tokenizer(processor, folder, name=spec.name or spec.repo)
+    module, _, name = FAMILIES[config.model_type].partition(":")
+    family_class: type[Family] = getattr(importlib.import_module(module), name)
+    stop_ids = _generation_stop_ids(folder)
+    if issubclass(family_class, Idefics1):
+        return family_class(
+            processor, chats=spec.chats, stop_ids=stop_ids, resampler=config.use_resampler
+        )
+    return family_class(processor, chats=spec.chats, stop_ids=stop_ids)
+
+
+def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
+    """Check that the loaded tokenizer gives the ids of the checkpoint's `tokenizer.json`.
+
+    transformers 5 rebuilds Llama tokenizers and may drop the word mark `▁` after a special
+    token, which changes every prompt without an error.
+
+    Raises:
+        ModelError: If it does not.
+    """
+    tokenizer = processor.tokenizer
+    path = folder / "tokenizer.json"
+    vocabulary = tokenizer.get_added_vocab()
+    mark = END_OF_UTTERANCE if END_OF_UTTERANCE in vocabulary else FAKE_TOKEN
+    probe = f"User: Hi there{mark}\nAssistant: A cat"
+    if not path.exists():
+        return
+    raw = RawTokenizer.from_file(str(path))
+    if raw.token_to_id(mark) is None:
+        # Some checkpoints get their image tokens from the processor only.
+        probe = probe.replace(mark, "")
+    expected = raw.encode(probe, add_special_tokens=False).ids
+    actual = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+    if actual != expected:
+        raise ModelError(
+            f"the tokenizer of `{name}` gives other tokens than the model was trained on",
+            hint="this version of transformers reads it wrongly; install one that is tested: "
+            "pip install 'transformers>=5.17,<5.24'",
+        )
+
+
+def _find(spec: LoadSpec) -> tuple[Path, str | None]:
+    if spec.repo == DEMO:
+        return facts.demo_folder(), None
+    local = Path(spec.repo)
+    if local.is_dir():
+        return local, None
+    folder = cache.cached_folder(spec.repo, spec.revision)
+    if folder is None:
+        folder = cache.pull(spec.repo, revision=spec.revision, offline=spec.offline)
+    # Snapshots in the Hugging Face cache are named by their commit.
+    return folder, folder.name
+
+
+def _load_processor(folder: Path, config: Config) -> Processor:
+    kind = config.model_type
+    if kind == "smolvlm":
+        return _smolvlm2_processor(folder, config)
+    # `legacy` keeps the word mark after special tokens; re-saved checkpoints lose the flag.
+    legacy = {"legacy": True} if kind in ("idefics", "idefics2") else {}
+    loaded = AutoProcessor.from_pretrained(folder, backend="pil", **legacy)
+    return cast("Processor", loaded)
+
+
+def _smolvlm2_processor(folder: Path, config: Config) -> Processor:
+    """Return a processor for SmolVLM2 without its video half.
+
+    SmolVLM2's own processor insists on torchvision and num2words, which only videos need;
+    Idefics3's gives the same ids and pixels.
+    """
+    from transformers import Idefics3Processor
+
+    settings = _read_json(folder / "processor_config.json")
+    vision = config.vision_config
+    length = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = tokenizer.chat_template or _read_json(folder / "chat_template.json").get(
+        "chat_template"
+    )
+    return cast(
+        "Processor",
+        Idefics3Processor(
+            image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
+            tokenizer=tokenizer,
+            image_seq_len=settings.get("image_seq_len", length),
+            chat_template=template or settings.get("chat_template"),
+        ),
+    )
+
+
+def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
+    arguments: dict[str, object] = {
+        "config": config,
+        # Without it transformers obeys config.json, which says float32 for several 8B models.
+        "dtype": getattr(torch, spec.dtype),
+        "attn_implementation": spec.attention,
+        "use_safetensors": True,
+    }
+    settings = quantization.bitsandbytes_config(spec)
+    if settings is not None:
+        arguments["quantization_config"] = settings
+    if spec.device_map is not None:
+        arguments["device_map"] = spec.device_map
+        arguments["max_memory"] = _accelerate_memory(spec.max_memory)
+    elif settings is not None or spec.device != "cpu":
+        # Weights go straight to the device, without a copy in RAM.
+        arguments["device_map"] = {"": spec.device}
+    model = AutoModelForImageTextToText.from_pretrained(folder, **arguments)
+    # bitsandbytes' packed CPU kernels are used in eval mode only.
+    return cast("Model", model.eval())
+
+
+def _accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:
+    if memory is None:
+        return None
+    return {int(key) if key.isdigit() else key: size for key, size in memory.items()}
+
+
+def _rows(model: Model) -> int:
+    embedding = model.get_input_embeddings()
+    # IDEFICS-1 keeps the rows of its image and chat tokens in a second table.
+    extra = getattr(embedding, "num_additional_embeddings", 0)
+    weight = embedding.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError("the model's embedding has no weight")
+    return int(getattr(embedding, "num_embeddings", weight.shape[0])) + int(extra)
+
+
+def _generation_stop_ids(folder: Path) -> list[int]:
+    ids = _read_json(folder / "generation_config.json").get("eos_token_id")
+    if isinstance(ids, int):
+        return [ids]
+    return [int(i) for i in ids] if isinstance(ids, list) else []
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Keep the library's progress bars and advice from a user's terminal while it loads."""
+    bars = library_logging.is_progress_bar_enabled()
+    level = library_logging.get_verbosity()
+    noisy = os.environ.get("TRANSFORMERS_VERBOSITY") is not None
+    if not noisy:
+        library_logging.disable_progress_bar()
+        library_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            if not noisy:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()
+
+
+@contextmanager
+def _as_model_error(spec: LoadSpec) -> Iterator[None]:
+    """Turn what the libraries raise for a broken or too large checkpoint into our errors."""
+    name = spec.name or spec.repo
+    try:
+        yield
+    except IdeficsError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"`{name}` does not fit the memory of {spec.device}",
+            hint="try `--quantization 4bit`, a smaller model, or `--device cpu`",
+        ) from error
+    except (ImportError, RuntimeError) as error:
+        if "torchvision" in str(error):
+            raise ModelError(
+                "the installed torchvision does not match torch",
+                hint="`pip uninstall torchvision` (it is not needed), or install the matching one",
+            ) from error
+        raise ModelError(f"cannot load `{name}`: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"cannot load `{name}`: {_first_line(error)}",
+            hint="its files may be damaged or incomplete; `idefics models pull` fetches them again",
+        ) from error
+    except Exception as error:
+        # safetensors and tokenizers raise classes of their own for damaged files.
+        if type(error).__module__.partition(".")[0] in ("safetensors", "tokenizers", "builtins"):
+            raise ModelError(
+                f"cannot load `{name}`: {_first_line(error)}", hint="its files are damaged"
+            ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
