@@ -107,6 +107,7 @@ class Completion:
         finish: `stop` (the model ended), `length` (cut) or `cancelled`.
         prefill_seconds: Wall time of encoding and prefill; of the whole batch, if batched.
         decode_seconds: Wall time of the token loop; of the whole batch, if batched.
+        token_ids: What the model generated, the end token included.
     """
 
     text: str
@@ -116,6 +117,7 @@ class Completion:
     finish: Finish
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,7 @@ class LocalEngine:
                 finish=row.finish or "cancelled",
                 prefill_seconds=answer.prefill_seconds,
                 decode_seconds=answer.decode_seconds,
+                token_ids=tuple(row.tokens),
             )
             for row, prepared in zip(answer.rows, batch, strict=True)
         ]
