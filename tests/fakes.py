@@ -133,8 +133,11 @@ class FakeEngine:
                 break
             made += 1
             yield TokenChunk(word if made == 1 else f" {word}", made)
-        # The end token counts, when the model got to write it.
-        yield TokenChunk("", made + (finish == "stop" and made < limit), finish)
+        if finish == "stop" and made < limit:
+            made += 1  # the end token, which needs its place too
+        elif finish == "stop":
+            finish = "length"
+        yield TokenChunk("", made, finish)
 
     def _next_answer(self, request: GenerationRequest) -> str:
         assert self._answers, f"asked more than scripted: {request}"
