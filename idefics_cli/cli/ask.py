@@ -1,14 +1,55 @@
-"""`idefics ask`."""
+"""`idefics ask`: one question, one answer."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from idefics_cli.cli import options
+from idefics_cli.cli.answer import answer
 from idefics_cli.cli.invocation import begin
-from idefics_cli.core.errors import UsageError
 
 
-def ask(context: typer.Context) -> None:
-    """Ask one question about pictures."""
-    begin(context)
-    raise UsageError("`ask` is not in this version")
+def ask(
+    context: typer.Context,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="The question; text on stdin precedes it, or is the question."
+        ),
+    ] = None,
+    image: options.Images = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.QuantizationName = None,
+    attention: options.AttentionName = None,
+    splitting: options.Splitting = None,
+    offline: options.Offline = None,
+    threads: options.Threads = None,
+    system: options.System = None,
+    raw: options.Raw = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    max_pixels: options.MaxPixels = None,
+    max_bytes: options.MaxBytes = None,
+    timeout_seconds: options.TimeoutSeconds = None,
+    json: options.Json = None,
+    stream: options.Stream = None,
+    dry_run: options.DryRun = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Answer one question about pictures.
+
+    `idefics ask "What is the person holding?" -i photo.jpg`
+
+    In a pipe, stdout holds the answer and nothing else.
+    """
+    answer(begin(context), text, image or ())

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from idefics_cli.config.settings import table
+from idefics_cli.config.settings import Setting, table
 
 MODEL_PANEL = "Model"
 ANSWER_PANEL = "Answer"
@@ -21,26 +21,40 @@ OUTPUT_PANEL = "Output"
 
 
 # Any: the return type of `typer.Option` itself.
-def _option(name: str, *flags: str, panel: str, help: str | None = None) -> Any:
+def _option(
+    name: str,
+    *flags: str,
+    panel: str,
+    metavar: str | None = None,
+    complete: Callable[[str], list[tuple[str, str]]] | None = None,
+) -> Any:
     setting = table()[name]
-    text = help or setting.help
-    if setting.default is not False:  # a switch that is off needs no "default: off"
-        text += f" (default: {setting.shown_default})"
-    # An empty one for switches: Typer would show `<bool>`.
-    shown = {str: "TEXT", int: "N", float: "X"}.get(setting.kind, "")
+    if metavar is None:
+        # Empty for switches, which Typer would show as `<bool>`.
+        metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind, "")
     return typer.Option(
         *(flags or (setting.flag,)),
-        help=text,
-        metavar="|".join(setting.choices) or shown,
+        help=_help(setting),
+        metavar=metavar,
         rich_help_panel=panel,
         show_default=False,
-        autocompletion=_complete(setting.choices) if setting.choices else None,
+        autocompletion=complete or (_complete(setting.choices) if setting.choices else None),
     )
 
 
-def _complete(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
+def _help(setting: Setting) -> str:
+    text = setting.help
+    if setting.expectation:
+        text += f" {setting.expectation[0].upper()}{setting.expectation[1:]}."
+    # A switch that is off needs no "default: off".
+    if setting.default is None and not setting.unset or setting.default is False:
+        return text
+    return f"{text} (default: {setting.shown_default})"
+
+
+def _complete(choices: tuple[str, ...]) -> Callable[[str], list[tuple[str, str]]]:
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return [(choice, "") for choice in choices if choice.startswith(incomplete)]
 
     return complete
 
@@ -65,16 +79,7 @@ Images = Annotated[
 ]
 
 Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        help=f"{table()['model'].help} (default: {table()['model'].shown_default})",
-        rich_help_panel=MODEL_PANEL,
-        show_default=False,
-        autocompletion=complete_model,
-    ),
+    str | None, _option("model", "--model", "-m", panel=MODEL_PANEL, complete=complete_model)
 ]
 Revision = Annotated[str | None, _option("revision", panel=MODEL_PANEL)]
 Device = Annotated[str | None, _option("device", panel=MODEL_PANEL)]
@@ -89,7 +94,9 @@ Splitting = Annotated[
 Offline = Annotated[bool | None, _option("offline", "--offline/--online", panel=MODEL_PANEL)]
 Threads = Annotated[int | None, _option("threads", panel=MODEL_PANEL)]
 
-System = Annotated[str | None, _option("system", "--system", "-s", panel=ANSWER_PANEL)]
+System = Annotated[
+    str | None, _option("system", "--system", "-s", panel=ANSWER_PANEL, metavar="TEXT")
+]
 Raw = Annotated[bool | None, _option("raw", "--raw", panel=ANSWER_PANEL)]
 Temperature = Annotated[float | None, _option("temperature", "--temperature", panel=ANSWER_PANEL)]
 TopP = Annotated[float | None, _option("top_p", panel=ANSWER_PANEL)]
@@ -97,7 +104,9 @@ TopK = Annotated[int | None, _option("top_k", panel=ANSWER_PANEL)]
 RepetitionPenalty = Annotated[float | None, _option("repetition_penalty", panel=ANSWER_PANEL)]
 MaxNewTokens = Annotated[int | None, _option("max_new_tokens", panel=ANSWER_PANEL)]
 Seed = Annotated[int | None, _option("seed", panel=ANSWER_PANEL)]
-CaptionPrompt = Annotated[str | None, _option("prompt", "--prompt", "-p", panel=ANSWER_PANEL)]
+CaptionPrompt = Annotated[
+    str | None, _option("prompt", "--prompt", "-p", panel=ANSWER_PANEL, metavar="TEXT")
+]
 
 MaxPixels = Annotated[int | None, _option("max_pixels", panel=IMAGES_PANEL)]
 MaxBytes = Annotated[int | None, _option("max_bytes", panel=IMAGES_PANEL)]

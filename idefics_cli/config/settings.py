@@ -47,7 +47,7 @@ class Settings:
     revision: str | None = _setting(None, help="Branch, tag or commit of a Hub repository.")
     device: str = _setting(
         "auto",
-        help="Where the model runs: auto, cpu, mps, cuda or cuda:N.",
+        help="Where the model runs.",
         pattern=r"auto|cpu|mps|cuda(:\d+)?",
         expects="auto, cpu, mps, cuda or cuda:N",
     )
@@ -60,7 +60,9 @@ class Settings:
         choices=("auto", *get_args(Quantization)),
     )
     attention: str = _setting(
-        "auto", help="Attention implementation.", choices=("auto", *get_args(Attention))
+        "auto",
+        help="Attention implementation.",
+        choices=("auto", *get_args(Attention)),
     )
     splitting: bool | None = _setting(
         None,
@@ -136,7 +138,7 @@ class Setting:
         kind: Type of a value, if there is one.
         default: None when the program decides.
         help: One sentence.
-        unset: What None means, for people.
+        unset: What None means, for people; empty when it means nothing.
         choices: The allowed texts, in a closed set.
         pattern: Regular expression of allowed texts; *expects* says it in words.
         minimum: Least allowed number.
@@ -149,7 +151,7 @@ class Setting:
     kind: type[str] | type[int] | type[float] | type[bool]
     default: Value
     help: str
-    unset: str = "not set"
+    unset: str = ""
     choices: tuple[str, ...] = ()
     pattern: str | None = None
     expects: str = ""
@@ -167,6 +169,13 @@ class Setting:
     def variable(self) -> str:
         """The environment variable, as `IDEFICS_TOP_P`."""
         return f"IDEFICS_{self.name.upper()}"
+
+    @property
+    def expectation(self) -> str:
+        """The allowed texts, for people; "" when any text is allowed."""
+        if not self.choices:
+            return self.expects
+        return ", ".join(self.choices[:-1]) + " or " + self.choices[-1]
 
     @property
     def shown_default(self) -> str:
@@ -218,10 +227,9 @@ class Setting:
         if self.choices and value not in self.choices:
             near = difflib.get_close_matches(value.lower(), self.choices, n=1)
             guess = f"; did you mean `{near[0]}`?" if near else ""
-            words = ", ".join(self.choices[:-1]) + " or " + self.choices[-1]
-            raise ValueError(f"must be {words}, not {_quoted(value)}{guess}")
+            raise ValueError(f"must be {self.expectation}, not {_quoted(value)}{guess}")
         if self.pattern and not re.fullmatch(self.pattern, value):
-            raise ValueError(f"must be {self.expects}, not {_quoted(value)}")
+            raise ValueError(f"must be {self.expectation}, not {_quoted(value)}")
 
     def _check_number(self, value: float) -> None:
         limits = []

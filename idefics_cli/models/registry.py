@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from idefics_cli.core.errors import ModelError
+from idefics_cli.core.errors import ModelError, PromptError
 
 FamilyName = Literal["idefics", "idefics2", "idefics3", "smolvlm"]
 
@@ -255,4 +255,15 @@ def unknown_model(name: str) -> ModelError:
         hint=f"did you mean {' or '.join(f'`{c}`' for c in close)}?"
         if close
         else "`idefics models` lists the names; a Hub id `owner/name` or a local folder works too",
+    )
+
+
+def base_model_error(name: str) -> PromptError:
+    """Return the error for chatting with the base model *name*."""
+    known = find_model(name)
+    better = known.instruct if known else None
+    return PromptError(
+        f"`{name}` is a base model: it completes texts and does not chat",
+        hint=(f"chat with `-m {better}`, or " if better else "")
+        + "complete with `idefics ask --raw '<image>In this image,' -i PICTURE`",
     )

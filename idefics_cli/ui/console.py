@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Timer
 from typing import TextIO
 
 from idefics_cli.core.errors import IdeficsError
+from idefics_cli.engine import Progress
 
 # Characters that move the cursor, start escape sequences or reorder a line: all of category
 # Cc but tab and newline, lone surrogates, and the bidirectional embeddings and overrides.
@@ -93,26 +94,30 @@ class Console:
         if error.hint:
             self._message("hint", error.hint)
 
-    def status(self, text: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def status(self, text: str) -> Iterator[Progress]:
         """Show *text* with a spinner while the block takes longer than `SLOW_SECONDS`.
 
-        Only on a terminal, and not when quiet.
+        Only on a terminal, and not when quiet. Yields what to call, from any thread, with the
+        name of a phase and its share done.
         """
         if self.quiet or not self.err.isatty():
-            return nullcontext()
-        return self._spinner(text)
-
-    @contextmanager
-    def _spinner(self, text: str) -> Iterator[None]:
+            yield _ignore
+            return
         from rich.console import Console as RichConsole
         from rich.text import Text
 
         status = RichConsole(file=self.err).status(Text(one_line(text)))
+
+        def update(phase: str, share: float | None) -> None:
+            tail = "" if share is None else f" {share:.0%}"
+            status.update(Text(one_line(f"{text}: {phase}{tail}")))
+
         timer = Timer(SLOW_SECONDS, status.start)
         timer.daemon = True
         timer.start()
         try:
-            yield
+            yield update
         finally:
             timer.cancel()
             timer.join()
@@ -127,6 +132,10 @@ class Console:
         if not self.err.isatty() or environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
             return f"{label}:"
         return f"\x1b[{_STYLES[label]}m{label}:\x1b[0m"
+
+
+def _ignore(phase: str, share: float | None) -> None:
+    """Show no progress."""
 
 
 _STYLES = {"error": "1;31", "warning": "1;33", "hint": "1;36", "note": "2"}

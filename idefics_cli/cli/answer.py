@@ -1,0 +1,218 @@
+"""One question, one answer: what `ask` and a piped `chat` share."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from idefics_cli import __version__
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.cli.loading import image_limits, opened_engine, plan_for, sampling
+from idefics_cli.cli.stdin import piped_text
+from idefics_cli.config.settings import ANSWER_TOKENS
+from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.types import (
+    Attachment,
+    Completion,
+    Finish,
+    GenerationRequest,
+    ImageLimits,
+    Message,
+    Part,
+)
+from idefics_cli.engine import Engine, Prepared
+from idefics_cli.models.registry import base_model_error
+
+if TYPE_CHECKING:
+    from idefics_cli.models.plan import Plan
+
+IMAGE_MARK = "<image>"
+STDIN = "-"
+# A scheme has two letters at least, so that C:\picture.png is a path.
+_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+
+
+def answer(invocation: Invocation, text: str | None, sources: Sequence[str]) -> None:
+    """Answer one question and write the answer to stdout.
+
+    Args:
+        invocation: The call, with its settings.
+        text: The question as an argument; text on stdin precedes it, or is the question.
+        sources: The pictures, in order; `-` is the one on stdin.
+
+    Raises:
+        IdeficsError: Anything that the user can mend, before a weight is loaded if possible.
+    """
+    if invocation.settings.dry_run:
+        show_plan(invocation, plan_for(invocation))
+        return
+    request = _request(invocation, text, sources)
+    plan = plan_for(invocation)
+    if request.mode == "chat" and not plan.spec.chats:
+        raise base_model_error(plan.spec.name or plan.spec.repo)
+    check_images(request.attachments, image_limits(invocation.settings))
+    clock = invocation.services.clock
+    started = clock()
+    with opened_engine(invocation, plan) as engine:
+        loaded = clock()
+        prepared = engine.prepare(request)
+        times = _Times(loaded - started, clock() - loaded)
+        finish = _respond(invocation, engine, prepared, times)
+    if finish == "length":
+        limit = request.sampling.max_new_tokens
+        invocation.console.note(
+            f"the answer was cut after {limit} tokens; `--max-new-tokens` sets the limit"
+        )
+
+
+def show_plan(invocation: Invocation, plan: Plan) -> None:
+    """Write what would run, and why, to stdout."""
+    from idefics_cli.ui.plan_view import plan_record, render_plan
+
+    if invocation.settings.json:
+        invocation.console.json(plan_record(plan))
+    else:
+        invocation.console.line(render_plan(plan))
+
+
+def check_images(attachments: Iterable[Attachment], limits: ImageLimits) -> None:
+    """Open the pictures that are files, small, so that a bad one fails before the model loads.
+
+    Others are left to the engine: a download or stdin would be read twice.
+
+    Raises:
+        ImageError: If one cannot be opened or is over a limit.
+    """
+    files = [a for a in attachments if a.source != STDIN and not _REMOTE.match(a.source)]
+    if not files:
+        return
+    from idefics_cli.models.images import ImageLoader
+
+    loader = ImageLoader(limits)
+    for attachment in files:
+        loader.open(attachment, draft_edge=1).close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    load_seconds: float
+    prepare_seconds: float
+
+
+def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -> GenerationRequest:
+    settings = invocation.settings
+    prompt = _prompt(invocation, text, sources)
+    images = [Attachment(source) for source in sources]
+    chosen = sampling(settings, default_tokens=ANSWER_TOKENS)
+    if chosen.temperature > 0 and chosen.seed is None:
+        # Drawn here, so that `--json` tells how to get the same answer again.
+        chosen = replace(chosen, seed=secrets.randbits(32))
+    if settings.raw:
+        if settings.system and invocation.resolved.origins["system"].source == "flag":
+            raise UsageError("--system has no place in a raw prompt", hint="write it into PROMPT")
+        return GenerationRequest((Message("user", _raw_parts(prompt, images)),), chosen, "complete")
+    turns = [Message("system", (settings.system,))] if settings.system else []
+    return GenerationRequest((*turns, Message("user", (*images, prompt))), chosen)
+
+
+def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) -> str:
+    stdin = invocation.services.stdin
+    piped = ""
+    if STDIN in sources:
+        _check_stdin_image(invocation, sources)
+    else:
+        patience = None if text is None else invocation.settings.timeout_seconds
+        piped = piped_text(stdin, invocation.console, silence_seconds=patience)
+    prompt = "\n".join(part for part in (piped, text) if part)
+    if not prompt.strip():
+        raise PromptError(
+            "the prompt is empty", hint="`idefics ask 'What is in the picture?' -i PICTURE`"
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt is not valid UTF-8 text") from None
+    return prompt
+
+
+def _check_stdin_image(invocation: Invocation, sources: Sequence[str]) -> None:
+    stdin = invocation.services.stdin
+    if list(sources).count(STDIN) > 1:
+        raise UsageError("`-i -` is given twice, and stdin holds one picture")
+    if stdin is None or stdin.closed or stdin.isatty():
+        raise UsageError(
+            "`-i -` needs a picture on stdin", hint="`idefics ask PROMPT -i - <PICTURE`"
+        )
+
+
+def _raw_parts(prompt: str, images: Sequence[Attachment]) -> tuple[Part, ...]:
+    texts = prompt.split(IMAGE_MARK)
+    marks = len(texts) - 1
+    if marks != len(images):
+        raise PromptError(
+            f"the raw prompt has {marks} `{IMAGE_MARK}`, and {len(images)} pictures are given",
+            hint=f"write `{IMAGE_MARK}` where each picture belongs, and `-i` for each",
+        )
+    parts: list[Part] = [texts[0]]
+    for image, following in zip(images, texts[1:], strict=True):
+        parts += [image, following]
+    return tuple(part for part in parts if part != "")
+
+
+def _respond(invocation: Invocation, engine: Engine, prepared: Prepared, times: _Times) -> Finish:
+    console, stream = invocation.console, invocation.settings.stream
+    if not invocation.settings.json and (console.is_terminal if stream is None else stream):
+        from idefics_cli.ui.stream import show_stream
+
+        finish = show_stream(console, engine.stream(prepared)).finish
+        if finish is None:
+            raise RuntimeError("the engine ended a stream without a reason")
+        return finish
+    with console.status("answering"):
+        completion = engine.complete([prepared])[0]
+    if invocation.settings.json:
+        console.json(_record(engine, prepared.request, completion, times))
+    else:
+        console.line(completion.text)
+    return completion.finish
+
+
+def _record(
+    engine: Engine, request: GenerationRequest, completion: Completion, times: _Times
+) -> dict[str, object]:
+    spec, seconds = engine.spec, completion.decode_seconds
+    return {
+        "text": completion.text,
+        "finish": completion.finish,
+        "prompt_tokens": completion.prompt_tokens,
+        "reused_tokens": completion.reused_tokens,
+        "new_tokens": completion.new_tokens,
+        "token_ids": list(completion.token_ids),
+        "tokens_per_second": round(completion.new_tokens / seconds, 2) if seconds > 0 else None,
+        "timings": {
+            "load_seconds": round(times.load_seconds, 4),
+            "prepare_seconds": round(times.prepare_seconds, 4),
+            "prefill_seconds": round(completion.prefill_seconds, 4),
+            "decode_seconds": round(seconds, 4),
+        },
+        "model": spec.name or spec.repo,
+        "repo": spec.repo,
+        "revision": engine.revision,
+        "images": [_short(attachment.source) for attachment in request.attachments],
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "attention": spec.attention,
+        "temperature": request.sampling.temperature,
+        "seed": request.sampling.seed,
+        "version": __version__,
+    }
+
+
+def _short(source: str) -> str:
+    if not source.lower().startswith("data:"):
+        return source
+    return f"{source[:40]}… ({len(source)} characters)" if len(source) > 60 else source

@@ -1,0 +1,83 @@
+"""From settings to a plan, and from a plan to an engine: the same for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.config.settings import Settings
+from idefics_cli.core.types import ImageLimits, Sampling
+from idefics_cli.engine import Engine
+
+if TYPE_CHECKING:
+    from idefics_cli.models.plan import Plan
+
+
+def image_limits(settings: Settings) -> ImageLimits:
+    """Return what the image loader accepts under *settings*."""
+    return ImageLimits(
+        max_pixels=settings.max_pixels,
+        max_bytes=settings.max_bytes,
+        timeout_seconds=settings.timeout_seconds,
+    )
+
+
+def sampling(settings: Settings, *, default_tokens: int) -> Sampling:
+    """Return how tokens are chosen under *settings*.
+
+    Args:
+        settings: The merged settings.
+        default_tokens: The limit of the command when the user set none.
+    """
+    return Sampling(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        repetition_penalty=settings.repetition_penalty,
+        max_new_tokens=settings.max_new_tokens or default_tokens,
+        seed=settings.seed,
+    )
+
+
+def plan_for(invocation: Invocation) -> Plan:
+    """Decide how the chosen model runs on this machine; loads nothing.
+
+    Raises:
+        ModelError: If the model is unknown or not there.
+        PlanError: If the machine cannot do what was asked for.
+    """
+    from idefics_cli.models.plan import PlanChoices, make_plan
+
+    settings, services = invocation.settings, invocation.services
+    facts = services.find_facts(
+        settings.model, revision=settings.revision, offline=settings.offline
+    )
+    choices = PlanChoices(
+        device=settings.device,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        attention=settings.attention,
+        splitting=settings.splitting,
+        offline=settings.offline,
+        threads=settings.threads,
+        revision=settings.revision,
+        limits=image_limits(settings),
+    )
+    return make_plan(facts, choices, services.probe())
+
+
+@contextmanager
+def opened_engine(invocation: Invocation, plan: Plan) -> Iterator[Engine]:
+    """Load what *plan* says, with a sign of life on a terminal, and close it at the end.
+
+    Raises:
+        ModelError: If the model is not there, or broken.
+        MemoryLimitError: If it does not fit.
+    """
+    name = plan.spec.name or plan.spec.repo
+    with invocation.console.status(f"loading {name}") as progress:
+        engine = invocation.services.make_factory(plan.spec, progress=progress)()
+    with engine:
+        yield engine
