@@ -45,9 +45,9 @@ def _option(
 def _help(setting: Setting) -> str:
     text = setting.help
     if setting.expectation:
-        text += f" {setting.expectation[0].upper()}{setting.expectation[1:]}."
+        text = f"{text.removesuffix('.')}: {setting.expectation}."
     # A switch that is off needs no "default: off".
-    if setting.default is None and not setting.unset or setting.default is False:
+    if (setting.default is None and not setting.unset) or setting.default is False:
         return text
     return f"{text} (default: {setting.shown_default})"
 

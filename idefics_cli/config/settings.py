@@ -56,7 +56,7 @@ class Settings:
     )
     quantization: str = _setting(
         "auto",
-        help="Smaller weights for less memory; 4bit is nf4.",
+        help="Smaller weights for less memory.",
         choices=("auto", *get_args(Quantization)),
     )
     attention: str = _setting(
@@ -117,7 +117,7 @@ class Settings:
     batch_size: int | None = _setting(
         None, help="Pictures captioned at the same time.", minimum=1, unset="by free memory"
     )
-    format: str = _setting("text", help="How captions are written.", choices=("text", "jsonl"))
+    format: str = _setting("tsv", help="How captions are written.", choices=("tsv", "jsonl"))
     recursive: bool = _setting(False, help="Also take the pictures of sub-folders.")
     count: int = _setting(8, help="How many sample pictures to write.", minimum=1)
     json: bool = _setting(False, help="Print JSON.")

@@ -40,12 +40,15 @@ def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
 def _checked(path: Path, key: str, value: object) -> Value:
     setting = table().get(key)
     if setting is None:
-        guess = near(key, table())
-        raise ConfigError(
-            f"unknown key `{key}` in `{path}`",
-            hint=f"did you mean `{guess}`?" if guess else "`idefics config` lists the keys",
-        )
+        raise ConfigError(f"unknown key `{key}` in `{path}`", hint=_hint(key, value))
     try:
         return setting.check(value)
     except ValueError as error:
         raise ConfigError(f"`{key}` in `{path}` {error}") from None
+
+
+def _hint(key: str, value: object) -> str:
+    if isinstance(value, dict):
+        return "the keys stand at the top of the file, without [tables]"
+    guess = near(key, table())
+    return f"did you mean `{guess}`?" if guess else "`idefics config` lists the keys"

@@ -1,0 +1,225 @@
+"""Settings: one table, four sources, and errors that name the place."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from idefics_cli.config.resolve import Origin, resolve
+from idefics_cli.config.settings import Setting, Settings, Value, table
+from idefics_cli.config.store import read_config
+from idefics_cli.core.errors import ConfigError, IdeficsError, UsageError
+from idefics_cli.core.types import ImageLimits, Sampling
+
+NOWHERE = Path("/nonexistent/config.toml")
+
+
+def other_value(setting: Setting) -> Value:
+    """Return an allowed value of *setting* that is not its default."""
+    if setting.choices:
+        return next(c for c in setting.choices if c != setting.default)
+    if setting.name == "device":
+        return "cuda:1"
+    if setting.kind is bool:
+        return not setting.default
+    return {str: "other", int: 7, float: 0.5}[setting.kind]
+
+
+def write(path: Path, values: Mapping[str, Value]) -> Path:
+    lines = [
+        f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in values.items()
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_with_nothing_given_every_setting_has_its_default() -> None:
+    resolved = resolve({}, {}, NOWHERE)
+    assert resolved.settings == Settings()
+    assert set(resolved.origins.values()) == {Origin("default")}
+    assert list(resolved.origins) == [field.name for field in dataclasses.fields(Settings)]
+
+
+def test_defaults_agree_with_those_of_the_values_they_fill() -> None:
+    assert Settings().temperature == Sampling().temperature == 0
+    assert Settings().max_pixels == ImageLimits().max_pixels
+    assert Settings().timeout_seconds == ImageLimits().timeout_seconds
+
+
+@pytest.mark.parametrize("setting", table().values(), ids=table())
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(
+    setting: Setting, tmp_path: Path
+) -> None:
+    other = other_value(setting)
+    name = setting.name
+    file = write(tmp_path / "config.toml", {name: other})
+    text = str(other).lower() if isinstance(other, bool) else str(other)
+
+    from_file = resolve({}, {}, file)
+    assert getattr(from_file.settings, name) == other
+    assert from_file.origins[name] == Origin("file", str(file))
+
+    from_environment = resolve({}, {setting.variable: text}, NOWHERE)
+    assert getattr(from_environment.settings, name) == other
+    assert from_environment.origins[name] == Origin("environment", setting.variable)
+
+    from_flag = resolve({name: other}, {}, NOWHERE)
+    assert getattr(from_flag.settings, name) == other
+    assert from_flag.origins[name] == Origin("flag", setting.flag)
+    assert from_file.settings == from_environment.settings == from_flag.settings
+
+
+def test_each_source_hides_the_next(tmp_path: Path) -> None:
+    file = write(tmp_path / "config.toml", {"top_k": 3})
+    environ = {"IDEFICS_TOP_K": "2"}
+    assert resolve({"top_k": 1}, environ, file).settings.top_k == 1
+    assert resolve({"top_k": None}, environ, file).settings.top_k == 2
+    assert resolve({}, {"IDEFICS_TOP_K": ""}, file).settings.top_k == 3
+    assert resolve({"top_k": 0}, environ, file).settings.top_k == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("temperature", "hot", "must be a number, not `hot`"),
+        ("temperature", "-1", "must be 0 or more, not `-1.0`"),
+        ("temperature", "nan", "must be 0 or more, not `nan`"),
+        ("temperature", "inf", "must be 0 or more, not `inf`"),
+        ("top_p", "0", "must be more than 0 and 1 or less, not `0.0`"),
+        ("top_p", "1.5", "must be more than 0 and 1 or less, not `1.5`"),
+        ("top_k", "1.5", "must be a whole number, not `1.5`"),
+        ("top_k", "many", "must be a whole number, not `many`"),
+        ("max_new_tokens", "0", "must be 1 or more, not `0`"),
+        ("seed", "-1", "must be 0 or more and 9223372036854775807 or less, not `-1`"),
+        ("offline", "maybe", "must be true or false, not `maybe`"),
+        ("device", "gpu", "must be auto, cpu, mps, cuda or cuda:N, not `gpu`"),
+        (
+            "quantization",
+            "4bits",
+            "must be auto, none, 8bit or 4bit, not `4bits`; did you mean `4bit`?",
+        ),
+        ("format", "x" * 70, f"must be tsv or jsonl, not `{'x' * 60}…`"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_what_it_must_be(name: str, text: str, message: str) -> None:
+    variable = table()[name].variable
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, {variable: text}, NOWHERE)
+    assert str(caught.value) == f"variable {variable} {message}"
+
+
+def test_a_wrong_flag_is_a_usage_error_that_names_the_flag() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve({"top_p": 2.0}, {}, NOWHERE)
+    assert str(caught.value) == "--top-p must be more than 0 and 1 or less, not `2.0`"
+    assert not isinstance(caught.value, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        ("tempreature = 1", "unknown key `tempreature` in `{}`", "did you mean `temperature`?"),
+        ("top-k = 1", "unknown key `top-k` in `{}`", "did you mean `top_k`?"),
+        ("zzz = 1", "unknown key `zzz` in `{}`", "`idefics config` lists the keys"),
+        (
+            "[caption]\nprompt = 'x'",
+            "unknown key `caption` in `{}`",
+            "the keys stand at the top of the file, without [tables]",
+        ),
+        ("top_k = true", "`top_k` in `{}` must be a whole number, not `true`", None),
+        ("top_k = 1.0", "`top_k` in `{}` must be a whole number, not `1.0`", None),
+        ("json = 1", "`json` in `{}` must be true or false, not `1`", None),
+        ("json = 'yes'", "`json` in `{}` must be true or false, not `yes`", None),
+        ("model = 3", "`model` in `{}` must be text, not `3`", None),
+        ("seed = 1979-05-27", "`seed` in `{}` must be a whole number, not `1979-05-27`", None),
+        ("temperature = nan", "`temperature` in `{}` must be 0 or more, not `nan`", None),
+        ("format = 'xml'", "`format` in `{}` must be tsv or jsonl, not `xml`", None),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(
+    content: str, message: str, hint: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, {}, file)
+    assert str(caught.value) == message.format(file)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("content", [b"model = ", b"= 1", b"\xff\xfe", b"model = 'a'\nmodel = 'b'"])
+def test_a_file_that_is_not_toml_is_an_error_with_its_name(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"`{file}` is not valid TOML"):
+        read_config(file)
+
+
+def test_a_folder_in_place_of_the_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"cannot read `{tmp_path}`"):
+        read_config(tmp_path)
+
+
+def test_a_byte_order_mark_and_whole_numbers_for_numbers_are_fine(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xef\xbb\xbftemperature = 1\n")
+    temperature = resolve({}, {}, file).settings.temperature
+    assert (type(temperature), temperature) == (float, 1.0)
+
+
+def test_a_file_that_is_named_must_be_there() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, {"IDEFICS_CONFIG": str(NOWHERE)}, NOWHERE)
+    assert str(caught.value) == f"no configuration file `{NOWHERE}`"
+
+
+@pytest.mark.parametrize("text", ["1", "true", "ON", "Yes"])
+def test_hf_hub_offline_means_offline(text: str) -> None:
+    resolved = resolve({}, {"HF_HUB_OFFLINE": text}, NOWHERE)
+    assert resolved.settings.offline is True
+    assert resolved.origins["offline"] == Origin("environment", "HF_HUB_OFFLINE")
+
+
+@pytest.mark.parametrize("text", ["0", "", "false", "whatever"])
+def test_hf_hub_offline_that_is_not_true_says_nothing(text: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "config.toml", {"offline": True})
+    assert resolve({}, {"HF_HUB_OFFLINE": text}, file).settings.offline is True
+
+
+def test_our_own_variable_beats_that_of_the_hub() -> None:
+    environ = {"HF_HUB_OFFLINE": "1", "IDEFICS_OFFLINE": "0"}
+    assert resolve({}, environ, NOWHERE).settings.offline is False
+
+
+def test_a_misspelt_variable_is_told_and_ignored() -> None:
+    resolved = resolve({}, {"IDEFICS_TEMPRATURE": "1", "IDEFICS_QQ": "1"}, NOWHERE)
+    assert resolved.settings == Settings()
+    assert resolved.warnings == (
+        "variable IDEFICS_QQ is no setting",
+        "variable IDEFICS_TEMPRATURE is no setting; did you mean IDEFICS_TEMPERATURE?",
+    )
+
+
+def test_every_setting_has_a_help_that_is_a_sentence() -> None:
+    for setting in table().values():
+        assert setting.help[0].isupper() or setting.help[0].isdigit(), setting.name
+        assert setting.help.endswith("."), setting.name
+
+
+def test_every_default_passes_its_own_check() -> None:
+    for setting in table().values():
+        if setting.default is not None:
+            assert setting.check(setting.default) == setting.default
+
+
+def test_errors_of_configuration_exit_2() -> None:
+    assert issubclass(ConfigError, IdeficsError)
+    assert ConfigError.exit_code == UsageError.exit_code == 2
+
+
+def test_the_table_is_valid_toml_by_name() -> None:
+    assert tomllib.loads("\n".join(f"{name} = 0" for name in table())) == dict.fromkeys(table(), 0)
