@@ -6,9 +6,16 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from tokenizers import processors as post
-from tokenizers import trainers
 from transformers import (
     AutoModelForImageTextToText,
     Idefics2Config,
@@ -64,12 +71,19 @@ def make(folder: Path, kind: str, *, seed: int = 0) -> Path:
             # Gates and latents start at constants, which would hide whether images count.
             if "alpha" in name or "latents" in name:
                 parameter.normal_()
-            # Spread out, so that greedy choices differ by far more than rounding does.
+            # Spread out, so that attention is sharp enough for a picture to change a reply, and
+            # greedy choices differ by far more than rounding does.
             elif parameter.dim() > 1:
-                parameter.mul_(4.0)
+                parameter.mul_(_spread(kind, name))
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     return folder
+
+
+def _spread(kind: str, parameter: str) -> float:
+    if kind.partition("-")[0] == "idefics":
+        return 4.0
+    return 12.0 if "q_proj" in parameter or "k_proj" in parameter else 6.0
 
 
 def _idefics1(folder: Path, kind: str) -> PreTrainedConfig:
@@ -133,7 +147,10 @@ def _idefics2(folder: Path, kind: str) -> PreTrainedConfig:
             "image_std": [0.5] * 3,
         },
     )
-    _write(folder / "processor_config.json", {"image_seq_len": 4, "processor_class": "Idefics2Processor"})
+    _write(
+        folder / "processor_config.json",
+        {"image_seq_len": 4, "processor_class": "Idefics2Processor"},
+    )
     return Idefics2Config(
         image_token_id=tokenizer.token_to_id("<image>"),
         vision_config={

@@ -40,6 +40,15 @@ class Detokenizer:
         self._held = ""
         self._begun = False
 
+    def whole(self, tokens: Sequence[int]) -> str:
+        """Return the text of a reply that is complete, as its streamed pieces would join.
+
+        One decode of all tokens gives the same, save for bytes that are not UTF-8: there
+        SentencePiece decoders judge a whole run of bytes, which a stream cannot wait for.
+        """
+        ends = range(1, len(tokens) + 1)
+        return "".join(self.feed(tokens[:n], last=n == len(tokens)) for n in ends)
+
     def feed(self, tokens: Sequence[int], *, last: bool = False) -> str:
         """Return what is new in the text of *tokens*, which are all tokens so far.
 

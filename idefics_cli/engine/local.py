@@ -134,7 +134,7 @@ class LocalEngine:
         tokenizer = self._require().family.tokenizer
         return [
             Completion(
-                text=Detokenizer(tokenizer, strip=_strips(prepared)).feed(row.tokens, last=True),
+                text=Detokenizer(tokenizer, strip=_strips(prepared)).whole(row.tokens),
                 prompt_tokens=len(row.prompt),
                 reused_tokens=0,
                 new_tokens=len(row.tokens),

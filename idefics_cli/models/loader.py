@@ -126,19 +126,16 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
     Raises:
         ModelError: If it does not.
     """
-    tokenizer = processor.tokenizer
     path = folder / "tokenizer.json"
-    vocabulary = tokenizer.get_added_vocab()
-    mark = END_OF_UTTERANCE if END_OF_UTTERANCE in vocabulary else FAKE_TOKEN
-    probe = f"User: Hi there{mark}\nAssistant: A cat"
     if not path.exists():
         return
     raw = RawTokenizer.from_file(str(path))
-    if raw.token_to_id(mark) is None:
-        # Some checkpoints get their image tokens from the processor only.
-        probe = probe.replace(mark, "")
+    # Base models have no chat token, and some checkpoints get their image tokens only later.
+    tokens = (END_OF_UTTERANCE, FAKE_TOKEN, str(processor.tokenizer.bos_token))
+    mark = next((token for token in tokens if raw.token_to_id(token) is not None), "")
+    probe = f"User: Hi there{mark}\nAssistant: A cat"
     expected = raw.encode(probe, add_special_tokens=False).ids
-    actual = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+    actual = list(processor.tokenizer(probe, add_special_tokens=False)["input_ids"])
     if actual != expected:
         raise ModelError(
             f"the tokenizer of `{name}` gives other tokens than the model was trained on",

@@ -1,0 +1,46 @@
+"""What tests share: checkpoints made once per run, pictures, and a quiet library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a developer's settings, sessions and model cache out of the tests."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in list(os.environ):
+        if name.startswith(("IDEFICS_", "XDG_", "HF_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what gives the folder of a tiny random checkpoint of a kind in `tiny.KINDS`."""
+    from tests import tiny
+
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tiny.make(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_library() -> Iterator[None]:
+    """Progress bars on stderr would count as output of the commands under test."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    yield

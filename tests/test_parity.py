@@ -1,0 +1,189 @@
+"""Ours equals transformers called directly: ids, pixel values and greedy tokens, in every family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from idefics_cli.core.types import (
+    Attachment,
+    GenerationRequest,
+    LoadSpec,
+    Message,
+    Sampling,
+)
+from idefics_cli.engine import Prepared
+from idefics_cli.engine.local import LocalEngine
+from tests import tiny
+from tests.reference import Reference, Turn, load_reference
+
+NEW_TOKENS = 12
+EngineOf = Callable[[str], LocalEngine]
+ReferenceOf = Callable[[str], Reference]
+SIZES = [(90, 60), (40, 75), (64, 64)]
+
+
+def picture(index: int) -> Image.Image:
+    """A picture unlike the others: a gradient with blocks, of its own shape."""
+    width, height = SIZES[index % len(SIZES)]
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    image.paste((200, 40 * index % 255, 90), (5, 5, width // 2, height // 2 + index))
+    return image
+
+
+CONVERSATIONS: dict[str, list[tuple[str, list[int], str]]] = {
+    "no image": [("user", [], "What can you do?")],
+    "one image": [("user", [0], "What is in this image?")],
+    "two images": [("user", [0, 1], "Which one is larger?")],
+    "three images": [("user", [2, 0, 1], "Describe them.")],
+    "later turns": [
+        ("user", [1], "What is in this image?"),
+        ("assistant", [], "A red circle."),
+        ("user", [], "How large is it?"),
+        ("assistant", [], "Small."),
+        ("user", [2], "And here?"),
+    ],
+    "text before image": [
+        ("user", [], "Hello."),
+        ("assistant", [], "Hello! Show me an image."),
+        ("user", [0], "Here."),
+    ],
+    "system": [("system", [], "You are a helpful assistant."), ("user", [1], "What is it?")],
+    "other scripts": [("user", [0], "Zürich, naïve, 漢字 🙂\n  two  spaces\n\nand lines")],
+}
+
+
+@pytest.fixture(scope="module")
+def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], LocalEngine]]:
+    made: dict[str, LocalEngine] = {}
+
+    def get(kind: str) -> LocalEngine:
+        if kind not in made:
+            made[kind] = open_engine(checkpoint(kind), kind)
+        return made[kind]
+
+    yield get
+    for engine in made.values():
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference_of(checkpoint: Callable[[str], Path]) -> Callable[[str], Reference]:
+    return cache(lambda kind: load_reference(checkpoint(kind), kind))
+
+
+def open_engine(folder: Path, kind: str) -> LocalEngine:
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    return LocalEngine(LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base")))
+
+
+def as_request(
+    turns: Sequence[tuple[str, list[int], str]], *, sampling: Sampling | None = None
+) -> Prepared:
+    messages = tuple(
+        Message(role, (*(Attachment(str(i)) for i in images), text))  # type: ignore[arg-type]
+        for role, images, text in turns
+    )
+    request = GenerationRequest(messages, sampling or Sampling(max_new_tokens=NEW_TOKENS))
+    return Prepared(request, tuple(picture(int(a.source)) for a in request.attachments))
+
+
+def with_pictures(turns: Sequence[tuple[str, list[int], str]]) -> list[Turn]:
+    return [(role, [picture(i) for i in images], text) for role, images, text in turns]
+
+
+def raw(text: str, images: Sequence[int]) -> Prepared:
+    pieces: list[str | Attachment] = []
+    queue = list(images)
+    for index, piece in enumerate(text.split("<image>")):
+        pieces += [Attachment(str(queue.pop(0)))] if index else []
+        pieces += [piece] if piece else []
+    request = GenerationRequest(
+        (Message("user", tuple(pieces)),), Sampling(max_new_tokens=NEW_TOKENS), "complete"
+    )
+    return Prepared(request, tuple(picture(i) for i in images))
+
+
+def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
+    return engine._require().family.encode([prepared.request], [prepared.images])
+
+
+def assert_same_inputs(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
+    assert ours["attention_mask"].tolist() == theirs["attention_mask"].tolist()
+    assert ("pixel_values" in ours) == ("pixel_values" in theirs)
+    for name in ("pixel_values", "pixel_attention_mask", "image_attention_mask"):
+        if name in theirs:
+            assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_conversation_gives_the_librarys_inputs_and_greedy_tokens(
+    name: str, kind: str, engine_of: EngineOf, reference_of: ReferenceOf
+) -> None:
+    engine, reference = engine_of(kind), reference_of(kind)
+    turns = CONVERSATIONS[name]
+    theirs = reference.inputs(with_pictures(turns))
+    assert_same_inputs(encode(engine, as_request(turns)), theirs)
+    (answer,) = engine.complete([as_request(turns)])
+    assert list(answer.token_ids) == reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+    assert answer.prompt_tokens == theirs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [("<image>In this image,", [0]), ("This is <image> and this <image>", [1, 2]), ("Once", [])],
+)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_raw_prompt_gives_the_librarys_inputs_and_greedy_tokens(
+    text: str, images: list[int], kind: str, engine_of: EngineOf, reference_of: ReferenceOf
+) -> None:
+    engine, reference = engine_of(kind), reference_of(kind)
+    theirs = reference.raw_inputs(text, [picture(i) for i in images])
+    assert_same_inputs(encode(engine, raw(text, images)), theirs)
+    (answer,) = engine.complete([raw(text, images)])
+    assert list(answer.token_ids) == reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_batch_of_mixed_prompts_equals_each_alone(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    batch = prompts(kind)
+    alone = [engine.complete([prepared])[0] for prepared in batch]
+    together = engine.complete(batch)
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.prompt_tokens for a in together] == [a.prompt_tokens for a in alone]
+    backwards = engine.complete(batch[::-1])
+    assert [a.token_ids for a in backwards] == [a.token_ids for a in alone[::-1]]
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_images_change_the_answer(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    answers = [engine.complete([raw("<image>In this image,", [i])])[0] for i in range(3)]
+    assert len({answer.token_ids for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_streamed_pieces_join_to_the_whole(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    for prepared in prompts(kind):
+        (whole,) = engine.complete([prepared])
+        chunks = list(engine.stream(prepared))
+        assert "".join(chunk.text for chunk in chunks) == whole.text
+        assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+        assert (chunks[-1].finish, chunks[-1].new_tokens) == (whole.finish, whole.new_tokens)
+
+
+def prompts(kind: str) -> list[Prepared]:
+    if kind.endswith("base"):
+        return [raw("<image>In this image,", [0]), raw("A longer text about <image>", [1])]
+    return [as_request(turns) for turns in CONVERSATIONS.values()]
