@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_library() -> Iterator[None]:
+def _quiet_library() -> None:
     """Progress bars on stderr would count as output of the commands under test."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    yield
