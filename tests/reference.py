@@ -1,4 +1,4 @@
-"""What transformers itself gives, called as its documentation shows: the other side of equalities."""
+"""What transformers gives, called as its documentation shows: one side of equalities."""
 
 from __future__ import annotations
 

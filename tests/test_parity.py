@@ -1,4 +1,4 @@
-"""Ours equals transformers called directly: ids, pixel values and greedy tokens, in every family."""
+"""Ours equals transformers called directly: ids, pixels and greedy tokens of every family."""
 
 from __future__ import annotations
 

@@ -178,29 +178,28 @@ def test_control_tokens_that_a_user_types_stay_text(kind: str, loaded_of: Loaded
         "//example.com/http://x",
     ],
 )
+@pytest.mark.parametrize("kind", ["idefics", "idefics2", "idefics3"])
 def test_a_url_that_a_user_types_is_never_fetched(
-    text: str, loaded_of: LoadedOf, monkeypatch: pytest.MonkeyPatch
+    kind: str, text: str, loaded_of: LoadedOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kind in ("idefics", "idefics2", "idefics3"):
-        family = loaded_of(kind).family
-        calls: list[object] = []
-        original = type(family.processor.image_processor).fetch_images
+    family = loaded_of(kind).family
+    fetched: list[str] = []
+    processor_class = type(family.processor.image_processor)
+    original = processor_class.fetch_images
 
-        def fetch(self: object, source: object, *rest: object, **more: object) -> object:
-            if isinstance(source, str):
-                calls.append(source)
-                return PICTURE
-            return original(self, source, *rest, **more)  # noqa: B023 - called in this turn only
+    def fetch(self: object, source: object, *rest: object, **more: object) -> object:
+        if isinstance(source, str):
+            fetched.append(source)
+            return PICTURE
+        return original(self, source, *rest, **more)
 
-        monkeypatch.setattr(type(family.processor.image_processor), "fetch_images", fetch)
-        for request in (chat(IMAGE, text), chat(text), raw(IMAGE, text), raw(text)):
-            decoded = family.tokenizer.decode(
-                ids_of(family, request),
-                skip_special_tokens=True,
-                clean_up_tokenization_spaces=False,
-            )
-            assert text.strip() in decoded
-        assert calls == []
+    monkeypatch.setattr(processor_class, "fetch_images", fetch)
+    for request in (chat(IMAGE, text), chat(text), raw(IMAGE, text), raw(text)):
+        decoded = family.tokenizer.decode(
+            ids_of(family, request), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert text.strip() in decoded
+    assert fetched == []
 
 
 def test_idefics1_puts_the_image_before_its_question_and_ends_the_turn(
