@@ -128,6 +128,9 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
     """
     path = folder / "tokenizer.json"
     if not path.exists():
+        if not (folder / "tokenizer.model").exists():
+            # transformers would make up an empty vocabulary without a word.
+            raise ModelError(f"`{name}` has no tokenizer", hint=f"`{path.name}` is missing")
         return
     raw = RawTokenizer.from_file(str(path))
     # Base models have no chat token, and some checkpoints get their image tokens only later.
@@ -210,7 +213,15 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
     elif settings is not None or spec.device != "cpu":
         # Weights go straight to the device, without a copy in RAM.
         arguments["device_map"] = {"": spec.device}
-    model = AutoModelForImageTextToText.from_pretrained(folder, **arguments)
+    model, found = AutoModelForImageTextToText.from_pretrained(
+        folder, output_loading_info=True, **arguments
+    )
+    if missing := sorted(found["missing_keys"]):
+        # The library fills them with random numbers and only warns.
+        raise ModelError(
+            f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
+            hint="its files are incomplete; `idefics models pull` fetches them again",
+        )
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
 

@@ -1,0 +1,318 @@
+"""The engine: honest ends, cancelling, seeds, errors that reach the caller, and threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from idefics_cli.core.errors import (
+    ContextError,
+    ImageError,
+    MemoryLimitError,
+    ModelError,
+    PromptError,
+)
+from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
+from idefics_cli.engine import Prepared, engine_factory
+from idefics_cli.engine.decode import Row, _sample
+from idefics_cli.engine.detokenize import Detokenizer
+from idefics_cli.engine.local import LocalEngine
+
+LONG = Sampling(max_new_tokens=400)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Callable[[str], Path]) -> Iterator[LocalEngine]:
+    folder = checkpoint("idefics2")
+    with LocalEngine(LoadSpec(repo=str(folder), family="idefics2")) as loaded:
+        # Random weights end a reply by chance; these tests want replies that run on.
+        loaded._require().family.stop_ids.clear()
+        yield loaded
+
+
+def ask(text: str = "Tell me a story.", sampling: Sampling | None = None) -> Prepared:
+    return Prepared(GenerationRequest((Message("user", (text,)),), sampling or Sampling()))
+
+
+def few(**changes: object) -> Sampling:
+    return Sampling(max_new_tokens=20, **changes)  # type: ignore[arg-type]
+
+
+def test_a_reply_that_reaches_the_token_limit_says_length(engine: LocalEngine) -> None:
+    (answer,) = engine.complete([ask(sampling=Sampling(max_new_tokens=7))])
+    assert (answer.finish, answer.new_tokens, len(answer.token_ids)) == ("length", 7, 7)
+
+
+def test_a_reply_that_reaches_the_models_context_says_length(engine: LocalEngine) -> None:
+    context = engine._require().context_tokens
+    prepared = ask("word " * 60, Sampling(max_new_tokens=10_000))
+    (answer,) = engine.complete([prepared])
+    assert answer.finish == "length"
+    assert answer.prompt_tokens + answer.new_tokens == context
+
+
+def test_a_reply_that_the_model_ends_says_stop(checkpoint: Callable[[str], Path]) -> None:
+    with LocalEngine(LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2")) as engine:
+        (answer,) = engine.complete([ask(sampling=few())])
+        # The fifth token of the endless reply becomes an end token: the reply ends there.
+        family = engine._require().family
+        family.stop_ids = {answer.token_ids[4]}
+        (ended,) = engine.complete([ask(sampling=few())])
+    first = answer.token_ids.index(answer.token_ids[4])
+    assert ended.finish == "stop"
+    assert ended.token_ids == answer.token_ids[: first + 1]
+
+
+def test_a_prompt_longer_than_the_context_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(ContextError, match=r"the prompt has \d+ tokens, and the model takes 512"):
+        engine.complete([ask("word " * 600)])
+
+
+def test_cancelling_a_stream_keeps_what_was_said(engine: LocalEngine) -> None:
+    (whole,) = engine.complete([ask(sampling=Sampling(max_new_tokens=100))])
+    cancel = threading.Event()
+    pieces = []
+    for chunk in engine.stream(ask(sampling=Sampling(max_new_tokens=100)), cancel=cancel):
+        pieces.append(chunk)
+        if chunk.new_tokens >= 5:
+            cancel.set()
+    assert pieces[-1].finish == "cancelled"
+    assert pieces[-1].new_tokens < 100
+    assert whole.text.startswith("".join(p.text for p in pieces)[:-3])
+
+
+def test_cancelling_a_batch_ends_every_reply_within_a_token(engine: LocalEngine) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    answers = engine.complete([ask(sampling=LONG), ask("Hi", LONG)], cancel=cancel)
+    assert [(a.finish, a.new_tokens) for a in answers] == [("cancelled", 1)] * 2
+
+
+def test_closing_a_stream_stops_the_work(engine: LocalEngine) -> None:
+    stream = engine.stream(ask(sampling=LONG))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    started = time.monotonic()
+    (alone,) = engine.complete([ask(sampling=Sampling(max_new_tokens=1))])
+    waited = time.monotonic() - started
+    started = time.monotonic()
+    engine.complete([ask(sampling=LONG)])
+    assert alone.new_tokens == 1
+    # What was left of 400 tokens did not have to be finished first.
+    assert waited < (time.monotonic() - started) / 2
+
+
+def test_the_same_seed_gives_the_same_reply_and_another_seed_another(engine: LocalEngine) -> None:
+    def reply(seed: int | None) -> tuple[int, ...]:
+        return engine.complete([ask(sampling=few(temperature=1.5, seed=seed))])[0].token_ids
+
+    assert reply(1) == reply(1)
+    assert reply(1) != reply(2)
+    assert reply(None) != reply(None)
+
+
+def test_each_row_of_a_batch_is_sampled_its_own_way(engine: LocalEngine) -> None:
+    ways = [
+        few(),
+        few(temperature=1.2, seed=5),
+        few(temperature=0.7, top_k=5, seed=6),
+        few(temperature=2.0, top_p=0.5, seed=7),
+        few(repetition_penalty=1.8),
+        Sampling(max_new_tokens=3),
+    ]
+    batch = [ask(sampling=way) for way in ways]
+    alone = [engine.complete([prepared])[0] for prepared in batch]
+    together = engine.complete(batch)
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert len({a.token_ids for a in alone}) == len(ways)
+
+
+def test_repetition_penalty_equals_the_librarys(engine: LocalEngine) -> None:
+    loaded = engine._require()
+    prepared = ask(sampling=few(repetition_penalty=1.3))
+    inputs = loaded.family.encode([prepared.request], [()])
+    out = loaded.model.generate(  # type: ignore[attr-defined]
+        **inputs,
+        max_new_tokens=20,
+        do_sample=False,
+        repetition_penalty=1.3,
+        eos_token_id=None,
+        bad_words_ids=[[i] for i in loaded.family.banned_ids],
+        pad_token_id=0,
+    )
+    (answer,) = engine.complete([prepared])
+    assert list(answer.token_ids) == out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_top_k_and_top_p_leave_only_the_likeliest_tokens() -> None:
+    scores = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0])
+
+    def drawn(**changes: float) -> set[int]:
+        sampling = Sampling(temperature=1.0, seed=0, **changes)  # type: ignore[arg-type]
+        row = Row(sampling, prompt=[], limit=9)
+        return {_sample(scores, row) for _ in range(400)}
+
+    # Probabilities: 0.636, 0.234, 0.086, 0.032, 0.012.
+    assert drawn(top_k=2) == {0, 1}
+    assert drawn(top_p=0.6) == {0}
+    assert drawn(top_p=0.7) == {0, 1}
+    assert drawn(top_p=0.9) == {0, 1, 2}
+    assert drawn() == {0, 1, 2, 3, 4}
+
+
+def test_an_exception_in_the_inference_thread_reaches_the_caller(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> object:
+        raise ZeroDivisionError("deep inside")
+
+    family = engine._require().family
+    monkeypatch.setattr(family, "next_inputs", broken)
+    with pytest.raises(ZeroDivisionError, match="deep inside"):
+        engine.complete([ask()])
+    with pytest.raises(ZeroDivisionError, match="deep inside"):
+        list(engine.stream(ask()))
+    monkeypatch.undo()
+    assert engine.complete([ask(sampling=few())])[0].new_tokens == 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 99 bytes"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_is_an_error_with_a_way_out(
+    error: Exception, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> object:
+        raise error
+
+    monkeypatch.setattr(engine._require().family, "encode", full)
+    with pytest.raises(MemoryLimitError, match="out of memory with 2 prompts") as caught:
+        engine.complete([ask(), ask()])
+    assert caught.value.hint is not None
+    assert "--batch-size" in caught.value.hint
+
+
+def test_many_threads_get_their_own_answers(engine: LocalEngine) -> None:
+    texts = [f"Question {i} {'x' * i}?" for i in range(6)]
+    expected = [engine.complete([ask(t, few())])[0].token_ids for t in texts]
+    got: dict[int, tuple[int, ...]] = {}
+
+    def work(index: int) -> None:
+        got[index] = engine.complete([ask(texts[index], few())])[0].token_ids
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] for i in range(len(texts))] == expected
+
+
+def test_closing_twice_is_harmless_and_a_closed_engine_says_so(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    engine = engine_factory(LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2"))()
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.prepare(ask().request)
+
+
+def test_closing_ends_a_reply_in_the_making(checkpoint: Callable[[str], Path]) -> None:
+    engine = LocalEngine(LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2"))
+    engine._require().family.stop_ids.clear()
+    stream = engine.stream(ask(sampling=Sampling(max_new_tokens=480)))
+    next(stream)
+    engine.close()
+    assert list(stream)[-1].finish == "cancelled"
+
+
+def test_a_broken_image_fails_in_prepare_with_its_class(
+    engine: LocalEngine, tmp_path: Path
+) -> None:
+    request = GenerationRequest(
+        (Message("user", (Attachment(str(tmp_path / "no.png")), "What is it?")),)
+    )
+    with pytest.raises(ImageError) as caught:
+        engine.prepare(request)
+    assert caught.value.kind == "missing"
+
+
+def test_an_empty_question_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        engine.prepare(ask("  \n").request)
+
+
+@pytest.mark.parametrize("victim", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_a_model_error(
+    victim: str, damage: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for path in checkpoint("idefics2").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = (tmp_path / victim).read_bytes()
+    if damage == "cut":
+        (tmp_path / victim).write_bytes(content[: len(content) // 2])
+    else:
+        (tmp_path / victim).unlink()
+    with pytest.raises(ModelError):
+        LocalEngine(LoadSpec(repo=str(tmp_path), family="idefics2"))
+
+
+def test_a_checkpoint_without_some_of_its_weights_is_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for path in checkpoint("idefics2").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = "model.connector.modality_projection.up_proj.weight"
+    del weights[gone]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"lacks 1 of its weights, as `{gone}`"):
+        LocalEngine(LoadSpec(repo=str(tmp_path), family="idefics2"))
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes, special from 256 on."""
+
+    def decode(self, token_ids: list[int], **options: bool) -> str:
+        return bytes(i for i in token_ids if i < 256).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("text", ["plain", "Zürich 漢字 🙂!", "  led and trailed \n\n", "", "\n"])
+def test_characters_of_several_tokens_arrive_whole(text: str) -> None:
+    tokens = [*text.encode(), 300]
+    for strip in (True, False):
+        stream = Detokenizer(Bytes(), strip=strip)  # type: ignore[arg-type]
+        pieces = [stream.feed(tokens[:n], last=n == len(tokens)) for n in range(1, len(tokens) + 1)]
+        assert "".join(pieces) == (text.strip() if strip else text)
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_that_never_completes_is_shown_as_such_at_the_end() -> None:
+    tokens = list("ab🙂".encode())[:-1]
+    assert Detokenizer(Bytes(), strip=True).whole(tokens) == "ab\ufffd"  # type: ignore[arg-type]
+
+
+def test_the_loaded_spec_and_images_are_what_prepare_gives(
+    engine: LocalEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(path)
+    prepared = engine.prepare(
+        GenerationRequest((Message("user", (Attachment(str(path)), "What?")),))
+    )
+    assert [image.size for image in prepared.images] == [(30, 20)]
+    assert prepared.images[0].getpixel((3, 3)) == (1, 2, 3)
