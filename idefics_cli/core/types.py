@@ -190,6 +190,7 @@ class CaptionRecord:
         height: As *width*.
         new_tokens: Tokens generated for the caption.
         seconds: This picture's share of the model's time.
+        hint: What to do about the error.
     """
 
     file_name: str
@@ -201,6 +202,7 @@ class CaptionRecord:
     height: int | None = None
     new_tokens: int = 0
     seconds: float = 0.0
+    hint: str | None = None
 
     def __post_init__(self) -> None:
         if (self.caption is None) == (self.error is None):

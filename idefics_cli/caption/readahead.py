@@ -1,0 +1,137 @@
+"""Pictures opened in threads ahead of the model, bounded in number and in pixels."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
+from idefics_cli.caption.records import failed
+from idefics_cli.core.types import CaptionRecord, GenerationRequest
+from idefics_cli.engine import Prepared
+
+Open = Callable[[GenerationRequest], Prepared]
+# Pictures that wait, with 3 bytes a pixel: 0.8 GB, and what is being opened on top.
+_MAX_PIXELS = 256_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """A picture that waits for the model."""
+
+    key: str
+    prepared: Prepared
+
+
+class ReadAhead:
+    """The next pictures of a run.
+
+    Args:
+        items: Read as needed.
+        open_: Makes a request ready; called in the threads.
+        threads: How many.
+        in_flight: Most pictures being opened; at least *threads*.
+        size: Most pictures being opened or waiting.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[tuple[str, GenerationRequest]],
+        open_: Open,
+        *,
+        threads: int,
+        in_flight: int,
+        size: int,
+    ) -> None:
+        self._items = iter(items)
+        self._in_flight = max(in_flight, threads)
+        self._size = max(size, self._in_flight)
+        self._opening: deque[tuple[str, Future[Prepared]]] = deque()
+        self._waiting: list[Opened] = []
+        self._readers = _Readers(open_, threads)
+
+    def fill(self) -> tuple[list[Opened], list[CaptionRecord]]:
+        """Return all pictures that wait, in order, and records of those that failed to open.
+
+        It waits for every thread, so that what waits does not depend on which is faster. Nothing
+        waits only when there are no more.
+        """
+        failures = []
+        self._submit()
+        while self._opening:
+            key, future = self._opening.popleft()
+            try:
+                self._waiting.append(Opened(key, future.result()))
+            except Exception as error:
+                failures.append(failed(key, error))
+            self._submit()
+        return self._waiting, failures
+
+    def drop(self, pictures: Iterable[Opened]) -> None:
+        """Forget *pictures*, which the model has got, and begin to open the next."""
+        gone = set(pictures)
+        self._waiting = [picture for picture in self._waiting if picture not in gone]
+        self._submit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Open no more pictures; those that a thread is at are abandoned."""
+        for _, future in self._opening:
+            future.cancel()
+        self._readers.close()
+
+    def _submit(self) -> None:
+        pixels = sum(i.width * i.height for o in self._waiting for i in o.prepared.images)
+        while (
+            len(self._opening) < self._in_flight
+            and len(self._opening) + len(self._waiting) < self._size
+            and pixels < _MAX_PIXELS
+            and (item := next(self._items, None)) is not None
+        ):
+            key, request = item
+            self._opening.append((key, self._readers.submit(request)))
+
+
+class _Readers:
+    """A thread pool that does not hold back the end of the program.
+
+    `ThreadPoolExecutor` does: whoever presses Ctrl-C would wait for every slow server.
+    """
+
+    def __init__(self, open_: Open, threads: int) -> None:
+        self._open = open_
+        self._queue: SimpleQueue[tuple[Future[Prepared], GenerationRequest] | None] = SimpleQueue()
+        self._threads = threads
+        for number in range(threads):
+            Thread(target=self._work, name=f"read-{number}", daemon=True).start()
+
+    def submit(self, request: GenerationRequest) -> Future[Prepared]:
+        future: Future[Prepared] = Future()
+        self._queue.put((future, request))
+        return future
+
+    def close(self) -> None:
+        for _ in range(self._threads):
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            future, request = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._open(request))
+            except BaseException as error:  # a worker's edge: it becomes the caller's
+                future.set_exception(error)
