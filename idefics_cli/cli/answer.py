@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -108,6 +107,8 @@ def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -
     images = [Attachment(source) for source in sources]
     chosen = sampling(settings, default_tokens=ANSWER_TOKENS)
     if chosen.temperature > 0 and chosen.seed is None:
+        import secrets
+
         # Drawn here, so that `--json` tells how to get the same answer again.
         chosen = replace(chosen, seed=secrets.randbits(32))
     if settings.raw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -50,15 +51,22 @@ class RootGroup(TyperGroup):
 
 
 def _report(error: IdeficsError) -> int:
-    Console(sys.stdout, sys.stderr).error(error)
+    Console(sys.stdout, sys.stderr, environ=os.environ).error(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try again at its end, and hide our exit code behind one of its own.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     return error.exit_code
 
 
 def _usage_error(error: Exception) -> UsageError:
     message = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
+    message, guess, rest = message.partition(". Did you mean ")
     context: typer.Context | None = getattr(error, "ctx", None)
     path = context.command_path if context else "idefics"
-    return UsageError(message[:1].lower() + message[1:], hint=f"`{path} --help` shows the usage")
+    hint = f"did you mean {rest}" if guess else f"`{path} --help` shows the usage"
+    return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 
 app = typer.Typer(
@@ -106,5 +114,8 @@ app.add_typer(config.app, name="config")
 
 def main() -> NoReturn:
     """Run `idefics` with the arguments of this process."""
+    # A parent may have closed these; Python then has None for them.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     app(prog_name="idefics")
     raise SystemExit(0)  # not reached: RootGroup.main exits

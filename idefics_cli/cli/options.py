@@ -2,7 +2,8 @@
 
 A command declares `name: Alias = None`; None means "not given". `cli/invocation.py` merges what
 was given with the environment, the file and the defaults, and checks it. So a choice or a
-range is written once, in `config/settings.py`.
+range is written once, in `config/settings.py`. Numbers are taken as text for the same reason:
+a variable and a flag that are wrong get the same message.
 """
 
 from __future__ import annotations
@@ -92,30 +93,30 @@ Splitting = Annotated[
     bool | None, _option("splitting", "--splitting/--no-splitting", panel=MODEL_PANEL)
 ]
 Offline = Annotated[bool | None, _option("offline", "--offline/--online", panel=MODEL_PANEL)]
-Threads = Annotated[int | None, _option("threads", panel=MODEL_PANEL)]
+Threads = Annotated[str | None, _option("threads", panel=MODEL_PANEL)]
 
 System = Annotated[
     str | None, _option("system", "--system", "-s", panel=ANSWER_PANEL, metavar="TEXT")
 ]
 Raw = Annotated[bool | None, _option("raw", "--raw", panel=ANSWER_PANEL)]
-Temperature = Annotated[float | None, _option("temperature", "--temperature", panel=ANSWER_PANEL)]
-TopP = Annotated[float | None, _option("top_p", panel=ANSWER_PANEL)]
-TopK = Annotated[int | None, _option("top_k", panel=ANSWER_PANEL)]
-RepetitionPenalty = Annotated[float | None, _option("repetition_penalty", panel=ANSWER_PANEL)]
-MaxNewTokens = Annotated[int | None, _option("max_new_tokens", panel=ANSWER_PANEL)]
-Seed = Annotated[int | None, _option("seed", panel=ANSWER_PANEL)]
+Temperature = Annotated[str | None, _option("temperature", "--temperature", panel=ANSWER_PANEL)]
+TopP = Annotated[str | None, _option("top_p", panel=ANSWER_PANEL)]
+TopK = Annotated[str | None, _option("top_k", panel=ANSWER_PANEL)]
+RepetitionPenalty = Annotated[str | None, _option("repetition_penalty", panel=ANSWER_PANEL)]
+MaxNewTokens = Annotated[str | None, _option("max_new_tokens", panel=ANSWER_PANEL)]
+Seed = Annotated[str | None, _option("seed", panel=ANSWER_PANEL)]
 CaptionPrompt = Annotated[
     str | None, _option("prompt", "--prompt", "-p", panel=ANSWER_PANEL, metavar="TEXT")
 ]
 
-MaxPixels = Annotated[int | None, _option("max_pixels", panel=IMAGES_PANEL)]
-MaxBytes = Annotated[int | None, _option("max_bytes", panel=IMAGES_PANEL)]
-TimeoutSeconds = Annotated[float | None, _option("timeout_seconds", panel=IMAGES_PANEL)]
-BatchSize = Annotated[int | None, _option("batch_size", panel=IMAGES_PANEL)]
+MaxPixels = Annotated[str | None, _option("max_pixels", panel=IMAGES_PANEL)]
+MaxBytes = Annotated[str | None, _option("max_bytes", panel=IMAGES_PANEL)]
+TimeoutSeconds = Annotated[str | None, _option("timeout_seconds", panel=IMAGES_PANEL)]
+BatchSize = Annotated[str | None, _option("batch_size", panel=IMAGES_PANEL)]
 Recursive = Annotated[
     bool | None, _option("recursive", "--recursive/--no-recursive", "-r", panel=IMAGES_PANEL)
 ]
-Count = Annotated[int | None, _option("count", panel=IMAGES_PANEL)]
+Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
 
 Format = Annotated[str | None, _option("format", "--format", "-f", panel=OUTPUT_PANEL)]
 Json = Annotated[bool | None, _option("json", "--json", panel=OUTPUT_PANEL)]

@@ -46,7 +46,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path)
     """Merge, the first that is given wins: flag, environment, file, default.
 
     Args:
-        flags: Values by field of `Settings`; None is not given.
+        flags: Values, or texts of values, by field of `Settings`; None is not given.
         environ: The environment; an empty variable is not given.
         file: `config.toml`; an error if it is missing and IDEFICS_CONFIG names it.
 
@@ -74,7 +74,8 @@ def _from_flag(setting: Setting, flags: Mapping[str, object]) -> tuple[Value, Or
     if value is None:
         return None
     try:
-        return setting.check(value), Origin("flag", setting.flag)
+        checked = setting.parse(value) if isinstance(value, str) else setting.check(value)
+        return checked, Origin("flag", setting.flag)
     except ValueError as error:
         raise UsageError(f"{setting.flag} {error}") from None
 

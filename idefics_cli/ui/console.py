@@ -67,8 +67,17 @@ class Console:
         """Write *text* to stdout, as it is to a file or pipe and `printable` to a terminal.
 
         A name with bytes that are no text goes to a pipe byte by byte, as the system gave it.
+
+        Raises:
+            BrokenPipeError: If the reader is gone.
+            IdeficsError: If it cannot be written, as on a full disk.
         """
-        write(self.out, printable(text) if self.is_terminal else text)
+        try:
+            write(self.out, printable(text) if self.is_terminal else text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise IdeficsError(f"cannot write the output: {error.strerror or error}") from error
 
     def line(self, text: str) -> None:
         """Write *text* and a newline to stdout, as `data`."""
@@ -77,6 +86,11 @@ class Console:
     def json(self, value: object) -> None:
         """Write *value* to stdout as one line of JSON."""
         self.line(to_json(value))
+
+    def tell(self, text: str) -> None:
+        """Write a line to stderr that is no message but belongs to the result, unless quiet."""
+        if not self.quiet:
+            write(self.err, printable(text) + "\n")
 
     def note(self, text: str) -> None:
         """Tell something on stderr, unless quiet."""

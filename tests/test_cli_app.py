@@ -1,0 +1,151 @@
+"""The command as a whole: help, versions, wrong usage, broken pipes, and bugs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import idefics_cli
+from idefics_cli.cli import app as app_module
+from idefics_cli.cli.services import Services
+from idefics_cli.config.settings import table
+from tests.commands import run
+
+
+def test_without_arguments_the_help_is_shown_and_all_is_well() -> None:
+    bare, asked = run(), run("--help")
+    assert bare.code == asked.code == 0
+    assert bare.err == asked.err == ""
+    assert bare.out.rstrip() == asked.out.rstrip()
+    for command in ("ask", "chat", "caption", "models", "doctor", "demo", "config"):
+        assert f"│ {command} " in bare.out
+
+
+def test_the_short_flag_for_help_works_everywhere() -> None:
+    assert run("ask", "-h") == run("ask", "--help")
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert tuple(run("--version")) == (0, f"idefics {idefics_cli.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (("aks",), "no such command 'aks'", "did you mean 'ask'?"),
+        (("zzzz",), "no such command 'zzzz'", "`idefics --help` shows the usage"),
+        (("--nope",), "no such option: --nope", "`idefics --help` shows the usage"),
+        (
+            ("ask", "--temperatur", "1"),
+            "no such option: --temperatur (Possible options: --temperature)",
+            "`idefics ask --help` shows the usage",
+        ),
+        (
+            ("ask", "--seed"),
+            "option '--seed' requires an argument",
+            "`idefics --help` shows the usage",
+        ),
+        (
+            ("ask", "what", "is", "it"),
+            "got unexpected extra argument(s) (is it)",
+            "`idefics ask --help` shows the usage",
+        ),
+        (("demo",), "missing argument 'DIR'", "`idefics demo --help` shows the usage"),
+        (("config", "pat"), "no such command 'pat'", "did you mean 'path'?"),
+    ],
+)
+def test_wrong_usage_is_two_lines_and_exit_2(
+    arguments: tuple[str, ...], error: str, hint: str
+) -> None:
+    assert tuple(run(*arguments)) == (2, "", f"error: {error}\nhint: {hint}\n")
+
+
+def test_control_characters_in_an_argument_do_not_reach_the_terminal() -> None:
+    ran = run("ask\x1b[2J\n", terminal=True)
+    assert (ran.code, ran.out) == (2, "")
+    assert "\x1b[2J" not in ran.err
+    assert "[2J" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--temperature", "hot"), "--temperature must be a number, not `hot`"),
+        (("--top-k", "1.5"), "--top-k must be a whole number, not `1.5`"),
+        (("--device", "gpu"), "--device must be auto, cpu, mps, cuda or cuda:N, not `gpu`"),
+        (("--max-new-tokens", "0"), "--max-new-tokens must be 1 or more, not `0`"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_the_flag(
+    arguments: tuple[str, ...], error: str
+) -> None:
+    ran = run("ask", "x", *arguments, services=Services(environ={}, stdin=None))
+    assert tuple(ran) == (2, "", f"error: {error}\n")
+
+
+@pytest.mark.parametrize("arguments", [("--quiet", "--verbose"), ("-q", "-v")])
+def test_quiet_and_verbose_exclude_each_other(arguments: tuple[str, ...]) -> None:
+    ran = run("ask", "x", *arguments, services=Services(environ={}, stdin=None))
+    assert tuple(ran) == (2, "", "error: --quiet and --verbose exclude each other\n")
+
+
+def test_a_wrong_configuration_stops_every_command_that_reads_it() -> None:
+    services = Services(environ={"IDEFICS_TOP_P": "x"}, stdin=None)
+    for arguments in (("ask", "x"), ("chat",), ("config",), ("demo", "/x")):
+        ran = run(*arguments, services=services)
+        assert tuple(ran) == (2, "", "error: variable IDEFICS_TOP_P must be a number, not `x`\n")
+
+
+def test_ctrl_c_exits_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("idefics_cli.cli.ask.answer", interrupted)
+    assert tuple(run("ask", "x", services=Services(environ={}, stdin=None))) == (130, "", "")
+
+
+def test_a_bug_of_ours_is_not_dressed_up_as_a_users_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("idefics_cli.cli.ask.answer", broken)
+    with pytest.raises(ZeroDivisionError):
+        app_module.app(["ask", "x"], obj=Services(environ={}, stdin=None))
+
+
+def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
+    command = (
+        "import sys; sys.argv = ['idefics', 'config']; import idefics_cli.__main__ as m; m.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), err) == (1, b"")
+
+
+# Inputs, which are given with each call and are no settings: see `cli/options.py`.
+INPUTS = {
+    "ask": {"text", "image"},
+    "chat": {"image"},
+    "demo": {"folder"},
+}
+
+
+@pytest.mark.parametrize("name", ["ask", "chat", "demo", "config"])
+def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
+    function = getattr(getattr(app_module, name), name)
+    parameters = set(function.__annotations__) - {"context", "return"}
+    assert parameters - INPUTS.get(name, set()) <= table().keys()
