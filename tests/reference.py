@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    Idefics3Processor,
 )
 
 # One turn: its role, its images and its text.
@@ -111,17 +110,56 @@ class Reference:
 
 def load_reference(folder: Path, kind: str) -> Reference:
     """Load the checkpoint of *kind* in *folder* by plain calls of the library."""
-    if kind == "smolvlm2":
-        # Its own processor class needs torchvision; this is what it does with images.
-        processor = Idefics3Processor(
-            image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
-            tokenizer=AutoTokenizer.from_pretrained(folder),
-            image_seq_len=1,
-            chat_template=json.loads((folder / "chat_template.json").read_text())["chat_template"],
-        )
-    elif kind.startswith(("idefics2", "idefics-")) or kind == "idefics":
-        processor = AutoProcessor.from_pretrained(folder, legacy=True)
-    else:
-        processor = AutoProcessor.from_pretrained(folder)
+    legacy = kind.startswith(("idefics2", "idefics-")) or kind == "idefics"
+    processor = auto_processor(folder, kind, **({"legacy": True} if legacy else {}))
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     return Reference(kind, processor, model)
+
+
+def auto_processor(folder: Path, kind: str, **options: object) -> object:
+    """Return what `AutoProcessor` gives, or its parts by hand where it wants torchvision."""
+    try:
+        return AutoProcessor.from_pretrained(folder, **options)
+    except (ImportError, ValueError):
+        # SmolVLM2, and every family in transformers 5.17.
+        pixels, text = BY_HAND[kind.partition("-")[0]]
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    arguments = {}
+    if kind.partition("-")[0] != "idefics":
+        arguments["image_seq_len"] = json.loads((folder / "processor_config.json").read_text())[
+            "image_seq_len"
+        ]
+        template = folder / "chat_template.json"
+        if template.exists():
+            arguments["chat_template"] = json.loads(template.read_text())["chat_template"]
+    image_processor = load_class(pixels).from_pretrained(folder)
+    return load_class(text)(image_processor=image_processor, tokenizer=tokenizer, **arguments)
+
+
+def load_class(path: str) -> type:
+    module, name = path.split(":")
+    return getattr(import_module(f"transformers.models.{module}"), name)
+
+
+BY_HAND = {
+    "idefics": (
+        "idefics.image_processing_pil_idefics:IdeficsImageProcessorPil",
+        "idefics.processing_idefics:IdeficsProcessor",
+    ),
+    "idefics2": (
+        "idefics2.image_processing_pil_idefics2:Idefics2ImageProcessorPil",
+        "idefics2.processing_idefics2:Idefics2Processor",
+    ),
+    "idefics3": (
+        "idefics3.image_processing_pil_idefics3:Idefics3ImageProcessorPil",
+        "idefics3.processing_idefics3:Idefics3Processor",
+    ),
+    "smolvlm": (
+        "idefics3.image_processing_pil_idefics3:Idefics3ImageProcessorPil",
+        "idefics3.processing_idefics3:Idefics3Processor",
+    ),
+    "smolvlm2": (
+        "smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil",
+        "idefics3.processing_idefics3:Idefics3Processor",
+    ),
+}

@@ -69,11 +69,18 @@ class VisionConfig(Protocol):
     patch_size: int
 
 
+class PerceiverConfig(Protocol):
+    """The part of a perceiver's config that the loader uses."""
+
+    resampler_n_latents: int
+
+
 class Config(Protocol):
     """The part of a model's config that the loader uses."""
 
     model_type: str
     vision_config: VisionConfig
+    perceiver_config: PerceiverConfig
     scale_factor: int
     use_resampler: bool
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +14,7 @@ from typing import cast
 import torch
 from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
@@ -30,6 +23,7 @@ from idefics_cli.models import cache, facts, quantization
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
 from idefics_cli.models.families.idefics1 import Idefics1
 from idefics_cli.models.library import Config, Model, Processor
+from idefics_cli.models.processors import load_processor, read_json
 from idefics_cli.models.registry import DEMO, FAMILIES
 
 Report = Callable[[str, float | None], None]
@@ -89,10 +83,11 @@ def load(spec: LoadSpec, *, report: Report | None = None) -> Loaded:
 def load_config(folder: Path) -> Config:
     """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
     config = AutoConfig.from_pretrained(folder)
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_json(folder / "config.json")
+    perceiver = raw.get("perceiver_config") or {}
     # The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
     # text model's 1e-5 there, transformers 5 takes its class default of 1e-6.
-    if config.model_type == "idefics2" and "rms_norm_eps" not in raw.get("perceiver_config", {}):
+    if config.model_type == "idefics2" and "rms_norm_eps" not in perceiver:
         config.perceiver_config.rms_norm_eps = config.text_config.rms_norm_eps
     return cast("Config", config)
 
@@ -103,7 +98,7 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
     Raises:
         ModelError: If its tokenizer would not give the ids that the model was trained on.
     """
-    processor = _load_processor(folder, config)
+    processor = load_processor(folder, config)
     if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
         processor.image_processor.do_image_splitting = spec.splitting
     check_tokenizer(processor, folder, name=spec.name or spec.repo)
@@ -128,9 +123,6 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
     """
     path = folder / "tokenizer.json"
     if not path.exists():
-        if not (folder / "tokenizer.model").exists():
-            # transformers would make up an empty vocabulary without a word.
-            raise ModelError(f"`{name}` has no tokenizer", hint=f"`{path.name}` is missing")
         return
     raw = RawTokenizer.from_file(str(path))
     # Base models have no chat token, and some checkpoints get their image tokens only later.
@@ -158,42 +150,6 @@ def _find(spec: LoadSpec) -> tuple[Path, str | None]:
         folder = cache.pull(spec.repo, revision=spec.revision, offline=spec.offline)
     # Snapshots in the Hugging Face cache are named by their commit.
     return folder, folder.name
-
-
-def _load_processor(folder: Path, config: Config) -> Processor:
-    kind = config.model_type
-    if kind == "smolvlm":
-        return _smolvlm2_processor(folder, config)
-    # `legacy` keeps the word mark after special tokens; re-saved checkpoints lose the flag.
-    legacy = {"legacy": True} if kind in ("idefics", "idefics2") else {}
-    loaded = AutoProcessor.from_pretrained(folder, backend="pil", **legacy)
-    return cast("Processor", loaded)
-
-
-def _smolvlm2_processor(folder: Path, config: Config) -> Processor:
-    """Return a processor for SmolVLM2 without its video half.
-
-    SmolVLM2's own processor insists on torchvision and num2words, which only videos need;
-    Idefics3's gives the same ids and pixels.
-    """
-    from transformers import Idefics3Processor
-
-    settings = _read_json(folder / "processor_config.json")
-    vision = config.vision_config
-    length = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    template = tokenizer.chat_template or _read_json(folder / "chat_template.json").get(
-        "chat_template"
-    )
-    return cast(
-        "Processor",
-        Idefics3Processor(
-            image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
-            tokenizer=tokenizer,
-            image_seq_len=settings.get("image_seq_len", length),
-            chat_template=template or settings.get("chat_template"),
-        ),
-    )
 
 
 def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
@@ -243,17 +199,10 @@ def _rows(model: Model) -> int:
 
 
 def _generation_stop_ids(folder: Path) -> list[int]:
-    ids = _read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = read_json(folder / "generation_config.json").get("eos_token_id")
     if isinstance(ids, int):
         return [ids]
     return [int(i) for i in ids] if isinstance(ids, list) else []
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
