@@ -1,6 +1,6 @@
 """The models known by name, and the families that run them: plain data, cheap to import.
 
-Parameter counts are of the real architectures, instantiated without weights; contexts,
+Parameter counts are of the real architectures, instantiated without weights; shapes, contexts,
 splitting defaults and dtypes are those of the checkpoints' config files on the Hub.
 """
 
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from idefics_cli.core.errors import ModelError, PromptError
+from idefics_cli.core.types import DtypeName
 
 FamilyName = Literal["idefics", "idefics2", "idefics3", "smolvlm"]
 
@@ -28,6 +29,52 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers of an architecture that its memory follows from; see `memory.py`.
+
+    Attributes:
+        hidden: Width of the text model.
+        intermediate: Width of its feed-forward layers.
+        layers: Its number of layers.
+        heads: Query heads of a layer.
+        kv_heads: Key and value heads of a layer.
+        head_dim: Width of a head.
+        patches: Of one image tile, at most.
+        vision_heads: Heads of a layer of the vision model.
+        widest: Width of the widest layer that sees single patches.
+        tiles: Tiles of a large picture when it is split, at most; 1 without splitting.
+        tile_tokens: Prompt tokens of one tile.
+        cross_layers: Layers of cross attention to the pictures (IDEFICS-1).
+        cross_inputs: Width of what they attend to.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    patches: int
+    vision_heads: int
+    widest: int
+    tiles: int
+    tile_tokens: int
+    cross_layers: int = 0
+    cross_inputs: int = 0
+
+
+# In the order of the fields above; patches are (edge / patch size) squared.
+_IDEFICS_9B = Shape(4096, 11_008, 32, 32, 32, 128, 16**2, 16, 5120, 1, 3, 8, 1280)
+_IDEFICS_80B = Shape(8192, 22_016, 80, 64, 64, 128, 16**2, 16, 5120, 1, 3, 20, 1280)
+_IDEFICS2_8B = Shape(4096, 14_336, 32, 32, 8, 128, 70**2, 16, 14_336, 5, 66)
+_IDEFICS3_8B = Shape(4096, 14_336, 32, 32, 8, 128, 26**2, 16, 4304, 17, 171)
+_SMOLVLM_256M = Shape(576, 1536, 30, 9, 3, 64, 32**2, 12, 3072, 17, 66)
+_SMOLVLM_500M = Shape(960, 2560, 32, 15, 5, 64, 32**2, 12, 3072, 17, 66)
+_SMOLVLM_2B = Shape(2048, 8192, 24, 32, 32, 64, 27**2, 16, 4304, 17, 83)
+_DEMO = Shape(192, 512, 4, 6, 3, 32, 8**2, 6, 576, 5, 18)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What is known of a checkpoint before anything of it is read.
 
@@ -36,6 +83,9 @@ class ModelSpec:
         repo: Hub id; for the built-in model, "demo".
         family: Key of `FAMILIES`.
         parameters: Number of weights.
+        shape: What its memory follows from.
+        stored: Dtype of the weights on the Hub, which sets the size of the download; None if
+            unknown.
         context_tokens: Longest prompt and reply together.
         chats: False for base models, which only complete.
         instruct: The model to chat with instead, for base models.
@@ -51,6 +101,8 @@ class ModelSpec:
     repo: str
     family: FamilyName
     parameters: int
+    shape: Shape
+    stored: DtypeName | None
     context_tokens: int
     chats: bool
     instruct: str | None
@@ -66,13 +118,15 @@ _EOU = "<end_of_utterance>"
 _DESCRIBE = "Describe this image."
 
 
-def _idefics1(size: str, parameters: int, *, instruct: bool) -> ModelSpec:
+def _idefics1(size: str, parameters: int, shape: Shape, *, instruct: bool) -> ModelSpec:
     name = f"idefics-{size}" + ("-instruct" if instruct else "")
     return ModelSpec(
         name=name,
         repo=f"HuggingFaceM4/{name}",
         family="idefics",
         parameters=parameters,
+        shape=shape,
+        stored="bfloat16",
         context_tokens=2048,
         chats=instruct,
         instruct=None if instruct else f"{name}-instruct",
@@ -84,12 +138,16 @@ def _idefics1(size: str, parameters: int, *, instruct: bool) -> ModelSpec:
     )
 
 
-def _idefics2(name: str, *, chats: bool, splitting: bool, summary: str) -> ModelSpec:
+def _idefics2(
+    name: str, parameters: int, *, chats: bool, splitting: bool, summary: str
+) -> ModelSpec:
     return ModelSpec(
         name=name,
         repo=f"HuggingFaceM4/{name}",
         family="idefics2",
-        parameters=8_402_768_112,
+        parameters=parameters,
+        shape=_IDEFICS2_8B,
+        stored="float32",
         context_tokens=32_768,
         chats=chats,
         instruct=None if chats else "idefics2-8b",
@@ -107,6 +165,8 @@ def _smolvlm(
     family: FamilyName,
     *,
     parameters: int,
+    shape: Shape,
+    stored: DtypeName | None,
     context: int,
     tokens: int,
     summary: str,
@@ -116,6 +176,8 @@ def _smolvlm(
         repo=f"HuggingFaceTB/{repo}",
         family=family,
         parameters=parameters,
+        shape=shape,
+        stored=stored,
         context_tokens=context,
         chats=True,
         instruct=None,
@@ -133,6 +195,8 @@ _SPECS = (
         repo=DEMO,
         family="idefics2",
         parameters=4_781_376,
+        shape=_DEMO,
+        stored="bfloat16",
         context_tokens=1024,
         chats=True,
         instruct=None,
@@ -147,6 +211,8 @@ _SPECS = (
         "SmolVLM-256M-Instruct",
         "idefics3",
         parameters=256_484_928,
+        shape=_SMOLVLM_256M,
+        stored="bfloat16",
         context=8192,
         tokens=900,
         summary="the smallest; fast without a GPU",
@@ -156,6 +222,8 @@ _SPECS = (
         "SmolVLM-500M-Instruct",
         "idefics3",
         parameters=507_482_304,
+        shape=_SMOLVLM_500M,
+        stored="bfloat16",
         context=8192,
         tokens=900,
         summary="small; good without a GPU",
@@ -165,6 +233,8 @@ _SPECS = (
         "SmolVLM-Instruct",
         "idefics3",
         parameters=2_246_272_880,
+        shape=_SMOLVLM_2B,
+        stored="bfloat16",
         context=16_384,
         tokens=1120,
         summary="the best for 8 GB of memory",
@@ -174,6 +244,8 @@ _SPECS = (
         "SmolVLM2-256M-Video-Instruct",
         "smolvlm",
         parameters=256_484_928,
+        shape=_SMOLVLM_256M,
+        stored=None,
         context=8192,
         tokens=900,
         summary="second generation of smolvlm-256m",
@@ -183,6 +255,8 @@ _SPECS = (
         "SmolVLM2-500M-Video-Instruct",
         "smolvlm",
         parameters=507_482_304,
+        shape=_SMOLVLM_500M,
+        stored="float32",
         context=8192,
         tokens=900,
         summary="second generation of smolvlm-500m",
@@ -192,24 +266,29 @@ _SPECS = (
         "SmolVLM2-2.2B-Instruct",
         "smolvlm",
         parameters=2_246_784_880,
+        shape=_SMOLVLM_2B,
+        stored=None,
         context=16_384,
         tokens=1120,
         summary="second generation of smolvlm-2.2b",
     ),
     _idefics2(
         "idefics2-8b",
+        8_402_768_112,
         chats=True,
         splitting=True,
         summary="answers in few words; reads text in images",
     ),
     _idefics2(
         "idefics2-8b-chatty",
+        8_402_768_112,
         chats=True,
         splitting=True,
         summary="idefics2-8b tuned for long conversations",
     ),
     _idefics2(
         "idefics2-8b-base",
+        8_402_759_920,
         chats=False,
         splitting=False,
         summary="completes prompts; for fine-tuning",
@@ -218,7 +297,9 @@ _SPECS = (
         name="idefics3-8b",
         repo="HuggingFaceM4/Idefics3-8B-Llama3",
         family="idefics3",
-        parameters=8_462_143_728,
+        parameters=8_462_086_384,
+        shape=_IDEFICS3_8B,
+        stored="bfloat16",
         context_tokens=131_072,
         chats=True,
         instruct=None,
@@ -228,10 +309,10 @@ _SPECS = (
         tokens_per_image=2270,
         summary="the strongest on documents and fine detail",
     ),
-    _idefics1("9b", 8_929_682_192, instruct=False),
-    _idefics1("9b", 8_929_682_192, instruct=True),
-    _idefics1("80b", 79_969_000_000, instruct=False),
-    _idefics1("80b", 79_969_000_000, instruct=True),
+    _idefics1("9b", 8_929_679_632, _IDEFICS_9B, instruct=False),
+    _idefics1("9b", 8_929_687_824, _IDEFICS_9B, instruct=True),
+    _idefics1("80b", 79_967_843_624, _IDEFICS_80B, instruct=False),
+    _idefics1("80b", 79_967_860_008, _IDEFICS_80B, instruct=True),
 )
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})

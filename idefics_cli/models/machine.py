@@ -1,0 +1,438 @@
+"""What this machine has: devices, memory, processor and library versions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+
+GIB = 2**30
+PACKAGES = (
+    "idefics-cli",
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "accelerate",
+    "huggingface-hub",
+    "safetensors",
+    "tokenizers",
+    "pillow",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+)
+# Instructions that multiply bfloat16 without widening it: x86 and ARM names of /proc/cpuinfo.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One CUDA device that the installed torch can use.
+
+    Attributes:
+        index: As in `cuda:N`.
+        name: As the driver tells it.
+        total_bytes: Of its memory.
+        free_bytes: Of its memory, now.
+        capability: CUDA compute capability; (8, 0) is Ampere, (9, 0) Hopper.
+    """
+
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: tuple[int, int]
+
+    @property
+    def device(self) -> str:
+        """The name of this device for torch."""
+        return "cuda" if self.index == 0 else f"cuda:{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan may count on.
+
+    Attributes:
+        gpus: The CUDA devices that torch can use.
+        mps_bytes: What Metal lends to one process; None without Apple GPU.
+        mps_bf16: Whether Metal knows bfloat16 here.
+        cpu_name: For people.
+        cores: Physical cores that this process may use.
+        cpu_flags: Instruction sets, by their names in /proc/cpuinfo.
+        ram_bytes: Memory of the machine or of the container, whichever is less.
+        free_ram_bytes: What can still be used of it; caches count as free.
+        platform: Operating system and architecture.
+        python: Version.
+        versions: Distribution -> version; None when it is not installed.
+        broken: Package -> why it cannot be imported, as far as it was tried.
+        torch_build: "cpu", "cuda 12.8" or "rocm 6.4"; None without torch.
+        has_nvidia_driver: Whether there is an NVIDIA driver, whatever torch was built for.
+        notes: What was found on the way and matters.
+        cache: The Hugging Face cache.
+        cache_free_bytes: Free space on its disk; None if unknown.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    mps_bytes: int | None = None
+    mps_bf16: bool = False
+    cpu_name: str = "unknown processor"
+    cores: int = 1
+    cpu_flags: frozenset[str] = frozenset()
+    ram_bytes: int = 0
+    free_ram_bytes: int = 0
+    platform: str = ""
+    python: str = ""
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+    torch_build: str | None = "cpu"
+    has_nvidia_driver: bool = False
+    notes: tuple[str, ...] = ()
+    cache: Path = Path()
+    cache_free_bytes: int | None = None
+
+    @property
+    def cpu_bf16(self) -> bool:
+        """Whether the processor multiplies bfloat16 natively."""
+        return bool(_BF16_FLAGS & self.cpu_flags)
+
+    @property
+    def packed_4bit(self) -> bool:
+        """Whether bitsandbytes has its fast 4-bit kernels for this processor.
+
+        bitsandbytes 0.50, `functional.has_avx512bf16`: AVX512_BF16 and nothing less.
+        """
+        return "avx512_bf16" in self.cpu_flags
+
+    def has(self, distribution: str) -> bool:
+        """Tell whether *distribution* is installed and not known to be broken."""
+        return bool(self.versions.get(distribution)) and distribution not in self.broken
+
+
+def gib(size: int) -> str:
+    """Return a number of bytes in GiB, for people; below 0.1 GiB in MiB."""
+    if abs(size) < GIB // 10:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{size / GIB:.1f} GiB"
+
+
+def probe_machine(*, root: Path = Path("/"), deep: bool = False) -> Machine:
+    """Look at this machine. Imports torch, and survives a torch that is missing or broken.
+
+    Args:
+        root: Where /proc and /sys are.
+        deep: Also import what takes seconds, to tell whether it works.
+    """
+    from idefics_cli.models.cache import cache_root, free_bytes
+
+    torch = _TorchView.look()
+    broken = dict(torch.broken)
+    if deep:
+        broken |= _import_errors(("transformers", "bitsandbytes", "accelerate"))
+    total, free = read_memory(root)
+    name, flags = read_processor(root)
+    cache = cache_root()
+    return Machine(
+        gpus=torch.gpus,
+        mps_bytes=torch.mps_bytes,
+        mps_bf16=torch.mps_bf16,
+        cpu_name=name,
+        cores=count_cores(root),
+        cpu_flags=flags | torch.cpu_flags,
+        ram_bytes=total,
+        free_ram_bytes=free,
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=MappingProxyType({name: _version(name) for name in PACKAGES}),
+        broken=MappingProxyType(broken),
+        torch_build=torch.build,
+        has_nvidia_driver=(root / "proc/driver/nvidia/version").exists(),
+        notes=torch.notes,
+        cache=cache,
+        cache_free_bytes=free_bytes(cache),
+    )
+
+
+def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Tell whether a torch that was built for *architectures* runs on a GPU of *capability*.
+
+    Machine code (`sm_86`) runs on its own generation from its minor version on, PTX
+    (`compute_90`) on everything newer. CUDA C++ Programming Guide, section 3.1.
+    """
+    if not architectures:
+        return True
+    for name in architectures:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
+        if match is None:
+            return True  # ROCm's gfx names: torch does its own check
+        built = (int(match[2]), int(match[3]))
+        same_generation = built[0] == capability[0]
+        if built <= capability and (match[1] == "compute" or same_generation):
+            return True
+    return False
+
+
+def read_processor(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
+    """Return the processor's name and instruction sets; what is unknown is left empty."""
+    fields: dict[str, str] = {}
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip().lower(), value.strip())
+    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    name = fields.get("model name") or fields.get("hardware")
+    if name is None and sys.platform == "darwin":
+        name = _sysctl("machdep.cpu.brand_string")
+        if _sysctl("hw.optional.arm.FEAT_BF16") == "1":
+            flags.add("bf16")
+    return name or platform.processor() or "unknown processor", frozenset(flags)
+
+
+def count_cores(root: Path = Path("/")) -> int:
+    """Return how many physical cores this process may use: affinity and CPU quota count."""
+    try:
+        logical = sorted(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore] # not on macOS and Windows
+    except AttributeError:
+        logical = list(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in logical:
+        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        siblings.add(_read(path).strip() or str(cpu))
+    cores = len(siblings)
+    quota = _cpu_quota(root)
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def read_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Return total and available memory in bytes; a container's limit counts. 0 if unknown."""
+    info: dict[str, str] = dict(
+        re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    )
+    if "MemTotal" in info:
+        total = int(info["MemTotal"]) * 1024
+        free = int(info.get("MemAvailable", info.get("MemFree", "0"))) * 1024
+    else:
+        total, free = _other_memory()
+    for limit, used in _container_memory(root):
+        if 0 < limit < total:
+            total = limit
+        free = min(free, max(0, limit - used))
+    return total, free
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchView:
+    """What torch sees."""
+
+    build: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    mps_bytes: int | None = None
+    mps_bf16: bool = False
+    cpu_flags: frozenset[str] = frozenset()
+    broken: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def look(cls) -> _TorchView:
+        try:
+            import torch
+        except Exception as error:  # a broken install raises what it likes
+            return cls(broken={"torch": _reason(error)})
+        build = "cpu"
+        if torch.version.cuda:
+            build = f"cuda {torch.version.cuda}"
+        elif getattr(torch.version, "hip", None):
+            build = f"rocm {torch.version.hip}"
+        gpus, notes = _look_at_gpus()
+        mps_bytes, mps_bf16 = _look_at_metal()
+        # Not all systems have /proc/cpuinfo; private, so absent is fine.
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        flags = frozenset({"avx512_bf16"} if native() else ())
+        return cls(build, gpus, mps_bytes, mps_bf16, flags, {}, notes)
+
+
+def _look_at_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
+    import torch
+
+    gpus, notes = [], []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            # Here torch warns of a driver that is too old, and then reports no GPU.
+            warnings.simplefilter("always")
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            built_for = torch.cuda.get_arch_list() if count else []
+    except Exception as error:  # driver errors come in many classes
+        return (), (f"CUDA does not start: {_reason(error)}",)
+    notes += [_reason(warning.message) for warning in caught]
+    for index in range(count):
+        try:
+            name = torch.cuda.get_device_name(index)
+            capability = torch.cuda.get_device_capability(index)
+            if not runs_on(capability, built_for):
+                built = ", ".join(built_for)
+                notes.append(f"cuda:{index} ({name}) is left out: torch is built for {built}")
+                continue
+            free, total = torch.cuda.mem_get_info(index)
+        except Exception as error:  # one broken or fully used GPU must not hide the others
+            notes.append(f"cuda:{index} is left out: {_reason(error)}")
+            continue
+        gpus.append(Gpu(index, name, total, free, capability))
+    return tuple(gpus), tuple(notes)
+
+
+def _look_at_metal() -> tuple[int | None, bool]:
+    import torch
+
+    try:
+        if not torch.backends.mps.is_available():
+            return None, False
+        size = int(torch.mps.recommended_max_memory())
+    except Exception:  # as above: then there is no usable Metal device
+        return None, False
+    try:
+        torch.ones(1, dtype=torch.bfloat16, device="mps") * 2
+    except (RuntimeError, TypeError):
+        return size, False
+    return size, True
+
+
+def _import_errors(names: tuple[str, ...]) -> dict[str, str]:
+    import importlib
+
+    errors = {}
+    for name in names:
+        if _version(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # as for torch
+            errors[name] = _reason(error)
+    return errors
+
+
+def _container_memory(root: Path) -> list[tuple[int, int]]:
+    """Return limit and use of every control group above this process that has a limit."""
+    found = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            found += _group_limits(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            found += _group_limits(
+                root / "sys/fs/cgroup/memory",
+                path,
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+    return found
+
+
+def _group_limits(mount: Path, path: str, limit: str, use: str) -> list[tuple[int, int]]:
+    # Inside a container the path may name a group that is not mounted; the mount's root then
+    # is the container's own group.
+    group = mount / path.strip("/")
+    found = []
+    for folder in (group, *group.parents):
+        value = _read(folder / limit).strip()
+        # Without a limit version 2 says "max", version 1 a number near 2**63.
+        if value.isdigit() and int(value) < 2**60:
+            used = int(_read(folder / use).strip() or 0)
+            found.append((int(value), max(0, used - _reclaimable(folder))))
+        if folder == mount:
+            break
+    return found
+
+
+def _reclaimable(group: Path) -> int:
+    # The kernel drops file pages that nobody touched lately before it runs out.
+    match = re.search(r"^(?:total_)?inactive_file (\d+)", _read(group / "memory.stat"), re.M)
+    return int(match[1]) if match else 0
+
+
+def _cpu_quota(root: Path) -> float | None:
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            text = _read(root / "sys/fs/cgroup" / path.strip("/") / "cpu.max")
+            text = text or _read(root / "sys/fs/cgroup/cpu.max")
+        elif "cpu" in controllers.split(","):
+            folder = root / "sys/fs/cgroup/cpu" / path.strip("/")
+            text = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+        else:
+            continue
+        match = re.match(r"\s*(\d+)\s+(\d+)", text)
+        if match and int(match[2]) > 0:
+            quotas.append(int(match[1]) / int(match[2]))
+    return min(quotas, default=None)
+
+
+def _other_memory() -> tuple[int, int]:
+    """Return total and available memory on macOS and Windows."""
+    if sys.platform == "win32":
+        return _windows_memory()
+    total = int(_sysctl("hw.memsize") or 0)
+    # Pages that macOS gives up at once; compressed and wired ones stay.
+    text = _output(["vm_stat"])
+    size = re.search(r"page size of (\d+)", text)
+    pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", text, re.M)
+    free = sum(int(count) for count in pages) * int(size[1] or 0) if size else total // 2
+    return total, min(total, free)
+
+
+def _windows_memory() -> tuple[int, int]:
+    # MEMORYSTATUSEX of sysinfoapi.h: its size, a percentage, then seven sizes in bytes.
+    class Status(ctypes.Structure):
+        _fields_ = (
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            ("sizes", ctypes.c_ulonglong * 7),
+        )
+
+    status = Status(length=ctypes.sizeof(Status))
+    windows = getattr(ctypes, "windll", None)
+    if windows is None or not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return 0, 0
+    return int(status.sizes[0]), int(status.sizes[1])
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _sysctl(name: str) -> str | None:
+    return _output(["sysctl", "-n", name]).strip() or None
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def _reason(error: Exception | Warning | str) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,141 @@
+"""Smaller weights by bitsandbytes: what each method takes, and where it works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from idefics_cli.core.types import LoadSpec, Quantization
+from idefics_cli.models.machine import Machine
+from idefics_cli.models.registry import Shape
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+# Rows of one block of the packed CPU kernel, and weights that share a scale
+# (bitsandbytes 0.50, functional.py `_convert_weight_packed_for_cpu`, and nf4's block size).
+_PACK_ROWS = 32
+_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to store the weights of linear layers.
+
+    Attributes:
+        bytes_per_weight: With its scales; None for the dtype of the model.
+        summary: For people.
+    """
+
+    bytes_per_weight: float | None
+    summary: str
+
+
+METHODS: Mapping[Quantization, Method] = MappingProxyType(
+    {
+        "none": Method(None, "the weights as they are"),
+        # One float32 scale for each output row is next to nothing.
+        "8bit": Method(1.0, "LLM.int8(): half the memory of 16 bit, slower than 4bit"),
+        # Half a byte, an 8-bit scale for 64 weights, a 32-bit scale for 256 of those scales.
+        "4bit": Method(0.5 + 1 / 64 + 4 / (64 * 256), "nf4 with double quantization"),
+    }
+)
+
+# Left in the model's dtype, by full name: transformers matches from the start of the name, so
+# "vision_model" would skip nothing, and a list of ours replaces its own, which holds lm_head.
+# The vision tower's widths (1152, 4304) crash the packed CPU kernels, and quantizing the
+# modules between vision and text costs quality (the AWQ checkpoints of the authors spare them).
+SKIPPED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "idefics": ("model.vision_model", "model.perceiver_resampler", "lm_head"),
+        "idefics2": ("model.vision_model", "model.connector", "lm_head"),
+        "idefics3": ("model.vision_model", "model.connector", "lm_head"),
+        "smolvlm": ("model.vision_model", "model.connector", "lm_head"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something cannot be done here, and what would change that."""
+
+    message: str
+    hint: str
+
+
+def find_problem(
+    quantization: Quantization, *, device: str, machine: Machine, shape: Shape
+) -> Problem | None:
+    """Return why *quantization* cannot run on *device*, or None."""
+    if quantization == "none":
+        return None
+    if device.startswith("mps"):
+        return Problem(
+            f"`{quantization}` needs a CUDA GPU or a CPU; bitsandbytes does not run on Apple GPUs",
+            "`--quantization none`, a smaller model, or `--device cpu`",
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        if package in machine.broken:
+            return Problem(
+                f"`{quantization}` needs {package}, which cannot be imported: "
+                f"{machine.broken[package]}",
+                f"pip install --force-reinstall {package}",
+            )
+        if not machine.has(package):
+            return Problem(
+                f"`{quantization}` needs the package {package}", f"pip install {package}"
+            )
+    if quantization == "4bit" and device == "cpu" and machine.packed_4bit and not _packs(shape):
+        return Problem(
+            "`4bit` cannot run on this processor: bitsandbytes packs layers whose height is a "
+            f"multiple of {_PACK_ROWS} and whose width is one of {_BLOCK}, and this model has "
+            "others",
+            "`--quantization none` or `--quantization 8bit`",
+        )
+    return None
+
+
+def slowness(quantization: Quantization, *, device: str, machine: Machine) -> str | None:
+    """Return how *quantization* costs time on *device*, or None."""
+    if device != "cpu" or quantization == "none":
+        return None
+    if quantization == "8bit":
+        return "8bit is slow without a GPU: answers take 2 times as long as with 4bit, or more"
+    if not machine.packed_4bit:
+        return (
+            "4bit is slow on this processor, which lacks AVX512_BF16: "
+            "each word takes 15 to 35 times as long"
+        )
+    return None
+
+
+def bitsandbytes_config(spec: LoadSpec) -> BitsAndBytesConfig | None:
+    """Return the settings for `from_pretrained`, or None when nothing is quantized."""
+    if spec.quantization == "none":
+        return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    skipped = list(SKIPPED[spec.family])
+    if spec.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def _packs(shape: Shape) -> bool:
+    heights = (
+        shape.hidden,
+        shape.intermediate,
+        shape.heads * shape.head_dim,
+        shape.kv_heads * shape.head_dim,
+    )
+    widths = (shape.hidden, shape.intermediate, shape.heads * shape.head_dim, shape.cross_inputs)
+    return not any(h % _PACK_ROWS for h in heights) and not any(w % _BLOCK for w in widths)
