@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.families.base import Family, Inputs, as_tensors, raw_text
@@ -38,19 +40,22 @@ class TemplateFamily(Family):
         self, requests: Sequence[GenerationRequest], images: Sequence[Sequence[Image]]
     ) -> Inputs:
         """See `Family.encode`; adds `pixel_attention_mask` (B, N, H, W) int64."""
-        texts = [self.render(request) for request in requests]
+        # transformers 5.17 reads the number of channels from the first row's first image.
+        order = sorted(range(len(requests)), key=lambda row: not images[row])
+        texts = [self.render(requests[row]) for row in order]
         bos = self.tokenizer.bos_token
         # Templates that write the begin token themselves must not get a second one.
         written = bool(bos) and all(text.startswith(str(bos)) for text in texts)
         encoded = self.processor(
             text=texts,
             # An empty list is an error, and [[im], []] is right for a batch that mixes.
-            images=[list(row) for row in images] if any(images) else None,
+            images=[list(images[row]) for row in order] if any(images) else None,
             padding=True,
             return_tensors="pt",
             add_special_tokens=not written,
         )
-        return as_tensors(encoded)
+        back = torch.tensor(order).argsort()
+        return {name: tensor[back] for name, tensor in as_tensors(encoded).items()}
 
     def check(self, request: GenerationRequest) -> None:
         """See `Family.check`."""
