@@ -1,0 +1,172 @@
+"""What a file is, told from its first bytes; names and extensions are not trusted."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+HEAD_BYTES = 4096
+"""How much of a file `identify` wants to see."""
+
+_CONVERT = "convert it to PNG or JPEG first"
+_SUPPORTED = "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, JPEG 2000, PSD and more"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the first bytes of a file say it is.
+
+    Attributes:
+        name: With its article, for messages: "a PNG picture", "a PDF document".
+        plugin: Pillow's name of the format; None when it is not a picture that can be read.
+        kind: `ImageError.kind` when *plugin* is None.
+        hint: What to do when *plugin* is None.
+    """
+
+    name: str
+    plugin: str | None = None
+    kind: Literal["not_an_image", "unsupported"] = "not_an_image"
+    hint: str = _SUPPORTED
+
+
+def identify(head: bytes) -> Content:
+    """Tell what a file is from its first `HEAD_BYTES` bytes."""
+    if not head:
+        return Content("an empty file", hint="it may be an unfinished copy or download")
+    for pattern, content in _SIGNATURES:
+        if pattern.match(head):
+            return content
+    if head[4:8] == b"ftyp":
+        return _base_media(head)
+    text = _text(head)
+    if text is not None:
+        return _markup(text)
+    if _TARGA.match(head):
+        return _picture("TGA", "TGA")
+    return Content("no picture in a known format")
+
+
+def _picture(name: str, plugin: str) -> Content:
+    article = "an" if name in ("AVIF", "icon", "ICNS", "SGI") else "a"
+    return Content(f"{article} {name} picture", plugin)
+
+
+def _unsupported(name: str, hint: str = _CONVERT) -> Content:
+    return Content(name, None, "unsupported", hint)
+
+
+_VIDEO = _unsupported(
+    "a video", "save a frame of it as a picture: ffmpeg -i VIDEO -vframes 1 a.png"
+)
+_RAW = _unsupported("a camera raw file", "develop it to JPEG or TIFF first")
+_VECTOR_HINT = "it is a drawing without pixels: render it to PNG first"
+_SVG = _unsupported("an SVG drawing", _VECTOR_HINT)
+_PAGES_HINT = "render a page of it to PNG first: pdftoppm -png -r 150 FILE page"
+
+CAMERA_RAW = _RAW
+"""For TIFF files of which only the directory tells that they are camera raw."""
+
+
+def _compiled(*rows: tuple[bytes, Content]) -> tuple[tuple[re.Pattern[bytes], Content], ...]:
+    return tuple((re.compile(pattern, re.DOTALL), content) for pattern, content in rows)
+
+
+# Only formats that a person would call a picture. Pillow opens more: EPS, which runs Ghostscript,
+# and scientific ones, which accept nearly any bytes.
+_SIGNATURES = _compiled(
+    (rb"\xff\xd8\xff", _picture("JPEG", "JPEG")),
+    (rb"\x89PNG\r\n\x1a\n", _picture("PNG", "PNG")),
+    (rb"GIF8[79]a", _picture("GIF", "GIF")),
+    (rb"RIFF.{4}WEBP", _picture("WebP", "WEBP")),
+    (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]\x08\0|MMOR|IIU\0\x18", _RAW),
+    (rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0", _picture("TIFF", "TIFF")),
+    # The size of the header that follows the 14 bytes: prose can begin with "BM" too.
+    (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", _picture("BMP", "BMP")),
+    (rb"\0\0\x01\0[^\0]", _picture("icon", "ICO")),
+    (rb"icns", _picture("ICNS", "ICNS")),
+    (rb"P[1-6]\s+[#\d]|Pf\s", _picture("PNM", "PPM")),
+    (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", _picture("JPEG 2000", "JPEG2000")),
+    (rb"8BPS\0\x01", _picture("Photoshop", "PSD")),
+    (rb"qoif", _picture("QOI", "QOI")),
+    (rb"DDS \x7c\0\0\0", _picture("DDS", "DDS")),
+    (rb"\x0a[\0\x02\x03\x05][\0\x01][\x01\x02\x04\x08]", _picture("PCX", "PCX")),
+    (rb"\x01\xda[\0\x01][\x01\x02]", _picture("SGI", "SGI")),
+    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _unsupported("a JPEG XL picture")),
+    (rb"\x76\x2f\x31\x01", _unsupported("an OpenEXR picture")),
+    (rb"#\?RADIANCE|#\?RGBE", _unsupported("a Radiance HDR picture")),
+    (rb"gimp xcf", _unsupported("a GIMP project")),
+    (rb".{128}DICM", _unsupported("a DICOM file")),
+    (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", _unsupported("a Windows metafile", _VECTOR_HINT)),
+    (rb"\s*%PDF-", _unsupported("a PDF document", _PAGES_HINT)),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", _unsupported("a PostScript drawing", _VECTOR_HINT)),
+    (rb"\x1a\x45\xdf\xa3|RIFF.{4}AVI |\0\0\x01[\xb3\xba]|FLV\x01", _VIDEO),
+    (rb"RIFF.{4}WAVE|ID3[\x02-\x04]|fLaC|OggS", Content("a sound or video file")),
+    (rb"PK\x03\x04|PK\x05\x06", Content("a ZIP archive or office document", hint="unpack it")),
+    (
+        rb"\x1f\x8b|7z\xbc\xaf\x27\x1c|Rar!\x1a|\xfd7zXZ|BZh[1-9]|\x28\xb5\x2f\xfd",
+        Content("a packed file", hint="unpack it"),
+    ),
+    (
+        rb"version https://git-lfs\.",
+        Content("a Git LFS pointer, not the picture itself", hint="run `git lfs pull`"),
+    ),
+)
+
+# Targa has no signature: colour map or not, a known image type and depth, a size above zero.
+_TARGA = re.compile(
+    rb".(?:\x01[\x01\x09].{4}[\x0f\x10\x18\x20]|\0[\x02\x03\x0a\x0b].{5}).{4}"
+    rb"(?!\0\0)..(?!\0\0)..[\x01\x08\x0f\x10\x18\x20][\x00-\x3f]",
+    re.DOTALL,
+)
+
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P "}
+
+
+def _base_media(head: bytes) -> Content:
+    """Tell the files of the ISO base media family (ISO/IEC 14496-12) apart by their brands."""
+    end = min(int.from_bytes(head[:4]), len(head))
+    major = head[8:12]
+    brands = {major} | {head[i : i + 4] for i in range(16, end - 3, 4)}
+    if brands & _AVIF_BRANDS:
+        return _picture("AVIF", "AVIF")
+    # `mif1` and `msf1` alone: a HEIF container that does not say how its pictures are coded.
+    if brands & _HEIC_BRANDS or major in (b"mif1", b"msf1"):
+        return _picture("HEIC", "HEIF")
+    if major == b"crx ":
+        return _RAW
+    return Content("a sound file") if major in _AUDIO_BRANDS else _VIDEO
+
+
+def _text(head: bytes) -> str | None:
+    """Return *head* as text, or None if it is not text."""
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        # A longer file may be cut in the middle of a character.
+        whole = len(head) < HEAD_BYTES
+        text = codecs.getincrementaldecoder(encoding)().decode(head, whole)
+    except UnicodeDecodeError:
+        return None
+    return None if any(c < " " and c not in "\t\n\v\f\r\x1b" for c in text) else text
+
+
+_MARKUP = (
+    (re.compile(r"(?:<[?!].*?>\s*)*<(?:\w+:)?svg\b", re.DOTALL | re.IGNORECASE), _SVG),
+    (
+        re.compile(
+            r"(?:<[?!].*?>\s*)*<(?:html|head|body|title|meta|script)\b|<!doctype html", re.I
+        ),
+        Content("a web page", hint="give the address or file of the picture itself"),
+    ),
+)
+
+
+def _markup(text: str) -> Content:
+    stripped = text.lstrip()
+    for pattern, content in _MARKUP:
+        if pattern.match(stripped):
+            return content
+    return Content("text")

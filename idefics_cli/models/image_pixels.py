@@ -1,0 +1,107 @@
+"""From whatever Pillow decodes to the picture that a person sees: RGB, upright."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+# EXIF 2.32, tag 0x0112: what undoes each orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded image, 1 to 8; 1 when there is none.
+
+    Pillow turns TIFF files itself while loading, and then says 1.
+    """
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        # Metadata written by anything: Pillow's parser raises nearly every built-in error, and
+        # a picture with broken metadata is still a picture.
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def is_sideways(image: Image.Image) -> bool:
+    """Whether turning *image* upright swaps its width and height."""
+    return orientation(image) >= 5
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """Return a loaded image of any mode as a new RGB image, upright and without metadata."""
+    turn = _UPRIGHT.get(orientation(image))
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bits(image)
+    seen = _over_white(image) if image.has_transparency_data else image.convert("RGB")
+    if turn is not None:
+        seen = seen.transpose(turn)
+    seen.info = {}
+    return seen
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:
+        # The colour key of a 16-bit PNG, whose samples Pillow has cut to 8 bits.
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    if image.mode == "La":  # Pillow has no way from here to RGBA in one step
+        image = image.convert("LA")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of 16 or 32 bits, or floats, to `L`; a colour key becomes white."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        grey = (values >> 8).astype(np.uint8)
+    elif image.mode == "I":
+        grey = _from_integers(values, sixteen=image.format == "PPM")
+    else:
+        grey = _from_floats(values)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return Image.fromarray(grey)
+
+
+def _from_integers(values: NDArray[np.int32], *, sixteen: bool) -> NDArray[np.uint8]:
+    low, high = int(values.min()), int(values.max())
+    # Pillow scales a PNM of more than 8 bits to 0..65535; a TIFF says nothing about its range.
+    if low >= 0 and high <= 65535 and (sixteen or high > 255):
+        return (values >> 8).astype(np.uint8)
+    if low >= 0 and high <= 255:
+        return values.astype(np.uint8)
+    return _stretched(values, low, high)
+
+
+def _from_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return np.zeros(values.shape, np.uint8)
+    low, high = float(finite.min()), float(finite.max())
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    if low >= 0 and high <= 1:
+        return _stretched(values, 0, 1)
+    if low >= 0 and high <= 255:
+        return _stretched(values, 0, 255)
+    return _stretched(values, low, high)
+
+
+def _stretched(
+    values: NDArray[np.int32] | NDArray[np.float32], low: float, high: float
+) -> NDArray[np.uint8]:
+    # Data rather than a picture (heights, temperatures): viewers show its range as black to white.
+    share = (values.astype(np.float64) - low) / ((high - low) or 1)
+    return np.rint(share * 255).astype(np.uint8)

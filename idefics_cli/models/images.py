@@ -1,0 +1,230 @@
+"""One way from any source to a picture as a person sees it, within limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from PIL import Image, ImageFile, ImageGrab, TiffImagePlugin
+
+from idefics_cli.core.errors import ImageError
+from idefics_cli.core.types import Attachment, ImageLimits
+from idefics_cli.models.image_formats import CAMERA_RAW, HEAD_BYTES, Content, identify
+from idefics_cli.models.image_pixels import as_seen, is_sideways
+from idefics_cli.models.image_sources import (
+    CLIPBOARD,
+    ImageSources,
+    describe_source,
+    is_address,
+    is_clipboard,
+    printable,
+)
+from idefics_cli.models.pillow_setup import mute_libtiff, mute_warnings, raise_pixel_limit
+
+__all__ = ["ImageLoader", "describe_source"]
+
+_TAG_SUBFILE_TYPE, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 330, 50706
+_UNSUPPORTED = re.compile(
+    r"unsupported|not implemented|not available|not installed|cannot find loader"
+    r"|conversion .*not supported|unknown (?:pixel|data organization|pcx mode)",
+    re.IGNORECASE,
+)
+_TOO_LARGE = re.compile(r"too large|too much memory|exceeds limit", re.IGNORECASE)
+
+
+class ImageLoader:
+    """Opens pictures; may be used from any thread.
+
+    Args:
+        limits: What is accepted.
+        offline: Refuse addresses.
+        stdin: Standard input as bytes; None takes that of the process when it is first needed.
+    """
+
+    def __init__(
+        self, limits: ImageLimits, *, offline: bool = False, stdin: BinaryIO | None = None
+    ) -> None:
+        self._limits = limits
+        self._sources = ImageSources(limits, offline=offline, stdin=stdin)
+        raise_pixel_limit(limits.max_pixels)
+
+    def open(self, attachment: Attachment, *, draft_edge: int | None = None) -> Image.Image:
+        """Return a picture as a person sees it: RGB, upright, decoded; the first frame.
+
+        Args:
+            attachment: Where it is.
+            draft_edge: A JPEG may come out reduced by 2, 4 or 8, both sides at least so long:
+                that is several times faster, when the model shrinks it anyway.
+
+        Returns:
+            An RGB image whose `info` has only `original_size`, (width, height) of the upright
+            source in pixels.
+
+        Raises:
+            ImageError: Of any kind.
+        """
+        source = attachment.source
+        mute_warnings()
+        if is_clipboard(source):
+            grabbed = _grab()
+            if isinstance(grabbed, Image.Image):
+                return self._decode(grabbed, _CLIPBOARD_CONTENT, source, None)
+            source = grabbed
+        with self._sources.open(source) as stream:
+            content = _identify(stream, source)
+            with _explained(content, source):
+                image = _open_with(content.plugin or "", stream)
+            return self._decode(image, content, source, draft_edge)
+
+    def _decode(
+        self, image: Image.Image, content: Content, source: str, draft_edge: int | None
+    ) -> Image.Image:
+        with _explained(content, source):
+            self._check_size(image, source)
+            _check_raw(image, source)
+            header_size = image.size
+            if draft_edge is not None:
+                image.draft(None, (draft_edge, draft_edge))
+            is_reduced = image.size != header_size
+            image.load()
+            # An icon's header may lie about the picture in it.
+            self._check_size(image, source)
+            seen = as_seen(image)
+        size = seen.size
+        if is_reduced:
+            size = header_size[::-1] if is_sideways(image) else header_size
+        seen.info = {"original_size": size}
+        return seen
+
+    def _check_size(self, image: Image.Image, source: str) -> None:
+        width, height = image.size
+        if width * height > self._limits.max_pixels:
+            raise ImageError(
+                f"`{describe_source(source)}` is too large: {width}x{height} pixels,"
+                f" the limit is {self._limits.max_pixels}",
+                kind="too_large",
+                hint="raise --max-pixels, or shrink it first",
+            )
+
+
+def _identify(stream: BinaryIO, source: str) -> Content:
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
+    content = identify(head)
+    if content.plugin is None:
+        hint = None
+        if is_address(source) and content.name == "a web page":
+            hint = "open it in a browser, and copy the address of the picture itself"
+        raise _unusable(content, source, hint)
+    if content.plugin == "HEIF":
+        _register_heif(source)
+    return content
+
+
+def _unusable(content: Content, source: str, hint: str | None = None) -> ImageError:
+    return ImageError(
+        f"cannot read `{describe_source(source)}`: it is {content.name}",
+        kind=content.kind,
+        hint=hint or content.hint,
+    )
+
+
+def _register_heif(source: str) -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            f"cannot read `{describe_source(source)}`: it is a HEIC picture",
+            kind="unsupported",
+            hint="pip install 'idefics-cli[heif]'",
+        ) from error
+    pillow_heif.register_heif_opener()
+
+
+def _open_with(plugin: str, stream: BinaryIO) -> ImageFile.ImageFile:
+    """Read the header with one plugin of Pillow.
+
+    `Image.open` would do the same, and then warn of every picture above its own limit, or refuse
+    it, before ours can be asked.
+    """
+    if plugin not in Image.OPEN:
+        Image.init()
+    if plugin == "TIFF":
+        mute_libtiff()
+    return Image.OPEN[plugin][0](stream, "")
+
+
+def _check_raw(image: Image.Image, source: str) -> None:
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    # DNG, NEF, ARW: TIFF files whose first picture is only a thumbnail of the raw one.
+    tags = image.tag_v2
+    is_thumbnail = tags.get(_TAG_SUBFILE_TYPE) == 1 and _TAG_SUB_IFDS in tags
+    if _TAG_DNG_VERSION in tags or is_thumbnail:
+        raise _unusable(CAMERA_RAW, source)
+
+
+@contextmanager
+def _explained(content: Content, source: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise _too_large(content, source, "it needs too much memory") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(content, source, "it has too many pixels") from error
+    except Exception as error:
+        # Corrupt files make Pillow's plugins raise nearly every built-in error: OSError,
+        # SyntaxError, struct.error, KeyError, OverflowError, ZeroDivisionError, zlib.error ...
+        raise _damaged(content, source, str(error)) from error
+
+
+def _damaged(content: Content, source: str, reason: str) -> ImageError:
+    name = describe_source(source)
+    reason = printable(reason or "no reason given")
+    if _TOO_LARGE.search(reason):
+        return _too_large(content, source, reason)
+    if _UNSUPPORTED.search(reason):
+        return ImageError(
+            f"cannot read `{name}`: {content.name} of a rare kind ({reason})",
+            kind="unsupported",
+            hint="convert it to PNG or JPEG first",
+        )
+    return ImageError(
+        f"cannot read `{name}`: {content.name} that is cut off or damaged ({reason})",
+        kind="truncated",
+        hint="copy or download it again",
+    )
+
+
+def _too_large(content: Content, source: str, reason: str) -> ImageError:
+    return ImageError(
+        f"cannot read `{describe_source(source)}`: {content.name} that is too large ({reason})",
+        kind="too_large",
+        hint="shrink it first",
+    )
+
+
+_CLIPBOARD_CONTENT = Content("a picture", "PNG")
+
+
+def _grab() -> Image.Image | str:
+    """Return the picture on the clipboard, or the path of the first file that was copied."""
+    with _explained(_CLIPBOARD_CONTENT, CLIPBOARD):
+        try:
+            grabbed = ImageGrab.grabclipboard()
+        except (NotImplementedError, ChildProcessError, FileNotFoundError) as error:
+            raise ImageError(
+                f"cannot read `clipboard`: {printable(str(error))}",
+                kind="unsupported",
+                hint="on Linux install wl-clipboard or xclip; without a desktop give a file",
+            ) from error
+    if not grabbed:
+        raise ImageError(
+            "the clipboard holds no picture", kind="missing", hint="copy a picture first"
+        )
+    return grabbed[0] if isinstance(grabbed, list) else grabbed
