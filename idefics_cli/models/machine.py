@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
+
+from idefics_cli.models.system import count_cores, read_memory, read_processor
 
 GIB = 2**30
 PACKAGES = (
@@ -181,54 +179,6 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     return False
 
 
-def read_processor(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
-    """Return the processor's name and instruction sets; what is unknown is left empty."""
-    fields: dict[str, str] = {}
-    for line in _read(root / "proc/cpuinfo").splitlines():
-        key, separator, value = line.partition(":")
-        if separator:
-            fields.setdefault(key.strip().lower(), value.strip())
-    flags = set((fields.get("flags") or fields.get("features") or "").split())
-    name = fields.get("model name") or fields.get("hardware")
-    if name is None and sys.platform == "darwin":
-        name = _sysctl("machdep.cpu.brand_string")
-        if _sysctl("hw.optional.arm.FEAT_BF16") == "1":
-            flags.add("bf16")
-    return name or platform.processor() or "unknown processor", frozenset(flags)
-
-
-def count_cores(root: Path = Path("/")) -> int:
-    """Return how many physical cores this process may use: affinity and CPU quota count."""
-    try:
-        logical = sorted(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore] # not on macOS and Windows
-    except AttributeError:
-        logical = list(range(os.cpu_count() or 1))
-    siblings = set()
-    for cpu in logical:
-        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        siblings.add(_read(path).strip() or str(cpu))
-    cores = len(siblings)
-    quota = _cpu_quota(root)
-    return max(1, cores if quota is None else min(cores, int(quota)))
-
-
-def read_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Return total and available memory in bytes; a container's limit counts. 0 if unknown."""
-    info: dict[str, str] = dict(
-        re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
-    )
-    if "MemTotal" in info:
-        total = int(info["MemTotal"]) * 1024
-        free = int(info.get("MemAvailable", info.get("MemFree", "0"))) * 1024
-    else:
-        total, free = _other_memory()
-    for limit, used in _container_memory(root):
-        if 0 < limit < total:
-            total = limit
-        free = min(free, max(0, limit - used))
-    return total, free
-
-
 @dataclass(frozen=True, slots=True)
 class _TorchView:
     """What torch sees."""
@@ -319,118 +269,11 @@ def _import_errors(names: tuple[str, ...]) -> dict[str, str]:
     return errors
 
 
-def _container_memory(root: Path) -> list[tuple[int, int]]:
-    """Return limit and use of every control group above this process that has a limit."""
-    found = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0":
-            found += _group_limits(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            found += _group_limits(
-                root / "sys/fs/cgroup/memory",
-                path,
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
-    return found
-
-
-def _group_limits(mount: Path, path: str, limit: str, use: str) -> list[tuple[int, int]]:
-    # Inside a container the path may name a group that is not mounted; the mount's root then
-    # is the container's own group.
-    group = mount / path.strip("/")
-    found = []
-    for folder in (group, *group.parents):
-        value = _read(folder / limit).strip()
-        # Without a limit version 2 says "max", version 1 a number near 2**63.
-        if value.isdigit() and int(value) < 2**60:
-            used = int(_read(folder / use).strip() or 0)
-            found.append((int(value), max(0, used - _reclaimable(folder))))
-        if folder == mount:
-            break
-    return found
-
-
-def _reclaimable(group: Path) -> int:
-    # The kernel drops file pages that nobody touched lately before it runs out.
-    match = re.search(r"^(?:total_)?inactive_file (\d+)", _read(group / "memory.stat"), re.M)
-    return int(match[1]) if match else 0
-
-
-def _cpu_quota(root: Path) -> float | None:
-    quotas = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0":
-            text = _read(root / "sys/fs/cgroup" / path.strip("/") / "cpu.max")
-            text = text or _read(root / "sys/fs/cgroup/cpu.max")
-        elif "cpu" in controllers.split(","):
-            folder = root / "sys/fs/cgroup/cpu" / path.strip("/")
-            text = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
-        else:
-            continue
-        match = re.match(r"\s*(\d+)\s+(\d+)", text)
-        if match and int(match[2]) > 0:
-            quotas.append(int(match[1]) / int(match[2]))
-    return min(quotas, default=None)
-
-
-def _other_memory() -> tuple[int, int]:
-    """Return total and available memory on macOS and Windows."""
-    if sys.platform == "win32":
-        return _windows_memory()
-    total = int(_sysctl("hw.memsize") or 0)
-    # Pages that macOS gives up at once; compressed and wired ones stay.
-    text = _output(["vm_stat"])
-    size = re.search(r"page size of (\d+)", text)
-    pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", text, re.M)
-    free = sum(int(count) for count in pages) * int(size[1] or 0) if size else total // 2
-    return total, min(total, free)
-
-
-def _windows_memory() -> tuple[int, int]:
-    # MEMORYSTATUSEX of sysinfoapi.h: its size, a percentage, then seven sizes in bytes.
-    class Status(ctypes.Structure):
-        _fields_ = (
-            ("length", ctypes.c_ulong),
-            ("load", ctypes.c_ulong),
-            ("sizes", ctypes.c_ulonglong * 7),
-        )
-
-    status = Status(length=ctypes.sizeof(Status))
-    windows = getattr(ctypes, "windll", None)
-    if windows is None or not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-        return 0, 0
-    return int(status.sizes[0]), int(status.sizes[1])
-
-
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _sysctl(name: str) -> str | None:
-    return _output(["sysctl", "-n", name]).strip() or None
-
-
-def _output(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
 
 
 def _reason(error: Exception | Warning | str) -> str:
