@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, BinaryIO
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from idefics_cli.cli.app import app
 from idefics_cli.cli.services import Services
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.engine import Engine, EngineFactory, Progress
+from idefics_cli.models.facts import ModelFacts, registry_facts
+from idefics_cli.models.plan import Machine
+from tests.fakes import FakeClock, FakeEngine
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,13 @@ class Ran:
     def record(self) -> Any:
         """The JSON on stdout."""
         return json.loads(self.out)
+
+
+class Terminal(io.BytesIO):
+    """A keyboard on stdin."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class Stream(io.TextIOWrapper):
@@ -51,6 +66,70 @@ class Stream(io.TextIOWrapper):
         return buffer.getvalue().decode(self.encoding, "surrogateescape")
 
 
+class World:
+    """The world outside a command: a fake model on a machine with a CPU and nothing else.
+
+    Args:
+        engine: What every load gives.
+        model: A name of the registry, whose facts every lookup gives; without files.
+        stdin: Standard input; None is a closed one.
+        facts_error: What looking a model up raises.
+        load_error: What loading raises.
+        environ: The environment.
+
+    Attributes:
+        specs: What was loaded.
+        looked_up: The names of the models that were looked up.
+    """
+
+    def __init__(
+        self,
+        engine: FakeEngine,
+        *,
+        model: str = "smolvlm-256m",
+        stdin: BinaryIO | None = None,
+        facts_error: IdeficsError | None = None,
+        load_error: IdeficsError | None = None,
+        **environ: str,
+    ) -> None:
+        self.engine = engine
+        self.specs: list[LoadSpec] = []
+        self.looked_up: list[str] = []
+        self._facts_error, self._load_error = facts_error, load_error
+        self._facts = next(facts for facts in registry_facts() if facts.name == model)
+        self.services = Services(
+            environ=dict(environ),
+            stdin=stdin,
+            make_factory=self._make_factory,
+            probe=lambda: MACHINE,
+            find_facts=self._find_facts,
+            clock=FakeClock(),
+        )
+
+    def _find_facts(self, name: str, *, revision: str | None, offline: bool) -> ModelFacts:
+        self.looked_up.append(name)
+        if self._facts_error:
+            raise self._facts_error
+        return self._facts
+
+    def _make_factory(self, spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
+        def make() -> Engine:
+            self.specs.append(spec)
+            if self._load_error:
+                raise self._load_error
+            return self.engine
+
+        return make
+
+
+MACHINE = Machine(
+    cores=4,
+    ram_bytes=16 * 2**30,
+    free_ram_bytes=12 * 2**30,
+    versions={"torch": "2.13.0", "bitsandbytes": "0.50.2", "accelerate": "1.15.0"},
+)
+
+
 def run(
     *arguments: str,
     services: Services | None = None,
@@ -67,14 +146,18 @@ def run(
     """
     out = Stream(terminal=terminal, encoding=encoding)
     err = Stream(terminal=terminal, encoding=encoding)
-    excepthook = sys.excepthook
-    try:
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            pytest.raises(SystemExit) as end,
-        ):
-            app(list(arguments), prog_name="idefics", obj=services)
-    finally:
-        sys.excepthook = excepthook  # `app` sets Typer's
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        _command().main(list(arguments), prog_name="idefics", obj=services)
     return Ran(int(end.value.code or 0), out.text(), err.text())
+
+
+@cache
+def _command() -> TyperGroup:
+    # What `app()` does at every call; it takes longer than most commands.
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    return command

@@ -32,7 +32,9 @@ class FakeEngine:
         image_errors: What `prepare` raises, by the source of an attachment.
         sizes: Width and height of the picture of a source; 64x48 if absent.
         completion_error: Asked before each `complete` and each stream; what it returns is raised.
+        interrupt_after: Words after which the user presses Ctrl-C.
         spec: What the engine says it has loaded.
+        revision: The commit that it says it has loaded.
 
     Attributes:
         requests: Every request answered, in order.
@@ -47,6 +49,7 @@ class FakeEngine:
         image_errors: Mapping[str, IdeficsError] | None = None,
         sizes: Mapping[str, tuple[int, int]] | None = None,
         completion_error: Callable[[Sequence[GenerationRequest]], Exception | None] | None = None,
+        interrupt_after: int | None = None,
         spec: LoadSpec = FAKE_SPEC,
         revision: str | None = "0123abc",
     ) -> None:
@@ -60,6 +63,7 @@ class FakeEngine:
         self._image_errors = image_errors or {}
         self._sizes = sizes or {}
         self._completion_error = completion_error
+        self._interrupt_after = interrupt_after
         self._lock = Lock()
 
     def prepare(self, request: GenerationRequest) -> Prepared:
@@ -125,6 +129,8 @@ class FakeEngine:
         made = 0
         finish: Finish = "stop"
         for word in self._next_answer(prepared.request).split(" "):
+            if made == self._interrupt_after:
+                raise KeyboardInterrupt
             if cancel is not None and cancel.is_set():
                 finish = "cancelled"
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -14,12 +15,7 @@ from idefics_cli.cli import stdin as stdin_module
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text
 from idefics_cli.core.errors import PromptError
 from idefics_cli.ui.console import Console
-from tests.commands import Stream
-
-
-class Terminal(io.BytesIO):
-    def isatty(self) -> bool:
-        return True
+from tests.commands import Stream, Terminal
 
 
 def console() -> Console:
@@ -99,11 +95,17 @@ def test_an_open_but_silent_pipe_ends_in_an_error(monkeypatch: pytest.MonkeyPatc
     reader, writer = os.pipe()
     told = console()
     started = time.monotonic()
+    # So that waiting for ever fails here instead of hanging.
+    closing = threading.Timer(20, os.close, [writer])
+    closing.start()
     try:
         with os.fdopen(reader, "rb") as stream, pytest.raises(PromptError) as caught:
             piped_text(stream, told, silence_seconds=0.2)
     finally:
-        os.close(writer)
+        closing.cancel()
+        closing.join()
+        with contextlib.suppress(OSError):
+            os.close(writer)
     assert 0.2 <= time.monotonic() - started < 10
     assert str(caught.value) == "stdin is open, and nothing came for 0.2 seconds"
     err = told.err

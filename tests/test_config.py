@@ -97,6 +97,7 @@ def test_each_source_hides_the_next(tmp_path: Path) -> None:
         ("seed", "-1", "must be 0 or more and 9223372036854775807 or less, not `-1`"),
         ("offline", "maybe", "must be true or false, not `maybe`"),
         ("device", "gpu", "must be auto, cpu, mps, cuda or cuda:N, not `gpu`"),
+        ("device", "cpux", "must be auto, cpu, mps, cuda or cuda:N, not `cpux`"),
         (
             "quantization",
             "4bits",

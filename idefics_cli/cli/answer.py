@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 IMAGE_MARK = "<image>"
 STDIN = "-"
-# A scheme has two letters at least, so that C:\picture.png is a path.
-_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
 def answer(invocation: Invocation, text: str | None, sources: Sequence[str]) -> None:
@@ -77,22 +74,25 @@ def show_plan(invocation: Invocation, plan: Plan) -> None:
         invocation.console.line(render_plan(plan))
 
 
-def check_images(attachments: Iterable[Attachment], limits: ImageLimits) -> None:
-    """Open the pictures that are files, small, so that a bad one fails before the model loads.
+def check_images(attachments: Sequence[Attachment], limits: ImageLimits) -> None:
+    """Open the pictures that are here, so that a bad one fails before the model loads.
 
-    Others are left to the engine: a download or stdin would be read twice.
+    Downloads, stdin and the clipboard are left to the engine: they would be read twice, and
+    might differ. JPEGs are decoded at an eighth of their size, which is enough to tell.
 
     Raises:
         ImageError: If one cannot be opened or is over a limit.
     """
-    files = [a for a in attachments if a.source != STDIN and not _REMOTE.match(a.source)]
-    if not files:
+    if not attachments:
         return
+    from idefics_cli.models.image_sources import is_address, is_clipboard
     from idefics_cli.models.images import ImageLoader
 
     loader = ImageLoader(limits)
-    for attachment in files:
-        loader.open(attachment, draft_edge=1).close()
+    for attachment in attachments:
+        source = attachment.source
+        if source != STDIN and not is_address(source) and not is_clipboard(source):
+            loader.open(attachment, draft_edge=1).close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,8 @@ def _respond(invocation: Invocation, engine: Engine, prepared: Prepared, times: 
 def _record(
     engine: Engine, request: GenerationRequest, completion: Completion, times: _Times
 ) -> dict[str, object]:
+    from idefics_cli.models.image_sources import describe_source
+
     spec, seconds = engine.spec, completion.decode_seconds
     return {
         "text": completion.text,
@@ -202,7 +204,7 @@ def _record(
         "model": spec.name or spec.repo,
         "repo": spec.repo,
         "revision": engine.revision,
-        "images": [_short(attachment.source) for attachment in request.attachments],
+        "images": [describe_source(attachment.source) for attachment in request.attachments],
         "device": spec.device,
         "dtype": spec.dtype,
         "quantization": spec.quantization,
@@ -211,9 +213,3 @@ def _record(
         "seed": request.sampling.seed,
         "version": __version__,
     }
-
-
-def _short(source: str) -> str:
-    if not source.lower().startswith("data:"):
-        return source
-    return f"{source[:40]}… ({len(source)} characters)" if len(source) > 60 else source

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from idefics_cli import __version__
 from idefics_cli.cli import ask, caption, chat, config, demo, doctor, models
+from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.ui.console import Console
 
@@ -42,16 +43,15 @@ class RootGroup(TyperGroup):
             # Off for the base class: it then leaves its usage errors to us.
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except IdeficsError as error:
-            sys.exit(_report(error))
-        except typer.Abort:
-            sys.exit(_report(IdeficsError("aborted")))
+            sys.exit(_report(error, extra.get("obj")))
         except _TyperError as error:
-            sys.exit(_report(_usage_error(error)))
+            sys.exit(_report(_usage_error(error), extra.get("obj")))
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _report(error: IdeficsError) -> int:
-    Console(sys.stdout, sys.stderr, environ=os.environ).error(error)
+def _report(error: IdeficsError, services: object) -> int:
+    environ = services.environ if isinstance(services, Services) else os.environ
+    Console(sys.stdout, sys.stderr, environ=environ).error(error)
     try:
         sys.stdout.flush()
     except OSError:
