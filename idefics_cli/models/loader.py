@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +64,7 @@ def load(spec: LoadSpec, *, report: Report | None = None) -> Loaded:
     """
     say = report or (lambda phase, share: None)
     say("finding the model", None)
-    folder, revision = _find(spec)
+    folder, revision = _find(spec, say)
     with _quiet_library(), _as_model_error(spec):
         config = load_config(folder)
         say("loading the processor", None)
@@ -139,7 +140,7 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
         )
 
 
-def _find(spec: LoadSpec) -> tuple[Path, str | None]:
+def _find(spec: LoadSpec, say: Report) -> tuple[Path, str | None]:
     if spec.repo == DEMO:
         return facts.demo_folder(), None
     local = Path(spec.repo)
@@ -147,7 +148,7 @@ def _find(spec: LoadSpec) -> tuple[Path, str | None]:
         return local, None
     folder = cache.cached_folder(spec.repo, spec.revision)
     if folder is None:
-        folder = cache.pull(spec.repo, revision=spec.revision, offline=spec.offline)
+        folder = cache.pull(spec.repo, spec.revision, offline=spec.offline, report=say)
     # Snapshots in the Hugging Face cache are named by their commit.
     return folder, folder.name
 
@@ -163,6 +164,8 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
     settings = quantization.bitsandbytes_config(spec)
     if settings is not None:
         arguments["quantization_config"] = settings
+        # It warns on every call of every layer that the CPU works in float16.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if spec.device_map is not None:
         arguments["device_map"] = spec.device_map
         arguments["max_memory"] = _accelerate_memory(spec.max_memory)

@@ -1,0 +1,45 @@
+"""Quantized models: what is quantized, and that the built-in model still sees."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.loader import load
+from tests import tiny
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+
+def linear_names(model: nn.Module, kind: type[nn.Module]) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "layer"),
+    [("4bit", bitsandbytes.nn.Linear4bit), ("8bit", bitsandbytes.nn.Linear8bitLt)],
+)
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_only_the_text_model_is_quantized(
+    kind: str, quantization: str, layer: type[nn.Module], checkpoint: Callable[[str], Path]
+) -> None:
+    folder = checkpoint(kind)
+    family = kind.partition("-")[0].replace("smolvlm2", "smolvlm0")
+    family = {"smolvlm": "idefics3", "smolvlm0": "smolvlm"}.get(family, family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bitsandbytes tells of its CPU kernels
+        model = load(
+            LoadSpec(repo=str(folder), family=family, quantization=quantization)  # type: ignore[arg-type]
+        ).model
+    assert isinstance(model, nn.Module)
+    quantized = linear_names(model, layer)
+    spared = ("model.vision_model", "model.connector", "model.perceiver_resampler", "lm_head")
+    assert quantized
+    assert not {name for name in quantized if name.startswith(spared)}
+    plain = {n for n in linear_names(model, nn.Linear) - quantized if not n.startswith(spared)}
+    assert not plain
