@@ -1,14 +1,110 @@
-"""`idefics doctor`."""
+"""`idefics doctor`: what this machine has, what would run on it, and why."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import typer
 
-from idefics_cli.cli.invocation import begin
-from idefics_cli.core.errors import UsageError
+from idefics_cli.cli import options
+from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.loading import plan_for
+from idefics_cli.core.errors import EXIT_FAILURE, IdeficsError, ModelError
+
+if TYPE_CHECKING:
+    from idefics_cli.models.plan import Machine, Plan
 
 
-def doctor(context: typer.Context) -> None:
-    """Show what would run, and why."""
-    begin(context)
-    raise UsageError("`doctor` is not in this version")
+def doctor(
+    context: typer.Context,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.QuantizationName = None,
+    attention: options.AttentionName = None,
+    splitting: options.Splitting = None,
+    offline: options.Offline = None,
+    threads: options.Threads = None,
+    json: options.Json = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Show what this machine has, what would run on it, and why.
+
+    `idefics doctor -m idefics2-8b`
+
+    The last line tells whether the model can run; if not, the exit code is 1.
+    """
+    invocation = begin(context)
+    with invocation.console.status("looking"):
+        machine = invocation.services.probe()
+        broken = {**machine.broken, **invocation.services.broken_packages()}
+        machine = replace(machine, broken=broken)
+    plan, problem = _plan(invocation, machine)
+    if invocation.settings.json:
+        invocation.console.json(_record(machine, plan, problem))
+    else:
+        _show(invocation, machine, plan, problem)
+    if problem is not None:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, IdeficsError | None]:
+    for package in ("torch", "transformers"):
+        if package in machine.broken:
+            return None, ModelError(
+                f"{package} cannot be imported: {machine.broken[package]}",
+                hint=f"pip install --force-reinstall {package}",
+            )
+    try:
+        plan = plan_for(invocation, machine)
+    except IdeficsError as error:
+        return None, error
+    if plan.facts.folder is None and plan.spec.offline:
+        return plan, ModelError(
+            f"`{plan.facts.name}` is not in the cache, and the network is switched off",
+            hint=f"`idefics models pull {plan.facts.name}` with the network",
+        )
+    return plan, None
+
+
+def _show(
+    invocation: Invocation, machine: Machine, plan: Plan | None, problem: IdeficsError | None
+) -> None:
+    from idefics_cli.ui.machine_view import render_machine
+    from idefics_cli.ui.plan_view import render_plan
+
+    console = invocation.console
+    console.line(render_machine(machine))
+    console.line("")
+    if plan is not None:
+        console.line(render_plan(plan))
+        console.line("")
+    console.line(_verdict(plan, problem))
+
+
+def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:
+    from idefics_cli.models.machine import gib
+
+    if problem is not None or plan is None:
+        hint = getattr(problem, "hint", None)
+        return f"not ready: {problem}" + (f" ({hint})" if hint else "")
+    line = f"ready: {plan.facts.name} runs on {plan.spec.device}"
+    if plan.facts.folder is None:
+        size = plan.facts.download_bytes
+        line += f", after a download{f' of about {gib(size)}' if size else ''}"
+    return line
+
+
+def _record(machine: Machine, plan: Plan | None, problem: IdeficsError | None) -> dict[str, object]:
+    from idefics_cli.ui.machine_view import machine_record
+    from idefics_cli.ui.plan_view import plan_record
+
+    return {
+        "ready": problem is None,
+        "error": None if problem is None else {"message": str(problem), "hint": problem.hint},
+        "machine": machine_record(machine),
+        "plan": None if plan is None else plan_record(plan),
+    }

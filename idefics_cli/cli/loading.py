@@ -12,7 +12,7 @@ from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.engine import Engine
 
 if TYPE_CHECKING:
-    from idefics_cli.models.plan import Plan
+    from idefics_cli.models.plan import Machine, Plan
 
 
 def image_limits(settings: Settings) -> ImageLimits:
@@ -41,8 +41,12 @@ def sampling(settings: Settings, *, default_tokens: int) -> Sampling:
     )
 
 
-def plan_for(invocation: Invocation) -> Plan:
+def plan_for(invocation: Invocation, machine: Machine | None = None) -> Plan:
     """Decide how the chosen model runs on this machine; loads nothing.
+
+    Args:
+        invocation: The call, with its settings.
+        machine: What is known of this machine; None looks.
 
     Raises:
         ModelError: If the model is unknown or not there.
@@ -65,7 +69,7 @@ def plan_for(invocation: Invocation) -> Plan:
         revision=settings.revision,
         limits=image_limits(settings),
     )
-    return make_plan(facts, choices, services.probe())
+    return make_plan(facts, choices, machine or services.probe())
 
 
 @contextmanager

@@ -1,17 +1,184 @@
-"""`idefics models`."""
+"""`idefics models`: what there is, what is cached, what fits; fetch and find a model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from idefics_cli.cli.invocation import begin
-from idefics_cli.core.errors import UsageError
+from idefics_cli.cli import options
+from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.core.errors import ModelError, PlanError
+from idefics_cli.models.registry import DEMO, MODELS, ModelSpec
 
-app = typer.Typer(help="List models, fetch them, tell where they are.", invoke_without_command=True)
+if TYPE_CHECKING:
+    from idefics_cli.models.facts import ModelFacts
+    from idefics_cli.models.plan import Machine, Plan
+
+app = typer.Typer()
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Name from `idefics models`, or Hub id `owner/name`.",
+        autocompletion=options.complete_model,
+    ),
+]
 
 
-@app.callback()
-def models(context: typer.Context) -> None:
-    """List models, fetch them, tell where they are."""
-    begin(context)
-    raise UsageError("`models` is not in this version")
+@app.callback(invoke_without_command=True)
+def models(
+    context: typer.Context,
+    json: options.Json = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """List the models: what each takes, whether it is downloaded, how it would run here."""
+    if context.invoked_subcommand is not None:
+        return
+    invocation = begin(context)
+    with invocation.console.status("looking"):
+        machine = invocation.services.probe()
+        rows = [_row(invocation, spec, machine) for spec in MODELS.values()]
+    if invocation.settings.json:
+        invocation.console.json([_record(row) for row in rows])
+    else:
+        _show(invocation, rows)
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    name: Name,
+    revision: options.Revision = None,
+    offline: options.Offline = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Download a model into the Hugging Face cache, and print its folder.
+
+    An interrupted download goes on where it stopped.
+    """
+    from idefics_cli.models.cache import pull as fetch
+
+    invocation = begin(context)
+    facts = _facts(invocation, name)
+    if facts.repo == DEMO:
+        invocation.console.note("the model `demo` is built in: there is nothing to download")
+    elif _is_local(facts):
+        raise ModelError(f"`{name}` is a local folder: there is nothing to download")
+    else:
+        settings = invocation.settings
+        with invocation.console.status(f"downloading {facts.name}") as progress:
+            folder = fetch(facts.repo, settings.revision, offline=settings.offline, report=progress)
+        invocation.console.line(str(folder))
+        return
+    invocation.console.line(str(facts.folder))
+
+
+@app.command()
+def path(
+    context: typer.Context,
+    name: Name,
+    revision: options.Revision = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Print the folder of a downloaded model."""
+    from idefics_cli.models.cache import cache_root, shown
+    from idefics_cli.models.facts import find_folder
+
+    invocation = begin(context)
+    folder = find_folder(name, invocation.settings.revision)
+    if folder is None:
+        raise ModelError(
+            f"`{name}` is not in the cache ({shown(cache_root())})",
+            hint=f"`idefics models pull {name}` downloads it",
+        )
+    invocation.console.line(str(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    spec: ModelSpec
+    facts: ModelFacts
+    size_bytes: int
+    plan: Plan | None
+    problem: PlanError | None
+
+
+def _row(invocation: Invocation, spec: ModelSpec, machine: Machine) -> _Row:
+    from idefics_cli.models.cache import size_on_disk
+    from idefics_cli.models.plan import PlanChoices, make_plan
+
+    facts = invocation.services.find_facts(spec.name, revision=None, offline=True)
+    size = 0 if facts.folder is None else size_on_disk(facts.folder)
+    try:
+        return _Row(spec, facts, size, make_plan(facts, PlanChoices(), machine), None)
+    except PlanError as error:
+        return _Row(spec, facts, size, None, error)
+
+
+def _facts(invocation: Invocation, name: str) -> ModelFacts:
+    settings = invocation.settings
+    return invocation.services.find_facts(
+        name, revision=settings.revision, offline=settings.offline
+    )
+
+
+def _is_local(facts: ModelFacts) -> bool:
+    return facts.folder is not None and facts.repo == str(facts.folder)
+
+
+def _show(invocation: Invocation, rows: list[_Row]) -> None:
+    from idefics_cli.models.machine import gib
+    from idefics_cli.ui.plan_view import parameters, table
+
+    cells = [("NAME", "WEIGHTS", "ON DISK", "HERE", "")]
+    for row in rows:
+        disk = gib(row.size_bytes) if row.facts.folder is not None else "-"
+        kind = "" if row.spec.chats else "; a base model"
+        cells.append(
+            (
+                row.spec.name,
+                parameters(row.spec.parameters),
+                "built in" if row.spec.name == DEMO else disk,
+                _way(row.plan),
+                row.spec.summary + kind,
+            )
+        )
+    for line in table(cells):
+        invocation.console.line(line.removeprefix("  "))
+
+
+def _way(plan: Plan | None) -> str:
+    if plan is None:
+        return "too large"
+    spec = plan.spec
+    device = spec.device if spec.device_map is None else "+".join(n.device for n in plan.needs)
+    precision = spec.dtype if spec.quantization == "none" else spec.quantization
+    return f"{device} {precision}"
+
+
+def _record(row: _Row) -> dict[str, object]:
+    spec, plan = row.spec, row.plan
+    return {
+        "name": spec.name,
+        "repo": spec.repo,
+        "family": spec.family,
+        "parameters": spec.parameters,
+        "context_tokens": spec.context_tokens,
+        "chats": spec.chats,
+        "instruct": spec.instruct,
+        "summary": spec.summary,
+        "cached": row.facts.folder is not None,
+        "size_bytes": row.size_bytes,
+        "download_bytes": row.facts.download_bytes,
+        "fits": plan is not None,
+        "device": plan.spec.device if plan else None,
+        "dtype": plan.spec.dtype if plan else None,
+        "quantization": plan.spec.quantization if plan else None,
+        "needed_bytes": sum(need.total for need in plan.needs) if plan else None,
+        "problem": str(row.problem) if row.problem else None,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -39,6 +39,12 @@ def _probe_machine() -> Machine:
     return probe_machine()
 
 
+def _broken_packages() -> Mapping[str, str]:
+    from idefics_cli.models.machine import broken_packages
+
+    return broken_packages()
+
+
 def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
     from idefics_cli.models.facts import find_facts
 
@@ -59,6 +65,7 @@ class Services:
         stdin: Bytes of standard input; None when it is closed.
         make_factory: Gives the engine factory of a load spec.
         probe: Looks at this machine.
+        broken_packages: Package -> why it cannot be imported; takes seconds.
         find_facts: Looks a model up.
         clock: Seconds, for durations.
     """
@@ -67,5 +74,6 @@ class Services:
     stdin: BinaryIO | None = field(default_factory=_stdin)
     make_factory: MakeFactory = engine_factory
     probe: Callable[[], Machine] = _probe_machine
+    broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
     find_facts: FindFacts = _find_facts
     clock: Callable[[], float] = time.perf_counter

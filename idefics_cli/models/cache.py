@@ -157,7 +157,7 @@ def pull(
     Args:
         repo: Hub id.
         revision: Branch, tag or commit; None is `main`.
-        offline: Do not reach for the network.
+        offline: Do not reach for the network; what is cached will do.
         report: Told how far it is, from several threads.
 
     Raises:
@@ -165,7 +165,10 @@ def pull(
             disk is full, or the repository has no safetensors weights.
     """
     if offline or is_offline():
-        raise not_cached(repo, revision)
+        cached = cached_folder(repo, revision)
+        if cached is None:
+            raise not_cached(repo, revision)
+        return cached
     patterns = (_WEIGHTS, *_SMALL_FILES)
     with hub_errors(repo, revision):
         files = _files(repo, revision, patterns)

@@ -77,10 +77,23 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
     path = Path(name).expanduser()
     if path.is_dir():
         return _facts_of_folder(path.absolute(), name)
-    _check_path(path, name)
-    if not _HUB_ID.fullmatch(name):
-        raise unknown_model(name)
+    _check_name(path, name)
     return _facts_of_hub(name, revision, offline=offline)
+
+
+def find_folder(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of the model *name* if all of it is on this machine; no network.
+
+    Raises:
+        ModelError: If *name* is no alias, Hub id or folder.
+    """
+    spec, path = find_model(name), Path(name).expanduser()
+    if spec is not None:
+        return demo_folder() if spec.name == DEMO else cache.cached_folder(spec.repo, revision)
+    if path.is_dir():
+        return path.absolute()
+    _check_name(path, name)
+    return cache.cached_folder(name, revision)
 
 
 def demo_folder() -> Path:
@@ -189,8 +202,8 @@ def _parameters(numbers: int, shape: Shape, stored: Quantization | None) -> int:
     return numbers + quantized_weights(shape) // 2 if stored == "4bit" else numbers
 
 
-def _check_path(path: Path, name: str) -> None:
-    """Raise what is wrong with *name* if it was meant as a path."""
+def _check_name(path: Path, name: str) -> None:
+    """Raise what is wrong with *name*, which is no folder, unless it is a Hub id."""
     if path.suffix.lower() == ".gguf":
         raise checkpoint.gguf_error(name)
     if path.is_file():
@@ -200,3 +213,5 @@ def _check_path(path: Path, name: str) -> None:
             f"there is no folder `{name}`",
             hint="give a folder, a Hub id `owner/name`, or a name from `idefics models`",
         )
+    if not _HUB_ID.fullmatch(name):
+        raise unknown_model(name)

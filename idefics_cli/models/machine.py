@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import re
 import warnings
@@ -123,19 +124,15 @@ def gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
 
 
-def probe_machine(*, root: Path = Path("/"), deep: bool = False) -> Machine:
+def probe_machine(*, root: Path = Path("/")) -> Machine:
     """Look at this machine. Imports torch, and survives a torch that is missing or broken.
 
     Args:
         root: Where /proc and /sys are.
-        deep: Also import what takes seconds, to tell whether it works.
     """
     from idefics_cli.models.cache import cache_root, free_bytes
 
     torch = _TorchView.look()
-    broken = dict(torch.broken)
-    if deep:
-        broken |= _import_errors(("transformers", "bitsandbytes", "accelerate"))
     total, free = read_memory(root)
     name, flags = read_processor(root)
     cache = cache_root()
@@ -151,13 +148,26 @@ def probe_machine(*, root: Path = Path("/"), deep: bool = False) -> Machine:
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions=MappingProxyType({name: _version(name) for name in PACKAGES}),
-        broken=MappingProxyType(broken),
+        broken=torch.broken,
         torch_build=torch.build,
         has_nvidia_driver=(root / "proc/driver/nvidia/version").exists(),
         notes=torch.notes,
         cache=cache,
         cache_free_bytes=free_bytes(cache),
     )
+
+
+def broken_packages() -> Mapping[str, str]:
+    """Import what a model needs, and return what cannot be imported, with the reason. Slow."""
+    errors = {}
+    for name in ("transformers", "accelerate", "bitsandbytes"):
+        if _version(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken install raises what it likes
+            errors[name] = _reason(error)
+    return errors
 
 
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
@@ -253,20 +263,6 @@ def _look_at_metal() -> tuple[int | None, bool]:
     except (RuntimeError, TypeError):
         return size, False
     return size, True
-
-
-def _import_errors(names: tuple[str, ...]) -> dict[str, str]:
-    import importlib
-
-    errors = {}
-    for name in names:
-        if _version(name) is None:
-            continue
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # as for torch
-            errors[name] = _reason(error)
-    return errors
 
 
 def _version(distribution: str) -> str | None:
