@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -478,6 +479,51 @@ def test_an_interrupt_in_the_model_cancels_and_closes_it(executor: str) -> None:
     assert all(cancel is not None and cancel.is_set() for cancel in seen)
 
 
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_a_record_is_written_waits_for_it_once(presses: int) -> None:
+    told: list[RunEvent] = []
+
+    class Pressing(ListSink):
+        def write(self, record: CaptionRecord) -> None:
+            if record.file_name == "02.jpg":
+                for _ in range(presses):
+                    signal.raise_signal(signal.SIGINT)
+            super().write(record)
+
+    engine = FakeEngine(describe)
+    sink = Pressing()
+    with pytest.raises(KeyboardInterrupt):
+        run_captions(job(), lambda: engine, sink, on_event=told.append)
+    assert texts(sink.records) == EXPECTED[: 3 if presses == 1 else 2]
+    assert [event for event in told if isinstance(event, CaptionRecord)] == sink.records
+    assert engine.is_closed
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_handled_elsewhere_or_ignored_is_left_alone() -> None:
+    class Pressing(ListSink):
+        def write(self, record: CaptionRecord) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().write(record)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sink = Pressing()
+        run_captions(job(), lambda: FakeEngine(describe), sink)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert texts(sink.records) == EXPECTED
+
+
+def test_a_run_in_another_thread_is_a_run() -> None:
+    sink = ListSink()
+    thread = threading.Thread(target=run_captions, args=(job(), lambda: FakeEngine(describe), sink))
+    thread.start()
+    thread.join(timeout=30)
+    assert texts(sink.records) == EXPECTED
+
+
 def test_no_thread_is_left_after_a_run() -> None:
     before = set(threading.enumerate())
     run(job(), FakeEngine(describe))
@@ -557,8 +603,24 @@ def test_a_request_has_the_picture_before_the_prompt() -> None:
     assert request.mode == "complete"
 
 
-def test_the_automatic_batch_is_larger_where_memory_is_checked_and_models_are_small() -> None:
-    assert automatic_batch_size("cuda:1", 8_000_000_000) == 16
-    assert automatic_batch_size("cpu", 500_000_000) == 8
-    assert automatic_batch_size("cpu", 8_000_000_000) == 4
-    assert automatic_batch_size("mps", 8_000_000_000) == 4
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "spare_bytes", "expected"),
+    [
+        ("cuda:1", 8_000_000_000, 60 * GIB, 16),
+        ("cuda", 8_000_000_000, 10 * GIB, 6),
+        ("cuda", 8_000_000_000, GIB, 1),
+        ("cpu", 500_000_000, 60 * GIB, 8),
+        ("cpu", 500_000_000, 10 * GIB, 3),
+        ("cpu", 8_000_000_000, 60 * GIB, 4),
+        ("mps", 8_000_000_000, 0, 1),
+        ("cpu", 8_000_000_000, -GIB, 1),
+    ],
+)
+def test_the_automatic_batch_fits_the_spare_memory_and_more_so_where_none_is_checked(
+    device: str, parameters: int, spare_bytes: int, expected: int
+) -> None:
+    size = automatic_batch_size(device, parameters, spare_bytes=spare_bytes, picture_bytes=2 * GIB)
+    assert size == expected

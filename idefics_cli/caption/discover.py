@@ -13,6 +13,7 @@ from pathlib import PurePath
 
 from idefics_cli.core.errors import IdeficsError, ImageError
 from idefics_cli.core.types import Attachment
+from idefics_cli.models.image_formats import HEAD_BYTES, identify
 
 _PICTURE = re.compile(
     r"\.(avif|bmp|dib|gif|hei[cf]|ic[bo]|j2k|jfif|jp[2ex]|jpe?g|jxl|p[bgnp]m|pcx|png|qoi|sgi|tga"
@@ -21,14 +22,6 @@ _PICTURE = re.compile(
 )
 # Camera files begin as TIFF does, and hold a thumbnail as one; their JPEG often lies beside them.
 _CAMERA_RAW = re.compile(r"\.(arw|cr2|dng|nef|nrw|orf|pef|rw2|sr2|srw)", re.IGNORECASE)
-# First bytes of the formats that Pillow reads and that are told from text by them.
-_MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|BM.{4}\0\0\0\0|RIFF.{4}WEBP|qoif"
-    rb"|.{4}ftyp(avif|avis|hei[cmsx]|hev[cmsx]|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51"
-    rb"|\0\0\x01\0[^\0]\0|P[1-6]\s[\d\s]|8BPS",
-    re.DOTALL,
-)
-_MAGIC_BYTES = 16
 _WILD = re.compile(r"[*?[]")
 # What the image loader takes besides paths; `C:` is none of them.
 _SCHEME = re.compile(r"(https?|file|data|clipboard):", re.IGNORECASE)
@@ -218,9 +211,11 @@ def _looks_like_a_picture(path: str) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return _MAGIC.match(file.read(_MAGIC_BYTES)) is not None
+            plugin = identify(file.read(HEAD_BYTES)).plugin
     except OSError:
         return False
+    # Targa is told by a few small numbers, which other files have by chance too.
+    return plugin is not None and plugin != "TGA"
 
 
 def _sort_key(path: str) -> tuple[str, ...]:

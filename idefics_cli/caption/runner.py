@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Item, Ready
+from idefics_cli.caption.interrupts import Interrupts
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.sinks.base import Sink
 from idefics_cli.core.types import CaptionRecord
@@ -63,36 +64,71 @@ def run_captions(
     on_event(Started(len(todo)))
     if not todo:
         return Outcome(0, 0)
-    asked: deque[str] = deque()
-    failed = 0
-    with closing(EXECUTORS[executor](factory, job).caption(_noted(job.items(), asked))) as events:
-        for event in _in_order(events, asked):
-            if isinstance(event, CaptionRecord):
-                sink.write(event)
-                failed += event.error is not None
-            on_event(event)
-    return Outcome(len(todo) - failed, failed)
+    delivery = _Delivery(sink, on_event)
+    interrupts = Interrupts()
+    events = EXECUTORS[executor](factory, job).caption(delivery.noted(job.items()))
+    with closing(events), interrupts.deferred():
+        while (event := _next(events, interrupts, delivery)) is not None:
+            delivery.take(event)
+    return delivery.outcome()
 
 
-def _noted(items: Iterable[Item], asked: deque[str]) -> Iterator[Item]:
-    for item in items:
-        asked.append(item[0])
-        yield item
-
-
-def _in_order(events: Iterable[ExecutorEvent], asked: deque[str]) -> Iterator[ExecutorEvent]:
-    """Yield *events*, with the records in the order of the keys in *asked*, which it empties."""
-    held: dict[str, CaptionRecord] = {}
+def _next(
+    events: Iterator[ExecutorEvent], interrupts: Interrupts, delivery: _Delivery
+) -> ExecutorEvent | None:
     try:
-        for event in events:
-            if not isinstance(event, CaptionRecord):
-                yield event
-                continue
-            held[event.file_name] = event
-            while asked and asked[0] in held:
-                yield held.pop(asked.popleft())
+        with interrupts.allowed():
+            return next(events, None)
     except (Exception, KeyboardInterrupt):
-        yield from (held[key] for key in asked if key in held)
+        delivery.give_up()
         raise
-    if asked:
-        raise RuntimeError(f"the executor gave no record for `{asked[0]}`")
+
+
+class _Delivery:
+    """Writes records in the order of the pictures, whatever the order in which they come."""
+
+    def __init__(self, sink: Sink, on_event: Callable[[RunEvent], None]) -> None:
+        self._sink = sink
+        self._on_event = on_event
+        self._asked: deque[str] = deque()
+        self._held: dict[str, CaptionRecord] = {}
+        self._captioned = self._failed = 0
+
+    def noted(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield *items*, and remember their order."""
+        for item in items:
+            self._asked.append(item[0])
+            yield item
+
+    def take(self, event: ExecutorEvent) -> None:
+        """Pass *event* on, a record when all before it are written."""
+        if not isinstance(event, CaptionRecord):
+            self._on_event(event)
+            return
+        self._held[event.file_name] = event
+        while self._asked and self._asked[0] in self._held:
+            self._write(self._held.pop(self._asked.popleft()))
+
+    def give_up(self) -> None:
+        """Write what is finished, though something before it never will be."""
+        for key in self._asked:
+            if key in self._held:
+                self._write(self._held.pop(key))
+
+    def outcome(self) -> Outcome:
+        """Return the counts of a run that came to its end.
+
+        Raises:
+            RuntimeError: If the executor lost a picture: a bug of ours.
+        """
+        if self._asked:
+            raise RuntimeError(f"the executor gave no record for `{self._asked[0]}`")
+        return Outcome(self._captioned, self._failed)
+
+    def _write(self, record: CaptionRecord) -> None:
+        self._sink.write(record)
+        if record.error is None:
+            self._captioned += 1
+        else:
+            self._failed += 1
+        self._on_event(record)

@@ -1,14 +1,203 @@
-"""`idefics caption`."""
+"""`idefics caption`: one caption for each of many pictures."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from idefics_cli.cli.invocation import begin
-from idefics_cli.core.errors import UsageError
+from idefics_cli.cli import options
+from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.loading import plan_for, sampling
+from idefics_cli.config.settings import CAPTION_TOKENS
+from idefics_cli.core.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    PromptError,
+    UsageError,
+)
+from idefics_cli.engine import Engine
+
+if TYPE_CHECKING:
+    from idefics_cli.caption.discover import Listing
+    from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.models.plan import Plan
+
+_STDOUT = Path("-")
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the captions to FILE, not to stdout.",
+        rich_help_panel=options.OUTPUT_PANEL,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        metavar="",
+        help="Replace FILE if it exists.",
+        rich_help_panel=options.OUTPUT_PANEL,
+    ),
+]
 
 
-def caption(context: typer.Context) -> None:
-    """Caption pictures."""
-    begin(context)
-    raise UsageError("`caption` is not in this version")
+def caption(
+    context: typer.Context,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Files, folders, globs (`**` for any depth), URLs; `-` for a picture on stdin.",
+        ),
+    ],
+    recursive: options.Recursive = None,
+    batch_size: options.BatchSize = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.QuantizationName = None,
+    attention: options.AttentionName = None,
+    splitting: options.Splitting = None,
+    offline: options.Offline = None,
+    threads: options.Threads = None,
+    prompt: options.CaptionPrompt = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    max_pixels: options.MaxPixels = None,
+    max_bytes: options.MaxBytes = None,
+    timeout_seconds: options.TimeoutSeconds = None,
+    format: options.Format = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    dry_run: options.DryRun = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    r"""Caption pictures, one line each: the path, a tab, the caption.
+
+    `idefics caption photos/ -r --format jsonl -o photos.jsonl`
+
+    In a path or caption, a line break is written as `\n`, a tab as `\t`, a backslash as `\\`.
+    Pictures that fail are told on stderr, and the others go on; the exit code is then 3.
+    """
+    from idefics_cli.caption.discover import discover
+
+    invocation = begin(context)
+    _check_stdin(invocation, paths)
+    listing = discover(paths, recursive=invocation.settings.recursive)
+    plan = plan_for(invocation)
+    job = _job(invocation, listing, plan)
+    if invocation.settings.dry_run:
+        _show(invocation, plan, job)
+        return
+    for problem in listing.problems:
+        invocation.console.error(problem)
+    path = None if output == _STDOUT else output
+    code = _run(invocation, plan, job, path, overwrite=overwrite)
+    raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
+
+
+def _check_stdin(invocation: Invocation, paths: list[str]) -> None:
+    stdin = invocation.services.stdin
+    if "-" in paths and (stdin is None or stdin.closed or stdin.isatty()):
+        raise UsageError("`-` needs a picture on stdin", hint="`idefics caption - <PICTURE`")
+
+
+def _job(invocation: Invocation, listing: Listing, plan: Plan) -> CaptionJob:
+    from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.models.registry import default_caption_prompt
+
+    settings = invocation.settings
+    prompt = settings.prompt
+    if prompt is None:
+        prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
+    _check_prompt(prompt)
+    return CaptionJob(
+        pictures=listing.pictures,
+        prompt=prompt,
+        mode="chat" if plan.spec.chats else "complete",
+        sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
+        batch_size=settings.batch_size or _batch_size(plan),
+    )
+
+
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise PromptError("the prompt is empty", hint="leave `--prompt` out for the model's own")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt is not valid UTF-8 text") from None
+
+
+def _batch_size(plan: Plan) -> int:
+    from idefics_cli.caption.job import automatic_batch_size
+
+    return min(
+        automatic_batch_size(
+            plan.spec.device,
+            plan.facts.parameters,
+            spare_bytes=need.usable - need.total,
+            picture_bytes=need.kv_cache + need.working,
+        )
+        for need in plan.needs
+    )
+
+
+def _show(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
+    from idefics_cli.ui.plan_view import plan_record, render_plan
+
+    console, count = invocation.console, len(job.pictures)
+    if invocation.settings.json:
+        run = {"pictures": count, "batch_size": job.batch_size, "prompt": job.prompt}
+        console.json({**plan_record(plan), **run})
+        return
+    console.line(render_plan(plan))
+    console.line(
+        f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
+        f"with the prompt `{job.prompt}`"
+    )
+
+
+def _run(
+    invocation: Invocation, plan: Plan, job: CaptionJob, path: Path | None, *, overwrite: bool
+) -> int:
+    """Caption the pictures of *job* and return the exit code."""
+    from idefics_cli.caption.runner import run_captions
+    from idefics_cli.caption.sinks import SINKS
+    from idefics_cli.caption.sinks.base import Target
+    from idefics_cli.ui.progress import CaptionProgress
+
+    console, services = invocation.console, invocation.services
+
+    def factory() -> Engine:
+        with console.status(f"loading {plan.spec.name or plan.spec.repo}") as report:
+            return services.make_factory(plan.spec, progress=report)()
+
+    with CaptionProgress(console, clock=services.clock) as progress:
+        target = Target(progress.stdout, path, overwrite=overwrite)
+        try:
+            with SINKS[invocation.settings.format](target) as sink:
+                outcome = run_captions(job, factory, sink, on_event=progress.handle)
+        except KeyboardInterrupt:
+            outcome = None
+    if outcome is None:
+        console.tell(f"interrupted: {progress.summary}")
+        return EXIT_INTERRUPTED
+    console.tell(progress.summary)
+    if not outcome.failed:
+        return EXIT_DONE
+    return EXIT_PARTIAL if outcome.captioned else EXIT_FAILURE

@@ -116,6 +116,7 @@ class ModelSpec:
 DEMO = "demo"
 _EOU = "<end_of_utterance>"
 _DESCRIBE = "Describe this image."
+_BEGIN = "This is an image of"
 
 
 def _idefics1(size: str, parameters: int, shape: Shape, *, instruct: bool) -> ModelSpec:
@@ -132,7 +133,7 @@ def _idefics1(size: str, parameters: int, shape: Shape, *, instruct: bool) -> Mo
         instruct=None if instruct else f"{name}-instruct",
         splitting=None,
         stop_tokens=(_EOU, "</s>") if instruct else ("</s>",),
-        caption_prompt=_DESCRIBE if instruct else "This is an image of",
+        caption_prompt=_DESCRIBE if instruct else _BEGIN,
         tokens_per_image=3,
         summary="the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
     )
@@ -337,6 +338,19 @@ def unknown_model(name: str) -> ModelError:
         if close
         else "`idefics models` lists the names; a Hub id `owner/name` or a local folder works too",
     )
+
+
+def default_caption_prompt(repo: str, *, chats: bool) -> str:
+    """Return what to ask about a picture, or for a base model how the caption begins.
+
+    Args:
+        repo: Hub id of the model, or a folder.
+        chats: Whether it does, which tells for a model that is not known by name.
+    """
+    known = find_model(repo)
+    if known is not None:
+        return known.caption_prompt
+    return _DESCRIBE if chats else _BEGIN
 
 
 def base_model_error(name: str) -> PromptError:

@@ -12,6 +12,7 @@ from idefics_cli.caption.runner import RunEvent, Started
 from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
+from idefics_cli.models.image_sources import describe_source
 from idefics_cli.ui.console import Console
 
 # Without a terminal: the first line, and the least time from one to the next.
@@ -91,7 +92,9 @@ class CaptionProgress:
         self._show()
 
     def _failure(self, record: CaptionRecord, error: str) -> IdeficsError:
-        text = error if record.file_name in error else f"{record.file_name}: {error}"
+        name = record.file_name
+        is_named = name in error or describe_source(name) in error
+        text = error if is_named else f"{name}: {error}"
         # A thousand pictures of one kind need the hint once.
         hint = None if record.hint in self._hints else record.hint
         if hint:
