@@ -213,7 +213,7 @@ def _quiet_library() -> Iterator[None]:
     """Keep the library's progress bars and advice from a user's terminal while it loads."""
     bars = library_logging.is_progress_bar_enabled()
     level = library_logging.get_verbosity()
-    noisy = os.environ.get("TRANSFORMERS_VERBOSITY") is not None
+    noisy = os.environ.get("TRANSFORMERS_VERBOSITY") in ("debug", "info", "detail")
     if not noisy:
         library_logging.disable_progress_bar()
         library_logging.set_verbosity_error()
