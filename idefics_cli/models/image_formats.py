@@ -153,20 +153,18 @@ def _text(head: bytes) -> str | None:
     return None if any(c < " " and c not in "\t\n\v\f\r\x1b" for c in text) else text
 
 
-_MARKUP = (
-    (re.compile(r"(?:<[?!].*?>\s*)*<(?:\w+:)?svg\b", re.DOTALL | re.IGNORECASE), _SVG),
-    (
-        re.compile(
-            r"(?:<[?!].*?>\s*)*<(?:html|head|body|title|meta|script)\b|<!doctype html", re.I
-        ),
-        Content("a web page", hint="give the address or file of the picture itself"),
-    ),
+_WEB_PAGE = re.compile(
+    r"(?:(?:<!--.*?-->|<[?!][^>]*>)\s*)*<(?:html|head|body|title|meta|script)\b|<!doctype html",
+    re.DOTALL | re.IGNORECASE,
 )
+_SVG_ROOT = re.compile(r"<(?:\w+:)?svg\b", re.IGNORECASE)
 
 
 def _markup(text: str) -> Content:
     stripped = text.lstrip()
-    for pattern, content in _MARKUP:
-        if pattern.match(stripped):
-            return content
+    if _WEB_PAGE.match(stripped):
+        return Content("a web page", hint="give the address or file of the picture itself")
+    # Before its root there may be a prolog, comments, and a document type with a body of its own.
+    if stripped.startswith("<") and _SVG_ROOT.search(stripped):
+        return _SVG
     return Content("text")

@@ -85,7 +85,8 @@ class ImageLoader:
             self._check_size(image, source)
             _check_raw(image, source)
             header_size = image.size
-            if draft_edge is not None:
+            # Others have drafts too: for pillow-heif it is the embedded thumbnail.
+            if draft_edge is not None and content.plugin == "JPEG":
                 image.draft(None, (draft_edge, draft_edge))
             is_reduced = image.size != header_size
             image.load()
