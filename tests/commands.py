@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, BinaryIO
 
@@ -75,6 +75,7 @@ class World:
         stdin: Standard input; None is a closed one.
         facts_error: What looking a model up raises.
         load_error: What loading raises.
+        notes: What was found on the machine and matters.
         environ: The environment.
 
     Attributes:
@@ -90,6 +91,7 @@ class World:
         stdin: BinaryIO | None = None,
         facts_error: IdeficsError | None = None,
         load_error: IdeficsError | None = None,
+        notes: tuple[str, ...] = (),
         **environ: str,
     ) -> None:
         self.engine = engine
@@ -101,7 +103,7 @@ class World:
             environ=dict(environ),
             stdin=stdin,
             make_factory=self._make_factory,
-            probe=lambda: MACHINE,
+            probe=lambda: replace(MACHINE, notes=notes),
             find_facts=self._find_facts,
             clock=FakeClock(),
         )

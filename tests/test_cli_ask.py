@@ -203,6 +203,13 @@ def test_a_random_answer_without_seed_tells_the_seed_that_repeats_it() -> None:
     assert seeds[0] != seeds[1]
 
 
+def test_what_may_disappoint_is_told_on_stderr_unless_quiet() -> None:
+    loud, quiet = (World(FakeEngine("x"), notes=("the GPU is too old",)) for _ in range(2))
+    ran = run("ask", "Hi", services=loud.services)
+    assert tuple(ran) == (0, "x\n", "warning: the GPU is too old\n")
+    assert tuple(run("ask", "Hi", "-q", services=quiet.services)) == (0, "x\n", "")
+
+
 def test_the_choices_reach_the_load_spec() -> None:
     world = World(FakeEngine("x"))
     run("ask", "Hi", "--device", "cpu", "--dtype", "bfloat16", "--attn-implementation", "eager",
@@ -413,7 +420,7 @@ def test_chatting_with_a_base_model_fails_before_it_loads() -> None:
 
 def test_a_base_model_completes() -> None:
     world = World(FakeEngine("x"), model="idefics2-8b-base")
-    assert tuple(run("ask", "Once", "--raw", services=world.services)) == (0, "x\n", "")
+    assert tuple(run("ask", "Once", "--raw", "-q", services=world.services)) == (0, "x\n", "")
 
 
 @pytest.mark.parametrize("command", ["ask", "chat"])
@@ -426,6 +433,11 @@ def test_a_dry_run_shows_the_plan_and_neither_reads_nor_loads(command: str) -> N
     ran = run(command, "--dry-run", "--json", services=world.services)
     assert (ran.code, ran.err, world.specs) == (0, "", [])
     assert isinstance(ran.record, dict)
+
+
+def test_a_dry_run_needs_no_pipe() -> None:
+    world = World(FakeEngine(), stdin=Terminal())
+    assert run("chat", "--dry-run", services=world.services).code == 0
 
 
 def test_a_piped_chat_is_ask_with_the_prompt_on_stdin(picture: str) -> None:

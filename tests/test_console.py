@@ -115,6 +115,14 @@ def test_labels_are_coloured_on_a_terminal_unless_no_color() -> None:
     assert error_on_terminal(TERM="dumb") == "error: x\n"
 
 
+def wait_for(shown: str, console: Console | None) -> None:
+    """Wait until *console* shows it; without console, as long as it would have taken."""
+    end = time.monotonic() + (10 if console else 0.1)
+    while time.monotonic() < end and not (console and shown in text(console.err)):
+        time.sleep(0.01)
+    assert console is None or shown in text(console.err)
+
+
 def test_a_spinner_is_shown_only_when_slow_and_only_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -122,8 +130,9 @@ def test_a_spinner_is_shown_only_when_slow_and_only_on_a_terminal(
     pipe, quiet, slow = made(), made(terminal=True, quiet=True), made(terminal=True)
     for console in (pipe, quiet, slow):
         with console.status("loading\x1b") as progress:
-            time.sleep(0.1)
-            progress("weights", 0.5)
+            wait_for("loading", slow if console is slow else None)
+            progress("the weights", 0.5)
+            wait_for("the weights 50%", slow if console is slow else None)
     assert text(pipe.err) == text(quiet.err) == ""
     assert "loading␛" in text(slow.err)
     monkeypatch.setattr(console_module, "SLOW_SECONDS", 60.0)

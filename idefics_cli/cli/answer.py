@@ -50,6 +50,8 @@ def answer(invocation: Invocation, text: str | None, sources: Sequence[str]) -> 
     if request.mode == "chat" and not plan.spec.chats:
         raise base_model_error(plan.spec.name or plan.spec.repo)
     check_images(request.attachments, image_limits(invocation.settings))
+    for warning in plan.warnings:
+        invocation.console.warn(warning)
     clock = invocation.services.clock
     started = clock()
     with opened_engine(invocation, plan) as engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typer.core import TyperGroup
 from idefics_cli import __version__
 from idefics_cli.cli import ask, caption, chat, config, demo, doctor, models
 from idefics_cli.cli.services import Services
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.ui.console import Console
 
 _EPILOG = (
@@ -117,5 +118,7 @@ def main() -> NoReturn:
     # A parent may have closed these; Python then has None for them.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
-    app(prog_name="idefics")
-    raise SystemExit(0)  # not reached: RootGroup.main exits
+    # Ctrl-C while Typer is still putting the commands together; later, RootGroup.main exits.
+    with contextlib.suppress(KeyboardInterrupt):
+        app(prog_name="idefics")
+    raise SystemExit(EXIT_INTERRUPTED)

@@ -73,7 +73,7 @@ class Settings:
         False, help="Never reach for the network.", also_variables=("HF_HUB_OFFLINE",)
     )
     threads: int | None = _setting(
-        None, help="CPU threads.", minimum=1, unset="one for each physical core"
+        None, help="CPU threads.", minimum=1, unset="by the machine"
     )
     system: str | None = _setting(None, help="Instruction that precedes the conversation.")
     temperature: float = _setting(

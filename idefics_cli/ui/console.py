@@ -113,7 +113,7 @@ class Console:
         """Show *text* with a spinner while the block takes longer than `SLOW_SECONDS`.
 
         Only on a terminal, and not when quiet. Yields what to call, from any thread, with the
-        name of a phase and its share done.
+        name of a phase, shown in place of *text*, and its share done.
         """
         if self.quiet or not self.err.isatty():
             yield _ignore
@@ -125,7 +125,7 @@ class Console:
 
         def update(phase: str, share: float | None) -> None:
             tail = "" if share is None else f" {share:.0%}"
-            status.update(Text(one_line(f"{text}: {phase}{tail}")))
+            status.update(Text(one_line(phase + tail)))
 
         timer = Timer(SLOW_SECONDS, status.start)
         timer.daemon = True
