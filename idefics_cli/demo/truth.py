@@ -1,0 +1,135 @@
+"""What each patch of a picture shows: dense labels for the auxiliary losses of training.
+
+Answers alone teach a fresh model the language and, for long, nothing about the picture. The
+scene is known, so every patch and every image token can be told what it should know. The
+heads that learn from this are dropped afterwards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idefics_cli.demo.build import LATENTS, LONGEST_EDGE, PATCH
+from idefics_cli.demo.drawing import Drawing
+from idefics_cli.demo.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    DIGITS,
+    SHAPES,
+    WORDS,
+    Lettering,
+    Scene,
+    SceneObject,
+)
+
+GRID = LONGEST_EDGE // PATCH
+"""Patches along the longest edge."""
+
+_THINGS = {name: 1 + i for i, name in enumerate((*SHAPES, *DIGITS, *WORDS))}
+_COLORS = {name: 1 + i for i, name in enumerate(COLORS)}
+_BACKGROUNDS = {name: i for i, name in enumerate(BACKGROUNDS)}
+_CHARACTERS = {name: 1 + i for i, name in enumerate((*DIGITS, *sorted(set("".join(WORDS)))))}
+_THING, _COLOR, _BACKGROUND, _SIZE, _PLACE, _CHARACTER = range(6)
+
+FACETS = (1 + len(_THINGS), 1 + len(_COLORS), len(_BACKGROUNDS), 3, 10, 1 + len(_CHARACTERS))
+"""Number of classes of each facet: thing, colour, background, size, 3x3 place, character."""
+CLASSES = sum(FACETS)
+
+_CELLS_PER_EDGE = 4
+_IGNORED = -1
+_TEXT_MARGIN = 4
+_SMALLEST_REACH = 8.5
+
+
+def patch_labels(scene: Scene, drawing: Drawing, *, width: int, height: int) -> NDArray[np.int8]:
+    """Return the class of every facet for every patch.
+
+    Args:
+        scene: What the picture shows.
+        drawing: The picture before it was resized.
+        width: Of the resized picture, in pixels.
+        height: Of the resized picture, in pixels.
+
+    Returns:
+        (`GRID`, `GRID`, facets): 0 is "nothing here" (but for the background, which is
+        everywhere), -1 is outside the picture.
+    """
+    rows, columns = height // PATCH, width // PATCH
+    labels = np.full((GRID, GRID, len(FACETS)), _IGNORED, np.int8)
+    inside = labels[:rows, :columns]
+    inside[:] = 0
+    inside[:, :, _BACKGROUND] = _BACKGROUNDS[scene.background]
+    scale = (width / scene.width, height / scene.height)
+    # Middles of the patches, in pixels of the resized picture.
+    x, y = (np.arange(columns) + 0.5) * PATCH, (np.arange(rows) + 0.5) * PATCH
+    if scene.lettering is not None:
+        _label_text(inside, scene.lettering, drawing, x, y, scale)
+    for thing in scene.objects:
+        _label_object(inside, thing, x, y, scale)
+    return labels
+
+
+def slot_targets(labels: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return what each image token should know: what is in its cell of a 4x4 grid.
+
+    Args:
+        labels: (`GRID`, `GRID`, facets), as `patch_labels` gives.
+
+    Returns:
+        (`LATENTS`, `CLASSES`): 1 for every class that some patch of the cell shows.
+    """
+    rows = int((labels[:, 0, _BACKGROUND] != _IGNORED).sum())
+    columns = int((labels[0, :, _BACKGROUND] != _IGNORED).sum())
+    inside = labels[:rows, :columns].reshape(-1, len(FACETS)).astype(int)
+    row_cells = np.arange(rows) * _CELLS_PER_EDGE // rows
+    column_cells = np.arange(columns) * _CELLS_PER_EDGE // columns
+    cells = (row_cells[:, None] * _CELLS_PER_EDGE + column_cells[None]).ravel()
+    targets = np.zeros((LATENTS, CLASSES), np.float32)
+    offsets = np.cumsum((0, *FACETS[:-1]))
+    for facet, offset in enumerate(offsets):
+        targets[cells, offset + inside[:, facet]] = 1
+    return targets
+
+
+def _label_object(
+    labels: NDArray[np.int8],
+    thing: SceneObject,
+    x: NDArray[np.floating],
+    y: NDArray[np.floating],
+    scale: tuple[float, float],
+) -> None:
+    distance = np.hypot(x[None] - thing.x * scale[0], y[:, None] - thing.y * scale[1])
+    shown = distance <= max(thing.radius * scale[0] * 0.95, _SMALLEST_REACH)
+    if not shown.any():
+        shown = distance == distance.min()
+    labels[shown, _THING] = _THINGS[thing.shape]
+    labels[shown, _COLOR] = _COLORS[thing.color]
+    labels[shown, _SIZE] = 2 if thing.is_large else 1
+    labels[shown, _PLACE] = 1 + thing.row * 3 + thing.column
+
+
+def _label_text(
+    labels: NDArray[np.int8],
+    lettering: Lettering,
+    drawing: Drawing,
+    x: NDArray[np.floating],
+    y: NDArray[np.floating],
+    scale: tuple[float, float],
+) -> None:
+    if drawing.text_box is None:
+        raise ValueError("the drawing is not of a scene with text")
+    left, top, right, bottom = drawing.text_box
+    columns = (x >= left * scale[0] - _TEXT_MARGIN) & (x <= right * scale[0] + _TEXT_MARGIN)
+    rows = (y >= top * scale[1] - _TEXT_MARGIN) & (y <= bottom * scale[1] + _TEXT_MARGIN)
+    shown = rows[:, None] & columns[None]
+    labels[shown, _THING] = _THINGS[lettering.text]
+    labels[shown, _COLOR] = _COLORS[lettering.color]
+    edges = [edge * scale[0] for edge in drawing.letter_edges]
+    for character, start, stop in zip(lettering.text, edges, edges[1:], strict=False):
+        under = (x >= start) & (x < stop)
+        if not under.any():
+            # A letter narrower than a patch: the patch that its middle is in.
+            middle = min(len(x) - 1, int((start + stop) / 2 / PATCH))
+            under = np.arange(len(x)) == middle
+        labels[rows[:, None] & under[None], _CHARACTER] = _CHARACTERS[character]
