@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import idefics_cli
+from idefics_cli.caption.sinks import SINKS
 from idefics_cli.cli import app as app_module
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import table
@@ -136,16 +139,32 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
     assert (process.wait(), err) == (1, b"")
 
 
-# Inputs, which are given with each call and are no settings: see `cli/options.py`.
-INPUTS = {
+# Inputs and outputs of one call, which are no settings: a standing `--overwrite` would destroy.
+OF_ONE_CALL = {
     "ask": {"text", "image"},
     "chat": {"image"},
+    "caption": {"paths", "output", "overwrite"},
     "demo": {"folder"},
+    "models": {"name"},
 }
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "demo", "config"])
+@pytest.mark.parametrize("name", ["ask", "chat", "caption", "models", "doctor", "demo", "config"])
 def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
-    function = getattr(getattr(app_module, name), name)
-    parameters = set(function.__annotations__) - {"context", "return"}
-    assert parameters - INPUTS.get(name, set()) <= table().keys()
+    command = get_command(app_module.app)
+    assert isinstance(command, TyperGroup)
+    chosen = command.commands[name]
+    members = [chosen, *(chosen.commands.values() if isinstance(chosen, TyperGroup) else ())]
+    parameters = {parameter.name for member in members for parameter in member.params}
+    assert parameters <= table().keys() | OF_ONE_CALL.get(name, set())
+
+
+def test_every_setting_is_an_option_of_some_command() -> None:
+    command = get_command(app_module.app)
+    assert isinstance(command, TyperGroup)
+    names = {parameter.name for member in command.commands.values() for parameter in member.params}
+    assert table().keys() <= names
+
+
+def test_formats_that_can_be_chosen_are_those_that_can_be_written() -> None:
+    assert table()["format"].choices == tuple(SINKS)

@@ -24,6 +24,7 @@ from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
     Message,
+    Part,
     Sampling,
 )
 from tests.commands import Terminal, World, run
@@ -224,8 +225,8 @@ def test_the_choices_reach_the_load_spec() -> None:
 
 def test_the_model_of_the_flag_the_variable_or_the_default_is_looked_up() -> None:
     names = []
-    for arguments, environ in (((), {}), ((), {"IDEFICS_MODEL": "a"}), (("-m", "b"), {})):
-        world = World(FakeEngine("x"), **environ)
+    for arguments, variable in (((), ""), ((), "a"), (("-m", "b"), "a")):
+        world = World(FakeEngine("x"), IDEFICS_MODEL=variable)
         run("ask", "Hi", *arguments, services=world.services)
         names += world.looked_up
     assert names == ["smolvlm-500m", "a", "b"]
@@ -248,7 +249,7 @@ def test_the_model_of_the_flag_the_variable_or_the_default_is_looked_up() -> Non
     ],
 )
 def test_a_raw_prompt_is_completed_as_it_is_with_pictures_at_their_marks(
-    prompt: str, images: Sequence[str], parts: tuple[object, ...]
+    prompt: str, images: Sequence[str], parts: tuple[Part, ...]
 ) -> None:
     world = World(FakeEngine("x"))
     urls = {name: f"https://x.org/{name}" for name in images}
@@ -489,11 +490,8 @@ def test_what_the_user_set_for_a_library_stays() -> None:
 
 def test_the_stronger_of_quiet_and_verbose_wins() -> None:
     arguments = ("ask", "Hi", "--max-new-tokens", "1")
-    for variable, flag, is_quiet in (
-        ("IDEFICS_VERBOSE", "-q", True),
-        ("IDEFICS_QUIET", "-v", False),
-    ):
-        world = World(FakeEngine("one two"), **{variable: "1"})
+    for verbose, quiet, flag, is_quiet in (("1", "", "-q", True), ("", "1", "-v", False)):
+        world = World(FakeEngine("one two"), IDEFICS_VERBOSE=verbose, IDEFICS_QUIET=quiet)
         ran = run(*arguments, flag, services=world.services)
         assert (ran.code, ran.out, ran.err == "") == (0, "one\n", is_quiet)
         assert ("TRANSFORMERS_VERBOSITY" in world.services.environ) == is_quiet

@@ -26,7 +26,8 @@ def other_value(setting: Setting) -> Value:
         return "cuda:1"
     if setting.kind is bool:
         return not setting.default
-    return {str: "other", int: 7, float: 0.5}[setting.kind]
+    others: dict[type, Value] = {str: "other", int: 7, float: 0.5}
+    return others[setting.kind]
 
 
 def write(path: Path, values: Mapping[str, Value]) -> Path:
