@@ -251,41 +251,52 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the Hub client raises into a `ModelError`."""
     from huggingface_hub import errors
 
-    # httpx's HTTPError, or that of the fork that the client uses from 2.0 on.
+    # httpx's HTTPError, or that of the fork that the client uses from 2.0 on. OSError covers
+    # LocalEntryNotFoundError, the client's word for "unreachable, not cached".
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
     except IdeficsError:
         raise
-    except errors.GatedRepoError as error:
-        raise ModelError(
-            f"`{repo}` is gated: its authors want to be asked first",
-            hint=f"ask on https://huggingface.co/{repo}, then `hf auth login` or set HF_TOKEN",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        # The Hub answers 401 for what does not exist and for what is private alike.
-        raise ModelError(
-            f"there is no public model `{repo}` on the Hugging Face Hub",
-            hint="check the name; for a private one, `hf auth login` or set HF_TOKEN",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelError(
-            f"`{repo}` has no revision `{revision or 'main'}`",
-            hint=f"https://huggingface.co/{repo}/tree/main lists the branches",
-        ) from error
     except errors.HFValidationError as error:
         raise ModelError(f"`{repo}` is no Hub id", hint="a Hub id is `owner/name`") from error
-    # OSError covers LocalEntryNotFoundError, the client's word for "unreachable, not cached".
     except (http_error, OSError) as error:
-        raise _unreachable(repo, revision, error) from error
+        raise _refusal(repo, revision, error) from error
 
 
-def _unreachable(repo: str, revision: str | None, error: Exception) -> ModelError:
+def _refusal(repo: str, revision: str | None, error: Exception) -> ModelError:
+    from huggingface_hub import errors
+
+    # A dry run hides the Hub's answer behind an error of its own.
+    cause = error.__cause__ if isinstance(error, errors.DryRunError) else error
+    if isinstance(cause, errors.GatedRepoError):
+        return ModelError(
+            f"`{repo}` is gated: its authors want to be asked first",
+            hint=f"ask on https://huggingface.co/{repo}, then `hf auth login` or set HF_TOKEN",
+        )
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        # The Hub answers 401 for what does not exist and for what is private alike.
+        return ModelError(
+            f"there is no public model `{repo}` on the Hugging Face Hub",
+            hint="check the name; for a private one, `hf auth login` or set HF_TOKEN",
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return ModelError(
+            f"`{repo}` has no revision `{revision or 'main'}`",
+            hint=f"https://huggingface.co/{repo}/tree/main lists the branches",
+        )
+    return _unreachable(repo, revision, cause)
+
+
+def _unreachable(repo: str, revision: str | None, cause: BaseException | None) -> ModelError:
     from huggingface_hub import constants
 
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return ModelError(f"cannot write to the cache: {error.strerror}: {error.filename}")
-    code = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(cause, OSError) and cause.errno is not None and cause.filename is not None:
+        return ModelError(
+            f"cannot write to the cache: {cause.strerror}: {cause.filename}",
+            hint="HF_HOME=/some/other/folder moves the cache",
+        )
+    code = getattr(getattr(cause, "response", None), "status_code", None)
     why = f"answered {code}" if code is not None else "cannot be reached"
     return ModelError(
         f"`{_named(repo, revision)}` is not in the cache ({shown(cache_root())}), "

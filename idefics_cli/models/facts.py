@@ -111,14 +111,20 @@ def demo_folder() -> Path:
     return folder
 
 
-def registry_facts() -> list[ModelFacts]:
-    """Return the facts of every model known by name, in the order of the registry."""
-    return [_facts_of_spec(spec, spec.name, None) for spec in MODELS.values()]
+def registry_facts(*, root: Path | None = None) -> list[ModelFacts]:
+    """Return the facts of every model known by name, in the order of the registry.
+
+    Args:
+        root: The Hugging Face cache; None is the user's.
+    """
+    return [_facts_of_spec(spec, spec.name, None, root) for spec in MODELS.values()]
 
 
-def _facts_of_spec(spec: ModelSpec, name: str, revision: str | None) -> ModelFacts:
+def _facts_of_spec(
+    spec: ModelSpec, name: str, revision: str | None, root: Path | None = None
+) -> ModelFacts:
     built_in = spec.name == DEMO
-    folder = demo_folder() if built_in else cache.cached_folder(spec.repo, revision)
+    folder = demo_folder() if built_in else cache.cached_folder(spec.repo, revision, root=root)
     download: int | None = 0
     if folder is None:
         download = None if spec.stored is None else spec.parameters * BYTES[spec.stored]
