@@ -43,8 +43,8 @@ def test_version_is_that_of_the_package() -> None:
         (("--nope",), "no such option: --nope", "`idefics --help` shows the usage"),
         (
             ("ask", "--temperatur", "1"),
-            "no such option: --temperatur (Possible options: --temperature)",
-            "`idefics ask --help` shows the usage",
+            "no such option: --temperatur",
+            "did you mean --temperature?",
         ),
         (
             ("ask", "--seed"),

@@ -62,11 +62,16 @@ def _report(error: IdeficsError, services: object) -> int:
 
 
 def _usage_error(error: Exception) -> UsageError:
+    """Return Typer's *error* in our form: what is wrong on one line, what to do on the next."""
     message = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
     message, guess, rest = message.partition(". Did you mean ")
     context: typer.Context | None = getattr(error, "ctx", None)
-    path = context.command_path if context else "idefics"
-    hint = f"did you mean {rest}" if guess else f"`{path} --help` shows the usage"
+    hint = f"`{context.command_path if context else 'idefics'} --help` shows the usage"
+    if guess:
+        hint = f"did you mean {rest}"
+    elif possible := getattr(error, "possibilities", None):
+        message = str(getattr(error, "message", message))
+        hint = f"did you mean {' or '.join(sorted(possible))}?"
     return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 
