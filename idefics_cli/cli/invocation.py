@@ -53,10 +53,13 @@ def begin(context: typer.Context) -> Invocation:
     environ = services.environ
     resolved = resolve(flags, environ, config_file(environ))
     quiet, verbose = _verbosity(resolved)
-    console = Console(sys.stdout, sys.stderr, quiet=quiet, verbose=verbose, environ=environ)
+    console = Console(sys.stdout, sys.stderr, quiet=quiet, environ=environ)
     for line in resolved.warnings:
         console.warn(line)
-    if not verbose:
+    if verbose:
+        # The loader, too, lets the libraries speak at this level.
+        environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
+    else:
         _hush_libraries(environ)
     return Invocation(resolved, console, services)
 

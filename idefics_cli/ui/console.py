@@ -48,14 +48,12 @@ class Console:
         out: stdout: data only.
         err: stderr: notes, warnings, errors and progress.
         quiet: Errors only.
-        verbose: The messages of libraries too.
         environ: For `NO_COLOR` and `TERM`.
     """
 
     out: TextIO
     err: TextIO
     quiet: bool = False
-    verbose: bool = False
     environ: Mapping[str, str] | None = None
 
     @property
