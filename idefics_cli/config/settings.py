@@ -72,9 +72,7 @@ class Settings:
     offline: bool = _setting(
         False, help="Never reach for the network.", also_variables=("HF_HUB_OFFLINE",)
     )
-    threads: int | None = _setting(
-        None, help="CPU threads.", minimum=1, unset="by the machine"
-    )
+    threads: int | None = _setting(None, help="CPU threads.", minimum=1, unset="by the machine")
     system: str | None = _setting(None, help="Instruction that precedes the conversation.")
     temperature: float = _setting(
         _SAMPLING.temperature, help="0 always takes the likeliest token.", minimum=0
