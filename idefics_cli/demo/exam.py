@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,25 +61,28 @@ class Marks:
     answers. Names with a colon are details of the row before the colon.
     """
 
-    rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    rows: dict[str, list[int]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 
     def count(self, row: str, *, is_right: bool) -> None:
         """Add one question to *row*."""
-        self.rows[row][0] += is_right
-        self.rows[row][1] += 1
+        self._add(row, int(is_right), 1)
 
     def add(self, other: Marks) -> None:
         """Add all marks of *other*."""
         for row, (right, asked) in other.rows.items():
-            self.rows[row][0] += right
-            self.rows[row][1] += asked
+            self._add(row, right, asked)
         self.mistakes += other.mistakes
 
     def percent(self, row: str) -> float:
         """Return the share of right answers in percent; 0 if nothing was asked."""
         right, asked = self.rows.get(row, (0, 0))
         return 100 * right / max(1, asked)
+
+    def _add(self, row: str, right: int, asked: int) -> None:
+        counts = self.rows.setdefault(row, [0, 0])
+        counts[0] += right
+        counts[1] += asked
 
 
 @dataclass(slots=True)
