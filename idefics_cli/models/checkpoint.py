@@ -8,9 +8,10 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import Quantization
+from idefics_cli.core.types import DtypeName, Quantization
 from idefics_cli.models import cache
 from idefics_cli.models.registry import FAMILIES, FamilyName, Shape
 
@@ -134,6 +135,12 @@ def stored_quantization(config: Json, name: str) -> Quantization | None:
     )
 
 
+def stored_dtype(config: Json) -> DtypeName | None:
+    """Return the dtype that the config names, None if it names none that this tool runs."""
+    name = config.get("dtype") or config.get("torch_dtype")
+    return next((dtype for dtype in get_args(DtypeName) if dtype == name), None)
+
+
 def read_weights(folder: Path, name: str) -> Weights:
     """Return what the weight files in *folder* hold, from their headers.
 
@@ -168,9 +175,9 @@ def guess_weights(size_bytes: int | None, config: Json, name: str) -> Weights:
     """
     if not size_bytes:
         raise cache.no_safetensors(name)
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    # Numbers of one byte are packed weights.
-    size = 1 if _section(config, "quantization_config") else (4 if dtype == "float32" else 2)
+    wide = 4 if stored_dtype(config) == "float32" else 2
+    # Packed weights are numbers of one byte.
+    size = 1 if _section(config, "quantization_config") else wide
     return Weights(parameters=size_bytes // size, size_bytes=size_bytes)
 
 

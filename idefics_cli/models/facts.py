@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import Quantization
+from idefics_cli.core.types import DtypeName, Quantization
 from idefics_cli.models import cache, checkpoint
 from idefics_cli.models.memory import BYTES, quantized_weights
 from idefics_cli.models.registry import (
@@ -41,6 +42,7 @@ class ModelFacts:
         download_bytes: What is still to be fetched; None if unknown, 0 if nothing.
         stored: How its weights are quantized in the files; None if they are not.
         stored_bytes: Of the files, when they are quantized.
+        stored_dtype: Of what is not quantized in them; it cannot be changed then.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ModelFacts:
     download_bytes: int | None = 0
     stored: Quantization | None = None
     stored_bytes: int = 0
+    stored_dtype: DtypeName | None = None
 
 
 def find_facts(name: str, *, revision: str | None = None, offline: bool = False) -> ModelFacts:
@@ -74,10 +77,10 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
     spec = find_model(name)
     if spec is not None:
         return _facts_of_spec(spec, name, revision)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _facts_of_folder(path.absolute(), name)
-    _check_name(path, name)
+    folder = _local_folder(name)
+    if folder is not None:
+        return _facts_of_folder(folder, name)
+    _check_name(name)
     return _facts_of_hub(name, revision, offline=offline)
 
 
@@ -87,12 +90,12 @@ def find_folder(name: str, revision: str | None = None) -> Path | None:
     Raises:
         ModelError: If *name* is no alias, Hub id or folder.
     """
-    spec, path = find_model(name), Path(name).expanduser()
+    spec, folder = find_model(name), _local_folder(name)
     if spec is not None:
         return demo_folder() if spec.name == DEMO else cache.cached_folder(spec.repo, revision)
-    if path.is_dir():
-        return path.absolute()
-    _check_name(path, name)
+    if folder is not None:
+        return folder
+    _check_name(name)
     return cache.cached_folder(name, revision)
 
 
@@ -168,6 +171,7 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
         folder=folder,
         stored=stored,
         stored_bytes=weights.size_bytes if stored else 0,
+        stored_dtype=checkpoint.stored_dtype(config) if stored else None,
     )
 
 
@@ -200,6 +204,7 @@ def _facts_of_hub(repo: str, revision: str | None, *, offline: bool) -> ModelFac
         download_bytes=download,
         stored=stored,
         stored_bytes=weights.size_bytes if stored else 0,
+        stored_dtype=checkpoint.stored_dtype(config) if stored else None,
     )
 
 
@@ -208,13 +213,19 @@ def _parameters(numbers: int, shape: Shape, stored: Quantization | None) -> int:
     return numbers + quantized_weights(shape) // 2 if stored == "4bit" else numbers
 
 
-def _check_name(path: Path, name: str) -> None:
+def _local_folder(name: str) -> Path | None:
+    # The functions of os.path take any text; Path's raise for some.
+    path = os.path.expanduser(name)
+    return Path(path).absolute() if name and os.path.isdir(path) else None
+
+
+def _check_name(name: str) -> None:
     """Raise what is wrong with *name*, which is no folder, unless it is a Hub id."""
-    if path.suffix.lower() == ".gguf":
+    if name.lower().endswith(".gguf"):
         raise checkpoint.gguf_error(name)
-    if path.is_file():
+    if os.path.isfile(os.path.expanduser(name)):
         raise ModelError(f"`{name}` is a file", hint="give the folder of the model")
-    if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or "\\" in name:
+    if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(
             f"there is no folder `{name}`",
             hint="give a folder, a Hub id `owner/name`, or a name from `idefics models`",

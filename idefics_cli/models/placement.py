@@ -208,6 +208,8 @@ class _Mixes:
 
     def dtypes(self, native: tuple[DtypeName, ...]) -> tuple[DtypeName, ...]:
         chosen = self.choices.dtype
+        if self.facts.stored_dtype is not None:
+            return (self.facts.stored_dtype,)
         if chosen not in (None, "auto"):
             return (chosen,)  # type: ignore[return-value] # as above
         return ("float32",) if self.facts.parameters < SMALL_PARAMETERS else native

@@ -209,13 +209,16 @@ def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
     device = choices.device or "auto"
     if not _DEVICE.fullmatch(device):
         raise PlanError(f"unknown device `{device}`", hint="auto, cpu, mps, cuda or cuda:N")
-    wanted = choices.quantization
-    if model.stored is not None and wanted not in (None, "auto", model.stored):
-        raise PlanError(
-            f"the weights of `{model.name}` are stored in {model.stored}, so `--quantization "
-            f"{wanted}` is not possible",
-            hint="take the plain checkpoint",
-        )
+    for flag, wanted, stored in (
+        ("quantization", choices.quantization, model.stored),
+        ("dtype", choices.dtype, model.stored_dtype),
+    ):
+        if stored is not None and wanted not in (None, "auto", stored):
+            raise PlanError(
+                f"the weights of `{model.name}` are stored in {stored}, so `--{flag} {wanted}` "
+                "is not possible",
+                hint="take the plain checkpoint",
+            )
 
 
 def _check_device(device: str, machine: Machine) -> None:

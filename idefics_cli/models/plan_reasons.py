@@ -159,6 +159,8 @@ def _dtype(context: Context) -> str:
     option, machine = context.option, context.machine
     if context.asked("dtype"):
         return _ASKED
+    if context.facts.stored_dtype is not None:
+        return "what the quantized weights are stored with"
     if _is_small(context.facts):
         return "the most exact, and fast enough for so small a model"
     if option.gpus:
