@@ -1,6 +1,20 @@
-"""`python -m idefics_cli`: the same as the command `idefics`."""
+"""`idefics` and `python -m idefics_cli`."""
 
-from idefics_cli.cli.app import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run `idefics` with the arguments of this process."""
+    try:
+        # Inside, so that Ctrl-C while Python is still importing is no traceback either.
+        from idefics_cli.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 import torch
 from PIL import Image
 
-from idefics_cli.core.errors import ContextError, MemoryLimitError, PromptError
+from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
 from idefics_cli.engine import Prepared, Progress
 from idefics_cli.engine.decode import OnToken, Row, generate
@@ -23,7 +23,7 @@ from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.models.families.base import Inputs, check_ids
 from idefics_cli.models.images import ImageLoader
 from idefics_cli.models.loader import Loaded, load
-from idefics_cli.models.registry import find_model
+from idefics_cli.models.registry import base_model_error
 
 _T = TypeVar("_T")
 # Processors tell channels from pixels by the length of a side, and cut pictures in four.
@@ -62,7 +62,7 @@ class LocalEngine:
         """Open the images of *request*; see `Engine.prepare`."""
         loaded = self._require()
         if request.mode == "chat" and not loaded.family.chats:
-            raise _base_model_error(self.spec)
+            raise base_model_error(self.spec.name or self.spec.repo)
         loaded.family.check(request)
         edge = loaded.family.draft_edge
         images = tuple(
@@ -242,17 +242,6 @@ def _enlarge(image: Image.Image) -> Image.Image:
         return image
     size = (image.width * factor, image.height * factor)
     return image.resize(size, Image.Resampling.NEAREST)
-
-
-def _base_model_error(spec: LoadSpec) -> PromptError:
-    name = spec.name or spec.repo
-    known = find_model(name)
-    better = known.instruct if known else None
-    return PromptError(
-        f"`{name}` is a base model: it completes texts and does not chat",
-        hint=(f"chat with `-m {better}`, or " if better else "")
-        + "complete with `idefics ask --raw '<image>In this image,' -i PICTURE`",
-    )
 
 
 @contextmanager

@@ -85,10 +85,11 @@ def load_config(folder: Path) -> Config:
     """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
     config = AutoConfig.from_pretrained(folder)
     raw = read_json(folder / "config.json")
-    perceiver = raw.get("perceiver_config") or {}
+    perceiver = raw.get("perceiver_config")
+    stated = perceiver if isinstance(perceiver, dict) else {}
     # The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
     # text model's 1e-5 there, transformers 5 takes its class default of 1e-6.
-    if config.model_type == "idefics2" and "rms_norm_eps" not in perceiver:
+    if config.model_type == "idefics2" and "rms_norm_eps" not in stated:
         config.perceiver_config.rms_norm_eps = config.text_config.rms_norm_eps
     return cast("Config", config)
 
