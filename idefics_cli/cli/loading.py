@@ -69,7 +69,9 @@ def plan_for(invocation: Invocation, machine: Machine | None = None) -> Plan:
         revision=settings.revision,
         limits=image_limits(settings),
     )
-    return make_plan(facts, choices, machine or services.probe())
+    # Looking at the machine imports torch, which takes seconds.
+    with invocation.console.status("starting"):
+        return make_plan(facts, choices, machine or services.probe())
 
 
 @contextmanager
