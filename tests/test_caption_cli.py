@@ -159,6 +159,21 @@ def test_a_file_gets_what_stdout_would(format_: str) -> None:
     assert run(*arguments, "-o", "-", services=World(FakeEngine(name)).services) == to_stdout
 
 
+@pytest.mark.parametrize(
+    ("paths", "subject"),
+    [(["photos/a.jpg"], "one caption was"), (["photos"], "3 captions were")],
+)
+def test_captions_that_were_cut_are_told_and_are_no_failure(paths: list[str], subject: str) -> None:
+    arguments = ("caption", *paths, "--max-new-tokens", "2")
+    ran = run(*arguments, services=World(FakeEngine(name)).services)
+
+    assert ran.code == 0
+    assert ran.out.startswith("photos/a.jpg\ta picture\n")
+    assert ran.err.splitlines()[1:] == [
+        f"note: {subject} cut after 2 tokens; `--max-new-tokens` sets the limit"
+    ]
+
+
 def test_every_format_of_the_settings_can_be_written() -> None:
     assert set(table()["format"].choices) == set(SINKS)
 
@@ -479,7 +494,13 @@ SLOW = textwrap.dedent(
         time.sleep(0.05)
         return "a cat"
 
-    app(sys.argv[1:], prog_name="idefics", obj=World(FakeEngine(answer)).services)
+    class Engine(FakeEngine):
+        def prepare(self, request):
+            if request.attachments[0].source.endswith("/hangs.jpg"):
+                time.sleep(60)
+            return super().prepare(request)
+
+    app(sys.argv[1:], prog_name="idefics", obj=World(Engine(answer)).services)
     """
 )
 
@@ -518,6 +539,17 @@ def test_ctrl_c_ends_a_running_command_with_whole_lines() -> None:
     assert process.returncode == 130
     assert err.startswith(f"interrupted: captioned {len(lines)} of 400")
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.usefixtures("many")
+def test_a_picture_that_never_comes_does_not_hold_back_ctrl_c() -> None:
+    Path("many/hangs.jpg").touch()
+    with start("caption", "many/00*.jpg", "many/hangs.jpg", "--batch-size", "2") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")

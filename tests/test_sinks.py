@@ -148,6 +148,18 @@ def test_a_file_that_is_there_is_kept_unless_told(name: str, tmp_path: Path) -> 
 
 
 @every_sink
+def test_a_file_that_appears_while_the_model_loads_is_kept_too(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+
+    with SINKS[name](Target(Recorder(), path)) as sink:
+        path.write_bytes(b"another's")
+        with pytest.raises(IdeficsError, match=r"cannot write `.*out`: File exists"):
+            sink.write(record("a.jpg"))
+        path.rename(tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == b"another's"
+
+
+@every_sink
 def test_a_run_that_breaks_before_the_first_caption_leaves_an_old_file_alone(
     name: str, tmp_path: Path
 ) -> None:

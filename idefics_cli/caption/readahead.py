@@ -16,8 +16,8 @@ from idefics_cli.core.types import CaptionRecord, GenerationRequest
 from idefics_cli.engine import Prepared
 
 Open = Callable[[GenerationRequest], Prepared]
-# Pictures that wait, with 3 bytes a pixel: 0.8 GB, and what is being opened on top.
-_MAX_PIXELS = 256_000_000
+# Pictures that wait, with 3 bytes a pixel: 0.4 GB, and what is being opened on top.
+_MAX_PIXELS = 128_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)

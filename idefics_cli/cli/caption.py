@@ -198,6 +198,10 @@ def _run(
         console.tell(f"interrupted: {progress.summary}")
         return EXIT_INTERRUPTED
     console.tell(progress.summary)
+    if progress.cut:
+        captions = "one caption was" if progress.cut == 1 else f"{progress.cut} captions were"
+        limit = job.sampling.max_new_tokens
+        console.note(f"{captions} cut after {limit} tokens; `--max-new-tokens` sets the limit")
     if not outcome.failed:
         return EXIT_DONE
     return EXIT_PARTIAL if outcome.captioned else EXIT_FAILURE

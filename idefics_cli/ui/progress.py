@@ -62,6 +62,11 @@ class CaptionProgress:
         return _Beside(self._bar, buffer)
 
     @property
+    def cut(self) -> int:
+        """How many captions ended at the limit of tokens."""
+        return self._counts.cut
+
+    @property
     def summary(self) -> str:
         """What has been done so far, on one line, as `captioned 198 of 200 in 21 s (9.4/s)`."""
         return self._counts.summary()
@@ -85,6 +90,7 @@ class CaptionProgress:
         counts.seconds = self._clock() - self._started
         if record.error is None:
             counts.captioned += 1
+            counts.cut += record.finish == "length"
         else:
             counts.failed += 1
             with self._line():
@@ -129,6 +135,7 @@ class _Counts:
         self.total = 0
         self.captioned = 0
         self.failed = 0
+        self.cut = 0
         self.seconds = 0.0
 
     @property
