@@ -95,6 +95,7 @@ def test_a_link_to_a_blob_that_is_gone_counts_as_missing(root: Path) -> None:
 def test_a_damaged_ref_finds_nothing(root: Path, text: str) -> None:
     checkpoints.put_in_cache(root, REPO, checkpoints.files())
     (root / "models--somebody--tiny" / "refs" / "main").write_text(text)
+    assert cache.snapshot(REPO) is None
     assert cache.cached_folder(REPO) is None
 
 

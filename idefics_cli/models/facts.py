@@ -216,7 +216,7 @@ def _parameters(numbers: int, shape: Shape, stored: Quantization | None) -> int:
 def _local_folder(name: str) -> Path | None:
     # The functions of os.path take any text; Path's raise for some.
     path = os.path.expanduser(name)
-    return Path(path).absolute() if name and os.path.isdir(path) else None
+    return Path(path).absolute() if os.path.isdir(path) else None
 
 
 def _check_name(name: str) -> None:
