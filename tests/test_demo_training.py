@@ -389,53 +389,60 @@ def in_threads(count: int, work: object) -> None:
         thread.join(timeout=60)
 
 
-def after_steps(processes: int, *, with_language: bool = True) -> dict[str, torch.Tensor]:
-    """Return the weights after three steps whose mean gradients do not depend on *processes*."""
+def after_steps(
+    processes: int, *, with_language: bool = True, scales: Sequence[float] = (0.1, 0.1, 0.1)
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Return weights and gradient norms of steps whose mean gradients are the same each time."""
     made, parameters = optimizers(processes)
+    norms: list[float] = []
 
     def work(rank: int) -> None:
-        for step in range(3):
+        for step, scale in enumerate(scales):
             made[rank].clear()
             for index, parameter in enumerate(parameters[rank].values()):
                 generator = torch.Generator().manual_seed(100 * step + index)
-                gradient = torch.randn(parameter.shape, generator=generator)
+                gradient = scale * torch.randn(parameter.shape, generator=generator)
                 assert parameter.grad is not None
                 # The same mean from different shares.
-                spread = (rank - (processes - 1) / 2) if processes > 1 else 0.0
-                parameter.grad += gradient * (1 + spread)
-            made[rank].step(0.1, with_language=with_language)
+                parameter.grad += gradient * (1 + rank - (processes - 1) / 2)
+            norm = made[rank].step(0.1, with_language=with_language)
+            if rank == 0:
+                norms.append(norm)
 
     in_threads(processes, work)
-    return {name: each.detach().clone() for name, each in parameters[0].items()}
+    return {name: each.detach().clone() for name, each in parameters[0].items()}, norms
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_together_update_as_one_alone(processes: int) -> None:
-    alone, together = after_steps(1), after_steps(processes)
+    (alone, norms), (together, same_norms) = after_steps(1), after_steps(processes)
     before = small_parameters()
 
+    assert same_norms == pytest.approx(norms)
+    assert len(norms) == 3
     for name, expected in alone.items():
         assert torch.allclose(together[name], expected, atol=1e-5), name
         assert not torch.allclose(expected, before[name], atol=1e-3), name
 
 
 def test_vision_only_steps_leave_the_language_alone() -> None:
-    after, before = after_steps(2, with_language=False), small_parameters()
+    (after, _), before = after_steps(2, with_language=False), small_parameters()
 
     for name, expected in before.items():
         is_same = torch.equal(after[name], expected)
         assert is_same == name.startswith("model.text_model"), name
 
 
-def test_large_gradients_are_clipped_over_all_processes() -> None:
-    made, parameters = optimizers(1)
-    made[0].clear()
-    for parameter in parameters[0].values():
-        assert parameter.grad is not None
-        parameter.grad += 2.0
-    numbers = sum(p.numel() for p in parameters[0].values())
+def test_a_gradient_above_norm_one_counts_as_one_of_norm_one() -> None:
+    """The first step leaves momentum behind: unclipped it would outweigh the second."""
+    (_, (norm, _)) = after_steps(1, scales=(1.0, 0.05))
+    clipped, norms = after_steps(2, scales=(1000.0, 0.05))
+    scaled, unit_norms = after_steps(2, scales=(0.999 / norm, 0.05))
 
-    assert made[0].step(0.1) == pytest.approx(2.0 * numbers**0.5)
+    assert norms[0] == pytest.approx(1000 * norm)
+    assert unit_norms[0] == pytest.approx(0.999)
+    for name, expected in scaled.items():
+        assert torch.allclose(clipped[name], expected, atol=2e-3), name
 
 
 def test_the_layout_covers_the_memory_once(processor: Processor) -> None:
