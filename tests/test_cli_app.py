@@ -143,7 +143,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
 OF_ONE_CALL = {
     "ask": {"text", "image"},
     "chat": {"image"},
-    "caption": {"paths", "output", "overwrite"},
+    "caption": {"paths"},
     "demo": {"folder"},
     "models": {"name"},
 }

@@ -26,27 +26,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.models.plan import Plan
 
-_STDOUT = Path("-")
-
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help="Write the captions to FILE, not to stdout.",
-        rich_help_panel=options.OUTPUT_PANEL,
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        metavar="",
-        help="Replace FILE if it exists.",
-        rich_help_panel=options.OUTPUT_PANEL,
-    ),
-]
+_STDOUT = "-"
 
 
 def caption(
@@ -80,8 +60,8 @@ def caption(
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
     format: options.Format = None,
-    output: Output = None,
-    overwrite: Overwrite = False,
+    output: options.Output = None,
+    overwrite: options.Overwrite = None,
     dry_run: options.DryRun = None,
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
@@ -105,8 +85,9 @@ def caption(
         return
     for problem in listing.problems:
         invocation.console.error(problem)
-    path = None if output == _STDOUT else output
-    code = _run(invocation, plan, job, path, overwrite=overwrite)
+    for warning in plan.warnings:
+        invocation.console.warn(warning)
+    code = _run(invocation, plan, job)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
 
 
@@ -172,25 +153,24 @@ def _show(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
     )
 
 
-def _run(
-    invocation: Invocation, plan: Plan, job: CaptionJob, path: Path | None, *, overwrite: bool
-) -> int:
+def _run(invocation: Invocation, plan: Plan, job: CaptionJob) -> int:
     """Caption the pictures of *job* and return the exit code."""
     from idefics_cli.caption.runner import run_captions
     from idefics_cli.caption.sinks import SINKS
     from idefics_cli.caption.sinks.base import Target
     from idefics_cli.ui.progress import CaptionProgress
 
-    console, services = invocation.console, invocation.services
+    console, services, settings = invocation.console, invocation.services, invocation.settings
+    output = None if settings.output in (None, _STDOUT) else Path(settings.output)
 
     def factory() -> Engine:
         with console.status(f"loading {plan.spec.name or plan.spec.repo}") as report:
             return services.make_factory(plan.spec, progress=report)()
 
     with CaptionProgress(console, clock=services.clock) as progress:
-        target = Target(progress.stdout, path, overwrite=overwrite)
+        target = Target(progress.stdout, output, overwrite=settings.overwrite)
         try:
-            with SINKS[invocation.settings.format](target) as sink:
+            with SINKS[settings.format](target) as sink:
                 outcome = run_captions(job, factory, sink, on_event=progress.handle)
         except KeyboardInterrupt:
             outcome = None

@@ -119,6 +119,12 @@ Recursive = Annotated[
 Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
 
 Format = Annotated[str | None, _option("format", "--format", "-f", panel=OUTPUT_PANEL)]
+Output = Annotated[
+    str | None, _option("output", "--output", "-o", panel=OUTPUT_PANEL, metavar="FILE")
+]
+Overwrite = Annotated[
+    bool | None, _option("overwrite", "--overwrite/--no-overwrite", panel=OUTPUT_PANEL)
+]
 Json = Annotated[bool | None, _option("json", "--json", panel=OUTPUT_PANEL)]
 Stream = Annotated[bool | None, _option("stream", "--stream/--no-stream", panel=OUTPUT_PANEL)]
 DryRun = Annotated[bool | None, _option("dry_run", "--dry-run", panel=OUTPUT_PANEL)]

@@ -116,6 +116,10 @@ class Settings:
         None, help="Pictures captioned at the same time.", minimum=1, unset="by free memory"
     )
     format: str = _setting("tsv", help="How captions are written.", choices=("tsv", "jsonl"))
+    output: str | None = _setting(
+        None, help="Write the captions to this file.", unset="stdout, as does `-`"
+    )
+    overwrite: bool = _setting(False, help="Replace the output file if it exists.")
     recursive: bool = _setting(False, help="Also take the pictures of sub-folders.")
     count: int = _setting(8, help="How many sample pictures to write.", minimum=1)
     json: bool = _setting(False, help="Print JSON.")
