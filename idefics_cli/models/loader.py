@@ -168,7 +168,9 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
         # It warns on every call of every layer that the CPU works in float16.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if spec.device_map is not None:
-        arguments["device_map"] = spec.device_map
+        # transformers' "auto" halves a model between two GPUs however unlike they are, and puts
+        # the rest on the disk; the plan's limits are made for filling one after the other.
+        arguments["device_map"] = "sequential"
         arguments["max_memory"] = _accelerate_memory(spec.max_memory)
     elif settings is not None or spec.device != "cpu":
         # Weights go straight to the device, without a copy in RAM.

@@ -161,14 +161,20 @@ def needs_of(
 
 
 def max_memory(needs: tuple[Need, ...], option: Option) -> Mapping[str, int] | None:
-    """Return how many bytes of weights each device may take, for accelerate; None if one does."""
+    """Return how many bytes of weights each device may take, for accelerate; None if one does.
+
+    Devices are filled in this order, so all but the last take their share and little more.
+    """
     if not option.is_spread:
         return None
     share = 1.0 if option.quantization == "none" else _QUANTIZER_SHARE
     limits = {}
     for need in needs:
         most = int(need.free * (RAM_SHARE if need.device == "cpu" else GPU_SHARE))
+        layer = most - need.usable
         room = max(0, most - need.kv_cache - need.working)
+        if need is not needs[-1]:
+            room = min(room, need.weights + 2 * layer)
         limits[need.device.removeprefix("cuda:")] = int(room / share)
     return limits
 
