@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,9 +27,12 @@ from idefics_cli.core.errors import (
 )
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
 from idefics_cli.engine import Prepared, engine_factory
+from idefics_cli.engine.batching import Answer, Batcher
 from idefics_cli.engine.decode import Row, _sample
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.engine.local import LocalEngine
+from idefics_cli.models.library import StepOutput
+from idefics_cli.models.loader import Loaded
 
 LONG = Sampling(max_new_tokens=400)
 
@@ -109,6 +118,58 @@ def test_closing_a_stream_stops_the_work(engine: LocalEngine) -> None:
     assert waited < (time.monotonic() - started) / 2
 
 
+def test_the_callers_cancel_event_is_only_ever_set_by_the_caller(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = threading.Event()
+    list(engine.stream(ask(sampling=few()), cancel=cancel))
+    half_read = engine.stream(ask(sampling=LONG), cancel=cancel)
+    next(half_read)
+    half_read.close()  # type: ignore[attr-defined]
+    with pytest.raises(ContextError):
+        engine.complete([ask("word " * 600)], cancel=cancel)
+    assert not cancel.is_set()
+
+
+def test_a_batch_that_is_tried_again_in_halves_is_answered_to_the_end(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine.complete([ask(sampling=few())])[0]
+    family = engine._require().family
+    encode = family.encode
+
+    def full(requests: list[GenerationRequest], images: list[object]) -> object:
+        if len(requests) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(requests, images)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(family, "encode", full)
+    batch = [ask(sampling=few()), ask(sampling=few())]
+    answers = Batcher(engine, 2).answer(batch, cancel=threading.Event())
+    assert [a.completion.token_ids for a in answers if isinstance(a, Answer)] == [
+        whole.token_ids
+    ] * 2
+
+
+def test_what_a_batch_held_is_free_when_its_memory_error_arrives(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def full(inputs: object, output: StepOutput) -> object:
+        held.append(weakref.ref(output.logits))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine._require().family, "next_inputs", full)
+    gc.disable()
+    try:
+        with pytest.raises(MemoryLimitError):
+            engine.complete([ask(), ask()])
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
 def test_the_same_seed_gives_the_same_reply_and_another_seed_another(engine: LocalEngine) -> None:
     def reply(seed: int | None) -> tuple[int, ...]:
         return engine.complete([ask(sampling=few(temperature=1.5, seed=seed))])[0].token_ids
@@ -165,6 +226,38 @@ def test_top_k_and_top_p_leave_only_the_likeliest_tokens() -> None:
     assert drawn(top_p=0.7) == {0, 1}
     assert drawn(top_p=0.9) == {0, 1, 2}
     assert drawn() == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"temperature": 1e-46},
+        {"temperature": 1e-5},
+        {"temperature": 1e308},
+        {"temperature": 1.0, "top_p": 1e-9},
+        {"temperature": 1.0, "top_k": 10**9},
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e308},
+        {"repetition_penalty": 1e308, "temperature": 1e-46},
+    ],
+)
+def test_settings_at_the_edge_of_their_range_give_an_answer(
+    way: dict[str, float], engine: LocalEngine
+) -> None:
+    (answer,) = engine.complete([ask(sampling=few(seed=1, **way))])
+    assert answer.new_tokens == 20
+    if way.get("temperature", 1) <= 1e-5 and "repetition_penalty" not in way:
+        assert answer.token_ids == engine.complete([ask(sampling=few())])[0].token_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_computes_no_numbers_is_an_error_and_no_empty_answer(
+    temperature: float, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = engine._require().model.lm_head  # type: ignore[attr-defined]
+    monkeypatch.setattr(head.weight, "data", torch.full_like(head.weight.data, torch.nan))
+    with pytest.raises(ModelError, match="out of range in float32"):
+        engine.complete([ask(sampling=few(temperature=temperature))])
 
 
 def test_an_exception_in_the_inference_thread_reaches_the_caller(
@@ -239,6 +332,85 @@ def test_closing_ends_a_reply_in_the_making(checkpoint: Callable[[str], Path]) -
     assert list(stream)[-1].finish == "cancelled"
 
 
+def test_closing_ends_a_stream_that_still_waits_for_its_turn(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    engine = LocalEngine(LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2"))
+    engine._require().family.stop_ids.clear()
+    first = engine.stream(ask(sampling=LONG))
+    next(first)
+    ended: list[str] = []
+
+    def wait_in_line() -> None:
+        with pytest.raises(RuntimeError) as caught:
+            list(engine.stream(ask()))
+        ended.append(str(caught.value))
+
+    second = threading.Thread(target=wait_in_line, daemon=True)
+    second.start()
+    while engine._worker._work_queue.empty():
+        time.sleep(0.01)
+    engine.close()
+    second.join(timeout=20)
+    assert ended == ["the engine was closed meanwhile"]
+
+
+SLOW = """
+import time
+from idefics_cli.models import loader
+from idefics_cli.cli.app import main
+
+def load_weights(*arguments):
+    print("loading", flush=True)
+    time.sleep(100)
+
+loader._load_weights = load_weights
+import sys
+sys.argv = ["idefics", "ask", "Hi", "-m", "demo"]
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_does_not_wait_until_the_weights_are_read() -> None:
+    command = [sys.executable, "-c", SLOW]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=30) == 130
+        finally:
+            process.kill()
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
+
+
+def test_a_download_ends_when_nobody_waits_for_the_model_any_more(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = []
+
+    def interrupted(spec: LoadSpec, *, report: Callable[[str, float | None], None]) -> Loaded:
+        signal.raise_signal(signal.SIGINT)
+        for share in range(1000):
+            report("downloading", share / 1000)
+            time.sleep(0.02)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr("idefics_cli.engine.local.load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LocalEngine(
+            LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2"),
+            progress=lambda phase, share: reports.append(phase),
+        )
+    said = len(reports)
+    time.sleep(0.2)
+    assert len(reports) <= said + 1 < 100
+
+
 def test_a_broken_image_fails_in_prepare_with_its_class(
     engine: LocalEngine, tmp_path: Path
 ) -> None:
@@ -299,6 +471,16 @@ def test_characters_of_several_tokens_arrive_whole(text: str) -> None:
         pieces = [stream.feed(tokens[:n], last=n == len(tokens)) for n in range(1, len(tokens) + 1)]
         assert "".join(pieces) == (text.strip() if strip else text)
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("text", ["🙂😀🎉🔥💡🚀 done", "a🙂😀🎉🔥b", "鬱漢字仮名交文🙂鬱 x"])
+def test_runs_of_characters_that_the_vocabulary_lacks_arrive_whole(
+    text: str, engine: LocalEngine
+) -> None:
+    tokenizer = engine._require().family.tokenizer
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(tokens) > 2 * len(text)  # byte by byte
+    assert Detokenizer(tokenizer, strip=True).whole(tokens) == text
 
 
 def test_a_character_that_never_completes_is_shown_as_such_at_the_end() -> None:

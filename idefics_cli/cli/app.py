@@ -123,7 +123,19 @@ def main() -> NoReturn:
     # A parent may have closed these; Python then has None for them.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
-    # Ctrl-C while Typer is still putting the commands together; later, RootGroup.main exits.
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         app(prog_name="idefics")
-    raise SystemExit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        pass  # while Typer is still putting the commands together; later, RootGroup.main exits
+    except SystemExit as end:
+        if end.code != EXIT_INTERRUPTED:
+            raise
+    _leave_at_once()
+
+
+def _leave_at_once() -> NoReturn:
+    """End after Ctrl-C; Python would wait for a thread that reads weights or a long prompt."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(EXIT_INTERRUPTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
 from idefics_cli.models.library import Model, StepOutput
@@ -54,6 +56,9 @@ class Row:
 
 OnToken = Callable[[Sequence[Row]], None]
 
+# float32 divides and multiplies by these without running over; what lies beyond changes nothing.
+_LEAST, _MOST = 1e-30, 1e30
+
 
 @torch.inference_mode()
 def generate(
@@ -76,6 +81,9 @@ def generate(
         cancel: Setting it ends every row after the current token.
         on_prefilled: Called once, after the prompt and before the first token.
         on_token: Called after every step; what it raises ends the loop.
+
+    Raises:
+        ModelError: If the model computes what is no number.
     """
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     mask = inputs["attention_mask"]
@@ -124,15 +132,19 @@ def _step(
 
 def _choose(logits: Tensor, family: Family, rows: Sequence[Row]) -> None:
     """Append one token to every row that goes on; *logits* is (B, V)."""
+    computed_in = logits.dtype
     # float32, as in transformers 5.23, generation/utils.py.
     logits = logits.to(dtype=torch.float32, copy=True)
     for row, scores in zip(rows, logits, strict=True):
         if row.finish is None and row.sampling.repetition_penalty != 1.0:
             _penalize(scores, row)
     logits[:, sorted(family.banned_ids)] = float("-inf")
-    greedy = logits.argmax(dim=-1).tolist()
+    best, likeliest = logits.max(dim=-1)
+    highest, greedy = best.tolist(), likeliest.tolist()
     for index, row in enumerate(rows):
         if row.finish is None:
+            if not math.isfinite(highest[index]):
+                raise _overflow(computed_in)
             token = greedy[index] if row.generator is None else _sample(logits[index].cpu(), row)
             row.tokens.append(token)
             if token in family.stop_ids:
@@ -144,15 +156,17 @@ def _choose(logits: Tensor, family: Family, rows: Sequence[Row]) -> None:
 def _penalize(scores: Tensor, row: Row) -> None:
     """Divide positive and multiply negative *scores* (V,) of tokens seen (arXiv:1909.05858)."""
     seen = torch.tensor(sorted({*row.prompt, *row.tokens}), device=scores.device)
-    penalty = row.sampling.repetition_penalty
+    penalty = _bounded(row.sampling.repetition_penalty)
     values = scores[seen]
-    scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    values = torch.where(values < 0, values * penalty, values / penalty)
+    scores[seen] = values.clamp(-_MOST, _MOST)
 
 
 def _sample(scores: Tensor, row: Row) -> int:
     """Draw a token from *scores* (V,): temperature, then top-k, then top-p."""
     sampling = row.sampling
-    scores = scores / sampling.temperature
+    # The highest becomes 0, which no temperature can make too large.
+    scores = (scores - scores.max()) / _bounded(sampling.temperature)
     if sampling.top_k:
         kept = scores.topk(min(sampling.top_k, scores.numel())).values
         scores = scores.masked_fill(scores < kept[-1], float("-inf"))
@@ -165,6 +179,18 @@ def _sample(scores: Tensor, row: Row) -> int:
             torch.zeros_like(outside).scatter(0, order, outside), float("-inf")
         )
     return int(torch.multinomial(scores.softmax(-1), 1, generator=row.generator))
+
+
+def _bounded(value: float) -> float:
+    return min(max(value, _LEAST), _MOST)
+
+
+def _overflow(dtype: torch.dtype) -> ModelError:
+    name = str(dtype).removeprefix("torch.")
+    return ModelError(
+        f"the model's numbers went out of range in {name}, so it has no answer",
+        hint="try `--dtype bfloat16` or `--dtype float32`; else its weights may be damaged",
+    )
 
 
 def _finish_all(rows: Sequence[Row], finish: Finish) -> None:

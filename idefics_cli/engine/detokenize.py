@@ -28,10 +28,6 @@ class Detokenizer:
         strip: Leave out white space around the reply, as chat formats put a space before it.
     """
 
-    # Decoding starts this many tokens back, because a token's text may depend on its
-    # neighbours (word marks, bytes of one character) but on nothing further away.
-    _CONTEXT = 6
-
     def __init__(self, tokenizer: Decoder, *, strip: bool) -> None:
         self._tokenizer = tokenizer
         self._strip = strip
@@ -61,7 +57,10 @@ class Detokenizer:
         # A replacement character at the end may be a character whose bytes are not all here.
         if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
             return ""
-        self._start = max(self._start, self._read - self._CONTEXT)
+        # The last piece stays as context, for word marks. A window that began anywhere else
+        # could begin inside a character, and a SentencePiece decoder takes a whole run of bytes
+        # for invalid when its beginning is.
+        self._start = self._read
         self._read = len(tokens)
         return self._stripped(after[len(before) :], last=last)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -18,7 +19,7 @@ from PIL import Image
 from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
 from idefics_cli.engine import Prepared, Progress
-from idefics_cli.engine.decode import OnToken, Row, generate
+from idefics_cli.engine.decode import Flag, OnToken, Row, generate
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.models.families.base import Inputs, check_ids
 from idefics_cli.models.images import ImageLoader
@@ -52,9 +53,9 @@ class LocalEngine:
         self._closing = Event()
         self._loaded: Loaded | None = None
         try:
-            self._loaded = self._worker.submit(self._load, progress).result()
-        except BaseException:
-            self.close()
+            self._loaded = _result(self._worker.submit(self._load, progress))
+        except BaseException as error:
+            self._shut(wait=not isinstance(error, KeyboardInterrupt))
             raise
         self.revision = self._loaded.revision
 
@@ -77,36 +78,31 @@ class LocalEngine:
         """Answer *batch* in order; see `Engine.complete`."""
         if not batch:
             return []
-        stop = cancel or Event()
-        job = self._worker.submit(self._complete, tuple(batch), stop)
-        return _wait(job, stop)
+        abandoned = Event()
+        stop = self._stop(cancel, abandoned)
+        try:
+            return _result(self._worker.submit(self._complete, tuple(batch), stop))
+        finally:
+            # Ctrl-C arrives here, while the work goes on in the other thread.
+            abandoned.set()
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield one answer piece by piece; see `Engine.stream`."""
-        stop = cancel or Event()
+        abandoned = Event()
         queue: SimpleQueue[TokenChunk | None] = SimpleQueue()
-
-        def work() -> None:
-            try:
-                self._stream(prepared, stop, queue.put)
-            finally:
-                queue.put(None)
-
-        job = self._worker.submit(work)
+        job = self._worker.submit(self._stream, prepared, self._stop(cancel, abandoned), queue.put)
+        # Not at the end of the work: closing the engine drops work that has not begun.
+        job.add_done_callback(lambda _: queue.put(None))
         try:
             while (chunk := queue.get()) is not None:
                 yield chunk
-            job.result()
+            _result(job)
         finally:
-            stop.set()
+            abandoned.set()
 
     def close(self) -> None:
         """Stop what runs and free the device memory; idempotent."""
-        self._closing.set()
-        self._worker.shutdown(wait=True, cancel_futures=True)
-        self._loaded = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._shut(wait=True)
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +113,23 @@ class LocalEngine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._shut(wait=not isinstance(error, KeyboardInterrupt))
+
+    def _shut(self, *, wait: bool) -> None:
+        # After Ctrl-C nobody waits: neither a prefill nor the reading of weights can be stopped,
+        # and both may take minutes.
+        self._closing.set()
+        self._worker.shutdown(wait=wait, cancel_futures=True)
+        self._loaded = None
+        if wait and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _stop(self, cancel: Event | None, abandoned: Event) -> Flag:
+        """Return what is set when the caller cancels, or goes away, or the engine closes."""
+        # Never by setting the caller's event, which may be that of other requests too.
+        return _AnyOf(
+            (abandoned, self._closing) if cancel is None else (cancel, abandoned, self._closing)
+        )
 
     def _require(self) -> Loaded:
         if self._loaded is None:
@@ -127,9 +139,19 @@ class LocalEngine:
     def _load(self, progress: Progress | None) -> Loaded:
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
-        return load(self.spec, report=progress)
+        return load(self.spec, report=self._reporter(progress))
 
-    def _complete(self, batch: tuple[Prepared, ...], cancel: Event) -> list[Completion]:
+    def _reporter(self, progress: Progress | None) -> Progress:
+        def report(phase: str, share: float | None) -> None:
+            # Called often while a model downloads.
+            if self._closing.is_set():
+                raise CancelledError
+            if progress is not None:
+                progress(phase, share)
+
+        return report
+
+    def _complete(self, batch: tuple[Prepared, ...], cancel: Flag) -> list[Completion]:
         answer = self._answer(batch, cancel)
         tokenizer = self._require().family.tokenizer
         return [
@@ -146,7 +168,7 @@ class LocalEngine:
             for row, prepared in zip(answer.rows, batch, strict=True)
         ]
 
-    def _stream(self, prepared: Prepared, cancel: Event, put: Callable[[TokenChunk], None]) -> None:
+    def _stream(self, prepared: Prepared, cancel: Flag, put: Callable[[TokenChunk], None]) -> None:
         text = Detokenizer(self._require().family.tokenizer, strip=_strips(prepared))
 
         def on_token(rows: Sequence[Row]) -> None:
@@ -158,7 +180,7 @@ class LocalEngine:
         self._answer((prepared,), cancel, on_token)
 
     def _answer(
-        self, batch: tuple[Prepared, ...], cancel: Event, on_token: OnToken | None = None
+        self, batch: tuple[Prepared, ...], cancel: Flag, on_token: OnToken | None = None
     ) -> _Answer:
         loaded = self._require()
         started = prefilled = time.perf_counter()
@@ -178,7 +200,7 @@ class LocalEngine:
                 loaded.family,
                 inputs,
                 rows,
-                cancel=_Either(cancel, self._closing),
+                cancel=cancel,
                 on_prefilled=on_prefilled,
                 on_token=on_token,
             )
@@ -193,14 +215,13 @@ class _Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Either:
-    """Is set when one of two events is."""
+class _AnyOf:
+    """Is set when one of several flags is."""
 
-    one: Event
-    other: Event
+    flags: tuple[Flag, ...]
 
     def is_set(self) -> bool:
-        return self.one.is_set() or self.other.is_set()
+        return any(flag.is_set() for flag in self.flags)
 
 
 def _rows(batch: Sequence[Prepared], inputs: Inputs, context_tokens: int) -> list[Row]:
@@ -226,13 +247,11 @@ def _strips(prepared: Prepared) -> bool:
     return prepared.request.mode == "chat"
 
 
-def _wait(job: Future[_T], cancel: Event) -> _T:
+def _result(job: Future[_T]) -> _T:
     try:
         return job.result()
-    except BaseException:
-        # Ctrl-C arrives here, while the work goes on in the other thread.
-        cancel.set()
-        raise
+    except CancelledError:
+        raise RuntimeError("the engine was closed meanwhile") from None
 
 
 def _enlarge(image: Image.Image) -> Image.Image:
@@ -250,12 +269,22 @@ def _as_memory_limit(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
+        _free_tensors(error)
         raise _memory_limit(batch_size) from error
     except RuntimeError as error:
         # The CPU allocator and MPS have no class of their own for it (torch 2.13).
         if "allocate memory" in str(error) or "out of memory" in str(error).lower():
+            _free_tensors(error)
             raise _memory_limit(batch_size) from error
         raise
+
+
+def _free_tensors(error: BaseException) -> None:
+    """Let go of what the frames below *error* hold, as the KV cache of the batch.
+
+    Whoever tries a smaller batch next does so while the error may still be referred to.
+    """
+    traceback.clear_frames(error.__traceback__)
 
 
 def _memory_limit(batch_size: int) -> MemoryLimitError:
