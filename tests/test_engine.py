@@ -388,13 +388,14 @@ def test_ctrl_c_does_not_wait_until_the_weights_are_read() -> None:
         assert (process.stdout.read(), process.stderr.read()) == ("", "")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_download_ends_when_nobody_waits_for_the_model_any_more(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports = []
 
     def interrupted(spec: LoadSpec, *, report: Callable[[str, float | None], None]) -> Loaded:
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         for share in range(1000):
             report("downloading", share / 1000)
             time.sleep(0.02)
