@@ -17,7 +17,7 @@ from idefics_cli.demo import evaluate
 from idefics_cli.demo.build import build_model
 from idefics_cli.demo.evaluate import ALL, WEIGHTS, Result, failures, table
 from idefics_cli.demo.exam import Candidate, Dialogue, Exam, Marks, take
-from idefics_cli.demo.train import save
+from idefics_cli.demo.worker import save
 
 SMALL = Exam(scenes=16)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from idefics_cli.core.errors import EXIT_USAGE
+from idefics_cli.core.errors import EXIT_FAILURE, EXIT_USAGE
 from idefics_cli.demo import train
 from idefics_cli.demo.build import (
     END_OF_UTTERANCE,
@@ -36,6 +36,7 @@ from idefics_cli.demo.scenes import COLORS, SHAPES, render, scene_for_split
 from idefics_cli.demo.schedule import Schedule
 from idefics_cli.demo.truth import CLASSES, FACETS, patch_labels, slot_targets
 from idefics_cli.demo.watch import WATCHED, share_right, watch
+from idefics_cli.demo.worker import LOG, save
 from idefics_cli.models.library import Processor
 
 PICTURES = 200
@@ -62,7 +63,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the saved processor and model before training."""
     folder = tmp_path_factory.mktemp("untrained")
     processor = build_processor()
-    train.save(build_model(processor.tokenizer), processor, folder)
+    save(build_model(processor.tokenizer), processor, folder)
     return folder
 
 
@@ -504,7 +505,7 @@ def test_the_watch_finds_the_shipped_weights_good_and_fresh_ones_bad(
 
 
 def losses_of(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / train.LOG).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     return [row["losses"] for row in rows]
 
 
@@ -518,13 +519,13 @@ def test_a_tiny_run_learns_and_saves_a_model_that_loads(
     flags = {
         "--out": str(out),
         "--data": str(tmp_path / "pictures"),
-        "--steps": "10",
+        "--steps": "8",
         "--pictures": str(PICTURES),
         "--batch": "4",
         "--device": "cpu",
         "--dtype": "float32",
         "--processes": str(processes),
-        "--watch-seconds": "4",
+        "--watch-seconds": "0.001",
         "--watch-pictures": "4",
     }
     code = train.main([word for flag in flags.items() for word in flag])
@@ -532,11 +533,12 @@ def test_a_tiny_run_learns_and_saves_a_model_that_loads(
     language = [each["language"] for each in losses if "language" in each]
 
     assert code == 0
+    assert len(losses) == 8
     assert language[-1] < language[0]
     assert losses[-1]["patches"] < losses[0]["patches"]
     for path in data.glob("train*"):
         assert path.read_bytes() == (tmp_path / "pictures" / path.name).read_bytes()
-    names = {path.name for path in WEIGHTS.iterdir()} | {train.LOG}
+    names = {path.name for path in WEIGHTS.iterdir()} | {LOG}
     assert {path.name for path in out.iterdir()} == names
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in out.iterdir())
     saved = AutoModelForImageTextToText.from_pretrained(out)
@@ -565,6 +567,28 @@ def test_a_run_that_cannot_work_is_a_usage_error(
     assert (code, out) == (EXIT_USAGE, "")
     assert err.startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "data", "message"),
+    [
+        ("200", "file", "error: cannot write the model or its pictures: "),
+        ("900000000000", "folder", "error: 900000000000 pictures take 35100000.0 GB"),
+    ],
+)
+def test_a_place_that_cannot_hold_the_pictures_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pictures: str,
+    data: str,
+    message: str,
+) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / data)]
+    code = train.main([*arguments, "--pictures", pictures, "--device", "cpu", "--processes", "1"])
+
+    assert code == EXIT_FAILURE
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_a_folder_of_something_else_is_not_trained_into(

@@ -8,105 +8,38 @@ share weights and gradients in memory and divide the update among them.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
+import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, cast
 
 import torch
-from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from transformers.utils import logging
 
 from idefics_cli.core.errors import (
     EXIT_DONE,
+    EXIT_FAILURE,
     EXIT_INTERRUPTED,
     IdeficsError,
     PlanError,
     UsageError,
 )
-from idefics_cli.demo.build import build_model, build_processor
-from idefics_cli.demo.dataset import BatchSource, Pictures, render_split
-from idefics_cli.demo.encoding import Encoder
-from idefics_cli.demo.losses import AuxiliaryHeads, Losses, compute_losses
-from idefics_cli.demo.optimizer import Barrier, Buffers, ShardedOptimizer
+from idefics_cli.demo.dataset import render_split
+from idefics_cli.demo.optimizer import Buffers
 from idefics_cli.demo.precision import is_bfloat16_native, pick_device
 from idefics_cli.demo.schedule import Schedule
-from idefics_cli.demo.watch import WATCHED, share_right, watch
-from idefics_cli.models.library import Processor
+from idefics_cli.demo.watch import WATCHED
+from idefics_cli.demo.worker import LOG, Fresh, Options, Shared, Worker, say, work
 from idefics_cli.models.system import count_cores
 
-LOG = "training.jsonl"
-
-
-class _Savable(Protocol):
-    """What models and processors of transformers can."""
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the files of this object to *folder*."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a training run is asked for.
-
-    Attributes:
-        out: Folder of the model; the log is there too.
-        data: Folder of the rendered pictures, or None for a temporary one.
-        minutes: Length of the training, after rendering; not counted if *steps* is given.
-        steps: Its length in optimizer steps, or None.
-        processes: One core each; 1 on a GPU.
-        pictures: Of the training split.
-        watch_seconds: Between two watches.
-        watch_pictures: Held-out pictures of a watch.
-        seed: Of weights, order and questions.
-        device: "cpu", "cuda" or "mps".
-        dtype: "bfloat16" or "float32": of weights and computation; masters are float32.
-        schedule: Learning rate, batches and phases.
-    """
-
-    out: Path
-    data: Path | None = None
-    minutes: float = 37.0
-    steps: int | None = None
-    processes: int = 1
-    pictures: int = 150_000
-    watch_seconds: float = 180.0
-    watch_pictures: int = 160
-    seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-    schedule: Schedule = field(default_factory=Schedule)
-
-    @property
-    def final_pictures(self) -> int:
-        """Held-out pictures of the last watch."""
-        return self.watch_pictures * 15 // 4
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What the processes of one run share.
-
-    Attributes:
-        buffers: Weights and gradients.
-        control: (2,) float64 of process 0: progress 0..1, and whether to watch now.
-        tallies: (processes, watched tasks, 2) int64.
-        barrier: Of all processes.
-    """
-
-    buffers: Buffers
-    control: Tensor
-    tallies: Tensor
-    barrier: Barrier
+_PICTURE_BYTES = 39_000
 
 
 def train(options: Options) -> None:
@@ -117,10 +50,11 @@ def train(options: Options) -> None:
     """
     _claim(options.out)
     with _picture_folder(options) as data:
+        _check_space(data, options.pictures)
         started = time.monotonic()
         render_split(data, "combo", options.final_pictures, processes=options.processes)
         render_split(data, "train", options.pictures, processes=options.processes)
-        _say(f"{options.pictures} pictures in {time.monotonic() - started:.0f} s")
+        say(f"{options.pictures} pictures in {time.monotonic() - started:.0f} s")
         _run(replace(options, data=data))
 
 
@@ -129,7 +63,7 @@ def _picture_folder(options: Options) -> Iterator[Path]:
     if options.data is not None:
         yield options.data
         return
-    # Not the system's folder, which is often memory: a picture takes 38 kB.
+    # Not the system's folder, which is often memory.
     with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.out) as name:
         yield Path(name)
 
@@ -139,12 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(_parse(arguments))
     except IdeficsError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         if error.hint:
-            _say(f"hint: {error.hint}")
+            say(f"hint: {error.hint}")
         return error.exit_code
+    except OSError as error:
+        say(f"error: cannot write the model or its pictures: {error}")
+        return EXIT_FAILURE
     except KeyboardInterrupt:
-        _say("interrupted; the folder holds the model of the last watch, if there was one")
+        say("interrupted; the folder holds the model of the last watch, if there was one")
         return EXIT_INTERRUPTED
     return EXIT_DONE
 
@@ -153,8 +90,8 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m idefics_cli.demo.train",
         description="Make the built-in model again, from nothing.",
-        epilog="On a GPU the steps are faster than the pictures can be waited for: give "
-        "--steps 4500 for the length of the original run.",
+        epilog="The default suits 4 cores with native bfloat16. On a GPU, or on slower cores, "
+        "give --steps 4500: the length of the original run.",
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the model goes")
@@ -210,182 +147,40 @@ def _claim(out: Path) -> None:
     (out / LOG).write_text("")
 
 
+def _check_space(data: Path, pictures: int) -> None:
+    """Refuse a disk that is too small: a memory map that outgrows it ends the process."""
+    data.mkdir(parents=True, exist_ok=True)
+    here = sum(path.stat().st_size for path in data.glob("*.npy"))
+    free = shutil.disk_usage(data).free + here
+    needed = pictures * _PICTURE_BYTES
+    if free < needed:
+        raise IdeficsError(
+            f"{pictures} pictures take {needed / 1e9:.1f} GB, and `{data}` has {free / 1e9:.1f}",
+            hint="choose a folder on another disk with `--data`, or fewer `--pictures`",
+        )
+
+
 def _run(options: Options) -> None:
     """Allocate what is shared, and run one worker per process."""
     logging.disable_progress_bar()
-    fresh = _Fresh.build(options)
+    fresh = Fresh.build(options)
     count = sum(parameter.numel() for parameter in fresh.parameters().values())
     dtype = getattr(torch, options.dtype)
     processes = options.processes
     buffers = Buffers.allocate(count, processes=processes, dtype=dtype, device=options.device)
     control = torch.zeros(2, dtype=torch.float64)
     tallies = torch.zeros(processes, len(WATCHED), 2, dtype=torch.long)
-    _say(f"{count:,} parameters with heads, {options.dtype} on {processes} x {options.device}")
+    say(f"{count:,} parameters with heads, {options.dtype} on {processes} x {options.device}")
     if processes == 1:
         shared = Shared(buffers, control, tallies, threading.Barrier(1))
-        _Worker(0, options, shared, fresh).run()
+        Worker(0, options, shared, fresh).run()
         return
     for tensor in (control, tallies):
         tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch 2.13 has no annotation
     barrier = multiprocessing.get_context("spawn").Barrier(processes)
     shared = Shared(buffers, control, tallies, barrier)
     # Daemons: they end with this process, whatever ends it in order.
-    spawn(_work, (options, shared), nprocs=processes, daemon=True)  # type: ignore[no-untyped-call]  # as above
-
-
-@dataclass(frozen=True, slots=True)
-class _Fresh:
-    """The modules before training: the same in every process."""
-
-    processor: Processor
-    model: nn.Module
-    heads: AuxiliaryHeads
-
-    @classmethod
-    def build(cls, options: Options) -> _Fresh:
-        torch.manual_seed(options.seed)
-        processor = build_processor()
-        model = build_model(processor.tokenizer)
-        # On CPUs the backward pass of fused attention in bfloat16 takes twice as long.
-        model.set_attn_implementation("eager")  # type: ignore[operator]  # a PreTrainedModel
-        return cls(processor, model, AuxiliaryHeads())
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Return all by name, as `ShardedOptimizer` wants them."""
-        heads = {f"heads.{name}": each for name, each in self.heads.named_parameters()}
-        return dict(self.model.named_parameters()) | heads
-
-
-def _work(rank: int, options: Options, shared: Shared) -> None:
-    """Train, as process *rank* of several."""
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the group; the first one tells the user.
-    with suppress(KeyboardInterrupt, threading.BrokenBarrierError):
-        _Worker(rank, options, shared, _Fresh.build(options)).run()
-
-
-class _Worker:
-    """One process of a run. Process 0 keeps time, logs and saves; all take part in the rest."""
-
-    def __init__(self, rank: int, options: Options, shared: Shared, fresh: _Fresh) -> None:
-        self._rank, self._options, self._shared = rank, options, shared
-        self._processor, self._model, self._heads = fresh.processor, fresh.model, fresh.heads
-        self._encoder = Encoder(self._processor)
-        self._optimizer = ShardedOptimizer(
-            fresh.parameters(), shared.buffers, rank=rank, barrier=shared.barrier
-        )
-        if options.data is None:
-            raise ValueError("the pictures are not rendered yet")
-        self._held_out = Pictures(options.data, "combo")
-        self._source = BatchSource(
-            Pictures(options.data, "train"),
-            self._encoder,
-            seed=options.seed,
-            rank=rank,
-            processes=options.processes,
-        )
-        self._started = self._watched = time.monotonic()
-        self._losses: list[dict[str, float]] = []
-
-    def run(self) -> None:
-        """Take steps until the time or the steps are used up."""
-        progress, step = 0.0, 0
-        while progress < 1:
-            self._step(progress, step)
-            step += 1
-            self._leave_if_alone()
-            if self._rank == 0:
-                self._keep_time(step)
-            self._shared.barrier.wait()
-            progress, watches = self._shared.control.tolist()
-            if watches:
-                self._watch(step, progress)
-
-    def _leave_if_alone(self) -> None:
-        """End all workers if the process that started them was killed."""
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            self._shared.barrier.abort()
-            raise SystemExit(EXIT_INTERRUPTED)
-
-    def _step(self, progress: float, step: int) -> None:
-        phase = self._options.schedule.at(progress, step)
-        size = max(1, round(phase.batch_size / self._options.processes))
-        batch = self._source.take(size, is_vision_only=phase.is_vision_only)
-        self._optimizer.clear()
-        losses = compute_losses(
-            self._model, self._heads, batch, with_language=not phase.is_vision_only
-        )
-        losses.total(phase.auxiliary_weight).backward()  # type: ignore[no-untyped-call]  # torch 2.13
-        norm = self._optimizer.step(phase.learning_rate, with_language=not phase.is_vision_only)
-        self._losses.append(_numbers(losses) | {"gradient_norm": norm})
-
-    def _keep_time(self, step: int) -> None:
-        now = time.monotonic()
-        if self._options.steps is not None:
-            progress = step / self._options.steps
-        else:
-            progress = (now - self._started) / (60 * self._options.minutes)
-        watches = progress >= 1 or now - self._watched > self._options.watch_seconds
-        self._shared.control[:] = torch.tensor([min(1.0, progress), float(watches)])
-
-    def _watch(self, step: int, progress: float) -> None:
-        """Look at held-out pictures together; process 0 logs the result and saves the model."""
-        is_last = progress >= 1
-        count = self._options.final_pictures if is_last else self._options.watch_pictures
-        indices = range(self._rank, count, self._options.processes)
-        tally = watch(self._model, self._encoder, self._held_out, indices, seed=self._rank)
-        self._shared.tallies[self._rank] = tally
-        self._shared.barrier.wait()
-        if self._rank == 0:
-            self._log(step, progress, self._shared.tallies.sum(0))
-            save(self._model, self._processor, self._options.out)
-        self._losses.clear()
-        self._watched = time.monotonic()
-        self._shared.barrier.wait()
-
-    def _log(self, step: int, progress: float, tally: Tensor) -> None:
-        seconds = time.monotonic() - self._started
-        means = {
-            name: round(sum(values) / len(values), 4)
-            for name in ("language", "patches", "slots", "gradient_norm")
-            if (values := [losses[name] for losses in self._losses if name in losses])
-        }
-        tasks = {
-            task: round(right / asked, 3)
-            for task, (right, asked) in zip(WATCHED, tally.tolist(), strict=True)
-            if asked
-        }
-        right = share_right(tally)
-        record = {"step": step, "seconds": round(seconds, 1), "losses": means, "right": right}
-        with (self._options.out / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record | {"tasks": tasks}) + "\n")
-        shown = "  ".join(f"{name} {value}" for name, value in means.items())
-        _say(f"{progress:5.0%}  step {step}  {seconds:.0f} s  right {right:.1%}  {shown}")
-
-
-def _numbers(losses: Losses) -> dict[str, float]:
-    numbers = {"patches": losses.patches.item(), "slots": losses.slots.item()}
-    return numbers if losses.language is None else numbers | {"language": losses.language.item()}
-
-
-def save(model: nn.Module, processor: Processor, folder: Path) -> None:
-    """Write what `from_pretrained` loads: weights in bfloat16, config, processor, tokenizer."""
-    # A fresh copy: the trained one has its weights in shared memory and eager attention.
-    copy = build_model(processor.tokenizer).to(torch.bfloat16)
-    copy.load_state_dict(model.state_dict())
-    cast(_Savable, copy).save_pretrained(folder)
-    cast(_Savable, processor).save_pretrained(folder)
-    for path in folder.iterdir():
-        # safetensors gives its files to their owner alone; others may want to load them.
-        if path.is_file():
-            path.chmod(0o644)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    spawn(work, (options, shared), nprocs=processes, daemon=True)  # type: ignore[no-untyped-call]  # as above
 
 
 if __name__ == "__main__":
