@@ -130,10 +130,30 @@ def test_a_limit_above_that_of_pillow_is_ours_to_raise(monkeypatch: pytest.Monke
 
 
 def test_an_icon_cannot_hide_a_large_picture() -> None:
-    data = bytearray(encoded(quadrants(200, 200), "ICO", sizes=[(200, 200)]))
-    data[6:8] = bytes((16, 16))
+    ico = bytearray(encoded(quadrants(200, 200), "ICO", sizes=[(200, 200)]))
+    ico[6:8] = bytes((16, 16))
 
-    assert refusal(bytes(data), ImageLimits(max_pixels=10_000)).kind == "too_large"
+    assert refusal(bytes(ico), ImageLimits(max_pixels=10_000)).kind == "too_large"
+
+
+class Growing(Image.Image):
+    """Larger than it said, as a HEIC file can be once it is decoded."""
+
+    size = (8, 8)
+
+    def load(self) -> None:  # type: ignore[override]  # the pixels are of no interest here
+        self.size = (200, 200)
+
+
+def test_a_picture_that_grows_while_it_is_decoded_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Image.init()
+    monkeypatch.setitem(Image.OPEN, "QOI", (lambda stream, name: Growing(), None))
+
+    error = refusal(encoded(noise(), "QOI"), ImageLimits(max_pixels=10_000))
+
+    assert (error.kind, "200x200" in str(error)) == ("too_large", True)
 
 
 def test_a_small_png_that_unpacks_to_megabytes_of_text_is_refused() -> None:
@@ -249,7 +269,7 @@ OTHERS: dict[str, tuple[bytes, ImageErrorKind, str, str]] = {
     ),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "unsupported", "a PDF", "pdftoppm"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "unsupported", "a PostScript", "render it"),
-    "html": (b"\n<!DOCTYPE html><html><body><svg>", "not_an_image", "a web page", "picture"),
+    "html": (b"\n<!DOCTYPE html><html><body><svg>", "not_an_image", "a web page", "or file"),
     "html-utf16": ("<html>".encode("utf-16"), "not_an_image", "a web page", "picture"),
     "text": ("Grüße".encode(), "not_an_image", "text", "supported: JPEG"),
     "json": (b'{"error": "not found"}', "not_an_image", "text", "supported: JPEG"),

@@ -203,7 +203,7 @@ def test_a_server_is_told_who_asks(web: Web) -> None:
         ("/500", "fetch_failed", "500 Internal", "later"),
         ("/204", "fetch_failed", "204 No Content", "address"),
         ("/odd-reason", "fetch_failed", r"404 \x1b[31mred", "address"),
-        ("/page", "not_an_image", "a web page", "address of the picture itself"),
+        ("/page", "not_an_image", "a web page", "open it in a browser"),
         ("/json", "not_an_image", "text", "supported"),
         ("/empty", "not_an_image", "an empty file", "download"),
         ("/half", "fetch_failed", "broke off", "try again"),

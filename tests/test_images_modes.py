@@ -243,8 +243,8 @@ def test_a_float_picture_of_holes_only_is_black() -> None:
 
 def deep_rows() -> NDArray[np.uint8]:
     """The quadrants with 16 bits per sample, big-endian, (48, 64 * 6)."""
-    deep = np.asarray(quadrants()).astype(">u2") * 257
-    return deep.reshape(48, -1).view(np.uint8)
+    deep = np.asarray(quadrants()).astype(">u2") * 256 + 7
+    return deep.astype(">u2").reshape(48, -1).view(np.uint8)
 
 
 def test_16_bit_colour_keeps_its_high_byte() -> None:
@@ -254,7 +254,7 @@ def test_16_bit_colour_keeps_its_high_byte() -> None:
 
 
 def test_the_colour_key_of_a_16_bit_png_is_white() -> None:
-    key = b"".join((value * 257).to_bytes(2) for value in BLUE)
+    key = b"".join((value * 256 + 7).to_bytes(2) for value in BLUE)
     rows = with_filter_bytes(deep_rows())
 
     data = png(64, 48, rows, depth=16, colour_type=2, extra=[(b"tRNS", key)])

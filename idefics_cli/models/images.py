@@ -90,13 +90,13 @@ class ImageLoader:
                 image.draft(None, (draft_edge, draft_edge))
             is_reduced = image.size != header_size
             image.load()
-            # An icon's header may lie about the picture in it.
+            # pillow-heif and icons: the size in the header may be another than that of the picture.
             self._check_size(image, source)
             seen = as_seen(image)
         size = seen.size
         if is_reduced:
             size = header_size[::-1] if is_sideways(image) else header_size
-        seen.info = {"original_size": size}
+        seen.info["original_size"] = size
         return seen
 
     def _check_size(self, image: Image.Image, source: str) -> None:
