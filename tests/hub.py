@@ -22,6 +22,7 @@ class FakeHub:
         repos: Hub id -> file name -> content.
         refused: Hub id -> status and `X-Error-Code` of every answer.
         cut: File name -> bytes after which the connection ends, once.
+        held: File name -> what has to be set before the second half of its content is sent.
         requests: "METHOD path" of every request.
         endpoint: Its address.
     """
@@ -29,6 +30,7 @@ class FakeHub:
     repos: dict[str, dict[str, bytes]]
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    held: dict[str, threading.Event] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     endpoint: str = ""
 
@@ -137,7 +139,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not body:
             return
         limit = self.world.cut.pop(cut, None)
-        self.wfile.write(content[:limit])
+        half = len(content) // 2 if cut in self.world.held else 0
+        self.wfile.write(content[:half])
+        if half:
+            self.world.held[cut].wait(timeout=20)
+        self.wfile.write(content[half:limit])
         if limit is not None:
             self.close_connection = True
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +167,28 @@ def test_after_a_broken_connection_the_file_is_whole(hub: FakeHub) -> None:
     folder = cache.pull(REPO)
     assert (folder / "tokenizer.json").read_bytes() == hub.repos[REPO]["tokenizer.json"]
     assert hub.downloads("tokenizer.json") == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_does_not_wait_for_the_file_that_is_on_its_way(hub: FakeHub) -> None:
+    name = "model-00001-of-00002.safetensors"
+    hub.held[name] = threading.Event()
+
+    def press() -> None:
+        while not hub.downloads(name):
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cache.pull(REPO)
+        assert time.monotonic() - started < 10
+    finally:
+        hub.held[name].set()
+    folder = cache.pull(REPO)
+    assert (folder / name).read_bytes() == hub.repos[REPO][name]
 
 
 def test_offline_a_cached_model_is_enough_and_another_is_an_error(hub: FakeHub) -> None:

@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from idefics_cli.core.errors import IdeficsError, ModelError
+from idefics_cli.models.background import in_background
 from idefics_cli.models.machine import gib
 
 INDEX = "model.safetensors.index.json"
@@ -176,7 +179,15 @@ def pull(
             raise no_safetensors(repo)
         needed = sum(file.size for file in files if file.is_missing)
         _check_space(repo, needed)
-        folder = _download(repo, revision, patterns, _bar(report, needed))
+        stopped = Event()
+        bar = _bar(_until(stopped, report), needed)
+        try:
+            # In another thread: the client answers Ctrl-C by waiting for the files it began.
+            folder = in_background(
+                lambda: _download(repo, revision, patterns, bar), name="model-download"
+            ).result()
+        finally:
+            stopped.set()
     missing = missing_files(folder)
     if missing:
         raise ModelError(
@@ -349,6 +360,18 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], bar: t
             tqdm_class=bar,
         )
     )
+
+
+def _until(stopped: Event, report: Report | None) -> Report:
+    """Return what passes on to *report*, and ends the download that tells it after *stopped*."""
+
+    def tell(phase: str, share: float | None) -> None:
+        if stopped.is_set():
+            raise CancelledError
+        if report is not None:
+            report(phase, share)
+
+    return tell
 
 
 # Any: tqdm has no types.

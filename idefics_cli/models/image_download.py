@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
-from threading import Event, Thread
+from threading import Event
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -13,6 +11,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from idefics_cli import __version__
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import ImageLimits
+from idefics_cli.models.background import in_background
 from idefics_cli.models.image_sources import describe_source, printable, too_many_bytes
 
 # One read may take `timeout_seconds`; a whole download this many times as long.
@@ -44,7 +43,7 @@ def download(url: str, limits: ImageLimits) -> bytes:
     abandoned = Event()
     # A timeout of requests bounds one wait only, so a server that sends a byte now and then would
     # hold the caller for ever. The worker sees `abandoned` at its next chunk and ends.
-    result = _in_thread(lambda: _fetch(url, limits, abandoned))
+    result = in_background(lambda: _fetch(url, limits, abandoned), name="image-download")
     try:
         return result.result(timeout=seconds)
     except TimeoutError:
@@ -53,19 +52,6 @@ def download(url: str, limits: ImageLimits) -> bytes:
         ) from None
     finally:
         abandoned.set()
-
-
-def _in_thread(work: Callable[[], bytes]) -> Future[bytes]:
-    result: Future[bytes] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:  # a worker's edge: it goes to whoever waits
-            result.set_exception(error)
-
-    Thread(target=run, name="image-download", daemon=True).start()
-    return result
 
 
 def _fetch(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
