@@ -134,6 +134,59 @@ def test_the_question_reaches_the_model(kind: str, loaded_of: LoadedOf) -> None:
     assert prompt.endswith("\nAssistant:")
 
 
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_prompt_begins_with_one_begin_token_whatever_else_is_in_the_batch(
+    kind: str, loaded_of: LoadedOf
+) -> None:
+    family = loaded_of(kind).family
+    bos = str(family.tokenizer.bos_token)
+    begin = family.tokenizer.convert_tokens_to_ids(bos)
+    requests = [raw(bos, IMAGE, "It is"), raw(IMAGE, "It"), raw(f"{bos}Once upon")]
+    requests += [chat(IMAGE, "Hello")] if family.chats else []
+    inputs = family.encode(requests, [[PICTURE] * len(r.attachments) for r in requests])
+    together = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    assert together == [ids_of(family, request) for request in requests]
+    # Alone among them, SmolVLM's tokenizer writes none.
+    unwritten = 0 if kind.startswith("smolvlm") else 1
+    assert [ids.count(begin) for ids in together[:3]] == [1, unwritten, 1]
+    assert [ids.count(begin) for ids in together[3:]] == [1] * (len(requests) - 3)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_nothing_to_answer_is_refused(kind: str, loaded_of: LoadedOf) -> None:
+    family = loaded_of(kind).family
+    for mode in ("chat", "complete"):
+        for messages in ((), (Message("user", ()),), (Message("user", ("",)),)):
+            with pytest.raises(PromptError, match="empty"):
+                family.check(GenerationRequest(messages, mode=mode))
+    with pytest.raises(PromptError, match="empty"):
+        family.check(chat(IMAGE))
+    family.check(raw(IMAGE))
+
+
+def test_what_a_checkpoints_template_refuses_is_an_error_of_ours(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint("idefics3"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system turns') }}")
+    family = load(spec_of(tmp_path, "idefics3")).family
+    with pytest.raises(PromptError, match="refuses this: no system turns"):
+        ids_of(family, chat("Hello"))
+
+
+def test_a_folder_that_is_named_as_a_hub_id_is_not_taken_for_it(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(checkpoint("idefics2"), tmp_path / "HuggingFaceM4" / "idefics2-8b")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="is not in the cache"):
+        load(LoadSpec(repo="HuggingFaceM4/idefics2-8b", family="idefics2", offline=True))
+
+
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_control_tokens_that_a_user_types_stay_text(kind: str, loaded_of: LoadedOf) -> None:
     family = loaded_of(kind).family

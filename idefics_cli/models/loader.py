@@ -145,7 +145,8 @@ def _find(spec: LoadSpec, say: Report) -> tuple[Path, str | None]:
     if spec.repo == DEMO:
         return facts.demo_folder(), None
     local = Path(spec.repo)
-    if local.is_dir():
+    # A relative path is a Hub id, even where a folder has the same name.
+    if local.is_absolute():
         return local, None
     folder = cache.cached_folder(spec.repo, spec.revision)
     if folder is None:

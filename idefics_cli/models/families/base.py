@@ -98,7 +98,11 @@ class Family:
         Raises:
             PromptError: If the model cannot take this kind of request.
         """
-        if request.mode == "chat" and not request.messages[-1].text.strip():
+        if request.mode == "chat":
+            is_empty = not request.messages or not request.messages[-1].text.strip()
+        else:
+            is_empty = not raw_text(request)
+        if is_empty:
             raise PromptError(
                 "the prompt is empty", hint="ask something, as `idefics ask 'What is this?'`"
             )

@@ -45,6 +45,9 @@ class Idefics1(Family):
             for message in request.messages:
                 for part in message.parts:
                     _append(items, part if isinstance(part, str) else queue.pop(0))
+            if items and isinstance(items[0], str):
+                # The processor writes the begin token, and must not be given a second one.
+                items[0] = items[0].removeprefix(str(self.tokenizer.bos_token))
             return _without_urls(items)
         for message in request.messages:
             name = message.role.capitalize()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from jinja2 import TemplateError
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
@@ -34,7 +35,11 @@ class TemplateFamily(Family):
                 for part in self._parts(message)
             ]
             conversation.append({"role": message.role, "content": content})
-        return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
+        try:
+            return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
+        except TemplateError as error:
+            # Templates of fine-tuned checkpoints may refuse a role or an order of turns.
+            raise PromptError(f"the model's chat template refuses this: {error}") from error
 
     def encode(
         self, requests: Sequence[GenerationRequest], images: Sequence[Sequence[Image]]
@@ -42,20 +47,24 @@ class TemplateFamily(Family):
         """See `Family.encode`; adds `pixel_attention_mask` (B, N, H, W) int64."""
         # transformers 5.17 reads the number of channels from the first row's first image.
         order = sorted(range(len(requests)), key=lambda row: not images[row])
-        texts = [self.render(requests[row]) for row in order]
-        bos = self.tokenizer.bos_token
-        # Templates that write the begin token themselves must not get a second one.
-        written = bool(bos) and all(text.startswith(str(bos)) for text in texts)
+        texts = [self._once_begun(self.render(requests[row])) for row in order]
         encoded = self.processor(
             text=texts,
             # An empty list is an error, and [[im], []] is right for a batch that mixes.
             images=[list(images[row]) for row in order] if any(images) else None,
             padding=True,
             return_tensors="pt",
-            add_special_tokens=not written,
         )
         back = torch.tensor(order).argsort()
         return {name: tensor[back] for name, tensor in as_tensors(encoded).items()}
+
+    def _once_begun(self, text: str) -> str:
+        """Return *text* without the begin token that a tokenizer would write a second time."""
+        bos = self.tokenizer.bos_token
+        if not bos or not text.startswith(bos):
+            return text
+        written = self.tokenizer("", add_special_tokens=True)["input_ids"]
+        return text.removeprefix(bos) if written else text
 
     def check(self, request: GenerationRequest) -> None:
         """See `Family.check`."""
@@ -64,8 +73,6 @@ class TemplateFamily(Family):
             for message in request.messages:
                 if not message.parts:
                     raise PromptError(f"a {message.role} turn is empty")
-        else:
-            raw_text(request)
 
 
 class Idefics2(TemplateFamily):
