@@ -17,8 +17,8 @@ from typer.main import get_command
 from idefics_cli.cli.app import app
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import IdeficsError
-from idefics_cli.core.types import LoadSpec
-from idefics_cli.engine import Engine, EngineFactory, Progress
+from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.engine import Engine, EngineFactory
 from idefics_cli.models.facts import ModelFacts, registry_facts
 from idefics_cli.models.plan import Machine
 from tests.fakes import FakeClock, FakeEngine

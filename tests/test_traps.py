@@ -178,6 +178,16 @@ def test_what_a_checkpoints_template_refuses_is_an_error_of_ours(
         ids_of(family, chat("Hello"))
 
 
+@pytest.mark.parametrize("kind", ["idefics2", "idefics3", "smolvlm2"])
+def test_a_model_that_should_chat_and_has_no_template_is_refused_while_loading(
+    kind: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint(kind), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.json").unlink()
+    with pytest.raises(ModelError, match="has no chat template"):
+        load(spec_of(tmp_path, kind))
+
+
 def test_a_folder_that_is_named_as_a_hub_id_is_not_taken_for_it(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from idefics_cli.core.types import LoadSpec
-from idefics_cli.engine import EngineFactory, Progress, engine_factory
+from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.engine import EngineFactory, engine_factory
 
 if TYPE_CHECKING:
     from idefics_cli.models.facts import ModelFacts

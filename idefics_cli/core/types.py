@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Called with a phase ("loading", "reading", …) and its share done in 0..1, or None if unknown.
+Progress = Callable[[str, float | None], None]
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "cancelled"]
 # "chat" goes through the chat template; "complete" gives the prompt as it is.

@@ -9,13 +9,10 @@ from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
+from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# Called with a phase ("loading", "reading", …) and its share done in 0..1, or None if unknown.
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
-from idefics_cli.engine import Prepared, Progress
+from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
+from idefics_cli.engine import Prepared
 from idefics_cli.engine.decode import Flag, OnToken, Row, generate
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.models.families.base import Inputs, check_ids

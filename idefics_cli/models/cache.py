@@ -6,7 +6,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +15,12 @@ from threading import Event
 from typing import Any
 
 from idefics_cli.core.errors import IdeficsError, ModelError
+from idefics_cli.core.types import Progress
 from idefics_cli.models.background import in_background
 from idefics_cli.models.machine import gib
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Called with a phase and its share done, or None if unknown.
-Report = Callable[[str, float | None], None]
 # What transformers reads; a repository may also hold the same weights in other formats.
 _WEIGHTS = "*.safetensors"
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -151,7 +150,7 @@ def pull(
     revision: str | None = None,
     *,
     offline: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Path:
     """Download what is missing of a model into the cache, and return its folder.
 
@@ -362,7 +361,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], bar: t
     )
 
 
-def _until(stopped: Event, report: Report | None) -> Report:
+def _until(stopped: Event, report: Progress | None) -> Progress:
     """Return what passes on to *report*, and ends the download that tells it after *stopped*."""
 
     def tell(phase: str, share: float | None) -> None:
@@ -375,7 +374,7 @@ def _until(stopped: Event, report: Report | None) -> Report:
 
 
 # Any: tqdm has no types.
-def _bar(report: Report | None, total: int) -> type[Any]:
+def _bar(report: Progress | None, total: int) -> type[Any]:
     """Return a progress bar for the Hub client that draws nothing and tells *report*."""
     from tqdm import tqdm  # type: ignore[import-untyped] # a dependency of the Hub client
 

@@ -48,6 +48,7 @@ class Processor(Protocol):
 
     tokenizer: Tokenizer
     image_processor: ImageProcessor
+    chat_template: str | None
 
     def __call__(self, **kwargs: object) -> Mapping[str, Tensor]: ...
 

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
-from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models import cache, facts, quantization
+from idefics_cli.models.checkpoint import read_json
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
 from idefics_cli.models.families.idefics1 import Idefics1
 from idefics_cli.models.library import Config, Model, Processor
-from idefics_cli.models.processors import load_processor, read_json
+from idefics_cli.models.processors import load_processor
 from idefics_cli.models.registry import DEMO, FAMILIES
-
-Report = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Loaded:
     vocabulary: int
 
 
-def load(spec: LoadSpec, *, report: Report | None = None) -> Loaded:
+def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
     """Load the model of *spec*; the weights are mapped from the files, not read twice.
 
     Args:
@@ -84,7 +83,7 @@ def load(spec: LoadSpec, *, report: Report | None = None) -> Loaded:
 def load_config(folder: Path) -> Config:
     """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
     config = AutoConfig.from_pretrained(folder)
-    raw = read_json(folder / "config.json")
+    raw = read_json(folder / "config.json", folder.name)
     perceiver = raw.get("perceiver_config")
     stated = perceiver if isinstance(perceiver, dict) else {}
     # The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
@@ -105,6 +104,11 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
         processor.image_processor.do_image_splitting = spec.splitting
     check_tokenizer(processor, folder, name=spec.name or spec.repo)
     module, _, name = FAMILIES[config.model_type].partition(":")
+    if spec.chats and config.model_type != "idefics" and processor.chat_template is None:
+        raise ModelError(
+            f"`{spec.name or spec.repo}` has no chat template",
+            hint="copy chat_template.jinja into its folder; `idefics models pull` fetches it again",
+        )
     family_class: type[Family] = getattr(importlib.import_module(module), name)
     stop_ids = _generation_stop_ids(folder)
     if issubclass(family_class, Idefics1):
@@ -141,7 +145,7 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
         )
 
 
-def _find(spec: LoadSpec, say: Report) -> tuple[Path, str | None]:
+def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
     if spec.repo == DEMO:
         return facts.demo_folder(), None
     local = Path(spec.repo)
@@ -206,7 +210,7 @@ def _rows(model: Model) -> int:
 
 
 def _generation_stop_ids(folder: Path) -> list[int]:
-    ids = read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = read_json(folder / "generation_config.json", folder.name).get("eos_token_id")
     if isinstance(ids, int):
         return [ids]
     return [int(i) for i in ids] if isinstance(ids, list) else []

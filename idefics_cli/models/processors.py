@@ -8,13 +8,13 @@ themselves need neither. The test suite holds what is made here equal to `AutoPr
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import cast
 
 from transformers import AutoTokenizer
 
 from idefics_cli.core.errors import ModelError
+from idefics_cli.models.checkpoint import read_json
 from idefics_cli.models.library import Config, Processor
 
 # model_type -> module and name of the image processor, module and name of the processor.
@@ -62,17 +62,9 @@ def load_processor(folder: Path, config: Config) -> Processor:
     return cast("Processor", made)
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """Return the object in the JSON file *path*; empty if there is none."""
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
 def _image_tokens(folder: Path, config: Config) -> int:
     """Return how many `<image>` tokens one image, or one tile, takes."""
-    stated = read_json(folder / "processor_config.json").get("image_seq_len")
+    stated = read_json(folder / "processor_config.json", folder.name).get("image_seq_len")
     if isinstance(stated, int):
         return stated
     if config.model_type == "idefics2":
@@ -87,7 +79,7 @@ def _chat_template(folder: Path) -> str | None:
     if path.exists():
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
-        template = read_json(folder / name).get("chat_template")
+        template = read_json(folder / name, folder.name).get("chat_template")
         if isinstance(template, str):
             return template
     return None

@@ -11,7 +11,7 @@ from threading import Timer
 from typing import TextIO
 
 from idefics_cli.core.errors import IdeficsError
-from idefics_cli.engine import Progress
+from idefics_cli.core.types import Progress
 
 # Characters that move the cursor, start escape sequences or reorder a line: all of category
 # Cc but tab and newline, lone surrogates, and the bidirectional embeddings and overrides.
