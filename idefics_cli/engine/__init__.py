@@ -51,6 +51,7 @@ class Engine(Protocol):
         Raises:
             PromptError: If a prompt holds what the model cannot take.
             MemoryLimitError: If the device has not enough memory for this batch.
+            ModelError: If the model computes what is no number.
         """
         ...
 
