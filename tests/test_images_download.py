@@ -67,6 +67,13 @@ def drip_body(handler: Handler) -> None:
         handler.wfile.flush()
 
 
+def pour(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while not handler.server.over.wait(0.05):
+        handler.wfile.write(bytes(20_000))
+
+
 def drip_headers(handler: Handler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
     while not handler.server.over.wait(0.05):
@@ -122,6 +129,7 @@ ROUTES: dict[str, Callable[[Handler], None]] = {
     "/half": half,
     "/silent": lambda handler: handler.server.over.wait(20) and None,
     "/drip": drip_body,
+    "/pour": pour,
     "/drip-headers": drip_headers,
     "/odd-reason": lambda handler: (
         handler.wfile.write(b"HTTP/1.1 404 \x1b[31mred\r\n\r\n") and None
@@ -268,6 +276,16 @@ def test_a_server_that_drips_is_given_up(web: Web, path: str) -> None:
 
     assert (error.kind, "took longer than 1 seconds" in str(error)) == ("fetch_failed", True)
     assert time.monotonic() - started < 5
+
+
+def test_a_download_that_nobody_waits_for_ends_though_the_server_goes_on(web: Web) -> None:
+    web.limits = ImageLimits(timeout_seconds=0.1)
+    web.refusal("/pour")
+
+    until = time.monotonic() + 5
+    while any(thread.name == "image-download" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_offline_asks_nobody(web: Web) -> None:

@@ -106,7 +106,8 @@ def test_a_damaged_file_is_a_picture_or_an_image_error(
             assert (outcome.mode, list(outcome.info)) == ("RGB", ["original_size"])
 
     assert refused > 30
-    assert capfd.readouterr() == ("", "")
+    if name != "avif":  # the decoder in Pillow's wheels of before 12.2 writes to stderr
+        assert capfd.readouterr() == ("", "")
 
 
 def _outcome(data: bytes) -> Image.Image | ImageError:

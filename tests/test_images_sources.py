@@ -161,6 +161,12 @@ def test_a_file_that_may_not_be_read_says_so(
     assert "permissions" in (error.hint or "")
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs /proc")
+def test_a_file_that_cannot_be_read_where_it_begins_says_so() -> None:
+    # It opens, and claims to be a regular file.
+    assert refusal("/proc/self/mem").kind == "missing"
+
+
 def _denied(path: str, flags: int) -> int:
     raise PermissionError(13, "Permission denied", path)
 
@@ -177,7 +183,7 @@ def test_a_file_that_becomes_a_pipe_while_it_is_opened_does_not_hang(
     assert "not a regular file" in str(refusal(str(tmp_path / "pipe")))
 
 
-@pytest.mark.parametrize("wanted", ["Holiday.PNG", "holidy.png", "holiday.jpg"])
+@pytest.mark.parametrize("wanted", ["HOLIDAY.PNG", "holidy.png", "holiday.jpg"])
 def test_a_misspelt_name_gets_the_closest_one(wanted: str, tmp_path: Path) -> None:
     for name in ("holiday.png", "zebra.gif", "x"):
         (tmp_path / name).touch()

@@ -111,9 +111,16 @@ class ImageLoader:
 
 
 def _identify(stream: BinaryIO, source: str) -> Content:
-    head = stream.read(HEAD_BYTES)
-    stream.seek(0)
-    content = identify(head)
+    try:
+        head = stream.read(HEAD_BYTES)
+        stream.seek(0)
+    except OSError as error:  # a failing disk, or a file of the kernel that is no file
+        raise ImageError(
+            f"cannot read `{describe_source(source)}`: {printable(error.strerror or '')}",
+            kind="missing",
+            hint="check the disk or the network folder",
+        ) from error
+    content = identify(head or b"")  # None: nothing there yet, as in /proc
     if content.plugin is None:
         hint = None
         if is_address(source) and content.name == "a web page":
