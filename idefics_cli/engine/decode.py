@@ -173,8 +173,9 @@ def _sample(scores: Tensor, row: Row) -> int:
     if sampling.top_p < 1.0:
         ordered, order = scores.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        # The most likely token always stays: what comes before it sums to nothing.
         outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+        # The most likely token always stays, even if so small a share is zero as float32.
+        outside[0] = False
         scores = scores.masked_fill(
             torch.zeros_like(outside).scatter(0, order, outside), float("-inf")
         )

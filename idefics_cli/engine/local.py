@@ -256,11 +256,10 @@ def _result(job: Future[_T]) -> _T:
 
 def _enlarge(image: Image.Image) -> Image.Image:
     """Return *image* with no side so short that a processor could take it for the channels."""
-    factor = -(-_SHORTEST_SIDE // min(image.size))
-    if factor <= 1:
-        return image
-    size = (image.width * factor, image.height * factor)
-    return image.resize(size, Image.Resampling.NEAREST)
+    # Only the short side grows: of a line of a million pixels the rest would be a picture of
+    # gigabytes, and the processor squeezes its length anyway.
+    size = (max(image.width, _SHORTEST_SIDE), max(image.height, _SHORTEST_SIDE))
+    return image if size == image.size else image.resize(size, Image.Resampling.NEAREST)
 
 
 @contextmanager
