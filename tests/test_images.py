@@ -249,6 +249,14 @@ def test_a_flipped_byte_in_a_png_is_noticed() -> None:
     assert refusal(bytes(data)).kind == "truncated"
 
 
+def test_a_tiff_without_its_last_strips_is_not_black_at_the_bottom() -> None:
+    data = bytearray(encoded(quadrants(), "TIFF"))
+    place = data.index(struct.pack("<HHI", 257, 4, 1))  # the tag of the height
+    data[place + 8 : place + 12] = struct.pack("<I", 96)
+
+    assert refusal(bytes(data)).kind == "truncated"
+
+
 # What it is instead --------------------------------------------------------------------------
 
 

@@ -437,6 +437,17 @@ def test_a_turned_picture_comes_out_upright(format: str, orientation: int) -> No
     assert not dict(image.getexif())
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_tall_picture_stored_wide_comes_out_tall(format: str) -> None:
+    stored = np.ascontiguousarray(STORED[8](np.asarray(quadrants(48, 64))))
+    assert stored.shape == (48, 64, 3)
+
+    image = opened(encoded(Image.fromarray(stored), format, exif=exif_of(8)))
+
+    assert image.size == (48, 64)
+    assert difference(corners(image), QUADRANTS) <= 12
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
     image = opened(encoded(quadrants(), "JPEG", exif=exif_of(orientation)))

@@ -25,7 +25,7 @@ from idefics_cli.models.pillow_setup import mute_libtiff, mute_warnings, raise_p
 
 __all__ = ["ImageLoader", "describe_source"]
 
-_TAG_SUBFILE_TYPE, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 330, 50706
+_TAG_SUBFILE_TYPE, _TAG_HEIGHT, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 257, 330, 50706
 _UNSUPPORTED = re.compile(
     r"unsupported|not implemented|not available|not installed|cannot find loader"
     r"|conversion .*not supported|unknown (?:pixel|data organization|pcx mode)",
@@ -83,7 +83,7 @@ class ImageLoader:
     ) -> Image.Image:
         with _explained(content, source):
             self._check_size(image, source)
-            _check_raw(image, source)
+            _check_tiff(image, content, source)
             header_size = image.size
             # Others have drafts too: for pillow-heif it is the embedded thumbnail.
             if draft_edge is not None and content.plugin == "JPEG":
@@ -164,7 +164,7 @@ def _open_with(plugin: str, stream: BinaryIO) -> ImageFile.ImageFile:
     return Image.OPEN[plugin][0](stream, "")
 
 
-def _check_raw(image: Image.Image, source: str) -> None:
+def _check_tiff(image: Image.Image, content: Content, source: str) -> None:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
     # DNG, NEF, ARW: TIFF files whose first picture is only a thumbnail of the raw one.
@@ -172,6 +172,11 @@ def _check_raw(image: Image.Image, source: str) -> None:
     is_thumbnail = tags.get(_TAG_SUBFILE_TYPE) == 1 and _TAG_SUB_IFDS in tags
     if _TAG_DNG_VERSION in tags or is_thumbnail:
         raise _unusable(CAMERA_RAW, source)
+    # Pillow leaves black what no strip covers. Its `height` is that of the upright picture.
+    height = int(tags[_TAG_HEIGHT])
+    bottom = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
+    if bottom < height:
+        raise _damaged(content, source, f"only {bottom} of {height} rows")
 
 
 @contextmanager
