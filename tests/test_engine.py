@@ -235,6 +235,7 @@ def test_top_k_and_top_p_leave_only_the_likeliest_tokens() -> None:
         {"temperature": 1e-5},
         {"temperature": 1e308},
         {"temperature": 1.0, "top_p": 1e-9},
+        {"temperature": 1.0, "top_p": 1e-300},  # zero as float32
         {"temperature": 1.0, "top_k": 10**9},
         {"repetition_penalty": 1e-300},
         {"repetition_penalty": 1e308},
