@@ -88,8 +88,8 @@ def test_each_source_hides_the_next(tmp_path: Path) -> None:
     [
         ("temperature", "hot", "must be a number, not `hot`"),
         ("temperature", "-1", "must be 0 or more, not `-1.0`"),
-        ("temperature", "nan", "must be 0 or more, not `nan`"),
-        ("temperature", "inf", "must be 0 or more, not `inf`"),
+        ("temperature", "nan", "must be a finite number, not `nan`"),
+        ("temperature", "inf", "must be a finite number, not `inf`"),
         ("top_p", "0", "must be more than 0 and 1 or less, not `0.0`"),
         ("top_p", "1.5", "must be more than 0 and 1 or less, not `1.5`"),
         ("top_k", "1.5", "must be a whole number, not `1.5`"),
@@ -138,7 +138,7 @@ def test_a_wrong_flag_is_a_usage_error_that_names_the_flag() -> None:
         ("json = 'yes'", "`json` in `{}` must be true or false, not `yes`", None),
         ("model = 3", "`model` in `{}` must be text, not `3`", None),
         ("seed = 1979-05-27", "`seed` in `{}` must be a whole number, not `1979-05-27`", None),
-        ("temperature = nan", "`temperature` in `{}` must be 0 or more, not `nan`", None),
+        ("temperature = nan", "`temperature` in `{}` must be a finite number, not `nan`", None),
         ("format = 'xml'", "`format` in `{}` must be tsv or jsonl, not `xml`", None),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_wrong_file_is_named_with_its_key(
     assert caught.value.hint == hint
 
 
-@pytest.mark.parametrize("content", [b"model = ", b"= 1", b"\xff\xfe", b"model = 'a'\nmodel = 'b'"])
+@pytest.mark.parametrize("content", [b"model = ", b"= 1", b"model = 'a'\nmodel = 'b'"])
 def test_a_file_that_is_not_toml_is_an_error_with_its_name(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_bytes(content)

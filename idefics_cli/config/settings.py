@@ -72,7 +72,14 @@ class Settings:
     offline: bool = _setting(
         False, help="Never reach for the network.", also_variables=("HF_HUB_OFFLINE",)
     )
-    threads: int | None = _setting(None, help="CPU threads.", minimum=1, unset="by the machine")
+    threads: int | None = _setting(
+        # torch dies when the system refuses it that many threads.
+        None,
+        help="CPU threads.",
+        minimum=1,
+        maximum=1024,
+        unset="by the machine",
+    )
     system: str | None = _setting(None, help="Instruction that precedes the conversation.")
     temperature: float = _setting(
         _SAMPLING.temperature, help="0 always takes the likeliest token.", minimum=0
@@ -234,6 +241,8 @@ class Setting:
             raise ValueError(f"must be {self.expectation}, not {_quoted(value)}")
 
     def _check_number(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise ValueError(f"must be a finite number, not {_quoted(value)}")
         limits = []
         if self.minimum is not None:
             limits.append(f"{self.minimum:g} or more")
@@ -242,8 +251,7 @@ class Setting:
         if self.maximum is not None:
             limits.append(f"{self.maximum} or less")
         inside = (
-            math.isfinite(value)
-            and (self.minimum is None or value >= self.minimum)
+            (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
             and (self.maximum is None or value <= self.maximum)
         )

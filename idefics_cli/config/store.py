@@ -32,7 +32,9 @@ def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
         raise ConfigError(f"cannot read `{path}`: {error.strerror or error}") from error
     try:
         values = tomllib.loads(content.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"`{path}` is not UTF-8 text (byte {error.start + 1})") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"`{path}` is not valid TOML: {error}") from error
     return {key: _checked(path, key, value) for key, value in values.items()}
 
