@@ -376,7 +376,7 @@ def test_an_empty_folder_among_others_is_a_partial_failure_without_a_failed_pict
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["gone.jpg"], "error: no such file: `gone.jpg`\n"),
+        (["gone.jpg"], "error: no such file: `gone.jpg`\nhint: check the path\n"),
         (
             ["photos/sub/.."],
             "error: no pictures in folder `photos/sub/..`\n"

@@ -198,7 +198,7 @@ def test_a_broken_folder_is_told_with_what_is_wrong(
     [
         ("idefic2-8b", "unknown model `idefic2-8b`", "`idefics2-8b`"),
         ("zzz", "unknown model `zzz`", "`idefics models`"),
-        ("", "unknown model ``", "`idefics models`"),
+        ("", "the name of the model is empty", "`idefics models`"),
         ("x" * 5000, "unknown model", "`idefics models`"),
         ("a\0b", "unknown model", "`idefics models`"),
         ("~no-such-user/model", "there is no folder", "Hub id"),

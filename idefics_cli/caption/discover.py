@@ -14,6 +14,7 @@ from pathlib import PurePath
 from idefics_cli.core.errors import IdeficsError, ImageError
 from idefics_cli.core.types import Attachment
 from idefics_cli.models.image_formats import HEAD_BYTES, identify
+from idefics_cli.models.image_sources import no_such_file
 
 _PICTURE = re.compile(
     r"\.(avif|bmp|dib|gif|hei[cf]|ic[bo]|j2k|jfif|jp[2ex]|jpe?g|jxl|p[bgnp]m|pcx|png|qoi|sgi|tga"
@@ -129,13 +130,11 @@ class _Lister:
 
 
 def _nothing(listing: Listing) -> ImageError:
-    messages = [str(problem) for problem in listing.problems]
-    messages += [f"no such file: `{picture.attachment.source}`" for picture in listing.pictures]
-    if not messages:
+    problems = [*listing.problems, *(no_such_file(p.attachment.source) for p in listing.pictures)]
+    if not problems:
         return ImageError("nothing to caption", kind="missing", hint="name files or folders")
-    more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
-    hint = listing.problems[0].hint if listing.problems else None
-    return ImageError(messages[0] + more, kind="missing", hint=hint)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ImageError(f"{problems[0]}{more}", kind="missing", hint=problems[0].hint)
 
 
 def _may_exist(source: str) -> bool:

@@ -107,9 +107,9 @@ def family_of(config: Json, name: str) -> FamilyName:
     for family in FAMILIES:
         if kind == family:
             return family  # type: ignore[return-value] # FAMILIES is keyed by FamilyName
-    what = f"is a model of type `{kind}`" if kind else "does not tell its model_type"
+    what = f"`{name}` is a model of type `{kind}`, which this tool does not run"
     raise ModelError(
-        f"`{name}` {what}, which this tool does not run",
+        what if kind else f"config.json of `{name}` does not tell its model_type",
         hint=f"it runs {', '.join(list(FAMILIES)[:-1])} and {list(FAMILIES)[-1]}; "
         "`idefics models` lists models",
     )

@@ -26,6 +26,7 @@ _NEIGHBOURS = 5000  # names of a folder that are compared with a misspelt one
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # RFC 8089: file:///path, file://localhost/path and file:/path.
 _FILE = re.compile(r"file:(?://([^/]*))?(/[^?#]*)", re.IGNORECASE | re.DOTALL)
+_WILD = re.compile(r"[*?[]")
 _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
 _DATA = re.compile(r"data:([^,]*)(,?)", re.IGNORECASE)
 
@@ -233,15 +234,24 @@ def _check_regular(status: os.stat_result, source: str) -> None:
         )
 
 
-def _unreadable(path: str, source: str, error: OSError | ValueError) -> ImageError:
-    name = describe_source(source)
+def no_such_file(source: str) -> ImageError:
+    """Return the error for the path or `file:` URI *source* that names nothing."""
     if not source:
         return ImageError("the name of a picture is empty", kind="missing")
+    return ImageError(
+        f"no such file: `{describe_source(source)}`",
+        kind="missing",
+        hint=_missing_hint(_local_path(source)),
+    )
+
+
+def _unreadable(path: str, source: str, error: OSError | ValueError) -> ImageError:
+    name = describe_source(source)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         if os.path.islink(path):
             message = f"cannot read `{name}`: it is a link to a file that is not there"
             return ImageError(message, kind="missing", hint="mend or remove the link")
-        return ImageError(f"no such file: `{name}`", kind="missing", hint=_missing_hint(path))
+        return no_such_file(source)
     hint = "check the permissions of the file" if isinstance(error, PermissionError) else None
     return ImageError(f"cannot read `{name}`: {_reason(error)}", kind="missing", hint=hint)
 
@@ -261,7 +271,10 @@ def _missing_hint(path: str) -> str:
     except OSError:
         return f"there is no folder `{printable(folder)}`"
     same = [name for name in names if name.casefold() == base.casefold()]
-    close = same or difflib.get_close_matches(base, names, n=1)
+    if not same and _WILD.search(base):
+        return "globs are for `idefics caption`; otherwise name each picture, with its own `-i`"
+    # Strict, as the extension alone makes many names alike.
+    close = same or difflib.get_close_matches(base, names, n=1, cutoff=0.75)
     if close:
         return f"did you mean `{printable(os.path.join(folder, close[0]))}`?"
     return "check the path"

@@ -333,7 +333,7 @@ def unknown_model(name: str) -> ModelError:
     """Return the error for a name that is neither an alias, a Hub id nor a folder."""
     close = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.5)
     return ModelError(
-        f"unknown model `{name}`",
+        f"unknown model `{name}`" if name.strip() else "the name of the model is empty",
         hint=f"did you mean {' or '.join(f'`{c}`' for c in close)}?"
         if close
         else "`idefics models` lists the names; a Hub id `owner/name` or a local folder works too",
