@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -49,12 +50,12 @@ def test_version_is_that_of_the_package() -> None:
         (
             ("ask", "--seed"),
             "option '--seed' requires an argument",
-            "`idefics --help` shows the usage",
+            "`idefics ask --help` shows the usage",
         ),
         (
             ("ask", "what", "is", "it"),
             "got unexpected extra argument(s) (is it)",
-            "`idefics ask --help` shows the usage",
+            "put the prompt into quotes, and `-i` before each picture",
         ),
         (("demo",), "missing argument 'DIR'", "`idefics demo --help` shows the usage"),
         (("config", "pat"), "no such command 'pat'", "did you mean 'path'?"),
@@ -64,6 +65,20 @@ def test_wrong_usage_is_two_lines_and_exit_2(
     arguments: tuple[str, ...], error: str, hint: str
 ) -> None:
     assert tuple(run(*arguments)) == (2, "", f"error: {error}\nhint: {hint}\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+@pytest.mark.parametrize("line", ["--help", "--version", "ask --help", "config path", "config"])
+def test_a_full_disk_is_one_line_whoever_writes(line: str) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "idefics_cli", *line.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert ran.stderr.decode() == f"error: cannot write the output: {os.strerror(errno.ENOSPC)}\n"
+    assert ran.returncode == 1
 
 
 def test_control_characters_in_an_argument_do_not_reach_the_terminal() -> None:

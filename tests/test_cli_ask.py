@@ -211,8 +211,15 @@ def test_what_may_disappoint_is_told_on_stderr_unless_quiet() -> None:
     assert tuple(run("ask", "Hi", "-q", services=quiet.services)) == (0, "x\n", "")
 
 
-def test_the_choices_reach_the_load_spec() -> None:
+def test_offline_a_model_that_is_not_here_is_told_once_and_not_loaded() -> None:
     world = World(FakeEngine("x"))
+    ran = run("ask", "Hi", "--offline", services=world.services)
+    assert (ran.code, ran.out, ran.err.count("\n"), world.specs) == (1, "", 2, [])
+    assert "is not in the cache" in ran.err
+
+
+def test_the_choices_reach_the_load_spec() -> None:
+    world = World(FakeEngine("x"), model="demo")
     run("ask", "Hi", "--device", "cpu", "--dtype", "bfloat16", "--attn-implementation", "eager",
         "--no-splitting", "--offline", "--threads", "3", "--max-pixels", "5", "--max-bytes", "6",
         "--timeout-seconds", "7", services=world.services)  # fmt: skip
@@ -264,8 +271,8 @@ def test_a_raw_prompt_is_completed_as_it_is_with_pictures_at_their_marks(
 @pytest.mark.parametrize(
     ("prompt", "images", "error"),
     [
-        ("<image> a <image>", 1, "the raw prompt has 2 `<image>`, and 1 pictures are given"),
-        ("a", 1, "the raw prompt has 0 `<image>`, and 1 pictures are given"),
+        ("<image> a <image>", 1, "the raw prompt has 2 `<image>`, and 1 picture is given"),
+        ("a", 1, "the raw prompt has 0 `<image>`, and 1 picture is given"),
         ("<image>", 0, "the raw prompt has 1 `<image>`, and 0 pictures are given"),
     ],
 )

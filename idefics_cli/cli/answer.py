@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli import __version__
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.loading import image_limits, opened_engine, plan_for, sampling
+from idefics_cli.cli.loading import image_limits, opened_engine, plan_for, sampling, tell_warnings
 from idefics_cli.cli.stdin import piped_text
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
@@ -46,12 +46,12 @@ def answer(invocation: Invocation, text: str | None, sources: Sequence[str]) -> 
         show_plan(invocation, plan_for(invocation))
         return
     request = _request(invocation, text, sources)
+    # First, as it is fast: looking at the machine takes seconds.
+    check_images(request.attachments, image_limits(invocation.settings))
     plan = plan_for(invocation)
     if request.mode == "chat" and not plan.spec.chats:
         raise base_model_error(plan.spec.name or plan.spec.repo)
-    check_images(request.attachments, image_limits(invocation.settings))
-    for warning in plan.warnings:
-        invocation.console.warn(warning)
+    tell_warnings(invocation, plan)
     clock = invocation.services.clock
     started = clock()
     with opened_engine(invocation, plan) as engine:
@@ -155,8 +155,9 @@ def _raw_parts(prompt: str, images: Sequence[Attachment]) -> tuple[Part, ...]:
     texts = prompt.split(IMAGE_MARK)
     marks = len(texts) - 1
     if marks != len(images):
+        given = "1 picture is" if len(images) == 1 else f"{len(images)} pictures are"
         raise PromptError(
-            f"the raw prompt has {marks} `{IMAGE_MARK}`, and {len(images)} pictures are given",
+            f"the raw prompt has {marks} `{IMAGE_MARK}`, and {given} given",
             hint=f"write `{IMAGE_MARK}` where each picture belongs, and `-i` for each",
         )
     parts: list[Part] = [texts[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ _EPILOG = (
 # The base of all errors that Typer raises for wrong usage. Typer exports it under another name
 # in each of 0.26 to 0.29; its subclass BadParameter is public in all of them.
 _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
+# Of a full or failing disk; Typer itself ends quietly when the reader of a pipe is gone.
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)})
+_ONE_PROMPT = "put the prompt into quotes, and `-i` before each picture"
+_EXTRA_ARGUMENTS = {"ask": _ONE_PROMPT, "chat": "pipe the question in; `-i` before each picture"}
 
 
 class RootGroup(TyperGroup):
@@ -47,7 +52,23 @@ class RootGroup(TyperGroup):
             sys.exit(_report(error, extra.get("obj")))
         except _TyperError as error:
             sys.exit(_report(_usage_error(error), extra.get("obj")))
+        except OSError as error:
+            # Help and version are written by Typer; what our commands write is wrapped there.
+            if error.errno not in _UNWRITABLE:
+                raise
+            failure = IdeficsError(f"cannot write the output: {error.strerror}")
+            sys.exit(_report(failure, extra.get("obj")))
         sys.exit(code if isinstance(code, int) else 0)
+
+    # Any: the class of the context is public in some versions of Typer only.
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand; a usage error that does not tell its command is one of it."""
+        try:
+            return super().invoke(ctx)
+        except _TyperError as error:
+            if getattr(error, "ctx", None) is not None or not ctx.invoked_subcommand:
+                raise
+            raise _usage_error(error, f"{ctx.command_path} {ctx.invoked_subcommand}") from error
 
 
 def _report(error: IdeficsError, services: object) -> int:
@@ -61,12 +82,19 @@ def _report(error: IdeficsError, services: object) -> int:
     return error.exit_code
 
 
-def _usage_error(error: Exception) -> UsageError:
-    """Return Typer's *error* in our form: what is wrong on one line, what to do on the next."""
+def _usage_error(error: Exception, command: str = "idefics") -> UsageError:
+    """Return Typer's *error* in our form: what is wrong on one line, what to do on the next.
+
+    Args:
+        error: Any usage error of Typer.
+        command: Where it happened, if the error does not tell.
+    """
     message = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
     message, guess, rest = message.partition(". Did you mean ")
     context: typer.Context | None = getattr(error, "ctx", None)
-    hint = f"`{context.command_path if context else 'idefics'} --help` shows the usage"
+    hint = f"`{context.command_path if context else command} --help` shows the usage"
+    if context and "unexpected extra argument" in message:
+        hint = _EXTRA_ARGUMENTS.get(context.info_name or "", hint)
     if guess:
         hint = f"did you mean {rest}"
     elif possible := getattr(error, "possibilities", None):

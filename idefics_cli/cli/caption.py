@@ -9,7 +9,7 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.invocation import Invocation, begin
-from idefics_cli.cli.loading import plan_for, sampling
+from idefics_cli.cli.loading import plan_for, sampling, tell_warnings
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import (
     EXIT_DONE,
@@ -77,6 +77,8 @@ def caption(
 
     invocation = begin(context)
     _check_stdin(invocation, paths)
+    if invocation.settings.output == "":
+        raise UsageError("the name of the output file is empty", hint="`-` is stdout")
     listing = discover(paths, recursive=invocation.settings.recursive)
     plan = plan_for(invocation)
     job = _job(invocation, listing, plan)
@@ -85,8 +87,7 @@ def caption(
         return
     for problem in listing.problems:
         invocation.console.error(problem)
-    for warning in plan.warnings:
-        invocation.console.warn(warning)
+    tell_warnings(invocation, plan)
     code = _run(invocation, plan, job)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 
 import typer
 
@@ -11,7 +12,7 @@ from idefics_cli.cli.invocation import begin, services_of
 from idefics_cli.config.resolve import Origin, Resolved
 from idefics_cli.config.settings import Value, table
 from idefics_cli.core.paths import config_file
-from idefics_cli.ui.console import one_line
+from idefics_cli.ui.console import Console, one_line
 
 app = typer.Typer()
 
@@ -35,7 +36,8 @@ def config(context: typer.Context, json: options.Json = None) -> None:
 @app.command()
 def path(context: typer.Context) -> None:
     """Print the path of config.toml, whether or not it is there."""
-    typer.echo(config_file(services_of(context).environ))
+    environ = services_of(context).environ
+    Console(sys.stdout, sys.stderr, environ=environ).line(str(config_file(environ)))
 
 
 def _record(resolved: Resolved) -> dict[str, object]:

@@ -9,6 +9,7 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.invocation import begin
+from idefics_cli.core.errors import UsageError
 from idefics_cli.ui.console import Console
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def demo(
     context: typer.Context,
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")
+        str, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")
     ],
     count: options.Count = None,
     seed: options.Seed = None,
@@ -33,24 +34,29 @@ def demo(
     `idefics caption -m demo DIR`
     """
     invocation = begin(context)
-    from idefics_cli.demo.samples import METADATA, write_samples
+    from idefics_cli.demo.samples import write_samples
 
     settings, console = invocation.settings, invocation.console
-    samples = write_samples(folder, count=settings.count, seed=settings.seed or 0)
+    # An empty path would be the current folder, which an unset variable should not fill.
+    if not folder:
+        raise UsageError("the name of the folder is empty", hint="`.` is the current folder")
+    path = Path(folder)
+    samples = write_samples(path, count=settings.count, seed=settings.seed or 0)
     if settings.json:
-        console.json(_record(folder, folder / METADATA, samples))
+        console.json(_record(path, samples))
     else:
         for sample in samples:
-            console.line(str(folder / sample.file_name))
+            console.line(str(path / sample.file_name))
     _tell_questions(console)
 
 
-def _record(folder: Path, metadata: Path, samples: list[Sample]) -> dict[str, object]:
+def _record(folder: Path, samples: list[Sample]) -> dict[str, object]:
     from idefics_cli.demo.questions import KNOWN_QUESTIONS
+    from idefics_cli.demo.samples import METADATA
 
     return {
         "folder": str(folder),
-        "metadata": str(metadata),
+        "metadata": str(folder / METADATA),
         "pictures": [
             {"file_name": sample.file_name, "caption": sample.caption} for sample in samples
         ],

@@ -74,6 +74,20 @@ def plan_for(invocation: Invocation, machine: Machine | None = None) -> Plan:
         return make_plan(facts, choices, machine or services.probe())
 
 
+def tell_warnings(invocation: Invocation, plan: Plan) -> None:
+    """Tell what the plan warns of, before the model loads.
+
+    Raises:
+        ModelError: If that would end in a download, and the network is switched off.
+    """
+    if plan.facts.folder is None and plan.spec.offline:
+        from idefics_cli.models.cache import not_cached
+
+        raise not_cached(plan.spec.repo, plan.spec.revision)
+    for warning in plan.warnings:
+        invocation.console.warn(warning)
+
+
 @contextmanager
 def opened_engine(invocation: Invocation, plan: Plan) -> Iterator[Engine]:
     """Load what *plan* says, with a sign of life on a terminal, and close it at the end.
