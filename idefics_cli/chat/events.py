@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from idefics_cli.chat.session import Conversation, Picture, Reply, Value
 from idefics_cli.core.errors import IdeficsError, SessionError
@@ -173,4 +173,4 @@ def _picture(record: Event, pictures: Path) -> Picture:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
-    return cast(str, value)
+    return value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from idefics_cli.models.image_sources import ImageSources, describe_source, is_c
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # others: Pillow's name
 _UNFINISHED = ".part"
+_DATA_START = "data:application/octet-stream;base64,"
+_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ def stage(
         return Staged("clipboard", buffer.getvalue(), *copied.size)
     with ImageSources(limits, offline=offline, stdin=stdin).open(source) as stream:
         data = stream.read()
-    # As a stream, because `data:` URIs and stdin have limits of size that files have not.
-    image = loader.open_bytes(data, source, draft_edge=1)
+    # From the very bytes that are kept: the file may change, and stdin is read once.
+    image = loader.open_stream(io.BytesIO(data), source, draft_edge=1)
     return Staged(source, data, *image.info["original_size"])
 
 
@@ -108,7 +112,10 @@ class PictureFolder:
         if target.is_file():
             return True
         try:
-            staged = Staged(source, Path(source).expanduser().read_bytes())
+            # A pipe would be waited for.
+            if not os.path.isfile(source):
+                return False
+            staged = Staged(source, Path(source).read_bytes())
             if staged.digest != name.partition(".")[0]:
                 return False
             make_private_folder(self.path)
@@ -117,19 +124,10 @@ class PictureFolder:
             return False
         return True
 
-    def sweep(self, wanted: Collection[str], *, dry_run: bool = False) -> int:
-        """Remove the files that are not *wanted*, and what a killed program left half done.
-
-        Returns:
-            The bytes that are free again.
-        """
-        freed = 0
-        for file in self.path.glob("*") if self.path.is_dir() else ():
-            if file.name not in wanted and file.is_file():
-                freed += file.stat().st_size
-                if not dry_run:
-                    file.unlink(missing_ok=True)
-        return freed
+    def unwanted(self, wanted: Collection[str]) -> list[Path]:
+        """Return the files that are not *wanted*, and what a killed program left half done."""
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        return [file for file in files if file.name not in wanted and file.is_file()]
 
 
 def make_private_folder(path: Path) -> None:
@@ -176,11 +174,20 @@ def unwritable(what: str, error: OSError) -> SessionError:
     )
 
 
+def read_back(attachment: Attachment) -> bytes:
+    """Return the bytes of a picture of a session: of a file, or what `data_uri` made.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    if attachment.source.startswith(_DATA_START):
+        return base64.b64decode(attachment.source.removeprefix(_DATA_START))
+    return Path(attachment.source).read_bytes()
+
+
 def data_uri(staged: Staged) -> str:
     """Return the bytes of *staged* as a `data:` URI."""
-    import base64
-
-    return "data:application/octet-stream;base64," + base64.b64encode(staged.data).decode("ascii")
+    return _DATA_START + base64.b64encode(staged.data).decode("ascii")
 
 
 def shown_source(source: str) -> str:
@@ -188,5 +195,5 @@ def shown_source(source: str) -> str:
     if source[:5].lower() == "data:" or source == "-":
         return describe_source(source)
     if "://" in source[:12] or is_clipboard(source):
-        return source
+        return _PASSWORD.sub(r"\1…@", source)
     return os.path.abspath(os.path.expanduser(source))

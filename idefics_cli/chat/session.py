@@ -204,7 +204,9 @@ class Conversation:
             UsageError: If there is no such turn.
         """
         if not 1 <= number <= len(self.turns):
-            raise UsageError(f"there is no turn {number}", hint=_range_hint("turns", len(self.turns)))
+            raise UsageError(
+                f"there is no turn {number}", hint=_range_hint("turns", len(self.turns))
+            )
         return self._cut(number - 1)
 
     def dropped(self, number: int) -> Conversation:

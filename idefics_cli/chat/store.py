@@ -1,8 +1,8 @@
 """Sessions on disk: one append-only file of JSON lines each, and a folder of pictures.
 
-    DATA/sessions/ID.jsonl    every event on a line, on the disk before the next prompt appears
-    DATA/sessions/ID.lock     while it is open; holds the process id
-    DATA/pictures/SHA256.ext  copies of all pictures, each once
+DATA/sessions/ID.jsonl    every event on a line, on the disk before the next prompt appears
+DATA/sessions/ID.lock     while it is open; holds the process id
+DATA/pictures/SHA256.ext  copies of all pictures, each once
 """
 
 from __future__ import annotations
@@ -10,32 +10,26 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from idefics_cli.chat import events
 from idefics_cli.chat.events import Event
-from idefics_cli.chat.journal import Journal, read_lines
-from idefics_cli.chat.lock import FileLock, HeldElsewhereError, holder
-from idefics_cli.chat.pictures import (
-    PictureFolder,
-    Staged,
-    data_uri,
-    make_private_folder,
-    shown_source,
-    unwritable,
-)
-from idefics_cli.chat.session import Conversation, Reply, Turn, Value
+from idefics_cli.chat.journal import Journal, lock_path, read_lines
+from idefics_cli.chat.lock import FileLock, HeldElsewhereError
+from idefics_cli.chat.open_session import Desk, OpenSession
+from idefics_cli.chat.pictures import PictureFolder, make_private_folder
+from idefics_cli.chat.session import Conversation, Value
 from idefics_cli.core.errors import SessionError, UsageError
-from idefics_cli.core.types import Finish, Sampling
+
+__all__ = ["LAST", "NullStore", "OpenSession", "SessionInfo", "SessionStore", "check_name"]
 
 LAST = "last"
 _ID = re.compile(r"[a-z0-9]{8}")
+_PICTURE_NAME = re.compile(rb"\b[0-9a-f]{64}\.[a-z0-9]{1,5}\b")
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
 _NAME_CHARACTERS = 80
 _PATIENCE_SECONDS = 10.0
@@ -70,193 +64,6 @@ class SessionInfo:
     problem: str | None = None
 
 
-class OpenSession:
-    """A conversation that is being held; every change is on disk when a method returns.
-
-    Made by a store. A method that raises has changed nothing. Close it, or use it in `with`.
-
-    Attributes:
-        id: "" when it is not saved.
-        conversation: As it stands.
-    """
-
-    def __init__(
-        self,
-        session_id: str,
-        conversation: Conversation,
-        journal: Journal | None,
-        folder: PictureFolder,
-        *,
-        guard: Callable[[], FileLock] | None = None,
-        resources: ExitStack | None = None,
-    ) -> None:
-        self.id = session_id
-        self.conversation = conversation
-        self._journal = journal
-        self._folder = folder
-        self._guard = guard
-        self._resources = resources or ExitStack()
-
-    @property
-    def is_saved(self) -> bool:
-        """Whether anything is kept."""
-        return self._journal is not None
-
-    def ask(self, text: str, pictures: Sequence[Staged] = ()) -> None:
-        """Add a question, which is then pending; `conversation.request` is what to send.
-
-        Raises:
-            SessionError: If it cannot be kept.
-        """
-        if self._journal is None:
-            records = [_record(p) | {"attachment": data_uri(p)} for p in pictures]
-            self._commit({"event": "asked", "text": text, "pictures": records})
-            return
-        with ExitStack() as stack:
-            # Nobody may sweep a picture away before the event that names it is written.
-            if self._guard and pictures:
-                stack.enter_context(self._guard())
-            try:
-                records = [_record(p) | {"file": self._folder.add(p)} for p in pictures]
-            except OSError as error:
-                raise unwritable("a picture", error) from error
-            self._commit({"event": "asked", "text": text, "pictures": records})
-
-    def reply(
-        self,
-        text: str,
-        finish: Finish,
-        *,
-        sampling: Sampling | None = None,
-        prompt_tokens: int = 0,
-        reused_tokens: int = 0,
-        new_tokens: int = 0,
-        seconds: float = 0.0,
-    ) -> None:
-        """Add the reply to the pending question; *finish* is `cancelled` if interrupted.
-
-        A reply that is stopped before its first word is better rolled back.
-        """
-        reply = Reply(
-            text=text,
-            finish=finish,
-            model=self.conversation.model,
-            sampling=sampling or Sampling(),
-            prompt_tokens=prompt_tokens,
-            reused_tokens=reused_tokens,
-            new_tokens=new_tokens,
-            seconds=round(seconds, 3),
-        )
-        self._commit(events.replied(reply))
-
-    def roll_back(self) -> Turn:
-        """Take the pending question back, or end a retry; return it as it was.
-
-        After a retry (`former` is set) the reply from before stands again.
-        """
-        turn = self._pending()
-        self._commit({"event": "rolled_back"})
-        return turn
-
-    def retry(self) -> None:
-        """Make the last question pending again; its reply stands until there is another.
-
-        Raises:
-            UsageError: If there is none.
-        """
-        self._commit({"event": "retried"})
-
-    def undo(self) -> Turn:
-        """Take the last turn back, question and reply; return it.
-
-        Raises:
-            UsageError: If there is none.
-        """
-        turns = self.conversation.turns
-        self._commit({"event": "undone"})
-        return turns[-1]
-
-    def edit(self, number: int) -> Turn:
-        """Take turn *number*, from 1, and all that follow back; return it, to be asked anew.
-
-        Call it when the new text is there: the turns are gone from then on.
-
-        Raises:
-            UsageError: If there is no such turn.
-        """
-        turns = self.conversation.turns
-        self._commit({"event": "edited", "turn": number})
-        return turns[number - 1]
-
-    def drop(self, number: int) -> None:
-        """Take picture *number* out of the prompt.
-
-        Raises:
-            UsageError: If there is no such picture.
-        """
-        self._commit({"event": "dropped", "picture": number})
-
-    def forget(self, count: int) -> None:
-        """Take *count* more of the oldest turns out of the prompt; they stay on record.
-
-        Raises:
-            UsageError: If that leaves none.
-        """
-        self._commit({"event": "forgot", "turns": count})
-
-    def clear(self) -> None:
-        """Begin anew, with the same model, system text and settings."""
-        self._commit({"event": "cleared"})
-
-    def set_system(self, text: str | None) -> None:
-        """Change the instruction that precedes the conversation; None or "" takes it away."""
-        self._commit({"event": "changed", "system": text or None})
-
-    def set_model(self, name: str) -> None:
-        """Change who answers."""
-        self._commit({"event": "changed", "model": name})
-
-    def set(self, key: str, value: Value) -> None:
-        """Change a setting of this conversation; None takes it away."""
-        self._commit({"event": "set", "key": key, "value": value})
-
-    def rename(self, name: str | None) -> None:
-        """Give the session a name, or take it away.
-
-        Raises:
-            UsageError: If it is no name, or another session has it.
-        """
-        raise NotImplementedError
-
-    def restage(self, turn: Turn) -> tuple[Staged, ...]:
-        """Return the pictures of a turn that was taken back, to be asked again."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Let others open it; idempotent. A session without a single turn leaves nothing."""
-        self._resources.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _pending(self) -> Turn:
-        turn = self.conversation.pending
-        if turn is None:
-            raise ValueError("no turn is pending")
-        return turn
-
-    def _commit(self, event: Event) -> None:
-        raise NotImplementedError
-
-
 class SessionStore:
     """The sessions in a folder.
 
@@ -265,7 +72,11 @@ class SessionStore:
         now: The time.
     """
 
-    def __init__(self, folder: Path, *, now: Callable[[], datetime] | None = None) -> None: ...
+    def __init__(self, folder: Path, *, now: Callable[[], datetime] | None = None) -> None:
+        self._root = folder
+        self._sessions = folder / "sessions"
+        self.pictures = PictureFolder(folder / "pictures")
+        self._desk = Desk(self.pictures, now or _utc_now, self._guard, self._check_name)
 
     def create(
         self,
@@ -275,12 +86,21 @@ class SessionStore:
         system: str | None = None,
         settings: Mapping[str, Value] | None = None,
     ) -> OpenSession:
-        """Return a new session; nothing is written before the first question.
+        """Return a new session; nothing is written before it has a name or a question.
 
         Raises:
             UsageError: If *name* is no name, or another session has it.
         """
-        raise NotImplementedError
+        session_id = _new_id()
+        while self._path(session_id).exists():
+            session_id = _new_id()
+        with ExitStack() as stack:
+            if name is not None:
+                stack.enter_context(self._guard())
+                self._check_name(name, session_id)
+            journal = Journal(self._path(session_id))
+            conversation = _begin(self._desk, journal, model, name, system, settings)
+        return OpenSession(session_id, conversation, self._desk, journal)
 
     def open(self, key: str) -> OpenSession:
         """Return a session to go on with; see `find` for *key*.
@@ -291,15 +111,29 @@ class SessionStore:
         Raises:
             SessionError: If there is none, it is open elsewhere, damaged or of a later version.
         """
-        raise NotImplementedError
+        session_id = self.find(key)
+        path = self._path(session_id)
+        # First, because nothing may be cut off a file that this version cannot read.
+        self._load(path)
+        journal = Journal.resume(path)
+        try:
+            conversation, _ = self._load(path)
+            for picture in conversation.pictures:
+                self.pictures.restore(Path(picture.attachment.source).name, picture.source)
+        except BaseException:
+            journal.close()
+            raise
+        return OpenSession(session_id, _with_missing(conversation), self._desk, journal)
 
     def read(self, key: str) -> tuple[SessionInfo, Conversation]:
         """Return a session as it is on disk, also while it is open elsewhere.
 
         Raises:
-            SessionError: As `open`.
+            SessionError: If there is none, it is damaged or of a later version.
         """
-        raise NotImplementedError
+        path = self._path(self.find(key))
+        conversation, log = self._load(path)
+        return _info(path, conversation, log), _with_missing(conversation)
 
     def find(self, key: str) -> str:
         """Return the id of a session: by id, name, beginning of the id, or `last`.
@@ -307,23 +141,110 @@ class SessionStore:
         Raises:
             SessionError: If there is none or more than one.
         """
-        raise NotImplementedError
+        if _ID.fullmatch(key) and self._path(key).exists():
+            return key
+        infos = self.list()
+        if key == LAST and infos:
+            return infos[0].id
+        named = [info.id for info in infos if info.name == key]
+        found = named or [info.id for info in infos if key and info.id.startswith(key)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SessionError(f"`{key}` is the beginning of {len(found)} ids: {', '.join(found)}")
+        if not infos:
+            raise SessionError("there are no sessions yet", hint="`idefics chat` begins one")
+        raise SessionError(f"no session `{key}`", hint="`idefics sessions` lists them")
 
     def list(self) -> list[SessionInfo]:
         """Return every session, the last changed first."""
-        raise NotImplementedError
+        infos = []
+        for path in self._sessions.glob("*.jsonl"):
+            if not _ID.fullmatch(path.stem):
+                continue
+            try:
+                infos.append(_info(path, *self._load(path)))
+            except FileNotFoundError:  # removed just now
+                continue
+            except SessionError as error:
+                infos.append(_damaged(path, str(error)))
+        return sorted(infos, key=lambda info: (info.updated, info.id), reverse=True)
 
-    def remove(self, keys: Collection[str]) -> int:
+    def is_open(self, session_id: str) -> bool:
+        """Return whether a process has the session open."""
+        if not lock_path(self._path(session_id)).exists():
+            return False
+        try:
+            FileLock(lock_path(self._path(session_id))).release()
+        except HeldElsewhereError:
+            return True
+        return False
+
+    def remove(self, keys: Iterable[str], *, dry_run: bool = False) -> int:
         """Remove sessions, and the pictures that no other has; return the bytes freed.
 
+        Args:
+            keys: As `find` takes them.
+            dry_run: Only count the bytes.
+
         Raises:
-            SessionError: If one is unknown or open; then none is removed.
+            SessionError: If one is unknown, open or cannot be removed.
         """
-        raise NotImplementedError
+        paths = {self._path(self.find(key)) for key in keys}
+        if not self._root.is_dir():
+            return 0
+        with ExitStack() as stack:
+            for path in sorted(paths):
+                stack.callback(Journal.hold(path).close)
+            stack.enter_context(self._guard())
+            others = set(self._sessions.glob("*.jsonl")) - paths
+            wanted = {name for path in others for name in _names_of_pictures(path)}
+            files = [*paths, *self.pictures.unwanted(wanted)]
+            freed = sum(file.stat().st_size for file in files)
+            if not dry_run:
+                for file in files:
+                    file.unlink()
+        return freed
+
+    def _path(self, session_id: str) -> Path:
+        return self._sessions / f"{session_id}.jsonl"
+
+    def _guard(self) -> FileLock:
+        make_private_folder(self._root)
+        return FileLock(self._root / "store.lock", wait_seconds=_PATIENCE_SECONDS)
+
+    def _check_name(self, name: str, session_id: str) -> None:
+        check_name(name)
+        for info in self.list():
+            if info.name == name and info.id != session_id:
+                raise UsageError(
+                    f"session {info.id} has the name `{name}`",
+                    hint="take another, or open that one",
+                )
+
+    def _load(self, path: Path) -> tuple[Conversation, Sequence[Event]]:
+        try:
+            log = [_event(line, number) for number, line in enumerate(read_lines(path), 1)]
+            return events.replay(log, self.pictures.path), log
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise SessionError(f"cannot read session `{path.stem}`: {reason}") from error
+        except SessionError as error:
+            hint = error.hint or f"its file is `{path}`"
+            raise SessionError(f"cannot read session `{path.stem}`: {error}", hint=hint) from error
 
 
 class NullStore:
     """Keeps nothing, for `--no-save`: pictures stay in memory."""
+
+    def __init__(self, *, now: Callable[[], datetime] | None = None) -> None:
+        def no_lock() -> FileLock:
+            raise RuntimeError("nothing is kept, so there is nothing to lock")
+
+        folder = PictureFolder(Path("/nonexistent"))
+        self._desk = Desk(folder, now or _utc_now, no_lock, lambda name, _: check_name(name))
 
     def create(
         self,
@@ -334,13 +255,106 @@ class NullStore:
         settings: Mapping[str, Value] | None = None,
         start: Conversation | None = None,
     ) -> OpenSession:
-        """Return a new session that is not saved; *start* is a conversation to go on with."""
-        raise NotImplementedError
+        """Return a new session that is not saved; *start* is a conversation to go on with.
+
+        Raises:
+            UsageError: If *name* is no name.
+        """
+        if name is not None:
+            check_name(name)
+        conversation = start or _begin(self._desk, None, model, name, system, settings)
+        return OpenSession("", conversation, self._desk, None)
 
 
-def _record(staged: Staged) -> Event:
-    return {
-        "source": shown_source(staged.source),
-        "width": staged.width,
-        "height": staged.height,
-    }
+def check_name(name: str) -> None:
+    """Check that a session can be called *name*.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if not name.strip() or not name.isprintable() or len(name) > _NAME_CHARACTERS:
+        raise UsageError(
+            "that is no name for a session",
+            hint=f"a name is one line of 1 to {_NAME_CHARACTERS} characters",
+        )
+    if name == LAST:
+        raise UsageError(f"`{LAST}` always means the last session", hint="take another name")
+
+
+def _begin(
+    desk: Desk,
+    journal: Journal | None,
+    model: str,
+    name: str | None,
+    system: str | None,
+    settings: Mapping[str, Value] | None,
+) -> Conversation:
+    at = desk.now().isoformat(timespec="seconds")
+    line = events.to_line({**events.started(model, name, system, settings or {}), "at": at})
+    if journal is not None:
+        journal.append(line, may_wait=name is None)
+    return events.apply(None, events.from_line(line), desk.folder.path)
+
+
+def _event(line: bytes, number: int) -> Event:
+    try:
+        return events.from_line(line)
+    except (ValueError, RecursionError) as error:
+        raise SessionError(f"line {number} is damaged") from error
+
+
+def _with_missing(conversation: Conversation) -> Conversation:
+    paths = {p.digest: p.attachment.source for p in conversation.pictures if p.digest}
+    gone = frozenset(digest for digest, path in paths.items() if not os.path.isfile(path))
+    return conversation.with_missing(gone)
+
+
+def _info(path: Path, conversation: Conversation, log: Sequence[Event]) -> SessionInfo:
+    status = path.stat()
+    return SessionInfo(
+        id=path.stem,
+        name=conversation.name,
+        title=conversation.title,
+        model=conversation.model,
+        created=_time(log[0], status.st_mtime),
+        updated=_time(log[-1], status.st_mtime),
+        turns=sum(turn.reply is not None for turn in conversation.turns),
+        pictures=len(conversation.pictures),
+        size_bytes=status.st_size,
+    )
+
+
+def _damaged(path: Path, problem: str) -> SessionInfo:
+    status = path.stat()
+    changed = datetime.fromtimestamp(status.st_mtime, UTC)
+    return SessionInfo(
+        id=path.stem,
+        name=None,
+        title="",
+        model="",
+        created=changed,
+        updated=changed,
+        size_bytes=status.st_size,
+        problem=problem,
+    )
+
+
+def _time(event: Event, otherwise: float) -> datetime:
+    try:
+        return datetime.fromisoformat(event["at"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError):
+        return datetime.fromtimestamp(otherwise, UTC)
+
+
+def _names_of_pictures(path: Path) -> set[str]:
+    # By their form, so that those of a damaged or later session stay as well.
+    found = _PICTURE_NAME.findall(path.read_bytes())
+    return {name.decode("ascii") for name in found}
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
