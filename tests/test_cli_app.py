@@ -142,7 +142,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
 # Inputs and outputs of one call, which are no settings: a standing `--overwrite` would destroy.
 OF_ONE_CALL = {
     "ask": {"text", "image"},
-    "chat": {"image"},
+    "chat": {"image", "resume", "session"},
     "caption": {"paths", "output", "overwrite"},
     "demo": {"folder"},
     "models": {"name"},

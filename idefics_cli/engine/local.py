@@ -17,7 +17,7 @@ from PIL import Image
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
-from idefics_cli.engine import Prepared, Progress
+from idefics_cli.engine import Measure, Prepared, Progress
 from idefics_cli.engine.decode import OnToken, Row, generate
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.models.families.base import Inputs, check_ids
@@ -70,6 +70,10 @@ class LocalEngine:
             for attachment in request.attachments
         )
         return Prepared(request, images)
+
+    def measure(self, prepared: Prepared) -> Measure:
+        """Count the tokens of a prompt; see `Engine.measure`."""
+        return self._worker.submit(self._measure, prepared).result()
 
     def complete(
         self, batch: Sequence[Prepared], *, cancel: Event | None = None
@@ -128,6 +132,12 @@ class LocalEngine:
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
         return load(self.spec, report=progress)
+
+    def _measure(self, prepared: Prepared) -> Measure:
+        loaded = self._require()
+        with _as_memory_limit(1):
+            inputs = loaded.family.encode([prepared.request], [prepared.images])
+        return Measure(int(inputs["attention_mask"].sum()), loaded.context_tokens)
 
     def _complete(self, batch: tuple[Prepared, ...], cancel: Event) -> list[Completion]:
         answer = self._answer(batch, cancel)
