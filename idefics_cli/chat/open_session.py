@@ -234,7 +234,7 @@ class OpenSession:
         return turn
 
     def _commit(self, event: Event) -> None:
-        line = events.to_line({**event, "at": self._desk.now().isoformat(timespec="seconds")})
+        line = events.to_line({**event, "at": self._desk.now().isoformat(timespec="milliseconds")})
         # What is read back is applied, not what was meant: so typed and loaded are the same.
         conversation = events.apply(
             self.conversation, events.from_line(line), self._desk.folder.path

@@ -289,7 +289,7 @@ def _begin(
     system: str | None,
     settings: Mapping[str, Value] | None,
 ) -> Conversation:
-    at = desk.now().isoformat(timespec="seconds")
+    at = desk.now().isoformat(timespec="milliseconds")
     line = events.to_line({**events.started(model, name, system, settings or {}), "at": at})
     if journal is not None:
         journal.append(line, may_wait=name is None)
