@@ -17,13 +17,15 @@ from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import table
 from tests.commands import run
 
+COMMANDS = ("ask", "chat", "caption", "sessions", "models", "doctor", "demo", "config")
+
 
 def test_without_arguments_the_help_is_shown_and_all_is_well() -> None:
     bare, asked = run(), run("--help")
     assert bare.code == asked.code == 0
     assert bare.err == asked.err == ""
     assert bare.out.rstrip() == asked.out.rstrip()
-    for command in ("ask", "chat", "caption", "models", "doctor", "demo", "config"):
+    for command in COMMANDS:
         assert f"│ {command} " in bare.out
 
 
@@ -146,10 +148,19 @@ OF_ONE_CALL = {
     "caption": {"paths", "output", "overwrite"},
     "demo": {"folder"},
     "models": {"name"},
+    "sessions": {
+        "key",
+        "keys",
+        "export_format",
+        "output",
+        "overwrite",
+        "older_than",
+        "keep",
+    },
 }
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "caption", "models", "doctor", "demo", "config"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
     command = get_command(app_module.app)
     assert isinstance(command, TyperGroup)

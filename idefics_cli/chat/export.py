@@ -40,30 +40,27 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2
 def to_markdown(conversation: Conversation) -> str:
     """Return *conversation* as Markdown; the pictures stand at the end as `data:` URIs.
 
-    Questions are quoted, line by line, so that they cannot be taken for headings; replies are
-    the Markdown that they are.
+    Questions are quoted, and every character in them means itself; replies are the Markdown
+    that they are.
     """
-    blocks = [f"# {_one_line(conversation.title) or 'Conversation'}"]
+    uris = {picture.number: _data_uri(picture) for picture in conversation.pictures}
+    blocks = [f"# {_literal(_one_line(conversation.title)) or 'Conversation'}"]
     if conversation.system:
         blocks += ["**System**", _quoted(conversation.system)]
     for turn in conversation.turns:
         blocks.append("## You")
         for picture in turn.pictures:
-            name = _bracketless(_caption(picture))
-            is_there = _bytes(picture) is not None
+            name = _literal(_caption(picture))
+            is_there = uris[picture.number] is not None
             blocks.append(f"![{name}][picture {picture.number}]" if is_there else f"*{name}*")
         if turn.text:
             blocks.append(_quoted(turn.text))
-        blocks.append(f"## {_one_line(_speaker(turn, conversation))}")
+        blocks.append(f"## {_literal(_one_line(_speaker(turn, conversation)))}")
         if turn.reply is not None:
             blocks.append(_clean(turn.reply.text))
         if remark := _remark(turn.reply):
             blocks.append(f"*({remark})*")
-    links = [
-        f"[picture {picture.number}]: {uri}"
-        for picture in conversation.pictures
-        if (uri := _data_uri(picture)) is not None
-    ]
+    links = [f"[picture {number}]: {uri}" for number, uri in uris.items() if uri is not None]
     if links:
         blocks.append("\n".join(links))
     return "\n\n".join(blocks) + "\n"
@@ -246,11 +243,14 @@ def _as_png(data: bytes, source: str) -> bytes | None:
 
 
 def _quoted(text: str) -> str:
-    return "\n".join(f"> {line}".rstrip() for line in _clean(text).splitlines())
+    # Two blanks at its end keep a line apart from the next.
+    lines = _literal(text).splitlines()
+    return "  \n".join(f"> {line}".rstrip() for line in lines)
 
 
-def _bracketless(text: str) -> str:
-    return re.sub(r"([\[\]\\*_`<])", r"\\\1", text)
+def _literal(text: str) -> str:
+    """Return *text* as Markdown that reads as it was written."""
+    return re.sub(r"([\\`*_\[\]<&#])", r"\\\1", _clean(text))
 
 
 def _one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from idefics_cli.chat.lock import FileLock, HeldElsewhereError, holder
-from idefics_cli.chat.pictures import make_private_folder, sync_folder, unwritable
+from idefics_cli.chat.pictures import make_private_folder, unwritable, write_whole
 
 
 def lock_path(path: Path) -> Path:
@@ -86,8 +86,9 @@ class Journal:
             return
         try:
             if self._descriptor is None:
-                self._begin()
-            self._write(self._waiting + line)
+                self._begin(self._waiting + line)
+            else:
+                self._write(line)
         except OSError as error:
             raise unwritable(f"the session `{self.path}`", error) from error
         self._waiting = b""
@@ -100,13 +101,13 @@ class Journal:
         if self._lock is not None:
             self._lock.release()
 
-    def _begin(self) -> None:
+    def _begin(self, data: bytes) -> None:
         make_private_folder(self.path.parent)
         if self._lock is None:
             self._lock = _locked(self.path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | _BINARY
-        self._descriptor = os.open(self.path, flags, 0o600)
-        sync_folder(self.path.parent)
+        # At once, so that there is never a file without a beginning.
+        write_whole(self.path, data)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _BINARY)
 
     def _write(self, data: bytes) -> None:
         if self._descriptor is None:

@@ -19,7 +19,7 @@ from idefics_cli.models.image_formats import HEAD_BYTES, identify
 from idefics_cli.models.image_sources import ImageSources, describe_source, is_clipboard
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # others: Pillow's name
-_UNFINISHED = ".part"
+UNFINISHED = ".part"
 _DATA_START = "data:application/octet-stream;base64,"
 _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
 
@@ -142,7 +142,7 @@ def make_private_folder(path: Path) -> None:
 def write_whole(target: Path, data: bytes) -> None:
     """Write *data* to *target*, readable by its owner only: all of it or nothing."""
     # mkstemp makes files with mode 0600.
-    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=_UNFINISHED)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=UNFINISHED)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -282,9 +282,10 @@ class Conversation:
         for turn in self.turns[self.forgotten :]:
             new = [picture for picture in turn.pictures if picture.is_in_prompt]
             shown += new
-            again = _to_repeat(turn.text, shown) if sees_last_only else []
+            meant = _meant(turn.text, shown) if sees_last_only else []
+            again = [] if meant == shown[-1:] else meant
             parts: list[Part] = [picture.attachment for picture in (*new, *again)]
-            messages.append(Message("user", (*parts, _for_model(turn.text, again or shown))))
+            messages.append(Message("user", (*parts, _for_model(turn.text, meant or shown))))
             # A silent example, of a reply that was stopped before its first word, would teach
             # the model silence.
             if turn.reply is not None and turn.reply.text.strip():
@@ -356,7 +357,6 @@ def _ordinal(place: int) -> str:
     return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
-def _to_repeat(text: str, shown: Sequence[Picture]) -> list[Picture]:
+def _meant(text: str, shown: Sequence[Picture]) -> list[Picture]:
     by_number = {picture.number: picture for picture in shown}
-    named = [by_number[n] for n in references(text) if n in by_number]
-    return [] if not named or named == list(shown[-1:]) else named
+    return [by_number[number] for number in references(text) if number in by_number]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from idefics_cli.chat.events import Event
 from idefics_cli.chat.journal import Journal, lock_path, read_lines
 from idefics_cli.chat.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.open_session import Desk, OpenSession
-from idefics_cli.chat.pictures import PictureFolder, make_private_folder
+from idefics_cli.chat.pictures import UNFINISHED, PictureFolder, make_private_folder, unwritable
 from idefics_cli.chat.session import Conversation, Value
 from idefics_cli.core.errors import SessionError, UsageError
 
@@ -33,6 +34,7 @@ _PICTURE_NAME = re.compile(rb"\b[0-9a-f]{64}\.[a-z0-9]{1,5}\b")
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
 _NAME_CHARACTERS = 80
 _PATIENCE_SECONDS = 10.0
+_LEFT_OVER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,18 +201,30 @@ class SessionStore:
             stack.enter_context(self._guard())
             others = set(self._sessions.glob("*.jsonl")) - paths
             wanted = {name for path in others for name in _names_of_pictures(path)}
-            files = [*paths, *self.pictures.unwanted(wanted)]
-            freed = sum(file.stat().st_size for file in files)
-            if not dry_run:
-                for file in files:
+            files = [*paths, *self.pictures.unwanted(wanted), *self._left_over()]
+            try:
+                freed = sum(file.stat().st_size for file in files)
+                for file in () if dry_run else files:
                     file.unlink()
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise SessionError(f"cannot remove `{error.filename}`: {reason}") from error
         return freed
+
+    def _left_over(self) -> Sequence[Path]:
+        """Return what a killed program left half done; not what another is doing just now."""
+        before = time.time() - _LEFT_OVER_SECONDS
+        parts = self._sessions.glob(f"*{UNFINISHED}")
+        return [path for path in parts if path.stat().st_mtime < before]
 
     def _path(self, session_id: str) -> Path:
         return self._sessions / f"{session_id}.jsonl"
 
     def _guard(self) -> FileLock:
-        make_private_folder(self._root)
+        try:
+            make_private_folder(self._root)
+        except OSError as error:
+            raise unwritable(f"sessions in `{self._root}`", error) from error
         return FileLock(self._root / "store.lock", wait_seconds=_PATIENCE_SECONDS)
 
     def _check_name(self, name: str, session_id: str) -> None:
