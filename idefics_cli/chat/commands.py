@@ -72,7 +72,7 @@ def _images(chat: Chat, words: str) -> Outcome:
             state = "" if picture.is_in_prompt and not forgotten else _absence(picture.is_dropped)
             lines.append(
                 f"[{picture.number}] {picture.source}, {picture.width}x{picture.height},"
-                f" turn {number}{state}"
+                f" turn {number}{state or f', {chat.tokens(picture.attachment)} tokens'}"
             )
     first = len(chat.conversation.pictures) + 1
     lines += [describe(first + i, attached) for i, attached in enumerate(chat.staged)]
@@ -311,6 +311,8 @@ def resumed(chat: Chat) -> list[str]:
         + _counted(pictures, "picture")
     ]
     last = conversation.turns[-1].reply if conversation.turns else None
+    if last is not None:
+        lines += [f"> {_short(conversation.turns[-1].text, 200)}", _short(last.text, 400)]
     if last is not None and last.model != chat.model_name:
         lines.append(f"{last.model} answered there; now {chat.model_name} does")
     missing = (f"[{p.number}] {p.source}" for p in conversation.missing)

@@ -150,11 +150,14 @@ class Chat:
         image.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
         return image
 
-    def _tokens(self, staged: Staged) -> int:
+    def tokens(self, attachment: Attachment) -> int:
         """Return what a picture takes of the context of the model that answers."""
         alone = self._measured(Message("user", ("x",)))
-        together = self._measured(Message("user", (Attachment(data_uri(staged)), "x")))
+        together = self._measured(Message("user", (attachment, "x")))
         return together.prompt_tokens - alone.prompt_tokens
+
+    def _tokens(self, staged: Staged) -> int:
+        return self.tokens(Attachment(data_uri(staged)))
 
     def _measured(self, message: Message) -> Measure:
         return self.engine.measure(self.engine.prepare(GenerationRequest((message,))))

@@ -96,7 +96,10 @@ def _check(
     if resume and session:
         raise UsageError("--continue and --session exclude each other")
     if not invocation.console.err.isatty():
-        raise UsageError("a chat at the keyboard needs a terminal on stderr")
+        raise UsageError(
+            "a chat at the keyboard needs a terminal on stderr",
+            hint="`idefics ask PROMPT -i PICTURE`, or pipe the question into `idefics chat`",
+        )
 
 
 def _talk(

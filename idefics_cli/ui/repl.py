@@ -110,6 +110,8 @@ class Repl:
         if finish == "length":
             self._tell_cut()
         self._warn_of_context()
+        if self._console.draws:
+            self._console.tell("")
         return ""
 
     def _tell_interrupted(self, question: str) -> str:

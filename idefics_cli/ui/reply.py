@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
     page = _Page(console, chat)
     finish: Finish | None = None
     try:
-        with stopping(cancel), console.status("thinking") as progress:
+        with _silent_keyboard(), stopping(cancel), console.status("thinking") as progress:
             chunks = chat.reply(
                 cancel=cancel, phase=lambda phase: progress(phase, None), sampling=sampling
             )
@@ -35,7 +36,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
         if first is not None:
             page.add(first.text)
             finish = first.finish
-        with stopping(cancel):
+        with _silent_keyboard(), stopping(cancel):
             for chunk in chunks:
                 page.add(chunk.text)
                 finish = chunk.finish or finish
@@ -79,6 +80,29 @@ class _Page:
         if text:
             self._is_empty = False
             write(self._console.out, text)
+
+
+@contextmanager
+def _silent_keyboard() -> Iterator[None]:
+    """Keep what is typed meanwhile, `^C` among it, out of the answer; the next prompt gets it."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        terminal = sys.stdin.fileno()
+        former = termios.tcgetattr(terminal)
+    except (OSError, ValueError, termios.error):  # no keyboard there
+        yield
+        return
+    modes = list(former)
+    modes[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, modes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, former)
 
 
 @contextmanager
