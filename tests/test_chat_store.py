@@ -23,7 +23,15 @@ from idefics_cli.chat.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.pictures import Staged, shown_source, stage
 from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
 from idefics_cli.core.errors import IdeficsError, ImageError, SessionError, UsageError
-from idefics_cli.core.types import GenerationRequest, ImageLimits, Sampling
+from idefics_cli.core.types import (
+    Attachment,
+    Completion,
+    GenerationRequest,
+    ImageLimits,
+    LoadSpec,
+    Message,
+    Sampling,
+)
 
 GREEDY = Sampling()
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX file modes")
@@ -177,6 +185,45 @@ def test_the_file_only_grows(store: SessionStore, tmp_path: Path) -> None:
         assert path.read_bytes().startswith(before)
         assert b"mistake" in path.read_bytes()
     assert all(isinstance(json.loads(line), dict) for line in path.read_bytes().splitlines())
+
+
+def test_typed_loaded_and_asked_at_once_give_the_same_tokens(
+    store: SessionStore, tmp_path: Path
+) -> None:
+    from idefics_cli.demo.samples import write_samples
+    from idefics_cli.engine.local import LocalEngine
+
+    write_samples(tmp_path / "scenes", count=2, seed=3)
+    photos = sorted((tmp_path / "scenes").glob("*.png"))
+    told = [
+        (photos[0], "Describe this image."),
+        (None, "How many shapes are there?"),
+        (photos[1], "How many shapes are in [2]?"),
+    ]
+    spec = LoadSpec(repo="demo", family="idefics2", name="demo")
+    with LocalEngine(spec) as engine, store.create("demo") as session:
+
+        def answer(request: GenerationRequest) -> Completion:
+            return engine.complete([engine.prepare(request)])[0]
+
+        messages: list[Message] = []
+        for photo, text in told:
+            pictures = [] if photo is None else [stage(str(photo), ImageLimits())]
+            # Turn by turn, each time from disk.
+            session.ask(text, pictures)
+            session.close()
+            session = store.open("last")
+            typed = answer(session.conversation.request(GREEDY))
+            # The same messages, put together by hand from the files of the user.
+            parts = () if photo is None else (Attachment(str(photo)),)
+            words = text.replace("[2]", "the second image")
+            messages.append(Message("user", (*parts, words)))
+            at_once = answer(GenerationRequest(tuple(messages), GREEDY))
+            assert typed.token_ids == at_once.token_ids
+            assert typed.prompt_tokens == at_once.prompt_tokens
+            session.reply(typed.text, typed.finish)
+            messages.append(Message("assistant", (typed.text,)))
+        session.close()
 
 
 # A sudden end
@@ -656,6 +703,13 @@ def test_a_damaged_file_is_an_error_that_says_where_and_changes_nothing(
     assert problems == {session_id: True, good: False}
     store.remove([session_id])
     assert [info.id for info in store.list()] == [good]
+
+
+def test_last_is_the_last_one_that_can_be_read(store: SessionStore, tmp_path: Path) -> None:
+    first, second = make(store, None, None)
+    with (tmp_path / "data" / "sessions" / f"{second}.jsonl").open("ab") as file:
+        file.write(b"{\n")
+    assert store.find("last") == first
 
 
 def test_an_event_of_a_later_version_asks_for_the_later_version(

@@ -147,9 +147,11 @@ _CHANGES: Mapping[str, Callable[[Conversation, Event], Conversation]] = MappingP
 
 
 def _reply(event: Event) -> Reply:
-    sampling = Sampling(**event["sampling"])
-    fields = {key: event[key] for key in Reply.__dataclass_fields__ if key != "sampling"}
-    return Reply(**fields, sampling=sampling)
+    # What an earlier version did not note yet has its default.
+    names = Reply.__dataclass_fields__.keys() & event.keys() - {"sampling"}
+    fields = {name: event[name] for name in names}
+    _text(event["text"])
+    return Reply(**fields, sampling=Sampling(**event.get("sampling", {})))
 
 
 def _picture(record: Event, pictures: Path) -> Picture:

@@ -147,7 +147,8 @@ class SessionStore:
             return key
         infos = self.list()
         if key == LAST and infos:
-            return infos[0].id
+            # One that cannot be read is not where anybody left off.
+            return next((info.id for info in infos if info.problem is None), infos[0].id)
         named = [info.id for info in infos if info.name == key]
         found = named or [info.id for info in infos if key and info.id.startswith(key)]
         if len(found) == 1:
