@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def _images(chat: Chat, words: str) -> Outcome:
         for picture in turn.pictures:
             state = "" if picture.is_in_prompt and not forgotten else _absence(picture.is_dropped)
             lines.append(
-                f"[{picture.number}] {picture.source}, {picture.width}x{picture.height},"
+                f"[{picture.number}] {_name(picture.source)}, {picture.width}x{picture.height},"
                 f" turn {number}{state or f', {chat.tokens(picture.attachment)} tokens'}"
             )
     first = len(chat.conversation.pictures) + 1
@@ -87,9 +88,15 @@ def describe(number: int, attached: Attached) -> str:
     """Return one line about a staged picture: number, name, size and cost."""
     staged = attached.staged
     return (
-        f"[{number}] {describe_source(staged.source)}, {staged.width}x{staged.height},"
+        f"[{number}] {_name(staged.source)}, {staged.width}x{staged.height},"
         f" {attached.tokens} tokens, goes with your next text"
     )
+
+
+def _name(source: str) -> str:
+    """Return what to call a picture: seen from the current folder, if it is in there."""
+    folder = os.path.join(os.getcwd(), "")
+    return describe_source(source.removeprefix(folder))
 
 
 @command("drop", "N")
@@ -98,7 +105,7 @@ def _drop(chat: Chat, words: str) -> Outcome:
     number = _number(words, "/drop N, where `/images` lists the numbers")
     place = number - len(chat.conversation.pictures) - 1
     if 0 <= place < len(chat.staged):
-        name = describe_source(chat.staged.pop(place).staged.source)
+        name = _name(chat.staged.pop(place).staged.source)
     else:
         name = _source(chat, number)
         chat.session.drop(number)
@@ -108,7 +115,7 @@ def _drop(chat: Chat, words: str) -> Outcome:
 def _source(chat: Chat, number: int) -> str:
     for picture in chat.conversation.pictures:
         if picture.number == number and not picture.is_dropped:
-            return picture.source
+            return _name(picture.source)
     raise UsageError(f"there is no picture {number}", hint="`/images` lists them")
 
 
@@ -315,7 +322,7 @@ def resumed(chat: Chat) -> list[str]:
         lines += [f"> {_short(conversation.turns[-1].text, 200)}", _short(last.text, 400)]
     if last is not None and last.model != chat.model_name:
         lines.append(f"{last.model} answered there; now {chat.model_name} does")
-    missing = (f"[{p.number}] {p.source}" for p in conversation.missing)
+    missing = (f"[{p.number}] {_name(p.source)}" for p in conversation.missing)
     lines += [f"not found any more, so the model does not see it: {name}" for name in missing]
     return lines
 
@@ -367,9 +374,7 @@ def _help(chat: Chat, words: str) -> Outcome:
         if found is None:
             raise unknown_command(words)
         return Outcome((f"{found.shown}: {found.summary}",))
-    width = max(len(c.shown) for c in COMMANDS.values())
-    rows = [f"{c.shown:{width}}  {c.summary}" for c in COMMANDS.values()]
-    return Outcome((*rows, *_KEYS))
+    return Outcome(_KEYS, rows=tuple((c.shown, c.summary) for c in COMMANDS.values()))
 
 
 _KEYS = (

@@ -17,6 +17,7 @@ class Outcome:
     """What is to be done after a line was taken.
 
     Attributes:
+        rows: To tell in two columns, before the lines.
         lines: To tell.
         attached: Pictures to show.
         answers: Whether the model is to answer now: the pending question.
@@ -31,6 +32,7 @@ class Outcome:
     sampling: Sampling | None = None
     draft: str = ""
     is_over: bool = False
+    rows: tuple[tuple[str, str], ...] = ()
 
 
 Run = Callable[[Chat, str], Outcome]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 
 from idefics_cli.chat.commands import describe
@@ -11,12 +12,14 @@ from idefics_cli.chat.live import Attached, Chat
 from idefics_cli.chat.table import Outcome
 from idefics_cli.core.errors import ContextError, IdeficsError
 from idefics_cli.core.types import Sampling
-from idefics_cli.ui.console import Console
+from idefics_cli.ui.console import Console, printable
 from idefics_cli.ui.line_input import LineInput
 from idefics_cli.ui.preview import color_depth, draw_picture
 from idefics_cli.ui.reply import show_reply
 
 _NEARLY_FULL = 0.85
+_NAME_WIDTH = 30
+_TWO_COLUMNS = 2 * _NAME_WIDTH
 _LEAVE_HINT = "Ctrl-D or /exit leaves"
 
 
@@ -73,7 +76,7 @@ class Repl:
                 columns = shutil.get_terminal_size().columns
                 drawing = draw_picture(one.thumbnail, columns=columns, depth=self._depth)
                 self._console.err.write(drawing)
-            self._console.tell(describe(number, one))
+            self._tell(describe(number, one))
 
     def _prompt(self) -> str:
         count = len(self._chat.staged)
@@ -85,11 +88,35 @@ class Repl:
         if not outcome.answers:
             total += len(self._chat.staged)
         self.show_attached(outcome.attached, total - len(outcome.attached) + 1)
+        for name, summary in outcome.rows:
+            self._tell_row(name, summary)
         for line in outcome.lines:
-            self._console.tell(line)
+            self._tell(line)
         if outcome.answers:
             return self._answer(outcome.sampling)
         return outcome.draft
+
+    def _tell(self, text: str, *, indent: str = "  ") -> None:
+        """Tell *text* with its lines broken between words."""
+        if not self._console.draws:
+            self._console.tell(text)
+            return
+        width = shutil.get_terminal_size().columns - 1
+        for line in textwrap.wrap(
+            printable(text), width, subsequent_indent=indent, break_long_words=False,
+            break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True,
+        ) or [""]:  # fmt: skip
+            self._console.tell(line)
+
+    def _tell_row(self, name: str, summary: str) -> None:
+        """Tell a name and what it is: side by side, one above the other, or in one sentence."""
+        if not self._console.draws:
+            self._console.tell(f"{name}: {summary}")
+        elif shutil.get_terminal_size().columns >= _TWO_COLUMNS:
+            self._tell(f"{name:{_NAME_WIDTH}}{summary}", indent=" " * _NAME_WIDTH)
+        else:
+            self._console.tell(name)
+            self._tell(f"  {summary}")
 
     def _answer(self, sampling: Sampling | None) -> str:
         """Answer the pending question; return its text if that comes to nothing."""
