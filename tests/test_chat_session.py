@@ -121,6 +121,7 @@ def test_forgotten_turns_are_on_record_and_out_of_the_prompt() -> None:
     assert prompt(less) == prompt(TWO)[2:]
     assert less.turns == TWO.turns
     assert [p.number for p in less.pictures_in_prompt] == [2, 3]
+    assert less.undone().undone() == Conversation("demo")
     assert less.undone().asked("x").request(Sampling()).messages == (Message("user", ("x",)),)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from idefics_cli.chat import lock as lock_module
 from idefics_cli.chat.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.pictures import Staged, shown_source, stage
 from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
@@ -113,6 +114,18 @@ def test_a_loaded_session_asks_the_model_what_the_typed_one_asks(store: SessionS
         assert session.conversation == conversation
         assert asked(session) == typed
     assert pixels(typed) == [png("blue")]
+
+
+@pytest.mark.parametrize(
+    "text", ["\udce9", "a\r\n\tb\u2028\x00\x1b[2J", "  « ü »  ", "\\ud83d", "😀", ""]
+)
+def test_every_character_is_kept(store: SessionStore, text: str) -> None:
+    with store.create("demo", "n") as session:
+        session.ask(text)
+        session.reply(text, "stop")
+    for (turn,) in (session.conversation.turns, store.read("n")[1].turns):
+        assert turn.reply is not None
+        assert (turn.text, turn.reply.text) == (text, text)
 
 
 def test_what_is_read_beside_an_open_session_is_the_same(store: SessionStore) -> None:
@@ -441,6 +454,25 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert not (tmp_path / "lock").exists()
 
 
+def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    lock, calls = lock_module._lock, []
+
+    def late(descriptor: int) -> None:
+        if not calls:
+            path.unlink()
+            path.write_text("of somebody else")
+        calls.append(descriptor)
+        lock(descriptor)
+
+    monkeypatch.setattr(lock_module, "_lock", late)
+    with FileLock(path, wait_seconds=10):
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert len(calls) == 2
+
+
 # Pictures
 
 
@@ -471,6 +503,13 @@ def test_on_another_machine_the_prompt_is_the_same(store: SessionStore, tmp_path
     assert [Path(a.source).name for a in there.attachments] == [
         Path(a.source).name for a in here.attachments
     ]
+
+
+def test_a_dropped_picture_is_not_asked_again(store: SessionStore) -> None:
+    with store.create("demo") as session:
+        session.ask("both?", [staged("red"), staged("blue")])
+        session.drop(1)
+        assert [s.data for s in session.restage(session.roll_back())] == [png("blue")]
 
 
 def test_one_picture_is_kept_once(store: SessionStore) -> None:
