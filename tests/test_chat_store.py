@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from idefics_cli.chat import lock as lock_module
+from idefics_cli.chat.journal import Journal
 from idefics_cli.chat.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.pictures import Staged, shown_source, stage
 from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
@@ -321,6 +322,41 @@ def test_kill_at_any_moment_loses_no_completed_turn(store: SessionStore, tmp_pat
                 assert data == b"picture %d" % number
         completed = len(turns)
     assert completed >= 20
+
+
+@pytest.mark.parametrize("when", range(1, 6))
+def test_ctrl_c_after_a_line_was_written_mixes_nothing_up(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    append, calls = Journal.append, []
+
+    def interrupted(self: Journal, line: bytes, *, at: int, may_wait: bool = False) -> int:
+        size = append(self, line, at=at, may_wait=may_wait)
+        calls.append(line)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return size
+
+    session = store.create("demo")
+    session.set("seed", 1)
+    monkeypatch.setattr(Journal, "append", interrupted)
+    steps = [
+        lambda: session.ask("a?"),
+        lambda: session.reply("A.", "stop"),
+        lambda: session.ask("b?"),
+        lambda: session.roll_back(),
+        lambda: session.retry(),
+    ]
+    for index, step in enumerate(steps, 1):
+        if index == when:
+            with pytest.raises(KeyboardInterrupt):
+                step()
+        step()
+    assert len(calls) == 6
+    expected = session.conversation
+    session.close()
+    assert store.read("last")[1] == expected
+    assert expected.pending is not None
 
 
 def test_a_full_disk_changes_nothing(

@@ -32,10 +32,14 @@ class Journal:
 
     Args:
         path: The file; its folder is made, for the owner only, with it.
+
+    Attributes:
+        size: Of the file, in bytes, after the last line that was written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.size = 0
         self._waiting = b""
         self._lock: FileLock | None = None
         self._descriptor: int | None = None
@@ -55,6 +59,7 @@ class Journal:
             whole = sum(len(line) + 1 for line in read_lines(path))
             if whole < path.stat().st_size:
                 os.ftruncate(journal._descriptor, whole)
+            journal.size = whole
         except OSError as error:
             journal.close()
             raise unwritable(f"the session `{path}`", error) from error
@@ -71,27 +76,30 @@ class Journal:
         journal._lock = _locked(path)
         return journal
 
-    def append(self, line: bytes, *, may_wait: bool = False) -> None:
-        """Bring *line*, with its newline, to the disk before returning.
+    def append(self, line: bytes, *, at: int, may_wait: bool = False) -> int:
+        """Bring *line*, with its newline, to the disk; return the new size.
 
         Args:
             line: One line.
+            at: The size after the last line that counts. Ctrl-C may come when a line is written
+                and the caller does not know yet: what is behind is cut off.
             may_wait: It is of no use alone: while the file is not made, keep it until it is.
 
         Raises:
             SessionError: If it cannot be written; then nothing of it is in the file.
         """
-        if self._descriptor is None and may_wait:
+        if at == 0 and may_wait:
             self._waiting += line
-            return
+            return 0
         try:
-            if self._descriptor is None:
+            if at == 0:
                 self._begin(self._waiting + line)
             else:
-                self._write(line)
+                self._write(line, at)
         except OSError as error:
             raise unwritable(f"the session `{self.path}`", error) from error
-        self._waiting = b""
+        self.size = at + len(line) if at else len(self._waiting + line)
+        return self.size
 
     def close(self) -> None:
         """Let others open it; idempotent."""
@@ -107,9 +115,11 @@ class Journal:
             self._lock = _locked(self.path)
         # At once, so that there is never a file without a beginning.
         write_whole(self.path, data)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _BINARY)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, at: int) -> None:
         if self._descriptor is None:
             raise ValueError("the journal is closed")
         status = os.fstat(self._descriptor)
@@ -117,12 +127,14 @@ class Journal:
         if status.st_nlink == 0:
             raise FileNotFoundError(2, "the file was removed while it was open")
         try:
+            if status.st_size > at:
+                os.ftruncate(self._descriptor, at)
             written = 0
             while written < len(data):
                 written += os.write(self._descriptor, data[written:])
             os.fsync(self._descriptor)
         except BaseException:
-            os.ftruncate(self._descriptor, status.st_size)
+            os.ftruncate(self._descriptor, at)
             raise
 
 

@@ -49,16 +49,21 @@ class OpenSession:
 
     Attributes:
         id: "" when it is not saved.
-        conversation: As it stands.
     """
 
     def __init__(
         self, session_id: str, conversation: Conversation, desk: Desk, journal: Journal | None
     ) -> None:
         self.id = session_id
-        self.conversation = conversation
+        # In one attribute, so that Ctrl-C cannot come between the two.
+        self._state = (conversation, 0 if journal is None else journal.size)
         self._desk = desk
         self._journal = journal
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation as it stands."""
+        return self._state[0]
 
     @property
     def is_saved(self) -> bool:
@@ -239,10 +244,12 @@ class OpenSession:
         conversation = events.apply(
             self.conversation, events.from_line(line), self._desk.folder.path
         )
+        size = self._state[1]
         if self._journal is not None:
             # Without a question or a name a session is nothing to come back to.
-            self._journal.append(line, may_wait=not (conversation.turns or conversation.name))
-        self.conversation = conversation
+            may_wait = not (conversation.turns or conversation.name)
+            size = self._journal.append(line, at=size, may_wait=may_wait)
+        self._state = (conversation, size)
 
 
 def _record(staged: Staged) -> Event:

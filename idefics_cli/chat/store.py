@@ -307,7 +307,7 @@ def _begin(
     at = desk.now().isoformat(timespec="milliseconds")
     line = events.to_line({**events.started(model, name, system, settings or {}), "at": at})
     if journal is not None:
-        journal.append(line, may_wait=name is None)
+        journal.append(line, at=0, may_wait=name is None)
     return events.apply(None, events.from_line(line), desk.folder.path)
 
 
