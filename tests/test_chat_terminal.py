@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_a_walk_through_a_chat(
 
 
 def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
+    tmp_path: Path,
     terminals: Callable[[Mode], Terminal],
     samples: list[Sample],
     checkpoint: Callable[[str], Path],
@@ -156,9 +158,24 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
     # The picture is gone from its place, and the chat has it still.
     first.path.rename(first.path.with_suffix(".moved"))
     try:
-        again = Terminal(killed.home, "-c")
+        question = first.ask("background")[0]
+        editor = tmp_path / "editor"
+        editor.write_text(f"#!/bin/sh\nprintf '%s' '{question}' > \"$1\"\n", encoding="utf-8")
+        editor.chmod(0o755)
+        mode = Mode("with an editor", environ={"VISUAL": str(editor)})
+        again = Terminal(killed.home, "-c", mode=mode)
         again.see("2 questions, 1 picture")
         again.answer(*first.ask("count"))
+        # The last line again, by Up; one that Ctrl-C took from the line; one of an editor.
+        again.wait_for_prompt()
+        again.answer("\x1b[A", first.ask("count")[1])
+        again.wait_for_prompt()
+        again.type(first.ask("position")[0], end="\x03")
+        time.sleep(0.5)  # nothing is drawn that could be waited for
+        again.answer("\x1b[A", first.ask("position")[1])
+        again.wait_for_prompt()
+        again.child.send("\x18\x05")
+        again.see(first.ask("background")[1] + "\r\n")
         again.type("/exit")
         again.child.expect(pexpect.EOF)
     finally:
@@ -174,6 +191,13 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     here.see("goes with your next text")
     here.answer(*first.ask("background"))
     here.answer(*first.ask("count"))
+    # Several lines, which are one question.
+    question, answer = first.ask("background")
+    for line in ('"""', question):
+        here.type(line)
+    here.answer('"""', answer)
+    here.type("/undo")
+    here.see("took back: ")
     # A second picture, and one that is not there.
     here.type(f"/image '{second.path}'")
     here.see("[2]")

@@ -209,11 +209,14 @@ def _ignored_os_errors() -> Iterator[None]:
 
 
 def _keys() -> KeyBindings:
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
+    in_line = has_focus(DEFAULT_BUFFER)  # and not in the search, which has its own keys
 
-    @keys.add("enter")
+    @keys.add("enter", filter=in_line)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state and buffer.complete_state.current_completion:
@@ -223,11 +226,11 @@ def _keys() -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
+    @keys.add("escape", "enter", filter=in_line)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add("c-c")
+    @keys.add("c-c", filter=in_line)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if not buffer.text:
