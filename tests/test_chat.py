@@ -382,6 +382,13 @@ def test_edit_changes_nothing_until_the_new_text_is_there(tmp_path: Path) -> Non
     assert texts(here) == ["What?", "And?"]
 
 
+def test_another_command_ends_the_editing(tmp_path: Path) -> None:
+    here = world(tmp_path, "One.", "Two.")
+    _, _, person = here.talk("What?", "/edit 1", "/images", "And?")
+    assert texts(here) == ["What?", "And?"]
+    assert [prompt for prompt, _ in person.seen] == ["> ", "> ", "edit 1 > ", "> ", "> "]
+
+
 def test_forget_leaves_the_oldest_out_of_the_prompt(tmp_path: Path) -> None:
     here = world(tmp_path, "One.", "Two.", "Three.")
     here.talk("a", "b", "/forget 1", "c")
@@ -560,6 +567,19 @@ def test_names_of_saved_chats_are_completed(tmp_path: Path) -> None:
 
 
 # What reaches the terminal
+
+
+def test_a_screen_reader_gets_whole_sentences(tmp_path: Path) -> None:
+    class Pieces(Stream):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    pieces: list[str] = []
+    here = world(tmp_path, "It is a cat. It sleeps now.\nYes")
+    console = Console(Pieces(terminal=True), Stream(terminal=True), environ={}, accessible=True)
+    Repl(here.chat, console, Lines("What?")).run()
+    assert pieces == ["It is a cat. ", "It sleeps now.\n", "Yes", "\n"]
 
 
 def test_control_characters_of_an_answer_are_shown_and_not_obeyed(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def take(chat: Chat, line: str) -> Outcome:
     match = _NAME.match(line)
     found = COMMANDS.get(match[1].lower()) if match else None
     if match and found:
+        chat.editing = None  # whatever else is done, the next text is a new question
         return found.run(chat, line[match.end() :].strip())
     read = read_line(line)
     if not read.sources and line.startswith("/"):

@@ -52,7 +52,7 @@ class Repl:
             try:
                 line = self._lines.read(self._prompt(), text=draft)
             except KeyboardInterrupt:
-                draft = ""
+                draft, self._chat.editing = "", None
                 self._console.note(_LEAVE_HINT)
                 continue
             except EOFError:
@@ -79,6 +79,8 @@ class Repl:
             self._tell(describe(number, one))
 
     def _prompt(self) -> str:
+        if self._chat.editing is not None:
+            return f"edit {self._chat.editing} > "
         count = len(self._chat.staged)
         return f"{count} picture{'s' if count > 1 else ''} > " if count else "> "
 

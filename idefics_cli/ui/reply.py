@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
@@ -14,6 +15,8 @@ from idefics_cli.chat.live import Chat
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.ui.console import Console, printable, write
 from idefics_cli.ui.markdown import MarkdownStream
+
+_SENTENCE = re.compile(r"[.!?:;]\s|\n")
 
 
 def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finish:
@@ -53,6 +56,7 @@ class _Page:
     def __init__(self, console: Console, chat: Chat) -> None:
         self._console = console
         self._pending = ""
+        self._waiting = ""
         self._is_empty = True
         environ = console.environ or {}
         is_rich = console.is_terminal and console.draws and not chat.display("plain")
@@ -65,7 +69,7 @@ class _Page:
         text = self._pending + text
         whole = text.removesuffix("\r")
         self._pending = text[len(whole) :]
-        self._write(self._markdown.feed(self._safe(whole)))
+        self._write(self._markdown.feed(self._safe(whole)), is_last=False)
 
     def end(self) -> None:
         """Show the rest, and begin a new line."""
@@ -76,7 +80,13 @@ class _Page:
     def _safe(self, text: str) -> str:
         return printable(text) if self._console.is_terminal else text
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, *, is_last: bool = True) -> None:
+        if self._console.accessible:
+            # A screen reader says what is written at once: sentences, not pieces of words.
+            self._waiting += text
+            ends = [match.end() for match in _SENTENCE.finditer(self._waiting)]
+            cut = len(self._waiting) if is_last else (ends or [0])[-1]
+            text, self._waiting = self._waiting[:cut], self._waiting[cut:]
         if text:
             self._is_empty = False
             write(self._console.out, text)
