@@ -421,17 +421,19 @@ def test_another_model_goes_on_with_the_conversation(tmp_path: Path) -> None:
 
 
 def test_when_another_model_cannot_be_loaded_the_former_answers_on(tmp_path: Path) -> None:
-    here = world(tmp_path, "One.")
+    here = world(tmp_path)
+    again = FakeEngine("One.")
 
     def load(name: str) -> Engine:
         if name == "other":
             raise MemoryLimitError("out of memory")
-        return here.engine
+        return again
 
     here.models["other"] = FakeEngine()
     here._load = load  # type: ignore[method-assign]
     out, err, _ = here.talk("/model other", "a")
     assert "error: out of memory" in err
+    assert here.engine.is_closed  # two models at a time may be more than the memory holds
     assert out == "One.\n"
 
 

@@ -104,13 +104,13 @@ def test_a_conversation_goes_on_with_its_model(
     again: tuple[str, ...], tmp_path: Path, person: list[str]
 ) -> None:
     person += ["What?"]
-    chat(world(tmp_path, "A cat."), "--session", "trip", "-m", "smolvlm-500m")
+    chat(world(tmp_path, "A cat."), "--session", "trip", "-m", "smolvlm-2.2b")
     person += ["And?"]
     here = world(tmp_path, "A dog.")
     ran = chat(here, *again)
     assert "going on with trip: 1 question, 0 pictures\n> What?\nA cat.\n" in ran.err
     assert [m.text for m in here.engine.requests[0].messages] == ["What?", "A cat.", "And?"]
-    assert here.looked_up == ["smolvlm-500m"]
+    assert here.looked_up == ["smolvlm-2.2b"]
 
 
 def test_there_is_nothing_to_go_on_with_at_first(tmp_path: Path) -> None:

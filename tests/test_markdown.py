@@ -56,6 +56,11 @@ def test_breaking_lines_only_puts_newlines_for_blanks_and_keeps_the_width(width:
     assert broken.count("\n") >= len(text) // width - 1
 
 
+def test_blanks_that_mean_something_are_never_given_up_for_a_break() -> None:
+    text = "one two  three   four  "
+    assert shown(text, width=8, styled=False) == "one two  three   four  "
+
+
 def test_code_is_never_broken() -> None:
     code = "```\n" + "word " * 30 + "\n```\n"
     assert shown(code, width=20, styled=False) == code
