@@ -41,13 +41,13 @@ class Repl:
         draws = console.draws and not environ.get("NO_COLOR")
         self._depth = color_depth(console.err, environ) if draws else 0
 
-    def run(self, *, draft: str = "", is_over: bool = False) -> None:
+    def run(self, *, draft: str = "") -> None:
         """Read and answer until Ctrl-D or `/exit`.
 
         Args:
             draft: A text to offer for editing first.
-            is_over: For callers that already know.
         """
+        is_over = False
         while not is_over:
             try:
                 line = self._lines.read(self._prompt(), text=draft)
