@@ -17,7 +17,7 @@ from idefics_cli.core.types import (
     LoadSpec,
     TokenChunk,
 )
-from idefics_cli.engine import Prepared
+from idefics_cli.engine import Measure, Prepared
 
 Answer = str | Callable[[GenerationRequest], str]
 FAKE_SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake")
@@ -35,6 +35,7 @@ class FakeEngine:
         interrupt_after: Words after which the user presses Ctrl-C.
         spec: What the engine says it has loaded.
         revision: The commit that it says it has loaded.
+        context_tokens: Its context.
 
     Attributes:
         requests: Every request answered, in order.
@@ -52,7 +53,9 @@ class FakeEngine:
         interrupt_after: int | None = None,
         spec: LoadSpec = FAKE_SPEC,
         revision: str | None = "0123abc",
+        context_tokens: int = 1000,
     ) -> None:
+        self.context_tokens = context_tokens
         self.spec = spec
         self.revision = revision
         self.requests: list[GenerationRequest] = []
@@ -79,6 +82,11 @@ class FakeEngine:
             image.info["original_size"] = size
             images.append(image)
         return Prepared(request, tuple(images))
+
+    def measure(self, prepared: Prepared) -> Measure:
+        """Count words, and ten tokens for each picture."""
+        words = sum(len(m.text.split()) for m in prepared.request.messages)
+        return Measure(words + 10 * len(prepared.images), self.context_tokens)
 
     def complete(
         self, batch: Sequence[Prepared], *, cancel: Event | None = None
@@ -114,8 +122,7 @@ class FakeEngine:
         assert finish is not None
         return Completion(
             text="".join(chunk.text for chunk in chunks),
-            prompt_tokens=sum(len(m.text.split()) for m in prepared.request.messages)
-            + 10 * len(prepared.images),
+            prompt_tokens=self.measure(prepared).prompt_tokens,
             reused_tokens=0,
             new_tokens=chunks[-1].new_tokens,
             finish=finish,

@@ -18,13 +18,15 @@ from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import table
 from tests.commands import run
 
+COMMANDS = ("ask", "chat", "caption", "sessions", "models", "doctor", "demo", "config")
+
 
 def test_without_arguments_the_help_is_shown_and_all_is_well() -> None:
     bare, asked = run(), run("--help")
     assert bare.code == asked.code == 0
     assert bare.err == asked.err == ""
     assert bare.out.rstrip() == asked.out.rstrip()
-    for command in ("ask", "chat", "caption", "models", "doctor", "demo", "config"):
+    for command in COMMANDS:
         assert f"│ {command} " in bare.out
 
 
@@ -154,17 +156,26 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
     assert (process.wait(), err) == (1, b"")
 
 
-# Inputs and outputs of one call, which are no settings: a standing `--overwrite` would destroy.
+# Inputs and outputs of one call, which are no settings.
 OF_ONE_CALL = {
     "ask": {"text", "image"},
-    "chat": {"image"},
+    "chat": {"image", "resume", "session"},
     "caption": {"paths"},
     "demo": {"folder"},
     "models": {"name"},
+    "sessions": {
+        "key",
+        "keys",
+        "export_format",
+        "destination",
+        "replace",
+        "older_than",
+        "keep",
+    },
 }
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "caption", "models", "doctor", "demo", "config"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
     command = get_command(app_module.app)
     assert isinstance(command, TyperGroup)

@@ -458,10 +458,10 @@ def test_a_piped_chat_is_ask_with_the_prompt_on_stdin(picture: str) -> None:
     assert asked(one) == asked(other)
 
 
-def test_a_chat_at_the_keyboard_is_not_there_yet_and_says_so() -> None:
+def test_a_chat_at_the_keyboard_without_a_terminal_says_what_else_there_is() -> None:
     world = World(FakeEngine(), stdin=Terminal())
     hint = "`idefics ask PROMPT -i PICTURE`, or pipe the question into `idefics chat`"
-    error = f"error: a chat at the keyboard is not in this version\nhint: {hint}\n"
+    error = f"error: a chat at the keyboard needs a terminal on stderr\nhint: {hint}\n"
     assert tuple(run("chat", services=world.services)) == (2, "", error)
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from idefics_cli import __version__
-from idefics_cli.cli import ask, caption, chat, config, demo, doctor, models
+from idefics_cli.cli import ask, caption, chat, config, demo, doctor, models, sessions
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.ui.console import Console
@@ -140,6 +140,7 @@ def root(
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("caption")(caption.caption)
+app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

@@ -1,18 +1,38 @@
-"""`idefics chat`: answer a question that is piped in."""
+"""`idefics chat`: a conversation at the keyboard, or one question that is piped in."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.answer import answer
+from idefics_cli.cli.answer import answer, check_images
 from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.loading import image_limits, plan_for, sampling
+from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.paths import data_folder
+from idefics_cli.core.types import Attachment
+from idefics_cli.engine import Engine, EngineFactory
+from idefics_cli.models.registry import base_model_error
+
+if TYPE_CHECKING:
+    from idefics_cli.chat.live import Chat
+    from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
+    from idefics_cli.ui.line_input import LineInput
+
+_HISTORY = "chat_history"
 
 
 def chat(
     context: typer.Context,
     image: options.Images = None,
+    resume: options.Continue = False,
+    session: options.Session = None,
     model: options.Model = None,
     revision: options.Revision = None,
     device: options.Device = None,
@@ -34,26 +54,155 @@ def chat(
     timeout_seconds: options.TimeoutSeconds = None,
     json: options.Json = None,
     stream: options.Stream = None,
+    plain: options.Plain = None,
+    preview: options.Preview = None,
+    accessible: options.Accessible = None,
+    save: options.Save = None,
     dry_run: options.DryRun = None,
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Answer a question that is piped in.
+    """Talk about pictures; or answer a question that is piped in.
 
-    `echo "What is in it?" | idefics chat -i photo.jpg`
+    `idefics chat -i photo.jpg` · `echo "What is in it?" | idefics chat -i photo.jpg`
 
-    A conversation at the keyboard is not in this version.
+    In a chat `/help` lists the commands. Every turn is kept: `idefics chat -c` goes on.
     """
     invocation = begin(context)
-    if not invocation.settings.dry_run:
-        _require_pipe(invocation)
-    answer(invocation, None, image or ())
+    sources = image or ()
+    if invocation.settings.dry_run or not _has_keyboard(invocation):
+        if resume or session:
+            raise UsageError(f"{'--continue' if resume else '--session'} needs a keyboard")
+        answer(invocation, None, sources)
+        return
+    _check(invocation, sources, resume=resume, session=session)
+    check_images([Attachment(source) for source in sources], image_limits(invocation.settings))
+    with ExitStack() as stack:
+        _talk(invocation, sources, "last" if resume else session, stack)
 
 
-def _require_pipe(invocation: Invocation) -> None:
+def _has_keyboard(invocation: Invocation) -> bool:
     stdin = invocation.services.stdin
-    if stdin is not None and not stdin.closed and stdin.isatty():
+    return stdin is not None and not stdin.closed and stdin.isatty()
+
+
+def _check(
+    invocation: Invocation, sources: Sequence[str], *, resume: bool, session: str | None
+) -> None:
+    if invocation.settings.json:
+        raise UsageError("--json needs a question that is piped in")
+    if "-" in sources:
+        raise UsageError("`-i -` needs a picture on stdin, which is the keyboard here")
+    if resume and session:
+        raise UsageError("--continue and --session exclude each other")
+    if not invocation.console.err.isatty():
         raise UsageError(
-            "a chat at the keyboard is not in this version",
+            "a chat at the keyboard needs a terminal on stderr",
             hint="`idefics ask PROMPT -i PICTURE`, or pipe the question into `idefics chat`",
         )
+
+
+def _talk(
+    invocation: Invocation, sources: Sequence[str], key: str | None, stack: ExitStack
+) -> None:
+    from idefics_cli.chat.commands import resumed
+    from idefics_cli.ui.repl import Repl
+
+    store, session = _open_session(invocation, key)
+    stack.callback(session.close)
+    if session.conversation.turns and not invocation.resolved.is_given("model"):
+        invocation = _with_model(invocation, session.conversation.model)
+    engine = _find_model(invocation, invocation.settings.model)()
+    talk = _chat(invocation, engine, session, store)
+    stack.callback(talk.close)
+    console = invocation.console
+    repl = Repl(talk, console, _lines(invocation, talk))
+    console.tell(f"{talk.model_name}: /help lists the commands, Ctrl-D leaves")
+    draft = ""
+    if session.conversation.pending:
+        draft = talk.take_back()
+    if session.conversation.turns:
+        for line in resumed(talk):
+            console.tell(line)
+    attached = talk.attach(sources)
+    first = len(session.conversation.pictures) + len(talk.staged) - len(attached) + 1
+    repl.show_attached(attached, first)
+    repl.run(draft=draft)
+
+
+def _open_session(
+    invocation: Invocation, key: str | None
+) -> tuple[SessionStore | NullStore, OpenSession]:
+    from idefics_cli.chat.store import LAST, NullStore, SessionStore
+
+    settings = invocation.settings
+    kept = SessionStore(data_folder(invocation.services.environ))
+    if key is not None and (key == LAST or any(key in (i.id, i.name) for i in kept.list())):
+        if not settings.save:
+            return NullStore(), NullStore().create(settings.model, start=kept.read(key)[1])
+        return kept, kept.open(key)
+    store = kept if settings.save else NullStore()
+    return store, store.create(settings.model, key, system=settings.system)
+
+
+def _with_model(invocation: Invocation, name: str) -> Invocation:
+    settings = replace(invocation.settings, model=name)
+    return replace(invocation, resolved=replace(invocation.resolved, settings=settings))
+
+
+def _find_model(invocation: Invocation, name: str) -> EngineFactory:
+    """Plan the model *name*, and return what loads it.
+
+    Raises:
+        IdeficsError: If it is unknown, cannot run here, or does not chat.
+    """
+    plan = plan_for(_with_model(invocation, name))
+    if not plan.spec.chats:
+        raise base_model_error(plan.spec.name or plan.spec.repo)
+    for warning in plan.warnings:
+        invocation.console.warn(warning)
+
+    def load() -> Engine:
+        with invocation.console.status(f"loading {name}") as progress:
+            return invocation.services.make_factory(plan.spec, progress=progress)()
+
+    return load
+
+
+def _chat(
+    invocation: Invocation,
+    engine: Engine,
+    session: OpenSession,
+    store: SessionStore | NullStore,
+) -> Chat:
+    from idefics_cli.chat.live import Chat
+
+    settings = invocation.settings
+    talk = Chat(
+        engine,
+        session,
+        store=store,
+        find_model=lambda name: _find_model(invocation, name),
+        sampling=sampling(settings, default_tokens=ANSWER_TOKENS),
+        displays={"plain": settings.plain, "preview": settings.preview},
+        limits=image_limits(settings),
+        offline=settings.offline,
+        clock=invocation.services.clock,
+    )
+    if session.conversation.turns:
+        if session.conversation.model != talk.model_name:
+            session.set_model(talk.model_name)
+        if invocation.resolved.origins["system"].source == "flag":
+            session.set_system(settings.system)
+    return talk
+
+
+def _lines(invocation: Invocation, talk: Chat) -> LineInput:
+    from idefics_cli.chat.dispatch import complete
+    from idefics_cli.ui.line_input import DrawnInput, PlainInput
+
+    console, environ = invocation.console, invocation.services.environ
+    history = data_folder(environ) / _HISTORY if invocation.settings.save else None
+    if console.draws:
+        return DrawnInput(console.err, lambda line: complete(talk, line), history)
+    return PlainInput(console.tell, lambda line: complete(talk, line), history)

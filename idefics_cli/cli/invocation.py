@@ -53,7 +53,13 @@ def begin(context: typer.Context) -> Invocation:
     environ = services.environ
     resolved = resolve(flags, environ, config_file(environ))
     quiet, verbose = _verbosity(resolved)
-    console = Console(sys.stdout, sys.stderr, quiet=quiet, environ=environ)
+    console = Console(
+        sys.stdout,
+        sys.stderr,
+        quiet=quiet,
+        environ=environ,
+        accessible=resolved.settings.accessible,
+    )
     for line in resolved.warnings:
         console.warn(line)
     if verbose:

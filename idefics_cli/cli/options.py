@@ -79,6 +79,27 @@ Images = Annotated[
     ),
 ]
 
+Continue = Annotated[
+    bool,
+    typer.Option(
+        "--continue",
+        "-c",
+        metavar="",
+        help="Go on with the last chat.",
+        rich_help_panel=MODEL_PANEL,
+        show_default=False,
+    ),
+]
+Session = Annotated[
+    str | None,
+    typer.Option(
+        "--session",
+        metavar="NAME",
+        help="Go on with the chat of this name or id; a new name begins one.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+
 Model = Annotated[
     str | None, _option("model", "--model", "-m", panel=MODEL_PANEL, complete=complete_model)
 ]
@@ -127,6 +148,12 @@ Overwrite = Annotated[
 ]
 Json = Annotated[bool | None, _option("json", "--json", panel=OUTPUT_PANEL)]
 Stream = Annotated[bool | None, _option("stream", "--stream/--no-stream", panel=OUTPUT_PANEL)]
+Plain = Annotated[bool | None, _option("plain", "--plain/--no-plain", panel=OUTPUT_PANEL)]
+Preview = Annotated[bool | None, _option("preview", "--preview/--no-preview", panel=OUTPUT_PANEL)]
+Accessible = Annotated[
+    bool | None, _option("accessible", "--accessible/--no-accessible", panel=OUTPUT_PANEL)
+]
+Save = Annotated[bool | None, _option("save", "--save/--no-save", panel=OUTPUT_PANEL)]
 DryRun = Annotated[bool | None, _option("dry_run", "--dry-run", panel=OUTPUT_PANEL)]
 Verbose = Annotated[bool | None, _option("verbose", "--verbose", "-v", panel=OUTPUT_PANEL)]
 Quiet = Annotated[bool | None, _option("quiet", "--quiet", "-q", panel=OUTPUT_PANEL)]

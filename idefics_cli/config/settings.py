@@ -133,6 +133,12 @@ class Settings:
     stream: bool | None = _setting(
         None, help="Show the answer while it is written.", unset="on a terminal"
     )
+    plain: bool = _setting(False, help="Show answers without colours and line breaks.")
+    preview: bool = _setting(True, help="Draw the pictures of a chat in the terminal.")
+    accessible: bool = _setting(
+        False, help="For screen readers: plain lines, no spinner, nothing drawn or redrawn."
+    )
+    save: bool = _setting(True, help="Keep the chat on disk, turn by turn.")
     dry_run: bool = _setting(False, help="Print what would run, and why; load and answer nothing.")
     verbose: bool = _setting(False, help="Show the messages of the libraries too.")
     quiet: bool = _setting(False, help="Show errors only.")

@@ -60,6 +60,10 @@ class MemoryLimitError(IdeficsError):
     """The device ran out of memory while the model was loading or answering."""
 
 
+class SessionError(IdeficsError):
+    """A session that is unknown, damaged, open elsewhere, or cannot be kept."""
+
+
 class ImageError(IdeficsError):
     """An image that cannot be used.
 

@@ -23,6 +23,24 @@ class Prepared:
     images: tuple[Image, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How much of the model's context a prompt takes.
+
+    Attributes:
+        prompt_tokens: Of the prompt, image tokens included.
+        context_tokens: What the model takes, prompt and reply together.
+    """
+
+    prompt_tokens: int
+    context_tokens: int
+
+    @property
+    def room(self) -> int:
+        """Tokens left for the reply; negative when the prompt itself is too long."""
+        return self.context_tokens - self.prompt_tokens
+
+
 class Engine(Protocol):
     """A loaded model that answers requests. Every method may be called from any thread."""
 
@@ -37,6 +55,10 @@ class Engine(Protocol):
             ImageError: If one cannot be opened or is over a limit.
             PromptError: If the model cannot take this kind of request.
         """
+        ...
+
+    def measure(self, prepared: Prepared) -> Measure:
+        """Count the tokens of a prompt as `complete` would, without running the model."""
         ...
 
     def complete(

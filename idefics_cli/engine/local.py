@@ -18,7 +18,7 @@ from PIL import Image
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
-from idefics_cli.engine import Prepared
+from idefics_cli.engine import Measure, Prepared
 from idefics_cli.engine.decode import Flag, OnToken, Row, generate
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.models.families.base import Inputs, check_ids
@@ -71,6 +71,10 @@ class LocalEngine:
             for attachment in request.attachments
         )
         return Prepared(request, images)
+
+    def measure(self, prepared: Prepared) -> Measure:
+        """Count the tokens of a prompt; see `Engine.measure`."""
+        return self._worker.submit(self._measure, prepared).result()
 
     def complete(
         self, batch: Sequence[Prepared], *, cancel: Event | None = None
@@ -150,6 +154,12 @@ class LocalEngine:
                 progress(phase, share)
 
         return report
+
+    def _measure(self, prepared: Prepared) -> Measure:
+        loaded = self._require()
+        with _as_memory_limit(1):
+            inputs = loaded.family.encode([prepared.request], [prepared.images])
+        return Measure(int(inputs["attention_mask"].sum()), loaded.context_tokens)
 
     def _complete(self, batch: tuple[Prepared, ...], cancel: Flag) -> list[Completion]:
         answer = self._answer(batch, cancel)

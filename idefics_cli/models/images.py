@@ -73,10 +73,22 @@ class ImageLoader:
                 return self._decode(grabbed, _CLIPBOARD_CONTENT, source, None)
             source = grabbed
         with self._sources.open(source) as stream:
-            content = _identify(stream, source)
-            with _explained(content, source):
-                image = _open_with(content.plugin or "", stream)
-            return self._decode(image, content, source, draft_edge)
+            return self.open_stream(stream, source, draft_edge=draft_edge)
+
+    def open_stream(
+        self, stream: BinaryIO, source: str, *, draft_edge: int | None = None
+    ) -> Image.Image:
+        """As `open`, of bytes that are here already; *source* is their name in errors.
+
+        Args:
+            stream: Seekable, at its beginning; stays open.
+            source: As `Attachment.source`.
+            draft_edge: As in `open`.
+        """
+        content = _identify(stream, source)
+        with _explained(content, source):
+            image = _open_with(content.plugin or "", stream)
+        return self._decode(image, content, source, draft_edge)
 
     def _decode(
         self, image: Image.Image, content: Content, source: str, draft_edge: int | None

@@ -28,6 +28,11 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 """`model_type` of a config -> "module:Class" of what runs it."""
 
 
+def sees_last_only(family: str) -> bool:
+    """Whether a text in the prompt attends to nothing but the last picture before it."""
+    return family == "idefics"
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The numbers of an architecture that its memory follows from; see `memory.py`.

@@ -49,12 +49,14 @@ class Console:
         err: stderr: notes, warnings, errors and progress.
         quiet: Errors only.
         environ: For `NO_COLOR` and `TERM`.
+        accessible: Say what goes on in lines, for screen readers, instead of drawing it.
     """
 
     out: TextIO
     err: TextIO
     quiet: bool = False
     environ: Mapping[str, str] | None = None
+    accessible: bool = False
 
     @property
     def is_terminal(self) -> bool:
@@ -116,6 +118,10 @@ class Console:
         if self.quiet or not self.err.isatty():
             yield _ignore
             return
+        if not self.draws:
+            with self._announced(text) as announce:
+                yield announce
+            return
         from rich.console import Console as RichConsole
         from rich.text import Text
 
@@ -135,13 +141,31 @@ class Console:
             timer.join()
             status.stop()
 
+    @property
+    def draws(self) -> bool:
+        """Whether the terminal on stderr may be drawn on: colours, and lines that change."""
+        dumb = (self.environ or {}).get("TERM") == "dumb"
+        return self.err.isatty() and not dumb and not self.accessible
+
+    @contextmanager
+    def _announced(self, text: str) -> Iterator[Progress]:
+        """Say *text* on a line of its own if the block takes longer than `SLOW_SECONDS`."""
+        timer = Timer(SLOW_SECONDS, self.note, (text,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield _ignore
+        finally:
+            timer.cancel()
+            timer.join()
+
     def _message(self, label: str, text: str) -> None:
         line = f"{self._styled(label)} {one_line(text)}\n"
         write(self.err, line)
 
     def _styled(self, label: str) -> str:
         environ = self.environ or {}
-        if not self.err.isatty() or environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
+        if not self.draws or environ.get("NO_COLOR"):
             return f"{label}:"
         return f"\x1b[{_STYLES[label]}m{label}:\x1b[0m"
 

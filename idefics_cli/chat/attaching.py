@@ -1,0 +1,161 @@
+"""Pictures that are named in a line: dragged in, after an `@`, or as the words of `/image`."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from idefics_cli.core.errors import ImageError
+
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
+)  # fmt: skip
+# What a terminal makes of a dragged file: quoted, or with backslashes before blanks.
+_WORD = re.compile(
+    r"""(?<!\S)(?P<at>@?)(?:'(?P<single>[^']+)'|"(?P<double>[^"]+)"|(?P<bare>(?:\\.|[^\s\\])+))""",
+    re.DOTALL,
+)
+_TRAILING = re.compile(r"[?!.,;:)]+$")
+_ADDRESS = re.compile(r"https?://\S", re.IGNORECASE)
+_MAGIC = re.compile(r"[*?[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What was typed, with the pictures taken out.
+
+    Attributes:
+        text: What is left to say.
+        sources: The pictures, in order; they need not exist.
+    """
+
+    text: str
+    sources: tuple[str, ...]
+
+
+def read_line(line: str) -> Line:
+    """Find the pictures that *line* names by an absolute path, `~`, `file://` or `@`.
+
+    A path without `@` counts when it is a file with the suffix of a picture; one with such a
+    suffix and no file is taken too, so that it is an error where it is looked at and not a
+    name that a model makes something up about. Every other text stays as it is.
+    """
+    whole = _path(line.strip())
+    if _is_absolute(line.strip()) and _is_file(whole) and _has_suffix(whole):
+        return Line("", (whole,))
+    sources: list[str] = []
+    kept, start = "", 0
+    for match in _WORD.finditer(line):
+        source, tail = _named(match)
+        if source is None:
+            continue
+        sources.append(source)
+        kept += line[start : match.start()] + tail
+        # One of the two blanks around the word goes with it.
+        start = match.end() + (line[match.end() : match.end() + 1] == " " and not tail)
+    return Line((kept + line[start:]).strip() if sources else line, tuple(sources))
+
+
+def expand(words: str) -> tuple[str, ...]:
+    """Return the pictures that the words after `/image` name: paths, addresses and patterns.
+
+    Raises:
+        ImageError: If a pattern matches nothing.
+    """
+    whole = _path(words.strip())
+    if _is_file(whole):
+        return (whole,)
+    return tuple(source for word in split(words) for source in _expanded(word))
+
+
+def split(words: str) -> list[str]:
+    """Return the words of *words*; quotes and backslashes keep blanks within one."""
+    return [_value(match) for match in _WORD.finditer(words)]
+
+
+def complete_path(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> list[str]:
+    """Return the folders and pictures that begin with *prefix*, written as it is, sorted."""
+    folder, name = os.path.split(prefix)
+    found = []
+    try:
+        with os.scandir(os.path.expanduser(folder) or ".") as entries:
+            for entry in entries:
+                if not entry.name.startswith(name) or (entry.name[0] == "." and not name):
+                    continue
+                if entry.is_dir():
+                    found.append(os.path.join(folder, entry.name) + "/")
+                elif entry.name.lower().endswith(tuple(suffixes)):
+                    found.append(os.path.join(folder, entry.name))
+    except OSError:
+        return []
+    return sorted(found)
+
+
+def escaped(path: str) -> str:
+    """Return *path* as a shell word, which `split` reads back."""
+    return re.sub(r"([\s\\'\"])", r"\\\1", path)
+
+
+def _value(match: re.Match[str]) -> str:
+    quoted = match["single"] or match["double"]
+    value = quoted if quoted is not None else re.sub(r"\\(.)", r"\1", match["bare"])
+    return match["at"] + value
+
+
+def _named(match: re.Match[str]) -> tuple[str | None, str]:
+    """Return the picture that a word means, or None, and the punctuation that follows it."""
+    value = _value(match).removeprefix("@")
+    for word, tail in _readings(value):
+        if match["at"] and _ADDRESS.match(word):
+            return word, tail
+        path = _path(word)
+        if match["at"] and (_is_file(path) or _has_suffix(path)):
+            return path, tail
+        if not match["at"] and _is_absolute(word) and _has_suffix(path):
+            return path, tail
+    return None, ""
+
+
+def _readings(value: str) -> list[tuple[str, str]]:
+    """Return *value* as it is and, unless that is a file, without the punctuation at its end."""
+    readings = [(value, "")]
+    if (match := _TRAILING.search(value)) and not _is_file(_path(value)):
+        readings.insert(0, (value[: match.start()], match[0]))
+    return readings
+
+
+def _expanded(word: str) -> list[str]:
+    path = _path(word.removeprefix("@"))
+    if _ADDRESS.match(path) or not _MAGIC.search(path) or _is_file(path):
+        return [path]
+    found = sorted(glob.glob(path, recursive=True))
+    pictures = [name for name in found if _has_suffix(name)] or found
+    if not pictures:
+        raise ImageError(f"no picture matches `{word}`", kind="missing")
+    return pictures
+
+
+def _path(word: str) -> str:
+    if word.lower().startswith("file://"):
+        return unquote(re.sub(r"^file://(localhost)?", "", word, flags=re.IGNORECASE))
+    return os.path.expanduser(word)
+
+
+def _is_absolute(word: str) -> bool:
+    return word.startswith(("/", "~/")) or word.lower().startswith("file://")
+
+
+def _has_suffix(path: str) -> bool:
+    return path.lower().endswith(PICTURE_SUFFIXES)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name that is too long, or with a NUL
+        return False

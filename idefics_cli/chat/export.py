@@ -1,0 +1,316 @@
+"""A conversation as one file for others: Markdown, JSON or HTML, the pictures inside.
+
+Of the path of a picture only the name is told: the rest is nobody's business.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+
+from idefics_cli.chat.pictures import read_back, write_whole
+from idefics_cli.chat.session import Conversation, Picture, Reply, Turn
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.types import ImageLimits
+from idefics_cli.models.image_formats import HEAD_BYTES, identify
+from idefics_cli.models.image_sources import printable
+
+FORMAT = 1
+"""Version of the JSON."""
+
+# What every browser shows; other formats are converted.
+_MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "GIF": "image/gif",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+    "BMP": "image/bmp",
+}
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def to_markdown(conversation: Conversation) -> str:
+    """Return *conversation* as Markdown; the pictures stand at the end as `data:` URIs.
+
+    Questions are quoted, and every character in them means itself; replies are the Markdown
+    that they are.
+    """
+    uris = {picture.number: _data_uri(picture) for picture in conversation.pictures}
+    blocks = [f"# {_literal(_one_line(conversation.title)) or 'Conversation'}"]
+    if conversation.system:
+        blocks += ["**System**", _quoted(conversation.system)]
+    for turn in conversation.turns:
+        blocks.append("## You")
+        for picture in turn.pictures:
+            name = _literal(_caption(picture))
+            is_there = uris[picture.number] is not None
+            blocks.append(f"![{name}][picture {picture.number}]" if is_there else f"*{name}*")
+        if turn.text:
+            blocks.append(_quoted(turn.text))
+        blocks.append(f"## {_literal(_one_line(_speaker(turn, conversation)))}")
+        if turn.reply is not None:
+            blocks.append(_clean(turn.reply.text))
+        if remark := _remark(turn.reply):
+            blocks.append(f"*({remark})*")
+    links = [f"[picture {number}]: {uri}" for number, uri in uris.items() if uri is not None]
+    if links:
+        blocks.append("\n".join(links))
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_json(conversation: Conversation) -> str:
+    """Return *conversation* as JSON, indented.
+
+    Texts are to the letter. `pictures` holds each one's bytes in base64, or null when they
+    cannot be found.
+    """
+    record = {
+        "format": FORMAT,
+        "name": conversation.name,
+        "model": conversation.model,
+        "system": conversation.system,
+        "settings": dict(conversation.settings),
+        "forgotten": conversation.forgotten,
+        "turns": [_turn_record(turn) for turn in conversation.turns],
+        "pictures": [_picture_record(picture) for picture in conversation.pictures],
+    }
+    text = json.dumps(record, ensure_ascii=False, indent=2)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
+
+
+def to_html(conversation: Conversation) -> str:
+    """Return *conversation* as one HTML page without scripts, for light and dark screens."""
+    title = html.escape(_one_line(conversation.title) or "Conversation")
+    return _PAGE.format(title=title, body="\n".join(_html_parts(conversation)))
+
+
+FORMATS: Mapping[str, Callable[[Conversation], str]] = MappingProxyType(
+    {"md": to_markdown, "json": to_json, "html": to_html}
+)
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the format that the name of *path* asks for, if any."""
+    suffix = path.suffix.lower().removeprefix(".")
+    return {"markdown": "md", "htm": "html"}.get(suffix, suffix if suffix in FORMATS else None)
+
+
+def save(conversation: Conversation, kind: str, path: Path, *, overwrite: bool = False) -> None:
+    """Write *conversation* to *path*, readable by its owner only: all of it or nothing.
+
+    Args:
+        conversation: What to write.
+        kind: A key of `FORMATS`.
+        path: A file in a folder that is there.
+        overwrite: Replace the file if it is there.
+
+    Raises:
+        UsageError: If it is there and *overwrite* is off, or is a folder.
+        IdeficsError: If it cannot be written.
+    """
+    if path.is_dir():
+        raise UsageError(f"`{path}` is a folder", hint="give the name of a file in it")
+    if path.exists() and not overwrite:
+        raise UsageError(f"`{path}` exists already", hint="take another name, or remove it first")
+    data = FORMATS[kind](conversation).encode("utf-8", "replace")
+    try:
+        if path.exists() and not path.is_file():  # a device or a pipe
+            path.write_bytes(data)
+        else:
+            write_whole(path, data)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise IdeficsError(f"cannot write `{path}`: {reason}") from error
+
+
+def _turn_record(turn: Turn) -> dict[str, object]:
+    reply = turn.reply
+    return {
+        "text": turn.text,
+        "pictures": [picture.number for picture in turn.pictures],
+        "reply": None if reply is None else asdict(reply),
+    }
+
+
+def _picture_record(picture: Picture) -> dict[str, object]:
+    data = _bytes(picture)
+    return {
+        "number": picture.number,
+        "name": _name(picture),
+        "width": picture.width,
+        "height": picture.height,
+        "dropped": picture.is_dropped,
+        "sha256": picture.digest or None,
+        "data": None if data is None else base64.b64encode(data).decode("ascii"),
+    }
+
+
+def _html_parts(conversation: Conversation) -> Iterator[str]:
+    if conversation.system:
+        yield _article("system", "System", _text(conversation.system))
+    for turn in conversation.turns:
+        inside = "".join(_figure(picture) for picture in turn.pictures)
+        yield _article("user", "You", inside + _text(turn.text))
+        remark = _remark(turn.reply)
+        said = "" if turn.reply is None else _text(turn.reply.text)
+        if remark:
+            said += f'<p class="remark">({remark})</p>'
+        yield _article("model", html.escape(_one_line(_speaker(turn, conversation))), said)
+
+
+def _article(kind: str, heading: str, inside: str) -> str:
+    return f'<article class="{kind}">\n<h2>{heading}</h2>\n{inside}\n</article>'
+
+
+def _text(text: str) -> str:
+    return f'<div class="text" dir="auto">{html.escape(_clean(text))}</div>' if text else ""
+
+
+def _figure(picture: Picture) -> str:
+    caption = html.escape(_caption(picture))
+    uri = _data_uri(picture)
+    if uri is None:
+        return f'<p class="remark">{caption}</p>'
+    image = f'<img src="{uri}" alt="{caption}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _caption(picture: Picture) -> str:
+    remarks = []
+    if picture.is_dropped:
+        remarks.append("dropped")
+    if _bytes(picture) is None:
+        remarks.append("missing")
+    tail = f" ({', '.join(remarks)})" if remarks else ""
+    return f"Picture {picture.number}: {_name(picture)}{tail}"
+
+
+def _name(picture: Picture) -> str:
+    source = picture.source
+    is_address = "://" in source[:12]
+    return printable(source if is_address else Path(source).name or source)
+
+
+def _speaker(turn: Turn, conversation: Conversation) -> str:
+    return (turn.reply.model if turn.reply else "") or conversation.model
+
+
+def _remark(reply: Reply | None) -> str:
+    if reply is None:
+        return "no answer"
+    return {"cancelled": "interrupted", "length": "cut: the limit of tokens"}.get(reply.finish, "")
+
+
+def _bytes(picture: Picture) -> bytes | None:
+    try:
+        return read_back(picture.attachment)
+    except OSError:
+        return None
+
+
+def _data_uri(picture: Picture) -> str | None:
+    data = _bytes(picture)
+    if data is None:
+        return None
+    plugin = identify(data[:HEAD_BYTES]).plugin
+    kind = _MEDIA_TYPES.get(plugin or "")
+    if kind is None:
+        data, kind = _as_png(data, picture.source), "image/png"
+    if data is None:
+        return None
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _as_png(data: bytes, source: str) -> bytes | None:
+    from idefics_cli.models.images import ImageLoader
+
+    buffer = io.BytesIO()
+    try:
+        # It was within the limits of its time when it was attached.
+        limits = ImageLimits(max_pixels=2**40)
+        ImageLoader(limits, offline=True).open_stream(io.BytesIO(data), source).save(buffer, "PNG")
+    except IdeficsError:
+        return None
+    return buffer.getvalue()
+
+
+def _quoted(text: str) -> str:
+    # Two blanks at its end keep a line apart from the next.
+    lines = _literal(text).splitlines()
+    return "  \n".join(f"> {line}".rstrip() for line in lines)
+
+
+def _literal(text: str) -> str:
+    """Return *text* as Markdown that reads as it was written."""
+    return re.sub(r"([\\`*_\[\]<&#])", r"\\\1", _clean(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_clean(text).split())
+
+
+def _clean(text: str) -> str:
+    """Return *text* with control characters as visible symbols; tab and newline stay."""
+    return _CONTROL.sub(_symbol, text.replace("\r\n", "\n"))
+
+
+def _symbol(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return chr(0x2400 + code) if code < 0x20 else f"\\u{code:04x}"
+
+
+# No script, and the policy forbids every other source: a page about private pictures calls
+# nobody.
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="generator" content="idefics">
+<title>{title}</title>
+<style>
+:root {{
+  color-scheme: light dark;
+  --page: #fff; --ink: #1a1a1a; --faint: #595959; --line: #d4d4d4; --user: #eef3fb;
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --page: #16181c; --ink: #e8e8e8; --faint: #a8a8a8; --line: #3c4048; --user: #222b3a; }}
+}}
+body {{
+  margin: 0 auto; max-width: 46rem; padding: 1.5rem 1rem 4rem;
+  background: var(--page); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif;
+}}
+h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; }}
+h2 {{ margin: 0 0 .35rem; font-size: .85rem; color: var(--faint); }}
+article {{
+  margin: 1rem 0; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .6rem;
+}}
+.user {{ background: var(--user); }}
+.text {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+.remark, figcaption {{
+  margin: .35rem 0 0; font-size: .85rem; color: var(--faint); overflow-wrap: anywhere;
+}}
+figure {{ margin: 0 0 .6rem; }}
+img {{ display: block; max-width: 100%; max-height: 32rem; border-radius: .4rem; }}
+@media print {{ article {{ break-inside: avoid; }} }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""

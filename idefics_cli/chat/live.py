@@ -1,0 +1,383 @@
+"""A conversation with a model: what is staged, what is asked, and what becomes of an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import TYPE_CHECKING
+
+from idefics_cli.chat.pictures import Staged, data_uri, stage
+from idefics_cli.chat.session import Conversation, Picture, Turn
+from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
+from idefics_cli.config.settings import table
+from idefics_cli.core.errors import ContextError, UsageError
+from idefics_cli.core.types import (
+    Attachment,
+    GenerationRequest,
+    ImageLimits,
+    Message,
+    Sampling,
+    TokenChunk,
+)
+from idefics_cli.engine import Engine, EngineFactory, Measure
+from idefics_cli.models.registry import sees_last_only
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SAMPLING_KEYS = (
+    "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed",
+)  # fmt: skip
+DISPLAY_KEYS = ("plain", "preview")
+_THUMBNAIL_EDGE = 256
+Phase = Callable[[str], None]
+"""Told what goes on until the first token: "reading 2 images", "thinking"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A picture that goes with the next text.
+
+    Attributes:
+        staged: Its bytes, name and size.
+        tokens: What it takes of the model's context.
+        thumbnail: RGB, upright, at most 256 pixels a side; None for one from an earlier turn.
+    """
+
+    staged: Staged
+    tokens: int
+    thumbnail: Image | None = None
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What the replies of this run took."""
+
+    replies: int = 0
+    computed_tokens: int = 0
+    reused_tokens: int = 0
+    new_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Chat:
+    """Puts questions of one conversation to one engine; both can be exchanged.
+
+    The caller closes neither: `close` does.
+
+    Args:
+        engine: The model that answers.
+        session: The conversation, and where it is kept.
+        store: Where others are kept.
+        find_model: Plans another model by name; what it returns loads it.
+        sampling: How tokens are chosen where the conversation does not say.
+        displays: `plain` and `preview`, where the conversation does not say.
+        limits: What pictures are accepted.
+        offline: Fetch no pictures.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        session: OpenSession,
+        *,
+        store: SessionStore | NullStore,
+        find_model: Callable[[str], EngineFactory],
+        sampling: Sampling,
+        displays: Mapping[str, bool],
+        limits: ImageLimits,
+        offline: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self.engine = engine
+        self.session = session
+        self.store = store
+        self.staged: list[Attached] = []
+        self.editing: int | None = None
+        self._sent = 0
+        self.statistics = Statistics()
+        self.last_measure: Measure | None = None
+        self._find_model = find_model
+        self._sampling = sampling
+        self._displays = displays
+        self._limits = limits
+        self._offline = offline
+        self._clock = clock
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation as it stands."""
+        return self.session.conversation
+
+    @property
+    def model_name(self) -> str:
+        """What the user calls the model that answers."""
+        return self.engine.spec.name or self.engine.spec.repo
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen: as set in the conversation, else as at the start."""
+        return with_settings(self._sampling, self.conversation.settings)
+
+    def close(self) -> None:
+        """Close the conversation and the model."""
+        self.session.close()
+        self.engine.close()
+
+    def attach(self, sources: Sequence[str]) -> list[Attached]:
+        """Open pictures and stage them for the next text: all of them, or none.
+
+        Raises:
+            ImageError: If one cannot be opened.
+        """
+        found = [self._opened(source) for source in sources]
+        self.staged += found
+        return found
+
+    def _opened(self, source: str) -> Attached:
+        staged = stage(source, self._limits, offline=self._offline)
+        return Attached(staged, self._tokens(staged), self._thumbnail(staged))
+
+    def _thumbnail(self, staged: Staged) -> Image:
+        from idefics_cli.models.images import ImageLoader
+
+        # The bytes are here, however large the file was.
+        limits = replace(self._limits, max_bytes=max(self._limits.max_bytes, len(staged.data)))
+        image = ImageLoader(limits).open(Attachment(data_uri(staged)), draft_edge=_THUMBNAIL_EDGE)
+        image.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
+        return image
+
+    def tokens(self, attachment: Attachment) -> int:
+        """Return what a picture takes of the context of the model that answers."""
+        alone = self._measured(Message("user", ("x",)))
+        together = self._measured(Message("user", (attachment, "x")))
+        return together.prompt_tokens - alone.prompt_tokens
+
+    def _tokens(self, staged: Staged) -> int:
+        return self.tokens(Attachment(data_uri(staged)))
+
+    def _measured(self, message: Message) -> Measure:
+        return self.engine.measure(self.engine.prepare(GenerationRequest((message,))))
+
+    # Questions
+
+    def ask(self, text: str) -> None:
+        """Put *text* and the staged pictures into the conversation, without an answer yet.
+
+        Raises:
+            SessionError: If it cannot be kept; nothing has changed then.
+        """
+        if self.editing is not None:
+            number, self.editing = self.editing, None
+            self._restage(self.session.edit(number))
+        self.session.ask(text, [attached.staged for attached in self.staged])
+        self._sent = len(self.staged)
+
+    def undo(self) -> str:
+        """Take the last question and its reply back, and return its text."""
+        return self.session.undo().text
+
+    def take_back(self) -> str:
+        """Take back the question that a program which was killed left unanswered: its text."""
+        turn = self.session.roll_back()
+        self._restage(turn)
+        return turn.text
+
+    def _restage(self, turn: Turn) -> None:
+        again = [Attached(s, self._tokens(s)) for s in self.session.restage(turn)]
+        self.staged = [*again, *self.staged]
+
+    def reply(
+        self, *, cancel: Event, phase: Phase, sampling: Sampling | None = None
+    ) -> Iterator[TokenChunk]:
+        """Answer the pending question; the reply is kept when the iterator is at its end.
+
+        An interrupted reply is kept as far as it came. After an error, or an interruption
+        before the first word, the conversation is as before the question and the pictures are
+        staged again.
+
+        Args:
+            cancel: Stops the answer within a token.
+            phase: Told what goes on until the first token.
+            sampling: For this reply only.
+
+        Raises:
+            IdeficsError: Of pictures, memory, context or model.
+        """
+        chosen = sampling or self.sampling
+        started, said = self._clock(), TokenChunk("", 0)
+        text = ""
+        is_kept = False
+        try:
+            for chunk in self._stream(chosen, cancel, phase):
+                said = chunk
+                text += chunk.text
+                yield chunk
+            if text.strip() or said.finish != "cancelled":
+                self._keep(text, said, chosen, self._clock() - started)
+                is_kept = True
+        except BaseException:
+            if text.strip() and not is_kept:
+                cut = TokenChunk("", said.new_tokens, "cancelled")
+                self._keep(text, cut, chosen, self._clock() - started)
+                is_kept = True
+            raise
+        finally:
+            if is_kept:
+                del self.staged[: self._sent]
+            else:
+                self.session.roll_back()
+            self._sent = 0
+
+    def _stream(self, sampling: Sampling, cancel: Event, phase: Phase) -> Iterator[TokenChunk]:
+        request = self._request(sampling)
+        count = len(request.attachments)
+        if count:
+            phase(f"reading {count} image{'s' if count > 1 else ''}")
+        prepared = self.engine.prepare(request)
+        measure = self.engine.measure(prepared)
+        if measure.room < 1:
+            raise ContextError(
+                f"the conversation has {measure.prompt_tokens} tokens,"
+                f" and the model takes {measure.context_tokens}",
+                hint="drop the oldest turns (`/forget N`) or pictures (`/drop N`), or `/clear`",
+            )
+        self.last_measure = measure
+        phase("thinking")
+        yield from self.engine.stream(prepared, cancel=cancel)
+
+    def _request(self, sampling: Sampling) -> GenerationRequest:
+        return self.conversation.request(sampling, sees_last_only=self._sees_last_only)
+
+    @property
+    def _sees_last_only(self) -> bool:
+        return sees_last_only(self.engine.spec.family)
+
+    def _keep(self, text: str, last: TokenChunk, sampling: Sampling, seconds: float) -> None:
+        prompt_tokens = self.last_measure.prompt_tokens if self.last_measure else 0
+        self.session.reply(
+            text,
+            last.finish or "cancelled",
+            sampling=sampling,
+            prompt_tokens=prompt_tokens,
+            new_tokens=last.new_tokens,
+            seconds=seconds,
+        )
+        self.statistics.replies += 1
+        self.statistics.computed_tokens += prompt_tokens
+        self.statistics.new_tokens += last.new_tokens
+        self.statistics.seconds += seconds
+
+    def used(self) -> Measure | None:
+        """Return how much of the context the last exchange took; None before the first."""
+        if self.last_measure is None or not self.conversation.turns:
+            return None
+        reply = self.conversation.turns[-1].reply
+        tokens = self.last_measure.prompt_tokens + (reply.new_tokens if reply else 0)
+        return Measure(tokens, self.last_measure.context_tokens)
+
+    def turns_to_forget(self, text: str) -> int:
+        """Return how many of the oldest turns must go for *text* and what is staged to fit.
+
+        0 when no number of turns would do.
+        """
+        asked = self._asked(text)
+        for count in range(1, len(asked.turns) - asked.forgotten):
+            if self._fits(asked.without_oldest(count)):
+                return count
+        return 0
+
+    def pictures_to_drop(self, text: str) -> list[int]:
+        """Return the numbers of the oldest pictures that must go for *text* to fit, as above."""
+        asked = self._asked(text)
+        numbers = [picture.number for picture in self.conversation.pictures_in_prompt]
+        for count, number in enumerate(numbers, start=1):
+            asked = asked.dropped(number)
+            if self._fits(asked):
+                return numbers[:count]
+        return []
+
+    def _asked(self, text: str) -> Conversation:
+        pictures = [
+            Picture(0, a.staged.source, Attachment(data_uri(a.staged))) for a in self.staged
+        ]
+        return self.conversation.asked(text, pictures)
+
+    def _fits(self, conversation: Conversation) -> bool:
+        request = conversation.request(self.sampling, sees_last_only=self._sees_last_only)
+        return self.engine.measure(self.engine.prepare(request)).room >= _LEAST_REPLY_TOKENS
+
+    # The model and the session
+
+    def switch_model(self, name: str) -> None:
+        """Let the model *name* answer from now on; the conversation stays.
+
+        Raises:
+            IdeficsError: If it cannot run here; the former answers on.
+        """
+        factory, former = self._find_model(name), self._find_model(self.model_name)
+        # Two large models at a time may be more than the memory holds.
+        self.engine.close()
+        try:
+            self.engine = factory()
+        except BaseException:
+            self.engine = former()
+            raise
+        self.session.set_model(self.model_name)
+        self.staged = [replace(a, tokens=self._tokens(a.staged)) for a in self.staged]
+        self.last_measure = None
+
+    def load(self, key: str) -> None:
+        """Go on with another conversation; the present one is closed.
+
+        Raises:
+            SessionError: If it cannot be opened; the present one goes on.
+        """
+        if isinstance(self.store, NullStore):
+            raise UsageError("nothing is kept here", hint="start without `--no-save`")
+        found = self.store.open(key)
+        self.session.close()
+        self.session = found
+        if found.conversation.pending:
+            found.roll_back()
+        if found.conversation.model != self.model_name:
+            found.set_model(self.model_name)
+        self.staged.clear()
+        self.editing = self.last_measure = None
+
+    def saved(self) -> list[tuple[str, str]]:
+        """Return the names, else the ids, of the conversations that are kept, with titles."""
+        if isinstance(self.store, NullStore):
+            return []
+        return [(info.name or info.id, info.title) for info in self.store.list()]
+
+    def display(self, key: str) -> bool:
+        """Return whether the display setting *key* is on."""
+        value = self.conversation.settings.get(key)
+        return self._displays[key] if value is None else bool(value)
+
+
+_LEAST_REPLY_TOKENS = 16
+
+
+def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Sampling:
+    """Return *sampling* with those of *settings* that are about it."""
+    chosen = {
+        key: value for key, value in settings.items() if key in SAMPLING_KEYS and value is not None
+    }
+    return replace(sampling, **chosen)  # type: ignore[arg-type]  # the table checked each
+
+
+def parse_setting(key: str, text: str) -> str | int | float | bool | None:
+    """Return the value of the setting *key* that *text* stands for.
+
+    Raises:
+        ValueError: If it is none; the text completes "`key` …".
+    """
+    value = table()[key].parse(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a number, not `{text}`")
+    return value

@@ -1,0 +1,162 @@
+"""Markdown that is styled while it grows: every character of the source stays on the screen.
+
+A renderer that rewrites (rich's, say) drops HTML and link targets, renumbers lists and has to
+redraw what it has shown. This one only adds colours to the source and breaks lines at spaces,
+so there is nothing to flicker and nothing to lose: without its colours, and with a space for
+each break, what was shown is what was said.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rich.cells import cell_len
+
+_RESET = "\x1b[0m"
+_STRONG, _EMPHASIS, _CODE, _HEADING, _QUOTE, _MARK = "1", "3", "36", "1;34", "2", "2"
+# A newline, other blanks, one wide character (CJK has no spaces to wait for), or a word; a very
+# long word is shown in pieces of this length, so that waiting for its end has an end.
+_WORD_CHARACTERS = 60
+_WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60"
+_UNIT = re.compile(
+    rf"\n|[^\S\n]+|[{_WIDE}]|[^\s{_WIDE}]{{1,{_WORD_CHARACTERS}}}",
+)
+_FENCE = re.compile(r"`{3,}|~{3,}")
+_HEADING_START = re.compile(r"#{1,6}")
+_LIST_START = re.compile(r"[-*+]|\d{1,9}[.)]")
+# An opening run stands before a letter, a closing one after it (CommonMark 0.31, 6.2, simplified).
+_INLINE = re.compile(r"`+|\*{1,3}|_{1,3}")
+_TAB = 8
+
+
+class MarkdownStream:
+    """Turns a text that arrives in pieces into what a terminal is to show.
+
+    The pieces that come out join to the same whatever the pieces were that went in.
+
+    Args:
+        width: Columns; lines are broken at spaces to stay within. None breaks none.
+        styled: Whether to colour; without, only lines are broken.
+    """
+
+    def __init__(self, *, width: int | None, styled: bool) -> None:
+        self._width = width
+        self._is_styled = styled
+        self._pending = ""
+        self._column = 0
+        self._space = ""
+        self._is_line_start = True
+        self._fence = ""
+        self._line_style = ""
+        self._inline: dict[str, str] = {}
+
+    def feed(self, text: str) -> str:
+        """Return what can be shown now that *text* has come; the last word waits for its end."""
+        self._pending += text
+        units = _UNIT.findall(self._pending)
+        if not units:
+            return ""
+        # The last one may go on; a newline or wide character cannot.
+        is_whole = units[-1] == "\n" or re.fullmatch(f"[{_WIDE}]", units[-1])
+        ready = units if is_whole else units[:-1]
+        self._pending = self._pending[sum(map(len, ready)) :]
+        return "".join(map(self._show, ready))
+
+    def close(self) -> str:
+        """Return what was still waiting."""
+        rest = "".join(map(self._show, _UNIT.findall(self._pending)))
+        self._pending = ""
+        return rest + self._take_space()
+
+    def _show(self, unit: str) -> str:
+        if unit == "\n":
+            return self._newline()
+        if unit.isspace():
+            # It may yet become a line break.
+            self._space += unit
+            return ""
+        return self._break_or_space(unit) + self._word(unit)
+
+    def _newline(self) -> str:
+        shown = self._take_space() + "\n"
+        self._inline.clear()  # a mark that nobody closes colours one line only
+        self._column, self._is_line_start, self._line_style = 0, True, ""
+        return shown
+
+    def _break_or_space(self, word: str) -> str:
+        width = cell_len(word)
+        is_text = not self._is_line_start and not self._fence
+        blank = len(self._space.expandtabs(_TAB))
+        is_over = self._width is not None and self._column + blank + width > self._width
+        # Only a single blank is given up for a break; two or more mean something.
+        if is_over and is_text and self._space == " ":
+            self._space, self._column = "", width
+            return "\n"
+        if self._space:
+            lead = self._take_space()
+            self._column += width
+            return lead
+        self._column += width
+        return ""
+
+    def _take_space(self) -> str:
+        space, self._space = self._space, ""
+        for character in space:
+            self._column += _TAB - self._column % _TAB if character == "\t" else 1
+        return space
+
+    def _word(self, word: str) -> str:
+        if self._is_line_start:
+            self._is_line_start = False
+            if (fence := self._at_fence(word)) is not None:
+                return fence
+            if not self._fence and (mark := self._block_mark(word)) is not None:
+                return mark
+        if self._fence:
+            return self._paint(word, (_CODE,))
+        return self._inline_word(word)
+
+    def _at_fence(self, word: str) -> str | None:
+        match = _FENCE.match(word)
+        if match is None or (self._fence and not word.startswith(self._fence)):
+            return None
+        self._fence = "" if self._fence else match[0]
+        self._line_style = _MARK
+        return self._paint(word, (_MARK,))
+
+    def _block_mark(self, word: str) -> str | None:
+        if _HEADING_START.fullmatch(word):
+            self._line_style = _HEADING
+        elif word.startswith(">"):
+            self._line_style = _QUOTE
+        elif not _LIST_START.fullmatch(word):
+            return None
+        return self._paint(word, (_HEADING,))
+
+    def _inline_word(self, word: str) -> str:
+        shown, start = "", 0
+        for match in _INLINE.finditer(word):
+            shown += self._paint(word[start : match.start()], self._codes())
+            shown += self._inline_mark(match[0], word[match.end() :], word[: match.start()])
+            start = match.end()
+        return shown + self._paint(word[start:], self._codes())
+
+    def _inline_mark(self, mark: str, after: str, before: str) -> str:
+        is_code = mark.startswith("`")
+        if "`" in {key[0] for key in self._inline} and mark not in self._inline:
+            return self._paint(mark, self._codes())  # within code nothing else counts
+        if mark in self._inline and (is_code or before):
+            del self._inline[mark]
+            return self._paint(mark, (_MARK,))
+        if after and (is_code or not before[-1:].isalnum()):
+            self._inline[mark] = _CODE if is_code else (_EMPHASIS, _STRONG)[len(mark) > 1]
+            return self._paint(mark, (_MARK,))
+        return self._paint(mark, self._codes())
+
+    def _codes(self) -> tuple[str, ...]:
+        return tuple(code for code in (self._line_style, *self._inline.values()) if code)
+
+    def _paint(self, text: str, codes: tuple[str, ...]) -> str:
+        if not self._is_styled or not text or not codes:
+            return text
+        return f"\x1b[{';'.join(codes)}m{text}{_RESET}"

@@ -1,0 +1,53 @@
+"""A picture drawn with characters: two pixels in each, as the upper half block does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_UPPER_HALF = "\u2580"
+MAX_COLUMNS, MAX_ROWS = 48, 12
+
+
+def draw_picture(picture: Image, *, columns: int, depth: int) -> str:
+    """Return *picture* as lines of half blocks, each ended by a newline.
+
+    Args:
+        picture: RGB.
+        columns: The width of the terminal; the drawing takes at most `MAX_COLUMNS` of it.
+        depth: Colours of the terminal: 24 for 2**24, else 8 for 2**8 (xterm's palette).
+    """
+    box = (min(MAX_COLUMNS, max(columns - 2, 1)), 2 * MAX_ROWS)
+    # A character is about twice as high as wide, so a half block is about square.
+    scale = min(box[0] / picture.width, box[1] / picture.height)
+    width = max(round(picture.width * scale), 1)
+    height = max(round(picture.height * scale / 2) * 2, 2)
+    small = picture.resize((width, height), reducing_gap=2.0)
+    lines = []
+    for y in range(0, height, 2):
+        cells = "".join(_cell(small, x, y, depth) for x in range(width))
+        lines.append(f"{cells}\x1b[0m\n")
+    return "".join(lines)
+
+
+def color_depth(out: TextIO, environ: dict[str, str] | None = None) -> int:
+    """Return the colours that the terminal *out* shows, as an exponent of 2; 0 for none."""
+    from rich.console import Console
+
+    system = Console(file=out, _environ=environ).color_system
+    return {"truecolor": 24, "256": 8}.get(system or "", 0)
+
+
+def _cell(picture: Image, x: int, y: int, depth: int) -> str:
+    upper, lower = (_code(picture.getpixel((x, y + i)), depth) for i in (0, 1))
+    return f"\x1b[38;{upper};48;{lower}m{_UPPER_HALF}"
+
+
+def _code(pixel: object, depth: int) -> str:
+    red, green, blue = pixel if isinstance(pixel, tuple) else (0, 0, 0)
+    if depth == 24:
+        return f"2;{red};{green};{blue}"
+    # The 6x6x6 cube of xterm's palette starts at 16.
+    return f"5;{16 + 36 * round(red / 51) + 6 * round(green / 51) + round(blue / 51)}"
