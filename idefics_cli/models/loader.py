@@ -23,7 +23,6 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models import cache, facts, quantization
 from idefics_cli.models.checkpoint import read_json
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
-from idefics_cli.models.families.idefics1 import Idefics1
 from idefics_cli.models.library import Config, Model, Processor
 from idefics_cli.models.processors import load_processor
 from idefics_cli.models.registry import DEMO, FAMILIES
@@ -103,19 +102,14 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
     if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
         processor.image_processor.do_image_splitting = spec.splitting
     check_tokenizer(processor, folder, name=spec.name or spec.repo)
-    module, _, name = FAMILIES[config.model_type].partition(":")
     if spec.chats and config.model_type != "idefics" and processor.chat_template is None:
         raise ModelError(
             f"`{spec.name or spec.repo}` has no chat template",
             hint="copy chat_template.jinja into its folder; `idefics models pull` fetches it again",
         )
+    module, _, name = FAMILIES[config.model_type].partition(":")
     family_class: type[Family] = getattr(importlib.import_module(module), name)
-    stop_ids = _generation_stop_ids(folder)
-    if issubclass(family_class, Idefics1):
-        return family_class(
-            processor, chats=spec.chats, stop_ids=stop_ids, resampler=config.use_resampler
-        )
-    return family_class(processor, chats=spec.chats, stop_ids=stop_ids)
+    return family_class(processor, config, chats=spec.chats, stop_ids=_generation_stop_ids(folder))
 
 
 def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:

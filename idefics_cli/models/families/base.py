@@ -15,7 +15,7 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
-from idefics_cli.models.library import Processor, StepOutput
+from idefics_cli.models.library import Config, Processor, StepOutput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,11 +33,14 @@ class Family:
 
     Args:
         processor: Loaded by the subclass's rules; its tokenizer is set to pad on the left.
+        config: Of the checkpoint, for what a subclass must know of its model.
         chats: False for base models.
         stop_ids: Extra end tokens, from the checkpoint's generation config.
     """
 
-    def __init__(self, processor: Processor, *, chats: bool, stop_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
+    ) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         # Right padding puts pad tokens between a prompt and its reply: wrong tokens, no error.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlparse
 
@@ -16,7 +16,7 @@ from idefics_cli.models.families.base import (
     as_tensors,
     raw_text,
 )
-from idefics_cli.models.library import Processor, StepOutput
+from idefics_cli.models.library import Config, Processor, StepOutput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,10 +31,12 @@ class Idefics1(Family):
     """
 
     def __init__(
-        self, processor: Processor, *, chats: bool, resampler: bool, stop_ids: Sequence[int] = ()
+        self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
     ) -> None:
-        super().__init__(processor, chats=chats, stop_ids=stop_ids)
-        self._step_key = "perceiver_embeddings" if resampler else "image_encoder_embeddings"
+        super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
+        self._step_key = (
+            "perceiver_embeddings" if config.use_resampler else "image_encoder_embeddings"
+        )
 
     def items(self, request: GenerationRequest, images: Sequence[Image]) -> list[Item]:
         """Return the prompt as the interleaved list that the processor takes."""
