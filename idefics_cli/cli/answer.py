@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from idefics_cli import __version__
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.loading import image_limits, opened_engine, plan_for, sampling, tell_warnings
+from idefics_cli.cli.loading import (
+    check_prompt,
+    image_limits,
+    opened_engine,
+    plan_for,
+    sampling,
+    tell_warnings,
+)
 from idefics_cli.cli.stdin import piped_text
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
@@ -130,14 +137,7 @@ def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) ->
         patience = None if text is None else invocation.settings.timeout_seconds
         piped = piped_text(stdin, invocation.console, silence_seconds=patience)
     prompt = "\n".join(part for part in (piped, text) if part)
-    if not prompt.strip():
-        raise PromptError(
-            "the prompt is empty", hint="`idefics ask 'What is in the picture?' -i PICTURE`"
-        )
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise PromptError("the prompt is not valid UTF-8 text") from None
+    check_prompt(prompt, hint="`idefics ask 'What is in the picture?' -i PICTURE`")
     return prompt
 
 

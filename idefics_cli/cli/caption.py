@@ -9,17 +9,15 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.invocation import Invocation, begin
-from idefics_cli.cli.loading import plan_for, sampling, tell_warnings
+from idefics_cli.cli.loading import check_prompt, engine_factory, plan_for, sampling, tell_warnings
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import (
     EXIT_DONE,
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
-    PromptError,
     UsageError,
 )
-from idefics_cli.engine import Engine
 
 if TYPE_CHECKING:
     from idefics_cli.caption.discover import Listing
@@ -106,7 +104,7 @@ def _job(invocation: Invocation, listing: Listing, plan: Plan) -> CaptionJob:
     prompt = settings.prompt
     if prompt is None:
         prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
-    _check_prompt(prompt)
+    check_prompt(prompt, hint="leave `--prompt` out for the model's own")
     return CaptionJob(
         pictures=listing.pictures,
         prompt=prompt,
@@ -114,15 +112,6 @@ def _job(invocation: Invocation, listing: Listing, plan: Plan) -> CaptionJob:
         sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
         batch_size=settings.batch_size or _batch_size(plan),
     )
-
-
-def _check_prompt(prompt: str) -> None:
-    if not prompt.strip():
-        raise PromptError("the prompt is empty", hint="leave `--prompt` out for the model's own")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise PromptError("the prompt is not valid UTF-8 text") from None
 
 
 def _batch_size(plan: Plan) -> int:
@@ -163,11 +152,7 @@ def _run(invocation: Invocation, plan: Plan, job: CaptionJob) -> int:
 
     console, services, settings = invocation.console, invocation.services, invocation.settings
     output = None if settings.output in (None, _STDOUT) else Path(settings.output)
-
-    def factory() -> Engine:
-        with console.status(f"loading {plan.spec.name or plan.spec.repo}") as report:
-            return services.make_factory(plan.spec, progress=report)()
-
+    factory = engine_factory(invocation, plan)
     with CaptionProgress(console, clock=services.clock) as progress:
         target = Target(progress.stdout, output, overwrite=settings.overwrite)
         try:

@@ -12,7 +12,7 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.answer import answer, check_images
 from idefics_cli.cli.invocation import Invocation, begin
-from idefics_cli.cli.loading import image_limits, plan_for, sampling
+from idefics_cli.cli.loading import engine_factory, image_limits, plan_for, sampling, tell_warnings
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
@@ -159,14 +159,8 @@ def _find_model(invocation: Invocation, name: str) -> EngineFactory:
     plan = plan_for(_with_model(invocation, name))
     if not plan.spec.chats:
         raise base_model_error(plan.spec.name or plan.spec.repo)
-    for warning in plan.warnings:
-        invocation.console.warn(warning)
-
-    def load() -> Engine:
-        with invocation.console.status(f"loading {name}") as progress:
-            return invocation.services.make_factory(plan.spec, progress=progress)()
-
-    return load
+    tell_warnings(invocation, plan)
+    return engine_factory(invocation, plan)
 
 
 def _chat(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
+from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import ImageLimits, Sampling
-from idefics_cli.engine import Engine
+from idefics_cli.engine import Engine, EngineFactory
 
 if TYPE_CHECKING:
     from idefics_cli.models.plan import Machine, Plan
@@ -39,6 +40,20 @@ def sampling(settings: Settings, *, default_tokens: int) -> Sampling:
         max_new_tokens=settings.max_new_tokens or default_tokens,
         seed=settings.seed,
     )
+
+
+def check_prompt(prompt: str, *, hint: str) -> None:
+    """Check that *prompt* is a text that a model can be asked.
+
+    Raises:
+        PromptError: If it is empty, and *hint* says what to do then, or not valid UTF-8.
+    """
+    if not prompt.strip():
+        raise PromptError("the prompt is empty", hint=hint)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt is not valid UTF-8 text") from None
 
 
 def plan_for(invocation: Invocation, machine: Machine | None = None) -> Plan:
@@ -88,16 +103,24 @@ def tell_warnings(invocation: Invocation, plan: Plan) -> None:
         invocation.console.warn(warning)
 
 
+def engine_factory(invocation: Invocation, plan: Plan) -> EngineFactory:
+    """Return what loads the model of *plan*, with a sign of life on a terminal."""
+
+    def load() -> Engine:
+        name = plan.spec.name or plan.spec.repo
+        with invocation.console.status(f"loading {name}") as progress:
+            return invocation.services.make_factory(plan.spec, progress=progress)()
+
+    return load
+
+
 @contextmanager
 def opened_engine(invocation: Invocation, plan: Plan) -> Iterator[Engine]:
-    """Load what *plan* says, with a sign of life on a terminal, and close it at the end.
+    """Load what *plan* says, and close it at the end.
 
     Raises:
         ModelError: If the model is not there, or broken.
         MemoryLimitError: If it does not fit.
     """
-    name = plan.spec.name or plan.spec.repo
-    with invocation.console.status(f"loading {name}") as progress:
-        engine = invocation.services.make_factory(plan.spec, progress=progress)()
-    with engine:
+    with engine_factory(invocation, plan)() as engine:
         yield engine
