@@ -19,7 +19,7 @@ from PIL import Image
 from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Item, Ready
-from idefics_cli.caption.job import CaptionJob, automatic_batch_size
+from idefics_cli.caption.job import CaptionJob, Question, automatic_batch_size
 from idefics_cli.caption.runner import Outcome, RunEvent, Started, run_captions
 from idefics_cli.core.errors import (
     IdeficsError,
@@ -78,7 +78,7 @@ def job(
 ) -> CaptionJob:
     return CaptionJob(
         pictures=tuple(Picture(name, Attachment(name)) for name in names),
-        prompt="Describe this image.",
+        questions=(Question("Describe this image."),),
         sampling=sampling or Sampling(),
         batch_size=batch_size,
         readers=3,
@@ -622,7 +622,7 @@ def test_a_request_has_the_picture_before_the_prompt() -> None:
         (Message("user", (Attachment("a.jpg"), "Describe this image.")),), Sampling(), "chat"
     )
 
-    base = CaptionJob(chat.pictures, "In this image,", mode="complete")
+    base = CaptionJob(chat.pictures, (Question("In this image,"),), mode="complete")
     ((_, request),) = base.items()
     assert request.messages == (Message("user", (Attachment("a.jpg"), " In this image,")),)
     assert request.mode == "complete"

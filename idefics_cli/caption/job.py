@@ -12,12 +12,25 @@ from idefics_cli.engine import Prepared
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about each picture.
+
+    Attributes:
+        prompt: The text; for *mode* "complete", the beginning that the model goes on with.
+        name: Of the column that its answers get; empty for the one caption of a run.
+    """
+
+    prompt: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionJob:
     """The pictures of a run and what is asked about each.
 
     Attributes:
         pictures: In the order of the output; no key twice.
-        prompt: What is asked; for *mode* "complete", the beginning that the model goes on with.
+        questions: At least one; several have names.
         mode: "chat", or "complete" for base models.
         sampling: A seed in it is that of the run: see `with_content_seed`.
         batch_size: Most pictures answered at a time.
@@ -25,7 +38,7 @@ class CaptionJob:
     """
 
     pictures: tuple[Picture, ...]
-    prompt: str
+    questions: tuple[Question, ...]
     mode: Mode = "chat"
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
@@ -33,12 +46,19 @@ class CaptionJob:
 
     def items(self) -> Iterator[tuple[str, GenerationRequest]]:
         """Yield the key of each picture and the request for its caption, in order."""
+        for picture in self.pictures:
+            yield picture.key, self.requests(picture)[0]
+
+    def requests(self, picture: Picture) -> tuple[GenerationRequest, ...]:
+        """Return what to ask about *picture*, one request for each question."""
+        return tuple(self._request(picture, question) for question in self.questions)
+
+    def _request(self, picture: Picture, question: Question) -> GenerationRequest:
         # The space keeps the text apart from the image tokens, as the model card of
         # idefics2-8b-base writes it; chat templates put their own.
-        text = f" {self.prompt}" if self.mode == "complete" else self.prompt
-        for picture in self.pictures:
-            message = Message("user", (picture.attachment, text))
-            yield picture.key, GenerationRequest((message,), self.sampling, self.mode)
+        text = f" {question.prompt}" if self.mode == "complete" else question.prompt
+        message = Message("user", (picture.attachment, text))
+        return GenerationRequest((message,), self.sampling, self.mode)
 
 
 def automatic_batch_size(

@@ -97,7 +97,7 @@ def _check_stdin(invocation: Invocation, paths: list[str]) -> None:
 
 
 def _job(invocation: Invocation, listing: Listing, plan: Plan) -> CaptionJob:
-    from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.job import CaptionJob, Question
     from idefics_cli.models.registry import default_caption_prompt
 
     settings = invocation.settings
@@ -107,7 +107,7 @@ def _job(invocation: Invocation, listing: Listing, plan: Plan) -> CaptionJob:
     check_prompt(prompt, hint="leave `--prompt` out for the model's own")
     return CaptionJob(
         pictures=listing.pictures,
-        prompt=prompt,
+        questions=(Question(prompt),),
         mode="chat" if plan.spec.chats else "complete",
         sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
         batch_size=settings.batch_size or _batch_size(plan),
@@ -133,13 +133,13 @@ def _show(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
 
     console, count = invocation.console, len(job.pictures)
     if invocation.settings.json:
-        run = {"pictures": count, "batch_size": job.batch_size, "prompt": job.prompt}
+        run = {"pictures": count, "batch_size": job.batch_size, "prompt": job.questions[0].prompt}
         console.json({**plan_record(plan), **run})
         return
     console.line(render_plan(plan))
     console.line(
         f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
-        f"with the prompt `{job.prompt}`"
+        f"with the prompt `{job.questions[0].prompt}`"
     )
 
 

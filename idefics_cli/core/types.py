@@ -193,6 +193,11 @@ class CaptionRecord:
         new_tokens: Tokens generated for the caption.
         seconds: This picture's share of the model's time.
         hint: What to do about the error.
+        sha256: Hex digest of the file's bytes; None when they were not read.
+        answers: With several questions, name and answer of each in the order asked; *caption* is
+            then the answers joined by line breaks.
+        notes: What was done to get it, as "answered alone: out of memory" or "asked again: the
+            reply went in circles".
     """
 
     file_name: str
@@ -205,6 +210,9 @@ class CaptionRecord:
     new_tokens: int = 0
     seconds: float = 0.0
     hint: str | None = None
+    sha256: str | None = None
+    answers: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.caption is None) == (self.error is None):
