@@ -150,7 +150,14 @@ class FakeEngine:
             made += 1  # the end token, which needs its place too
         elif finish == "stop":
             finish = "length"
-        yield TokenChunk("", made, finish)
+        yield TokenChunk(
+            "",
+            made,
+            finish,
+            prompt_tokens=self.measure(prepared).prompt_tokens,
+            prefill_seconds=0.25,
+            decode_seconds=0.5,
+        )
 
     def _next_answer(self, request: GenerationRequest) -> str:
         assert self._answers, f"asked more than scripted: {request}"

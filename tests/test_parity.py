@@ -181,6 +181,9 @@ def test_streamed_pieces_join_to_the_whole(kind: str, engine_of: EngineOf) -> No
         assert "".join(chunk.text for chunk in chunks) == whole.text
         assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
         assert (chunks[-1].finish, chunks[-1].new_tokens) == (whole.finish, whole.new_tokens)
+        assert chunks[-1].prompt_tokens == whole.prompt_tokens
+        assert chunks[-1].prefill_seconds > 0
+        assert chunks[-1].decode_seconds > 0
 
 
 def prompts(kind: str) -> list[Prepared]:

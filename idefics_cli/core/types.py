@@ -90,11 +90,19 @@ class TokenChunk:
         text: New text, already cleaned; the chunks of a stream join to `Completion.text`.
         new_tokens: Tokens generated so far.
         finish: Why the answer ended, on the last chunk.
+        prompt_tokens: As in `Completion`, on the last chunk; 0 before.
+        reused_tokens: As in `Completion`, on the last chunk; 0 before.
+        prefill_seconds: As in `Completion`, on the last chunk; 0 before.
+        decode_seconds: As in `Completion`, on the last chunk; 0 before.
     """
 
     text: str
     new_tokens: int
     finish: Finish | None = None
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,14 +180,29 @@ class LocalEngine:
 
     def _stream(self, prepared: Prepared, cancel: Flag, put: Callable[[TokenChunk], None]) -> None:
         text = Detokenizer(self._require().family.tokenizer, strip=_strips(prepared))
+        last = ""
 
         def on_token(rows: Sequence[Row]) -> None:
+            nonlocal last
             (row,) = rows
             piece = text.feed(row.tokens, last=row.finish is not None)
-            if piece or row.finish:
-                put(TokenChunk(piece, len(row.tokens), row.finish))
+            if row.finish:
+                last = piece
+            elif piece:
+                put(TokenChunk(piece, len(row.tokens)))
 
-        self._answer((prepared,), cancel, on_token)
+        answer = self._answer((prepared,), cancel, on_token)
+        (row,) = answer.rows
+        put(
+            TokenChunk(
+                last,
+                len(row.tokens),
+                row.finish or "cancelled",
+                prompt_tokens=len(row.prompt),
+                prefill_seconds=answer.prefill_seconds,
+                decode_seconds=answer.decode_seconds,
+            )
+        )
 
     def _answer(
         self, batch: tuple[Prepared, ...], cancel: Flag, on_token: OnToken | None = None
