@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
@@ -71,7 +72,8 @@ class World:
 
     Args:
         engine: What every load gives.
-        model: A name of the registry, whose facts every lookup gives; without files.
+        model: A name of the registry, whose facts every lookup gives.
+        is_cached: Whether its files are there already.
         stdin: Standard input; None is a closed one.
         facts_error: What looking a model up raises.
         load_error: What loading raises.
@@ -88,6 +90,7 @@ class World:
         engine: FakeEngine,
         *,
         model: str = "smolvlm-256m",
+        is_cached: bool = True,
         stdin: BinaryIO | None = None,
         facts_error: IdeficsError | None = None,
         load_error: IdeficsError | None = None,
@@ -98,7 +101,10 @@ class World:
         self.specs: list[LoadSpec] = []
         self.looked_up: list[str] = []
         self._facts_error, self._load_error = facts_error, load_error
-        self._facts = next(facts for facts in registry_facts() if facts.name == model)
+        facts = next(facts for facts in registry_facts() if facts.name == model)
+        self._facts = (
+            replace(facts, folder=Path("/cached"), download_bytes=0) if is_cached else facts
+        )
         self.services = Services(
             environ=dict(environ),
             stdin=stdin,

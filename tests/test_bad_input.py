@@ -438,7 +438,7 @@ ROWS = (
     Row("models nosuch", UsageError, "no such command 'nosuch'", USAGE.format("models")),
     Row("config nosuch", UsageError, "no such command 'nosuch'", USAGE.format("config")),
     Row("nosuch", UsageError, "no such command 'nosuch'", "`idefics --help` shows the usage"),
-    Row("-m demo", UsageError, "no such option: -m", "`idefics --help` shows the usage"),
+    Row("-m demo", UsageError, "no such option: -m", "options follow the command, as in `idefics ask -m`"),
     Row("ask x", ConfigError, "variable IDEFICS_TOP_P must be more than 0 and 1 or less, not `2.0`",
         environ="IDEFICS_TOP_P=2"),
     Row("chat", ConfigError, "variable IDEFICS_OFFLINE must be true or false, not `maybe`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -21,13 +22,22 @@ from tests.commands import run
 COMMANDS = ("ask", "chat", "caption", "sessions", "models", "doctor", "demo", "config")
 
 
-def test_without_arguments_the_help_is_shown_and_all_is_well() -> None:
-    bare, asked = run(), run("--help")
-    assert bare.code == asked.code == 0
-    assert bare.err == asked.err == ""
-    assert bare.out.rstrip() == asked.out.rstrip()
+def test_without_arguments_there_is_an_overview_with_commands_that_exist() -> None:
+    ran = run()
+    assert (ran.code, ran.err) == (0, "")
+    shown = re.findall(r"^ +idefics (\w+)", ran.out, re.MULTILINE)
+    assert len(shown) >= 3
+    assert set(shown) <= set(COMMANDS)
+    assert all(len(line) <= 80 for line in ran.out.splitlines())
+
+
+def test_help_lists_every_command_however_it_is_asked_for() -> None:
+    asked = run("--help")
+    assert (asked.code, asked.err) == (0, "")
     for command in COMMANDS:
-        assert f"│ {command} " in bare.out
+        assert f"│ {command} " in asked.out
+    assert run("help") == asked
+    assert run("help", "models", "pull") == run("models", "pull", "--help")
 
 
 def test_the_short_flag_for_help_works_everywhere() -> None:
@@ -41,7 +51,7 @@ def test_version_is_that_of_the_package() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
-        (("aks",), "no such command 'aks'", "did you mean 'ask'?"),
+        (("aks",), "there is no command `aks`", "did you mean `idefics ask`?"),
         (("zzzz",), "no such command 'zzzz'", "`idefics --help` shows the usage"),
         (("--nope",), "no such option: --nope", "`idefics --help` shows the usage"),
         (
@@ -60,7 +70,7 @@ def test_version_is_that_of_the_package() -> None:
             "put the prompt into quotes, and `-i` before each picture",
         ),
         (("demo",), "missing argument 'DIR'", "`idefics demo --help` shows the usage"),
-        (("config", "pat"), "no such command 'pat'", "did you mean 'path'?"),
+        (("config", "pat"), "there is no command `pat`", "did you mean `idefics config path`?"),
     ],
 )
 def test_wrong_usage_is_two_lines_and_exit_2(

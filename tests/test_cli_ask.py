@@ -212,7 +212,7 @@ def test_what_may_disappoint_is_told_on_stderr_unless_quiet() -> None:
 
 
 def test_offline_a_model_that_is_not_here_is_told_once_and_not_loaded() -> None:
-    world = World(FakeEngine("x"))
+    world = World(FakeEngine("x"), is_cached=False)
     ran = run("ask", "Hi", "--offline", services=world.services)
     assert (ran.code, ran.out, ran.err.count("\n"), world.specs) == (1, "", 2, [])
     assert "is not in the cache" in ran.err

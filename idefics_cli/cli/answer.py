@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -112,6 +114,8 @@ class _Times:
 
 def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -> GenerationRequest:
     settings = invocation.settings
+    if text is not None and not sources:
+        _check_is_question(text)
     prompt = _prompt(invocation, text, sources)
     images = [Attachment(source) for source in sources]
     chosen = sampling(settings, default_tokens=ANSWER_TOKENS)
@@ -139,6 +143,15 @@ def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) ->
     prompt = "\n".join(part for part in (piped, text) if part)
     check_prompt(prompt, hint="`idefics ask 'What is in the picture?' -i PICTURE`")
     return prompt
+
+
+def _check_is_question(text: str) -> None:
+    """Refuse a question that is the name of a picture: the model would invent what is in it."""
+    if len(text) < 256 and "\0" not in text and os.path.isfile(text):
+        raise UsageError(
+            f"`{text}` is a file, not a question",
+            hint=f'`idefics ask "What is in it?" -i {shlex.quote(text)}`',
+        )
 
 
 def _check_stdin_image(invocation: Invocation, sources: Sequence[str]) -> None:

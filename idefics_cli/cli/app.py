@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from idefics_cli import __version__
 from idefics_cli.cli import ask, caption, chat, config, demo, doctor, models, sessions
+from idefics_cli.cli.guidance import GuidingGroup, overview
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.ui.console import Console
@@ -31,10 +31,10 @@ _ONE_PROMPT = "put the prompt into quotes, and `-i` before each picture"
 _EXTRA_ARGUMENTS = {"ask": _ONE_PROMPT, "chat": "pipe the question in; `-i` before each picture"}
 
 
-class RootGroup(TyperGroup):
+class RootGroup(GuidingGroup):
     """Turns every error that a user can cause into `error:` and `hint:` lines and a code."""
 
-    # Any: the signature of TyperGroup.main.
+    # Any: the signature of Typer's own.
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -45,9 +45,12 @@ class RootGroup(TyperGroup):
         **extra: Any,
     ) -> NoReturn:
         """Run the command and exit; *standalone_mode* is always on."""
+        words = list(sys.argv[1:] if args is None else args)
+        if words[:1] == ["help"]:
+            words = [*words[1:], "--help"]
         try:
             # Off for the base class: it then leaves its usage errors to us.
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except IdeficsError as error:
             sys.exit(_report(error, extra.get("obj")))
         except _TyperError as error:
@@ -95,12 +98,25 @@ def _usage_error(error: Exception, command: str = "idefics") -> UsageError:
     hint = f"`{context.command_path if context else command} --help` shows the usage"
     if context and "unexpected extra argument" in message:
         hint = _EXTRA_ARGUMENTS.get(context.info_name or "", hint)
-    if guess:
+    if taker := _taker(context, getattr(error, "option_name", None)):
+        message = str(getattr(error, "message", message))
+        hint = f"options follow the command, as in `{taker}`"
+    elif guess:
         hint = f"did you mean {rest}"
     elif possible := getattr(error, "possibilities", None):
         message = str(getattr(error, "message", message))
         hint = f"did you mean {' or '.join(sorted(possible))}?"
     return UsageError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _taker(context: typer.Context | None, option: str | None) -> str | None:
+    """Return a command line that takes *option*, which was given before any command."""
+    if context is None or context.parent is not None or option is None:
+        return None
+    for name, command in getattr(context.command, "commands", {}).items():
+        if any(option in parameter.opts for parameter in command.params):
+            return f"{context.command_path} {name} {option}"
+    return None
 
 
 app = typer.Typer(
@@ -125,6 +141,7 @@ def root(
         bool,
         typer.Option(
             "--version",
+            "-V",
             help="Show the version and exit.",
             metavar="",
             is_eager=True,
@@ -134,7 +151,7 @@ def root(
 ) -> None:
     """Talk about pictures with the IDEFICS family of models, on this machine."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(overview())
 
 
 app.command("ask")(ask.ask)

@@ -29,6 +29,7 @@ def ask(
     splitting: options.Splitting = None,
     offline: options.Offline = None,
     threads: options.Threads = None,
+    yes: options.Yes = None,
     system: options.System = None,
     raw: options.Raw = None,
     temperature: options.Temperature = None,

@@ -47,6 +47,7 @@ def caption(
     splitting: options.Splitting = None,
     offline: options.Offline = None,
     threads: options.Threads = None,
+    yes: options.Yes = None,
     prompt: options.CaptionPrompt = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,

@@ -42,6 +42,7 @@ def chat(
     splitting: options.Splitting = None,
     offline: options.Offline = None,
     threads: options.Threads = None,
+    yes: options.Yes = None,
     system: options.System = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,

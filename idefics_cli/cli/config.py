@@ -8,13 +8,14 @@ import sys
 import typer
 
 from idefics_cli.cli import options
+from idefics_cli.cli.guidance import GuidingGroup
 from idefics_cli.cli.invocation import begin, services_of
 from idefics_cli.config.resolve import Origin, Resolved
 from idefics_cli.config.settings import Value, table
 from idefics_cli.core.paths import config_file
 from idefics_cli.ui.console import Console, one_line
 
-app = typer.Typer()
+app = typer.Typer(cls=GuidingGroup)
 
 
 @app.callback(invoke_without_command=True)

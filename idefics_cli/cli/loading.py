@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
-from idefics_cli.core.errors import PromptError
+from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.engine import Engine, EngineFactory
 
@@ -90,17 +90,40 @@ def plan_for(invocation: Invocation, machine: Machine | None = None) -> Plan:
 
 
 def tell_warnings(invocation: Invocation, plan: Plan) -> None:
-    """Tell what the plan warns of, before the model loads.
+    """Tell what the plan warns of, and what will be downloaded, before the model loads.
 
     Raises:
-        ModelError: If that would end in a download, and the network is switched off.
+        ModelError: If that would end in a download, and the network is switched off, the disk
+            is too full, or the user does not want it.
     """
-    if plan.facts.folder is None and plan.spec.offline:
-        from idefics_cli.models.cache import not_cached
-
-        raise not_cached(plan.spec.repo, plan.spec.revision)
+    if plan.facts.folder is None:
+        _agree_to_download(invocation, plan)
     for warning in plan.warnings:
         invocation.console.warn(warning)
+
+
+def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
+    from idefics_cli.models import cache
+    from idefics_cli.models.machine import gib
+
+    spec, size = plan.spec, plan.facts.download_bytes
+    if spec.offline:
+        raise cache.not_cached(spec.repo, spec.revision)
+    cache.check_space(spec.repo, size or 0)
+    name, root = spec.name or spec.repo, cache.cache_root()
+    weight = f"about {gib(size)}" if size else "of unknown size"
+    console, stdin = invocation.console, invocation.services.stdin
+    console.tell(
+        f"`{name}` is not downloaded yet: {weight} from the Hugging Face Hub ({spec.repo}) "
+        f"into {cache.shown(root)}"
+    )
+    if stdin is None or stdin.closed or not (stdin.isatty() and console.err.isatty()):
+        return  # nobody to ask
+    if not invocation.settings.yes and not console.ask("Download it?", stdin):
+        raise ModelError(
+            f"`{name}` is not downloaded",
+            hint="`-m demo` is built in; `idefics models` lists smaller models",
+        )
 
 
 def engine_factory(invocation: Invocation, plan: Plan) -> EngineFactory:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
+from idefics_cli.cli.guidance import GuidingGroup
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.core.errors import ModelError, PlanError
 from idefics_cli.models.registry import DEMO, MODELS, ModelSpec
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from idefics_cli.models.facts import ModelFacts
     from idefics_cli.models.plan import Machine, Plan
 
-app = typer.Typer()
+app = typer.Typer(cls=GuidingGroup)
 
 Name = Annotated[
     str,

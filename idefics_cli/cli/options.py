@@ -114,6 +114,7 @@ Splitting = Annotated[
     bool | None, _option("splitting", "--splitting/--no-splitting", panel=MODEL_PANEL)
 ]
 Offline = Annotated[bool | None, _option("offline", "--offline/--online", panel=MODEL_PANEL)]
+Yes = Annotated[bool | None, _option("yes", "--yes", "-y", panel=MODEL_PANEL)]
 Threads = Annotated[str | None, _option("threads", panel=MODEL_PANEL)]
 
 System = Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
+from idefics_cli.cli.guidance import GuidingGroup
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from idefics_cli.chat.session import Conversation, Picture
     from idefics_cli.chat.store import SessionInfo, SessionStore
 
-app = typer.Typer()
+app = typer.Typer(cls=GuidingGroup)
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 _TITLE_CHARACTERS = 60

@@ -139,6 +139,7 @@ class Settings:
         False, help="For screen readers: plain lines, no spinner, nothing drawn or redrawn."
     )
     save: bool = _setting(True, help="Keep the chat on disk, turn by turn.")
+    yes: bool = _setting(False, help="Download a model without asking.")
     dry_run: bool = _setting(False, help="Print what would run, and why; load and answer nothing.")
     verbose: bool = _setting(False, help="Show the messages of the libraries too.")
     quiet: bool = _setting(False, help="Show errors only.")

@@ -18,6 +18,7 @@ from idefics_cli.core.errors import IdeficsError, ModelError
 from idefics_cli.core.types import Progress
 from idefics_cli.models.background import in_background
 from idefics_cli.models.machine import gib
+from idefics_cli.models.transfer import Transfer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -177,7 +178,7 @@ def pull(
         if not any(file.name.endswith(".safetensors") for file in files):
             raise no_safetensors(repo)
         needed = sum(file.size for file in files if file.is_missing)
-        _check_space(repo, needed)
+        check_space(repo, needed)
         stopped = Event()
         bar = _bar(_until(stopped, report), needed)
         try:
@@ -315,7 +316,12 @@ def _unreachable(repo: str, revision: str | None, cause: BaseException | None) -
     )
 
 
-def _check_space(repo: str, needed: int) -> None:
+def check_space(repo: str, needed: int) -> None:
+    """Check that *needed* bytes of *repo* have room on the cache's disk, and some is left.
+
+    Raises:
+        ModelError: If not.
+    """
     root = cache_root()
     free = free_bytes(root)
     if free is not None and needed + _SPARE_BYTES > free:
@@ -378,6 +384,8 @@ def _bar(report: Progress | None, total: int) -> type[Any]:
     """Return a progress bar for the Hub client that draws nothing and tells *report*."""
     from tqdm import tqdm  # type: ignore[import-untyped] # a dependency of the Hub client
 
+    transfer = Transfer(total)
+
     class Bar(tqdm):  # type: ignore[misc] # untyped, as said
         monitor_interval = 0  # no watching thread
 
@@ -392,7 +400,7 @@ def _bar(report: Progress | None, total: int) -> type[Any]:
             super().update(n)
             # The client also has a bar that counts files.
             if report is not None and self.unit == "B" and total:
-                report("downloading", min(1.0, self.n / total))
+                report(transfer.describe(int(self.n)), min(1.0, self.n / total))
 
     return Bar
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Timer
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import Progress
@@ -107,6 +107,19 @@ class Console:
         self._message("error", str(error))
         if error.hint:
             self._message("hint", error.hint)
+
+    def ask(self, question: str, keyboard: BinaryIO) -> bool:
+        """Ask on stderr and read the answer; Enter is yes, the end of input is no."""
+        while True:
+            write(self.err, f"{printable(question)} [Y/n] ")
+            line = keyboard.readline()
+            answer = line.decode(errors="replace").strip().lower()
+            if not line:
+                write(self.err, "\n")
+            if answer in {"", "y", "yes"}:
+                return bool(line)
+            if answer in {"n", "no"}:
+                return False
 
     @contextmanager
     def status(self, text: str) -> Iterator[Progress]:
