@@ -304,7 +304,7 @@ ROWS = (
     Row("caption good.png -m demo -o old.tsv", UsageError, "`old.tsv` exists already",
         "`--overwrite` replaces it"),
     Row("caption good.png -m demo -o vacant", UsageError, "cannot write `vacant`: it is a folder",
-        "name a file in it"),
+        "name a file in it, or take `-f txt` for one file per picture"),
     Row("caption good.png -m demo -o nosuch/o.tsv", UsageError,
         "cannot write `nosuch/o.tsv`: no folder `nosuch`"),
     Row("caption good.png -m demo -o ''", UsageError, "the name of the output file is empty",

@@ -65,6 +65,9 @@ class ListSink:
     def completed(self) -> AbstractSet[str]:
         return self._completed
 
+    def position(self) -> None:
+        return None
+
     def write(self, record: CaptionRecord) -> None:
         self.records.append(record)
 

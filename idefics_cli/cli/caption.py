@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from idefics_cli.cli import options
+from idefics_cli.cli.caption_output import Output, chosen_output
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.cli.loading import check_prompt, engine_factory, plan_for, sampling, tell_warnings
 from idefics_cli.config.settings import CAPTION_TOKENS
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from idefics_cli.caption.discover import Listing
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.models.plan import Plan
-
-_STDOUT = "-"
 
 
 def caption(
@@ -60,7 +58,9 @@ def caption(
     timeout_seconds: options.TimeoutSeconds = None,
     format: options.Format = None,
     output: options.Output = None,
+    existing: options.Existing = None,
     overwrite: options.Overwrite = None,
+    full_names: options.FullNames = None,
     dry_run: options.DryRun = None,
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
@@ -76,8 +76,7 @@ def caption(
 
     invocation = begin(context)
     _check_stdin(invocation, paths)
-    if invocation.settings.output == "":
-        raise UsageError("the name of the output file is empty", hint="`-` is stdout")
+    destination = chosen_output(invocation)
     listing = discover(paths, recursive=invocation.settings.recursive)
     plan = plan_for(invocation)
     job = _job(invocation, listing, plan)
@@ -87,7 +86,7 @@ def caption(
     for problem in listing.problems:
         invocation.console.error(problem)
     tell_warnings(invocation, plan)
-    code = _run(invocation, plan, job)
+    code = _run(invocation, plan, job, destination)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
 
 
@@ -144,20 +143,18 @@ def _show(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
     )
 
 
-def _run(invocation: Invocation, plan: Plan, job: CaptionJob) -> int:
+def _run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> int:
     """Caption the pictures of *job* and return the exit code."""
     from idefics_cli.caption.runner import run_captions
     from idefics_cli.caption.sinks import SINKS
-    from idefics_cli.caption.sinks.base import Target
     from idefics_cli.ui.progress import CaptionProgress
 
-    console, services, settings = invocation.console, invocation.services, invocation.settings
-    output = None if settings.output in (None, _STDOUT) else Path(settings.output)
+    console, services = invocation.console, invocation.services
     factory = engine_factory(invocation, plan)
     with CaptionProgress(console, clock=services.clock) as progress:
-        target = Target(progress.stdout, output, overwrite=settings.overwrite)
+        target = output.target(progress.stdout, job)
         try:
-            with SINKS[settings.format](target) as sink:
+            with SINKS[output.format](target) as sink:
                 outcome = run_captions(job, factory, sink, on_event=progress.handle)
         except KeyboardInterrupt:
             outcome = None

@@ -142,10 +142,14 @@ Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
 
 Format = Annotated[str | None, _option("format", "--format", "-f", panel=OUTPUT_PANEL)]
 Output = Annotated[
-    str | None, _option("output", "--output", "-o", panel=OUTPUT_PANEL, metavar="FILE")
+    str | None, _option("output", "--output", "-o", panel=OUTPUT_PANEL, metavar="PATH")
 ]
+Existing = Annotated[str | None, _option("existing", panel=OUTPUT_PANEL)]
 Overwrite = Annotated[
     bool | None, _option("overwrite", "--overwrite/--no-overwrite", panel=OUTPUT_PANEL)
+]
+FullNames = Annotated[
+    bool | None, _option("full_names", "--full-names/--no-full-names", panel=OUTPUT_PANEL)
 ]
 Json = Annotated[bool | None, _option("json", "--json", panel=OUTPUT_PANEL)]
 Stream = Annotated[bool | None, _option("stream", "--stream/--no-stream", panel=OUTPUT_PANEL)]

@@ -122,11 +122,27 @@ class Settings:
     batch_size: int | None = _setting(
         None, help="Pictures captioned at the same time.", minimum=1, unset="by free memory"
     )
-    format: str = _setting("tsv", help="How captions are written.", choices=("tsv", "jsonl"))
-    output: str | None = _setting(
-        None, help="Write the captions to this file.", unset="stdout, as does `-`"
+    format: str | None = _setting(
+        None,
+        help="How captions are written; txt is a file beside each picture.",
+        choices=("tsv", "jsonl", "csv", "txt"),
+        unset="by the extension of the output, else tsv",
     )
-    overwrite: bool = _setting(False, help="Replace the output file if it exists.")
+    output: str | None = _setting(
+        None,
+        help="Write the captions to this file, or to this folder for txt.",
+        unset="stdout, as does `-`",
+    )
+    existing: str | None = _setting(
+        None,
+        help="What becomes of captions that are there already.",
+        choices=("error", "skip", "overwrite", "append", "prepend"),
+        unset="error",
+    )
+    overwrite: bool = _setting(False, help="Short for `--existing overwrite`.")
+    full_names: bool = _setting(
+        False, help="Name a caption file `a.jpg.txt`, so that `a.png` has its own."
+    )
     recursive: bool = _setting(False, help="Also take the pictures of sub-folders.")
     count: int = _setting(8, help="How many sample pictures to write.", minimum=1)
     json: bool = _setting(False, help="Print JSON.")

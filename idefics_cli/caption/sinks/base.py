@@ -1,22 +1,20 @@
-"""The protocol of what stores caption records, and what formats of one line each share."""
+"""The protocol of what stores caption records."""
 
 from __future__ import annotations
 
-import os
-import re
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import Literal, Protocol, Self
 
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.caption.discover import Picture
+from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 
-# Characters that end a line or a field, move the cursor, start an escape sequence or reorder a
-# line: category Cc, the line and paragraph separators, and the bidirectional controls.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# What becomes of captions that are there already.
+Existing = Literal["error", "skip", "overwrite", "append", "prepend"]
 
 
 class ByteStream(Protocol):
@@ -37,13 +35,29 @@ class Target:
 
     Attributes:
         stdout: Takes the records when there is no *path*.
-        path: The file to write.
-        overwrite: Replace the file if it is there.
+        path: The file to write; the folder, for sidecars, which lie beside the pictures if it
+            is None.
+        existing: What becomes of captions that are there already. Of one file: `append` and
+            `skip` write behind its rows, `skip` only of pictures that have no row in it.
+        resume_at: Go on with the file: cut it to so many bytes, and write behind them. None
+            begins it, by *existing*. Without meaning for sidecars and stdout.
+        columns: Names of the questions; empty for the one caption of a run.
+        pictures: All pictures of the run, done or not, for sinks that must know them before
+            the first record: sidecars, and `existing="skip"`.
+        full_names: Sidecars are named `a.jpg.txt` instead of `a.txt`.
     """
 
     stdout: ByteStream
     path: Path | None = None
-    overwrite: bool = False
+    existing: Existing = "error"
+    resume_at: int | None = None
+    columns: tuple[str, ...] = ()
+    pictures: Sequence[Picture] = ()
+    full_names: bool = False
+
+
+class SidecarError(IdeficsError):
+    """The caption of one picture cannot be stored; those of others may."""
 
 
 class Sink(Protocol):
@@ -52,8 +66,11 @@ class Sink(Protocol):
     def __enter__(self) -> Self:
         """Check that the target can be written; it is left alone until the first record.
 
+        Only a file that is resumed is touched: what a killed run left behind is cut off.
+
         Raises:
-            UsageError: If it is there already, or cannot be.
+            UsageError: If it is there already, cannot be written, or would get two captions in
+                one place.
         """
         ...
 
@@ -65,92 +82,22 @@ class Sink(Protocol):
     ) -> None: ...
 
     def completed(self) -> AbstractSet[str]:
-        """Return the keys already stored without error; none, for a sink that starts anew."""
+        """Return the keys of pictures to leave out: with `existing="skip"`, the captioned ones."""
         ...
 
-    def write(self, record: CaptionRecord) -> None:
-        """Store *record* and flush.
+    def position(self) -> int | None:
+        """Return the bytes that are stored for good, as `Target.resume_at` takes them.
 
-        Raises:
-            IdeficsError: If the target cannot be written; what was written stays.
-            BrokenPipeError: If nobody reads stdout any more.
+        None for stdout, devices and sidecars.
         """
         ...
 
-
-class LineSink(ABC):
-    """Writes each record as one line, to stdout or to a new file; see `Sink`."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._file: BinaryIO | None = None
-
-    @abstractmethod
-    def line(self, record: CaptionRecord) -> bytes | None:
-        """Return the line for *record*, without newlines, or None if it gets none."""
-
-    def __enter__(self) -> Self:
-        if self._target.path is not None:
-            _check(self._target.path, overwrite=self._target.overwrite)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._stream()  # a run without captions leaves an empty file, not an older one
-        try:
-            if self._file is not None:
-                self._file.close()
-        except OSError as failure:  # the disk is still full; told already, if there is an error
-            if kind is None:
-                raise self._failure(failure) from failure
-
-    def completed(self) -> AbstractSet[str]:
-        """Return no key; see `Sink.completed`."""
-        return frozenset()
-
     def write(self, record: CaptionRecord) -> None:
-        """Write the line of *record*; see `Sink.write`."""
-        line = self.line(record)
-        if line is None:
-            return
-        stream = self._stream()
-        try:
-            stream.write(line + b"\n")
-            stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise self._failure(error) from error
+        """Store *record* and flush. After an error, what was written before is still whole.
 
-    def _stream(self) -> ByteStream:
-        path = self._target.path
-        if path is None:
-            return self._target.stdout
-        if self._file is None:
-            # A device or pipe is there always; only a file can be lost by opening it.
-            may_exist = self._target.overwrite or (path.exists() and not path.is_file())
-            try:
-                self._file = path.open("wb" if may_exist else "xb")
-            except OSError as error:
-                raise self._failure(error) from error
-        return self._file
-
-    def _failure(self, error: OSError) -> IdeficsError:
-        name = f"`{self._target.path}`" if self._target.path else "stdout"
-        return IdeficsError(f"cannot write {name}: {error.strerror or error}")
-
-
-def _check(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir():
-        raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
-    if path.is_file() and not overwrite:
-        raise UsageError(f"`{path}` exists already", hint="`--overwrite` replaces it")
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot write `{path}`: no folder `{path.parent}`")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"cannot write `{path}`: permission denied")
+        Raises:
+            SidecarError: If only this record cannot be stored.
+            IdeficsError: If the target cannot be written.
+            BrokenPipeError: If nobody reads stdout any more.
+        """
+        ...

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 
-from idefics_cli.caption.sinks.base import UNSAFE, LineSink
+from idefics_cli.caption.sinks.lines import LineSink
+from idefics_cli.caption.sinks.rows import UNSAFE, Row, row
 from idefics_cli.core.types import CaptionRecord
 
 
 class JsonlSink(LineSink):
-    """Writes every record, failures too; each row has every field."""
+    """Writes every record, failures too; each row has every field, and `notes` if any."""
 
-    def line(self, record: CaptionRecord) -> bytes:
-        r"""Return the row of *record* as ASCII-safe UTF-8.
+    def line(self, record: CaptionRecord, file_name: str) -> bytes:
+        """Return the row of *record*; see `encode`."""
+        return encode(row(record, file_name, self._target.columns))
 
-        A byte of a file name that is no UTF-8 is written as its surrogate (`\udcff`, PEP 383),
-        which Python's `json` and `os.fsencode` turn back into the byte.
-        """
-        text = json.dumps(_row(record), ensure_ascii=False)
-        text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-        # What UTF-8 cannot hold is lone surrogates; Python escapes them as JSON does.
-        return text.encode(errors="backslashreplace")
+    def stored(self, path: Path) -> AbstractSet[str]:
+        """Return the names with a caption; see `LineSink.stored`."""
+        names = set()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                cells = json.loads(line) if line.strip() else None
+                if cells is None:
+                    continue
+                if not isinstance(cells, dict) or not isinstance(cells.get("file_name"), str):
+                    raise ValueError(f"line {number} has no `file_name`")
+                if cells.get("status", "ok") == "ok":
+                    names.add(cells["file_name"])
+        return names
 
 
-def _row(record: CaptionRecord) -> dict[str, str | int | float | None]:
-    return {
-        "file_name": record.file_name,
-        "caption": record.caption,
-        "status": "ok" if record.error is None else "error",
-        "error": record.error,
-        "error_kind": record.error_kind,
-        "finish": record.finish,
-        "width": record.width,
-        "height": record.height,
-        "tokens": record.new_tokens,
-        "seconds": round(record.seconds, 3),
-    }
+def encode(cells: Row) -> bytes:
+    r"""Return *cells* as one line of ASCII-safe UTF-8.
+
+    A byte of a file name that is no UTF-8 is written as its surrogate (`\udcff`, PEP 383),
+    which Python's `json` and `os.fsencode` turn back into the byte.
+    """
+    text = json.dumps(cells, ensure_ascii=False)
+    text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    # What UTF-8 cannot hold is lone surrogates; Python escapes them as JSON does.
+    return text.encode(errors="backslashreplace") + b"\n"

@@ -1,4 +1,4 @@
-r"""Lines of `path<TAB>caption`.
+r"""Lines of `path<TAB>caption`, or of the path and each answer.
 
 What would break a line is escaped as in C: `\t`, `\n`, `\r`, `\\`, `\x1b`, `\u202e`, and `\xff`
 for a byte of a file name that is no UTF-8. So each picture is one line, and can be had back.
@@ -7,8 +7,11 @@ for a byte of a file name that is no UTF-8. So each picture is one line, and can
 from __future__ import annotations
 
 import re
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 
-from idefics_cli.caption.sinks.base import UNSAFE, LineSink
+from idefics_cli.caption.sinks.lines import LineSink
+from idefics_cli.caption.sinks.rows import UNSAFE, escape
 from idefics_cli.core.types import CaptionRecord
 
 _ESCAPED = re.compile(rf"[\\\ud800-\udfff]|{UNSAFE.pattern}")
@@ -18,19 +21,40 @@ _SHORT = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
 class TsvSink(LineSink):
     """Writes `path<TAB>caption`; a picture that failed has no line."""
 
-    def line(self, record: CaptionRecord) -> bytes | None:
+    def line(self, record: CaptionRecord, file_name: str) -> bytes | None:
         """Return the line for *record*; None if it has no caption."""
         if record.caption is None:
             return None
-        return f"{_escaped(record.file_name)}\t{_escaped(record.caption)}".encode()
+        answers = dict(record.answers)
+        columns = self._target.columns
+        texts = [answers.get(name, "") for name in columns] if columns else [record.caption]
+        return ("\t".join(map(_escaped, [file_name, *texts])) + "\n").encode()
+
+    def stored(self, path: Path) -> AbstractSet[str]:
+        """Return the names with a caption; see `LineSink.stored`."""
+        names = set()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                name, tab, _ = line.decode().partition("\t")
+                if not tab:
+                    raise ValueError(f"line {number} has no tab")
+                names.add(unescaped(name))
+        return names
+
+
+def unescaped(text: str) -> str:
+    """Return what a field stands for."""
+    return re.sub(r"\\(x..|u....|.)", lambda match: _meaning(match[1]), text)
+
+
+def _meaning(code: str) -> str:
+    if code[0] == "u":
+        return chr(int(code[1:], 16))
+    if code[0] == "x":
+        byte = int(code[1:], 16)
+        return chr(byte) if byte < 0x80 else chr(0xDC00 + byte)
+    return {"n": "\n", "t": "\t", "r": "\r"}.get(code, code)
 
 
 def _escaped(text: str) -> str:
-    return _ESCAPED.sub(lambda match: _SHORT.get(match[0]) or _coded(ord(match[0])), text)
-
-
-def _coded(code: int) -> str:
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8, by PEP 383
-        return f"\\x{code - 0xDC00:02x}"
-    # Above 0x7f, `\x` means a byte, so the characters there are written as `\u0085`.
-    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
+    return _ESCAPED.sub(lambda match: _SHORT.get(match[0]) or escape(ord(match[0])), text)

@@ -1,0 +1,58 @@
+"""Comma-separated values by RFC 4180, but lines end in LF: UTF-8, one header line, `"` doubled."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+from idefics_cli.caption.sinks.lines import LineSink
+from idefics_cli.caption.sinks.rows import Value, names, printable, row
+from idefics_cli.core.types import CaptionRecord
+
+
+class CsvSink(LineSink):
+    """Writes every record, failures too. A missing value is empty; notes are joined by `; `.
+
+    Text that begins with `=` stays as it is: a spreadsheet may take it for a formula, which its
+    import as text prevents; data for training must not be altered.
+    """
+
+    def header(self) -> bytes:
+        """Return the names of the columns."""
+        return _encode(list(names(self._target.columns)))
+
+    def line(self, record: CaptionRecord, file_name: str) -> bytes:
+        """Return the row of *record*."""
+        cells = row(record, file_name, self._target.columns)
+        return _encode([cells.get(name) for name in names(self._target.columns)])
+
+    def stored(self, path: Path) -> AbstractSet[str]:
+        """Return the names with a caption; see `LineSink.stored`."""
+        header = names(self._target.columns)
+        status = header.index("status")
+        with path.open(encoding="utf-8", newline="") as file:
+            try:
+                rows = list(csv.reader(file))
+            except csv.Error as error:
+                raise ValueError(str(error)) from error
+        if rows and tuple(rows[0]) != header:
+            raise ValueError("it has other columns")
+        return {cells[0] for cells in rows[1:] if cells[status : status + 1] == ["ok"]}
+
+    def shown(self, file_name: str) -> str:
+        """Return *file_name* as the file has it."""
+        return printable(file_name)
+
+
+def _encode(cells: list[Value]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([_cell(value) for value in cells])
+    return text.getvalue().encode()
+
+
+def _cell(value: Value) -> str | int | float | None:
+    if isinstance(value, list):
+        value = "; ".join(value)
+    return printable(value) if isinstance(value, str) else value

@@ -1,0 +1,229 @@
+"""What the formats share that put each record on a line, or a few, of one file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from idefics_cli.caption.sinks.base import ByteStream, Target
+from idefics_cli.caption.sinks.rows import file_name
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.types import CaptionRecord
+
+_CHUNK = 64 * 1024
+
+
+class LineSink(ABC):
+    """Writes each record as one row, to stdout or to one file; see `Sink`."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._file: _File | None = None
+        self._has_begun = False
+
+    @abstractmethod
+    def line(self, record: CaptionRecord, file_name: str) -> bytes | None:
+        """Return the row of *record*, its end included, or None if it gets none."""
+
+    def header(self) -> bytes:
+        """Return what a new output begins with."""
+        return b""
+
+    def shown(self, file_name: str) -> str:
+        """Return *file_name* as `stored` gives it."""
+        return file_name
+
+    @abstractmethod
+    def stored(self, path: Path) -> AbstractSet[str]:
+        """Return the names of the pictures that have a caption in the file *path*.
+
+        Raises:
+            ValueError: If it is no file of this format with these columns.
+        """
+
+    def __enter__(self) -> Self:
+        target = self._target
+        if target.path is not None:
+            check_file(target.path, target)
+            if target.resume_at is not None:
+                self._file = _File.resumed(target.path, target.resume_at)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:  # a run without captions leaves an empty file, not an older one
+            self._put(b"")
+        try:
+            if self._file is not None:
+                self._file.close()
+        except OSError as failure:
+            if kind is None:
+                raise cannot_write(self._target.path, failure) from failure
+
+    def completed(self) -> AbstractSet[str]:
+        """Return the keys that have a caption in a file to skip them in; see `Sink.completed`."""
+        path = self._target.path
+        is_begun = self._target.resume_at is not None
+        if path is None or is_begun or self._target.existing != "skip" or not path.is_file():
+            return frozenset()
+        names = self._stored(path)
+        return {p.key for p in self._target.pictures if self.shown(file_name(p.key, path)) in names}
+
+    def position(self) -> int | None:
+        """Return the size of what is written; see `Sink.position`."""
+        if self._file is not None:
+            return self._file.size
+        path = self._target.path
+        if path is None or (path.exists() and not path.is_file()):
+            return None
+        keeps = self._target.existing in ("append", "skip") and path.exists()
+        return path.stat().st_size if keeps else 0
+
+    def write(self, record: CaptionRecord) -> None:
+        """Write the row of *record*; see `Sink.write`."""
+        line = self.line(record, file_name(record.file_name, self._target.path))
+        if line is not None:
+            self._put(line)
+
+    def _put(self, data: bytes) -> None:
+        try:
+            if self._target.path is None:
+                self._print(self._target.stdout, data)
+                return
+            if self._file is None:
+                self._file = self._opened(self._target.path)
+            header = b"" if self._file.size else self.header()
+            self._file.write(header + data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise cannot_write(self._target.path, error) from error
+
+    def _print(self, stdout: ByteStream, data: bytes) -> None:
+        data = data if self._has_begun else self.header() + data
+        self._has_begun = True
+        if data:
+            stdout.write(data)
+            stdout.flush()
+
+    def _opened(self, path: Path) -> _File:
+        if self._target.existing in ("append", "skip") and path.is_file():
+            self._stored(path)  # raises if it holds something else
+            return _File.continued(path)
+        # A device or pipe is there always; only a file can be lost by opening it.
+        may_exist = self._target.existing == "overwrite" or (path.exists() and not path.is_file())
+        return _File.begun(path, may_exist=may_exist)
+
+    def _stored(self, path: Path) -> AbstractSet[str]:
+        try:
+            return self.stored(path)
+        except (ValueError, OSError) as error:
+            raise UsageError(
+                f"cannot go on with `{path}`: {error}", hint="`--existing overwrite` replaces it"
+            ) from error
+
+
+class _File:
+    """A file at its end, without a buffer: what is written is either there whole or not at all.
+
+    Attributes:
+        size: Bytes that are written; None for a device or pipe.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self.size = os.lseek(descriptor, 0, os.SEEK_END) if is_file else None
+
+    @classmethod
+    def begun(cls, path: Path, *, may_exist: bool) -> _File:
+        how = os.O_TRUNC if may_exist else os.O_EXCL
+        return cls(_open(path, os.O_WRONLY | os.O_CREAT | how))
+
+    @classmethod
+    def continued(cls, path: Path) -> _File:
+        file = cls(_open(path, os.O_RDWR))
+        if file.size:
+            os.lseek(file._descriptor, -1, os.SEEK_END)
+            if os.read(file._descriptor, 1) != b"\n":
+                file.write(b"\n")
+        return file
+
+    @classmethod
+    def resumed(cls, path: Path, size: int) -> _File:
+        """Open *path* and cut it to *size* bytes.
+
+        Raises:
+            IdeficsError: If it cannot be opened.
+            UsageError: If it is shorter.
+        """
+        try:
+            file = cls(_open(path, os.O_RDWR | (0 if size else os.O_CREAT)))
+            if file.size is None or file.size < size:
+                file.close()
+                raise UsageError(
+                    f"cannot go on with `{path}`: rows are missing that the last run wrote",
+                    hint="`--overwrite` starts anew",
+                )
+            file._cut(size)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return file
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left[:_CHUNK]) :]
+        except BaseException:
+            # A full disk takes a part of a row: better none.
+            if self.size is not None:
+                self._cut(self.size)
+            raise
+        if self.size is not None:
+            self.size += len(data)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _cut(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+        self.size = os.lseek(self._descriptor, size, os.SEEK_SET)
+
+
+def _open(path: Path, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+
+def cannot_write(path: Path | None, error: OSError) -> IdeficsError:
+    """Return what to raise when *path*, or stdout, takes no more."""
+    name = f"`{path}`" if path else "stdout"
+    return IdeficsError(f"cannot write {name}: {error.strerror or error}")
+
+
+def check_file(path: Path, target: Target) -> None:
+    """Raise a UsageError unless *path* can be written as *target* says."""
+    if target.existing == "prepend":
+        raise UsageError(
+            "`--existing prepend` is for files of one caption each", hint="use it with `-f txt`"
+        )
+    if path.is_dir():
+        raise UsageError(
+            f"cannot write `{path}`: it is a folder",
+            hint="name a file in it, or take `-f txt` for one file per picture",
+        )
+    if path.is_file() and target.resume_at is None and target.existing == "error":
+        raise UsageError(f"`{path}` exists already", hint="`--overwrite` replaces it")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write `{path}`: no folder `{path.parent}`")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"cannot write `{path}`: permission denied")

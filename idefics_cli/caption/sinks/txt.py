@@ -1,0 +1,238 @@
+"""One text file per picture: a sidecar beside it, or in a tree of their own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from functools import cache
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.sinks.base import SidecarError, Target
+from idefics_cli.caption.sinks.lines import cannot_write
+from idefics_cli.caption.sinks.rows import is_uri, printable
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.types import CaptionRecord
+
+# Every other picture would fail by them too.
+_ENDS_THE_RUN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+_TEMPORARY = re.compile(r"\.idefics-(?P<host>.*)-(?P<process>\d+)\.tmp")
+
+
+class TxtSink:
+    """Writes the caption of each picture to a file of its own; see `Sink`.
+
+    Each is written to a temporary file in its folder, which then takes its place: nobody ever
+    sees half a caption. Nothing waits for the disk (no fsync); after a loss of power a file may
+    be missing or empty. A picture that failed has no file, and one that is there is left alone.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._paths: dict[str, Path] = {}
+        self._completed: AbstractSet[str] = frozenset()
+
+    def __enter__(self) -> Self:
+        self._paths = sidecars(self._target)
+        folders = {path.parent for path in self._paths.values()}
+        _check_folders(folders, self._target.path)
+        if self._target.existing in ("error", "skip"):
+            self._completed = {key for key, path in self._paths.items() if os.path.lexists(path)}
+        if self._target.existing == "error" and self._completed:
+            raise self._existing()
+        for folder in folders:
+            _remove_leftovers(folder)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def completed(self) -> AbstractSet[str]:
+        """Return the keys whose sidecars are there, to skip them; see `Sink.completed`."""
+        return self._completed
+
+    def position(self) -> int | None:
+        """Return None; see `Sink.position`."""
+        return None
+
+    def write(self, record: CaptionRecord) -> None:
+        """Write the sidecar of *record*; see `Sink.write`."""
+        if record.caption is None:
+            return
+        answers = [text for _, text in record.answers] if self._target.columns else []
+        text = printable("\n".join(answers) if answers else record.caption)
+        path = self._paths[record.file_name]
+        try:
+            if self._target.path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, self._joined(text, path) + "\n")
+        except OSError as error:
+            if error.errno in _ENDS_THE_RUN:
+                raise cannot_write(path, error) from error
+            raise SidecarError(f"cannot write `{path}`: {error.strerror or error}") from error
+
+    def _joined(self, text: str, path: Path) -> str:
+        """Return *text* with what is in the sidecar; text that was added before is not again."""
+        existing = self._target.existing
+        old = _read(path).rstrip() if existing in ("append", "prepend") else ""
+        if old in ("", text.rstrip()):
+            return text
+        if existing == "append":
+            joint = "" if re.match(r"[\s,.;:]", text) else " "
+            return old if old.endswith(f"{joint}{text}".rstrip()) else f"{old}{joint}{text}"
+        joint = "" if text[-1:].isspace() else " "
+        return old if old.startswith(f"{text}{joint}") else f"{text}{joint}{old}"
+
+    def _existing(self) -> UsageError:
+        count, total = len(self._completed), len(self._paths)
+        first = next(path for key, path in self._paths.items() if key in self._completed)
+        what = f"`{first}` exists" if count == 1 else f"{count} of {total} captions exist"
+        example = "" if count == 1 else f", as `{first}`"
+        return UsageError(
+            f"{what} already{example}",
+            hint="`--existing skip` leaves them alone; or overwrite, append, prepend",
+        )
+
+
+def sidecars(target: Target) -> dict[str, Path]:
+    """Return the path of the sidecar of each picture of *target*.
+
+    Raises:
+        UsageError: If two pictures have one, or a sidecar is a picture itself, or would lie
+            beside something that is no file.
+    """
+    paths: dict[str, Path] = {}
+    taken = {_identity(Path(p.key)): p.key for p in target.pictures if not is_uri(p.key)}
+    for picture in target.pictures:
+        path = _sidecar(picture, target)
+        identity = _identity(path)
+        if identity in taken:
+            raise _collision(taken[identity], picture.key, path, target)
+        taken[identity] = picture.key
+        paths[picture.key] = path
+    return paths
+
+
+def _sidecar(picture: Picture, target: Target) -> Path:
+    if target.path is None:
+        if is_uri(picture.key):
+            raise UsageError(
+                f"`{picture.key}` has no folder to put a caption file in",
+                hint="`-o FOLDER` says where",
+            )
+        return _named(Path(picture.key), target)
+    relative = PurePosixPath(picture.relative or _name(picture.key))
+    if relative.is_absolute() or ".." in relative.parts or not relative.name:
+        relative = PurePosixPath(relative.name or "picture")
+    return _named(target.path / relative, target)
+
+
+def _named(path: Path, target: Target) -> Path:
+    if target.full_names:
+        return path.with_name(f"{path.name}.txt")
+    return path.with_suffix(".txt")
+
+
+def _name(key: str) -> str:
+    if key == "-":
+        return "stdin"
+    if not is_uri(key):
+        return PurePosixPath(key).name
+    if re.match("(data|clipboard):", key, re.IGNORECASE):
+        return re.sub(r"[^\w.-]+", "-", key)
+    # A `%2F` must not make a folder.
+    return unquote(urlsplit(key).path.rpartition("/")[2]).replace("/", "_").replace("\0", "_")
+
+
+def _identity(path: Path) -> str:
+    return os.path.normcase(os.path.abspath(path))
+
+
+def _collision(first: str, second: str, path: Path, target: Target) -> UsageError:
+    message = f"the captions of `{first}` and `{second}` would both be `{path}`"
+    if first == second or _identity(Path(first)) == _identity(path):
+        message = f"the caption of `{second}` would replace the picture `{first}`"
+    if not target.full_names:
+        full = f"{PurePosixPath(second).name}.txt"
+        return UsageError(message, hint=f"`--full-names` makes it `{full}`")
+    return UsageError(message, hint="caption them in two runs, or leave `-o` out")
+
+
+def _check_folders(folders: Collection[Path], root: Path | None) -> None:
+    """Raise a UsageError when no sidecar at all can be written."""
+    if root is not None:
+        folder = root
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            raise UsageError(f"cannot write to `{root}`: `{folder}` is no folder")
+        folders = [folder]
+    unwritable = [folder for folder in folders if not os.access(folder, os.W_OK | os.X_OK)]
+    if unwritable and len(unwritable) == len(folders):
+        reason = "permission denied" if unwritable[0].exists() else "no such folder"
+        raise UsageError(
+            f"cannot write to `{unwritable[0]}`: {reason}",
+            hint=None if root else "`-o FOLDER` puts the captions elsewhere",
+        )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of runs on this machine that were killed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.name.startswith(".idefics-")]
+    except OSError:
+        return
+    for name in names:
+        match = _TEMPORARY.fullmatch(name)
+        if match and match["host"] == _host() and not _runs(int(match["process"])):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    if process == os.getpid():
+        return False  # an earlier one that had this number: we have written nothing yet
+    if os.name == "nt":
+        return True  # there, signal 0 is Ctrl-C
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".idefics-{_host()}-{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@cache
+def _host() -> str:
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())[:64]

@@ -1,0 +1,96 @@
+"""Where the captions of a run go, and in what format, by what the user said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.sinks.base import ByteStream, Existing, Target
+
+_STDOUT = "-"
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the captions go.
+
+    Attributes:
+        format: A key of `SINKS`.
+        path: The file, or the folder for sidecars; None for stdout, or beside the pictures.
+        existing: What becomes of captions that are there already.
+        full_names: Sidecars keep the extension of the picture.
+    """
+
+    format: str
+    path: Path | None
+    existing: Existing
+    full_names: bool = False
+
+    def target(
+        self, stdout: ByteStream, job: CaptionJob, *, resume_at: int | None = None
+    ) -> Target:
+        """Return the target of a sink for *job*; see `Target`."""
+        from idefics_cli.caption.sinks.base import Target
+
+        return Target(
+            stdout,
+            self.path,
+            existing=self.existing,
+            resume_at=resume_at,
+            columns=tuple(question.name for question in job.questions if question.name),
+            pictures=job.pictures,
+            full_names=self.full_names,
+        )
+
+
+def chosen_output(invocation: Invocation) -> Output:
+    """Return the output that the settings name; a doubtful one is told.
+
+    Raises:
+        UsageError: If the settings contradict each other.
+    """
+    settings = invocation.settings
+    if settings.output == "":
+        raise UsageError("the name of the output file is empty", hint="`-` is stdout")
+    path = None if settings.output in (None, _STDOUT) else Path(settings.output)
+    format_ = settings.format or _guessed(path)
+    if settings.format and path and _FORMATS.get(path.suffix.lower(), format_) != format_:
+        invocation.console.warn(f"`{path}` will hold {format_}, as `--format` says")
+    if format_ == "txt" and settings.output == _STDOUT:
+        raise UsageError("`--format txt` writes a file for each picture, not stdout")
+    return Output(format_, path, _existing(invocation), settings.full_names)
+
+
+def _guessed(path: Path | None) -> str:
+    suffix = "" if path is None else path.suffix.lower()
+    if suffix == ".json":
+        raise UsageError(
+            f"no format for `{path}`", hint="`-o captions.jsonl` has one JSON object per line"
+        )
+    return _FORMATS.get(suffix, "tsv")
+
+
+def _existing(invocation: Invocation) -> Existing:
+    settings, origins = invocation.settings, invocation.resolved.origins
+    if settings.existing is None:
+        return "overwrite" if settings.overwrite else "error"
+    if settings.overwrite and settings.existing != "overwrite":
+        order = ("flag", "environment", "file", "default")
+        ranks = [order.index(origins[name].source) for name in ("overwrite", "existing")]
+        if ranks[0] == ranks[1]:
+            raise UsageError(f"--overwrite and --existing {settings.existing} exclude each other")
+        if ranks[0] < ranks[1]:
+            return "overwrite"
+    return cast("Existing", settings.existing)
