@@ -82,7 +82,7 @@ def show_plan(invocation: Invocation, plan: Plan) -> None:
     if invocation.settings.json:
         invocation.console.json(plan_record(plan))
     else:
-        invocation.console.line(render_plan(plan))
+        invocation.console.report(render_plan(plan))
 
 
 def check_images(attachments: Sequence[Attachment], limits: ImageLimits) -> None:

@@ -136,7 +136,7 @@ def _show(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
         run = {"pictures": count, "batch_size": job.batch_size, "prompt": job.questions[0].prompt}
         console.json({**plan_record(plan), **run})
         return
-    console.line(render_plan(plan))
+    console.report(render_plan(plan))
     console.line(
         f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
         f"with the prompt `{job.questions[0].prompt}`"

@@ -77,12 +77,12 @@ def _show(
     from idefics_cli.ui.plan_view import render_plan
 
     console = invocation.console
-    console.line(render_machine(machine))
+    console.report(render_machine(machine))
     console.line("")
     if plan is not None:
-        console.line(render_plan(plan))
+        console.report(render_plan(plan))
         console.line("")
-    console.line(_verdict(plan, problem))
+    console.report(_verdict(plan, problem))
 
 
 def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:

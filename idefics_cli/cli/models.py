@@ -150,7 +150,7 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
             )
         )
     for line in table(cells):
-        invocation.console.line(line.removeprefix("  "))
+        invocation.console.report(line.removeprefix("  "))
 
 
 def _way(plan: Plan | None) -> str:

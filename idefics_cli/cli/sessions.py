@@ -230,7 +230,7 @@ def _print(invocation: Invocation, infos: list[SessionInfo]) -> None:
         for info in infos
     ]
     for line in table(rows):
-        invocation.console.line(line.removeprefix("  "))
+        invocation.console.report(line.removeprefix("  "))
 
 
 def _title(info: SessionInfo) -> str:

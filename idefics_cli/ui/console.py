@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import BinaryIO, TextIO
 
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import Progress
+from idefics_cli.ui.fold import fold
 
 # Characters that move the cursor, start escape sequences or reorder a line: all of category
 # Cc but tab and newline, lone surrogates, and the bidirectional embeddings and overrides.
@@ -83,6 +85,13 @@ class Console:
         """Write *text* and a newline to stdout, as `data`."""
         self.data(text + "\n")
 
+    def report(self, text: str) -> None:
+        """Write lines for people to stdout, folded to the width of a terminal."""
+        lines = text.split("\n")
+        if self.is_terminal:
+            lines = [part for line in lines for part in fold(printable(line), columns(self.out))]
+        self.line("\n".join(lines))
+
     def json(self, value: object) -> None:
         """Write *value* to stdout as one line of JSON."""
         self.line(to_json(value))
@@ -90,7 +99,7 @@ class Console:
     def tell(self, text: str) -> None:
         """Write a line to stderr that is no message but belongs to the result, unless quiet."""
         if not self.quiet:
-            write(self.err, printable(text) + "\n")
+            write(self.err, self._folded(printable(text)) + "\n")
 
     def note(self, text: str) -> None:
         """Tell something on stderr, unless quiet."""
@@ -173,14 +182,32 @@ class Console:
             timer.join()
 
     def _message(self, label: str, text: str) -> None:
-        line = f"{self._styled(label)} {one_line(text)}\n"
-        write(self.err, line)
+        text = self._folded(f"{label}: {one_line(text)}", indent=2).removeprefix(f"{label}:")
+        write(self.err, f"{self._styled(label)}{text}\n")
+
+    def _folded(self, text: str, *, indent: int = 0) -> str:
+        if not self.err.isatty():
+            return text
+        width = columns(self.err)
+        return "\n".join(p for line in text.split("\n") for p in fold(line, width, indent=indent))
 
     def _styled(self, label: str) -> str:
         environ = self.environ or {}
         if not self.draws or environ.get("NO_COLOR"):
             return f"{label}:"
         return f"\x1b[{_STYLES[label]}m{label}:\x1b[0m"
+
+
+def columns(stream: TextIO) -> int:
+    """Return the width of the terminal behind *stream*: `COLUMNS`, its own, or 80."""
+    try:
+        return max(10, int(os.environ["COLUMNS"]))
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _ignore(phase: str, share: float | None) -> None:
