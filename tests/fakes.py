@@ -7,8 +7,6 @@ from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
-from PIL import Image
-
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import (
     Completion,
@@ -18,6 +16,7 @@ from idefics_cli.core.types import (
     TokenChunk,
 )
 from idefics_cli.engine import Measure, Prepared
+from idefics_cli.models.picture import Picture
 
 Answer = str | Callable[[GenerationRequest], str]
 FAKE_SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake")
@@ -70,23 +69,22 @@ class FakeEngine:
         self._lock = Lock()
 
     def prepare(self, request: GenerationRequest) -> Prepared:
-        """Make a grey picture for each attachment; raise what the script says."""
+        """Make a picture for each attachment, a tile per 1000 pixels of its width."""
         with self._lock:
             self.prepared.append(request)
-        images = []
+        pictures = []
         for attachment in request.attachments:
             if error := self._image_errors.get(attachment.source):
                 raise error
             size = self._sizes.get(attachment.source, (64, 48))
-            image = Image.new("RGB", size, "grey")
-            image.info["original_size"] = size
-            images.append(image)
-        return Prepared(request, tuple(images))
+            tiles = ((size[1], size[0]),) * max(1, size[0] // 1000)
+            pictures.append(Picture(attachment.source.encode(), size, tiles))
+        return Prepared(request, tuple(pictures))
 
     def measure(self, prepared: Prepared) -> Measure:
         """Count words, and ten tokens for each picture."""
         words = sum(len(m.text.split()) for m in prepared.request.messages)
-        return Measure(words + 10 * len(prepared.images), self.context_tokens)
+        return Measure(words + 10 * len(prepared.pictures), self.context_tokens)
 
     def complete(
         self, batch: Sequence[Prepared], *, cancel: Event | None = None

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import Cache
 
 from idefics_cli.core.errors import (
     ContextError,
@@ -28,10 +29,13 @@ from idefics_cli.core.errors import (
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
 from idefics_cli.engine import Prepared, engine_factory
 from idefics_cli.engine.batching import Answer, Batcher
+from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.decode import Row, _sample
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.engine.local import LocalEngine
-from idefics_cli.models.library import StepOutput
+from idefics_cli.engine.prefill import Prompt, prefill
+from idefics_cli.models.families.base import Family
+from idefics_cli.models.library import Model
 from idefics_cli.models.loader import Loaded
 
 LONG = Sampling(max_new_tokens=400)
@@ -101,7 +105,7 @@ def test_cancelling_a_batch_ends_every_reply_within_a_token(engine: LocalEngine)
     cancel = threading.Event()
     cancel.set()
     answers = engine.complete([ask(sampling=LONG), ask("Hi", LONG)], cancel=cancel)
-    assert [(a.finish, a.new_tokens) for a in answers] == [("cancelled", 1)] * 2
+    assert [(a.finish, a.new_tokens) for a in answers] == [("cancelled", 0)] * 2
 
 
 def test_closing_a_stream_stops_the_work(engine: LocalEngine) -> None:
@@ -156,16 +160,17 @@ def test_what_a_batch_held_is_free_when_its_memory_error_arrives(
 ) -> None:
     held = []
 
-    def full(inputs: object, output: StepOutput) -> object:
-        held.append(weakref.ref(output.logits))
+    def full(model: Model, family: Family, prompt: Prompt, cache: Cache, **more: Flag) -> object:
+        prefill(model, family, prompt, cache, **more)
+        held.append(weakref.ref(cache))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine._require().family, "next_inputs", full)
+    monkeypatch.setattr("idefics_cli.engine.decode.prefill", full)
     gc.disable()
     try:
         with pytest.raises(MemoryLimitError):
             engine.complete([ask(), ask()])
-        assert held[0]() is None
+        assert [cache() for cache in held] == [None] * len(held) != []
     finally:
         gc.enable()
 
@@ -498,5 +503,7 @@ def test_the_loaded_spec_and_images_are_what_prepare_gives(
     prepared = engine.prepare(
         GenerationRequest((Message("user", (Attachment(str(path)), "What?")),))
     )
-    assert [image.size for image in prepared.images] == [(30, 20)]
-    assert prepared.images[0].getpixel((3, 3)) == (1, 2, 3)
+    assert [picture.size for picture in prepared.pictures] == [(30, 20)]
+    (tile,) = prepared.pictures[0].tiles
+    # -1 is black, 1 is white.
+    assert ((tile[:, 3, 3] + 1) * 127.5).round().tolist() == [1, 2, 3]

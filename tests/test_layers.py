@@ -29,7 +29,8 @@ HEAVY = {
     "torch", "transformers", "PIL", "numpy", "requests", "bitsandbytes", "accelerate", "ray",
     "fastapi", "tokenizers", "safetensors", "huggingface_hub",
 }  # fmt: skip
-MAY_BE_HEAVY = ("models/", "engine/local.py", "engine/decode.py", "demo/")
+TENSORS = ("local", "inference", "vision", "prefill", "prefix", "decode", "memory")
+MAY_BE_HEAVY = ("models/", *(f"engine/{name}.py" for name in TENSORS), "demo/")
 CHEAP = ("models/__init__.py", "models/registry.py", "models/plan.py", "demo/__init__.py")
 
 

@@ -16,6 +16,9 @@ from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Mess
 from idefics_cli.engine import Prepared
 from idefics_cli.engine.decode import Row, _choose, generate
 from idefics_cli.engine.local import LocalEngine
+from idefics_cli.engine.prefill import Prompt
+from idefics_cli.engine.prefix import new_cache
+from idefics_cli.engine.vision import FeatureCache, encode_pictures
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.loader import Loaded, check_tokenizer, load, load_config
 from tests import tiny
@@ -56,9 +59,13 @@ def raw(*parts: str | Attachment) -> GenerationRequest:
 
 
 def ids_of(family: Family, request: GenerationRequest) -> list[int]:
-    images = [PICTURE] * len(request.attachments)
-    ids: list[int] = family.encode([request], [images])["input_ids"][0].tolist()
+    ids: list[int] = inputs_of(family, request)["input_ids"][0].tolist()
     return ids
+
+
+def inputs_of(family: Family, *requests: GenerationRequest) -> dict[str, torch.Tensor]:
+    shown = family.look(PICTURE)
+    return family.encode(requests, [[shown] * len(r.attachments) for r in requests])
 
 
 IMAGE = Attachment("picture.png")
@@ -96,20 +103,27 @@ def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
 ) -> None:
     loaded = loaded_of(kind)
     request = raw(IMAGE, "It is")
-    inputs = loaded.family.encode([request], [[PICTURE]])
+    inputs = inputs_of(loaded.family, request)
     seen: list[tuple[int, int]] = []
 
     class Watched:
-        device = loaded.model.device
+        def __getattr__(self, name: str) -> object:
+            return getattr(loaded.model, name)
 
         def __call__(self, **arguments: object) -> object:
-            ids, cache = arguments["input_ids"], arguments.get("past_key_values")
-            assert isinstance(ids, torch.Tensor)
-            seen.append((ids.shape[1], cache.get_seq_length() if cache else 0))  # type: ignore[attr-defined]
+            tokens = arguments.get("input_ids", arguments.get("inputs_embeds"))
+            cache = arguments["past_key_values"]
+            assert isinstance(tokens, torch.Tensor)
+            seen.append((tokens.shape[1], cache.get_seq_length()))  # type: ignore[attr-defined]
             return loaded.model(**arguments)
 
     row = Row(request.sampling, inputs["input_ids"][0].tolist(), limit=4)
-    generate(Watched(), loaded.family, inputs, [row])  # type: ignore[arg-type]
+    shown = loaded.family.look(PICTURE)
+    features = encode_pictures(loaded.model, loaded.family, [shown], FeatureCache())
+    assert features is not None
+    sight = loaded.family.gather(loaded.model, [[features[shown.digest]]])
+    watched = Watched()
+    generate(watched, loaded.family, Prompt(inputs, sight), [row], new_cache())  # type: ignore[arg-type]
     prompt = len(row.prompt)
     assert seen == [(prompt, 0), *((1, prompt + n) for n in range(len(row.tokens) - 1))]
 
@@ -143,7 +157,7 @@ def test_a_prompt_begins_with_one_begin_token_whatever_else_is_in_the_batch(
     begin = family.tokenizer.convert_tokens_to_ids(bos)
     requests = [raw(bos, IMAGE, "It is"), raw(IMAGE, "It"), raw(f"{bos}Once upon")]
     requests += [chat(IMAGE, "Hello")] if family.chats else []
-    inputs = family.encode(requests, [[PICTURE] * len(r.attachments) for r in requests])
+    inputs = inputs_of(family, *requests)
     together = [
         ids[mask.bool()].tolist()
         for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
@@ -290,7 +304,7 @@ def test_idefics1_still_sees_the_image_after_an_end_token_in_the_text(
             Message("user", ("And in the image?",)),
         )
     )
-    mask = loaded_of("idefics").family.encode([request], [[PICTURE]])["image_attention_mask"]
+    mask = inputs_of(loaded_of("idefics").family, request)["image_attention_mask"]
     first = mask[0, :, 0].tolist().index(True)
     assert all(mask[0, first:, 0].tolist())
 
@@ -298,7 +312,7 @@ def test_idefics1_still_sees_the_image_after_an_end_token_in_the_text(
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_prompts_are_padded_on_the_left(kind: str, loaded_of: LoadedOf) -> None:
     requests = [raw(IMAGE, "It"), raw(IMAGE, "It is a picture of a")]
-    inputs = loaded_of(kind).family.encode(requests, [[PICTURE], [PICTURE]])
+    inputs = inputs_of(loaded_of(kind).family, *requests)
     mask = inputs["attention_mask"]
     assert mask[:, -1].tolist() == [1, 1]
     assert mask[0, 0].item() == 0
@@ -368,7 +382,7 @@ def test_a_reply_never_holds_an_image_token(kind: str, loaded_of: LoadedOf) -> N
         logits = torch.zeros(1, loaded_of(kind).vocabulary)
         logits[0, banned] = 100.0
         row = Row(sampling, prompt=[1], limit=9)
-        _choose(logits, family, [row])
+        _choose(logits, torch.tensor(sorted(family.banned_ids)), family.stop_ids, [row])
         assert row.tokens[0] not in banned
 
 
@@ -381,11 +395,10 @@ def test_a_picture_of_a_few_pixels_is_taken_for_what_it_is(
     Image.new("RGB", size, (255, 0, 0)).save(path)
     with LocalEngine(spec_of(checkpoint(kind), kind)) as engine:
         prepared = engine.prepare(raw(Attachment(str(path)), " is"))
-        inputs = loaded_of(kind).family.encode([prepared.request], [prepared.images])
-        pixels = inputs["pixel_values"].flatten(0, 1)
-        # Red stays red in every tile that is not padding: channel 0 above the other two.
-        assert (pixels[:, 0].amax((1, 2)) > pixels[:, 1].amax((1, 2))).any()
-        assert pixels.shape[1] == 3
+        (shown,) = prepared.pictures
+        # Red stays red in every tile: channel 0 above the other two.
+        assert all(tile[0].min() > tile[1].max() for tile in shown.tiles)
+        assert {tile.shape[0] for tile in shown.tiles} == {3}
         assert engine.complete([prepared])[0].new_tokens > 0
 
 
@@ -395,9 +408,9 @@ def test_splitting_changes_text_and_pixels_together(kind: str, checkpoint: Check
     counts = {}
     for splitting in (False, True):
         with LocalEngine(spec_of(folder, kind, splitting=splitting)) as engine:
-            prepared = Prepared(chat(IMAGE, "What is it?"), (PICTURE,))
-            inputs = engine._require().family.encode([prepared.request], [prepared.images])
-            counts[splitting] = (inputs["input_ids"].shape[1], inputs["pixel_values"].shape[1])
+            prepared = Prepared(chat(IMAGE, "What is it?"), (engine.look(PICTURE),))
+            tokens = engine.measure(prepared).prompt_tokens
+            counts[splitting] = (tokens, len(prepared.pictures[0].tiles))
             assert engine.complete([prepared])[0].new_tokens > 0
     assert counts[True][0] > counts[False][0]
     assert counts[True][1] > counts[False][1]

@@ -95,9 +95,8 @@ def with_content_seed(prepared: Prepared) -> Prepared:
     if sampling.temperature == 0 or sampling.seed is None:
         return prepared
     digest = hashlib.sha256(str(sampling.seed).encode())
-    for image in prepared.images:
-        digest.update(f"{image.mode} {image.size}".encode())
-        digest.update(image.tobytes())
+    for picture in prepared.pictures:
+        digest.update(picture.digest)
     # Torch takes seeds of 63 bits without a sign.
     seed = int.from_bytes(digest.digest()[:8]) >> 1
     request = replace(prepared.request, sampling=replace(sampling, seed=seed))

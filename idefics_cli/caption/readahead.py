@@ -16,8 +16,8 @@ from idefics_cli.core.types import CaptionRecord, GenerationRequest
 from idefics_cli.engine import Prepared
 
 Open = Callable[[GenerationRequest], Prepared]
-# Pictures that wait, with 3 bytes a pixel: 0.4 GB, and what is being opened on top.
-_MAX_PIXELS = 128_000_000
+# Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
+_MAX_PIXELS = 32_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +93,7 @@ class ReadAhead:
         self._readers.close()
 
     def _submit(self) -> None:
-        pixels = sum(i.width * i.height for o in self._waiting for i in o.prepared.images)
+        pixels = sum(p.pixels for o in self._waiting for p in o.prepared.pictures)
         while (
             len(self._opening) < self._in_flight
             and len(self._opening) + len(self._waiting) < self._size

@@ -17,10 +17,8 @@ def captioned(
 ) -> CaptionRecord:
     """Return the record of a picture that was answered, with *seconds* of the model's time."""
     width = height = None
-    if prepared.images:
-        image = prepared.images[0]
-        # A big JPEG may be open at reduced size; the loader keeps the size that a person sees.
-        width, height = image.info.get("original_size", image.size)
+    if prepared.pictures:
+        width, height = prepared.pictures[0].size
     return CaptionRecord(
         key,
         caption=completion.text.strip(),

@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Protocol, Self
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from idefics_cli.models.picture import Picture, Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request whose images are open: RGB, upright, in the order of the conversation."""
+    """A request whose pictures are ready for the model, in the order of the conversation."""
 
     request: GenerationRequest
-    images: tuple[Image, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def shape_key(self) -> tuple[Shape, ...]:
+        """Requests of equal keys take as many image tokens and encode in the same shapes."""
+        return tuple(picture.shape for picture in self.pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,9 @@ class Engine(Protocol):
     """The commit of the weights that were loaded, when the Hub cache knows it."""
 
     def prepare(self, request: GenerationRequest) -> Prepared:
-        """Open the images of *request*; CPU only.
+        """Open the images of *request*, and cut and scale them for the model; CPU only.
+
+        A picture that the engine still knows by its content is opened and no more.
 
         Raises:
             ImageError: If one cannot be opened or is over a limit.
@@ -68,7 +75,8 @@ class Engine(Protocol):
 
         Args:
             batch: Requests of any prompt length, sampling and image count.
-            cancel: Setting it ends every answer after the current token.
+            cancel: Setting it ends every answer after the current token; or, before the first,
+                after the current picture or some hundred tokens of the prompt.
 
         Raises:
             PromptError: If a prompt holds what the model cannot take.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -12,46 +11,31 @@ from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Completion
 from idefics_cli.engine import Engine, Prepared
 
-# Pictures of a batch are padded to its widest and highest. Encoders scale a picture to a fixed
-# longest side, so within this ratio of shapes less than a fifth of the pixels is padding.
-_LARGEST_RATIO = 1.25
-
 _log = logging.getLogger(__name__)
 
 
 def alike(waiting: Sequence[Prepared], count: int) -> list[int]:
     """Return the indices of up to *count* of *waiting* to answer together.
 
-    The first is always among them, so that no picture waits for ever; the others are those
-    whose pictures have the shape most like its own, as many and not far from it.
+    The first is always among them, so that no picture waits for ever; then those whose pictures
+    have its shapes, which are encoded in one go; then those whose pictures take as many image
+    tokens. Others wait: their prompts would be padded to each other.
 
     Returns:
         Ascending indices.
     """
-    first = _shape(waiting[0])
-    near = []
-    for index, prepared in enumerate(waiting):
-        shape = _shape(prepared)
-        distance = _distance(first, shape)
-        if distance is not None:
-            near.append((distance, index))
+    first = waiting[0]
+    near = [
+        (prepared.shape_key != first.shape_key, index)
+        for index, prepared in enumerate(waiting)
+        if _tiles(prepared) == _tiles(first)
+    ]
     return sorted(index for _, index in sorted(near)[:count])
 
 
-def _shape(prepared: Prepared) -> list[tuple[float, float]]:
-    # The aspect ratio counts first; among equals, the size.
-    return [(math.log(w / h), math.log(w * h)) for w, h in (i.size for i in prepared.images)]
-
-
-def _distance(
-    one: list[tuple[float, float]], other: list[tuple[float, float]]
-) -> tuple[float, float] | None:
-    """Return how unlike two shapes are, or None if they should not be padded to each other."""
-    if len(one) != len(other):
-        return None
-    ratio = max((abs(a[0] - b[0]) for a, b in zip(one, other, strict=True)), default=0.0)
-    size = max((abs(a[1] - b[1]) for a, b in zip(one, other, strict=True)), default=0.0)
-    return (ratio, size) if ratio <= math.log(_LARGEST_RATIO) else None
+def _tiles(prepared: Prepared) -> list[int]:
+    # Every tile takes as many tokens, whatever its size.
+    return [len(picture.tile_sizes) for picture in prepared.pictures]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Finish, Sampling
-from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
+from idefics_cli.engine.cancel import Flag
+from idefics_cli.engine.prefill import Prompt, prefill
+from idefics_cli.models.families.base import Family
 from idefics_cli.models.library import Model, StepOutput
-
-
-class Flag(Protocol):
-    """Anything that can be set, as a `threading.Event`."""
-
-    def is_set(self) -> bool:
-        """Return whether it is set."""
-        ...
 
 
 @dataclass(slots=True)
@@ -64,8 +58,9 @@ _LEAST, _MOST = 1e-30, 1e30
 def generate(
     model: Model,
     family: Family,
-    inputs: Inputs,
+    prompt: Prompt,
     rows: Sequence[Row],
+    cache: Cache,
     *,
     cancel: Flag | None = None,
     on_prefilled: Callable[[], None] | None = None,
@@ -76,78 +71,85 @@ def generate(
     Args:
         model: In eval mode.
         family: Of the model.
-        inputs: Of B rows, left-padded, on the CPU; see `Family.encode`.
+        prompt: Of B rows.
         rows: B replies to fill, in place.
-        cancel: Setting it ends every row after the current token.
+        cache: Holds the states of the prompts' first tokens, or none; afterwards those of all
+            but each reply's last token, or as many as a cancelled prefill came to.
+        cancel: Setting it ends every row after the current token, or piece of the prompt.
         on_prefilled: Called once, after the prompt and before the first token.
         on_token: Called after every step; what it raises ends the loop.
 
     Raises:
         ModelError: If the model computes what is no number.
     """
-    inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    mask = inputs["attention_mask"]
-    output = _prefill(model, inputs)
-    extra = family.next_inputs(inputs, output)
+    output = prefill(model, family, prompt, cache, cancel=cancel)
+    if output is None:
+        finish_all(rows, "cancelled")
+        return
     if on_prefilled:
         on_prefilled()
+    step = _Step(model, family, prompt, cache)
     while True:
-        _choose(output.logits[:, -1], family, rows)
+        _choose(output.logits[:, -1], step.banned, family.stop_ids, rows)
         if cancel is not None and cancel.is_set():
-            _finish_all(rows, "cancelled")
+            finish_all(rows, "cancelled")
         if on_token:
             on_token(rows)
         if all(row.finish for row in rows):
             return
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        output = _step(model, rows, mask, output, extra, family.pad_id)
+        output = step([family.pad_id if row.finish else row.tokens[-1] for row in rows])
 
 
-def _prefill(model: Model, inputs: Inputs) -> StepOutput:
-    """Run the prompts (B, T) and return the logits (B, 1, V) of their last tokens."""
-    return model(
-        **inputs,
-        position_ids=left_padded_positions(inputs["attention_mask"]),
-        use_cache=True,
-        logits_to_keep=1,
-        return_dict=True,
-    )
+class _Step:
+    """Runs one token (B, 1) of every row on the KV cache; keeps what does not change."""
+
+    def __init__(self, model: Model, family: Family, prompt: Prompt, cache: Cache) -> None:
+        self._model = model
+        self._cache = cache
+        self._mask = prompt.mask
+        self._positions = prompt.inputs["attention_mask"].long().sum(-1, keepdim=True)
+        self._extra = family.next_inputs(prompt.inputs, prompt.sight)
+        self.banned = torch.tensor(
+            sorted(family.banned_ids), dtype=torch.long, device=self._positions.device
+        )
+
+    def __call__(self, newest: Sequence[int]) -> StepOutput:
+        ids = torch.tensor(newest, device=self._positions.device)[:, None]
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(newest), 1)], dim=1)
+        output = self._model(
+            **self._extra,
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        self._positions = self._positions + 1
+        return output
 
 
-def _step(
-    model: Model, rows: Sequence[Row], mask: Tensor, last: StepOutput, extra: Inputs, pad_id: int
-) -> StepOutput:
-    """Run each row's newest token (B, 1) on the KV cache."""
-    newest = [[pad_id if row.finish else row.tokens[-1]] for row in rows]
-    return model(
-        **extra,
-        input_ids=torch.tensor(newest, device=mask.device),
-        attention_mask=mask,
-        position_ids=mask.long().sum(-1, keepdim=True) - 1,
-        past_key_values=last.past_key_values,
-        use_cache=True,
-        return_dict=True,
-    )
-
-
-def _choose(logits: Tensor, family: Family, rows: Sequence[Row]) -> None:
-    """Append one token to every row that goes on; *logits* is (B, V)."""
+def _choose(logits: Tensor, banned: Tensor, stop_ids: Set[int], rows: Sequence[Row]) -> None:
+    """Append one token to every row that goes on; *logits* is (B, V), *banned* ids."""
     computed_in = logits.dtype
     # float32, as in transformers 5.23, generation/utils.py.
     logits = logits.to(dtype=torch.float32, copy=True)
     for row, scores in zip(rows, logits, strict=True):
         if row.finish is None and row.sampling.repetition_penalty != 1.0:
             _penalize(scores, row)
-    logits[:, sorted(family.banned_ids)] = float("-inf")
+    logits[:, banned.to(logits.device)] = float("-inf")
     best, likeliest = logits.max(dim=-1)
-    highest, greedy = best.tolist(), likeliest.tolist()
+    # Both at once: each trip from a GPU waits for it. Ids below 2**24 are exact as float32.
+    highest, greedy = torch.stack([best, likeliest.to(best)]).tolist()
     for index, row in enumerate(rows):
         if row.finish is None:
             if not math.isfinite(highest[index]):
                 raise _overflow(computed_in)
-            token = greedy[index] if row.generator is None else _sample(logits[index].cpu(), row)
+            is_greedy = row.generator is None
+            token = int(greedy[index]) if is_greedy else _sample(logits[index].cpu(), row)
             row.tokens.append(token)
-            if token in family.stop_ids:
+            if token in stop_ids:
                 row.finish = "stop"
             elif len(row.tokens) >= row.limit:
                 row.finish = "length"
@@ -194,7 +196,8 @@ def _overflow(dtype: torch.dtype) -> ModelError:
     )
 
 
-def _finish_all(rows: Sequence[Row], finish: Finish) -> None:
+def finish_all(rows: Sequence[Row], finish: Finish) -> None:
+    """End every row that goes on."""
     for row in rows:
         if row.finish is None:
             row.finish = finish

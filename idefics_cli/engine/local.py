@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event
 from types import TracebackType
@@ -16,14 +12,15 @@ from typing import Self, TypeVar
 import torch
 from PIL import Image
 
-from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
 from idefics_cli.engine import Measure, Prepared
-from idefics_cli.engine.decode import Flag, OnToken, Row, generate
+from idefics_cli.engine.cancel import AnyOf, Flag
+from idefics_cli.engine.decode import Row
 from idefics_cli.engine.detokenize import Detokenizer
-from idefics_cli.models.families.base import Inputs, check_ids
+from idefics_cli.engine.inference import Inference
 from idefics_cli.models.images import ImageLoader
 from idefics_cli.models.loader import Loaded, load
+from idefics_cli.models.picture import Picture
 from idefics_cli.models.registry import base_model_error
 
 _T = TypeVar("_T")
@@ -52,25 +49,31 @@ class LocalEngine:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._closing = Event()
         self._loaded: Loaded | None = None
+        self._inference: Inference | None = None
         try:
             self._loaded = _result(self._worker.submit(self._load, progress))
         except BaseException as error:
             self._shut(wait=not isinstance(error, KeyboardInterrupt))
             raise
+        self._inference = Inference(self._loaded)
         self.revision = self._loaded.revision
 
     def prepare(self, request: GenerationRequest) -> Prepared:
-        """Open the images of *request*; see `Engine.prepare`."""
+        """Open the images of *request* and cut and scale them; see `Engine.prepare`."""
         loaded = self._require()
         if request.mode == "chat" and not loaded.family.chats:
             raise base_model_error(self.spec.name or self.spec.repo)
         loaded.family.check(request)
         edge = loaded.family.draft_edge
-        images = tuple(
-            _enlarge(self._images.open(attachment, draft_edge=edge))
+        pictures = (
+            self.look(self._images.open(attachment, draft_edge=edge))
             for attachment in request.attachments
         )
-        return Prepared(request, images)
+        return Prepared(request, tuple(pictures))
+
+    def look(self, image: Image.Image) -> Picture:
+        """Make an open picture, RGB and upright, ready for the model; see `prepare`."""
+        return self._require_inference().look(_enlarge(image))
 
     def measure(self, prepared: Prepared) -> Measure:
         """Count the tokens of a prompt; see `Engine.measure`."""
@@ -124,14 +127,14 @@ class LocalEngine:
         # and both may take minutes.
         self._closing.set()
         self._worker.shutdown(wait=wait, cancel_futures=True)
-        self._loaded = None
+        self._loaded = self._inference = None
         if wait and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _stop(self, cancel: Event | None, abandoned: Event) -> Flag:
         """Return what is set when the caller cancels, or goes away, or the engine closes."""
         # Never by setting the caller's event, which may be that of other requests too.
-        return _AnyOf(
+        return AnyOf(
             (abandoned, self._closing) if cancel is None else (cancel, abandoned, self._closing)
         )
 
@@ -139,6 +142,11 @@ class LocalEngine:
         if self._loaded is None:
             raise RuntimeError("the engine is closed")
         return self._loaded
+
+    def _require_inference(self) -> Inference:
+        if self._inference is None:
+            raise RuntimeError("the engine is closed")
+        return self._inference
 
     def _load(self, progress: Progress | None) -> Loaded:
         if self.spec.threads is not None:
@@ -157,18 +165,16 @@ class LocalEngine:
 
     def _measure(self, prepared: Prepared) -> Measure:
         loaded = self._require()
-        with _as_memory_limit(1):
-            inputs = loaded.family.encode([prepared.request], [prepared.images])
-        return Measure(int(inputs["attention_mask"].sum()), loaded.context_tokens)
+        return Measure(self._require_inference().count(prepared), loaded.context_tokens)
 
     def _complete(self, batch: tuple[Prepared, ...], cancel: Flag) -> list[Completion]:
-        answer = self._answer(batch, cancel)
+        answer = self._require_inference().answer(batch, cancel)
         tokenizer = self._require().family.tokenizer
         return [
             Completion(
                 text=Detokenizer(tokenizer, strip=_strips(prepared)).whole(row.tokens),
                 prompt_tokens=len(row.prompt),
-                reused_tokens=0,
+                reused_tokens=answer.reused_tokens,
                 new_tokens=len(row.tokens),
                 finish=row.finish or "cancelled",
                 prefill_seconds=answer.prefill_seconds,
@@ -191,7 +197,7 @@ class LocalEngine:
             elif piece:
                 put(TokenChunk(piece, len(row.tokens)))
 
-        answer = self._answer((prepared,), cancel, on_token)
+        answer = self._require_inference().answer((prepared,), cancel, on_token)
         (row,) = answer.rows
         put(
             TokenChunk(
@@ -199,72 +205,11 @@ class LocalEngine:
                 len(row.tokens),
                 row.finish or "cancelled",
                 prompt_tokens=len(row.prompt),
+                reused_tokens=answer.reused_tokens,
                 prefill_seconds=answer.prefill_seconds,
                 decode_seconds=answer.decode_seconds,
             )
         )
-
-    def _answer(
-        self, batch: tuple[Prepared, ...], cancel: Flag, on_token: OnToken | None = None
-    ) -> _Answer:
-        loaded = self._require()
-        started = prefilled = time.perf_counter()
-
-        def on_prefilled() -> None:
-            nonlocal prefilled
-            prefilled = time.perf_counter()
-
-        with _as_memory_limit(len(batch)):
-            inputs = loaded.family.encode(
-                [prepared.request for prepared in batch], [prepared.images for prepared in batch]
-            )
-            check_ids(inputs["input_ids"], loaded.vocabulary)
-            rows = _rows(batch, inputs, loaded.context_tokens)
-            generate(
-                loaded.model,
-                loaded.family,
-                inputs,
-                rows,
-                cancel=cancel,
-                on_prefilled=on_prefilled,
-                on_token=on_token,
-            )
-        return _Answer(rows, prefilled - started, time.perf_counter() - prefilled)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    rows: Sequence[Row]
-    prefill_seconds: float
-    decode_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _AnyOf:
-    """Is set when one of several flags is."""
-
-    flags: tuple[Flag, ...]
-
-    def is_set(self) -> bool:
-        return any(flag.is_set() for flag in self.flags)
-
-
-def _rows(batch: Sequence[Prepared], inputs: Inputs, context_tokens: int) -> list[Row]:
-    """Return an empty reply for each row of *inputs*, limited by the model's context."""
-    rows = []
-    for prepared, ids, mask in zip(
-        batch, inputs["input_ids"], inputs["attention_mask"], strict=True
-    ):
-        prompt = ids[mask.bool()].tolist()
-        room = context_tokens - len(prompt)
-        if room < 1:
-            raise ContextError(
-                f"the prompt has {len(prompt)} tokens, and the model takes {context_tokens}",
-                hint="fewer or smaller images, `--no-splitting`, or a shorter text",
-            )
-        sampling = prepared.request.sampling
-        rows.append(Row(sampling, prompt, min(sampling.max_new_tokens, room)))
-    return rows
 
 
 def _strips(prepared: Prepared) -> bool:
@@ -285,35 +230,3 @@ def _enlarge(image: Image.Image) -> Image.Image:
     # gigabytes, and the processor squeezes its length anyway.
     size = (max(image.width, _SHORTEST_SIDE), max(image.height, _SHORTEST_SIDE))
     return image if size == image.size else image.resize(size, Image.Resampling.NEAREST)
-
-
-@contextmanager
-def _as_memory_limit(batch_size: int) -> Iterator[None]:
-    """Turn running out of memory, on any device, into our error."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        _free_tensors(error)
-        raise _memory_limit(batch_size) from error
-    except RuntimeError as error:
-        # The CPU allocator and MPS have no class of their own for it (torch 2.13).
-        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
-            _free_tensors(error)
-            raise _memory_limit(batch_size) from error
-        raise
-
-
-def _free_tensors(error: BaseException) -> None:
-    """Let go of what the frames below *error* hold, as the KV cache of the batch.
-
-    Whoever tries a smaller batch next does so while the error may still be referred to.
-    """
-    traceback.clear_frames(error.__traceback__)
-
-
-def _memory_limit(batch_size: int) -> MemoryLimitError:
-    return MemoryLimitError(
-        f"out of memory with {batch_size} prompt{'s' if batch_size > 1 else ''} at a time",
-        hint="try fewer or smaller images, `--no-splitting`, `--quantization 4bit`"
-        + (", or a smaller `--batch-size`" if batch_size > 1 else ""),
-    )

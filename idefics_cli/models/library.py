@@ -19,7 +19,9 @@ class Tokenizer(Protocol):
     unk_token_id: int | None
     chat_template: str | None
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> Mapping[str, list[int]]: ...
 
     def __len__(self) -> int: ...
 
@@ -42,15 +44,18 @@ class ImageProcessor(Protocol):
     size: Mapping[str, int | None]
     do_image_splitting: bool
 
+    def __call__(self, images: object, **options: object) -> Mapping[str, Tensor] | Tensor: ...
+
 
 class Processor(Protocol):
     """The part of a transformers processor that families use."""
 
     tokenizer: Tokenizer
     image_processor: ImageProcessor
+    image_seq_len: int
     chat_template: str | None
 
-    def __call__(self, **kwargs: object) -> Mapping[str, Tensor]: ...
+    def __call__(self, *, text: list[str]) -> Mapping[str, list[list[int]]]: ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, object]], *, add_generation_prompt: bool
@@ -68,6 +73,7 @@ class VisionConfig(Protocol):
 
     image_size: int
     patch_size: int
+    embed_dim: int
 
 
 class PerceiverConfig(Protocol):
@@ -88,10 +94,30 @@ class Config(Protocol):
     def get_text_config(self) -> TextConfig: ...
 
 
+class VisionOutput(Protocol):
+    """The part of a vision model's output that families use."""
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | Sequence[Tensor]
+
+
+class Core(Protocol):
+    """The part of a model below its head that families use."""
+
+    dtype: torch.dtype
+
+    def get_image_features(self, pixel_values: Tensor) -> VisionOutput: ...
+
+    def vision_model(self, *, pixel_values: Tensor) -> VisionOutput: ...
+
+    def perceiver_resampler(self, context: Tensor) -> Tensor: ...
+
+
 class Model(Protocol):
     """The part of a model that the engine uses."""
 
     device: torch.device
+    model: Core
 
     def __call__(self, **inputs: object) -> StepOutput: ...
 
@@ -105,4 +131,3 @@ class StepOutput(Protocol):
 
     logits: Tensor
     past_key_values: object
-    image_hidden_states: Tensor | None

@@ -1,13 +1,15 @@
 """What a model family is: prompts in, tensors out, and which tokens begin and end things.
 
 Shape letters, here and in `engine/`: B batch, N images or tiles per row, T tokens, H W pixels,
-V vocabulary, L latents per image, D width of a hidden state.
+V vocabulary, L features per image or tile, D width of a hidden state.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -15,13 +17,17 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
-from idefics_cli.models.library import Config, Processor, StepOutput
+from idefics_cli.models.library import Config, Model, Processor
+from idefics_cli.models.picture import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Inputs: TypeAlias = dict[str, Tensor]
-"""Keyword arguments of a model's forward; `input_ids` and `attention_mask` (B, T) among them."""
+"""Named tensors of B prompts; `input_ids` and `attention_mask` (B, T) among them."""
+
+Mark: TypeAlias = int | bytes
+"""What stands at one place of a prompt: a token's id, or the digest of the picture it is of."""
 
 END_OF_UTTERANCE = "<end_of_utterance>"
 IMAGE_TOKEN = "<image>"
@@ -54,6 +60,8 @@ class Family:
         self.banned_ids = self._known_ids(self.image_tokens()) - self.stop_ids
         pad = self.tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else min(self.stop_ids)
+        image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.image_id = -1 if image_id is None else image_id
         self._control = _control_pattern(self.tokenizer.get_added_vocab())
 
     @property
@@ -73,27 +81,82 @@ class Family:
         """Return the texts of the tokens that end a reply."""
         return (END_OF_UTTERANCE,) if self.chats else ()
 
+    def look(self, image: Image) -> Picture:
+        """Cut, scale and normalise a picture that is RGB and upright; safe in any thread."""
+        tiles, grid = self._tiles(image)
+        return Picture(
+            digest=digest_of(image),
+            # A big JPEG may be open at reduced size; the loader keeps the size of the source.
+            size=image.info.get("original_size", image.size),
+            tile_sizes=tuple((tile.shape[1], tile.shape[2]) for tile in tiles),
+            grid=grid,
+            tiles=tuple(tiles),
+        )
+
     def encode(
-        self, requests: Sequence[GenerationRequest], images: Sequence[Sequence[Image]]
+        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[Picture]]
     ) -> Inputs:
         """Tokenize B requests as one left-padded batch.
 
         Args:
             requests: B requests.
-            images: Per request its open images, RGB and upright, in the order of its parts.
+            pictures: Per request its pictures in the order of its parts.
 
         Returns:
-            `input_ids`, `attention_mask` (B, T) int64, `pixel_values` (B, N, 3, H, W) float32
-            when any request has an image, and what else the family's forward takes. On the CPU.
+            `input_ids` and `attention_mask` (B, T) int64, and what else of the prompt the
+            family's `text_inputs` needs. On the CPU.
 
         Raises:
             PromptError: If the model cannot take a request.
         """
         raise NotImplementedError
 
-    def next_inputs(self, inputs: Inputs, output: StepOutput) -> Inputs:
+    def see(self, model: Model, tiles: Tensor) -> Tensor:
+        """Return the features (B, L, D) of *tiles* (B, 3, H, W), which are all of one size."""
+        raise NotImplementedError
+
+    def gather(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
+        """Return the features (tokens, D) of each row's pictures as `text_inputs` takes them.
+
+        On the model's device; None when no row has a picture and the family needs nothing then.
+        """
+        raise NotImplementedError
+
+    def text_inputs(
+        self, model: Model, inputs: Inputs, sight: Tensor | None, start: int, end: int
+    ) -> Inputs:
+        """Return what the model's forward takes for tokens *start* to *end* of the prompts.
+
+        Args:
+            model: For its embeddings.
+            inputs: Of whole prompts, on the model's device.
+            sight: Of `gather`.
+            start: First place (of T) to run.
+            end: First place not to run.
+
+        Returns:
+            All but mask, positions and cache.
+        """
+        raise NotImplementedError
+
+    def next_inputs(self, inputs: Inputs, sight: Tensor | None) -> Inputs:
         """Return what every decode step needs besides ids, mask, positions and cache."""
         return {}
+
+    def marks(self, ids: Sequence[int], pictures: Sequence[Picture]) -> list[Mark]:
+        """Return what stands at each place of a prompt, pictures by their content.
+
+        The model's states after a prompt depend on these and nothing else, so prompts whose
+        marks begin alike have the same states there.
+
+        Raises:
+            ValueError: If *ids* hold more or fewer image tokens than *pictures* take.
+        """
+        shown = chain.from_iterable(repeat(p.digest, self._tokens_of(p)) for p in pictures)
+        marks: list[Mark] = [next(shown, b"") if i == self.image_id else i for i in ids]
+        if b"" in marks or next(shown, None) is not None:
+            raise ValueError("the prompt's image tokens do not match its pictures")
+        return marks
 
     def check(self, request: GenerationRequest) -> None:
         """Check what can be checked without opening an image.
@@ -131,6 +194,14 @@ class Family:
             else:
                 parts.append(part)
         return [None if part is None else self.plain(part) for part in parts]
+
+    def _tiles(self, image: Image) -> tuple[Sequence[Tensor], tuple[int, int]]:
+        """Return the tiles of a picture (3, H, W) without padding, and its grid."""
+        raise NotImplementedError
+
+    def _tokens_of(self, picture: Picture) -> int:
+        """Return how many image tokens stand for *picture* in a prompt."""
+        raise NotImplementedError
 
     def _known_ids(self, tokens: Iterable[str]) -> set[int]:
         # A missing token comes back as the id of <unk> (or None), which is no end token.
@@ -178,9 +249,19 @@ def left_padded_positions(attention_mask: Tensor) -> Tensor:
     return positions.masked_fill_(attention_mask == 0, 1)
 
 
-def as_tensors(encoded: Mapping[str, object]) -> Inputs:
-    """Return the tensors of a processor's output."""
-    return {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> Inputs:
+    """Return `input_ids` and `attention_mask` (B, T) of B prompts."""
+    longest = max(map(len, rows))
+    ids = [[pad_id] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def digest_of(image: Image) -> bytes:
+    """Return what names the content of an open picture."""
+    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
+    digest.update(image.tobytes())
+    return digest.digest()
 
 
 def _control_pattern(added: Iterable[str]) -> re.Pattern[str]:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import urlparse
+from typing import TYPE_CHECKING
 
-from PIL.Image import Image as PILImage
+import torch
+from torch import Tensor
 
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.families.base import (
     END_OF_UTTERANCE,
+    FAKE_TOKEN,
+    IMAGE_TOKEN,
     Family,
     Inputs,
-    as_tensors,
+    left_padded,
     raw_text,
 )
-from idefics_cli.models.library import Config, Processor, StepOutput
+from idefics_cli.models.library import Config, Model, Processor
+from idefics_cli.models.picture import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Item: TypeAlias = "str | PILImage"
-
 
 class Idefics1(Family):
-    """Prompts are lists that mix texts and images; there is no chat template.
+    """Prompts are texts with a mark for each image; there is no chat template.
 
     Each token sees only the last image before it, so a question belongs right after its image.
     """
@@ -34,92 +35,131 @@ class Idefics1(Family):
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
     ) -> None:
         super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
-        self._step_key = (
+        self._resamples = config.use_resampler
+        self._states_name = (
             "perceiver_embeddings" if config.use_resampler else "image_encoder_embeddings"
         )
+        self._width = config.vision_config.embed_dim
 
-    def items(self, request: GenerationRequest, images: Sequence[Image]) -> list[Item]:
-        """Return the prompt as the interleaved list that the processor takes."""
-        queue = list(images)
-        items: list[Item] = []
+    def render(self, request: GenerationRequest) -> str:
+        """Return the prompt as text, its images as the model was trained to read them.
+
+        The library's processor is not asked: it takes text for a URL, and downloads it, and no
+        longer writes the end of an utterance (transformers 5.23, processing_idefics.py).
+        """
+        parts: list[str | None] = []
         if request.mode == "complete":
             raw_text(request)
             for message in request.messages:
-                for part in message.parts:
-                    _append(items, part if isinstance(part, str) else queue.pop(0))
-            if items and isinstance(items[0], str):
-                # The processor writes the begin token, and must not be given a second one.
-                items[0] = items[0].removeprefix(str(self.tokenizer.bos_token))
-            return _without_urls(items)
-        for message in request.messages:
-            name = message.role.capitalize()
-            for index, text in enumerate(self._parts(message)):
-                if index == 0:
-                    _append(items, f"{name}:" if text is None else f"{name}: ")
-                _append(items, queue.pop(0) if text is None else text)
-            # The processor no longer writes this token (it looks for it where transformers 5
-            # never puts it), and an instruct model rambles without it.
-            _append(items, f"{END_OF_UTTERANCE}\n")
-        _append(items, "Assistant:")
-        return _without_urls(items)
+                _join(parts, [p if isinstance(p, str) else None for p in message.parts])
+        else:
+            for message in request.messages:
+                content = self._parts(message)
+                name = message.role.capitalize()
+                if content:
+                    _join(parts, [f"{name}:" if content[0] is None else f"{name}: "])
+                # An instruct model rambles without the end token.
+                _join(parts, [*content, f"{END_OF_UTTERANCE}\n"])
+            _join(parts, ["Assistant:"])
+        return self._with_images(parts)
 
     def encode(
-        self, requests: Sequence[GenerationRequest], images: Sequence[Sequence[Image]]
+        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[Picture]]
     ) -> Inputs:
         """See `Family.encode`.
 
-        `pixel_values` is always there (zeros without images); adds `image_attention_mask`
-        (B, T, N) bool, true where a token sees an image.
+        Adds `image_attention_mask` (B, T, N) int64, 1 where a token sees an image; N is at
+        least 1.
         """
-        prompts = [self.items(r, row) for r, row in zip(requests, images, strict=True)]
-        encoded = self.processor(
-            text=prompts,
-            padding="longest",
-            return_tensors="pt",
-            add_end_of_utterance_token=False,
-        )
-        return as_tensors(encoded)
+        texts = [self.render(request) for request in requests]
+        rows = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        inputs = left_padded(rows, self.pad_id)
+        most = max(1, *(len(row) for row in pictures))
+        seen = torch.tensor([self._seen(row) for row in inputs["input_ids"].tolist()])
+        # -1 (none) matches no image.
+        mask = seen[..., None] == torch.arange(most)
+        return {**inputs, "image_attention_mask": mask.long()}
 
-    def next_inputs(self, inputs: Inputs, output: StepOutput) -> Inputs:
-        """See `Family.next_inputs`: the encoded images (B, N, L, D), and who sees them."""
-        if output.image_hidden_states is None:
-            raise ValueError("the model returned no image states")
+    def see(self, model: Model, tiles: Tensor) -> Tensor:
+        """See `Family.see`; as `IdeficsModel.forward` of transformers 5.23 begins."""
+        core = model.model
+        states = core.vision_model(pixel_values=tiles.to(core.dtype)).last_hidden_state
+        return core.perceiver_resampler(states) if self._resamples else states
+
+    def gather(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor:
+        """See `Family.gather`: (B, N, L, D), zeros for what a row has fewer than others."""
+        shapes = [each.shape for row in features for each in row]
+        most = max(1, *(len(row) for row in features))
+        # Nothing sees the one image that the model wants even where there is none.
+        shape = shapes[0] if shapes else (1, self._width)
+        sight = torch.zeros(len(features), most, *shape, device=model.device)
+        sight = sight.to(model.model.dtype)
+        for index, row in enumerate(features):
+            for place, each in enumerate(row):
+                sight[index, place] = each
+        return sight
+
+    def text_inputs(
+        self, model: Model, inputs: Inputs, sight: Tensor | None, start: int, end: int
+    ) -> Inputs:
+        """See `Family.text_inputs`."""
         return {
-            self._step_key: output.image_hidden_states,
-            "image_attention_mask": inputs["image_attention_mask"][:, -1:],
+            "input_ids": inputs["input_ids"][:, start:end],
+            "image_attention_mask": inputs["image_attention_mask"][:, start:end],
+            **self._states(sight),
         }
 
+    def next_inputs(self, inputs: Inputs, sight: Tensor | None) -> Inputs:
+        """See `Family.next_inputs`: a reply sees what the end of its prompt sees."""
+        return {
+            "image_attention_mask": inputs["image_attention_mask"][:, -1:],
+            **self._states(sight),
+        }
 
-def _append(items: list[Item], item: Item) -> None:
-    # The processor strips the spaces around every text item, so neighbours become one item.
-    if isinstance(item, str) and items and isinstance(items[-1], str):
-        items[-1] += item
-    else:
-        items.append(item)
+    def _states(self, sight: Tensor | None) -> Inputs:
+        if sight is None:
+            raise ValueError("this family's text needs image states, even where there is no image")
+        return {self._states_name: sight}
+
+    def _tiles(self, image: Image) -> tuple[Sequence[Tensor], tuple[int, int]]:
+        pixels = self.processor.image_processor([image], return_tensors="pt")
+        if not isinstance(pixels, Tensor):
+            raise TypeError("the image processor gave no tensor")
+        return list(pixels), (0, 0)
+
+    def _tokens_of(self, picture: Picture) -> int:
+        return 1
+
+    def _with_images(self, parts: Sequence[str | None]) -> str:
+        """Return *parts* as one text; spaces around each are cut, as in training."""
+        text = str(self.tokenizer.bos_token)
+        for index, part in enumerate(parts):
+            if part is not None:
+                # A user's own begin token would be a second one.
+                own = part.removeprefix(text) if index == 0 else part
+                text += own.strip(" ")
+            elif index and parts[index - 1] is None:
+                text += IMAGE_TOKEN + FAKE_TOKEN
+            else:
+                text += FAKE_TOKEN + IMAGE_TOKEN + FAKE_TOKEN
+        return text
+
+    def _seen(self, ids: Sequence[int]) -> list[int]:
+        """Return for each token the number of the image that it sees, or -1."""
+        image, has_ended = -1, False
+        seen = []
+        for token in ids:
+            if token == self.image_id:
+                image, has_ended = image + 1, False
+            seen.append(-1 if has_ended else image)
+            has_ended = has_ended or token == self.tokenizer.eos_token_id
+        return seen
 
 
-def _without_urls(items: Sequence[Item]) -> list[Item]:
-    """Cut every text that the processor would take for a URL, and download, into harmless parts."""
-    safe: list[Item] = []
-    for item in items:
-        while isinstance(item, str) and _is_url(item):
-            # A URL needs two slashes in a row. The processor joins the halves again without
-            # anything between them.
-            head, _, tail = item.partition("/")
-            safe.append(f"{head}/")
-            item = tail
-        safe.append(item)
-    return safe
-
-
-def _is_url(text: str) -> bool:
-    # The rule of transformers 5.23, processing_idefics.py, `is_url`, after its strip. That one
-    # raises for a malformed host, so such a text must be cut as well.
-    text = text.strip(" ")
-    if " " in text:
-        return False
-    try:
-        parsed = urlparse(text)
-    except ValueError:
-        return True
-    return bool(parsed.scheme and parsed.netloc)
+def _join(parts: list[str | None], more: Sequence[str | None]) -> None:
+    """Append *more* to *parts*, neighbouring texts as one."""
+    for part in more:
+        if part is not None and parts and (last := parts[-1]) is not None:
+            parts[-1] = last + part
+        else:
+            parts.append(part)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jinja2 import TemplateError
+from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import Family, Inputs, as_tensors, raw_text
+from idefics_cli.models.families.base import Family, Inputs, left_padded, raw_text
+from idefics_cli.models.library import Model
+from idefics_cli.models.picture import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,21 +45,44 @@ class TemplateFamily(Family):
             raise PromptError(f"the model's chat template refuses this: {error}") from error
 
     def encode(
-        self, requests: Sequence[GenerationRequest], images: Sequence[Sequence[Image]]
+        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[Picture]]
     ) -> Inputs:
-        """See `Family.encode`; adds `pixel_attention_mask` (B, N, H, W) int64."""
-        # transformers 5.17 reads the number of channels from the first row's first image.
-        order = sorted(range(len(requests)), key=lambda row: not images[row])
-        texts = [self._once_begun(self.render(requests[row])) for row in order]
-        encoded = self.processor(
-            text=texts,
-            # An empty list is an error, and [[im], []] is right for a batch that mixes.
-            images=[list(images[row]) for row in order] if any(images) else None,
-            padding=True,
-            return_tensors="pt",
-        )
-        back = torch.tensor(order).argsort()
-        return {name: tensor[back] for name, tensor in as_tensors(encoded).items()}
+        """See `Family.encode`; adds nothing."""
+        rows = [
+            self._ids(self._once_begun(self.render(request)), row)
+            for request, row in zip(requests, pictures, strict=True)
+        ]
+        return left_padded(rows, self.pad_id)
+
+    def see(self, model: Model, tiles: Tensor) -> Tensor:
+        """See `Family.see`."""
+        # One "row" of B images; without a mask every pixel is real.
+        features = model.model.get_image_features(tiles[None]).pooler_output
+        if not isinstance(features, Tensor):
+            # transformers 5.21 and later give one tensor for each row.
+            features = torch.cat(list(features))
+        return features.reshape(len(tiles), -1, features.shape[-1])
+
+    def gather(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
+        """See `Family.gather`: (tokens, D) of all rows, one after the other."""
+        every = [each for row in features for each in row]
+        return torch.cat(every).to(model.device) if every else None
+
+    def text_inputs(
+        self, model: Model, inputs: Inputs, sight: Tensor | None, start: int, end: int
+    ) -> Inputs:
+        """See `Family.text_inputs`: the embeddings (B, T, D), features at the image tokens."""
+        ids = inputs["input_ids"]
+        embeds = model.get_input_embeddings()(ids[:, start:end])
+        if sight is not None:
+            is_image = ids == self.image_id
+            places = (is_image.flatten().cumsum(0) - 1).view_as(ids)[:, start:end]
+            here = is_image[:, start:end].to(embeds.device)
+            # In place it would change the weights of a table that is used without a copy.
+            embeds = embeds.masked_scatter(
+                here[..., None], sight[places[is_image[:, start:end]]].to(embeds)
+            )
+        return {"inputs_embeds": embeds}
 
     def _once_begun(self, text: str) -> str:
         """Return *text* without the begin token that a tokenizer would write a second time."""
@@ -65,6 +91,19 @@ class TemplateFamily(Family):
             return text
         written = self.tokenizer("", add_special_tokens=True)["input_ids"]
         return text.removeprefix(bos) if written else text
+
+    def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
+        """Tokenize *text*, each `<image>` in it written out as the tokens of its picture."""
+        raise NotImplementedError
+
+    def _tiles(self, image: Image) -> tuple[Sequence[Tensor], tuple[int, int]]:
+        encoded = self.processor.image_processor([[image]], return_tensors="pt")
+        if isinstance(encoded, Tensor):
+            raise TypeError("the image processor gave no names")
+        return without_padding(encoded), (0, 0)
+
+    def _tokens_of(self, picture: Picture) -> int:
+        return len(picture.tile_sizes) * self.processor.image_seq_len
 
     def check(self, request: GenerationRequest) -> None:
         """See `Family.check`."""
@@ -77,3 +116,20 @@ class TemplateFamily(Family):
 
 class Idefics2(TemplateFamily):
     """SigLIP, a perceiver with 64 latents per image, and Mistral."""
+
+    def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
+        # It writes the images out without seeing them: all have as many tiles.
+        return self.processor(text=[text])["input_ids"][0]
+
+
+def without_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the tiles of one picture (3, H, W), each at its own size."""
+    tiles = encoded["pixel_values"][0]
+    if "pixel_attention_mask" not in encoded:
+        return list(tiles)
+    cut = []
+    for tile, mask in zip(tiles, encoded["pixel_attention_mask"][0], strict=True):
+        height, width = int(mask.any(1).sum()), int(mask.any(0).sum())
+        # A copy, because a view would keep the padding in memory.
+        cut.append(tile[:, :height, :width].contiguous())
+    return cut

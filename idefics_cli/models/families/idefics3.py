@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from idefics_cli.models.families.base import END_OF_UTTERANCE
-from idefics_cli.models.families.idefics2 import TemplateFamily
+from torch import Tensor
+
+from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
+from idefics_cli.models.families.idefics2 import TemplateFamily, without_padding
+from idefics_cli.models.picture import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _TILE_TOKEN = re.compile(r"<global-img>|<row_\d+_col_\d+>")
 
@@ -21,3 +29,32 @@ class Idefics3(TemplateFamily):
     def stop_tokens(self) -> tuple[str, ...]:
         """See `Family.stop_tokens`; Llama 3 may also end a turn its own way."""
         return (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
+
+    def _tiles(self, image: Image) -> tuple[Sequence[Tensor], tuple[int, int]]:
+        encoded = self.processor.image_processor(
+            [[image]], return_tensors="pt", return_row_col_info=True
+        )
+        if isinstance(encoded, Tensor):
+            raise TypeError("the image processor gave no names")
+        grid = int(encoded["rows"][0][0]), int(encoded["cols"][0][0])
+        return without_padding(encoded), grid
+
+    def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
+        first, *rest = text.split(IMAGE_TOKEN)
+        for picture, part in zip(pictures, rest, strict=True):
+            first += self._written(picture) + part
+        return self.tokenizer(first)["input_ids"]
+
+    def _written(self, picture: Picture) -> str:
+        """Return the tokens of one picture: those of its tiles row by row, then of the whole.
+
+        As `replace_image_token` of transformers 5.23, processing_idefics3.py.
+        """
+        images = IMAGE_TOKEN * self.processor.image_seq_len
+        whole = f"{FAKE_TOKEN}<global-img>{images}{FAKE_TOKEN}"
+        rows, columns = picture.grid
+        tiles = ""
+        for row in range(1, rows + 1):
+            places = (f"<row_{row}_col_{column}>" for column in range(1, columns + 1))
+            tiles += "".join(f"{FAKE_TOKEN}{place}{images}" for place in places) + "\n"
+        return f"{tiles}\n{whole}" if tiles else whole

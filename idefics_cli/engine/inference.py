@@ -1,0 +1,164 @@
+"""Answers with one model: pictures, prompt and reply, and what is kept for the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from idefics_cli.core.errors import ContextError, MemoryLimitError
+from idefics_cli.engine import Prepared
+from idefics_cli.engine.cancel import Flag
+from idefics_cli.engine.decode import OnToken, Row, finish_all, generate
+from idefics_cli.engine.memory import as_memory_limit
+from idefics_cli.engine.prefill import Prompt
+from idefics_cli.engine.prefix import PrefixCache, new_cache
+from idefics_cli.engine.vision import FeatureCache, encode_pictures
+from idefics_cli.models.families.base import Inputs, check_ids, digest_of
+from idefics_cli.models.loader import Loaded
+from idefics_cli.models.picture import Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The replies to a batch.
+
+    Attributes:
+        rows: One for each request, each with a `finish`.
+        reused_tokens: Prompt tokens that an earlier turn had computed; 0 for several rows.
+        prefill_seconds: Of the pictures and the prompts.
+        decode_seconds: Of the token loop.
+    """
+
+    rows: Sequence[Row]
+    reused_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+class Inference:
+    """Answers batches; belongs to one thread, but for `look`.
+
+    It keeps the features of pictures (at most `vision.KEPT_BYTES`) and the KV cache of the last
+    request that was answered alone; see `PrefixCache`. When the memory runs out, they go first.
+
+    Args:
+        loaded: The model.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._features = FeatureCache()
+        self._prefix = PrefixCache()
+
+    def look(self, image: Image.Image) -> Picture:
+        """Make an open picture ready for the model, or remember it; safe in any thread."""
+        size = image.info.get("original_size", image.size)
+        known = self._features.recall(digest_of(image), size)
+        return known or self._loaded.family.look(image)
+
+    def count(self, prepared: Prepared) -> int:
+        """Return how many tokens the prompt has."""
+        return self._encode([prepared])["input_ids"].shape[1]
+
+    def answer(
+        self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken | None = None
+    ) -> Answer:
+        """Answer *batch*; see `Engine.complete` for what it raises.
+
+        Args:
+            batch: B requests.
+            cancel: Ends every reply after the current token or piece of the prompt.
+            on_token: Called after every step.
+        """
+        has_spoken = False
+
+        def on_step(rows: Sequence[Row]) -> None:
+            nonlocal has_spoken
+            has_spoken = True
+            if on_token:
+                on_token(rows)
+
+        has_kept = bool(self._prefix) or len(self._features) > 0
+        try:
+            with as_memory_limit(len(batch)):
+                return self._answer(batch, cancel, on_step)
+        except MemoryLimitError:
+            if not has_kept or has_spoken:
+                raise
+        self._prefix.drop()
+        self._features.clear()
+        with as_memory_limit(len(batch)):
+            return self._answer(batch, cancel, on_step)
+
+    def _answer(self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken) -> Answer:
+        loaded, is_alone = self._loaded, len(batch) == 1
+        started = time.perf_counter()
+        inputs = self._encode(batch)
+        rows = _rows(batch, inputs, loaded.context_tokens)
+        prompt = self._see(batch, inputs, cancel)
+        if prompt is None:
+            finish_all(rows, "cancelled")
+            return Answer(rows, 0, time.perf_counter() - started, 0.0)
+        prefilled: float | None = None
+
+        def on_prefilled() -> None:
+            nonlocal prefilled
+            prefilled = time.perf_counter()
+
+        marks = loaded.family.marks(rows[0].prompt, batch[0].pictures) if is_alone else []
+        cache, reused = self._prefix.take(marks) if is_alone else (new_cache(), 0)
+        generate(
+            loaded.model,
+            loaded.family,
+            prompt,
+            rows,
+            cache,
+            cancel=cancel,
+            on_prefilled=on_prefilled,
+            on_token=on_token,
+        )
+        ended = time.perf_counter()
+        if is_alone:
+            self._prefix.keep([*marks, *rows[0].tokens], cache)
+        prefilled = ended if prefilled is None else prefilled
+        return Answer(rows, reused, prefilled - started, ended - prefilled)
+
+    def _encode(self, batch: Sequence[Prepared]) -> Inputs:
+        inputs = self._loaded.family.encode(
+            [prepared.request for prepared in batch], [prepared.pictures for prepared in batch]
+        )
+        check_ids(inputs["input_ids"], self._loaded.vocabulary)
+        return inputs
+
+    def _see(self, batch: Sequence[Prepared], inputs: Inputs, cancel: Flag) -> Prompt | None:
+        """Return *inputs* and the pictures on the model's device, or None when cancelled."""
+        model, family = self._loaded.model, self._loaded.family
+        pictures = [picture for prepared in batch for picture in prepared.pictures]
+        features = encode_pictures(model, family, pictures, self._features, cancel=cancel)
+        if features is None:
+            return None
+        sight = family.gather(
+            model, [[features[p.digest] for p in prepared.pictures] for prepared in batch]
+        )
+        return Prompt({name: t.to(model.device) for name, t in inputs.items()}, sight)
+
+
+def _rows(batch: Sequence[Prepared], inputs: Inputs, context_tokens: int) -> list[Row]:
+    """Return an empty reply for each row of *inputs*, limited by the model's context."""
+    rows = []
+    for prepared, ids, mask in zip(
+        batch, inputs["input_ids"], inputs["attention_mask"], strict=True
+    ):
+        prompt = ids[mask.bool()].tolist()
+        room = context_tokens - len(prompt)
+        if room < 1:
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens, and the model takes {context_tokens}",
+                hint="fewer or smaller images, `--no-splitting`, or a shorter text",
+            )
+        sampling = prepared.request.sampling
+        rows.append(Row(sampling, prompt, min(sampling.max_new_tokens, room)))
+    return rows

@@ -1,0 +1,43 @@
+"""A picture as a model takes it: cut, scaled and normalised, and known by its content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One picture, ready for the vision encoder.
+
+    Attributes:
+        digest: Of the opened picture. Within one loaded model, equal digests mean equal pixels
+            for the encoder.
+        size: (width, height) of the upright source in pixels, before any scaling.
+        tile_sizes: (height, width) of each tile in pixels, in the order of the image tokens.
+        grid: Rows and columns that the picture was cut into; (0, 0) if the family has no grid.
+        tiles: For each tile its pixels (3, H, W), float32, on the CPU; empty with *features*.
+        features: What the encoder gave for an equal picture, (tokens, D); see `Family.see`.
+    """
+
+    digest: bytes
+    size: tuple[int, int]
+    tile_sizes: tuple[tuple[int, int], ...]
+    grid: tuple[int, int] = (0, 0)
+    tiles: tuple[Tensor, ...] = ()
+    features: Tensor | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """What pictures must share to cost the model the same and be encoded together."""
+        return self.grid, self.tile_sizes
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all tiles together, 12 bytes each while the picture waits."""
+        return sum(height * width for height, width in self.tile_sizes)
