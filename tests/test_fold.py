@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from rich.cells import cell_len
 
 from idefics_cli.ui.console import Console
 from idefics_cli.ui.fold import fold
-from tests.commands import Stream
+from tests.commands import Stream, run
 
 WORDS = ("a", "picture", "日本語の説明", "naïve", "--max-new-tokens", "x" * 90, "שלום")
 
@@ -64,3 +65,19 @@ def test_messages_and_reports_are_folded_on_a_terminal_only(
         else:
             assert out.text() == f"{text}\n"
             assert err.text() == f"note: {text}\n{text}\n"
+
+
+@pytest.mark.parametrize("columns", [40, 59])
+@pytest.mark.parametrize("command", ["", "ask", "chat", "caption", "models", "models pull"])
+def test_help_names_every_option_whole_on_a_narrow_terminal(
+    command: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = run(*command.split(), "--help").out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = run(*command.split(), "--help").out
+    options = set(re.findall(r"--[a-z-]+", wide))
+    assert "--help" in options
+    assert options <= set(re.findall(r"--[a-z-]+", narrow))
+    assert all(cell_len(line) <= columns for line in narrow.splitlines())
+    assert "…" not in narrow

@@ -7,12 +7,14 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from typer.core import TyperGroup
 
 from idefics_cli import __version__
+from idefics_cli.cli.narrow_help import is_narrow, write_help
 from idefics_cli.core.errors import UsageError
 from idefics_cli.models.registry import MODELS
 
@@ -89,6 +91,20 @@ class GuidingGroup(TyperGroup):
     """Commands that answer a word they do not know with what was probably meant."""
 
     # Any: the classes of the context and of the command are public in some versions only.
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the subcommand *cmd_name*, with help that fits the terminal."""
+        command: Any = super().get_command(ctx, cmd_name)
+        if command is not None and is_narrow():
+            command.format_help = partial(write_help, command)
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write what `--help` tells."""
+        if is_narrow():
+            write_help(self, ctx, formatter)
+        else:
+            super().format_help(ctx, formatter)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the subcommand of *args*.
 
