@@ -153,7 +153,9 @@ def test_staged_pictures_are_shown_and_sent_with_the_next_text_only(
     assert [len(r.messages[0].attachments) for r in here.engine.requests] == [3, 3]
     assert [len(r.attachments) for r in here.engine.requests] == [3, 3]
     assert [prompt for prompt, _ in person.seen] == ["> ", "3 pictures > ", "> ", "> "]
-    assert err.startswith("[1] a.png, 8x6, 10 tokens, goes with your next text\n[2] b.png, 10x4")
+    assert err.startswith(
+        "[1] a.png, 8x6 landscape, 10 tokens, goes with your next text\n[2] b.png, 10x4 l"
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,9 +256,9 @@ def test_a_second_ctrl_c_does_not_wait_for_the_engine(tmp_path: Path) -> None:
 
 
 RIGHT = {
-    "image": ("/image b.png", "[2] b.png, 10x4, 10 tokens"),
+    "image": ("/image b.png", "[2] b.png, 10x4 landscape, 10 tokens"),
     "paste": None,  # needs a clipboard
-    "images": ("/images", "a.png, 8x6, turn 1, 10 tokens"),
+    "images": ("/images", "a.png, 8x6 landscape, turn 1, 10 tokens"),
     "drop": ("/drop 1", "dropped [1] "),
     "undo": ("/undo", "took back: What?"),
     "retry": None,  # answers; see below

@@ -95,7 +95,7 @@ def test_pictures_of_the_command_line_go_with_the_first_text(
     person += ["What?"]
     here = world(tmp_path, "A cat.")
     ran = chat(here, "-i", str(tmp_path / "a.png"))
-    assert "8x6, 10 tokens, goes with your next text" in " ".join(ran.err.split())
+    assert "8x6 landscape, 10 tokens, goes with your next text" in " ".join(ran.err.split())
     assert len(here.engine.requests[0].attachments) == 1
 
 

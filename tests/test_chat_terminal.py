@@ -67,8 +67,8 @@ class Terminal:
         self.child.send(line + end)
 
     def see(self, text: str) -> str:
-        """Wait until *text* is shown; return what was shown since the last time."""
-        self.child.expect(re.escape(text))
+        """Wait until *text* is shown, in lines of any length; return what was shown since."""
+        self.child.expect(re.escape(text).replace(r"\ ", r"\s+"))
         shown: str = self.child.before + self.child.after
         self.raw += shown
         return ESCAPES.sub("", shown)
@@ -180,6 +180,25 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
         again.child.expect(pexpect.EOF)
     finally:
         first.path.with_suffix(".moved").rename(first.path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "drawing"), [("\x1b[?62;4c", "\x1bP"), ("\x1b_Gi=31;OK\x1b\\\x1b[?62c", "\x1b_Gi=")]
+)
+def test_a_terminal_with_graphics_shows_the_picture_itself(
+    answer: str, drawing: str, tmp_path: Path, samples: list[Sample]
+) -> None:
+    here = Terminal(tmp_path)
+    here.see("\x1b[c")
+    here.child.send(f"{answer}")
+    here.see("Ctrl-D leaves")
+    here.wait_for_prompt()
+    here.type(f"@'{samples[0].path}'")
+    here.see(drawing)
+    here.see("tokens, goes with your next text")
+    assert "\u2580" not in here.raw
+    here.answer(*samples[0].ask("background"))
+    assert here.leave() == 0
 
 
 def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:

@@ -72,7 +72,8 @@ def _images(chat: Chat, words: str) -> Outcome:
         for picture in turn.pictures:
             state = "" if picture.is_in_prompt and not forgotten else _absence(picture.is_dropped)
             lines.append(
-                f"[{picture.number}] {_name(picture.source)}, {picture.width}x{picture.height},"
+                f"[{picture.number}] {_name(picture.source)},"
+                f" {_size(picture.width, picture.height)},"
                 f" turn {number}{state or f', {chat.tokens(picture.attachment)} tokens'}"
             )
     first = len(chat.conversation.pictures) + 1
@@ -85,12 +86,21 @@ def _absence(is_dropped: bool) -> str:
 
 
 def describe(number: int, attached: Attached) -> str:
-    """Return one line about a staged picture: number, name, size and cost."""
+    """Return one line about a staged picture: number, name, size, orientation and cost."""
     staged = attached.staged
     return (
-        f"[{number}] {_name(staged.source)}, {staged.width}x{staged.height},"
+        f"[{number}] {_name(staged.source)}, {_size(staged.width, staged.height)}"
+        f"{', turned upright' if staged.is_turned else ''},"
         f" {attached.tokens} tokens, goes with your next text"
     )
+
+
+def _size(width: int, height: int) -> str:
+    if not width:
+        return "of unknown size"
+    if width == height:
+        return f"{width}x{height} square"
+    return f"{width}x{height} {'landscape' if width > height else 'portrait'}"
 
 
 def _name(source: str) -> str:

@@ -33,12 +33,14 @@ class Staged:
         data: The bytes of the picture file.
         width: Pixels, as seen by a person; 0 when unknown.
         height: As *width*.
+        is_turned: Its EXIF data say that it was taken with the camera turned or mirrored.
     """
 
     source: str
     data: bytes
     width: int = 0
     height: int = 0
+    is_turned: bool = False
 
     @property
     def digest(self) -> str:
@@ -68,7 +70,7 @@ def stage(
     Raises:
         ImageError: If it cannot be read or is no picture.
     """
-    from idefics_cli.models.images import ImageLoader
+    from idefics_cli.models.images import ImageLoader, is_turned
 
     loader = ImageLoader(limits, offline=offline, stdin=stdin)
     if is_clipboard(source):
@@ -80,7 +82,8 @@ def stage(
         data = stream.read()
     # From the very bytes that are kept: the file may change, and stdin is read once.
     image = loader.open_stream(io.BytesIO(data), source, draft_edge=1)
-    return Staged(source, data, *image.info["original_size"])
+    width, height = image.info["original_size"]
+    return Staged(source, data, width, height, is_turned(data))
 
 
 class PictureFolder:

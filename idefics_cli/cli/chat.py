@@ -107,6 +107,8 @@ def _talk(
     invocation: Invocation, sources: Sequence[str], key: str | None, stack: ExitStack
 ) -> None:
     from idefics_cli.chat.commands import resumed
+    from idefics_cli.ui.graphics import Answer, ask_terminal
+    from idefics_cli.ui.preview import Previews, draws_pictures
     from idefics_cli.ui.repl import Repl
 
     store, session = _open_session(invocation, key)
@@ -117,9 +119,12 @@ def _talk(
     talk = _chat(invocation, engine, session, store)
     stack.callback(talk.close)
     console = invocation.console
-    repl = Repl(talk, console, _lines(invocation, talk))
+    asks = draws_pictures(console) and talk.display("preview")
+    terminal = ask_terminal(console.err, invocation.services.environ) if asks else Answer()
+    previews = Previews(console, graphics=terminal.graphics)
+    repl = Repl(talk, console, _lines(invocation, talk), previews)
     console.tell(f"{talk.model_name}: /help lists the commands, Ctrl-D leaves")
-    draft = ""
+    draft = terminal.typed
     if session.conversation.pending:
         draft = talk.take_back()
     if session.conversation.turns:

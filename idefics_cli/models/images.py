@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from PIL import Image, ImageFile, ImageGrab, TiffImagePlugin
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.models.image_formats import CAMERA_RAW, HEAD_BYTES, Content, identify
-from idefics_cli.models.image_pixels import as_seen, is_sideways
+from idefics_cli.models.image_pixels import as_seen, is_sideways, orientation
 from idefics_cli.models.image_sources import (
     CLIPBOARD,
     ImageSources,
@@ -120,6 +121,12 @@ class ImageLoader:
                 kind="too_large",
                 hint="raise --max-pixels, or shrink it first",
             )
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether the picture file *data*, which has been opened before, is turned to be upright."""
+    plugin = identify(data[:HEAD_BYTES]).plugin
+    return plugin is not None and orientation(_open_with(plugin, io.BytesIO(data))) != 1
 
 
 def _identify(stream: BinaryIO, source: str) -> Content:

@@ -1,14 +1,65 @@
-"""A picture drawn with characters: two pixels in each, as the upper half block does."""
+"""A picture shown in the terminal: as pixels, or as characters with two pixels in each."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, TextIO
+
+from idefics_cli.ui.console import Console
+from idefics_cli.ui.graphics import Graphics, draw_graphics
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _UPPER_HALF = "\u2580"
 MAX_COLUMNS, MAX_ROWS = 48, 12
+
+
+class Previews:
+    """Shows pictures on stderr, where that is a terminal that can be drawn on.
+
+    Args:
+        console: Where they go.
+        graphics: What the terminal understands; None draws half blocks.
+    """
+
+    def __init__(self, console: Console, *, graphics: Graphics | None = None) -> None:
+        self._console = console
+        self._graphics = graphics
+        environ = dict(console.environ or {})
+        self._depth = color_depth(console.err, environ) if draws_pictures(console) else 0
+
+    def show(self, picture: Image) -> None:
+        """Show *picture*, which is RGB, at most `MAX_ROWS` high; nothing where it cannot be."""
+        if not self._depth:
+            return
+        columns = shutil.get_terminal_size().columns
+        self._console.err.write(self._drawn(picture, columns))
+        self._console.err.flush()
+
+    def _drawn(self, picture: Image, columns: int) -> str:
+        if self._graphics is None:
+            return draw_picture(picture, columns=columns, depth=self._depth)
+        width, height = fitted(picture, columns=columns)
+        return draw_graphics(
+            picture, self._graphics, columns=width, rows=height // 2, terminal=self._console.err
+        )
+
+
+def draws_pictures(console: Console) -> bool:
+    """Whether pictures are drawn at all: never in pipes, dumb terminals and without colours."""
+    return console.draws and not (console.environ or {}).get("NO_COLOR")
+
+
+def fitted(picture: Image, *, columns: int) -> tuple[int, int]:
+    """Return how many half blocks wide and high *picture* is drawn; the height is even.
+
+    A character is about twice as high as wide, so a half block is about square.
+    """
+    box = (min(MAX_COLUMNS, max(columns - 2, 1)), 2 * MAX_ROWS)
+    scale = min(box[0] / picture.width, box[1] / picture.height)
+    width = max(round(picture.width * scale), 1)
+    return width, max(round(picture.height * scale / 2) * 2, 2)
 
 
 def draw_picture(picture: Image, *, columns: int, depth: int) -> str:
@@ -19,11 +70,7 @@ def draw_picture(picture: Image, *, columns: int, depth: int) -> str:
         columns: The width of the terminal; the drawing takes at most `MAX_COLUMNS` of it.
         depth: Colours of the terminal: 24 for 2**24, else 8 for 2**8 (xterm's palette).
     """
-    box = (min(MAX_COLUMNS, max(columns - 2, 1)), 2 * MAX_ROWS)
-    # A character is about twice as high as wide, so a half block is about square.
-    scale = min(box[0] / picture.width, box[1] / picture.height)
-    width = max(round(picture.width * scale), 1)
-    height = max(round(picture.height * scale / 2) * 2, 2)
+    width, height = fitted(picture, columns=columns)
     small = picture.resize((width, height), reducing_gap=2.0)
     lines = []
     for y in range(0, height, 2):

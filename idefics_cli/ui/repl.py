@@ -14,7 +14,7 @@ from idefics_cli.core.errors import ContextError, IdeficsError
 from idefics_cli.core.types import Sampling
 from idefics_cli.ui.console import Console, printable
 from idefics_cli.ui.line_input import LineInput
-from idefics_cli.ui.preview import color_depth, draw_picture
+from idefics_cli.ui.preview import Previews
 from idefics_cli.ui.reply import show_reply
 
 _NEARLY_FULL = 0.85
@@ -30,16 +30,17 @@ class Repl:
         chat: The conversation; the caller closes it.
         console: Answers go to its stdout, all else to its stderr.
         lines: Where lines come from.
+        previews: Shows pictures; None draws them with half blocks.
     """
 
-    def __init__(self, chat: Chat, console: Console, lines: LineInput) -> None:
+    def __init__(
+        self, chat: Chat, console: Console, lines: LineInput, previews: Previews | None = None
+    ) -> None:
         self._chat = chat
         self._console = console
         self._lines = lines
+        self._previews = previews or Previews(console)
         self._is_warned = False
-        environ = dict(console.environ or {})
-        draws = console.draws and not environ.get("NO_COLOR")
-        self._depth = color_depth(console.err, environ) if draws else 0
 
     def run(self, *, draft: str = "") -> None:
         """Read and answer until Ctrl-D or `/exit`.
@@ -72,10 +73,8 @@ class Repl:
     def show_attached(self, attached: Sequence[Attached], first: int) -> None:
         """Draw pictures and tell their names, sizes and costs; the first has number *first*."""
         for number, one in enumerate(attached, start=first):
-            if self._depth and one.thumbnail is not None and self._chat.display("preview"):
-                columns = shutil.get_terminal_size().columns
-                drawing = draw_picture(one.thumbnail, columns=columns, depth=self._depth)
-                self._console.err.write(drawing)
+            if one.thumbnail is not None and self._chat.display("preview"):
+                self._previews.show(one.thumbnail)
             self._tell(describe(number, one))
 
     def _prompt(self) -> str:
