@@ -12,6 +12,8 @@ from idefics_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.sinks.base import ByteStream, Existing, Target
+    from idefics_cli.caption.wording import OnTruncate, Wording
+    from idefics_cli.config.settings import Settings
 
 _STDOUT = "-"
 _FORMATS = {
@@ -71,6 +73,19 @@ def chosen_output(invocation: Invocation) -> Output:
     if format_ == "txt" and settings.output == _STDOUT:
         raise UsageError("`--format txt` writes a file for each picture, not stdout")
     return Output(format_, path, _existing(invocation), settings.full_names)
+
+
+def chosen_wording(settings: Settings) -> Wording:
+    """Return what becomes of a reply by *settings*."""
+    from idefics_cli.caption.wording import Wording
+
+    return Wording(
+        prefix=settings.prefix or "",
+        suffix=settings.suffix or "",
+        trigger=(settings.trigger or "").strip(),
+        strip_preamble=settings.strip_preamble,
+        on_truncate=cast("OnTruncate", settings.on_truncate),
+    )
 
 
 def _guessed(path: Path | None) -> str:

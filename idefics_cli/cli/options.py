@@ -130,6 +130,14 @@ Seed = Annotated[str | None, _option("seed", panel=ANSWER_PANEL)]
 CaptionPrompt = Annotated[
     str | None, _option("prompt", "--prompt", "-p", panel=ANSWER_PANEL, metavar="TEXT")
 ]
+Prefix = Annotated[str | None, _option("prefix", panel=ANSWER_PANEL, metavar="TEXT")]
+Suffix = Annotated[str | None, _option("suffix", panel=ANSWER_PANEL, metavar="TEXT")]
+Trigger = Annotated[str | None, _option("trigger", panel=ANSWER_PANEL, metavar="WORDS")]
+StripPreamble = Annotated[
+    bool | None,
+    _option("strip_preamble", "--strip-preamble/--no-strip-preamble", panel=ANSWER_PANEL),
+]
+OnTruncate = Annotated[str | None, _option("on_truncate", panel=ANSWER_PANEL)]
 
 MaxPixels = Annotated[str | None, _option("max_pixels", panel=IMAGES_PANEL)]
 MaxBytes = Annotated[str | None, _option("max_bytes", panel=IMAGES_PANEL)]

@@ -143,6 +143,19 @@ class Settings:
     full_names: bool = _setting(
         False, help="Name a caption file `a.jpg.txt`, so that `a.png` has its own."
     )
+    prefix: str | None = _setting(None, help="Put this before each caption, exactly as it is.")
+    suffix: str | None = _setting(None, help="Put this behind each caption, exactly as it is.")
+    trigger: str | None = _setting(
+        None, help="Begin each caption with these words and a comma, unless it has them."
+    )
+    strip_preamble: bool = _setting(
+        False, help="Leave `The image shows` and the like out of captions."
+    )
+    on_truncate: str = _setting(
+        "keep",
+        help="What becomes of a caption that was cut: stay, lose its broken sentence, or go on.",
+        choices=("keep", "trim", "extend"),
+    )
     recursive: bool = _setting(False, help="Also take the pictures of sub-folders.")
     count: int = _setting(8, help="How many sample pictures to write.", minimum=1)
     json: bool = _setting(False, help="Print JSON.")

@@ -1,0 +1,79 @@
+"""Replies that are no captions: empty ones, and those that say one thing over and over."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+# A word; of scripts without spaces, a character.
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f\n]+")
+_NUMBER = re.compile(r"\d+")
+# "hahaha…" without spaces.
+_STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
+
+# How often words may follow upon themselves, by how many words they are: people write "very,
+# very, very", and count four cats one by one.
+_MOST_REPEATS = {1: 7, 2: 4, 3: 3, 4: 3}
+_MOST_REPEATS_OF_LONGER = 2
+_LONGEST_CIRCLE = 60
+# Items of a list that differ by their number only.
+_MOST_NUMBERED = 9
+_MOST_EQUAL_SENTENCES = 2
+
+
+def is_degenerate(text: str) -> str | None:
+    """Return why *text* is no caption, or None for one that may be.
+
+    Returns:
+        "is empty" when it has neither a letter nor a digit; "goes in circles" when it repeats
+        a character, a word, a phrase, a line or a sentence more often than a description does.
+    """
+    if not any(character.isalnum() for character in text):
+        return "is empty"
+    if _stutters(text) or _circles(text) or _repeats_sentences(text) or _is_monotonous(text):
+        return "goes in circles"
+    return None
+
+
+def _stutters(text: str) -> bool:
+    for match in _STUTTER.finditer(text):
+        # A drawn line, or a number with many zeros, is none.
+        least = 24 if any(character.isalpha() for character in match["unit"]) else 80
+        if len(match[0]) >= least:
+            return True
+    return False
+
+
+def _circles(text: str) -> bool:
+    words = _WORD.findall(text.casefold())
+    numbered = _WORD.findall(_NUMBER.sub("0", text.casefold()))
+    for size in range(1, min(_LONGEST_CIRCLE, len(words) // 2) + 1):
+        most = _MOST_REPEATS.get(size, _MOST_REPEATS_OF_LONGER)
+        if _repeats(words, size) > most or _repeats(numbered, size) > max(most, _MOST_NUMBERED):
+            return True
+    return False
+
+
+def _repeats(words: Sequence[str], size: int) -> int:
+    """Return how often *size* words stand one after the other, at most."""
+    longest = length = 0
+    for index in range(size, len(words)):
+        length = length + 1 if words[index] == words[index - size] else 0
+        longest = max(longest, length)
+    return longest // size + 1
+
+
+def _repeats_sentences(text: str) -> bool:
+    sentences = (" ".join(_WORD.findall(s.casefold())) for s in _SENTENCE.split(text))
+    counts = Counter(sentence for sentence in sentences if sentence.count(" ") >= 3)
+    return any(count > _MOST_EQUAL_SENTENCES for count in counts.values())
+
+
+def _is_monotonous(text: str) -> bool:
+    words = _WORD.findall(text.casefold())
+    triples = Counter(zip(words, words[1:], words[2:], strict=False))
+    # Descriptions have more than 0.8 of their triples once; 0.3 is a loop with variations.
+    return len(words) >= 50 and len(triples) < 0.3 * (len(words) - 2)

@@ -1,0 +1,110 @@
+"""What becomes of a reply before it is a caption: exact additions, and a cut by rules."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from idefics_cli.core.types import Finish
+
+OnTruncate = Literal["keep", "trim", "extend"]
+
+_PICTURE = r"(?:image|picture|photo|photograph|pic)"
+_THIS = rf"(?:the|this)\s+(?:(?:given|provided)\s+)?{_PICTURE}"
+_SEEN = (
+    r"(?:(?:we|you|i|one)\s+(?:can\s+)?(?:clearly\s+)?(?:see|observe)"
+    r"|there(?:\s+is|\s+are|['\u2019]s))"
+)
+# How models of this family, and others, begin before they come to the point. English only.
+# First, the name of what follows: "Sure! Here is a caption for the image:", "**Caption:**"
+_LABEL = re.compile(
+    rf"(?:(?:sure|certainly|of\s+course)[,!.]\s*)?here(?:\s+is|['\u2019]s)\s+(?:a|an|the)\s+"
+    rf"(?:\w+\s+){{0,2}}(?:caption|description)(?:\s+(?:of|for)\s+(?:{_THIS}|it))?:\s*"
+    r"|\**(?:caption|description|answer|assistant)\**:\**\s+",
+    re.IGNORECASE,
+)
+# Then one of these, and once: "The image shows a photo of a cat" is about a photo.
+_OPENING = re.compile(
+    "|".join(
+        (
+            # "The image shows", "This picture appears to depict", "The photo is of"
+            rf"{_THIS}\s+(?:(?:mainly|primarily|clearly)\s+)?(?:(?:appears|seems)\s+to\s+)?"
+            r"(?:shows?|depicts?|displays?|features?|captures?|portrays?|presents?|contains?"
+            r"|is\s+of|be\s+of)\s+(?:that\s+|us\s+)?",
+            # "This is a picture of", "The image is a photo of", "An image of"
+            rf"(?:(?:this|it|{_THIS})(?:\s+is|['\u2019]s)\s+)?an?\s+{_PICTURE}"
+            r"\s+(?:of|showing)\s+",
+            # "In this image, we can see", "In the picture there is", "In the photo, a"
+            rf"in\s+{_THIS}(?:,\s*(?:{_SEEN}\s+)?|\s+{_SEEN}\s+|\s+(?=(?:an?|the|two|some)\s))",
+            # "We can see", "I see"
+            r"(?:we|you|i)\s+(?:can\s+)?see\s+(?=(?:an?|the|two|some|several|many)\s)",
+        )
+    ),
+    re.IGNORECASE,
+)
+# Where a sentence ends; not behind "Mr.", the initial of a name or the number of a list.
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\be\.g)(?<!\bi\.e)"
+    r"(?<!^\d)(?<!^\d\d)[.!?\u2026]+[\"'\u201d\u2019)\]*]*(?=\s|$)|[\u3002\uff01\uff1f][\u300d\u300f\u201d\uff09]*|(?<=\S)(?=\s*\n)",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a caption is made of what the model said.
+
+    Attributes:
+        prefix: Stands before the caption, exactly as it is.
+        suffix: Stands behind it, exactly as it is.
+        trigger: Stands before all that, with a comma, unless the caption has it as a word; the
+            first words of a caption are what trainers keep when they shuffle or drop others.
+        strip_preamble: Leave "The image shows" and the like out.
+        on_truncate: Of a reply that was cut off, "trim" takes the whole sentences only; "extend"
+            is the business of the run.
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    trigger: str = ""
+    strip_preamble: bool = False
+    on_truncate: OnTruncate = "keep"
+
+    def finish(self, text: str, finish: Finish) -> str:
+        """Return the caption for the reply *text*; nothing is added to an empty one."""
+        text = text.strip()
+        if self.on_truncate == "trim" and finish == "length":
+            text = trimmed(text)
+        if self.strip_preamble:
+            text = without_preamble(text)
+        if not text:
+            return text
+        text = f"{self.prefix}{text}{self.suffix}"
+        return text if _has_words(text, self.trigger) else f"{self.trigger}, {text}"
+
+
+def without_preamble(text: str) -> str:
+    """Return *text* without an opening like "The image shows"; its new beginning is upper case.
+
+    A text that would be empty, and one that begins otherwise, is returned as it is.
+    """
+    rest = begin = text.lstrip()
+    for pattern in (_LABEL, _OPENING):
+        if match := pattern.match(rest):
+            rest = rest[match.end() :]
+    if rest == begin or not any(character.isalnum() for character in rest):
+        return text
+    # "a cat" but not "iPhone" is a sentence in want of a capital.
+    first = re.match(r"[^\W\d_]+", rest)
+    return rest[0].upper() + rest[1:] if first and first[0].islower() else rest
+
+
+def trimmed(text: str) -> str:
+    """Return *text* up to the end of its last whole sentence or line; all of it without one."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else text
+
+
+def _has_words(text: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None if words else True
