@@ -18,9 +18,9 @@ from PIL import Image
 
 from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.executors import EXECUTORS
-from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Item, Ready
+from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.job import CaptionJob, Question, automatic_batch_size
-from idefics_cli.caption.runner import Outcome, RunEvent, Started, run_captions
+from idefics_cli.caption.runner import Outcome, RunEvent, Started, Stopping, run_captions
 from idefics_cli.core.errors import (
     IdeficsError,
     ImageError,
@@ -305,7 +305,7 @@ def test_pictures_that_the_sink_has_are_not_done_again(executor: str) -> None:
 
     outcome = run_captions(job(), lambda: engine, sink, on_event=events.append, executor=executor)
     assert outcome == Outcome(23, 0)
-    assert events[:2] == [Started(23), Ready()]
+    assert events[:2] == [Started(23, skipped=2), Ready("0123abc")]
     assert texts(sink.records) == [t for t in EXPECTED if t[0] not in sink.completed()]
 
 
@@ -381,8 +381,10 @@ class Scripted:
         self._script = script
         self.is_closed = False
 
-    def caption(self, items: Iterable[Item]) -> Generator[ExecutorEvent, None, None]:
-        list(items)
+    def caption(
+        self, pictures: Iterable[Picture], stop: threading.Event
+    ) -> Generator[ExecutorEvent, None, None]:
+        list(pictures)
         try:
             for event in self._script:
                 if isinstance(event, BaseException):
@@ -476,25 +478,63 @@ def test_an_interrupt_in_the_model_cancels_and_closes_it(executor: str) -> None:
     assert all(cancel is not None and cancel.is_set() for cancel in seen)
 
 
-def test_ctrl_c_reaches_the_model_at_once() -> None:
-    went_on = False
+class Pressed(FakeEngine):
+    """Gets *presses* of Ctrl-C, or another signal, when it begins its second batch."""
 
-    class Pressed(FakeEngine):
-        def complete(
-            self, batch: Sequence[Prepared], *, cancel: threading.Event | None = None
-        ) -> list[Completion]:
-            nonlocal went_on
-            signal.raise_signal(signal.SIGINT)
-            went_on = True
-            return super().complete(batch, cancel=cancel)
+    def __init__(self, presses: int, number: signal.Signals = signal.SIGINT) -> None:
+        super().__init__(describe)
+        self._presses, self._number = presses, number
+
+    def complete(
+        self, batch: Sequence[Prepared], *, cancel: threading.Event | None = None
+    ) -> list[Completion]:
+        for _ in range(self._presses if len(self.batches) == 1 else 0):
+            signal.raise_signal(self._number)
+        return super().complete(batch, cancel=cancel)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_lets_the_batch_in_the_works_be_finished_and_written(
+    number: signal.Signals,
+) -> None:
+    engine, sink = Pressed(1, number), ListSink()
+    events: list[RunEvent] = []
+
+    outcome = run_captions(job(), lambda: engine, sink, on_event=events.append)
+    assert outcome == Outcome(8, 0, "interrupted")
+    assert texts(sink.records) == EXPECTED[:8]
+    assert events.count(Stopping()) == 1
+    assert engine.is_closed
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
+    engine, sink = Pressed(2), ListSink()
 
     with pytest.raises(KeyboardInterrupt):
-        run(job(), Pressed(describe))
-    assert not went_on
+        run_captions(job(), lambda: engine, sink)
+    assert texts(sink.records) == EXPECTED[:4]
+    assert engine.batches == [4]
+    assert engine.is_closed
 
 
-@pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_while_a_record_is_written_waits_for_it_once(presses: int) -> None:
+def test_ctrl_c_in_the_last_batch_is_no_interruption() -> None:
+    engine, sink = Pressed(1), ListSink()
+
+    assert run_captions(job(NAMES[:8]), lambda: engine, sink) == Outcome(8, 0)
+
+
+def test_ctrl_c_while_the_model_loads_ends_the_run_at_once() -> None:
+    def loading() -> Engine:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("loaded to the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_captions(job(), loading, ListSink())
+
+
+@pytest.mark.parametrize("presses", [1, 2, 3])
+def test_ctrl_c_while_a_record_is_written_waits_for_it_twice(presses: int) -> None:
     told: list[RunEvent] = []
 
     class Pressing(ListSink):
@@ -506,12 +546,35 @@ def test_ctrl_c_while_a_record_is_written_waits_for_it_once(presses: int) -> Non
 
     engine = FakeEngine(describe)
     sink = Pressing()
-    with pytest.raises(KeyboardInterrupt):
+    if presses == 1:
         run_captions(job(), lambda: engine, sink, on_event=told.append)
-    assert texts(sink.records) == EXPECTED[: 3 if presses == 1 else 2]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run_captions(job(), lambda: engine, sink, on_event=told.append)
+    # The batch of the record is done; the third press does not even wait for its row.
+    assert texts(sink.records) == EXPECTED[: {1: 4, 2: 3, 3: 2}[presses]]
     assert [event for event in told if isinstance(event, CaptionRecord)] == sink.records
     assert engine.is_closed
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_ends_when_more_pictures_fail_than_it_is_to_stand() -> None:
+    bad = {name: ImageError("bad", kind="truncated") for name in ("01.jpg", "05.jpg", "09.jpg")}
+    for most, end in ((0, "failures"), (1, "failures"), (2, "failures"), (3, "done")):
+        engine = FakeEngine(describe, image_errors=bad)
+        outcome = run_captions(job(batch_size=1), Giver(engine), ListSink(), max_failures=most)
+        assert (outcome.end, outcome.failed) == (end, min(3, most + 1))
+        assert engine.is_closed
+
+
+class Giver:
+    """A factory of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __call__(self) -> Engine:
+        return self._engine
 
 
 def test_ctrl_c_that_is_handled_elsewhere_or_ignored_is_left_alone() -> None:

@@ -5,35 +5,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.caption.records import failed
-from idefics_cli.core.types import CaptionRecord, GenerationRequest
-from idefics_cli.engine import Prepared
+from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.reading import Opened, failed_to_open
+from idefics_cli.core.types import CaptionRecord
 
-Open = Callable[[GenerationRequest], Prepared]
+Open = Callable[[Picture], Opened]
 # Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
 _MAX_PIXELS = 32_000_000
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Opened:
-    """A picture that waits for the model."""
-
-    key: str
-    prepared: Prepared
+_POLL_SECONDS = 0.1
 
 
 class ReadAhead:
     """The next pictures of a run.
 
     Args:
-        items: Read as needed.
-        open_: Makes a request ready; called in the threads.
+        pictures: Read as needed.
+        open_: Makes a picture ready; called in the threads.
         threads: How many.
         in_flight: Most pictures being opened; at least *threads*.
         size: Most pictures being opened or waiting.
@@ -41,34 +34,39 @@ class ReadAhead:
 
     def __init__(
         self,
-        items: Iterable[tuple[str, GenerationRequest]],
+        pictures: Iterable[Picture],
         open_: Open,
         *,
         threads: int,
         in_flight: int,
         size: int,
     ) -> None:
-        self._items = iter(items)
+        self._pictures = iter(pictures)
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
-        self._opening: deque[tuple[str, Future[Prepared]]] = deque()
+        self._opening: deque[tuple[Picture, Future[Opened]]] = deque()
         self._waiting: list[Opened] = []
         self._readers = _Readers(open_, threads)
 
-    def fill(self) -> tuple[list[Opened], list[CaptionRecord]]:
+    def fill(self, stop: Event) -> tuple[list[Opened], list[CaptionRecord]]:
         """Return all pictures that wait, in order, and records of those that failed to open.
 
-        It waits for every thread, so that what waits does not depend on which is faster. Nothing
-        waits only when there are no more.
+        It waits for every thread, so that what waits does not depend on which is faster; but no
+        longer once *stop* is set. Nothing waits only when there are no more.
         """
         failures = []
         self._submit()
-        while self._opening:
-            key, future = self._opening.popleft()
+        while self._opening and not stop.is_set():
+            picture, future = self._opening[0]
             try:
-                self._waiting.append(Opened(key, future.result()))
+                self._waiting.append(future.result(timeout=_POLL_SECONDS))
+            except FutureTimeoutError:
+                if not future.done():
+                    continue
+                failures.append(failed_to_open(picture, _error(future)))
             except Exception as error:
-                failures.append(failed(key, error))
+                failures.append(failed_to_open(picture, error))
+            self._opening.popleft()
             self._submit()
         return self._waiting, failures
 
@@ -93,15 +91,21 @@ class ReadAhead:
         self._readers.close()
 
     def _submit(self) -> None:
-        pixels = sum(p.pixels for o in self._waiting for p in o.prepared.pictures)
+        pixels = sum(p.pixels for o in self._waiting for p in o.first.pictures)
         while (
             len(self._opening) < self._in_flight
             and len(self._opening) + len(self._waiting) < self._size
             and pixels < _MAX_PIXELS
-            and (item := next(self._items, None)) is not None
+            and (picture := next(self._pictures, None)) is not None
         ):
-            key, request = item
-            self._opening.append((key, self._readers.submit(request)))
+            self._opening.append((picture, self._readers.submit(picture)))
+
+
+def _error(future: Future[Opened]) -> Exception:
+    """Return what a future ended with that raised a timeout of its own, as a slow server gives."""
+    error = future.exception()
+    assert isinstance(error, Exception)
+    return error
 
 
 class _Readers:
@@ -112,14 +116,14 @@ class _Readers:
 
     def __init__(self, open_: Open, threads: int) -> None:
         self._open = open_
-        self._queue: SimpleQueue[tuple[Future[Prepared], GenerationRequest] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Opened], Picture] | None] = SimpleQueue()
         self._threads = threads
         for number in range(threads):
             Thread(target=self._work, name=f"read-{number}", daemon=True).start()
 
-    def submit(self, request: GenerationRequest) -> Future[Prepared]:
-        future: Future[Prepared] = Future()
-        self._queue.put((future, request))
+    def submit(self, picture: Picture) -> Future[Opened]:
+        future: Future[Opened] = Future()
+        self._queue.put((future, picture))
         return future
 
     def close(self) -> None:
@@ -128,10 +132,10 @@ class _Readers:
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:
-            future, request = task
+            future, picture = task
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._open(request))
+                future.set_result(self._open(picture))
             except BaseException as error:  # a worker's edge: it becomes the caller's
                 future.set_exception(error)

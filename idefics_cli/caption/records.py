@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from idefics_cli.core.errors import IdeficsError, ImageError
-from idefics_cli.core.types import CaptionRecord, Completion
+from idefics_cli.core.types import CaptionRecord, Finish
 from idefics_cli.engine import Prepared
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said to one question about a picture.
+
+    Attributes:
+        name: Of the question; empty for the one caption of a run.
+        text: As it goes into the row.
+        finish: Why it ended.
+        new_tokens: Tokens generated for it.
+        seconds: Its share of the model's time.
+    """
+
+    name: str
+    text: str
+    finish: Finish
+    new_tokens: int
+    seconds: float
+
+
 def captioned(
-    key: str, prepared: Prepared, completion: Completion, *, seconds: float
+    key: str, prepared: Prepared, replies: Sequence[Reply], *, notes: tuple[str, ...] = ()
 ) -> CaptionRecord:
-    """Return the record of a picture that was answered, with *seconds* of the model's time."""
+    """Return the record of a picture that was answered; *replies* are in the order asked."""
     width = height = None
     if prepared.pictures:
         width, height = prepared.pictures[0].size
+    # One that is cut makes the row one that is cut.
+    cut = (reply.finish for reply in replies if reply.finish != "stop")
     return CaptionRecord(
         key,
-        caption=completion.text.strip(),
-        finish=completion.finish,
+        caption="\n".join(reply.text for reply in replies),
+        finish=next(cut, "stop"),
         width=width,
         height=height,
-        new_tokens=completion.new_tokens,
-        seconds=seconds,
+        new_tokens=sum(reply.new_tokens for reply in replies),
+        seconds=sum(reply.seconds for reply in replies),
+        answers=tuple((reply.name, reply.text) for reply in replies if reply.name),
+        notes=notes,
     )
 
 

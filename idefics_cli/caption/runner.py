@@ -6,32 +6,49 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.executors import EXECUTORS
-from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Item, Ready
+from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.interrupts import Interrupts
 from idefics_cli.caption.job import CaptionJob
-from idefics_cli.caption.sinks.base import Sink
+from idefics_cli.caption.records import failed
+from idefics_cli.caption.sinks.base import SidecarError, Sink
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine import EngineFactory
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The run begins with *total* pictures to caption."""
+    """The run begins with *total* pictures to caption; *skipped* others have theirs."""
 
     total: int
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """Somebody asked the run to stop: what the model is at is finished, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How many pictures of a run were captioned, and how many failed."""
+    """How a run ended.
+
+    Attributes:
+        captioned: How many pictures were captioned.
+        failed: How many failed.
+        end: "done"; "interrupted", by Ctrl-C or SIGTERM; or "failures", when there were more
+            than the run was to stand.
+    """
 
     captioned: int
     failed: int
+    end: Literal["done", "interrupted", "failures"] = "done"
 
 
-RunEvent = Started | Ready | BatchReduced | CaptionRecord
+RunEvent = Started | Ready | BatchReduced | Stopping | CaptionRecord
 
 
 def run_captions(
@@ -41,11 +58,12 @@ def run_captions(
     *,
     on_event: Callable[[RunEvent], None] = lambda event: None,
     executor: str = "local",
+    max_failures: int | None = None,
 ) -> Outcome:
     """Caption the pictures of *job* that *sink* has not got yet.
 
     Records are written in the order of the pictures, each as soon as all before it are. When
-    the run is interrupted, what is finished is written even past a gap, and the engine closed.
+    the run is stopped, what is finished is written even past a gap, and the engine closed.
 
     Args:
         job: What to do.
@@ -53,24 +71,35 @@ def run_captions(
         sink: Already entered; the caller leaves it.
         on_event: Told of every event, of a record when it is written; called in this thread.
         executor: A key of `EXECUTORS`.
+        max_failures: Stop when more pictures than this have failed.
 
     Raises:
         IdeficsError: If the model cannot be loaded or the output not written. A picture that
             fails raises nothing.
+        KeyboardInterrupt: If Ctrl-C was pressed again, before the run had come to its end.
     """
     completed = sink.completed()
     todo = tuple(picture for picture in job.pictures if picture.key not in completed)
+    skipped = len(job.pictures) - len(todo)
     job = replace(job, pictures=todo)
-    on_event(Started(len(todo)))
+    on_event(Started(len(todo), skipped))
     if not todo:
         return Outcome(0, 0)
+    interrupts = Interrupts(on_stop=lambda: on_event(Stopping()))
     delivery = _Delivery(sink, on_event)
-    interrupts = Interrupts()
-    events = EXECUTORS[executor](factory, job).caption(delivery.noted(job.items()))
-    with closing(events), interrupts.deferred():
+    events = EXECUTORS[executor](factory, job).caption(delivery.noted(todo), interrupts.stop)
+    with closing(events), interrupts.handled():
         while (event := _next(events, interrupts, delivery)) is not None:
             delivery.take(event)
-    return delivery.outcome()
+            interrupts.is_patient = True  # the model is loaded
+            if max_failures is not None and delivery.failed > max_failures:
+                delivery.give_up()
+                return Outcome(delivery.captioned, delivery.failed, "failures")
+        if interrupts.stop.is_set() and delivery.captioned + delivery.failed < len(todo):
+            delivery.give_up()
+            return Outcome(delivery.captioned, delivery.failed, "interrupted")
+    delivery.check()
+    return Outcome(delivery.captioned, delivery.failed)
 
 
 def _next(
@@ -92,13 +121,13 @@ class _Delivery:
         self._on_event = on_event
         self._asked: deque[str] = deque()
         self._held: dict[str, CaptionRecord] = {}
-        self._captioned = self._failed = 0
+        self.captioned = self.failed = 0
 
-    def noted(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield *items*, and remember their order."""
-        for item in items:
-            self._asked.append(item[0])
-            yield item
+    def noted(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
+        """Yield *pictures*, and remember their order."""
+        for picture in pictures:
+            self._asked.append(picture.key)
+            yield picture
 
     def take(self, event: ExecutorEvent) -> None:
         """Pass *event* on, a record when all before it are written."""
@@ -115,20 +144,19 @@ class _Delivery:
             if key in self._held:
                 self._write(self._held.pop(key))
 
-    def outcome(self) -> Outcome:
-        """Return the counts of a run that came to its end.
-
-        Raises:
-            RuntimeError: If the executor lost a picture: a bug of ours.
-        """
+    def check(self) -> None:
+        """Raise a RuntimeError if the executor lost a picture: a bug of ours."""
         if self._asked:
             raise RuntimeError(f"the executor gave no record for `{self._asked[0]}`")
-        return Outcome(self._captioned, self._failed)
 
     def _write(self, record: CaptionRecord) -> None:
-        self._sink.write(record)
+        try:
+            self._sink.write(record)
+        except SidecarError as error:
+            record = replace(failed(record.file_name, error), stamp=record.stamp)
+            self._sink.write(record)
         if record.error is None:
-            self._captioned += 1
+            self.captioned += 1
         else:
-            self._failed += 1
+            self.failed += 1
         self._on_event(record)

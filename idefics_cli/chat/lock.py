@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from idefics_cli.core.errors import SessionError
+from idefics_cli.core.lock import lock as _lock
 
 _POLL_SECONDS = 0.02
-# Windows locks bytes, and nobody can read those: not the bytes that hold the process id.
-_LOCKED_BYTE = 1 << 20
 
 
 class HeldElsewhereError(SessionError):
@@ -87,19 +85,6 @@ class FileLock:
             os.close(descriptor)
             raise _unlockable(self._path, error) from error
         return descriptor
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

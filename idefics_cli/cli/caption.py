@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.caption_output import Output, chosen_output
+from idefics_cli.cli.caption_output import chosen_output
+from idefics_cli.cli.caption_run import run, show_run
 from idefics_cli.cli.invocation import Invocation, begin
-from idefics_cli.cli.loading import check_prompt, engine_factory, plan_for, sampling, tell_warnings
+from idefics_cli.cli.loading import check_prompt, plan_for, sampling, tell_warnings
 from idefics_cli.config.settings import CAPTION_TOKENS
-from idefics_cli.core.errors import (
-    EXIT_DONE,
-    EXIT_FAILURE,
-    EXIT_INTERRUPTED,
-    EXIT_PARTIAL,
-    UsageError,
-)
+from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL, UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.caption.discover import Listing
@@ -61,6 +56,10 @@ def caption(
     existing: options.Existing = None,
     overwrite: options.Overwrite = None,
     full_names: options.FullNames = None,
+    retry_failed: options.RetryFailed = None,
+    failures: options.Failures = None,
+    fail_fast: options.FailFast = None,
+    max_failures: options.MaxFailures = None,
     dry_run: options.DryRun = None,
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
@@ -81,12 +80,12 @@ def caption(
     plan = plan_for(invocation)
     job = _job(invocation, listing, plan)
     if invocation.settings.dry_run:
-        _show(invocation, plan, job)
+        show_run(invocation, plan, job)
         return
     for problem in listing.problems:
         invocation.console.error(problem)
     tell_warnings(invocation, plan)
-    code = _run(invocation, plan, job, destination)
+    code = run(invocation, plan, job, destination)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
 
 
@@ -126,46 +125,3 @@ def _batch_size(plan: Plan) -> int:
         )
         for need in plan.needs
     )
-
-
-def _show(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
-    from idefics_cli.ui.plan_view import plan_record, render_plan
-
-    console, count = invocation.console, len(job.pictures)
-    if invocation.settings.json:
-        run = {"pictures": count, "batch_size": job.batch_size, "prompt": job.questions[0].prompt}
-        console.json({**plan_record(plan), **run})
-        return
-    console.report(render_plan(plan))
-    console.line(
-        f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
-        f"with the prompt `{job.questions[0].prompt}`"
-    )
-
-
-def _run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> int:
-    """Caption the pictures of *job* and return the exit code."""
-    from idefics_cli.caption.runner import run_captions
-    from idefics_cli.caption.sinks import SINKS
-    from idefics_cli.ui.progress import CaptionProgress
-
-    console, services = invocation.console, invocation.services
-    factory = engine_factory(invocation, plan)
-    with CaptionProgress(console, clock=services.clock) as progress:
-        target = output.target(progress.stdout, job)
-        try:
-            with SINKS[output.format](target) as sink:
-                outcome = run_captions(job, factory, sink, on_event=progress.handle)
-        except KeyboardInterrupt:
-            outcome = None
-    if outcome is None:
-        console.tell(f"interrupted: {progress.summary}")
-        return EXIT_INTERRUPTED
-    console.tell(progress.summary)
-    if progress.cut:
-        captions = "one caption was" if progress.cut == 1 else f"{progress.cut} captions were"
-        limit = job.sampling.max_new_tokens
-        console.note(f"{captions} cut after {limit} tokens; `--max-new-tokens` sets the limit")
-    if not outcome.failed:
-        return EXIT_DONE
-    return EXIT_PARTIAL if outcome.captioned else EXIT_FAILURE

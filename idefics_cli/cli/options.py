@@ -167,6 +167,10 @@ Accessible = Annotated[
     bool | None, _option("accessible", "--accessible/--no-accessible", panel=OUTPUT_PANEL)
 ]
 Save = Annotated[bool | None, _option("save", "--save/--no-save", panel=OUTPUT_PANEL)]
+RetryFailed = Annotated[bool | None, _option("retry_failed", "--retry-failed", panel=OUTPUT_PANEL)]
+Failures = Annotated[str | None, _option("failures", panel=OUTPUT_PANEL, metavar="FILE")]
+FailFast = Annotated[bool | None, _option("fail_fast", "--fail-fast", panel=OUTPUT_PANEL)]
+MaxFailures = Annotated[str | None, _option("max_failures", panel=OUTPUT_PANEL)]
 DryRun = Annotated[bool | None, _option("dry_run", "--dry-run", panel=OUTPUT_PANEL)]
 Verbose = Annotated[bool | None, _option("verbose", "--verbose", "-v", panel=OUTPUT_PANEL)]
 Quiet = Annotated[bool | None, _option("quiet", "--quiet", "-q", panel=OUTPUT_PANEL)]

@@ -156,6 +156,18 @@ class Settings:
         help="What becomes of a caption that was cut: stay, lose its broken sentence, or go on.",
         choices=("keep", "trim", "extend"),
     )
+    retry_failed: bool = _setting(
+        False, help="Take the pictures that failed before, and no others."
+    )
+    failures: str | None = _setting(
+        None,
+        help="List the pictures that failed in this file, for `--filelist`.",
+        unset="beside the output",
+    )
+    fail_fast: bool = _setting(False, help="End the run when a picture fails.")
+    max_failures: int | None = _setting(
+        None, help="End the run when more pictures than this fail.", minimum=0, unset="never"
+    )
     recursive: bool = _setting(False, help="Also take the pictures of sub-folders.")
     count: int = _setting(8, help="How many sample pictures to write.", minimum=1)
     json: bool = _setting(False, help="Print JSON.")

@@ -206,6 +206,8 @@ class CaptionRecord:
             then the answers joined by line breaks.
         notes: What was done to get it, as "answered alone: out of memory" or "asked again: the
             reply went in circles".
+        stamp: Size and time of change of the file when it was read: while they are the same, so
+            is *sha256*.
     """
 
     file_name: str
@@ -221,6 +223,7 @@ class CaptionRecord:
     sha256: str | None = None
     answers: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    stamp: str | None = None
 
     def __post_init__(self) -> None:
         if (self.caption is None) == (self.error is None):

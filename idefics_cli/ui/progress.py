@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from idefics_cli.caption.executors.base import BatchReduced, Ready
-from idefics_cli.caption.runner import RunEvent, Started
+from idefics_cli.caption.runner import RunEvent, Started, Stopping
 from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
@@ -62,6 +62,11 @@ class CaptionProgress:
         return _Beside(self._bar, buffer)
 
     @property
+    def total(self) -> int:
+        """How many pictures the run began with."""
+        return self._counts.total
+
+    @property
     def cut(self) -> int:
         """How many captions ended at the limit of tokens."""
         return self._counts.cut
@@ -74,10 +79,13 @@ class CaptionProgress:
     def handle(self, event: RunEvent) -> None:
         """Show *event*; a failure and a smaller batch get a line of their own."""
         if isinstance(event, Started):
-            self._counts.total = event.total
+            self._counts.total, self._counts.skipped = event.total, event.skipped
         elif isinstance(event, Ready):
             self._started = self._clock()
             self._show()
+        elif isinstance(event, Stopping):
+            with self._line():
+                self._console.note("finishing what is in the works; Ctrl-C again stops at once")
         elif isinstance(event, BatchReduced):
             pictures = "one picture" if event.size == 1 else f"{event.size} pictures"
             with self._line():
@@ -88,6 +96,7 @@ class CaptionProgress:
     def _count(self, record: CaptionRecord) -> None:
         counts = self._counts
         counts.seconds = self._clock() - self._started
+        counts.tokens += record.new_tokens
         if record.error is None:
             counts.captioned += 1
             counts.cut += record.finish == "length"
@@ -135,6 +144,8 @@ class _Counts:
         self.total = 0
         self.captioned = 0
         self.failed = 0
+        self.skipped = 0
+        self.tokens = 0
         self.cut = 0
         self.seconds = 0.0
 
@@ -144,10 +155,15 @@ class _Counts:
 
     def state(self) -> str:
         text = f"{self.done} of {self.total}{self._failures()}"
+        if self.skipped:
+            text += f", {self.skipped} skipped"
         if not self.done or self.seconds <= 0:
             return text
+        text += f", {_rate(self.done / self.seconds)}"
+        if self.tokens:
+            text += f", {self.tokens / self.seconds:.0f} tokens/s"
         left = (self.total - self.done) * self.seconds / self.done
-        return f"{text}, {_rate(self.done / self.seconds)}, {_span(left)} left"
+        return f"{text}, {_span(left)} left"
 
     def summary(self) -> str:
         text = f"captioned {self.captioned} of {self.total}"

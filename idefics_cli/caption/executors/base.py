@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from threading import Event
 from typing import Protocol
 
-from idefics_cli.core.types import CaptionRecord, GenerationRequest
-
-# The key of a picture, and what is asked about it.
-Item = tuple[str, GenerationRequest]
+from idefics_cli.caption.discover import Picture
+from idefics_cli.core.types import CaptionRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded; captions follow."""
+    """The model is loaded; captions follow.
+
+    Attributes:
+        revision: The commit of the weights, when it is known.
+    """
+
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,14 @@ ExecutorEvent = Ready | BatchReduced | CaptionRecord
 class Executor(Protocol):
     """Makes captions in this process or elsewhere."""
 
-    def caption(self, items: Iterable[Item]) -> Generator[ExecutorEvent, None, None]:
-        """Yield one record for each of *items*, as they get done, in any order.
+    def caption(
+        self, pictures: Iterable[Picture], stop: Event
+    ) -> Generator[ExecutorEvent, None, None]:
+        """Yield one record for each of *pictures*, as they get done, in any order.
 
-        A picture that fails becomes a record with `error`. *items* is read as needed, never as
-        a whole. Closing the iterator stops the work and frees the model.
+        A picture that fails becomes a record with `error`. *pictures* is read as needed, never
+        as a whole. Once *stop* is set, only what the model is at is finished. Closing the
+        iterator stops the work and frees the model.
 
         Raises:
             IdeficsError: If no picture can be captioned at all, as when the model is missing.

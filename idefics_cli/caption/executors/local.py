@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from threading import Event
 
-from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Item, Ready
-from idefics_cli.caption.job import CaptionJob, with_content_seed
-from idefics_cli.caption.readahead import Opened, ReadAhead
-from idefics_cli.caption.records import captioned, failed
-from idefics_cli.core.types import CaptionRecord, GenerationRequest
-from idefics_cli.engine import Engine, EngineFactory, Prepared
-from idefics_cli.engine.batching import Answer, Batcher, alike
+from idefics_cli.caption.asking import Asker
+from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
+from idefics_cli.caption.job import CaptionJob
+from idefics_cli.caption.readahead import ReadAhead
+from idefics_cli.caption.reading import Opened, open_picture
+from idefics_cli.engine import Engine, EngineFactory
+from idefics_cli.engine.batching import alike
 
 # Batches that are open ahead of the model: enough to find pictures of one shape among them.
 _BATCHES_AHEAD = 4
@@ -22,54 +23,50 @@ class LocalExecutor:
 
     Args:
         factory: Makes the engine; it is closed when the captions are done.
-        job: For its batch size and readers.
+        job: What is asked, in batches of what size, and how many threads read ahead.
     """
 
     def __init__(self, factory: EngineFactory, job: CaptionJob) -> None:
         self._factory = factory
         self._job = job
 
-    def caption(self, items: Iterable[Item]) -> Generator[ExecutorEvent, None, None]:
-        """Yield a record for each of *items*; see `Executor.caption`."""
+    def caption(
+        self, pictures: Iterable[Picture], stop: Event
+    ) -> Generator[ExecutorEvent, None, None]:
+        """Yield a record for each of *pictures*; see `Executor.caption`."""
         cancel = Event()
-        with self._factory() as engine, self._read_ahead(engine, items) as ahead:
+        with self._factory() as engine, self._read_ahead(engine, pictures) as ahead:
             try:
-                yield Ready()
-                yield from self._caption(engine, ahead, cancel)
+                yield Ready(engine.revision)
+                yield from self._caption(engine, ahead, cancel, stop)
             finally:
                 cancel.set()
 
-    def _read_ahead(self, engine: Engine, items: Iterable[Item]) -> ReadAhead:
-        def open_(request: GenerationRequest) -> Prepared:
-            return with_content_seed(engine.prepare(request))
+    def _read_ahead(self, engine: Engine, pictures: Iterable[Picture]) -> ReadAhead:
+        def open_(picture: Picture) -> Opened:
+            return open_picture(picture, self._job, engine)
 
         size = self._job.batch_size
         return ReadAhead(
-            items,
+            pictures,
             open_,
             threads=self._job.readers,
             in_flight=size,
             size=size * _BATCHES_AHEAD,
         )
 
-    def _caption(self, engine: Engine, ahead: ReadAhead, cancel: Event) -> Iterator[ExecutorEvent]:
-        batcher = Batcher(engine, self._job.batch_size)
-        while True:
-            waiting, failures = ahead.fill()
+    def _caption(
+        self, engine: Engine, ahead: ReadAhead, cancel: Event, stop: Event
+    ) -> Iterator[ExecutorEvent]:
+        asker = Asker(engine, self._job, cancel)
+        while not stop.is_set():
+            waiting, failures = ahead.fill(stop)
             yield from failures
-            if not waiting:
+            if not waiting or stop.is_set():
                 return
-            size = batcher.size
-            batch = [waiting[i] for i in alike([picture.prepared for picture in waiting], size)]
+            size = asker.pictures_at_a_time
+            batch = [waiting[i] for i in alike([opened.first for opened in waiting], size)]
             ahead.drop(batch)
-            answers = batcher.answer([picture.prepared for picture in batch], cancel=cancel)
-            if batcher.size < size:
-                yield BatchReduced(batcher.size)
-            for picture, answer in zip(batch, answers, strict=True):
-                yield _record(picture, answer)
-
-
-def _record(picture: Opened, answer: Answer | Exception) -> CaptionRecord:
-    if isinstance(answer, Exception):
-        return failed(picture.key, answer)
-    return captioned(picture.key, picture.prepared, answer.completion, seconds=answer.seconds)
+            yield from asker.ask(batch)
+            if asker.pictures_at_a_time < size:
+                yield BatchReduced(asker.pictures_at_a_time)

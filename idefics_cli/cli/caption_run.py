@@ -1,0 +1,269 @@
+"""A captioning run from the command line: its files, its progress, and how it ends."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.caption_output import Output
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.cli.loading import engine_factory
+from idefics_cli.core.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    IdeficsError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.journaled import Todo
+    from idefics_cli.caption.runner import Outcome, RunEvent
+    from idefics_cli.caption.sinks.base import Sink, Target
+    from idefics_cli.models.plan import Plan
+    from idefics_cli.ui.progress import CaptionProgress
+
+_SIDECAR_RUN = "idefics-caption"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """The files beside an output.
+
+    Attributes:
+        journal: By which a run goes on.
+        header: What it was made with.
+        failures: The pictures that failed, one to a line.
+    """
+
+    journal: Path
+    header: Path
+    failures: Path
+
+
+def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> int:
+    """Caption the pictures of *job* and return the exit code."""
+    from idefics_cli.ui.progress import CaptionProgress
+
+    _check(invocation)
+    files = run_files(output, job)
+    if files is None and invocation.settings.retry_failed:
+        raise UsageError(
+            "only a run with an output file knows what failed", hint="give its `-o FILE`"
+        )
+    captioning = _Captioning(invocation, plan, job, files)
+    with CaptionProgress(invocation.console, clock=invocation.services.clock) as progress:
+        target = output.target(progress.stdout, job)
+        captioning.run(output.format, target, progress)
+    return captioning.tell(progress)
+
+
+def run_files(output: Output, job: CaptionJob) -> RunFiles | None:
+    """Return where the files of a run into *output* are; None if it is no file that stays."""
+    path = output.path
+    if output.format == "txt":
+        base = (path or _common_folder(job)) / _SIDECAR_RUN
+    elif path is None or (path.exists() and not path.is_file()):
+        return None
+    else:
+        base = path
+    names = (base.with_name(base.name + end) for end in (".journal", ".run.json", ".failures.txt"))
+    return RunFiles(*names)
+
+
+def _common_folder(job: CaptionJob) -> Path:
+    folders = {os.path.dirname(os.path.abspath(picture.key)) for picture in job.pictures}
+    try:
+        return Path(os.path.relpath(os.path.commonpath(folders)))
+    except ValueError:  # on several drives
+        return Path()
+
+
+def _check(invocation: Invocation) -> None:
+    settings = invocation.settings
+    if settings.fail_fast and settings.max_failures:
+        raise UsageError("--fail-fast and --max-failures exclude each other")
+
+
+@dataclass(slots=True)
+class _Captioning:
+    """One run, and what became of it."""
+
+    invocation: Invocation
+    plan: Plan
+    job: CaptionJob
+    files: RunFiles | None
+    outcome: Outcome | None = None
+    todo: Todo | None = None
+    failures: list[str] = field(default_factory=list)
+    header: dict[str, object] = field(default_factory=dict)
+
+    def run(self, format_: str, target: Target, progress: CaptionProgress) -> None:
+        """Caption what is to do; `outcome` stays None if it was stopped in the middle."""
+        try:
+            if self.files is None:
+                self._run_alone(format_, target, progress)
+            else:
+                self._run_journaled(format_, target, self.files, progress)
+        except KeyboardInterrupt:
+            pass
+        self._write_failures()
+
+    def _run_alone(self, format_: str, target: Target, progress: CaptionProgress) -> None:
+        from idefics_cli.caption.sinks import SINKS
+
+        with SINKS[format_](target) as sink:
+            self._caption(sink, progress)
+
+    def _run_journaled(
+        self, format_: str, target: Target, files: RunFiles, progress: CaptionProgress
+    ) -> None:
+        from idefics_cli.caption.header import run_header, run_settings
+        from idefics_cli.caption.journaled import JournaledSink
+        from idefics_cli.caption.sinks import SINKS
+
+        settings = {"format": format_, **run_settings(self.plan.spec, self.job)}
+        if format_ == "txt":
+            files.journal.parent.mkdir(parents=True, exist_ok=True)
+        sink = JournaledSink(
+            SINKS[format_],
+            target,
+            files.journal,
+            settings=settings,
+            retry_failed=self.invocation.settings.retry_failed,
+        )
+        self.header = {**run_header(self.plan.spec, settings), "started": _now()}
+        try:
+            with sink:
+                self.todo = sink.todo
+                if sink.is_resumed:
+                    self._tell_todo(sink.todo)
+                try:
+                    self._caption(sink, progress)
+                finally:
+                    self.failures = sink.failures()
+        except IdeficsError as error:
+            if self.todo is not None and error.hint is None:
+                error.hint = "when that is mended, the same command goes on"
+            raise
+        finally:
+            if self.todo is not None and self.todo.pictures:
+                self._write_header(files.header, is_over=True)
+
+    def _caption(self, sink: Sink, progress: CaptionProgress) -> None:
+        from idefics_cli.caption.executors.base import Ready
+        from idefics_cli.caption.runner import run_captions
+        from idefics_cli.core.types import CaptionRecord
+
+        def on_event(event: RunEvent) -> None:
+            if isinstance(event, Ready) and self.files is not None:
+                self.header["commit"] = event.revision
+                self._write_header(self.files.header, is_over=False)
+            elif isinstance(event, CaptionRecord) and event.error and self.files is None:
+                self.failures.append(event.file_name)
+            progress.handle(event)
+
+        settings = self.invocation.settings
+        self.outcome = run_captions(
+            self.job,
+            engine_factory(self.invocation, self.plan),
+            sink,
+            on_event=on_event,
+            max_failures=0 if settings.fail_fast else settings.max_failures,
+        )
+
+    def _tell_todo(self, todo: Todo) -> None:
+        parts = [f"{todo.captioned} of {len(self.job.pictures)} are captioned"]
+        if todo.failed:
+            parts.append(f"{todo.failed} failed before (`--retry-failed` tries them again)")
+        if todo.changed:
+            parts.append(f"{todo.changed} changed since")
+        self.invocation.console.note(f"going on with the run: {', '.join(parts)}")
+
+    def _write_header(self, path: Path, *, is_over: bool) -> None:
+        from idefics_cli.caption.header import write_header
+
+        assert self.todo is not None
+        captioned = self.todo.captioned + (self.outcome.captioned if self.outcome else 0)
+        self.header["end"] = self.outcome.end if self.outcome else "stopped" if is_over else None
+        self.header["ended"] = _now() if is_over else None
+        self.header["pictures"] = {
+            "listed": len(self.job.pictures),
+            "captioned": captioned,
+            "failed": len(self.failures),
+            "skipped": self.todo.skipped,
+        }
+        write_header(path, self.header)
+
+    def _write_failures(self) -> None:
+        from idefics_cli.caption.header import write_whole
+
+        chosen = self.invocation.settings.failures
+        path = Path(chosen) if chosen else self.files.failures if self.files else None
+        if path is None:
+            return
+        if self.failures:
+            # A name that has a line end needs another separator; then all have it.
+            end = "\0" if any("\n" in name for name in self.failures) else "\n"
+            text = "".join(name + end for name in self.failures)
+            write_whole(path, text.encode("utf-8", "surrogateescape"))
+        elif path.is_file():
+            path.unlink()
+
+    def tell(self, progress: CaptionProgress) -> int:
+        """Tell how it ended, and return the exit code."""
+        console, outcome = self.invocation.console, self.outcome
+        if outcome is None or outcome.end == "interrupted":
+            console.tell(f"interrupted: {progress.summary}")
+            self._tell_how_to_go_on()
+            return EXIT_INTERRUPTED
+        console.tell(progress.summary if progress.total else "nothing is left to caption")
+        self._tell_cut(progress.cut)
+        if outcome.end == "failures":
+            self._tell_how_to_go_on()
+        failed = outcome.failed + (self.todo.failed if self.todo else 0)
+        captioned = outcome.captioned + (self.todo.captioned if self.todo else 0)
+        if not failed:
+            return EXIT_DONE
+        if self.files is not None:
+            console.note(f"`{self.files.failures}` lists what failed")
+        return EXIT_PARTIAL if captioned else EXIT_FAILURE
+
+    def _tell_cut(self, cut: int) -> None:
+        if cut:
+            captions = "one caption was" if cut == 1 else f"{cut} captions were"
+            limit = self.job.sampling.max_new_tokens
+            self.invocation.console.note(
+                f"{captions} cut after {limit} tokens; `--max-new-tokens` sets the limit"
+            )
+
+    def _tell_how_to_go_on(self) -> None:
+        if self.files is None:
+            self.invocation.console.note("with `-o FILE` the same command could go on from here")
+        else:
+            self.invocation.console.note("the same command goes on from here")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def show_run(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
+    """Print what would run; see `--dry-run`."""
+    from idefics_cli.ui.plan_view import plan_record, render_plan
+
+    console, count = invocation.console, len(job.pictures)
+    if invocation.settings.json:
+        run = {"pictures": count, "batch_size": job.batch_size, "prompt": job.questions[0].prompt}
+        console.json({**plan_record(plan), **run})
+        return
+    console.report(render_plan(plan))
+    console.line(
+        f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
+        f"with the prompt `{job.questions[0].prompt}`"
+    )
