@@ -104,7 +104,7 @@ def test_each_source_hides_the_next(tmp_path: Path) -> None:
             "4bits",
             "must be auto, none, 8bit or 4bit, not `4bits`; did you mean `4bit`?",
         ),
-        ("format", "x" * 70, f"must be tsv, jsonl, csv or txt, not `{'x' * 60}…`"),
+        ("format", "x" * 70, f"must be tsv, jsonl, csv, parquet or txt, not `{'x' * 60}…`"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_it_must_be(name: str, text: str, message: str) -> None:
@@ -139,7 +139,11 @@ def test_a_wrong_flag_is_a_usage_error_that_names_the_flag() -> None:
         ("model = 3", "`model` in `{}` must be text, not `3`", None),
         ("seed = 1979-05-27", "`seed` in `{}` must be a whole number, not `1979-05-27`", None),
         ("temperature = nan", "`temperature` in `{}` must be a finite number, not `nan`", None),
-        ("format = 'xml'", "`format` in `{}` must be tsv, jsonl, csv or txt, not `xml`", None),
+        (
+            "format = 'xml'",
+            "`format` in `{}` must be tsv, jsonl, csv, parquet or txt, not `xml`",
+            None,
+        ),
     ],
 )
 def test_a_wrong_file_is_named_with_its_key(

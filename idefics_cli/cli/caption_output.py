@@ -21,6 +21,7 @@ _FORMATS = {
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".parquet": "parquet",
 }
 
 
@@ -72,6 +73,8 @@ def chosen_output(invocation: Invocation) -> Output:
         invocation.console.warn(f"`{path}` will hold {format_}, as `--format` says")
     if format_ == "txt" and settings.output == _STDOUT:
         raise UsageError("`--format txt` writes a file for each picture, not stdout")
+    if format_ == "parquet" and path is None:
+        raise UsageError("parquet needs a file", hint="`-o captions.parquet`")
     return Output(format_, path, _existing(invocation), settings.full_names)
 
 

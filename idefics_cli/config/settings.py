@@ -125,7 +125,7 @@ class Settings:
     format: str | None = _setting(
         None,
         help="How captions are written; txt is a file beside each picture.",
-        choices=("tsv", "jsonl", "csv", "txt"),
+        choices=("tsv", "jsonl", "csv", "parquet", "txt"),
         unset="by the extension of the output, else tsv",
     )
     output: str | None = _setting(

@@ -1,0 +1,187 @@
+"""Parquet, which cannot be appended to: rows are kept as JSON lines until the run ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from idefics_cli.caption.sinks.base import Target
+from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
+from idefics_cli.caption.sinks.lines import cannot_write, check_file
+from idefics_cli.caption.sinks.rows import DETAILS, Value, escape, names
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.types import CaptionRecord
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_ROWS = ".rows.jsonl"
+_GROUP_ROWS = 10_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class RowsSink(JsonlSink):
+    """Writes the rows of a Parquet file to the JSON lines beside it; see `rows_file`.
+
+    Args:
+        target: Its path is that of the JSON lines.
+    """
+
+    def __enter__(self) -> Self:
+        """Check the Parquet file too, and take its rows over to go on with; see `Sink`."""
+        target, rows = self._target, self._target.path
+        if rows is None:
+            raise UsageError("parquet needs a file", hint="`-o captions.parquet`")
+        check_pyarrow()
+        path = rows.with_name(rows.name.removesuffix(_ROWS))
+        if target.resume_at is None:
+            check_file(path, target)
+            if target.existing in ("append", "skip") and path.exists() and not rows.exists():
+                _take_over(path, rows, target.columns)
+        return super().__enter__()
+
+
+class ParquetSink:
+    """Writes every record, failures too; a missing value is null. See `Sink`.
+
+    The file takes its place when the run ends, also by an error or Ctrl-C; until then an older
+    one stays. What a killed run wrote is in the JSON lines beside it.
+    """
+
+    def __init__(self, target: Target) -> None:
+        rows = rows_file(target.path) if target.path else None
+        self._target = target
+        self._rows = RowsSink(replace(target, path=rows))
+
+    def __enter__(self) -> Self:
+        self._rows.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._rows.__exit__(kind, error, traceback)
+        assert self._target.path is not None
+        try:
+            write_parquet(self._target.path, self._target.columns)
+        except IdeficsError:
+            if kind is None:
+                raise
+
+    def completed(self) -> AbstractSet[str]:
+        """See `Sink.completed`."""
+        return self._rows.completed()
+
+    def position(self) -> int | None:
+        """Return that of the JSON lines; see `Sink.position`."""
+        return self._rows.position()
+
+    def write(self, record: CaptionRecord) -> None:
+        """See `Sink.write`."""
+        self._rows.write(record)
+
+
+def rows_file(path: Path) -> Path:
+    """Return the JSON lines in which the rows of the Parquet file *path* are until it is made."""
+    return path.with_name(path.name + _ROWS)
+
+
+def check_pyarrow() -> None:
+    """Raise a UsageError that says how to install what Parquet needs, if it is missing."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UsageError(
+            "parquet needs the library pyarrow", hint="pip install 'idefics-cli[parquet]'"
+        )
+
+
+def write_parquet(path: Path, columns: tuple[str, ...]) -> None:
+    """Make *path* of its JSON lines, which are then removed; without lines, do nothing.
+
+    Memory holds 10,000 rows at a time. Only whole lines are taken.
+
+    Args:
+        path: Written aside, then put into its place.
+        columns: Names of the questions.
+
+    Raises:
+        IdeficsError: If it cannot be written; the JSON lines then stay.
+    """
+    rows, temporary = rows_file(path), path.with_name(f"{path.name}.tmp")
+    if not rows.exists():
+        return
+    try:
+        _convert(rows, temporary, columns)
+        os.replace(temporary, path)
+        rows.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _convert(rows: Path, path: Path, columns: tuple[str, ...]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = _schema(columns)
+    with rows.open("rb") as lines, parquet.ParquetWriter(path, schema) as writer:
+        whole = (line for line in lines if line.endswith(b"\n"))
+        while group := [_cells(json.loads(line)) for line in islice(whole, _GROUP_ROWS)]:
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(group, schema=schema))
+
+
+def _schema(columns: tuple[str, ...]) -> pyarrow.Schema:
+    import pyarrow
+
+    types = {
+        str: pyarrow.string(),
+        int: pyarrow.int64(),
+        float: pyarrow.float64(),
+        list: pyarrow.list_(pyarrow.string()),
+    }
+    return pyarrow.schema([(name, types[DETAILS.get(name, str)]) for name in names(columns)])
+
+
+def _cells(cells: dict[str, Value]) -> dict[str, Value]:
+    return {
+        name: _text(value) if isinstance(value, str) else value for name, value in cells.items()
+    }
+
+
+def _text(value: str) -> str:
+    # Its strings are UTF-8; a byte of a file name that is none becomes `\xff`.
+    return _SURROGATE.sub(lambda match: escape(ord(match[0])), value)
+
+
+def _take_over(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
+    from pyarrow import ArrowException, parquet
+
+    # Aside first: half of the rows would be taken for all of them by the next run.
+    temporary = rows.with_name(f"{rows.name}.tmp")
+    try:
+        with parquet.ParquetFile(path) as file, temporary.open("wb") as lines:
+            if tuple(file.schema_arrow.names) != names(columns):
+                raise ValueError("it has other columns")
+            for batch in file.iter_batches():
+                lines.writelines(map(encode, batch.to_pylist()))
+        os.replace(temporary, rows)
+    except (ValueError, OSError, ArrowException) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"cannot go on with `{path}`: {reason}", hint="`--existing overwrite` replaces it"
+        ) from error
