@@ -7,6 +7,11 @@ import sys
 
 def main() -> None:
     """Run `idefics` with the arguments of this process."""
+    if sys.argv[1:2] == ["__complete"]:
+        # A shell asks at a press of TAB; see answers.py.
+        from idefics_cli.completion.answers import run as complete
+
+        complete(sys.argv[2:])
     try:
         # Inside, so that Ctrl-C while Python is still importing is no traceback either.
         from idefics_cli.cli.app import main as run

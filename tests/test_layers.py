@@ -21,6 +21,7 @@ RANK = {
     "caption": 3,
     "chat": 3,
     "bench": 3,
+    "completion": 3,
     "demo": 3,
     "ui": 4,
     "cli": 5,
@@ -157,23 +158,13 @@ def command(*arguments: str) -> str:
         ("models", "--help"),
         ("config",),
         ("config", "path"),
+        ("completion", "show", "bash"),
         ("no-such-command",),
     ],
     ids=" ".join,
 )
 def test_a_command_that_needs_no_model_loads_no_heavy_library(arguments: tuple[str, ...]) -> None:
     assert not loaded_after(command(*arguments)) & HEAVY
-
-
-def test_completion_of_a_model_name_loads_no_heavy_library() -> None:
-    code = command() + "\n"
-    names = loaded_after(
-        code,
-        _IDEFICS_COMPLETE="complete_bash",
-        COMP_WORDS="idefics ask -m smol",
-        COMP_CWORD="3",
-    )
-    assert not names & HEAVY
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def _option(
         metavar=metavar,
         rich_help_panel=panel,
         show_default=False,
-        autocompletion=complete or (_complete(setting.choices) if setting.choices else None),
+        autocompletion=complete or _complete(setting.words),
     )
 
 
@@ -53,11 +53,11 @@ def _help(setting: Setting) -> str:
     return f"{text} (default: {setting.shown_default})"
 
 
-def _complete(choices: tuple[str, ...]) -> Callable[[str], list[tuple[str, str]]]:
+def _complete(words: tuple[str, ...]) -> Callable[[str], list[tuple[str, str]]] | None:
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        return [(choice, "") for choice in choices if choice.startswith(incomplete)]
+        return [(word, "") for word in words if word.startswith(incomplete)]
 
-    return complete
+    return complete if words else None
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,20 +25,9 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 _TITLE_CHARACTERS = 60
 
 
-def complete_session(incomplete: str) -> list[tuple[str, str]]:
-    """Return the names, or else ids, of the sessions that start with *incomplete*."""
-    from idefics_cli.chat.store import SessionStore
-
-    infos = SessionStore(data_folder(os.environ)).list()
-    names = [(info.name or info.id, _title(info)) for info in infos]
-    return [row for row in names if row[0].startswith(incomplete)]
-
-
 _KEY_HELP = "Name, id or beginning of an id; `last` for the last one."
-Key = Annotated[str, typer.Argument(metavar="ID", help=_KEY_HELP, autocompletion=complete_session)]
-Keys = Annotated[
-    list[str], typer.Argument(metavar="ID", help=_KEY_HELP, autocompletion=complete_session)
-]
+Key = Annotated[str, typer.Argument(metavar="ID", help=_KEY_HELP)]
+Keys = Annotated[list[str], typer.Argument(metavar="ID", help=_KEY_HELP)]
 ExportFormat = Annotated[
     str | None,
     typer.Option(

@@ -235,6 +235,14 @@ class Setting:
         return ", ".join(self.choices[:-1]) + " or " + self.choices[-1]
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The texts that can be completed: the choices, or those that *expects* names."""
+        if self.choices or not self.pattern:
+            return self.choices
+        named = dict.fromkeys(re.findall(r"[\w-]+", self.expects))
+        return tuple(word for word in named if re.fullmatch(self.pattern, word))
+
+    @property
     def shown_default(self) -> str:
         """The default, for people."""
         if self.default is None:

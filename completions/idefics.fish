@@ -1,0 +1,260 @@
+# Completion of `idefics` in fish. Made by `idefics completion show fish`; do not edit.
+
+# Whether the words that are no options begin with $argv, and no command of the group follows.
+function __idefics_at
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l words (string match -v -- '-*' $words)
+    set -l depth (count $argv)
+    test $depth -gt 0; and test "$words[1..$depth]" != "$argv"; and return 1
+    set -l next (math $depth + 1)
+    not set -q words[$next]; or not contains -- $words[$next] (__idefics_commands $argv)
+end
+
+# Writes the values of the kind $argv[1], each with a tab and its note.
+function __idefics_answers
+    set -l typed (commandline -opc)
+    set -l program (command -s -- (string replace -r '^~' ~ -- $typed[1]))
+    test -n "$program"; or set program (command -s idefics); or return
+    set -l call $program __complete
+    set -l line (head -n 1 -- $program 2>/dev/null | string match -r '^#!.*python.*')
+    # What pip puts in front of the program takes longer than the answer: call its Python.
+    test -n "$line"
+    and set call (string split -n ' ' -- (string sub -s 3 -- $line)) -P -c \
+        'import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
+    $call $argv[1] '' 2>/dev/null
+end
+
+function __idefics_models
+    __idefics_answers models
+    string match -q '*/*' -- (commandline -ct); and __fish_complete_directories
+end
+
+# Writes the folders, and the files that match the pattern $argv[1]; all files if none does.
+function __idefics_files
+    set -l token (string replace -r -- '^--?[^=/]*=' '' (commandline -ct))
+    set -l all (complete -C "__fish_command_without_completions $token")
+    set -l found (string match -r -i -- "^[^\t]*(?:$argv[1])(?:\t.*)?\$" $all)
+    test (count $found) -gt 0; and printf '%s\n' $found; or printf '%s\n' $all
+end
+
+function __idefics_pictures
+    __idefics_files '\.(?:avif|bmp|gif|heic|heif|jpeg|jpg|jp2|png|tif|tiff|webp)|/'
+end
+
+complete -c idefics -f
+
+function __idefics_commands
+    switch "$argv"
+        case ''
+            printf '%s\n' ask chat caption doctor demo sessions models config completion
+        case 'sessions'
+            printf '%s\n' list show export rm prune
+        case 'models'
+            printf '%s\n' pull path
+        case 'config'
+            printf '%s\n' path
+        case 'completion'
+            printf '%s\n' show install
+    end
+end
+
+complete -c idefics -n '__idefics_at' -a ask -d 'Answer one question about pictures'
+complete -c idefics -n '__idefics_at' -a chat -d 'Talk about pictures; or answer a question that is piped in'
+complete -c idefics -n '__idefics_at' -a caption -d 'Caption pictures, one line each: the path, a tab, the caption'
+complete -c idefics -n '__idefics_at' -a doctor -d 'Show what this machine has, what would run on it, and why'
+complete -c idefics -n '__idefics_at' -a demo -d 'Write sample pictures that the built-in model knows to talk about'
+complete -c idefics -n '__idefics_at' -a sessions -d 'List the chats that are kept; show, export and remove them'
+complete -c idefics -n '__idefics_at' -a models -d 'List the models: what each takes, whether it is downloaded, how it would run here'
+complete -c idefics -n '__idefics_at' -a config -d 'Show every setting, its value and where it comes from'
+complete -c idefics -n '__idefics_at' -a completion -d 'Complete commands, options, models and pictures with TAB'
+complete -c idefics -n '__idefics_at' -l version -d 'Show the version and exit'
+complete -c idefics -n '__idefics_at' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at ask' -s i -l image -x -k -a '(__idefics_pictures)' -d 'Path, URL or `-` for the picture on stdin; may be given several times'
+complete -c idefics -n '__idefics_at ask' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
+complete -c idefics -n '__idefics_at ask' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at ask' -l device -x -a 'auto cpu mps cuda' -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
+complete -c idefics -n '__idefics_at ask' -l dtype -x -a 'auto bfloat16 float16 float32' -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
+complete -c idefics -n '__idefics_at ask' -l quantization -x -a 'auto none 8bit 4bit' -d 'Smaller weights for less memory: auto, none, 8bit or 4bit. (default: auto)'
+complete -c idefics -n '__idefics_at ask' -l attention -l attn-implementation -x -a 'auto flash_attention_2 flash_attention_3 flash_attention_4 sdpa eager' -d 'Attention implementation: auto, flash_attention_2, flash_attention_3, flash_attention_4, sdpa or eager. (default: auto)'
+complete -c idefics -n '__idefics_at ask' -l splitting -l no-splitting -d 'Cut large pictures into tiles: sees more, costs more. (default: as the model was trained)'
+complete -c idefics -n '__idefics_at ask' -l offline -l online -d 'Never reach for the network'
+complete -c idefics -n '__idefics_at ask' -l threads -x -d 'CPU threads. (default: by the machine)'
+complete -c idefics -n '__idefics_at ask' -s s -l system -x -d 'Instruction that precedes the conversation'
+complete -c idefics -n '__idefics_at ask' -l raw -d 'Complete PROMPT as it is; each `<image>` in it is a picture, in order'
+complete -c idefics -n '__idefics_at ask' -l temperature -x -d '0 always takes the likeliest token. (default: 0)'
+complete -c idefics -n '__idefics_at ask' -l top-p -x -d 'Sample from this share of the probability. (default: 1)'
+complete -c idefics -n '__idefics_at ask' -l top-k -x -d 'Sample from this many tokens; 0 from all. (default: 0)'
+complete -c idefics -n '__idefics_at ask' -l repetition-penalty -x -d 'Above 1 discourages repeating. (default: 1)'
+complete -c idefics -n '__idefics_at ask' -l max-new-tokens -x -d 'Cut the answer after so many tokens. (default: 512, captions 256)'
+complete -c idefics -n '__idefics_at ask' -l seed -x -d 'Makes random choices repeatable'
+complete -c idefics -n '__idefics_at ask' -l max-pixels -x -d 'Refuse pictures with more pixels. (default: 100000000)'
+complete -c idefics -n '__idefics_at ask' -l max-bytes -x -d 'Refuse downloads and piped pictures above this size. (default: 100000000)'
+complete -c idefics -n '__idefics_at ask' -l timeout-seconds -x -d 'Longest silence of a download or of piped text. (default: 20)'
+complete -c idefics -n '__idefics_at ask' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at ask' -l stream -l no-stream -d 'Show the answer while it is written. (default: on a terminal)'
+complete -c idefics -n '__idefics_at ask' -l dry-run -d 'Print what would run, and why; load and answer nothing'
+complete -c idefics -n '__idefics_at ask' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at ask' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at ask' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at chat' -s i -l image -x -k -a '(__idefics_pictures)' -d 'Path, URL or `-` for the picture on stdin; may be given several times'
+complete -c idefics -n '__idefics_at chat' -s c -l continue -d 'Go on with the last chat'
+complete -c idefics -n '__idefics_at chat' -l session -x -k -a '(__idefics_answers sessions)' -d 'Go on with the chat of this name or id; a new name begins one'
+complete -c idefics -n '__idefics_at chat' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
+complete -c idefics -n '__idefics_at chat' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at chat' -l device -x -a 'auto cpu mps cuda' -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
+complete -c idefics -n '__idefics_at chat' -l dtype -x -a 'auto bfloat16 float16 float32' -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
+complete -c idefics -n '__idefics_at chat' -l quantization -x -a 'auto none 8bit 4bit' -d 'Smaller weights for less memory: auto, none, 8bit or 4bit. (default: auto)'
+complete -c idefics -n '__idefics_at chat' -l attention -l attn-implementation -x -a 'auto flash_attention_2 flash_attention_3 flash_attention_4 sdpa eager' -d 'Attention implementation: auto, flash_attention_2, flash_attention_3, flash_attention_4, sdpa or eager. (default: auto)'
+complete -c idefics -n '__idefics_at chat' -l splitting -l no-splitting -d 'Cut large pictures into tiles: sees more, costs more. (default: as the model was trained)'
+complete -c idefics -n '__idefics_at chat' -l offline -l online -d 'Never reach for the network'
+complete -c idefics -n '__idefics_at chat' -l threads -x -d 'CPU threads. (default: by the machine)'
+complete -c idefics -n '__idefics_at chat' -s s -l system -x -d 'Instruction that precedes the conversation'
+complete -c idefics -n '__idefics_at chat' -l temperature -x -d '0 always takes the likeliest token. (default: 0)'
+complete -c idefics -n '__idefics_at chat' -l top-p -x -d 'Sample from this share of the probability. (default: 1)'
+complete -c idefics -n '__idefics_at chat' -l top-k -x -d 'Sample from this many tokens; 0 from all. (default: 0)'
+complete -c idefics -n '__idefics_at chat' -l repetition-penalty -x -d 'Above 1 discourages repeating. (default: 1)'
+complete -c idefics -n '__idefics_at chat' -l max-new-tokens -x -d 'Cut the answer after so many tokens. (default: 512, captions 256)'
+complete -c idefics -n '__idefics_at chat' -l seed -x -d 'Makes random choices repeatable'
+complete -c idefics -n '__idefics_at chat' -l max-pixels -x -d 'Refuse pictures with more pixels. (default: 100000000)'
+complete -c idefics -n '__idefics_at chat' -l max-bytes -x -d 'Refuse downloads and piped pictures above this size. (default: 100000000)'
+complete -c idefics -n '__idefics_at chat' -l timeout-seconds -x -d 'Longest silence of a download or of piped text. (default: 20)'
+complete -c idefics -n '__idefics_at chat' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at chat' -l stream -l no-stream -d 'Show the answer while it is written. (default: on a terminal)'
+complete -c idefics -n '__idefics_at chat' -l plain -l no-plain -d 'Show answers without colours and line breaks'
+complete -c idefics -n '__idefics_at chat' -l preview -l no-preview -d 'Draw the pictures of a chat in the terminal. (default: on)'
+complete -c idefics -n '__idefics_at chat' -l accessible -l no-accessible -d 'For screen readers: plain lines, no spinner, nothing drawn or redrawn'
+complete -c idefics -n '__idefics_at chat' -l save -l no-save -d 'Keep the chat on disk, turn by turn. (default: on)'
+complete -c idefics -n '__idefics_at chat' -l dry-run -d 'Print what would run, and why; load and answer nothing'
+complete -c idefics -n '__idefics_at chat' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at chat' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at chat' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at caption' -s r -l recursive -l no-recursive -d 'Also take the pictures of sub-folders'
+complete -c idefics -n '__idefics_at caption' -l batch-size -x -d 'Pictures captioned at the same time. (default: by free memory)'
+complete -c idefics -n '__idefics_at caption' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
+complete -c idefics -n '__idefics_at caption' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at caption' -l device -x -a 'auto cpu mps cuda' -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
+complete -c idefics -n '__idefics_at caption' -l dtype -x -a 'auto bfloat16 float16 float32' -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
+complete -c idefics -n '__idefics_at caption' -l quantization -x -a 'auto none 8bit 4bit' -d 'Smaller weights for less memory: auto, none, 8bit or 4bit. (default: auto)'
+complete -c idefics -n '__idefics_at caption' -l attention -l attn-implementation -x -a 'auto flash_attention_2 flash_attention_3 flash_attention_4 sdpa eager' -d 'Attention implementation: auto, flash_attention_2, flash_attention_3, flash_attention_4, sdpa or eager. (default: auto)'
+complete -c idefics -n '__idefics_at caption' -l splitting -l no-splitting -d 'Cut large pictures into tiles: sees more, costs more. (default: as the model was trained)'
+complete -c idefics -n '__idefics_at caption' -l offline -l online -d 'Never reach for the network'
+complete -c idefics -n '__idefics_at caption' -l threads -x -d 'CPU threads. (default: by the machine)'
+complete -c idefics -n '__idefics_at caption' -s p -l prompt -x -d 'What to ask about each picture. (default: the model\'s caption prompt)'
+complete -c idefics -n '__idefics_at caption' -l temperature -x -d '0 always takes the likeliest token. (default: 0)'
+complete -c idefics -n '__idefics_at caption' -l top-p -x -d 'Sample from this share of the probability. (default: 1)'
+complete -c idefics -n '__idefics_at caption' -l top-k -x -d 'Sample from this many tokens; 0 from all. (default: 0)'
+complete -c idefics -n '__idefics_at caption' -l repetition-penalty -x -d 'Above 1 discourages repeating. (default: 1)'
+complete -c idefics -n '__idefics_at caption' -l max-new-tokens -x -d 'Cut the answer after so many tokens. (default: 512, captions 256)'
+complete -c idefics -n '__idefics_at caption' -l seed -x -d 'Makes random choices repeatable'
+complete -c idefics -n '__idefics_at caption' -l max-pixels -x -d 'Refuse pictures with more pixels. (default: 100000000)'
+complete -c idefics -n '__idefics_at caption' -l max-bytes -x -d 'Refuse downloads and piped pictures above this size. (default: 100000000)'
+complete -c idefics -n '__idefics_at caption' -l timeout-seconds -x -d 'Longest silence of a download or of piped text. (default: 20)'
+complete -c idefics -n '__idefics_at caption' -s f -l format -x -a 'tsv jsonl' -d 'How captions are written: tsv or jsonl. (default: tsv)'
+complete -c idefics -n '__idefics_at caption' -s o -l output -r -F -d 'Write the captions to this file. (default: stdout, as does `-`)'
+complete -c idefics -n '__idefics_at caption' -l overwrite -l no-overwrite -d 'Replace the output file if it exists'
+complete -c idefics -n '__idefics_at caption' -l dry-run -d 'Print what would run, and why; load and answer nothing'
+complete -c idefics -n '__idefics_at caption' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at caption' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at caption' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at caption' -k -a '(__idefics_pictures)'
+
+complete -c idefics -n '__idefics_at doctor' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
+complete -c idefics -n '__idefics_at doctor' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at doctor' -l device -x -a 'auto cpu mps cuda' -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
+complete -c idefics -n '__idefics_at doctor' -l dtype -x -a 'auto bfloat16 float16 float32' -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
+complete -c idefics -n '__idefics_at doctor' -l quantization -x -a 'auto none 8bit 4bit' -d 'Smaller weights for less memory: auto, none, 8bit or 4bit. (default: auto)'
+complete -c idefics -n '__idefics_at doctor' -l attention -l attn-implementation -x -a 'auto flash_attention_2 flash_attention_3 flash_attention_4 sdpa eager' -d 'Attention implementation: auto, flash_attention_2, flash_attention_3, flash_attention_4, sdpa or eager. (default: auto)'
+complete -c idefics -n '__idefics_at doctor' -l splitting -l no-splitting -d 'Cut large pictures into tiles: sees more, costs more. (default: as the model was trained)'
+complete -c idefics -n '__idefics_at doctor' -l offline -l online -d 'Never reach for the network'
+complete -c idefics -n '__idefics_at doctor' -l threads -x -d 'CPU threads. (default: by the machine)'
+complete -c idefics -n '__idefics_at doctor' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at doctor' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at doctor' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at doctor' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at demo' -l count -x -d 'How many sample pictures to write. (default: 8)'
+complete -c idefics -n '__idefics_at demo' -l seed -x -d 'Makes random choices repeatable'
+complete -c idefics -n '__idefics_at demo' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at demo' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at demo' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at demo' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at demo' -a '(__fish_complete_directories)'
+
+complete -c idefics -n '__idefics_at sessions' -a list -d 'List the sessions, the last one first'
+complete -c idefics -n '__idefics_at sessions' -a show -d 'Print a session'
+complete -c idefics -n '__idefics_at sessions' -a export -d 'Write a session with its pictures as one file: Markdown, JSON, or a page for a browser'
+complete -c idefics -n '__idefics_at sessions' -a rm -d 'Remove sessions, and the copies of pictures that no other session has'
+complete -c idefics -n '__idefics_at sessions' -a prune -d 'Remove old sessions; those with a name, or open just now, stay'
+complete -c idefics -n '__idefics_at sessions' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at sessions' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at sessions' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at sessions list' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at sessions list' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at sessions list' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at sessions show' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at sessions show' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at sessions show' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at sessions show' -k -a '(__idefics_answers sessions)'
+
+complete -c idefics -n '__idefics_at sessions export' -s f -l format -x -a 'md json html' -d 'md, json or html (default: by the name of FILE, else md)'
+complete -c idefics -n '__idefics_at sessions export' -s o -l output -r -F -d 'Write to FILE, not to stdout'
+complete -c idefics -n '__idefics_at sessions export' -l overwrite -d 'Replace FILE if it exists'
+complete -c idefics -n '__idefics_at sessions export' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at sessions export' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at sessions export' -k -a '(__idefics_answers sessions)'
+
+complete -c idefics -n '__idefics_at sessions rm' -l dry-run -d 'Print what would run, and why; load and answer nothing'
+complete -c idefics -n '__idefics_at sessions rm' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at sessions rm' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at sessions rm' -k -a '(__idefics_answers sessions)'
+
+complete -c idefics -n '__idefics_at sessions prune' -l older-than -x -d 'Remove those unchanged for so long: 12h, 30d or 8w'
+complete -c idefics -n '__idefics_at sessions prune' -l keep -x -d 'Never remove the last N'
+complete -c idefics -n '__idefics_at sessions prune' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at sessions prune' -l dry-run -d 'Print what would run, and why; load and answer nothing'
+complete -c idefics -n '__idefics_at sessions prune' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at sessions prune' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at models' -a pull -d 'Download a model into the Hugging Face cache, and print its folder'
+complete -c idefics -n '__idefics_at models' -a path -d 'Print the folder of a downloaded model'
+complete -c idefics -n '__idefics_at models' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at models' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at models' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at models' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at models pull' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at models pull' -l offline -l online -d 'Never reach for the network'
+complete -c idefics -n '__idefics_at models pull' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at models pull' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at models pull' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at models pull' -k -a '(__idefics_models)'
+
+complete -c idefics -n '__idefics_at models path' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at models path' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at models path' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at models path' -k -a '(__idefics_models)'
+
+complete -c idefics -n '__idefics_at config' -a path -d 'Print the path of config.toml, whether or not it is there'
+complete -c idefics -n '__idefics_at config' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at config' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at config path' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at completion' -a show -d 'Print the script for a shell'
+complete -c idefics -n '__idefics_at completion' -a install -d 'Write the script into your folder for it, and say what is left to do'
+complete -c idefics -n '__idefics_at completion' -s h -l help -d 'Show this message and exit'
+
+complete -c idefics -n '__idefics_at completion show' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at completion show' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at completion show' -a 'bash zsh fish powershell'
+
+complete -c idefics -n '__idefics_at completion install' -l dry-run -d 'Print what would run, and why; load and answer nothing'
+complete -c idefics -n '__idefics_at completion install' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at completion install' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at completion install' -a 'bash zsh fish powershell'

@@ -1,0 +1,1 @@
+"""Completion in shells: scripts made from the commands, and quick answers for what changes."""

@@ -1,0 +1,206 @@
+"""The script for bash 4 and later, with or without the package bash-completion."""
+
+from __future__ import annotations
+
+from idefics_cli.completion.spec import PICTURE_ENDINGS, Command, Value
+
+_HEAD = r"""# Completion of `idefics` in bash. Made by `idefics completion show bash`; do not edit.
+
+# Sets what the command of the words $1 takes: `commands`, `flags`, `valued` and `arguments`.
+_idefics_command() {
+    case $1 in
+"""
+
+_TAIL = r"""    esac
+}
+
+# Sets `kind`, of the value that the option $1 takes; fails if it takes none.
+_idefics_kind() {
+    local pair
+    for pair in $valued; do
+        kind=${pair#*=}
+        [[ ${pair%%=*} == "$1" ]] && return
+    done
+    kind=
+    return 1
+}
+
+# Writes the values of the kind $1 that begin with $2, on each line a value, a tab and a note.
+_idefics_ask() {
+    local program line=
+    program=$(type -P -- "${words[0]/#\~/$HOME}" || type -P idefics) || return
+    { IFS= read -r line <"$program"; } 2>/dev/null
+    # What pip puts in front of the program takes longer than the answer: call its Python.
+    if [[ $line == '#!'*python* ]]; then
+        ${line#??} -P -c "$_idefics_answer" "$1" "$2" 2>/dev/null
+    else
+        "$program" __complete "$1" "$2" 2>/dev/null
+    fi
+}
+_idefics_answer='import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
+
+_idefics_offer_words() {
+    local word
+    for word in $1; do
+        [[ $word == "$cur"* ]] && COMPREPLY+=("$word")
+    done
+}
+
+_idefics_offer_answers() {
+    local value note notes=()
+    while IFS=$'\t' read -r value note; do
+        printf -v value %q "$value"
+        COMPREPLY+=("$value")
+        notes+=("$note")
+    done < <(_idefics_ask "$1" "${cur//\\/}")
+    compopt -o nosort 2>/dev/null
+    # One match is inserted; several are shown, each with its note. 37 and 42 insert them in turn.
+    if (( ${#COMPREPLY[@]} > 1 && COMP_TYPE != 37 && COMP_TYPE != 42 )); then
+        local i width=0
+        for value in "${COMPREPLY[@]}"; do
+            (( ${#value} > width )) && width=${#value}
+        done
+        for i in "${!COMPREPLY[@]}"; do
+            [[ ${notes[i]} ]] || continue
+            printf -v value "%-${width}s  (%s)" "${COMPREPLY[i]}" "${notes[i]}"
+            COMPREPLY[i]=${value:0:${COLUMNS:-80}-1}
+        done
+    fi
+}
+
+# Offers folders and the files of the kind $1; all files if there is no picture.
+_idefics_offer_files() {
+    local start=$cur path home=
+    # Readline hands a quoted word over with its quotes, and quotes what it gets back.
+    case $start in
+    [\"\']*) start=${start:1} ;;
+    *) start=${start//\\/} ;;
+    esac
+    [[ $start == '~/'* ]] && home='~' start=$HOME${start:1}
+    for path in "$start"*; do
+        if [[ ! -d $path ]]; then
+            [[ -e $path && $1 != folders ]] || continue
+            if [[ $1 == pictures ]]; then
+                case $path in
+                @PICTURES@) ;;
+                *) continue ;;
+                esac
+            fi
+        fi
+        COMPREPLY+=("$home${path#"${home:+$HOME}"}")
+    done
+    compopt -o filenames 2>/dev/null
+    [[ $1 == folders ]] || compopt -o default 2>/dev/null
+}
+
+_idefics() {
+    local commands flags valued arguments
+    local cur kind='' path=idefics option='' ended='' position=0
+    local line=${COMP_LINE:0:COMP_POINT} words=() word i
+    COMPREPLY=()
+    # Readline parts words at `=` and `:` too; put together what has no blank between.
+    for (( i = 0; i <= COMP_CWORD; i++ )); do
+        word=${line%%[![:space:]]*}
+        line=${line#"$word"}
+        if [[ $word || $i == 0 ]]; then
+            words+=('')
+        fi
+        word=${COMP_WORDS[i]}
+        (( i == COMP_CWORD )) && word=$line
+        line=${line#"$word"}
+        words[${#words[@]}-1]+=$word
+    done
+    cur=${words[${#words[@]}-1]}
+
+    _idefics_command "$path"
+    for word in "${words[@]:1:${#words[@]}-2}"; do
+        if [[ $option ]]; then
+            option=
+        elif [[ $ended || $word != -?* ]]; then
+            if [[ ! $ended && " $commands " == *" $word "* ]]; then
+                path+=" $word"
+                _idefics_command "$path"
+            else
+                (( position++ ))
+            fi
+        elif [[ $word == -- ]]; then
+            ended=1
+        elif _idefics_kind "$word"; then
+            option=$word
+        fi
+    done
+
+    local before=
+    if [[ $option ]]; then
+        _idefics_kind "$option"
+    elif [[ ! $ended && $cur == -*=* ]] && _idefics_kind "${cur%%=*}"; then
+        [[ $COMP_WORDBREAKS == *=* ]] || before=${cur%%=*}=
+        cur=${cur#*=}
+    elif [[ ! $ended && $cur == -* ]]; then
+        kind=flags
+    elif [[ $commands ]]; then
+        kind=commands
+    else
+        for kind in $arguments; do
+            [[ $kind == *'*' ]] && break
+            (( position-- == 0 )) && break
+            kind=
+        done
+        kind=${kind%'*'}
+        [[ $kind == text ]] && kind=
+        [[ $kind || $cur ]] || kind=flags
+    fi
+
+    case $kind in
+    flags) _idefics_offer_words "$flags" ;;
+    commands) _idefics_offer_words "$commands" ;;
+    words:*) kind=${kind#words:} && _idefics_offer_words "${kind//,/ }" ;;
+    models)
+        _idefics_offer_answers models
+        (( ${#COMPREPLY[@]} )) || _idefics_offer_files folders
+        ;;
+    sessions) _idefics_offer_answers sessions ;;
+    pictures | files | folders) _idefics_offer_files "$kind" ;;
+    esac
+
+    # Readline replaces what follows the last `:` only.
+    if [[ $cur == *:* && $COMP_WORDBREAKS == *:* && $cur != [\"\']* ]]; then
+        local colon=${cur%"${cur##*:}"}
+        COMPREPLY=("${COMPREPLY[@]#"$colon"}")
+    fi
+    [[ $before ]] && COMPREPLY=("${COMPREPLY[@]/#/$before}")
+}
+
+complete -F _idefics idefics
+"""
+
+
+def bash_script(root: Command) -> str:
+    """Return the script that completes *root*."""
+    pictures = " | ".join(f"*.{e} | *.{e.upper()}" for e in PICTURE_ENDINGS)
+    table = "".join(_case(command) for command in root.walk())
+    return _HEAD + table + _TAIL.replace("@PICTURES@", pictures)
+
+
+def _case(command: Command) -> str:
+    valued = [
+        f"{flag}={_kind(option.value)}"
+        for option in command.options
+        if option.value
+        for flag in option.flags
+    ]
+    # The short forms are quicker typed than completed.
+    flags = [f for option in command.options for f in option.flags if f.startswith("--")]
+    arguments = [_kind(a.value) + ("*" if a.repeats else "") for a in command.arguments]
+    rows = {
+        "commands": [child.path[-1] for child in command.commands],
+        "flags": flags,
+        "valued": valued,
+        "arguments": arguments,
+    }
+    lines = "".join(f"        {name}='{' '.join(words)}'\n" for name, words in rows.items())
+    return f"    '{' '.join(command.path)}')\n{lines}        ;;\n"
+
+
+def _kind(value: Value) -> str:
+    return f"words:{','.join(value.words)}" if value.kind == "words" else value.kind

@@ -1,0 +1,79 @@
+"""Name, repository and summary of each model; made by `.ci/make_completions.py`."""
+
+MODELS = (
+    (
+        "demo",
+        "demo",
+        "built in, works offline; knows drawn scenes only (see `idefics demo`)",
+    ),
+    (
+        "smolvlm-256m",
+        "HuggingFaceTB/SmolVLM-256M-Instruct",
+        "the smallest; fast without a GPU",
+    ),
+    (
+        "smolvlm-500m",
+        "HuggingFaceTB/SmolVLM-500M-Instruct",
+        "small; good without a GPU",
+    ),
+    (
+        "smolvlm-2.2b",
+        "HuggingFaceTB/SmolVLM-Instruct",
+        "the best for 8 GB of memory",
+    ),
+    (
+        "smolvlm2-256m",
+        "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        "second generation of smolvlm-256m",
+    ),
+    (
+        "smolvlm2-500m",
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "second generation of smolvlm-500m",
+    ),
+    (
+        "smolvlm2-2.2b",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        "second generation of smolvlm-2.2b",
+    ),
+    (
+        "idefics2-8b",
+        "HuggingFaceM4/idefics2-8b",
+        "answers in few words; reads text in images",
+    ),
+    (
+        "idefics2-8b-chatty",
+        "HuggingFaceM4/idefics2-8b-chatty",
+        "idefics2-8b tuned for long conversations",
+    ),
+    (
+        "idefics2-8b-base",
+        "HuggingFaceM4/idefics2-8b-base",
+        "completes prompts; for fine-tuning",
+    ),
+    (
+        "idefics3-8b",
+        "HuggingFaceM4/Idefics3-8B-Llama3",
+        "the strongest on documents and fine detail",
+    ),
+    (
+        "idefics-9b",
+        "HuggingFaceM4/idefics-9b",
+        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+    ),
+    (
+        "idefics-9b-instruct",
+        "HuggingFaceM4/idefics-9b-instruct",
+        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+    ),
+    (
+        "idefics-80b",
+        "HuggingFaceM4/idefics-80b",
+        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+    ),
+    (
+        "idefics-80b-instruct",
+        "HuggingFaceM4/idefics-80b-instruct",
+        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+    ),
+)

@@ -1,0 +1,108 @@
+"""The script for fish 3 and later."""
+
+from __future__ import annotations
+
+from idefics_cli.completion.spec import PICTURE_ENDINGS, Command, Value
+
+_HEAD = r"""# Completion of `idefics` in fish. Made by `idefics completion show fish`; do not edit.
+
+# Whether the words that are no options begin with $argv, and no command of the group follows.
+function __idefics_at
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l words (string match -v -- '-*' $words)
+    set -l depth (count $argv)
+    test $depth -gt 0; and test "$words[1..$depth]" != "$argv"; and return 1
+    set -l next (math $depth + 1)
+    not set -q words[$next]; or not contains -- $words[$next] (__idefics_commands $argv)
+end
+
+# Writes the values of the kind $argv[1], each with a tab and its note.
+function __idefics_answers
+    set -l typed (commandline -opc)
+    set -l program (command -s -- (string replace -r '^~' ~ -- $typed[1]))
+    test -n "$program"; or set program (command -s idefics); or return
+    set -l call $program __complete
+    set -l line (head -n 1 -- $program 2>/dev/null | string match -r '^#!.*python.*')
+    # What pip puts in front of the program takes longer than the answer: call its Python.
+    test -n "$line"
+    and set call (string split -n ' ' -- (string sub -s 3 -- $line)) -P -c \
+        'import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
+    $call $argv[1] '' 2>/dev/null
+end
+
+function __idefics_models
+    __idefics_answers models
+    string match -q '*/*' -- (commandline -ct); and __fish_complete_directories
+end
+
+# Writes the folders, and the files that match the pattern $argv[1]; all files if none does.
+function __idefics_files
+    set -l token (string replace -r -- '^--?[^=/]*=' '' (commandline -ct))
+    set -l all (complete -C "__fish_command_without_completions $token")
+    set -l found (string match -r -i -- "^[^\t]*(?:$argv[1])(?:\t.*)?\$" $all)
+    test (count $found) -gt 0; and printf '%s\n' $found; or printf '%s\n' $all
+end
+
+function __idefics_pictures
+    __idefics_files '\.(?:@PICTURES@)|/'
+end
+
+complete -c idefics -f
+"""
+
+
+def fish_script(root: Command) -> str:
+    """Return the script that completes *root*."""
+    head = _HEAD.replace("@PICTURES@", "|".join(PICTURE_ENDINGS))
+    commands = list(root.walk())
+    return head + _groups(commands) + "".join(_lines(command) for command in commands)
+
+
+def _groups(commands: list[Command]) -> str:
+    """Return the function that lists the commands of a group."""
+    lines = ["", "function __idefics_commands", '    switch "$argv"']
+    for command in commands:
+        if command.commands:
+            names = " ".join(child.path[-1] for child in command.commands)
+            group = " ".join(command.path[1:])
+            lines += [f"        case '{group}'", f"            printf '%s\\n' {names}"]
+    return "\n".join([*lines, "    end", "end", ""])
+
+
+def _lines(command: Command) -> str:
+    words = command.path[1:]
+    start = f"complete -c idefics -n '{' '.join(('__idefics_at', *words))}'"
+    lines = [""]
+    for child in command.commands:
+        lines.append(f"{start} -a {child.path[-1]} -d {_quoted(child.help)}")
+    for option in command.options:
+        flags = " ".join(_flag(flag) for flag in option.flags)
+        takes = "" if option.value is None else f" {_takes(option.value)}"
+        lines.append(f"{start} {flags}{takes} -d {_quoted(option.help)}")
+    for argument in command.arguments:
+        if argument.value.kind != "text":
+            lines.append(f"{start} {_takes(argument.value).replace('-x ', '').replace('-r ', '')}")
+    return "\n".join(lines) + "\n"
+
+
+def _flag(flag: str) -> str:
+    return f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
+
+
+def _takes(value: Value) -> str:
+    """Return how the value of an option is completed: -x without files, -r -F with them."""
+    if value.kind == "words":
+        return f"-x -a '{' '.join(value.words)}'"
+    return {
+        "models": "-x -k -a '(__idefics_models)'",
+        "sessions": "-x -k -a '(__idefics_answers sessions)'",
+        "pictures": "-x -k -a '(__idefics_pictures)'",
+        "files": "-r -F",
+        "folders": "-x -a '(__fish_complete_directories)'",
+        "text": "-x",
+    }[value.kind]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
