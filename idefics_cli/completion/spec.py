@@ -139,6 +139,8 @@ def _is_long(flag: str) -> bool:
 def _value(parameter: TyperOption | TyperArgument, context: typer.Context) -> Value:
     name = (parameter.metavar or parameter.name or "VALUE").strip("[]").upper()
     kind = "sessions" if parameter.name == "session" else _BY_METAVAR.get(name)
+    if name == "PATH" and isinstance(parameter, TyperOption):
+        kind = "files"  # where the output goes; paths of pictures are arguments
     if kind is not None:
         return Value(kind, name)
     words = tuple(item.value for item in parameter.shell_complete(context, ""))
