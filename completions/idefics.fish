@@ -156,7 +156,7 @@ complete -c idefics -n '__idefics_at caption' -l seed -x -d 'Makes random choice
 complete -c idefics -n '__idefics_at caption' -l max-pixels -x -d 'Refuse pictures with more pixels. (default: 100000000)'
 complete -c idefics -n '__idefics_at caption' -l max-bytes -x -d 'Refuse downloads and piped pictures above this size. (default: 100000000)'
 complete -c idefics -n '__idefics_at caption' -l timeout-seconds -x -d 'Longest silence of a download or of piped text. (default: 20)'
-complete -c idefics -n '__idefics_at caption' -s f -l format -x -a 'tsv jsonl csv txt' -d 'How captions are written; txt is a file beside each picture: tsv, jsonl, csv or txt. (default: by the extension of the output, else tsv)'
+complete -c idefics -n '__idefics_at caption' -s f -l format -x -a 'tsv jsonl csv parquet txt' -d 'How captions are written; txt is a file beside each picture: tsv, jsonl, csv, parquet or txt. (default: by the extension of the output, else tsv)'
 complete -c idefics -n '__idefics_at caption' -s o -l output -r -F -d 'Write the captions to this file, or to this folder for txt. (default: stdout, as does `-`)'
 complete -c idefics -n '__idefics_at caption' -l existing -x -a 'error skip overwrite append prepend' -d 'What becomes of captions that are there already: error, skip, overwrite, append or prepend. (default: error)'
 complete -c idefics -n '__idefics_at caption' -l overwrite -l no-overwrite -d 'Short for `--existing overwrite`'
