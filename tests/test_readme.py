@@ -114,6 +114,7 @@ def test_a_chat_of_readme_begins_answers_and_ends(
             "bash", ["-c", command], cwd=str(place), env=_environ(place, bin_folder),
             timeout=30, encoding="utf-8",
         )  # fmt: skip
+        child.expect("> ")
         child.send("What is in it?\r")
         child.expect("A red square")
         child.send("/exit\r")
