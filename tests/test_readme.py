@@ -21,6 +21,9 @@ PICTURES = (
 # What needs the network, another machine, or minutes.
 NOT_RUN = ("pip ", "git clone", "idefics models pull", "idefics bench", "docker ")
 
+# With the cursor shown again, the line editor waits for keys.
+PROMPT = r"> ?\x1b\[0m[^>]*\x1b\[\?25h"
+
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None, reason="README's commands are for a Unix shell"
 )
@@ -114,7 +117,7 @@ def test_a_chat_of_readme_begins_answers_and_ends(
             "bash", ["-c", command], cwd=str(place), env=_environ(place, bin_folder),
             timeout=30, encoding="utf-8",
         )  # fmt: skip
-        child.expect("> ")
+        child.expect(PROMPT)
         child.send("What is in it?\r")
         child.expect("A red square")
         child.send("/exit\r")
