@@ -15,13 +15,13 @@ from typing import cast
 import torch
 from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models import cache, facts, quantization
 from idefics_cli.models.checkpoint import read_json
+from idefics_cli.models.classes import config_class, model_class
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
 from idefics_cli.models.library import Config, Model, Processor
 from idefics_cli.models.processors import load_processor
@@ -81,8 +81,8 @@ def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
 
 def load_config(folder: Path) -> Config:
     """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
-    config = AutoConfig.from_pretrained(folder)
     raw = read_json(folder / "config.json", folder.name)
+    config = config_class(str(raw.get("model_type"))).from_pretrained(folder)
     perceiver = raw.get("perceiver_config")
     stated = perceiver if isinstance(perceiver, dict) else {}
     # The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
@@ -174,7 +174,7 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
     elif settings is not None or spec.device != "cpu":
         # Weights go straight to the device, without a copy in RAM.
         arguments["device_map"] = {"": spec.device}
-    model, found = AutoModelForImageTextToText.from_pretrained(
+    model, found = model_class(config.model_type).from_pretrained(
         folder, output_loading_info=True, **arguments
     )
     if missing := sorted(found["missing_keys"]):

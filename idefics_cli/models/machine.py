@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
+from idefics_cli.models.importing import quick_imports
 from idefics_cli.models.system import count_cores, read_memory, read_processor
 
 GIB = 2**30
@@ -204,7 +205,8 @@ class _TorchView:
     @classmethod
     def look(cls) -> _TorchView:
         try:
-            import torch
+            with quick_imports():
+                import torch
         except Exception as error:  # a broken install raises what it likes
             return cls(broken={"torch": _reason(error)})
         build = "cpu"

@@ -7,7 +7,6 @@ themselves need neither. The test suite holds what is made here equal to `AutoPr
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import cast
 
@@ -15,28 +14,8 @@ from transformers import AutoTokenizer
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.models.checkpoint import read_json
+from idefics_cli.models.classes import processor_classes
 from idefics_cli.models.library import Config, Processor
-
-# model_type -> module and name of the image processor, module and name of the processor.
-_CLASSES = {
-    "idefics": (
-        "idefics.image_processing_pil_idefics:IdeficsImageProcessorPil",
-        "idefics.processing_idefics:IdeficsProcessor",
-    ),
-    "idefics2": (
-        "idefics2.image_processing_pil_idefics2:Idefics2ImageProcessorPil",
-        "idefics2.processing_idefics2:Idefics2Processor",
-    ),
-    "idefics3": (
-        "idefics3.image_processing_pil_idefics3:Idefics3ImageProcessorPil",
-        "idefics3.processing_idefics3:Idefics3Processor",
-    ),
-    # Idefics3's processor gives the same ids and pixels as SmolVLM's, without the video half.
-    "smolvlm": (
-        "smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil",
-        "idefics3.processing_idefics3:Idefics3Processor",
-    ),
-}
 
 
 def load_processor(folder: Path, config: Config) -> Processor:
@@ -49,7 +28,7 @@ def load_processor(folder: Path, config: Config) -> Processor:
         # transformers would make up an empty vocabulary without a word.
         raise ModelError(f"`{folder.name}` has no tokenizer", hint="`tokenizer.json` is missing")
     kind = config.model_type
-    image_class, processor_class = (_resolve(path) for path in _CLASSES[kind])
+    image_class, processor_class = processor_classes(kind)
     # `legacy` keeps the word mark `▁` after special tokens; re-saved checkpoints lose the flag.
     legacy = {"legacy": True} if kind in ("idefics", "idefics2") else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, **legacy)
@@ -57,7 +36,7 @@ def load_processor(folder: Path, config: Config) -> Processor:
     if kind != "idefics":
         settings["image_seq_len"] = _image_tokens(folder, config)
         settings["chat_template"] = _chat_template(folder) or tokenizer.chat_template
-    image_processor = image_class.from_pretrained(folder)  # type: ignore[attr-defined]
+    image_processor = image_class.from_pretrained(folder)
     made = processor_class(image_processor=image_processor, tokenizer=tokenizer, **settings)
     return cast("Processor", made)
 
@@ -83,9 +62,3 @@ def _chat_template(folder: Path) -> str | None:
         if isinstance(template, str):
             return template
     return None
-
-
-def _resolve(path: str) -> type:
-    module, _, name = path.partition(":")
-    found = getattr(importlib.import_module(f"transformers.models.{module}"), name)
-    return cast("type", found)
