@@ -107,6 +107,7 @@ def test_a_second_turn_still_sees_the_picture(
         request = GenerationRequest((*first.messages, Message("assistant", (caption.text,)), later))
         (second,) = answer(engine, [request])
         background = str(row["caption"]).rsplit(" background", 1)[0].rsplit(" ", 1)[1]
+        assert second.reused_tokens >= caption.prompt_tokens
         asked += 1
         right += second.text == f"{background.capitalize()}."
     assert right >= 0.95 * asked

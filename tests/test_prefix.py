@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Attachment, Completion, GenerationRequest, Message, Sampling
 from idefics_cli.engine import Prepared
+from idefics_cli.engine.decode import _choose, generate
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.models.families.base import Mark
+from idefics_cli.models.picture import Picture
 from tests import tiny
 from tests.test_parity import open_engine, picture
 
@@ -138,3 +145,194 @@ def test_any_walk_of_turns_gives_the_replies_of_a_fresh_engine(
         assert expected.reused_tokens == 0
         walk.step(answer.text)
     assert max(reused) > 20
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
+    kind: str, engine_of: EngineOf
+) -> None:
+    engine = engine_of(kind)
+    one, other = (look(engine, Image.new("RGB", (90, 60), color)) for color in ("red", "blue"))
+    request = conversation(engine, [((0,), "What is it?")], []).request
+    prompts = [Prepared(request, (shown,)) for shown in (one, other)]
+    family = engine._require().family
+    ids = [family.encode([p.request], [p.pictures])["input_ids"].tolist() for p in prompts]
+    assert ids[0] == ids[1]
+    expected = []
+    for prepared in prompts:
+        forget(engine)
+        expected.append(reply(engine, prepared).token_ids)
+    assert expected[0] != expected[1]
+
+    forget(engine)
+    reply(engine, prompts[0])
+    answer = reply(engine, prompts[1])
+    assert answer.token_ids == expected[1]
+    assert answer.reused_tokens == ids[0][0].index(family.image_id)
+
+
+def look(engine: LocalEngine, image: Image.Image) -> Picture:
+    shown = engine.look(image)
+    # Features that are remembered stay, whatever the test forgets: pixels are needed again.
+    return shown if shown.tiles else engine._require().family.look(image)
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_the_same_request_again_computes_one_token_of_the_prompt(
+    kind: str, engine_of: EngineOf
+) -> None:
+    engine = engine_of(kind)
+    prepared = conversation(engine, [((0, 1), "What is it?")], [])
+    first, again = reply(engine, prepared), reply(engine, prepared)
+    assert again.token_ids == first.token_ids
+    assert again.reused_tokens == again.prompt_tokens - 1
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_stream_reuses_and_tells_as_a_whole_answer_does(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    prepared = conversation(engine, [((0, 1), "What is it?")], [])
+    whole = reply(engine, prepared)
+    *_, last = engine.stream(prepared)
+    assert last.prompt_tokens == whole.prompt_tokens
+    assert last.reused_tokens == whole.prompt_tokens - 1
+
+
+def test_a_batch_neither_uses_nor_disturbs_what_is_kept(engine_of: EngineOf) -> None:
+    engine = engine_of("idefics2")
+    prepared = conversation(engine, [((0,), "What is it?")], [])
+    first = reply(engine, prepared)
+    others = [conversation(engine, [((i,), "What is it?")], []) for i in (1, 2)]
+    batch = engine.complete([*others, prepared])
+    assert [answer.reused_tokens for answer in batch] == [0, 0, 0]
+    assert batch[2].token_ids == first.token_ids
+    again = reply(engine, prepared)
+    assert again.reused_tokens == first.prompt_tokens - 1
+    assert again.token_ids == first.token_ids
+
+
+def test_an_error_leaves_nothing_that_could_be_reused(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("idefics2")
+    prepared = conversation(engine, [((0,), "What is it?")], [])
+    first = reply(engine, prepared)
+    broken = engine._require().model.model.text_model.layers[1]  # type: ignore[attr-defined]
+
+    def fail(*args: object, **more: object) -> object:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, "forward", fail)
+        with pytest.raises(ZeroDivisionError):
+            reply(engine, conversation(engine, [((0,), "What is this?")], []))
+    again = reply(engine, prepared)
+    assert (again.reused_tokens, again.token_ids) == (0, first.token_ids)
+
+
+def test_what_is_kept_goes_first_when_the_memory_runs_out(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("idefics2")
+    inference = engine._require_inference()
+    turns: list[Turn] = [((0,), "What is it?")]
+    first = reply(engine, conversation(engine, turns, []))
+    prepared = [conversation(engine, [((i,), "And this?")], []) for i in (1, 2)]
+    expected = engine.complete(prepared)
+    asked = []
+
+    def full(*args: object, **more: object) -> None:
+        asked.append((bool(inference._prefix), len(inference._features) > 0))
+        if inference._prefix:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        generate(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("idefics_cli.engine.inference.generate", full)
+    reply(engine, conversation(engine, turns, []))
+    asked.clear()
+    answers = engine.complete(prepared)
+    assert asked == [(True, True), (False, False)]
+    assert [a.token_ids for a in answers] == [a.token_ids for a in expected]
+    assert reply(engine, conversation(engine, turns, [])).token_ids == first.token_ids
+
+
+def test_a_reply_that_was_begun_is_not_said_twice_when_the_memory_runs_out(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("idefics2")
+    prepared = conversation(engine, [((0,), "What is it?")], [])
+    reply(engine, prepared)
+    chosen = 0
+
+    def full(*args: object) -> None:
+        nonlocal chosen
+        chosen += 1
+        if chosen == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        _choose(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("idefics_cli.engine.decode._choose", full)
+    with pytest.raises(MemoryLimitError):
+        list(engine.stream(prepared))
+    assert chosen == 3
+
+
+def test_closing_frees_what_was_kept(checkpoint: Callable[[str], Path]) -> None:
+    engine = open_engine(checkpoint("idefics2"), "idefics2")
+    reply(engine, conversation(engine, [((0,), "What is it?")], []))
+    cache = weakref.ref(engine._require_inference()._prefix._cache)
+    assert cache() is not None
+    engine.close()
+    gc.collect()
+    assert cache() is None
+
+
+class After:
+    """Is set when it was looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.mark.parametrize("kind", [*tiny.CHATTING, SLIDING])
+def test_a_prompt_in_pieces_gives_the_reply_of_a_prompt_at_once(
+    kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(kind)
+    batch = [
+        conversation(engine, [((0, 1), "What is it?"), ((2,), "And this?")], ["A circle."]),
+        conversation(engine, [((), "Hello.")], []),
+    ]
+    together = [a.token_ids for a in engine.complete(batch)]
+    monkeypatch.setattr("idefics_cli.engine.prefill._CPU_TOKENS", 1)
+    for piece in (1, 7, 64):
+        monkeypatch.setattr("idefics_cli.engine.prefill._FEWEST", piece)
+        forget(engine)
+        assert [a.token_ids for a in engine.complete(batch)] == together
+        forget(engine)
+        assert [reply(engine, prepared).token_ids for prepared in batch] == together
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_prompt_can_be_interrupted_between_pieces_which_are_kept(
+    kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(kind)
+    prepared = conversation(engine, [((0, 1), "What is it?")], [])
+    forget(engine)
+    whole = reply(engine, prepared)
+    monkeypatch.setattr("idefics_cli.engine.prefill._CPU_TOKENS", 1)
+    monkeypatch.setattr("idefics_cli.engine.prefill._FEWEST", 5)
+    forget(engine)
+    # The pictures are known, so that only pieces of the prompt look at the flag.
+    reply(engine, conversation(engine, [((0, 1), "Hello")], []))
+    engine._require_inference()._prefix.drop()
+    cut = engine._require_inference().answer([prepared], After(3))
+    assert (cut.rows[0].finish, cut.rows[0].tokens) == ("cancelled", [])
+    answer = reply(engine, prepared)
+    assert answer.reused_tokens == 15
+    assert answer.token_ids == whole.token_ids

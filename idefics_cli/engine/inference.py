@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from PIL import Image
 
@@ -52,12 +53,18 @@ class Inference:
         self._loaded = loaded
         self._features = FeatureCache()
         self._prefix = PrefixCache()
+        self._waiting: WeakValueDictionary[bytes, Picture] = WeakValueDictionary()
 
     def look(self, image: Image.Image) -> Picture:
         """Make an open picture ready for the model, or remember it; safe in any thread."""
+        digest = digest_of(image)
+        # An equal picture may wait for its turn, as when several questions are asked about it.
+        known = self._features.recall(digest) or self._waiting.get(digest)
+        if known is None:
+            known = self._loaded.family.look(image, digest=digest)
+            self._waiting[digest] = known
         size = image.info.get("original_size", image.size)
-        known = self._features.recall(digest_of(image), size)
-        return known or self._loaded.family.look(image)
+        return known if known.size == size else replace(known, size=size)
 
     def count(self, prepared: Prepared) -> int:
         """Return how many tokens the prompt has."""

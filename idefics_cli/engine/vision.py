@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from threading import Lock
 
 import torch
@@ -47,19 +48,18 @@ class FeatureCache:
         found = self._find(digest)
         return None if found is None else found[1]
 
-    def recall(self, digest: bytes, size: tuple[int, int]) -> Picture | None:
-        """Return a picture of *size* with its features and without pixels, if they are here."""
+    def recall(self, digest: bytes) -> Picture | None:
+        """Return a picture with its features and without pixels, if they are here."""
         found = self._find(digest)
-        if found is None:
-            return None
-        picture, features = found
-        return Picture(digest, size, picture.tile_sizes, picture.grid, features=features)
+        return None if found is None else replace(found[0], features=found[1])
 
     def put(self, picture: Picture, features: Tensor) -> None:
         """Keep the *features* (tokens, D) of *picture*; older ones may go."""
         size = features.numel() * features.element_size()
+        if size > self._max_bytes:
+            return
         # Without the pixels, which are far larger.
-        bare = Picture(picture.digest, picture.size, picture.tile_sizes, picture.grid)
+        bare = replace(picture, tiles=(), features=None)
         with self._lock:
             self._drop(picture.digest)
             self._features[picture.digest] = bare, features

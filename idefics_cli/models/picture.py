@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Picture:
     """One picture, ready for the vision encoder.
 

@@ -81,12 +81,16 @@ class Family:
         """Return the texts of the tokens that end a reply."""
         return (END_OF_UTTERANCE,) if self.chats else ()
 
-    def look(self, image: Image) -> Picture:
-        """Cut, scale and normalise a picture that is RGB and upright; safe in any thread."""
+    def look(self, image: Image, *, digest: bytes | None = None) -> Picture:
+        """Cut, scale and normalise a picture; safe in any thread.
+
+        Args:
+            image: RGB and upright; `info["original_size"]` is its size before any scaling.
+            digest: Of `digest_of`, where it is known.
+        """
         tiles, grid = self._tiles(image)
         return Picture(
-            digest=digest_of(image),
-            # A big JPEG may be open at reduced size; the loader keeps the size of the source.
+            digest=digest or digest_of(image),
             size=image.info.get("original_size", image.size),
             tile_sizes=tuple((tile.shape[1], tile.shape[2]) for tile in tiles),
             grid=grid,

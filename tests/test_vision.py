@@ -1,0 +1,212 @@
+"""Pictures are encoded once, without padding, and known again by their content."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
+from idefics_cli.engine import Prepared
+from idefics_cli.engine.local import LocalEngine
+from idefics_cli.engine.vision import FeatureCache, encode_pictures
+from idefics_cli.models.families.base import Family
+from idefics_cli.models.library import Model
+from idefics_cli.models.picture import Picture
+from tests import tiny
+from tests.test_parity import open_engine, picture
+
+EngineOf = Callable[[str], LocalEngine]
+
+
+@pytest.fixture
+def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[EngineOf]:
+    made: list[LocalEngine] = []
+
+    def get(kind: str) -> LocalEngine:
+        made.append(open_engine(checkpoint(kind), kind))
+        return made[-1]
+
+    yield get
+    for engine in made:
+        engine.close()
+
+
+def asked(engine: LocalEngine, *images: Image.Image, text: str = "What is it?") -> Prepared:
+    parts = (*(Attachment(str(i)) for i in range(len(images))), text)
+    request = GenerationRequest((Message("user", parts),), Sampling(max_new_tokens=5))
+    return Prepared(request, tuple(engine.look(image) for image in images))
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """Count, height and width of the tiles of every forward of an encoder."""
+    seen: list[tuple[int, int, int]] = []
+
+    def watch(cls: type[Family]) -> None:
+        see = cls.see
+
+        def watched(self: Family, model: Model, tiles: Tensor) -> Tensor:
+            seen.append((tiles.shape[0], tiles.shape[2], tiles.shape[3]))
+            return see(self, model, tiles)
+
+        monkeypatch.setattr(cls, "see", watched)
+
+    from idefics_cli.models.families.idefics1 import Idefics1
+    from idefics_cli.models.families.idefics2 import TemplateFamily
+
+    watch(Idefics1)
+    watch(TemplateFamily)
+    return seen
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_picture_is_encoded_once_however_often_it_is_shown(
+    kind: str, engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    engine = engine_of(kind)
+    shown = picture(0)
+    tiles = len(engine.look(shown).tiles)
+    engine.complete([asked(engine, shown, shown), asked(engine, shown.copy(), text="And?")])
+    assert sum(count for count, _, _ in batches) == tiles
+    engine.complete([asked(engine, shown, text="A question about it")])
+    list(engine.stream(asked(engine, shown, picture(1))))
+    assert sum(count for count, _, _ in batches) == tiles + len(
+        engine._require().family.look(picture(1)).tiles
+    )
+
+
+def test_tiles_of_one_size_run_together_and_none_is_padded(
+    engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    engine = engine_of("idefics2-split")
+    wide, high = (Image.linear_gradient("L").resize(size).convert("RGB") for size in WIDE_HIGH)
+    engine.complete([asked(engine, wide, high), asked(engine, wide.rotate(180))])
+    sizes = [(height, width) for _, height, width in batches]
+    assert len(set(sizes)) == len(sizes)
+    assert sum(count for count, _, _ in batches) == 15
+    widest = engine._require().family.look(wide).tile_sizes
+    assert dict.fromkeys(widest).keys() <= set(sizes)
+
+
+WIDE_HIGH = [(90, 60), (40, 75)]
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_features_of_many_pictures_are_those_of_each_alone(
+    kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = engine_of(kind)._require()
+    pictures = [loaded.family.look(picture(i)) for i in range(5)]
+
+    def features(*some: Picture) -> dict[bytes, Tensor]:
+        found = encode_pictures(loaded.model, loaded.family, some, FeatureCache())
+        assert found is not None
+        return found
+
+    together = features(*pictures)
+    monkeypatch.setattr("idefics_cli.engine.vision._CPU_PIXELS", 1)
+    for shown in pictures:
+        (alone,) = features(shown).values()
+        assert torch.allclose(alone, together[shown.digest], atol=1e-4)
+
+
+def test_a_picture_that_is_known_is_opened_and_no_more(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = engine_of("idefics2")
+    path = tmp_path / "a.png"
+    picture(0).save(path)
+    request = GenerationRequest(
+        (Message("user", (Attachment(str(path)), "What is it?")),), Sampling(max_new_tokens=5)
+    )
+    first = engine.prepare(request)
+    waiting = engine.prepare(request)
+    assert waiting.pictures[0].tiles is first.pictures[0].tiles, "processed once while it waits"
+    (answer,) = engine.complete([first])
+
+    def fail(*args: object) -> None:
+        raise AssertionError("processed again")
+
+    monkeypatch.setattr(engine._require().family, "_tiles", fail)
+    again = engine.prepare(request)
+    assert again.pictures[0].size == (90, 60)
+    assert again.shape_key == first.shape_key
+    # It holds its features itself, so that they cannot be gone when its turn comes.
+    engine._require_inference()._features.clear()
+    assert engine.complete([again])[0].token_ids == answer.token_ids
+
+
+def test_many_threads_look_at_pictures_as_one_does(engine_of: EngineOf) -> None:
+    engine = engine_of("idefics3")
+    images = [picture(0).rotate(angle) for angle in range(0, 360, 15)]
+    family = engine._require().family
+    expected = [family.look(image) for image in images]
+    got: dict[int, Picture] = {}
+
+    def work(start: int) -> None:
+        for index in range(start, len(images), 4):
+            got[index] = engine.look(images[index])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, shown in enumerate(expected):
+        assert got[index].digest == shown.digest
+        assert all(map(torch.equal, got[index].tiles, shown.tiles))
+
+
+def test_a_cancelled_look_keeps_the_pictures_that_are_ready(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = engine_of("idefics2")._require()
+    monkeypatch.setattr("idefics_cli.engine.vision._CPU_PIXELS", 1)
+    pictures = [loaded.family.look(picture(i)) for i in range(3)]
+    cache, cancel = FeatureCache(), threading.Event()
+    see = loaded.family.see
+
+    def once(model: Model, tiles: Tensor) -> Tensor:
+        cancel.set()
+        return see(model, tiles)
+
+    monkeypatch.setattr(loaded.family, "see", once)
+    cut = encode_pictures(loaded.model, loaded.family, pictures, cache, cancel=cancel)
+    assert cut is None
+    assert [cache.get(p.digest) is not None for p in pictures] == [True, False, False]
+
+
+def shown(name: bytes) -> Picture:
+    return Picture(name, (1, 1), ((1, 1),), tiles=(torch.zeros(3, 1, 1),))
+
+
+def test_the_features_used_longest_ago_go_when_there_are_too_many_bytes() -> None:
+    cache = FeatureCache(max_bytes=100)
+    for name in (b"a", b"b"):
+        cache.put(shown(name), torch.zeros(10))
+    assert cache.held_bytes == 80
+    assert cache.get(b"a") is not None
+    cache.put(shown(b"c"), torch.zeros(10))
+    assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
+    assert cache.held_bytes == 80
+    cache.put(shown(b"a"), torch.zeros(5))
+    assert cache.held_bytes == 60
+    cache.put(shown(b"huge"), torch.zeros(1000))
+    assert (len(cache), cache.held_bytes) == (2, 60)
+
+
+def test_a_kept_picture_does_not_keep_its_pixels() -> None:
+    cache = FeatureCache()
+    cache.put(shown(b"a"), torch.ones(2, 3))
+    known = cache.recall(b"a")
+    assert known is not None
+    assert known.tiles == ()
+    assert known.features is not None
+    assert known.features.tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert cache.recall(b"b") is None
