@@ -35,7 +35,6 @@ def run_settings(spec: LoadSpec, job: CaptionJob) -> dict[str, object]:
         **(named or {"prompt": job.questions[0].prompt}),
         "mode": job.mode,
         **sampling,
-        **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from idefics_cli.caption.discover import Picture
-from idefics_cli.caption.wording import Wording
 from idefics_cli.core.types import GenerationRequest, Message, Mode, Sampling
 from idefics_cli.engine import Prepared
 
@@ -36,7 +35,6 @@ class CaptionJob:
         sampling: A seed in it is that of the run: see `with_content_seed`.
         batch_size: Most pictures answered at a time.
         readers: Threads that open pictures ahead of the model.
-        wording: What becomes of a reply before it is a caption.
     """
 
     pictures: tuple[Picture, ...]
@@ -45,7 +43,6 @@ class CaptionJob:
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
     readers: int = 4
-    wording: Wording = field(default_factory=Wording)
 
     def items(self) -> Iterator[tuple[str, GenerationRequest]]:
         """Yield the key of each picture and the request for its caption, in order."""

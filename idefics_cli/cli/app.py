@@ -14,10 +14,8 @@ import typer
 from idefics_cli import __version__
 from idefics_cli.cli import ask, caption, chat, completion, config, demo, doctor, models, sessions
 from idefics_cli.cli.guidance import GuidingGroup, overview
-from idefics_cli.cli.invocation import CONSOLE
 from idefics_cli.cli.services import Services
-from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
-from idefics_cli.models.background import is_working
+from idefics_cli.core.errors import EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.ui.console import Console
 
 _EPILOG = (
@@ -70,18 +68,15 @@ class RootGroup(GuidingGroup):
         """Run the subcommand; a usage error that does not tell its command is one of it."""
         try:
             return super().invoke(ctx)
-        except IdeficsError as error:
-            sys.exit(_report(error, ctx.obj, ctx.meta.get(CONSOLE)))
         except _TyperError as error:
             if getattr(error, "ctx", None) is not None or not ctx.invoked_subcommand:
                 raise
             raise _usage_error(error, f"{ctx.command_path} {ctx.invoked_subcommand}") from error
 
 
-def _report(error: IdeficsError, services: object, console: Console | None = None) -> int:
+def _report(error: IdeficsError, services: object) -> int:
     environ = services.environ if isinstance(services, Services) else os.environ
-    # That of the command, if it came so far, knows whether the user wants no colours.
-    (console or Console(sys.stdout, sys.stderr, environ=environ)).error(error)
+    Console(sys.stdout, sys.stderr, environ=environ).error(error)
     try:
         sys.stdout.flush()
     except OSError:
@@ -181,15 +176,14 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         pass  # while Typer is still putting the commands together; later, RootGroup.main exits
     except SystemExit as end:
-        if end.code != EXIT_INTERRUPTED and not is_working():
+        if end.code != EXIT_INTERRUPTED:
             raise
-        _leave_at_once(int(end.code or EXIT_DONE))
-    _leave_at_once(EXIT_INTERRUPTED)
+    _leave_at_once()
 
 
-def _leave_at_once(code: int) -> NoReturn:
-    """End without waiting for a thread that reads weights or a long prompt, as Python would."""
+def _leave_at_once() -> NoReturn:
+    """End after Ctrl-C; Python would wait for a thread that reads weights or a long prompt."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)
+    os._exit(EXIT_INTERRUPTED)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.caption_output import chosen_output, chosen_wording
+from idefics_cli.cli.caption_output import chosen_output
 from idefics_cli.cli.caption_run import run, show_run
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.cli.loading import check_prompt, plan_for, sampling, tell_warnings
@@ -48,11 +48,6 @@ def caption(
     repetition_penalty: options.RepetitionPenalty = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = None,
-    prefix: options.Prefix = None,
-    suffix: options.Suffix = None,
-    trigger: options.Trigger = None,
-    strip_preamble: options.StripPreamble = None,
-    on_truncate: options.OnTruncate = None,
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
@@ -115,7 +110,6 @@ def _job(invocation: Invocation, listing: Listing, plan: Plan) -> CaptionJob:
         mode="chat" if plan.spec.chats else "complete",
         sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
         batch_size=settings.batch_size or _batch_size(plan),
-        wording=chosen_wording(settings),
     )
 
 

@@ -39,10 +39,6 @@ class Invocation:
         return self.resolved.settings
 
 
-CONSOLE = "idefics_cli.console"
-"""The key of the console in `meta` of a command's context."""
-
-
 def begin(context: typer.Context) -> Invocation:
     """Merge the options of the command with environment, file and defaults.
 
@@ -64,7 +60,6 @@ def begin(context: typer.Context) -> Invocation:
         environ=environ,
         accessible=resolved.settings.accessible,
     )
-    context.meta[CONSOLE] = console
     for line in resolved.warnings:
         console.warn(line)
     if verbose:
