@@ -409,7 +409,10 @@ def test_no_path_is_wrong_usage() -> None:
     ran = run("caption", services=World(FakeEngine()).services)
 
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: missing argument")
+    assert ran.err == (
+        "error: no pictures are given\n"
+        "hint: `idefics caption photos/ -r`; `--filelist FILE` takes a list of them\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from idefics_cli.caption.discover import Picture
-from idefics_cli.core.types import GenerationRequest, Message, Mode, Sampling
+from idefics_cli.caption.sinks.rows import CAPTION, names
+from idefics_cli.caption.templates import parse_template, render
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Sampling
 from idefics_cli.engine import Prepared
 
 
@@ -16,7 +20,8 @@ class Question:
     """What is asked about each picture.
 
     Attributes:
-        prompt: The text; for *mode* "complete", the beginning that the model goes on with.
+        prompt: The text, a template (see `parse_template`); for *mode* "complete", the beginning
+            that the model goes on with.
         name: Of the column that its answers get; empty for the one caption of a run.
     """
 
@@ -35,6 +40,9 @@ class CaptionJob:
         sampling: A seed in it is that of the run: see `with_content_seed`.
         batch_size: Most pictures answered at a time.
         readers: Threads that open pictures ahead of the model.
+        columns: Names of the columns of lists, which prompts may have as fields.
+        captions_folder: See `render`.
+        limits: What may be opened to fill a prompt in.
     """
 
     pictures: tuple[Picture, ...]
@@ -43,6 +51,9 @@ class CaptionJob:
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
     readers: int = 4
+    columns: tuple[str, ...] = ()
+    captions_folder: str | None = None
+    limits: ImageLimits = field(default_factory=ImageLimits)
 
     def items(self) -> Iterator[tuple[str, GenerationRequest]]:
         """Yield the key of each picture and the request for its caption, in order."""
@@ -50,15 +61,63 @@ class CaptionJob:
             yield picture.key, self.requests(picture)[0]
 
     def requests(self, picture: Picture) -> tuple[GenerationRequest, ...]:
-        """Return what to ask about *picture*, one request for each question."""
+        """Return what to ask about *picture*, one request for each question; for any thread.
+
+        Raises:
+            PromptError: If a prompt has a field for which the picture has no value.
+            ImageError: If a prompt tells the size of the picture, and it cannot be read.
+        """
         return tuple(self._request(picture, question) for question in self.questions)
 
     def _request(self, picture: Picture, question: Question) -> GenerationRequest:
+        template = parse_template(question.prompt, self.columns)
+        prompt = render(template, picture, limits=self.limits, captions_folder=self.captions_folder)
         # The space keeps the text apart from the image tokens, as the model card of
         # idefics2-8b-base writes it; chat templates put their own.
-        text = f" {question.prompt}" if self.mode == "complete" else question.prompt
+        text = f" {prompt}" if self.mode == "complete" else prompt
         message = Message("user", (picture.attachment, text))
         return GenerationRequest((message,), self.sampling, self.mode)
+
+
+def named_questions(texts: Sequence[str]) -> tuple[Question, ...]:
+    """Return the questions of *texts*, each as `NAME=QUESTION`.
+
+    Raises:
+        UsageError: If a name is missing, given twice, or cannot be that of a column.
+    """
+    questions = tuple(_named_question(text) for text in texts)
+    seen = set[str]()
+    for question in questions:
+        # Spreadsheets and databases take `Mood` and `mood` for one column.
+        if question.name.casefold() in seen:
+            raise UsageError(f"two questions are named `{question.name}`")
+        seen.add(question.name.casefold())
+    return questions
+
+
+def _named_question(text: str) -> Question:
+    name, equals, prompt = text.partition("=")
+    name = name.strip()
+    example = '`--ask subject="What is in the middle?"`'
+    if not equals:
+        raise UsageError(f"`--ask` needs a name and a question, not `{text}`", hint=example)
+    if not name.isidentifier():
+        proposal = re.sub(r"\W+", "_", name).strip("_")
+        can_be_name = proposal.isidentifier() and len(proposal) <= 30
+        raise UsageError(
+            f"`{name}` cannot be the name of a column: a name has letters, digits and `_`",
+            hint=f"did you mean `{proposal}`?" if can_be_name else example,
+        )
+    if name.casefold() in _RESERVED:
+        raise UsageError(
+            f"`{name}` cannot be the name of a question: each row has a column of that name"
+        )
+    if not prompt.strip():
+        raise UsageError(f"the question `{name}` is empty", hint=example)
+    return Question(prompt, name)
+
+
+_RESERVED = frozenset(names(())) - {CAPTION}
 
 
 def automatic_batch_size(

@@ -139,6 +139,48 @@ StripPreamble = Annotated[
 ]
 OnTruncate = Annotated[str | None, _option("on_truncate", panel=ANSWER_PANEL)]
 
+PromptFile = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-file",
+        metavar="FILE",
+        help="Read the prompt from a file; `-` is stdin.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
+Ask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ask",
+        metavar="NAME=TEXT",
+        help="Ask a named question; may be given several times.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
+
+FileLists = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filelist",
+        metavar="FILE",
+        help="Take the pictures of a list: paths, JSON lines or CSV; `-` is stdin.",
+        rich_help_panel=IMAGES_PANEL,
+        show_default=False,
+    ),
+]
+Null = Annotated[
+    bool,
+    typer.Option(
+        "--null",
+        "-0",
+        metavar="",
+        help="The paths of lists end with NUL, as of `find -print0`.",
+        rich_help_panel=IMAGES_PANEL,
+        show_default=False,
+    ),
+]
 MaxPixels = Annotated[str | None, _option("max_pixels", panel=IMAGES_PANEL)]
 MaxBytes = Annotated[str | None, _option("max_bytes", panel=IMAGES_PANEL)]
 TimeoutSeconds = Annotated[str | None, _option("timeout_seconds", panel=IMAGES_PANEL)]

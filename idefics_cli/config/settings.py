@@ -103,7 +103,9 @@ class Settings:
         None, help="Makes random choices repeatable.", minimum=0, maximum=2**63 - 1
     )
     prompt: str | None = _setting(
-        None, help="What to ask about each picture.", unset="the model's caption prompt"
+        None,
+        help="What to ask about each picture; may have fields, as {stem}.",
+        unset="the model's caption prompt",
     )
     raw: bool = _setting(
         False, help="Complete PROMPT as it is; each `<image>` in it is a picture, in order."

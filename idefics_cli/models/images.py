@@ -27,6 +27,8 @@ from idefics_cli.models.pillow_setup import mute_libtiff, mute_warnings, raise_p
 __all__ = ["ImageLoader", "describe_source"]
 
 _TAG_SUBFILE_TYPE, _TAG_HEIGHT, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 257, 330, 50706
+# Of others the decoded picture may be larger or turned.
+_SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
 _UNSUPPORTED = re.compile(
     r"unsupported|not implemented|not available|not installed|cannot find loader"
     r"|conversion .*not supported|unknown (?:pixel|data organization|pcx mode)",
@@ -75,6 +77,25 @@ class ImageLoader:
             source = grabbed
         with self._sources.open(source) as stream:
             return self.open_stream(stream, source, draft_edge=draft_edge)
+
+    def size(self, attachment: Attachment) -> tuple[int, int]:
+        """Return the `original_size` that `open` would give, from the header where that tells it.
+
+        Raises:
+            ImageError: Of any kind; what is damaged behind its header may go unnoticed.
+        """
+        source = attachment.source
+        mute_warnings()
+        if is_clipboard(source):
+            return _original_size(self.open(attachment))
+        with self._sources.open(source) as stream:
+            content = _identify(stream, source)
+            if content.plugin not in _SIZE_IN_HEADER:
+                return _original_size(self.open_stream(stream, source))
+            with _explained(content, source):
+                image = _open_with(content.plugin, stream)
+                self._check_size(image, source)
+                return image.size[::-1] if is_sideways(image) else image.size
 
     def open_stream(
         self, stream: BinaryIO, source: str, *, draft_edge: int | None = None
@@ -127,6 +148,11 @@ def is_turned(data: bytes) -> bool:
     """Whether the picture file *data*, which has been opened before, is turned to be upright."""
     plugin = identify(data[:HEAD_BYTES]).plugin
     return plugin is not None and orientation(_open_with(plugin, io.BytesIO(data))) != 1
+
+
+def _original_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.info["original_size"]
+    return width, height
 
 
 def _identify(stream: BinaryIO, source: str) -> Content:
