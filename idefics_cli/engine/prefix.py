@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import DynamicCache
 
 from idefics_cli.models.families.base import Mark
+from idefics_cli.models.kv_cache import growing_cache
 
 
 def new_cache() -> DynamicCache:
@@ -15,7 +16,7 @@ def new_cache() -> DynamicCache:
     One made from a config drops what a sliding window has left behind, and cannot be cropped
     after that. The mask applies the window as well, so the results are equal.
     """
-    return DynamicCache()
+    return growing_cache()
 
 
 class PrefixCache:

@@ -19,7 +19,7 @@ from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.models import cache, facts, quantization
+from idefics_cli.models import cache, cpu_attention, facts, quantization
 from idefics_cli.models.checkpoint import read_json
 from idefics_cli.models.classes import config_class, model_class
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
@@ -158,7 +158,7 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
         "config": config,
         # Without it transformers obeys config.json, which says float32 for several 8B models.
         "dtype": getattr(torch, spec.dtype),
-        "attn_implementation": spec.attention,
+        "attn_implementation": _attention(spec),
         "use_safetensors": True,
     }
     settings = quantization.bitsandbytes_config(spec)
@@ -185,6 +185,12 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
         )
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
+
+
+def _attention(spec: LoadSpec) -> str:
+    """Return the name under which transformers knows the attention of *spec*."""
+    on_cpu = spec.device == "cpu" and spec.device_map is None
+    return cpu_attention.register() if on_cpu and spec.attention == "sdpa" else spec.attention
 
 
 def _accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:

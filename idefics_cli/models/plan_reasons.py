@@ -190,6 +190,8 @@ def _quantization(context: Context) -> str:
 def _attention(context: Context) -> str:
     if context.asked("attention"):
         return _ASKED
+    if context.option.device == "cpu":
+        return _cpu_attention(context)
     if context.facts.family == "idefics":
         return "the fastest that IDEFICS-1 supports"
     names = [f.distribution for f in attention.FLASH.values()]
@@ -197,6 +199,13 @@ def _attention(context: Context) -> str:
     if installed and context.option.gpus:
         return f"exact and proven; {installed[0]} is installed and can be asked for"
     return "exact, fast, and needs no extra package"
+
+
+def _cpu_attention(context: Context) -> str:
+    # As in `cpu_attention.py`, which looks again while it runs.
+    tiled = context.option.dtype == "bfloat16" and context.machine.cpu_bf16
+    patches = "tile by tile" if tiled else "in heads as wide as a register"
+    return f"exact; words are grouped by the heads that share keys, many patches go {patches}"
 
 
 def _splitting(context: Context) -> str:
