@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -19,8 +20,12 @@ from tests.fakes import FakeEngine
 NAMES = tuple(f"{number:02}.jpg" for number in range(12))
 BAD = ImageError("cannot read `photos/03.jpg`: it is cut off", kind="truncated")
 
-every_format = pytest.mark.parametrize("format_", SINKS)
-every_file = pytest.mark.parametrize("format_", [name for name in SINKS if name != "txt"])
+has_pyarrow = importlib.util.find_spec("pyarrow") is not None
+NEEDS = {"parquet": pytest.mark.skipif(not has_pyarrow, reason="pyarrow is not installed")}
+FORMATS = [pytest.param(name, marks=NEEDS.get(name, ())) for name in SINKS]
+every_format = pytest.mark.parametrize("format_", FORMATS)
+# Those of one file that can be cut.
+every_file = pytest.mark.parametrize("format_", sorted(SINKS.keys() - {"txt", "parquet"}))
 
 
 @pytest.fixture(autouse=True)
@@ -60,12 +65,21 @@ def caption(
 def contents(folder: Path) -> dict[str, str]:
     """Return the outputs in *folder*; what a run took is no part of them."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    texts = {str(path.relative_to(folder)): path.read_text("utf-8") for path in files}
+    texts = {str(path.relative_to(folder)): text(path) for path in files}
     return {
         name: re.sub(r'("seconds": |(?<=,))\d+\.\d+', "?", text)
         for name, text in texts.items()
         if not name.endswith((".journal", ".run.json", ".lock"))
     }
+
+
+def text(path: Path) -> str:
+    if not path.read_bytes().startswith(b"PAR1"):
+        return path.read_text("utf-8")
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return "".join(json.dumps(row) + "\n" for row in file.read().to_pylist())
 
 
 def whole(format_: str, *arguments: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -221,3 +222,25 @@ def prompts(engine: LocalEngine, kind: str) -> list[Prepared]:
             raw(engine, "A longer text about <image>", [1]),
         ]
     return [as_request(engine, turns) for turns in CONVERSATIONS.values()]
+
+
+@pytest.mark.parametrize("kind", ["idefics2-split", "idefics3", "smolvlm"])
+def test_a_picture_without_its_tiles_is_that_of_a_model_that_does_not_split(
+    kind: str, engine_of: EngineOf, checkpoint: Callable[[str], Path]
+) -> None:
+    def answer(engine: LocalEngine) -> tuple[int, tuple[int, ...]]:
+        prepared = as_request(engine, [("user", [0], "What is it?")])
+        tiles.append(len(prepared.pictures[0].tile_sizes))
+        pictures = tuple(each.without_tiles() for each in prepared.pictures)
+        (completion,) = engine.complete([replace(prepared, pictures=pictures)])
+        return completion.prompt_tokens, completion.token_ids
+
+    tiles: list[int] = []
+    splitting = engine_of(kind)
+    spec = replace(splitting.spec, splitting=False)
+    with LocalEngine(spec) as whole:
+        assert answer(splitting) == answer(whole)
+        # Also when the engine remembers the picture with all its tiles.
+        splitting.complete([as_request(splitting, [("user", [0], "What is it?")])])
+        assert answer(splitting) == answer(whole)
+    assert (tiles[0] > 1, tiles[1]) == (True, 1)

@@ -35,6 +35,7 @@ def run_settings(spec: LoadSpec, job: CaptionJob) -> dict[str, object]:
         **(named or {"prompt": job.questions[0].prompt}),
         "mode": job.mode,
         **sampling,
+        **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.sinks.rows import CAPTION, names
 from idefics_cli.caption.templates import parse_template, render
+from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Sampling
 from idefics_cli.engine import Prepared
@@ -43,6 +44,7 @@ class CaptionJob:
         columns: Names of the columns of lists, which prompts may have as fields.
         captions_folder: See `render`.
         limits: What may be opened to fill a prompt in.
+        wording: What becomes of a reply before it is a caption.
     """
 
     pictures: tuple[Picture, ...]
@@ -54,6 +56,7 @@ class CaptionJob:
     columns: tuple[str, ...] = ()
     captions_folder: str | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
+    wording: Wording = field(default_factory=Wording)
 
     def items(self) -> Iterator[tuple[str, GenerationRequest]]:
         """Yield the key of each picture and the request for its caption, in order."""

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idefics_cli.cli.caption_output import Output
+from idefics_cli.cli.caption_output import Output, chosen_wording
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.loading import check_prompt, image_limits, sampling
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text
@@ -155,6 +155,7 @@ def caption_job(
         columns=listing.columns,
         captions_folder=str(output.path) if output.path and output.format == "txt" else None,
         limits=image_limits(settings),
+        wording=chosen_wording(settings),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from idefics_cli.core.errors import (
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
-    from idefics_cli.caption.journaled import Todo
+    from idefics_cli.caption.journaled import MakeSink, Todo
     from idefics_cli.caption.runner import Outcome, RunEvent
     from idefics_cli.caption.sinks.base import Sink, Target
     from idefics_cli.models.plan import Plan
@@ -125,14 +125,12 @@ class _Captioning:
     ) -> None:
         from idefics_cli.caption.header import run_header, run_settings
         from idefics_cli.caption.journaled import JournaledSink
-        from idefics_cli.caption.sinks import SINKS
 
         settings = {"format": format_, **run_settings(self.plan.spec, self.job)}
         if format_ == "txt":
             files.journal.parent.mkdir(parents=True, exist_ok=True)
         sink = JournaledSink(
-            SINKS[format_],
-            target,
+            *_rows_sink(format_, target),
             files.journal,
             settings=settings,
             retry_failed=self.invocation.settings.retry_failed,
@@ -152,6 +150,8 @@ class _Captioning:
                 error.hint = "when that is mended, the same command goes on"
             raise
         finally:
+            if self.todo is not None and format_ == "parquet":
+                _write_parquet(target)
             if self.todo is not None and self.todo.pictures:
                 self._write_header(files.header, is_over=True)
 
@@ -247,6 +247,23 @@ class _Captioning:
             self.invocation.console.note("with `-o FILE` the same command could go on from here")
         else:
             self.invocation.console.note("the same command goes on from here")
+
+
+def _rows_sink(format_: str, target: Target) -> tuple[MakeSink, Target]:
+    """Return the sink and target of the rows; those of Parquet are JSON lines until the end."""
+    from idefics_cli.caption.sinks import SINKS
+    from idefics_cli.caption.sinks.parquet import RowsSink, rows_file
+
+    if format_ == "parquet" and target.path is not None:
+        return RowsSink, replace(target, path=rows_file(target.path))
+    return SINKS[format_], target
+
+
+def _write_parquet(target: Target) -> None:
+    from idefics_cli.caption.sinks.parquet import write_parquet
+
+    assert target.path is not None
+    write_parquet(target.path, target.columns)
 
 
 def _now() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 
 from idefics_cli.core.errors import MemoryLimitError
@@ -40,10 +40,17 @@ def _tiles(prepared: Prepared) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A completion, and its share of the seconds that its batch took."""
+    """A completion, and what it took.
+
+    Attributes:
+        completion: What the model said.
+        seconds: Its share of the time of its batch.
+        note: What was done to fit it into memory; empty for most.
+    """
 
     completion: Completion
     seconds: float
+    note: str = ""
 
 
 class Batcher:
@@ -67,31 +74,55 @@ class Batcher:
         """Return the completion of each request of *batch*, or what made it fail alone.
 
         When the memory runs out the batch is halved, down to one at a time, and what worked is
-        kept for later batches. After any other error its requests are tried one by one.
+        kept for later batches; one that does not fit alone is tried without its tiles. After any
+        other error the requests of the batch are tried one by one.
         """
         answers: list[Answer | Exception] = []
         size_before = self.size
+        note = ""
         while rest := batch[len(answers) :]:
             part = rest[: self.size]
             try:
-                completions = self._engine.complete(part, cancel=cancel)
-                answers += [Answer(c, _seconds(c) / len(part)) for c in completions]
+                answers += self._complete(part, cancel, note)
             except MemoryLimitError as error:
                 if len(part) > 1:
                     self.size = len(part) // 2
+                    note = f"answered {_at_a_time(self.size)}: out of memory"
                 else:
-                    answers.append(error)
-                    # It does not fit at all, so it says nothing about the others.
+                    answers.append(self._without_tiles(part[0], cancel, error))
+                    # It does not fit as it is, so it says nothing about the others.
                     self.size = size_before
             except Exception as error:
                 _log.debug("a batch of %d failed", len(part), exc_info=True)
                 answers += [error] if len(part) == 1 else self._one_by_one(part, cancel)
         return answers
 
+    def _complete(
+        self, batch: Sequence[Prepared], cancel: Event | None, note: str
+    ) -> list[Answer | Exception]:
+        completions = self._engine.complete(batch, cancel=cancel)
+        return [Answer(c, _seconds(c) / len(batch), note) for c in completions]
+
+    def _without_tiles(
+        self, prepared: Prepared, cancel: Event | None, error: MemoryLimitError
+    ) -> Answer | Exception:
+        pictures = tuple(picture.without_tiles() for picture in prepared.pictures)
+        if pictures == prepared.pictures:
+            return error
+        smaller = replace(prepared, pictures=pictures)
+        try:
+            return self._complete([smaller], cancel, "answered without tiles: out of memory")[0]
+        except Exception as failure:
+            return failure
+
     def _one_by_one(
         self, batch: Sequence[Prepared], cancel: Event | None
     ) -> list[Answer | Exception]:
         return [answer for prepared in batch for answer in self.answer([prepared], cancel=cancel)]
+
+
+def _at_a_time(size: int) -> str:
+    return "alone" if size == 1 else f"{size} at a time"
 
 
 def _seconds(completion: Completion) -> float:

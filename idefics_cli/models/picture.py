@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -41,3 +42,21 @@ class Picture:
     def pixels(self) -> int:
         """Pixels of all tiles together, 12 bytes each while the picture waits."""
         return sum(height * width for height, width in self.tile_sizes)
+
+    def without_tiles(self) -> Picture:
+        """Return the picture as a model takes it that does not split it: with its last tile only.
+
+        All families that split a picture have the whole of it, scaled down, behind its pieces.
+        """
+        count = len(self.tile_sizes)
+        if count < 2:
+            return self
+        features = self.features
+        return replace(
+            self,
+            digest=hashlib.sha256(b"without tiles " + self.digest).digest(),
+            tile_sizes=self.tile_sizes[-1:],
+            grid=(0, 0),
+            tiles=self.tiles[-1:],
+            features=None if features is None else features[-(len(features) // count) :].clone(),
+        )

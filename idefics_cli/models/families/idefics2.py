@@ -11,7 +11,14 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import Family, Inputs, left_padded, raw_text
+from idefics_cli.models.families.base import (
+    FAKE_TOKEN,
+    IMAGE_TOKEN,
+    Family,
+    Inputs,
+    left_padded,
+    raw_text,
+)
 from idefics_cli.models.library import Model
 from idefics_cli.models.picture import Picture
 
@@ -118,8 +125,16 @@ class Idefics2(TemplateFamily):
     """SigLIP, a perceiver with 64 latents per image, and Mistral."""
 
     def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
-        # It writes the images out without seeing them: all have as many tiles.
-        return self.processor(text=[text])["input_ids"][0]
+        first, *rest = text.split(IMAGE_TOKEN)
+        for picture, part in zip(pictures, rest, strict=True):
+            first += self._written(picture) + part
+        # As transformers 5.23, processing_idefics2.py, which splits all pictures or none.
+        return self.tokenizer(first.replace(FAKE_TOKEN * 2, FAKE_TOKEN))["input_ids"]
+
+    def _written(self, picture: Picture) -> str:
+        """Return the tokens of one picture: those of its pieces, then of the whole."""
+        images = IMAGE_TOKEN * self.processor.image_seq_len
+        return f"{FAKE_TOKEN}{images}{FAKE_TOKEN}" * len(picture.tile_sizes)
 
 
 def without_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
