@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,12 @@ from PIL import Image
 
 from idefics_cli.chat.dispatch import complete, take
 from idefics_cli.chat.live import Chat
+from idefics_cli.chat.loading import Loading, LoadPlan
 from idefics_cli.chat.store import NullStore, SessionStore
 from idefics_cli.chat.table import COMMANDS
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError, UsageError
-from idefics_cli.core.types import ImageLimits, Sampling, TokenChunk
-from idefics_cli.engine import Engine, EngineFactory, Prepared
+from idefics_cli.core.types import ImageLimits, Progress, Sampling, TokenChunk
+from idefics_cli.engine import Engine, Prepared
 from idefics_cli.ui.console import Console
 from idefics_cli.ui.repl import Repl
 from tests.commands import Stream
@@ -55,8 +58,10 @@ class World:
         self.models = {"fake": engine}
         self.store = store or SessionStore(folder / "data")
         self.engine = engine
+        loading = Loading("fake", self._find("fake"))
+        assert loading.engine is engine  # it is there from the start
         self.chat = Chat(
-            engine,
+            loading,
             self.store.create("fake"),
             store=self.store,
             find_model=self._find,
@@ -67,10 +72,10 @@ class World:
             clock=FakeClock(),
         )
 
-    def _find(self, name: str) -> EngineFactory:
+    def _find(self, name: str) -> LoadPlan:
         if name not in self.models:
             raise ModelError(f"unknown model `{name}`")
-        return lambda: self._load(name)
+        return lambda warn: lambda progress: self._load(name)
 
     def _load(self, name: str) -> Engine:
         return self.models[name]
@@ -428,15 +433,93 @@ def test_when_another_model_cannot_be_loaded_the_former_answers_on(tmp_path: Pat
 
     def load(name: str) -> Engine:
         if name == "other":
+            while here.chat.conversation.pending is None:
+                time.sleep(0.01)
             raise MemoryLimitError("out of memory")
         return again
 
     here.models["other"] = FakeEngine()
     here._load = load  # type: ignore[method-assign]
-    out, err, _ = here.talk("/model other", "a")
-    assert "error: out of memory" in err
+    out, err, person = here.talk("/model other", "a", "a")
+    assert "error: out of memory\nnote: fake answers on\n" in err
+    assert person.drafts == ["", "", "a", ""]
     assert here.engine.is_closed  # two models at a time may be more than the memory holds
     assert out == "One.\n"
+
+
+class Gate:
+    """A model that is there when it is opened."""
+
+    def __init__(self, engine: Engine | MemoryLimitError) -> None:
+        self.opened = Event()
+        self._engine = engine
+
+    def load(self, progress: Progress) -> Engine:
+        progress("loading", 0.4)
+        assert self.opened.wait(30)
+        if isinstance(self._engine, MemoryLimitError):
+            raise self._engine
+        return self._engine
+
+
+def start_loading(here: World, gate: Gate) -> None:
+    here.chat.loading = Loading("slow", lambda warn: gate.load)
+    here.chat.loading.start()
+
+
+class Opener(Lines):
+    """A person who waits for the model before the line *number*."""
+
+    def __init__(self, here: World, gate: Gate, number: int, *lines: str) -> None:
+        super().__init__(*lines)
+        self._here, self._gate, self._number = here, gate, number
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        if len(self.seen) == self._number:
+            self._gate.opened.set()
+            while not self._here.chat.loading.is_ready:
+                time.sleep(0.01)
+        return super().read(prompt, text=text)
+
+
+def test_while_the_model_loads_all_but_an_answer_can_be_had(tmp_path: Path, pictures: Path) -> None:
+    gate = Gate(FakeEngine("Red."))
+    here = world(tmp_path)
+    start_loading(here, gate)
+    out, err = Stream(terminal=True), Stream(terminal=True)
+    lines = ("/image a.png", "/images", "/stats", "/set top_k=2", "", "What?")
+    person = Opener(here, gate, 4, *lines)
+    Repl(here.chat, Console(out, err, environ={"NO_COLOR": "1"}), person).run()
+    told = err.text().splitlines()
+    listed = "[1] a.png, 8x6 landscape, goes with your next text"
+    assert told[:3] == [listed, listed, "model: slow, loading 40%"]
+    assert "[1] takes 10 tokens" in told
+    assert out.text() == "Red.\n"
+
+
+def test_the_first_question_waits_for_the_model_and_ctrl_c_ends_the_wait(tmp_path: Path) -> None:
+    gate = Gate(FakeEngine("Red."))
+    here = world(tmp_path)
+    start_loading(here, gate)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    _, err, person = here.talk("What?")
+    assert "the question is taken back" in err
+    assert person.drafts == ["", "What?"]
+    gate.opened.set()
+    assert here.talk("What?")[0] == "Red.\n"
+
+
+def test_when_no_model_can_be_loaded_the_chat_ends_and_the_text_is_told(tmp_path: Path) -> None:
+    gate = Gate(MemoryLimitError("out of memory"))
+    here = world(tmp_path)
+    start_loading(here, gate)
+    err = Stream(terminal=True)
+    threading.Timer(0.3, gate.opened.set).start()
+    with pytest.raises(MemoryLimitError):
+        Repl(here.chat, Console(Stream(terminal=True), err), Lines("What?", "And?")).run()
+    assert err.text() == "not asked: What?\n"
+    assert texts(here) == []
 
 
 def test_settings_of_a_chat_go_into_its_requests_and_are_kept(tmp_path: Path) -> None:

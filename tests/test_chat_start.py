@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from idefics_cli.chat.store import SessionStore
+from idefics_cli.core.errors import MemoryLimitError
 from tests import commands
 from tests.commands import Ran, World, run
 from tests.fakes import FakeEngine
@@ -117,6 +118,27 @@ def test_there_is_nothing_to_go_on_with_at_first(tmp_path: Path) -> None:
     ran = chat(world(tmp_path), "-c")
     assert (ran.code, ran.out) == (1, "")
     assert "there are no sessions yet" in ran.err
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_chat_with_its_code(
+    tmp_path: Path, person: list[str]
+) -> None:
+    error = MemoryLimitError("out of memory", hint="a smaller model")
+    here = World(FakeEngine(), stdin=commands.Terminal(), load_error=error, HOME=str(tmp_path))
+    person += ["What?", "And?"]
+    ran = chat(here)
+    assert (ran.code, ran.out) == (1, "")
+    # Without colours: it may be read out.
+    assert ran.err.endswith("\nerror: out of memory\nhint: a smaller model\n")
+    assert kept(tmp_path).list() == []
+
+
+def test_a_name_that_no_session_has_is_told_to_be_new(tmp_path: Path, person: list[str]) -> None:
+    person += ["What?"]
+    ran = chat(world(tmp_path, "A cat."), "--session", "trip")
+    assert "note: there is no session `trip` yet; this one gets the name\n" in ran.err
+    again = chat(world(tmp_path), "--session", "trip")
+    assert "there is no session" not in again.err
 
 
 def test_without_saving_nothing_is_written(tmp_path: Path, person: list[str]) -> None:

@@ -14,7 +14,7 @@ from prompt_toolkit.output import DummyOutput
 
 from idefics_cli.chat.attaching import Line, read_line
 from idefics_cli.chat.completion import Candidate
-from idefics_cli.ui.line_input import DrawnInput, is_open, unquoted
+from idefics_cli.ui.line_input import DrawnInput, Stopped, is_open, unquoted
 from tests.commands import Stream
 
 CTRL_C, CTRL_R, ALT_ENTER, ENTER = "\x03", "\x12", "\x1b\r", "\r"
@@ -61,6 +61,14 @@ def test_ctrl_c_on_an_empty_line_and_ctrl_d_are_told() -> None:
         keys.send_text("\x04")
         with pytest.raises(EOFError):
             lines.read("> ")
+
+
+def test_when_nobody_can_answer_any_more_what_was_typed_is_kept() -> None:
+    with keyboard():
+        lines = DrawnInput(Terminal(terminal=True), lambda line: [], None, lambda: True)
+        with pytest.raises(Stopped) as stopped:
+            lines.read("> ", text="What is")
+        assert stopped.value.text == "What is"
 
 
 def test_a_text_that_is_offered_can_be_edited() -> None:

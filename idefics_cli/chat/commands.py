@@ -13,11 +13,11 @@ from idefics_cli.chat.completion import Candidate
 from idefics_cli.chat.live import (
     DISPLAY_KEYS,
     SAMPLING_KEYS,
-    Attached,
     Chat,
     parse_setting,
     with_settings,
 )
+from idefics_cli.chat.staging import Attached
 from idefics_cli.chat.table import COMMANDS, Outcome, command, unknown_command
 from idefics_cli.config.settings import table
 from idefics_cli.core.errors import IdeficsError, UsageError
@@ -74,7 +74,7 @@ def _images(chat: Chat, words: str) -> Outcome:
             lines.append(
                 f"[{picture.number}] {_name(picture.source)},"
                 f" {_size(picture.width, picture.height)},"
-                f" turn {number}{state or f', {chat.tokens(picture.attachment)} tokens'}"
+                f" turn {number}{state or _tokens(chat.tokens(picture.attachment))}"
             )
     first = len(chat.conversation.pictures) + 1
     lines += [describe(first + i, attached) for i, attached in enumerate(chat.staged)]
@@ -90,9 +90,13 @@ def describe(number: int, attached: Attached) -> str:
     staged = attached.staged
     return (
         f"[{number}] {_name(staged.source)}, {_size(staged.width, staged.height)}"
-        f"{', turned upright' if staged.is_turned else ''},"
-        f" {attached.tokens} tokens, goes with your next text"
+        f"{', turned upright' if staged.is_turned else ''}"
+        f"{_tokens(attached.tokens)}, goes with your next text"
     )
+
+
+def _tokens(count: int | None) -> str:
+    return "" if count is None else f", {count} tokens"
 
 
 def _size(width: int, height: int) -> str:
@@ -275,7 +279,7 @@ def _stats(chat: Chat, words: str) -> Outcome:
     """Tell how much of the context is used, and how fast answers came."""
     _none(words, "stats")
     done, used = chat.statistics, chat.used()
-    lines = [f"model: {chat.model_name} on {chat.engine.spec.device}, {chat.engine.spec.dtype}"]
+    lines = [f"model: {chat.model_name}, {_place(chat)}"]
     if used:
         share = used.prompt_tokens / used.context_tokens
         lines.append(f"context: {used.prompt_tokens} of {used.context_tokens} tokens, {share:.0%}")
@@ -288,6 +292,13 @@ def _stats(chat: Chat, words: str) -> Outcome:
     if peak := _peak_bytes():
         lines.append(f"memory: {peak / 2**30:.1f} GiB at most")
     return Outcome(tuple(lines))
+
+
+def _place(chat: Chat) -> str:
+    if not chat.loading.is_ready:
+        return chat.loading.phase
+    spec = chat.engine.spec
+    return f"{spec.dtype} on {spec.device}"
 
 
 def _peak_bytes() -> int | None:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import TYPE_CHECKING
 
-from idefics_cli.chat.pictures import Staged, data_uri, stage
+from idefics_cli.chat.loading import Loading, LoadPlan, Phase
 from idefics_cli.chat.session import Conversation, Picture, Turn
+from idefics_cli.chat.staging import Attached, attach
 from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
 from idefics_cli.config.settings import table
 from idefics_cli.core.errors import ContextError, UsageError
@@ -21,34 +21,13 @@ from idefics_cli.core.types import (
     Sampling,
     TokenChunk,
 )
-from idefics_cli.engine import Engine, EngineFactory, Measure
+from idefics_cli.engine import Engine, Measure
 from idefics_cli.models.registry import sees_last_only
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SAMPLING_KEYS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed",
 )  # fmt: skip
 DISPLAY_KEYS = ("plain", "preview")
-_THUMBNAIL_EDGE = 256
-Phase = Callable[[str], None]
-"""Told what goes on until the first token: "reading 2 images", "thinking"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A picture that goes with the next text.
-
-    Attributes:
-        staged: Its bytes, name and size.
-        tokens: What it takes of the model's context.
-        thumbnail: RGB, upright, at most 256 pixels a side; None for one from an earlier turn.
-    """
-
-    staged: Staged
-    tokens: int
-    thumbnail: Image | None = None
 
 
 @dataclass(slots=True)
@@ -68,10 +47,10 @@ class Chat:
     The caller closes neither: `close` does.
 
     Args:
-        engine: The model that answers.
+        loading: The model that answers, which may still be loading.
         session: The conversation, and where it is kept.
         store: Where others are kept.
-        find_model: Plans another model by name; what it returns loads it.
+        find_model: Looks another model up by name; what it returns plans and loads it.
         sampling: How tokens are chosen where the conversation does not say.
         displays: `plain` and `preview`, where the conversation does not say.
         limits: What pictures are accepted.
@@ -81,18 +60,19 @@ class Chat:
 
     def __init__(
         self,
-        engine: Engine,
+        loading: Loading,
         session: OpenSession,
         *,
         store: SessionStore | NullStore,
-        find_model: Callable[[str], EngineFactory],
+        find_model: Callable[[str], LoadPlan],
         sampling: Sampling,
         displays: Mapping[str, bool],
         limits: ImageLimits,
         offline: bool,
         clock: Callable[[], float],
     ) -> None:
-        self.engine = engine
+        self.loading = loading
+        self._former: Loading | None = None
         self.session = session
         self.store = store
         self.staged: list[Attached] = []
@@ -115,7 +95,16 @@ class Chat:
     @property
     def model_name(self) -> str:
         """What the user calls the model that answers."""
-        return self.engine.spec.name or self.engine.spec.repo
+        return self.loading.name
+
+    @property
+    def engine(self) -> Engine:
+        """The model that answers, waited for.
+
+        Raises:
+            IdeficsError: If it cannot be loaded.
+        """
+        return self.loading.engine
 
     @property
     def sampling(self) -> Sampling:
@@ -125,7 +114,7 @@ class Chat:
     def close(self) -> None:
         """Close the conversation and the model."""
         self.session.close()
-        self.engine.close()
+        self.loading.close()
 
     def attach(self, sources: Sequence[str]) -> list[Attached]:
         """Open pictures and stage them for the next text: all of them, or none.
@@ -133,31 +122,30 @@ class Chat:
         Raises:
             ImageError: If one cannot be opened.
         """
-        found = [self._opened(source) for source in sources]
+        found = [attach(s, self._limits, offline=self._offline) for s in sources]
+        found = [replace(a, tokens=self.tokens(a.attachment)) for a in found]
         self.staged += found
         return found
 
-    def _opened(self, source: str) -> Attached:
-        staged = stage(source, self._limits, offline=self._offline)
-        return Attached(staged, self._tokens(staged), self._thumbnail(staged))
-
-    def _thumbnail(self, staged: Staged) -> Image:
-        from idefics_cli.models.images import ImageLoader
-
-        # The bytes are here, however large the file was.
-        limits = replace(self._limits, max_bytes=max(self._limits.max_bytes, len(staged.data)))
-        image = ImageLoader(limits).open(Attachment(data_uri(staged)), draft_edge=_THUMBNAIL_EDGE)
-        image.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
-        return image
-
-    def tokens(self, attachment: Attachment) -> int:
-        """Return what a picture takes of the context of the model that answers."""
+    def tokens(self, attachment: Attachment) -> int | None:
+        """Return what a picture takes of the context; None until the model is loaded."""
+        if not self.loading.is_ready:
+            return None
         alone = self._measured(Message("user", ("x",)))
         together = self._measured(Message("user", (attachment, "x")))
         return together.prompt_tokens - alone.prompt_tokens
 
-    def _tokens(self, staged: Staged) -> int:
-        return self.tokens(Attachment(data_uri(staged)))
+    def count_tokens(self) -> list[tuple[int, Attached]]:
+        """Return the staged pictures whose tokens are known now and were not, with numbers."""
+        if not self.loading.is_ready:
+            return []
+        first, counted = len(self.conversation.pictures) + 1, []
+        for place, attached in enumerate(self.staged):
+            if attached.tokens is None:
+                known = replace(attached, tokens=self.tokens(attached.attachment))
+                self.staged[place] = known
+                counted.append((first + place, known))
+        return counted
 
     def _measured(self, message: Message) -> Measure:
         return self.engine.measure(self.engine.prepare(GenerationRequest((message,))))
@@ -187,7 +175,8 @@ class Chat:
         return turn.text
 
     def _restage(self, turn: Turn) -> None:
-        again = [Attached(s, self._tokens(s)) for s in self.session.restage(turn)]
+        again = [Attached(staged) for staged in self.session.restage(turn)]
+        again = [replace(a, tokens=self.tokens(a.attachment)) for a in again]
         self.staged = [*again, *self.staged]
 
     def reply(
@@ -233,12 +222,16 @@ class Chat:
             self._sent = 0
 
     def _stream(self, sampling: Sampling, cancel: Event, phase: Phase) -> Iterator[TokenChunk]:
+        engine = self._wait(cancel, phase)
+        if engine is None:
+            yield TokenChunk("", 0, "cancelled")
+            return
         request = self._request(sampling)
         count = len(request.attachments)
         if count:
             phase(f"reading {count} image{'s' if count > 1 else ''}")
-        prepared = self.engine.prepare(request)
-        measure = self.engine.measure(prepared)
+        prepared = engine.prepare(request)
+        measure = engine.measure(prepared)
         if measure.room < 1:
             raise ContextError(
                 f"the conversation has {measure.prompt_tokens} tokens,"
@@ -247,7 +240,13 @@ class Chat:
             )
         self.last_measure = measure
         phase("thinking")
-        yield from self.engine.stream(prepared, cancel=cancel)
+        yield from engine.stream(prepared, cancel=cancel)
+
+    def _wait(self, cancel: Event, phase: Phase) -> Engine | None:
+        engine = self.loading.wait(cancel, phase)
+        if engine is not None:
+            self._former = None
+        return engine
 
     def _request(self, sampling: Sampling) -> GenerationRequest:
         return self.conversation.request(sampling, sees_last_only=self._sees_last_only)
@@ -301,9 +300,7 @@ class Chat:
         return []
 
     def _asked(self, text: str) -> Conversation:
-        pictures = [
-            Picture(0, a.staged.source, Attachment(data_uri(a.staged))) for a in self.staged
-        ]
+        pictures = [Picture(0, a.staged.source, a.attachment) for a in self.staged]
         return self.conversation.asked(text, pictures)
 
     def _fits(self, conversation: Conversation) -> bool:
@@ -315,19 +312,31 @@ class Chat:
     def switch_model(self, name: str) -> None:
         """Let the model *name* answer from now on; the conversation stays.
 
+        It is loaded in the background. If that fails, `go_back` is what is left to do.
+
         Raises:
-            IdeficsError: If it cannot run here; the former answers on.
+            IdeficsError: If it is unknown or does not chat; the former answers on.
         """
-        factory, former = self._find_model(name), self._find_model(self.model_name)
+        plan, former = self._find_model(name), self._former or self.loading
+        if former is not self.loading:
+            self.loading.close()
         # Two large models at a time may be more than the memory holds.
-        self.engine.close()
-        try:
-            self.engine = factory()
-        except BaseException:
-            self.engine = former()
-            raise
+        self.loading = Loading(name, plan, before_load=former.close)
+        self._former = former
+        self._begin()
+
+    def go_back(self) -> bool:
+        """Let the former model answer again, and return whether there is one."""
+        if self._former is None:
+            return False
+        self.loading, self._former = self._former.again(), None
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
+        self.loading.start()
         self.session.set_model(self.model_name)
-        self.staged = [replace(a, tokens=self._tokens(a.staged)) for a in self.staged]
+        self.staged = [replace(a, tokens=None) for a in self.staged]
         self.last_measure = None
 
     def load(self, key: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from idefics_cli.chat.completion import Candidate
-from idefics_cli.chat.live import Attached, Chat
+from idefics_cli.chat.live import Chat
+from idefics_cli.chat.staging import Attached
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Sampling
 

@@ -14,8 +14,10 @@ import typer
 from idefics_cli import __version__
 from idefics_cli.cli import ask, caption, chat, completion, config, demo, doctor, models, sessions
 from idefics_cli.cli.guidance import GuidingGroup, overview
+from idefics_cli.cli.invocation import CONSOLE
 from idefics_cli.cli.services import Services
-from idefics_cli.core.errors import EXIT_INTERRUPTED, IdeficsError, UsageError
+from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
+from idefics_cli.models.background import is_working
 from idefics_cli.ui.console import Console
 
 _EPILOG = (
@@ -68,15 +70,18 @@ class RootGroup(GuidingGroup):
         """Run the subcommand; a usage error that does not tell its command is one of it."""
         try:
             return super().invoke(ctx)
+        except IdeficsError as error:
+            sys.exit(_report(error, ctx.obj, ctx.meta.get(CONSOLE)))
         except _TyperError as error:
             if getattr(error, "ctx", None) is not None or not ctx.invoked_subcommand:
                 raise
             raise _usage_error(error, f"{ctx.command_path} {ctx.invoked_subcommand}") from error
 
 
-def _report(error: IdeficsError, services: object) -> int:
+def _report(error: IdeficsError, services: object, console: Console | None = None) -> int:
     environ = services.environ if isinstance(services, Services) else os.environ
-    Console(sys.stdout, sys.stderr, environ=environ).error(error)
+    # That of the command, if it came so far, knows whether the user wants no colours.
+    (console or Console(sys.stdout, sys.stderr, environ=environ)).error(error)
     try:
         sys.stdout.flush()
     except OSError:
@@ -176,14 +181,15 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         pass  # while Typer is still putting the commands together; later, RootGroup.main exits
     except SystemExit as end:
-        if end.code != EXIT_INTERRUPTED:
+        if end.code != EXIT_INTERRUPTED and not is_working():
             raise
-    _leave_at_once()
+        _leave_at_once(int(end.code or EXIT_DONE))
+    _leave_at_once(EXIT_INTERRUPTED)
 
 
-def _leave_at_once() -> NoReturn:
-    """End after Ctrl-C; Python would wait for a thread that reads weights or a long prompt."""
+def _leave_at_once(code: int) -> NoReturn:
+    """End without waiting for a thread that reads weights or a long prompt, as Python would."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(code)

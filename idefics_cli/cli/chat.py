@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,16 +13,18 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.answer import answer, check_images
 from idefics_cli.cli.invocation import Invocation, begin
-from idefics_cli.cli.loading import engine_factory, image_limits, plan_for, sampling, tell_warnings
+from idefics_cli.cli.loading import image_limits, plan_for, sampling, tell_warnings
+from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
-from idefics_cli.core.types import Attachment
-from idefics_cli.engine import Engine, EngineFactory
+from idefics_cli.core.types import Attachment, LoadSpec, Progress
+from idefics_cli.engine import Engine
 from idefics_cli.models.registry import base_model_error
 
 if TYPE_CHECKING:
     from idefics_cli.chat.live import Chat
+    from idefics_cli.chat.loading import Load, Loading, LoadPlan
     from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
     from idefics_cli.ui.line_input import LineInput
 
@@ -107,6 +110,7 @@ def _talk(
     invocation: Invocation, sources: Sequence[str], key: str | None, stack: ExitStack
 ) -> None:
     from idefics_cli.chat.commands import resumed
+    from idefics_cli.chat.loading import Loading
     from idefics_cli.ui.graphics import Answer, ask_terminal
     from idefics_cli.ui.preview import Previews, draws_pictures
     from idefics_cli.ui.repl import Repl
@@ -115,14 +119,15 @@ def _talk(
     stack.callback(session.close)
     if session.conversation.turns and not invocation.resolved.is_given("model"):
         invocation = _with_model(invocation, session.conversation.model)
-    engine = _find_model(invocation, invocation.settings.model)()
-    talk = _chat(invocation, engine, session, store)
+    name = invocation.settings.model
+    talk = _chat(invocation, Loading(name, _find_model(invocation, name)), session, store)
     stack.callback(talk.close)
     console = invocation.console
     asks = draws_pictures(console) and talk.display("preview")
     terminal = ask_terminal(console.err, invocation.services.environ) if asks else Answer()
     previews = Previews(console, graphics=terminal.graphics)
     repl = Repl(talk, console, _lines(invocation, talk), previews)
+    talk.loading.start()
     console.tell(f"{talk.model_name}: /help lists the commands, Ctrl-D leaves")
     draft = terminal.typed
     if session.conversation.pending:
@@ -148,6 +153,8 @@ def _open_session(
             return NullStore(), NullStore().create(settings.model, start=kept.read(key)[1])
         return kept, kept.open(key)
     store = kept if settings.save else NullStore()
+    if key is not None:
+        invocation.console.note(f"there is no session `{key}` yet; this one gets the name")
     return store, store.create(settings.model, key, system=settings.system)
 
 
@@ -156,22 +163,42 @@ def _with_model(invocation: Invocation, name: str) -> Invocation:
     return replace(invocation, resolved=replace(invocation.resolved, settings=settings))
 
 
-def _find_model(invocation: Invocation, name: str) -> EngineFactory:
-    """Plan the model *name*, and return what loads it.
+def _find_model(invocation: Invocation, name: str) -> LoadPlan:
+    """Look the model *name* up, and return what plans and loads it.
+
+    A model that is here is planned in the background, as that imports torch, which takes seconds.
+    Of one that is to be downloaded there may be something to ask first.
 
     Raises:
-        IdeficsError: If it is unknown, cannot run here, or does not chat.
+        IdeficsError: If it is unknown or does not chat, or cannot be downloaded.
     """
-    plan = plan_for(_with_model(invocation, name))
-    if not plan.spec.chats:
-        raise base_model_error(plan.spec.name or plan.spec.repo)
-    tell_warnings(invocation, plan)
-    return engine_factory(invocation, plan)
+    chosen, services = _with_model(invocation, name), invocation.services
+    settings = chosen.settings
+    facts = services.find_facts(name, revision=settings.revision, offline=settings.offline)
+    if not facts.chats:
+        raise base_model_error(name)
+    if facts.folder is None:
+        plan = plan_for(chosen, facts=facts)
+        tell_warnings(chosen, plan)
+        return lambda warn: partial(_load, services, plan.spec)
+    silent = replace(chosen, console=replace(chosen.console, quiet=True))
+
+    def decide(warn: Callable[[str], None]) -> Load:
+        plan = plan_for(silent, facts=facts)
+        for warning in plan.warnings:
+            warn(warning)
+        return partial(_load, services, plan.spec)
+
+    return decide
+
+
+def _load(services: Services, spec: LoadSpec, progress: Progress) -> Engine:
+    return services.make_factory(spec, progress=progress)()
 
 
 def _chat(
     invocation: Invocation,
-    engine: Engine,
+    loading: Loading,
     session: OpenSession,
     store: SessionStore | NullStore,
 ) -> Chat:
@@ -179,7 +206,7 @@ def _chat(
 
     settings = invocation.settings
     talk = Chat(
-        engine,
+        loading,
         session,
         store=store,
         find_model=lambda name: _find_model(invocation, name),
@@ -204,5 +231,10 @@ def _lines(invocation: Invocation, talk: Chat) -> LineInput:
     console, environ = invocation.console, invocation.services.environ
     history = data_folder(environ) / _HISTORY if invocation.settings.save else None
     if console.draws:
-        return DrawnInput(console.err, lambda line: complete(talk, line), history)
+        return DrawnInput(
+            console.err,
+            lambda line: complete(talk, line),
+            history,
+            is_over=lambda: talk.loading.error is not None,
+        )
     return PlainInput(console.tell, lambda line: complete(talk, line), history)

@@ -39,6 +39,10 @@ class Invocation:
         return self.resolved.settings
 
 
+CONSOLE = "idefics_cli.console"
+"""The key of the console in `meta` of a command's context."""
+
+
 def begin(context: typer.Context) -> Invocation:
     """Merge the options of the command with environment, file and defaults.
 
@@ -60,6 +64,7 @@ def begin(context: typer.Context) -> Invocation:
         environ=environ,
         accessible=resolved.settings.accessible,
     )
+    context.meta[CONSOLE] = console
     for line in resolved.warnings:
         console.warn(line)
     if verbose:

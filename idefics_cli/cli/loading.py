@@ -13,6 +13,7 @@ from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.engine import Engine, EngineFactory
 
 if TYPE_CHECKING:
+    from idefics_cli.models.facts import ModelFacts
     from idefics_cli.models.plan import Machine, Plan
 
 
@@ -56,12 +57,15 @@ def check_prompt(prompt: str, *, hint: str) -> None:
         raise PromptError("the prompt is not valid UTF-8 text") from None
 
 
-def plan_for(invocation: Invocation, machine: Machine | None = None) -> Plan:
+def plan_for(
+    invocation: Invocation, machine: Machine | None = None, facts: ModelFacts | None = None
+) -> Plan:
     """Decide how the chosen model runs on this machine; loads nothing.
 
     Args:
         invocation: The call, with its settings.
         machine: What is known of this machine; None looks.
+        facts: What is known of the model; None looks it up.
 
     Raises:
         ModelError: If the model is unknown or not there.
@@ -70,7 +74,7 @@ def plan_for(invocation: Invocation, machine: Machine | None = None) -> Plan:
     from idefics_cli.models.plan import PlanChoices, make_plan
 
     settings, services = invocation.settings, invocation.services
-    facts = services.find_facts(
+    facts = facts or services.find_facts(
         settings.model, revision=settings.revision, offline=settings.offline
     )
     choices = PlanChoices(

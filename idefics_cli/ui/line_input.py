@@ -21,6 +21,15 @@ Complete = Callable[[str], Iterable[Candidate]]
 """The text before the cursor -> what may stand at its end."""
 _MENU_ROWS = 6
 _LONGEST_HISTORY = 2000
+_WATCH_SECONDS = 0.2
+
+
+class Stopped(Exception):
+    """Reading came to an end, as there is nobody to answer; *text* is what was typed so far."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
 
 
 class LineInput(Protocol):
@@ -32,6 +41,7 @@ class LineInput(Protocol):
         Raises:
             EOFError: At Ctrl-D on an empty line, and when the terminal is gone.
             KeyboardInterrupt: At Ctrl-C on an empty line.
+            Stopped: If there is nobody to answer any more.
         """
         ...
 
@@ -59,11 +69,20 @@ class DrawnInput:
         out: The terminal to draw on.
         complete: Gives the completions.
         history: Where lines are kept across runs; None keeps them for this run only.
+        is_over: Whether there is nobody to answer any more; asked now and then.
     """
 
-    def __init__(self, out: TextIO, complete: Complete, history: Path | None) -> None:
+    def __init__(
+        self,
+        out: TextIO,
+        complete: Complete,
+        history: Path | None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.output import create_output
+
+        self._is_over = is_over
 
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
@@ -80,7 +99,19 @@ class DrawnInput:
 
     def read(self, prompt: str, *, text: str = "") -> str:
         """Return what is typed; see `LineInput.read`."""
-        return unquoted(self._session.prompt(prompt, default=text))
+        return unquoted(self._session.prompt(prompt, default=text, pre_run=self._begin))
+
+    def _begin(self) -> None:
+        self._session.app.create_background_task(self._watch())
+
+    async def _watch(self) -> None:
+        import asyncio
+
+        while not self._is_over():
+            await asyncio.sleep(_WATCH_SECONDS)
+        buffer = self._session.default_buffer
+        buffer.append_to_history()  # one Up away in the next run
+        self._session.app.exit(exception=Stopped(buffer.text), style="class:aborting")
 
 
 class PlainInput:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from idefics_cli.chat.commands import describe
 from idefics_cli.chat.dispatch import take
-from idefics_cli.chat.live import Attached, Chat
+from idefics_cli.chat.live import Chat
+from idefics_cli.chat.staging import Attached
 from idefics_cli.chat.table import Outcome
 from idefics_cli.core.errors import ContextError, IdeficsError
 from idefics_cli.core.types import Sampling
 from idefics_cli.ui.console import Console, printable
-from idefics_cli.ui.line_input import LineInput
+from idefics_cli.ui.line_input import LineInput, Stopped
 from idefics_cli.ui.preview import Previews
 from idefics_cli.ui.reply import show_reply
 
@@ -47,9 +48,15 @@ class Repl:
 
         Args:
             draft: A text to offer for editing first.
+
+        Raises:
+            IdeficsError: If no model can be loaded; what was typed has been told.
         """
         is_over = False
         while not is_over:
+            self._tell_loaded()
+            if self._chat.loading.error is not None:
+                draft = self._go_on_without(draft)
             try:
                 line = self._lines.read(self._prompt(), text=draft)
             except KeyboardInterrupt:
@@ -57,18 +64,49 @@ class Repl:
                 self._console.note(_LEAVE_HINT)
                 continue
             except EOFError:
+                if self._chat.loading.error is not None:
+                    self._go_on_without("")
                 break
-            try:
-                outcome = take(self._chat, line)
-            except IdeficsError as error:
-                self._console.error(error)
-                draft = "" if line.startswith("/") else line
+            except Stopped as stopped:
+                draft = stopped.text  # why, the next round tells
                 continue
-            except KeyboardInterrupt:  # during a download, or while another model loads
-                self._console.note("stopped")
-                draft = line
-                continue
-            draft, is_over = self._act(outcome), outcome.is_over
+            draft, is_over = self._done(line)
+
+    def _done(self, line: str) -> tuple[str, bool]:
+        """Do what *line* says; return a text to offer for editing, and whether it was the last."""
+        try:
+            outcome = take(self._chat, line)
+            return self._act(outcome), outcome.is_over
+        except IdeficsError as error:
+            self._console.error(error)
+            return "" if line.startswith("/") else line, False
+        except KeyboardInterrupt:  # during a download
+            self._console.note("stopped")
+            return line, False
+
+    def _go_on_without(self, text: str) -> str:
+        """Let the former model answer if there is one, and return what to offer for editing.
+
+        Raises:
+            IdeficsError: Why no model can be loaded.
+        """
+        error = self._chat.loading.error
+        if error is None:
+            raise RuntimeError("the model can be loaded")
+        if not self._chat.go_back():
+            if text.strip():
+                self._console.tell(f"not asked: {text}")
+            raise error
+        self._console.error(error)
+        self._console.note(f"{self._chat.model_name} answers on")
+        return text
+
+    def _tell_loaded(self) -> None:
+        """Tell what is known since the model is loaded."""
+        for warning in self._chat.loading.take_warnings():
+            self._console.warn(warning)
+        for number, attached in self._chat.count_tokens():
+            self._tell(f"[{number}] takes {attached.tokens} tokens")
 
     def show_attached(self, attached: Sequence[Attached], first: int) -> None:
         """Draw pictures and tell their names, sizes and costs; the first has number *first*."""
@@ -131,7 +169,8 @@ class Repl:
             self._console.error(error)
             return self._choose(question, sampling) if question else ""
         except IdeficsError as error:
-            self._console.error(error)
+            if error is not self._chat.loading.error:
+                self._console.error(error)
             return question
         if finish == "cancelled":
             return self._tell_interrupted(question)

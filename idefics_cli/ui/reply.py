@@ -29,9 +29,10 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
     """
     cancel = threading.Event()
     page = _Page(console, chat)
+    begin = "thinking" if chat.loading.is_ready else chat.loading.phase
     finish: Finish | None = None
     try:
-        with _silent_keyboard(), stopping(cancel), console.status("thinking") as progress:
+        with _silent_keyboard(), stopping(cancel), console.status(begin) as progress:
             chunks = chat.reply(
                 cancel=cancel, phase=lambda phase: progress(phase, None), sampling=sampling
             )
