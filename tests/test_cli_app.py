@@ -204,3 +204,11 @@ def test_every_setting_is_an_option_of_some_command() -> None:
 
 def test_formats_that_can_be_chosen_are_those_that_can_be_written() -> None:
     assert table()["format"].choices == tuple(SINKS)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_help_can_be_written_in_every_encoding(encoding: str) -> None:
+    for command in ("", "ask", "chat", "caption", "models"):
+        ran = run(*command.split(), "--help", encoding=encoding)
+        assert (ran.code, ran.err) == (0, "")
+        assert "--help" in ran.out

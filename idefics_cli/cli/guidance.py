@@ -14,7 +14,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from idefics_cli import __version__
-from idefics_cli.cli.narrow_help import is_narrow, write_help
+from idefics_cli.cli.plain_help import is_needed, write_help
 from idefics_cli.core.errors import UsageError
 from idefics_cli.models.registry import MODELS
 
@@ -94,13 +94,13 @@ class GuidingGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the subcommand *cmd_name*, with help that fits the terminal."""
         command: Any = super().get_command(ctx, cmd_name)
-        if command is not None and is_narrow():
+        if command is not None and is_needed():
             command.format_help = partial(write_help, command)
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write what `--help` tells."""
-        if is_narrow():
+        if is_needed():
             write_help(self, ctx, formatter)
         else:
             super().format_help(ctx, formatter)

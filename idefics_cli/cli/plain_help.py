@@ -1,10 +1,11 @@
-"""Help for a terminal that is too narrow for Typer's panels, which would cut names of options."""
+"""Help where Typer's panels would cut the names of options or could not be written at all."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,10 @@ from idefics_cli.ui.fold import fold
 _LEAST_COLUMNS = 60
 
 
-def is_narrow() -> bool:
-    """Tell whether the terminal has no room for panels."""
-    return shutil.get_terminal_size().columns < _LEAST_COLUMNS
+def is_needed() -> bool:
+    """Tell whether the terminal has no room for panels, or stdout no signs to draw them with."""
+    is_narrow = shutil.get_terminal_size().columns < _LEAST_COLUMNS
+    return is_narrow or not _encoding().lower().startswith("utf")
 
 
 # Any: the classes of commands and contexts are public in some versions of Typer only.
@@ -24,7 +26,12 @@ def write_help(command: Any, context: Any, formatter: Any) -> None:
     width = shutil.get_terminal_size().columns
     for line in _lines(command, context):
         indent = len(line) - len(line.lstrip(" "))
-        formatter.write("\n".join(fold(line, width, indent=indent)) + "\n")
+        text = "\n".join(fold(line, width, indent=indent)) + "\n"
+        formatter.write(text.encode(_encoding(), "replace").decode(_encoding()))
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def _lines(command: Any, context: Any) -> Iterator[str]:
