@@ -170,7 +170,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
 OF_ONE_CALL = {
     "ask": {"text", "image"},
     "chat": {"image", "resume", "session"},
-    "caption": {"paths"},
+    "caption": {"paths", "filelist", "null", "prompt_file", "ask"},
     "demo": {"folder"},
     "models": {"name"},
     "sessions": {
