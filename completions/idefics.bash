@@ -137,16 +137,26 @@ _idefics_kind() {
     return 1
 }
 
-# Writes the values of the kind $1 that begin with $2, on each line a value, a tab and a note.
+# Writes the values of the kind $1 that begin with $2, on each line a value, a tab and a note, and
+# ends the subshell that it runs in.
 _idefics_ask() {
-    local program line=
-    program=$(type -P -- "${words[0]/#\~/$HOME}" || type -P idefics) || return
+    local name folder program= line= IFS=:
+    # By hand, as `$(type -P …)` would cost a process.
+    for name in "${words[0]/#\~/$HOME}" idefics; do
+        [[ $name == */* && -x $name ]] && program=$name
+        for folder in $PATH; do
+            [[ -z $program && -f $folder/$name && -x $folder/$name ]] && program=$folder/$name
+        done
+        [[ $program ]] && break
+    done
+    [[ $program ]] || return
+    IFS=$' \t\n'
     { IFS= read -r line <"$program"; } 2>/dev/null
     # What pip puts in front of the program takes longer than the answer: call its Python.
     if [[ $line == '#!'*python* ]]; then
-        ${line#??} -P -c "$_idefics_answer" "$1" "$2" 2>/dev/null
+        exec ${line#??} -P -c "$_idefics_answer" "$1" "$2" 2>/dev/null
     else
-        "$program" __complete "$1" "$2" 2>/dev/null
+        exec "$program" __complete "$1" "$2" 2>/dev/null
     fi
 }
 _idefics_answer='import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
