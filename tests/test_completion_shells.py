@@ -146,7 +146,14 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     program.parent.mkdir()
     program.write_text(RECORDER.format(python=sys.executable))
     program.chmod(0o755)
-    for name in ("my holiday.jpg", "note.PNG", "notes.txt", "read.me", "pics/a:b.jpeg"):
+    for name in (
+        "my holiday.jpg",
+        "my holiday.txt",
+        "note.PNG",
+        "notes.txt",
+        "read.me",
+        "pics/a:b.jpeg",
+    ):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).touch()
     store_sessions()
