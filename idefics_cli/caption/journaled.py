@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,6 +141,13 @@ class JournaledSink:
         """Return the keys of the pictures of this run that have failed, in order."""
         entries = self._journal.entries
         return [k for k, i in self._keys.items() if i in entries and entries[i].is_failed]
+
+    def records(self) -> Iterator[CaptionRecord]:
+        """Yield the record of each picture of this run that has one, in order; also after it."""
+        keys = {key: i for key, i in self._keys.items() if i in self._journal.entries}
+        records = self._journal.records(keys.values())
+        for key, record in zip(keys, records, strict=True):
+            yield replace(record, file_name=key)
 
     def _identity(self, key: str) -> str:
         return identity(key, self._path.parent)

@@ -61,6 +61,7 @@ def caption(
     existing: options.Existing = None,
     overwrite: options.Overwrite = None,
     full_names: options.FullNames = None,
+    report: options.Report = None,
     retry_failed: options.RetryFailed = None,
     failures: options.Failures = None,
     fail_fast: options.FailFast = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -34,12 +35,14 @@ class Output:
         path: The file, or the folder for sidecars; None for stdout, or beside the pictures.
         existing: What becomes of captions that are there already.
         full_names: Sidecars keep the extension of the picture.
+        report: The page that shows them; None for none.
     """
 
     format: str
     path: Path | None
     existing: Existing
     full_names: bool = False
+    report: Path | None = None
 
     def target(
         self, stdout: ByteStream, job: CaptionJob, *, resume_at: int | None = None
@@ -75,7 +78,23 @@ def chosen_output(invocation: Invocation) -> Output:
         raise UsageError("`--format txt` writes a file for each picture, not stdout")
     if format_ == "parquet" and path is None:
         raise UsageError("parquet needs a file", hint="`-o captions.parquet`")
-    return Output(format_, path, _existing(invocation), settings.full_names)
+    existing = _existing(invocation)
+    report = _report(settings.report, path, overwrite=settings.overwrite)
+    return Output(format_, path, existing, settings.full_names, report)
+
+
+def _report(name: str | None, output: Path | None, *, overwrite: bool) -> Path | None:
+    from idefics_cli.caption.report import check_report
+
+    if name is None:
+        return None
+    if name in ("", _STDOUT):
+        raise UsageError("the report needs a file", hint="`--report gallery.html`")
+    path = Path(name)
+    if output is not None and os.path.abspath(path) == os.path.abspath(output):
+        raise UsageError(f"`{path}` cannot be both the output and the report")
+    check_report(path, overwrite=overwrite)
+    return path
 
 
 def chosen_wording(settings: Settings) -> Wording:

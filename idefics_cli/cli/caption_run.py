@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.journaled import MakeSink, Todo
     from idefics_cli.caption.runner import Outcome, RunEvent
     from idefics_cli.caption.sinks.base import Sink, Target
+    from idefics_cli.core.types import CaptionRecord
     from idefics_cli.models.plan import Plan
     from idefics_cli.ui.progress import CaptionProgress
 
@@ -56,11 +58,14 @@ def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> 
         raise UsageError(
             "only a run with an output file knows what failed", hint="give its `-o FILE`"
         )
-    captioning = _Captioning(invocation, plan, job, files)
+    captioning = _Captioning(invocation, plan, job, files, reports=output.report is not None)
     with CaptionProgress(invocation.console, clock=invocation.services.clock) as progress:
         target = output.target(progress.stdout, job)
         captioning.run(output.format, target, progress)
-    return captioning.tell(progress)
+    code = captioning.tell(progress)
+    if output.report is not None and not captioning.report(output.report, target.columns):
+        return EXIT_INTERRUPTED
+    return code
 
 
 def run_files(output: Output, job: CaptionJob) -> RunFiles | None:
@@ -98,10 +103,13 @@ class _Captioning:
     plan: Plan
     job: CaptionJob
     files: RunFiles | None
+    reports: bool = False
     outcome: Outcome | None = None
     todo: Todo | None = None
     failures: list[str] = field(default_factory=list)
     header: dict[str, object] = field(default_factory=dict)
+    # For the report: all of the run, former ones too; by the journal, if there is one.
+    records: Callable[[], Iterable[CaptionRecord]] = tuple
 
     def run(self, format_: str, target: Target, progress: CaptionProgress) -> None:
         """Caption what is to do; `outcome` stays None if it was stopped in the middle."""
@@ -117,8 +125,10 @@ class _Captioning:
     def _run_alone(self, format_: str, target: Target, progress: CaptionProgress) -> None:
         from idefics_cli.caption.sinks import SINKS
 
+        records: list[CaptionRecord] = []
+        self.records = lambda: records
         with SINKS[format_](target) as sink:
-            self._caption(sink, progress)
+            self._caption(sink, progress, keep=records.append if self.reports else None)
 
     def _run_journaled(
         self, format_: str, target: Target, files: RunFiles, progress: CaptionProgress
@@ -138,7 +148,7 @@ class _Captioning:
         self.header = {**run_header(self.plan.spec, settings), "started": _now()}
         try:
             with sink:
-                self.todo = sink.todo
+                self.todo, self.records = sink.todo, sink.records
                 if sink.is_resumed:
                     self._tell_todo(sink.todo)
                 try:
@@ -155,7 +165,13 @@ class _Captioning:
             if self.todo is not None and self.todo.pictures:
                 self._write_header(files.header, is_over=True)
 
-    def _caption(self, sink: Sink, progress: CaptionProgress) -> None:
+    def _caption(
+        self,
+        sink: Sink,
+        progress: CaptionProgress,
+        *,
+        keep: Callable[[CaptionRecord], None] | None = None,
+    ) -> None:
         from idefics_cli.caption.executors.base import Ready
         from idefics_cli.caption.runner import run_captions
         from idefics_cli.core.types import CaptionRecord
@@ -164,8 +180,11 @@ class _Captioning:
             if isinstance(event, Ready) and self.files is not None:
                 self.header["commit"] = event.revision
                 self._write_header(self.files.header, is_over=False)
-            elif isinstance(event, CaptionRecord) and event.error and self.files is None:
-                self.failures.append(event.file_name)
+            elif isinstance(event, CaptionRecord):
+                if event.error and self.files is None:
+                    self.failures.append(event.file_name)
+                if keep is not None:
+                    keep(event)
             progress.handle(event)
 
         settings = self.invocation.settings
@@ -234,6 +253,34 @@ class _Captioning:
             console.note(f"`{self.files.failures}` lists what failed")
         return EXIT_PARTIAL if captioned else EXIT_FAILURE
 
+    def report(self, path: Path, columns: tuple[str, ...]) -> bool:
+        """Write the page of the run; return False if that was stopped by Ctrl-C."""
+        from idefics_cli.caption.report import write_report
+
+        spec, console = self.plan.spec, self.invocation.console
+        total, count = max(1, len(self.job.pictures)), 0
+        try:
+            with console.status(f"writing {path}") as progress:
+
+                def on_row() -> None:
+                    nonlocal count
+                    count += 1
+                    progress(f"writing {path}", min(1.0, count / total))
+
+                write_report(
+                    path,
+                    self.records(),
+                    columns=columns,
+                    title=f"Captions by {spec.name or spec.repo}",
+                    limits=spec.limits,
+                    on_row=on_row,
+                )
+        except KeyboardInterrupt:
+            console.note(f"`{path}` was not written; the same command makes it")
+            return False
+        console.note(f"`{path}` shows {'one picture' if count == 1 else f'{count} pictures'}")
+        return True
+
     def _tell_cut(self, cut: int) -> None:
         if cut:
             captions = "one caption was" if cut == 1 else f"{cut} captions were"
@@ -263,7 +310,9 @@ def _write_parquet(target: Target) -> None:
     from idefics_cli.caption.sinks.parquet import write_parquet
 
     assert target.path is not None
-    write_parquet(target.path, target.columns)
+    # Rows that were there before this run are not in the journal, from which it goes on.
+    keeps = target.existing in ("append", "skip")
+    write_parquet(target.path, target.columns, keep_rows=keeps)
 
 
 def _now() -> str:

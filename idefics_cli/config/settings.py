@@ -145,6 +145,9 @@ class Settings:
     full_names: bool = _setting(
         False, help="Name a caption file `a.jpg.txt`, so that `a.png` has its own."
     )
+    report: str | None = _setting(
+        None, help="Write a page that shows all pictures with their captions."
+    )
     prefix: str | None = _setting(None, help="Put this before each caption, exactly as it is.")
     suffix: str | None = _setting(None, help="Put this behind each caption, exactly as it is.")
     trigger: str | None = _setting(

@@ -106,7 +106,7 @@ def check_pyarrow() -> None:
         )
 
 
-def write_parquet(path: Path, columns: tuple[str, ...]) -> None:
+def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = False) -> None:
     """Make *path* of its JSON lines, which are then removed; without lines, do nothing.
 
     Memory holds 10,000 rows at a time. Only whole lines are taken.
@@ -114,6 +114,7 @@ def write_parquet(path: Path, columns: tuple[str, ...]) -> None:
     Args:
         path: Written aside, then put into its place.
         columns: Names of the questions.
+        keep_rows: Leave the JSON lines, to go on with.
 
     Raises:
         IdeficsError: If it cannot be written; the JSON lines then stay.
@@ -124,7 +125,8 @@ def write_parquet(path: Path, columns: tuple[str, ...]) -> None:
     try:
         _convert(rows, temporary, columns)
         os.replace(temporary, path)
-        rows.unlink()
+        if not keep_rows:
+            rows.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
