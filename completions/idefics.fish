@@ -170,6 +170,7 @@ complete -c idefics -n '__idefics_at caption' -s o -l output -r -F -d 'Write the
 complete -c idefics -n '__idefics_at caption' -l existing -x -a 'error skip overwrite append prepend' -d 'What becomes of captions that are there already: error, skip, overwrite, append or prepend. (default: error)'
 complete -c idefics -n '__idefics_at caption' -l overwrite -l no-overwrite -d 'Short for `--existing overwrite`'
 complete -c idefics -n '__idefics_at caption' -l full-names -l no-full-names -d 'Name a caption file `a.jpg.txt`, so that `a.png` has its own'
+complete -c idefics -n '__idefics_at caption' -l report -x -d 'Write a page that shows all pictures with their captions'
 complete -c idefics -n '__idefics_at caption' -l retry-failed -d 'Take the pictures that failed before, and no others'
 complete -c idefics -n '__idefics_at caption' -l failures -r -F -d 'List the pictures that failed in this file, for `--filelist`. (default: beside the output)'
 complete -c idefics -n '__idefics_at caption' -l fail-fast -d 'End the run when a picture fails'

@@ -145,6 +145,12 @@ def test_text_files_lie_beside_the_pictures(photos: Path) -> None:
     assert texts(photos) == expected
 
 
+def test_text_files_in_a_folder_keep_the_tree() -> None:
+    assert caption("-f", "txt", "-o", "texts").code == 3
+    expected = {"a.txt": "a picture named a\n", "sub/c.txt": "a picture named c\n"}
+    assert texts(Path("texts")) == expected
+
+
 def test_two_pictures_with_one_stem_are_refused_before_the_model_or_have_full_names(
     photos: Path,
 ) -> None:
