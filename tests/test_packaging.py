@@ -134,6 +134,8 @@ def installed(name: str, seen: dict[str, metadata.Distribution]) -> None:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return  # of another system, or an extra
+    if name.startswith(("nvidia-", "cuda-")):
+        return  # NVIDIA's own, which torch's build for their GPUs brings
     seen[name] = distribution
     for row in distribution.requires or ():
         if "extra ==" not in row and name_of(row) not in seen:
