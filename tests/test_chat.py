@@ -8,8 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -177,6 +180,15 @@ def test_a_missing_picture_is_an_error_at_once_and_nothing_is_asked(
     assert person.drafts[-1] == ("" if line.startswith("/") else line)
 
 
+def test_a_picture_that_exif_turns_is_told_so(tmp_path: Path, pictures: Path) -> None:
+    image = Image.new("RGB", (8, 6))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned
+    image.save(pictures / "turned.jpg", exif=exif)
+    _, err, _ = world(tmp_path).talk("/image turned.jpg")
+    assert "[1] turned.jpg, 6x8 portrait, turned upright, 10 tokens" in err
+
+
 def test_of_several_pictures_all_are_attached_or_none(tmp_path: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_text("hello")
     here = world(tmp_path)
@@ -198,7 +210,7 @@ def test_an_error_takes_the_turn_back_and_offers_the_text_again(
     here = world(tmp_path, "Red.", completion_error=lambda requests: errors.pop(0))
     out, err, person = here.talk("/image a.png", "What?", "What?")
     assert (out, errors) == ("Red.\n", [])
-    assert "error: out of memory\nhint: fewer\n" in err
+    assert "error: out of memory\n" in err
     assert person.drafts[2] == "What?"
     assert [prompt for prompt, _ in person.seen][2:] == ["1 picture > ", "> "]
     assert texts(here) == ["What?"]
@@ -268,6 +280,7 @@ RIGHT = {
     "undo": ("/undo", "took back: What?"),
     "retry": None,  # answers; see below
     "edit": None,
+    "editor": None,
     "forget": None,
     "clear": ("/clear", "a new beginning"),
     "system": ("/system Be brief.", "instruction set"),
@@ -305,6 +318,7 @@ def test_a_command_does_what_it_says(name: str, tmp_path: Path, pictures: Path) 
         ("/drop", "a number is missing"),
         ("/drop x", "`x` is no number"),
         ("/drop 7", "there is no picture 7"),
+        ("/editor x", "/editor takes nothing after it, not `x`"),
         ("/undo 2", "/undo takes nothing after it, not `2`"),
         ("/retry temperature=hot", "`temperature` must be a number, not `hot`"),
         ("/retry plain=on", "no setting `plain`"),
@@ -693,3 +707,98 @@ def test_a_picture_is_drawn_where_colours_are(
     assert ("\x1b[38;2;255;0;0;48;2;255;0;0m▀" in err) == is_drawn
     _, err, _ = here.talk("/set preview=off", "/image b.png", **environ)
     assert "▀" not in err
+
+
+# The editor, the clipboard, the network, and a model that sees the last picture only
+
+
+def test_a_text_can_be_written_in_an_editor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = tmp_path / "my editor"
+    editor.write_text("#!/bin/sh\nprintf 'What is\\n/image it?\\n' > \"$2\"\n")
+    editor.chmod(0o755)
+    monkeypatch.setenv("VISUAL", f"'{editor}' --wait")
+    here = world(tmp_path, "Red.")
+    assert here.talk("/editor")[0] == "Red.\n"
+    assert texts(here) == ["What is\n/image it?"]
+
+
+@pytest.mark.parametrize(
+    ("editor", "told"),
+    [("true", "nothing was written"), ("/no/editor", "error"), ("false", "error")],
+)
+def test_an_editor_that_gives_no_text_asks_nothing(
+    editor: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISUAL", editor)
+    assert told in world(tmp_path).talk("/editor")[1]
+
+
+def test_a_picture_on_the_clipboard_is_attached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.new("RGB", (9, 7), "red")
+    monkeypatch.setattr("PIL.ImageGrab.grabclipboard", lambda: image)
+    here = world(tmp_path, "Red.")
+    _, err, _ = here.talk("/paste", "What?")
+    assert "[1] clipboard, 9x7 landscape, 10 tokens" in err
+    (attachment,) = here.engine.requests[0].attachments
+    assert Image.open(attachment.source).tobytes() == image.tobytes()
+
+
+def test_a_picture_is_fetched_once(tmp_path: Path, pictures: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(pictures))
+    asked: list[str] = []
+
+    class Server(ThreadingHTTPServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            asked.append("a picture")
+            super().process_request(request, client_address)
+
+    here = world(tmp_path, "Red.", "Yes.")
+    here.chat._offline = False
+    with Server(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png"
+        _, err, _ = here.talk(f"/image {address}", "What?", "Sure?")
+        server.shutdown()
+    assert f"[1] {address}, 8x6 landscape" in err
+    assert asked == ["a picture"]
+    assert len(here.engine.requests[1].attachments) == 1
+
+
+def test_a_model_that_sees_the_last_picture_only_is_shown_the_one_it_is_asked_about(
+    tmp_path: Path, pictures: Path
+) -> None:
+    here = world(tmp_path, "A.", "B.", "C.", spec=replace(FAKE_SPEC, family="idefics"))
+    here.talk("@a.png What?", "@b.png And?", "What was in [1]?")
+    digests = [Path(a.source).stem for a in here.engine.requests[2].attachments]
+    first, second = (picture.digest for picture in here.chat.conversation.pictures)
+    assert digests == [first, second, first]
+    assert here.engine.requests[2].messages[-1].parts[-1] == "What was in the image?"
+
+
+def test_out_of_memory_says_what_would_help(tmp_path: Path, pictures: Path) -> None:
+    here = world(tmp_path, completion_error=lambda _: MemoryLimitError("out of memory"))
+    _, err, person = here.talk("@a.png What?")
+    told = " ".join(err.split())
+    for help_ in ("/drop N", "fewer or smaller pictures", "--quantization 4bit"):
+        assert help_ in told
+    assert person.drafts[-1] == "What?"
+
+
+def test_stats_tell_what_was_reused(tmp_path: Path) -> None:
+    class Reusing(FakeEngine):
+        def stream(
+            self, prepared: Prepared, *, cancel: Event | None = None
+        ) -> Iterator[TokenChunk]:
+            yield TokenChunk("One.", 6, "stop", 40, 30, prefill_seconds=1.0, decode_seconds=2.0)
+
+    here = World(tmp_path, Reusing())
+    _, err, _ = here.talk("a", "/stats")
+    assert "prompts: 10 tokens computed, 30 reused\n" in err
+    assert "answers: 1, 6 tokens, 3.0 tokens per second\n" in err
+    reply = here.chat.conversation.turns[0].reply
+    assert reply is not None
+    assert (reply.prompt_tokens, reply.reused_tokens) == (40, 30)

@@ -16,6 +16,7 @@ import pytest
 pexpect = pytest.importorskip("pexpect")  # no pseudo-terminals on Windows
 
 from idefics_cli.demo.samples import write_samples  # noqa: E402 (after the skip)
+from tests.tiny import CHATTING  # noqa: E402 (after the skip)
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
 
@@ -198,6 +199,27 @@ def test_a_terminal_with_graphics_shows_the_picture_itself(
     here.see("tokens, goes with your next text")
     assert "\u2580" not in here.raw
     here.answer(*samples[0].ask("background"))
+    assert here.leave() == 0
+
+
+def test_every_chatting_family_goes_on_with_the_conversation(
+    tmp_path: Path, samples: list[Sample], checkpoint: Callable[[str], Path]
+) -> None:
+    here = Terminal(tmp_path)
+    here.see("Ctrl-D leaves")
+    here.type("/set max_new_tokens=5 preview=off")
+    here.see("preview = off")
+    for number, kind in enumerate(CHATTING, start=1):
+        here.type(f"/model {checkpoint(kind)}")
+        here.see("now\r\n")
+        here.type(f"@'{samples[number % 2].path}' Is it like [1]?")
+        here.see("goes with your next text")
+        here.wait_for_prompt()
+        here.type("/stats")
+        here.see(f"answers: {number}, ")
+    here.type("/images")
+    here.see(f"turn {len(CHATTING)}")
+    assert "error" not in here.raw
     assert here.leave() == 0
 
 

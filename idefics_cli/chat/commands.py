@@ -9,15 +9,12 @@ from pathlib import Path
 
 from idefics_cli.chat import completion
 from idefics_cli.chat.attaching import expand, split
+from idefics_cli.chat.choices import DISPLAY_KEYS, SAMPLING_KEYS, parse_setting, with_settings
 from idefics_cli.chat.completion import Candidate
-from idefics_cli.chat.live import (
-    DISPLAY_KEYS,
-    SAMPLING_KEYS,
-    Chat,
-    parse_setting,
-    with_settings,
-)
+from idefics_cli.chat.editing import written_in_editor
+from idefics_cli.chat.live import Chat
 from idefics_cli.chat.staging import Attached
+from idefics_cli.chat.stats import stats
 from idefics_cli.chat.table import COMMANDS, Outcome, command, unknown_command
 from idefics_cli.config.settings import table
 from idefics_cli.core.errors import IdeficsError, UsageError
@@ -205,6 +202,17 @@ def _clear(chat: Chat, words: str) -> Outcome:
     return Outcome(("a new beginning",))
 
 
+@command("editor")
+def _editor(chat: Chat, words: str) -> Outcome:
+    """Write your next text in the editor that VISUAL or EDITOR names, and send it."""
+    _none(words, "editor")
+    text = written_in_editor()
+    if not text.strip():
+        return Outcome(("nothing was written",))
+    chat.ask(text)
+    return Outcome(answers=True)
+
+
 # Settings
 
 
@@ -278,39 +286,7 @@ def _model(chat: Chat, words: str) -> Outcome:
 def _stats(chat: Chat, words: str) -> Outcome:
     """Tell how much of the context is used, and how fast answers came."""
     _none(words, "stats")
-    done, used = chat.statistics, chat.used()
-    lines = [f"model: {chat.model_name}, {_place(chat)}"]
-    if used:
-        share = used.prompt_tokens / used.context_tokens
-        lines.append(f"context: {used.prompt_tokens} of {used.context_tokens} tokens, {share:.0%}")
-    lines.append(f"prompts: {done.computed_tokens} tokens computed, {done.reused_tokens} reused")
-    if done.replies:
-        speed = done.new_tokens / done.seconds if done.seconds else 0.0
-        lines.append(
-            f"answers: {done.replies}, {done.new_tokens} tokens, {speed:.1f} tokens per second"
-        )
-    if peak := _peak_bytes():
-        lines.append(f"memory: {peak / 2**30:.1f} GiB at most")
-    return Outcome(tuple(lines))
-
-
-def _place(chat: Chat) -> str:
-    if not chat.loading.is_ready:
-        return chat.loading.phase
-    spec = chat.engine.spec
-    return f"{spec.dtype} on {spec.device}"
-
-
-def _peak_bytes() -> int | None:
-    import sys
-
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # getrusage(2): kilobytes on Linux, bytes on macOS.
-    return peak if sys.platform == "darwin" else peak * 1024
+    return Outcome(tuple(stats(chat)))
 
 
 # Sessions

@@ -301,8 +301,8 @@ article {{
 .remark, figcaption {{
   margin: .35rem 0 0; font-size: .85rem; color: var(--faint); overflow-wrap: anywhere;
 }}
-figure {{ margin: 0 0 .6rem; }}
-img {{ display: block; max-width: 100%; max-height: 32rem; border-radius: .4rem; }}
+figure {{ display: inline-block; vertical-align: top; max-width: 100%; margin: 0 .8rem .6rem 0; }}
+img {{ display: block; max-width: 100%; max-height: 20rem; border-radius: .4rem; }}
 @media print {{ article {{ break-inside: avoid; }} }}
 </style>
 </head>

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
+from idefics_cli.chat.choices import with_settings
 from idefics_cli.chat.loading import Loading, LoadPlan, Phase
 from idefics_cli.chat.session import Conversation, Picture, Turn
 from idefics_cli.chat.staging import Attached, attach
 from idefics_cli.chat.store import NullStore, OpenSession, SessionStore
-from idefics_cli.config.settings import table
-from idefics_cli.core.errors import ContextError, UsageError
+from idefics_cli.core.errors import ContextError, MemoryLimitError, UsageError
 from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
@@ -24,15 +23,18 @@ from idefics_cli.core.types import (
 from idefics_cli.engine import Engine, Measure
 from idefics_cli.models.registry import sees_last_only
 
-SAMPLING_KEYS = (
-    "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed",
-)  # fmt: skip
-DISPLAY_KEYS = ("plain", "preview")
-
 
 @dataclass(slots=True)
 class Statistics:
-    """What the replies of this run took."""
+    """What the replies of this run took.
+
+    Attributes:
+        replies: How many there were.
+        computed_tokens: Of prompts, those that the model read.
+        reused_tokens: Of prompts, those that it had read before.
+        new_tokens: Of replies.
+        seconds: That the tokens of the replies took.
+    """
 
     replies: int = 0
     computed_tokens: int = 0
@@ -240,7 +242,10 @@ class Chat:
             )
         self.last_measure = measure
         phase("thinking")
-        yield from engine.stream(prepared, cancel=cancel)
+        try:
+            yield from engine.stream(prepared, cancel=cancel)
+        except MemoryLimitError as error:
+            raise MemoryLimitError(str(error), hint=_MEMORY_HINT) from error
 
     def _wait(self, cancel: Event, phase: Phase) -> Engine | None:
         engine = self.loading.wait(cancel, phase)
@@ -256,19 +261,22 @@ class Chat:
         return sees_last_only(self.engine.spec.family)
 
     def _keep(self, text: str, last: TokenChunk, sampling: Sampling, seconds: float) -> None:
-        prompt_tokens = self.last_measure.prompt_tokens if self.last_measure else 0
+        measured = self.last_measure.prompt_tokens if self.last_measure else 0
+        prompt_tokens = last.prompt_tokens or measured
         self.session.reply(
             text,
             last.finish or "cancelled",
             sampling=sampling,
             prompt_tokens=prompt_tokens,
+            reused_tokens=last.reused_tokens,
             new_tokens=last.new_tokens,
             seconds=seconds,
         )
         self.statistics.replies += 1
-        self.statistics.computed_tokens += prompt_tokens
+        self.statistics.computed_tokens += prompt_tokens - last.reused_tokens
+        self.statistics.reused_tokens += last.reused_tokens
         self.statistics.new_tokens += last.new_tokens
-        self.statistics.seconds += seconds
+        self.statistics.seconds += last.decode_seconds or seconds
 
     def used(self) -> Measure | None:
         """Return how much of the context the last exchange took; None before the first."""
@@ -370,23 +378,7 @@ class Chat:
 
 
 _LEAST_REPLY_TOKENS = 16
-
-
-def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Sampling:
-    """Return *sampling* with those of *settings* that are about it."""
-    chosen = {
-        key: value for key, value in settings.items() if key in SAMPLING_KEYS and value is not None
-    }
-    return replace(sampling, **chosen)  # type: ignore[arg-type]  # the table checked each
-
-
-def parse_setting(key: str, text: str) -> str | int | float | bool | None:
-    """Return the value of the setting *key* that *text* stands for.
-
-    Raises:
-        ValueError: If it is none; the text completes "`key` …".
-    """
-    value = table()[key].parse(text)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"must be a number, not `{text}`")
-    return value
+_MEMORY_HINT = (
+    "`/drop N` takes a picture out, `/forget N` the oldest questions; fewer or smaller pictures,"
+    " `--no-splitting` or `--quantization 4bit` need less"
+)

@@ -45,3 +45,8 @@ def _memory_limit(batch_size: int) -> MemoryLimitError:
         hint="try fewer or smaller images, `--no-splitting`, `--quantization 4bit`"
         + (", or a smaller `--batch-size`" if batch_size > 1 else ""),
     )
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most memory that was taken on *device*, as `cuda:0`, since the program began."""
+    return torch.cuda.max_memory_allocated(device)

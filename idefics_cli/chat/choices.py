@@ -1,0 +1,35 @@
+"""What can be set for one conversation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from idefics_cli.config.settings import table
+from idefics_cli.core.types import Sampling
+
+SAMPLING_KEYS = (
+    "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed",
+)  # fmt: skip
+DISPLAY_KEYS = ("plain", "preview")
+
+
+def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Sampling:
+    """Return *sampling* with those of *settings* that are about it."""
+    chosen = {
+        key: value for key, value in settings.items() if key in SAMPLING_KEYS and value is not None
+    }
+    return replace(sampling, **chosen)  # type: ignore[arg-type]  # the table checked each
+
+
+def parse_setting(key: str, text: str) -> str | int | float | bool | None:
+    """Return the value of the setting *key* that *text* stands for.
+
+    Raises:
+        ValueError: If it is none; the text completes "`key` …".
+    """
+    value = table()[key].parse(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a number, not `{text}`")
+    return value
