@@ -305,7 +305,7 @@ def test_a_command_does_what_it_says(name: str, tmp_path: Path, pictures: Path) 
     here = world(tmp_path, "A red one.")
     here.models["other"] = FakeEngine(spec=replace(FAKE_SPEC, name="other"))
     _, err, _ = here.talk("@a.png What?", line)
-    assert told in err.partition("next text\n")[2]
+    assert told in err.partition("landscape, 10 tokens\n")[2]
     assert "error" not in err
 
 

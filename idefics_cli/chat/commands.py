@@ -74,12 +74,15 @@ def _images(chat: Chat, words: str) -> Outcome:
                 f" turn {number}{state or _tokens(chat.tokens(picture.attachment))}"
             )
     first = len(chat.conversation.pictures) + 1
-    lines += [describe(first + i, attached) for i, attached in enumerate(chat.staged)]
+    lines += [describe(first + i, attached) + GOES for i, attached in enumerate(chat.staged)]
     return Outcome(tuple(lines) or ("no pictures yet; `/image PATH` attaches one",))
 
 
 def _absence(is_dropped: bool) -> str:
     return ", dropped" if is_dropped else ", not in the prompt"
+
+
+GOES = ", goes with your next text"
 
 
 def describe(number: int, attached: Attached) -> str:
@@ -88,7 +91,7 @@ def describe(number: int, attached: Attached) -> str:
     return (
         f"[{number}] {_name(staged.source)}, {_size(staged.width, staged.height)}"
         f"{', turned upright' if staged.is_turned else ''}"
-        f"{_tokens(attached.tokens)}, goes with your next text"
+        f"{_tokens(attached.tokens)}"
     )
 
 

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from idefics_cli.chat.commands import describe
+from idefics_cli.chat.commands import GOES, describe
 from idefics_cli.chat.dispatch import take
 from idefics_cli.chat.live import Chat
 from idefics_cli.chat.staging import Attached
@@ -108,12 +108,20 @@ class Repl:
         for number, attached in self._chat.count_tokens():
             self._tell(f"[{number}] takes {attached.tokens} tokens")
 
-    def show_attached(self, attached: Sequence[Attached], first: int) -> None:
-        """Draw pictures and tell their names, sizes and costs; the first has number *first*."""
+    def show_attached(
+        self, attached: Sequence[Attached], first: int, *, is_asked: bool = False
+    ) -> None:
+        """Draw pictures and tell their names, sizes and costs.
+
+        Args:
+            attached: The pictures.
+            first: The number of the first.
+            is_asked: Their text came with them.
+        """
         for number, one in enumerate(attached, start=first):
             if one.thumbnail is not None and self._chat.display("preview"):
                 self._previews.show(one.thumbnail)
-            self._tell(describe(number, one))
+            self._tell(describe(number, one) + ("" if is_asked else GOES))
 
     def _prompt(self) -> str:
         if self._chat.editing is not None:
@@ -126,7 +134,8 @@ class Repl:
         total = len(self._chat.conversation.pictures)
         if not outcome.answers:
             total += len(self._chat.staged)
-        self.show_attached(outcome.attached, total - len(outcome.attached) + 1)
+        first = total - len(outcome.attached) + 1
+        self.show_attached(outcome.attached, first, is_asked=outcome.answers)
         for name, summary in outcome.rows:
             self._tell_row(name, summary)
         for line in outcome.lines:
