@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event, Lock
 from types import TracebackType
@@ -78,7 +79,7 @@ class FakeEngine:
                 raise error
             size = self._sizes.get(attachment.source, (64, 48))
             tiles = ((size[1], size[0]),) * max(1, size[0] // 1000)
-            pictures.append(Picture(attachment.source.encode(), size, tiles))
+            pictures.append(Picture(os.fsencode(attachment.source), size, tiles))
         return Prepared(request, tuple(pictures))
 
     def measure(self, prepared: Prepared) -> Measure:

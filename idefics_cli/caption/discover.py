@@ -102,7 +102,7 @@ class _Lister:
     def __init__(self, *, recursive: bool) -> None:
         self._recursive = recursive
         self._here = os.getcwd()
-        self._lines: dict[str, str] = {}
+        self._lines: dict[str, tuple[str, int]] = {}
         self.pictures: dict[str, Picture] = {}
         self.problems: list[IdeficsError] = []
 
@@ -127,7 +127,7 @@ class _Lister:
         for entry in file_list.entries:
             if _is_uri(entry.path):
                 picture = Picture(_uri_key(entry.path), Attachment(entry.path), "", entry.columns)
-                self._add_row(entry.path, picture, where(file_list.source, entry.line))
+                self._add_row(entry.path, picture, (file_list.source, entry.line))
                 continue
             path = os.path.join(base, entry.path)
             if entry.path.startswith("~") and not os.path.lexists(path):
@@ -137,20 +137,21 @@ class _Lister:
                 self._add_folder(path, base)
                 continue
             picture = self._picture(path, tree_path(entry.path), entry.columns)
-            self._add_row(self._identity(path), picture, where(file_list.source, entry.line))
+            self._add_row(self._identity(path), picture, (file_list.source, entry.line))
         if not file_list.entries:
             self._problem(f"no pictures in {shown(file_list.source)}")
 
-    def _add_row(self, identity: str, picture: Picture, line: str) -> None:
+    def _add_row(self, identity: str, picture: Picture, line: tuple[str, int]) -> None:
         known = self.pictures.get(identity)
         if known is None or not known.columns:
             # The columns of a row are also for a picture that was named before.
-            key = picture if known is None else replace(known, columns=picture.columns)
-            self.pictures[identity] = key
+            row = picture if known is None else replace(known, columns=picture.columns)
+            self.pictures[identity] = row
             self._lines[identity] = line
         elif picture.columns and picture.columns != known.columns:
             raise UsageError(
-                f"{line}: other columns for `{picture.key}` than in {self._lines[identity]}",
+                f"{where(*line)}: other columns for `{picture.key}` "
+                f"than in {where(*self._lines[identity])}",
                 hint="a picture is captioned once; `--ask` puts several questions",
             )
 

@@ -325,11 +325,18 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
 
     console, count = invocation.console, len(job.pictures)
     if invocation.settings.json:
-        run = {"pictures": count, "batch_size": job.batch_size, "prompt": job.questions[0].prompt}
-        console.json({**plan_record(plan), **run})
+        run = {"pictures": count, "batch_size": job.batch_size}
+        console.json({**plan_record(plan), **run, **_asked(job)})
         return
     console.report(render_plan(plan))
+    prompts = [f"`{question.prompt}`" for question in job.questions]
     console.line(
         f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
-        f"with the prompt `{job.questions[0].prompt}`"
+        f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
     )
+
+
+def _asked(job: CaptionJob) -> dict[str, object]:
+    if any(question.name for question in job.questions):
+        return {"questions": {question.name: question.prompt for question in job.questions}}
+    return {"prompt": job.questions[0].prompt}
