@@ -11,7 +11,7 @@ import pytest
 from idefics_cli.caption.asking import Asker
 from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.job import CaptionJob, Question
-from idefics_cli.caption.reading import open_picture
+from idefics_cli.caption.reading import Opened, open_picture
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import MemoryLimitError, PromptError
 from idefics_cli.core.types import (
@@ -35,7 +35,12 @@ def job(**fields: object) -> CaptionJob:
 
 def ask(job: CaptionJob, engine: FakeEngine) -> list[CaptionRecord]:
     asker = Asker(engine, job, threading.Event())
-    return list(asker.ask([open_picture(picture, job, engine) for picture in job.pictures]))
+    return list(asker.ask(opened(job, engine)))
+
+
+def opened(job: CaptionJob, engine: FakeEngine) -> list[Opened]:
+    results = [open_picture(picture, job, engine) for picture in job.pictures]
+    return [result for result in results if isinstance(result, Opened)]
 
 
 def name(request: GenerationRequest) -> str:
@@ -180,9 +185,9 @@ def test_a_smaller_batch_is_told_in_the_rows_that_it_was_made_for() -> None:
     made = job()
     engine = FakeEngine(name, completion_error=check)
     asker = Asker(engine, made, threading.Event())
-    opened = [open_picture(picture, made, engine) for picture in made.pictures]
+    waiting = opened(made, engine)
 
-    records = [*asker.ask(opened[:6]), *asker.ask(opened[6:])]
+    records = [*asker.ask(waiting[:6]), *asker.ask(waiting[6:])]
     assert [r.notes for r in records] == [
         *[("answered alone: out of memory",)] * 6,
         (),

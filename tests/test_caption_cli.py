@@ -130,7 +130,7 @@ def test_json_lines_have_a_row_for_each_picture_and_the_failures() -> None:
         "finish": None,
         "width": None,
         "height": None,
-        "sha256": None,
+        "sha256": hashlib.sha256(b"").hexdigest(),
         "tokens": 0,
         "seconds": 0.0,
     }

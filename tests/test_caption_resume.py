@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +14,11 @@ from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import GenerationRequest
 from tests.commands import Ran, World, run
 from tests.fakes import FakeEngine
+from tests.outputs import FORMATS, contents, destination
 
 NAMES = tuple(f"{number:02}.jpg" for number in range(12))
 BAD = ImageError("cannot read `photos/03.jpg`: it is cut off", kind="truncated")
 
-has_pyarrow = importlib.util.find_spec("pyarrow") is not None
-NEEDS = {"parquet": pytest.mark.skipif(not has_pyarrow, reason="pyarrow is not installed")}
-FORMATS = [pytest.param(name, marks=NEEDS.get(name, ())) for name in SINKS]
 every_format = pytest.mark.parametrize("format_", FORMATS)
 # Those of one file that can be cut.
 every_file = pytest.mark.parametrize("format_", sorted(SINKS.keys() - {"txt", "parquet"}))
@@ -62,36 +58,12 @@ def caption(
     return run("caption", *paths, "--batch-size", "2", *arguments, services=world.services)
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """Return the outputs in *folder*; what a run took is no part of them."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    texts = {str(path.relative_to(folder)): text(path) for path in files}
-    return {
-        name: re.sub(r'("seconds": |(?<=,))\d+\.\d+', "?", text)
-        for name, text in texts.items()
-        if not name.endswith((".journal", ".run.json", ".lock"))
-    }
-
-
-def text(path: Path) -> str:
-    if not path.read_bytes().startswith(b"PAR1"):
-        return path.read_text("utf-8")
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        return "".join(json.dumps(row) + "\n" for row in file.read().to_pylist())
-
-
 def whole(format_: str, *arguments: str) -> dict[str, str]:
     """Return the outputs of a run that nothing interrupts."""
     Path("whole").mkdir()
     ran = caption("-f", format_, "-o", destination("whole", format_), *arguments)
     assert ran.code == 0
     return contents(Path("whole"))
-
-
-def destination(folder: str, format_: str) -> str:
-    return folder if format_ == "txt" else f"{folder}/out"
 
 
 @every_format

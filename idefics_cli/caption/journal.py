@@ -257,6 +257,9 @@ class Journal:
         line = json.dumps(fields).encode() + b"\n"
         offset = self._size
         try:
+            # What is written to a file that was removed is gone with us.
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                raise FileNotFoundError(2, "it was removed while the run went on")
             self._file.seek(offset)
             written = 0
             while written < len(line):

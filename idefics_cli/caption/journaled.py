@@ -229,7 +229,7 @@ class JournaledSink:
             return
         journal = self._journal
         wanted = self._in_order(journal.entries)
-        if wanted != list(journal.rows):
+        if wanted != list(journal.rows) or self._is_in_doubt():
             self._rewrite(wanted)
 
     def _in_order(self, keys: Sequence[str] | Mapping[str, Entry]) -> list[str]:
@@ -242,15 +242,13 @@ class JournaledSink:
         path, base = self._target.path, self._journal.base
         assert path is not None
         self._journal.begin_rewriting()
-        names = {identity: key for key, identity in self._keys.items()}
         temporary = path.with_name(f"{path.name}.rewriting")
         try:
             _copy_head(path, temporary, base)
             sink = self._make_sink(replace(self._target, path=temporary, resume_at=base))
             with sink:
-                for key, record in zip(keys, self._journal.records(keys), strict=True):
-                    name = names.get(key) or _reachable(key, self._path.parent)
-                    sink.write(replace(record, file_name=name))
+                for record in self._records(keys):
+                    sink.write(record)
             os.replace(temporary, path)
         except OSError as error:
             raise IdeficsError(f"cannot write `{path}`: {error.strerror or error}") from error
@@ -258,6 +256,13 @@ class JournaledSink:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         self._journal.rewritten(keys, end=sink.position())
+
+    def _records(self, keys: Sequence[str]) -> Iterator[CaptionRecord]:
+        """Yield the records of *keys*, with names that hold from the current folder."""
+        names = {identity: key for key, identity in self._keys.items()}
+        for key, record in zip(keys, self._journal.records(keys), strict=True):
+            name = names.get(key) or _reachable(key, self._path.parent)
+            yield replace(record, file_name=name)
 
     def _cut(self) -> None:
         path, end = self._target.path, self._journal.end

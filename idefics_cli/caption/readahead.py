@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from queue import SimpleQueue
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
 from idefics_cli.caption.discover import Picture
-from idefics_cli.caption.reading import Opened, failed_to_open
+from idefics_cli.caption.reading import Opened
 from idefics_cli.core.types import CaptionRecord
 
-Open = Callable[[Picture], Opened]
+Result = Opened | CaptionRecord
+Open = Callable[[Picture], Result]
 # Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
 _MAX_PIXELS = 32_000_000
 _POLL_SECONDS = 0.1
@@ -26,7 +26,7 @@ class ReadAhead:
 
     Args:
         pictures: Read as needed.
-        open_: Makes a picture ready; called in the threads.
+        open_: Makes a picture ready, or tells its failure; called in the threads.
         threads: How many.
         in_flight: Most pictures being opened; at least *threads*.
         size: Most pictures being opened or waiting.
@@ -44,7 +44,7 @@ class ReadAhead:
         self._pictures = iter(pictures)
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
-        self._opening: deque[tuple[Picture, Future[Opened]]] = deque()
+        self._opening: deque[Future[Result]] = deque()
         self._waiting: list[Opened] = []
         self._readers = _Readers(open_, threads)
 
@@ -57,16 +57,15 @@ class ReadAhead:
         failures = []
         self._submit()
         while self._opening and not stop.is_set():
-            picture, future = self._opening[0]
             try:
-                self._waiting.append(future.result(timeout=_POLL_SECONDS))
-            except FutureTimeoutError:
-                if not future.done():
-                    continue
-                failures.append(failed_to_open(picture, _error(future)))
-            except Exception as error:
-                failures.append(failed_to_open(picture, error))
+                result = self._opening[0].result(timeout=_POLL_SECONDS)
+            except TimeoutError:
+                continue
             self._opening.popleft()
+            if isinstance(result, CaptionRecord):
+                failures.append(result)
+            else:
+                self._waiting.append(result)
             self._submit()
         return self._waiting, failures
 
@@ -86,7 +85,7 @@ class ReadAhead:
         traceback: TracebackType | None,
     ) -> None:
         """Open no more pictures; those that a thread is at are abandoned."""
-        for _, future in self._opening:
+        for future in self._opening:
             future.cancel()
         self._readers.close()
 
@@ -98,14 +97,7 @@ class ReadAhead:
             and pixels < _MAX_PIXELS
             and (picture := next(self._pictures, None)) is not None
         ):
-            self._opening.append((picture, self._readers.submit(picture)))
-
-
-def _error(future: Future[Opened]) -> Exception:
-    """Return what a future ended with that raised a timeout of its own, as a slow server gives."""
-    error = future.exception()
-    assert isinstance(error, Exception)
-    return error
+            self._opening.append(self._readers.submit(picture))
 
 
 class _Readers:
@@ -116,13 +108,13 @@ class _Readers:
 
     def __init__(self, open_: Open, threads: int) -> None:
         self._open = open_
-        self._queue: SimpleQueue[tuple[Future[Opened], Picture] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Result], Picture] | None] = SimpleQueue()
         self._threads = threads
         for number in range(threads):
             Thread(target=self._work, name=f"read-{number}", daemon=True).start()
 
-    def submit(self, picture: Picture) -> Future[Opened]:
-        future: Future[Opened] = Future()
+    def submit(self, picture: Picture) -> Future[Result]:
+        future: Future[Result] = Future()
         self._queue.put((future, picture))
         return future
 
@@ -137,5 +129,5 @@ class _Readers:
                 continue
             try:
                 future.set_result(self._open(picture))
-            except BaseException as error:  # a worker's edge: it becomes the caller's
+            except BaseException as error:  # a bug, which ends the run in the caller's thread
                 future.set_exception(error)

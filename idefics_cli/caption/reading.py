@@ -44,29 +44,31 @@ class Opened:
         return self.prepared[0]
 
 
-def open_picture(picture: Picture, job: CaptionJob, engine: Engine) -> Opened:
+def open_picture(picture: Picture, job: CaptionJob, engine: Engine) -> Opened | CaptionRecord:
     """Read *picture* and make the questions of *job* about it ready; for any thread.
 
-    Raises:
-        ImageError: If it cannot be read, or changed meanwhile.
-        IdeficsError: If a question cannot be asked.
+    Returns:
+        The record of its failure, if it cannot be read or asked about.
     """
+    # Before anything else: what is written to it from now on makes it another picture.
+    content = read_content(picture)
+    try:
+        return _opened(picture, content, job, engine)
+    except Exception as error:  # a worker's edge
+        return replace(failed(picture.key, error), sha256=content.sha256, stamp=content.stamp)
+
+
+def _opened(picture: Picture, content: Content, job: CaptionJob, engine: Engine) -> Opened:
     requests = job.requests(picture)
-    before = read_content(picture)
     prepared = with_content_seed(engine.prepare(requests[0]))
-    if stamp_of(picture) != before.stamp:
+    if stamp_of(picture) != content.stamp:
         raise ImageError(
             f"`{describe_source(picture.key)}` changed while it was read",
             kind="truncated",
             hint="run the same command again when it is whole",
         )
-    others = (with_content_seed(replace(prepared, request=r)) for r in requests[1:])
-    return Opened(picture, (prepared, *others), before)
-
-
-def failed_to_open(picture: Picture, error: Exception) -> CaptionRecord:
-    """Return the record of *picture*, which *error* kept from the model."""
-    return replace(failed(picture.key, error), stamp=stamp_of(picture))
+    others = (with_content_seed(replace(prepared, request=request)) for request in requests[1:])
+    return Opened(picture, (prepared, *others), content)
 
 
 def read_content(picture: Picture) -> Content:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,15 +156,22 @@ class _Captioning:
                     self._caption(sink, progress)
                 finally:
                     self.failures = sink.failures()
-        except IdeficsError as error:
-            if self.todo is not None and error.hint is None:
+        except (IdeficsError, KeyboardInterrupt) as error:
+            # What else cannot be written then is not worth an error of its own.
+            with suppress(IdeficsError):
+                self._finish(format_, target, files)
+            if isinstance(error, IdeficsError) and self.todo is not None and error.hint is None:
                 error.hint = "when that is mended, the same command goes on"
             raise
-        finally:
-            if self.todo is not None and format_ == "parquet":
-                _write_parquet(target)
-            if self.todo is not None and self.todo.pictures:
-                self._write_header(files.header, is_over=True)
+        self._finish(format_, target, files)
+
+    def _finish(self, format_: str, target: Target, files: RunFiles) -> None:
+        if self.todo is None:
+            return
+        if format_ == "parquet":
+            _write_parquet(target)
+        if self.todo.pictures:
+            self._write_header(files.header, is_over=True)
 
     def _caption(
         self,

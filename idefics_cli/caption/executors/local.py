@@ -11,6 +11,7 @@ from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Read
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.readahead import ReadAhead
 from idefics_cli.caption.reading import Opened, open_picture
+from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine import Engine, EngineFactory
 from idefics_cli.engine.batching import alike
 
@@ -43,7 +44,7 @@ class LocalExecutor:
                 cancel.set()
 
     def _read_ahead(self, engine: Engine, pictures: Iterable[Picture]) -> ReadAhead:
-        def open_(picture: Picture) -> Opened:
+        def open_(picture: Picture) -> Opened | CaptionRecord:
             return open_picture(picture, self._job, engine)
 
         size = self._job.batch_size
