@@ -511,6 +511,17 @@ def test_while_the_model_loads_all_but_an_answer_can_be_had(tmp_path: Path, pict
     assert out.text() == "Red.\n"
 
 
+def test_what_a_picture_costs_is_told_when_it_was_asked_about_at_once(
+    tmp_path: Path, pictures: Path
+) -> None:
+    gate = Gate(FakeEngine("Red.", "Yes."))
+    here = world(tmp_path)
+    start_loading(here, gate)
+    threading.Timer(0.3, gate.opened.set).start()
+    _, err, _ = here.talk("@a.png What?", "Sure?")
+    assert err == "[1] a.png, 8x6 landscape\n[1] takes 10 tokens\n\n\n"
+
+
 def test_the_first_question_waits_for_the_model_and_ctrl_c_ends_the_wait(tmp_path: Path) -> None:
     gate = Gate(FakeEngine("Red."))
     here = world(tmp_path)

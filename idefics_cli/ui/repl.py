@@ -172,6 +172,7 @@ class Repl:
         if pending is None:
             raise RuntimeError("nothing is pending")
         question = "" if pending.former else pending.text
+        is_new = not self._chat.loading.is_ready
         try:
             finish = show_reply(self._console, self._chat, sampling)
         except ContextError as error:
@@ -186,9 +187,16 @@ class Repl:
         if finish == "length":
             self._tell_cut()
         self._warn_of_context()
+        if is_new:
+            self._tell_costs()
         if self._console.draws:
             self._console.tell("")
         return ""
+
+    def _tell_costs(self) -> None:
+        """Tell what the last pictures take, which was not known when they were attached."""
+        for picture in self._chat.conversation.turns[-1].pictures:
+            self._tell(f"[{picture.number}] takes {self._chat.tokens(picture.attachment)} tokens")
 
     def _tell_interrupted(self, question: str) -> str:
         turns = self._chat.conversation.turns
