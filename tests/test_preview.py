@@ -149,6 +149,8 @@ def test_graphics_go_to_stderr_alone_and_ask_nothing(
     graphics: Graphics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, err = Stream(terminal=True), Stream(terminal=True)
+    for name in [name for name in sys.modules if name.startswith("textual_image")]:
+        monkeypatch.delitem(sys.modules, name)  # it is imported anew, and asks then
     monkeypatch.setattr(sys, "__stdout__", out)
     console = Console(out, err, environ={"TERM": "xterm-256color"})
     Previews(console, graphics=graphics).show(picture())
