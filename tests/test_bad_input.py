@@ -430,6 +430,23 @@ ROWS = (
         "put the prompt into quotes, and `-i` before each picture"),
     Row("chat x", UsageError, "got unexpected extra argument(s) (x)",
         "pipe the question in; `-i` before each picture"),
+    Row("bench decoed -m demo", UsageError, "there is no scenario `decoed`",
+        "did you mean `decode`?"),
+    Row("bench caption nosuch -m demo", UsageError, "`nosuch` is not a folder",
+        "name a folder of pictures"),
+    Row("bench --shape idefics2", UsageError, "no shape `idefics2` is known",
+        "did you mean `idefics2-8b`?"),
+    Row("bench --shape idefics2-8b -m demo", UsageError,
+        "--shape and --model exclude each other", "leave one of them out"),
+    Row("bench --layers 2", UsageError, "--layers needs `--shape`", "as `--shape idefics2-8b`"),
+    Row("bench --batch-sizes 1,two", UsageError,
+        "--batch-sizes must be a whole number, not `two`"),
+    Row("bench --contexts 0", UsageError, "--contexts must be from 1 to 1,000,000, not 0"),
+    Row("bench --new-tokens 1", UsageError, "--new-tokens must be from 2 to 1,000,000, not 1"),
+    Row("bench --seconds nan", UsageError,
+        "--seconds must be more than 0 and below 1,000,000, not nan"),
+    Row("bench --plot nosuch/out.png", UsageError,
+        "cannot write `nosuch/out.png`: no folder `nosuch`"),
     Row("doctor x", UsageError, "got unexpected extra argument(s) (x)", USAGE.format("doctor")),
     Row("ask x -i", UsageError, "option '-i' requires an argument", USAGE.format("ask")),
     Row("models path nosuch --revision", UsageError, "option '--revision' requires an argument",
@@ -552,7 +569,7 @@ def test_bad_input_is_one_clear_error_of_its_class_and_nothing_on_stdout(
 
 def test_the_table_is_of_every_command_and_every_kind_of_error() -> None:
     assert {row.line.split()[0] for row in ROWS} >= {
-        *("ask", "chat", "caption", "models", "doctor", "demo", "config")
+        *("ask", "chat", "caption", "models", "doctor", "bench", "demo", "config")
     }
     assert {row.kind for row in ROWS} == {None, *get_args(ImageErrorKind)}
     assert len({str(row) for row in ROWS}) > 150

@@ -19,7 +19,7 @@ from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import table
 from tests.commands import run
 
-COMMANDS = ("ask", "chat", "caption", "sessions", "models", "doctor", "demo", "config")
+COMMANDS = ("ask", "chat", "caption", "sessions", "models", "doctor", "bench", "demo", "config")
 
 
 def test_without_arguments_there_is_an_overview_with_commands_that_exist() -> None:
@@ -171,6 +171,21 @@ OF_ONE_CALL = {
     "ask": {"text", "image"},
     "chat": {"image", "resume", "session"},
     "caption": {"paths", "filelist", "null", "prompt_file", "ask"},
+    "bench": {
+        "scenarios",
+        "batch_sizes",
+        "contexts",
+        "new_tokens",
+        "rounds",
+        "seconds",
+        "quick",
+        "shape",
+        "layers",
+        "vision_layers",
+        "keep_weights",
+        "report_file",
+        "plot",
+    },
     "demo": {"folder"},
     "models": {"name"},
     "sessions": {

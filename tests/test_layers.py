@@ -154,6 +154,7 @@ def command(*arguments: str) -> str:
         ("chat", "--help"),
         ("caption", "--help"),
         ("doctor", "--help"),
+        ("bench", "--help"),
         ("demo", "--help"),
         ("models", "--help"),
         ("config",),
@@ -175,6 +176,7 @@ def test_a_command_that_needs_no_model_loads_no_heavy_library(arguments: tuple[s
         "idefics_cli.models.plan",
         "idefics_cli.config.resolve",
         "idefics_cli.caption.runner",
+        "idefics_cli.bench.run",
     ],
 )
 def test_a_cheap_module_stays_cheap(module: str) -> None:

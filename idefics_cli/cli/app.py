@@ -12,7 +12,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from idefics_cli import __version__
-from idefics_cli.cli import ask, caption, chat, completion, config, demo, doctor, models, sessions
+from idefics_cli.cli import (
+    ask,
+    bench,
+    caption,
+    chat,
+    completion,
+    config,
+    demo,
+    doctor,
+    models,
+    sessions,
+)
 from idefics_cli.cli.guidance import GuidingGroup, overview
 from idefics_cli.cli.invocation import CONSOLE
 from idefics_cli.cli.services import Services
@@ -166,6 +177,7 @@ app.command("caption")(caption.caption)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.add_typer(config.app, name="config")
 app.add_typer(completion.app, name="completion")

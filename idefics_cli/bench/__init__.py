@@ -1,0 +1,1 @@
+"""Ours against plain transformers, side by side in one run."""

@@ -1,0 +1,189 @@
+"""A folder of pictures captioned: our run against a plain loop at its best batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from idefics_cli.bench.agreement import Agreement, compare_pairs
+from idefics_cli.bench.measure import Outcome, Series, Tokens, Watch, without_collection
+from idefics_cli.bench.report import Row, Skipped
+from idefics_cli.bench.stage import CaptionTask, PlainContender, Prompts, Stage
+from idefics_cli.core.types import Completion, GenerationRequest
+from idefics_cli.engine import Engine, Prepared
+
+
+class Recorder:
+    """An engine that notes the tokens of every answer about a picture; the rest is passed on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.tokens: dict[Path, Tokens] = {}
+
+    def complete(self, batch: Sequence[Prepared], **options: object) -> list[Completion]:
+        """Answer *batch* and note its tokens; see `Engine.complete`."""
+        done = self._engine.complete(batch, **options)  # type: ignore[arg-type]  # passed on
+        for prepared, completion in zip(batch, done, strict=True):
+            for attachment in prepared.request.attachments:
+                self.tokens[Path(attachment.source)] = completion.token_ids
+        return done
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+
+class _Run:
+    """The seconds and answers of one way to caption."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.tokens: dict[Path, Tokens] = {}
+        self.texts: dict[Path, str] = {}
+
+
+def caption(stage: Stage) -> Iterator[Row | Skipped]:
+    """Pictures per second of a whole folder, from the files to the captions."""
+    choices, world = stage.choices, stage.world
+    pictures = choices.pictures or tuple(
+        world.draw_scenes(stage.studio.folder / "scenes", choices.count)
+    )
+    task = CaptionTask(pictures, choices.caption_prompt, choices.new_tokens)
+    requests = _requests(stage, task)
+    # Another engine for every round: what it remembers of the pictures must not count.
+    plain = stage.plain
+    ours, loops = _Run(), {size: _Run() for size in _sizes(stage, len(pictures))}
+    watch = Watch(world.instruments)
+    with watch.watching():
+        began = world.instruments.clock()
+        for number in range(choices.pace.rounds):
+            world.say(f"caption: {len(pictures)} pictures, round {number + 1}")
+            _round(number, stage, task, ours, loops, plain, requests)
+            watch.refer()
+            if world.instruments.clock() - began >= choices.pace.seconds:
+                break
+    size = min(loops, key=lambda s: Series(tuple(loops[s].seconds)).median)
+    best = loops[size]
+    yield Row(
+        "caption",
+        f"{len(pictures)} pictures",
+        "files to captions, models loaded; plain transformers in a loop at its best batch size",
+        "pictures/s",
+        True,
+        _rates(ours, len(pictures)),
+        _rates(best, len(pictures)),
+        _agreement(stage, requests, ours, best),
+        watch.foreign_cores,
+        watch.reference,
+        (_told(loops, len(pictures)),),
+    )
+
+
+def _sizes(stage: Stage, count: int) -> list[int]:
+    return sorted({min(size, count) for size in stage.choices.batch_sizes})
+
+
+def _requests(stage: Stage, task: CaptionTask) -> dict[Path, GenerationRequest]:
+    prompts = Prompts(stage.spec, lambda request: 0)
+    return {
+        path: prompts.about([path], task.prompt, new_tokens=task.max_new_tokens)
+        for path in task.pictures
+    }
+
+
+def _round(
+    number: int,
+    stage: Stage,
+    task: CaptionTask,
+    ours: _Run,
+    loops: Mapping[int, _Run],
+    plain: PlainContender,
+    requests: Mapping[Path, GenerationRequest],
+) -> None:
+    def run_ours() -> None:
+        _ours(stage, task, ours)
+
+    def run_plain() -> None:
+        for size, run in loops.items():
+            _plain(plain, stage, requests, size, run)
+
+    for run in (run_ours, run_plain) if number % 2 == 0 else (run_plain, run_ours):
+        run()
+
+
+def _ours(stage: Stage, task: CaptionTask, run: _Run) -> None:
+    clock = stage.world.instruments.clock
+    stage.release()
+    recorder = Recorder(stage.world.make_engine(stage.spec))
+    _warm_up(stage, recorder)
+    recorder.tokens.clear()
+    with without_collection():
+        started = clock()
+        texts = stage.world.caption(cast("Engine", recorder), task)
+        run.seconds.append(clock() - started)
+    run.tokens, run.texts = dict(recorder.tokens), dict(texts)
+
+
+def _warm_up(stage: Stage, engine: Recorder) -> None:
+    prompts = Prompts(stage.spec, lambda request: 0)
+    request = prompts.about([stage.studio.draw((320, 240))], "Warm up.", new_tokens=2)
+    prepare = cast("Engine", engine).prepare
+    engine.complete([prepare(request)])
+
+
+def _plain(
+    plain: PlainContender,
+    stage: Stage,
+    requests: Mapping[Path, GenerationRequest],
+    size: int,
+    run: _Run,
+) -> None:
+    paths = list(requests)
+    clock = stage.world.instruments.clock
+    outcomes: list[Outcome] = []
+    with without_collection():
+        if not run.seconds:
+            plain.answer([requests[paths[0]]])
+        started = clock()
+        for begin in range(0, len(paths), size):
+            outcomes.append(plain.answer([requests[p] for p in paths[begin : begin + size]]))
+        run.seconds.append(clock() - started)
+    run.tokens = dict(zip(paths, (t for o in outcomes for t in o.tokens), strict=True))
+    run.texts = dict(zip(paths, (t for o in outcomes for t in o.texts), strict=True))
+
+
+def _agreement(
+    stage: Stage, requests: Mapping[Path, GenerationRequest], ours: _Run, plain: _Run
+) -> Agreement:
+    pairs = [
+        (request, ours.tokens.get(path, ()), plain.tokens[path])
+        for path, request in requests.items()
+    ]
+    found = compare_pairs(pairs, allowed=stage.allowed, gap=stage.plain.gap)
+    # What is written must be what was generated.
+    wrong = [
+        path
+        for path in requests
+        if path not in ours.texts
+        or (ours.tokens.get(path) == plain.tokens[path] and ours.texts[path] != plain.texts[path])
+    ]
+    if not wrong:
+        return found
+    text = f"{len(wrong)} captions missing or not what was generated, as of {wrong[0].name}"
+    return replace(found, agrees=False, text=text)
+
+
+def _rates(run: _Run, count: int) -> Series:
+    return Series(tuple(count / seconds for seconds in run.seconds))
+
+
+def _told(loops: Mapping[int, _Run], count: int) -> str:
+    parts = [f"{_rates(run, count).median:.3g} with {size}" for size, run in loops.items()]
+    return f"plain transformers, pictures/s by batch size: {', '.join(parts)}"

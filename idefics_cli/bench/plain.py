@@ -1,0 +1,258 @@
+"""Plain transformers as the other contender, called as the model documentation shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from idefics_cli.bench.measure import Clock, Outcome, Tokens
+from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from idefics_cli.models.families.base import Family
+    from idefics_cli.models.library import StepOutput
+
+_END_OF_UTTERANCE = "<end_of_utterance>"
+
+
+class GeneratingModel(Protocol):
+    """The part of a transformers model that this module uses."""
+
+    def __call__(self, **inputs: object) -> StepOutput:
+        """Run the model once."""
+        ...
+
+    def generate(self, **arguments: object) -> Tensor:
+        """Return prompt and reply tokens (B, T)."""
+        ...
+
+
+class CallableProcessor(Protocol):
+    """A transformers processor, called with all that it takes."""
+
+    def __call__(self, **arguments: object) -> Mapping[str, Tensor]:
+        """Return what the model takes."""
+        ...
+
+
+@dataclass(slots=True)
+class FirstToken:
+    """A stopping criterion that stops nothing and notes when the first token was there."""
+
+    clock: Clock
+    seconds: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+        """Take the time once; return false for each row."""
+        import torch
+
+        if self.seconds is None:
+            if input_ids.is_cuda:
+                torch.cuda.synchronize()
+            self.seconds = self.clock()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+class Plain:
+    """Answers with `processor(...)` and `model.generate(...)`.
+
+    The weights are mapped from the same files as ours, so both share their memory while they
+    are not converted. What makes no difference to speed is set right, as a careful user would:
+    the config and the tokenizer flags that the checkpoint's authors meant, left padding, end
+    tokens, and the image tokens that no reply may hold.
+
+    Args:
+        spec: As for ours; its attention is left to transformers.
+        folder: Of the checkpoint.
+        clock: Seconds.
+    """
+
+    def __init__(self, spec: LoadSpec, folder: Path, clock: Clock) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText
+        from transformers.utils import logging as library_logging
+
+        from idefics_cli.models.loader import load_config, load_family
+        from idefics_cli.models.quantization import bitsandbytes_config
+
+        self._spec, self._clock = spec, clock
+        if spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        library_logging.disable_progress_bar()
+        config = load_config(folder)
+        self._family = load_family(folder, spec, config)
+        arguments: dict[str, object] = {"config": config, "dtype": getattr(torch, spec.dtype)}
+        settings = bitsandbytes_config(spec)
+        if settings is not None:
+            arguments["quantization_config"] = settings
+        if settings is not None or spec.device != "cpu":
+            arguments["device_map"] = {"": spec.device}
+        model = AutoModelForImageTextToText.from_pretrained(folder, **arguments)
+        self._model = cast("GeneratingModel", model.eval())
+
+    @property
+    def family(self) -> Family:
+        """Holds the processor."""
+        return self._family
+
+    def answer(self, requests: Sequence[GenerationRequest]) -> Outcome:
+        """Open the pictures of *requests* and answer them; see `Contender.answer`.
+
+        Raises:
+            MemoryLimitError: If the device has not enough memory.
+        """
+        import torch
+
+        watch = FirstToken(self._clock)
+        started = self._clock()
+        try:
+            with torch.inference_mode():
+                inputs = self._inputs(requests)
+                width = inputs["input_ids"].shape[1]
+                ids = self._generate(inputs, requests[0].sampling.max_new_tokens, watch)
+                tokens = [self._cut(row) for row in ids[:, width:].tolist()]
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise MemoryLimitError(
+                f"plain transformers ran out of memory with {len(requests)} requests at a time",
+                hint="smaller `--batch-sizes` or `--contexts`",
+            ) from error
+        ended = self._clock()
+        return Outcome(
+            tokens=tuple(tokens),
+            texts=tuple(self._text(row) for row in tokens),
+            seconds=ended - started,
+            first_seconds=(watch.seconds or ended) - started,
+            prompt_tokens=width,
+        )
+
+    def gap(self, request: GenerationRequest, tokens: Tokens) -> float:
+        """Return how much worse than the best the worst of *tokens* is; see `Agreement.gap`."""
+        import torch
+
+        if not tokens:
+            return float("inf")
+        with torch.inference_mode():
+            inputs = dict(self._inputs([request]))
+            for name in ("attention_mask", "image_attention_mask"):
+                if name in inputs:
+                    last = inputs[name][:, -1:]
+                    more = [last] * (len(tokens) - 1)
+                    inputs[name] = torch.cat([inputs[name], *more], dim=1)
+            ids = inputs["input_ids"]
+            inputs["input_ids"] = torch.cat([ids, ids.new_tensor([tokens[:-1]]).long()], dim=1)
+            logits = self._model(**inputs).logits[0, -len(tokens) :].float()
+            logits[:, sorted(self._family.banned_ids)] = float("-inf")
+            chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+            finite = logits[logits.isfinite()]
+            return float(((logits.max(1).values - chosen) / finite.std()).max())
+
+    def _generate(
+        self, inputs: Mapping[str, Tensor], max_new_tokens: int, watch: FirstToken
+    ) -> Tensor:
+        from transformers import StoppingCriteriaList
+
+        ids = self._model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self._family.stop_ids),
+            pad_token_id=self._family.pad_id,
+            bad_words_ids=[[token] for token in sorted(self._family.banned_ids)],
+            stopping_criteria=StoppingCriteriaList([watch]),
+        )
+        return ids
+
+    def _inputs(self, requests: Sequence[GenerationRequest]) -> Mapping[str, Tensor]:
+        images = [[_open(a) for a in request.attachments] for request in requests]
+        processor = cast("CallableProcessor", self._family.processor)
+        if self._spec.family == "idefics":
+            texts = [_interleaved(r, i) for r, i in zip(requests, images, strict=True)]
+            encoded = processor(
+                text=texts,
+                padding="longest",
+                return_tensors="pt",
+                add_end_of_utterance_token=False,
+            )
+        else:
+            encoded = processor(
+                text=[self._render(request) for request in requests],
+                images=images if any(images) else None,
+                padding=True,
+                return_tensors="pt",
+            )
+        import torch
+
+        dtype = getattr(torch, self._spec.dtype)
+        moved = {k: v.to(self._spec.device) for k, v in encoded.items() if hasattr(v, "to")}
+        if "pixel_values" in moved:
+            moved["pixel_values"] = moved["pixel_values"].to(dtype)
+        moved.pop("mm_token_type_ids", None)
+        return moved
+
+    def _render(self, request: GenerationRequest) -> str:
+        if request.mode == "complete":
+            return "".join(p if isinstance(p, str) else "<image>" for p in _parts(request))
+        conversation: list[dict[str, object]] = [
+            {"role": message.role, "content": [_item(part) for part in message.parts]}
+            for message in request.messages
+        ]
+        text = self._family.processor.apply_chat_template(conversation, add_generation_prompt=True)
+        tokenizer = self._family.tokenizer
+        bos = tokenizer.bos_token or ""
+        # Idefics3's template and its tokenizer both write the begin token; one is enough.
+        if bos and text.startswith(bos) and tokenizer("", add_special_tokens=True)["input_ids"]:
+            return text.removeprefix(bos)
+        return text
+
+    def _cut(self, row: list[int]) -> Tokens:
+        for index, token in enumerate(row):
+            if token in self._family.stop_ids:
+                return tuple(row[: index + 1])
+        return tuple(row)
+
+    def _text(self, tokens: Tokens) -> str:
+        text = self._family.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.strip()
+
+
+def _open(attachment: Attachment) -> Image:
+    from PIL import Image, ImageOps
+
+    with Image.open(attachment.source) as image:
+        upright = ImageOps.exif_transpose(image)
+        return upright.convert("RGB")
+
+
+def _parts(request: GenerationRequest) -> list[str | Attachment]:
+    return [part for message in request.messages for part in message.parts]
+
+
+def _item(part: str | Attachment) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+
+
+def _interleaved(request: GenerationRequest, images: list[Image]) -> list[str | Image]:
+    """Return the prompt of IDEFICS-1 as its documentation writes it: a list of texts and images."""
+    queue = list(images)
+    if request.mode == "complete":
+        return [p if isinstance(p, str) else queue.pop(0) for p in _parts(request)]
+    items: list[str | Image] = []
+    for message in request.messages:
+        items += _turn(message, queue, start="\n" if items else "")
+    return [*items, "\nAssistant:"]
+
+
+def _turn(message: Message, queue: list[Image], *, start: str) -> list[str | Image]:
+    head = f"{start}{message.role.capitalize()}:"
+    if not message.attachments:
+        return [f"{head} {message.text}{_END_OF_UTTERANCE}"]
+    pictures = [queue.pop(0) for _ in message.attachments]
+    return [head, *pictures, f"{message.text}{_END_OF_UTTERANCE}"]

@@ -1,0 +1,245 @@
+"""What only fresh processes can tell: the time to the first token, load time, peak memory."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from idefics_cli.bench.agreement import Agreement
+from idefics_cli.bench.measure import Clock, Series, Watch
+from idefics_cli.bench.report import Row, Skipped
+from idefics_cli.bench.stage import QUESTION, Stage
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.types import LoadSpec
+
+Side = Literal["ours", "plain"]
+# A fresh process takes seconds, so few are measured; the first warms the disk cache.
+_ROUNDS = 3
+_TIMEOUT_SECONDS = 1800.0
+_NEW_TOKENS = 4
+
+# As people copy it from the model documentation, timed from outside. `legacy` is what keeps the
+# tokens right for Llama tokenizers; it costs nothing.
+_SCRIPT = """\
+import sys
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, dtype, device, threads, splitting, picture, question = sys.argv[1:]
+if threads:
+    torch.set_num_threads(int(threads))
+options = {"do_image_splitting": splitting == "True"} if splitting else {}
+processor = AutoProcessor.from_pretrained(folder, legacy=True, **options)
+model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
+model = model.to(device).eval()
+content = [{"type": "image"}, {"type": "text", "text": question}]
+text = processor.apply_chat_template([{"role": "user", "content": content}],
+                                     add_generation_prompt=True)
+images = [Image.open(picture).convert("RGB")]
+inputs = processor(text=text, images=[images], return_tensors="pt").to(device, model.dtype)
+inputs.pop("mm_token_type_ids", None)
+with torch.inference_mode():
+    ids = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+width = inputs["input_ids"].shape[1]
+print(processor.batch_decode(ids[:, width:], skip_special_tokens=True)[0], flush=True)
+"""
+_CLASSES = {
+    "idefics2": "Idefics2ForConditionalGeneration",
+    "idefics3": "Idefics3ForConditionalGeneration",
+    "smolvlm": "SmolVLMForConditionalGeneration",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What a process that loaded a model tells.
+
+    Attributes:
+        load_seconds: From the folder to a model that can answer; imports not counted.
+        peak_bytes: Most memory of the device in use, after a short answer about a picture.
+        tokens: Of that answer.
+    """
+
+    load_seconds: float
+    peak_bytes: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What such a process is to do; it is pickled to it."""
+
+    side: Side
+    spec: LoadSpec
+    folder: Path
+    picture: Path
+    max_new_tokens: int
+
+
+def start(stage: Stage) -> Iterator[Row | Skipped]:
+    """Time from the command line to the first token, beside the time that imports take."""
+    spec = stage.spec
+    if spec.family not in _CLASSES or not spec.chats or spec.quantization != "none":
+        yield Skipped("start", "", "there is no script of a few lines for this model and format")
+        return
+    picture = stage.studio.draw((640, 480))
+    imports = f"import torch\nfrom transformers import {_CLASSES[spec.family]}"
+    commands = {
+        "ours": _our_command(stage, picture),
+        "plain": [sys.executable, "-c", _SCRIPT, *_script_arguments(spec, stage, picture)],
+        "imports": [sys.executable, "-c", f"{imports}\nprint(0, flush=True)"],
+    }
+    watch = Watch(stage.world.instruments)
+    with watch.watching():
+        times, texts = _race(stage, commands, watch, _first_output)
+    alike = texts["ours"] == texts["plain"] or stage.allowed is not None
+    told = "" if texts["ours"] == texts["plain"] else f"first token {texts}: "
+    text = "the same first token" if not told else f"{told}{'tolerated' if alike else 'differs'}"
+    imported = times["imports"].median
+    yield Row(
+        "start",
+        "process start to first token",
+        "fresh processes: `idefics ask` and a script of a dozen lines, one 640x480 picture",
+        "s",
+        False,
+        times["ours"],
+        times["plain"],
+        Agreement(alike, float(not told), 1, stage.allowed, None, text),
+        watch.foreign_cores,
+        watch.reference,
+        (
+            f"importing torch and the model class alone takes {imported:.2f} s; "
+            f"ours takes {times['ours'].median / imported:.2f} times as long",
+        ),
+    )
+
+
+def load(stage: Stage) -> Iterator[Row | Skipped]:
+    """Seconds to load the model, and peak memory with a short answer."""
+    picture = stage.studio.draw((640, 480))
+    sides: tuple[Side, Side] = ("ours", "plain")
+    found: dict[Side, list[Loading]] = {side: [] for side in sides}
+    watch = Watch(stage.world.instruments)
+    with watch.watching():
+        for number in range(_rounds(stage)):
+            for side in sides if number % 2 == 0 else sides[::-1]:
+                stage.world.say(f"load: {side}, round {number + 1}")
+                order = Order(side, stage.spec, stage.world.folder, picture, _NEW_TOKENS)
+                found[side].append(_load(order))
+            watch.refer()
+    alike = found["ours"][0].tokens == found["plain"][0].tokens
+    text = "the same tokens" if alike else "other tokens"
+    agreement = Agreement(
+        alike or stage.allowed is not None, float(alike), 1, stage.allowed, None, text
+    )
+    on = "GPU memory" if stage.spec.device.startswith("cuda") else "resident memory"
+    for name, compares, unit, values in (
+        ("load", "from the files to a model that can answer", "s", _load_seconds),
+        ("peak memory", f"{on}, with a short answer about a picture", "GB", _peak_gigabytes),
+    ):
+        yield Row(
+            "load",
+            name,
+            f"fresh processes: {compares}",
+            unit,
+            False,
+            Series(tuple(map(values, found["ours"]))),
+            Series(tuple(map(values, found["plain"]))),
+            agreement,
+            watch.foreign_cores,
+            watch.reference,
+        )
+
+
+def _load_seconds(loading: Loading) -> float:
+    return loading.load_seconds
+
+
+def _peak_gigabytes(loading: Loading) -> float:
+    return loading.peak_bytes / 1e9
+
+
+def _rounds(stage: Stage) -> int:
+    return 1 if stage.choices.quick else min(_ROUNDS, stage.choices.pace.rounds)
+
+
+def _race(
+    stage: Stage,
+    commands: dict[str, list[str]],
+    watch: Watch,
+    run: Callable[[Sequence[str], Clock], tuple[float, str]],
+) -> tuple[dict[str, Series], dict[str, str]]:
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    texts = {}
+    clock = stage.world.instruments.clock
+    for number in range(_rounds(stage)):
+        for name in list(commands) if number % 2 == 0 else list(commands)[::-1]:
+            stage.world.say(f"start: {name}, round {number + 1}")
+            taken, texts[name] = run(commands[name], clock)
+            seconds[name].append(taken)
+        watch.refer()
+    return {name: Series(tuple(values)) for name, values in seconds.items()}, texts
+
+
+def _first_output(command: Sequence[str], clock: Clock) -> tuple[float, str]:
+    """Return the seconds until *command* wrote its first byte, and all that it wrote."""
+    started = clock()
+    # Errors go to a file: a full pipe that nobody reads would stop the process.
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        )
+        try:
+            assert process.stdout is not None
+            head = process.stdout.read(1)
+            taken = clock() - started
+            tail, _ = process.communicate(timeout=_TIMEOUT_SECONDS)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if process.returncode:
+            errors.seek(0)
+            raise _failed(command, errors.read())
+    return taken, (head + tail).decode("utf-8", "replace").strip()
+
+
+def _load(order: Order) -> Loading:
+    command = [sys.executable, "-m", "idefics_cli.bench.child"]
+    done = subprocess.run(command, input=pickle.dumps(order), capture_output=True, check=False)
+    if done.returncode:
+        raise _failed(command, done.stderr)
+    told = json.loads(done.stdout.splitlines()[-1])
+    return Loading(told["load_seconds"], told["peak_bytes"], tuple(told["tokens"]))
+
+
+def _failed(command: Sequence[str], errors: bytes) -> IdeficsError:
+    lines = errors.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+    return IdeficsError(f"a process of the benchmark failed ({command[1]}): {lines[-1]}")
+
+
+def _our_command(stage: Stage, picture: Path) -> list[str]:
+    spec = stage.spec
+    command = [sys.executable, "-m", "idefics_cli", "ask", QUESTION, "-i", str(picture)]
+    command += ["-m", stage.world.name, "--max-new-tokens", "1", "--stream", "--offline"]
+    command += ["--device", spec.device, "--dtype", spec.dtype, "--quantization", "none"]
+    command += ["--attention", spec.attention, "--temperature", "0"]
+    if spec.splitting is not None:
+        command.append("--splitting" if spec.splitting else "--no-splitting")
+    if spec.threads is not None:
+        command += ["--threads", str(spec.threads)]
+    return command
+
+
+def _script_arguments(spec: LoadSpec, stage: Stage, picture: Path) -> list[str]:
+    threads = "" if spec.threads is None else str(spec.threads)
+    splitting = "" if spec.splitting is None else str(spec.splitting)
+    folder = str(stage.world.folder)
+    return [folder, spec.dtype, spec.device, threads, splitting, str(picture), QUESTION]

@@ -1,0 +1,284 @@
+"""A checkpoint with the real shape of a model and random weights, as a folder like the Hub's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics_cli.bench.shapes import Config, RealShape, Vocabulary
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.types import DtypeName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TEMPLATE = (
+    "{% for message in messages %}{{message['role'].capitalize()}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_SPREAD = 0.02  # the standard deviation that these models are initialised with
+_SHARD_BYTES = 2 * 10**9
+# A prime number of random values, used again and again: no two rows of a matrix are alike, and
+# making billions would take minutes.
+_POOL = 16_777_213
+_READY = "bench.json"
+
+
+def make(
+    folder: Path,
+    shape: RealShape,
+    *,
+    dtype: DtypeName,
+    layers: int | None = None,
+    vision_layers: int | None = None,
+) -> int:
+    """Write a checkpoint to *folder*, unless the same is there already.
+
+    The tokenizer has the vocabulary size and the control tokens of the real one, and spells
+    every text in letters or bytes: prompts are longer than with the real one, pictures take as
+    many tokens.
+
+    Args:
+        folder: Made if it is not there.
+        shape: What to make.
+        dtype: Of the stored weights.
+        layers: Of the text model; None is all.
+        vision_layers: Of the vision model; None is as *layers*.
+
+    Returns:
+        The number of weights.
+
+    Raises:
+        IdeficsError: If the folder cannot be written, or holds something else.
+    """
+    config = shape.cut(layers, vision_layers)
+    identity: Config = {"shape": shape.name, "dtype": dtype, "config": config}
+    try:
+        ready = _made_before(folder, identity)
+        if ready is not None:
+            return ready
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_processor(folder, shape)
+        count = _write_weights(folder, config, dtype)
+        _write(folder / _READY, {**identity, "parameters": count})
+    except OSError as error:
+        raise IdeficsError(
+            f"cannot write the random weights to `{folder}`: {error.strerror or error}",
+            hint="`--keep-weights DIR` chooses a folder with more room; fewer `--layers` need less",
+        ) from error
+    return count
+
+
+def _made_before(folder: Path, identity: Config) -> int | None:
+    ready = folder / _READY
+    if ready.is_file():
+        known = json.loads(ready.read_text(encoding="utf-8"))
+        count = known.pop("parameters", None)
+        if known == identity:
+            return int(count)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise IdeficsError(
+            f"`{folder}` holds something else already",
+            hint="give an empty folder, or the shape and layers that it was made for",
+        )
+    return None
+
+
+def _write_weights(folder: Path, config: Config, dtype: DtypeName) -> int:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    whole = AutoConfig.for_model(**config)
+    whole.dtype = dtype
+    whole.save_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(whole)
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.empty(_POOL).normal_(0, _SPREAD, generator=generator).to(getattr(torch, dtype))
+    names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    # Tied weights are one tensor with two names, of which only one is stored.
+    for tied in getattr(model, "all_tied_weights_keys", {}):
+        names.pop(tied, None)
+    index: dict[str, str] = {}
+    for number, shard in enumerate(_shards(names, pool), start=1):
+        file = f"model-{number:05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(shard, file)
+    _write(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+    return sum(_count(shape) for shape in names.values())
+
+
+def _shards(names: dict[str, tuple[int, ...]], pool: Tensor) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = offset = 0
+    for name, shape in names.items():
+        tensor = _tensor(name, shape, pool, offset)
+        offset = (offset + tensor.numel()) % _POOL
+        if shard and size + tensor.nbytes > _SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _tensor(name: str, shape: tuple[int, ...], pool: Tensor, offset: int) -> Tensor:
+    import torch
+
+    if len(shape) == 1:
+        # Norms scale by 1, and nothing is shifted, as in a fresh model.
+        return torch.full(
+            shape, 1.0 if "norm" in name and "bias" not in name else 0.0, dtype=pool.dtype
+        )
+    count = _count(shape)
+    values = torch.empty(count, dtype=pool.dtype)
+    filled = 0
+    while filled < count:
+        part = pool[offset : offset + count - filled]
+        values[filled : filled + len(part)] = part
+        filled += len(part)
+        offset = (offset + len(part)) % _POOL
+    return values.view(shape)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for edge in shape:
+        count *= edge
+    return count
+
+
+def _write_processor(folder: Path, shape: RealShape) -> None:
+    vocabulary = shape.vocabulary
+    is_llama = vocabulary.kind == "llama"
+    name = "Idefics2Processor" if shape.family == "idefics2" else "Idefics3Processor"
+    _write(folder / "tokenizer.json", _tokenizer(vocabulary))
+    settings: Config = {
+        "tokenizer_class": "LlamaTokenizer" if is_llama else "PreTrainedTokenizerFast",
+        "processor_class": name,
+        "bos_token": vocabulary.begin,
+        "eos_token": vocabulary.end,
+        "pad_token": vocabulary.pad,
+        "padding_side": "left",
+    }
+    if is_llama:
+        settings |= {"unk_token": "<unk>", "legacy": True}
+    _write(folder / "tokenizer_config.json", settings)
+    _write(folder / "preprocessor_config.json", {**shape.images, "processor_class": name})
+    _write(
+        folder / "processor_config.json",
+        {"image_seq_len": shape.image_tokens, "processor_class": name},
+    )
+    (folder / "chat_template.jinja").write_text(shape.template_start + _TEMPLATE, encoding="utf-8")
+    special = vocabulary.special
+    ends = {special.get(vocabulary.end, 2), special["<end_of_utterance>"]}
+    banned = ("<image>", "<fake_token_around_image>")
+    _write(
+        folder / "generation_config.json",
+        {"eos_token_id": sorted(ends), "bad_words_ids": [[special[token]] for token in banned]},
+    )
+
+
+def _tokenizer(vocabulary: Vocabulary) -> Config:
+    """Return a `tokenizer.json` that knows single letters or bytes, and words nobody writes."""
+    base: dict[str, int] = {}
+    is_llama = vocabulary.kind == "llama"
+    if is_llama:
+        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+        tokens += [chr(code) for code in range(33, 127)]
+    else:
+        tokens = _byte_letters()
+    taken = set(vocabulary.special.values())
+    free = (number for number in range(vocabulary.size) if number not in taken)
+    base = {token: next(free) for token in tokens}
+    mark = "▁" if is_llama else "Ġ"
+    base |= {f"{mark}w{number}": number for number in free}
+    special = dict(vocabulary.special)
+    if is_llama:
+        special |= {"<unk>": 0, "<s>": 1, "</s>": 2}
+    added = [
+        {
+            "id": number,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for token, number in sorted(special.items(), key=lambda item: item[1])
+    ]
+    # Also here: the id in the list of added tokens is not what counts (tokenizers 0.23).
+    model: Config = {"type": "BPE", "vocab": {**base, **special}, "merges": []}
+    if is_llama:
+        model |= {"unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "model": model,
+        **(_llama_rules() if is_llama else _byte_rules(vocabulary)),
+    }
+
+
+def _llama_rules() -> Config:
+    return {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": _begin_with("<s>", 1),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+    }
+
+
+def _byte_rules(vocabulary: Vocabulary) -> Config:
+    rules = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    # Llama 3's tokenizer writes its begin token; SmolLM2's leaves it to the chat template.
+    begins = vocabulary.begin == "<|begin_of_text|>"
+    begin = vocabulary.begin
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", **rules},
+        "post_processor": _begin_with(begin, vocabulary.special[begin]) if begins else None,
+        "decoder": {"type": "ByteLevel", **rules},
+    }
+
+
+def _begin_with(token: str, number: int) -> Config:
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    begin = {"SpecialToken": {"id": token, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+
+
+def _byte_letters() -> list[str]:
+    """Return the letter that stands for each byte in byte-level vocabularies."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+def _write(path: Path, content: Config) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,165 @@
+"""What a run measured: rows of two sides, and what could not be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from idefics_cli.bench.agreement import Agreement
+from idefics_cli.bench.measure import FOREIGN_LIMIT, REFERENCE_LIMIT, Series
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of both sides.
+
+    Attributes:
+        scenario: A key of `scenarios.SCENARIOS`.
+        name: Which of its figures, as "batch 4, context 800".
+        compares: What was timed, in words.
+        unit: "s", "tokens/s", "pictures/s" or "GB".
+        more_is_better: Whether a larger value is a better one.
+        ours: A value for each round.
+        plain: The same of plain transformers.
+        agreement: Of the answers behind it.
+        foreign_cores: Cores that other programs kept busy; None if unknown.
+        reference: Values of the bandwidth reference meanwhile, in GB/s.
+        notes: What else a reader must know.
+    """
+
+    scenario: str
+    name: str
+    compares: str
+    unit: str
+    more_is_better: bool
+    ours: Series
+    plain: Series
+    agreement: Agreement
+    foreign_cores: float | None = None
+    reference: Series | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """How many times better the median of ours is; below 1 when it is worse."""
+        return self._ratio(self.ours.median, self.plain.median)
+
+    @property
+    def best_ratio(self) -> float:
+        """The same for the best rounds, which noise spoils least."""
+        return self._ratio(self.best(self.ours), self.best(self.plain))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest ratio of a round."""
+        ratios = [
+            self._ratio(ours, plain)
+            for ours, plain in zip(self.ours.values, self.plain.values, strict=False)
+        ]
+        return min(ratios), max(ratios)
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """Why the figures should be taken with care, in words."""
+        found = []
+        if self.foreign_cores is not None and self.foreign_cores > FOREIGN_LIMIT:
+            found.append(f"other programs kept {self.foreign_cores:.1f} cores busy")
+        if self.reference and self.reference.most > REFERENCE_LIMIT * self.reference.least:
+            change = self.reference.most / self.reference.least
+            found.append(f"memory bandwidth changed by a factor of {change:.1f} meanwhile")
+        return tuple(found)
+
+    def best(self, series: Series) -> float:
+        """Return the best value of *series*."""
+        return series.most if self.more_is_better else series.least
+
+    def _ratio(self, ours: float, plain: float) -> float:
+        above, below = (ours, plain) if self.more_is_better else (plain, ours)
+        return above / below if below > 0 else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A figure that was not measured.
+
+    Attributes:
+        scenario: Of the figure.
+        name: Of the figure; empty for the whole scenario.
+        why: The reason.
+        is_failure: Whether it should have been possible.
+    """
+
+    scenario: str
+    name: str
+    why: str
+    is_failure: bool = False
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run measured so far.
+
+    Attributes:
+        about: Machine, versions, model and settings, for JSON.
+        rows: In the order measured.
+        skipped: What was left out.
+        is_interrupted: Whether the user stopped the run.
+    """
+
+    about: Mapping[str, object] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    is_interrupted: bool = False
+
+    @property
+    def disagreements(self) -> list[Row]:
+        """The rows whose answers differ more than they may."""
+        return [row for row in self.rows if not row.agreement.agrees]
+
+    @property
+    def failures(self) -> list[Skipped]:
+        """What should have been measured and could not be."""
+        return [item for item in self.skipped if item.is_failure]
+
+    def record(self) -> dict[str, object]:
+        """Return the report for JSON."""
+        return {
+            "version": VERSION,
+            **self.about,
+            "rows": [row_record(row) for row in self.rows],
+            "skipped": [asdict(item) for item in self.skipped],
+            "interrupted": self.is_interrupted,
+            "agrees": not self.disagreements,
+        }
+
+
+def row_record(row: Row) -> dict[str, object]:
+    """Return *row* for JSON."""
+    low, high = row.range
+    return {
+        "scenario": row.scenario,
+        "name": row.name,
+        "compares": row.compares,
+        "unit": row.unit,
+        "more_is_better": row.more_is_better,
+        "ours": _series(row, row.ours),
+        "plain": _series(row, row.plain),
+        "ratio": row.ratio,
+        "best_ratio": row.best_ratio,
+        "ratio_range": [low, high],
+        "agreement": asdict(row.agreement),
+        "foreign_cores": row.foreign_cores,
+        "reference_gb_per_second": row.reference and list(row.reference.values),
+        "disturbances": list(row.disturbances),
+        "notes": list(row.notes),
+    }
+
+
+def _series(row: Row, series: Series) -> dict[str, object]:
+    return {
+        "median": series.median,
+        "best": row.best(series),
+        "values": list(series.values),
+    }

@@ -1,0 +1,84 @@
+"""A run: the scenarios one after the other, and a report that is whole at every moment."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from idefics_cli.bench import captions, processes, scenarios
+from idefics_cli.bench.pictures import Studio
+from idefics_cli.bench.report import Report, Row, Skipped
+from idefics_cli.bench.stage import Choices, Stage, World
+from idefics_cli.core.errors import IdeficsError
+
+Scenario = Callable[[Stage], Iterator[Row | Skipped]]
+
+SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
+    {
+        "start": processes.start,
+        "load": processes.load,
+        "vision": scenarios.vision,
+        "prefill": scenarios.prefill,
+        "decode": scenarios.decode,
+        "chat": scenarios.chat,
+        "caption": captions.caption,
+    }
+)
+"""Name -> what measures it. Fresh processes come first, while nothing else is in memory."""
+
+
+def run(
+    names: Sequence[str],
+    world: World,
+    choices: Choices,
+    report: Report,
+    *,
+    table: Mapping[str, Scenario] = SCENARIOS,
+    on_result: Callable[[Row | Skipped], None] = lambda result: None,
+) -> None:
+    """Measure *names* and fill *report*, which holds what was measured also after Ctrl-C.
+
+    Args:
+        names: Keys of *table*; measured in the order of the table.
+        world: The world outside.
+        choices: What the user chose.
+        report: Rows are added to it as they come.
+        table: The scenarios.
+        on_result: Told of every row, and of what is left out.
+    """
+    with tempfile.TemporaryDirectory(prefix="idefics-bench-") as folder:
+        stage = Stage(world, choices, Studio(Path(folder)))
+        try:
+            with stage.opened():
+                for name in (name for name in table if name in names):
+                    _run_one(name, table[name], stage, report, on_result)
+        except KeyboardInterrupt:
+            report.is_interrupted = True
+
+
+def _run_one(
+    name: str,
+    scenario: Scenario,
+    stage: Stage,
+    report: Report,
+    on_result: Callable[[Row | Skipped], None],
+) -> None:
+    try:
+        for result in scenario(stage):
+            _keep(result, report, on_result)
+    except IdeficsError as error:
+        why = f"{error}" + (f" ({error.hint})" if error.hint else "")
+        _keep(Skipped(name, "", why, is_failure=True), report, on_result)
+        stage.use(stage.world.spec)
+
+
+def _keep(
+    result: Row | Skipped, report: Report, on_result: Callable[[Row | Skipped], None]
+) -> None:
+    if isinstance(result, Row):
+        report.rows.append(result)
+    else:
+        report.skipped.append(result)
+    on_result(result)

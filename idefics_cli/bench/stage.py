@@ -1,0 +1,303 @@
+"""What scenarios work with: both contenders loaded, prompts, pictures, and the choices made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from idefics_cli.bench.agreement import Agreement, Gap, compare, tolerance
+from idefics_cli.bench.contenders import Ours
+from idefics_cli.bench.measure import Contender, Duel, Instruments, Outcome, Pace, Series, duel
+from idefics_cli.bench.pictures import Studio
+from idefics_cli.bench.report import Row
+from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Part, Sampling
+from idefics_cli.engine import Engine
+
+# Nobody ends an answer to this early: the built-in model goes on with "I I I …", and random
+# weights hardly ever find an end token.
+_FILLER = " Describe this image."
+QUESTION = "Describe this image."
+
+
+class PlainContender(Contender, Protocol):
+    """A contender that also knows how good a reply is."""
+
+    def gap(self, request: GenerationRequest, tokens: tuple[int, ...]) -> float:
+        """See `Agreement.gap`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionTask:
+    """What a captioning run is asked for.
+
+    Attributes:
+        pictures: Files, in order.
+        prompt: About each.
+        max_new_tokens: Of a caption.
+        batch_size: Most at a time.
+    """
+
+    pictures: tuple[Path, ...]
+    prompt: str
+    max_new_tokens: int
+    batch_size: int = 8
+
+
+CaptionRun = Callable[[Engine, CaptionTask], Mapping[Path, str]]
+"""Captions every picture with an engine, which it closes; a picture that failed is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user chose to measure.
+
+    Attributes:
+        batch_sizes: For decode, and of plain transformers for captions.
+        contexts: Prompt tokens, for prefill and decode.
+        new_tokens: Of an answer.
+        pace: How often.
+        quick: Fewer figures.
+        sizes: Width and height of the pictures of `vision`.
+        count: Pictures to caption.
+        pictures: Files to caption instead of drawn ones.
+        caption_prompt: What to ask about each.
+        both_splittings: Measure vision with and without splitting, where the model can do both.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 4, 16)
+    contexts: tuple[int, ...] = (800, 2000)
+    new_tokens: int = 24
+    pace: Pace = field(default_factory=Pace)
+    quick: bool = False
+    sizes: tuple[tuple[int, int], ...] = ((980, 980), (980, 653), (640, 480))
+    count: int = 24
+    pictures: tuple[Path, ...] = ()
+    caption_prompt: str = QUESTION
+    both_splittings: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a run needs of the world outside.
+
+    Attributes:
+        spec: What to load.
+        folder: Of its files.
+        name: What the user calls the model, for a command line.
+        make_engine: Loads ours.
+        make_plain: Loads plain transformers.
+        caption: Runs our captioning.
+        draw_scenes: Writes some pictures into a folder, for captions.
+        instruments: Clock, load and reference.
+        say: Told what is being measured.
+    """
+
+    spec: LoadSpec
+    folder: Path
+    name: str
+    make_engine: Callable[[LoadSpec], Engine]
+    make_plain: Callable[[LoadSpec], PlainContender]
+    caption: CaptionRun
+    draw_scenes: Callable[[Path, int], Sequence[Path]]
+    instruments: Instruments
+    say: Callable[[str], None] = lambda text: None
+
+
+class Prompts:
+    """Makes requests of which no two begin alike.
+
+    Args:
+        spec: Of the model; base models complete instead of chatting.
+        count: Tokens of a request's prompt.
+    """
+
+    def __init__(self, spec: LoadSpec, count: Callable[[GenerationRequest], int]) -> None:
+        self._spec = spec
+        self._count = count
+        self._made = 0
+        self._repeats: dict[int, int] = {}
+
+    def text(self, tokens: int, *, new_tokens: int) -> GenerationRequest:
+        """Return a request whose prompt has *tokens* tokens, or a few less."""
+        if tokens not in self._repeats:
+            one, two = (self._count(self._text(n, new_tokens)) for n in (1, 2))
+            self._repeats[tokens] = max(1, 1 + (tokens - one) // max(1, two - one))
+        return self._text(self._repeats[tokens], new_tokens)
+
+    def about(self, pictures: Iterable[Path], text: str, *, new_tokens: int) -> GenerationRequest:
+        """Return a request that asks *text* about *pictures*."""
+        return self._request((*(Attachment(str(p)) for p in pictures), text), new_tokens)
+
+    def reply(
+        self, request: GenerationRequest, answer: str, text: str, *, new_tokens: int
+    ) -> GenerationRequest:
+        """Return *request* gone on with: its *answer*, and a next question."""
+        more = (Message("assistant", (answer,)), Message("user", (text,)))
+        return replace(
+            request,
+            messages=(*request.messages, *more),
+            sampling=Sampling(max_new_tokens=new_tokens),
+        )
+
+    def _text(self, repeats: int, new_tokens: int) -> GenerationRequest:
+        self._made += 1
+        # First, so that nothing of it can be remembered from another prompt; of one width.
+        return self._request((f"{self._made:05}{_FILLER * repeats}",), new_tokens)
+
+    def _request(self, parts: tuple[Part, ...], new_tokens: int) -> GenerationRequest:
+        if not self._spec.chats:
+            # As the model card of idefics2-8b-base writes it.
+            parts = tuple(f" {part}" if isinstance(part, str) else part for part in parts)
+        return GenerationRequest(
+            (Message("user", parts),),
+            Sampling(max_new_tokens=new_tokens),
+            "chat" if self._spec.chats else "complete",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What to make of the rounds of a duel.
+
+    Attributes:
+        name: Of the row.
+        compares: What it times, in words.
+        unit: Of its values.
+        value: Of an outcome of either side.
+        more_is_better: Whether a larger one is better.
+    """
+
+    name: str
+    compares: str
+    unit: str
+    value: Callable[[Outcome], float]
+    more_is_better: bool = False
+
+
+class Stage:
+    """Both contenders with one model, and what scenarios measure them with.
+
+    Args:
+        world: The world outside.
+        choices: What the user chose.
+        studio: Draws pictures.
+    """
+
+    def __init__(self, world: World, choices: Choices, studio: Studio) -> None:
+        self.world = world
+        self.choices = choices
+        self.studio = studio
+        self._engine: Engine | None = None
+        self._spec = world.spec
+        self._plain: tuple[LoadSpec, PlainContender] | None = None
+
+    @property
+    def spec(self) -> LoadSpec:
+        """What is loaded, or will be."""
+        return self._spec
+
+    def use(self, spec: LoadSpec) -> None:
+        """Change what is loaded."""
+        if spec != self._spec:
+            self.close()
+            self._spec = spec
+
+    @property
+    def engine(self) -> Engine:
+        """Ours, loaded at the first use."""
+        if self._engine is None:
+            self.world.say("loading ours")
+            self._engine = self.world.make_engine(self._spec)
+        return self._engine
+
+    @property
+    def plain(self) -> PlainContender:
+        """Plain transformers, loaded at the first use."""
+        if self._plain is None or self._plain[0] != self._spec:
+            self.world.say("loading plain transformers")
+            self._plain = (self._spec, self.world.make_plain(self._spec))
+        return self._plain[1]
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt and reply together."""
+        return self.engine.measure(self.engine.prepare(self._probe())).context_tokens
+
+    def prompts(self) -> Prompts:
+        """Return a new maker of requests."""
+        engine = self.engine
+        return Prompts(
+            self._spec, lambda request: engine.measure(engine.prepare(request)).prompt_tokens
+        )
+
+    def duel(self, make: Callable[[int], Sequence[GenerationRequest]]) -> Duel:
+        """Let both sides answer the requests of *make*; see `measure.duel`."""
+        ours = Ours(self.engine, self.world.instruments.clock)
+        return duel(
+            make,
+            ours,
+            self.plain,
+            pace=self.choices.pace,
+            instruments=self.world.instruments,
+        )
+
+    def rows(self, scenario: str, fought: Duel, figures: Iterable[Figure]) -> Iterator[Row]:
+        """Yield a row for each of *figures* of one duel."""
+        agreement = self.agreement(fought)
+        prompt = max(r.ours.prompt_tokens for r in fought.rounds)
+        for figure in figures:
+            ours = Series(tuple(figure.value(r.ours) for r in fought.rounds))
+            plain = Series(tuple(figure.value(r.plain) for r in fought.rounds))
+            yield Row(
+                scenario,
+                figure.name,
+                figure.compares,
+                figure.unit,
+                figure.more_is_better,
+                ours,
+                plain,
+                agreement,
+                fought.foreign_cores,
+                fought.reference,
+                (f"{prompt} prompt tokens",),
+            )
+
+    def agreement(self, fought: Duel) -> Agreement:
+        """Compare the answers of *fought*."""
+        gap: Gap = self.plain.gap
+        return compare(fought.all_rounds, allowed=self.allowed, gap=gap)
+
+    @property
+    def allowed(self) -> float | None:
+        """How far answers may differ; None if all tokens must be equal."""
+        return tolerance(self._spec)
+
+    def release(self) -> None:
+        """Free ours; it is loaded again at the next use."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    def close(self) -> None:
+        """Free both models."""
+        self.release()
+        self._plain = None
+
+    @contextmanager
+    def opened(self) -> Iterator[Stage]:
+        """Close the models at the end of the block; after Ctrl-C without waiting for them."""
+        try:
+            yield self
+        except KeyboardInterrupt as error:
+            if self._engine is not None:
+                self._engine.__exit__(type(error), error, error.__traceback__)
+            raise
+        else:
+            self.close()
+
+    def _probe(self) -> GenerationRequest:
+        return Prompts(self._spec, lambda request: 0).text(1, new_tokens=1)
