@@ -4,7 +4,7 @@
 _idefics_command() {
     case $1 in
     'idefics')
-        commands='ask chat caption doctor demo sessions models config completion'
+        commands='ask chat caption doctor bench demo sessions models config completion'
         flags='--version --help'
         valued=''
         arguments=''
@@ -32,6 +32,12 @@ _idefics_command() {
         flags='--model --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --offline --online --threads --json --verbose --quiet --help'
         valued='-m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --threads=text'
         arguments=''
+        ;;
+    'idefics bench')
+        commands=''
+        flags='--batch-sizes --contexts --new-tokens --rounds --seconds --quick --count --model --shape --layers --vision-layers --keep-weights --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --offline --online --threads --json --output --plot --verbose --quiet --help'
+        valued='--batch-sizes=text --contexts=text --new-tokens=text --rounds=text --seconds=text --count=text -m=models --model=models --shape=text --layers=text --vision-layers=text --keep-weights=folders --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --threads=text -o=files --output=files --plot=files'
+        arguments='text*'
         ;;
     'idefics demo')
         commands=''
