@@ -280,6 +280,49 @@ def test_a_file_name_that_is_no_text_comes_back_from_json_byte_by_byte() -> None
     assert os.fsencode(row["file_name"]) == b"caf\xe9 \xff\xfe.jpg"
 
 
+# Every format, by what it gives back
+
+
+def given_back(name: str, path: Path) -> dict[str, str]:
+    """Return the captions by picture that are in *path*, as a script would read them."""
+    if name == "txt":
+        return {
+            f"{found.relative_to(path).as_posix()}": found.read_text("utf-8").removesuffix("\n")
+            for found in path.rglob("*.txt")
+        }
+    if name == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        rows = parquet.read_table(path, columns=["file_name", "caption"]).to_pylist()
+        return {row["file_name"]: row["caption"] for row in rows if row["caption"] is not None}
+    return {key: text for key, text in read(name, path.read_bytes()) if text}
+
+
+@pytest.mark.parametrize("existing", ["error", "overwrite", "skip", "append"])
+@pytest.mark.parametrize("name", SINKS)
+def test_every_format_gives_back_the_captions_that_it_got(
+    name: str, existing: Existing, tmp_path: Path
+) -> None:
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    folder = tmp_path / "in"
+    captions = {"a.jpg": "a cat, «ünd» 漢", "sub/b.png": 'two\n"lines", and = tab\t', "c.webp": "x"}
+    pictures = tuple(Picture(f"{folder}/{key}", Attachment(""), key) for key in captions)
+    path = folder / "out" if name == "txt" else folder / "out.file"
+    folder.mkdir()
+    target = Target(Recorder(), path, existing=existing, pictures=pictures)
+    records = [record(f"{folder}/{key}", text) for key, text in captions.items()]
+    failed = CaptionRecord(f"{folder}/c.webp", error="no", error_kind="missing")
+    with SINKS[name](target) as sink:
+        assert sink.completed() == frozenset()
+        for each in (records[0], records[1], failed):
+            sink.write(each)
+            assert sink.position() is None or sink.position() > 0
+
+    keys = {"a.txt": "a.jpg", "sub/b.txt": "sub/b.png"}
+    found = {keys.get(key, key): text for key, text in given_back(name, path).items()}
+    assert found == {key: text for key, text in captions.items() if key != "c.webp"}
+
+
 # Going on with a file
 
 
