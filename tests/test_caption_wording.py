@@ -70,6 +70,10 @@ BAD = [
     "The sky is blue. The sea is blue. " * 4,
     "no, no, no, no, no, no, no, no, no, no",
     " ".join(f"the {word} is on the table and the" for word in ("cup", "pen") * 12),
+    "The dog is on the grass. A man walks by. The dog is on the grass. It is a sunny day. The "
+    "dog is on the grass.",
+    # Two phrases in the order of Thue and Morse, in which nothing comes three times in a row.
+    " ".join(("a tall tree,", "a white house,")[n.bit_count() % 2] for n in range(32)),
     "<unk><unk><unk><unk><unk><unk><unk><unk>",
 ]
 

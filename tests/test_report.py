@@ -298,6 +298,7 @@ def test_the_browser_shows_pictures_captions_and_failures_and_runs_nothing(
     assert shown(browser) == ["A red cat", HOSTILE, *errors, "A long", "From afar"]
     images = "return [...document.querySelectorAll('.thumb img')].map(e=>[e.alt, e.naturalWidth])"
     assert browser.run(images) == [["A red cat", 224]]
+    assert browser.messages() == []
     badges = "return [...document.querySelectorAll('.badge')].map(e=>e.textContent)"
     assert browser.run(badges) == ["failed", "cut off"]
     assert browser.run("return document.title") == "Captions of photos"
