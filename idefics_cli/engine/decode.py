@@ -68,13 +68,16 @@ def generate(
 ) -> None:
     """Fill *rows* with tokens until each has a `finish`.
 
+    A row that ended leaves the batch: what its pad tokens would cost the others gain.
+
     Args:
         model: In eval mode.
         family: Of the model.
         prompt: Of B rows.
         rows: B replies to fill, in place.
-        cache: Holds the states of the prompts' first tokens, or none; afterwards those of all
-            but each reply's last token, or as many as a cancelled prefill came to.
+        cache: Holds the states of the prompts' first tokens, or none; afterwards those of the
+            rows that ended last, all but each reply's last token, or as many as a cancelled
+            prefill came to.
         cancel: Setting it ends every row after the current token, or piece of the prompt.
         on_prefilled: Called once, after the prompt and before the first token.
         on_token: Called after every step; what it raises ends the loop.
@@ -89,15 +92,20 @@ def generate(
     if on_prefilled:
         on_prefilled()
     step = _Step(model, family, prompt, cache)
+    going = list(rows)
     while True:
-        _choose(output.logits[:, -1], step.banned, family.stop_ids, rows)
+        _choose(output.logits[:, -1], step.banned, family.stop_ids, going)
         if cancel is not None and cancel.is_set():
-            finish_all(rows, "cancelled")
+            finish_all(going, "cancelled")
         if on_token:
             on_token(rows)
-        if all(row.finish for row in rows):
+        kept = [index for index, row in enumerate(going) if not row.finish]
+        if not kept:
             return
-        output = step([family.pad_id if row.finish else row.tokens[-1] for row in rows])
+        if len(kept) < len(going):
+            step.keep(kept)
+            going = [going[index] for index in kept]
+        output = step([row.tokens[-1] for row in going])
 
 
 class _Step:
@@ -128,6 +136,20 @@ class _Step:
         )
         self._positions = self._positions + 1
         return output
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with *rows* (indices) only, and without what pads all of them."""
+        chosen = torch.tensor(rows, device=self._positions.device)
+        self._cache.batch_select_indices(chosen)
+        self._positions = self._positions[chosen]
+        self._extra = {name: tensor[chosen] for name, tensor in self._extra.items()}
+        if self._mask is None:
+            return
+        mask = self._mask[chosen]
+        padding = int(mask.long().argmax(-1).min())
+        self._mask = None if bool(mask[:, padding:].all()) else mask[:, padding:]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, padding:], layer.values[:, :, padding:]
 
 
 def _choose(logits: Tensor, banned: Tensor, stop_ids: Set[int], rows: Sequence[Row]) -> None:

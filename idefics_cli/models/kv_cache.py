@@ -46,6 +46,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no 
         self.values = self._append(1, self.values, value_states)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows of *indices* only, and free the memory of the others."""
+        super().batch_select_indices(indices)
+        self._rooms = [None, None]
+
     def reset(self) -> None:
         """Forget all states and free their memory."""
         self._rooms = [None, None]

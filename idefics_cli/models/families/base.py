@@ -144,7 +144,10 @@ class Family:
         raise NotImplementedError
 
     def next_inputs(self, inputs: Inputs, sight: Tensor | None) -> Inputs:
-        """Return what every decode step needs besides ids, mask, positions and cache."""
+        """Return what every decode step needs besides ids, mask, positions and cache.
+
+        Each tensor's first dimension is the rows'.
+        """
         return {}
 
     def marks(self, ids: Sequence[int], pictures: Sequence[Picture]) -> list[Mark]:
