@@ -131,6 +131,13 @@ def test_a_picture_that_lacks_a_field_is_a_failed_row_and_the_others_go_on() -> 
     )
 
 
+def test_the_limit_of_pixels_holds_for_the_fields_of_a_prompt() -> None:
+    ran = asked("photos/a.jpg", "-p", "{width}", "--max-pixels", "49")
+
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: `photos/a.jpg` is too large: 10x5 pixels, the limit is 49\n")
+
+
 def test_captions_in_a_folder_are_improved_in_place() -> None:
     flags = ("photos", "-r", "--format", "txt", "-o", "out", "-q")
     assert asked(*flags, "-p", "one").code == 0
@@ -145,11 +152,11 @@ def test_captions_in_a_folder_are_improved_in_place() -> None:
 def test_a_prompt_comes_from_a_file_or_stdin_as_from_the_flag() -> None:
     text = "Is it {stem},\nor “not”?"
     Path("p.txt").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
-    flag = asked("photos", "-p", text)
-
-    assert "or “not”?" in flag.out
-    assert asked("photos", "--prompt-file", "p.txt") == flag
-    assert asked("photos", "--prompt-file", "-", stdin=text.encode() + b"\n") == flag
+    for flags in (("-p", text), ("--prompt-file", "p.txt"), ("--prompt-file", "-")):
+        world = World(FakeEngine(echo), stdin=io.BytesIO(text.encode() + b"\n"))
+        run("caption", "photos/a.jpg", *flags, services=world.services)
+        (request,) = world.engine.requests
+        assert request.messages[0].text == "Is it a,\nor “not”?"
 
 
 def test_a_prompt_file_and_questions_replace_the_prompt_of_the_settings() -> None:

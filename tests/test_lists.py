@@ -57,7 +57,9 @@ class TestPaths:
     def test_a_name_is_only_a_name(self) -> None:
         names = ["*.jpg", "~/a.jpg", "https://x.org/a,b.jpg", "#1.jpg", "path, of sorts.jpg", "{x}"]
 
-        assert paths("\n".join(names).encode()) == names
+        for turn in range(len(names)):
+            turned = names[turn:] + names[:turn]
+            assert paths("\n".join(turned).encode()) == turned
 
     def test_quotes_around_a_line_are_no_part_of_it_unless_there_is_such_a_file(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
