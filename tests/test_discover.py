@@ -523,6 +523,15 @@ class TestLists:
         ]
         assert listing.columns == ("path", "x")
 
+    def test_only_columns_to_keep_are_kept_and_only_they_must_agree(self) -> None:
+        touch("a.jpg")
+        lists = [parse_list(b"path,x,y\na.jpg,1,2\na.jpg,1,3\n", "l.csv")]
+
+        (picture,) = discover([], lists=lists, fields={"x", "z"}).pictures
+        assert picture.columns == (("x", "1"),)
+        with pytest.raises(UsageError, match="other columns"):
+            discover([], lists=lists, fields={"y"})
+
     def test_an_empty_list_is_a_problem_like_an_empty_folder(self) -> None:
         touch("a.jpg")
 

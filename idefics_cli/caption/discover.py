@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from idefics_cli.caption.folders import (
+    Walk,
+    fixed_part,
+    glob_paths,
+    has_picture_name,
+    has_wildcard,
+    is_tidy,
+    posix,
+    sort_key,
+)
 from idefics_cli.caption.lists import Columns, FileList, all_columns, shown, where
 from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
 from idefics_cli.core.types import Attachment
-from idefics_cli.models.image_formats import HEAD_BYTES, identify
 from idefics_cli.models.image_sources import no_such_file
 
-_PICTURE = re.compile(
-    r"\.(avif|bmp|dib|gif|hei[cf]|ic[bo]|j2k|jfif|jp[2ex]|jpe?g|jxl|p[bgnp]m|pcx|png|qoi|sgi|tga"
-    r"|tiff?|vda|vst|webp)",
-    re.IGNORECASE,
-)
-# Camera files begin as TIFF does, and hold a thumbnail as one; their JPEG often lies beside them.
-_CAMERA_RAW = re.compile(r"\.(arw|cr2|dng|nef|nrw|orf|pef|rw2|sr2|srw)", re.IGNORECASE)
-_WILD = re.compile(r"[*?[]")
 _SEPARATORS = ("/", os.sep)
 # What the image loader takes besides paths; `C:` is none of them.
 _SCHEME = re.compile(r"(https?|file|data|clipboard):", re.IGNORECASE)
@@ -65,7 +64,11 @@ class Listing:
 
 
 def discover(
-    arguments: Sequence[str], *, recursive: bool = False, lists: Sequence[FileList] = ()
+    arguments: Sequence[str],
+    *,
+    recursive: bool = False,
+    lists: Sequence[FileList] = (),
+    fields: Collection[str] | None = None,
 ) -> Listing:
     """List the pictures that *arguments* name, then those of *lists*.
 
@@ -82,12 +85,13 @@ def discover(
         arguments: As typed: paths, globs that no shell expanded, URLs, URIs and `-`.
         recursive: Also list the sub-folders of folders.
         lists: In their order.
+        fields: The columns to keep, those that prompts use; None keeps all.
 
     Raises:
         ImageError: If there is nothing to caption, or no path that is named exists.
-        UsageError: If two rows give one picture different columns.
+        UsageError: If two rows give one picture different values in the columns to keep.
     """
-    lister = _Lister(recursive=recursive)
+    lister = _Lister(recursive=recursive, fields=fields)
     for argument in arguments:
         lister.add(argument)
     for file_list in lists:
@@ -99,8 +103,9 @@ def discover(
 
 
 class _Lister:
-    def __init__(self, *, recursive: bool) -> None:
+    def __init__(self, *, recursive: bool, fields: Collection[str] | None) -> None:
         self._recursive = recursive
+        self._fields = fields
         self._here = os.getcwd()
         self._lines: dict[str, tuple[str, int]] = {}
         self.pictures: dict[str, Picture] = {}
@@ -112,10 +117,10 @@ class _Lister:
             return
         path = os.path.expanduser(argument) if argument.startswith("~") else argument
         # A file may have a name that looks like a glob.
-        if not _WILD.search(path) or os.path.lexists(path):
+        if not has_wildcard(path) or os.path.lexists(path):
             self._add_path(path, None)
-        elif matches := sorted(_glob(path), key=_sort_key):
-            root = _fixed_part(path)
+        elif matches := sorted(glob_paths(path), key=sort_key):
+            root = fixed_part(path)
             for match in matches:
                 self._add_path(match, root)
         else:
@@ -125,21 +130,27 @@ class _Lister:
     def add_list(self, file_list: FileList) -> None:
         base = _base(file_list)
         for entry in file_list.entries:
+            columns = self._kept(entry.columns)
             if _is_uri(entry.path):
-                picture = Picture(_uri_key(entry.path), Attachment(entry.path), "", entry.columns)
+                picture = Picture(_uri_key(entry.path), Attachment(entry.path), "", columns)
                 self._add_row(entry.path, picture, (file_list.source, entry.line))
                 continue
             path = os.path.join(base, entry.path)
             if entry.path.startswith("~") and not os.path.lexists(path):
                 path = os.path.expanduser(entry.path)
             # Only what has not the name of a picture is looked at: a disk may be slow.
-            if not _PICTURE.fullmatch(os.path.splitext(path)[1]) and os.path.isdir(path):
+            if not has_picture_name(path) and os.path.isdir(path):
                 self._add_folder(path, base)
                 continue
-            picture = self._picture(path, tree_path(entry.path), entry.columns)
+            picture = self._picture(path, tree_path(entry.path), columns)
             self._add_row(self._identity(path), picture, (file_list.source, entry.line))
         if not file_list.entries:
             self._problem(f"no pictures in {shown(file_list.source)}")
+
+    def _kept(self, columns: Columns) -> Columns:
+        if self._fields is None:
+            return columns
+        return tuple(column for column in columns if column[0] in self._fields)
 
     def _add_row(self, identity: str, picture: Picture, line: tuple[str, int]) -> None:
         known = self.pictures.get(identity)
@@ -162,7 +173,7 @@ class _Lister:
             self._add_file(path, root)
 
     def _add_folder(self, folder: str, root: str) -> None:
-        walk = _Walk(folder, recursive=self._recursive)
+        walk = Walk(folder, recursive=self._recursive)
         for path, reason in walk.unlisted:
             self._problem(f"cannot list folder `{path}`: {reason}")
         pictures = walk.pictures()
@@ -182,14 +193,14 @@ class _Lister:
         # The image loader takes a `~` for the home folder; here it is done with, or a name.
         is_special = _is_uri(path) or path.startswith("~")
         source = os.path.join(os.curdir, path) if is_special else path
-        key = _posix(path)
+        key = posix(path)
         # A file may be named as a URI or `-`: its key then says that it is none.
         key = f"./{key}" if _is_uri(key) else key
         return Picture(key, Attachment(source), relative, columns)
 
     def _identity(self, path: str) -> str:
         # Links are kept apart: each has a name that somebody looks for in the output.
-        if not _is_tidy(path):
+        if not is_tidy(path):
             return os.path.normcase(os.path.abspath(path))
         return os.path.normcase(os.path.join(self._here, path))
 
@@ -202,7 +213,7 @@ def tree_path(path: str) -> str:
 
     A root and a drive are left off, and a `..` goes no further up than the beginning.
     """
-    if _is_tidy(path) and not os.path.isabs(path) and not os.path.splitdrive(path)[0]:
+    if is_tidy(path) and not os.path.isabs(path) and not os.path.splitdrive(path)[0]:
         return path
     return inner_path(PurePath(path))
 
@@ -224,19 +235,7 @@ def _below(path: str, root: str) -> str:
     if not path.startswith(prefix):  # "." and a glob that begins with "./"
         return tree_path(path)
     rest = path[len(prefix) :]
-    return inner_path(PurePath(rest)) if not _is_tidy(rest) else rest
-
-
-def _posix(path: str) -> str:
-    # Making a `PurePath` takes most of the time of a long list; few need it.
-    return PurePath(path).as_posix() if not _is_tidy(path) else path
-
-
-def _is_tidy(path: str) -> bool:
-    """Tell whether a path surely has no shorter or other form: no `//`, `.`, `..`, backslash."""
-    return not (
-        path.startswith(".") or "/." in path or "//" in path or "\\" in path or path.endswith("/")
-    )
+    return inner_path(PurePath(rest)) if not is_tidy(rest) else rest
 
 
 def _base(file_list: FileList) -> str:
@@ -274,123 +273,3 @@ def _uri_key(uri: str) -> str:
         return uri
     digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{uri.partition(',')[0][:64]},sha256-{digest[:16]}"
-
-
-class _Walk:
-    """The files and folders below a folder; no folder is entered twice, by whatever link.
-
-    Attributes:
-        folders: Paths of the folders, *root* first.
-        files: Paths of the files that are not hidden, unsorted.
-        unlisted: Folders that could not be listed, each with the reason.
-    """
-
-    def __init__(self, root: str, *, recursive: bool) -> None:
-        self.folders: list[str] = []
-        self.files: list[str] = []
-        self.unlisted: list[tuple[str, str]] = []
-        self._seen: set[tuple[int, int]] = set()
-        self._real, self._links = [root], deque[str]()
-        # A folder that a link reaches too keeps its real path: links come last.
-        while self._real or self._links:
-            self._list(self._real.pop() if self._real else self._links.popleft())
-            if not recursive:
-                break
-
-    def pictures(self) -> list[str]:
-        """Return the files that may be images, sorted."""
-        return sorted(filter(_looks_like_a_picture, self.files), key=_sort_key)
-
-    def _list(self, folder: str) -> None:
-        try:
-            status = os.stat(folder or os.curdir)
-            if (status.st_dev, status.st_ino) in self._seen:
-                return
-            self._seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder or os.curdir) as scanned:
-                entries = sorted(
-                    (e for e in scanned if not e.name.startswith(".")), key=lambda e: e.name
-                )
-        except OSError as error:
-            self.unlisted.append((folder, error.strerror or str(error)))
-            return
-        self.folders.append(folder)
-        prefix = os.path.join(folder, "")
-        for entry in entries:
-            self._sort_in(entry, prefix + entry.name)
-
-    def _sort_in(self, entry: os.DirEntry[str], path: str) -> None:
-        # Most systems tell the kind with the name: no further look at the disk.
-        if _is(entry.is_dir):
-            (self._links if entry.is_symlink() else self._real).append(path)
-        # Not fifos and devices, which could block for ever; a broken link is a failure to tell.
-        elif _is(entry.is_file) or entry.is_symlink():
-            self.files.append(path)
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    try:
-        return kind()
-    except OSError:  # a loop of links, or a server that is gone
-        return False
-
-
-def _looks_like_a_picture(path: str) -> bool:
-    """Tell by the extension, or else by the first bytes, whether *path* may be an image."""
-    extension = os.path.splitext(path)[1]
-    if _PICTURE.fullmatch(extension):
-        return True
-    if _CAMERA_RAW.fullmatch(extension):
-        return False
-    try:
-        with open(path, "rb") as file:
-            plugin = identify(file.read(HEAD_BYTES)).plugin
-    except OSError:
-        return False
-    # Targa is told by a few small numbers, which other files have by chance too.
-    return plugin is not None and plugin != "TGA"
-
-
-def _sort_key(path: str) -> str:
-    # By parts, so that the files of a folder stay together: "a/b" before "a-c/b".
-    return _posix(path).replace("/", "\0")
-
-
-def _fixed_part(pattern: str) -> str:
-    """Return the folder before the first wildcard of *pattern*."""
-    match = _WILD.search(pattern)
-    # As `_glob` has it in what matches.
-    return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
-
-
-def _glob(pattern: str) -> list[str]:
-    """Return what *pattern* matches, unsorted; a `**` at its end is every picture below.
-
-    Not `glob.glob`, which goes round a loop of links 40 times, and doubles at each fork.
-    """
-    anchor = PurePath(pattern).anchor
-    names = PurePath(pattern).parts[1 if anchor else 0 :]
-    found = [anchor]
-    for index, name in enumerate(names):
-        if name == "**":
-            walks = [_Walk(base, recursive=True) for base in found]
-            is_last = index == len(names) - 1
-            found = [path for w in walks for path in (w.pictures() if is_last else w.folders)]
-        elif _WILD.search(name):
-            found = [match for base in found for match in _matching(base, name)]
-        else:
-            found = [path for base in found if os.path.lexists(path := os.path.join(base, name))]
-    return found
-
-
-def _matching(folder: str, pattern: str) -> list[str]:
-    try:
-        names = os.listdir(folder or os.curdir)
-    except OSError:
-        return []
-    hidden = pattern.startswith(".")
-    return [
-        os.path.join(folder, name)
-        for name in names
-        if fnmatch.fnmatch(name, pattern) and (hidden or not name.startswith("."))
-    ]

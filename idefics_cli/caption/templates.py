@@ -89,6 +89,16 @@ def parse_template(text: str, columns: tuple[str, ...] = ()) -> Template:
     return Template(tuple(_merged([*parts, text[end:]])))
 
 
+def used_fields(prompts: Sequence[str], columns: tuple[str, ...]) -> frozenset[str]:
+    """Return the fields of *prompts*, and the columns that may fill them in.
+
+    Raises:
+        UsageError: As `parse_template`.
+    """
+    names = {name for text in prompts for name in parse_template(text, columns).fields}
+    return frozenset(names | {"caption"} if "existing" in names else names)
+
+
 def _merged(parts: Sequence[str | Field]) -> Iterator[str | Field]:
     text = ""
     for part in parts:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.caption_input import Inputs, caption_job, check_questions
+from idefics_cli.cli.caption_input import Inputs, caption_job
 from idefics_cli.cli.caption_output import chosen_output
 from idefics_cli.cli.caption_run import run, show_run
 from idefics_cli.cli.invocation import begin
@@ -82,8 +82,7 @@ def caption(
     given.check(invocation)
     destination = chosen_output(invocation)
     questions = given.questions(invocation)
-    listing = given.listing(invocation)
-    check_questions(questions, listing)
+    listing = given.listing(invocation, questions)
     plan = plan_for(invocation)
     job = caption_job(invocation, listing, questions, plan, destination)
     if invocation.settings.dry_run:

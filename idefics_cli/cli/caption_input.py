@@ -104,31 +104,22 @@ class Inputs:
         check_prompt(prompt, hint="leave `--prompt` out for the model's own")
         return (Question(prompt),)
 
-    def listing(self, invocation: Invocation) -> Listing:
-        """Return the pictures.
+    def listing(self, invocation: Invocation, questions: tuple[Question, ...]) -> Listing:
+        """Return the pictures, with the columns that *questions* have as fields.
 
         Raises:
             ImageError: If there are none.
-            UsageError: If a list cannot be read.
+            UsageError: If a list cannot be read, or a question has a field that is none.
         """
         from idefics_cli.caption.discover import discover
-        from idefics_cli.caption.lists import read_list
+        from idefics_cli.caption.lists import all_columns, read_list
+        from idefics_cli.caption.templates import used_fields
 
         stdin = invocation.services.stdin
         lists = [read_list(source, stdin, null=self.null) for source in self.lists]
-        return discover(self.paths, recursive=invocation.settings.recursive, lists=lists)
-
-
-def check_questions(questions: tuple[Question, ...], listing: Listing) -> None:
-    """Check the fields of prompts, before a model is looked for.
-
-    Raises:
-        UsageError: If there is one that no picture has.
-    """
-    from idefics_cli.caption.templates import parse_template
-
-    for question in questions:
-        parse_template(question.prompt, listing.columns)
+        fields = used_fields([question.prompt for question in questions], all_columns(lists))
+        recursive = invocation.settings.recursive
+        return discover(self.paths, recursive=recursive, lists=lists, fields=fields)
 
 
 def caption_job(
