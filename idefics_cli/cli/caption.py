@@ -9,7 +9,8 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.caption_input import Inputs, caption_job
 from idefics_cli.cli.caption_output import chosen_output
-from idefics_cli.cli.caption_run import run, show_run
+from idefics_cli.cli.caption_rehearsal import show_run
+from idefics_cli.cli.caption_run import run
 from idefics_cli.cli.invocation import begin
 from idefics_cli.cli.loading import plan_for, tell_warnings
 from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL
@@ -86,7 +87,7 @@ def caption(
     plan = plan_for(invocation)
     job = caption_job(invocation, listing, questions, plan, destination)
     if invocation.settings.dry_run:
-        show_run(invocation, plan, job)
+        show_run(invocation, plan, job, destination)
         return
     for problem in listing.problems:
         invocation.console.error(problem)

@@ -24,9 +24,10 @@ from idefics_cli.core.errors import (
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
-    from idefics_cli.caption.journaled import MakeSink, Todo
+    from idefics_cli.caption.journaled import MakeSink
     from idefics_cli.caption.runner import Outcome, RunEvent
     from idefics_cli.caption.sinks.base import Sink, Target
+    from idefics_cli.caption.todo import Todo
     from idefics_cli.core.types import CaptionRecord
     from idefics_cli.models.plan import Plan
     from idefics_cli.ui.progress import CaptionProgress
@@ -82,6 +83,13 @@ def run_files(output: Output, job: CaptionJob) -> RunFiles | None:
     return RunFiles(*names)
 
 
+def settings_of(format_: str, plan: Plan, job: CaptionJob) -> dict[str, object]:
+    """Return by what a run knows its own journal."""
+    from idefics_cli.caption.header import run_settings
+
+    return {"format": format_, **run_settings(plan.spec, job)}
+
+
 def _common_folder(job: CaptionJob) -> Path:
     folders = {os.path.dirname(os.path.abspath(picture.key)) for picture in job.pictures}
     try:
@@ -134,10 +142,10 @@ class _Captioning:
     def _run_journaled(
         self, format_: str, target: Target, files: RunFiles, progress: CaptionProgress
     ) -> None:
-        from idefics_cli.caption.header import run_header, run_settings
+        from idefics_cli.caption.header import run_header
         from idefics_cli.caption.journaled import JournaledSink
 
-        settings = {"format": format_, **run_settings(self.plan.spec, self.job)}
+        settings = settings_of(format_, self.plan, self.job)
         if format_ == "txt":
             files.journal.parent.mkdir(parents=True, exist_ok=True)
         sink = JournaledSink(
@@ -325,26 +333,3 @@ def _write_parquet(target: Target) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def show_run(invocation: Invocation, plan: Plan, job: CaptionJob) -> None:
-    """Print what would run; see `--dry-run`."""
-    from idefics_cli.ui.plan_view import plan_record, render_plan
-
-    console, count = invocation.console, len(job.pictures)
-    if invocation.settings.json:
-        run = {"pictures": count, "batch_size": job.batch_size}
-        console.json({**plan_record(plan), **run, **_asked(job)})
-        return
-    console.report(render_plan(plan))
-    prompts = [f"`{question.prompt}`" for question in job.questions]
-    console.line(
-        f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
-        f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
-    )
-
-
-def _asked(job: CaptionJob) -> dict[str, object]:
-    if any(question.name for question in job.questions):
-        return {"questions": {question.name: question.prompt for question in job.questions}}
-    return {"prompt": job.questions[0].prompt}

@@ -186,7 +186,10 @@ class Settings:
     )
     save: bool = _setting(True, help="Keep the chat on disk, turn by turn.")
     yes: bool = _setting(False, help="Download a model without asking.")
-    dry_run: bool = _setting(False, help="Print what would run, and why; load and answer nothing.")
+    dry_run: bool = _setting(
+        False,
+        help="Print what would run, and why; of the model only `caption` loads one that is here.",
+    )
     verbose: bool = _setting(False, help="Show the messages of the libraries too.")
     quiet: bool = _setting(False, help="Show errors only.")
 

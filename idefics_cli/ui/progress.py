@@ -163,12 +163,12 @@ class _Counts:
         if self.tokens:
             text += f", {self.tokens / self.seconds:.0f} tokens/s"
         left = (self.total - self.done) * self.seconds / self.done
-        return f"{text}, {_span(left)} left"
+        return f"{text}, {span(left)} left"
 
     def summary(self) -> str:
         text = f"captioned {self.captioned} of {self.total}"
         if self.captioned and self.seconds > 0:
-            text += f" in {_span(self.seconds)} ({_rate(self.captioned / self.seconds)})"
+            text += f" in {span(self.seconds)} ({_rate(self.captioned / self.seconds)})"
         return text + self._failures()
 
     def _failures(self) -> str:
@@ -228,7 +228,8 @@ class _Beside:
         """Do nothing: each write is flushed while the bar is away."""
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Return a time for people, as `21 s` or `9 h 43 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 59.5:

@@ -1,0 +1,59 @@
+"""What can be told of a run before it begins: what cannot be read, and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from threading import Event
+
+from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.executors import EXECUTORS
+from idefics_cli.caption.job import CaptionJob
+from idefics_cli.caption.sinks.rows import is_uri
+from idefics_cli.core.errors import ImageError
+from idefics_cli.core.types import CaptionRecord, ImageLimits
+from idefics_cli.engine import EngineFactory
+
+PROBED = 3
+
+
+def unreadable(pictures: Iterable[Picture], limits: ImageLimits) -> Iterator[ImageError]:
+    """Yield what is wrong with the headers of *pictures*; addresses are not looked at.
+
+    A file may have a good header and be cut off behind it: only decoding finds that.
+    """
+    from idefics_cli.models.images import ImageLoader
+
+    loader = ImageLoader(limits)
+    for picture in pictures:
+        if not is_uri(picture.attachment.source):
+            try:
+                loader.size(picture.attachment)
+            except ImageError as error:
+                yield error
+
+
+def seconds_per_picture(
+    job: CaptionJob, factory: EngineFactory, *, clock: Callable[[], float] = time.perf_counter
+) -> float | None:
+    """Caption up to three pictures of *job*, and return what one took; None if all failed.
+
+    They are the first, the middle and the last, together in a batch, read from the disk as in a
+    run; the loading of the model does not count.
+
+    Raises:
+        IdeficsError: If the model cannot be loaded.
+    """
+    pictures = job.pictures
+    count = min(PROBED, len(pictures))
+    chosen = tuple(pictures[i * (len(pictures) - 1) // max(1, count - 1)] for i in range(count))
+    begun, captioned = 0.0, 0
+    for event in EXECUTORS["local"](factory, replace(job, pictures=chosen)).caption(
+        chosen, Event()
+    ):
+        if isinstance(event, CaptionRecord):
+            captioned += event.error is None
+        elif not begun:
+            begun = clock()
+    return (clock() - begun) / captioned if captioned else None
