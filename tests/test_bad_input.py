@@ -392,8 +392,6 @@ ROWS = (
         "`--device auto` takes what there is"),
     Row("ask x -m demo --quantization 4bit", PlanError, "`4bit` needs the package bitsandbytes",
         "pip install bitsandbytes", machine=NO_4BIT),
-    Row("ask x -m demo --quantization 8bit", PlanError, "`8bit` needs the package bitsandbytes",
-        "pip install bitsandbytes", machine=NO_4BIT),
     Row("ask x -m demo --attention flash_attention_2", PlanError,
         "`flash_attention_2` needs a CUDA GPU", "`--attention sdpa` needs nothing and is exact"),
     Row("ask x -m demo --attention flash_attention_2", PlanError,

@@ -133,7 +133,12 @@ def test_without_the_picture_the_answers_are_wrong(
 
 @pytest.mark.parametrize(
     ("dtype", "quantization", "count"),
-    [("bfloat16", "none", 24), ("float32", "4bit", 24), ("float32", "8bit", 8)],
+    [
+        ("bfloat16", "none", 24),
+        ("float32", "4bit", 24),
+        ("float32", "8bit", 60),
+        ("bfloat16", "8bit", 24),
+    ],
 )
 def test_smaller_weights_still_see(
     dtype: str, quantization: Quantization, count: int, rows: list[dict[str, object]]

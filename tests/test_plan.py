@@ -212,7 +212,7 @@ REFUSED: list[tuple[str, Machine, dict[str, object], str, str]] = [
     ("idefics2-8b", MACHINES["4090"], {"quantization": "2bit"}, "unknown quant", "4bit"),
     ("idefics2-8b", MACHINES["4090"], {"attention": "flash"}, "unknown attention", "sdpa"),
     ("idefics2-8b", MACHINES["Mac"], {"quantization": "4bit", "device": "mps"}, "Apple", "none"),
-    ("smolvlm-500m", MACHINES["Mac"], {"quantization": "8bit"}, "Apple", "none"),
+    ("smolvlm-500m", MACHINES["Mac"], {"quantization": "8bit", "device": "mps"}, "Apple", "none"),
     (
         "idefics2-8b",
         machines.gpus(RTX_4090, versions={**VERSIONS, "bitsandbytes": None}),
@@ -299,7 +299,7 @@ def test_a_wish_that_the_machine_cannot_grant_is_refused_with_the_way_out(
         ("smolvlm-500m", "24 GiB", {"dtype": "bfloat16"}, "bfloat16 is slow on this processor"),
         ("smolvlm-500m", "2080 Ti", {"dtype": "bfloat16"}, "bfloat16 is emulated"),
         ("smolvlm-500m", "24 GiB", {"quantization": "4bit"}, "lacks AVX512_BF16"),
-        ("smolvlm-500m", "24 GiB, bf16", {"quantization": "8bit"}, "8bit is slow without a GPU"),
+        ("smolvlm-500m", "24 GiB, bf16", {"quantization": "8bit"}, "4bit is faster"),
         ("idefics2-8b", "64 GiB, bf16", {"quantization": "4bit"}, "109 s at every start"),
         ("idefics2-8b", "3070", {}, "small print may be missed"),
         ("idefics-9b", "4090", {"splitting": True}, "does not cut pictures"),

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.loader import load
 from tests import tiny
 
@@ -22,7 +23,7 @@ def linear_names(model: nn.Module, kind: type[nn.Module]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("quantization", "layer"),
-    [("4bit", bitsandbytes.nn.Linear4bit), ("8bit", bitsandbytes.nn.Linear8bitLt)],
+    [("4bit", bitsandbytes.nn.Linear4bit), ("8bit", Int8Linear)],
 )
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_only_the_text_model_is_quantized(

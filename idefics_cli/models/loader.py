@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor
 from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.models import cache, cpu_attention, facts, quantization
+from idefics_cli.models import cache, cpu_attention, facts, int8, quantization
 from idefics_cli.models.checkpoint import read_json
 from idefics_cli.models.classes import config_class, model_class
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
@@ -161,7 +162,12 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
         "attn_implementation": _attention(spec),
         "use_safetensors": True,
     }
-    settings = quantization.bitsandbytes_config(spec)
+    is_stored = getattr(config, "quantization_config", None) is not None
+    is_own = quantization.is_own(spec.quantization, spec.device) and not is_stored
+    settings = None if is_own else quantization.bitsandbytes_config(spec)
+    if is_own:
+        # As in the files, so that they are only mapped.
+        arguments["dtype"] = _dtype_of_files(folder) or arguments["dtype"]
     if settings is not None:
         arguments["quantization_config"] = settings
         # It warns on every call of every layer that the CPU works in float16.
@@ -183,8 +189,24 @@ def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
             f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
             hint="its files are incomplete; `idefics models pull` fetches them again",
         )
+    if is_own:
+        int8.shrink(
+            model, skipped=quantization.SKIPPED[spec.family], dtype=getattr(torch, spec.dtype)
+        )
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
+
+
+def _dtype_of_files(folder: Path) -> torch.dtype | None:
+    """Return the dtype of the first weight in *folder*, if it has any that a model runs in."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # it is no dict
+                name = file.get_slice(key).get_dtype()
+                return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(
+                    name
+                )
+    return None
 
 
 def _attention(spec: LoadSpec) -> str:

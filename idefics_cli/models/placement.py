@@ -191,7 +191,7 @@ class _Mixes:
         if self.facts.stored is not None:
             return (self.facts.stored,)
         if chosen in (None, "auto"):
-            # 8bit is slower than 4bit everywhere, so nothing but a wish leads to it.
+            # 8bit is slower than 4bit wherever that has kernels, so only a wish leads to it.
             return ("none", "4bit")
         return (chosen,)  # type: ignore[return-value] # `make_plan` has checked it
 
@@ -207,8 +207,9 @@ class _Mixes:
                 yield quantization, splitting
 
     def slow(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield the mixes for a device that is slow with 4 bit."""
-        for quantization in self.quantizations():
+        """Yield the mixes for a CPU that is slow with 4 bit: 8 bit is fast there, and better."""
+        is_open = self.quantizations() == ("none", "4bit")
+        for quantization in ("none", "8bit", "4bit") if is_open else self.quantizations():
             for splitting in self.splittings():
                 yield quantization, splitting
 

@@ -151,7 +151,11 @@ class _Verdict:
 
 def _judge(option: Option, model: ModelFacts, attention: Attention, machine: Machine) -> _Verdict:
     problem = quantization.find_problem(
-        option.quantization, device=option.device, machine=machine, shape=model.shape
+        option.quantization,
+        device=option.device,
+        machine=machine,
+        shape=model.shape,
+        is_stored=model.stored is not None,
     ) or attentions.find_problem(
         attention, family=model.family, dtype=option.dtype, gpus=option.gpus, machine=machine
     )

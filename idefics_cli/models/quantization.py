@@ -1,4 +1,4 @@
-"""Smaller weights by bitsandbytes: what each method takes, and where it works."""
+"""Smaller weights, by bitsandbytes or on the CPU: what each takes, and where it works."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
     {
         "none": Method(None, "the weights as they are"),
         # One float32 scale for each output row is next to nothing.
-        "8bit": Method(1.0, "LLM.int8(): half the memory of 16 bit, slower than 4bit"),
+        "8bit": Method(
+            1.0, "half the memory of 16 bit: LLM.int8() on a GPU, 8-bit weights on a CPU"
+        ),
         # Half a byte, an 8-bit scale for 64 weights, a 32-bit scale for 256 of those scales.
         "4bit": Method(0.5 + 1 / 64 + 4 / (64 * 256), "nf4 with double quantization"),
     }
@@ -66,10 +68,23 @@ class Problem:
 
 
 def find_problem(
-    quantization: Quantization, *, device: str, machine: Machine, shape: Shape
+    quantization: Quantization,
+    *,
+    device: str,
+    machine: Machine,
+    shape: Shape,
+    is_stored: bool = False,
 ) -> Problem | None:
-    """Return why *quantization* cannot run on *device*, or None."""
-    if quantization == "none":
+    """Return why *quantization* cannot run on *device*, or None.
+
+    Args:
+        quantization: What to find a problem of.
+        device: Where it is to run.
+        machine: What that has.
+        shape: Of the model.
+        is_stored: Whether the files of the model hold weights that bitsandbytes made.
+    """
+    if quantization == "none" or (is_own(quantization, device) and not is_stored):
         return None
     if device.startswith("mps"):
         return Problem(
@@ -97,12 +112,18 @@ def find_problem(
     return None
 
 
+def is_own(quantization: Quantization, device: str) -> bool:
+    """Tell whether *quantization* on *device* is done by `int8.py`, without bitsandbytes."""
+    return quantization == "8bit" and device == "cpu"
+
+
 def slowness(quantization: Quantization, *, device: str, machine: Machine) -> str | None:
     """Return how *quantization* costs time on *device*, or None."""
     if device != "cpu" or quantization == "none":
         return None
     if quantization == "8bit":
-        return "8bit is slow without a GPU: answers take 2 times as long as with 4bit, or more"
+        # 0.5 of bfloat16's time for a word, where 4bit takes 0.3 (one row; see `int8.py`).
+        return "4bit is faster on this processor" if machine.packed_4bit else None
     if not machine.packed_4bit:
         return (
             "4bit is slow on this processor, which lacks AVX512_BF16: "
