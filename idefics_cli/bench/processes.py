@@ -127,6 +127,7 @@ def load(stage: Stage) -> Iterator[Row | Skipped]:
     sides: tuple[Side, Side] = ("ours", "plain")
     found: dict[Side, list[Loading]] = {side: [] for side in sides}
     watch = Watch(stage.world.instruments)
+    began = stage.world.instruments.clock()
     with watch.watching():
         for number in range(_rounds(stage)):
             for side in sides if number % 2 == 0 else sides[::-1]:
@@ -134,6 +135,8 @@ def load(stage: Stage) -> Iterator[Row | Skipped]:
                 order = Order(side, stage.spec, stage.world.folder, picture, _NEW_TOKENS)
                 found[side].append(_load(order))
             watch.refer()
+            if _is_over(stage, began):
+                break
     alike = found["ours"][0].tokens == found["plain"][0].tokens
     text = "the same tokens" if alike else "other tokens"
     agreement = Agreement(
@@ -170,6 +173,10 @@ def _rounds(stage: Stage) -> int:
     return 1 if stage.choices.quick else min(_ROUNDS, stage.choices.pace.rounds)
 
 
+def _is_over(stage: Stage, began: float) -> bool:
+    return stage.world.instruments.clock() - began >= stage.choices.pace.seconds
+
+
 def _race(
     stage: Stage,
     commands: dict[str, list[str]],
@@ -179,12 +186,15 @@ def _race(
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     texts = {}
     clock = stage.world.instruments.clock
+    began = clock()
     for number in range(_rounds(stage)):
         for name in list(commands) if number % 2 == 0 else list(commands)[::-1]:
             stage.world.say(f"start: {name}, round {number + 1}")
             taken, texts[name] = run(commands[name], clock)
             seconds[name].append(taken)
         watch.refer()
+        if _is_over(stage, began):
+            break
     return {name: Series(tuple(values)) for name, values in seconds.items()}, texts
 
 

@@ -76,7 +76,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="X",
-            help="Begin no further round of a figure after so long. (default: 30)",
+            help="Begin no further round of a figure after so long. (default: 30; 2 for demo)",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -290,15 +290,19 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
     from idefics_cli.bench.stage import Choices
     from idefics_cli.models.registry import default_caption_prompt
 
+    # The built-in model, all of which is to be measured within a minute.
+    is_tiny = plan.facts.parameters < 50_000_000
     is_small = plan.facts.parameters < 1_000_000_000 or plan.spec.device != "cpu"
     every = ((1, 4, 16) if is_small else (1, 4)) if not asked.quick else (1,)
     return Choices(
         batch_sizes=asked.batch_sizes or every,
         contexts=asked.contexts or ((800,) if asked.quick else (800, 2000)),
         new_tokens=asked.new_tokens or (8 if asked.quick else 24),
-        pace=Pace(asked.rounds or (2 if asked.quick else 5), asked.seconds or 30.0),
+        pace=Pace(
+            asked.rounds or (2 if asked.quick else 5), asked.seconds or (2.0 if is_tiny else 30.0)
+        ),
         quick=asked.quick,
-        count=asked.count or (8 if asked.quick else 24),
+        count=asked.count or (8 if asked.quick else 16 if is_tiny else 24),
         pictures=captioned_pictures(asked.folder),
         caption_prompt=default_caption_prompt(plan.spec.repo, chats=plan.spec.chats),
         both_splittings=invocation.settings.splitting is None and not asked.quick,
