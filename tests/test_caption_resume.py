@@ -228,6 +228,16 @@ def test_a_picture_that_changed_is_captioned_again_and_its_row_replaced(format_:
     assert "named 04" not in now
 
 
+@every_file
+def test_at_no_moment_has_a_picture_that_changed_two_rows(format_: str) -> None:
+    caption("-f", format_, "-o", "out")
+    Path("photos/04.jpg").write_text("another picture", "utf-8")
+    assert caption("-f", format_, "-o", "out", engine=Ending(0)).code == 130
+
+    now = Path("out").read_text("utf-8")
+    assert (now.count("a picture named"), "named 04" in now) == (11, False)
+
+
 @every_format
 def test_only_failures_are_tried_again_when_asked_for(format_: str) -> None:
     Path("out").mkdir()
