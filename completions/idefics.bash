@@ -82,7 +82,7 @@ _idefics_command() {
         arguments=''
         ;;
     'idefics models')
-        commands='pull path'
+        commands='pull path quantize'
         flags='--json --verbose --quiet --help'
         valued=''
         arguments=''
@@ -97,6 +97,12 @@ _idefics_command() {
         commands=''
         flags='--revision --quiet --help'
         valued='--revision=text'
+        arguments='models'
+        ;;
+    'idefics models quantize')
+        commands=''
+        flags='--revision --quantization --dtype --offline --online --remove --verbose --quiet --help'
+        valued='--revision=text --quantization=words:auto,none,8bit,4bit --dtype=words:auto,bfloat16,float16,float32'
         arguments='models'
         ;;
     'idefics config')

@@ -51,7 +51,7 @@ function __idefics_commands
         case 'sessions'
             printf '%s\n' list show export rm prune
         case 'models'
-            printf '%s\n' pull path
+            printf '%s\n' pull path quantize
         case 'config'
             printf '%s\n' path
         case 'completion'
@@ -200,7 +200,7 @@ complete -c idefics -n '__idefics_at bench' -l batch-sizes -x -d 'Requests at a 
 complete -c idefics -n '__idefics_at bench' -l contexts -x -d 'Prompt tokens. (default: 800,2000)'
 complete -c idefics -n '__idefics_at bench' -l new-tokens -x -d 'Length of an answer. (default: 24)'
 complete -c idefics -n '__idefics_at bench' -l rounds -x -d 'Most rounds of a figure. (default: 5)'
-complete -c idefics -n '__idefics_at bench' -l seconds -x -d 'Begin no further round of a figure after so long. (default: 30)'
+complete -c idefics -n '__idefics_at bench' -l seconds -x -d 'Begin no further round of a figure after so long. (default: 30; 2 for demo)'
 complete -c idefics -n '__idefics_at bench' -l quick -d 'Fewer figures and rounds'
 complete -c idefics -n '__idefics_at bench' -l count -x -d 'How many sample pictures to write. (default: 8)'
 complete -c idefics -n '__idefics_at bench' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
@@ -270,6 +270,7 @@ complete -c idefics -n '__idefics_at sessions prune' -s h -l help -d 'Show this 
 
 complete -c idefics -n '__idefics_at models' -a pull -d 'Download a model into the Hugging Face cache, and print its folder'
 complete -c idefics -n '__idefics_at models' -a path -d 'Print the folder of a downloaded model'
+complete -c idefics -n '__idefics_at models' -a quantize -d 'Make 4-bit weights for the CPU once and keep them, so that a start takes seconds'
 complete -c idefics -n '__idefics_at models' -l json -d 'Print JSON'
 complete -c idefics -n '__idefics_at models' -s v -l verbose -d 'Show the messages of the libraries too'
 complete -c idefics -n '__idefics_at models' -s q -l quiet -d 'Show errors only'
@@ -286,6 +287,16 @@ complete -c idefics -n '__idefics_at models path' -l revision -x -d 'Branch, tag
 complete -c idefics -n '__idefics_at models path' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at models path' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at models path' -k -a '(__idefics_models)'
+
+complete -c idefics -n '__idefics_at models quantize' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at models quantize' -l quantization -x -a 'auto none 8bit 4bit' -d 'Smaller weights for less memory: auto, none, 8bit or 4bit. (default: auto)'
+complete -c idefics -n '__idefics_at models quantize' -l dtype -x -a 'auto bfloat16 float16 float32' -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
+complete -c idefics -n '__idefics_at models quantize' -l offline -l online -d 'Never reach for the network'
+complete -c idefics -n '__idefics_at models quantize' -l remove -d 'Remove what is kept of this model instead'
+complete -c idefics -n '__idefics_at models quantize' -s v -l verbose -d 'Show the messages of the libraries too'
+complete -c idefics -n '__idefics_at models quantize' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at models quantize' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at models quantize' -k -a '(__idefics_models)'
 
 complete -c idefics -n '__idefics_at config' -a path -d 'Print the path of config.toml, whether or not it is there'
 complete -c idefics -n '__idefics_at config' -l json -d 'Print JSON'

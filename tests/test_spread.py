@@ -19,10 +19,10 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.facts import find_facts
-from idefics_cli.models.loader import _accelerate_memory
 from idefics_cli.models.machine import GIB, Machine
 from idefics_cli.models.plan import PlanChoices, make_plan
 from idefics_cli.models.quantization import bitsandbytes_config
+from idefics_cli.models.weights import _accelerate_memory
 from tests import machines
 from tests.machines import A100, H100, RTX_2080_TI, RTX_3070, RTX_4090
 from tests.real_configs import CONFIGS

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
 from idefics_cli.core.errors import ModelError, PromptError
+from idefics_cli.core.paths import cache_folder
 from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.engine import Engine, EngineFactory
 
@@ -90,7 +92,9 @@ def plan_for(
     )
     # Looking at the machine imports torch, which takes seconds.
     with invocation.console.status("starting"):
-        return make_plan(facts, choices, machine or services.probe())
+        plan = make_plan(facts, choices, machine or services.probe())
+    kept = str(cache_folder(services.environ) / "quantized")
+    return replace(plan, spec=replace(plan.spec, quantized_folder=kept))
 
 
 def tell_warnings(invocation: Invocation, plan: Plan) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from idefics_cli.cli import options
 from idefics_cli.cli.guidance import GuidingGroup
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.core.errors import ModelError, PlanError
+from idefics_cli.core.paths import cache_folder
 from idefics_cli.models.registry import DEMO, MODELS, ModelSpec
 
 if TYPE_CHECKING:
@@ -100,11 +102,62 @@ def path(
     invocation.console.line(str(folder))
 
 
+@app.command()
+def quantize(
+    context: typer.Context,
+    name: Name,
+    revision: options.Revision = None,
+    quantization: options.QuantizationName = None,
+    dtype: options.Dtype = None,
+    offline: options.Offline = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove what is kept of this model instead.")
+    ] = False,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Make 4-bit weights for the CPU once and keep them, so that a start takes seconds.
+
+    Large models do so by themselves when they first run in 4bit on a CPU.
+    """
+    from idefics_cli.models.loader import keep_quantized
+    from idefics_cli.models.machine import gib
+    from idefics_cli.models.plan import PlanChoices, make_plan
+    from idefics_cli.models.quantized_store import remove as remove_kept
+
+    invocation = begin(context)
+    settings, root = invocation.settings, _kept_folder(invocation)
+    facts = _facts(invocation, name)
+    if remove:
+        freed = remove_kept(root, facts.repo)
+        invocation.console.note(f"{gib(freed)} freed" if freed else "nothing was kept")
+        return
+    method = "4bit" if settings.quantization in (None, "auto") else settings.quantization
+    choices = PlanChoices(
+        device="cpu",
+        quantization=method,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        offline=settings.offline,
+    )
+    with invocation.console.status("starting"):
+        plan = make_plan(facts, choices, invocation.services.probe())
+    with invocation.console.status(f"quantizing {facts.name}") as progress:
+        spec = replace(plan.spec, quantized_folder=str(root))
+        folder = keep_quantized(spec, report=progress)
+    invocation.console.line(str(folder))
+
+
+def _kept_folder(invocation: Invocation) -> Path:
+    return cache_folder(invocation.services.environ) / "quantized"
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     spec: ModelSpec
     facts: ModelFacts
     size_bytes: int
+    quantized_bytes: int
     plan: Plan | None
     problem: PlanError | None
 
@@ -112,13 +165,17 @@ class _Row:
 def _row(invocation: Invocation, spec: ModelSpec, machine: Machine) -> _Row:
     from idefics_cli.models.cache import size_on_disk
     from idefics_cli.models.plan import PlanChoices, make_plan
+    from idefics_cli.models.quantized_store import stored
 
     facts = invocation.services.find_facts(spec.name, revision=None, offline=True)
+    kept = [
+        entry.size_bytes for entry in stored(_kept_folder(invocation)) if entry.repo == facts.repo
+    ]
     size = 0 if facts.folder is None else size_on_disk(facts.folder)
     try:
-        return _Row(spec, facts, size, make_plan(facts, PlanChoices(), machine), None)
+        return _Row(spec, facts, size, sum(kept), make_plan(facts, PlanChoices(), machine), None)
     except PlanError as error:
-        return _Row(spec, facts, size, None, error)
+        return _Row(spec, facts, size, sum(kept), None, error)
 
 
 def _facts(invocation: Invocation, name: str) -> ModelFacts:
@@ -139,12 +196,16 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
     cells = [("NAME", "WEIGHTS", "ON DISK", "HERE", "")]
     for row in rows:
         disk = gib(row.size_bytes) if row.facts.folder is not None else "-"
+        if row.spec.name == DEMO:
+            disk = "built in"
+        if row.quantized_bytes:
+            disk += f" + {gib(row.quantized_bytes)} 4bit"
         kind = "" if row.spec.chats else "; a base model"
         cells.append(
             (
                 row.spec.name,
                 parameters(row.spec.parameters),
-                "built in" if row.spec.name == DEMO else disk,
+                disk,
                 _way(row.plan),
                 row.spec.summary + kind,
             )
@@ -175,6 +236,7 @@ def _record(row: _Row) -> dict[str, object]:
         "summary": spec.summary,
         "cached": row.facts.folder is not None,
         "size_bytes": row.size_bytes,
+        "quantized_bytes": row.quantized_bytes,
         "download_bytes": row.facts.download_bytes,
         "fits": plan is not None,
         "device": plan.spec.device if plan else None,

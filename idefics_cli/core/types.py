@@ -167,6 +167,7 @@ class LoadSpec:
         offline: Never reach for the network.
         threads: CPU threads for torch; None keeps torch's choice.
         limits: What the image loader accepts.
+        quantized_folder: Where weights that took long to quantize are kept; None keeps none.
     """
 
     repo: str
@@ -184,6 +185,7 @@ class LoadSpec:
     offline: bool = False
     threads: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
+    quantized_folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import safe_open
 from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor
 from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.models import cache, cpu_attention, facts, int8, quantization
+from idefics_cli.models import cache, facts
 from idefics_cli.models.checkpoint import read_json
-from idefics_cli.models.classes import config_class, model_class
+from idefics_cli.models.classes import config_class
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
 from idefics_cli.models.library import Config, Model, Processor
 from idefics_cli.models.processors import load_processor
 from idefics_cli.models.registry import DEMO, FAMILIES
+from idefics_cli.models.weights import load_weights, store_quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
         say("loading the processor", None)
         family = load_family(folder, spec, config)
         say("loading the weights", None)
-        model = _load_weights(folder, spec, config)
+        model = load_weights(folder, spec, config, report=say)
     return Loaded(
         model=model,
         family=family,
@@ -78,6 +77,20 @@ def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
         context_tokens=config.get_text_config().max_position_embeddings,
         vocabulary=_rows(model),
     )
+
+
+def keep_quantized(spec: LoadSpec, *, report: Progress | None = None) -> Path:
+    """Quantize the model of *spec* and keep the weights, unless they are kept; return where.
+
+    Raises:
+        ModelError: If the model is not there or broken, or the weights cannot be kept.
+        MemoryLimitError: If it does not fit.
+    """
+    say = report or (lambda phase, share: None)
+    say("finding the model", None)
+    folder, _ = _find(spec, say)
+    with _quiet_library(), _as_model_error(spec):
+        return store_quantized(folder, spec, load_config(folder), report=say)
 
 
 def load_config(folder: Path) -> Config:
@@ -152,73 +165,6 @@ def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
         folder = cache.pull(spec.repo, spec.revision, offline=spec.offline, report=say)
     # Snapshots in the Hugging Face cache are named by their commit.
     return folder, folder.name
-
-
-def _load_weights(folder: Path, spec: LoadSpec, config: Config) -> Model:
-    arguments: dict[str, object] = {
-        "config": config,
-        # Without it transformers obeys config.json, which says float32 for several 8B models.
-        "dtype": getattr(torch, spec.dtype),
-        "attn_implementation": _attention(spec),
-        "use_safetensors": True,
-    }
-    is_stored = getattr(config, "quantization_config", None) is not None
-    is_own = quantization.is_own(spec.quantization, spec.device) and not is_stored
-    settings = None if is_own else quantization.bitsandbytes_config(spec)
-    if is_own:
-        # As in the files, so that they are only mapped.
-        arguments["dtype"] = _dtype_of_files(folder) or arguments["dtype"]
-    if settings is not None:
-        arguments["quantization_config"] = settings
-        # It warns on every call of every layer that the CPU works in float16.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if spec.device_map is not None:
-        # transformers' "auto" halves a model between two GPUs however unlike they are, and puts
-        # the rest on the disk; the plan's limits are made for filling one after the other.
-        arguments["device_map"] = "sequential"
-        arguments["max_memory"] = _accelerate_memory(spec.max_memory)
-    elif settings is not None or spec.device != "cpu":
-        # Weights go straight to the device, without a copy in RAM.
-        arguments["device_map"] = {"": spec.device}
-    model, found = model_class(config.model_type).from_pretrained(
-        folder, output_loading_info=True, **arguments
-    )
-    if missing := sorted(found["missing_keys"]):
-        # The library fills them with random numbers and only warns.
-        raise ModelError(
-            f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
-            hint="its files are incomplete; `idefics models pull` fetches them again",
-        )
-    if is_own:
-        int8.shrink(
-            model, skipped=quantization.SKIPPED[spec.family], dtype=getattr(torch, spec.dtype)
-        )
-    # bitsandbytes' packed CPU kernels are used in eval mode only.
-    return cast("Model", model.eval())
-
-
-def _dtype_of_files(folder: Path) -> torch.dtype | None:
-    """Return the dtype of the first weight in *folder*, if it has any that a model runs in."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # it is no dict
-                name = file.get_slice(key).get_dtype()
-                return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(
-                    name
-                )
-    return None
-
-
-def _attention(spec: LoadSpec) -> str:
-    """Return the name under which transformers knows the attention of *spec*."""
-    on_cpu = spec.device == "cpu" and spec.device_map is None
-    return cpu_attention.register() if on_cpu and spec.attention == "sdpa" else spec.attention
-
-
-def _accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:
-    if memory is None:
-        return None
-    return {int(key) if key.isdigit() else key: size for key, size in memory.items()}
 
 
 def _rows(model: Model) -> int:

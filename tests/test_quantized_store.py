@@ -1,0 +1,191 @@
+"""Quantized weights that are kept: loaded again they are the same, and damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from idefics_cli.cli.services import Services
+from idefics_cli.core.errors import ModelError
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.models import quantized_store, weights
+from idefics_cli.models.facts import demo_folder
+from idefics_cli.models.loader import keep_quantized, load
+from tests import machines
+from tests.commands import run
+
+pytest.importorskip("bitsandbytes")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """bitsandbytes tells of its CPU kernels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> LoadSpec:
+    return LoadSpec(
+        repo="demo",
+        family="idefics2",
+        quantization="4bit",
+        quantized_folder=str(tmp_path / "kept"),
+    )
+
+
+def tensors(model: object) -> dict[str, torch.Tensor]:
+    assert isinstance(model, nn.Module)
+    found = {**model.state_dict(), **dict(model.named_buffers())}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def assert_same(one: object, other: object) -> None:
+    ours, theirs = tensors(one), tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor.dtype, tensor.shape) == (theirs[name].dtype, theirs[name].shape), name
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def phases(spec: LoadSpec) -> tuple[object, list[str]]:
+    told: list[str] = []
+    return load(spec, report=lambda phase, share: told.append(phase)).model, told
+
+
+def test_kept_weights_are_those_that_were_made(
+    spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(replace(spec, quantized_folder=None)).model
+    place = keep_quantized(spec)
+    before = place.stat().st_mtime_ns
+    read: list[Path] = []
+    original = weights._from_files
+
+    def watched(folder: Path, *rest: Any) -> Any:
+        read.append(folder)
+        return original(folder, *rest)
+
+    monkeypatch.setattr(weights, "_from_files", watched)
+    kept = load(spec).model
+    assert read == [place]
+    assert_same(kept, made)
+    assert getattr(kept, "config").perceiver_config.rms_norm_eps == 1e-5  # noqa: B009
+    assert keep_quantized(spec) == place
+    assert place.stat().st_mtime_ns == before
+
+
+def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(
+    spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(str(spec.quantized_folder))
+    _, told = phases(spec)
+    assert not root.exists()
+    monkeypatch.setattr(weights, "_WORTH_KEEPING_BYTES", 0)
+    first, told = phases(spec)
+    assert "keeping the quantized weights" in told
+    (entry,) = quantized_store.stored(root)
+    assert (entry.repo, entry.quantization) == ("demo", "4bit")
+    second, told = phases(spec)
+    assert "keeping the quantized weights" not in told
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "no manifest", "a file is gone"])
+def test_what_is_damaged_is_made_again(
+    spec: LoadSpec, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_WORTH_KEEPING_BYTES", 0)
+    place = keep_quantized(spec)
+    weight = place / "model.safetensors"
+    data = bytearray(weight.read_bytes())
+    if damage == "a flipped bit":
+        data[len(data) // 2] ^= 1
+        weight.write_bytes(data)
+    elif damage == "cut off":
+        weight.write_bytes(data[:-100])
+    elif damage == "no manifest":
+        (place / "idefics.json").unlink()
+    else:
+        weight.unlink()
+    assert not quantized_store.is_whole(place)
+    model, told = phases(spec)
+    assert "keeping the quantized weights" in told
+    assert quantized_store.is_whole(place)
+    assert_same(model, load(replace(spec, quantized_folder=None)).model)
+
+
+def test_another_file_method_or_dtype_has_another_place(spec: LoadSpec, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(demo_folder(), source)
+    root = tmp_path / "kept"
+    here = quantized_store.place(root, source, spec)
+    assert here == quantized_store.place(root, source, spec)
+    others = {
+        quantized_store.place(root, source, replace(spec, dtype="bfloat16")),
+        quantized_store.place(root, source, replace(spec, quantization="8bit")),
+    }
+    os.utime(source / "model.safetensors", ns=(1, 1))
+    others.add(quantized_store.place(root, source, spec))
+    assert len(others | {here}) == 4
+
+
+class Broken:
+    """A model that fails when half of it is written."""
+
+    def save_pretrained(self, save_directory: Path) -> None:
+        save_directory.mkdir()
+        (save_directory / "half.safetensors").write_bytes(b"1234")
+        raise OSError("no space left on device")
+
+
+def test_a_failed_write_leaves_nothing_behind(spec: LoadSpec, tmp_path: Path) -> None:
+    place = tmp_path / "kept/demo--4bit--0"
+    with pytest.raises(ModelError, match="no space left"):
+        quantized_store.save(Broken(), place, spec, needed_bytes=0)
+    with pytest.raises(ModelError, match="no room"):
+        quantized_store.save(Broken(), place, spec, needed_bytes=2**60)
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_what_a_crash_left_is_swept_after_a_day(spec: LoadSpec, tmp_path: Path) -> None:
+    old, new = (tmp_path / f"kept/.partial-{n}-demo" for n in (1, 2))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "idefics.json").write_text("{}")
+    os.utime(old, (0, 0))
+    assert not list(quantized_store.stored(tmp_path / "kept"))
+    with pytest.raises(ModelError):
+        quantized_store.save(Broken(), tmp_path / "kept/x", spec, needed_bytes=0)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_the_command_keeps_lists_and_removes(tmp_path: Path) -> None:
+    services = Services(environ={"XDG_CACHE_HOME": str(tmp_path)}, probe=lambda: machines.cpu(24))
+    ran = run("models", "quantize", "demo", services=services)
+    assert ran.code == 0, ran.err
+    folder = Path(ran.out.strip())
+    assert folder.parent == tmp_path / "idefics/quantized"
+    assert quantized_store.is_whole(folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    rows = json.loads(run("models", "--json", services=services).out)
+    assert {row["name"]: row["quantized_bytes"] for row in rows}["demo"] == size
+    assert "built in + " in run("models", services=services).out
+    ran = run("models", "quantize", "demo", "--remove", services=services)
+    assert (ran.code, ran.out) == (0, "")
+    assert "freed" in ran.err
+    assert not folder.exists()
+    ran = run("models", "quantize", "demo", "--quantization", "8bit", services=services)
+    assert ran.code == 1
+    assert "nothing to keep" in ran.err
