@@ -30,7 +30,19 @@ HEAVY = {
     "torch", "transformers", "PIL", "numpy", "requests", "bitsandbytes", "accelerate", "ray",
     "fastapi", "tokenizers", "safetensors", "huggingface_hub",
 }  # fmt: skip
-TENSORS = ("local", "inference", "vision", "prefill", "prefix", "decode", "memory")
+TENSORS = (
+    "local",
+    "inference",
+    "vision",
+    "prefill",
+    "prefix",
+    "decode",
+    "memory",
+    "slots",
+    "steps",
+    "graphs",
+    "serving",
+)
 MAY_BE_HEAVY = ("models/", *(f"engine/{name}.py" for name in TENSORS), "demo/")
 CHEAP = ("models/__init__.py", "models/registry.py", "models/plan.py", "demo/__init__.py")
 

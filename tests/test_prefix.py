@@ -18,7 +18,7 @@ from PIL import Image
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Attachment, Completion, GenerationRequest, Message, Sampling
 from idefics_cli.engine import Prepared
-from idefics_cli.engine.decode import _choose, generate
+from idefics_cli.engine.decode import choose, generate
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.models.families.base import Mark
 from idefics_cli.models.picture import Picture
@@ -269,9 +269,9 @@ def test_a_reply_that_was_begun_is_not_said_twice_when_the_memory_runs_out(
         chosen += 1
         if chosen == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        _choose(*args)  # type: ignore[arg-type]
+        choose(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("idefics_cli.engine.decode._choose", full)
+    monkeypatch.setattr("idefics_cli.engine.decode.choose", full)
     with pytest.raises(MemoryLimitError):
         list(engine.stream(prepared))
     assert chosen == 3

@@ -14,7 +14,7 @@ from PIL import Image
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
 from idefics_cli.engine import Prepared
-from idefics_cli.engine.decode import Row, _choose, generate
+from idefics_cli.engine.decode import Row, choose, generate
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.prefill import Prompt
 from idefics_cli.engine.prefix import new_cache
@@ -382,7 +382,7 @@ def test_a_reply_never_holds_an_image_token(kind: str, loaded_of: LoadedOf) -> N
         logits = torch.zeros(1, loaded_of(kind).vocabulary)
         logits[0, banned] = 100.0
         row = Row(sampling, prompt=[1], limit=9)
-        _choose(logits, torch.tensor(sorted(family.banned_ids)), family.stop_ids, [row])
+        choose(logits, torch.tensor(sorted(family.banned_ids)), family.stop_ids, [row])
         assert row.tokens[0] not in banned
 
 

@@ -14,8 +14,10 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.prefill import Prompt, prefill
+from idefics_cli.engine.slots import kept_in_order
+from idefics_cli.engine.steps import PlainStep, Step
 from idefics_cli.models.families.base import Family
-from idefics_cli.models.library import Model, StepOutput
+from idefics_cli.models.library import Model
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Row:
 
 
 OnToken = Callable[[Sequence[Row]], None]
+StepOf = Callable[[Prompt, Cache], Step]
 
 # float32 divides and multiplies by these without running over; what lies beyond changes nothing.
 _LEAST, _MOST = 1e-30, 1e30
@@ -65,6 +68,7 @@ def generate(
     cancel: Flag | None = None,
     on_prefilled: Callable[[], None] | None = None,
     on_token: OnToken | None = None,
+    step_of: StepOf | None = None,
 ) -> None:
     """Fill *rows* with tokens until each has a `finish`.
 
@@ -81,6 +85,7 @@ def generate(
         cancel: Setting it ends every row after the current token, or piece of the prompt.
         on_prefilled: Called once, after the prompt and before the first token.
         on_token: Called after every step; what it raises ends the loop.
+        step_of: Makes what runs a token, when *cache* holds the prompt; None makes a `PlainStep`.
 
     Raises:
         ModelError: If the model computes what is no number.
@@ -91,76 +96,44 @@ def generate(
         return
     if on_prefilled:
         on_prefilled()
-    step = _Step(model, family, prompt, cache)
-    going = list(rows)
+    step = step_of(prompt, cache) if step_of else PlainStep(model, family, prompt, cache)
+    logits, going = output.logits[:, -1], list(rows)
+    banned = banned_of(family, logits.device)
     while True:
-        _choose(output.logits[:, -1], step.banned, family.stop_ids, going)
+        choose(logits, banned, family.stop_ids, going)
         if cancel is not None and cancel.is_set():
             finish_all(going, "cancelled")
         if on_token:
             on_token(rows)
-        kept = [index for index, row in enumerate(going) if not row.finish]
+        kept = kept_in_order([row.finish is not None for row in going])
         if not kept:
+            step.close()
             return
         if len(kept) < len(going):
             step.keep(kept)
             going = [going[index] for index in kept]
-        output = step([row.tokens[-1] for row in going])
+        logits = step([row.tokens[-1] for row in going])
 
 
-class _Step:
-    """Runs one token (B, 1) of every row on the KV cache; keeps what does not change."""
+def choose(logits: Tensor, banned: Tensor, stop_ids: Set[int], rows: Sequence[Row]) -> None:
+    """Append one token to each of *rows* that goes on, and end those that it ends.
 
-    def __init__(self, model: Model, family: Family, prompt: Prompt, cache: Cache) -> None:
-        self._model = model
-        self._cache = cache
-        self._mask = prompt.mask
-        self._positions = prompt.inputs["attention_mask"].long().sum(-1, keepdim=True)
-        self._extra = family.next_inputs(prompt.inputs, prompt.sight)
-        self.banned = torch.tensor(
-            sorted(family.banned_ids), dtype=torch.long, device=self._positions.device
-        )
+    Args:
+        logits: (B, V) of the next tokens; not changed.
+        banned: Ids that no reply may hold, where *logits* are.
+        stop_ids: End a reply.
+        rows: B replies.
 
-    def __call__(self, newest: Sequence[int]) -> StepOutput:
-        ids = torch.tensor(newest, device=self._positions.device)[:, None]
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(newest), 1)], dim=1)
-        output = self._model(
-            **self._extra,
-            input_ids=ids,
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            return_dict=True,
-        )
-        self._positions = self._positions + 1
-        return output
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with *rows* (indices) only, and without what pads all of them."""
-        chosen = torch.tensor(rows, device=self._positions.device)
-        self._cache.batch_select_indices(chosen)
-        self._positions = self._positions[chosen]
-        self._extra = {name: tensor[chosen] for name, tensor in self._extra.items()}
-        if self._mask is None:
-            return
-        mask = self._mask[chosen]
-        padding = int(mask.long().argmax(-1).min())
-        self._mask = None if bool(mask[:, padding:].all()) else mask[:, padding:]
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, padding:], layer.values[:, :, padding:]
-
-
-def _choose(logits: Tensor, banned: Tensor, stop_ids: Set[int], rows: Sequence[Row]) -> None:
-    """Append one token to every row that goes on; *logits* is (B, V), *banned* ids."""
+    Raises:
+        ModelError: If *logits* are no numbers.
+    """
     computed_in = logits.dtype
     # float32, as in transformers 5.23, generation/utils.py.
     logits = logits.to(dtype=torch.float32, copy=True)
     for row, scores in zip(rows, logits, strict=True):
         if row.finish is None and row.sampling.repetition_penalty != 1.0:
             _penalize(scores, row)
-    logits[:, banned.to(logits.device)] = float("-inf")
+    logits[:, banned] = float("-inf")
     best, likeliest = logits.max(dim=-1)
     # Both at once: each trip from a GPU waits for it. Ids below 2**24 are exact as float32.
     highest, greedy = torch.stack([best, likeliest.to(best)]).tolist()
@@ -175,6 +148,11 @@ def _choose(logits: Tensor, banned: Tensor, stop_ids: Set[int], rows: Sequence[R
                 row.finish = "stop"
             elif len(row.tokens) >= row.limit:
                 row.finish = "length"
+
+
+def banned_of(family: Family, device: torch.device) -> Tensor:
+    """Return the ids that no reply may hold, for `choose`."""
+    return torch.tensor(sorted(family.banned_ids), dtype=torch.long, device=device)
 
 
 def _penalize(scores: Tensor, row: Row) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from PIL import Image
+from transformers import Cache
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.engine import Prepared
 from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.decode import OnToken, Row, finish_all, generate
+from idefics_cli.engine.graphs import CudaCapture, Graphs, bucket, graphs_problem
 from idefics_cli.engine.memory import as_memory_limit
 from idefics_cli.engine.prefill import Prompt
 from idefics_cli.engine.prefix import PrefixCache, new_cache
+from idefics_cli.engine.slots import Slots
+from idefics_cli.engine.steps import SlotStep, Step, slots_problem
 from idefics_cli.engine.vision import FeatureCache, encode_pictures
 from idefics_cli.models.families.base import Inputs, check_ids, digest_of
 from idefics_cli.models.loader import Loaded
 from idefics_cli.models.picture import Picture
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,11 @@ class Inference:
         self._features = FeatureCache()
         self._prefix = PrefixCache()
         self._waiting: WeakValueDictionary[bytes, Picture] = WeakValueDictionary()
+        self._slots: Slots | None = None
+        self._graphs = Graphs(CudaCapture(loaded.model.device))
+        problem = slots_problem(loaded.model) or graphs_problem(loaded.model)
+        self._records = problem is None
+        _log.debug("decoding with CUDA graphs: %s", problem or "yes")
 
     def look(self, image: Image.Image) -> Picture:
         """Make an open picture ready for the model, or remember it; safe in any thread."""
@@ -88,15 +100,14 @@ class Inference:
             if on_token:
                 on_token(rows)
 
-        has_kept = bool(self._prefix) or len(self._features) > 0
+        has_kept = bool(self._prefix) or len(self._features) > 0 or self._slots is not None
         try:
             with as_memory_limit(len(batch)):
                 return self._answer(batch, cancel, on_step)
         except MemoryLimitError:
             if not has_kept or has_spoken:
                 raise
-        self._prefix.drop()
-        self._features.clear()
+        self._drop()
         with as_memory_limit(len(batch)):
             return self._answer(batch, cancel, on_step)
 
@@ -126,12 +137,37 @@ class Inference:
             cancel=cancel,
             on_prefilled=on_prefilled,
             on_token=on_token,
+            step_of=self._slot_step if self._records else None,
         )
         ended = time.perf_counter()
         if is_alone:
             self._prefix.keep([*marks, *rows[0].tokens], cache)
         prefilled = ended if prefilled is None else prefilled
         return Answer(rows, reused, prefilled - started, ended - prefilled)
+
+    def _drop(self) -> None:
+        """Free all that is kept for later requests."""
+        self._prefix.drop()
+        self._features.clear()
+        self._slots = None
+        self._graphs = Graphs(CudaCapture(self._loaded.model.device))
+
+    def _slot_step(self, prompt: Prompt, cache: Cache) -> Step:
+        """Move a prompt's rows into slots, which are kept with what was recorded for them."""
+        mask = prompt.inputs["attention_mask"]
+        if self._slots is None or self._slots.rows < len(mask):
+            self._slots = Slots(bucket(len(mask), len(mask) * 2))
+        self._slots.clear()
+        is_alone = len(mask) == 1
+        extra = self._loaded.family.next_inputs(prompt.inputs, prompt.sight)
+        self._slots.admit(cache, mask, extra, releases=not is_alone)
+        return SlotStep(
+            self._loaded.model,
+            self._loaded.family,
+            self._slots,
+            graphs=self._graphs,
+            source=cache if is_alone else None,
+        )
 
     def _encode(self, batch: Sequence[Prepared]) -> Inputs:
         inputs = self._loaded.family.encode(

@@ -116,6 +116,7 @@ class Core(Protocol):
 class Model(Protocol):
     """The part of a model that the engine uses."""
 
+    config: Config
     device: torch.device
     model: Core
 
@@ -124,6 +125,15 @@ class Model(Protocol):
     def get_input_embeddings(self) -> nn.Module: ...
 
     def eval(self) -> Self: ...
+
+
+class DecoupledEmbedding(Protocol):
+    """The part of IDEFICS-1's embedding in two tables that its family uses."""
+
+    num_embeddings: int
+    num_additional_embeddings: int
+    weight: Tensor
+    additional_embedding: nn.Embedding
 
 
 class StepOutput(Protocol):

@@ -143,6 +143,11 @@ class Family:
         """
         raise NotImplementedError
 
+    def embed(self, model: Model, ids: Tensor) -> Tensor:
+        """Return the embeddings (B, T, D) of *ids* (B, T), no host waiting for a device."""
+        embeds: Tensor = model.get_input_embeddings()(ids)
+        return embeds
+
     def next_inputs(self, inputs: Inputs, sight: Tensor | None) -> Inputs:
         """Return what every decode step needs besides ids, mask, positions and cache.
 

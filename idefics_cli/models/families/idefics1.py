@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.families.base import (
@@ -18,7 +19,7 @@ from idefics_cli.models.families.base import (
     left_padded,
     raw_text,
 )
-from idefics_cli.models.library import Config, Model, Processor
+from idefics_cli.models.library import Config, DecoupledEmbedding, Model, Processor
 from idefics_cli.models.picture import Picture
 
 if TYPE_CHECKING:
@@ -108,6 +109,16 @@ class Idefics1(Family):
             "image_attention_mask": inputs["image_attention_mask"][:, start:end],
             **self._states(sight),
         }
+
+    def embed(self, model: Model, ids: Tensor) -> Tensor:
+        """See `Family.embed`; the library's own looks up which ids are in the second table."""
+        table = cast("DecoupledEmbedding", model.get_input_embeddings())
+        count = table.num_embeddings
+        embeds = functional.embedding(ids.clamp(max=count - 1), table.weight)
+        if not table.num_additional_embeddings:
+            return embeds
+        added = functional.embedding((ids - count).clamp(min=0), table.additional_embedding.weight)
+        return torch.where((ids < count)[..., None], embeds, added)
 
     def next_inputs(self, inputs: Inputs, sight: Tensor | None) -> Inputs:
         """See `Family.next_inputs`: a reply sees what the end of its prompt sees."""

@@ -1,0 +1,182 @@
+"""Recorded decode steps give the plain loop's tokens, and a failed recording costs nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from idefics_cli.engine.graphs import Graphs, bucket, graphs_problem
+from idefics_cli.engine.inference import Inference
+from idefics_cli.engine.local import LocalEngine
+from idefics_cli.engine.slots import kept_in_order
+from idefics_cli.engine.steps import slots_problem
+from tests import tiny
+from tests.recording import CpuCapture
+from tests.test_decode_rows import LIMITS, mixed
+from tests.test_parity import CONVERSATIONS, as_request, open_engine
+
+EngineOf = Callable[[str], LocalEngine]
+SLIDING = "idefics2-sliding"
+
+
+@pytest.fixture(scope="module")
+def engine_of(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EngineOf]:
+    made: list[LocalEngine] = []
+
+    @cache
+    def get(kind: str) -> LocalEngine:
+        folder = checkpoint("idefics2" if kind == SLIDING else kind)
+        if kind == SLIDING:
+            copy = tmp_path_factory.mktemp("sliding")
+            for path in folder.iterdir():
+                (copy / path.name).write_bytes(path.read_bytes())
+            config = json.loads((folder / "config.json").read_text())
+            config["text_config"]["sliding_window"] = 12
+            (copy / "config.json").write_text(json.dumps(config))
+            folder = copy
+        engine = open_engine(folder, kind)
+        engine._require().family.stop_ids.clear()
+        made.append(engine)
+        return engine
+
+    yield get
+    for engine in made:
+        engine.close()
+
+
+def inference_of(engine: LocalEngine, capture: object) -> Inference:
+    """An inference that records its steps by *capture*, as on a GPU."""
+    inference = Inference(engine._require())
+    inference._records = True
+    inference._graphs = Graphs(capture)  # type: ignore[arg-type]
+    return inference
+
+
+class Never:
+    def is_set(self) -> bool:
+        return False
+
+
+def tokens(inference: Inference, batch: list[object]) -> list[list[int]]:
+    return [row.tokens for row in inference.answer(batch, Never()).rows]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [*tiny.CHATTING, SLIDING])
+def test_recorded_steps_give_the_plain_loops_tokens(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    capture = CpuCapture()
+    inference = inference_of(engine, capture)
+    for way in ({}, {"temperature": 1.0, "seed": 3}):
+        batch = mixed(engine, **way)
+        assert tokens(inference, batch) == [list(a.token_ids) for a in engine.complete(batch)]
+    assert inference._graphs.failure is None
+    # 4, 3, 2 and 1 rows go on; 3 take the recording of 4. The first reply of one token is out.
+    assert len(capture.recordings) == 3
+    assert capture.replays == 2 * (max(LIMITS.values()) - 1)
+
+
+@pytest.mark.parametrize("kind", ["idefics", "idefics2", "smolvlm2"])
+def test_what_was_recorded_serves_later_requests_and_their_turns(
+    kind: str, engine_of: EngineOf
+) -> None:
+    engine = engine_of(kind)
+    capture = CpuCapture()
+    inference = inference_of(engine, capture)
+    for name in ("one image", "no image", "two images", "later turns", "no image"):
+        prepared = as_request(engine, CONVERSATIONS[name])
+        (answer,) = engine.complete([prepared])
+        assert tokens(inference, [prepared]) == [list(answer.token_ids)]
+        # The cache that is kept for the next turn holds the reply too.
+        again = inference.answer([prepared], Never())
+        assert again.reused_tokens == answer.prompt_tokens - 1
+        assert list(again.rows[0].tokens) == list(answer.token_ids)
+        kept = inference._prefix
+        assert len(kept._marks) == answer.prompt_tokens + answer.new_tokens - 1
+    # Of one image IDEFICS-1 has other buffers than of two; the others have one recording.
+    assert len(capture.recordings) == (2 if kind == "idefics" else 1)
+
+
+def test_a_reply_longer_than_the_buffers_makes_them_grow(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idefics_cli.engine.slots._TOKENS", 16)
+    engine = engine_of("idefics2")
+    capture = CpuCapture()
+    inference = inference_of(engine, capture)
+    batch = mixed(engine)
+    assert tokens(inference, batch) == [list(a.token_ids) for a in engine.complete(batch)]
+    assert len(capture.recordings) > 3
+
+
+def fails(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+
+def is_frozen(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Record what forgets to read its inputs."""
+    output = function().clone()
+    return lambda: output
+
+
+def is_garbage(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return lambda: torch.full_like(function(), torch.nan)
+
+
+@pytest.mark.parametrize("capture", [fails, is_frozen, is_garbage])
+def test_a_recording_that_fails_or_is_off_is_given_up_for_the_plain_way(
+    capture: object, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of("idefics2")
+    inference = inference_of(engine, capture)
+    batch = mixed(engine)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert tokens(inference, batch) == [list(a.token_ids) for a in engine.complete(batch)]
+    assert inference._graphs.failure is not None
+    assert "\n" not in inference._graphs.failure
+    assert len([r for r in caplog.records if "without CUDA graphs" in r.message]) == 1
+
+
+def test_nothing_is_recorded_where_it_cannot_be(engine_of: EngineOf) -> None:
+    model = engine_of("idefics2")._require().model
+    assert graphs_problem(model) == "only CUDA records kernels"
+    assert slots_problem(model) is None
+    assert not engine_of("idefics2")._require_inference()._records
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_attention_with_masks_takes_rows_of_their_own_lengths(
+    attention: str, engine_of: EngineOf
+) -> None:
+    engine = engine_of("idefics2")
+    loaded = engine._require()
+    before = loaded.model.model.text_model.config._attn_implementation  # type: ignore[attr-defined]
+    batch = mixed(engine)
+    expected = [list(a.token_ids) for a in engine.complete(batch)]
+    loaded.model.set_attn_implementation(attention)  # type: ignore[attr-defined]
+    try:
+        inference = inference_of(engine, CpuCapture())
+        assert tokens(inference, batch) == expected
+        assert inference._graphs.failure is None
+    finally:
+        loaded.model.set_attn_implementation(before)  # type: ignore[attr-defined]
+
+
+def test_batches_are_recorded_in_powers_of_two() -> None:
+    assert [bucket(rows, 12) for rows in range(1, 13)] == [1, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]
+
+
+def test_the_last_rows_take_the_places_of_those_that_ended() -> None:
+    assert kept_in_order([False, True, False, True, False]) == [0, 4, 2]
+    assert kept_in_order([True, True, False]) == [2]
+    assert kept_in_order([False, False]) == [0, 1]
+    assert kept_in_order([True]) == []
