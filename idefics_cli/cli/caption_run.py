@@ -61,7 +61,8 @@ def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> 
             "only a run with an output file knows what failed", hint="give its `-o FILE`"
         )
     captioning = _Captioning(invocation, plan, job, files, reports=output.report is not None)
-    with CaptionProgress(invocation.console, clock=invocation.services.clock) as progress:
+    console, clock = invocation.console, invocation.services.clock
+    with CaptionProgress(console, clock=clock, verbose=invocation.settings.verbose) as progress:
         target = output.target(progress.stdout, job)
         captioning.run(output.format, target, progress)
     code = captioning.tell(progress)

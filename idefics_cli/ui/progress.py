@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,8 @@ from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.models.image_sources import describe_source
-from idefics_cli.ui.console import Console
+from idefics_cli.ui.console import Console, columns
+from idefics_cli.ui.noise import Noise
 
 # Without a terminal: the first line, and the least time from one to the next.
 _FIRST_LINE_SECONDS = 10.0
@@ -29,16 +31,21 @@ class CaptionProgress:
     Args:
         console: The streams of the command; when quiet, only failures are told.
         clock: Seconds.
+        verbose: Tell in the end what libraries wrote while there was a bar.
     """
 
-    def __init__(self, console: Console, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, console: Console, *, clock: Callable[[], float], verbose: bool = False
+    ) -> None:
         self._console = console
         self._clock = clock
+        self._verbose = verbose
+        self._noise = Noise(console.err)
         self._counts = _Counts()
         self._started = 0.0
         self._next_line = _FIRST_LINE_SECONDS
         self._hints: set[str] = set()
-        self._bar = _Bar(console) if _has_bar(console) else None
+        self._bar: _Bar | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -49,17 +56,30 @@ class CaptionProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
+        """Take the bar away, and let standard error be what it was."""
+        if self._bar is None:
+            return
+        try:
             self._bar.stop()
+        finally:
+            self._noise.stop()
+            self._bar, self._console = None, replace(self._console, err=self._noise.terminal)
+        is_bug = kind is not None and not issubclass(kind, (IdeficsError, KeyboardInterrupt))
+        self._tell_noise(self._noise.lines(), in_full=self._verbose or is_bug)
+
+    def _tell_noise(self, lines: Sequence[str], *, in_full: bool) -> None:
+        if in_full:
+            for line in lines:
+                self._console.note(line)
+        elif lines:
+            count = "one line" if len(lines) == 1 else f"{len(lines)} lines"
+            self._console.note(f"libraries wrote {count} of their own; `--verbose` shows them")
 
     @property
     def stdout(self) -> ByteStream:
         """Standard output, for bytes; the bar makes way while they are written."""
         buffer = self._console.out.buffer
-        if self._bar is None or not self._console.is_terminal:
-            return buffer
-        return _Beside(self._bar, buffer)
+        return _Beside(self._line, buffer) if self._console.is_terminal else buffer
 
     @property
     def total(self) -> int:
@@ -82,6 +102,7 @@ class CaptionProgress:
             self._counts.total, self._counts.skipped = event.total, event.skipped
         elif isinstance(event, Ready):
             self._started = self._clock()
+            self._draw()
             self._show()
         elif isinstance(event, Stopping):
             with self._line():
@@ -92,6 +113,12 @@ class CaptionProgress:
                 self._console.warn(f"out of memory: going on with {pictures} at a time")
         else:
             self._count(event)
+
+    def _draw(self) -> None:
+        if _has_bar(self._console):
+            self._noise.start()
+            self._console = replace(self._console, err=self._noise.terminal)
+            self._bar = _Bar(self._console)
 
     def _count(self, record: CaptionRecord) -> None:
         counts = self._counts
@@ -182,16 +209,20 @@ class _Bar:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+        self._err = console.err
+        self._rich = RichConsole(file=console.err)
         self._progress = Progress(
             SpinnerColumn(),
             BarColumn(24),
             TextColumn("{task.description}", markup=False),
-            console=RichConsole(file=console.err),
+            console=self._rich,
             transient=True,
         )
         self._task = self._progress.add_task("", total=None)
 
     def show(self, counts: _Counts) -> None:
+        # Rich asks descriptors 0, 1 and 2, none of which is the terminal now in `< in > out`.
+        self._rich.width = columns(self._err)
         self._progress.update(
             self._task, completed=counts.done, total=counts.total, description=counts.state()
         )
@@ -213,14 +244,16 @@ class _Bar:
 
 
 class _Beside:
-    """Bytes to the terminal that the bar is on."""
+    """Bytes to the terminal that the bar may be on."""
 
-    def __init__(self, bar: _Bar, stream: ByteStream) -> None:
-        self._bar = bar
+    def __init__(
+        self, line: Callable[[], AbstractContextManager[None]], stream: ByteStream
+    ) -> None:
+        self._line = line
         self._stream = stream
 
     def write(self, data: bytes, /) -> None:
-        with self._bar.paused():
+        with self._line():
             self._stream.write(data)
             self._stream.flush()
 
