@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from transformers import AutoProcessor
 
 from idefics_cli.core.types import (
     Attachment,
@@ -19,6 +21,7 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.demo.samples import write_samples
 from idefics_cli.engine.local import LocalEngine
+from idefics_cli.models.facts import demo_folder
 
 SCENES = 24
 SPEC = LoadSpec(repo="demo", family="idefics2", name="demo")
@@ -184,3 +187,48 @@ def test_pictures_of_other_sizes_and_formats_say_the_same(
         (said,) = answer(engine, [question({"path": path}, "Describe this image.")])
         right += said.text == row["caption"]
     assert right >= 7
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("Describe this image.",),
+        (" Describe this image.",),
+        ("\nDescribe it.",),
+        ("...what?",),
+        ("1 or 2?",),
+        ("<b>?",),
+        ("Describe this image.", "How many shapes are there?", "é?"),
+    ],
+)
+@pytest.mark.parametrize("pictures", [0, 1, 2])
+def test_prompts_have_the_tokens_that_the_librarys_processor_gives(
+    texts: tuple[str, ...], pictures: int, rows: list[dict[str, object]], engine: LocalEngine
+) -> None:
+    # This tokenizer, other than those of the tiny models, writes a space of its own as a token.
+    attachments = [Attachment(str(row["path"])) for row in rows[:pictures]]
+    messages = [Message("user", (*attachments, texts[0]))]
+    for text in texts[1:]:
+        messages += [Message("assistant", ("Two.",)), Message("user", (text,))]
+    prepared = engine.prepare(GenerationRequest(tuple(messages)))
+    ours = engine._require().family.encode([prepared.request], [prepared.pictures])["input_ids"]
+
+    processor = AutoProcessor.from_pretrained(demo_folder())
+    images = [Image.open(a.source).convert("RGB") for a in attachments]
+    conversation = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "image"}
+                if isinstance(part, Attachment)
+                else {"type": "text", "text": part}
+                for part in message.parts
+            ],
+        }
+        for message in messages
+    ]
+    rendered = processor.apply_chat_template(conversation, add_generation_prompt=True)
+    theirs = processor(text=[rendered], images=[images] if images else None, return_tensors="pt")[
+        "input_ids"
+    ]
+    assert ours.tolist() == theirs.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -179,6 +180,21 @@ def test_a_raw_prompt_gives_the_librarys_inputs_and_greedy_tokens(
     assert_same_inputs(encode(engine, raw(engine, text, images)), theirs)
     (answer,) = engine.complete([raw(engine, text, images)])
     assert list(answer.token_ids) == reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_any_raw_prompt_has_the_librarys_tokens(
+    kind: str, seed: int, engine_of: EngineOf, reference_of: ReferenceOf
+) -> None:
+    chance = random.Random(seed)
+    pieces = ("<image>", "<image>", "<image>", " ", "  ", "\n", "a", "é", "<", ".", "The dog", "漢")
+    text = "".join(chance.choices(pieces, k=chance.randint(1, 12))) + "<image>."
+    images = [i % 3 for i in range(text.count("<image>"))]
+    engine, prompt = engine_of(kind), raw(engine_of(kind), text, images)
+    ours = engine._require().family.encode([prompt.request], [prompt.pictures])["input_ids"]
+    theirs = reference_of(kind).raw_inputs(text, [picture(i) for i in images])["input_ids"]
+    assert ours.tolist() == theirs.tolist()
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

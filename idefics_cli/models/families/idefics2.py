@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ from idefics_cli.models.picture import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+# A word right after a picture gets a space, which some tokenizers read as a token of its own.
+_WORD_AT_IMAGE = re.compile(rf"{re.escape(FAKE_TOKEN)}(?=[^\s<])")
 
 
 class TemplateFamily(Family):
@@ -129,7 +134,8 @@ class Idefics2(TemplateFamily):
         for picture, part in zip(pictures, rest, strict=True):
             first += self._written(picture) + part
         # As transformers 5.23, processing_idefics2.py, which splits all pictures or none.
-        return self.tokenizer(first.replace(FAKE_TOKEN * 2, FAKE_TOKEN))["input_ids"]
+        text = _WORD_AT_IMAGE.sub(f"{FAKE_TOKEN} ", first.replace(FAKE_TOKEN * 2, FAKE_TOKEN))
+        return self.tokenizer(text)["input_ids"]
 
     def _written(self, picture: Picture) -> str:
         """Return the tokens of one picture: those of its pieces, then of the whole."""
