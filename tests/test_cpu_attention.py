@@ -13,6 +13,7 @@ from idefics_cli.models import cpu_attention
 
 B, KEYS = 2, 37
 Mask = Tensor | None
+MASKS = ["none", "bool", "added", "one for all", "one for each query"]
 
 
 def states(heads: int, kv_heads: int, queries: int, keys: int, width: int) -> list[Tensor]:
@@ -32,7 +33,14 @@ def masks(queries: int, keys: int) -> dict[str, Mask]:
     left_padded = torch.ones(B, 1, queries, keys, dtype=torch.bool)
     left_padded[1, :, :, : keys // 3] = False
     added = torch.zeros(B, 1, queries, keys).masked_fill(~left_padded, -1e9)
-    return {"none": None, "bool": left_padded, "added": added, "one for all": left_padded[1:]}
+    before = torch.arange(keys) <= torch.arange(queries)[:, None] + keys - queries
+    return {
+        "none": None,
+        "bool": left_padded,
+        "added": added,
+        "one for all": left_padded[1:],
+        "one for each query": before.expand(B, 1, queries, keys),
+    }
 
 
 def assert_as_the_library(
@@ -44,7 +52,7 @@ def assert_as_the_library(
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mask", ["none", "bool", "added", "one for all"])
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 6), (6, 1)])
 @pytest.mark.parametrize("queries", [1, 5])
 def test_text_attention_is_the_librarys(queries: int, heads: int, kv_heads: int, mask: str) -> None:
@@ -53,7 +61,7 @@ def test_text_attention_is_the_librarys(queries: int, heads: int, kv_heads: int,
     assert_as_the_library(module, qkv, masks(queries, KEYS)[mask], sliding_window=None)
 
 
-@pytest.mark.parametrize("mask", ["none", "bool", "added", "one for all"])
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("width", [12, 16])
 @pytest.mark.parametrize("native", [True, False])
 def test_attention_among_many_patches_is_the_librarys(

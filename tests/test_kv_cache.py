@@ -76,3 +76,19 @@ def test_states_made_in_inference_mode_can_be_added_to_outside_of_it() -> None:
     with torch.no_grad():
         keys, _ = cache.update(states.clone(), states.clone(), 0)
     assert torch.equal(keys, torch.cat([states, states], 2))
+
+
+def test_states_that_somebody_replaced_are_what_the_next_are_added_to() -> None:
+    torch.manual_seed(0)
+    first, new = torch.randn(2, 2, HEADS, 4, WIDTH), torch.randn(2, 2, HEADS, 1, WIDTH)
+    cache = growing_cache()
+    cache.update(*first, 0)
+    layer = cache.layers[0]
+    layer.keys, layer.values = layer.values, layer.keys
+    keys, values = cache.update(*new, 0)
+    assert torch.equal(keys, torch.cat([first[1], new[0]], 2))
+    assert torch.equal(values, torch.cat([first[0], new[1]], 2))
+    # A view of fewer rows begins where the buffer does.
+    layer.keys, layer.values = layer.keys[:1], layer.values[:1]
+    more, _ = cache.update(*new[:, :1], 0)
+    assert torch.equal(more, torch.cat([keys[:1], new[0, :1]], 2))
