@@ -77,6 +77,8 @@ def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
         Reason("quantization", spec.quantization, _quantization(context)),
         Reason("attention", spec.attention, _attention(context)),
     ]
+    if context.option.device == "cpu":
+        found.append(_products(context))
     if context.facts.splitting is not None:
         choice = "on" if context.option.splitting else "off"
         found.append(Reason("splitting", choice, _splitting(context)))
@@ -203,9 +205,27 @@ def _attention(context: Context) -> str:
 
 def _cpu_attention(context: Context) -> str:
     # As in `cpu_attention.py`, which looks again while it runs.
-    tiled = context.option.dtype == "bfloat16" and context.machine.cpu_bf16
+    tiled = context.option.dtype == "bfloat16" and _has_x86_bf16(context.machine)
     patches = "tile by tile" if tiled else "in heads as wide as a register"
     return f"exact; words are grouped by the heads that share keys, many patches go {patches}"
+
+
+def _has_x86_bf16(machine: Machine) -> bool:
+    # As `cpu_attention.has_native_bf16`; on other processors its ways are not known to be faster.
+    return bool({"avx512_bf16", "amx_bf16"} & machine.cpu_flags)
+
+
+def _products(context: Context) -> Reason:
+    """Return by which kernels the weights are multiplied on a CPU."""
+    option, machine = context.option, context.machine
+    if option.quantization == "8bit" and context.facts.stored is None:
+        return Reason("products", "int8", "few rows by torch's kernel for 8-bit weights")
+    if option.quantization == "none" and option.dtype == "bfloat16" and _has_x86_bf16(machine):
+        return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
+    if option.quantization == "none":
+        return Reason("products", "torch", f"{option.dtype} gains nothing by packing here")
+    kind = "packed" if option.quantization == "4bit" and machine.packed_4bit else "unpacked"
+    return Reason("products", "bitsandbytes", f"its {kind} kernels")
 
 
 def _splitting(context: Context) -> str:

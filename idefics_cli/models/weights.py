@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.models import cpu_attention, int8, quantization, quantized_store
+from idefics_cli.models import cpu_attention, int8, packed, quantization, quantized_store
 from idefics_cli.models.classes import config_class, model_class
 from idefics_cli.models.library import Config, Model
 
@@ -142,8 +142,18 @@ def _from_files(folder: Path, spec: LoadSpec, config: Config) -> Model:
         int8.shrink(
             model, skipped=quantization.SKIPPED[spec.family], dtype=getattr(torch, spec.dtype)
         )
+    if _packs(spec):
+        # Vision has so many rows that it gains nothing.
+        spared = [name for name in quantization.SKIPPED[spec.family] if name != "lm_head"]
+        packed.pack(model, skipped=spared)
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
+
+
+def _packs(spec: LoadSpec) -> bool:
+    alone = spec.device == "cpu" and spec.device_map is None
+    whole = spec.quantization == "none" and spec.dtype == "bfloat16"
+    return alone and whole and cpu_attention.has_native_bf16() and packed.has_kernel()
 
 
 def _dtype_of_files(folder: Path) -> torch.dtype | None:
