@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import Event, Lock
 from types import TracebackType
 from typing import Self
@@ -94,6 +94,20 @@ class FakeEngine:
         self.batches.append(len(batch))
         self._raise_scripted([prepared.request for prepared in batch])
         return [self._complete(prepared, cancel) for prepared in batch]
+
+    def run(
+        self, requests: Iterable[Prepared], *, slots: int, cancel: Event | None = None
+    ) -> Iterator[tuple[int, Completion | Exception]]:
+        """Answer one request after the other; an error of ours is the outcome of its request."""
+        for index, prepared in enumerate(requests):
+            if cancel is not None and cancel.is_set():
+                return
+            try:
+                (completion,) = self.complete([prepared], cancel=cancel)
+            except IdeficsError as error:
+                yield index, error
+            else:
+                yield index, completion
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield the next answer of the script word by word."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -83,6 +83,23 @@ class Engine(Protocol):
             PromptError: If a prompt holds what the model cannot take.
             MemoryLimitError: If the device has not enough memory for this batch.
             ModelError: If the model computes what is no number.
+        """
+        ...
+
+    def run(
+        self, requests: Iterable[Prepared], *, slots: int, cancel: Event | None = None
+    ) -> Iterator[tuple[int, Completion | Exception]]:
+        """Answer many requests, *slots* at a time: as one ends, the next takes its place.
+
+        Args:
+            requests: Read in the caller's thread, up to twice as many ahead as there are slots.
+            slots: Most requests at a time; fewer are taken when the memory runs out.
+            cancel: Setting it ends every answer after the current token; requests that were not
+                begun have no outcome.
+
+        Yields:
+            The number of a request and its answer, or what made it fail alone; as soon as it
+            ended, and in that order.
         """
         ...
 

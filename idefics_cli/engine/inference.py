@@ -15,7 +15,7 @@ from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.engine import Prepared
 from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.decode import OnToken, Row, finish_all, generate
-from idefics_cli.engine.graphs import CudaCapture, Graphs, bucket, graphs_problem
+from idefics_cli.engine.graphs import CudaCapture, Graphs, graphs_problem
 from idefics_cli.engine.memory import as_memory_limit
 from idefics_cli.engine.prefill import Prompt
 from idefics_cli.engine.prefix import PrefixCache, new_cache
@@ -54,16 +54,21 @@ class Inference:
 
     Args:
         loaded: The model.
+
+    Attributes:
+        loaded: The model.
+        slots_problem: Why rows cannot have their own lengths; None if they can.
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
         self._features = FeatureCache()
         self._prefix = PrefixCache()
         self._waiting: WeakValueDictionary[bytes, Picture] = WeakValueDictionary()
+        self.slots_problem = slots_problem(loaded.model)
         self._slots: Slots | None = None
         self._graphs = Graphs(CudaCapture(loaded.model.device))
-        problem = slots_problem(loaded.model) or graphs_problem(loaded.model)
+        problem = self.slots_problem or graphs_problem(loaded.model)
         self._records = problem is None
         _log.debug("decoding with CUDA graphs: %s", problem or "yes")
 
@@ -73,7 +78,7 @@ class Inference:
         # An equal picture may wait for its turn, as when several questions are asked about it.
         known = self._features.recall(digest) or self._waiting.get(digest)
         if known is None:
-            known = self._loaded.family.look(image, digest=digest)
+            known = self.loaded.family.look(image, digest=digest)
             self._waiting[digest] = known
         size = image.info.get("original_size", image.size)
         return known if known.size == size else replace(known, size=size)
@@ -107,16 +112,44 @@ class Inference:
         except MemoryLimitError:
             if not has_kept or has_spoken:
                 raise
-        self._drop()
+        self.drop()
         with as_memory_limit(len(batch)):
             return self._answer(batch, cancel, on_step)
 
-    def _answer(self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken) -> Answer:
-        loaded, is_alone = self._loaded, len(batch) == 1
-        started = time.perf_counter()
+    def begin(self, batch: Sequence[Prepared], cancel: Flag) -> tuple[list[Row], Prompt | None]:
+        """Return an empty reply for each of *batch*, and their prompts; None when cancelled."""
         inputs = self._encode(batch)
-        rows = _rows(batch, inputs, loaded.context_tokens)
-        prompt = self._see(batch, inputs, cancel)
+        rows = _rows(batch, inputs, self.loaded.context_tokens)
+        return rows, self._see(batch, inputs, cancel)
+
+    def take_slots(self, rows: int) -> Slots:
+        """Return slots for *rows*, none of them taken; those of last time, if there are enough."""
+        if self._slots is None or self._slots.rows < rows:
+            self._slots = Slots(rows)
+        self._slots.clear()
+        return self._slots
+
+    def leave_slots(self) -> None:
+        """Free the slots, unless something was recorded for them."""
+        if not self._records:
+            self._slots = None
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """What records steps in slots, where that can be."""
+        return self._graphs if self._records else None
+
+    def drop(self) -> None:
+        """Free all that is kept for later requests."""
+        self._prefix.drop()
+        self._features.clear()
+        self._slots = None
+        self._graphs = Graphs(CudaCapture(self.loaded.model.device))
+
+    def _answer(self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken) -> Answer:
+        loaded, is_alone = self.loaded, len(batch) == 1
+        started = time.perf_counter()
+        rows, prompt = self.begin(batch, cancel)
         if prompt is None:
             finish_all(rows, "cancelled")
             return Answer(rows, 0, time.perf_counter() - started, 0.0)
@@ -145,40 +178,31 @@ class Inference:
         prefilled = ended if prefilled is None else prefilled
         return Answer(rows, reused, prefilled - started, ended - prefilled)
 
-    def _drop(self) -> None:
-        """Free all that is kept for later requests."""
-        self._prefix.drop()
-        self._features.clear()
-        self._slots = None
-        self._graphs = Graphs(CudaCapture(self._loaded.model.device))
-
     def _slot_step(self, prompt: Prompt, cache: Cache) -> Step:
         """Move a prompt's rows into slots, which are kept with what was recorded for them."""
         mask = prompt.inputs["attention_mask"]
-        if self._slots is None or self._slots.rows < len(mask):
-            self._slots = Slots(bucket(len(mask), len(mask) * 2))
-        self._slots.clear()
+        slots = self.take_slots(len(mask))
         is_alone = len(mask) == 1
-        extra = self._loaded.family.next_inputs(prompt.inputs, prompt.sight)
-        self._slots.admit(cache, mask, extra, releases=not is_alone)
+        extra = self.loaded.family.next_inputs(prompt.inputs, prompt.sight)
+        slots.admit(cache, mask, extra, releases=not is_alone)
         return SlotStep(
-            self._loaded.model,
-            self._loaded.family,
-            self._slots,
+            self.loaded.model,
+            self.loaded.family,
+            slots,
             graphs=self._graphs,
             source=cache if is_alone else None,
         )
 
     def _encode(self, batch: Sequence[Prepared]) -> Inputs:
-        inputs = self._loaded.family.encode(
+        inputs = self.loaded.family.encode(
             [prepared.request for prepared in batch], [prepared.pictures for prepared in batch]
         )
-        check_ids(inputs["input_ids"], self._loaded.vocabulary)
+        check_ids(inputs["input_ids"], self.loaded.vocabulary)
         return inputs
 
     def _see(self, batch: Sequence[Prepared], inputs: Inputs, cancel: Flag) -> Prompt | None:
         """Return *inputs* and the pictures on the model's device, or None when cancelled."""
-        model, family = self._loaded.model, self._loaded.family
+        model, family = self.loaded.model, self.loaded.family
         pictures = [picture for prepared in batch for picture in prepared.pictures]
         features = encode_pictures(model, family, pictures, self._features, cancel=cancel)
         if features is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,7 +17,8 @@ from idefics_cli.engine import Measure, Prepared
 from idefics_cli.engine.cancel import AnyOf, Flag
 from idefics_cli.engine.decode import Row
 from idefics_cli.engine.detokenize import Detokenizer
-from idefics_cli.engine.inference import Inference
+from idefics_cli.engine.inference import Answer, Inference
+from idefics_cli.engine.serving import Outcome, Server, Ticket
 from idefics_cli.models.images import ImageLoader
 from idefics_cli.models.loader import Loaded, load
 from idefics_cli.models.picture import Picture
@@ -26,6 +27,8 @@ from idefics_cli.models.registry import base_model_error
 _T = TypeVar("_T")
 # Processors tell channels from pixels by the length of a side, and cut pictures in four.
 _SHORTEST_SIDE = 4
+# How often a thread that waits for requests looks whether anybody still wants it to.
+_POLL_SECONDS = 0.1
 
 
 class LocalEngine:
@@ -91,6 +94,36 @@ class LocalEngine:
             return _result(self._worker.submit(self._complete, tuple(batch), stop))
         finally:
             # Ctrl-C arrives here, while the work goes on in the other thread.
+            abandoned.set()
+
+    def run(
+        self, requests: Iterable[Prepared], *, slots: int, cancel: Event | None = None
+    ) -> Iterator[tuple[int, Completion | Exception]]:
+        """Answer *requests* in any order, *slots* at a time; see `Engine.run`."""
+        abandoned = Event()
+        stop = self._stop(cancel, abandoned)
+        inbox, outbox = _Inbox(stop), SimpleQueue[tuple[int, Completion | Exception] | None]()
+        job = self._worker.submit(self._run, inbox, slots, stop, outbox.put)
+        job.add_done_callback(lambda _: outbox.put(None))
+        waiting = 0
+        try:
+            for index, prepared in enumerate(requests):
+                inbox.put(Ticket(index, prepared))
+                waiting += 1
+                # As many again as there are slots wait for one.
+                while waiting >= 2 * slots or not outbox.empty():
+                    if (outcome := outbox.get()) is None:
+                        _result(job)
+                        return
+                    waiting -= 1
+                    yield outcome
+                if stop.is_set():
+                    break
+            inbox.close()
+            while (outcome := outbox.get()) is not None:
+                yield outcome
+            _result(job)
+        finally:
             abandoned.set()
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
@@ -171,18 +204,28 @@ class LocalEngine:
         answer = self._require_inference().answer(batch, cancel)
         tokenizer = self._require().family.tokenizer
         return [
-            Completion(
-                text=Detokenizer(tokenizer, strip=_strips(prepared)).whole(row.tokens),
-                prompt_tokens=len(row.prompt),
-                reused_tokens=answer.reused_tokens,
-                new_tokens=len(row.tokens),
-                finish=row.finish or "cancelled",
-                prefill_seconds=answer.prefill_seconds,
-                decode_seconds=answer.decode_seconds,
-                token_ids=tuple(row.tokens),
-            )
+            _completion(Detokenizer(tokenizer, strip=_strips(prepared)), answer, row)
             for row, prepared in zip(answer.rows, batch, strict=True)
         ]
+
+    def _run(
+        self,
+        inbox: _Inbox,
+        slots: int,
+        cancel: Flag,
+        put: Callable[[tuple[int, Completion | Exception]], None],
+    ) -> None:
+        tokenizer = self._require().family.tokenizer
+
+        def deliver(ticket: Ticket, outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                put((ticket.index, outcome))
+                return
+            text = Detokenizer(tokenizer, strip=_strips(ticket.prepared))
+            (row,) = outcome.rows
+            put((ticket.index, _completion(text, outcome, row)))
+
+        Server(self._require_inference(), slots, deliver).serve(inbox, cancel)
 
     def _stream(self, prepared: Prepared, cancel: Flag, put: Callable[[TokenChunk], None]) -> None:
         text = Detokenizer(self._require().family.tokenizer, strip=_strips(prepared))
@@ -210,6 +253,51 @@ class LocalEngine:
                 decode_seconds=answer.decode_seconds,
             )
         )
+
+
+class _Inbox:
+    """Hands requests of one thread to another."""
+
+    def __init__(self, cancel: Flag) -> None:
+        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._cancel = cancel
+        self._is_closed = False
+
+    def put(self, ticket: Ticket) -> None:
+        self._queue.put(ticket)
+
+    def close(self) -> None:
+        """Let it be known that no more will come."""
+        self._queue.put(None)
+
+    def take(self, most: int, *, waits: bool) -> list[Ticket]:
+        """See `serving.Inbox`."""
+        taken: list[Ticket] = []
+        while len(taken) < most and not self._is_closed:
+            try:
+                ticket = self._queue.get(waits and not taken, timeout=_POLL_SECONDS)
+            except Empty:
+                if waits and not taken and not self._cancel.is_set():
+                    continue
+                break
+            if ticket is None:
+                self._is_closed = True
+            else:
+                taken.append(ticket)
+        return taken
+
+
+def _completion(text: Detokenizer, answer: Answer, row: Row) -> Completion:
+    return Completion(
+        text=text.whole(row.tokens),
+        prompt_tokens=len(row.prompt),
+        reused_tokens=answer.reused_tokens,
+        new_tokens=len(row.tokens),
+        finish=row.finish or "cancelled",
+        prefill_seconds=answer.prefill_seconds,
+        decode_seconds=answer.decode_seconds,
+        token_ids=tuple(row.tokens),
+    )
 
 
 def _strips(prepared: Prepared) -> bool:

@@ -107,7 +107,7 @@ class SlotStep:
     ) -> None:
         self._model = model
         self._family = family
-        self._slots = slots
+        self.slots = slots
         self._graphs = graphs
         self._source = source
         text = model.config.get_text_config()
@@ -116,7 +116,7 @@ class SlotStep:
 
     def __call__(self, newest: Sequence[int]) -> Tensor:
         """See `Step`."""
-        slots = self._slots
+        slots = self.slots
         slots.reserve(max(slots.lengths) + 1)
         logits = None
         if self._graphs is not None:
@@ -129,26 +129,26 @@ class SlotStep:
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Step`."""
-        self._slots.keep(rows)
+        self.slots.keep(rows)
 
     def close(self) -> None:
         """See `Step`."""
         if self._source is not None:
-            self._slots.append_to(self._source)
+            self.slots.append_to(self._source)
 
     def _is_even(self) -> bool:
-        return len(set(self._slots.lengths)) == 1
+        return len(set(self.slots.lengths)) == 1
 
     def _forward(self, inputs: Tensor, width: int, *, is_even: bool = False) -> Tensor:
         """Run ids and places (2, rows) within the first *width* places; logits (rows, V)."""
         ids, places = inputs
         output = self._model(
-            **{name: tensor[: len(ids)] for name, tensor in self._slots.extra.items()},
+            **{name: tensor[: len(ids)] for name, tensor in self.slots.extra.items()},
             inputs_embeds=self._family.embed(self._model, ids[:, None]),
             # The library's own mask is right, and often none, where all rows are of one length.
             attention_mask=None if is_even else self._mask(places, width),
             position_ids=places[:, None],
-            past_key_values=self._slots.look(places, width),
+            past_key_values=self.slots.look(places, width),
             use_cache=True,
             return_dict=True,
         )

@@ -1,0 +1,287 @@
+"""Slots that are filled again as replies end give each request what it gets alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from idefics_cli.core.errors import ContextError, MemoryLimitError, ModelError
+from idefics_cli.core.types import Completion, Sampling
+from idefics_cli.engine import Prepared
+from idefics_cli.engine.decode import Row, choose
+from idefics_cli.engine.graphs import Graphs
+from idefics_cli.engine.inference import Inference
+from idefics_cli.engine.local import LocalEngine
+from idefics_cli.engine.prefill import prefill
+from idefics_cli.engine.slots import Slots
+from tests import tiny
+from tests.recording import CpuCapture
+from tests.test_engine import ask
+from tests.test_parity import CONVERSATIONS, as_request, open_engine
+
+EngineOf = Callable[[str], LocalEngine]
+NAMES = tuple(CONVERSATIONS)
+LIMITS = (17, 3, 9, 1, 12, 5, 2, 14, 6, 4, 8)
+Outcomes = dict[int, Completion | Exception]
+
+
+@pytest.fixture(scope="module")
+def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[EngineOf]:
+    made: list[LocalEngine] = []
+
+    @cache
+    def get(kind: str) -> LocalEngine:
+        engine = open_engine(checkpoint(kind), kind)
+        engine._require().family.stop_ids.clear()
+        made.append(engine)
+        return engine
+
+    yield get
+    for engine in made:
+        engine.close()
+
+
+def asked(engine: LocalEngine, **ways: object) -> list[Prepared]:
+    """Requests with none to three pictures, whose replies are of many lengths."""
+    sampling = Sampling(**ways)  # type: ignore[arg-type]
+    return [
+        as_request(
+            engine,
+            CONVERSATIONS[NAMES[number % len(NAMES)]],
+            sampling=replace(sampling, max_new_tokens=limit),
+        )
+        for number, limit in enumerate(LIMITS)
+    ]
+
+
+def alone(engine: LocalEngine, requests: Sequence[Prepared]) -> list[tuple[int, ...]]:
+    return [engine.complete([prepared])[0].token_ids for prepared in requests]
+
+
+def ran(engine: LocalEngine, requests: Sequence[Prepared], slots: int = 3) -> Outcomes:
+    outcomes: Outcomes = {}
+    for index, outcome in engine.run(iter(requests), slots=slots):
+        assert index not in outcomes
+        outcomes[index] = outcome
+    return outcomes
+
+
+def tokens(outcomes: Outcomes) -> list[tuple[int, ...]]:
+    assert sorted(outcomes) == list(range(len(outcomes)))
+    found = []
+    for _, outcome in sorted(outcomes.items()):
+        assert isinstance(outcome, Completion), outcome
+        found.append(outcome.token_ids)
+    return found
+
+
+@pytest.fixture(params=["steps", "recorded steps", "batches"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How rows go on: in slots, in slots with recordings, or padded in batches."""
+
+    def make(self: Inference, loaded: object) -> None:
+        made(self, loaded)  # type: ignore[arg-type]
+        self._records = request.param == "recorded steps"
+        self._graphs = Graphs(CpuCapture())
+        self.slots_problem = "none" if request.param == "batches" else None
+
+    made = Inference.__init__
+    monkeypatch.setattr(Inference, "__init__", make)
+    return str(request.param)
+
+
+@pytest.fixture
+def served(engine_of: EngineOf, way: str) -> Iterator[Callable[[str], LocalEngine]]:
+    """The engines with an inference that goes the *way*."""
+    changed: list[tuple[LocalEngine, Inference]] = []
+
+    def get(kind: str) -> LocalEngine:
+        engine = engine_of(kind)
+        changed.append((engine, engine._require_inference()))
+        engine._inference = Inference(engine._require())
+        return engine
+
+    yield get
+    for engine, inference in changed:
+        engine._inference = inference
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_each_request_gets_what_it_gets_alone(kind: str, served: EngineOf, way: str) -> None:
+    engine = served(kind)
+    for sampling in ({}, {"temperature": 1.0, "seed": 3}):
+        requests = asked(engine, **sampling)
+        expected = alone(engine, requests)
+        for slots in (1, 3, 8) if kind == "idefics2" and not sampling else (4,):
+            assert tokens(ran(engine, requests, slots)) == expected
+    assert engine._require_inference()._graphs.failure is None
+
+
+def test_a_long_reply_holds_no_other_back_and_requests_are_read_as_needed(
+    engine_of: EngineOf,
+) -> None:
+    engine = engine_of("idefics2")
+    long = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=150))
+    short = as_request(engine, CONVERSATIONS["system"], sampling=Sampling(max_new_tokens=5))
+    read, got = 0, []
+
+    def requests() -> Iterator[Prepared]:
+        nonlocal read
+        for number in range(13):
+            assert number - len(got) < 4
+            read += 1
+            yield short if number else long
+
+    for index, _ in engine.run(requests(), slots=2):
+        got.append(index)
+    assert read == 13
+    assert got == [*range(1, 13), 0]
+
+
+def test_one_prompt_that_is_too_long_fails_alone(served: EngineOf) -> None:
+    engine = served("idefics2")
+    requests = asked(engine)
+    expected = alone(engine, requests)
+    outcomes = ran(engine, [*requests[:5], ask("word " * 600), *requests[5:]], slots=8)
+    assert isinstance(outcomes.pop(5), ContextError)
+    rest = [outcome for _, outcome in sorted(outcomes.items())]
+    assert tokens(dict(enumerate(rest))) == expected
+
+
+def test_one_reply_that_is_no_number_fails_alone(
+    served: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = served("idefics2")
+    requests = asked(engine)
+    expected = alone(engine, requests)
+    broken = as_request(engine, [("user", [], "Break!")], sampling=Sampling(max_new_tokens=9))
+    ids = engine._require().family.encode([broken.request], [()])["input_ids"][0].tolist()
+
+    def breaks(logits: object, banned: object, stop_ids: object, rows: Sequence[Row]) -> None:
+        if any(row.prompt == ids and len(row.tokens) == 3 for row in rows):
+            raise ModelError("out of range")
+        choose(logits, banned, stop_ids, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("idefics_cli.engine.decode.choose", breaks)
+    monkeypatch.setattr("idefics_cli.engine.serving.choose", breaks)
+    outcomes = ran(engine, [*requests, broken], slots=4)
+    assert isinstance(outcomes.pop(len(requests)), ModelError)
+    assert tokens(outcomes) == expected
+
+
+@pytest.mark.parametrize("at", ["prefill", "admit", "step"])
+def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
+    at: str, served: EngineOf, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = served("idefics2")
+    requests = asked(engine)
+    expected = alone(engine, requests)
+    most = 0
+
+    def check(rows: int) -> None:
+        nonlocal most
+        if rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        most = max(most, rows)
+
+    def checked_prefill(model: object, family: object, prompt: object, *more: object, **options):  # type: ignore[no-untyped-def]
+        check(len(prompt.inputs["input_ids"]))  # type: ignore[attr-defined]
+        return prefill(model, family, prompt, *more, **options)  # type: ignore[arg-type]
+
+    admit = Slots.admit
+
+    def checked_admit(self: Slots, cache: object, mask: object, *more: object, **options: bool):  # type: ignore[no-untyped-def]
+        check(len(self) + len(mask))  # type: ignore[arg-type]
+        admit(self, cache, mask, *more, **options)  # type: ignore[arg-type]
+
+    def checked_choose(logits: object, banned: object, stop_ids: object, rows: list[Row]) -> None:
+        check(len(rows))
+        choose(logits, banned, stop_ids, rows)  # type: ignore[arg-type]
+
+    if at == "prefill":
+        monkeypatch.setattr("idefics_cli.engine.decode.prefill", checked_prefill)
+        monkeypatch.setattr("idefics_cli.engine.serving.prefill", checked_prefill)
+    elif at == "admit":
+        if way == "batches":
+            pytest.skip("nothing is admitted")
+        monkeypatch.setattr(Slots, "admit", checked_admit)
+    else:
+        monkeypatch.setattr("idefics_cli.engine.decode.choose", checked_choose)
+        monkeypatch.setattr("idefics_cli.engine.serving.choose", checked_choose)
+    assert tokens(ran(engine, requests, slots=16)) == expected
+    assert most == 2
+
+
+def test_what_does_not_fit_alone_is_the_outcome_of_each(
+    served: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = served("idefics2")
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("idefics_cli.engine.decode.choose", full)
+    monkeypatch.setattr("idefics_cli.engine.serving.choose", full)
+    outcomes = ran(engine, asked(engine), slots=4)
+    assert len(outcomes) == len(LIMITS)
+    assert {type(outcome) for outcome in outcomes.values()} == {MemoryLimitError}
+
+
+def test_cancelling_ends_what_was_begun_and_begins_nothing(served: EngineOf) -> None:
+    engine = served("idefics2")
+    long = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=300))
+    short = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=2))
+    cancel = threading.Event()
+    outcomes: Outcomes = {}
+    for index, outcome in engine.run([short, *[long] * 50], slots=3, cancel=cancel):
+        outcomes[index] = outcome
+        cancel.set()
+    finishes = [o.finish for o in outcomes.values() if isinstance(o, Completion)]
+    assert finishes == ["length"] + ["cancelled"] * (len(outcomes) - 1)
+    assert len(outcomes) <= 7
+    assert engine.complete([short])[0].new_tokens == 2
+
+
+def test_who_stops_listening_stops_the_work(served: EngineOf) -> None:
+    engine = served("idefics2")
+    requests = asked(engine, max_new_tokens=9)
+    run = engine.run(requests * 100, slots=3)
+    next(run)
+    run.close()  # type: ignore[attr-defined]
+    assert engine.complete([requests[1]])[0].new_tokens == LIMITS[1]
+
+
+def test_an_error_of_whoever_makes_the_requests_reaches_him(served: EngineOf) -> None:
+    engine = served("idefics2")
+    requests = asked(engine)
+
+    def broken() -> Iterator[Prepared]:
+        yield from requests[:4]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(engine.run(broken(), slots=2))
+    assert engine.complete([requests[1]])[0].new_tokens == LIMITS[1]
+
+
+def test_an_error_of_ours_ends_the_run(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("idefics2")
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("deep inside")
+
+    monkeypatch.setattr("idefics_cli.engine.serving.alike", broken)
+    with pytest.raises(ZeroDivisionError, match="deep inside"):
+        list(engine.run(asked(engine), slots=2))
+
+
+def test_no_requests_have_no_outcomes(served: EngineOf) -> None:
+    assert ran(served("idefics2"), []) == {}
