@@ -196,7 +196,7 @@ def test_a_terminal_with_graphics_shows_the_picture_itself(
     here.wait_for_prompt()
     here.type(f"@'{samples[0].path}'")
     here.see(drawing)
-    here.see("tokens, goes with your next text")
+    here.see("goes with your next text")
     assert "\u2580" not in here.raw
     here.answer(*samples[0].ask("background"))
     assert here.leave() == 0
