@@ -228,6 +228,27 @@ def test_a_picture_that_changed_is_captioned_again_and_its_row_replaced(format_:
     assert "named 04" not in now
 
 
+def test_a_row_of_a_list_that_changed_is_asked_about_again() -> None:
+    def run_list(*subjects: str) -> tuple[Ran, list[str]]:
+        rows = (f"{number:02}.jpg,{subject}" for number, subject in enumerate(subjects))
+        Path("photos/list.csv").write_text("\n".join(("file_name,subject", *rows)), "utf-8")
+        engine = FakeEngine(lambda request: request.messages[0].text)
+        prompt = ("--prompt", "Where is {subject}?")
+        ran = caption(
+            "--filelist", "photos/list.csv", "-o", "out.jsonl", *prompt, engine=engine, paths=()
+        )
+        return ran, [request.messages[0].text for request in engine.requests]
+
+    run_list("the dog", "the cat", "Tom")
+    assert run_list("the dog", "the cat", "Tom")[1] == []
+    ran, asked = run_list("the dog", "the mouse", "Tom")
+    assert asked == ["Where is the mouse?"]
+    assert "1 changed since" in ran.err
+    lines = Path("out.jsonl").read_text("utf-8").splitlines()
+    captions = [json.loads(line)["caption"] for line in lines]
+    assert captions == ["Where is the dog?", "Where is the mouse?", "Where is Tom?"]
+
+
 @every_file
 def test_at_no_moment_has_a_picture_that_changed_two_rows(format_: str) -> None:
     caption("-f", format_, "-o", "out")

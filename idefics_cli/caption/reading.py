@@ -75,7 +75,7 @@ def read_content(picture: Picture) -> Content:
     """Return what identifies the content of *picture*; nothing for what is no readable file."""
     source = picture.attachment.source
     if is_uri(source):
-        return Content()
+        return Content(None, stamp_of(picture))
     # Read for its digest, a file is in the memory of the system when it is opened to be decoded.
     stamp = stamp_of(picture)
     if not os.path.isfile(source):  # a pipe may have no end
@@ -88,12 +88,18 @@ def read_content(picture: Picture) -> Content:
 
 
 def stamp_of(picture: Picture) -> str | None:
-    """Return the size and time of change of the file of *picture*; None if it is none.
+    """Return what tells that *picture* is as it was: its file's stamp, `#`, its columns' digest.
 
-    While both are the same, its content is taken to be.
+    While size and time of change are the same, the content of a file is taken to be. What is no
+    file has nothing before the `#`, and a picture without columns nothing from it on; with
+    neither it is None.
     """
     source = picture.attachment.source
-    return None if is_uri(source) else stamp_of_file(source)
+    stamp = None if is_uri(source) else stamp_of_file(source)
+    if not picture.columns:
+        return stamp
+    columns = hashlib.sha256(repr(sorted(picture.columns)).encode("utf-8", "surrogateescape"))
+    return f"{stamp or ''}#{columns.hexdigest()[:16]}"
 
 
 def stamp_of_file(path: str | os.PathLike[str]) -> str | None:

@@ -135,15 +135,18 @@ def differences(former: Settings, now: Settings) -> list[str]:
 def _has_changed(picture: Picture, entry: Entry) -> bool:
     """Tell whether *picture* is no longer what *entry* is of; reads it only if it may be."""
     source = picture.attachment.source
+    stamp, _, columns = (stamp_of(picture) or "").partition("#")
+    former, _, former_columns = (entry.stamp or "").partition("#")
+    if columns != former_columns:
+        return True
     if is_uri(source):
         # What is piped in or copied is another picture each time; an address is what it names.
         return source == "-" or source.lower() == "clipboard:"
-    stamp = stamp_of(picture)
-    if stamp == entry.stamp:
+    if stamp == former:
         return False
-    if stamp is None or entry.sha256 is None:
+    if not stamp or entry.sha256 is None:
         # It is gone: what was said of it stays. It failed unread, and now is there: try it.
-        return stamp is not None
+        return bool(stamp)
     return read_content(picture).sha256 != entry.sha256
 
 

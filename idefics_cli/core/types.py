@@ -208,8 +208,8 @@ class CaptionRecord:
             then the answers joined by line breaks.
         notes: What was done to get it, as "answered alone: out of memory" or "asked again: the
             reply went in circles".
-        stamp: Size and time of change of the file when it was read: while they are the same, so
-            is *sha256*.
+        stamp: Size and time of change of the file when it was read, and a digest of the columns
+            that a list gave for the prompt: while they are the same, so is the caption.
     """
 
     file_name: str
