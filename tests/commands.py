@@ -118,7 +118,7 @@ class World:
         self.looked_up.append(name)
         if self._facts_error:
             raise self._facts_error
-        return self._facts
+        return replace(self._facts, revision=revision)
 
     def _make_factory(self, spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
         def make() -> Engine:

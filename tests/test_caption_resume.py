@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from idefics_cli.caption.sinks import SINKS
-from idefics_cli.core.errors import ImageError
+from idefics_cli.core.errors import ImageError, MemoryLimitError
 from idefics_cli.core.types import GenerationRequest
 from tests.commands import Ran, World, run
 from tests.fakes import FakeEngine
 from tests.outputs import FORMATS, contents, destination
 
+CompletionError = Callable[[Sequence[GenerationRequest]], Exception | None]
 NAMES = tuple(f"{number:02}.jpg" for number in range(12))
 BAD = ImageError("cannot read `photos/03.jpg`: it is cut off", kind="truncated")
 
@@ -40,8 +41,8 @@ def describe(request: GenerationRequest) -> str:
 class Ending(FakeEngine):
     """Ends the run after *count* pictures, as a second Ctrl-C does."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(self._answer)
+    def __init__(self, count: int, *, completion_error: CompletionError | None = None) -> None:
+        super().__init__(self._answer, completion_error=completion_error)
         self._left = count
 
     def _answer(self, request: GenerationRequest) -> str:
@@ -195,6 +196,47 @@ def test_what_makes_a_run_faster_only_is_no_other_run() -> None:
     ran = caption("-o", "out.jsonl", "--threads", "2", "--batch-size", "5")
 
     assert ran.code == 0
+
+
+def test_a_model_that_moved_on_is_refused_and_its_former_commit_goes_on() -> None:
+    old, new = "a" * 40, "b" * 40
+    begun = Ending(4)
+    begun.revision = old
+    caption("-o", "out.jsonl", engine=begun)
+    before = contents(Path())
+    moved = FakeEngine(describe, revision=new)
+    ran = caption("-o", "out.jsonl", engine=moved)
+
+    assert (ran.code, moved.requests, contents(Path())) == (2, [], before)
+    assert ran.err.splitlines()[-2:] == [
+        f"error: the run in `out.jsonl.journal` was begun with commit {old[:12]} of the model, "
+        f"which is at {new[:12]} now",
+        f"hint: `--revision {old}` goes on with it; another `-o` begins beside it",
+    ]
+    engine = FakeEngine(describe, revision=old)
+    assert caption("-o", "out.jsonl", "--revision", old, engine=engine).code == 0
+    assert len(engine.requests) == 8
+    ran = caption("-o", "out.jsonl", "--revision", new)
+    assert (ran.code, f"revision: not given, now `{new}`" in ran.err) == (2, True)
+
+
+def test_the_batch_that_fitted_is_begun_with_when_the_run_goes_on() -> None:
+    def at_most_three(requests: Sequence[GenerationRequest]) -> Exception | None:
+        return MemoryLimitError("out of memory") if len(requests) > 3 else None
+
+    def batches(*arguments: str, left: int) -> tuple[list[int], str]:
+        engine = Ending(left, completion_error=at_most_three)
+        ran = caption("-o", "out.jsonl", *arguments, engine=engine)
+        return engine.batches, ran.err
+
+    assert batches("--batch-size", "6", left=6)[0] == [6, 3, 3, 3]
+    # Who asks for another number gets it.
+    assert batches("--batch-size", "5", left=0)[0] == [5, 2]
+    again, err = batches("--batch-size", "6", left=3)
+    assert again == [3, 3]
+    assert "note: 3 pictures at a time: more ran out of memory before\n" in err
+    assert batches("--batch-size", "6", left=9)[0] == [3]
+    assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == len(NAMES)
 
 
 def test_overwrite_goes_on_with_its_own_unfinished_run_and_replaces_a_finished_one() -> None:

@@ -10,6 +10,8 @@ back to its last whole row, or written anew, after any end. JSON lines, in the o
     {"rewriting": true}                             from here on the output is in doubt, until
     {"rows": [offset, ...], "end": 963}             it has the records at these offsets, in order
     {"closed": "963-170...", "complete": true}      the output as the run left it: size and time
+    {"commit": "0123abc..."}                        of the weights that answer
+    {"fits": 4, "where": "cuda"}                    more pictures at a time ran out of memory there
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ class Journal:
         end: Size of the output after the last row; None when the output is in doubt.
         closed: Size and time of the output when the last run ended in order; None if it did not.
         is_complete: Whether that run had come to its end.
+        commit: Of the weights of the run, when it is known.
+        fits: Where -> how many pictures at a time the memory was enough for, once it was not.
 
     Raises:
         UsageError: If another process has it open, or it is no journal of ours.
@@ -79,6 +83,8 @@ class Journal:
     end: int | None
     closed: str | None
     is_complete: bool
+    commit: str | None
+    fits: dict[str, int]
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,6 +130,16 @@ class Journal:
         self._append({"closed": stamp, "complete": is_complete})
         self.closed, self.is_complete = stamp, is_complete
 
+    def note_commit(self, commit: str) -> None:
+        """Note by which weights the captions are."""
+        self._append({"commit": commit})
+        self.commit = commit
+
+    def note_fit(self, pictures: int, where: str) -> None:
+        """Note how many pictures at a time the memory is enough for."""
+        self._append({"fits": pictures, "where": where})
+        self.fits[where] = pictures
+
     def records(self, keys: Iterable[str]) -> Iterator[CaptionRecord]:
         """Yield the last record of each of *keys*."""
         with self.path.open("rb") as file:
@@ -157,8 +173,8 @@ class Journal:
         self.close()
 
     def _forget(self) -> None:
-        self.settings = None
-        self.entries, self.rows = {}, {}
+        self.settings = self.commit = None
+        self.entries, self.rows, self.fits = {}, {}, {}
         self.skipped = frozenset()
         self.base, self._size = 0, 0
         self._change(None)
@@ -228,6 +244,10 @@ class Journal:
             self._change(None)
         elif "closed" in fields:
             self.closed, self.is_complete = fields["closed"], fields["complete"]
+        elif "commit" in fields:
+            self.commit = fields["commit"]
+        elif "fits" in fields:
+            self.fits[fields["where"]] = fields["fits"]
         return True
 
     # Any: JSON.

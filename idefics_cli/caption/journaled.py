@@ -118,6 +118,38 @@ class JournaledSink:
         self._sink.write(record)
         self._journal.add(self._keys[record.file_name], record, end=self._sink.position())
 
+    def check_commit(self, commit: str | None) -> None:
+        """Remember by which weights this run is, or check that they are those of its beginning.
+
+        Args:
+            commit: None when it is not known.
+
+        Raises:
+            UsageError: If the model has moved on since then.
+        """
+        former = self._journal.commit
+        if commit is None or commit == former:
+            return
+        if former is not None:
+            raise UsageError(
+                f"the run in `{self._path}` was begun with commit {former[:12]} of the model, "
+                f"which is at {commit[:12]} now",
+                hint=f"`--revision {former}` goes on with it; another `-o` begins beside it",
+            )
+        self._journal.note_commit(commit)
+
+    def fit(self, where: str) -> int | None:
+        """Return how many pictures at a time the memory was enough for; None if it always was.
+
+        Args:
+            where: On what device, and of how many that were asked for.
+        """
+        return self._journal.fits.get(where)
+
+    def note_fit(self, pictures: int, where: str) -> None:
+        """Remember, for the next time that this run goes on, what `fit` then returns."""
+        self._journal.note_fit(pictures, where)
+
     def failures(self) -> list[str]:
         """Return the keys of the pictures of this run that have failed, in order."""
         entries = self._journal.entries

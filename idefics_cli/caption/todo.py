@@ -106,7 +106,11 @@ def is_continued(
                 hint="give the same `-o` as then, from the same folder",
             )
         return False
-    if changes := differences(journal.settings, settings):
+    former = journal.settings
+    if journal.commit is not None and settings.get("revision") == journal.commit:
+        # It says by its number what the run began with.
+        former = {**former, "revision": journal.commit}
+    if changes := differences(former, settings):
         if existing == "error":
             raise _other_settings(journal, changes)
         return False

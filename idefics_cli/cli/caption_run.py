@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from idefics_cli.core.errors import (
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
-    from idefics_cli.caption.journaled import MakeSink
+    from idefics_cli.caption.journaled import JournaledSink, MakeSink
     from idefics_cli.caption.runner import Outcome, RunEvent
     from idefics_cli.caption.sinks.base import Sink, Target
     from idefics_cli.caption.todo import Todo
@@ -138,7 +139,16 @@ class _Captioning:
         records: list[CaptionRecord] = []
         self.records = lambda: records
         with SINKS[format_](target) as sink:
-            self._caption(sink, progress, keep=records.append if self.reports else None)
+            self._caption(sink, progress, partial(self._keep, records))
+
+    def _keep(self, records: list[CaptionRecord], event: RunEvent) -> None:
+        from idefics_cli.core.types import CaptionRecord
+
+        if isinstance(event, CaptionRecord):
+            if event.error:
+                self.failures.append(event.file_name)
+            if self.reports:
+                records.append(event)
 
     def _run_journaled(
         self, format_: str, target: Target, files: RunFiles, progress: CaptionProgress
@@ -161,8 +171,9 @@ class _Captioning:
                 self.todo, self.records = sink.todo, sink.records
                 if sink.is_resumed:
                     self._tell_todo(sink.todo)
+                    self._fit(sink)
                 try:
-                    self._caption(sink, progress)
+                    self._caption(sink, progress, partial(self._note, sink, files))
                 finally:
                     self.failures = sink.failures()
         except (IdeficsError, KeyboardInterrupt) as error:
@@ -179,29 +190,26 @@ class _Captioning:
             return
         if format_ == "parquet":
             _write_parquet(target)
-        if self.todo.pictures:
+        if "commit" in self.header:  # otherwise it has not begun, and what is there stays
             self._write_header(files.header, is_over=True)
 
+    def _note(self, sink: JournaledSink, files: RunFiles, event: RunEvent) -> None:
+        from idefics_cli.caption.executors.base import BatchReduced, Ready
+
+        if isinstance(event, Ready):
+            sink.check_commit(event.revision)
+            self.header["commit"] = event.revision
+            self._write_header(files.header, is_over=False)
+        elif isinstance(event, BatchReduced):
+            sink.note_fit(event.size, self._where())
+
     def _caption(
-        self,
-        sink: Sink,
-        progress: CaptionProgress,
-        *,
-        keep: Callable[[CaptionRecord], None] | None = None,
+        self, sink: Sink, progress: CaptionProgress, note: Callable[[RunEvent], None]
     ) -> None:
-        from idefics_cli.caption.executors.base import Ready
         from idefics_cli.caption.runner import run_captions
-        from idefics_cli.core.types import CaptionRecord
 
         def on_event(event: RunEvent) -> None:
-            if isinstance(event, Ready) and self.files is not None:
-                self.header["commit"] = event.revision
-                self._write_header(self.files.header, is_over=False)
-            elif isinstance(event, CaptionRecord):
-                if event.error and self.files is None:
-                    self.failures.append(event.file_name)
-                if keep is not None:
-                    keep(event)
+            note(event)
             progress.handle(event)
 
         settings = self.invocation.settings
@@ -220,6 +228,19 @@ class _Captioning:
         if todo.changed:
             parts.append(f"{todo.changed} changed since")
         self.invocation.console.note(f"going on with the run: {', '.join(parts)}")
+
+    def _fit(self, sink: JournaledSink) -> None:
+        """Begin with as many pictures at a time as the memory was enough for the last time."""
+        size = sink.fit(self._where())
+        if size is not None and size * len(self.job.questions) < self.job.batch_size:
+            self.job = replace(self.job, batch_size=size * len(self.job.questions))
+            pictures = "one picture" if size == 1 else f"{size} pictures"
+            self.invocation.console.note(f"{pictures} at a time: more ran out of memory before")
+
+    def _where(self) -> str:
+        # Who asks for another number than then wants it tried.
+        asked = self.invocation.settings.batch_size or "automatic"
+        return f"{self.plan.spec.device}, batch size {asked}"
 
     def _write_header(self, path: Path, *, is_over: bool) -> None:
         from idefics_cli.caption.header import write_header
