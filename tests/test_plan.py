@@ -418,3 +418,25 @@ def test_a_full_disk_is_told_before_a_download() -> None:
 def test_facts_of_the_registry_are_those_of_the_table() -> None:
     assert all(isinstance(facts, ModelFacts) for facts in FACTS.values())
     assert FACTS["idefics-80b"].parameters == 79_967_843_624
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "quantization", "choice", "why"),
+    [
+        ("idefics2-8b", "H100", None, "CUDA graphs", "spares the GPU a thousand launches"),
+        ("idefics2-8b", "H100", "4bit", "CUDA graphs", "spares the GPU a thousand launches"),
+        ("idefics2-8b", "H100", "8bit", "one kernel at a time", "8bit looks at its numbers"),
+        ("idefics-80b", "two 4090", None, "one kernel at a time", "spread over several"),
+    ],
+)
+def test_a_plan_tells_whether_steps_are_recorded(
+    model: str, machine: str, quantization: str | None, choice: str, why: str
+) -> None:
+    made = plan(model, MACHINES[machine], quantization=quantization)
+    (reason,) = [reason for reason in made.reasons if reason.subject == "decoding"]
+    assert reason.choice == choice
+    assert why in reason.why
+
+
+def test_a_plan_for_a_processor_says_nothing_of_recordings() -> None:
+    assert "decoding" not in {r.subject for r in plan("idefics2-8b", MACHINES["256 GiB"]).reasons}

@@ -110,6 +110,7 @@ class Inference:
             with as_memory_limit(len(batch)):
                 return self._answer(batch, cancel, on_step)
         except MemoryLimitError:
+            self._slots = None
             if not has_kept or has_spoken:
                 raise
         self.drop()

@@ -111,8 +111,14 @@ class Slots:
         """
         lengths = [int(length) for length in mask.sum(-1).tolist()]
         first, held = len(self.lengths), cache.get_seq_length()
-        self._make_room(cache, max(lengths) + 1)
+        if not self.cache.layers:
+            self.cache.layers.extend(
+                _SlotLayer(given.keys[:0, :, :0], given.values[:0, :, :0]) for given in cache.layers
+            )
+        self._set_capacity(max(lengths) + 1)
+        # Layer by layer, so that not all states are in memory twice.
         for layer, given in zip(self.cache.layers, cache.layers, strict=True):
+            self._grow(layer)
             for row, length in enumerate(lengths, start=first):
                 layer.keys[row, :, :length] = given.keys[row - first, :, held - length :]
                 layer.values[row, :, :length] = given.values[row - first, :, held - length :]
@@ -136,17 +142,11 @@ class Slots:
 
     def reserve(self, length: int) -> None:
         """See to it that rows can have *length* tokens."""
-        if length <= self.capacity:
-            return
-        self.capacity = -(-length // _TOKENS) * _TOKENS
-        self.version += 1
-        for layer in self.cache.layers:
-            for name in ("keys", "values"):
-                old = getattr(layer, name)
-                # Zeros: what no row has written yet is masked, but no number times 0 is none.
-                new = old.new_zeros(self.rows, old.shape[1], self.capacity, old.shape[3])
-                new[: len(self), :, : old.shape[2]] = old[: len(self)]
-                setattr(layer, name, new)
+        self._set_capacity(length)
+        # One by one, and again after an error between them.
+        if any(layer.keys.shape[2] != self.capacity for layer in self.cache.layers):
+            for layer in self.cache.layers:
+                self._grow(layer)
 
     def look(self, places: Tensor, width: int) -> Cache:
         """Return the cache for a forward of one token of the first rows.
@@ -167,12 +167,20 @@ class Slots:
             new = layer.keys[:1, :, held:length], layer.values[:1, :, held:length]
             cache.update(*new, index)
 
-    def _make_room(self, cache: Cache, length: int) -> None:
-        if not self.cache.layers:
-            self.cache.layers.extend(
-                _SlotLayer(given.keys[:0, :, :0], given.values[:0, :, :0]) for given in cache.layers
-            )
-        self.reserve(length)
+    def _set_capacity(self, length: int) -> None:
+        if length > self.capacity:
+            self.capacity = -(-length // _TOKENS) * _TOKENS
+            self.version += 1
+
+    def _grow(self, layer: _SlotLayer) -> None:
+        """Give *layer* buffers of the capacity."""
+        for name in ("keys", "values"):
+            old = getattr(layer, name)
+            if old.shape[2] != self.capacity:
+                # Zeros: what no row has written yet is masked, but no number times 0 is none.
+                new = old.new_zeros(self.rows, old.shape[1], self.capacity, old.shape[3])
+                new[: len(self), :, : old.shape[2]] = old[: len(self)]
+                setattr(layer, name, new)
 
     def _admit_extra(self, name: str, tensor: Tensor, first: int) -> None:
         old = self.extra.get(name)

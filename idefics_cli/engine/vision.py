@@ -119,13 +119,21 @@ def encode_pictures(
     for group in _groups(missing, _CPU_PIXELS if model.device.type == "cpu" else _GPU_PIXELS):
         if cancel is not None and cancel.is_set():
             return None
-        tiles = torch.stack([missing[digest].tiles[index] for digest, index in group])
-        seen |= zip(group, family.see(model, tiles.to(model.device)), strict=True)
+        tiles = _stacked([missing[digest].tiles[index] for digest, index in group], model.device)
+        seen |= zip(group, family.see(model, tiles), strict=True)
         for digest in dict.fromkeys(digest for digest, _ in group):
             if (whole := _joined(missing[digest], seen)) is not None:
                 cache.put(missing[digest], whole)
                 features[digest] = whole
     return features
+
+
+def _stacked(tiles: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return *tiles* as one tensor on *device*, to which a CUDA GPU copies them by itself."""
+    is_cuda = device.type == "cuda"
+    # The memory that a copy still reads is not given out again (CUDA's host allocator).
+    staging = tiles[0].new_empty((len(tiles), *tiles[0].shape), pin_memory=is_cuda)
+    return torch.stack(list(tiles), out=staging).to(device, non_blocking=is_cuda)
 
 
 def _groups(

@@ -31,6 +31,8 @@ class Flash:
 
 # transformers 5.23, modeling_flash_attention_utils.py `FLASH_ATTENTION_COMPATIBILITY_MATRIX`.
 # FlashAttention 3's kernels are written for Hopper, though transformers lets Ampere pass.
+# The heads of these models, 64, 72, 96 and 128 wide, suit them all: 2 and 3 take multiples of 8 up
+# to 256, 4 up to 128 on Blackwell (flash_attn/cute/interface.py `_validate_head_dims`).
 FLASH: Mapping[Attention, Flash] = MappingProxyType(
     {
         "flash_attention_2": Flash("flash-attn", (2, 3, 3), (8, 0), "Ampere"),

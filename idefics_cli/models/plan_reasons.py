@@ -79,6 +79,8 @@ def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     ]
     if context.option.device == "cpu":
         found.append(_products(context))
+    if context.option.gpus:
+        found.append(_decoding(context, spec))
     if context.facts.splitting is not None:
         choice = "on" if context.option.splitting else "off"
         found.append(Reason("splitting", choice, _splitting(context)))
@@ -201,6 +203,19 @@ def _attention(context: Context) -> str:
     if installed and context.option.gpus:
         return f"exact and proven; {installed[0]} is installed and can be asked for"
     return "exact, fast, and needs no extra package"
+
+
+def _decoding(context: Context, spec: LoadSpec) -> Reason:
+    # As `slots_problem` and `graphs_problem` of the engine, which look at what was loaded.
+    plain = "one kernel at a time"
+    if context.option.is_spread:
+        return Reason("decoding", plain, "the model is spread over several devices")
+    if spec.attention in attention.FLASH:
+        return Reason("decoding", plain, f"{spec.attention} takes no mask for each reply")
+    if spec.quantization == "8bit":
+        return Reason("decoding", plain, "8bit looks at its numbers between kernels")
+    why = "a recorded step spares the GPU a thousand launches; if it fails, they come back"
+    return Reason("decoding", "CUDA graphs", why)
 
 
 def _cpu_attention(context: Context) -> str:
