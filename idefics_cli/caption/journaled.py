@@ -61,6 +61,7 @@ class JournaledSink:
         self._keys = {p.key: self._identity(p.key) for p in target.pictures}
         self._journal: Journal
         self._sink: Sink
+        self._was_there = False
         self.todo = Todo(())
         self.is_resumed = False
 
@@ -71,6 +72,8 @@ class JournaledSink:
             UsageError: If another run has it, its settings were others, the output was changed
                 by somebody else, or is one that the target protects.
         """
+        path = self._target.path
+        self._was_there = path is not None and path.exists()
         # Before there is any file: a new run into what cannot be written leaves none.
         new = None if self._path.exists() else self._make_sink(self._target).__enter__()
         self._journal = Journal(self._path)
@@ -104,6 +107,7 @@ class JournaledSink:
                     self._leave()
                 else:
                     self._journal.discard()
+                    self._remove_if_begun()
 
     def completed(self) -> AbstractSet[str]:
         """Return the keys of what is not `todo`; see `Sink.completed`."""
@@ -266,6 +270,13 @@ class JournaledSink:
         is_file = self._sink.position() is not None
         if path is not None and is_file and end is not None and path.stat().st_size > end:
             os.truncate(path, end)
+
+    def _remove_if_begun(self) -> None:
+        """Remove an output that came to be, and got no row: it would stop the next run."""
+        path = self._target.path
+        is_file = path is not None and self._sink.position() is not None
+        if path is not None and is_file and not self._was_there and path.stat().st_size == 0:
+            path.unlink()
 
     def _leave(self) -> None:
         path = self._target.path
