@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from idefics_cli.engine.local import LocalEngine
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is imported: models this small only lose by sharing out their work, and lose ten
@@ -40,6 +44,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], LocalEngine]]:
+    """Return what gives the engine of a tiny checkpoint whose replies end at their limits only.
+
+    Random weights end a reply by chance.
+    """
+    from tests.test_parity import open_engine
+
+    made: dict[str, LocalEngine] = {}
+
+    def get(kind: str) -> LocalEngine:
+        if kind not in made:
+            made[kind] = open_engine(checkpoint(kind), kind)
+            made[kind]._require().family.stop_ids.clear()
+        return made[kind]
+
+    yield get
+    for engine in made.values():
+        engine.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

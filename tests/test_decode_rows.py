@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,28 +13,11 @@ from idefics_cli.core.types import Sampling
 from idefics_cli.engine import Prepared
 from idefics_cli.engine.local import LocalEngine
 from tests import tiny
-from tests.test_parity import CONVERSATIONS, as_request, open_engine
+from tests.test_parity import CONVERSATIONS, as_request
 
 EngineOf = Callable[[str], LocalEngine]
 # Of prompts with no, one, two and three pictures, so of four lengths.
 LIMITS = {"no image": 9, "three images": 3, "one image": 14, "two images": 1, "later turns": 6}
-
-
-@pytest.fixture(scope="module")
-def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[EngineOf]:
-    made: list[LocalEngine] = []
-
-    @cache
-    def get(kind: str) -> LocalEngine:
-        engine = open_engine(checkpoint(kind), kind)
-        # Random weights end a reply by chance; here each has its own limit.
-        engine._require().family.stop_ids.clear()
-        made.append(engine)
-        return engine
-
-    yield get
-    for engine in made:
-        engine.close()
 
 
 def mixed(engine: LocalEngine, **ways: object) -> list[Prepared]:
@@ -68,9 +49,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, bool]]]:
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_a_batch_whose_rows_end_apart_says_what_each_says_alone(
-    kind: str, engine_of: EngineOf
+    kind: str, endless: EngineOf
 ) -> None:
-    engine = engine_of(kind)
+    engine = endless(kind)
     for way in ({}, {"temperature": 1.0, "seed": 3}, {"repetition_penalty": 1.4}):
         batch = mixed(engine, **way)
         alone = [engine.complete([prepared])[0].token_ids for prepared in batch]
@@ -81,9 +62,9 @@ def test_a_batch_whose_rows_end_apart_says_what_each_says_alone(
 
 @pytest.mark.parametrize("kind", ["idefics", "idefics2"])
 def test_a_row_that_ended_is_computed_no_more(
-    kind: str, engine_of: EngineOf, steps: list[tuple[int, bool]]
+    kind: str, endless: EngineOf, steps: list[tuple[int, bool]]
 ) -> None:
-    engine = engine_of(kind)
+    engine = endless(kind)
     engine.complete(mixed(engine))
     longest = max(LIMITS.values())
     going = [sum(limit > step for limit in LIMITS.values()) for step in range(1, longest)]
@@ -93,8 +74,8 @@ def test_a_row_that_ended_is_computed_no_more(
     assert steps[0] == (4, True)
 
 
-def test_a_cancelled_batch_ends_the_rows_that_go_on_and_no_others(engine_of: EngineOf) -> None:
-    engine = engine_of("idefics2")
+def test_a_cancelled_batch_ends_the_rows_that_go_on_and_no_others(endless: EngineOf) -> None:
+    engine = endless("idefics2")
     inference = engine._require_inference()
 
     class AfterFour:

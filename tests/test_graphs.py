@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,30 +26,24 @@ SLIDING = "idefics2-sliding"
 
 
 @pytest.fixture(scope="module")
-def engine_of(
+def sliding(
     checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[EngineOf]:
-    made: list[LocalEngine] = []
-
-    @cache
-    def get(kind: str) -> LocalEngine:
-        folder = checkpoint("idefics2" if kind == SLIDING else kind)
-        if kind == SLIDING:
-            copy = tmp_path_factory.mktemp("sliding")
-            for path in folder.iterdir():
-                (copy / path.name).write_bytes(path.read_bytes())
-            config = json.loads((folder / "config.json").read_text())
-            config["text_config"]["sliding_window"] = 12
-            (copy / "config.json").write_text(json.dumps(config))
-            folder = copy
-        engine = open_engine(folder, kind)
+) -> Iterator[LocalEngine]:
+    """An engine whose tokens see no further back than twelve."""
+    folder, copy = checkpoint("idefics2"), tmp_path_factory.mktemp("sliding")
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 12
+    (copy / "config.json").write_text(json.dumps(config))
+    with open_engine(copy, "idefics2") as engine:
         engine._require().family.stop_ids.clear()
-        made.append(engine)
-        return engine
+        yield engine
 
-    yield get
-    for engine in made:
-        engine.close()
+
+@pytest.fixture
+def engine_of(endless: EngineOf, sliding: LocalEngine) -> EngineOf:
+    return lambda kind: sliding if kind == SLIDING else endless(kind)
 
 
 def inference_of(engine: LocalEngine, capture: object) -> Inference:
