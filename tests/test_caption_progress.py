@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,35 @@ def test_captions_failures_and_the_bar_share_a_terminal_without_tearing() -> Non
         for line in (f"{number}.jpg a cat on a mat", f"error: bad{number}.jpg: cannot read it")
     ]
     assert screen(terminal.text())[-1] == "", "the bar is gone at the end"
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (100, "1003 of 3000, 3 failed, 40 skipped, 1.0/s, 2 tokens/s, 33 min left"),
+        (70, "1003 of 3000, 3 failed, 40 skipped, 1.0/s, 2 tokens/s, 33 min left"),
+        (60, "1003 of 3000, 3 failed, 40 skipped, 1.0/s, 33 min left"),
+        (45, "1003 of 3000, 3 failed, 1.0/s, 33 min left"),
+        (40, "1003 of 3000, 3 failed, 33 min left"),
+    ],
+)
+def test_on_a_narrow_terminal_what_matters_most_stays(
+    width: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal = Stream(terminal=True)
+    with CaptionProgress(Console(terminal, terminal), clock=FakeClock(1.0)) as progress:
+        progress.handle(Started(3000, skipped=40))
+        progress.handle(Ready())
+        for _ in range(1000):
+            progress.handle(replace(done(), new_tokens=2))
+        for number in range(3):
+            progress.handle(failed(f"{number}.jpg"))
+        time.sleep(0.25)  # the bar is drawn ten times a second
+        shown = screen(terminal.text())[-1]
+
+    assert (shown.endswith(expected), len(shown) <= width) == (True, True)
+    assert ("━" in shown) == (width == 100)
 
 
 def test_a_piped_stdout_gets_the_bytes_only_and_the_bar_is_not_stopped_for_them() -> None:

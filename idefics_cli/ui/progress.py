@@ -20,6 +20,7 @@ from idefics_cli.ui.noise import Noise
 # Without a terminal: the first line, and the least time from one to the next.
 _FIRST_LINE_SECONDS = 10.0
 _LINE_SECONDS = 30.0
+_BAR_WIDTH = 24
 
 
 class CaptionProgress:
@@ -180,17 +181,27 @@ class _Counts:
     def done(self) -> int:
         return self.captioned + self.failed
 
-    def state(self) -> str:
-        text = f"{self.done} of {self.total}{self._failures()}"
+    def state(self, width: int | None = None) -> str:
+        """Return how far it is, without what matters least where *width* is not enough."""
+        parts = self._state()
+        for name in ("tokens", "skipped", "rate"):
+            if width is None or len(", ".join(parts.values())) <= width:
+                break
+            parts.pop(name, None)
+        return ", ".join(parts.values())
+
+    def _state(self) -> dict[str, str]:
+        parts = {"done": f"{self.done} of {self.total}{self._failures()}"}
         if self.skipped:
-            text += f", {self.skipped} skipped"
+            parts["skipped"] = f"{self.skipped} skipped"
         if not self.done or self.seconds <= 0:
-            return text
-        text += f", {_rate(self.done / self.seconds)}"
+            return parts
+        parts["rate"] = _rate(self.done / self.seconds)
         if self.tokens:
-            text += f", {self.tokens / self.seconds:.0f} tokens/s"
+            parts["tokens"] = f"{self.tokens / self.seconds:.0f} tokens/s"
         left = (self.total - self.done) * self.seconds / self.done
-        return f"{text}, {span(left)} left"
+        parts["left"] = f"{span(left)} left"
+        return parts
 
     def summary(self) -> str:
         text = f"captioned {self.captioned} of {self.total}"
@@ -211,10 +222,10 @@ class _Bar:
 
         self._err = console.err
         self._rich = RichConsole(file=console.err)
+        spinner, text = SpinnerColumn(), TextColumn("{task.description}", markup=False)
+        self._short, self._long = (spinner, text), (spinner, BarColumn(_BAR_WIDTH), text)
         self._progress = Progress(
-            SpinnerColumn(),
-            BarColumn(24),
-            TextColumn("{task.description}", markup=False),
+            *self._long,
             console=self._rich,
             transient=True,
         )
@@ -223,8 +234,12 @@ class _Bar:
     def show(self, counts: _Counts) -> None:
         # Rich asks descriptors 0, 1 and 2, none of which is the terminal now in `< in > out`.
         self._rich.width = columns(self._err)
+        room = self._rich.width - len("x ")
+        state = counts.state(room)
+        has_bar = len(state) + _BAR_WIDTH + 1 <= room
+        self._progress.columns = self._long if has_bar else self._short
         self._progress.update(
-            self._task, completed=counts.done, total=counts.total, description=counts.state()
+            self._task, completed=counts.done, total=counts.total, description=state
         )
         self._progress.start()
 
