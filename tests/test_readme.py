@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -135,3 +136,15 @@ def test_an_answer_that_readme_shows_is_the_answer_of_the_model(
     real = example.command.replace("idefics ", "idefics-real ")
     ran = _run(real, tmp_path, bin_folder)
     assert (ran.returncode, ran.stdout.rstrip()) == (0, example.output), ran.stderr
+
+
+def test_the_messages_of_troubleshooting_are_messages_of_ours() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("## Troubleshooting", 1)[1].split("\n## ", 1)[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) >= 10
+    files = (ROOT / "idefics_cli").rglob("*.py")
+    # Literals that go on in the next line are one message.
+    source = re.sub(r'"\s*f?"', "", "".join(file.read_text(encoding="utf-8") for file in files))
+    assert [message for message in messages if message not in source] == []
