@@ -41,8 +41,11 @@ ZYGOTE = textwrap.dedent(
 
     if sys.argv[1] == "demo":
         services = Services()
-        try:  # all that a run imports; its threads end with it
-            app(["caption", sys.argv[2], "-m", "demo", "-q", "-o", os.devnull], obj=services)
+        # All that a run imports. With one thread there is no pool of OpenMP, whose threads a
+        # child does not have and would wait for, busily and for ever.
+        words = ["caption", sys.argv[2], "-m", "demo", "-q", "-o", os.devnull, "--threads", "1"]
+        try:
+            app(words, obj=services)
         except SystemExit:
             pass
     else:
@@ -247,6 +250,7 @@ def test_the_built_in_model_killed_again_and_again_says_what_it_says_undisturbed
     Path("parts").mkdir()
     chance = random.Random(6)
     command = ("scenes/scene-*.png", "-m", "demo", "-o", "parts/out.jsonl", "--batch-size", "4")
+    command += ("--threads", "1")
     journal = Path("parts/out.jsonl.journal")
     with Zygote("demo", f"scenes/{samples[0].file_name}") as zygote:
         assert zygote.run(*command[:3], "-o", "whole/out.jsonl")[0] == 0
