@@ -187,7 +187,7 @@ OF_ONE_CALL = {
         "plot",
     },
     "demo": {"folder"},
-    "models": {"name"},
+    "models": {"name", "remove"},
     "sessions": {
         "key",
         "keys",
