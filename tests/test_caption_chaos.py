@@ -39,17 +39,14 @@ ZYGOTE = textwrap.dedent(
         time.sleep(0.0005)
         return "a picture of " + request.attachments[0].source
 
-    if sys.argv[1] == "demo":
-        services = Services()
-        # All that a run imports. With one thread there is no pool of OpenMP, whose threads a
-        # child does not have and would wait for, busily and for ever.
-        words = ["caption", sys.argv[2], "-m", "demo", "-q", "-o", os.devnull, "--threads", "1"]
-        try:
-            app(words, obj=services)
-        except SystemExit:
-            pass
-    else:
-        services = World(FakeEngine(answer)).services
+    services = Services() if sys.argv[1] == "demo" else World(FakeEngine(answer)).services
+    # All that a run imports. With one thread there is no pool of OpenMP, whose threads a
+    # child does not have and would wait for, busily and for ever.
+    words = ["caption", sys.argv[2], "-m", "demo", "-q", "-o", os.devnull, "--threads", "1"]
+    try:
+        app(words, obj=services)
+    except SystemExit:
+        pass
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -140,8 +137,10 @@ def _size(path: Path | None) -> int:
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[Zygote]:
-    with Zygote("fake") as zygote:
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    picture = tmp_path_factory.mktemp("first") / "a.jpg"
+    picture.write_bytes(b"0")
+    with Zygote("fake", str(picture)) as zygote:
         yield zygote
 
 
@@ -196,7 +195,7 @@ def test_a_run_killed_at_fifty_random_moments_has_every_picture_once(fake: Zygot
 def test_any_signal_and_any_format_end_in_the_output_of_a_run_without(
     fake: Zygote, number: signal.Signals, format_: str
 ) -> None:
-    pictures(150)
+    pictures(100)
     Path("whole").mkdir()
     Path("parts").mkdir()
     assert fake.run("photos", "-f", format_, "-o", destination("whole", format_))[0] == 0
@@ -240,12 +239,15 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
     assert contents(Path("parts")) == contents(Path("whole"))
 
 
+@pytest.mark.parametrize(
+    ("count", "kills"), [(16, 3), pytest.param(500, 50, marks=pytest.mark.slow)]
+)
 def test_the_built_in_model_killed_again_and_again_says_what_it_says_undisturbed(
-    here: Path,
+    here: Path, count: int, kills: int
 ) -> None:
     from idefics_cli.demo.samples import write_samples
 
-    samples = write_samples(here / "scenes", count=40, seed=3)
+    samples = write_samples(here / "scenes", count=count, seed=3)
     Path("whole").mkdir()
     Path("parts").mkdir()
     chance = random.Random(6)
@@ -254,13 +256,13 @@ def test_the_built_in_model_killed_again_and_again_says_what_it_says_undisturbed
     journal = Path("parts/out.jsonl.journal")
     with Zygote("demo", f"scenes/{samples[0].file_name}") as zygote:
         assert zygote.run(*command[:3], "-o", "whole/out.jsonl")[0] == 0
-        for _ in range(4):
+        for _ in range(kills):
             seconds = chance.uniform(0, 0.3)
             zygote.run(*command, number=signal.SIGKILL, seconds=seconds, after=journal)
         assert zygote.run(*command)[0] == 0
     rows = Path("parts/out.jsonl").read_text("utf-8").splitlines()
     said = {row["file_name"]: row["caption"] for row in map(json.loads, rows)}
-    assert len(rows) == 40
+    assert len(rows) == count
     right = sum(said[f"scenes/{s.file_name}"] == s.caption for s in samples)
-    assert right >= 39
+    assert right >= 0.98 * count - 1
     assert contents(Path("parts")) == contents(Path("whole"))
