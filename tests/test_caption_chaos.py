@@ -255,7 +255,7 @@ def test_the_built_in_model_killed_again_and_again_says_what_it_says_undisturbed
     command += ("--threads", "1")
     journal = Path("parts/out.jsonl.journal")
     with Zygote("demo", f"scenes/{samples[0].file_name}") as zygote:
-        assert zygote.run(*command[:3], "-o", "whole/out.jsonl")[0] == 0
+        assert zygote.run(*command[:3], "-o", "whole/out.jsonl", "--threads", "1")[0] == 0
         for _ in range(kills):
             seconds = chance.uniform(0, 0.3)
             zygote.run(*command, number=signal.SIGKILL, seconds=seconds, after=journal)
