@@ -702,3 +702,10 @@ def test_the_automatic_batch_fits_the_spare_memory_and_more_so_where_none_is_che
 ) -> None:
     size = automatic_batch_size(device, parameters, spare_bytes=spare_bytes, picture_bytes=2 * GIB)
     assert size == expected
+
+
+def test_no_reader_outlives_a_run() -> None:
+    run(job([f"{number}.jpg" for number in range(20)]), FakeEngine(describe))
+    assert [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("read-")
+    ] == []

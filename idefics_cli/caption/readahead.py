@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -19,6 +20,8 @@ Open = Callable[[Picture], Result]
 # Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
 _MAX_PIXELS = 32_000_000
 _POLL_SECONDS = 0.1
+# How long the end of a run waits for its readers.
+_PATIENCE_SECONDS = 0.5
 
 
 class ReadAhead:
@@ -109,9 +112,12 @@ class _Readers:
     def __init__(self, open_: Open, threads: int) -> None:
         self._open = open_
         self._queue: SimpleQueue[tuple[Future[Result], Picture] | None] = SimpleQueue()
-        self._threads = threads
-        for number in range(threads):
-            Thread(target=self._work, name=f"read-{number}", daemon=True).start()
+        self._threads = [
+            Thread(target=self._work, name=f"read-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, picture: Picture) -> Future[Result]:
         future: Future[Result] = Future()
@@ -119,8 +125,15 @@ class _Readers:
         return future
 
     def close(self) -> None:
-        for _ in range(self._threads):
+        """End the threads; wait a moment for those that are not at a slow server.
+
+        A thread that is inside of torch when the interpreter ends takes the process down.
+        """
+        for _ in self._threads:
             self._queue.put(None)
+        until = time.monotonic() + _PATIENCE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:

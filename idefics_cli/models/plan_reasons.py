@@ -238,7 +238,9 @@ def _products(context: Context) -> Reason:
     if option.quantization == "none" and option.dtype == "bfloat16" and _has_x86_bf16(machine):
         return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
     if option.quantization == "none":
-        return Reason("products", "torch", f"{option.dtype} gains nothing by packing here")
+        return Reason(
+            "products", "torch", f"{option.dtype} gains nothing by packing here at one prompt"
+        )
     kind = "packed" if option.quantization == "4bit" and machine.packed_4bit else "unpacked"
     return Reason("products", "bitsandbytes", f"its {kind} kernels")
 
