@@ -669,14 +669,15 @@ def test_a_greedy_run_has_the_seed_that_was_given(tmp_path: Path) -> None:
 
 def test_a_request_has_the_picture_before_the_prompt() -> None:
     chat = job(["a.jpg"])
-    ((key, request),) = chat.items()
-    assert key == "a.jpg"
+    (picture,) = chat.pictures
+    (request,) = chat.requests(picture)
+    assert picture.key == "a.jpg"
     assert request == GenerationRequest(
         (Message("user", (Attachment("a.jpg"), "Describe this image.")),), Sampling(), "chat"
     )
 
     base = CaptionJob(chat.pictures, (Question("In this image,"),), mode="complete")
-    ((_, request),) = base.items()
+    (request,) = base.requests(picture)
     assert request.messages == (Message("user", (Attachment("a.jpg"), " In this image,")),)
     assert request.mode == "complete"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from idefics_cli.caption.discover import Picture
@@ -57,11 +57,6 @@ class CaptionJob:
     captions_folder: str | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     wording: Wording = field(default_factory=Wording)
-
-    def items(self) -> Iterator[tuple[str, GenerationRequest]]:
-        """Yield the key of each picture and the request for its caption, in order."""
-        for picture in self.pictures:
-            yield picture.key, self.requests(picture)[0]
 
     def requests(self, picture: Picture) -> tuple[GenerationRequest, ...]:
         """Return what to ask about *picture*, one request for each question; for any thread.
