@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
-from idefics_cli.engine import Prepared
+from idefics_cli.engine import Prepared, vision
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.vision import FeatureCache, encode_pictures
+from idefics_cli.models import cpu_attention
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.library import Model
 from idefics_cli.models.picture import Picture
 from tests import tiny
 from tests.test_parity import open_engine, picture
 
+Sizes = Sequence[tuple[int, int]] | None
 EngineOf = Callable[[str], LocalEngine]
 
 
@@ -51,16 +53,17 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     def watch(cls: type[Family]) -> None:
         see = cls.see
 
-        def watched(self: Family, model: Model, tiles: Tensor) -> Tensor:
+        def watched(self: Family, model: Model, tiles: Tensor, sizes: Sizes = None) -> Tensor:
             seen.append((tiles.shape[0], tiles.shape[2], tiles.shape[3]))
-            return see(self, model, tiles)
+            return see(self, model, tiles, sizes)
 
         monkeypatch.setattr(cls, "see", watched)
 
     from idefics_cli.models.families.idefics1 import Idefics1
-    from idefics_cli.models.families.idefics2 import TemplateFamily
+    from idefics_cli.models.families.idefics2 import Idefics2, TemplateFamily
 
     watch(Idefics1)
+    watch(Idefics2)
     watch(TemplateFamily)
     return seen
 
@@ -81,15 +84,73 @@ def test_a_picture_is_encoded_once_however_often_it_is_shown(
     )
 
 
-def test_tiles_of_one_size_run_together_and_none_is_padded(
-    engine_of: EngineOf, batches: list[tuple[int, int, int]]
+def test_tiles_of_one_size_run_together_and_none_is_padded_where_that_costs_more(
+    engine_of: EngineOf, batches: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("idefics_cli.engine.vision._CPU_LAYER_OPERATIONS", 0)
     engine = engine_of("idefics2-split")
     square, turned = picture(2), picture(2).rotate(90)
     assert square.size == (64, 64)
     # Four quarters and the whole, none of which is scaled.
     engine.complete([asked(engine, square, turned), asked(engine, square.rotate(180))])
     assert sorted(batches) == [(3, 64, 64), (12, 32, 32)]
+
+
+def test_tiles_of_a_small_model_run_together_whatever_their_size(
+    engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    engine = engine_of("idefics2-split")
+    engine.complete([asked(engine, picture(2)), asked(engine, picture(0))])
+    ((count, height, width),) = batches
+    sizes = [size for i in (0, 2) for size in engine.look(picture(i)).tile_sizes]
+    assert len(set(sizes)) > 2
+    assert (count, height, width) == (len(sizes), *map(max, zip(*sizes, strict=True)))
+
+
+@pytest.mark.parametrize("kind", ["idefics2", "idefics2-split"])
+def test_padded_tiles_give_what_the_library_makes_of_them_with_its_mask(
+    kind: str, engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    loaded = engine_of(kind)._require()
+    images = [picture(i) for i in range(5)]
+    pictures = [loaded.family.look(image) for image in images]
+    encoded = loaded.family.processor.image_processor([images], return_tensors="pt")
+    with torch.inference_mode():
+        expected = torch.cat(list(loaded.model.model.get_image_features(**encoded).pooler_output))
+
+    found = encode_pictures(loaded.model, loaded.family, pictures, FeatureCache())
+
+    assert len(batches) == 1
+    assert found is not None
+    got = torch.cat([found[shown.digest] for shown in pictures])
+    assert torch.allclose(got, expected.view_as(got), atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "cpu_sdpa"])
+def test_an_attention_that_takes_masks_sees_no_padding(
+    attention: str, engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    cpu_attention.register()
+    loaded = engine_of("idefics2")._require()
+    loaded.model.set_attn_implementation(attention)
+    pictures = [loaded.family.look(picture(i)) for i in range(4)]
+    together = encode_pictures(loaded.model, loaded.family, pictures, FeatureCache())
+    assert [count for count, _, _ in batches] == [4]
+    assert together is not None
+    for shown in pictures:
+        found = encode_pictures(loaded.model, loaded.family, [shown], FeatureCache())
+        assert found is not None
+        assert torch.allclose(found[shown.digest], together[shown.digest], atol=1e-5)
+
+
+def test_an_attention_that_may_see_padding_gets_none(
+    engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    loaded = engine_of("idefics2")._require()
+    loaded.model.set_attn_implementation("flex_attention")
+    pictures = [loaded.family.look(picture(i)) for i in (0, 2)]
+    groups = list(vision._groups(loaded.model, loaded.family, pictures))
+    assert [group.pads for group in groups] == [False, False]
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
@@ -105,7 +166,7 @@ def test_features_of_many_pictures_are_those_of_each_alone(
         return found
 
     together = features(*pictures)
-    monkeypatch.setattr("idefics_cli.engine.vision._CPU_PIXELS", 1)
+    monkeypatch.setattr("idefics_cli.engine.tiles.CPU_PIXELS", 1)
     for shown in pictures:
         (alone,) = features(shown).values()
         assert torch.allclose(alone, together[shown.digest], atol=1e-4)
@@ -162,19 +223,19 @@ def test_a_cancelled_look_keeps_the_pictures_that_are_ready(
     engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = engine_of("idefics2")._require()
-    monkeypatch.setattr("idefics_cli.engine.vision._CPU_PIXELS", 1)
+    monkeypatch.setattr("idefics_cli.engine.tiles.CPU_PIXELS", 1)
     pictures = [loaded.family.look(picture(i)) for i in range(3)]
     cache, cancel = FeatureCache(), threading.Event()
     see = loaded.family.see
 
-    def once(model: Model, tiles: Tensor) -> Tensor:
+    def once(model: Model, tiles: Tensor, sizes: Sizes) -> Tensor:
         cancel.set()
-        return see(model, tiles)
+        return see(model, tiles, sizes)
 
     monkeypatch.setattr(loaded.family, "see", once)
     cut = encode_pictures(loaded.model, loaded.family, pictures, cache, cancel=cancel)
     assert cut is None
-    assert [cache.get(p.digest) is not None for p in pictures] == [True, False, False]
+    assert sum(cache.get(p.digest) is not None for p in pictures) == 1
 
 
 def shown(name: bytes) -> Picture:

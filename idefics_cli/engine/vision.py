@@ -1,25 +1,35 @@
-"""Pictures become features once: by shape without padding, and kept by content."""
+"""Pictures become features once: with as little padding as pays, and kept by content."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
 
 import torch
 from torch import Tensor
 
+from idefics_cli.engine import tiles
 from idefics_cli.engine.cancel import Flag
+from idefics_cli.models import cpu_attention
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.library import Model
 from idefics_cli.models.picture import Picture
 
 # A picture of Idefics2-8b takes 0.5 MB in bfloat16, 2.6 MB split; one of Idefics3-8B up to 24 MB.
 KEPT_BYTES = 256 * 2**20
-# One forward of the encoder, which cannot be interrupted. A GPU wants many tiles at once; a CPU
-# gains next to nothing (8 pictures of 980x980 by shape: 0.93 of the time of one by one).
-_CPU_PIXELS, _GPU_PIXELS = 1_000_000, 16_000_000
+# With these a mask of padding gives what the tiles give alone. Flash attention in Idefics2's
+# perceiver once went wrong (see `attention.caution`), and is not asked to.
+_MASKING = ("sdpa", "eager", cpu_attention.NAME)
+
+# Floating-point operations in the time that a layer takes however little it computes: Python,
+# and starting kernels. 1.6 ms and 47 GFLOP/s in float32 on one core of a Xeon with AVX512 at
+# 2.5 GHz; a faster core is faster at both. Threads and native bfloat16 speed up only one.
+_CPU_LAYER_OPERATIONS = 5e7
+_NATIVE_BF16_SPEED = 4
+# A guess, not measured: 0.2 ms, and 300 TFLOP/s in 16 bit.
+_GPU_LAYER_OPERATIONS = 6e10
 
 
 class FeatureCache:
@@ -95,7 +105,7 @@ def encode_pictures(
 ) -> dict[bytes, Tensor] | None:
     """Return the features (tokens, D) of *pictures* by digest, each computed at most once.
 
-    Tiles of one size run together, whichever pictures they are of, and none is padded.
+    Tiles run together, whichever pictures they are of, as `tiles.groups` has it.
 
     Args:
         model: In eval mode.
@@ -115,42 +125,63 @@ def encode_pictures(
             missing[picture.digest] = picture
         else:
             features[picture.digest] = known
-    seen: dict[tuple[bytes, int], Tensor] = {}
-    for group in _groups(missing, _CPU_PIXELS if model.device.type == "cpu" else _GPU_PIXELS):
+    seen: dict[tiles.Tile, Tensor] = {}
+    for group in _groups(model, family, missing.values()):
         if cancel is not None and cancel.is_set():
             return None
-        tiles = _stacked([missing[digest].tiles[index] for digest, index in group], model.device)
-        seen |= zip(group, family.see(model, tiles), strict=True)
-        for digest in dict.fromkeys(digest for digest, _ in group):
+        pixels = _stacked(group, missing, model.device)
+        sizes = group.sizes if group.pads else None
+        seen |= zip(group.tiles, family.see(model, pixels, sizes), strict=True)
+        for digest in dict.fromkeys(digest for digest, _ in group.tiles):
             if (whole := _joined(missing[digest], seen)) is not None:
                 cache.put(missing[digest], whole)
                 features[digest] = whole
     return features
 
 
-def _stacked(tiles: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return *tiles* as one tensor on *device*, to which a CUDA GPU copies them by itself."""
+def _groups(model: Model, family: Family, missing: Iterable[Picture]) -> Iterator[tiles.Group]:
+    """Yield what runs together of the tiles of *missing*."""
+    attention = getattr(model.config.vision_config, "_attn_implementation", "")
+    return tiles.groups(
+        {
+            (picture.digest, index): size
+            for picture in missing
+            for index, size in enumerate(picture.tile_sizes)
+        },
+        most_pixels=tiles.CPU_PIXELS if model.device.type == "cpu" else tiles.GPU_PIXELS,
+        work=family.vision_work if attention in _MASKING else None,
+        call=_call(model.device, model.model.dtype),
+    )
+
+
+def _call(device: torch.device, dtype: torch.dtype) -> tiles.Call:
+    """Return what a forward costs on *device* with weights in *dtype*, in this thread."""
+    if device.type != "cpu":
+        return tiles.Call(_GPU_LAYER_OPERATIONS, overlaps=True)
+    is_fast = dtype == torch.bfloat16 and cpu_attention.has_native_bf16()
+    speed = torch.get_num_threads() * (_NATIVE_BF16_SPEED if is_fast else 1)
+    return tiles.Call(_CPU_LAYER_OPERATIONS * speed)
+
+
+def _stacked(group: tiles.Group, pictures: Mapping[bytes, Picture], device: torch.device) -> Tensor:
+    """Return the tiles of *group* as one tensor on *device*, filled up with zeros.
+
+    A CUDA GPU copies them by itself.
+    """
     is_cuda = device.type == "cuda"
+    first = pictures[group.tiles[0][0]].tiles[0]
+    shape = (len(group.tiles), first.shape[0], group.height, group.width)
     # The memory that a copy still reads is not given out again (CUDA's host allocator).
-    staging = tiles[0].new_empty((len(tiles), *tiles[0].shape), pin_memory=is_cuda)
-    return torch.stack(list(tiles), out=staging).to(device, non_blocking=is_cuda)
+    staging = first.new_empty(shape, pin_memory=is_cuda)
+    if group.pads:
+        staging.zero_()
+    for place, (digest, index) in zip(staging, group.tiles, strict=True):
+        tile = pictures[digest].tiles[index]
+        place[:, : tile.shape[1], : tile.shape[2]] = tile
+    return staging.to(device, non_blocking=is_cuda)
 
 
-def _groups(
-    missing: Mapping[bytes, Picture], most_pixels: int
-) -> Iterator[list[tuple[bytes, int]]]:
-    """Yield tiles, by digest and index, that are of one size and few enough to run together."""
-    by_size: dict[tuple[int, int], list[tuple[bytes, int]]] = {}
-    for digest, picture in missing.items():
-        for index, size in enumerate(picture.tile_sizes):
-            by_size.setdefault(size, []).append((digest, index))
-    for (height, width), tiles in by_size.items():
-        count = max(1, most_pixels // (height * width))
-        for start in range(0, len(tiles), count):
-            yield tiles[start : start + count]
-
-
-def _joined(picture: Picture, seen: dict[tuple[bytes, int], Tensor]) -> Tensor | None:
+def _joined(picture: Picture, seen: dict[tiles.Tile, Tensor]) -> Tensor | None:
     """Return the features of a picture when all its tiles are *seen*, which forgets them."""
     keys = [(picture.digest, index) for index in range(len(picture.tile_sizes))]
     if not all(key in seen for key in keys):

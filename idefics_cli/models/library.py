@@ -63,23 +63,29 @@ class Processor(Protocol):
 
 
 class TextConfig(Protocol):
-    """The part of a text model's config that the engine uses."""
+    """The part of a text model's config that the engine and families use."""
 
     max_position_embeddings: int
+    hidden_size: int
+    intermediate_size: int
 
 
 class VisionConfig(Protocol):
-    """The part of a vision model's config that the loader uses."""
+    """The part of a vision model's config that the loader and families use."""
 
     image_size: int
     patch_size: int
     embed_dim: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
 
 
 class PerceiverConfig(Protocol):
     """The part of a perceiver's config that the loader uses."""
 
     resampler_n_latents: int
+    resampler_depth: int
 
 
 class Config(Protocol):
@@ -108,7 +114,11 @@ class Core(Protocol):
 
     def get_image_features(self, pixel_values: Tensor) -> VisionOutput: ...
 
-    def vision_model(self, *, pixel_values: Tensor) -> VisionOutput: ...
+    def vision_model(
+        self, *, pixel_values: Tensor, patch_attention_mask: Tensor = ...
+    ) -> VisionOutput: ...
+
+    def connector(self, image_hidden_states: Tensor, *, attention_mask: Tensor) -> Tensor: ...
 
     def perceiver_resampler(self, context: Tensor) -> Tensor: ...
 

@@ -19,6 +19,7 @@ from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
 from idefics_cli.models.library import Config, Model, Processor
 from idefics_cli.models.picture import Picture
+from idefics_cli.models.vision_work import VisionWork
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,13 @@ class Family:
         config: Of the checkpoint, for what a subclass must know of its model.
         chats: False for base models.
         stop_ids: Extra end tokens, from the checkpoint's generation config.
+
+    Attributes:
+        vision_work: Of the encoder, if it can be shown tiles of several sizes at once; None if
+            not, or if there is one size only.
     """
+
+    vision_work: VisionWork | None = None
 
     def __init__(
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
@@ -115,8 +122,17 @@ class Family:
         """
         raise NotImplementedError
 
-    def see(self, model: Model, tiles: Tensor) -> Tensor:
-        """Return the features (B, L, D) of *tiles* (B, 3, H, W), which are all of one size."""
+    def see(
+        self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor:
+        """Return the features (B, L, D) of *tiles* (B, 3, H, W).
+
+        Args:
+            model: In eval mode.
+            tiles: On its device.
+            sizes: (height, width) of each tile in pixels without what fills it up at its right
+                and bottom; None if none is filled up. Only for families with `vision_work`.
+        """
         raise NotImplementedError
 
     def gather(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:

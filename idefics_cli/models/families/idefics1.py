@@ -81,7 +81,9 @@ class Idefics1(Family):
         mask = seen[..., None] == torch.arange(most)
         return {**inputs, "image_attention_mask": mask.long()}
 
-    def see(self, model: Model, tiles: Tensor) -> Tensor:
+    def see(
+        self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor:
         """See `Family.see`; as `IdeficsModel.forward` of transformers 5.23 begins."""
         core = model.model
         states = core.vision_model(pixel_values=tiles.to(core.dtype)).last_hidden_state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +20,9 @@ from idefics_cli.models.families.base import (
     left_padded,
     raw_text,
 )
-from idefics_cli.models.library import Model
+from idefics_cli.models.library import Config, Model, Processor
 from idefics_cli.models.picture import Picture
+from idefics_cli.models.vision_work import VisionWork
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,8 +67,10 @@ class TemplateFamily(Family):
         ]
         return left_padded(rows, self.pad_id)
 
-    def see(self, model: Model, tiles: Tensor) -> Tensor:
-        """See `Family.see`."""
+    def see(
+        self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor:
+        """See `Family.see`; *sizes* are those of the tiles."""
         # One "row" of B images; without a mask every pixel is real.
         features = model.model.get_image_features(tiles[None]).pooler_output
         if not isinstance(features, Tensor):
@@ -129,6 +132,33 @@ class TemplateFamily(Family):
 class Idefics2(TemplateFamily):
     """SigLIP, a perceiver with 64 latents per image, and Mistral."""
 
+    def __init__(
+        self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
+    ) -> None:
+        super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
+        self.vision_work = vision_work(config)
+        self._patch = config.vision_config.patch_size
+
+    def see(
+        self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor:
+        """See `Family.see`.
+
+        As `get_image_features` of transformers 5.23, modeling_idefics2.py, which asks a mask of
+        pixels which patches are wholly real; here their sizes say so.
+        """
+        count, _, height, width = tiles.shape
+        rows, columns = height // self._patch, width // self._patch
+        real = torch.ones(count, rows, columns, dtype=torch.bool)
+        for mask, (tile_height, tile_width) in zip(real, sizes or (), strict=False):
+            mask[tile_height // self._patch :] = False
+            mask[:, tile_width // self._patch :] = False
+        real = real.to(tiles.device)
+        core = model.model
+        seen = core.vision_model(pixel_values=tiles.to(core.dtype), patch_attention_mask=real)
+        features: Tensor = core.connector(seen.last_hidden_state, attention_mask=real.flatten(1))
+        return features
+
     def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
         first, *rest = text.split(IMAGE_TOKEN)
         for picture, part in zip(pictures, rest, strict=True):
@@ -141,6 +171,20 @@ class Idefics2(TemplateFamily):
         """Return the tokens of one picture: those of its pieces, then of the whole."""
         images = IMAGE_TOKEN * self.processor.image_seq_len
         return f"{FAKE_TOKEN}{images}{FAKE_TOKEN}" * len(picture.tile_sizes)
+
+
+def vision_work(config: Config) -> VisionWork:
+    """Return what Idefics2's encoder, projection and perceiver have to compute."""
+    vision, text = config.vision_config, config.get_text_config()
+    layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    projection = (2 * vision.hidden_size + text.hidden_size) * text.intermediate_size
+    # A multiplication and an addition for each weight; attention is two products.
+    return VisionWork(
+        patch=vision.patch_size,
+        layers=vision.num_hidden_layers + config.perceiver_config.resampler_depth,
+        patch_operations=2 * (vision.num_hidden_layers * layer + projection),
+        pair_operations=4 * vision.num_hidden_layers * vision.hidden_size,
+    )
 
 
 def without_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
