@@ -114,7 +114,7 @@ def test_offline_what_is_not_cached_is_not_ready(given: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (("-m", "idefics-80b"), "needs 44.6 GiB on cpu", "models that fit: "),
+        (("-m", "idefics-80b"), "needs 51.6 GiB on cpu", "models that fit: "),
         (("-m", "idefics2-8b", "--device", "cuda"), "built for the CPU", "pytorch.org"),
         (("-m", "no-such-model"), "unknown model `no-such-model`", "idefics models"),
         (("-m", "demo", "--attention", "flash_attention_2"), "needs a CUDA GPU", "sdpa"),
@@ -149,7 +149,7 @@ def test_a_broken_library_is_told_before_any_plan(package: str) -> None:
 
 def test_a_broken_bitsandbytes_only_matters_when_it_is_needed() -> None:
     broken = {"bitsandbytes": "CUDA Setup failed"}
-    machine = machines.cpu(24)
+    machine = machines.gpus(machines.RTX_4090)
     ran = doctor(machine, "-m", "demo", broken=broken)
     assert ran.code == 0
     assert "0.50.2; cannot be imported: CUDA Setup failed" in ran.out

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.int4 import Int4Linear
 from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.loader import load
 from tests import tiny
@@ -17,17 +18,24 @@ from tests import tiny
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 
-def linear_names(model: nn.Module, kind: type[nn.Module]) -> set[str]:
+def linear_names(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 @pytest.mark.parametrize(
     ("quantization", "layer"),
-    [("4bit", bitsandbytes.nn.Linear4bit), ("8bit", Int8Linear)],
+    [
+        ("nf4", (bitsandbytes.nn.Linear4bit,)),
+        ("int4", (Int4Linear, Int8Linear)),
+        ("8bit", (Int8Linear,)),
+    ],
 )
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_only_the_text_model_is_quantized(
-    kind: str, quantization: str, layer: type[nn.Module], checkpoint: Callable[[str], Path]
+    kind: str,
+    quantization: str,
+    layer: tuple[type[nn.Module], ...],
+    checkpoint: Callable[[str], Path],
 ) -> None:
     folder = checkpoint(kind)
     family = kind.partition("-")[0].replace("smolvlm2", "smolvlm0")
@@ -35,7 +43,12 @@ def test_only_the_text_model_is_quantized(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes tells of its CPU kernels
         model = load(
-            LoadSpec(repo=str(folder), family=family, quantization=quantization)  # type: ignore[arg-type]
+            LoadSpec(
+                repo=str(folder),
+                family=family,
+                quantization="8bit" if quantization == "8bit" else "4bit",
+                format_4bit="int4" if quantization == "int4" else "nf4",
+            )
         ).model
     assert isinstance(model, nn.Module)
     quantized = linear_names(model, layer)

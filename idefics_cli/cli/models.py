@@ -116,9 +116,9 @@ def quantize(
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Make 4-bit weights for the CPU once and keep them, so that a start takes seconds.
+    """Make small weights for the CPU once and keep them, so that a start takes seconds.
 
-    Large models do so by themselves when they first run in 4bit on a CPU.
+    Large models do so by themselves when they first run in 4bit or 8bit on a CPU.
     """
     from idefics_cli.models.loader import keep_quantized
     from idefics_cli.models.machine import gib
@@ -199,7 +199,7 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
         if row.spec.name == DEMO:
             disk = "built in"
         if row.quantized_bytes:
-            disk += f" + {gib(row.quantized_bytes)} 4bit"
+            disk += f" + {gib(row.quantized_bytes)} quantized"
         kind = "" if row.spec.chats else "; a base model"
         cells.append(
             (

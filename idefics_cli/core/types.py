@@ -15,6 +15,7 @@ Mode = Literal["chat", "complete"]
 Device = str  # "cuda", "cuda:1", "mps" or "cpu"
 DtypeName = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "8bit", "4bit"]
+Format4bit = Literal["nf4", "int4"]
 Attention = Literal["flash_attention_2", "flash_attention_3", "flash_attention_4", "sdpa", "eager"]
 
 
@@ -158,7 +159,9 @@ class LoadSpec:
         name: What the user calls the model; an alias or *repo*.
         chats: False for base models, which only complete.
         dtype: Dtype of all weights that are not quantized.
-        quantization: `4bit` is nf4 with double quantization.
+        quantization: Of the text model's linear layers.
+        format_4bit: What `4bit` is: bitsandbytes' nf4 with double quantization, or our own
+            groups of evenly spaced numbers, on a CPU only.
         attention: `attn_implementation` for transformers.
         device: Where the model runs; the first device when *device_map* is set.
         device_map: "auto" spreads layers over devices and RAM; None puts all on *device*.
@@ -177,6 +180,7 @@ class LoadSpec:
     chats: bool = True
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
+    format_4bit: Format4bit = "nf4"
     attention: Attention = "sdpa"
     device: Device = "cpu"
     device_map: Literal["auto"] | None = None

@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit weights for the CPU, and a model that has them.
+"""Linear layers with 8-bit weights for the CPU.
 
 bitsandbytes' LLM.int8() rounds activations as well, and on a CPU takes 4 times as long as float32
 for one row and 30 times for 64 (one core with AVX512). Here only the weights are rounded.
@@ -6,8 +6,9 @@ for one row and 30 times for 64 (one core with AVX512). Here only the weights ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +27,31 @@ class Int8Linear(nn.Module):
 
     Args:
         linear: What it stands in for.
+        numbers: From `numbers` of a layer that was made from the same weights; None makes them.
 
     Attributes:
         weight: (out, in) int8.
         scale: (out,) float32.
     """
 
+    NUMBERS: ClassVar = ("weight", "scale")
+
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, numbers: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scale = quantize(linear.weight)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        if numbers is None:
+            numbers = dict(zip(self.NUMBERS, quantize(linear.weight), strict=True))
+        for name in self.NUMBERS:
+            self.register_buffer(name, numbers[name])
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Return what the weights became, by name."""
+        return {name: getattr(self, name) for name in self.NUMBERS}
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the outputs (..., out) of *states* (..., in), in their dtype."""
@@ -92,24 +101,3 @@ def has_kernel() -> bool:
         return False
     exact = functional.linear(rows.float(), weight.float()) * scale
     return bool((given.float() - exact).norm() < 0.01 * exact.norm())
-
-
-def shrink(model: nn.Module, *, skipped: Sequence[str], dtype: torch.dtype) -> None:
-    """Give *model* 8-bit weights, in place, and bring all that stays as it is to *dtype*.
-
-    Layer by layer, so that a model whose weights are mapped from its files is never in memory
-    as a whole.
-
-    Args:
-        model: On the CPU.
-        skipped: Full names of the modules to leave, with all that is in them.
-        dtype: Of the rest.
-    """
-    for name, module in list(model.named_modules()):
-        for child_name, child in list(module.named_children()):
-            path = f"{name}.{child_name}".lstrip(".")
-            spared = any(path == skip or path.startswith(f"{skip}.") for skip in skipped)
-            if isinstance(child, nn.Linear) and not spared:
-                setattr(module, child_name, Int8Linear(child))
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from idefics_cli.core.types import Attention, DtypeName, Quantization
-from idefics_cli.models.quantization import METHODS
+from idefics_cli.core.types import Attention, DtypeName, Format4bit, Quantization
+from idefics_cli.models.quantization import bytes_per_weight
 from idefics_cli.models.registry import Shape
 
 BYTES: dict[DtypeName, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -57,10 +57,15 @@ def quantized_weights(shape: Shape) -> int:
 
 
 def weight_bytes(
-    parameters: int, shape: Shape, *, dtype: DtypeName, quantization: Quantization
+    parameters: int,
+    shape: Shape,
+    *,
+    dtype: DtypeName,
+    quantization: Quantization,
+    format_4bit: Format4bit = "nf4",
 ) -> int:
     """Return the bytes of all weights; only the text model's layers are quantized."""
-    small = METHODS[quantization].bytes_per_weight
+    small = bytes_per_weight(quantization, format_4bit)
     if small is None:
         return parameters * BYTES[dtype]
     shrunk = min(parameters, quantized_weights(shape))
@@ -107,11 +112,14 @@ def model_load(
     attention: Attention,
     splitting: bool,
     context: int,
+    format_4bit: Format4bit = "nf4",
 ) -> Load:
     """Return what a model takes while it answers on one picture, without the runtime's own."""
     prompt = prompt_tokens(shape, splitting=splitting, context=context)
     return Load(
-        weights=weight_bytes(parameters, shape, dtype=dtype, quantization=quantization),
+        weights=weight_bytes(
+            parameters, shape, dtype=dtype, quantization=quantization, format_4bit=format_4bit
+        ),
         kv_cache=kv_bytes(shape, dtype=dtype, tokens=min(context, prompt + REPLY_TOKENS)),
         working=working_bytes(
             shape, dtype=dtype, attention=attention, splitting=splitting, tokens=prompt

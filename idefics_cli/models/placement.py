@@ -2,7 +2,7 @@
 
 Order: on one GPU before several, whole before quantized, with tiles before without, any of
 these before a model that is partly in RAM, and a GPU before the CPU. On a processor without
-fast 4-bit kernels, giving up tiles comes before quantizing.
+bitsandbytes' kernels, giving up tiles comes before quantizing, and 8 bit before 4.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from idefics_cli.core.types import Attention, Device, DtypeName, ImageLimits, Quantization
+from idefics_cli.core.types import (
+    Attention,
+    Device,
+    DtypeName,
+    Format4bit,
+    ImageLimits,
+    Quantization,
+)
 from idefics_cli.models.facts import ModelFacts
 from idefics_cli.models.machine import Gpu, Machine
 from idefics_cli.models.memory import (
@@ -19,6 +26,7 @@ from idefics_cli.models.memory import (
     Load,
     model_load,
 )
+from idefics_cli.models.quantization import choose_4bit
 
 # Shares of the free memory that a plan may count on. What is free changes while a model loads:
 # on a GPU little, in RAM with every other program. The estimates have margins of their own.
@@ -70,6 +78,7 @@ class Option:
         quantization: Of the rest.
         splitting: Whether large pictures are cut into tiles.
         offload: Whether RAM holds what the GPUs cannot.
+        format_4bit: What `4bit` is.
     """
 
     device: Device
@@ -78,6 +87,7 @@ class Option:
     quantization: Quantization
     splitting: bool
     offload: bool = False
+    format_4bit: Format4bit = "nf4"
 
     @property
     def is_spread(self) -> bool:
@@ -153,7 +163,7 @@ def needs_of(
         # Apple GPUs use the machine's memory.
         free = min(free, machine.mps_bytes or 0)
     working = load.working + CPU_RUNTIME_BYTES
-    if option.device == "cpu" and option.quantization == "4bit":
+    if option.device == "cpu" and option.quantization == "4bit" and option.format_4bit == "nf4":
         # Packing unfolds one layer's weights to 32-bit numbers and a copy in 8 bit.
         working += facts.shape.hidden * facts.shape.intermediate * 6
     need = Need(option.device, load.weights, load.kv_cache, working, free, int(free * RAM_SHARE))
@@ -207,7 +217,7 @@ class _Mixes:
                 yield quantization, splitting
 
     def slow(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield the mixes for a CPU that is slow with 4 bit: 8 bit is fast there, and better."""
+        """Yield the mixes for a CPU on which 8 bit is nearly as fast as 4, and better."""
         is_open = self.quantizations() == ("none", "4bit")
         for quantization in ("none", "8bit", "4bit") if is_open else self.quantizations():
             for splitting in self.splittings():
@@ -240,9 +250,11 @@ def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Option]:
     # Without native bfloat16, float32 is several times as fast (measured on AVX512: 5 times for
     # a prompt, equal for a reply), so bfloat16 only saves memory.
     native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
+    is_stored = mixes.facts.stored is not None
+    format_4bit = "nf4" if is_stored else choose_4bit(machine, mixes.facts.shape)
     for quantization, splitting in mixes.fast() if machine.packed_4bit else mixes.slow():
         for dtype in mixes.dtypes(native):
-            yield Option("cpu", (), dtype, quantization, splitting)
+            yield Option("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)
 
 
 def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:
@@ -259,6 +271,7 @@ def _load(option: Option, facts: ModelFacts, attention: Attention) -> Load:
         attention=attention,
         splitting=option.splitting,
         context=facts.context_tokens,
+        format_4bit=option.format_4bit,
     )
     if facts.stored is None:
         return load

@@ -70,6 +70,7 @@ class Plan:
             "device": spec.device,
             "dtype": spec.dtype,
             "quantization": spec.quantization,
+            "format_4bit": spec.format_4bit if spec.quantization == "4bit" else None,
             "attention": spec.attention,
             "splitting": spec.splitting,
             "device_map": spec.device_map,
@@ -113,6 +114,8 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
     chosen = next((v for v in verdicts if v.works), None)
     if chosen is None:
         raise _no_way(verdicts, model, choices, machine)
+    if chosen.option.device == "cpu" and choices.quantization not in (None, "auto"):
+        _check_missed_gpu(verdicts)
     spec = _spec(chosen, attention, model, choices, machine)
     better = verdicts[: verdicts.index(chosen)]
     context = plan_reasons.Context(
@@ -155,6 +158,7 @@ def _judge(option: Option, model: ModelFacts, attention: Attention, machine: Mac
         device=option.device,
         machine=machine,
         shape=model.shape,
+        format_4bit=option.format_4bit,
         is_stored=model.stored is not None,
     ) or attentions.find_problem(
         attention, family=model.family, dtype=option.dtype, gpus=option.gpus, machine=machine
@@ -182,6 +186,7 @@ def _spec(
         chats=model.chats,
         dtype=option.dtype,
         quantization=option.quantization,
+        format_4bit=option.format_4bit,
         attention=attention,
         device=option.device,
         device_map="auto" if option.is_spread else None,
@@ -254,6 +259,17 @@ def _check_device(device: str, machine: Machine) -> None:
         hint="; ".join(machine.notes)
         or "`nvidia-smi` tells whether the driver sees one; `--device auto` takes what there is",
     )
+
+
+def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
+    """Raise why a GPU cannot hold quantized weights, if that sends the model to the CPU.
+
+    There it would run without a package, many times slower than the user expects.
+    """
+    for verdict in verdicts:
+        if verdict.option.gpus and verdict.problem is not None and not verdict.missing:
+            hint = f"{verdict.problem.hint}; or `--device cpu`, which needs no package"
+            raise PlanError(verdict.problem.message, hint=hint)
 
 
 def _no_way(

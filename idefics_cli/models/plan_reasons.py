@@ -97,7 +97,12 @@ def warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
     found = [
         _float16(context),
         _emulated_bfloat16(context),
-        quantization.slowness(option.quantization, device=option.device, machine=context.machine),
+        quantization.slowness(
+            option.quantization,
+            device=option.device,
+            machine=context.machine,
+            format_4bit=option.format_4bit,
+        ),
         attention.caution(spec.attention, facts.family),
         _large_quantized(context),
         _unsplit(context),
@@ -235,8 +240,15 @@ def _products(context: Context) -> Reason:
     option, machine = context.option, context.machine
     if option.quantization == "8bit" and context.facts.stored is None:
         return Reason("products", "int8", "few rows by torch's kernel for 8-bit weights")
-    if option.quantization == "none" and option.dtype == "bfloat16" and _has_x86_bf16(machine):
-        return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
+    if option.quantization == "4bit" and option.format_4bit == "int4":
+        why = "4-bit numbers in groups of 32, by torch's kernel; bitsandbytes' nf4 has none here"
+        return Reason("products", "int4", why)
+    if option.quantization == "none" and option.dtype == "bfloat16":
+        if _has_x86_bf16(machine):
+            return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
+        if {"avx2", "avx512f"} & machine.cpu_flags:
+            why = "one row is read in bfloat16, many are multiplied in float32"
+            return Reason("products", "widened", why)
     if option.quantization == "none":
         return Reason(
             "products", "torch", f"{option.dtype} gains nothing by packing here at one prompt"
@@ -287,7 +299,7 @@ def _emulated_bfloat16(context: Context) -> str | None:
     if option.dtype != "bfloat16":
         return None
     if option.device == "cpu" and not machine.cpu_bf16:
-        return "bfloat16 is slow on this processor: prompts take about 5 times as long"
+        return "this processor lacks bfloat16: prompts take 1.4 times as long, words half as long"
     if any(gpu.capability < (8, 0) for gpu in option.gpus):
         return "bfloat16 is emulated on this GPU, and slow"
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from idefics_cli.core.types import LoadSpec, Quantization
+from idefics_cli.core.types import Format4bit, LoadSpec, Quantization
 from idefics_cli.models.machine import Machine
 from idefics_cli.models.registry import Shape
 
@@ -41,9 +41,15 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
             1.0, "half the memory of 16 bit: LLM.int8() on a GPU, 8-bit weights on a CPU"
         ),
         # Half a byte, an 8-bit scale for 64 weights, a 32-bit scale for 256 of those scales.
-        "4bit": Method(0.5 + 1 / 64 + 4 / (64 * 256), "nf4 with double quantization"),
+        "4bit": Method(
+            0.5 + 1 / 64 + 4 / (64 * 256),
+            "nf4 with double quantization; where a CPU has no kernels for it, groups of int4",
+        ),
     }
 )
+
+# Half a byte, and a scale and a zero of 16 bit for 32 weights; see `int4.py`.
+_INT4_BYTES = 0.5 + 4 / 32
 
 # Left in the model's dtype, by full name: transformers matches from the start of the name, so
 # "vision_model" would skip nothing, and a list of ours replaces its own, which holds lm_head.
@@ -73,6 +79,7 @@ def find_problem(
     device: str,
     machine: Machine,
     shape: Shape,
+    format_4bit: Format4bit = "nf4",
     is_stored: bool = False,
 ) -> Problem | None:
     """Return why *quantization* cannot run on *device*, or None.
@@ -82,9 +89,11 @@ def find_problem(
         device: Where it is to run.
         machine: What that has.
         shape: Of the model.
+        format_4bit: What `4bit` is.
         is_stored: Whether the files of the model hold weights that bitsandbytes made.
     """
-    if quantization == "none" or (is_own(quantization, device) and not is_stored):
+    own = is_own(quantization, device, format_4bit=format_4bit)
+    if quantization == "none" or (own and not is_stored):
         return None
     if device.startswith("mps"):
         return Problem(
@@ -112,22 +121,43 @@ def find_problem(
     return None
 
 
-def is_own(quantization: Quantization, device: str) -> bool:
-    """Tell whether *quantization* on *device* is done by `int8.py`, without bitsandbytes."""
-    return quantization == "8bit" and device == "cpu"
+def is_own(quantization: Quantization, device: str, *, format_4bit: Format4bit) -> bool:
+    """Tell whether *quantization* on *device* is done by us, without bitsandbytes."""
+    return device == "cpu" and (
+        quantization == "8bit" or (quantization == "4bit" and format_4bit == "int4")
+    )
 
 
-def slowness(quantization: Quantization, *, device: str, machine: Machine) -> str | None:
+def choose_4bit(machine: Machine, shape: Shape) -> Format4bit:
+    """Return what `4bit` is on the CPU of *machine* for a model that is not stored so.
+
+    nf4 is smaller, and as fast for one row and twice as fast for many, where bitsandbytes has
+    kernels for it (AMD Zen 5, torch 2.13). Elsewhere it takes 40 times as long.
+    """
+    installed = all(machine.has(package) for package in ("bitsandbytes", "accelerate"))
+    return "nf4" if machine.packed_4bit and installed and _packs(shape) else "int4"
+
+
+def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> float | None:
+    """Return what a quantized weight takes with its scales; None if it keeps its dtype."""
+    if quantization == "4bit" and format_4bit == "int4":
+        return _INT4_BYTES
+    return METHODS[quantization].bytes_per_weight
+
+
+def slowness(
+    quantization: Quantization, *, device: str, machine: Machine, format_4bit: Format4bit
+) -> str | None:
     """Return how *quantization* costs time on *device*, or None."""
     if device != "cpu" or quantization == "none":
         return None
     if quantization == "8bit":
-        # 0.5 of bfloat16's time for a word, where 4bit takes 0.3 (one row; see `int8.py`).
+        # 0.5 of bfloat16's time for a word, where nf4 takes 0.3 (one row; see `int8.py`).
         return "4bit is faster on this processor" if machine.packed_4bit else None
-    if not machine.packed_4bit:
+    if format_4bit == "nf4" and not machine.packed_4bit:
         return (
-            "4bit is slow on this processor, which lacks AVX512_BF16: "
-            "each word takes 15 to 35 times as long; 8bit is fast on it"
+            "nf4 is slow on this processor, which lacks AVX512_BF16: each word takes 15 to 35 "
+            "times as long; the plain checkpoint with `--quantization 4bit` is fast on it"
         )
     return None
 

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.models.quantization import SKIPPED
+from idefics_cli.models.quantization import SKIPPED, is_own
 
 _MANIFEST = "idefics.json"
 _PARTIAL = ".partial-"
@@ -68,7 +68,8 @@ def place(root: Path, source: Path, spec: LoadSpec) -> Path:
         (path.name, (real := path.resolve()).name, real.stat().st_size, real.stat().st_mtime_ns)
         for path in [*sorted(source.glob("*.safetensors")), source / "config.json"]
     ]
-    parts = (files, spec.quantization, spec.dtype, SKIPPED[spec.family], _versions())
+    made = (spec.quantization, spec.format_4bit, spec.dtype, _layout(spec))
+    parts = (files, *made, SKIPPED[spec.family], _versions())
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     name = spec.repo.strip("/").replace("/", "--")[-80:]
     return root / f"{name}--{spec.quantization}--{digest}"
@@ -164,6 +165,17 @@ def _sweep(root: Path) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _PARTIAL_SECONDS:
                 shutil.rmtree(path)
+
+
+def _layout(spec: LoadSpec) -> tuple[int, ...]:
+    """Return what decides how our own layers lie in memory; nothing for bitsandbytes'."""
+    if not is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
+        return ()
+    # Not above: a list of what is kept must not wait for torch.
+    from idefics_cli.models.int4 import block
+    from idefics_cli.models.quantized_layers import LAYOUT
+
+    return (LAYOUT, block())
 
 
 def _versions() -> list[str]:

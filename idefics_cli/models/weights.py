@@ -9,10 +9,18 @@ from typing import cast
 
 import torch
 from safetensors import safe_open
+from torch import Tensor, nn
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.models import cpu_attention, int8, packed, quantization, quantized_store
+from idefics_cli.models import (
+    cpu_attention,
+    packed,
+    quantization,
+    quantized_layers,
+    quantized_store,
+    widened,
+)
 from idefics_cli.models.classes import config_class, model_class
 from idefics_cli.models.library import Config, Model
 
@@ -23,7 +31,7 @@ _WORTH_KEEPING_BYTES = 2 * 2**30
 def load_weights(folder: Path, spec: LoadSpec, config: Config, *, report: Progress) -> Model:
     """Return the model of *spec* in eval mode, on its device or devices.
 
-    What bitsandbytes makes on a CPU, slowly, is kept in `spec.quantized_folder` and taken from
+    What is quantized on a CPU, slowly, is kept in `spec.quantized_folder` and taken from
     there the next time.
 
     Args:
@@ -37,10 +45,10 @@ def load_weights(folder: Path, spec: LoadSpec, config: Config, *, report: Progre
     """
     place = _place(folder, spec, config)
     if place is not None and place.exists():
-        kept = _kept(place, spec, config)
+        kept = _kept(place, folder, spec, config)
         if kept is not None:
             return kept
-    model = _from_files(folder, spec, config)
+    model = _from_files(folder, spec, config, report=report)
     if place is not None and _size(folder) >= _WORTH_KEEPING_BYTES:
         report("keeping the quantized weights", None)
         try:
@@ -62,27 +70,29 @@ def store_quantized(folder: Path, spec: LoadSpec, config: Config, *, report: Pro
         raise ModelError(
             f"there is nothing to keep for `{spec.name or spec.repo}` in {spec.quantization} "
             f"on {spec.device}",
-            hint="only `--quantization 4bit` on a CPU takes long to make",
+            hint="only what is quantized on a CPU takes long to make",
         )
     if not quantized_store.is_whole(place):
         report("quantizing", None)
-        _save(_from_files(folder, spec, config), place, folder, spec)
+        _save(_from_files(folder, spec, config, report=report), place, folder, spec)
     return place
 
 
 def _place(folder: Path, spec: LoadSpec, config: Config) -> Path | None:
     """Return where the quantized weights of *spec* are kept; None if they are not."""
-    alone = spec.device == "cpu" and spec.device_map is None and spec.quantization == "4bit"
-    is_stored = getattr(config, "quantization_config", None) is not None
-    if spec.quantized_folder is None or not alone or is_stored:
+    alone = spec.device == "cpu" and spec.device_map is None and spec.quantization != "none"
+    if spec.quantized_folder is None or not alone or _is_stored(config):
         return None
     return quantized_store.place(Path(spec.quantized_folder), folder, spec)
 
 
-def _kept(place: Path, spec: LoadSpec, config: Config) -> Model | None:
-    """Return the model in *place*; None, and no *place*, if that is damaged."""
+def _kept(place: Path, folder: Path, spec: LoadSpec, config: Config) -> Model | None:
+    """Return the model whose weights are in *place*; None, and no *place*, if they are damaged."""
     if quantized_store.is_whole(place):
         try:
+            if _is_own(spec, config):
+                layers = quantized_layers.open_layers(place)
+                return _from_files(folder, spec, config, layers=layers)
             kept = config_class(config.model_type).from_pretrained(place)
             return _from_files(place, spec, cast("Config", kept))
         except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -94,6 +104,8 @@ def _kept(place: Path, spec: LoadSpec, config: Config) -> Model | None:
 
 def _save(model: Model, place: Path, folder: Path, spec: LoadSpec) -> None:
     saves = cast("quantized_store.Saves", model)
+    if quantization.is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
+        saves = quantized_layers.Layers(cast("nn.Module", model))
     # Quantized weights take less than the files that they were made from, unless the rest grows
     # to float32.
     quantized_store.save(saves, place, spec, needed_bytes=_size(folder))
@@ -103,7 +115,63 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _from_files(folder: Path, spec: LoadSpec, config: Config) -> Model:
+def _is_stored(config: Config) -> bool:
+    """Tell whether the files of *config* hold weights that bitsandbytes made."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def _is_own(spec: LoadSpec, config: Config) -> bool:
+    own = quantization.is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit)
+    return own and not _is_stored(config)
+
+
+def _from_files(
+    folder: Path,
+    spec: LoadSpec,
+    config: Config,
+    *,
+    layers: Mapping[str, Tensor] | None = None,
+    report: Progress | None = None,
+) -> Model:
+    """Return the model in *folder*.
+
+    Args:
+        folder: With its files.
+        spec: How to load it.
+        config: Of the model.
+        layers: What we quantized before; None quantizes, where that is ours to do.
+        report: Told how far that is.
+
+    Raises:
+        ModelError: If weights are missing.
+        KeyError: If *layers* lacks one.
+    """
+    model, found = model_class(config.model_type).from_pretrained(
+        folder, output_loading_info=True, **_arguments(folder, spec, config)
+    )
+    if missing := sorted(found["missing_keys"]):
+        # The library fills them with random numbers and only warns.
+        raise ModelError(
+            f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
+            hint="its files are incomplete; `idefics models pull` fetches them again",
+        )
+    if _is_own(spec, config):
+        quantized_layers.quantize(
+            model,
+            spec.quantization,
+            skipped=quantization.SKIPPED[spec.family],
+            dtype=getattr(torch, spec.dtype),
+            kept=layers,
+            report=report,
+        )
+    if spec.device == "cpu" and spec.device_map is None and spec.dtype == "bfloat16":
+        _prepare_bfloat16(model, spec)
+    # bitsandbytes' packed CPU kernels are used in eval mode only.
+    return cast("Model", model.eval())
+
+
+def _arguments(folder: Path, spec: LoadSpec, config: Config) -> dict[str, object]:
+    """Return the arguments of `from_pretrained`."""
     arguments: dict[str, object] = {
         "config": config,
         # Without it transformers obeys config.json, which says float32 for several 8B models.
@@ -111,10 +179,9 @@ def _from_files(folder: Path, spec: LoadSpec, config: Config) -> Model:
         "attn_implementation": _attention(spec),
         "use_safetensors": True,
     }
-    is_stored = getattr(config, "quantization_config", None) is not None
-    is_own = quantization.is_own(spec.quantization, spec.device) and not is_stored
-    settings = None if is_own else quantization.bitsandbytes_config(spec)
-    if is_own:
+    own = _is_own(spec, config)
+    settings = None if own else quantization.bitsandbytes_config(spec)
+    if own:
         # As in the files, so that they are only mapped.
         arguments["dtype"] = _dtype_of_files(folder) or arguments["dtype"]
     if settings is not None:
@@ -129,31 +196,17 @@ def _from_files(folder: Path, spec: LoadSpec, config: Config) -> Model:
     elif settings is not None or spec.device != "cpu":
         # Weights go straight to the device, without a copy in RAM.
         arguments["device_map"] = {"": spec.device}
-    model, found = model_class(config.model_type).from_pretrained(
-        folder, output_loading_info=True, **arguments
-    )
-    if missing := sorted(found["missing_keys"]):
-        # The library fills them with random numbers and only warns.
-        raise ModelError(
-            f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
-            hint="its files are incomplete; `idefics models pull` fetches them again",
-        )
-    if is_own:
-        int8.shrink(
-            model, skipped=quantization.SKIPPED[spec.family], dtype=getattr(torch, spec.dtype)
-        )
-    if _packs(spec):
+    return arguments
+
+
+def _prepare_bfloat16(model: nn.Module, spec: LoadSpec) -> None:
+    """Let the linear layers that are left in bfloat16 multiply as this processor does best."""
+    if widened.is_needed():
+        widened.widen(model)
+    elif spec.quantization == "none" and cpu_attention.has_native_bf16() and packed.has_kernel():
         # Vision has so many rows that it gains nothing.
         spared = [name for name in quantization.SKIPPED[spec.family] if name != "lm_head"]
         packed.pack(model, skipped=spared)
-    # bitsandbytes' packed CPU kernels are used in eval mode only.
-    return cast("Model", model.eval())
-
-
-def _packs(spec: LoadSpec) -> bool:
-    alone = spec.device == "cpu" and spec.device_map is None
-    whole = spec.quantization == "none" and spec.dtype == "bfloat16"
-    return alone and whole and cpu_attention.has_native_bf16() and packed.has_kernel()
 
 
 def _dtype_of_files(folder: Path) -> torch.dtype | None:
