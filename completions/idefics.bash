@@ -35,8 +35,8 @@ _idefics_command() {
         ;;
     'idefics bench')
         commands=''
-        flags='--batch-sizes --contexts --new-tokens --rounds --seconds --quick --count --model --shape --layers --vision-layers --keep-weights --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --offline --online --threads --json --output --plot --verbose --quiet --help'
-        valued='--batch-sizes=text --contexts=text --new-tokens=text --rounds=text --seconds=text --count=text -m=models --model=models --shape=text --layers=text --vision-layers=text --keep-weights=folders --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --threads=text -o=files --output=files --plot=files'
+        flags='--batch-sizes --contexts --new-tokens --rounds --seconds --quick --count --model --shape --layers --vision-layers --keep-weights --revision --device --dtype --quantization --plain-quantization --attention --attn-implementation --splitting --no-splitting --offline --online --threads --json --output --plot --verbose --quiet --help'
+        valued='--batch-sizes=text --contexts=text --new-tokens=text --rounds=text --seconds=text --count=text -m=models --model=models --shape=text --layers=text --vision-layers=text --keep-weights=folders --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --plain-quantization=text --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --threads=text -o=files --output=files --plot=files'
         arguments='text*'
         ;;
     'idefics demo')

@@ -212,6 +212,7 @@ complete -c idefics -n '__idefics_at bench' -l revision -x -d 'Branch, tag or co
 complete -c idefics -n '__idefics_at bench' -l device -x -a 'auto cpu mps cuda' -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
 complete -c idefics -n '__idefics_at bench' -l dtype -x -a 'auto bfloat16 float16 float32' -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
 complete -c idefics -n '__idefics_at bench' -l quantization -x -a 'auto none 8bit 4bit' -d 'Smaller weights for less memory: auto, none, 8bit or 4bit. (default: auto)'
+complete -c idefics -n '__idefics_at bench' -l plain-quantization -x -d 'Quantize plain transformers otherwise than ours: none, 8bit or 4bit'
 complete -c idefics -n '__idefics_at bench' -l attention -l attn-implementation -x -a 'auto flash_attention_2 flash_attention_3 flash_attention_4 sdpa eager' -d 'Attention implementation: auto, flash_attention_2, flash_attention_3, flash_attention_4, sdpa or eager. (default: auto)'
 complete -c idefics -n '__idefics_at bench' -l splitting -l no-splitting -d 'Cut large pictures into tiles: sees more, costs more. (default: as the model was trained)'
 complete -c idefics -n '__idefics_at bench' -l offline -l online -d 'Never reach for the network'
@@ -270,7 +271,7 @@ complete -c idefics -n '__idefics_at sessions prune' -s h -l help -d 'Show this 
 
 complete -c idefics -n '__idefics_at models' -a pull -d 'Download a model into the Hugging Face cache, and print its folder'
 complete -c idefics -n '__idefics_at models' -a path -d 'Print the folder of a downloaded model'
-complete -c idefics -n '__idefics_at models' -a quantize -d 'Make 4-bit weights for the CPU once and keep them, so that a start takes seconds'
+complete -c idefics -n '__idefics_at models' -a quantize -d 'Make small weights for the CPU once and keep them, so that a start takes seconds'
 complete -c idefics -n '__idefics_at models' -l json -d 'Print JSON'
 complete -c idefics -n '__idefics_at models' -s v -l verbose -d 'Show the messages of the libraries too'
 complete -c idefics -n '__idefics_at models' -s q -l quiet -d 'Show errors only'

@@ -30,7 +30,7 @@ from idefics_cli.bench.report import Report, Row, Skipped
 from idefics_cli.bench.run import SCENARIOS, run
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, Stage, World
 from idefics_cli.core.errors import MemoryLimitError
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Message
+from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Message, Quantization
 from idefics_cli.engine import Engine, Prepared
 from idefics_cli.ui.bench_plot import draw_plot
 from idefics_cli.ui.bench_view import render_report, times, value
@@ -307,20 +307,23 @@ class Stand:
         self.said: list[str] = []
         self.engines: list[FakeEngine] = []
         self.specs: list[LoadSpec] = []
+        self.plain_specs: list[LoadSpec] = []
         clock = FakeClock(2.0)
         self.world = World(
             spec=spec,
             folder=Path("model"),
             name="fake",
             make_engine=make_engine or self._engine,
-            make_plain=lambda wanted: FakeContender(
-                "plain", self.log, seconds=(8.0,), tokens=tokens, clock=clock
-            ),
+            make_plain=lambda wanted: self._plain(wanted, tokens, clock),
             caption=lambda engine, task: self._caption(engine, task, texts),
             draw_scenes=self._draw,
             instruments=Instruments(clock, FakeLoad()),
             say=self.said.append,
         )
+
+    def _plain(self, spec: LoadSpec, tokens: tuple[int, ...], clock: FakeClock) -> FakeContender:
+        self.plain_specs.append(spec)
+        return FakeContender("plain", self.log, seconds=(8.0,), tokens=tokens, clock=clock)
 
     def _engine(self, spec: LoadSpec) -> Engine:
         self.engines.append(TimedEngine(context_tokens=1000))
@@ -395,6 +398,27 @@ def test_vision_is_measured_with_and_without_tiles_and_each_is_loaded() -> None:
         "980x653, split",
     ]
     assert [spec.splitting for spec in stand.specs] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "allowed"),
+    [
+        (SPEC, None, None),
+        (replace(SPEC, quantization="4bit"), None, "quantized"),
+        (replace(SPEC, quantization="4bit", format_4bit="int4"), None, "other format"),
+        (replace(SPEC, quantization="4bit"), "none", "other format"),
+        (replace(SPEC, quantization="4bit"), "4bit", "quantized"),
+    ],
+)
+def test_plain_transformers_may_have_weights_of_another_format(
+    ours: LoadSpec, plain: Quantization | None, allowed: str | None
+) -> None:
+    choices = replace(QUICK, plain_quantization=plain)
+    report, stand = measured("prefill", stand=Stand(spec=ours), choices=choices)
+    assert stand.specs == [ours]
+    assert stand.plain_specs == [replace(ours, quantization=plain or ours.quantization)]
+    tolerances = {row.agreement.tolerance for row in report.rows if row.agreement}
+    assert tolerances == {TOLERANCES[allowed] if allowed else None}
 
 
 def test_a_second_turn_holds_the_first_and_the_answer_to_it() -> None:

@@ -13,7 +13,15 @@ from idefics_cli.bench.contenders import Ours
 from idefics_cli.bench.measure import Contender, Duel, Instruments, Outcome, Pace, Series, duel
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Row
-from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Part, Sampling
+from idefics_cli.core.types import (
+    Attachment,
+    GenerationRequest,
+    LoadSpec,
+    Message,
+    Part,
+    Quantization,
+    Sampling,
+)
 from idefics_cli.engine import Engine
 
 # Nobody ends an answer to this early: the built-in model goes on with "I I I …", and random
@@ -66,6 +74,7 @@ class Choices:
         pictures: Files to caption instead of drawn ones.
         caption_prompt: What to ask about each.
         both_splittings: Measure vision with and without splitting, where the model can do both.
+        plain_quantization: Of plain transformers; None is that of ours.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
@@ -78,6 +87,7 @@ class Choices:
     pictures: tuple[Path, ...] = ()
     caption_prompt: str = QUESTION
     both_splittings: bool = True
+    plain_quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +227,11 @@ class Stage:
     @property
     def plain(self) -> PlainContender:
         """Plain transformers, loaded at the first use."""
-        if self._plain is None or self._plain[0] != self._spec:
+        method = self.choices.plain_quantization or self._spec.quantization
+        spec = replace(self._spec, quantization=method)
+        if self._plain is None or self._plain[0] != spec:
             self.world.say("loading plain transformers")
-            self._plain = (self._spec, self.world.make_plain(self._spec))
+            self._plain = (spec, self.world.make_plain(spec))
         return self._plain[1]
 
     @property
@@ -274,7 +286,10 @@ class Stage:
     @property
     def allowed(self) -> float | None:
         """How far answers may differ; None if all tokens must be equal."""
-        return tolerance(self._spec)
+        other = self.choices.plain_quantization not in (None, self._spec.quantization)
+        # transformers knows nf4 only.
+        int4 = self._spec.quantization == "4bit" and self._spec.format_4bit == "int4"
+        return tolerance(self._spec, same_format=not other and not int4)
 
     def release(self) -> None:
         """Free ours; it is loaded again at the next use."""

@@ -129,6 +129,14 @@ def bench(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.QuantizationName = None,
+    plain_quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Quantize plain transformers otherwise than ours: none, 8bit or 4bit.",
+            rich_help_panel=options.MODEL_PANEL,
+        ),
+    ] = None,
     attention: options.AttentionName = None,
     splitting: options.Splitting = None,
     offline: options.Offline = None,
@@ -178,6 +186,7 @@ def bench(
         layers=layers,
         vision_layers=vision_layers,
         keep_weights=keep_weights,
+        plain_quantization=plain_quantization,
         quick=quick,
         outputs=(report_file, plot),
         count=invocation.settings.count if invocation.resolved.is_given("count") else None,
@@ -185,7 +194,9 @@ def bench(
     )
     with _planned(invocation, asked) as bench_plan:
         report = _measure(invocation, asked, bench_plan)
-    raise typer.Exit(_deliver(invocation, report, bench_plan, report_file=report_file, plot=plot))
+    raise typer.Exit(
+        _deliver(invocation, report, asked, bench_plan, report_file=report_file, plot=plot)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +317,7 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
         pictures=captioned_pictures(asked.folder),
         caption_prompt=default_caption_prompt(plan.spec.repo, chats=plan.spec.chats),
         both_splittings=invocation.settings.splitting is None and not asked.quick,
+        plain_quantization=asked.plain_quantization,
     )
 
 
@@ -347,6 +359,8 @@ def _about(invocation: Invocation, asked: Asked, plan: _BenchPlan) -> dict[str, 
         "device": spec.device,
         "dtype": spec.dtype,
         "quantization": spec.quantization,
+        "format_4bit": spec.format_4bit if spec.quantization == "4bit" else None,
+        "plain_quantization": asked.plain_quantization or spec.quantization,
         "attention": spec.attention,
         "threads": spec.threads,
         "splitting": spec.splitting,
@@ -357,6 +371,7 @@ def _about(invocation: Invocation, asked: Asked, plan: _BenchPlan) -> dict[str, 
 def _deliver(
     invocation: Invocation,
     report: Report,
+    asked: Asked,
     plan: _BenchPlan,
     *,
     report_file: str | None,
@@ -366,7 +381,7 @@ def _deliver(
     from idefics_cli.ui.bench_view import show_report
 
     console = invocation.console
-    title = _title(plan)
+    title = _title(plan, asked)
     if invocation.settings.json:
         console.json(report.record())
     else:
@@ -383,9 +398,16 @@ def _deliver(
     return EXIT_PARTIAL if report.disagreements or report.failures else EXIT_DONE
 
 
-def _title(plan: _BenchPlan) -> str:
+def _title(plan: _BenchPlan, asked: Asked) -> str:
     spec = plan.plan.spec
-    what = spec.dtype if spec.quantization == "none" else f"{spec.quantization} and {spec.dtype}"
+    own, plain = (
+        spec.dtype if method == "none" else f"{method} and {spec.dtype}"
+        for method in (spec.quantization, asked.plain_quantization or spec.quantization)
+    )
+    if spec.quantization == "4bit":
+        own = own.replace("4bit", f"4bit ({spec.format_4bit})")
+        plain = plain.replace("4bit", "4bit (nf4)")
+    what = own if own == plain else f"{own} against {plain}"
     threads = f", {spec.threads} threads" if spec.threads else ""
     gpu = next((g.name for g in plan.machine.gpus if spec.device.startswith("cuda")), None)
     return f"{plan.title}, {what} on {gpu or plan.machine.cpu_name}{threads}"

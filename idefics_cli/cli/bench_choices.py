@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.types import Quantization
 
 _CAPTION = "caption"
 
@@ -30,6 +32,7 @@ class Asked:
         layers: Of its text model.
         vision_layers: Of its vision model.
         keep_weights: Folder for them.
+        plain_quantization: Of plain transformers; None is that of ours.
     """
 
     names: tuple[str, ...]
@@ -45,6 +48,7 @@ class Asked:
     layers: int | None
     vision_layers: int | None
     keep_weights: str | None
+    plain_quantization: Quantization | None
 
 
 def parse(
@@ -59,6 +63,7 @@ def parse(
     layers: str | None,
     vision_layers: str | None,
     keep_weights: str | None,
+    plain_quantization: str | None,
     quick: bool,
     outputs: Sequence[str | None],
     count: int | None,
@@ -87,6 +92,7 @@ def parse(
         layers=_number("--layers", layers),
         vision_layers=_number("--vision-layers", vision_layers),
         keep_weights=keep_weights,
+        plain_quantization=_quantization(plain_quantization),
     )
 
 
@@ -154,6 +160,17 @@ def _check_shape(
         near = difflib.get_close_matches(shape, SHAPES, n=1)
         guess = f"did you mean `{near[0]}`?" if near else f"choose of {', '.join(SHAPES)}"
         raise UsageError(f"no shape `{shape}` is known", hint=guess)
+
+
+def _quantization(name: str | None) -> Quantization | None:
+    for known in get_args(Quantization):
+        if name == known:
+            return known  # type: ignore[no-any-return] # a member of the Literal
+    if name is not None:
+        raise UsageError(
+            f"unknown quantization `{name}`", hint=f"choose of {', '.join(get_args(Quantization))}"
+        )
+    return None
 
 
 def _check_output(path: str | None) -> None:
