@@ -637,7 +637,7 @@ class PixelEngine(FakeEngine):
 
     def prepare(self, request: GenerationRequest) -> Prepared:
         with Image.open(request.attachments[0].source) as image:
-            digest = digest_of(image.convert("RGB"))
+            digest = digest_of([image.convert("RGB")])
         return Prepared(request, (shown.Picture(digest, (8, 8), ((8, 8),)),))
 
 

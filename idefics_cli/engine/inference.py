@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from PIL import Image
@@ -22,7 +22,7 @@ from idefics_cli.engine.prefix import PrefixCache, new_cache
 from idefics_cli.engine.slots import Slots
 from idefics_cli.engine.steps import SlotStep, Step, slots_problem
 from idefics_cli.engine.vision import FeatureCache, encode_pictures
-from idefics_cli.models.families.base import Inputs, check_ids, digest_of
+from idefics_cli.models.families.base import Inputs, check_ids
 from idefics_cli.models.loader import Loaded
 from idefics_cli.models.picture import Picture
 
@@ -74,14 +74,13 @@ class Inference:
 
     def look(self, image: Image.Image) -> Picture:
         """Make an open picture ready for the model, or remember it; safe in any thread."""
-        digest = digest_of(image)
         # An equal picture may wait for its turn, as when several questions are asked about it.
-        known = self._features.recall(digest) or self._waiting.get(digest)
-        if known is None:
-            known = self.loaded.family.look(image, digest=digest)
-            self._waiting[digest] = known
-        size = image.info.get("original_size", image.size)
-        return known if known.size == size else replace(known, size=size)
+        picture = self.loaded.family.look(
+            image, lambda digest: self._features.recall(digest) or self._waiting.get(digest)
+        )
+        if picture.tiles:
+            self._waiting.setdefault(picture.digest, picture)
+        return picture
 
     def count(self, prepared: Prepared) -> int:
         """Return how many tokens the prompt has."""

@@ -42,6 +42,8 @@ class ImageProcessor(Protocol):
     """The part of a transformers image processor that families use."""
 
     size: Mapping[str, int | None]
+    resample: int | None
+    do_resize: bool
     do_image_splitting: bool
 
     def __call__(self, images: object, **options: object) -> Mapping[str, Tensor] | Tensor: ...

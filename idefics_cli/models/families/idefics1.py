@@ -21,6 +21,7 @@ from idefics_cli.models.families.base import (
 )
 from idefics_cli.models.library import Config, DecoupledEmbedding, Model, Processor
 from idefics_cli.models.picture import Picture
+from idefics_cli.models.shrinking import shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,8 +135,15 @@ class Idefics1(Family):
             raise ValueError("this family's text needs image states, even where there is no image")
         return {self._states_name: sight}
 
-    def _tiles(self, image: Image) -> tuple[Sequence[Tensor], tuple[int, int]]:
-        pixels = self.processor.image_processor([image], return_tensors="pt")
+    def _pieces(self, image: Image) -> Sequence[Image]:
+        size = dict(self.processor.image_processor.size)
+        height, width = size.get("height"), size.get("width")
+        if not height or not width:
+            return [image]
+        return [shrunk(image, self.processor.image_processor, lambda *_: (height, width))]
+
+    def _tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
+        pixels = self.processor.image_processor(list(pieces), return_tensors="pt")
         if not isinstance(pixels, Tensor):
             raise TypeError("the image processor gave no tensor")
         return list(pixels), (0, 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from idefics_cli.models.families.base import (
 )
 from idefics_cli.models.library import Config, Model, Processor
 from idefics_cli.models.picture import Picture
+from idefics_cli.models.shrinking import shrunk
 from idefics_cli.models.vision_work import VisionWork
 
 if TYPE_CHECKING:
@@ -111,12 +113,6 @@ class TemplateFamily(Family):
         """Tokenize *text*, each `<image>` in it written out as the tokens of its picture."""
         raise NotImplementedError
 
-    def _tiles(self, image: Image) -> tuple[Sequence[Tensor], tuple[int, int]]:
-        encoded = self.processor.image_processor([[image]], return_tensors="pt")
-        if isinstance(encoded, Tensor):
-            raise TypeError("the image processor gave no names")
-        return without_padding(encoded), (0, 0)
-
     def _tokens_of(self, picture: Picture) -> int:
         return len(picture.tile_sizes) * self.processor.image_seq_len
 
@@ -159,6 +155,33 @@ class Idefics2(TemplateFamily):
         features: Tensor = core.connector(seen.last_hidden_state, attention_mask=real.flatten(1))
         return features
 
+    def _pieces(self, image: Image) -> Sequence[Image]:
+        processor = self.processor.image_processor
+        pieces = [*_quarters(image), image] if processor.do_image_splitting else [image]
+        return [shrunk(piece, processor, self._scaled) for piece in pieces]
+
+    def _tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
+        encoded = self.processor.image_processor(
+            [list(pieces)], return_tensors="pt", do_image_splitting=False
+        )
+        if isinstance(encoded, Tensor):
+            raise TypeError("the image processor gave no names")
+        return without_padding(encoded), (0, 0)
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        from transformers.models.idefics2.image_processing_pil_idefics2 import (
+            get_resize_output_image_size,
+        )
+
+        size = self.processor.image_processor.size
+        edges = dict(size)
+        if not edges.get("shortest_edge") or not edges.get("longest_edge"):
+            return height, width
+        scaled: tuple[int, int] = get_resize_output_image_size(
+            SimpleNamespace(shape=(3, height, width)), size
+        )
+        return scaled
+
     def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
         first, *rest = text.split(IMAGE_TOKEN)
         for picture, part in zip(pictures, rest, strict=True):
@@ -171,6 +194,14 @@ class Idefics2(TemplateFamily):
         """Return the tokens of one picture: those of its pieces, then of the whole."""
         images = IMAGE_TOKEN * self.processor.image_seq_len
         return f"{FAKE_TOKEN}{images}{FAKE_TOKEN}" * len(picture.tile_sizes)
+
+
+def _quarters(image: Image) -> Iterator[Image]:
+    """Yield the four quarters of *image*, row by row, as the library's processor cuts it."""
+    width, height = image.size
+    for top, bottom in ((0, height // 2), (height // 2, height)):
+        for left, right in ((0, width // 2), (width // 2, width)):
+            yield image.crop((left, top, right, bottom))
 
 
 def vision_work(config: Config) -> VisionWork:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.idefics2 import TemplateFamily, without_padding
 from idefics_cli.models.picture import Picture
+from idefics_cli.models.shrinking import shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,14 +32,30 @@ class Idefics3(TemplateFamily):
         """See `Family.stop_tokens`; Llama 3 may also end a turn its own way."""
         return (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
-    def _tiles(self, image: Image) -> tuple[Sequence[Tensor], tuple[int, int]]:
+    def _pieces(self, image: Image) -> Sequence[Image]:
+        return [shrunk(image, self.processor.image_processor, self._scaled)]
+
+    def _tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
         encoded = self.processor.image_processor(
-            [[image]], return_tensors="pt", return_row_col_info=True
+            [list(pieces)], return_tensors="pt", return_row_col_info=True
         )
         if isinstance(encoded, Tensor):
             raise TypeError("the image processor gave no names")
         grid = int(encoded["rows"][0][0]), int(encoded["cols"][0][0])
         return without_padding(encoded), grid
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        from transformers.models.idefics3.image_processing_pil_idefics3 import (
+            get_resize_output_image_size,
+        )
+
+        longest = dict(self.processor.image_processor.size).get("longest_edge")
+        if not longest:
+            return height, width
+        scaled: tuple[int, int] = get_resize_output_image_size(
+            SimpleNamespace(shape=(3, height, width)), longest
+        )
+        return scaled
 
     def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
         first, *rest = text.split(IMAGE_TOKEN)
