@@ -258,14 +258,14 @@ REFUSED: list[tuple[str, Machine, dict[str, object], str, str]] = [
         MACHINES["4090"],
         {"attention": "flash_attention_2"},
         "needs the package flash-attn",
-        "pip install flash-attn",
+        "pip install --no-build-isolation 'idefics-cli[flash]'",
     ),
     (
         "idefics2-8b",
         machines.gpus(RTX_4090, versions={**VERSIONS, "flash-attn": "2.1.0"}),
         {"attention": "flash_attention_2"},
         "flash-attn 2.3.3 or newer",
-        "upgrade",
+        "idefics-cli[flash]",
     ),
     (
         "idefics2-8b",

@@ -161,6 +161,35 @@ def test_graphics_go_to_stderr_alone_and_ask_nothing(
     assert sys.__stdout__ is out
 
 
+@pytest.mark.parametrize("graphics", ["kitty", "sixel"])
+def test_without_the_extra_half_blocks_are_drawn_and_it_is_named_once(
+    graphics: Graphics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "textual_image", None)
+    drawn = []
+    for known in (None, graphics):
+        err = Stream(terminal=True)
+        console = Console(Stream(terminal=True), err, environ={"TERM": "xterm-256color"})
+        previews = Previews(console, graphics=known)
+        previews.show(picture())
+        previews.show(picture())
+        drawn.append(err.text())
+    half_blocks, said = drawn
+    once = half_blocks[: len(half_blocks) // 2]
+    assert said.startswith(once)
+    assert said.endswith(once)
+    assert said.count("idefics-cli[preview]") == 1
+
+
+def test_iterm2_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "textual_image", None)
+    err = Stream(terminal=True)
+    console = Console(Stream(terminal=True), err, environ={"TERM": "xterm-256color"})
+    Previews(console, graphics="iterm2").show(picture())
+    assert err.text().startswith("\x1b]1337;")
+    assert "preview" not in err.text()
+
+
 @pytest.mark.parametrize(
     ("environ", "accessible", "terminal"),
     [

@@ -21,12 +21,14 @@ class Flash:
         minimum: Oldest version of it that transformers takes.
         capability: Oldest CUDA compute capability.
         generation: Name of the GPUs of that capability.
+        install: How to get it.
     """
 
     distribution: str
     minimum: tuple[int, ...]
     capability: tuple[int, int]
     generation: str
+    install: str
 
 
 # transformers 5.23, modeling_flash_attention_utils.py `FLASH_ATTENTION_COMPATIBILITY_MATRIX`.
@@ -35,9 +37,24 @@ class Flash:
 # to 256, 4 up to 128 on Blackwell (flash_attn/cute/interface.py `_validate_head_dims`).
 FLASH: Mapping[Attention, Flash] = MappingProxyType(
     {
-        "flash_attention_2": Flash("flash-attn", (2, 3, 3), (8, 0), "Ampere"),
-        "flash_attention_3": Flash("flash-attn-3", (), (9, 0), "Hopper"),
-        "flash_attention_4": Flash("flash-attn-4", (), (9, 0), "Hopper"),
+        "flash_attention_2": Flash(
+            "flash-attn",
+            (2, 3, 3),
+            (8, 0),
+            "Ampere",
+            # Its build asks for the torch that is there, which an isolated build does not see.
+            "pip install --no-build-isolation 'idefics-cli[flash]'",
+        ),
+        "flash_attention_3": Flash(
+            "flash-attn-3",
+            (),
+            (9, 0),
+            "Hopper",
+            "build it in the folder `hopper` of github.com/Dao-AILab/flash-attention",
+        ),
+        "flash_attention_4": Flash(
+            "flash-attn-4", (), (9, 0), "Hopper", "pip install --pre flash-attn-4"
+        ),
     }
 )
 # `_supports_flash_attn` of the model classes.
@@ -84,17 +101,14 @@ def caution(attention: Attention, family: str) -> str | None:
 
 
 def _package_problem(attention: Attention, flash: Flash, machine: Machine) -> Problem | None:
-    version = machine.versions.get(flash.distribution)
+    version, hint = machine.versions.get(flash.distribution), f"{flash.install}; {_USE_SDPA}"
     if not version:
-        return Problem(
-            f"`{attention}` needs the package {flash.distribution}",
-            f"pip install {flash.distribution}; {_USE_SDPA}",
-        )
+        return Problem(f"`{attention}` needs the package {flash.distribution}", hint)
     if _numbers(version) < flash.minimum:
         wanted = ".".join(map(str, flash.minimum))
         return Problem(
             f"`{attention}` needs {flash.distribution} {wanted} or newer, and {version} is there",
-            f"pip install --upgrade {flash.distribution}; {_USE_SDPA}",
+            hint,
         )
     return None
 

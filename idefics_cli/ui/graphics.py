@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TextIO
 
 if TYPE_CHECKING:
@@ -93,6 +94,12 @@ def _ask(terminal: TextIO, patience: float) -> str:
     return said
 
 
+def can_draw(graphics: Graphics) -> bool:
+    """Tell whether what draws for *graphics* is installed."""
+    # iTerm2 takes a file as it is, and we write that ourselves.
+    return graphics == "iterm2" or find_spec("textual_image") is not None
+
+
 def draw_graphics(
     picture: Image, graphics: Graphics, *, columns: int, rows: int, terminal: TextIO
 ) -> str:
@@ -102,7 +109,7 @@ def draw_graphics(
 
     Args:
         picture: RGB.
-        graphics: What the terminal understands.
+        graphics: What the terminal understands, and `can_draw` allows.
         columns: At most as wide as the terminal.
         rows: As *columns*.
         terminal: Where it goes; it is asked for the size of a character, in pixels.

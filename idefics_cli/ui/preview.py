@@ -6,17 +6,20 @@ import shutil
 from typing import TYPE_CHECKING, TextIO
 
 from idefics_cli.ui.console import Console
-from idefics_cli.ui.graphics import Graphics, draw_graphics
+from idefics_cli.ui.graphics import Graphics, can_draw, draw_graphics
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _UPPER_HALF = "\u2580"
+_BETTER = "this terminal can show pictures sharply: pip install 'idefics-cli[preview]'"
 MAX_COLUMNS, MAX_ROWS = 48, 12
 
 
 class Previews:
     """Shows pictures on stderr, where that is a terminal that can be drawn on.
+
+    Where only the package for its graphics is missing, half blocks are drawn, and said so once.
 
     Args:
         console: Where they go.
@@ -25,7 +28,9 @@ class Previews:
 
     def __init__(self, console: Console, *, graphics: Graphics | None = None) -> None:
         self._console = console
-        self._graphics = graphics
+        is_missing = graphics is not None and not can_draw(graphics)
+        self._graphics = None if is_missing else graphics
+        self._advice = _BETTER if is_missing else ""
         environ = dict(console.environ or {})
         self._depth = color_depth(console.err, environ) if draws_pictures(console) else 0
 
@@ -36,6 +41,9 @@ class Previews:
         columns = shutil.get_terminal_size().columns
         self._console.err.write(self._drawn(picture, columns))
         self._console.err.flush()
+        if self._advice:
+            self._console.note(self._advice)
+            self._advice = ""
 
     def _drawn(self, picture: Image, columns: int) -> str:
         if self._graphics is None:
