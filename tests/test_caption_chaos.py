@@ -67,6 +67,11 @@ ZYGOTE = textwrap.dedent(
 )
 
 
+# MKL's own allocator counts by threads, and searched for ever for those that a child does not have
+# (torch 2.13, Python 3.12, in `mm_account_ptr_by_tid`).
+PLAIN_MEMORY = {"MKL_DISABLE_FAST_MM": "1"}
+
+
 class Zygote:
     """Runs `idefics` again and again in one process's children."""
 
@@ -77,7 +82,7 @@ class Zygote:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | PLAIN_MEMORY,
         )
 
     def run(
