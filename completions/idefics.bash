@@ -152,7 +152,7 @@ _idefics_kind() {
 # Writes the values of the kind $1 that begin with $2, on each line a value, a tab and a note, and
 # ends the subshell that it runs in.
 _idefics_ask() {
-    local name folder program= line= IFS=:
+    local name folder program= line= options=-P site= IFS=:
     # By hand, as `$(type -P …)` would cost a process.
     for name in "${words[0]/#\~/$HOME}" idefics; do
         [[ $name == */* && -x $name ]] && program=$name
@@ -164,14 +164,16 @@ _idefics_ask() {
     [[ $program ]] || return
     IFS=$' \t\n'
     { IFS= read -r line <"$program"; } 2>/dev/null
+    line=${line#'#!'}
     # What pip puts in front of the program takes longer than the answer: call its Python.
-    if [[ $line == '#!'*python* ]]; then
-        exec ${line#??} -P -c "$_idefics_answer" "$1" "$2" 2>/dev/null
-    else
-        exec "$program" __complete "$1" "$2" 2>/dev/null
-    fi
+    [[ ${line%% *} == */bin/*python* ]] || exec "$program" __complete "$1" "$2" 2>/dev/null
+    # And so does Python's look at what is installed, where it is plain where we are.
+    for folder in "${line%%/bin/*}"/lib/python3*/site-packages; do
+        [[ -e $folder/idefics_cli/completion/answers.py ]] && options=-SP site=$folder
+    done
+    exec $line $options -c "$_idefics_answer" "$1" "$2" ${site:+"$site"} 2>/dev/null
 }
-_idefics_answer='import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
+_idefics_answer='import sys; sys.path[:0] = sys.argv[3:]; from idefics_cli.completion.answers import run; run(sys.argv[1:3])'
 
 _idefics_offer_words() {
     local word

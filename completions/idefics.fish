@@ -16,13 +16,24 @@ function __idefics_answers
     set -l typed (commandline -opc)
     set -l program (command -s -- (string replace -r '^~' ~ -- $typed[1]))
     test -n "$program"; or set program (command -s idefics); or return
-    set -l call $program __complete
-    set -l line (head -n 1 -- $program 2>/dev/null | string match -r '^#!.*python.*')
-    # What pip puts in front of the program takes longer than the answer: call its Python.
-    test -n "$line"
-    and set call (string split -n ' ' -- (string sub -s 3 -- $line)) -P -c \
-        'import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
-    $call $argv[1] '' 2>/dev/null
+    set -l line
+    read line <$program 2>/dev/null
+    set -l call (string split -n ' ' -- (string replace '#!' '' -- "$line"))
+    if not string match -q '*/bin/*python*' -- "$call[1]"
+        $program __complete $argv[1] '' 2>/dev/null
+        return
+    end
+    # What pip puts in front of the program takes longer than the answer: call its Python. So does
+    # Python's look at what is installed, where it is plain where we are.
+    set -l options -P
+    set -l site
+    for folder in (string replace -r '/bin/.*' '' -- $call[1])/lib/python3*/site-packages
+        if test -e $folder/idefics_cli/completion/answers.py
+            set options -SP
+            set site $folder
+        end
+    end
+    $call $options -c 'import sys; sys.path[:0] = sys.argv[3:]; from idefics_cli.completion.answers import run; run(sys.argv[1:3])' $argv[1] '' $site 2>/dev/null
 end
 
 function __idefics_models

@@ -21,7 +21,7 @@ from idefics_cli.chat.store import SessionStore
 from idefics_cli.cli.app import app
 from idefics_cli.completion import answers
 from idefics_cli.completion.scripts import SHELLS, catalog
-from idefics_cli.completion.spec import Command, Kind, Option, read_commands
+from idefics_cli.completion.spec import ANSWER, Command, Kind, Option, read_commands
 from idefics_cli.core.paths import data_folder
 from idefics_cli.models.cache import cached_folder
 from idefics_cli.models.registry import DEMO, MODELS
@@ -29,7 +29,6 @@ from tests.commands import run
 
 TOP = Path(__file__).parents[1]
 REMEDY = "out of step with the commands: run `python .ci/make_completions.py`"
-ASK = "import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])"
 
 
 def commands() -> Command:
@@ -326,19 +325,26 @@ def test_broken_sessions_and_hostile_names_do_not_reach_the_terminal() -> None:
 
 def ask(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-P", "-c", ASK, *arguments],
+        [sys.executable, "-P", "-c", ANSWER, *arguments],
         capture_output=True, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
 
 
-def test_both_ways_to_ask_give_the_same() -> None:
+def test_all_ways_to_ask_give_the_same() -> None:
     hidden = subprocess.run(
         [sys.executable, "-m", "idefics_cli", "__complete", "models", "smol"],
         capture_output=True,
         check=False,
     )
     direct = ask("models", "smol")
+    without_site = subprocess.run(
+        [sys.executable, "-SP", "-c", ANSWER, "models", "smol", str(TOP)],
+        capture_output=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert (without_site.returncode, without_site.stdout) == (0, direct.stdout)
     assert (hidden.returncode, hidden.stdout) == (direct.returncode, direct.stdout)
     assert direct.stdout.startswith(b"smolvlm-")
     assert ask("models").stdout.count(b"\n") == len(MODELS)
@@ -377,7 +383,8 @@ def test_an_answer_takes_no_more_than_an_empty_python_and_a_third() -> None:
         return time.perf_counter() - start
 
     def ratio() -> float:
-        pairs = [(seconds("-P", "-c", ASK, "models"), seconds("-c", "pass")) for _ in range(15)]
+        ask = ("-SP", "-c", ANSWER, "models", "", str(TOP))
+        pairs = [(seconds(*ask), seconds("-c", "pass")) for _ in range(15)]
         return statistics.median(answer / empty for answer, empty in pairs)
 
     # The best of three: a busy machine only ever adds to it.

@@ -214,6 +214,28 @@ def test_tab_completes_what_is_typed(shell: Open) -> None:
         assert (typed, terminal.arguments_after(typed)) == (typed, arguments)
 
 
+QUICK = """
+def run(arguments):
+    print("from-the-folder" if arguments[0] == "models" and len(arguments) == 2 else "from?")
+"""
+
+
+def test_tab_asks_the_package_in_the_folder_of_the_program_s_python(
+    shell: Open, tmp_path: Path
+) -> None:
+    bin_folder = tmp_path / "home" / "env" / "bin"
+    package = bin_folder.parent / "lib/python3.99/site-packages/idefics_cli/completion"
+    package.mkdir(parents=True)
+    for module in (package.parent / "__init__.py", package / "__init__.py"):
+        module.touch()
+    (package / "answers.py").write_text(QUICK)
+    bin_folder.mkdir()
+    (bin_folder / "python3").symlink_to(Path(sys.executable).resolve())
+    program = tmp_path / "home" / "bin" / "idefics"
+    program.write_text(RECORDER.format(python=bin_folder / "python3"))
+    assert shell().arguments_after("idefics ask -m from\t") == ["ask", "-m", "from-the-folder"]
+
+
 @pytest.mark.parametrize(
     ("typed", "texts"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import PICTURE_ENDINGS, Command, Value
+from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, Command, Value
 
 _HEAD = r"""# Completion of `idefics` in bash. Made by `idefics completion show bash`; do not edit.
 
@@ -28,7 +28,7 @@ _idefics_kind() {
 # Writes the values of the kind $1 that begin with $2, on each line a value, a tab and a note, and
 # ends the subshell that it runs in.
 _idefics_ask() {
-    local name folder program= line= IFS=:
+    local name folder program= line= options=-P site= IFS=:
     # By hand, as `$(type -P …)` would cost a process.
     for name in "${words[0]/#\~/$HOME}" idefics; do
         [[ $name == */* && -x $name ]] && program=$name
@@ -40,14 +40,16 @@ _idefics_ask() {
     [[ $program ]] || return
     IFS=$' \t\n'
     { IFS= read -r line <"$program"; } 2>/dev/null
+    line=${line#'#!'}
     # What pip puts in front of the program takes longer than the answer: call its Python.
-    if [[ $line == '#!'*python* ]]; then
-        exec ${line#??} -P -c "$_idefics_answer" "$1" "$2" 2>/dev/null
-    else
-        exec "$program" __complete "$1" "$2" 2>/dev/null
-    fi
+    [[ ${line%% *} == */bin/*python* ]] || exec "$program" __complete "$1" "$2" 2>/dev/null
+    # And so does Python's look at what is installed, where it is plain where we are.
+    for folder in "${line%%/bin/*}"/lib/python3*/site-packages; do
+        [[ -e $folder/idefics_cli/completion/answers.py ]] && options=-SP site=$folder
+    done
+    exec $line $options -c "$_idefics_answer" "$1" "$2" ${site:+"$site"} 2>/dev/null
 }
-_idefics_answer='import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
+_idefics_answer='@ANSWER@'
 
 _idefics_offer_words() {
     local word
@@ -189,7 +191,8 @@ def bash_script(root: Command) -> str:
     """Return the script that completes *root*."""
     pictures = " | ".join(f"*.{e} | *.{e.upper()}" for e in PICTURE_ENDINGS)
     table = "".join(_case(command) for command in root.walk())
-    return _HEAD + table + _TAIL.replace("@PICTURES@", pictures)
+    tail = _TAIL.replace("@PICTURES@", pictures).replace("@ANSWER@", ANSWER)
+    return _HEAD + table + tail
 
 
 def _case(command: Command) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import PICTURE_ENDINGS, Command, Value
+from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, Command, Value
 
 _HEAD = r"""# Completion of `idefics` in fish. Made by `idefics completion show fish`; do not edit.
 
@@ -22,13 +22,24 @@ function __idefics_answers
     set -l typed (commandline -opc)
     set -l program (command -s -- (string replace -r '^~' ~ -- $typed[1]))
     test -n "$program"; or set program (command -s idefics); or return
-    set -l call $program __complete
-    set -l line (head -n 1 -- $program 2>/dev/null | string match -r '^#!.*python.*')
-    # What pip puts in front of the program takes longer than the answer: call its Python.
-    test -n "$line"
-    and set call (string split -n ' ' -- (string sub -s 3 -- $line)) -P -c \
-        'import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])'
-    $call $argv[1] '' 2>/dev/null
+    set -l line
+    read line <$program 2>/dev/null
+    set -l call (string split -n ' ' -- (string replace '#!' '' -- "$line"))
+    if not string match -q '*/bin/*python*' -- "$call[1]"
+        $program __complete $argv[1] '' 2>/dev/null
+        return
+    end
+    # What pip puts in front of the program takes longer than the answer: call its Python. So does
+    # Python's look at what is installed, where it is plain where we are.
+    set -l options -P
+    set -l site
+    for folder in (string replace -r '/bin/.*' '' -- $call[1])/lib/python3*/site-packages
+        if test -e $folder/idefics_cli/completion/answers.py
+            set options -SP
+            set site $folder
+        end
+    end
+    $call $options -c '@ANSWER@' $argv[1] '' $site 2>/dev/null
 end
 
 function __idefics_models
@@ -54,7 +65,7 @@ complete -c idefics -f
 
 def fish_script(root: Command) -> str:
     """Return the script that completes *root*."""
-    head = _HEAD.replace("@PICTURES@", "|".join(PICTURE_ENDINGS))
+    head = _HEAD.replace("@PICTURES@", "|".join(PICTURE_ENDINGS)).replace("@ANSWER@", ANSWER)
     commands = list(root.walk())
     return head + _groups(commands) + "".join(_lines(command) for command in commands)
 

@@ -48,7 +48,7 @@ _TAIL = r"""    }
     $start = $start.Trim("'", '"')
 
     function Show-Value($value, $note) {
-        if ($value -notlike "$start*") { return }
+        if (-not $value.StartsWith($start, [StringComparison]::OrdinalIgnoreCase)) { return }
         $text = $value
         if ($text -match "[\s'``]") { $text = "'" + $text.Replace("'", "''") + "'" }
         if (-not $note) { $note = $value }

@@ -19,6 +19,12 @@ PICTURE_ENDINGS = (
 )  # fmt: skip
 """Of the pictures that people have; any file is completed where no name has one of these."""
 
+ANSWER = (
+    "import sys; sys.path[:0] = sys.argv[3:]; "
+    "from idefics_cli.completion.answers import run; run(sys.argv[1:3])"
+)
+"""What Python does to answer a shell: given the kind, the beginning, and the folder of packages."""
+
 _BY_METAVAR: dict[str, Kind] = {
     "FILE": "files",
     "DIR": "folders",

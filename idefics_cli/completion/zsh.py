@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import PICTURE_ENDINGS, Command, Option, Value
+from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, Command, Option, Value
 
 _HEAD = r"""#compdef idefics
 # Completion of `idefics` in zsh. Made by `idefics completion show zsh`; do not edit.
@@ -10,15 +10,19 @@ _HEAD = r"""#compdef idefics
 # Offers the values of the kind $1 with their notes.
 __idefics_answers() {
   local program line value note
-  local -a rows
+  local -a rows sites
   program=${commands[${words_typed[1]:t}]:-$commands[idefics]}
   [[ ${words_typed[1]} == */* ]] && program=${~words_typed[1]}
   [[ -r $program ]] && { IFS= read -r line <$program } 2>/dev/null
-  # What pip puts in front of the program takes longer than the answer: call its Python.
-  local -a call=($program __complete)
-  [[ $line == '#!'*python* ]] && call=(${=line#??} -P -c \
-    'import sys; from idefics_cli.completion.answers import run; run(sys.argv[1:])')
-  $call $1 '' 2>/dev/null | while IFS=$'\t' read -r value note; do
+  line=${line#'#!'}
+  local -a call=($program __complete $1 '')
+  # What pip puts in front of the program takes longer than the answer: call its Python. So does
+  # Python's look at what is installed, where it is plain where we are.
+  if [[ ${line%% *} == */bin/*python* ]]; then
+    sites=(${line%%/bin/*}/lib/python3*/site-packages/idefics_cli/completion/answers.py(N[1]:h:h:h))
+    call=(${=line} -${sites:+S}P -c '@ANSWER@' $1 '' $sites)
+  fi
+  "${call[@]}" 2>/dev/null | while IFS=$'\t' read -r value note; do
     rows+=("${value//:/\\:}${note:+:$note}")
   done
   _describe -V -t $1 ${1%s} rows
@@ -45,7 +49,7 @@ fi
 
 def zsh_script(root: Command) -> str:
     """Return the script that completes *root*."""
-    head = _HEAD.replace("@PICTURES@", "|".join(PICTURE_ENDINGS))
+    head = _HEAD.replace("@PICTURES@", "|".join(PICTURE_ENDINGS)).replace("@ANSWER@", ANSWER)
     return head + "".join(_function(command) for command in root.walk()) + _TAIL
 
 
