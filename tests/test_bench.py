@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from idefics_cli.bench import random_model
 from idefics_cli.bench.agreement import TOLERANCES, Agreement, compare, tolerance
 from idefics_cli.bench.contenders import Ours
 from idefics_cli.bench.measure import (
@@ -28,8 +29,9 @@ from idefics_cli.bench.measure import (
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Report, Row, Skipped
 from idefics_cli.bench.run import SCENARIOS, run
+from idefics_cli.bench.shapes import SHAPES
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, Stage, World
-from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Message, Quantization
 from idefics_cli.engine import Engine, Prepared
 from idefics_cli.ui.bench_plot import draw_plot
@@ -617,6 +619,20 @@ def test_the_plot_has_a_bar_for_each_row_and_red_for_answers_that_differ() -> No
 
 
 # End to end
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_random_weights_that_were_kept_are_used_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    # Gigabytes of weights are not what this is about.
+    monkeypatch.setattr(random_model, "_shards", lambda names, pool: iter(()))
+    made = random_model.make(folder, SHAPES[name], dtype="float32", layers=1)
+    monkeypatch.setattr(random_model, "_write_weights", None)
+    assert random_model.make(folder, SHAPES[name], dtype="float32", layers=1) == made
+    with pytest.raises(IdeficsError, match="something else"):
+        random_model.make(folder, SHAPES[name], dtype="bfloat16", layers=1)
 
 
 def test_bench_compares_both_sides_with_the_built_in_model(tmp_path: Path) -> None:

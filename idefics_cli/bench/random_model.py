@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,8 @@ def _write_weights(folder: Path, config: Config, dtype: DtypeName) -> int:
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    whole = AutoConfig.for_model(**config)
+    # The library takes entries out of the dicts that it is given.
+    whole = AutoConfig.for_model(**deepcopy(config))
     whole.dtype = dtype
     whole.save_pretrained(folder)
     with torch.device("meta"):
