@@ -12,7 +12,7 @@ from torch import nn
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models import cpu_attention, widened
 from idefics_cli.models.loader import load
-from idefics_cli.models.widened import WidenedLinear
+from idefics_cli.models.widened import WidenedConv2d, WidenedLinear
 from tests import tiny
 
 
@@ -36,6 +36,26 @@ def test_every_number_of_rows_gives_what_the_layer_gives(
     assert (given.dtype, given.shape) == (wanted.dtype, wanted.shape)
     # One step of bfloat16, where sums are taken in another order.
     torch.testing.assert_close(given, wanted, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_are_those_of_the_convolution(bias: bool) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 24, 14, stride=14, bias=bias, dtype=torch.bfloat16)
+    pixels = torch.randn(2, 3, 56, 70).to(torch.bfloat16)
+    with torch.inference_mode():
+        given, wanted = WidenedConv2d(convolution)(pixels), convolution(pixels)
+    assert (given.dtype, given.shape) == (wanted.dtype, wanted.shape)
+    torch.testing.assert_close(given, wanted, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize(
+    "unusual", [{"groups": 3}, {"dilation": 2}, {"padding": 1, "padding_mode": "reflect"}]
+)
+def test_other_convolutions_are_left_alone(unusual: dict[str, int | str]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 2, **unusual), nn.Conv2d(6, 6, 2))  # type: ignore[arg-type]
+    widened.widen(model)
+    assert [type(part) for part in model] == [nn.Conv2d, WidenedConv2d]
 
 
 @pytest.mark.parametrize(

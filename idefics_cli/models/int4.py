@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics_cli.models.cpu_attention import product_dtype
+
 # Weights, along the width, that share a scale and a zero.
 GROUP = 32
 _STEPS = 15
@@ -79,11 +81,12 @@ class Int4Linear(nn.Module):
         return _product(half, self.weight, self.scales).to(rows.dtype)
 
     def _by_widening(self, rows: Tensor) -> Tensor:
-        wide = rows.float()
+        wide = rows.to(product_dtype(rows.dtype))
         out = wide.new_empty(len(rows), self.out_features)
         for first in range(0, self.out_features, _WIDENED):
             last = min(first + _WIDENED, self.out_features)
-            torch.mm(wide, self._widen(first, last), out=out[:, first:last])
+            weight = self._widen(first, last).to(wide.dtype)
+            torch.mm(wide, weight, out=out[:, first:last])
         return out.to(rows.dtype)
 
     def _widen(self, first: int, last: int) -> Tensor:

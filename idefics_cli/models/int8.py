@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics_cli.models.cpu_attention import product_dtype
+
 # Up to so many rows the kernel is faster than widening the weights for a matrix product: 0.44 of
 # the time of float32 for 1 row, 0.52 for 16; 1.15 for 64, and 2.9 for 768, where widening first
 # takes 1.05 (4,096 x 6,144, torch 2.13, one core of a Xeon with AVX512, interleaved).
@@ -71,13 +73,14 @@ class Int8Linear(nn.Module):
 
     def _by_widening(self, rows: Tensor) -> Tensor:
         # 8 bits are exact in every dtype that a model runs in.
+        dtype, rows = rows.dtype, rows.to(product_dtype(rows.dtype))
         out = rows.new_empty(len(rows), self.out_features)
         buffer = rows.new_empty(min(_WIDENED, self.out_features), self.in_features)
         for first in range(0, self.out_features, _WIDENED):
             weight = self.weight[first : first + _WIDENED]
             wide = buffer[: len(weight)].copy_(weight)
             out[:, first : first + _WIDENED] = functional.linear(rows, wide)
-        return (out * self.scale).to(rows.dtype)
+        return (out * self.scale).to(dtype)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
