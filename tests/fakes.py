@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.types import (
     Completion,
     Finish,
@@ -16,7 +19,8 @@ from idefics_cli.core.types import (
     LoadSpec,
     TokenChunk,
 )
-from idefics_cli.engine import Measure, Prepared
+from idefics_cli.engine import Measure, Outcome, Prepared
+from idefics_cli.engine.scheduling import Schedule, Ticket
 from idefics_cli.models.picture import Picture
 
 Answer = str | Callable[[GenerationRequest], str]
@@ -95,19 +99,9 @@ class FakeEngine:
         self._raise_scripted([prepared.request for prepared in batch])
         return [self._complete(prepared, cancel) for prepared in batch]
 
-    def run(
-        self, requests: Iterable[Prepared], *, slots: int, cancel: Event | None = None
-    ) -> Iterator[tuple[int, Completion | Exception]]:
-        """Answer one request after the other; an error of ours is the outcome of its request."""
-        for index, prepared in enumerate(requests):
-            if cancel is not None and cancel.is_set():
-                return
-            try:
-                (completion,) = self.complete([prepared], cancel=cancel)
-            except IdeficsError as error:
-                yield index, error
-            else:
-                yield index, completion
+    def serve(self, *, slots: int, cancel: Event | None = None) -> FakeSession:
+        """Open slots that are filled when all of them are free, and answered by `complete`."""
+        return FakeSession(self, slots, cancel)
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield the next answer of the script word by word."""
@@ -183,6 +177,86 @@ class FakeEngine:
         error = self._completion_error(requests) if self._completion_error else None
         if error is not None:
             raise error
+
+
+class FakeSession:
+    """Answers what it was given by `complete`, in the batches of the schedule of the real one."""
+
+    def __init__(self, engine: FakeEngine, slots: int, cancel: Event | None) -> None:
+        self._engine = engine
+        self._cancel = cancel
+        self._schedule = Schedule(slots)
+        self._ended: deque[tuple[int, Outcome]] = deque()
+        self._taken = self._in_works = 0
+
+    @property
+    def slots(self) -> int:
+        """How many requests may be in the works."""
+        return self._schedule.settled
+
+    @property
+    def room(self) -> int:
+        """How many more may be."""
+        return max(0, self.slots - self._in_works)
+
+    def put(self, requests: Sequence[Prepared]) -> None:
+        """Take *requests*."""
+        self._schedule.add(Ticket(i, p) for i, p in enumerate(requests, start=self._taken))
+        self._taken += len(requests)
+        self._in_works += len(requests)
+        assert self._in_works <= self.slots, "more than there was room for"
+
+    def get(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
+        """Return what ended; if it may wait, answer a batch before."""
+        if timeout_seconds != 0:
+            while self._in_works and not self._ended:
+                self._answer(self._schedule.choose(0))
+            if not self._ended:
+                assert timeout_seconds is not None, "nothing is in the works"
+                time.sleep(timeout_seconds)
+        if not self._ended:
+            return None
+        self._in_works -= 1
+        return self._ended.popleft()
+
+    def close(self) -> None:
+        """Do nothing: nothing goes on."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _answer(self, tickets: Sequence[Ticket]) -> None:
+        try:
+            batch = [ticket.prepared for ticket in tickets]
+            completions = self._engine.complete(batch, cancel=self._cancel)
+        except MemoryLimitError as error:
+            if (failed := self._schedule.run_short(tickets)) is not None:
+                self._end(failed, error)
+        except Exception as error:
+            if (failed := self._schedule.set_apart(tickets, tried=len(tickets))) is not None:
+                self._end(failed, error)
+        else:
+            for ticket, completion in zip(tickets, completions, strict=True):
+                self._end(ticket, completion, count=len(tickets))
+
+    def _end(self, ticket: Ticket, outcome: Outcome, *, count: int = 1) -> None:
+        self._schedule.end(ticket, fits=not isinstance(outcome, MemoryLimitError))
+        if isinstance(outcome, Completion):
+            outcome = replace(
+                outcome,
+                at_a_time=ticket.at_a_time,
+                prefill_seconds=outcome.prefill_seconds / count,
+                decode_seconds=outcome.decode_seconds / count,
+            )
+        self._ended.append((ticket.index, outcome))
 
 
 class FakeClock:

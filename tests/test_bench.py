@@ -333,9 +333,11 @@ class Stand:
         return self.engines[-1]
 
     def _caption(self, engine: Engine, task: CaptionTask, text: str) -> dict[Path, str]:
-        for path in task.pictures:
-            request = Prompts(SPEC, words).about([path], task.prompt, new_tokens=4)
-            engine.complete([engine.prepare(request)])
+        with engine.serve(slots=2) as session:
+            for path in task.pictures:
+                request = Prompts(SPEC, words).about([path], task.prompt, new_tokens=4)
+                session.put([engine.prepare(request)])
+                session.get()
         engine.close()
         return dict.fromkeys(task.pictures, text)
 

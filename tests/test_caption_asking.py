@@ -34,8 +34,18 @@ def job(**fields: object) -> CaptionJob:
 
 
 def ask(job: CaptionJob, engine: FakeEngine) -> list[CaptionRecord]:
-    asker = Asker(engine, job, threading.Event())
-    return list(asker.ask(opened(job, engine)))
+    with engine.serve(slots=job.batch_size) as session:
+        return answered(Asker(session, job), opened(job, engine))
+
+
+def answered(asker: Asker, pictures: Sequence[Opened]) -> list[CaptionRecord]:
+    for picture in pictures:
+        asker.add(picture)
+    records = []
+    while not asker.is_idle:
+        asker.ask()
+        records += asker.settle()
+    return records
 
 
 def opened(job: CaptionJob, engine: FakeEngine) -> list[Opened]:
@@ -184,10 +194,9 @@ def test_a_smaller_batch_is_told_in_the_rows_that_it_was_made_for() -> None:
 
     made = job()
     engine = FakeEngine(name, completion_error=check)
-    asker = Asker(engine, made, threading.Event())
-    waiting = opened(made, engine)
-
-    records = [*asker.ask(waiting[:6]), *asker.ask(waiting[6:])]
+    with engine.serve(slots=8) as session:
+        asker, waiting = Asker(session, made), opened(made, engine)
+        records = [*answered(asker, waiting[:6]), *answered(asker, waiting[6:])]
     assert [r.notes for r in records] == [
         *[("answered alone: out of memory",)] * 6,
         (),
@@ -210,14 +219,15 @@ class Small(FakeEngine):
 
 
 def test_a_picture_that_does_not_fit_alone_is_answered_without_its_tiles() -> None:
-    made = job(batch_size=4)
+    made = job()
     engine = Small(name, sizes={"c.jpg": (9000, 100)})
-    records = ask(replace(made, pictures=made.pictures[:4]), engine)
+    with engine.serve(slots=8) as session:
+        asker = Asker(session, made)
+        records = {record.file_name[0]: record for record in answered(asker, opened(made, engine))}
 
-    assert [r.caption for r in records] == ["a", "b", "c", "d"]
-    assert [r.notes for r in records] == [
-        ("answered 2 at a time: out of memory",),
-        ("answered 2 at a time: out of memory",),
-        ("answered without tiles: out of memory",),
-        ("answered alone: out of memory",),
-    ]
+    assert {key: record.caption for key, record in records.items()} == {n: n for n in "abcdefgh"}
+    assert records.pop("c").notes == ("answered without tiles: out of memory",)
+    assert {r.notes for r in records.values()} == {("answered 3 at a time: out of memory",)}
+    # What does not fit alone says nothing about the others.
+    assert asker.pictures_at_a_time == 3
+    assert engine.batches[:3] == [3, 3, 1]

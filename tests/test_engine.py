@@ -26,9 +26,15 @@ from idefics_cli.core.errors import (
     ModelError,
     PromptError,
 )
-from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
+from idefics_cli.core.types import (
+    Attachment,
+    Completion,
+    GenerationRequest,
+    LoadSpec,
+    Message,
+    Sampling,
+)
 from idefics_cli.engine import Prepared, engine_factory
-from idefics_cli.engine.batching import Answer, Batcher
 from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.decode import Row, _sample
 from idefics_cli.engine.detokenize import Detokenizer
@@ -148,11 +154,12 @@ def test_a_batch_that_is_tried_again_in_halves_is_answered_to_the_end(
         return encode(requests, images)  # type: ignore[arg-type]
 
     monkeypatch.setattr(family, "encode", full)
-    batch = [ask(sampling=few()), ask(sampling=few())]
-    answers = Batcher(engine, 2).answer(batch, cancel=threading.Event())
-    assert [a.completion.token_ids for a in answers if isinstance(a, Answer)] == [
-        whole.token_ids
-    ] * 2
+    with engine.serve(slots=2) as session:
+        session.put([ask(sampling=few()), ask(sampling=few())])
+        outcomes = [session.get(), session.get()]
+        assert session.slots == 1
+    answers = [found[1] for found in outcomes if found and isinstance(found[1], Completion)]
+    assert [(a.token_ids, a.at_a_time) for a in answers] == [(whole.token_ids, 1)] * 2
 
 
 def test_what_a_batch_held_is_free_when_its_memory_error_arrives(

@@ -12,7 +12,8 @@ from idefics_cli.bench.measure import Outcome, Series, Tokens, Watch, without_co
 from idefics_cli.bench.report import Row, Skipped
 from idefics_cli.bench.stage import CaptionTask, PlainContender, Prompts, Stage
 from idefics_cli.core.types import Completion, GenerationRequest
-from idefics_cli.engine import Engine, Prepared
+from idefics_cli.engine import Engine, Prepared, Session
+from idefics_cli.engine import Outcome as Answered
 
 
 class Recorder:
@@ -22,13 +23,10 @@ class Recorder:
         self._engine = engine
         self.tokens: dict[Path, Tokens] = {}
 
-    def complete(self, batch: Sequence[Prepared], **options: object) -> list[Completion]:
-        """Answer *batch* and note its tokens; see `Engine.complete`."""
-        done = self._engine.complete(batch, **options)  # type: ignore[arg-type]  # passed on
-        for prepared, completion in zip(batch, done, strict=True):
-            for attachment in prepared.request.attachments:
-                self.tokens[Path(attachment.source)] = completion.token_ids
-        return done
+    def serve(self, *, slots: int, **options: object) -> Session:
+        """Open slots, and note the tokens of their answers; see `Engine.serve`."""
+        session = self._engine.serve(slots=slots, **options)  # type: ignore[arg-type]  # passed on
+        return cast("Session", _Recording(session, self.tokens))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
@@ -38,6 +36,35 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._engine.close()
+
+
+class _Recording:
+    """A session whose answers are noted."""
+
+    def __init__(self, session: Session, tokens: dict[Path, Tokens]) -> None:
+        self._session = session
+        self._tokens = tokens
+        self._requests: list[GenerationRequest] = []
+
+    def put(self, requests: Sequence[Prepared]) -> None:
+        self._requests += (prepared.request for prepared in requests)
+        self._session.put(requests)
+
+    def get(self, timeout_seconds: float | None = None) -> tuple[int, Answered] | None:
+        found = self._session.get(timeout_seconds)
+        if found is not None and isinstance(completion := found[1], Completion):
+            for attachment in self._requests[found[0]].attachments:
+                self._tokens[Path(attachment.source)] = completion.token_ids
+        return found
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def __enter__(self) -> _Recording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
 
 
 class _Run:
@@ -122,20 +149,19 @@ def _ours(stage: Stage, task: CaptionTask, run: _Run) -> None:
     clock = stage.world.instruments.clock
     stage.release()
     recorder = Recorder(stage.world.make_engine(stage.spec))
-    _warm_up(stage, recorder)
-    recorder.tokens.clear()
+    engine = cast("Engine", recorder)
+    _warm_up(stage, engine)
     with without_collection():
         started = clock()
-        texts = stage.world.caption(cast("Engine", recorder), task)
+        texts = stage.world.caption(engine, task)
         run.seconds.append(clock() - started)
     run.tokens, run.texts = dict(recorder.tokens), dict(texts)
 
 
-def _warm_up(stage: Stage, engine: Recorder) -> None:
+def _warm_up(stage: Stage, engine: Engine) -> None:
     prompts = Prompts(stage.spec, lambda request: 0)
     request = prompts.about([stage.studio.draw((320, 240))], "Warm up.", new_tokens=2)
-    prepare = cast("Engine", engine).prepare
-    engine.complete([prepare(request)])
+    engine.complete([engine.prepare(request)])
 
 
 def _plain(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from operator import itemgetter
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +20,6 @@ Result = Opened | CaptionRecord
 Open = Callable[[Picture], Result]
 # Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
 _MAX_PIXELS = 32_000_000
-_POLL_SECONDS = 0.1
 # How long the end of a run waits for its readers.
 _PATIENCE_SECONDS = 0.5
 
@@ -47,35 +47,42 @@ class ReadAhead:
         self._pictures = iter(pictures)
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
-        self._opening: deque[Future[Result]] = deque()
-        self._waiting: list[Opened] = []
+        # By their places in the run.
+        self._opening: dict[int, Future[Result]] = {}
+        self._waiting: list[tuple[int, Opened]] = []
+        self._submitted = 0
         self._readers = _Readers(open_, threads)
 
-    def fill(self, stop: Event) -> tuple[list[Opened], list[CaptionRecord]]:
-        """Return all pictures that wait, in order, and records of those that failed to open.
+    @property
+    def waiting(self) -> list[Opened]:
+        """All that are open, in the order of the run."""
+        return [opened for _, opened in self._waiting]
 
-        It waits for every thread, so that what waits does not depend on which is faster; but no
-        longer once *stop* is set. Nothing waits only when there are no more.
-        """
+    @property
+    def is_opening(self) -> bool:
+        """Whether a thread is at a picture."""
+        return bool(self._opening)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are no more."""
+        return not self._opening and not self._waiting
+
+    def collect(self) -> list[CaptionRecord]:
+        """Note what threads have opened by now; return records of what failed to open."""
         failures = []
-        self._submit()
-        while self._opening and not stop.is_set():
-            try:
-                result = self._opening[0].result(timeout=_POLL_SECONDS)
-            except TimeoutError:
-                continue
-            self._opening.popleft()
+        for number in [number for number, future in self._opening.items() if future.done()]:
+            result = self._opening.pop(number).result()
             if isinstance(result, CaptionRecord):
                 failures.append(result)
             else:
-                self._waiting.append(result)
-            self._submit()
-        return self._waiting, failures
+                insort(self._waiting, (number, result), key=itemgetter(0))
+        self._submit()
+        return failures
 
-    def drop(self, pictures: Iterable[Opened]) -> None:
-        """Forget *pictures*, which the model has got, and begin to open the next."""
-        gone = set(pictures)
-        self._waiting = [picture for picture in self._waiting if picture not in gone]
+    def drop(self, opened: Opened) -> None:
+        """Forget a picture, which the model has got, and begin to open another."""
+        self._waiting = [pair for pair in self._waiting if pair[1] is not opened]
         self._submit()
 
     def __enter__(self) -> Self:
@@ -88,19 +95,20 @@ class ReadAhead:
         traceback: TracebackType | None,
     ) -> None:
         """Open no more pictures; those that a thread is at are abandoned."""
-        for future in self._opening:
+        for future in self._opening.values():
             future.cancel()
         self._readers.close()
 
     def _submit(self) -> None:
-        pixels = sum(p.pixels for o in self._waiting for p in o.first.pictures)
+        pixels = sum(p.pixels for opened in self.waiting for p in opened.first.pictures)
         while (
             len(self._opening) < self._in_flight
             and len(self._opening) + len(self._waiting) < self._size
             and pixels < _MAX_PIXELS
             and (picture := next(self._pictures, None)) is not None
         ):
-            self._opening.append(self._readers.submit(picture))
+            self._opening[self._submitted] = self._readers.submit(picture)
+            self._submitted += 1
 
 
 class _Readers:

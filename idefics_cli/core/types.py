@@ -119,6 +119,8 @@ class Completion:
         prefill_seconds: Wall time of encoding and prefill; of the whole batch, if batched.
         decode_seconds: Wall time of the token loop; of the whole batch, if batched.
         token_ids: What the model generated, the end token included.
+        at_a_time: How many were answered at a time, if the memory had run out with this one
+            among more; None for most.
     """
 
     text: str
@@ -129,6 +131,7 @@ class Completion:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     token_ids: tuple[int, ...] = ()
+    at_a_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

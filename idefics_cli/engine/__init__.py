@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -47,6 +47,61 @@ class Measure:
         return self.context_tokens - self.prompt_tokens
 
 
+Outcome = Completion | Exception
+"""The answer to a request, or what made it fail alone."""
+
+
+class Session(Protocol):
+    """Takes requests and gives their outcomes, in any order; for one thread.
+
+    One request that fails costs no other its answer. When the memory runs out, what was in the
+    works is begun again with half as many at a time, down to one.
+    """
+
+    @property
+    def slots(self) -> int:
+        """How many requests may be in the works; fewer since the memory ran out."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many more may be now."""
+        ...
+
+    def put(self, requests: Sequence[Prepared]) -> None:
+        """Take *requests*, which are numbered from 0 as they come.
+
+        Those of one call begin together, as far as there is room and `batching.together` has it.
+        """
+        ...
+
+    def get(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
+        """Return the number and the outcome of a request, as soon as it ended.
+
+        The seconds of an answer are its share of those of all that went on meanwhile.
+
+        Args:
+            timeout_seconds: How long to wait; 0 is not at all, None until one ends.
+
+        Returns:
+            None if none ended in time, is in the works, or will end since *cancel* is set.
+        """
+        ...
+
+    def close(self) -> None:
+        """Cancel what is in the works; idempotent."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
 class Engine(Protocol):
     """A loaded model that answers requests. Every method may be called from any thread."""
 
@@ -86,20 +141,16 @@ class Engine(Protocol):
         """
         ...
 
-    def run(
-        self, requests: Iterable[Prepared], *, slots: int, cancel: Event | None = None
-    ) -> Iterator[tuple[int, Completion | Exception]]:
-        """Answer many requests, *slots* at a time: as one ends, the next takes its place.
+    def serve(self, *, slots: int, cancel: Event | None = None) -> Session:
+        """Answer many requests, *slots* at a time: as one ends, another takes its place.
 
         Args:
-            requests: Read in the caller's thread, up to twice as many ahead as there are slots.
-            slots: Most requests at a time; fewer are taken when the memory runs out.
+            slots: Most requests at a time.
             cancel: Setting it ends every answer after the current token; requests that were not
                 begun have no outcome.
 
-        Yields:
-            The number of a request and its answer, or what made it fail alone; as soon as it
-            ended, and in that order.
+        Returns:
+            What takes the requests; no other work is done before it is closed.
         """
         ...
 

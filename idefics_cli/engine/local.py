@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Event
 from types import TracebackType
@@ -13,18 +14,21 @@ import torch
 from PIL import Image
 
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
-from idefics_cli.engine import Measure, Prepared
+from idefics_cli.engine import Measure, Outcome, Prepared, Session
 from idefics_cli.engine.cancel import AnyOf, Flag
 from idefics_cli.engine.decode import Row
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.engine.inference import Answer, Inference
-from idefics_cli.engine.serving import Outcome, Server, Ticket
+from idefics_cli.engine.scheduling import Schedule, Ticket
+from idefics_cli.engine.serving import Outcome as ServerOutcome
+from idefics_cli.engine.serving import Server
 from idefics_cli.models.images import ImageLoader
 from idefics_cli.models.loader import Loaded, load
 from idefics_cli.models.picture import Picture
 from idefics_cli.models.registry import base_model_error
 
 _T = TypeVar("_T")
+_Put = Callable[[tuple[int, Outcome]], None]
 # Processors tell channels from pixels by the length of a side, and cut pictures in four.
 _SHORTEST_SIDE = 4
 # How often a thread that waits for requests looks whether anybody still wants it to.
@@ -96,35 +100,9 @@ class LocalEngine:
             # Ctrl-C arrives here, while the work goes on in the other thread.
             abandoned.set()
 
-    def run(
-        self, requests: Iterable[Prepared], *, slots: int, cancel: Event | None = None
-    ) -> Iterator[tuple[int, Completion | Exception]]:
-        """Answer *requests* in any order, *slots* at a time; see `Engine.run`."""
-        abandoned = Event()
-        stop = self._stop(cancel, abandoned)
-        inbox, outbox = _Inbox(stop), SimpleQueue[tuple[int, Completion | Exception] | None]()
-        job = self._worker.submit(self._run, inbox, slots, stop, outbox.put)
-        job.add_done_callback(lambda _: outbox.put(None))
-        waiting = 0
-        try:
-            for index, prepared in enumerate(requests):
-                inbox.put(Ticket(index, prepared))
-                waiting += 1
-                # As many again as there are slots wait for one.
-                while waiting >= 2 * slots or not outbox.empty():
-                    if (outcome := outbox.get()) is None:
-                        _result(job)
-                        return
-                    waiting -= 1
-                    yield outcome
-                if stop.is_set():
-                    break
-            inbox.close()
-            while (outcome := outbox.get()) is not None:
-                yield outcome
-            _result(job)
-        finally:
-            abandoned.set()
+    def serve(self, *, slots: int, cancel: Event | None = None) -> Session:
+        """Open *slots* for requests that come and go; see `Engine.serve`."""
+        return _LocalSession(self, slots, cancel)
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield one answer piece by piece; see `Engine.stream`."""
@@ -208,24 +186,19 @@ class LocalEngine:
             for row, prepared in zip(answer.rows, batch, strict=True)
         ]
 
-    def _run(
-        self,
-        inbox: _Inbox,
-        slots: int,
-        cancel: Flag,
-        put: Callable[[tuple[int, Completion | Exception]], None],
-    ) -> None:
+    def _serve(self, inbox: _Inbox, schedule: Schedule, stop: Flag, put: _Put) -> None:
         tokenizer = self._require().family.tokenizer
 
-        def deliver(ticket: Ticket, outcome: Outcome) -> None:
+        def deliver(ticket: Ticket, outcome: ServerOutcome) -> None:
             if isinstance(outcome, Exception):
                 put((ticket.index, outcome))
                 return
             text = Detokenizer(tokenizer, strip=_strips(ticket.prepared))
             (row,) = outcome.rows
-            put((ticket.index, _completion(text, outcome, row)))
+            completion = _completion(text, outcome, row)
+            put((ticket.index, replace(completion, at_a_time=ticket.at_a_time)))
 
-        Server(self._require_inference(), slots, deliver).serve(inbox, cancel)
+        Server(self._require_inference(), schedule, deliver).serve(inbox, stop)
 
     def _stream(self, prepared: Prepared, cancel: Flag, put: Callable[[TokenChunk], None]) -> None:
         text = Detokenizer(self._require().family.tokenizer, strip=_strips(prepared))
@@ -255,35 +228,101 @@ class LocalEngine:
         )
 
 
+class _LocalSession:
+    """Requests of one thread that are answered in another; see `engine.Session`."""
+
+    def __init__(self, engine: LocalEngine, slots: int, cancel: Event | None) -> None:
+        self._schedule = Schedule(slots)
+        self._abandoned = Event()
+        self._outbox = SimpleQueue[tuple[int, Outcome] | None]()
+        stop = engine._stop(cancel, self._abandoned)
+        self._inbox = _Inbox(stop)
+        self._job = engine._worker.submit(
+            engine._serve, self._inbox, self._schedule, stop, self._outbox.put
+        )
+        # Not at the end of the work: closing the engine drops work that has not begun.
+        self._job.add_done_callback(lambda _: self._outbox.put(None))
+        self._taken = self._in_works = 0
+
+    @property
+    def slots(self) -> int:
+        """See `engine.Session`."""
+        return self._schedule.settled
+
+    @property
+    def room(self) -> int:
+        """See `engine.Session`."""
+        return max(0, self.slots - self._in_works)
+
+    def put(self, requests: Sequence[Prepared]) -> None:
+        """Take *requests*; see `engine.Session`."""
+        # At once, so that they are there together when the other thread looks.
+        self._inbox.put([Ticket(i, p) for i, p in enumerate(requests, start=self._taken)])
+        self._taken += len(requests)
+        self._in_works += len(requests)
+
+    def get(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
+        """Return what ended; see `engine.Session`."""
+        if not self._in_works and timeout_seconds is None:
+            return None
+        try:
+            found = self._outbox.get(timeout_seconds != 0, timeout_seconds)
+        except Empty:
+            return None
+        if found is None:
+            self._in_works = 0
+            _result(self._job)
+            return None
+        self._in_works -= 1
+        return found
+
+    def close(self) -> None:
+        """Cancel what is in the works; see `engine.Session`."""
+        self._abandoned.set()
+        self._inbox.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class _Inbox:
     """Hands requests of one thread to another."""
 
     def __init__(self, cancel: Flag) -> None:
-        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Ticket] | None] = SimpleQueue()
         self._cancel = cancel
         self._is_closed = False
 
-    def put(self, ticket: Ticket) -> None:
-        self._queue.put(ticket)
+    def put(self, tickets: list[Ticket]) -> None:
+        self._queue.put(tickets)
 
     def close(self) -> None:
         """Let it be known that no more will come."""
         self._queue.put(None)
 
-    def take(self, most: int, *, waits: bool) -> list[Ticket]:
+    def take(self, *, waits: bool) -> list[Ticket]:
         """See `serving.Inbox`."""
         taken: list[Ticket] = []
-        while len(taken) < most and not self._is_closed:
+        while not self._is_closed:
+            is_waiting = waits and not taken and not self._cancel.is_set()
             try:
-                ticket = self._queue.get(waits and not taken, timeout=_POLL_SECONDS)
+                tickets = self._queue.get(is_waiting, timeout=_POLL_SECONDS)
             except Empty:
-                if waits and not taken and not self._cancel.is_set():
+                if is_waiting:
                     continue
                 break
-            if ticket is None:
+            if tickets is None:
                 self._is_closed = True
             else:
-                taken.append(ticket)
+                taken += tickets
         return taken
 
 

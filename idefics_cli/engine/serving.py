@@ -5,64 +5,49 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from transformers import Cache
 
 from idefics_cli.core.errors import MemoryLimitError
-from idefics_cli.engine import Prepared
-from idefics_cli.engine.batching import alike
 from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.decode import Row, banned_of, choose, finish_all
 from idefics_cli.engine.inference import Answer, Inference
 from idefics_cli.engine.memory import as_memory_limit
 from idefics_cli.engine.prefill import Prompt, prefill
 from idefics_cli.engine.prefix import new_cache
+from idefics_cli.engine.scheduling import Schedule, Ticket
 from idefics_cli.engine.slots import kept_in_order
 from idefics_cli.engine.steps import SlotStep
 
 _log = logging.getLogger(__name__)
-# Requests are let in when so large a part of the slots is free: a prompt at a time would leave
-# a GPU idle, and pictures of one shape are encoded together.
-_SHARE = 4
 
 Outcome = Answer | Exception
-"""An answer of one row, or what made its request fail alone."""
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A request and its number.
-
-    Attributes:
-        index: Its number.
-        prepared: The request.
-        is_apart: Whether its prompt is computed alone, because a group with it failed.
-    """
-
-    index: int
-    prepared: Prepared
-    is_apart: bool = False
+"""An answer of one row, with its share of the seconds, or what made its request fail alone."""
 
 
 class Inbox(Protocol):
     """Where requests come from."""
 
-    def take(self, most: int, *, waits: bool) -> list[Ticket]:
-        """Return up to *most* that are here; if it *waits*, none only when no more will come."""
+    def take(self, *, waits: bool) -> list[Ticket]:
+        """Return those that are here; if it *waits*, none only when no more will come."""
         ...
 
 
 @dataclass(slots=True)
 class _Going:
-    """A reply in the making."""
+    """A reply in the making, and its share of the time."""
 
     ticket: Ticket
     row: Row
-    prefill_seconds: float
-    prefilled: float
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def answer(self) -> Answer:
+        return Answer([self.row], 0, self.prefill_seconds, self.decode_seconds)
 
 
 @dataclass(slots=True)
@@ -77,21 +62,21 @@ class _Opened:
 class Server:
     """Answers requests as slots get free; belongs to the thread of the inference.
 
-    When the memory runs out, what was being answered is begun again in half as many slots.
-
     Args:
         inference: Of the model.
-        size: Slots.
+        schedule: Of the requests; nothing waits yet.
         deliver: Told of each request's outcome, as soon as it ended.
     """
 
     def __init__(
-        self, inference: Inference, size: int, deliver: Callable[[Ticket, Outcome], None]
+        self,
+        inference: Inference,
+        schedule: Schedule,
+        deliver: Callable[[Ticket, Outcome], None],
     ) -> None:
         self._inference = inference
-        self._size = size
-        self._deliver = deliver
-        self._waiting: list[Ticket] = []
+        self._schedule = schedule
+        self._tell = deliver
         self._going: list[_Going] = []
         self._cancel: Flag | None = None
 
@@ -110,72 +95,40 @@ class Server:
     def _serve(self, inbox: Inbox, cancel: Flag) -> None:
         step = self._new_step()
         while not cancel.is_set():
-            if self._wants_more():
-                self._fetch(inbox)
-                if self._waiting:
-                    if not self._let_in(step):
-                        step = self._new_step()
-                    continue
-                if not self._going:
-                    return
-            if not self._advance(step):
+            self._fetch(inbox)
+            if tickets := self._schedule.choose(len(self._going)):
+                is_fine = self._let_in(step, tickets)
+            elif self._going:
+                is_fine = self._advance(step)
+            else:
+                return
+            if not is_fine:
                 step = self._new_step()
-        self._end_all(self._going)
-
-    def _wants_more(self) -> bool:
-        free = self._size - len(self._going)
-        return free >= self._group or not self._going
-
-    @property
-    def _group(self) -> int:
-        return max(1, self._size // _SHARE)
+        finish_all([going.row for going in self._going], "cancelled")
+        self._end(self._going)
 
     def _fetch(self, inbox: Inbox) -> None:
-        is_idle = not self._going and not self._waiting
-        # As many again as there are slots, to find pictures of one shape among them.
-        self._waiting += inbox.take(2 * self._size - len(self._waiting), waits=is_idle)
+        is_idle = not self._going and self._schedule.is_empty
+        self._schedule.add(inbox.take(waits=is_idle))
 
-    def _let_in(self, step: SlotStep) -> bool:
-        """Prefill some of what waits; False if the slots are to be made anew."""
-        tickets = self._choose_waiting(min(self._group, self._size - len(self._going)))
+    def _let_in(self, step: SlotStep, tickets: list[Ticket]) -> bool:
+        """Prefill *tickets*; False if the slots are to be made anew."""
         try:
             with as_memory_limit(len(tickets)):
                 opened = self._prefill(tickets)
         except MemoryLimitError as error:
-            if not self._going:
-                return self._shrink(tickets, error)
-            # Those that go on will end, and leave room.
-            self._size = len(self._going)
-            self._waiting = tickets + self._waiting
-            return True
+            # Those that go on keep what they have.
+            return self._run_short(tickets, error, going=len(self._going))
         except Exception as error:
             _log.debug("%d prompts failed", len(tickets), exc_info=True)
-            self._set_apart(tickets, error)
+            self._set_apart(tickets, error, tried=len(tickets))
             return True
         try:
             with as_memory_limit(len(self._going) + len(tickets)):
                 self._admit(step, opened)
         except MemoryLimitError as error:
-            return self._shrink(tickets, error)
+            return self._run_short(self._take_back() + tickets, error)
         return True
-
-    def _choose_waiting(self, most: int) -> list[Ticket]:
-        """Take up to *most* tickets, which are prefilled together, from those that wait."""
-        if self._waiting[0].is_apart:
-            most = 1
-        chosen = alike([ticket.prepared for ticket in self._waiting], most)
-        tickets = [self._waiting[index] for index in chosen]
-        self._waiting = [t for index, t in enumerate(self._waiting) if index not in set(chosen)]
-        return tickets
-
-    def _set_apart(self, tickets: list[Ticket], error: Exception) -> None:
-        """Let those of a group that failed try again alone; who did so already has failed."""
-        if len(tickets) == 1:
-            self._deliver(tickets[0], error)
-            return
-        for ticket in tickets:
-            ticket.is_apart = True
-        self._waiting = tickets + self._waiting
 
     def _prefill(self, tickets: Sequence[Ticket]) -> _Opened:
         started = time.perf_counter()
@@ -189,11 +142,8 @@ class Server:
         else:
             logits = output.logits[:, -1]
             choose(logits, banned_of(family, logits.device), family.stop_ids, rows)
-        prefilled = time.perf_counter()
-        going = [
-            _Going(ticket, row, prefilled - started, prefilled)
-            for ticket, row in zip(tickets, rows, strict=True)
-        ]
+        share = (time.perf_counter() - started) / len(tickets)
+        going = [_Going(ticket, row, share) for ticket, row in zip(tickets, rows, strict=True)]
         return _Opened(going, None if output is None else prompt, cache)
 
     def _admit(self, step: SlotStep, opened: _Opened) -> None:
@@ -208,6 +158,7 @@ class Server:
 
     def _advance(self, step: SlotStep) -> bool:
         """Run one token of every row; False if the slots are to be made anew."""
+        started = time.perf_counter()
         family = self._inference.loaded.family
         rows = [going.row for going in self._going]
         try:
@@ -215,12 +166,14 @@ class Server:
                 logits = step([row.tokens[-1] for row in rows])
                 choose(logits, banned_of(family, logits.device), family.stop_ids, rows)
         except MemoryLimitError as error:
-            return self._shrink([], error)
+            return self._run_short(self._take_back(), error)
         except Exception:
             _log.debug("%d replies failed", len(rows), exc_info=True)
             for ticket in self._take_back():
                 self._answer([ticket])
             return False
+        for going in self._going:
+            going.decode_seconds += (time.perf_counter() - started) / len(rows)
         self._drop_ended(step)
         return True
 
@@ -232,37 +185,38 @@ class Server:
             self._going = [self._going[index] for index in kept]
             self._end(ended)
 
-    def _end_all(self, cancelled: Sequence[_Going]) -> None:
-        finish_all([going.row for going in cancelled], "cancelled")
-        self._end(cancelled)
-
     def _end(self, ended: Sequence[_Going]) -> None:
-        now = time.perf_counter()
         for going in ended:
-            answer = Answer([going.row], 0, going.prefill_seconds, now - going.prefilled)
-            self._deliver(going.ticket, answer)
+            self._deliver(going.ticket, going.answer)
 
-    def _shrink(self, tickets: list[Ticket], error: MemoryLimitError) -> bool:
-        """Begin again with fewer slots, or give up what does not fit alone; False."""
-        again = self._take_back()
-        count = len(tickets) + len(again)
+    def _deliver(self, ticket: Ticket, outcome: Outcome) -> None:
+        self._schedule.end(ticket, fits=not isinstance(outcome, MemoryLimitError))
+        self._tell(ticket, outcome)
+
+    def _set_apart(self, tickets: Sequence[Ticket], error: Exception, *, tried: int) -> None:
+        if (failed := self._schedule.set_apart(tickets, tried=tried)) is not None:
+            self._deliver(failed, error)
+
+    def _run_short(
+        self, tickets: Sequence[Ticket], error: MemoryLimitError, *, going: int = 0
+    ) -> bool:
+        """Let *tickets* begin again with fewer at a time; False if in slots that are new."""
+        failed = self._schedule.run_short(tickets, going=going)
+        if going:
+            return True
         self._inference.drop()
-        if count > 1:
-            self._size = max(1, count // 2)
-            self._waiting = again + tickets + self._waiting
-        else:
-            for ticket in tickets + again:
-                self._deliver(ticket, error)
+        if failed is not None:
+            self._deliver(failed, error)
         return False
 
     def _take_back(self) -> list[Ticket]:
-        tickets = sorted((going.ticket for going in self._going), key=lambda ticket: ticket.index)
+        tickets = [going.ticket for going in self._going]
         self._going = []
         return tickets
 
     def _new_step(self) -> SlotStep:
         loaded = self._inference.loaded
-        slots = self._inference.take_slots(self._size)
+        slots = self._inference.take_slots(self._schedule.slots)
         return SlotStep(loaded.model, loaded.family, slots, graphs=self._inference.graphs)
 
     @property
@@ -275,42 +229,49 @@ class Server:
         """Answer in batches, where rows cannot come while others go on."""
         while not cancel.is_set():
             self._fetch(inbox)
-            if not self._waiting:
+            tickets = self._schedule.choose(0)
+            if not tickets:
                 return
-            self._answer(self._choose_waiting(self._size))
+            self._answer(tickets)
 
     def _answer(self, tickets: Sequence[Ticket]) -> None:
-        """Answer *tickets* as one batch, or, if that fails, in halves down to each alone."""
-        told: set[int] = set()
-        started = time.perf_counter()
-
-        def on_token(rows: Sequence[Row]) -> None:
-            for ticket, row in zip(tickets, rows, strict=True):
-                if row.finish and ticket.index not in told:
-                    told.add(ticket.index)
-                    # What the prompt took is not known before all have ended.
-                    self._deliver(ticket, Answer([row], 0, 0.0, time.perf_counter() - started))
-
+        """Answer *tickets* as one batch; if that fails, those that have not ended wait again."""
+        batch = _Batch(tickets, self._deliver)
         try:
-            answer = self._inference.answer([t.prepared for t in tickets], self._flag, on_token)
+            answer = self._inference.answer(
+                [t.prepared for t in tickets], self._flag, batch.on_token
+            )
+        except MemoryLimitError as error:
+            self._run_short(batch.rest, error)
         except Exception as error:
             _log.debug("a batch of %d failed", len(tickets), exc_info=True)
-            self._answer_parts([t for t in tickets if t.index not in told], len(tickets), error)
-            return
-        # Cancelled before the first token.
-        for ticket, row in zip(tickets, answer.rows, strict=True):
-            if ticket.index not in told:
-                self._deliver(ticket, Answer([row], 0, answer.prefill_seconds, 0.0))
+            self._set_apart(batch.rest, error, tried=len(tickets))
+        else:
+            # Cancelled before the first token.
+            batch.on_token(answer.rows)
 
-    def _answer_parts(self, rest: Sequence[Ticket], tried: int, error: Exception) -> None:
-        """Answer what is left of a batch of *tried* that failed in halves, if it was no single."""
-        if tried == 1:
-            for ticket in rest:
-                self._deliver(ticket, error)
-            return
-        half = tried // 2
-        if isinstance(error, MemoryLimitError):
-            self._size = half
-        for part in (rest[:half], rest[half:]):
-            if part:
-                self._answer(part)
+
+@dataclass(slots=True)
+class _Batch:
+    """Requests that are answered as a batch, whose rows are told as they end."""
+
+    tickets: Sequence[Ticket]
+    deliver: Callable[[Ticket, Outcome], None]
+    seconds: float = 0.0
+    looked: float = field(default_factory=time.perf_counter)
+    told: set[int] = field(default_factory=set)
+
+    @property
+    def rest(self) -> list[Ticket]:
+        """Those that have not ended."""
+        return [ticket for ticket in self.tickets if ticket.index not in self.told]
+
+    def on_token(self, rows: Sequence[Row]) -> None:
+        now, count = time.perf_counter(), len(self.rest)
+        # What the prompt took is not known before all have ended.
+        self.seconds += (now - self.looked) / max(1, count)
+        self.looked = now
+        for ticket, row in zip(self.tickets, rows, strict=True):
+            if row.finish and ticket.index not in self.told:
+                self.told.add(ticket.index)
+                self.deliver(ticket, Answer([row], 0, 0.0, self.seconds))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from threading import Event
 
@@ -13,10 +15,15 @@ from idefics_cli.caption.readahead import ReadAhead
 from idefics_cli.caption.reading import Opened, open_picture
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine import Engine, EngineFactory
-from idefics_cli.engine.batching import alike
+from idefics_cli.engine.batching import together
 
-# Batches that are open ahead of the model: enough to find pictures of one shape among them.
-_BATCHES_AHEAD = 4
+# As many pictures as are answered at a time, so many times, are open ahead of the model: enough
+# to find some of one shape among them.
+_GROUPS_AHEAD = 4
+# How long pictures that are open wait for more, before some are chosen among fewer.
+_PATIENCE_SECONDS = 0.25
+# How often to look for pictures that were opened meanwhile.
+_POLL_SECONDS = 0.01
 
 
 class LocalExecutor:
@@ -24,7 +31,7 @@ class LocalExecutor:
 
     Args:
         factory: Makes the engine; it is closed when the captions are done.
-        job: What is asked, in batches of what size, and how many threads read ahead.
+        job: What is asked, how many at a time, and how many threads read ahead.
     """
 
     def __init__(self, factory: EngineFactory, job: CaptionJob) -> None:
@@ -36,10 +43,12 @@ class LocalExecutor:
     ) -> Generator[ExecutorEvent, None, None]:
         """Yield a record for each of *pictures*; see `Executor.caption`."""
         cancel = Event()
+        size = self._job.batch_size
         with self._factory() as engine, self._read_ahead(engine, pictures) as ahead:
             try:
                 yield Ready(engine.revision)
-                yield from self._caption(engine, ahead, cancel, stop)
+                with engine.serve(slots=size, cancel=cancel) as session:
+                    yield from _caption(Asker(session, self._job), ahead, stop)
             finally:
                 cancel.set()
 
@@ -53,21 +62,62 @@ class LocalExecutor:
             open_,
             threads=self._job.readers,
             in_flight=size,
-            size=size * _BATCHES_AHEAD,
+            size=size * _GROUPS_AHEAD,
         )
 
-    def _caption(
-        self, engine: Engine, ahead: ReadAhead, cancel: Event, stop: Event
-    ) -> Iterator[ExecutorEvent]:
-        asker = Asker(engine, self._job, cancel)
-        while not stop.is_set():
-            waiting, failures = ahead.fill(stop)
-            yield from failures
-            if not waiting or stop.is_set():
-                return
+
+def _caption(asker: Asker, ahead: ReadAhead, stop: Event) -> Iterator[ExecutorEvent]:
+    groups = _Groups(ahead)
+    size = asker.pictures_at_a_time
+    events: deque[ExecutorEvent] = deque()
+    while True:
+        # Before a record is written, so that the model does not wait for that.
+        if not stop.is_set():
+            events += ahead.collect()
+            groups.supply(asker)
+        asker.ask()
+        if events:
+            yield events.popleft()
+            continue
+        if asker.is_idle and (stop.is_set() or ahead.is_over):
+            return
+        is_waiting = asker.has_room and not ahead.is_over and not stop.is_set()
+        events += asker.settle(_POLL_SECONDS if is_waiting else None)
+        if asker.pictures_at_a_time < size:
             size = asker.pictures_at_a_time
-            batch = [waiting[i] for i in alike([opened.first for opened in waiting], size)]
-            ahead.drop(batch)
-            yield from asker.ask(batch)
-            if asker.pictures_at_a_time < size:
-                yield BatchReduced(asker.pictures_at_a_time)
+            events.append(BatchReduced(size))
+
+
+class _Groups:
+    """Chooses which of the pictures that are open come next: some that go together.
+
+    Args:
+        ahead: Where they wait.
+    """
+
+    def __init__(self, ahead: ReadAhead) -> None:
+        self._ahead = ahead
+        self._group: deque[Opened] = deque()
+        self._since: float | None = None
+
+    def supply(self, asker: Asker) -> None:
+        """Give *asker* pictures while it has room for them."""
+        while asker.has_room and (self._group or self._choose(asker.pictures_at_a_time)):
+            opened = self._group.popleft()
+            self._ahead.drop(opened)
+            asker.add(opened)
+
+    def _choose(self, count: int) -> bool:
+        """Choose up to *count* that go together; False if it is better to wait for others."""
+        waiting = self._ahead.waiting
+        if self._ahead.is_opening and len(waiting) < count * (_GROUPS_AHEAD - 1):
+            now = time.monotonic()
+            self._since = now if self._since is None else self._since
+            if not waiting or now - self._since < _PATIENCE_SECONDS:
+                return False
+        self._since = None
+        if not waiting:
+            return False
+        chosen = together([opened.first for opened in waiting], count)
+        self._group += (waiting[index] for index in chosen)
+        return True
