@@ -85,9 +85,29 @@ def test_attention_among_many_patches_is_the_librarys(
     assert (ours - exact).norm() / exact.norm() < 0.02
 
 
+@pytest.mark.parametrize("hidden", ["nothing", "a key", "the first", "a query"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 6)])
+@pytest.mark.parametrize("queries", [KEYS - 1, KEYS - 7, KEYS // 2, 3])
+def test_the_end_of_a_prompt_sees_what_its_mask_says(
+    queries: int, heads: int, kv_heads: int, hidden: str
+) -> None:
+    qkv = [part[:1] for part in states(heads, kv_heads, queries, KEYS, 16)]
+    mask = torch.ones(queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
+    if hidden == "a key":
+        mask[:, 2] = False
+    elif hidden == "the first":
+        # As a sliding window.
+        mask &= ~torch.ones(queries, KEYS, dtype=torch.bool).tril(KEYS - queries - 9)
+    elif hidden == "a query":
+        mask[1, 1:4] = False
+    module = layer(heads, kv_heads, causal=True)
+    for _ in range(2):
+        assert_as_the_library(module, qkv, mask[None, None])
+
+
 def test_each_way_is_taken_where_it_is_meant_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
-    for name in ("_decode", "_filled", "_tiled", "_library"):
+    for name in ("_decode", "_end_of_prompt", "_filled", "_tiled", "_library"):
         original = getattr(cpu_attention, name)
 
         def watched(*parts: object, name: str = name, original: object = original) -> object:
@@ -103,7 +123,8 @@ def test_each_way_is_taken_where_it_is_meant_to_be(monkeypatch: pytest.MonkeyPat
         dtype = options.pop("dtype", torch.float32)
         qkv = [part.to(dtype) for part in qkv]  # type: ignore[arg-type]
         module = layer(heads, kv_heads, causal=causal)
-        cpu_attention.cpu_attention(module, *qkv, None, **options)  # type: ignore[arg-type]
+        mask = options.pop("mask", None)
+        cpu_attention.cpu_attention(module, *qkv, mask, **options)  # type: ignore[arg-type]
         return taken.pop()
 
     assert attend(4, 2, 1, causal=True) == "_decode"
@@ -113,3 +134,10 @@ def test_each_way_is_taken_where_it_is_meant_to_be(monkeypatch: pytest.MonkeyPat
     assert attend(4, 4, KEYS, causal=True) == "_library"
     assert attend(4, 2, KEYS, causal=False) == "_library"
     assert attend(4, 2, 1, causal=True, position_bias=torch.zeros(B, 4, 1, KEYS)) == "_library"
+
+    def before(queries: int) -> Tensor:
+        return torch.ones(1, 1, queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
+
+    assert attend(4, 2, KEYS - 5, causal=True, mask=before(KEYS - 5)) == "_end_of_prompt"
+    # Half of the queries would be for nobody, and more.
+    assert attend(4, 2, KEYS // 2, causal=True, mask=before(KEYS // 2)) == "_library"

@@ -308,7 +308,7 @@ def test_a_prompt_in_pieces_gives_the_reply_of_a_prompt_at_once(
         conversation(engine, [((), "Hello.")], []),
     ]
     together = [a.token_ids for a in engine.complete(batch)]
-    monkeypatch.setattr("idefics_cli.engine.prefill._CPU_TOKENS", 1)
+    monkeypatch.setattr("idefics_cli.engine.prefill._CPU_OPERATIONS", 1)
     for piece in (1, 7, 64):
         monkeypatch.setattr("idefics_cli.engine.prefill._FEWEST", piece)
         forget(engine)
@@ -325,7 +325,7 @@ def test_a_prompt_can_be_interrupted_between_pieces_which_are_kept(
     prepared = conversation(engine, [((0, 1), "What is it?")], [])
     forget(engine)
     whole = reply(engine, prepared)
-    monkeypatch.setattr("idefics_cli.engine.prefill._CPU_TOKENS", 1)
+    monkeypatch.setattr("idefics_cli.engine.prefill._CPU_OPERATIONS", 1)
     monkeypatch.setattr("idefics_cli.engine.prefill._FEWEST", 5)
     forget(engine)
     # The pictures are known, so that only pieces of the prompt look at the flag.

@@ -12,9 +12,10 @@ from idefics_cli.engine.cancel import Flag
 from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
 from idefics_cli.models.library import Model, StepOutput
 
-# Tokens of all rows in one forward, which cannot be interrupted: on 4 cores 512 take an 8B model
-# about 7 s, and much smaller pieces read the weights too often.
-_CPU_TOKENS, _GPU_TOKENS = 512, 8192
+# Tokens of all rows in one forward, which cannot be interrupted. On 4 cores 512 take an 8B model
+# about 7 s, and much smaller pieces read the weights too often; small models can do more in that
+# time, and to begin a forward costs them more than some tokens.
+_CPU_OPERATIONS, _MOST_TOKENS = 7e12, 8192
 _FEWEST = 64
 
 
@@ -55,7 +56,7 @@ def prefill(
         prompt: B prompts of T tokens, of which *cache* holds fewer than T.
         cache: Grows by every piece.
         cancel: Looked at before each piece.
-        piece: Tokens of a row in one forward; None goes by the device.
+        piece: Tokens of a row in one forward; None goes by device and model.
 
     Returns:
         Logits (B, 1, V) of the last tokens; None when cancelled, with *cache* as far as it came.
@@ -64,8 +65,7 @@ def prefill(
     positions = left_padded_positions(prompt.inputs["attention_mask"])
     rows, length = ids.shape
     if piece is None:
-        tokens = _CPU_TOKENS if model.device.type == "cpu" else _GPU_TOKENS
-        piece = max(_FEWEST, tokens // rows)
+        piece = max(_FEWEST, _tokens(model) // rows)
     start = cache.get_seq_length()
     while cancel is None or not cancel.is_set():
         end = min(start + piece, length)
@@ -82,3 +82,12 @@ def prefill(
             return output
         start = end
     return None
+
+
+def _tokens(model: Model) -> int:
+    """Return how many tokens one forward of *model* may have."""
+    if model.device.type != "cpu":
+        return _MOST_TOKENS
+    text = model.config.get_text_config()
+    layer = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size
+    return min(_MOST_TOKENS, int(_CPU_OPERATIONS / (2 * text.num_hidden_layers * layer)))

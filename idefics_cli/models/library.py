@@ -70,6 +70,7 @@ class TextConfig(Protocol):
     max_position_embeddings: int
     hidden_size: int
     intermediate_size: int
+    num_hidden_layers: int
 
 
 class VisionConfig(Protocol):
