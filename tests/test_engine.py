@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -495,6 +496,18 @@ def test_runs_of_characters_that_the_vocabulary_lacks_arrive_whole(
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(tokens) > 2 * len(text)  # byte by byte
     assert Detokenizer(tokenizer, strip=True).whole(tokens) == text
+
+
+@pytest.mark.parametrize("strip", [True, False])
+def test_a_whole_reply_is_what_its_pieces_join_to(engine: LocalEngine, strip: bool) -> None:
+    family = engine._require().family
+    # Special tokens, bytes of half characters and word marks, in any order.
+    ids, rng = range(len(family.tokenizer)), random.Random(0)
+    for length in range(40):
+        tokens = [rng.choice(ids) for _ in range(length)]
+        stream = Detokenizer(family.tokenizer, strip=strip)
+        pieces = [stream.feed(tokens[:n], last=n == length) for n in range(1, length + 1)]
+        assert Detokenizer(family.tokenizer, strip=strip).whole(tokens) == "".join(pieces)
 
 
 def test_a_character_that_never_completes_is_shown_as_such_at_the_end() -> None:

@@ -82,7 +82,7 @@ def caption(stage: Stage) -> Iterator[Row | Skipped]:
     pictures = choices.pictures or tuple(
         world.draw_scenes(stage.studio.folder / "scenes", choices.count)
     )
-    task = CaptionTask(pictures, choices.caption_prompt, choices.new_tokens)
+    task = CaptionTask(pictures, choices.caption_prompt, choices.new_tokens, choices.caption_batch)
     requests = _requests(stage, task)
     # Another engine for every round: what it remembers of the pictures must not count.
     plain = stage.plain

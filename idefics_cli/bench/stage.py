@@ -73,6 +73,7 @@ class Choices:
         count: Pictures to caption.
         pictures: Files to caption instead of drawn ones.
         caption_prompt: What to ask about each.
+        caption_batch: Pictures at a time of our captioning.
         both_splittings: Measure vision with and without splitting, where the model can do both.
         plain_quantization: Of plain transformers; None is that of ours.
     """
@@ -86,6 +87,7 @@ class Choices:
     count: int = 24
     pictures: tuple[Path, ...] = ()
     caption_prompt: str = QUESTION
+    caption_batch: int = 8
     both_splittings: bool = True
     plain_quantization: Quantization | None = None
 

@@ -50,9 +50,12 @@ def _stutters(text: str) -> bool:
 def _circles(text: str) -> bool:
     words = _WORD.findall(text.casefold())
     numbered = _WORD.findall(_NUMBER.sub("0", text.casefold()))
+    has_numbers = numbered != words
     for size in range(1, min(_LONGEST_CIRCLE, len(words) // 2) + 1):
         most = _MOST_REPEATS.get(size, _MOST_REPEATS_OF_LONGER)
-        if _repeats(words, size) > most or _repeats(numbered, size) > max(most, _MOST_NUMBERED):
+        if _repeats(words, size) > most:
+            return True
+        if has_numbers and _repeats(numbered, size) > max(most, _MOST_NUMBERED):
             return True
     return False
 

@@ -299,6 +299,7 @@ def _measure(invocation: Invocation, asked: Asked, plan: _BenchPlan) -> Report:
 def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
     from idefics_cli.bench.measure import Pace
     from idefics_cli.bench.stage import Choices
+    from idefics_cli.cli.caption_input import automatic_batch
     from idefics_cli.models.registry import default_caption_prompt
 
     # The built-in model, all of which is to be measured within a minute.
@@ -316,6 +317,7 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
         count=asked.count or (8 if asked.quick else 16 if is_tiny else 24),
         pictures=captioned_pictures(asked.folder),
         caption_prompt=default_caption_prompt(plan.spec.repo, chats=plan.spec.chats),
+        caption_batch=automatic_batch(plan),
         both_splittings=invocation.settings.splitting is None and not asked.quick,
         plain_quantization=asked.plain_quantization,
     )

@@ -142,7 +142,7 @@ def caption_job(
         questions=questions,
         mode="chat" if plan.spec.chats else "complete",
         sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
-        batch_size=settings.batch_size or _batch_size(plan),
+        batch_size=settings.batch_size or automatic_batch(plan),
         columns=listing.columns,
         captions_folder=str(output.path) if output.path and output.format == "txt" else None,
         limits=image_limits(settings),
@@ -175,7 +175,8 @@ def _prompt_in(file: str, invocation: Invocation) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _batch_size(plan: Plan) -> int:
+def automatic_batch(plan: Plan) -> int:
+    """Return how many pictures to answer at a time when the user leaves it open."""
     from idefics_cli.caption.job import automatic_batch_size
 
     return min(

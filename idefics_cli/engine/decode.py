@@ -130,10 +130,10 @@ def choose(logits: Tensor, banned: Tensor, stop_ids: Set[int], rows: Sequence[Ro
     computed_in = logits.dtype
     # float32, as in transformers 5.23, generation/utils.py.
     logits = logits.to(dtype=torch.float32, copy=True)
-    for row, scores in zip(rows, logits, strict=True):
+    for index, row in enumerate(rows):
         if row.finish is None and row.sampling.repetition_penalty != 1.0:
-            _penalize(scores, row)
-    logits[:, banned] = float("-inf")
+            _penalize(logits[index], row)
+    logits.index_fill_(1, banned, float("-inf"))
     best, likeliest = logits.max(dim=-1)
     # Both at once: each trip from a GPU waits for it. Ids below 2**24 are exact as float32.
     highest, greedy = torch.stack([best, likeliest.to(best)]).tolist()

@@ -42,6 +42,9 @@ class Detokenizer:
         One decode of all tokens gives the same, save for bytes that are not UTF-8: there
         SentencePiece decoders judge a whole run of bytes, which a stream cannot wait for.
         """
+        text = self._decode(tokens)
+        if "\ufffd" not in text:
+            return text.strip() if self._strip else text
         ends = range(1, len(tokens) + 1)
         return "".join(self.feed(tokens[:n], last=n == len(tokens)) for n in ends)
 
@@ -74,7 +77,7 @@ class Detokenizer:
 
     def _stripped(self, text: str, *, last: bool) -> str:
         if not self._strip:
-            return text
+            return text.strip() if self._strip else text
         text = self._held + text
         if not self._begun:
             text = text.lstrip()
