@@ -127,7 +127,9 @@ def test_all_but_the_rounded_weights_is_as_in_the_whole_model(
         else:
             assert ours[name].dtype == tensor.dtype, name
             assert torch.equal(ours[name], tensor), name
-    assert not {name for name in rounded if name.startswith(SKIPPED[family])}
+    # The head of IDEFICS-1 is more than a linear layer.
+    assert ("lm_head" in rounded) == (family != "idefics")
+    assert not {name for name in rounded - {"lm_head"} if name.startswith(SKIPPED[family])}
 
 
 def in_16_bit(folder: Path, target: Path, family: str) -> Path:

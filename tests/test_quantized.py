@@ -54,6 +54,9 @@ def test_only_the_text_model_is_quantized(
     quantized = linear_names(model, layer)
     spared = ("model.vision_model", "model.connector", "model.perceiver_resampler", "lm_head")
     assert quantized
+    if quantization != "nf4" and family != "idefics":
+        assert type(model.get_submodule("lm_head")) is Int8Linear
+        quantized.remove("lm_head")
     assert not {name for name in quantized if name.startswith(spared)}
     plain = {n for n in linear_names(model, nn.Linear) - quantized if not n.startswith(spared)}
     assert not plain

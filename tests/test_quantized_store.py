@@ -47,7 +47,8 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> LoadSpec:
 
 
 def numbers(spec: LoadSpec) -> Iterator[str]:
-    """The names of what is kept of the built-in model's text layers."""
+    """The names of what is kept of the built-in model."""
+    yield from ("lm_head.weight", "lm_head.scale")
     for layer in range(4):
         for part in ("q", "k", "v", "o", "gate", "up", "down"):
             place = "mlp" if len(part) > 1 else "self_attn"
