@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from idefics_cli.caption.journal import Journal
 from idefics_cli.caption.sinks import SINKS
-from idefics_cli.core.errors import ImageError, MemoryLimitError
+from idefics_cli.core.errors import ImageError, MemoryLimitError, ModelError
 from idefics_cli.core.types import GenerationRequest
 from tests.commands import Ran, World, run
 from tests.fakes import FakeEngine
@@ -406,3 +407,27 @@ def test_a_hint_says_how_to_go_on() -> None:
     ran = caption("-o", "out.jsonl", engine=Ending(6))
 
     assert ran.err.splitlines()[-1] == "note: the same command goes on from here"
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_model_that_could_not_be_loaded_leaves_nothing_that_refuses_another(
+    format_: str, here: Path
+) -> None:
+    arguments = ("photos", "-f", format_, "-o", destination("out", format_))
+    Path("out").mkdir()
+    before = sorted(here.rglob("*"))
+    world = World(FakeEngine(), load_error=ModelError("cannot be reached"))
+    assert run("caption", *arguments, services=world.services).code == 1
+    assert sorted(here.rglob("*")) == before
+
+    other = World(FakeEngine(describe), model="smolvlm-2.2b")
+    ran = run("caption", *arguments, "-m", "smolvlm-2.2b", services=other.services)
+    assert (ran.code, "error" in ran.err) == (0, False)
+
+
+def test_a_run_that_was_killed_before_its_first_caption_binds_nobody() -> None:
+    with Journal(Path("out.jsonl.journal")) as journal:
+        journal.begin({"model": "another"})
+    assert caption("-o", "out.jsonl", "--retry-failed").code == 2
+    assert caption("-o", "out.jsonl").code == 0
+    assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == len(NAMES)

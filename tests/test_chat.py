@@ -813,3 +813,32 @@ def test_stats_tell_what_was_reused(tmp_path: Path) -> None:
     reply = here.chat.conversation.turns[0].reply
     assert reply is not None
     assert (reply.prompt_tokens, reply.reused_tokens) == (40, 30)
+
+
+# What people type who do not know it yet
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "Quit ", "bye", ":q"])
+def test_a_word_that_leaves_other_tools_leaves_this_one(tmp_path: Path, word: str) -> None:
+    here = world(tmp_path)
+    out, err, person = here.talk(word, "never read")
+    assert (out, err, len(person.drafts)) == ("", "", 1)
+    assert here.engine.requests == []
+
+
+def test_help_alone_is_the_command_and_in_a_sentence_is_asked(tmp_path: Path) -> None:
+    assert world(tmp_path / "a").talk("help")[1] == world(tmp_path / "b").talk("/help")[1]
+    here = world(tmp_path / "c", "How?", "There.")
+    here.talk("help me", "exit where?")
+    assert texts(here) == ["help me", "exit where?"]
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [((224, 225), "square"), ((8, 8), "square"), ((8, 9), "portrait"), ((640, 480), "landscape")],
+)
+def test_a_picture_that_looks_square_is_called_so(
+    tmp_path: Path, pictures: Path, size: tuple[int, int], shape: str
+) -> None:
+    Image.new("RGB", size).save(pictures / "x.png")
+    assert f"x.png, {size[0]}x{size[1]} {shape}," in world(tmp_path).talk("/image x.png")[1]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer import rich_utils
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -180,6 +183,7 @@ OF_ONE_CALL = {
         "seconds",
         "quick",
         "shape",
+        "plain_quantization",
         "layers",
         "vision_layers",
         "keep_weights",
@@ -227,3 +231,47 @@ def test_help_can_be_written_in_every_encoding(encoding: str) -> None:
         ran = run(*command.split(), "--help", encoding=encoding)
         assert (ran.code, ran.err) == (0, "")
         assert "--help" in ran.out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Unix shell closes it")
+@pytest.mark.parametrize("line", ["", "--help", "--version", "config", "doctor -m demo"])
+def test_a_closed_stdout_is_an_error_as_nobody_gets_the_answer(line: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m idefics_cli {line} >&-"
+    ran = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert ran.stderr.decode() == "error: cannot write the output: stdout is closed\n"
+    assert ran.returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Unix shell closes it")
+def test_a_closed_stdout_matters_to_nobody_who_writes_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "a b"
+    command = f"{shlex.quote(sys.executable)} -m idefics_cli completion install bash >&-"
+    environ = {**os.environ, "XDG_DATA_HOME": str(out)}
+    ran = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False, env=environ)
+    # The script is whole, and did not get the number of stdout, to which others write.
+    assert ran.returncode == 1
+    script = next(out.rglob("idefics"))
+    assert script.read_text("utf-8") == run("completion", "show", "bash").out
+
+
+def test_help_wears_no_colour_that_a_white_ground_swallows() -> None:
+    run("ask", "--help")
+    styles = {name: value for name, value in vars(rich_utils).items() if name.startswith("STYLE_")}
+    shown = ("OPTION", "SWITCH", "TYPES", "USAGE", "COMMANDS_TABLE_FIRST_COLUMN")
+    for name in (*shown, "NEGATIVE_OPTION", "NEGATIVE_SWITCH"):
+        assert not re.search("yellow|cyan|green|white", styles[f"STYLE_{name}"])
+
+
+def test_help_of_a_flag_names_no_type() -> None:
+    for arguments in ((), ("ask",), ("models",), ("models", "pull")):
+        assert "<bool>" not in run(*arguments, "--help").out
+
+
+@pytest.mark.parametrize("width", ["40", "200"])
+def test_the_overview_is_folded_to_the_terminal(
+    width: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    lines = run(terminal=True).out.splitlines()
+    assert max(map(len, lines)) <= int(width)
+    assert " ".join(" ".join(lines).split()) == " ".join(run().out.split())

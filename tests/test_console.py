@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import time
 from collections.abc import Iterator
 
@@ -12,6 +14,7 @@ from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import TokenChunk
 from idefics_cli.ui import console as console_module
 from idefics_cli.ui.console import Console, one_line, printable, to_json
+from idefics_cli.ui.markdown import MarkdownStream
 from idefics_cli.ui.stream import show_stream
 from tests.commands import Stream
 
@@ -185,3 +188,31 @@ def test_what_was_shown_before_an_error_stays_on_its_line() -> None:
         show_stream(silent, broken())
     assert text(console.out) == "half an answer\n"
     assert text(silent.out) == ""
+
+
+def test_no_colour_is_one_that_a_white_or_a_black_ground_swallows() -> None:
+    console = Console(Stream(terminal=True), Stream(terminal=True), environ={})
+    console.error(IdeficsError("a", hint="b"))
+    console.warn("c")
+    console.note("d")
+    shown = MarkdownStream(width=80, styled=True)
+    markdown = shown.feed("# A\n`b` **c** *d*\n> e\n\n```\nf\n```\n") + shown.close()
+    codes = re.findall(r"\x1b\[([\d;]*)m", text(console.err) + markdown)
+    assert len(codes) > 8
+    # Green, yellow, blue, cyan, white, and the bright ones.
+    unfit = {"32", "33", "34", "36", "37", *map(str, range(90, 98))}
+    assert unfit.isdisjoint(number for code in codes for number in code.split(";"))
+
+
+def test_a_question_says_what_it_takes_and_ctrl_c_ends_its_line() -> None:
+    class Impatient(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            if line := super().readline(size):
+                return line
+            raise KeyboardInterrupt
+
+    console = made(terminal=True)
+    with pytest.raises(KeyboardInterrupt):
+        console.ask("Download it?", Impatient(b"perhaps\n"))
+    question = "Download it? [Y/n] "
+    assert text(console.err) == f"{question}y or Enter is yes, n is no\n{question}\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -203,3 +205,25 @@ def test_the_json_is_one_line() -> None:
     assert ran.out.count("\n") == 1
     assert json.loads(ran.out)["machine"]["versions"] == VERSIONS
     assert json.loads(ran.out)["machine"]["ram_bytes"] == 24 * GIB
+
+
+def test_the_json_has_no_home_no_user_and_no_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "marie-curie"
+    model = home / "models" / "mine"
+    for name, content in checkpoints.files().items():
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_bytes(content)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setattr(platform, "node", lambda: "curies-machine")
+    monkeypatch.setattr(socket, "gethostname", lambda: "curies-machine")
+    broken = {"bitsandbytes": f"{home}/venv/lib/libbnb.so: cannot open /mnt/marie-curie/x.so"}
+    machine = machines.cpu(24, cache=home / "hub", notes=(f"read {home}",))
+    for arguments in (("-m", str(model)), ("-m", str(model / "no"))):
+        ran = doctor(machine, *arguments, "--json", broken=broken)
+        assert "models/mine" in ran.out
+        assert "~/venv/lib/libbnb.so: cannot open /mnt/USER/x.so" in ran.out
+        for private in ("marie-curie", str(tmp_path), "curies-machine"):
+            assert private not in ran.out

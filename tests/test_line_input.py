@@ -14,7 +14,7 @@ from prompt_toolkit.output import DummyOutput
 
 from idefics_cli.chat.attaching import Line, read_line
 from idefics_cli.chat.completion import Candidate
-from idefics_cli.ui.line_input import DrawnInput, Stopped, is_open, unquoted
+from idefics_cli.ui.line_input import DrawnInput, Stopped, TypedAhead, is_open, unquoted
 from tests.commands import Stream
 
 CTRL_C, CTRL_R, ALT_ENTER, ENTER = "\x03", "\x12", "\x1b\r", "\r"
@@ -123,3 +123,43 @@ def test_pictures_named_in_a_line(line: str, text: str, sources: list[str], tmp_
 
     expected = Line(full(text), tuple(map(full, sources)))
     assert read_line(full(line)) == expected
+
+
+# What was typed before anything read it
+
+
+class Person:
+    """Takes what is offered, and adds a full stop."""
+
+    def __init__(self) -> None:
+        self.offered: list[str] = []
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        self.offered.append(text)
+        return f"{text}."
+
+
+@pytest.mark.parametrize(
+    ("typed", "lines", "offered"),
+    [
+        ("", ["."], [""]),
+        ("Wha", ["Wha."], ["Wha"]),
+        ("Hello.\r", ["Hello.", "."], [""]),
+        ("Hello.\nWhat?\nAnd", ["Hello.", "What?", "And.", "."], ["And", ""]),
+        ('"""a\nb"""\nc\n', ["a\nb", "c", "."], [""]),
+        ('"""a\nb', ['"""a\nb.', "."], ['"""a\nb', ""]),
+    ],
+)
+def test_lines_that_were_typed_early_are_sent_and_the_last_is_offered(
+    typed: str, lines: list[str], offered: list[str]
+) -> None:
+    person, told = Person(), list[str]()
+    ahead = TypedAhead(typed, person, told.append)
+    assert [ahead.read("> ") for _ in lines] == lines
+    assert person.offered == offered
+    assert len(told) == len(lines) - len(offered)
+
+
+def test_a_draft_comes_before_lines_that_were_typed_early() -> None:
+    ahead = TypedAhead("And?\n", Person(), lambda line: None)
+    assert [ahead.read("> ", text="What?"), ahead.read("> ")] == ["What?.", "And?"]

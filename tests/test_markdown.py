@@ -81,9 +81,9 @@ def test_without_style_and_width_a_text_is_itself() -> None:
     [
         ("**bold** x", "\x1b[1mbold\x1b[0m"),
         ("*so* x", "\x1b[3mso\x1b[0m"),
-        ("`code` x", "\x1b[36mcode\x1b[0m"),
-        ("## Head", "\x1b[1;34mHead\x1b[0m"),
-        ("```\nx **y**\n```", "\x1b[36m**y**\x1b[0m"),
+        ("`code` x", "\x1b[35mcode\x1b[0m"),
+        ("## Head", "\x1b[1;4mHead\x1b[0m"),
+        ("```\nx **y**\n```", "\x1b[35m**y**\x1b[0m"),
     ],
 )
 def test_marks_are_coloured(text: str, code: str) -> None:

@@ -323,6 +323,10 @@ def test_a_wish_that_the_machine_cannot_grant_is_refused_with_the_way_out(
     assert hint in str(error.hint)
 
 
+# The price of a choice that memory forces, and a thing that happens once.
+UNMENDABLE = ("this processor lacks bfloat16", "109 s the first time")
+
+
 @pytest.mark.parametrize(
     ("model", "machine", "choices", "warning"),
     [
@@ -331,18 +335,20 @@ def test_a_wish_that_the_machine_cannot_grant_is_refused_with_the_way_out(
         ("smolvlm-500m", "24 GiB", {"dtype": "float16"}, "float16 is slow on processors"),
         ("smolvlm-500m", "24 GiB", {"dtype": "bfloat16"}, "this processor lacks bfloat16"),
         ("smolvlm-500m", "2080 Ti", {"dtype": "bfloat16"}, "bfloat16 is emulated"),
-        ("smolvlm-500m", "24 GiB, bf16", {"quantization": "8bit"}, "4bit is faster"),
+        ("smolvlm-500m", "24 GiB, bf16", {"quantization": "8bit"}, "4bit` is faster"),
         ("idefics2-8b", "64 GiB, bf16", {"quantization": "4bit"}, "109 s the first time"),
         ("idefics2-8b", "3070", {}, "small print may be missed"),
         ("idefics-9b", "4090", {"splitting": True}, "does not cut pictures"),
         ("smolvlm-500m", "4090", {"offline": True}, "`idefics models pull smolvlm-500m`"),
     ],
 )
-def test_what_may_disappoint_is_told(
+def test_what_may_disappoint_is_told_with_what_to_do(
     model: str, machine: str, choices: dict[str, object], warning: str
 ) -> None:
     made = plan(model, MACHINES[machine], **choices)
-    assert any(warning in text for text in made.warnings), made.warnings
+    [told] = [text for text in made.warnings if warning in text]
+    # What it takes to mend it, where that can be told.
+    assert "`" in told or warning in UNMENDABLE
 
 
 @pytest.mark.parametrize("machine", ["24 GiB, bf16", "4090", "H100", "Mac"])

@@ -63,7 +63,7 @@ def emulator(answer: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
         # WezTerm: it has both, and lacks the placeholders of kitty.
         (f"{KITTY}\x1b[?65;4;6c", Answer("sixel")),
         # Someone types meanwhile.
-        (f"What{KITTY} is\x1b[D th\r\x1b[?62;c", Answer("kitty", "What is th")),
+        (f"What{KITTY} is\x1b[D th\r\x1b[?62;c", Answer("kitty", "What is th\n")),
     ],
 )
 def test_a_terminal_is_asked_what_it_can_and_no_key_is_lost(

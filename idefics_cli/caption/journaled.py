@@ -268,14 +268,18 @@ class JournaledSink:
     def _cut(self) -> None:
         path, end = self._target.path, self._journal.end
         is_file = self._sink.position() is not None
-        if path is not None and is_file and end is not None and path.stat().st_size > end:
+        if path is None or not is_file or end is None or not path.exists():
+            return
+        if path.stat().st_size > end:
             os.truncate(path, end)
 
     def _remove_if_begun(self) -> None:
         """Remove an output that came to be, and got no row: it would stop the next run."""
         path = self._target.path
         is_file = path is not None and self._sink.position() is not None
-        if path is not None and is_file and not self._was_there and path.stat().st_size == 0:
+        if path is None or not is_file or self._was_there or not path.exists():
+            return
+        if path.stat().st_size == 0:
             path.unlink()
 
     def _leave(self) -> None:

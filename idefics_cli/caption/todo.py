@@ -111,7 +111,8 @@ def is_continued(
         # It says by its number what the run began with.
         former = {**former, "revision": journal.commit}
     if changes := differences(former, settings):
-        if existing == "error":
+        # One that came to no caption, as its model could not be had, binds nobody.
+        if existing == "error" and (journal.entries or journal.skipped or retry_failed):
             raise _other_settings(journal, changes)
         return False
     # An unfinished run goes on, however it was begun: what it wrote is its own.

@@ -82,6 +82,8 @@ def _absence(is_dropped: bool) -> str:
     return ", dropped" if is_dropped else ", not in the prompt"
 
 
+# A picture of 224 by 225 is square to anybody who looks at it.
+_SQUARE = 1.02
 GOES = ", goes with your next text"
 
 
@@ -102,7 +104,7 @@ def _tokens(count: int | None) -> str:
 def _size(width: int, height: int) -> str:
     if not width:
         return "of unknown size"
-    if width == height:
+    if max(width, height) <= _SQUARE * min(width, height):
         return f"{width}x{height} square"
     return f"{width}x{height} {'landscape' if width > height else 'portrait'}"
 

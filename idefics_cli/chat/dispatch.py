@@ -12,6 +12,9 @@ from idefics_cli.chat.table import COMMANDS, Outcome, unknown_command
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 
+# What leaves other tools; no question about a picture is only that.
+_BARE_WORDS = {"exit": "exit", "quit": "exit", "bye": "exit", ":q": "exit", "help": "help"}
+
 
 def take(chat: Chat, line: str) -> Outcome:
     """Do what *line* says: a command, pictures to stage, or a question.
@@ -22,6 +25,8 @@ def take(chat: Chat, line: str) -> Outcome:
     if not line.strip():
         chat.editing = None
         return Outcome()
+    if bare := _BARE_WORDS.get(line.strip().lower()):
+        line = f"/{bare}"
     match = _NAME.match(line)
     found = COMMANDS.get(match[1].lower()) if match else None
     if match and found:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -39,7 +41,9 @@ _EPILOG = (
 # in each of 0.26 to 0.29; its subclass BadParameter is public in all of them.
 _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
 # Of a full or failing disk; Typer itself ends quietly when the reader of a pipe is gone.
-_UNWRITABLE = frozenset({errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)})
+_UNWRITABLE = frozenset(
+    {errno.EBADF, errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)}
+)
 _ONE_PROMPT = "put the prompt into quotes, and `-i` before each picture"
 _EXTRA_ARGUMENTS = {"ask": _ONE_PROMPT, "chat": "pipe the question in; `-i` before each picture"}
 
@@ -67,7 +71,7 @@ class RootGroup(GuidingGroup):
         except IdeficsError as error:
             sys.exit(_report(error, extra.get("obj")))
         except _TyperError as error:
-            sys.exit(_report(_usage_error(error), extra.get("obj")))
+            sys.exit(_report(_usage_error(error, words=words), extra.get("obj")))
         except OSError as error:
             # Help and version are written by Typer; what our commands write is wrapped there.
             if error.errno not in _UNWRITABLE:
@@ -101,12 +105,15 @@ def _report(error: IdeficsError, services: object, console: Console | None = Non
     return error.exit_code
 
 
-def _usage_error(error: Exception, command: str = "idefics") -> UsageError:
+def _usage_error(
+    error: Exception, command: str = "idefics", words: Sequence[str] = ()
+) -> UsageError:
     """Return Typer's *error* in our form: what is wrong on one line, what to do on the next.
 
     Args:
         error: Any usage error of Typer.
         command: Where it happened, if the error does not tell.
+        words: All that was typed after `idefics`, if it is known.
     """
     message = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
     message, guess, rest = message.partition(". Did you mean ")
@@ -114,7 +121,7 @@ def _usage_error(error: Exception, command: str = "idefics") -> UsageError:
     hint = f"`{context.command_path if context else command} --help` shows the usage"
     if context and "unexpected extra argument" in message:
         hint = _EXTRA_ARGUMENTS.get(context.info_name or "", hint)
-    if taker := _taker(context, getattr(error, "option_name", None)):
+    if taker := _taker(context, getattr(error, "option_name", None), words):
         message = str(getattr(error, "message", message))
         hint = f"options follow the command, as in `{taker}`"
     elif guess:
@@ -125,13 +132,18 @@ def _usage_error(error: Exception, command: str = "idefics") -> UsageError:
     return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 
-def _taker(context: typer.Context | None, option: str | None) -> str | None:
+def _taker(context: typer.Context | None, option: str | None, words: Sequence[str]) -> str | None:
     """Return a command line that takes *option*, which was given before any command."""
     if context is None or context.parent is not None or option is None:
         return None
-    for name, command in getattr(context.command, "commands", {}).items():
-        if any(option in parameter.opts for parameter in command.params):
-            return f"{context.command_path} {name} {option}"
+    commands = getattr(context.command, "commands", {})
+    meant = [word for word in words if word in commands]
+    for name in (*meant[:1], *commands):
+        if any(option in parameter.opts for parameter in commands[name].params):
+            rest = list(words) if name in meant else [option]
+            if name in rest:
+                rest.remove(name)
+            return f"{context.command_path} {shlex.join([name, *rest])}"
     return None
 
 
@@ -168,7 +180,7 @@ def root(
 ) -> None:
     """Talk about pictures with the IDEFICS family of models, on this machine."""
     if context.invoked_subcommand is None:
-        typer.echo(overview())
+        Console(sys.stdout, sys.stderr, environ=os.environ).report(overview())
 
 
 app.command("ask")(ask.ask)
@@ -186,7 +198,7 @@ app.add_typer(completion.app, name="completion")
 def main() -> NoReturn:
     """Run `idefics` with the arguments of this process."""
     # A parent may have closed these; Python then has None for them.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
+    sys.stdout = sys.stdout or _closed_stdout()
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     try:
         app(prog_name="idefics")
@@ -197,6 +209,18 @@ def main() -> NoReturn:
             raise
         _leave_at_once(int(end.code or EXIT_DONE))
     _leave_at_once(EXIT_INTERRUPTED)
+
+
+class _ClosedFile(io.FileIO):
+    """What takes the place of a closed stdout, and of its number, so that no file gets it."""
+
+    def write(self, data: object, /) -> NoReturn:
+        """Refuse: whoever closed stdout is told that there was something for it."""
+        raise OSError(errno.EBADF, "stdout is closed")
+
+
+def _closed_stdout() -> io.TextIOWrapper:
+    return io.TextIOWrapper(_ClosedFile(os.devnull, "w"), "utf-8", write_through=True)
 
 
 def _leave_at_once(code: int) -> NoReturn:

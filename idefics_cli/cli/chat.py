@@ -112,6 +112,7 @@ def _talk(
     from idefics_cli.chat.commands import resumed
     from idefics_cli.chat.loading import Loading
     from idefics_cli.ui.graphics import Answer, ask_terminal
+    from idefics_cli.ui.line_input import TypedAhead
     from idefics_cli.ui.preview import Previews, draws_pictures
     from idefics_cli.ui.repl import Repl
 
@@ -126,12 +127,11 @@ def _talk(
     asks = draws_pictures(console) and talk.display("preview")
     terminal = ask_terminal(console.err, invocation.services.environ) if asks else Answer()
     previews = Previews(console, graphics=terminal.graphics)
-    repl = Repl(talk, console, _lines(invocation, talk), previews)
+    lines = TypedAhead(terminal.typed, _lines(invocation, talk), console.tell)
+    repl = Repl(talk, console, lines, previews)
     talk.loading.start()
     console.tell(f"{talk.model_name}: /help lists the commands, Ctrl-D leaves")
-    draft = terminal.typed
-    if session.conversation.pending:
-        draft = talk.take_back()
+    draft = talk.take_back() if session.conversation.pending else ""
     if session.conversation.turns:
         for line in resumed(talk):
             console.tell(line)

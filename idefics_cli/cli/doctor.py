@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,7 +47,7 @@ def doctor(
         machine = replace(machine, broken=broken)
     plan, problem = _plan(invocation, machine)
     if invocation.settings.json:
-        invocation.console.json(_record(machine, plan, problem))
+        invocation.console.json(_impersonal(_record(machine, plan, problem)))
     else:
         _show(invocation, machine, plan, problem)
     if problem is not None:
@@ -96,6 +99,22 @@ def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:
         size = plan.facts.download_bytes
         line += f", after a download{f' of about {gib(size)}' if size else ''}"
     return line
+
+
+def _impersonal(value: object) -> object:
+    """Return *value* of JSON for a bug thread: the home folder as `~`, and no user's folder."""
+    if isinstance(value, Mapping):
+        return {key: _impersonal(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_impersonal(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    home = os.path.expanduser("~").rstrip(os.sep)
+    for folder in {home, os.path.realpath(home)} - {"", os.sep}:
+        value = re.sub(rf"{re.escape(folder)}(?=$|[^\w.-])", "~", value)
+    # Also of a network drive that is named after its user.
+    user = re.escape(os.path.basename(home))
+    return re.sub(rf"(?<=[/\\]){user}(?=[/\\])", "USER", value) if user else value
 
 
 def _record(machine: Machine, plan: Plan | None, problem: IdeficsError | None) -> dict[str, object]:

@@ -11,10 +11,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from idefics_cli import __version__
-from idefics_cli.cli.plain_help import is_needed, write_help
+from idefics_cli.cli.plain_help import is_needed, use_legible_styles, write_help
 from idefics_cli.core.errors import UsageError
 from idefics_cli.models.registry import MODELS
 
@@ -94,16 +94,13 @@ class GuidingGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the subcommand *cmd_name*, with help that fits the terminal."""
         command: Any = super().get_command(ctx, cmd_name)
-        if command is not None and is_needed():
-            command.format_help = partial(write_help, command)
+        if command is not None and not isinstance(command, GuidingGroup):
+            command.format_help = partial(_show_help, command)
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write what `--help` tells."""
-        if is_needed():
-            write_help(self, ctx, formatter)
-        else:
-            super().format_help(ctx, formatter)
+        _show_help(self, ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the subcommand of *args*.
@@ -117,6 +114,18 @@ class GuidingGroup(TyperGroup):
             if hint:
                 raise UsageError(f"there is no command `{word}`", hint=hint)
         return super().resolve_command(ctx, args)
+
+
+def _show_help(command: Any, ctx: Any, formatter: Any) -> None:
+    if is_needed():
+        write_help(command, ctx, formatter)
+        return
+    use_legible_styles()
+    # Typer 0.29 gives it a type, which nobody else's `--help` has.
+    if (option := command.get_help_option(ctx)) is not None:
+        option.metavar = ""
+    super_of = TyperGroup if isinstance(command, TyperGroup) else TyperCommand
+    super_of.format_help(command, ctx, formatter)
 
 
 def guess(group: str, words: Sequence[str], commands: Sequence[str]) -> str | None:

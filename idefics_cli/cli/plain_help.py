@@ -12,6 +12,10 @@ from typing import Any
 from idefics_cli.ui.fold import fold
 
 _LEAST_COLUMNS = 60
+_EMPHASIZED = (
+    *("OPTION", "SWITCH", "NEGATIVE_OPTION", "NEGATIVE_SWITCH"),
+    *("USAGE", "COMMANDS_TABLE_FIRST_COLUMN"),
+)
 
 
 def is_needed() -> bool:
@@ -28,6 +32,15 @@ def write_help(command: Any, context: Any, formatter: Any) -> None:
         indent = len(line) - len(line.lstrip(" "))
         text = "\n".join(fold(line, width, indent=indent)) + "\n"
         formatter.write(text.encode(_encoding(), "replace").decode(_encoding()))
+
+
+def use_legible_styles() -> None:
+    """Let Typer write help in what can be read on a white ground too: no yellow, no cyan."""
+    from typer import rich_utils
+
+    for name in _EMPHASIZED:
+        setattr(rich_utils, f"STYLE_{name}", "bold")
+    rich_utils.STYLE_TYPES = "magenta"
 
 
 def _encoding() -> str:

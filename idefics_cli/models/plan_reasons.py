@@ -288,10 +288,14 @@ def _float16(context: Context) -> str | None:
     if option.dtype != "float16":
         return None
     if option.device == "cpu":
-        return "float16 is slow on processors: prompts take several times as long"
+        return (
+            "float16 is slow on processors: prompts take several times as long; "
+            "`--dtype float32` is fast, `bfloat16` takes no more memory"
+        )
     if facts.family == "idefics" and facts.parameters < _HUGE_PARAMETERS:
         return None
-    return _OVERFLOWS.get(facts.family)
+    overflow = _OVERFLOWS.get(facts.family)
+    return overflow and f"{overflow}; `--dtype bfloat16` does not"
 
 
 def _emulated_bfloat16(context: Context) -> str | None:
@@ -301,7 +305,7 @@ def _emulated_bfloat16(context: Context) -> str | None:
     if option.device == "cpu" and not machine.cpu_bf16:
         return "this processor lacks bfloat16: prompts take 1.4 times as long, words half as long"
     if any(gpu.capability < (8, 0) for gpu in option.gpus):
-        return "bfloat16 is emulated on this GPU, and slow"
+        return "bfloat16 is emulated on this GPU, and slow; `--dtype float16` is fast on it"
     return None
 
 
@@ -319,10 +323,13 @@ def _large_quantized(context: Context) -> str | None:
 def _unsplit(context: Context) -> str | None:
     facts, option = context.facts, context.option
     if facts.splitting is None and context.choices.splitting:
-        return "IDEFICS-1 does not cut pictures into tiles"
+        return "IDEFICS-1 does not cut pictures into tiles: leave `--splitting` out"
     if context.choices.splitting is not None or option.splitting == bool(facts.splitting):
         return None
-    return "pictures are not cut into tiles, to save memory: small print may be missed"
+    return (
+        "pictures are not cut into tiles, to save memory: small print may be missed; "
+        "`--splitting` cuts them nevertheless"
+    )
 
 
 def _missing_files(context: Context) -> str | None:

@@ -153,7 +153,7 @@ def slowness(
         return None
     if quantization == "8bit":
         # 0.5 of bfloat16's time for a word, where nf4 takes 0.3 (one row; see `int8.py`).
-        return "4bit is faster on this processor" if machine.packed_4bit else None
+        return "`--quantization 4bit` is faster on this processor" if machine.packed_4bit else None
     if format_4bit == "nf4" and not machine.packed_4bit:
         return (
             "nf4 is slow on this processor, which lacks AVX512_BF16: each word takes 15 to 35 "

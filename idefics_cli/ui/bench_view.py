@@ -82,7 +82,7 @@ def _show_table(console: Console, report: Report, title: str) -> None:
             table.add_section()
         last = row.scenario
         name, ours, plain, ratio, spread, answers = _cells(row)
-        good = "bold green" if row.ratio >= 1 else "bold yellow"
+        good = "bold" if row.ratio >= 1 else "bold magenta"
         bad = "" if row.agreement.agrees else "bold red"
         table.add_row(
             Text(name), ours, plain, Text(ratio, good), Text(spread, "dim"), Text(answers, bad)

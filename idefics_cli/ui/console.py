@@ -121,7 +121,11 @@ class Console:
         """Ask on stderr and read the answer; Enter is yes, the end of input is no."""
         while True:
             write(self.err, f"{printable(question)} [Y/n] ")
-            line = keyboard.readline()
+            try:
+                line = keyboard.readline()
+            except KeyboardInterrupt:
+                write(self.err, "\n")
+                raise
             answer = line.decode(errors="replace").strip().lower()
             if not line:
                 write(self.err, "\n")
@@ -129,6 +133,7 @@ class Console:
                 return bool(line)
             if answer in {"n", "no"}:
                 return False
+            self.tell("y or Enter is yes, n is no")
 
     @contextmanager
     def status(self, text: str) -> Iterator[Progress]:
@@ -214,7 +219,8 @@ def _ignore(phase: str, share: float | None) -> None:
     """Show no progress."""
 
 
-_STYLES = {"error": "1;31", "warning": "1;33", "hint": "1;36", "note": "2"}
+# Legible on a white ground as on a black one; yellow and cyan are not.
+_STYLES = {"error": "1;31", "warning": "1;35", "hint": "1", "note": "2"}
 
 
 def write(stream: TextIO, text: str) -> None:

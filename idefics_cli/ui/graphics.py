@@ -60,7 +60,7 @@ def ask_terminal(
         return Answer()
     said = _ask(terminal, patience)
     attributes, kitty = _ATTRIBUTES.search(said), _KITTY.search(said)
-    typed = _KEY_SEQUENCE.sub("", _ATTRIBUTES.sub("", _KITTY.sub("", said))).strip()
+    typed = _KEY_SEQUENCE.sub("", _ATTRIBUTES.sub("", _KITTY.sub("", said)))
     # Terminals with both (WezTerm, Konsole) lack the placeholders that our way to kitty uses.
     if attributes and _SIXEL in attributes[1].split(";"):
         return Answer("sixel", typed)

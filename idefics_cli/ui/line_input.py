@@ -46,6 +46,37 @@ class LineInput(Protocol):
         ...
 
 
+class TypedAhead:
+    """Gives first what was typed before anything read the keyboard, line by line as it was sent.
+
+    Args:
+        typed: Its whole lines are taken as they are; what follows the last is offered for editing.
+        lines: Where the others come from.
+        tell: Shows each line that is taken, behind its prompt.
+    """
+
+    def __init__(self, typed: str, lines: LineInput, tell: Callable[[str], None]) -> None:
+        # By itself, a terminal turns Enter into a line feed.
+        *self._sent, self._begun = typed.replace("\r", "\n").split("\n")
+        self._lines = lines
+        self._tell = tell
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        """Return what was, or is, typed; see `LineInput.read`."""
+        if text or not self._sent:
+            if not text:
+                text, self._begun = self._begun, ""
+            return self._lines.read(prompt, text=text)
+        typed = self._sent.pop(0)
+        while is_open(typed):
+            if not self._sent:
+                begun, self._begun = self._begun, ""
+                return self._lines.read(prompt, text=f"{typed}\n{begun}")
+            typed += "\n" + self._sent.pop(0)
+        self._tell(prompt + typed)
+        return unquoted(typed)
+
+
 def is_open(text: str) -> bool:
     """Whether *text* began with three quotes and waits for three more."""
     stripped = text.strip()

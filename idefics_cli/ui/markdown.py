@@ -13,7 +13,8 @@ import re
 from rich.cells import cell_len
 
 _RESET = "\x1b[0m"
-_STRONG, _EMPHASIS, _CODE, _HEADING, _QUOTE, _MARK = "1", "3", "36", "1;34", "2", "2"
+# No yellow, cyan or green, which a white ground swallows, and no blue, which a black one does.
+_STRONG, _EMPHASIS, _CODE, _HEADING, _QUOTE, _MARK = "1", "3", "35", "1;4", "2", "2"
 # A newline, other blanks, one wide character (CJK has no spaces to wait for), or a word; a very
 # long word is shown in pieces of this length, so that waiting for its end has an end.
 _WORD_CHARACTERS = 60
