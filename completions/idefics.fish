@@ -172,7 +172,7 @@ complete -c idefics -n '__idefics_at caption' -l seed -x -d 'Makes random choice
 complete -c idefics -n '__idefics_at caption' -l prefix -x -d 'Put this before each caption, exactly as it is'
 complete -c idefics -n '__idefics_at caption' -l suffix -x -d 'Put this behind each caption, exactly as it is'
 complete -c idefics -n '__idefics_at caption' -l trigger -x -d 'Begin each caption with these words and a comma, unless it has them'
-complete -c idefics -n '__idefics_at caption' -l strip-preamble -l no-strip-preamble -d 'Leave `The image shows` and the like out of captions'
+complete -c idefics -n '__idefics_at caption' -l strip-preamble -l no-strip-preamble -d 'Leave `The image shows` and the like, in English, out of captions'
 complete -c idefics -n '__idefics_at caption' -l on-truncate -x -a 'keep trim extend' -d 'What becomes of a caption that was cut: stay, lose its broken sentence, or go on: keep, trim or extend. (default: keep)'
 complete -c idefics -n '__idefics_at caption' -l max-pixels -x -d 'Refuse pictures with more pixels. (default: 100000000)'
 complete -c idefics -n '__idefics_at caption' -l max-bytes -x -d 'Refuse downloads and piped pictures above this size. (default: 100000000)'

@@ -213,6 +213,22 @@ def test_a_terminal_on_stdin_is_no_list() -> None:
     )
 
 
+def test_a_list_that_does_not_come_is_waited_for_and_that_is_said() -> None:
+    reading, writing = os.pipe()
+
+    class Late(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            os.write(writing, b"photos/a.jpg\n")
+            os.close(writing)
+            return super().read(-1)
+
+    services = World(FakeEngine(echo), stdin=Late(reading)).services
+    ran = run("caption", "--filelist", "-", "-p", "x", services=services)
+    assert (ran.code, ran.out) == (0, "photos/a.jpg\tx\n")
+    note = "note: waiting for the list of pictures on stdin; Ctrl-D ends it where it is typed\n"
+    assert ran.err.startswith(note)
+
+
 def test_a_process_captions_a_piped_list_with_the_built_in_model() -> None:
     ran = subprocess.run(
         [

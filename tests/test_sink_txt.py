@@ -16,7 +16,7 @@ import pytest
 
 from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.sinks.base import Existing, SidecarError, Target
-from idefics_cli.caption.sinks.txt import TxtSink
+from idefics_cli.caption.sinks.txt import TxtSink, folds_case
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import Attachment, CaptionRecord
 
@@ -169,6 +169,53 @@ def test_two_captions_in_one_place_are_refused_or_have_full_names(
 
     write(replace(target(*keys), full_names=True))
     assert texts(photos) == {f"{key.removeprefix('photos/')}.txt": "a cat\n" for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        (["photos/A.JPG", "photos/a.png"], "`--full-names` makes it `a.png.txt`"),
+        (["photos/A.JPG", "photos/a.jpg"], "caption them in two runs, or leave `-o` out"),
+    ],
+)
+def test_captions_that_differ_in_case_alone_are_refused_where_that_is_one_file(
+    keys: list[str], hint: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(target(*keys))
+    assert texts(photos) == {"A.txt": "a cat\n", "a.txt": "a cat\n"}
+    for name in ("A.txt", "a.txt"):
+        (photos / name).unlink()
+
+    monkeypatch.setattr("idefics_cli.caption.sinks.txt.folds_case", lambda folder: True)
+    with pytest.raises(UsageError) as caught:
+        write(target(*keys))
+    assert str(caught.value) == (
+        f"the captions of `{keys[0]}` and `{keys[1]}` would both be `photos/a.txt`: "
+        "upper and lower case are one there"
+    )
+    assert caught.value.hint == hint
+    assert texts(photos) == {}
+
+
+def test_whether_case_is_one_is_seen_by_what_is_there(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not folds_case(str(photos))
+    folds_case.cache_clear()
+    # As a disk that takes them for one; a file is itself by any spelling.
+    same = os.path.samefile
+
+    def exists(path: str) -> bool:
+        head, name = os.path.split(path)
+        return name.lower() in map(str.lower, os.listdir(head))
+
+    monkeypatch.setattr(os.path, "exists", exists)
+    monkeypatch.setattr(os.path, "samefile", lambda a, b: a.lower() == b.lower() or same(a, b))
+    empty = photos / "empty"
+    empty.mkdir()
+    for folder in (photos, empty, photos / "new" / "folder"):
+        assert folds_case(str(folder)), folder
+    folds_case.cache_clear()
 
 
 def test_pictures_of_two_folders_can_meet_in_one() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.caption_output import Output, chosen_wording
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.loading import check_prompt, image_limits, sampling
-from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text
+from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
 
@@ -116,6 +116,8 @@ class Inputs:
         from idefics_cli.caption.templates import used_fields
 
         stdin = invocation.services.stdin
+        if _STDIN in self.lists:
+            tell_if_silent(stdin, invocation.console, "the list of pictures")
         lists = [read_list(source, stdin, null=self.null) for source in self.lists]
         fields = used_fields([question.prompt for question in questions], all_columns(lists))
         recursive = invocation.settings.recursive

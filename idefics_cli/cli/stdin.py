@@ -32,6 +32,12 @@ def piped_text(stdin: BinaryIO | None, console: Console, *, silence_seconds: flo
     return _decoded(_read(stdin))
 
 
+def tell_if_silent(stdin: BinaryIO | None, console: Console, awaited: str) -> None:
+    """Wait a moment for something on stdin, and if nothing comes tell what is *awaited*."""
+    if stdin is not None and not stdin.closed and not _is_readable(stdin, NOTICE_SECONDS):
+        console.note(f"waiting for {awaited} on stdin; Ctrl-D ends it where it is typed")
+
+
 def _await_first_byte(stdin: BinaryIO, console: Console, silence_seconds: float) -> None:
     # A pipe that a parent left open and never writes to looks just like a slow writer.
     # Going on without its text could answer the wrong question, so silence ends in an error.

@@ -154,7 +154,7 @@ class Settings:
         None, help="Begin each caption with these words and a comma, unless it has them."
     )
     strip_preamble: bool = _setting(
-        False, help="Leave `The image shows` and the like out of captions."
+        False, help="Leave `The image shows` and the like, in English, out of captions."
     )
     on_truncate: str = _setting(
         "keep",

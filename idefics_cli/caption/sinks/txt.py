@@ -10,6 +10,7 @@ from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
@@ -115,14 +116,37 @@ def sidecars(target: Target) -> dict[str, str]:
     """
     paths: dict[str, str] = {}
     taken = {_identity(p.key): p.key for p in target.pictures if not is_uri(p.key)}
+    folded: dict[tuple[str, ...], str] = {}
     for picture in target.pictures:
         path = _sidecar(picture, target)
         identity = _identity(path)
         if identity in taken:
             raise _collision(taken[identity], picture.key, path, target)
         taken[identity] = picture.key
+        other = folded.setdefault(tuple(map(str.casefold, identity)), picture.key)
+        if other != picture.key and folds_case(os.path.dirname(path)):
+            raise _collision(other, picture.key, path, target, folds=True)
         paths[picture.key] = path
     return paths
+
+
+@cache
+def folds_case(folder: str) -> bool:
+    """Return whether `A.txt` and `a.txt` are one file in *folder*, or where it will be made.
+
+    Nothing is written to find out: what is there is looked up by its name in the other case.
+    """
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(os.path.abspath(folder))
+    here = os.path.abspath(folder)
+    with os.scandir(here) as entries:
+        names = [os.path.join(here, entry.name) for entry in islice(entries, 9)]
+    for path in [*names, here]:
+        head, name = os.path.split(path)
+        other = os.path.join(head, name.swapcase())
+        if other != path:
+            return os.path.exists(other) and os.path.samefile(path, other)
+    return False
 
 
 # Strings: for 200,000 pictures, `Path` takes several times as long.
@@ -163,11 +187,16 @@ def _absolute(folder: str, current: str) -> str:
     return os.path.normcase(os.path.normpath(os.path.join(current, folder)))
 
 
-def _collision(first: str, second: str, path: str, target: Target) -> UsageError:
+def _collision(
+    first: str, second: str, path: str, target: Target, *, folds: bool = False
+) -> UsageError:
     message = f"the captions of `{first}` and `{second}` would both be `{path}`"
-    if first == second or _identity(first) == _identity(path):
+    if folds:
+        message += ": upper and lower case are one there"
+    elif first == second or _identity(first) == _identity(path):
         message = f"the caption of `{second}` would replace the picture `{first}`"
-    if not target.full_names:
+    is_apart = PurePosixPath(first).suffix.casefold() != PurePosixPath(second).suffix.casefold()
+    if not target.full_names and (is_apart or not folds):
         full = f"{PurePosixPath(second).name}.txt"
         return UsageError(message, hint=f"`--full-names` makes it `{full}`")
     return UsageError(message, hint="caption them in two runs, or leave `-o` out")
