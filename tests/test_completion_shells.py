@@ -94,6 +94,8 @@ class Terminal:
             "TERM": "xterm-256color",
             "LC_ALL": "C.UTF-8",
             "PYTHONPATH": os.pathsep.join(sys.path),
+            # fish 4 asks the terminal what it can, and waits 10 s for an answer.
+            "fish_features": "no-query-term",
         }
         self.child = pexpect.spawn(
             kind.program,

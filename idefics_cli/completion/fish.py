@@ -104,7 +104,9 @@ def _flag(flag: str) -> str:
 def _takes(value: Value) -> str:
     """Return how the value of an option is completed: -x without files, -r -F with them."""
     if value.kind == "words":
-        return f"-x -a '{' '.join(value.words)}'"
+        # A note of its own, though empty, stands in place of the option's, which is for all.
+        rows = " ".join(rf"{word}\t''" for word in value.words)
+        return f'-x -a "{rows}"'
     return {
         "models": "-x -k -a '(__idefics_models)'",
         "sessions": "-x -k -a '(__idefics_answers sessions)'",
