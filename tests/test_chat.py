@@ -655,6 +655,8 @@ def words(here: World, line: str) -> list[str]:
         ("look at @b", ["@b.png"]),
         ("/set temp", ["temperature="]),
         ("/set top_p=1 see", ["seed="]),
+        ("/set pl", ["plain=on", "plain=off"]),
+        ("/set preview=of", ["preview=off"]),
         ("/model dem", ["demo"]),
         ("/export ht", ["html"]),
         ("/help dr", ["drop"]),

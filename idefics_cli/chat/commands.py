@@ -231,8 +231,9 @@ def _system(chat: Chat, words: str) -> Outcome:
 
 
 def _complete_settings(chat: Chat, line: str) -> Iterable[Candidate]:
-    keys = (*SAMPLING_KEYS, *DISPLAY_KEYS)
-    return completion.of_words(line, ((f"{k}=", table()[k].help) for k in keys))
+    words = [f"{k}=" for k in SAMPLING_KEYS]
+    words += [f"{k}={value}" for k in DISPLAY_KEYS for value in ("on", "off")]
+    return completion.of_words(line, ((w, table()[w.partition("=")[0]].help) for w in words))
 
 
 @command("set", "[KEY=VALUE…]", complete=_complete_settings)
