@@ -100,6 +100,57 @@ MISTAKES = [
     ("caption photos --batch-size 0", 2, "--batch-size must be 1 or more", ""),
     ("caption photos -o nowhere/x.jsonl", 2, "nowhere", ""),
     ("caption photos -o photos", 2, "`photos`", ""),
+    # Options of other tools.
+    ("ask -p 'What?' -i photo.jpg", 2, "no such option: -p", "the question has no option"),
+    ("ask --prompt 'What?'", 2, "no such option: --prompt", "idefics ask QUESTION -i PICTURE"),
+    ("ask 'What?' -f photo.jpg", 2, "no such option: -f", "`-i PICTURE`"),
+    ("ask 'What?' --picture photo.jpg", 2, "no such option: --picture", "`-i PICTURE`"),
+    ("ask 'What?' --temp 1", 2, "no such option: --temp", "`--temperature`"),
+    ("ask 'What?' --4bit", 2, "no such option: --4bit", "`--quantization 4bit`"),
+    ("ask 'What?' --cpu", 2, "no such option: --cpu", "`--device cpu`"),
+    ("caption -i photo.jpg", 2, "no such option: -i", "idefics caption photos/ -r"),
+    ("caption photos --limit 10", 2, "no such option: --limit", "--filelist"),
+    ("caption photos --resume", 2, "no such option: --resume", "same command goes on"),
+    ("models --pull demo", 2, "no such option: --pull", "`idefics models pull NAME`"),
+    ("config --set model=demo", 2, "no such option: --set", "idefics config path"),
+    ("-m demo caption photos", 2, "no such option: -m", "`idefics caption -m demo photos`"),
+    ("-v ask 'Why so?'", 2, "no such option: -v", "`idefics ask -v 'Why so?'`"),
+    ("caption photos \u2013r", 2, "begins with a dash of printed text", "type `-r`"),
+    ("ask 'What?' \u2014model demo", 2, "begins with a dash of printed text", "type `--model`"),
+    # Words in the wrong place.
+    ("chat demo", 2, "unexpected extra argument", "`-m demo`"),
+    ("doctor idefics2-8b", 2, "unexpected extra argument", "`-m idefics2-8b`"),
+    ("models pull demo smolvlm-256m", 2, "unexpected extra argument", "one model at a time"),
+    ("config model", 2, "no command `model`", "idefics config path"),
+    ("config max-new-tokens=9", 2, "no command", "shows `max-new-tokens`"),
+    ("completion bash", 2, "no command `bash`", "`idefics completion install bash`"),
+    ("completion install tcsh", 2, "`tcsh`", "bash, zsh, fish"),
+    ("upgrade", 2, "no command `upgrade`", "pip install --upgrade idefics-cli"),
+    ("export holidays", 2, "no command", "idefics sessions export holidays"),
+    ("login", 2, "no command `login`", "hf auth login"),
+    ("exit", 2, "no command `exit`", "idefics chat"),
+    ("https://example.com/x.jpg", 2, "no command", "-i https://example.com/x.jpg"),
+    ("'*.tiff'", 2, "no command", "no picture matches `*.tiff` here"),
+    # Names and files.
+    ("ask 'What?' -i photo.jpg,other.png", 1, "no such file", "each picture has its own `-i`"),
+    ("ask 'What?' -i '*.jpg'", 1, "no such file: `*.jpg`", "globs are for `idefics caption`"),
+    ("ask 'What?' -i PHOTO.JPG", 1, "no such file: `PHOTO.JPG`", "did you mean `photo.jpg`?"),
+    ("ask 'What?' -i movie.mp4", 1, "it is a video", "ffmpeg"),
+    (
+        "ask 'What?' -m https://huggingface.co/HuggingFaceM4/idefics2-8b",
+        1,
+        "is an address",
+        "`-m HuggingFaceM4/idefics2-8b`",
+    ),
+    ("ask 'What?' -m photos", 1, "`photos` has no config.json", "a model folder holds"),
+    ("ask 'What?' -m ./missing", 1, "there is no folder `./missing`", "Hub id"),
+    ("ask 'What?' -m idefics2:8b", 1, "unknown model `idefics2:8b`", "`idefics2-8b`"),
+    ("caption photos -o captions.json", 2, "no format for `captions.json`", "captions.jsonl"),
+    ("caption photos -o captions.xlsx", 2, "no format for `captions.xlsx`", "captions.csv"),
+    ("caption photos -o gallery.html", 2, "no format for `gallery.html`", "--report"),
+    ("caption photos -o ''", 2, "the name of the output file is empty", "`-` is stdout"),
+    ("caption photos.zip", 1, "no such file: `photos.zip`", "did you mean `photos`?"),
+    ("demo photo.jpg", 2, "`photo.jpg` is not a folder", "the name of a folder"),
 ]
 
 
@@ -112,6 +163,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.new("RGB", (32, 24), "red").save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("milk\n")
     (tmp_path / "empty.jpg").touch()
+    (tmp_path / "movie.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(99))
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:100])
     return tmp_path
 

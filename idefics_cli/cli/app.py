@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from idefics_cli.cli import (
 )
 from idefics_cli.cli.guidance import GuidingGroup, overview
 from idefics_cli.cli.invocation import CONSOLE
+from idefics_cli.cli.meant_options import check_dashes, meant_option, meant_words
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.models.background import is_working
@@ -44,8 +46,6 @@ _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
 _UNWRITABLE = frozenset(
     {errno.EBADF, errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)}
 )
-_ONE_PROMPT = "put the prompt into quotes, and `-i` before each picture"
-_EXTRA_ARGUMENTS = {"ask": _ONE_PROMPT, "chat": "pipe the question in; `-i` before each picture"}
 
 
 class RootGroup(GuidingGroup):
@@ -66,6 +66,7 @@ class RootGroup(GuidingGroup):
         if words[:1] == ["help"]:
             words = [*words[1:], "--help"]
         try:
+            check_dashes(words)
             # Off for the base class: it then leaves its usage errors to us.
             code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except IdeficsError as error:
@@ -119,11 +120,14 @@ def _usage_error(
     message, guess, rest = message.partition(". Did you mean ")
     context: typer.Context | None = getattr(error, "ctx", None)
     hint = f"`{context.command_path if context else command} --help` shows the usage"
-    if context and "unexpected extra argument" in message:
-        hint = _EXTRA_ARGUMENTS.get(context.info_name or "", hint)
+    if context and (extra := re.search(r"unexpected extra argument.*\((.*)\)", message)):
+        hint = meant_words(context.command_path, extra[1].split()) or hint
     if taker := _taker(context, getattr(error, "option_name", None), words):
         message = str(getattr(error, "message", message))
         hint = f"options follow the command, as in `{taker}`"
+    elif meant := _meant_option(context, error):
+        message = str(getattr(error, "message", message))
+        hint = meant
     elif guess:
         hint = f"did you mean {rest}"
     elif possible := getattr(error, "possibilities", None):
@@ -132,13 +136,20 @@ def _usage_error(
     return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 
+def _meant_option(context: typer.Context | None, error: Exception) -> str | None:
+    option = getattr(error, "option_name", None)
+    if context is None or option is None or "no such option" not in str(error).lower():
+        return None
+    return meant_option(context.command_path, option)
+
+
 def _taker(context: typer.Context | None, option: str | None, words: Sequence[str]) -> str | None:
     """Return a command line that takes *option*, which was given before any command."""
     if context is None or context.parent is not None or option is None:
         return None
     commands = getattr(context.command, "commands", {})
     meant = [word for word in words if word in commands]
-    for name in (*meant[:1], *commands):
+    for name in (*meant, *commands):
         if any(option in parameter.opts for parameter in commands[name].params):
             rest = list(words) if name in meant else [option]
             if name in rest:

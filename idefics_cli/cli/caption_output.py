@@ -24,6 +24,14 @@ _FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+_TABLE = "`-o captions.csv` is what a spreadsheet opens"
+# What a name promises that would not be in the file.
+_OTHERS = {
+    ".json": "`-o captions.jsonl` has one JSON object per line",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),
+    **dict.fromkeys((".html", ".htm"), "`--report gallery.html` writes a page"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), "`-o` names where captions go"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +120,8 @@ def chosen_wording(settings: Settings) -> Wording:
 
 def _guessed(path: Path | None) -> str:
     suffix = "" if path is None else path.suffix.lower()
-    if suffix == ".json":
-        raise UsageError(
-            f"no format for `{path}`", hint="`-o captions.jsonl` has one JSON object per line"
-        )
+    if suffix in _OTHERS:
+        raise UsageError(f"no format for `{path}`", hint=_OTHERS[suffix])
     return _FORMATS.get(suffix, "tsv")
 
 

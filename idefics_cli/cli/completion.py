@@ -8,13 +8,14 @@ import typer
 from typer.core import TyperGroup
 
 from idefics_cli.cli import options
+from idefics_cli.cli.guidance import GuidingGroup
 from idefics_cli.cli.invocation import begin
 from idefics_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.completion.scripts import Shell
 
-app = typer.Typer()
+app = typer.Typer(cls=GuidingGroup)
 
 _SHELLS = ("bash", "zsh", "fish", "powershell")
 

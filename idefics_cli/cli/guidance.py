@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from idefics_cli import __version__
 from idefics_cli.cli.plain_help import is_needed, use_legible_styles, write_help
+from idefics_cli.config.settings import table
 from idefics_cli.core.errors import UsageError
 from idefics_cli.models.registry import MODELS
 
@@ -54,6 +55,13 @@ _MEANT: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "benchmark": "`idefics bench`",
             "completions": "`idefics completion`",
             "test": "`idefics doctor`",
+            "export": "`idefics sessions export NAME`",
+            "login": "`hf auth login`, for models that ask for it",
+            "update": "`pip install --upgrade idefics-cli`",
+            "upgrade": "`pip install --upgrade idefics-cli`",
+            "uninstall": "`pip uninstall idefics-cli`",
+            "quit": "this is no prompt of ours; `idefics chat` begins one",
+            "exit": "this is no prompt of ours; `idefics chat` begins one",
         },
         "idefics models": {
             "list": "`idefics models`",
@@ -141,7 +149,9 @@ def guess(group: str, words: Sequence[str], commands: Sequence[str]) -> str | No
         return _filled(meant, words[1:])
     if near := difflib.get_close_matches(word.lower(), commands, n=1, cutoff=0.6):
         return f"did you mean `{' '.join([group, near[0], *words[1:]])}`?"
-    return _meant_input(words) if group == "idefics" else _meant_model(group, word)
+    if group == "idefics":
+        return _meant_input(words)
+    return _meant_model(group, word) or _meant_setting(group, word)
 
 
 def _filled(hint: str, rest: Sequence[str]) -> str:
@@ -154,6 +164,10 @@ def _filled(hint: str, rest: Sequence[str]) -> str:
 def _meant_input(words: Sequence[str]) -> str | None:
     first = words[0]
     files = [word for word in words if os.path.exists(word)]
+    if re.match(r"https?://", first, re.IGNORECASE):
+        return f'`idefics ask "What is in it?" -i {shlex.quote(first)}`'
+    if re.search(r"[*?[]\S*\.\w+$", first):
+        return f"no picture matches `{first}` here; `idefics caption FOLDER` takes all of a folder"
     if os.path.isdir(first):
         return f"`idefics caption {shlex.quote(first)}` captions the pictures in it"
     if os.path.isfile(first):
@@ -173,6 +187,15 @@ def _meant_input(words: Sequence[str]) -> str | None:
 def _meant_model(group: str, word: str) -> str | None:
     if group == "idefics models" and (word in MODELS or word.count("/") == 1):
         return f"`idefics models pull {word}` downloads it, `idefics doctor -m {word}` describes it"
+    return None
+
+
+def _meant_setting(group: str, word: str) -> str | None:
+    name = word.partition("=")[0]
+    if group == "idefics config" and name.replace("-", "_") in table():
+        return f"`idefics config` shows `{name}`; `idefics config path` names the file to edit"
+    if group == "idefics completion" and word in ("bash", "zsh", "fish", "powershell"):
+        return f"`idefics completion install {word}`"
     return None
 
 

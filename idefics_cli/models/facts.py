@@ -225,6 +225,8 @@ def _check_name(name: str) -> None:
         raise checkpoint.gguf_error(name)
     if os.path.isfile(os.path.expanduser(name)):
         raise ModelError(f"`{name}` is a file", hint="give the folder of the model")
+    if address := re.match(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+)", name):
+        raise ModelError(f"`{name}` is an address", hint=f"`-m {address[1]}` is what it names")
     if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(
             f"there is no folder `{name}`",

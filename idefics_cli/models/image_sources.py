@@ -264,6 +264,8 @@ def _reason(error: OSError | ValueError) -> str:
 def _missing_hint(path: str) -> str:
     if path.lower().startswith("www."):
         return "an address begins with https://"
+    if "," in path and all(map(os.path.exists, path.split(","))):
+        return "each picture has its own `-i`"
     folder, base = os.path.split(path)
     try:
         with os.scandir(folder or ".") as entries:
