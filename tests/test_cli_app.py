@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,33 @@ def test_a_wrong_configuration_stops_every_command_that_reads_it() -> None:
     for arguments in (("ask", "x"), ("chat",), ("config",), ("demo", "/x")):
         ran = run(*arguments, services=services)
         assert tuple(ran) == (2, "", "error: variable IDEFICS_TOP_P must be a number, not `x`\n")
+
+
+def test_a_thread_that_is_at_work_at_the_end_does_not_change_the_exit() -> None:
+    # In torch, where a thread that Python stops by force ends the process with SIGABRT.
+    program = textwrap.dedent(
+        """
+        import sys, threading, torch
+        from idefics_cli.cli.app import main
+
+        def work():
+            picture = torch.zeros(1, 3, 200, 200)
+            while True:
+                torch.nn.functional.interpolate(picture, size=(300, 300)).sum().item()
+                begun.set()
+
+        begun = threading.Event()
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        sys.argv = ["idefics", "--version"]
+        main()
+        """
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert ran.stdout.startswith(b"idefics ")
 
 
 def test_ctrl_c_exits_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

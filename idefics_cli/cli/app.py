@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -32,7 +33,6 @@ from idefics_cli.cli.invocation import CONSOLE
 from idefics_cli.cli.meant_options import check_dashes, meant_option, meant_words
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
-from idefics_cli.models.background import is_working
 from idefics_cli.ui.console import Console
 
 _EPILOG = (
@@ -216,7 +216,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         pass  # while Typer is still putting the commands together; later, RootGroup.main exits
     except SystemExit as end:
-        if end.code != EXIT_INTERRUPTED and not is_working():
+        # Python stops daemon threads by force; one that is inside of torch then, as a reader of
+        # pictures, takes the process down with SIGABRT ("terminate called …").
+        if end.code != EXIT_INTERRUPTED and not any(t.daemon for t in threading.enumerate()):
             raise
         _leave_at_once(int(end.code or EXIT_DONE))
     _leave_at_once(EXIT_INTERRUPTED)

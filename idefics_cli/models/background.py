@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
-from threading import enumerate as enumerate_threads
 from typing import TypeVar
 
 _T = TypeVar("_T")
-
-
-class _Worker(Thread):
-    """A thread that does such work."""
-
-
-def is_working() -> bool:
-    """Whether some work has not come to its end."""
-    return any(isinstance(thread, _Worker) for thread in enumerate_threads())
 
 
 def in_background(work: Callable[[], _T], *, name: str) -> Future[_T]:
@@ -30,5 +20,5 @@ def in_background(work: Callable[[], _T], *, name: str) -> Future[_T]:
         except BaseException as error:  # a worker's edge: it goes to whoever waits
             result.set_exception(error)
 
-    _Worker(target=run, name=name, daemon=True).start()
+    Thread(target=run, name=name, daemon=True).start()
     return result
