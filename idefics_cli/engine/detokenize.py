@@ -77,7 +77,7 @@ class Detokenizer:
 
     def _stripped(self, text: str, *, last: bool) -> str:
         if not self._strip:
-            return text.strip() if self._strip else text
+            return text
         text = self._held + text
         if not self._begun:
             text = text.lstrip()
