@@ -7,6 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+# Here, so that nothing is imported while it is timed; only a benchmark that runs imports this.
+from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.executors.local import LocalExecutor  # noqa: F401  # run_captions does
+from idefics_cli.caption.job import CaptionJob, Question
+from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.types import Attachment, CaptionRecord, Sampling
 from idefics_cli.engine import Engine
 
@@ -44,10 +49,6 @@ class _Memory:
 
 def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
     """Caption the pictures of *task* as `idefics caption` does; see `stage.CaptionRun`."""
-    from idefics_cli.caption.discover import Picture
-    from idefics_cli.caption.job import CaptionJob, Question
-    from idefics_cli.caption.runner import run_captions
-
     keys = {str(path): path for path in task.pictures}
     job = CaptionJob(
         pictures=tuple(Picture(key, Attachment(key)) for key in keys),

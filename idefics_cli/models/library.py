@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -38,15 +40,28 @@ class Tokenizer(Protocol):
     def get_added_vocab(self) -> dict[str, int]: ...
 
 
+Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
+"""A picture (3, H, W), from 0 to 255 or normalised."""
+
+
 class ImageProcessor(Protocol):
     """The part of a transformers image processor that families use."""
 
     size: Mapping[str, int | None]
     resample: int | None
     do_resize: bool
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
     do_image_splitting: bool
 
     def __call__(self, images: object, **options: object) -> Mapping[str, Tensor] | Tensor: ...
+
+    def rescale(self, image: Pixels, scale: float) -> Pixels: ...
+
+    def normalize(self, image: Pixels, mean: Sequence[float], std: Sequence[float]) -> Pixels: ...
 
 
 class Processor(Protocol):

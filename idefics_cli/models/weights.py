@@ -19,6 +19,7 @@ from idefics_cli.models import (
     quantization,
     quantized_layers,
     quantized_store,
+    rms_norm,
     widened,
 )
 from idefics_cli.models.classes import config_class, model_class
@@ -166,6 +167,8 @@ def _from_files(
         )
     if spec.device == "cpu" and spec.device_map is None and spec.dtype == "bfloat16":
         _prepare_bfloat16(model, spec)
+    if spec.device == "cpu" and spec.device_map is None and spec.dtype == "float32":
+        rms_norm.replace(model)
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
 

@@ -23,7 +23,7 @@ from idefics_cli.models.families.base import (
 )
 from idefics_cli.models.library import Config, Model, Processor
 from idefics_cli.models.picture import Picture
-from idefics_cli.models.shrinking import shrunk
+from idefics_cli.models.shrinking import normalized, shrunk
 from idefics_cli.models.vision_work import VisionWork
 
 if TYPE_CHECKING:
@@ -166,9 +166,11 @@ class Idefics2(TemplateFamily):
         return [shrunk(piece, processor, self._scaled) for piece in pieces]
 
     def _tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
-        encoded = self.processor.image_processor(
-            [list(pieces)], return_tensors="pt", do_image_splitting=False
-        )
+        processor = self.processor.image_processor
+        sizes = [(piece.height, piece.width) for piece in pieces]
+        if processor.do_resize and all(self._scaled(*size) == size for size in sizes):
+            return [normalized(piece, processor) for piece in pieces], (0, 0)
+        encoded = processor([list(pieces)], return_tensors="pt", do_image_splitting=False)
         if isinstance(encoded, Tensor):
             raise TypeError("the image processor gave no names")
         return without_padding(encoded), (0, 0)
