@@ -50,6 +50,9 @@ def _stutters(text: str) -> bool:
 def _circles(text: str) -> bool:
     words = _WORD.findall(text.casefold())
     numbered = _WORD.findall(_NUMBER.sub("0", text.casefold()))
+    # What circles has words that come more often than the longest phrase may.
+    if max(Counter(numbered).values(), default=0) <= _MOST_REPEATS_OF_LONGER:
+        return False
     has_numbers = numbered != words
     for size in range(1, min(_LONGEST_CIRCLE, len(words) // 2) + 1):
         most = _MOST_REPEATS.get(size, _MOST_REPEATS_OF_LONGER)

@@ -51,6 +51,8 @@ class ReadAhead:
         self._opening: dict[int, Future[Result]] = {}
         self._waiting: list[tuple[int, Opened]] = []
         self._submitted = 0
+        # Of all that wait; counted as they come and go, not at every look.
+        self._pixels = 0
         self._readers = _Readers(open_, threads)
 
     @property
@@ -77,12 +79,15 @@ class ReadAhead:
                 failures.append(result)
             else:
                 insort(self._waiting, (number, result), key=itemgetter(0))
+                self._pixels += _pixels(result)
         self._submit()
         return failures
 
     def drop(self, opened: Opened) -> None:
         """Forget a picture, which the model has got, and begin to open another."""
+        before = len(self._waiting)
         self._waiting = [pair for pair in self._waiting if pair[1] is not opened]
+        self._pixels -= _pixels(opened) * (before - len(self._waiting))
         self._submit()
 
     def __enter__(self) -> Self:
@@ -100,15 +105,18 @@ class ReadAhead:
         self._readers.close()
 
     def _submit(self) -> None:
-        pixels = sum(p.pixels for opened in self.waiting for p in opened.first.pictures)
         while (
             len(self._opening) < self._in_flight
             and len(self._opening) + len(self._waiting) < self._size
-            and pixels < _MAX_PIXELS
+            and self._pixels < _MAX_PIXELS
             and (picture := next(self._pictures, None)) is not None
         ):
             self._opening[self._submitted] = self._readers.submit(picture)
             self._submitted += 1
+
+
+def _pixels(opened: Opened) -> int:
+    return sum(picture.pixels for picture in opened.first.pictures)
 
 
 class _Readers:
