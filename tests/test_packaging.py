@@ -164,3 +164,11 @@ def test_the_licences_of_the_dependencies_are_compatible_with_ours() -> None:
     strict = re.compile(r"\bA?GPL|(?<!Lesser )General Public", re.IGNORECASE)
     assert {n: text for n, text in licences.items() if not free.search(text)} == {}
     assert {n: text for n, text in licences.items() if strict.search(text)} == {}
+
+
+def test_the_changelog_begins_with_the_version_and_a_day() -> None:
+    text = (TOP / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.MULTILINE)
+    assert newest is not None
+    assert newest[1] in ("Unreleased", __version__)
+    assert f"## [{__version__}] - " in text
