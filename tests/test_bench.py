@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,10 @@ from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Message, Quantization
 from idefics_cli.engine import Engine, Prepared
 from idefics_cli.ui.bench_plot import draw_plot
-from idefics_cli.ui.bench_view import render_report, times, value
+from idefics_cli.ui.bench_view import render_report, show_report, times, value
+from idefics_cli.ui.console import Console
 from tests import commands
+from tests.commands import Stream
 from tests.fakes import FakeClock, FakeEngine
 
 SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake", splitting=False)
@@ -542,6 +545,21 @@ def test_a_busy_machine_and_a_moving_reference_mark_a_row() -> None:
 
 
 DIFFERENT = Agreement(False, 0.5, 2, None, 3.0, "50.0% of tokens equal")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_figure_is_whole_however_narrow_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = Stream(terminal=True)
+    report = Report(rows=[a_row(foreign=1.5, agreement=DIFFERENT)])
+    show_report(Console(out, out, environ={"TERM": "xterm"}), report, "demo, float32 on a machine")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", out.text())
+    assert max(map(len, shown.splitlines())) <= width
+    words = " ".join(shown.split())
+    for figure in ("second turn", "2.00 s", "4.00 s", "2.00x *", "DIFFER", "1.5 cores busy"):
+        assert figure in words
 
 
 def test_the_table_is_plain_text_with_what_a_reader_must_know() -> None:

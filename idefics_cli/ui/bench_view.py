@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 from idefics_cli.bench.report import Report, Row, Skipped
-from idefics_cli.ui.console import Console, one_line, write
+from idefics_cli.ui.console import Console, columns, one_line, write
 
 _HEAD = ("", "ours", "transformers", "ratio", "rounds from … to", "answers")
+# With less, cells of the table lose digits.
+_LEAST_COLUMNS = 76
 _ERASE = "\r\x1b[2K"
 
 
@@ -44,13 +46,15 @@ class BenchProgress:
 
 def show_report(console: Console, report: Report, title: str) -> None:
     """Write *report* to stdout: a table with colours on a terminal, plain lines elsewhere."""
-    if console.is_terminal and console.draws:
-        _show_table(console, report, title)
-    else:
+    if not (console.is_terminal and console.draws):
         console.line(render_report(report, title))
         return
+    if columns(console.out) < _LEAST_COLUMNS:
+        console.report("\n".join([one_line(title), *_paragraphs(report)]))
+    else:
+        _show_table(console, report, title)
     for line in _remarks(report):
-        console.line(line)
+        console.report(line)
 
 
 def render_report(report: Report, title: str) -> str:
@@ -88,6 +92,15 @@ def _show_table(console: Console, report: Report, title: str) -> None:
             Text(name), ours, plain, Text(ratio, good), Text(spread, "dim"), Text(answers, bad)
         )
     RichConsole(file=console.out).print(table)
+
+
+def _paragraphs(report: Report) -> list[str]:
+    """Return what the table has, for a terminal that has no room for its columns."""
+    lines = []
+    for row in report.rows:
+        name, ours, plain, ratio, spread, answers = _cells(row)
+        lines += [name, f"  ours {ours}, transformers {plain}", f"  {ratio} ({spread}), {answers}"]
+    return lines
 
 
 def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
