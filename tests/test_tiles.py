@@ -13,7 +13,7 @@ from idefics_cli.models.families.idefics2 import vision_work
 from idefics_cli.models.vision_work import VisionWork
 
 # As `vision._call` has it: one thread in float32, 16 in native bfloat16, a GPU.
-ONE_THREAD, MANY_THREADS, GPU = Call(5e7), Call(5e7 * 16 * 4), Call(6e10, overlaps=True)
+ONE_THREAD, MANY_THREADS, GPU = Call(5e7), Call(5e7 * 16 * 4), Call(2e10, overlaps=True)
 
 PHOTOS: tuple[Size, ...] = ((980, 980), (653, 980), (980, 653), (735, 980), (551, 980), (480, 480))
 THUMBNAILS: tuple[Size, ...] = ((112, 112), (84, 112), (112, 84), (70, 112), (98, 98))

@@ -28,8 +28,8 @@ _MASKING = ("sdpa", "eager", cpu_attention.NAME)
 # 2.5 GHz; a faster core is faster at both. Threads and native bfloat16 speed up only one.
 _CPU_LAYER_OPERATIONS = 5e7
 _NATIVE_BF16_SPEED = 4
-# A guess, not measured: 0.2 ms, and 300 TFLOP/s in 16 bit.
-_GPU_LAYER_OPERATIONS = 6e10
+# Guesses, not measured: 0.2 ms, and 100 TFLOP/s in 16 bit; Apple's 10.
+_GPU_LAYER_OPERATIONS, _MPS_LAYER_OPERATIONS = 2e10, 2e9
 
 
 class FeatureCache:
@@ -157,7 +157,9 @@ def _groups(model: Model, family: Family, missing: Iterable[Picture]) -> Iterato
 def _call(device: torch.device, dtype: torch.dtype) -> tiles.Call:
     """Return what a forward costs on *device* with weights in *dtype*, in this thread."""
     if device.type != "cpu":
-        return tiles.Call(_GPU_LAYER_OPERATIONS, overlaps=True)
+        is_mps = device.type == "mps"
+        operations = _MPS_LAYER_OPERATIONS if is_mps else _GPU_LAYER_OPERATIONS
+        return tiles.Call(operations, overlaps=True)
     is_fast = dtype == torch.bfloat16 and cpu_attention.has_native_bf16()
     speed = torch.get_num_threads() * (_NATIVE_BF16_SPEED if is_fast else 1)
     return tiles.Call(_CPU_LAYER_OPERATIONS * speed)
