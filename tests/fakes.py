@@ -234,6 +234,7 @@ class FakeSession:
         self.close()
 
     def _answer(self, tickets: Sequence[Ticket]) -> None:
+        assert tickets, "nothing waits, and something is in the works"
         try:
             batch = [ticket.prepared for ticket in tickets]
             completions = self._engine.complete(batch, cancel=self._cancel)
