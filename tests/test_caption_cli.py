@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.job import CaptionJob, Question
 from idefics_cli.caption.rehearsal import seconds_per_picture
 from idefics_cli.caption.sinks import SINKS
+from idefics_cli.cli.caption_input import automatic_batch
 from idefics_cli.config.settings import CAPTION_TOKENS, table
 from idefics_cli.core.errors import ImageError, MemoryLimitError, ModelError
 from idefics_cli.core.types import (
@@ -28,6 +30,8 @@ from idefics_cli.core.types import (
     Message,
     Sampling,
 )
+from idefics_cli.models.memory import CPU_RUNTIME_BYTES
+from idefics_cli.models.placement import Need
 from tests.commands import Terminal, World, run
 from tests.fakes import FakeClock, FakeEngine
 
@@ -303,7 +307,16 @@ def test_the_batch_size_is_the_users_or_follows_from_memory() -> None:
         return world.engine.batches
 
     assert batches("--batch-size", "10") == [10, 10, 3]
-    assert 1 < max(batches()) <= 8
+    assert 1 < max(batches()) <= 16
+
+
+def test_pictures_that_are_answered_together_share_what_the_runtime_takes() -> None:
+    small = 2**20
+    need = Need("cpu", 0, small, CPU_RUNTIME_BYTES + small, 0, usable=4 * CPU_RUNTIME_BYTES)
+    plan = SimpleNamespace(
+        spec=SimpleNamespace(device="cpu"), facts=SimpleNamespace(parameters=10), needs=(need,)
+    )
+    assert automatic_batch(plan) == 16  # type: ignore[arg-type]  # all that it looks at
 
 
 def test_limits_of_pictures_reach_the_loader() -> None:

@@ -186,7 +186,14 @@ def automatic_batch(plan: Plan) -> int:
             plan.spec.device,
             plan.facts.parameters,
             spare_bytes=need.usable - need.total,
-            picture_bytes=need.kv_cache + need.working,
+            picture_bytes=need.kv_cache + need.working - _runtime_bytes(need.device),
         )
         for need in plan.needs
     )
+
+
+def _runtime_bytes(device: str) -> int:
+    """Return what a need for working memory has for the runtime, which pictures share."""
+    from idefics_cli.models.memory import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
+
+    return GPU_RUNTIME_BYTES if device.startswith("cuda") else CPU_RUNTIME_BYTES
