@@ -130,7 +130,10 @@ def auto_processor(folder: Path, kind: str, **options: object) -> object:
             "image_seq_len"
         ]
         template = folder / "chat_template.json"
-        if template.exists():
+        newer = folder / "chat_template.jinja"
+        if newer.exists():
+            arguments["chat_template"] = newer.read_text()
+        elif template.exists():
             arguments["chat_template"] = json.loads(template.read_text())["chat_template"]
     image_processor = load_class(pixels).from_pretrained(folder)
     return load_class(text)(image_processor=image_processor, tokenizer=tokenizer, **arguments)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import AutoProcessor
 
 from idefics_cli.core.types import (
     Attachment,
@@ -22,6 +21,7 @@ from idefics_cli.core.types import (
 from idefics_cli.demo.samples import write_samples
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.models.facts import demo_folder
+from tests.reference import auto_processor
 
 SCENES = 24
 SPEC = LoadSpec(repo="demo", family="idefics2", name="demo")
@@ -213,7 +213,7 @@ def test_prompts_have_the_tokens_that_the_librarys_processor_gives(
     prepared = engine.prepare(GenerationRequest(tuple(messages)))
     ours = engine._require().family.encode([prepared.request], [prepared.pictures])["input_ids"]
 
-    processor = AutoProcessor.from_pretrained(demo_folder())
+    processor = auto_processor(demo_folder(), "idefics2")
     images = [Image.open(a.source).convert("RGB") for a in attachments]
     conversation = [
         {

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoProcessor
 
 from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USAGE
 from idefics_cli.demo import evaluate
@@ -18,6 +17,7 @@ from idefics_cli.demo.build import build_model
 from idefics_cli.demo.evaluate import ALL, WEIGHTS, Result, failures, table
 from idefics_cli.demo.exam import Candidate, Dialogue, Exam, Marks, take
 from idefics_cli.demo.worker import save
+from tests.reference import auto_processor
 
 SMALL = Exam(scenes=16)
 
@@ -175,7 +175,7 @@ def test_an_untrained_model_fails_and_json_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    processor = AutoProcessor.from_pretrained(WEIGHTS)
+    processor = auto_processor(WEIGHTS, "idefics2")
     save(build_model(processor.tokenizer), processor, tmp_path)
     capsys.readouterr()
     arguments = [str(tmp_path), "--scenes", "4", "--split", "combo", "--processes", "1", "--json"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from idefics_cli.core.errors import EXIT_FAILURE, EXIT_USAGE
 from idefics_cli.demo import train
@@ -38,13 +38,14 @@ from idefics_cli.demo.truth import CLASSES, FACETS, patch_labels, slot_targets
 from idefics_cli.demo.watch import WATCHED, share_right, watch
 from idefics_cli.demo.worker import LOG, save
 from idefics_cli.models.library import Processor
+from tests.reference import auto_processor
 
 PICTURES = 200
 
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return AutoProcessor.from_pretrained(WEIGHTS)
+    return auto_processor(WEIGHTS, "idefics2")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_the_tokenizer_is_that_of_its_file_whatever_legacy_says(
 ) -> None:
     from tokenizers import Tokenizer
 
-    loaded = AutoProcessor.from_pretrained(WEIGHTS, **settings).tokenizer
+    loaded = auto_processor(WEIGHTS, "idefics2", **settings).tokenizer
     raw = Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
     text = f"User: What do you see?{END_OF_UTTERANCE}\nAssistant: A cat.{END_OF_UTTERANCE}\nA"
     ids = loaded(text)["input_ids"]

@@ -6,15 +6,21 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    ProcessorMixin,
+)
 
 from idefics_cli.demo.conversations import PAIR_TASKS, ask_pair
 from idefics_cli.demo.questions import TASKS, Question, ask, follow_up_questions
 from idefics_cli.demo.scenes import Scene, render, scene_for_split
+from idefics_cli.models.processors import load_processor
 
 FIRST_SCENE = 100_000
 """Scenes below it are watched during training."""
@@ -125,7 +131,8 @@ class Candidate:
     def __init__(
         self, folder: Path, *, device: str, dtype: torch.dtype, quantization: str = "none"
     ) -> None:
-        self._processor = AutoProcessor.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        self._processor = cast(ProcessorMixin, load_processor(folder, config))
         settings: dict[str, object] = {"dtype": dtype, "device_map": {"": device}}
         if quantization == "4bit":
             settings["quantization_config"] = BitsAndBytesConfig(

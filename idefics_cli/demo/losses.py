@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Protocol, cast
 
 import torch
@@ -22,7 +24,7 @@ class _ImageFeatures(Protocol):
     """The part of transformers' `BaseModelOutputWithPooling` that is used."""
 
     last_hidden_state: Tensor
-    pooler_output: list[Tensor]
+    pooler_output: Tensor | Sequence[Tensor]
 
 
 class AuxiliaryHeads(nn.Module):
@@ -60,8 +62,7 @@ def compute_losses(
         ),
     )
     patches = patch_loss(heads.patches(features.last_hidden_state), batch.patches.to(device))
-    pooled = [each.reshape(-1, LATENTS, TEXT_WIDTH) for each in features.pooler_output]
-    logits = heads.slots(torch.cat(pooled)).float()
+    logits = heads.slots(_pooled(features).reshape(-1, LATENTS, TEXT_WIDTH)).float()
     slots = F.binary_cross_entropy_with_logits(logits, batch.slots.to(device))
     language = _language_loss(model, features, batch, device) if with_language else None
     return Losses(patches, slots, language)
@@ -80,15 +81,24 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
+def _pooled(features: _ImageFeatures) -> Tensor:
+    """Return the latents of all pictures, (N * latents, width); transformers 5.17 gives no list."""
+    pooled = features.pooler_output
+    return pooled if isinstance(pooled, Tensor) else torch.cat(tuple(pooled))
+
+
 def _language_loss(
     model: nn.Module, features: _ImageFeatures, batch: Batch, device: torch.device
 ) -> Tensor:
     """Return the mean cross entropy of the labels; the head runs where there is one only."""
     tokens = batch.tokens
+    seen: dict[str, object] = {"mm_encoder_outputs": {"image": features}}
+    if "mm_encoder_outputs" not in signature(type(model.model).forward).parameters:  # type: ignore[union-attr]  # an Idefics2Model
+        seen = {"image_hidden_states": _pooled(features)}  # transformers 5.17
     hidden = model.model(  # type: ignore[operator]  # an Idefics2Model
         input_ids=tokens.input_ids.to(device),
         attention_mask=tokens.attention_mask.to(device),
-        mm_encoder_outputs={"image": features},
+        **seen,
         use_cache=False,
     ).last_hidden_state
     next_labels = tokens.labels[:, 1:].to(device)
