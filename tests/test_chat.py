@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
 from idefics_cli.chat.dispatch import complete, take
 from idefics_cli.chat.live import Chat
@@ -844,3 +845,16 @@ def test_a_picture_that_looks_square_is_called_so(
 ) -> None:
     Image.new("RGB", size).save(pictures / "x.png")
     assert f"x.png, {size[0]}x{size[1]} {shape}," in world(tmp_path).talk("/image x.png")[1]
+
+
+def test_a_name_in_wide_characters_is_folded_once(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    Image.new("RGB", (8, 6)).save(pictures / "写真の名前と説明.png")
+    err = world(tmp_path).talk("/image 写真の名前と説明.png", "/images")[1]
+    told = [line for line in err.splitlines() if "▀" not in line]
+    assert len(told) == 6
+    assert all(cell_len(line) <= 40 for line in told)
+    # What goes on below begins with a blank.
+    assert [line[0] for line in told] == ["[", " ", " "] * 2

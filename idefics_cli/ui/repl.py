@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
 from collections.abc import Sequence
 
 from idefics_cli.chat.commands import GOES, describe
@@ -14,6 +13,7 @@ from idefics_cli.chat.table import Outcome
 from idefics_cli.core.errors import ContextError, IdeficsError
 from idefics_cli.core.types import Sampling
 from idefics_cli.ui.console import Console, printable
+from idefics_cli.ui.fold import fold
 from idefics_cli.ui.line_input import LineInput, Stopped
 from idefics_cli.ui.preview import Previews
 from idefics_cli.ui.reply import show_reply
@@ -150,11 +150,9 @@ class Repl:
             self._console.tell(text)
             return
         width = shutil.get_terminal_size().columns - 1
-        for line in textwrap.wrap(
-            printable(text), width, subsequent_indent=indent, break_long_words=False,
-            break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True,
-        ) or [""]:  # fmt: skip
-            self._console.tell(line)
+        for line in printable(text).split("\n"):
+            for part in fold(line, width, indent=len(indent)):
+                self._console.tell(part)
 
     def _tell_row(self, name: str, summary: str) -> None:
         """Tell a name and what it is: side by side, one above the other, or in one sentence."""
