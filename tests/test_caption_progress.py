@@ -106,6 +106,16 @@ def test_on_a_narrow_terminal_what_matters_most_stays(
     assert ("━" in shown) == (width == 100)
 
 
+def test_what_is_not_done_is_faint_on_any_ground() -> None:
+    terminal = Stream(terminal=True)
+    with CaptionProgress(Console(terminal, terminal), clock=FakeClock(0.5)) as progress:
+        progress.handle(Started(30))
+        progress.handle(Ready())
+        progress.handle(done())
+        time.sleep(0.25)
+    assert re.search(r"\x1b\[2m[^\x1b]*━{20,}\x1b\[0m", terminal.text())
+
+
 def test_a_piped_stdout_gets_the_bytes_only_and_the_bar_is_not_stopped_for_them() -> None:
     out, err = Stream(terminal=False), Stream(terminal=True)
     with CaptionProgress(Console(out, err), clock=FakeClock()) as progress:

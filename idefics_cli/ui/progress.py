@@ -223,7 +223,9 @@ class _Bar:
         self._err = console.err
         self._rich = RichConsole(file=console.err)
         spinner, text = SpinnerColumn(), TextColumn("{task.description}", markup=False)
-        self._short, self._long = (spinner, text), (spinner, BarColumn(_BAR_WIDTH), text)
+        # Rich's own dark grey looks on a white ground as if all were done.
+        bar = BarColumn(_BAR_WIDTH, style="dim")
+        self._short, self._long = (spinner, text), (spinner, bar, text)
         self._progress = Progress(
             *self._long,
             console=self._rich,
