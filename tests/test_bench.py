@@ -641,7 +641,7 @@ def test_the_plot_has_a_bar_for_each_row_and_red_for_answers_that_differ() -> No
 # End to end
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ["smolvlm-256m", "idefics2-8b"])
 def test_random_weights_that_were_kept_are_used_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
