@@ -20,7 +20,7 @@ from idefics_cli.models.machine import probe_machine
 from idefics_cli.models.plan import PlanChoices, make_plan
 from idefics_cli.models.quantization import METHODS, SKIPPED, bitsandbytes_config
 from idefics_cli.models.registry import FAMILIES
-from idefics_cli.models.widened import WidenedLinear
+from idefics_cli.models.widened import WidenedConv2d, WidenedLinear
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -68,8 +68,8 @@ def test_eight_bits_skip_the_same_modules(family: str) -> None:
 
 
 def kinds(model: nn.Module) -> dict[str, type[nn.Module]]:
-    found = {name: type(part) for name, part in model.named_modules()}
-    return {name: nn.Linear if kind is WidenedLinear else kind for name, kind in found.items()}
+    plain = {WidenedLinear: nn.Linear, WidenedConv2d: nn.Conv2d}
+    return {name: plain.get(type(part), type(part)) for name, part in model.named_modules()}
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
