@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
 from idefics_cli.core.types import Sampling
+from idefics_cli.engine import vision
 from idefics_cli.engine.vision import FeatureCache, encode_pictures
 from idefics_cli.models import cpu_attention
 from tests import tiny
@@ -34,6 +35,13 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Masks]:
     return seen
 
 
+@pytest.fixture
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of tiny models go apart too, as those of large ones."""
+    monkeypatch.setattr(vision, "_CPU_LAYER_OPERATIONS", 0)
+
+
+@pytest.mark.usefixtures("_apart")
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_pictures_of_any_shape_are_encoded_without_a_mask(
     kind: str, checkpoint: Callable[[str], Path], masks: Masks
@@ -45,6 +53,7 @@ def test_pictures_of_any_shape_are_encoded_without_a_mask(
     assert not any(masks)
 
 
+@pytest.mark.usefixtures("_apart")
 @pytest.mark.parametrize("kind", [kind for kind in tiny.CHATTING if kind != "idefics"])
 def test_prompts_of_one_length_and_their_replies_need_no_mask(
     kind: str, checkpoint: Callable[[str], Path], masks: Masks

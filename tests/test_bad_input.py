@@ -47,8 +47,8 @@ PIPE = "pipe a picture in: idefics … -i - < picture.jpg"
 DEEPER = "`-r` also looks into its sub-folders"
 MARKS = "write `<image>` where each picture belongs, and `-i` for each"
 
-NO_4BIT = replace(MACHINE, versions={**VERSIONS, "bitsandbytes": None})
 ONE_H100, ONE_2080 = gpus(H100), gpus(RTX_2080_TI)
+NO_4BIT = replace(ONE_H100, versions={**VERSIONS, "bitsandbytes": None})
 
 
 @dataclass(frozen=True)
@@ -391,7 +391,7 @@ ROWS = (
     Row("ask x -m demo --device mps", PlanError, "there is no Apple GPU that torch can use",
         "`--device auto` takes what there is"),
     Row("ask x -m demo --quantization 4bit", PlanError, "`4bit` needs the package bitsandbytes",
-        "pip install bitsandbytes", machine=NO_4BIT),
+        "pip install bitsandbytes; or `--device cpu`, which needs no package", machine=NO_4BIT),
     Row("ask x -m demo --attention flash_attention_2", PlanError,
         "`flash_attention_2` needs a CUDA GPU", "`--attention sdpa` needs nothing and is exact"),
     Row("ask x -m demo --attention flash_attention_2", PlanError,
