@@ -71,6 +71,27 @@ def test_few_rows_and_many_give_the_products_of_the_rounded_weights(
     assert error(few, exact(linear, states[:, :3])) < by_kernel
 
 
+def misaligned(tensor: Tensor) -> Tensor:
+    """A copy that begins 4 bytes after where torch begins its tensors."""
+    size = tensor.element_size()
+    room = torch.empty(tensor.numel() + 64 // size, dtype=tensor.dtype)
+    first = (-room.data_ptr() % 64 + 4) // size
+    copy = room[first : first + tensor.numel()].view(tensor.shape)
+    assert copy.data_ptr() % 64 == 4
+    return copy.copy_(tensor)
+
+
+def test_numbers_and_states_may_lie_anywhere() -> None:
+    """torch's kernel would end the process."""
+    linear = layer(bias=True, outputs=95)
+    made = Int8Linear(linear)
+    ours = Int8Linear(linear, {name: misaligned(part) for name, part in made.numbers().items()})
+    for rows in (1, 3, 5):
+        states = torch.randn(rows, 64).to(torch.bfloat16)
+        with torch.inference_mode():
+            assert torch.equal(ours(misaligned(states)), made(states))
+
+
 def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, states = layer(bias=True), torch.randn(1, 64)
     ours = Int8Linear(linear)

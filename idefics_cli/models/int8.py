@@ -22,6 +22,9 @@ from idefics_cli.models.cpu_attention import product_dtype
 _FEW_ROWS = 32
 # Outputs whose weights are widened together: 16 MiB of float32 at a width of 4,096.
 _WIDENED = 1024
+# Where torch puts its own tensors. The kernel's code for the last rows and outputs reads by
+# instructions that crash elsewhere, as in a mapped file (torch 2.13).
+_ALIGNMENT = 64
 
 
 class Int8Linear(nn.Module):
@@ -48,7 +51,7 @@ class Int8Linear(nn.Module):
         if numbers is None:
             numbers = dict(zip(self.NUMBERS, quantize(linear.weight), strict=True))
         for name in self.NUMBERS:
-            self.register_buffer(name, numbers[name])
+            self.register_buffer(name, aligned(numbers[name]))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     def numbers(self) -> dict[str, Tensor]:
@@ -67,7 +70,7 @@ class Int8Linear(nn.Module):
         # The kernel is slow in float32. Rounding activations to bfloat16 adds a quarter of the
         # error that the 8-bit weights have.
         ones = torch.ones(self.out_features, dtype=torch.bfloat16)
-        half = rows.to(torch.bfloat16).contiguous()
+        half = aligned(rows.to(torch.bfloat16).contiguous())
         # Scaled afterwards: a scale that is rounded to bfloat16 would be wrong for its whole row.
         return (torch._weight_int8pack_mm(half, self.weight, ones) * self.scale).to(rows.dtype)
 
@@ -81,6 +84,11 @@ class Int8Linear(nn.Module):
             wide = buffer[: len(weight)].copy_(weight)
             out[:, first : first + _WIDENED] = functional.linear(rows, wide)
         return (out * self.scale).to(dtype)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return *tensor*, or a copy of it where the kernel can read it."""
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
