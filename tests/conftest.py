@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is imported: models this small only lose by sharing out their work, and lose ten
 # times over where another process keeps a core busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C,
+# which many of them are about.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
