@@ -100,6 +100,24 @@ def test_kept_weights_are_those_that_were_made(
     assert place.stat().st_mtime_ns == before
 
 
+def test_our_own_layers_need_no_more_room_than_they_take(
+    spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if spec.format_4bit == "nf4" and spec.quantization == "4bit":
+        pytest.skip("bitsandbytes does not tell")
+    needed: list[int] = []
+    original = quantized_store.save
+
+    def watched(*arguments: Any, needed_bytes: int) -> None:
+        needed.append(needed_bytes)
+        original(*arguments, needed_bytes=needed_bytes)
+
+    monkeypatch.setattr(quantized_store, "save", watched)
+    (file,) = keep_quantized(spec).glob("*.safetensors")
+    # Beside the numbers there is a table of where they are.
+    assert needed[0] < file.stat().st_size < needed[0] + 20_000
+
+
 def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(
     spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,13 +35,19 @@ class Layers:
     def save_pretrained(self, save_directory: Path) -> None:
         """Write the layers to *save_directory*, which is made."""
         save_directory.mkdir(parents=True)
-        tensors = {
-            f"{path}.{name}": tensor.contiguous()
-            for path, module in self._model.named_modules()
-            if isinstance(module, (Int8Linear, Int4Linear))
-            for name, tensor in module.numbers().items()
-        }
+        tensors = {name: tensor.contiguous() for name, tensor in self._numbers()}
         save_file(tensors, save_directory / _FILE)
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes of numbers are written."""
+        return sum(tensor.nbytes for _, tensor in self._numbers())
+
+    def _numbers(self) -> Iterator[tuple[str, Tensor]]:
+        for path, module in self._model.named_modules():
+            if isinstance(module, (Int8Linear, Int4Linear)):
+                for name, tensor in module.numbers().items():
+                    yield f"{path}.{name}", tensor
 
 
 def open_layers(folder: Path) -> Mapping[str, Tensor]:

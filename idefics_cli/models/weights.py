@@ -104,9 +104,11 @@ def _kept(place: Path, folder: Path, spec: LoadSpec, config: Config) -> Model | 
 
 
 def _save(model: Model, place: Path, folder: Path, spec: LoadSpec) -> None:
-    saves = cast("quantized_store.Saves", model)
     if quantization.is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
-        saves = quantized_layers.Layers(cast("nn.Module", model))
+        layers = quantized_layers.Layers(cast("nn.Module", model))
+        quantized_store.save(layers, place, spec, needed_bytes=layers.size_bytes)
+        return
+    saves = cast("quantized_store.Saves", model)
     # Quantized weights take less than the files that they were made from, unless the rest grows
     # to float32.
     quantized_store.save(saves, place, spec, needed_bytes=_size(folder))
