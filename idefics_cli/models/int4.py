@@ -9,15 +9,14 @@ with 5 degrees of freedom 0.105 : 0.090), for 5 bits a weight against 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from idefics_cli.models.cpu_attention import product_dtype
+from idefics_cli.models.small_linear import SmallLinear
 
 # Weights, along the width, that share a scale and a zero.
 GROUP = 32
@@ -34,7 +33,7 @@ _WIDENED = 1024
 _BLOCKS = (64, 32)
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(SmallLinear):
     """A linear layer whose weights are 4-bit numbers, 32 to a scale and a zero.
 
     Args:
@@ -47,32 +46,17 @@ class Int4Linear(nn.Module):
         scales: (in / 32, out, 2) bfloat16, the size of a step and the value of step 8.
     """
 
-    NUMBERS: ClassVar = ("weight", "scales")
+    NUMBERS = ("weight", "scales")
+    FEW_ROWS = _FEW_ROWS
 
     weight: Tensor
     scales: Tensor
-    bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, numbers: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        if numbers is None:
-            numbers = dict(zip(self.NUMBERS, quantize(linear.weight, block()), strict=True))
-        for name in self.NUMBERS:
-            self.register_buffer(name, numbers[name])
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+    def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
+        return quantize(weight, block())
 
-    def numbers(self) -> dict[str, Tensor]:
-        """Return what the weights became, by name."""
-        return {name: getattr(self, name) for name in self.NUMBERS}
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return the outputs (..., out) of *states* (..., in), in their dtype."""
-        rows = states.reshape(-1, self.in_features)
-        few = len(rows) <= _FEW_ROWS and has_kernel()
-        products = self._by_kernel(rows) if few else self._by_widening(rows)
-        out = products.reshape(*states.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+    def _has_kernel(self) -> bool:
+        return has_kernel()
 
     def _by_kernel(self, rows: Tensor) -> Tensor:
         # In float32 the kernel is 30 times as slow. Rounding activations to bfloat16 adds a

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from idefics_cli.models.cpu_attention import product_dtype
+from idefics_cli.models.small_linear import SmallLinear
 
 # Up to so many rows the kernel is faster than widening the weights for a matrix product: 0.44 of
 # the time of float32 for 1 row, 0.52 for 16; 1.15 for 64, and 2.9 for 768, where widening first
@@ -27,7 +27,7 @@ _WIDENED = 1024
 _ALIGNMENT = 64
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(SmallLinear):
     """A linear layer whose weights are 8-bit numbers with one scale for each output.
 
     Args:
@@ -39,32 +39,22 @@ class Int8Linear(nn.Module):
         scale: (out,) float32.
     """
 
-    NUMBERS: ClassVar = ("weight", "scale")
+    NUMBERS = ("weight", "scale")
+    FEW_ROWS = _FEW_ROWS
 
     weight: Tensor
     scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, numbers: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        if numbers is None:
-            numbers = dict(zip(self.NUMBERS, quantize(linear.weight), strict=True))
+        super().__init__(linear, numbers)
         for name in self.NUMBERS:
-            self.register_buffer(name, aligned(numbers[name]))
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+            setattr(self, name, aligned(getattr(self, name)))
 
-    def numbers(self) -> dict[str, Tensor]:
-        """Return what the weights became, by name."""
-        return {name: getattr(self, name) for name in self.NUMBERS}
+    def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
+        return quantize(weight)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Return the outputs (..., out) of *states* (..., in), in their dtype."""
-        rows = states.reshape(-1, self.in_features)
-        few = len(rows) <= _FEW_ROWS and has_kernel()
-        products = self._by_kernel(rows) if few else self._by_widening(rows)
-        out = products.reshape(*states.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+    def _has_kernel(self) -> bool:
+        return has_kernel()
 
     def _by_kernel(self, rows: Tensor) -> Tensor:
         # The kernel is slow in float32. Rounding activations to bfloat16 adds a quarter of the

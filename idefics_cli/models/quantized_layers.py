@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from idefics_cli.core.types import Progress, Quantization
 from idefics_cli.models.int4 import Int4Linear, fits
 from idefics_cli.models.int8 import Int8Linear
+from idefics_cli.models.small_linear import SmallLinear
 
 # Scores for every token of the vocabulary: read for each word, so 8 bit save a tenth of its time
 # in the largest models, and rounding them costs next to nothing.
@@ -45,7 +46,7 @@ class Layers:
 
     def _numbers(self) -> Iterator[tuple[str, Tensor]]:
         for path, module in self._model.named_modules():
-            if isinstance(module, (Int8Linear, Int4Linear)):
+            if isinstance(module, SmallLinear):
                 for name, tensor in module.numbers().items():
                     yield f"{path}.{name}", tensor
 
@@ -91,7 +92,7 @@ def quantize(
     for number, (path, module, name) in enumerate(places):
         linear = getattr(module, name)
         small = quantization == "4bit" and path != _HEAD and fits(linear)
-        kind = Int4Linear if small else Int8Linear
+        kind: type[SmallLinear] = Int4Linear if small else Int8Linear
         if kept is None:
             setattr(module, name, kind(linear))
             if report is not None:

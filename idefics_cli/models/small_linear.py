@@ -1,0 +1,61 @@
+"""What linear layers with quantized weights have in common, whatever their numbers are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class SmallLinear(nn.Module):
+    """A linear layer whose weights are small numbers, kept in buffers.
+
+    Args:
+        linear: What it stands in for.
+        numbers: From `numbers` of a layer that was made from the same weights; None makes them.
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]]
+    """Names of the buffers, in the order of `_quantize`."""
+    FEW_ROWS: ClassVar[int]
+    """Up to so many rows the kernel is faster than widening the weights for a matrix product."""
+
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, numbers: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        if numbers is None:
+            numbers = dict(zip(self.NUMBERS, self._quantize(linear.weight), strict=True))
+        for name in self.NUMBERS:
+            self.register_buffer(name, numbers[name])
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Return what the weights became, by name."""
+        return {name: getattr(self, name) for name in self.NUMBERS}
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the outputs (..., out) of *states* (..., in), in their dtype."""
+        rows = states.reshape(-1, self.in_features)
+        few = len(rows) <= self.FEW_ROWS and self._has_kernel()
+        products = self._by_kernel(rows) if few else self._by_widening(rows)
+        out = products.reshape(*states.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the numbers of *weight* (out, in)."""
+        raise NotImplementedError
+
+    def _has_kernel(self) -> bool:
+        """Tell whether the kernel can be used here."""
+        raise NotImplementedError
+
+    def _by_kernel(self, rows: Tensor) -> Tensor:
+        """Return the products (N, out) of a few *rows* (N, in), without the bias."""
+        raise NotImplementedError
+
+    def _by_widening(self, rows: Tensor) -> Tensor:
+        """Return the products (N, out) of many *rows* (N, in), without the bias."""
+        raise NotImplementedError
