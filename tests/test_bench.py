@@ -690,3 +690,12 @@ def test_a_run_in_which_the_answers_differ_ends_with_3(monkeypatch: pytest.Monke
     )  # fmt: skip
     assert ran.code == 3
     assert "! prefill: context 40: the answers differ: 0.0% of tokens equal" in ran.out
+
+
+def test_captions_are_compared_with_the_first_reply_even_if_it_goes_in_circles() -> None:
+    from idefics_cli.cli.bench_caption import caption_all
+
+    engine = FakeEngine(lambda request: "a cat and " * 40)
+    task = CaptionTask((Path("a.jpg"),), "Describe it.", max_new_tokens=24)
+    assert list(caption_all(engine, task)) == [Path("a.jpg")]
+    assert [request.sampling.temperature for request in engine.requests] == [0]

@@ -114,6 +114,13 @@ def test_a_reply_that_goes_in_circles_twice_is_kept_and_told_and_an_empty_one_fa
     assert (empty.caption, empty.error) == (None, "the model has no words for it")
 
 
+def test_a_job_may_take_every_reply_as_it_is() -> None:
+    engine = FakeEngine(lambda request: LOOP)
+    records = ask(job(asks_again=False), engine)
+    assert {record.caption for record in records} == {LOOP.strip()}
+    assert engine.batches == [8]
+
+
 @pytest.mark.parametrize(
     ("on_truncate", "expected", "notes"),
     [

@@ -102,7 +102,8 @@ class Asker:
             return turn.shrink()
         if not isinstance(outcome, Completion) or outcome.finish == "cancelled":
             return False
-        if (reason := is_degenerate(outcome.text)) and not turn.was_retried:
+        reason = is_degenerate(outcome.text) if self._job.asks_again else None
+        if reason and not turn.was_retried:
             turn.retry(f"asked again: the reply {reason}")
             return True
         extends = self._job.wording.on_truncate == "extend" and not turn.was_extended

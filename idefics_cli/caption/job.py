@@ -45,6 +45,8 @@ class CaptionJob:
         captions_folder: See `render`.
         limits: What may be opened to fill a prompt in.
         wording: What becomes of a reply before it is a caption.
+        asks_again: Ask once more, with some chance in it, where a reply is empty or goes in
+            circles.
     """
 
     pictures: tuple[Picture, ...]
@@ -57,6 +59,7 @@ class CaptionJob:
     captions_folder: str | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     wording: Wording = field(default_factory=Wording)
+    asks_again: bool = True
 
     def requests(self, picture: Picture) -> tuple[GenerationRequest, ...]:
         """Return what to ask about *picture*, one request for each question; for any thread.

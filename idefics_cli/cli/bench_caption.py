@@ -56,6 +56,8 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
         mode="chat" if engine.spec.chats else "complete",
         sampling=Sampling(max_new_tokens=task.max_new_tokens),
         batch_size=task.batch_size,
+        # Random weights go in circles, and plain transformers does not mind.
+        asks_again=False,
     )
     with _Memory() as sink:
         run_captions(job, lambda: engine, sink)
