@@ -1,4 +1,4 @@
-"""4-bit weights on the CPU: right by both ways, in every layout, and the built-in model sees."""
+"""4-bit weights by torch's kernel: right by both ways and in every layout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.models import int4
-from idefics_cli.models.int4 import Int4Linear, dequantize, fits, quantize
+from idefics_cli.models import int4, int4_kernel
+from idefics_cli.models.int4 import Int4Linear, dequantize, quantize
 from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.loader import load
 
@@ -134,10 +134,11 @@ def test_the_layout_is_that_which_the_kernel_reads(monkeypatch: pytest.MonkeyPat
     assert Int4Linear(layer()).weight.shape == (6, 96, 16)
 
 
-def test_layers_that_do_not_come_out_even_get_8_bits() -> None:
-    assert fits(layer())
-    assert not fits(layer(width=80))
-    assert not fits(layer(outputs=96))
+def test_layers_that_do_not_come_out_even_get_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_kernel, "is_right", lambda: False)
+    assert Int4Linear.fits(layer())
+    assert not Int4Linear.fits(layer(width=80))
+    assert not Int4Linear.fits(layer(outputs=96))
     model = load(
         LoadSpec(repo="demo", family="idefics2", quantization="4bit", format_4bit="int4")
     ).model

@@ -11,6 +11,7 @@ from torch import nn
 
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.int4 import Int4Linear
+from idefics_cli.models.int4_compiled import CompiledInt4Linear
 from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.loader import load
 from tests import tiny
@@ -26,7 +27,7 @@ def linear_names(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module]
     ("quantization", "layer"),
     [
         ("nf4", (bitsandbytes.nn.Linear4bit,)),
-        ("int4", (Int4Linear, Int8Linear)),
+        ("int4", (CompiledInt4Linear, Int4Linear, Int8Linear)),
         ("8bit", (Int8Linear,)),
     ],
 )

@@ -18,8 +18,9 @@ from torch import nn
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.models import quantized_store, weights
+from idefics_cli.models import int4_kernel, quantized_layers, quantized_store, weights
 from idefics_cli.models.facts import demo_folder
+from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.loader import keep_quantized, load
 from tests import machines
 from tests.commands import run
@@ -52,9 +53,12 @@ def numbers(spec: LoadSpec) -> Iterator[str]:
     for layer in range(4):
         for part in ("q", "k", "v", "o", "gate", "up", "down"):
             place = "mlp" if len(part) > 1 else "self_attn"
-            # The keys of three heads are no block of 64, which 4 bit needs.
-            small = spec.quantization == "4bit" and part not in ("k", "v")
-            for name in ("weight", "scales" if small else "scale"):
+            small = spec.quantization == "4bit"
+            # The keys of three heads are no block of 64, which torch's kernel needs.
+            if small and not int4_kernel.is_right():
+                small = part not in ("k", "v")
+            kind = quantized_layers._four_bit() if small else Int8Linear
+            for name in kind.NUMBERS:
                 yield f"model.text_model.layers.{layer}.{place}.{part}_proj.{name}"
 
 

@@ -52,6 +52,11 @@ class Int4Linear(SmallLinear):
     weight: Tensor
     scales: Tensor
 
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        """Tell whether groups and blocks of *linear* come out even."""
+        return linear.in_features % GROUP == 0 and linear.out_features % _BLOCKS[0] == 0
+
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         return quantize(weight, block())
 
@@ -78,11 +83,6 @@ class Int4Linear(SmallLinear):
         size = 2 * self.weight.shape[2]
         packed = self.weight[first // size : last // size]
         return dequantize(packed, self.scales[:, first:last])
-
-
-def fits(linear: nn.Linear) -> bool:
-    """Tell whether *linear* can be stored so: groups and blocks must come out even."""
-    return linear.in_features % GROUP == 0 and linear.out_features % _BLOCKS[0] == 0
 
 
 def quantize(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from idefics_cli.core.types import Progress, Quantization
-from idefics_cli.models.int4 import Int4Linear, fits
+from idefics_cli.models import int4, int4_kernel
+from idefics_cli.models.int4 import Int4Linear
+from idefics_cli.models.int4_compiled import CompiledInt4Linear
 from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.small_linear import SmallLinear
 
@@ -20,7 +22,7 @@ from idefics_cli.models.small_linear import SmallLinear
 _HEAD = "lm_head"
 _FILE = "layers.safetensors"
 # Changed when a layer's numbers come to lie otherwise.
-LAYOUT = 2
+_LAYOUT = 3
 
 
 class Layers:
@@ -91,8 +93,8 @@ def quantize(
     places = list(_places(model, skipped))
     for number, (path, module, name) in enumerate(places):
         linear = getattr(module, name)
-        small = quantization == "4bit" and path != _HEAD and fits(linear)
-        kind: type[SmallLinear] = Int4Linear if small else Int8Linear
+        wanted = _four_bit() if quantization == "4bit" and path != _HEAD else Int8Linear
+        kind = wanted if wanted.fits(linear) else Int8Linear
         if kept is None:
             setattr(module, name, kind(linear))
             if report is not None:
@@ -103,6 +105,17 @@ def quantize(
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)
+
+
+def layout() -> tuple[str | int, ...]:
+    """Return what decides how the numbers lie in memory, and so in the files that keep them."""
+    if _four_bit() is CompiledInt4Linear:
+        return (_LAYOUT, "compiled")
+    return (_LAYOUT, int4.block())
+
+
+def _four_bit() -> type[SmallLinear]:
+    return CompiledInt4Linear if int4_kernel.is_right() else Int4Linear
 
 
 def _places(model: nn.Module, skipped: Sequence[str]) -> Iterator[tuple[str, nn.Module, str]]:

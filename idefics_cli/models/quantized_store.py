@@ -167,15 +167,14 @@ def _sweep(root: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _layout(spec: LoadSpec) -> tuple[int, ...]:
+def _layout(spec: LoadSpec) -> tuple[str | int, ...]:
     """Return what decides how our own layers lie in memory; nothing for bitsandbytes'."""
     if not is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
         return ()
     # Not above: a list of what is kept must not wait for torch.
-    from idefics_cli.models.int4 import block
-    from idefics_cli.models.quantized_layers import LAYOUT
+    from idefics_cli.models.quantized_layers import layout
 
-    return (LAYOUT, block())
+    return layout()
 
 
 def _versions() -> list[str]:

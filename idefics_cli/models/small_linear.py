@@ -12,7 +12,7 @@ class SmallLinear(nn.Module):
     """A linear layer whose weights are small numbers, kept in buffers.
 
     Args:
-        linear: What it stands in for.
+        linear: What it stands in for; see `fits`.
         numbers: From `numbers` of a layer that was made from the same weights; None makes them.
     """
 
@@ -32,6 +32,11 @@ class SmallLinear(nn.Module):
             self.register_buffer(name, numbers[name])
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        """Tell whether the weights of *linear* can be kept so."""
+        return True
+
     def numbers(self) -> dict[str, Tensor]:
         """Return what the weights became, by name."""
         return {name: getattr(self, name) for name in self.NUMBERS}
@@ -39,10 +44,13 @@ class SmallLinear(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Return the outputs (..., out) of *states* (..., in), in their dtype."""
         rows = states.reshape(-1, self.in_features)
-        few = len(rows) <= self.FEW_ROWS and self._has_kernel()
-        products = self._by_kernel(rows) if few else self._by_widening(rows)
-        out = products.reshape(*states.shape[:-1], self.out_features)
+        out = self._products(rows).reshape(*states.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def _products(self, rows: Tensor) -> Tensor:
+        """Return the products (N, out) of *rows* (N, in), without the bias, in their dtype."""
+        few = len(rows) <= self.FEW_ROWS and self._has_kernel()
+        return self._by_kernel(rows) if few else self._by_widening(rows)
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the numbers of *weight* (out, in)."""

@@ -1,0 +1,283 @@
+"""Kernels that are compiled for this processor when they are first needed, in a second.
+
+torch brings no kernels for some weight formats that a processor could multiply as fast as its
+memory gives them. Ours are written with llvmlite, the binding of LLVM on which numba stands: no
+compiler is asked of the user, and no wheel is made for each platform. They run in the threads of
+torch's own OpenMP pool, since a second pool would fight with it for the cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from llvmlite import ir
+
+_NAME = "kernel"
+# Chunks of work for each thread: one that another program holds up leaves its work to the others.
+_CHUNKS_PER_THREAD = 8
+
+
+class Kernel:
+    """A compiled function that many threads run together.
+
+    Args:
+        body: Writes the code for one piece of the work: gets the builder, the number of the
+            piece, and the arguments.
+        arguments: How many arguments it takes.
+
+    Raises:
+        RuntimeError: If it cannot be compiled.
+    """
+
+    def __init__(
+        self, body: Callable[[Code, ir.Value, Sequence[ir.Value]], None], *, arguments: int
+    ) -> None:
+        self._engine = _compiled(body, arguments)
+        self._address = self._engine.get_function_address(_NAME)
+        self._buffer = ctypes.c_int64 * (3 + arguments)
+        self._arguments = arguments
+
+    def __call__(self, pieces: int, *arguments: int | Tensor) -> None:
+        """Do *pieces* pieces of work, in as many threads as torch uses.
+
+        Args:
+            pieces: How many; each is done once.
+            arguments: Numbers, and tensors of which the kernel gets the address.
+        """
+        threads = torch.get_num_threads()
+        values = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+        assert len(values) == self._arguments
+        chunk = max(1, pieces // (threads * _CHUNKS_PER_THREAD))
+        shared = self._buffer(0, pieces, chunk, *values)
+        _openmp()(self._address, ctypes.addressof(shared), min(threads, pieces), 0)
+
+
+class Code:
+    """A builder of LLVM's instructions, with what kernels need more of.
+
+    Args:
+        function: Where the code goes.
+    """
+
+    def __init__(self, function: ir.Function) -> None:
+        from llvmlite import ir
+
+        self.ir = ir
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.i8, self.i16, self.i32, self.i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+        self.f32 = ir.FloatType()
+        self._function = function
+
+    def number(self, value: int) -> ir.Value:
+        """Return a constant of 64 bit."""
+        return self.ir.Constant(self.i64, value)
+
+    def same(self, kind: ir.Type, count: int, value: float) -> ir.Value:
+        """Return a constant vector of *count* times *value*."""
+        return self.ir.Constant(self.vector(kind, count), [value] * count)
+
+    def vector(self, kind: ir.Type, count: int) -> ir.Type:
+        """Return the type of *count* values of *kind*."""
+        return self.ir.VectorType(kind, count)
+
+    def pointer(self, address: ir.Value) -> ir.Value:
+        """Return *address*, a number, as a pointer."""
+        return self.builder.inttoptr(address, self.ir.PointerType())
+
+    def load(self, base: ir.Value, offset: ir.Value | int, kind: ir.Type) -> ir.Value:
+        """Return what lies *offset* bytes after *base*, aligned or not."""
+        return self.builder.load(self._at(base, offset), typ=kind, align=1)
+
+    def store(self, value: ir.Value, base: ir.Value, offset: ir.Value | int) -> None:
+        """Write *value* to *offset* bytes after *base*."""
+        self.builder.store(value, self._at(base, offset), align=1)
+
+    def variable(self, value: ir.Value) -> Variable:
+        """Return a variable that holds *value*."""
+        return Variable(self, value)
+
+    def spread(self, value: ir.Value, count: int) -> ir.Value:
+        """Return a vector of *count* times *value*."""
+        kind, ir_ = self.vector(value.type, count), self.ir
+        nothing = ir_.Constant(kind, ir_.Undefined)
+        first = self.builder.insert_element(nothing, value, ir_.Constant(self.i32, 0))
+        return self.builder.shuffle_vector(first, nothing, self.same(self.i32, count, 0))
+
+    def call(self, name: str, result: ir.Type, *values: ir.Value) -> ir.Value:
+        """Call one of LLVM's intrinsic functions."""
+        ir_, module = self.ir, self._function.module
+        function = module.globals.get(name)
+        if function is None:
+            kind = ir_.FunctionType(result, [value.type for value in values])
+            function = ir_.Function(module, kind, name=name)
+        return self.builder.call(function, values)
+
+    def fused(self, one: ir.Value, two: ir.Value, plus: ir.Value) -> ir.Value:
+        """Return one * two + plus, for vectors of float32, rounded once."""
+        return self.call(f"llvm.fma.v{one.type.count}f32", one.type, one, two, plus)
+
+    def from_bfloat16(self, halves: ir.Value) -> ir.Value:
+        """Return a vector of 16-bit numbers as the float32 that they are the upper half of."""
+        count, build = halves.type.count, self.builder
+        wide = build.zext(halves, self.vector(self.i32, count))
+        wide = build.shl(wide, self.same(self.i32, count, 16))
+        return build.bitcast(wide, self.vector(self.f32, count))
+
+    @contextmanager
+    def loop(self, start: ir.Value, stop: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+        """Repeat the block's code for a number from *start* to below *stop*."""
+        build = self.builder
+        number = self.variable(start)
+        head, body, end = (self._function.append_basic_block() for _ in range(3))
+        build.branch(head)
+        build.position_at_end(head)
+        value = number.get()
+        build.cbranch(build.icmp_signed("<", value, stop), body, end)
+        build.position_at_end(body)
+        yield value
+        number.set(build.add(value, self.number(step)))
+        build.branch(head)
+        build.position_at_end(end)
+
+    def _at(self, base: ir.Value, offset: ir.Value | int) -> ir.Value:
+        offset = self.number(offset) if isinstance(offset, int) else offset
+        return self.builder.gep(base, [offset], source_etype=self.i8)
+
+
+class Variable:
+    """A value that changes; LLVM keeps it in a register.
+
+    Args:
+        code: Where it is used.
+        value: The first.
+    """
+
+    def __init__(self, code: Code, value: ir.Value) -> None:
+        self._code, self._kind = code, value.type
+        # At the function's entry: within a loop the stack would grow.
+        with code.builder.goto_entry_block():
+            self._place = code.builder.alloca(value.type)
+        self.set(value)
+
+    def get(self) -> ir.Value:
+        """Return the value."""
+        return self._code.builder.load(self._place, typ=self._kind)
+
+    def set(self, value: ir.Value) -> None:
+        """Change the value."""
+        self._code.builder.store(value, self._place)
+
+
+@cache
+def is_available() -> bool:
+    """Tell whether kernels can be compiled and run here."""
+    known = sys.platform == "linux" and platform.machine() == "x86_64"
+    if not known or importlib.util.find_spec("llvmlite") is None:
+        return False
+    try:
+        _openmp()
+        return "avx2" in _features() and "fma" in _features()
+    except (OSError, AttributeError, RuntimeError):
+        return False
+
+
+@cache
+def vector_bytes() -> int:
+    """Return how wide this processor's registers are."""
+    return 64 if {"avx512f", "avx512bw", "avx512vl"} <= _features() else 32
+
+
+@cache
+def _features() -> frozenset[str]:
+    import llvmlite.binding as llvm
+
+    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+
+
+@cache
+def _openmp() -> Callable[[int, int, int, int], None]:
+    """Return the function by which compiled code enters the OpenMP pool of torch.
+
+    It calls a function in each of some threads: the address of the function, that of its data, how
+    many threads, and flags (GCC's libgomp, `GOMP_parallel`; LLVM's and Intel's offer the same).
+    """
+    # Found among what torch's library is linked with, so it is that which torch uses.
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    function = library.GOMP_parallel
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return cast("Callable[[int, int, int, int], None]", function)
+
+
+class _Engine:
+    """Compiled code, which lives as long as this.
+
+    Args:
+        text: LLVM's assembly language.
+    """
+
+    def __init__(self, text: str) -> None:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        features = llvm.get_host_cpu_features().flatten()
+        if vector_bytes() == 64:
+            # LLVM fears that wide instructions lower the clock, as they did ten years ago.
+            features += ",-prefer-256-bit"
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=features, opt=3
+        )
+        module = llvm.parse_assembly(text)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        self._engine = llvm.create_mcjit_compiler(module, machine)
+        self._engine.finalize_object()
+
+    def get_function_address(self, name: str) -> int:
+        """Return where a function is."""
+        return int(self._engine.get_function_address(name))
+
+
+def _compiled(
+    body: Callable[[Code, ir.Value, Sequence[ir.Value]], None], arguments: int
+) -> _Engine:
+    from llvmlite import ir
+
+    pointer = ir.PointerType()
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer]), name=_NAME)
+    code = Code(function)
+    build, shared = code.builder, function.args[0]
+    pieces, chunk, *values = (
+        code.load(shared, 8 * (1 + number), code.i64) for number in range(2 + arguments)
+    )
+    take, work, end = (function.append_basic_block() for _ in range(3))
+    build.branch(take)
+    build.position_at_end(take)
+    # Whoever is done takes the next chunk.
+    first = build.atomic_rmw("add", shared, chunk, "monotonic")
+    build.cbranch(build.icmp_signed("<", first, pieces), work, end)
+    build.position_at_end(work)
+    last = build.add(first, chunk)
+    last = build.select(build.icmp_signed("<", last, pieces), last, pieces)
+    with code.loop(first, last) as piece:
+        body(code, piece, values)
+    build.branch(take)
+    build.position_at_end(end)
+    build.ret_void()
+    return _Engine(str(module))
