@@ -182,7 +182,7 @@ def test_the_load_is_read_from_the_first_line_of_proc_stat(tmp_path: Path) -> No
     stat.write_text("cpu  100 20 30 9999 888 1 2 3 0 0\ncpu0 1 1 1 1\n")
     import os
 
-    busy = SystemLoad(stat).busy_seconds()
+    busy = SystemLoad(tmp_path).busy_seconds()
     assert busy == pytest.approx(156 / os.sysconf("SC_CLK_TCK"))
     assert SystemLoad(tmp_path / "none").busy_seconds() is None
 

@@ -1,7 +1,7 @@
-"""A fresh process that loads a model, answers once, and tells time and memory: `load`.
+"""A process that has imported all, loads models to order, and tells time and memory: `load`.
 
-`python -m idefics_cli.bench.child` reads a pickled `processes.Order` from stdin and writes one
-line of JSON.
+`python -m idefics_cli.bench.child` reads one `importer.Order` in each line of stdin, and writes one
+line of JSON for each.
 """
 
 from __future__ import annotations
@@ -11,19 +11,40 @@ import pickle
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
-from idefics_cli.bench.processes import Order
+from idefics_cli.bench.forks import in_fork
+from idefics_cli.bench.importer import Order
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
 
 
 def main() -> None:
-    """Do what the order on stdin says."""
+    """Do what the orders on stdin say."""
     warnings.filterwarnings("ignore")
-    order = pickle.load(sys.stdin.buffer)
-    if not isinstance(order, Order):
-        raise TypeError("stdin holds no order")
-    # Libraries first, so that they are not counted.
+    for line in sys.stdin:
+        order = pickle.loads(bytes.fromhex(line))
+        if not isinstance(order, Order):
+            raise TypeError("stdin holds no order")
+        # Libraries first, so that they are not counted.
+        _import_all(order.spec)
+        if not order.in_fork:
+            _load(order)
+        elif code := in_fork(partial(_load, order)):
+            sys.exit(1 if code > 0 else f"a process was ended by signal {-code}")
+
+
+def _import_all(spec: LoadSpec) -> None:
+    import idefics_cli.bench.contenders
+    import idefics_cli.bench.plain
+    import idefics_cli.engine.local  # noqa: F401  # for both sides
+    from idefics_cli.models.classes import model_class, processor_classes
+
+    model_class(spec.family)
+    processor_classes(spec.family)
+
+
+def _load(order: Order) -> None:
     import torch
 
     from idefics_cli.bench.contenders import Ours
@@ -47,6 +68,7 @@ def main() -> None:
         "tokens": outcome.tokens[0],
     }
     sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
     if isinstance(contender, Ours):
         contender.engine.close()
 

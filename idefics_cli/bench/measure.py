@@ -88,7 +88,7 @@ class Load(Protocol):
         ...
 
     def own_seconds(self) -> float:
-        """Return those that this program and its finished children used."""
+        """Return those that this program and its children used."""
         ...
 
 
@@ -238,19 +238,19 @@ def without_collection() -> Iterator[None]:
 
 
 class SystemLoad:
-    """The load of this machine, from `/proc/stat` (see proc(5)).
+    """The load of this machine, from `/proc` (see proc(5)).
 
     Args:
-        stat: That file; another in tests.
+        proc: That folder; another in tests.
     """
 
-    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
-        self._stat = stat
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
 
     def busy_seconds(self) -> float | None:
         """Return the CPU seconds of all programs; see `Load.busy_seconds`."""
         try:
-            first = self._stat.read_text(encoding="ascii").splitlines()[0].split()
+            first = (self._proc / "stat").read_text(encoding="ascii").splitlines()[0].split()
             fields = dict(zip(_FIELDS, map(int, first[1:]), strict=False))
         except (OSError, ValueError, IndexError):
             return None
@@ -259,8 +259,22 @@ class SystemLoad:
 
     def own_seconds(self) -> float:
         """Return the CPU seconds of this program; see `Load.own_seconds`."""
+        # Children count in these when they have ended.
         times = os.times()
-        return times.user + times.system + times.children_user + times.children_system
+        ended = times.user + times.system + times.children_user + times.children_system
+        return ended + sum(map(self._child_seconds, self._proc.glob("[0-9]*/stat")))
+
+    def _child_seconds(self, stat: Path) -> float:
+        """Return what a child used, and its own ended children; 0 for other processes."""
+        try:
+            text = stat.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return 0.0
+        # The second field is a name, and may hold spaces and brackets.
+        fields = text.rpartition(")")[2].split()
+        if fields[1] != str(os.getpid()):
+            return 0.0
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 _FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from idefics_cli.bench.agreement import Agreement
+from idefics_cli.bench.forks import can_fork
+from idefics_cli.bench.importer import Importer, Loading, Order, Side, failed
 from idefics_cli.bench.measure import Clock, Series, Watch
 from idefics_cli.bench.report import Row, Skipped
 from idefics_cli.bench.stage import QUESTION, Stage
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import LoadSpec
 
-Side = Literal["ours", "plain"]
 # A fresh process takes seconds, so few are measured; the first warms the disk cache.
 _ROUNDS = 3
 _TIMEOUT_SECONDS = 1800.0
@@ -49,56 +46,30 @@ with torch.inference_mode():
     ids = model.generate(**inputs, max_new_tokens=1, do_sample=False)
 width = inputs["input_ids"].shape[1]
 print(processor.batch_decode(ids[:, width:], skip_special_tokens=True)[0], flush=True)
+# What follows would not be timed: Python takes a second to leave.
+import os
+os._exit(0)
 """
-_CLASSES = {
-    "idefics2": "Idefics2ForConditionalGeneration",
-    "idefics3": "Idefics3ForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """What a process that loaded a model tells.
-
-    Attributes:
-        load_seconds: From the folder to a model that can answer; imports not counted.
-        peak_bytes: Most memory of the device in use, after a short answer about a picture.
-        tokens: Of that answer.
-    """
-
-    load_seconds: float
-    peak_bytes: int
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What such a process is to do; it is pickled to it."""
-
-    side: Side
-    spec: LoadSpec
-    folder: Path
-    picture: Path
-    max_new_tokens: int
+_SCRIPTED = ("idefics2", "idefics3", "smolvlm")
 
 
 def start(stage: Stage) -> Iterator[Row | Skipped]:
     """Time from the command line to the first token, beside the time that imports take."""
     spec = stage.spec
-    if spec.family not in _CLASSES or not spec.chats or spec.quantization != "none":
+    if spec.family not in _SCRIPTED or not spec.chats or spec.quantization != "none":
         yield Skipped("start", "", "there is no script of a few lines for this model and format")
         return
     picture = stage.studio.draw((640, 480))
-    imports = f"import torch\nfrom transformers import {_CLASSES[spec.family]}"
-    commands = {
-        "ours": _our_command(stage, picture),
-        "plain": [sys.executable, "-c", _SCRIPT, *_script_arguments(spec, stage, picture)],
-        "imports": [sys.executable, "-c", f"{imports}\nprint(0, flush=True)"],
+    clock = stage.world.instruments.clock
+    script = [sys.executable, "-c", _SCRIPT, *_script_arguments(spec, stage, picture)]
+    runs = {
+        "ours": lambda: _first_output(_our_command(stage, picture), clock),
+        "plain": lambda: _first_output(script, clock),
+        "imports": lambda: _imports(stage, clock),
     }
     watch = Watch(stage.world.instruments)
     with watch.watching():
-        times, texts = _race(stage, commands, watch, _first_output)
+        times, texts = _race(stage, runs, watch)
     alike = texts["ours"] == texts["plain"] or stage.allowed is not None
     told = "" if texts["ours"] == texts["plain"] else f"first token {texts}: "
     text = "the same first token" if not told else f"{told}{'tolerated' if alike else 'differs'}"
@@ -128,15 +99,17 @@ def load(stage: Stage) -> Iterator[Row | Skipped]:
     found: dict[Side, list[Loading]] = {side: [] for side in sides}
     watch = Watch(stage.world.instruments)
     began = stage.world.instruments.clock()
-    with watch.watching():
-        for number in range(_rounds(stage)):
-            for side in sides if number % 2 == 0 else sides[::-1]:
-                stage.world.say(f"load: {side}, round {number + 1}")
-                order = Order(side, stage.spec, stage.world.folder, picture, _NEW_TOKENS)
-                found[side].append(_load(order))
-            watch.refer()
-            if _is_over(stage, began):
-                break
+    try:
+        with watch.watching():
+            for number in range(_rounds(stage)):
+                for side in sides if number % 2 == 0 else sides[::-1]:
+                    stage.world.say(f"load: {side}, round {number + 1}")
+                    found[side].append(_load(stage, side, picture))
+                watch.refer()
+                if _is_over(stage, began):
+                    break
+    finally:
+        stage.keep(None)
     alike = found["ours"][0].tokens == found["plain"][0].tokens
     text = "the same tokens" if alike else "other tokens"
     agreement = Agreement(
@@ -144,13 +117,13 @@ def load(stage: Stage) -> Iterator[Row | Skipped]:
     )
     on = "GPU memory" if stage.spec.device.startswith("cuda") else "resident memory"
     for name, compares, unit, values in (
-        ("load", "from the files to a model that can answer", "s", _load_seconds),
+        ("load", "from the files to a model that can answer, all imported", "s", _load_seconds),
         ("peak memory", f"{on}, with a short answer about a picture", "GB", _peak_gigabytes),
     ):
         yield Row(
             "load",
             name,
-            f"fresh processes: {compares}",
+            f"processes of their own: {compares}",
             unit,
             False,
             Series(tuple(map(values, found["ours"]))),
@@ -178,24 +151,34 @@ def _is_over(stage: Stage, began: float) -> bool:
 
 
 def _race(
-    stage: Stage,
-    commands: dict[str, list[str]],
-    watch: Watch,
-    run: Callable[[Sequence[str], Clock], tuple[float, str]],
+    stage: Stage, runs: Mapping[str, Callable[[], tuple[float, str]]], watch: Watch
 ) -> tuple[dict[str, Series], dict[str, str]]:
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     texts = {}
-    clock = stage.world.instruments.clock
-    began = clock()
+    began = stage.world.instruments.clock()
     for number in range(_rounds(stage)):
-        for name in list(commands) if number % 2 == 0 else list(commands)[::-1]:
+        for name in list(runs) if number % 2 == 0 else list(runs)[::-1]:
             stage.world.say(f"start: {name}, round {number + 1}")
-            taken, texts[name] = run(commands[name], clock)
+            taken, texts[name] = runs[name]()
             seconds[name].append(taken)
         watch.refer()
         if _is_over(stage, began):
             break
     return {name: Series(tuple(values)) for name, values in seconds.items()}, texts
+
+
+def _imports(stage: Stage, clock: Clock) -> tuple[float, str]:
+    """Return the seconds until a process has imported all, and leave it to `load`."""
+    stage.keep(None)
+    started = clock()
+    importer = Importer(stage.spec.family)
+    stage.keep(importer)
+    try:
+        importer.wait()
+    except IdeficsError:
+        stage.keep(None)
+        raise
+    return clock() - started, ""
 
 
 def _first_output(command: Sequence[str], clock: Clock) -> tuple[float, str]:
@@ -217,22 +200,22 @@ def _first_output(command: Sequence[str], clock: Clock) -> tuple[float, str]:
             raise
         if process.returncode:
             errors.seek(0)
-            raise _failed(command, errors.read())
+            raise failed(command, errors.read())
     return taken, (head + tail).decode("utf-8", "replace").strip()
 
 
-def _load(order: Order) -> Loading:
-    command = [sys.executable, "-m", "idefics_cli.bench.child"]
-    done = subprocess.run(command, input=pickle.dumps(order), capture_output=True, check=False)
-    if done.returncode:
-        raise _failed(command, done.stderr)
-    told = json.loads(done.stdout.splitlines()[-1])
-    return Loading(told["load_seconds"], told["peak_bytes"], tuple(told["tokens"]))
-
-
-def _failed(command: Sequence[str], errors: bytes) -> IdeficsError:
-    lines = errors.decode("utf-8", "replace").strip().splitlines() or ["no message"]
-    return IdeficsError(f"a process of the benchmark failed ({command[1]}): {lines[-1]}")
+def _load(stage: Stage, side: Side, picture: Path) -> Loading:
+    in_fork = stage.spec.device == "cpu" and can_fork()
+    importer = stage.importer
+    if importer is None:
+        importer = Importer(stage.spec.family)
+        stage.keep(importer)
+        importer.wait()
+    order = Order(side, stage.spec, stage.world.folder, picture, _NEW_TOKENS, in_fork)
+    loading = importer.load(order)
+    if not in_fork:
+        stage.keep(None)
+    return loading
 
 
 def _our_command(stage: Stage, picture: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from idefics_cli.bench.agreement import Agreement, Gap, compare, tolerance
 from idefics_cli.bench.contenders import Ours
+from idefics_cli.bench.importer import Importer
 from idefics_cli.bench.measure import Contender, Duel, Instruments, Outcome, Pace, Series, duel
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Row
@@ -197,12 +198,16 @@ class Stage:
         world: The world outside.
         choices: What the user chose.
         studio: Draws pictures.
+
+    Attributes:
+        importer: A process that can load the model, if a scenario has left one.
     """
 
     def __init__(self, world: World, choices: Choices, studio: Studio) -> None:
         self.world = world
         self.choices = choices
         self.studio = studio
+        self.importer: Importer | None = None
         self._engine: Engine | None = None
         self._spec = world.spec
         self._plain: tuple[LoadSpec, PlainContender] | None = None
@@ -299,6 +304,12 @@ class Stage:
             self._engine.close()
         self._engine = None
 
+    def keep(self, importer: Importer | None) -> None:
+        """Leave *importer* to the next who wants one, and end the one before."""
+        if self.importer is not None:
+            self.importer.close()
+        self.importer = importer
+
     def close(self) -> None:
         """Free both models."""
         self.release()
@@ -306,7 +317,7 @@ class Stage:
 
     @contextmanager
     def opened(self) -> Iterator[Stage]:
-        """Close the models at the end of the block; after Ctrl-C without waiting for them."""
+        """Close all at the end of the block; the models without waiting after Ctrl-C."""
         try:
             yield self
         except KeyboardInterrupt as error:
@@ -315,6 +326,8 @@ class Stage:
             raise
         else:
             self.close()
+        finally:
+            self.keep(None)
 
     def _probe(self) -> GenerationRequest:
         return Prompts(self._spec, lambda request: 0).text(1, new_tokens=1)
