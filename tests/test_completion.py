@@ -134,7 +134,7 @@ def test_powershell_s_script_closes_what_it_opens_and_has_no_key_twice() -> None
 
 def test_installing_twice_changes_nothing_and_says_so(tmp_path: Path) -> None:
     first = run("completion", "install", "fish")
-    path = tmp_path / "home" / ".config" / "fish" / "completions" / "idefics.fish"
+    path = Path.home() / ".config" / "fish" / "completions" / "idefics.fish"
     assert tuple(first) == (0, f"{path}\n", "it works in every new terminal\n")
     before = path.stat().st_mtime_ns
     again = run("completion", "install", "fish")
@@ -148,16 +148,16 @@ def test_installing_twice_changes_nothing_and_says_so(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     ran = run("completion", "install", "bash", "--dry-run")
-    path = tmp_path / "home/.local/share/bash-completion/completions/idefics"
+    path = Path.home() / ".local/share/bash-completion/completions/idefics"
     assert (ran.code, ran.out) == (0, f"{path}\n")
     assert ran.err.startswith("would write\n")
     assert f"source '{path}'" in ran.err
-    assert not any((tmp_path / "home").iterdir())
+    assert not any(Path.home().iterdir())
 
 
 @pytest.mark.parametrize("name", SHELLS)
 def test_install_writes_one_file_and_leaves_the_others_alone(name: str, tmp_path: Path) -> None:
-    home = tmp_path / "home"
+    home = Path.home()
     rc = [home / ".bashrc", home / ".zshrc", home / ".profile"]
     for file in rc:
         file.write_text("mine\n")
@@ -168,9 +168,9 @@ def test_install_writes_one_file_and_leaves_the_others_alone(name: str, tmp_path
 
 
 def test_install_says_what_is_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "home" / ".config").mkdir()
-    (tmp_path / "home" / ".config" / "fish").write_text("")
-    path = tmp_path / "home" / ".config" / "fish" / "completions" / "idefics.fish"
+    (Path.home() / ".config").mkdir()
+    (Path.home() / ".config" / "fish").write_text("")
+    path = Path.home() / ".config" / "fish" / "completions" / "idefics.fish"
     assert tuple(run("completion", "install", "fish")) == (
         1,
         "",

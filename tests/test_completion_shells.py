@@ -143,7 +143,7 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     kind: Kind = request.param
     if not shutil.which(kind.program) or not all(path.exists() for path in kind.needs):
         pytest.skip(f"{kind.name} is not installed")
-    home, folder = tmp_path / "home", tmp_path / "work"
+    home, folder = Path.home(), tmp_path / "work"
     program = home / "bin" / "idefics"
     program.parent.mkdir()
     program.write_text(RECORDER.format(python=sys.executable))
@@ -225,7 +225,7 @@ def run(arguments):
 def test_tab_asks_the_package_in_the_folder_of_the_program_s_python(
     shell: Open, tmp_path: Path
 ) -> None:
-    bin_folder = tmp_path / "home" / "env" / "bin"
+    bin_folder = Path.home() / "env" / "bin"
     package = bin_folder.parent / "lib/python3.99/site-packages/idefics_cli/completion"
     package.mkdir(parents=True)
     for module in (package.parent / "__init__.py", package / "__init__.py"):
@@ -233,7 +233,7 @@ def test_tab_asks_the_package_in_the_folder_of_the_program_s_python(
     (package / "answers.py").write_text(QUICK)
     bin_folder.mkdir()
     (bin_folder / "python3").symlink_to(Path(sys.executable).resolve())
-    program = tmp_path / "home" / "bin" / "idefics"
+    program = Path.home() / "bin" / "idefics"
     program.write_text(RECORDER.format(python=bin_folder / "python3"))
     assert shell().arguments_after("idefics ask -m from\t") == ["ask", "-m", "from-the-folder"]
 
