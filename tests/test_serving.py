@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from idefics_cli.engine.slots import Slots
 from tests import tiny
 from tests.recording import CpuCapture
 from tests.test_engine import ask
-from tests.test_parity import CONVERSATIONS, as_request
+from tests.test_parity import CONVERSATIONS, as_request, open_engine
 
 EngineOf = Callable[[str], LocalEngine]
 NAMES = tuple(CONVERSATIONS)
@@ -43,8 +45,23 @@ def asked(engine: LocalEngine, **ways: object) -> list[Prepared]:
     ]
 
 
-def alone(engine: LocalEngine, requests: Sequence[Prepared]) -> list[tuple[int, ...]]:
-    return [engine.complete([prepared])[0].token_ids for prepared in requests]
+Alone = Callable[..., list[tuple[int, ...]]]
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Callable[[str], Path]) -> Iterator[Alone]:
+    """Return what gives the replies to `asked` one by one: by engines that no test changes."""
+    engines = {kind: open_engine(checkpoint(kind), kind) for kind in tiny.CHATTING}
+
+    @cache
+    def get(kind: str, **ways: object) -> list[tuple[int, ...]]:
+        engine = engines[kind]
+        engine._require().family.stop_ids.clear()
+        return [engine.complete([each])[0].token_ids for each in asked(engine, **ways)]
+
+    yield get
+    for engine in engines.values():
+        engine.close()
 
 
 def serve(
@@ -113,13 +130,15 @@ def served(endless: EngineOf, way: str) -> Iterator[Callable[[str], LocalEngine]
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
-def test_each_request_gets_what_it_gets_alone(kind: str, served: EngineOf, way: str) -> None:
+def test_each_request_gets_what_it_gets_alone(
+    kind: str, served: EngineOf, alone: Alone, way: str
+) -> None:
     if way != "steps" and kind in ("idefics2-split", "idefics3", "smolvlm"):
         pytest.skip("as idefics2 and smolvlm2")
     engine = served(kind)
     for sampling in ({}, {"temperature": 1.0, "seed": 3}):
         requests = asked(engine, **sampling)
-        expected = alone(engine, requests)
+        expected = alone(kind, **sampling)
         for slots in (1, 3, 8) if kind == "idefics2" and not sampling else (4,):
             assert tokens(ran(engine, requests, slots)) == expected
     assert engine._require_inference()._graphs.failure is None
@@ -146,10 +165,10 @@ def test_a_long_reply_holds_no_other_back_and_requests_are_read_as_needed(
     assert got == [*range(1, 13), 0]
 
 
-def test_one_prompt_that_is_too_long_fails_alone(served: EngineOf) -> None:
+def test_one_prompt_that_is_too_long_fails_alone(served: EngineOf, alone: Alone) -> None:
     engine = served("idefics2")
     requests = asked(engine)
-    expected = alone(engine, requests)
+    expected = alone("idefics2")
     outcomes = ran(engine, [*requests[:5], ask("word " * 600), *requests[5:]], slots=8)
     assert isinstance(outcomes.pop(5), ContextError)
     rest = [outcome for _, outcome in sorted(outcomes.items())]
@@ -157,11 +176,11 @@ def test_one_prompt_that_is_too_long_fails_alone(served: EngineOf) -> None:
 
 
 def test_one_reply_that_is_no_number_fails_alone(
-    served: EngineOf, monkeypatch: pytest.MonkeyPatch
+    served: EngineOf, alone: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = served("idefics2")
     requests = asked(engine)
-    expected = alone(engine, requests)
+    expected = alone("idefics2")
     broken = as_request(engine, [("user", [], "Break!")], sampling=Sampling(max_new_tokens=9))
     ids = engine._require().family.encode([broken.request], [()])["input_ids"][0].tolist()
 
@@ -179,11 +198,11 @@ def test_one_reply_that_is_no_number_fails_alone(
 
 @pytest.mark.parametrize("at", ["prefill", "admit", "step"])
 def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
-    at: str, served: EngineOf, way: str, monkeypatch: pytest.MonkeyPatch
+    at: str, served: EngineOf, alone: Alone, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = served("idefics2")
     requests = asked(engine)
-    expected = alone(engine, requests)
+    expected = alone("idefics2")
     most = 0
 
     def check(rows: int) -> None:
