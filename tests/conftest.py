@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -89,3 +91,27 @@ def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Local
 def _quiet_library() -> None:
     """Progress bars on stderr would count as output of the commands under test."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    """What stands for `python` in a command that would first import torch for seconds.
+
+    See `warm.py`; `-m` and `-c` go after it as ever.
+    """
+    if os.name == "nt":
+        yield (sys.executable,)
+        return
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    program = str(Path(__file__).with_name("warm.py"))
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", program, "serve", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        # Ctrl-C at the tests is not meant for what is no longer started by them.
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield (sys.executable, "-SE", program, str(path))

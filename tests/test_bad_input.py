@@ -582,10 +582,16 @@ def test_the_table_is_of_every_command_and_every_kind_of_error() -> None:
     ],
 )
 def test_a_process_tells_the_same_and_no_traceback(
-    line: str, stdin: bytes | None, code: int, first: str, folder: Path
+    line: str,
+    stdin: bytes | None,
+    code: int,
+    first: str,
+    folder: Path,
+    warm_python: tuple[str, ...],
 ) -> None:
+    python = warm_python if "-m demo" in line else (sys.executable,)
     ran = subprocess.run(
-        [sys.executable, "-m", "idefics_cli", *shlex.split(line)],
+        [*python, "-m", "idefics_cli", *shlex.split(line)],
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,

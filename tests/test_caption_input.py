@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -229,10 +228,12 @@ def test_a_list_that_does_not_come_is_waited_for_and_that_is_said() -> None:
     assert ran.err.startswith(note)
 
 
-def test_a_process_captions_a_piped_list_with_the_built_in_model() -> None:
+def test_a_process_captions_a_piped_list_with_the_built_in_model(
+    warm_python: tuple[str, ...],
+) -> None:
     ran = subprocess.run(
         [
-            *(sys.executable, "-m", "idefics_cli", "caption", "--filelist", "-", "--null"),
+            *(*warm_python, "-m", "idefics_cli", "caption", "--filelist", "-", "--null"),
             *("-m", "demo", "-q", "--ask", "a=What is the background color?", "--ask", "b={width}"),
         ],
         input=b"photos/a.jpg\0photos/sub/c.png\0",

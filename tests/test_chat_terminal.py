@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +42,9 @@ MODES = (
 class Terminal:
     """A terminal with `idefics chat` in it."""
 
-    def __init__(self, home: Path, *arguments: str, mode: Mode = MODES[0]) -> None:
+    def __init__(
+        self, python: Sequence[str], home: Path, *arguments: str, mode: Mode = MODES[0]
+    ) -> None:
         environ = {
             **os.environ,
             "HOME": str(home),
@@ -55,9 +56,10 @@ class Terminal:
             **mode.environ,
         }
         self.home = home
+        program, *before = python
         self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "idefics_cli", "chat", "-m", "demo", "--device", "cpu", *mode.arguments,
+            program,
+            [*before, "-m", "idefics_cli", "chat", "-m", "demo", "--device", "cpu", *mode.arguments,
              *arguments],
             env=environ, dimensions=(24, mode.columns), timeout=30, encoding="utf-8",
         )  # fmt: skip
@@ -121,23 +123,32 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return [s for s in found if {"background", "count", "position"} <= s.questions.keys()]
 
 
-@pytest.fixture(scope="module")
-def terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Mode], Terminal]]:
-    """Return what gives the terminal of a mode; all are started at once, to wait only once."""
-    started = {mode.name: Terminal(tmp_path_factory.mktemp("home"), mode=mode) for mode in MODES}
-    yield lambda mode: started[mode.name]
-    for terminal in started.values():
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def open_terminal(warm_python: tuple[str, ...]) -> Iterator[Open]:
+    """Return what opens a terminal with a chat."""
+    opened = []
+
+    def get(home: Path, *arguments: str, mode: Mode = MODES[0]) -> Terminal:
+        opened.append(Terminal(warm_python, home, *arguments, mode=mode))
+        return opened[-1]
+
+    yield get
+    for terminal in opened:
         terminal.child.close(force=True)
 
 
 @pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.name)
 def test_a_walk_through_a_chat(
     mode: Mode,
-    terminals: Callable[[Mode], Terminal],
+    tmp_path: Path,
+    open_terminal: Open,
     samples: list[Sample],
     checkpoint: Callable[[str], Path],
 ) -> None:
-    here = terminals(mode)
+    here = open_terminal(tmp_path, mode=mode)
     walk(here, samples, checkpoint("idefics2"))
     here.child.sendintr()
     here.see("Ctrl-D or /exit leaves")
@@ -147,11 +158,11 @@ def test_a_walk_through_a_chat(
 
 def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
     tmp_path: Path,
-    terminals: Callable[[Mode], Terminal],
+    open_terminal: Open,
     samples: list[Sample],
     checkpoint: Callable[[str], Path],
 ) -> None:
-    killed, first = terminals(MODES[0]), samples[0]
+    killed, first = open_terminal(tmp_path), samples[0]
     walk(killed, samples, checkpoint("idefics2"))
     killed.child.kill(9)
     killed.child.close(force=True)
@@ -164,7 +175,7 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
         editor.write_text(f"#!/bin/sh\nprintf '%s' '{question}' > \"$1\"\n", encoding="utf-8")
         editor.chmod(0o755)
         mode = Mode("with an editor", environ={"VISUAL": str(editor)})
-        again = Terminal(killed.home, "-c", mode=mode)
+        again = open_terminal(killed.home, "-c", mode=mode)
         again.see("2 questions, 1 picture")
         again.answer(*first.ask("count"))
         # The last line again, by Up; one that Ctrl-C took from the line; one of an editor.
@@ -187,9 +198,9 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
     ("answer", "drawing"), [("\x1b[?62;4c", "\x1bP"), ("\x1b_Gi=31;OK\x1b\\\x1b[?62c", "\x1b_Gi=")]
 )
 def test_a_terminal_with_graphics_shows_the_picture_itself(
-    answer: str, drawing: str, tmp_path: Path, samples: list[Sample]
+    answer: str, drawing: str, tmp_path: Path, open_terminal: Open, samples: list[Sample]
 ) -> None:
-    here = Terminal(tmp_path)
+    here = open_terminal(tmp_path)
     here.see("\x1b[c")
     here.child.send(f"{answer}")
     here.see("Ctrl-D leaves")
@@ -203,9 +214,9 @@ def test_a_terminal_with_graphics_shows_the_picture_itself(
 
 
 def test_every_chatting_family_goes_on_with_the_conversation(
-    tmp_path: Path, samples: list[Sample], checkpoint: Callable[[str], Path]
+    tmp_path: Path, open_terminal: Open, samples: list[Sample], checkpoint: Callable[[str], Path]
 ) -> None:
-    here = Terminal(tmp_path)
+    here = open_terminal(tmp_path)
     here.see("Ctrl-D leaves")
     here.type("/set max_new_tokens=5 preview=off")
     here.see("preview = off")

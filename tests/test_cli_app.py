@@ -133,7 +133,9 @@ def test_a_wrong_configuration_stops_every_command_that_reads_it() -> None:
         assert tuple(ran) == (2, "", "error: variable IDEFICS_TOP_P must be a number, not `x`\n")
 
 
-def test_a_thread_that_is_at_work_at_the_end_does_not_change_the_exit() -> None:
+def test_a_thread_that_is_at_work_at_the_end_does_not_change_the_exit(
+    warm_python: tuple[str, ...],
+) -> None:
     # In torch, where a thread that Python stops by force ends the process with SIGABRT.
     program = textwrap.dedent(
         """
@@ -155,7 +157,7 @@ def test_a_thread_that_is_at_work_at_the_end_does_not_change_the_exit() -> None:
         main()
         """
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    ran = subprocess.run([*warm_python, "-c", program], capture_output=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout.startswith(b"idefics ")
 
@@ -263,8 +265,11 @@ def test_help_can_be_written_in_every_encoding(encoding: str) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="a Unix shell closes it")
 @pytest.mark.parametrize("line", ["", "--help", "--version", "config", "doctor -m demo"])
-def test_a_closed_stdout_is_an_error_as_nobody_gets_the_answer(line: str) -> None:
-    command = f"{shlex.quote(sys.executable)} -m idefics_cli {line} >&-"
+def test_a_closed_stdout_is_an_error_as_nobody_gets_the_answer(
+    line: str, warm_python: tuple[str, ...]
+) -> None:
+    python = warm_python if "-m demo" in line else (sys.executable,)
+    command = f"{shlex.join(python)} -m idefics_cli {line} >&-"
     ran = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
     assert ran.stderr.decode() == "error: cannot write the output: stdout is closed\n"
     assert ran.returncode == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,7 +85,9 @@ def test_ask_raw_gives_the_tokens_of_plain_transformers(
     assert ran.record["token_ids"] == reference.generate(inputs, max_new_tokens=NEW_TOKENS)
 
 
-def test_a_piped_question_gives_one_line_and_nothing_else(scenes: Path) -> None:
+def test_a_piped_question_gives_one_line_and_nothing_else(
+    scenes: Path, warm_python: tuple[str, ...]
+) -> None:
     rows = (scenes / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [
         (row["file_name"], q["question"], q["answer"])
@@ -96,7 +97,7 @@ def test_a_piped_question_gives_one_line_and_nothing_else(scenes: Path) -> None:
     ]
     name, question, answer = asked[0]
     done = subprocess.run(
-        [sys.executable, "-m", "idefics_cli", "chat", "-m", "demo", "-i", str(scenes / name)],
+        [*warm_python, "-m", "idefics_cli", "chat", "-m", "demo", "-i", str(scenes / name)],
         input=question.encode(),
         capture_output=True,
         check=False,
@@ -133,11 +134,13 @@ def test_a_bad_file_is_reported_and_the_rest_is_captioned(scenes: Path, tmp_path
     assert "note.png" in errors[1]
 
 
-def test_a_text_in_front_of_the_prompt_comes_from_stdin(scenes: Path) -> None:
+def test_a_text_in_front_of_the_prompt_comes_from_stdin(
+    scenes: Path, warm_python: tuple[str, ...]
+) -> None:
     name, caption = next(iter(truth(scenes).items()))
     done = subprocess.run(
         [
-            sys.executable,
+            *warm_python,
             "-m",
             "idefics_cli",
             "ask",

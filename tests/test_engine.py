@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -386,8 +385,8 @@ main()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_does_not_wait_until_the_weights_are_read() -> None:
-    command = [sys.executable, "-c", SLOW]
+def test_ctrl_c_does_not_wait_until_the_weights_are_read(warm_python: tuple[str, ...]) -> None:
+    command = [*warm_python, "-c", SLOW]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,11 +42,11 @@ def _asks_the_model(example: Example) -> bool:
 
 
 @pytest.fixture(scope="module")
-def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bin_folder(tmp_path_factory: pytest.TempPathFactory, warm_python: tuple[str, ...]) -> Path:
     folder = tmp_path_factory.mktemp("bin")
     scripts = {
-        "idefics": f'exec {shlex.quote(sys.executable)} -m tests.readme_idefics "$@"',
-        "idefics-real": f'exec {shlex.quote(sys.executable)} -m idefics_cli "$@"',
+        "idefics": f'exec {shlex.join(warm_python)} -m tests.readme_idefics "$@"',
+        "idefics-real": f'exec {shlex.join(warm_python)} -m idefics_cli "$@"',
         "curl": "cat photo.jpg",
     }
     for name, script in scripts.items():
