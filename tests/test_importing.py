@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,30 @@ def test_only_what_a_body_imports_is_spared(
         import imported_once_here  # written above
     assert gc.get_freeze_count() >= before + 1000
     del sys.modules[imported_once_here.__name__]
+
+
+def test_transformers_looks_through_its_files_once_and_finds_the_same() -> None:
+    program = """
+import json
+import transformers
+from transformers.utils import import_utils
+look = import_utils.create_import_structure_from_path
+read = look.cache_info().misses
+from idefics_cli.models.importing import import_transformers
+import_transformers()
+more = look.cache_info().misses - read
+import transformers.models as quick
+assert import_utils.create_import_structure_from_path is look
+file, define = quick.__file__, import_utils.define_import_structure.__wrapped__
+slow = import_utils._LazyModule("slow", file, define(file))
+assert slow._class_to_module and slow._class_to_module == quick._class_to_module
+assert sorted(slow._modules) == sorted(quick._modules)
+again = look.cache_info().misses - read - more
+print(json.dumps([read, more, again]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    read, more, again = json.loads(done.stdout)
+    assert (read > 100, more, again > 100) == (True, 0, True)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

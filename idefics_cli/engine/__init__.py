@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
-from idefics_cli.models.importing import quick_imports
+from idefics_cli.models.importing import import_transformers, quick_imports
 
 if TYPE_CHECKING:
     from idefics_cli.models.picture import Picture, Shape
@@ -190,6 +190,7 @@ def engine_factory(spec: LoadSpec, *, progress: Progress | None = None) -> Engin
 
 def _local_engine(spec: LoadSpec, progress: Progress | None) -> Engine:
     with quick_imports():
+        import_transformers()
         from idefics_cli.engine.local import LocalEngine
 
     return LocalEngine(spec, progress=progress)
