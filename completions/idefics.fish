@@ -211,7 +211,7 @@ complete -c idefics -n '__idefics_at bench' -l batch-sizes -x -d 'Requests at a 
 complete -c idefics -n '__idefics_at bench' -l contexts -x -d 'Prompt tokens. (default: 800,2000)'
 complete -c idefics -n '__idefics_at bench' -l new-tokens -x -d 'Length of an answer. (default: 24)'
 complete -c idefics -n '__idefics_at bench' -l rounds -x -d 'Most rounds of a figure. (default: 5)'
-complete -c idefics -n '__idefics_at bench' -l seconds -x -d 'Begin no further round of a figure after so long. (default: 30; 2 for demo)'
+complete -c idefics -n '__idefics_at bench' -l seconds -x -d 'Begin no further round of a figure after so long. (default: 30; 1.5 for demo)'
 complete -c idefics -n '__idefics_at bench' -l quick -d 'Fewer figures and rounds'
 complete -c idefics -n '__idefics_at bench' -l count -x -d 'How many sample pictures to write. (default: 8)'
 complete -c idefics -n '__idefics_at bench' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'

@@ -388,6 +388,16 @@ def test_decode_counts_the_tokens_after_the_first_of_all_rows() -> None:
     assert one.ratio == pytest.approx(1 / 0.3 / 0.25)
 
 
+@pytest.mark.parametrize(("device", "first"), [("cpu", 100), ("cuda:0", 400)])
+def test_decoding_is_warmed_up_with_a_short_prompt_where_its_length_does_not_matter(
+    device: str, first: int
+) -> None:
+    choices = replace(QUICK, batch_sizes=(1,), contexts=(400,))
+    _, stand = measured("decode", stand=Stand(spec=replace(SPEC, device=device)), choices=choices)
+    lengths = [len(text.split()) for name, text in stand.log if name == "plain"]
+    assert lengths == pytest.approx([first, 400, 400], abs=3)
+
+
 def test_an_answer_of_one_token_has_no_decode_rate() -> None:
     report, _ = measured("decode", stand=Stand(tokens=(1,)))
     assert not report.rows

@@ -12,6 +12,7 @@ from idefics_cli.bench.stage import QUESTION, Figure, Stage
 from idefics_cli.core.types import GenerationRequest
 
 Result = Row | Skipped
+_WARM_UP_TOKENS = 100
 _NEXT_QUESTION = "What are the colors in the second picture?"
 
 
@@ -112,8 +113,14 @@ def _decode(stage: Stage, context: int, batch: int) -> Iterator[Result]:
         return
     stage.world.say(f"decode: {name}")
     prompts = stage.prompts()
+    # Steps after the first are measured. On a CPU these are as warm after a short prompt; a GPU
+    # gets its memory, and makes its graphs, by length.
+    warm_up = min(context, _WARM_UP_TOKENS) if stage.spec.device == "cpu" else context
     fought = stage.duel(
-        lambda _: [prompts.text(context, new_tokens=new_tokens) for _ in range(batch)]
+        lambda number: [
+            prompts.text(context if number else warm_up, new_tokens=new_tokens)
+            for _ in range(batch)
+        ]
     )
     if any(not outcome.steps for r in fought.rounds for outcome in (r.ours, r.plain)):
         yield Skipped("decode", name, "the model ended its answer at once")

@@ -76,7 +76,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="X",
-            help="Begin no further round of a figure after so long. (default: 30; 2 for demo)",
+            help="Begin no further round of a figure after so long. (default: 30; 1.5 for demo)",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -311,7 +311,7 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
         contexts=asked.contexts or ((800,) if asked.quick else (800, 2000)),
         new_tokens=asked.new_tokens or (8 if asked.quick else 24),
         pace=Pace(
-            asked.rounds or (2 if asked.quick else 5), asked.seconds or (2.0 if is_tiny else 30.0)
+            asked.rounds or (2 if asked.quick else 5), asked.seconds or (1.5 if is_tiny else 30.0)
         ),
         quick=asked.quick,
         count=asked.count or (8 if asked.quick else 16 if is_tiny else 24),
