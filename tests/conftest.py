@@ -26,6 +26,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Half a minute and more on one core each: first, so that no process of xdist's does its last file
+# long after the others have ended. By itself it takes those with the fewest tests last.
+LONG_FILES = (
+    "test_caption_chaos.py",
+    "test_chat_terminal.py",
+    "test_completion_shells.py",
+    "test_prefix.py",
+    "test_parity.py",
+    "test_demo_training.py",
+    "test_readme.py",
+    "test_cli_app.py",
+    "test_serving.py",
+    "test_end_to_end.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session")
 def _make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Return what gives a new folder, which costs less than a `tmp_path` for every test."""

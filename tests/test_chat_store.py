@@ -295,12 +295,14 @@ while True:
 """
 
 
-def test_kill_at_any_moment_loses_no_completed_turn(store: SessionStore, tmp_path: Path) -> None:
+def test_kill_at_any_moment_loses_no_completed_turn(
+    store: SessionStore, tmp_path: Path, warm_python: tuple[str, ...]
+) -> None:
     moments = random.Random(0)
     completed = 0
     for _ in range(20):
         process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "data")], stdout=subprocess.PIPE
+            [*warm_python, "-c", WRITER, str(tmp_path / "data")], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
         with process.stdout:

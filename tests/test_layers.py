@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,7 @@ def breaches(package: str, tree: ast.AST) -> set[str]:
     }
 
 
+@cache
 def parsed(path: Path) -> ast.AST:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -132,68 +133,72 @@ def test_click_is_never_imported(path: Path) -> None:
     assert not {n for n in names if n.split(".")[0] == "click" or n.startswith("typer._")}
 
 
-def loaded_after(code: str, **environ: str) -> set[str]:
-    """Return the top names of what is in `sys.modules` after *code* ran in a fresh Python."""
+def loaded_after_each(*codes: str) -> list[set[str]]:
+    """Return the top names in `sys.modules` after each of *codes* ran, one after the other."""
     script = (
         "import contextlib, io, sys\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
-        + "".join(f"    {line}\n" for line in code.splitlines())
-        + "print(*sys.modules)"
+        "for code in sys.argv[1:]:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        exec(code)\n"
+        "    print(*sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, **environ},
+        [sys.executable, "-c", script, *codes], capture_output=True, text=True, check=True
     )
-    names = {name.split(".")[0] for name in done.stdout.split()}
-    assert "idefics_cli" in names
-    return names
+    loaded = [{name.split(".")[0] for name in line.split()} for line in done.stdout.splitlines()]
+    assert len(loaded) == len(codes)
+    return loaded
+
+
+@cache
+def loaded_after() -> dict[str, set[str]]:
+    """Return what is loaded after each code below; what one has loaded the later have, too."""
+    codes = [f"import {module}" for module in CHEAP_MODULES]
+    codes += [command(*arguments) for arguments in CHEAP_COMMANDS]
+    return dict(zip(codes, loaded_after_each(*codes), strict=True))
 
 
 def command(*arguments: str) -> str:
     return f"sys.argv = {['idefics', *arguments]!r}\nfrom idefics_cli.cli.app import main\nmain()"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (),
-        ("--help",),
-        ("--version",),
-        ("ask", "--help"),
-        ("chat", "--help"),
-        ("caption", "--help"),
-        ("doctor", "--help"),
-        ("bench", "--help"),
-        ("demo", "--help"),
-        ("models", "--help"),
-        ("config",),
-        ("config", "path"),
-        ("completion", "show", "bash"),
-        ("no-such-command",),
-    ],
-    ids=" ".join,
+CHEAP_MODULES = (
+    "idefics_cli.engine",
+    "idefics_cli.models.registry",
+    "idefics_cli.models.plan",
+    "idefics_cli.config.resolve",
+    "idefics_cli.caption.runner",
+    "idefics_cli.bench.run",
 )
+CHEAP_COMMANDS = (
+    (),
+    ("--help",),
+    ("--version",),
+    ("ask", "--help"),
+    ("chat", "--help"),
+    ("caption", "--help"),
+    ("doctor", "--help"),
+    ("bench", "--help"),
+    ("demo", "--help"),
+    ("models", "--help"),
+    ("config",),
+    ("config", "path"),
+    ("completion", "show", "bash"),
+    ("no-such-command",),
+)
+
+
+@pytest.mark.parametrize("arguments", CHEAP_COMMANDS, ids=" ".join)
 def test_a_command_that_needs_no_model_loads_no_heavy_library(arguments: tuple[str, ...]) -> None:
-    assert not loaded_after(command(*arguments)) & HEAVY
+    assert not loaded_after()[command(*arguments)] & HEAVY
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "idefics_cli.engine",
-        "idefics_cli.models.registry",
-        "idefics_cli.models.plan",
-        "idefics_cli.config.resolve",
-        "idefics_cli.caption.runner",
-        "idefics_cli.bench.run",
-    ],
-)
+@pytest.mark.parametrize("module", CHEAP_MODULES)
 def test_a_cheap_module_stays_cheap(module: str) -> None:
-    assert not loaded_after(f"import {module}") & HEAVY
+    assert not loaded_after()[f"import {module}"] & HEAVY
 
 
 def test_a_heavy_library_that_was_loaded_is_seen() -> None:
-    assert "PIL" in loaded_after("import idefics_cli, PIL") & HEAVY
+    before, after = loaded_after_each("import idefics_cli", "import PIL")
+    assert not before & HEAVY
+    assert "PIL" in after & HEAVY
