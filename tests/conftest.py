@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.warm import PLAIN_MEMORY
+
 if TYPE_CHECKING:
     from idefics_cli.engine.local import LocalEngine
 
@@ -134,7 +136,7 @@ def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
         [sys.executable, "-W", "ignore", program, "serve", str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **PLAIN_MEMORY},
         # Ctrl-C at the tests is not meant for what is no longer started by them.
         start_new_session=True,
     ) as process:

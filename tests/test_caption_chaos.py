@@ -13,7 +13,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +21,7 @@ from typing import Self
 import pytest
 
 from tests.outputs import FORMATS, contents, destination
+from tests.warm import PLAIN_MEMORY
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
 
@@ -29,6 +30,7 @@ ZYGOTE = textwrap.dedent(
     """
     import json, os, resource, signal, sys, time
     import idefics_cli.caption.journaled, idefics_cli.caption.runner, idefics_cli.ui.progress
+    from typer.main import get_command
     from idefics_cli.caption.sinks import SINKS
     from idefics_cli.cli.app import app
     from idefics_cli.cli.services import Services
@@ -43,8 +45,9 @@ ZYGOTE = textwrap.dedent(
     # All that a run imports. With one thread there is no pool of OpenMP, whose threads a
     # child does not have and would wait for, busily and for ever.
     words = ["caption", sys.argv[2], "-m", "demo", "-q", "-o", os.devnull, "--threads", "1"]
+    idefics = get_command(app)
     try:
-        app(words, obj=services)
+        idefics.main(words, obj=services)
     except SystemExit:
         pass
 
@@ -58,7 +61,7 @@ ZYGOTE = textwrap.dedent(
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"],) * 2)
             os.dup2(os.open(order["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             try:
-                app(order["arguments"], prog_name="idefics", obj=services)
+                idefics.main(order["arguments"], prog_name="idefics", obj=services)
             except SystemExit as end:
                 os._exit(end.code or 0)
         print(child, flush=True)
@@ -67,18 +70,15 @@ ZYGOTE = textwrap.dedent(
 )
 
 
-# MKL's own allocator counts by threads, and searched for ever for those that a child does not have
-# (torch 2.13, Python 3.12, in `mm_account_ptr_by_tid`).
-PLAIN_MEMORY = {"MKL_DISABLE_FAST_MM": "1"}
-
-
 class Zygote:
     """Runs `idefics` again and again in one process's children."""
 
-    def __init__(self, *kind: str) -> None:
+    def __init__(
+        self, *kind: str, python: Sequence[str] = (sys.executable, "-W", "ignore")
+    ) -> None:
         root = str(Path(__file__).parents[1])
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", ZYGOTE, *kind],
+            [*python, "-c", ZYGOTE, *kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
     ("count", "kills"), [(16, 3), pytest.param(500, 50, marks=pytest.mark.slow)]
 )
 def test_the_built_in_model_killed_again_and_again_says_what_it_says_undisturbed(
-    here: Path, count: int, kills: int
+    here: Path, count: int, kills: int, warm_python: tuple[str, ...]
 ) -> None:
     from idefics_cli.demo.samples import write_samples
 
@@ -259,7 +259,7 @@ def test_the_built_in_model_killed_again_and_again_says_what_it_says_undisturbed
     command = ("scenes/scene-*.png", "-m", "demo", "-o", "parts/out.jsonl", "--batch-size", "4")
     command += ("--threads", "1")
     journal = Path("parts/out.jsonl.journal")
-    with Zygote("demo", f"scenes/{samples[0].file_name}") as zygote:
+    with Zygote("demo", f"scenes/{samples[0].file_name}", python=warm_python) as zygote:
         assert zygote.run(*command[:3], "-o", "whole/out.jsonl", "--threads", "1")[0] == 0
         for _ in range(kills):
             seconds = chance.uniform(0, 0.3)

@@ -18,6 +18,9 @@ import socket
 import sys
 
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH")
+# MKL's own allocator counts by threads, and searched for ever for those that a child does not have
+# (torch 2.13, Python 3.12, in `mm_account_ptr_by_tid`).
+PLAIN_MEMORY = {"MKL_DISABLE_FAST_MM": "1"}
 MODULES = (
     "idefics_cli.caption.journaled",
     "idefics_cli.engine.local",
