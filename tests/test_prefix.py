@@ -304,7 +304,7 @@ def test_a_prompt_in_pieces_gives_the_reply_of_a_prompt_at_once(
 ) -> None:
     engine = engine_of(kind)
     batch = [
-        conversation(engine, [((0, 1), "What is it?"), ((2,), "And this?")], ["A circle."]),
+        conversation(engine, [((0,), "What is it?"), ((1,), "And this?")], ["A circle."]),
         conversation(engine, [((), "Hello.")], []),
     ]
     together = [a.token_ids for a in engine.complete(batch)]
