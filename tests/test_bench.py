@@ -467,6 +467,23 @@ def test_captions_are_compared_with_the_best_batch_size_of_the_plain_loop() -> N
     assert all(engine.is_closed for engine in stand.engines)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        # The fake takes as long for a batch as for one picture: 10, 18 and 42 seconds.
+        ((1, 4, 16), "1 not tried, 0.278 with 4, 0.5 with 5"),
+        ((1, 3, 4), "0.119 with 1, 0.278 with 3, 0.278 with 4"),
+    ],
+)
+def test_smaller_batches_are_not_tried_once_one_was_clearly_slower(
+    sizes: tuple[int, ...], told: str
+) -> None:
+    report, _ = measured("caption", choices=replace(QUICK, batch_sizes=sizes))
+    (row,) = report.rows
+    assert row.notes[0].endswith(told)
+    assert len(row.plain.values) == 2
+
+
 @pytest.mark.parametrize("texts", ["y", ""])
 def test_a_caption_that_is_not_what_was_generated_is_a_disagreement(texts: str) -> None:
     report, _ = measured("caption", stand=Stand(texts=texts))

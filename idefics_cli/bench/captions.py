@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,6 +14,9 @@ from idefics_cli.bench.stage import CaptionTask, PlainContender, Prompts, Stage
 from idefics_cli.core.types import Completion, GenerationRequest
 from idefics_cli.engine import Engine, Prepared, Session
 from idefics_cli.engine import Outcome as Answered
+
+# A loop that takes so many times as long as the best one is past the best batch size.
+_HOPELESS = 1.25
 
 
 class Recorder:
@@ -96,8 +99,10 @@ def caption(stage: Stage) -> Iterator[Row | Skipped]:
             watch.refer()
             if world.instruments.clock() - began >= choices.pace.seconds:
                 break
-    size = min(loops, key=lambda s: Series(tuple(loops[s].seconds)).median)
-    best = loops[size]
+    best = min(
+        (run for run in loops.values() if run.seconds),
+        key=lambda run: Series(tuple(run.seconds)).median,
+    )
     yield Row(
         "caption",
         f"{len(pictures)} pictures",
@@ -114,7 +119,8 @@ def caption(stage: Stage) -> Iterator[Row | Skipped]:
 
 
 def _sizes(stage: Stage, count: int) -> list[int]:
-    return sorted({min(size, count) for size in stage.choices.batch_sizes})
+    """Return the batch sizes to try, largest first."""
+    return sorted({min(size, count) for size in stage.choices.batch_sizes}, reverse=True)
 
 
 def _requests(stage: Stage, task: CaptionTask) -> dict[Path, GenerationRequest]:
@@ -139,10 +145,20 @@ def _round(
 
     def run_plain() -> None:
         for size, run in loops.items():
+            if number and not run.seconds:
+                break
             _plain(plain, stage, requests, size, run)
+            if number == 0 and _is_hopeless(run, loops.values()):
+                break
 
     for run in (run_ours, run_plain) if number % 2 == 0 else (run_plain, run_ours):
         run()
+
+
+def _is_hopeless(run: _Run, others: Iterable[_Run]) -> bool:
+    """Return whether batches smaller than those of *run*, which come next, cannot be the best."""
+    best = min(Series(tuple(other.seconds)).median for other in others if other.seconds)
+    return Series(tuple(run.seconds)).median > _HOPELESS * best
 
 
 def _ours(stage: Stage, task: CaptionTask, run: _Run) -> None:
@@ -211,5 +227,8 @@ def _rates(run: _Run, count: int) -> Series:
 
 
 def _told(loops: Mapping[int, _Run], count: int) -> str:
-    parts = [f"{_rates(run, count).median:.3g} with {size}" for size, run in loops.items()]
+    parts = [
+        f"{_rates(run, count).median:.3g} with {size}" if run.seconds else f"{size} not tried"
+        for size, run in sorted(loops.items())
+    ]
     return f"plain transformers, pictures/s by batch size: {', '.join(parts)}"
