@@ -112,11 +112,12 @@ class Zygote:
         child = int(self._process.stdout.readline())
         if number:
             deadline = time.monotonic() + 20
-            while after is not None and _size(after) == size and time.monotonic() < deadline:
-                time.sleep(0.0005)
-            time.sleep(seconds)
-            # A zombie until its parent has told its end, so the number is still its own.
+            # Of one that has ended there is nothing to wait for.
             with contextlib.suppress(ProcessLookupError):
+                while after is not None and _size(after) == size and time.monotonic() < deadline:
+                    os.kill(child, 0)
+                    time.sleep(0.0005)
+                time.sleep(seconds)
                 os.kill(child, number)
         code = int(self._process.stdout.readline())
         return code, Path("err").read_text("utf-8")
