@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -122,7 +123,7 @@ def _quiet_library() -> None:
 
 
 @pytest.fixture(scope="session")
-def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+def warm_python() -> Iterator[tuple[str, ...]]:
     """What stands for `python` in a command that would first import torch for seconds.
 
     See `warm.py`; `-m` and `-c` go after it as ever.
@@ -130,16 +131,19 @@ def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     if os.name == "nt":
         yield (sys.executable,)
         return
-    path = tmp_path_factory.mktemp("warm") / "socket"
     program = str(Path(__file__).with_name("warm.py"))
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", program, "serve", str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **PLAIN_MEMORY},
-        # Ctrl-C at the tests is not meant for what is no longer started by them.
-        start_new_session=True,
-    ) as process:
+    with (
+        # Not below a `tmp_path`: the path of a socket has 104 characters at most.
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", program, "serve", path := f"{folder}/socket"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **PLAIN_MEMORY},
+            # Ctrl-C at the tests is not meant for what is no longer started by them.
+            start_new_session=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        yield (sys.executable, "-SE", program, str(path))
+        yield (sys.executable, "-SE", program, path)
