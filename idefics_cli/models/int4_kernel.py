@@ -34,6 +34,9 @@ _SCALE_BYTES = 8
 # Rows that go through all weights together: so many stay in a core's second cache.
 _TILE = 64
 _HIGHEST = 127
+# How far before a row's weights are multiplied they are asked for, in bytes: what reads ahead by
+# itself stops at every page, and 0.85 to 0.9 of the time is left where this does not.
+_AHEAD = 2048
 # Bytes of a register -> instruction that multiplies bytes and adds two and two of the products,
 # and one that adds two and two numbers of 16 bit.
 _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
@@ -79,14 +82,14 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     Of the latter the first is the scale of 32 numbers, the second the sum of what they became.
     """
     count, width = rows.shape
-    numbers = torch.empty(count, width, dtype=torch.int8)
-    scales = torch.empty(count, width // GROUP, 2)
     if rows.dtype == torch.bfloat16:
         kernel = _round_bfloat16()
     else:
         kernel, rows = _round_float32(), rows.float()
     rows = rows.contiguous()
-    kernel(count, width // GROUP, rows, numbers, scales)
+    numbers = torch.empty(count, width, dtype=torch.int8)
+    scales = torch.empty(count, width // GROUP, 2)
+    kernel(count, width // GROUP, rows.data_ptr(), numbers.data_ptr(), scales.data_ptr())
     return numbers, scales
 
 
@@ -95,18 +98,17 @@ def product(rows: Tensor, packed: Tensor) -> Tensor:
     numbers, scales = round_rows(rows)
     blocks, groups, _ = packed.shape
     out = torch.empty(len(rows), blocks * LANES)
-    kernel = _product()
+    # Addresses, because slices of tensors take as long as a small product.
+    weights, first_number, first_scale = (t.data_ptr() for t in (packed, numbers, scales))
     for first in range(0, len(rows), _TILE):
-        tile = slice(first, first + _TILE)
-        results = out[tile]
-        kernel(
+        _product()(
             blocks,
             groups,
-            len(results),
-            packed,
-            numbers[tile],
-            scales[tile],
-            results,
+            min(_TILE, len(rows) - first),
+            weights,
+            first_number + first * groups * GROUP,
+            first_scale + first * groups * _SCALE_BYTES,
+            out.data_ptr() + first * blocks * LANES * 4,
             blocks * LANES,
         )
     return out
@@ -207,6 +209,9 @@ class _Product:
         with code.loop(code.number(0), self._groups) as group:
             weights = build.mul(group, code.number(GROUP_BYTES))
             places = [build.add(build.mul(each, self._groups), group) for each in at]
+            if count == 1:
+                for line in range(0, GROUP_BYTES, 64):
+                    code.prefetch(self._weights, build.add(weights, code.number(_AHEAD + line)))
             dots = self._dots(weights, places, part)
             step, lowest = (
                 self._bfloat16(weights, begin, part) for begin in (_STEPS_AT, _LOWEST_AT)

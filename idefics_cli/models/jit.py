@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -45,23 +44,26 @@ class Kernel:
         self, body: Callable[[Code, ir.Value, Sequence[ir.Value]], None], *, arguments: int
     ) -> None:
         self._engine = _compiled(body, arguments)
-        self._address = self._engine.get_function_address(_NAME)
+        address = self._engine.get_function_address(_NAME)
+        self._address = address
+        # Called at once where a second thread has nothing to do.
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         self._buffer = ctypes.c_int64 * (3 + arguments)
-        self._arguments = arguments
 
-    def __call__(self, pieces: int, *arguments: int | Tensor) -> None:
+    def __call__(self, pieces: int, *arguments: int) -> None:
         """Do *pieces* pieces of work, in as many threads as torch uses.
 
         Args:
             pieces: How many; each is done once.
-            arguments: Numbers, and tensors of which the kernel gets the address.
+            arguments: Numbers, and addresses of tensors.
         """
-        threads = torch.get_num_threads()
-        values = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
-        assert len(values) == self._arguments
+        threads = min(torch.get_num_threads(), pieces)
         chunk = max(1, pieces // (threads * _CHUNKS_PER_THREAD))
-        shared = self._buffer(0, pieces, chunk, *values)
-        _openmp()(self._address, ctypes.addressof(shared), min(threads, pieces), 0)
+        shared = self._buffer(0, pieces, chunk, *arguments)
+        if threads == 1:
+            self._alone(ctypes.addressof(shared))
+        else:
+            _openmp()(self._address, ctypes.addressof(shared), threads, 0)
 
 
 class Code:
@@ -123,6 +125,12 @@ class Code:
             kind = ir_.FunctionType(result, [value.type for value in values])
             function = ir_.Function(module, kind, name=name)
         return self.builder.call(function, values)
+
+    def prefetch(self, base: ir.Value, offset: ir.Value) -> None:
+        """Ask for the line *offset* bytes after *base*, which need not be there."""
+        void, read, keep, data = self.ir.VoidType(), 0, 3, 1
+        hints = (self.ir.Constant(self.i32, hint) for hint in (read, keep, data))
+        self.call("llvm.prefetch.p0", void, self._at(base, offset), *hints)
 
     def fused(self, one: ir.Value, two: ir.Value, plus: ir.Value) -> ir.Value:
         """Return one * two + plus, for vectors of float32, rounded once."""
