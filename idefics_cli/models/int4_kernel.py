@@ -153,7 +153,7 @@ def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -
     writer = _Product(code, block, *arguments)
     # As many rows at a time as registers hold sums of.
     first = code.number(0)
-    for count in (8, 2, 1) if vector_bytes() == 64 else (2, 1):
+    for count in (8, 4, 1) if vector_bytes() == 64 else (2, 1):
         passes = code.builder.udiv(code.builder.sub(writer.rows, first), code.number(count))
         stop = code.builder.add(first, code.builder.mul(passes, code.number(count)))
         with code.loop(first, stop, count) as row:
@@ -204,8 +204,6 @@ class _Product:
         at = [build.add(row, code.number(number)) for number in range(count)]
         nothing = code.same(code.f32, self._lanes, 0.0)
         sums = [code.variable(nothing) for _ in at]
-        for total in sums:
-            total.set(nothing)
         with code.loop(code.number(0), self._groups) as group:
             weights = build.mul(group, code.number(GROUP_BYTES))
             places = [build.add(build.mul(each, self._groups), group) for each in at]

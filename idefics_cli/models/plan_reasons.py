@@ -241,13 +241,13 @@ def _products(context: Context) -> Reason:
     if option.quantization == "8bit" and context.facts.stored is None:
         return Reason("products", "int8", "few rows by torch's kernel for 8-bit weights")
     if option.quantization == "4bit" and option.format_4bit == "int4":
-        why = "4-bit numbers in groups of 32, by torch's kernel; bitsandbytes' nf4 has none here"
+        why = "4-bit numbers in groups of 32; bitsandbytes' nf4 has no kernel for this processor"
         return Reason("products", "int4", why)
     if option.quantization == "none" and option.dtype == "bfloat16":
         if _has_x86_bf16(machine):
             return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
         if {"avx2", "avx512f"} & machine.cpu_flags:
-            why = "one row is read in bfloat16, many are multiplied in float32"
+            why = "kept in 12 bits without loss where few rows are multiplied, many in float32"
             return Reason("products", "widened", why)
     if option.quantization == "none":
         return Reason(

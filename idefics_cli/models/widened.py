@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idefics_cli.models import cpu_attention
+from idefics_cli.models.compact import compacted
 
 # So few rows are multiplied one by one, each reading all weights, if these are so many that
 # reading them is what takes time.
 _SINGLE_ROWS = 4
 _LARGE_WEIGHT = 2**20
+# Where each picture has a thousand rows and more.
+_MANY_ROWS_IN = ("model.vision_model", "model.connector.modality_projection")
 # From so many on, widening the weights costs less than it saves.
 _MANY_ROWS = 24
 # Outputs whose weights are widened together: 16 MiB of float32 at a width of 4,096.
@@ -107,15 +110,20 @@ def is_needed() -> bool:
 
 
 def widen(model: nn.Module) -> None:
-    """Let the layers of *model* multiply so, in place.
+    """Let the layers of *model* multiply so, in place; large ones for a few rows in 12 bits.
 
     Args:
         model: In bfloat16, on the CPU.
     """
-    for module in list(model.modules()):
+    tied = {id(child.weight) for child in model.modules() if isinstance(child, nn.Embedding)}
+    for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
             # Subclasses do more than a product.
             if type(child) is nn.Linear:
-                setattr(module, name, WidenedLinear(child))
+                # Weights that the input is looked up in stay as they are, so nothing is saved.
+                large = child.weight.numel() >= _LARGE_WEIGHT and id(child.weight) not in tied
+                few = not f"{path}.{name}".startswith(_MANY_ROWS_IN)
+                compact = compacted(child) if large and few else None
+                setattr(module, name, compact or WidenedLinear(child))
             elif type(child) is nn.Conv2d and can_widen(child):
                 setattr(module, name, WidenedConv2d(child))

@@ -1,0 +1,460 @@
+"""bfloat16 weights in 12 bits, without loss, and their products with a few rows.
+
+The weights of one output are of much the same size: of the 8 bits of their exponents, 4 are enough
+to tell how far each is below the largest. Sign and fraction stay as they are. The few weights that
+are smaller by more than a factor of 2^15 (of gaussian ones three in 100,000) are noted one by one.
+For one row, where reading the weights is all that takes time, a quarter less is to be read. Others
+compress exponents further, for GPUs (Zhang et al. 2025, "70% Size, 100% Accuracy", DFloat11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from idefics_cli.models.jit import Code, Kernel, is_available, vector_bytes
+
+if TYPE_CHECKING:
+    from llvmlite import ir
+
+# Outputs that lie side by side, and how many of their weights along the width lie together.
+LANES = 16
+GROUP = 8
+# Of a group of all lanes: sign and fraction of each weight, then for each lane its 8 exponents.
+_EXPONENTS_AT = LANES * GROUP
+GROUP_BYTES = _EXPONENTS_AT + 4 * LANES
+# Exponents that are told: 0 stands for 2^-15 of the power of two below the largest weight.
+_LOWEST = 15
+_SMALLEST = 2.0**-_LOWEST
+# Where more are noted than one in so many, little is saved.
+_WEIGHTS_PER_NOTE = 64
+# How far ahead weights are asked for, in bytes; see `int4_kernel`.
+_AHEAD = 3072
+# Rows that go through all weights together: so much of them stays in a core's second cache.
+_TILE_BYTES = 2**20
+# Rows whose sums are in registers together, where these are 64 bytes wide.
+_TOGETHER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Weights (out, in) of 12 bits.
+
+    Attributes:
+        packed: (out / 16, in / 8, 192) uint8.
+        scale: (out,) float32, the power of two below the largest weight; 0 where all are 0.
+        starts: (out / 16 + 1,) int64, where the notes of each 16 outputs begin.
+        places: (notes, 2) int32: the output among the 16, and where in the width.
+        values: (notes,) float32, of the weights that are noted.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    starts: Tensor
+    places: Tensor
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and width."""
+        return self.packed.shape[0] * LANES, self.packed.shape[1] * GROUP
+
+
+def fits(weight: Tensor) -> bool:
+    """Tell whether lanes and groups of *weight* (out, in) come out even."""
+    return weight.shape[0] % LANES == 0 and weight.shape[1] % GROUP == 0
+
+
+def pack(weight: Tensor) -> Compact | None:
+    """Return *weight* (out, in) bfloat16 in 12 bits, or None if that saves nothing."""
+    weight = weight.detach().contiguous()
+    outputs, width = weight.shape
+    blocks, groups = outputs // LANES, width // GROUP
+    highest = torch.empty(outputs, dtype=torch.int32)
+    counts = torch.empty(blocks, dtype=torch.int64)
+    packed = torch.empty(blocks, groups, GROUP_BYTES, dtype=torch.uint8)
+    source = weight.data_ptr()
+    _highest()(outputs, groups, source, highest.data_ptr())
+    if bool((highest == 255).any()):
+        # Infinite, or no number.
+        return None
+    _pack()(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
+    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    notes = int(starts[-1])
+    if notes > weight.numel() // _WEIGHTS_PER_NOTE:
+        return None
+    places, values = torch.empty(notes, 2, dtype=torch.int32), torch.empty(notes)
+    addresses = (tensor.data_ptr() for tensor in (highest, starts, places, values))
+    _note()(blocks, groups, source, *addresses)
+    scale = torch.ldexp((highest > 0).float(), highest - 127)
+    return Compact(packed, scale, starts, places, values)
+
+
+def unpack(compact: Compact, first: int, wide: Tensor) -> None:
+    """Write the weights of some outputs, exactly.
+
+    Args:
+        compact: All weights.
+        first: The first block of 16 outputs.
+        wide: (in, count * 16) float32, one after the other; gets those of *count* blocks.
+    """
+    _, width = compact.shape
+    count = wide.shape[1] // LANES
+    addresses = (
+        tensor.data_ptr()
+        for tensor in (
+            compact.packed[first : first + count],
+            compact.scale[first * LANES : (first + count) * LANES],
+            compact.starts[first : first + count],
+            compact.places,
+            compact.values,
+            wide,
+        )
+    )
+    _unpack()(count, width // GROUP, count, *addresses)
+
+
+def product(rows: Tensor, compact: Compact) -> Tensor:
+    """Return (N, out) float32, the products of *rows* (N, in) with the weights."""
+    rows = rows.float().contiguous()
+    outputs, width = compact.shape
+    out = torch.empty(len(rows), outputs)
+    weights = (
+        compact.packed.data_ptr(),
+        compact.scale.data_ptr(),
+        compact.starts.data_ptr(),
+        compact.places.data_ptr(),
+        compact.values.data_ptr(),
+    )
+    tile = max(_TOGETHER, _TILE_BYTES // (4 * width) // _TOGETHER * _TOGETHER)
+    for first in range(0, len(rows), tile):
+        _product()(
+            outputs // LANES,
+            width // GROUP,
+            min(tile, len(rows) - first),
+            rows.data_ptr() + 4 * first * width,
+            *weights,
+            out.data_ptr() + 4 * first * outputs,
+            outputs,
+        )
+    return out
+
+
+@cache
+def is_right() -> bool:
+    """Tell whether the kernels can be compiled here, and give what they should."""
+    if not is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 96, generator=generator).to(torch.bfloat16)
+    weight[3, 5], weight[20], weight[40, 2:9] = 0, 0, 1e-9
+    rows = torch.randn(5, 96, generator=generator)
+    try:
+        compact = pack(weight)
+        wide = torch.empty(96, 48)
+        if compact is None:
+            return False
+        unpack(compact, 0, wide)
+        if not torch.equal(wide, weight.float().t()):
+            return False
+        given = product(rows, compact)
+    except (RuntimeError, OSError, AttributeError, TypeError):
+        # Another version of the compiler may lack what is asked of it.
+        return False
+    exact = rows @ weight.float().t()
+    return bool((given - exact).norm() < 1e-5 * exact.norm())
+
+
+@cache
+def _highest() -> Kernel:
+    return Kernel(_write_highest, arguments=3)
+
+
+@cache
+def _pack() -> Kernel:
+    return Kernel(_write_pack, arguments=5)
+
+
+@cache
+def _note() -> Kernel:
+    return Kernel(_write_notes, arguments=6)
+
+
+@cache
+def _unpack() -> Kernel:
+    return Kernel(_write_unpack, arguments=8)
+
+
+@cache
+def _product() -> Kernel:
+    return Kernel(_write_product, arguments=10)
+
+
+def _write_highest(code: Code, output: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the search for the largest exponent of one output."""
+    groups, weight, highest = arguments
+    build, kind = code.builder, code.vector(code.i16, GROUP)
+    width = build.mul(groups, code.number(GROUP))
+    source = code.pointer(weight)
+    first = build.mul(build.mul(output, width), code.number(2))
+    largest = code.variable(code.same(code.i16, GROUP, 0))
+    with code.loop(code.number(0), groups) as group:
+        offset = build.add(first, build.mul(group, code.number(2 * GROUP)))
+        exponents = _exponents(code, code.load(source, offset, kind))
+        largest.set(code.call(f"llvm.umax.v{GROUP}i16", kind, largest.get(), exponents))
+    whole = code.call(f"llvm.vector.reduce.umax.v{GROUP}i16", code.i16, largest.get())
+    place = build.mul(output, code.number(4))
+    code.store(build.zext(whole, code.i32), code.pointer(highest), place)
+
+
+def _write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the packing of 16 outputs."""
+    groups, weight, highest, packed, counts = arguments
+    build = code.builder
+    count = code.variable(code.number(0))
+    target = code.pointer(packed)
+    with code.loop(code.number(0), groups) as group:
+        base = build.add(build.mul(block, groups), group)
+        base = build.mul(base, code.number(GROUP_BYTES))
+        with code.loop(code.number(0), code.number(LANES)) as lane:
+            given, below, is_told = _told(code, (block, lane, group), groups, weight, highest)
+            zeros = code.same(code.i16, GROUP, 0)
+            signs = build.and_(
+                build.lshr(given, code.same(code.i16, GROUP, 8)), code.same(code.i16, GROUP, 128)
+            )
+            rest = build.or_(signs, build.and_(given, code.same(code.i16, GROUP, 127)))
+            rest = build.trunc(build.select(is_told, rest, zeros), code.vector(code.i8, GROUP))
+            for number in range(GROUP):
+                byte = build.extract_element(rest, code.ir.Constant(code.i32, number))
+                place = build.add(base, build.add(lane, code.number(LANES * number)))
+                code.store(byte, target, place)
+            levels = build.sub(code.same(code.i16, GROUP, _LOWEST), below)
+            levels = build.zext(build.select(is_told, levels, zeros), code.vector(code.i32, GROUP))
+            shifts = code.ir.Constant(code.vector(code.i32, GROUP), list(range(0, 32, 4)))
+            word = code.call(
+                f"llvm.vector.reduce.or.v{GROUP}i32", code.i32, build.shl(levels, shifts)
+            )
+            place = build.add(base, build.mul(lane, code.number(4)))
+            code.store(word, target, build.add(place, code.number(_EXPONENTS_AT)))
+            missing = build.zext(build.not_(is_told), code.vector(code.i8, GROUP))
+            more = code.call(f"llvm.vector.reduce.add.v{GROUP}i8", code.i8, missing)
+            count.set(build.add(count.get(), build.zext(more, code.i64)))
+    code.store(count.get(), code.pointer(counts), build.mul(block, code.number(8)))
+
+
+def _write_notes(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the notes of the weights of 16 outputs that 12 bits do not tell."""
+    groups, weight, highest, starts, places, values = arguments
+    build = code.builder
+    begin = code.load(code.pointer(starts), build.mul(block, code.number(8)), code.i64)
+    next_ = code.variable(begin)
+    zero, lanes = code.number(0), code.number(LANES)
+    with code.loop(zero, groups) as group, code.loop(zero, lanes) as lane:
+        given, _, is_told = _told(code, (block, lane, group), groups, weight, highest)
+        missing = build.bitcast(build.not_(is_told), code.i8)
+        with build.if_then(
+            build.icmp_unsigned("!=", missing, code.ir.Constant(code.i8, 0)), likely=False
+        ):
+            for number in range(GROUP):
+                bit = code.ir.Constant(code.i32, number)
+                is_missing = build.not_(build.extract_element(is_told, bit))
+                with build.if_then(is_missing, likely=False):
+                    at = next_.get()
+                    column = build.mul(group, code.number(GROUP))
+                    column = build.add(column, code.number(number))
+                    place = build.mul(at, code.number(8))
+                    target = code.pointer(places)
+                    code.store(build.trunc(lane, code.i32), target, place)
+                    place = build.add(place, code.number(4))
+                    code.store(build.trunc(column, code.i32), target, place)
+                    bits = build.zext(build.extract_element(given, bit), code.i32)
+                    bits = build.shl(bits, code.ir.Constant(code.i32, 16))
+                    value = build.bitcast(bits, code.f32)
+                    code.store(value, code.pointer(values), build.mul(at, code.number(4)))
+                    next_.set(build.add(at, code.number(1)))
+
+
+def _exponents(code: Code, given: ir.Value) -> ir.Value:
+    build = code.builder
+    moved = build.lshr(given, code.same(code.i16, GROUP, 7))
+    return build.and_(moved, code.same(code.i16, GROUP, 255))
+
+
+def _told(
+    code: Code,
+    place: tuple[ir.Value, ir.Value, ir.Value],
+    groups: ir.Value,
+    weight: ir.Value,
+    highest: ir.Value,
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return 8 weights, how far below the highest they are, and which of them 12 bits tell."""
+    (block, lane, group), build = place, code.builder
+    output = build.add(build.mul(block, code.number(LANES)), lane)
+    offset = build.mul(build.add(build.mul(output, groups), group), code.number(2 * GROUP))
+    given = code.load(code.pointer(weight), offset, code.vector(code.i16, GROUP))
+    top = code.load(code.pointer(highest), build.mul(output, code.number(4)), code.i32)
+    exponents = _exponents(code, given)
+    zeros = code.same(code.i16, GROUP, 0)
+    below = build.sub(code.spread(build.trunc(top, code.i16), GROUP), exponents)
+    is_near = build.icmp_unsigned("<=", below, code.same(code.i16, GROUP, _LOWEST))
+    # An exponent of 0 is that of 0 and of numbers without a leading 1.
+    is_told = build.and_(is_near, build.icmp_unsigned("!=", exponents, zeros))
+    # Where all are 0 the scale is, too, so that any number is right.
+    sizes = build.and_(given, code.same(code.i16, GROUP, 0x7FFF))
+    all_zero = build.icmp_signed("==", top, code.ir.Constant(code.i32, 0))
+    is_zero = build.and_(build.icmp_unsigned("==", sizes, zeros), code.spread(all_zero, GROUP))
+    return given, below, build.or_(is_told, is_zero)
+
+
+def _wide(
+    code: Code, packed: ir.Value, base: ir.Value, exponents: ir.Value, number: int, part: int
+) -> ir.Value:
+    """Return the float32 of one place in the width, of as many lanes as a register holds."""
+    build, lanes = code.builder, vector_bytes() // 4
+    kind = code.vector(code.i32, lanes)
+    offset = build.add(base, code.number(LANES * number + lanes * part))
+    rest = build.sext(code.load(packed, offset, code.vector(code.i8, lanes)), kind)
+    # The sign, spread by the extension, and the fraction.
+    rest = build.shl(rest, code.same(code.i32, lanes, 16))
+    rest = build.and_(rest, code.same(code.i32, lanes, 0x807F0000 - 2**32))
+    shift = 23 - 4 * number
+    moved = (
+        build.shl(exponents, code.same(code.i32, lanes, shift))
+        if shift > 0
+        else build.lshr(exponents, code.same(code.i32, lanes, -shift))
+    )
+    levels = build.and_(moved, code.same(code.i32, lanes, _LOWEST << 23))
+    levels = build.or_(levels, code.same(code.i32, lanes, (127 - _LOWEST) << 23))
+    return build.bitcast(build.or_(rest, levels), code.vector(code.f32, lanes))
+
+
+def _write_unpack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the weights of 16 outputs as float32, one below the other."""
+    groups, blocks, packed, scale, starts, places, values, wide = arguments
+    build, lanes = code.builder, vector_bytes() // 4
+    source, target = code.pointer(packed), code.pointer(wide)
+    line = build.mul(blocks, code.number(4 * LANES))
+    first = build.mul(block, code.number(4 * LANES))
+    for part in range(LANES // lanes):
+        at = build.add(first, code.number(4 * lanes * part))
+        scales = code.load(code.pointer(scale), at, code.vector(code.f32, lanes))
+        with code.loop(code.number(0), groups) as group:
+            base = build.add(build.mul(block, groups), group)
+            base = build.mul(base, code.number(GROUP_BYTES))
+            exponents = _word(code, source, base, part)
+            for number in range(GROUP):
+                value = _wide(code, source, base, exponents, number, part)
+                row = build.add(build.mul(group, code.number(GROUP)), code.number(number))
+                place = build.add(build.mul(row, line), at)
+                code.store(build.fmul(value, scales), target, place)
+    with _notes(code, block, starts, places, values) as (lane, column, value):
+        place = build.add(build.mul(column, line), first)
+        code.store(value, target, build.add(place, build.mul(lane, code.number(4))))
+
+
+def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the products of all rows with 16 outputs."""
+    groups, rows, states, _, scale, starts, places, values, out, outputs = arguments
+    build = code.builder
+    begin = code.number(0)
+    for count in (_TOGETHER, 4, 1) if vector_bytes() == 64 else (2, 1):
+        passes = build.udiv(build.sub(rows, begin), code.number(count))
+        stop = build.add(begin, build.mul(passes, code.number(count)))
+        with code.loop(begin, stop, count) as row:
+            for part in range(4 * LANES // vector_bytes()):
+                _write_rows(code, (row, count), block, part, arguments)
+        begin = stop
+    width = build.mul(groups, code.number(GROUP))
+    first = build.mul(block, code.number(LANES))
+    with _notes(code, block, starts, places, values) as (lane, column, value):
+        output = build.add(first, lane)
+        place = build.mul(output, code.number(4))
+        told = build.fmul(
+            code.load(code.pointer(scale), place, code.f32), code.ir.Constant(code.f32, _SMALLEST)
+        )
+        more = build.fsub(value, told)
+        with code.loop(code.number(0), rows) as row:
+            place = build.mul(build.add(build.mul(row, width), column), code.number(4))
+            state = code.load(code.pointer(states), place, code.f32)
+            place = build.mul(build.add(build.mul(row, outputs), output), code.number(4))
+            so_far = code.load(code.pointer(out), place, code.f32)
+            code.store(build.fadd(so_far, build.fmul(more, state)), code.pointer(out), place)
+
+
+def _write_rows(
+    code: Code,
+    rows: tuple[ir.Value, int],
+    block: ir.Value,
+    part: int,
+    arguments: Sequence[ir.Value],
+) -> None:
+    """Write the products of some rows with the outputs of one register."""
+    groups, _, states, packed, scale, _, _, _, out, outputs = arguments
+    (row, count), build, lanes = rows, code.builder, vector_bytes() // 4
+    source, given = code.pointer(packed), code.pointer(states)
+    numbers = [build.add(row, code.number(each)) for each in range(count)]
+    nothing = code.same(code.f32, lanes, 0.0)
+    # Several sums of each row: one product need not wait for the one before.
+    chains = max(1, 4 // count)
+    sums = [[code.variable(nothing) for _ in range(chains)] for _ in numbers]
+    with code.loop(code.number(0), groups) as group:
+        base = build.add(build.mul(block, groups), group)
+        base = build.mul(base, code.number(GROUP_BYTES))
+        if count == 1:
+            for line in range(0, GROUP_BYTES, 64):
+                code.prefetch(source, build.add(base, code.number(_AHEAD + line)))
+        exponents = _word(code, source, base, part)
+        for number in range(GROUP):
+            value = _wide(code, source, base, exponents, number, part)
+            for each, totals in zip(numbers, sums, strict=True):
+                place = build.add(build.mul(each, groups), group)
+                place = build.mul(place, code.number(4 * GROUP))
+                place = build.add(place, code.number(4 * number))
+                state = code.spread(code.load(given, place, code.f32), lanes)
+                total = totals[number % chains]
+                total.set(code.fused(value, state, total.get()))
+    first = build.add(build.mul(block, code.number(4 * LANES)), code.number(4 * lanes * part))
+    scales = code.load(code.pointer(scale), first, code.vector(code.f32, lanes))
+    for each, totals in zip(numbers, sums, strict=True):
+        whole = totals[0].get()
+        for total in totals[1:]:
+            whole = build.fadd(whole, total.get())
+        place = build.add(build.mul(build.mul(each, outputs), code.number(4)), first)
+        code.store(build.fmul(whole, scales), code.pointer(out), place)
+
+
+def _word(code: Code, packed: ir.Value, base: ir.Value, part: int) -> ir.Value:
+    """Return the exponents of a group, 8 in the word of each lane."""
+    lanes = vector_bytes() // 4
+    offset = code.builder.add(base, code.number(_EXPONENTS_AT + 4 * lanes * part))
+    return code.load(packed, offset, code.vector(code.i32, lanes))
+
+
+@contextmanager
+def _notes(
+    code: Code, block: ir.Value, starts: ir.Value, places: ir.Value, values: ir.Value
+) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
+    """Repeat the block's code for each note of 16 outputs: the lane, the column, the weight."""
+    build = code.builder
+    at = build.mul(block, code.number(8))
+    begin, end = (
+        code.load(code.pointer(starts), build.add(at, code.number(8 * which)), code.i64)
+        for which in range(2)
+    )
+    with code.loop(begin, end) as note:
+        place = build.mul(note, code.number(8))
+        lane, column = (
+            build.zext(
+                code.load(code.pointer(places), build.add(place, code.number(offset)), code.i32),
+                code.i64,
+            )
+            for offset in (0, 4)
+        )
+        value = code.load(code.pointer(values), build.mul(note, code.number(4)), code.f32)
+        yield lane, column, value
