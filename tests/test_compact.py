@@ -48,7 +48,6 @@ def error(given: Tensor, wanted: Tensor) -> float:
 def forget() -> None:
     for known in (
         compact_kernel.is_right,
-        compact_kernel._highest,
         compact_kernel._pack,
         compact_kernel._note,
         compact_kernel._unpack,

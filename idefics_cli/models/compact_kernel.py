@@ -80,11 +80,10 @@ def pack(weight: Tensor) -> Compact | None:
     counts = torch.empty(blocks, dtype=torch.int64)
     packed = torch.empty(blocks, groups, GROUP_BYTES, dtype=torch.uint8)
     source = weight.data_ptr()
-    _highest()(outputs, groups, source, highest.data_ptr())
+    _pack()(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
     if bool((highest == 255).any()):
         # Infinite, or no number.
         return None
-    _pack()(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
     starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     notes = int(starts[-1])
     if notes > weight.numel() // _WEIGHTS_PER_NOTE:
@@ -172,11 +171,6 @@ def is_right() -> bool:
 
 
 @cache
-def _highest() -> Kernel:
-    return Kernel(_write_highest, arguments=3)
-
-
-@cache
 def _pack() -> Kernel:
     return Kernel(_write_pack, arguments=5)
 
@@ -196,27 +190,13 @@ def _product() -> Kernel:
     return Kernel(_write_product, arguments=10)
 
 
-def _write_highest(code: Code, output: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the search for the largest exponent of one output."""
-    groups, weight, highest = arguments
-    build, kind = code.builder, code.vector(code.i16, GROUP)
-    width = build.mul(groups, code.number(GROUP))
-    source = code.pointer(weight)
-    first = build.mul(build.mul(output, width), code.number(2))
-    largest = code.variable(code.same(code.i16, GROUP, 0))
-    with code.loop(code.number(0), groups) as group:
-        offset = build.add(first, build.mul(group, code.number(2 * GROUP)))
-        exponents = _exponents(code, code.load(source, offset, kind))
-        largest.set(code.call(f"llvm.umax.v{GROUP}i16", kind, largest.get(), exponents))
-    whole = code.call(f"llvm.vector.reduce.umax.v{GROUP}i16", code.i16, largest.get())
-    place = build.mul(output, code.number(4))
-    code.store(build.zext(whole, code.i32), code.pointer(highest), place)
-
-
 def _write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the packing of 16 outputs."""
     groups, weight, highest, packed, counts = arguments
     build = code.builder
+    first = build.mul(block, code.number(LANES))
+    with code.loop(first, build.add(first, code.number(LANES))) as output:
+        _write_highest(code, output, groups, weight, highest)
     count = code.variable(code.number(0))
     target = code.pointer(packed)
     with code.loop(code.number(0), groups) as group:
@@ -246,6 +226,24 @@ def _write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> N
             more = code.call(f"llvm.vector.reduce.add.v{GROUP}i8", code.i8, missing)
             count.set(build.add(count.get(), build.zext(more, code.i64)))
     code.store(count.get(), code.pointer(counts), build.mul(block, code.number(8)))
+
+
+def _write_highest(
+    code: Code, output: ir.Value, groups: ir.Value, weight: ir.Value, highest: ir.Value
+) -> None:
+    """Write the search for the largest exponent of one output."""
+    build, kind = code.builder, code.vector(code.i16, GROUP)
+    width = build.mul(groups, code.number(GROUP))
+    source = code.pointer(weight)
+    first = build.mul(build.mul(output, width), code.number(2))
+    largest = code.variable(code.same(code.i16, GROUP, 0))
+    with code.loop(code.number(0), groups) as group:
+        offset = build.add(first, build.mul(group, code.number(2 * GROUP)))
+        exponents = _exponents(code, code.load(source, offset, kind))
+        largest.set(code.call(f"llvm.umax.v{GROUP}i16", kind, largest.get(), exponents))
+    whole = code.call(f"llvm.vector.reduce.umax.v{GROUP}i16", code.i16, largest.get())
+    place = build.mul(output, code.number(4))
+    code.store(build.zext(whole, code.i32), code.pointer(highest), place)
 
 
 def _write_notes(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
