@@ -221,8 +221,10 @@ def test_a_list_that_does_not_come_is_waited_for_and_that_is_said() -> None:
             os.close(writing)
             return super().read(-1)
 
-    services = World(FakeEngine(echo), stdin=Late(reading)).services
-    ran = run("caption", "--filelist", "-", "-p", "x", services=services)
+    # Closed here: its end as garbage would be the error of a later test.
+    with Late(reading) as late:
+        services = World(FakeEngine(echo), stdin=late).services
+        ran = run("caption", "--filelist", "-", "-p", "x", services=services)
     assert (ran.code, ran.out) == (0, "photos/a.jpg\tx\n")
     note = "note: waiting for the list of pictures on stdin; Ctrl-D ends it where it is typed\n"
     assert ran.err.startswith(note)
