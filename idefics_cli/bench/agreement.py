@@ -10,8 +10,10 @@ from idefics_cli.core.types import GenerationRequest, LoadSpec
 
 # How much worse than the best a token of ours may be in plain transformers' own logits, in
 # standard deviations of these; a token chosen by chance is about 4 worse. With float32 nothing is
-# left to tolerance: the tokens must be equal.
-TOLERANCES = {"bfloat16": 0.25, "float16": 0.1, "quantized": 0.5, "other format": 2.0}
+# left to tolerance: the tokens must be equal. Weights of 4 bit instead of 16 move the logits of
+# random weights by half their standard deviation, and the worst of a hundred tokens by 1.9 to 2.3
+# (idefics2-8b cut to 4 layers; our kernel, and torch's).
+TOLERANCES = {"bfloat16": 0.25, "float16": 0.1, "quantized": 0.5, "other format": 3.0}
 # Answers that are checked token by token where they need not be equal.
 _CHECKED = 4
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics_cli.models import int8_kernel
 from idefics_cli.models.cpu_attention import product_dtype
 from idefics_cli.models.small_linear import SmallLinear
 
@@ -54,9 +55,14 @@ class Int8Linear(SmallLinear):
         return quantize(weight)
 
     def _has_kernel(self) -> bool:
-        return has_kernel()
+        return self._is_compiled() or has_kernel()
+
+    def _is_compiled(self) -> bool:
+        return int8_kernel.is_right() and int8_kernel.fits(self.weight)
 
     def _by_kernel(self, rows: Tensor) -> Tensor:
+        if self._is_compiled():
+            return (int8_kernel.product(rows, self.weight) * self.scale).to(rows.dtype)
         # The kernel is slow in float32. Rounding activations to bfloat16 adds a quarter of the
         # error that the 8-bit weights have.
         ones = torch.ones(self.out_features, dtype=torch.bfloat16)

