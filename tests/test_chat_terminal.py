@@ -152,7 +152,7 @@ def test_a_walk_through_a_chat(
     walk(here, samples, checkpoint("idefics2"))
     here.child.sendintr()
     here.see("Ctrl-D or /exit leaves")
-    assert here.leave() == 0
+    assert here.leave() == 0, here.raw[-800:]
     check_screen(here.raw, mode)
 
 
@@ -210,7 +210,7 @@ def test_a_terminal_with_graphics_shows_the_picture_itself(
     here.see("goes with your next text")
     assert "\u2580" not in here.raw
     here.answer(*samples[0].ask("background"))
-    assert here.leave() == 0
+    assert here.leave() == 0, here.raw[-800:]
 
 
 def test_every_chatting_family_goes_on_with_the_conversation(
@@ -232,7 +232,7 @@ def test_every_chatting_family_goes_on_with_the_conversation(
     here.type("/images")
     here.see(f"turn {len(CHATTING)}")
     assert "error" not in here.raw
-    assert here.leave() == 0
+    assert here.leave() == 0, here.raw[-800:]
 
 
 def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
