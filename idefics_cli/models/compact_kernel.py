@@ -2,7 +2,7 @@
 
 The weights of one output are of much the same size: of the 8 bits of their exponents, 4 are enough
 to tell how far each is below the largest. Sign and fraction stay as they are. The few weights that
-are smaller by more than a factor of 2^15 (of gaussian ones three in 100,000) are noted one by one.
+are smaller by more than a factor of 2^15 (of gaussian ones one in 7,000) are noted one by one.
 For one row, where reading the weights is all that takes time, a quarter less is to be read. Others
 compress exponents further, for GPUs (Zhang et al. 2025, "70% Size, 100% Accuracy", DFloat11).
 """

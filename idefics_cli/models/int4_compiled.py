@@ -1,7 +1,8 @@
 """Linear layers with 4-bit weights whose kernel is compiled for this processor.
 
-Of the time of torch's kernel for 4 bit (see `int4.py`) it takes a quarter to a
-half, and for a prompt it is faster than float32. Weights are rounded alike.
+Of the time of torch's kernel for 4 bit (see `int4.py`) it takes 0.57 for 1 row, 0.46 for 8 and
+0.39 for 32; of the time of float32 0.21 for 1 row, 0.39 for 32 and 0.96 for 512 (14,336 x 4,096,
+torch 2.13, 2 threads of a Xeon with AVX512, interleaved). Weights are rounded alike.
 """
 
 from __future__ import annotations
