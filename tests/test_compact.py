@@ -116,6 +116,7 @@ def test_what_12_bits_do_not_suit_is_left_alone() -> None:
         linear.weight.copy_(wild)
     assert compacted(linear) is None
     assert compacted(nn.Linear(72, 40, dtype=torch.bfloat16)) is None
+    assert compacted(nn.Linear(72, 64)) is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 15, 40])

@@ -66,9 +66,11 @@ def compacted(linear: nn.Linear) -> CompactLinear | None:
     """Return a layer with the weights of *linear* in 12 bits, or None where that cannot be.
 
     Args:
-        linear: In bfloat16, on the CPU; not changed.
+        linear: On the CPU; not changed.
     """
-    if not compact_kernel.is_right() or not compact_kernel.fits(linear.weight):
+    # transformers keeps some layers of some models in float32.
+    fits = linear.weight.dtype == torch.bfloat16 and compact_kernel.fits(linear.weight)
+    if not fits or not compact_kernel.is_right():
         return None
     compact = compact_kernel.pack(linear.weight)
     return None if compact is None else CompactLinear(linear, compact)
