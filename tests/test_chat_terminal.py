@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Terminal:
             program,
             [*before, "-m", "idefics_cli", "chat", "-m", "demo", "--device", "cpu", *mode.arguments,
              *arguments],
-            env=environ, dimensions=(24, mode.columns), timeout=30, encoding="utf-8",
+            env=environ, dimensions=(24, mode.columns), timeout=90, encoding="utf-8",
         )  # fmt: skip
         self.raw = ""
 
@@ -127,12 +128,12 @@ Open = Callable[..., Terminal]
 
 
 @pytest.fixture
-def open_terminal(warm_python: tuple[str, ...]) -> Iterator[Open]:
+def open_terminal() -> Iterator[Open]:
     """Return what opens a terminal with a chat."""
     opened = []
 
     def get(home: Path, *arguments: str, mode: Mode = MODES[0]) -> Terminal:
-        opened.append(Terminal(warm_python, home, *arguments, mode=mode))
+        opened.append(Terminal((sys.executable,), home, *arguments, mode=mode))
         return opened[-1]
 
     yield get
