@@ -80,6 +80,17 @@ def _own_home(_make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture
+def patient_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a captioning run wait for its readers, so that its batches are those of an idle machine.
+
+    On a busy one a thread may need longer to read a picture than the model waits for it.
+    """
+    from idefics_cli.caption.executors import local
+
+    monkeypatch.setattr(local, "_PATIENCE_SECONDS", 60.0)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return what gives the folder of a tiny random checkpoint of a kind in `tiny.KINDS`."""

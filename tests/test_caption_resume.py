@@ -18,6 +18,7 @@ from tests.fakes import FakeEngine
 from tests.outputs import FORMATS, contents, destination
 
 CompletionError = Callable[[Sequence[GenerationRequest]], Exception | None]
+pytestmark = pytest.mark.usefixtures("patient_runs")
 NAMES = tuple(f"{number:02}.jpg" for number in range(12))
 BAD = ImageError("cannot read `photos/03.jpg`: it is cut off", kind="truncated")
 

@@ -42,6 +42,7 @@ from idefics_cli.models import picture as shown
 from idefics_cli.models.families.base import digest_of
 from tests.fakes import FakeEngine, FakeSession
 
+pytestmark = pytest.mark.usefixtures("patient_runs")
 every_executor = pytest.mark.parametrize("executor", EXECUTORS)
 NAMES = tuple(f"{number:02}.jpg" for number in range(25))
 SIZES = {name: [(640, 480), (480, 640), (800, 200)][i * i % 3] for i, name in enumerate(NAMES)}
