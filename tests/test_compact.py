@@ -204,7 +204,7 @@ def test_where_the_kernels_cannot_be_trusted_they_are_not_used(
 
     forget()
     if wrong == "absent":
-        monkeypatch.setattr(compact_kernel, "is_available", lambda: False)
+        monkeypatch.setattr(jit, "is_available", lambda: False)
     else:
         monkeypatch.setattr(compact_kernel, "product", {"refuses": refuses, "lies": lies}[wrong])
     try:

@@ -191,7 +191,7 @@ def test_where_it_cannot_be_trusted_torchs_kernel_is_used(
 
     forget()
     if wrong == "absent":
-        monkeypatch.setattr(int4_kernel, "is_available", lambda: False)
+        monkeypatch.setattr(jit, "is_available", lambda: False)
     else:
         monkeypatch.setattr(int4_kernel, "product", {"refuses": refuses, "lies": lies}[wrong])
     try:

@@ -101,7 +101,7 @@ def test_where_it_cannot_be_trusted_it_is_not_used(
 
     forget()
     if wrong == "absent":
-        monkeypatch.setattr(int8_kernel, "is_available", lambda: False)
+        monkeypatch.setattr(jit, "is_available", lambda: False)
     else:
         monkeypatch.setattr(int8_kernel, "product", {"refuses": refuses, "lies": lies}[wrong])
     try:

@@ -73,3 +73,17 @@ def test_elsewhere_there_are_none(lacks: str, monkeypatch: pytest.MonkeyPatch) -
     else:
         monkeypatch.setattr(jit, "_features", lambda: frozenset({"sse4.2"}))
     assert not jit.is_available()
+
+
+@needed
+def test_a_check_passes_if_it_says_so_where_kernels_are_to_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def finds_no_such_function() -> bool:
+        raise AttributeError("create_pass_builder")
+
+    assert jit.passes(lambda: True)
+    assert not jit.passes(lambda: False)
+    assert not jit.passes(finds_no_such_function)
+    monkeypatch.setattr(jit, "is_available", lambda: False)
+    assert not jit.passes(lambda: True)

@@ -201,6 +201,17 @@ def is_available() -> bool:
         return False
 
 
+def passes(check: Callable[[], bool]) -> bool:
+    """Tell whether kernels can be compiled and run here, and *check*, which uses some, says so."""
+    if not is_available():
+        return False
+    try:
+        return check()
+    except (RuntimeError, OSError, AttributeError, TypeError):
+        # Another version of the compiler may lack what is asked of it.
+        return False
+
+
 @cache
 def vector_bytes() -> int:
     """Return how wide this processor's registers are."""
