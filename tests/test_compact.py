@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from idefics_cli.models import compact, compact_kernel, cpu_attention, jit, widened
+from idefics_cli.models import compact, compact_kernel, cpu_attention, widened
 from idefics_cli.models.compact import CompactLinear, compacted
 from idefics_cli.models.widened import WidenedLinear
+from tests.kernels import (
+    FAULTS,
+    compiled_anew,
+    needs_kernels,
+    relative_error,
+    spoil,
+    torch_threads,
+)
 
-pytestmark = pytest.mark.skipif(not jit.is_available(), reason="kernels are compiled on x86 Linux")
+pytestmark = needs_kernels
 
 
 def weights(outputs: int = 64, width: int = 72) -> Tensor:
@@ -41,49 +47,16 @@ def unpacked(packed: compact_kernel.Compact) -> Tensor:
     return wide.t()
 
 
-def error(given: Tensor, wanted: Tensor) -> float:
-    return float((given.double() - wanted.double()).norm() / wanted.double().norm())
-
-
-def forget() -> None:
-    for known in (
-        compact_kernel.is_right,
-        compact_kernel._pack,
-        compact_kernel._note,
-        compact_kernel._unpack,
-        compact_kernel._product,
-    ):
-        known.cache_clear()
-
-
-@pytest.fixture(params=[32, 64])
-def width_of_registers(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[int]:
-    """Kernels for processors with AVX2, and with AVX512."""
-    size: int = request.param
-    if size > jit.vector_bytes():
-        pytest.skip("this processor has no AVX512")
-    forget()
-    monkeypatch.setattr(compact_kernel, "vector_bytes", lambda: size)
-    yield size
-    forget()
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_weight_comes_out_as_it_went_in(
     threads: int, width_of_registers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compact_kernel, "_WEIGHTS_PER_NOTE", 1)
     weight = unusual()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         packed = compact_kernel.pack(weight)
         assert packed is not None
         back = unpacked(packed)
-    finally:
-        torch.set_num_threads(before)
     # Bit by bit, but for the sign of a zero in an output of zeros.
     assert torch.equal(back, weight.float())
     kept = [row for row in range(64) if row != 1]
@@ -136,7 +109,7 @@ def test_products_are_those_of_the_weights(
     # Each output by itself: they are of very different sizes.
     for output in range(64):
         if weight[output].any():
-            assert error(product[:, output], exact[:, output]) < 1e-4
+            assert relative_error(product[:, output], exact[:, output]) < 1e-4
         else:
             assert not product[:, output].any()
 
@@ -192,25 +165,13 @@ def test_large_layers_for_few_rows_are_kept_so_and_the_others_as_before(
     assert type(model.head) is (WidenedLinear if tied else CompactLinear)
 
 
-@pytest.mark.parametrize("wrong", ["refuses", "lies", "absent"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_where_the_kernels_cannot_be_trusted_they_are_not_used(
-    wrong: str, monkeypatch: pytest.MonkeyPatch
+    fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(rows: Tensor, packed: object) -> Tensor:
-        raise RuntimeError("no such instruction")
-
-    def lies(rows: Tensor, packed: object) -> Tensor:
-        return torch.zeros(len(rows), 48)
-
-    forget()
-    if wrong == "absent":
-        monkeypatch.setattr(jit, "is_available", lambda: False)
-    else:
-        monkeypatch.setattr(compact_kernel, "product", {"refuses": refuses, "lies": lies}[wrong])
-    try:
+    with compiled_anew():
+        spoil(compact_kernel, fault, monkeypatch)
         assert compacted(nn.Linear(48, 80, dtype=torch.bfloat16)) is None
-    finally:
-        forget()
 
 
 def test_the_built_in_model_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from idefics_cli.models import int4, int4_kernel
 from idefics_cli.models.int4 import Int4Linear, dequantize, quantize
 from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.loader import load
+from tests.kernels import relative_error
 
 
 def layer(*, bias: bool = False, width: int = 96, outputs: int = 192) -> nn.Linear:
@@ -24,10 +25,6 @@ def exact(ours: Int4Linear, states: Tensor) -> Tensor:
     """The product with the rounded weights, in float64."""
     out = states.double() @ dequantize(ours.weight, ours.scales).double()
     return out if ours.bias is None else out + ours.bias.double()
-
-
-def error(given: Tensor, wanted: Tensor) -> float:
-    return float((given.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -64,7 +61,7 @@ def test_the_error_is_below_that_of_nf4() -> None:
     weight = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0))
     theirs = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4"))
     ours = dequantize(*quantize(weight, 64)).t()
-    assert error(ours, weight.double()) < 0.95 * error(theirs, weight.double())
+    assert relative_error(ours, weight.double()) < 0.95 * relative_error(theirs, weight.double())
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -88,8 +85,8 @@ def test_few_rows_and_many_give_the_products_of_the_rounded_weights(
         many, few = ours(states), ours(states[:, :3])
     assert (many.dtype, many.shape) == (dtype, (2, 150, 192))
     assert (few.dtype, few.shape) == (dtype, (2, 3, 192))
-    assert error(many, exact(ours, states)) < by_widening
-    assert error(few, exact(ours, states[:, :3])) < by_kernel
+    assert relative_error(many, exact(ours, states)) < by_widening
+    assert relative_error(few, exact(ours, states[:, :3])) < by_kernel
 
 
 @pytest.fixture
@@ -120,7 +117,7 @@ def test_a_kernel_that_is_wrong_missing_or_slow_is_not_used(
     assert not int4.has_kernel()
     ours, states = Int4Linear(layer(bias=True)), torch.randn(1, 96)
     with torch.inference_mode():
-        assert error(ours(states), exact(ours, states)) < 1e-6
+        assert relative_error(ours(states), exact(ours, states)) < 1e-6
 
 
 @pytest.mark.usefixtures("_forgotten")

@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.models import int4_kernel, jit, quantized_layers
+from idefics_cli.models import int4_kernel, quantized_layers
 from idefics_cli.models.int4 import Int4Linear
 from idefics_cli.models.int4_compiled import CompiledInt4Linear, quantize
 from idefics_cli.models.int8 import Int8Linear
 from idefics_cli.models.loader import load
+from tests.kernels import (
+    FAULTS,
+    compiled_anew,
+    needs_kernels,
+    relative_error,
+    spoil,
+    torch_threads,
+)
 
-pytestmark = pytest.mark.skipif(not jit.is_available(), reason="kernels are compiled on x86 Linux")
+pytestmark = needs_kernels
 
 
 def weights(outputs: int = 192, width: int = 96) -> Tensor:
     return torch.randn(outputs, width, generator=torch.Generator().manual_seed(0))
-
-
-def error(given: Tensor, wanted: Tensor) -> float:
-    return float((given.double() - wanted.double()).norm() / wanted.double().norm())
-
-
-def forget() -> None:
-    for known in (
-        int4_kernel.is_right,
-        int4_kernel._product,
-        int4_kernel._round_float32,
-        int4_kernel._round_bfloat16,
-    ):
-        known.cache_clear()
-
-
-@pytest.fixture(params=[32, 64])
-def width_of_registers(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[int]:
-    """Kernels for processors with AVX2, and with AVX512."""
-    size: int = request.param
-    if size > jit.vector_bytes():
-        pytest.skip("this processor has no AVX512")
-    forget()
-    monkeypatch.setattr(int4_kernel, "vector_bytes", lambda: size)
-    yield size
-    forget()
 
 
 def test_what_is_packed_comes_out_again() -> None:
@@ -92,15 +70,11 @@ def test_products_are_those_of_the_rounded_numbers(
     given = torch.randn(rows, 96, generator=torch.Generator().manual_seed(2))
     numbers, scales = int4_kernel.round_rows(given)
     rounded = (numbers.float().reshape(rows, 3, 32) * scales[..., :1]).reshape(rows, 96)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         product = int4_kernel.product(given, packed)
-    finally:
-        torch.set_num_threads(before)
     exact = rounded.double() @ int4_kernel.unpack(packed).double().t()
-    assert error(product, exact) < 1e-6
-    assert error(product, given.double() @ int4_kernel.unpack(packed).double().t()) < 0.012
+    assert relative_error(product, exact) < 1e-6
+    assert relative_error(product, given.double() @ int4_kernel.unpack(packed).double().t()) < 0.012
 
 
 def test_the_largest_numbers_do_not_overflow(width_of_registers: int) -> None:
@@ -141,7 +115,7 @@ def test_large_weights_are_rounded_in_parts_and_to_what_torchs_kernel_gets(
     assert torch.equal(quantize(weight), whole)
     theirs = int4.dequantize(*int4.quantize(weight, 64)).t()
     ours = int4_kernel.unpack(whole)
-    assert error(ours, weight) < 1.02 * error(theirs, weight)
+    assert relative_error(ours, weight) < 1.02 * relative_error(theirs, weight)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -155,7 +129,7 @@ def test_the_layer_keeps_shape_and_dtype_and_adds_its_bias(bias: bool, dtype: to
         linear.weight.copy_(int4_kernel.unpack(ours.packed))
         wanted = linear.float()(states.float())
     assert (given.dtype, given.shape) == (dtype, (2, 7, 192))
-    assert error(given, wanted) < 0.012
+    assert relative_error(given, wanted) < 0.012
 
 
 def test_a_layer_from_kept_numbers_is_the_same() -> None:
@@ -179,29 +153,16 @@ def test_it_is_used_where_groups_come_out_even() -> None:
     assert type(model.get_submodule("lm_head")) is Int8Linear
 
 
-@pytest.mark.parametrize("wrong", ["refuses", "lies", "absent"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_where_it_cannot_be_trusted_torchs_kernel_is_used(
-    wrong: str, monkeypatch: pytest.MonkeyPatch
+    fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(rows: Tensor, packed: Tensor) -> Tensor:
-        raise RuntimeError("no such instruction")
-
-    def lies(rows: Tensor, packed: Tensor) -> Tensor:
-        return torch.zeros(len(rows), 16 * len(packed))
-
-    forget()
-    if wrong == "absent":
-        monkeypatch.setattr(jit, "is_available", lambda: False)
-    else:
-        monkeypatch.setattr(int4_kernel, "product", {"refuses": refuses, "lies": lies}[wrong])
-    try:
+    with compiled_anew():
+        spoil(int4_kernel, fault, monkeypatch)
         layout = quantized_layers.layout()
         model = nn.ModuleDict({"layer": nn.Linear(64, 64)})
         quantized_layers.quantize(model, "4bit", skipped=(), dtype=torch.float32)
-    finally:
-        forget()
     assert type(model["layer"]) is Int4Linear
     monkeypatch.undo()
-    forget()
     # What one kernel's layers are kept in is no place for the other's.
     assert layout != quantized_layers.layout()

@@ -17,6 +17,7 @@ from idefics_cli.models.int8 import Int8Linear, quantize
 from idefics_cli.models.loader import load
 from idefics_cli.models.quantization import SKIPPED
 from tests import tiny
+from tests.kernels import relative_error
 
 
 def layer(*, bias: bool, width: int = 64, outputs: int = 96) -> nn.Linear:
@@ -29,10 +30,6 @@ def exact(linear: nn.Linear, states: Tensor) -> Tensor:
     weight, scale = quantize(linear.weight)
     out = states.double() @ (weight.double() * scale.double()[:, None]).T
     return out if linear.bias is None else out + linear.bias.detach().double()
-
-
-def error(given: Tensor, wanted: Tensor) -> float:
-    return float((given.double() - wanted).norm() / wanted.norm())
 
 
 def test_a_weight_is_off_by_half_a_step_at_most() -> None:
@@ -67,8 +64,8 @@ def test_few_rows_and_many_give_the_products_of_the_rounded_weights(
         many, few = ours(states), ours(states[:, :3])
     assert (many.dtype, many.shape) == (dtype, (2, 50, 96))
     assert (few.dtype, few.shape) == (dtype, (2, 3, 96))
-    assert error(many, exact(linear, states)) < by_widening
-    assert error(few, exact(linear, states[:, :3])) < by_kernel
+    assert relative_error(many, exact(linear, states)) < by_widening
+    assert relative_error(few, exact(linear, states[:, :3])) < by_kernel
 
 
 def misaligned(tensor: Tensor) -> Tensor:
@@ -109,7 +106,7 @@ def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch: pytest.Monke
             int8.has_kernel.cache_clear()
             assert not int8.has_kernel()
             with torch.inference_mode():
-                assert error(ours(states), exact(linear, states)) < 1e-6
+                assert relative_error(ours(states), exact(linear, states)) < 1e-6
     finally:
         int8.has_kernel.cache_clear()
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from idefics_cli.models import jit
+from tests.kernels import needs_kernels, torch_threads
 
 if TYPE_CHECKING:
     from llvmlite import ir
-
-needed = pytest.mark.skipif(not jit.is_available(), reason="kernels are compiled on x86 Linux")
 
 
 def count_up(code: jit.Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
@@ -32,23 +31,19 @@ def _forgotten() -> Iterator[None]:
     jit.is_available.cache_clear()
 
 
-@needed
+@needs_kernels
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("pieces", [1, 2, 7, 1000])
 def test_each_piece_is_done_once(pieces: int, threads: int) -> None:
     kernel = jit.Kernel(count_up, arguments=2)
     counters = torch.zeros(pieces + 1, dtype=torch.int64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         for _ in range(3):
             kernel(pieces, counters.data_ptr(), 5)
-    finally:
-        torch.set_num_threads(before)
     assert counters.tolist() == [15] * pieces + [0]
 
 
-@needed
+@needs_kernels
 def test_on_this_machine_they_are_to_be_had_and_the_compiler_is_installed() -> None:
     import llvmlite.binding as llvm
 
@@ -75,7 +70,7 @@ def test_elsewhere_there_are_none(lacks: str, monkeypatch: pytest.MonkeyPatch) -
     assert not jit.is_available()
 
 
-@needed
+@needs_kernels
 def test_a_check_passes_if_it_says_so_where_kernels_are_to_be_had(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
