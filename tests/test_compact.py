@@ -135,6 +135,15 @@ def test_every_number_of_rows_gives_what_the_layer_gives(
     torch.testing.assert_close(given, wanted, rtol=2**-7, atol=2**-7)
 
 
+def test_a_model_that_is_given_another_dtype_keeps_its_12_bits() -> None:
+    ours = compacted(nn.Linear(72, 64, bias=False, dtype=torch.bfloat16))
+    assert ours is not None
+    states = torch.randn(3, 72)
+    with torch.inference_mode():
+        before = ours(states)
+        assert torch.equal(nn.Sequential(ours).double()(states), before)
+
+
 class _Model(nn.Module):
     """The parts of a model that are told apart."""
 

@@ -28,18 +28,11 @@ class CompactLinear(nn.Module):
         compact: Its weights, from `compact_kernel.pack`.
     """
 
-    packed: Tensor
-    scale: Tensor
-    starts: Tensor
-    places: Tensor
-    values: Tensor
-
     def __init__(self, linear: nn.Linear, compact: Compact) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        for name in ("packed", "scale", "starts", "places", "values"):
-            self.register_buffer(name, getattr(compact, name))
         self.bias: nn.Parameter | None = linear.bias
+        # No buffers: a module would give them another dtype or place than the kernels read.
         self._compact = compact
 
     def forward(self, states: Tensor) -> Tensor:
