@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from idefics_cli.models import jit
+from idefics_cli.models.machine import probe_machine
 from tests.kernels import needs_kernels, torch_threads
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ def test_on_this_machine_they_are_to_be_had_and_the_compiler_is_installed() -> N
 
     assert llvm.get_host_cpu_features()["avx2"]
     assert jit.vector_bytes() in (32, 64)
+
+
+def test_a_probe_of_this_machine_finds_them_too() -> None:
+    assert probe_machine().compiles_kernels == jit.is_available()
 
 
 @pytest.mark.usefixtures("_forgotten")

@@ -22,6 +22,7 @@ PACKAGES = (
     "transformers",
     "bitsandbytes",
     "accelerate",
+    "llvmlite",
     "huggingface-hub",
     "safetensors",
     "tokenizers",
@@ -112,6 +113,12 @@ class Machine:
         bitsandbytes 0.50, `functional.has_avx512bf16`: AVX512_BF16 and nothing less.
         """
         return "avx512_bf16" in self.cpu_flags
+
+    @property
+    def compiles_kernels(self) -> bool:
+        """Whether kernels can be compiled for this processor; as `jit.is_available`."""
+        can_run = self.platform == "Linux x86_64" and {"avx2", "fma"} <= self.cpu_flags
+        return can_run and self.has("llvmlite")
 
     def has(self, distribution: str) -> bool:
         """Tell whether *distribution* is installed and not known to be broken."""

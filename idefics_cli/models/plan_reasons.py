@@ -237,9 +237,12 @@ def _has_x86_bf16(machine: Machine) -> bool:
 
 def _products(context: Context) -> Reason:
     """Return by which kernels the weights are multiplied on a CPU."""
+    # As `weights.py`, `int8.py` and `widened.py`, which look at what was loaded.
     option, machine = context.option, context.machine
     if option.quantization == "8bit" and context.facts.stored is None:
-        return Reason("products", "int8", "few rows by torch's kernel for 8-bit weights")
+        theirs = "torch's kernel for 8-bit weights"
+        kernel = "a kernel compiled for this processor" if machine.compiles_kernels else theirs
+        return Reason("products", "int8", f"few rows by {kernel}")
     if option.quantization == "4bit" and option.format_4bit == "int4":
         why = "4-bit numbers in groups of 32; bitsandbytes' nf4 has no kernel for this processor"
         return Reason("products", "int4", why)
@@ -247,7 +250,9 @@ def _products(context: Context) -> Reason:
         if _has_x86_bf16(machine):
             return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
         if {"avx2", "avx512f"} & machine.cpu_flags:
-            why = "kept in 12 bits without loss where few rows are multiplied, many in float32"
+            compact = "kept in 12 bits without loss where few rows are multiplied"
+            few = compact if machine.compiles_kernels else "few rows are multiplied one by one"
+            why = f"{few}, many in float32"
             return Reason("products", "widened", why)
     if option.quantization == "none":
         return Reason(
