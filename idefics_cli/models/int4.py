@@ -47,7 +47,6 @@ class Int4Linear(SmallLinear):
     """
 
     NUMBERS = ("weight", "scales")
-    FEW_ROWS = _FEW_ROWS
 
     weight: Tensor
     scales: Tensor
@@ -60,8 +59,9 @@ class Int4Linear(SmallLinear):
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         return quantize(weight, block())
 
-    def _has_kernel(self) -> bool:
-        return has_kernel()
+    def _products(self, rows: Tensor) -> Tensor:
+        few = len(rows) <= _FEW_ROWS and has_kernel()
+        return self._by_kernel(rows) if few else self._by_widening(rows)
 
     def _by_kernel(self, rows: Tensor) -> Tensor:
         # In float32 the kernel is 30 times as slow. Rounding activations to bfloat16 adds a

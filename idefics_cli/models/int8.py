@@ -17,13 +17,14 @@ from idefics_cli.models import int8_kernel
 from idefics_cli.models.cpu_attention import product_dtype
 from idefics_cli.models.small_linear import SmallLinear
 
-# Up to so many rows the kernel is faster than widening the weights for a matrix product: 0.44 of
-# the time of float32 for 1 row, 0.52 for 16; 1.15 for 64, and 2.9 for 768, where widening first
-# takes 1.05 (4,096 x 6,144, torch 2.13, one core of a Xeon with AVX512, interleaved).
+# Up to so many rows torch's kernel is faster than widening the weights for a matrix product, and
+# ours more so: torch's takes 0.44 of the time of float32 for 1 row, 0.52 for 16; 1.15 for 64, and
+# 2.9 for 768, where widening first takes 1.05 (4,096 x 6,144, torch 2.13, one core of a Xeon with
+# AVX512, interleaved).
 _FEW_ROWS = 32
 # Outputs whose weights are widened together: 16 MiB of float32 at a width of 4,096.
 _WIDENED = 1024
-# Where torch puts its own tensors. The kernel's code for the last rows and outputs reads by
+# Where torch puts its own tensors. Its kernel's code for the last rows and outputs reads by
 # instructions that crash elsewhere, as in a mapped file (torch 2.13).
 _ALIGNMENT = 64
 
@@ -41,7 +42,6 @@ class Int8Linear(SmallLinear):
     """
 
     NUMBERS = ("weight", "scale")
-    FEW_ROWS = _FEW_ROWS
 
     weight: Tensor
     scale: Tensor
@@ -54,15 +54,15 @@ class Int8Linear(SmallLinear):
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         return quantize(weight)
 
-    def _has_kernel(self) -> bool:
-        return self._is_compiled() or has_kernel()
+    def _products(self, rows: Tensor) -> Tensor:
+        if len(rows) <= _FEW_ROWS:
+            if int8_kernel.is_right() and int8_kernel.fits(self.weight):
+                return (int8_kernel.product(rows, self.weight) * self.scale).to(rows.dtype)
+            if has_kernel():
+                return self._by_torchs_kernel(rows)
+        return self._by_widening(rows)
 
-    def _is_compiled(self) -> bool:
-        return int8_kernel.is_right() and int8_kernel.fits(self.weight)
-
-    def _by_kernel(self, rows: Tensor) -> Tensor:
-        if self._is_compiled():
-            return (int8_kernel.product(rows, self.weight) * self.scale).to(rows.dtype)
+    def _by_torchs_kernel(self, rows: Tensor) -> Tensor:
         # The kernel is slow in float32. Rounding activations to bfloat16 adds a quarter of the
         # error that the 8-bit weights have.
         ones = torch.ones(self.out_features, dtype=torch.bfloat16)
@@ -83,7 +83,7 @@ class Int8Linear(SmallLinear):
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Return *tensor*, or a copy of it where the kernel can read it."""
+    """Return *tensor*, or a copy of it where torch's kernel can read it."""
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 

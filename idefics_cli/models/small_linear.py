@@ -17,9 +17,7 @@ class SmallLinear(nn.Module):
     """
 
     NUMBERS: ClassVar[tuple[str, ...]]
-    """Names of the buffers, in the order of `_quantize`."""
-    FEW_ROWS: ClassVar[int]
-    """Up to so many rows the kernel is faster than widening the weights for a matrix product."""
+    """Names of the buffers."""
 
     bias: Tensor | None
 
@@ -47,23 +45,10 @@ class SmallLinear(nn.Module):
         out = self._products(rows).reshape(*states.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
+    def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the numbers of *weight* (out, in), in the order of `NUMBERS`."""
+        raise NotImplementedError
+
     def _products(self, rows: Tensor) -> Tensor:
         """Return the products (N, out) of *rows* (N, in), without the bias, in their dtype."""
-        few = len(rows) <= self.FEW_ROWS and self._has_kernel()
-        return self._by_kernel(rows) if few else self._by_widening(rows)
-
-    def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Return the numbers of *weight* (out, in)."""
-        raise NotImplementedError
-
-    def _has_kernel(self) -> bool:
-        """Tell whether the kernel can be used here."""
-        raise NotImplementedError
-
-    def _by_kernel(self, rows: Tensor) -> Tensor:
-        """Return the products (N, out) of a few *rows* (N, in), without the bias."""
-        raise NotImplementedError
-
-    def _by_widening(self, rows: Tensor) -> Tensor:
-        """Return the products (N, out) of many *rows* (N, in), without the bias."""
         raise NotImplementedError
