@@ -57,7 +57,7 @@ class Kernel:
             pieces: How many; each is done once.
             arguments: Numbers, and addresses of tensors.
         """
-        threads = min(torch.get_num_threads(), pieces)
+        threads = max(1, min(torch.get_num_threads(), pieces))
         chunk = max(1, pieces // (threads * _CHUNKS_PER_THREAD))
         shared = self._buffer(0, pieces, chunk, *arguments)
         if threads == 1:
