@@ -201,28 +201,49 @@ def _write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> N
         base = build.mul(base, code.number(GROUP_BYTES))
         with code.loop(code.number(0), code.number(LANES)) as lane:
             given, below, is_told = _told(code, (block, lane, group), groups, weight, highest)
+            # What is noted counts as the smallest that 12 bits tell; see `_write_product`.
             zeros = code.same(code.i16, GROUP, 0)
-            signs = build.and_(
-                build.lshr(given, code.same(code.i16, GROUP, 8)), code.same(code.i16, GROUP, 128)
-            )
-            rest = build.or_(signs, build.and_(given, code.same(code.i16, GROUP, 127)))
-            rest = build.trunc(build.select(is_told, rest, zeros), code.vector(code.i8, GROUP))
-            for number in range(GROUP):
-                byte = build.extract_element(rest, code.ir.Constant(code.i32, number))
-                place = build.add(base, build.add(lane, code.number(LANES * number)))
-                code.store(byte, target, place)
+            bytes_ = build.select(is_told, _signs_and_fractions(code, given), zeros)
+            _store_bytes(code, bytes_, target, base, lane)
             levels = build.sub(code.same(code.i16, GROUP, _LOWEST), below)
-            levels = build.zext(build.select(is_told, levels, zeros), code.vector(code.i32, GROUP))
-            shifts = code.ir.Constant(code.vector(code.i32, GROUP), list(range(0, 32, 4)))
-            word = code.call(
-                f"llvm.vector.reduce.or.v{GROUP}i32", code.i32, build.shl(levels, shifts)
-            )
-            place = build.add(base, build.mul(lane, code.number(4)))
-            code.store(word, target, build.add(place, code.number(_EXPONENTS_AT)))
+            _store_levels(code, build.select(is_told, levels, zeros), target, base, lane)
             missing = build.zext(build.not_(is_told), code.vector(code.i8, GROUP))
             more = code.call(f"llvm.vector.reduce.add.v{GROUP}i8", code.i8, missing)
             count.set(build.add(count.get(), build.zext(more, code.i64)))
     code.store(count.get(), code.pointer(counts), build.mul(block, code.number(8)))
+
+
+def _signs_and_fractions(code: Code, given: ir.Value) -> ir.Value:
+    """Return a sign and 7 bits of fraction of each weight, in the lower half of 16 bits."""
+    build = code.builder
+    signs = build.and_(
+        build.lshr(given, code.same(code.i16, GROUP, 8)), code.same(code.i16, GROUP, 128)
+    )
+    return build.or_(signs, build.and_(given, code.same(code.i16, GROUP, 127)))
+
+
+def _store_bytes(
+    code: Code, bytes_: ir.Value, target: ir.Value, base: ir.Value, lane: ir.Value
+) -> None:
+    """Write the lower halves of 8 numbers of a lane, those of other lanes between them."""
+    build = code.builder
+    narrow = build.trunc(bytes_, code.vector(code.i8, GROUP))
+    for number in range(GROUP):
+        byte = build.extract_element(narrow, code.ir.Constant(code.i32, number))
+        place = build.add(base, build.add(lane, code.number(LANES * number)))
+        code.store(byte, target, place)
+
+
+def _store_levels(
+    code: Code, levels: ir.Value, target: ir.Value, base: ir.Value, lane: ir.Value
+) -> None:
+    """Write 8 exponents of a lane, 4 bits each, as the word that `_word` reads."""
+    build = code.builder
+    wide = build.zext(levels, code.vector(code.i32, GROUP))
+    shifts = code.ir.Constant(code.vector(code.i32, GROUP), list(range(0, 32, 4)))
+    word = code.call(f"llvm.vector.reduce.or.v{GROUP}i32", code.i32, build.shl(wide, shifts))
+    place = build.add(base, build.mul(lane, code.number(4)))
+    code.store(word, target, build.add(place, code.number(_EXPONENTS_AT)))
 
 
 def _write_highest(
@@ -357,14 +378,9 @@ def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -
     """Write the products of all rows with 16 outputs."""
     groups, rows, states, _, scale, starts, places, values, out, outputs = arguments
     build = code.builder
-    begin = code.number(0)
-    for count in (_TOGETHER, 4, 1) if vector_bytes() == 64 else (2, 1):
-        passes = build.udiv(build.sub(rows, begin), code.number(count))
-        stop = build.add(begin, build.mul(passes, code.number(count)))
-        with code.loop(begin, stop, count) as row:
-            for part in range(4 * LANES // vector_bytes()):
-                _write_rows(code, (row, count), block, part, arguments)
-        begin = stop
+    for portion in code.portions(rows, (_TOGETHER, 4, 1) if vector_bytes() == 64 else (2, 1)):
+        for part in range(4 * LANES // vector_bytes()):
+            _write_rows(code, portion, block, part, arguments)
     width = build.mul(groups, code.number(GROUP))
     first = build.mul(block, code.number(LANES))
     with _notes(code, block, starts, places, values) as (lane, column, value):

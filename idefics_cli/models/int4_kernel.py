@@ -150,14 +150,9 @@ def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -
     """Write the products of all rows with 16 outputs."""
     writer = _Product(code, block, *arguments)
     # As many rows at a time as registers hold sums of.
-    first = code.number(0)
-    for count in (8, 4, 1) if vector_bytes() == 64 else (2, 1):
-        passes = code.builder.udiv(code.builder.sub(writer.rows, first), code.number(count))
-        stop = code.builder.add(first, code.builder.mul(passes, code.number(count)))
-        with code.loop(first, stop, count) as row:
-            for part in range(64 // vector_bytes()):
-                writer.write(row, count, part)
-        first = stop
+    for row, count in code.portions(writer.rows, (8, 4, 1) if vector_bytes() == 64 else (2, 1)):
+        for part in range(4 * LANES // vector_bytes()):
+            writer.write(row, count, part)
 
 
 class _Product:
@@ -171,7 +166,8 @@ class _Product:
         packed: Weights, from `pack`.
         numbers: The rows, from `round_rows`.
         scales: Likewise.
-        out: (rows, out) float32, one after the other.
+        out: (rows, outputs) float32, one after the other.
+        outputs: Of all blocks.
     """
 
     def __init__(

@@ -73,17 +73,12 @@ def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -
     rows, width, outputs, states, weight, out = arguments
     build = code.builder
     first = build.mul(piece, code.number(_TOGETHER))
-    # The last outputs are done twice rather than by other code.
+    # The last outputs are done twice, with the same result, rather than by other code.
     highest = build.sub(outputs, code.number(_TOGETHER))
     first = build.select(build.icmp_signed("<", first, highest), first, highest)
     places = (code.pointer(states), code.pointer(weight), code.pointer(out))
-    begin = code.number(0)
-    for count in (4, 1) if vector_bytes() == 64 else (2, 1):
-        passes = build.udiv(build.sub(rows, begin), code.number(count))
-        stop = build.add(begin, build.mul(passes, code.number(count)))
-        with code.loop(begin, stop, count) as row:
-            _write_rows(code, (row, count), first, (width, outputs), places)
-        begin = stop
+    for portion in code.portions(rows, (4, 1) if vector_bytes() == 64 else (2, 1)):
+        _write_rows(code, portion, first, (width, outputs), places)
 
 
 def _write_rows(
@@ -93,36 +88,40 @@ def _write_rows(
     shape: tuple[ir.Value, ir.Value],
     places: tuple[ir.Value, ir.Value, ir.Value],
 ) -> None:
-    """Write the products of some rows, from the first on, with some outputs."""
+    """Write the products of some rows with some outputs.
+
+    Args:
+        code: Where to.
+        rows: The first, and how many.
+        output: The first.
+        shape: How wide a row is, and how many outputs there are in all.
+        places: Of all rows, weights and products.
+    """
     (row, count), (width, outputs), (states, weight, out) = rows, shape, places
     build, lanes = code.builder, vector_bytes() // 4
     small, wide = code.vector(code.i8, lanes), code.vector(code.f32, lanes)
-    numbers = [build.add(row, code.number(each)) for each in range(count)]
-    weights = [build.add(output, code.number(each)) for each in range(_TOGETHER)]
+    row_numbers = [build.add(row, code.number(each)) for each in range(count)]
+    output_numbers = [build.add(output, code.number(each)) for each in range(_TOGETHER)]
     nothing = code.same(code.f32, lanes, 0.0)
     sums = {(r, o): code.variable(nothing) for r in range(count) for o in range(_TOGETHER)}
     with code.loop(code.number(0), width, STEP) as begin:
-        for each in weights:
-            if count == 1:
-                offset = build.add(build.mul(each, width), begin)
+        if count == 1:
+            for number in output_numbers:
+                offset = build.add(build.mul(number, width), begin)
                 code.prefetch(weight, build.add(offset, code.number(_AHEAD)))
         for part in range(0, STEP, lanes):
             at = build.add(begin, code.number(part))
-            given = [
-                code.load(
-                    states,
-                    build.mul(build.add(build.mul(each, width), at), code.number(4)),
-                    wide,
-                )
-                for each in numbers
-            ]
-            for o, each in enumerate(weights):
-                narrow = code.load(weight, build.add(build.mul(each, width), at), small)
+            row_parts = []
+            for number in row_numbers:
+                offset = build.mul(build.add(build.mul(number, width), at), code.number(4))
+                row_parts.append(code.load(states, offset, wide))
+            for o, number in enumerate(output_numbers):
+                narrow = code.load(weight, build.add(build.mul(number, width), at), small)
                 value = build.sitofp(narrow, wide)
-                for r, states_part in enumerate(given):
-                    sums[r, o].set(code.fused(value, states_part, sums[r, o].get()))
+                for r, row_part in enumerate(row_parts):
+                    sums[r, o].set(code.fused(value, row_part, sums[r, o].get()))
     add = f"llvm.vector.reduce.fadd.v{lanes}f32"
     for (r, o), total in sums.items():
         whole = code.call(add, code.f32, code.ir.Constant(code.f32, -0.0), total.get())
-        place = build.add(build.mul(numbers[r], outputs), weights[o])
+        place = build.add(build.mul(row_numbers[r], outputs), output_numbers[o])
         code.store(whole, out, build.mul(place, code.number(4)))

@@ -48,6 +48,7 @@ class Kernel:
         self._address = address
         # Called at once where a second thread has nothing to do.
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+        # The next piece, the number of pieces, those of a chunk, and the arguments.
         self._buffer = ctypes.c_int64 * (3 + arguments)
 
     def __call__(self, pieces: int, *arguments: int) -> None:
@@ -55,7 +56,7 @@ class Kernel:
 
         Args:
             pieces: How many; each is done once.
-            arguments: Numbers, and addresses of tensors.
+            arguments: Numbers, and addresses of tensors, which must not be freed meanwhile.
         """
         threads = max(1, min(torch.get_num_threads(), pieces))
         chunk = max(1, pieces // (threads * _CHUNKS_PER_THREAD))
@@ -158,6 +159,20 @@ class Code:
         number.set(build.add(value, self.number(step)))
         build.branch(head)
         build.position_at_end(end)
+
+    def portions(self, total: ir.Value, sizes: Sequence[int]) -> Iterator[tuple[ir.Value, int]]:
+        """Yield the first number and the size of portions of 0 to below *total*.
+
+        The caller writes code for each of *sizes* once; it is repeated as often as the size goes
+        into what the sizes before have left.
+        """
+        first = self.number(0)
+        for size in sizes:
+            count = self.builder.udiv(self.builder.sub(total, first), self.number(size))
+            stop = self.builder.add(first, self.builder.mul(count, self.number(size)))
+            with self.loop(first, stop, size) as number:
+                yield number, size
+            first = stop
 
     def _at(self, base: ir.Value, offset: ir.Value | int) -> ir.Value:
         offset = self.number(offset) if isinstance(offset, int) else offset
