@@ -31,51 +31,52 @@ needs_forks = pytest.mark.skipif(not can_fork(), reason="Linux tells pages, othe
 # Forks
 
 
-def told_by(program: str) -> dict[str, int]:
-    """Return what a process tells that runs *program*; one without the threads of the tests."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    told = json.loads(done.stdout)
+SIZE = 64 << 20
+# As much of a mapped file, and as much of its own, all of it resident.
+MAPPED = f"""
+import json, mmap, resource, sys
+from idefics_cli.bench import forks
+from idefics_cli.bench.child import _peak_resident_bytes
+file = open(sys.argv[1], "rb")
+mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+own = bytearray({SIZE})
+for place in range(0, len(own), 4096):
+    own[place] = mapped[place]
+"""
+
+
+def told_by(program: str, folder: Path) -> dict[str, int]:
+    """Return what a process tells that runs `MAPPED` and *program*.
+
+    It is a process of its own because the tests' has threads.
+    """
+    file = folder / "file"
+    file.write_bytes(bytes(SIZE))
+    command = [sys.executable, "-c", MAPPED + program, str(file)]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert isinstance(told, dict)
     return told
 
 
-# 64 MB of a mapped file and 64 MB of its own, all of it resident.
-_MAPPED = """
-import json, mmap, os, resource, sys
-from idefics_cli.bench import forks
-from idefics_cli.bench.child import _peak_resident_bytes
-file = open({path!r}, "rb")
-mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-own = bytearray(64 << 20)
-for place in range(0, len(own), 4096):
-    own[place] = mapped[place]
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-"""
-
-
 @needs_forks
 def test_a_fork_has_as_much_memory_as_its_parent(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(64 << 20))
     told = told_by(
-        _MAPPED.format(path=str(path))
-        + """
+        """
 parent = _peak_resident_bytes()
 forks.in_fork(lambda: print(json.dumps({"parent": parent, "fork": _peak_resident_bytes()})))
-"""
+""",
+        tmp_path,
     )
-    assert told["parent"] > 128 << 20
+    assert told["parent"] > 2 * SIZE
     assert told["fork"] == pytest.approx(told["parent"], rel=0.02)
 
 
 @needs_forks
 def test_a_fork_writes_to_its_memory_without_copying_it_first(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(64 << 20))
     told = told_by(
-        _MAPPED.format(path=str(path))
-        + """
+        """
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work():
     before = faults()
     for place in range(0, len(own), 4096):
@@ -83,9 +84,10 @@ def work():
         mapped[place]
     print(json.dumps({"faults": faults() - before}))
 forks.in_fork(work)
-"""
+""",
+        tmp_path,
     )
-    assert told["faults"] < 0.01 * 2 * (64 << 20) / 4096
+    assert told["faults"] < 0.01 * 2 * SIZE / 4096
 
 
 @needs_forks
@@ -128,7 +130,7 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Importer]]:
+def started() -> Iterator[list[Importer]]:
     """Importers that are closed at the end."""
     made: list[Importer] = []
     yield made
@@ -217,11 +219,16 @@ def measured(
     device: str = "cpu",
     rounds: int = 1,
     fails: bool = False,
+    plain_token: str = "A",
 ) -> Report:
     FakeImporter.made, FakeImporter.fails = [], fails
     monkeypatch.setattr(processes, "Importer", FakeImporter)
     monkeypatch.setattr(processes, "can_fork", lambda: True)
-    monkeypatch.setattr(processes, "_first_output", lambda command, clock: (4.0, "A"))
+    monkeypatch.setattr(
+        processes,
+        "_first_output",
+        lambda command, clock: (4.0, "A" if "idefics_cli" in command else plain_token),
+    )
     stand, report = Stand(spec=replace(SPEC, device=device)), Report()
     run(names, stand.world, replace(QUICK, pace=Pace(rounds, 1e9)), report)
     assert all(importer.is_closed for importer in FakeImporter.made)
@@ -243,6 +250,12 @@ def test_the_process_that_imported_for_start_loads_for_load(
     ]  # fmt: skip
     # A look at the clock takes 2 seconds.
     assert "alone takes 2.00 s; ours takes 2.00 times as long" in report.rows[0].notes[0]
+
+
+def test_another_first_token_is_told_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = measured("start", monkeypatch=monkeypatch, plain_token="The").rows
+    assert not row.agreement.agrees
+    assert row.agreement.text == "first token 'A', plain 'The': differs"
 
 
 def test_load_alone_starts_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

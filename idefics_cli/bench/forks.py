@@ -78,5 +78,7 @@ def _own_memory(parent: int) -> None:
 
 
 def _populate(address: int, size: int, advice: int) -> int:
+    """Bring *size* bytes from a page's *address* on into memory; return 0, or -1 if that failed."""
+    # Python is linked with the C library, where this is.
     madvise = ctypes.pythonapi.madvise
     return int(madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice))

@@ -78,10 +78,8 @@ class Importer:
     def __init__(self, family: str) -> None:
         # Errors go to a file: a full pipe that nobody reads would stop the process.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
-        self._command = [
-            *(sys.executable, "-c"),
-            _PROGRAM.format(model_class=_CLASSES[family]),
-        ]
+        program = _PROGRAM.format(model_class=_CLASSES[family])
+        self._command = [sys.executable, "-c", program]
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from idefics_cli.bench.agreement import Agreement
 from idefics_cli.bench.forks import can_fork
@@ -21,6 +22,8 @@ from idefics_cli.core.types import LoadSpec
 _ROUNDS = 3
 _TIMEOUT_SECONDS = 1800.0
 _NEW_TOKENS = 4
+
+_Name = TypeVar("_Name", bound=str)
 
 # As people copy it from the model documentation, timed from outside. `legacy` is what keeps the
 # tokens right for Llama tokenizers; it costs nothing.
@@ -70,9 +73,11 @@ def start(stage: Stage) -> Iterator[Row | Skipped]:
     watch = Watch(stage.world.instruments)
     with watch.watching():
         times, texts = _race(stage, runs, watch)
-    alike = texts["ours"] == texts["plain"] or stage.allowed is not None
-    told = "" if texts["ours"] == texts["plain"] else f"first token {texts}: "
-    text = "the same first token" if not told else f"{told}{'tolerated' if alike else 'differs'}"
+    same = texts["ours"] == texts["plain"]
+    agrees = same or stage.allowed is not None
+    both = f"{texts['ours']!r}, plain {texts['plain']!r}"
+    verdict = "tolerated" if agrees else "differs"
+    text = "the same first token" if same else f"first token {both}: {verdict}"
     imported = times["imports"].median
     yield Row(
         "start",
@@ -82,7 +87,7 @@ def start(stage: Stage) -> Iterator[Row | Skipped]:
         False,
         times["ours"],
         times["plain"],
-        Agreement(alike, float(not told), 1, stage.allowed, None, text),
+        Agreement(agrees, float(same), 1, stage.allowed, None, text),
         watch.foreign_cores,
         watch.reference,
         (
@@ -98,23 +103,16 @@ def load(stage: Stage) -> Iterator[Row | Skipped]:
     sides: tuple[Side, Side] = ("ours", "plain")
     found: dict[Side, list[Loading]] = {side: [] for side in sides}
     watch = Watch(stage.world.instruments)
-    began = stage.world.instruments.clock()
     try:
         with watch.watching():
-            for number in range(_rounds(stage)):
-                for side in sides if number % 2 == 0 else sides[::-1]:
-                    stage.world.say(f"load: {side}, round {number + 1}")
-                    found[side].append(_load(stage, side, picture))
-                watch.refer()
-                if _is_over(stage, began):
-                    break
+            for side in _turns(stage, "load", sides, watch):
+                found[side].append(_load(stage, side, picture))
     finally:
         stage.keep(None)
-    alike = found["ours"][0].tokens == found["plain"][0].tokens
-    text = "the same tokens" if alike else "other tokens"
-    agreement = Agreement(
-        alike or stage.allowed is not None, float(alike), 1, stage.allowed, None, text
-    )
+    same = found["ours"][0].tokens == found["plain"][0].tokens
+    text = "the same tokens" if same else "other tokens"
+    agrees = same or stage.allowed is not None
+    agreement = Agreement(agrees, float(same), 1, stage.allowed, None, text)
     on = "GPU memory" if stage.spec.device.startswith("cuda") else "resident memory"
     for name, compares, unit, values in (
         ("load", "from the files to a model that can answer, all imported", "s", _load_seconds),
@@ -142,29 +140,29 @@ def _peak_gigabytes(loading: Loading) -> float:
     return loading.peak_bytes / 1e9
 
 
-def _rounds(stage: Stage) -> int:
-    return 1 if stage.choices.quick else min(_ROUNDS, stage.choices.pace.rounds)
-
-
-def _is_over(stage: Stage, began: float) -> bool:
-    return stage.world.instruments.clock() - began >= stage.choices.pace.seconds
-
-
 def _race(
     stage: Stage, runs: Mapping[str, Callable[[], tuple[float, str]]], watch: Watch
 ) -> tuple[dict[str, Series], dict[str, str]]:
+    """Return the seconds that each of *runs* took, and what it wrote last."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     texts = {}
-    began = stage.world.instruments.clock()
-    for number in range(_rounds(stage)):
-        for name in list(runs) if number % 2 == 0 else list(runs)[::-1]:
-            stage.world.say(f"start: {name}, round {number + 1}")
-            taken, texts[name] = runs[name]()
-            seconds[name].append(taken)
-        watch.refer()
-        if _is_over(stage, began):
-            break
+    for name in _turns(stage, "start", list(runs), watch):
+        taken, texts[name] = runs[name]()
+        seconds[name].append(taken)
     return {name: Series(tuple(values)) for name, values in seconds.items()}, texts
+
+
+def _turns(stage: Stage, scenario: str, names: Sequence[_Name], watch: Watch) -> Iterator[_Name]:
+    """Yield *names* in each round, every other time from the last, until the time is over."""
+    clock, pace = stage.world.instruments.clock, stage.choices.pace
+    began = clock()
+    for number in range(1 if stage.choices.quick else min(_ROUNDS, pace.rounds)):
+        for name in names if number % 2 == 0 else names[::-1]:
+            stage.world.say(f"{scenario}: {name}, round {number + 1}")
+            yield name
+        watch.refer()
+        if clock() - began >= pace.seconds:
+            break
 
 
 def _imports(stage: Stage, clock: Clock) -> tuple[float, str]:
