@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,19 @@ def _asks_the_model(example: Example) -> bool:
 
 @pytest.fixture(scope="module")
 def bin_folder(tmp_path_factory: pytest.TempPathFactory, warm_python: tuple[str, ...]) -> Path:
-    folder = tmp_path_factory.mktemp("bin")
+    return _with_programs(tmp_path_factory.mktemp("bin"), warm_python)
+
+
+@pytest.fixture(scope="module")
+def fresh_bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs for a terminal, whose process is then the one that it started."""
+    return _with_programs(tmp_path_factory.mktemp("fresh"), (sys.executable,))
+
+
+def _with_programs(folder: Path, python: tuple[str, ...]) -> Path:
     scripts = {
-        "idefics": f'exec {shlex.join(warm_python)} -m tests.readme_idefics "$@"',
-        "idefics-real": f'exec {shlex.join(warm_python)} -m idefics_cli "$@"',
+        "idefics": f'exec {shlex.join(python)} -m tests.readme_idefics "$@"',
+        "idefics-real": f'exec {shlex.join(python)} -m idefics_cli "$@"',
         "curl": "cat photo.jpg",
     }
     for name, script in scripts.items():
@@ -108,14 +118,14 @@ def test_a_command_of_readme_works(example: Example, place: Path, bin_folder: Pa
 
 @pytest.mark.parametrize("example", [*filter(_is_typed_into, examples())], ids=str)
 def test_a_chat_of_readme_begins_answers_and_ends(
-    example: Example, place: Path, bin_folder: Path
+    example: Example, place: Path, fresh_bin_folder: Path
 ) -> None:
     pexpect = pytest.importorskip("pexpect")
     # The first makes the chat that `-c` goes on with.
     for command in ("idefics chat", example.command):
         child = pexpect.spawn(
-            "bash", ["-c", command], cwd=str(place), env=_environ(place, bin_folder),
-            timeout=30, encoding="utf-8",
+            "bash", ["-c", command], cwd=str(place), env=_environ(place, fresh_bin_folder),
+            timeout=90, encoding="utf-8",
         )  # fmt: skip
         child.expect(PROMPT)
         child.send("What is in it?\r")
