@@ -42,6 +42,31 @@ class CpuCapture:
         return replay
 
 
+class LateBeside:
+    """What a GPU does on a stream of its own, on the CPU: what it made is right after `join` only.
+
+    Attributes:
+        made: How many tensors each work made.
+    """
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.is_busy = False
+        self._late: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self, work: Callable[[], object]) -> None:
+        made = [tensor for tensor in tree_leaves(work()) if isinstance(tensor, Tensor)]
+        self.made.append(len(made))
+        for tensor in made:
+            self._late.append((tensor, tensor.clone()))
+            tensor.fill_(torch.nan)
+
+    def join(self) -> None:
+        for tensor, right in self._late:
+            tensor.copy_(right)
+        self._late = []
+
+
 class _Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()

@@ -36,10 +36,10 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine import Prepared, engine_factory
 from idefics_cli.engine.cancel import Flag
-from idefics_cli.engine.decode import Row, _sample
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.prefill import Prompt, prefill
+from idefics_cli.engine.sampling import Row, _sample
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.library import Model
 from idefics_cli.models.loader import Loaded

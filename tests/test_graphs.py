@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from idefics_cli.core.types import Sampling
 from idefics_cli.engine.graphs import Graphs, bucket, graphs_problem
 from idefics_cli.engine.inference import Inference
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.slots import kept_in_order
 from idefics_cli.engine.steps import slots_problem
+from idefics_cli.engine.transfer import Arrival
 from tests import tiny
 from tests.recording import CpuCapture
 from tests.test_decode_rows import LIMITS, mixed
@@ -96,6 +98,67 @@ def test_what_was_recorded_serves_later_requests_and_their_turns(
         assert len(kept._marks) == answer.prompt_tokens + answer.new_tokens - 1
     # Of one image IDEFICS-1 has other buffers than of two; the others have one recording.
     assert len(capture.recordings) == (2 if kind == "idefics" else 1)
+
+
+@pytest.mark.parametrize("kind", ["idefics", "idefics2"])
+def test_replies_that_end_by_themselves_end_alike_where_steps_run_ahead(
+    kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(kind)
+    family = engine._require().family
+    prepared = as_request(engine, CONVERSATIONS["one image"], sampling=Sampling(max_new_tokens=12))
+    (answer,) = engine.complete([prepared])
+    monkeypatch.setattr(family, "stop_ids", {answer.token_ids[4]})
+    capture = CpuCapture()
+    inference = inference_of(engine, capture)
+
+    expected = engine.complete([prepared])[0].token_ids
+    assert len(expected) <= 5
+    assert tokens(inference, [prepared]) == [list(expected)]
+    # One for each token but the first, and one that was begun before the last was read.
+    assert capture.replays == len(expected)
+    # What is kept for the next turn is of its tokens and no others.
+    again = inference.answer([prepared], Never())
+    assert again.reused_tokens == answer.prompt_tokens - 1
+    assert list(again.rows[0].tokens) == list(expected)
+    assert tokens(inference, mixed(engine)) == [
+        list(each.token_ids) for each in engine.complete(mixed(engine))
+    ]
+
+
+def test_a_step_that_is_quick_is_begun_before_the_tokens_of_the_last_are_read(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("idefics2")
+    told: list[str] = []
+
+    class Watched(Arrival):
+        def __init__(self, tensor: Tensor) -> None:
+            told.append("begun")
+            super().__init__(tensor)
+
+        def tolist(self) -> list[list[float]]:
+            told.append("read")
+            return super().tolist()
+
+    monkeypatch.setattr("idefics_cli.engine.sampling.Arrival", Watched)
+    ways: list[tuple[dict[str, float], list[str]]] = [
+        ({}, ["begun", "read", "begun", "begun", "read", "begun", "read", "read"]),
+        # What comes next hangs on numbers that only the host has.
+        ({"temperature": 1.0, "seed": 3}, ["begun", "read"] * 4),
+        ({"repetition_penalty": 1.5}, ["begun", "begun", "read"] * 4),
+    ]
+    for way, expected in ways:
+        told.clear()
+        sampling = Sampling(max_new_tokens=4, **way)  # type: ignore[arg-type]
+        prepared = as_request(engine, CONVERSATIONS["one image"], sampling=sampling)
+        tokens(inference_of(engine, CpuCapture()), [prepared])
+        assert told == expected
+    told.clear()
+    engine.complete(
+        [as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=4))]
+    )
+    assert told == ["begun", "read"] * 4
 
 
 def test_a_reply_longer_than_the_buffers_makes_them_grow(

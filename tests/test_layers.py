@@ -31,17 +31,8 @@ HEAVY = {
     "fastapi", "tokenizers", "safetensors", "huggingface_hub",
 }  # fmt: skip
 TENSORS = (
-    "local",
-    "inference",
-    "vision",
-    "prefill",
-    "prefix",
-    "decode",
-    "memory",
-    "slots",
-    "steps",
-    "graphs",
-    "serving",
+    *("beside", "decode", "graphs", "inference", "local", "memory", "prefill", "prefix"),
+    *("sampling", "serving", "slots", "steps", "transfer", "vision"),
 )
 MAY_BE_HEAVY = ("models/", *(f"engine/{name}.py" for name in TENSORS), "demo/")
 CHEAP = ("models/__init__.py", "models/registry.py", "models/plan.py", "demo/__init__.py")

@@ -18,8 +18,9 @@ from PIL import Image
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Attachment, Completion, GenerationRequest, Message, Sampling
 from idefics_cli.engine import Prepared
-from idefics_cli.engine.decode import choose, generate
+from idefics_cli.engine.decode import generate
 from idefics_cli.engine.local import LocalEngine
+from idefics_cli.engine.sampling import Scores
 from idefics_cli.models.families.base import Mark
 from idefics_cli.models.picture import Picture
 from tests import tiny
@@ -271,7 +272,8 @@ def test_a_reply_that_was_begun_is_not_said_twice_when_the_memory_runs_out(
             raise torch.OutOfMemoryError("CUDA out of memory")
         choose(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("idefics_cli.engine.decode.choose", full)
+    choose = Scores.choose
+    monkeypatch.setattr(Scores, "choose", full)
     with pytest.raises(MemoryLimitError):
         list(engine.stream(prepared))
     assert chosen == 3

@@ -84,7 +84,17 @@ def test_requests_come_in_when_a_quarter_of_the_slots_is_free() -> None:
     schedule.add(tickets(20))
     assert numbers(schedule.choose(0)) == [*range(8)]
     assert schedule.choose(8) == schedule.choose(7) == []
+    # As many as these will be, they can be made ready.
+    assert numbers(schedule.upcoming()) == [8, 9]
     assert numbers(schedule.choose(6)) == [8, 9]
+
+
+def test_what_begins_alone_is_made_ready_alone() -> None:
+    schedule = Schedule(8)
+    assert schedule.upcoming() == []
+    schedule.add(tickets(4))
+    assert schedule.set_apart(schedule.choose(0), tried=4) is None
+    assert numbers(schedule.upcoming()) == [0]
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3, 5, 8])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -15,14 +17,14 @@ import torch
 from idefics_cli.core.errors import ContextError, MemoryLimitError, ModelError
 from idefics_cli.core.types import Completion, Sampling
 from idefics_cli.engine import Prepared
-from idefics_cli.engine.decode import Row, choose
 from idefics_cli.engine.graphs import Graphs
 from idefics_cli.engine.inference import Inference
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.prefill import prefill
+from idefics_cli.engine.sampling import Row, Scores
 from idefics_cli.engine.slots import Slots
 from tests import tiny
-from tests.recording import CpuCapture
+from tests.recording import CpuCapture, LateBeside
 from tests.test_engine import ask
 from tests.test_parity import CONVERSATIONS, as_request, open_engine
 
@@ -99,17 +101,8 @@ def tokens(outcomes: Outcomes) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(params=["steps", "recorded steps", "batches"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest) -> str:
     """How rows go on: in slots, in slots with recordings, or padded in batches."""
-
-    def make(self: Inference, loaded: object) -> None:
-        made(self, loaded)  # type: ignore[arg-type]
-        self._records = request.param == "recorded steps"
-        self._graphs = Graphs(CpuCapture())
-        self.slots_problem = "none" if request.param == "batches" else None
-
-    made = Inference.__init__
-    monkeypatch.setattr(Inference, "__init__", make)
     return str(request.param)
 
 
@@ -121,18 +114,29 @@ def served(endless: EngineOf, way: str) -> Iterator[Callable[[str], LocalEngine]
     def get(kind: str) -> LocalEngine:
         engine = endless(kind)
         changed.append((engine, engine._require_inference()))
-        engine._inference = Inference(engine._require())
+        engine._inference = inference = Inference(engine._require())
+        if way == "recorded steps":
+            # As on a GPU, which also encodes pictures meanwhile.
+            inference._records, inference._graphs = True, Graphs(CpuCapture())
+            inference._beside = LateBeside()
+        elif way == "batches":
+            inference.slots_problem = "none"
         return engine
 
     yield get
-    for engine, inference in changed:
+    for engine, inference in reversed(changed):
         engine._inference = inference
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_each_request_gets_what_it_gets_alone(
-    kind: str, served: EngineOf, alone: Alone, way: str
+    kind: str,
+    served: EngineOf,
+    alone: Alone,
+    way: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.DEBUG, "idefics_cli.engine.serving")
     if way != "steps" and kind in ("idefics2-split", "idefics3", "smolvlm"):
         pytest.skip("as idefics2 and smolvlm2")
     engine = served(kind)
@@ -142,6 +146,8 @@ def test_each_request_gets_what_it_gets_alone(
         for slots in (1, 3, 8) if kind == "idefics2" and not sampling else (4,):
             assert tokens(ran(engine, requests, slots)) == expected
     assert engine._require_inference()._graphs.failure is None
+    # None was answered alone after all, because it failed with the others.
+    assert caplog.messages == []
 
 
 def test_a_long_reply_holds_no_other_back_and_requests_are_read_as_needed(
@@ -184,13 +190,13 @@ def test_one_reply_that_is_no_number_fails_alone(
     broken = as_request(engine, [("user", [], "Break!")], sampling=Sampling(max_new_tokens=9))
     ids = engine._require().family.encode([broken.request], [()])["input_ids"][0].tolist()
 
-    def breaks(logits: object, banned: object, stop_ids: object, rows: Sequence[Row]) -> None:
+    def breaks(self: Scores, rows: Sequence[Row], stop_ids: AbstractSet[int]) -> None:
         if any(row.prompt == ids and len(row.tokens) == 3 for row in rows):
             raise ModelError("out of range")
-        choose(logits, banned, stop_ids, rows)  # type: ignore[arg-type]
+        choose(self, rows, stop_ids)
 
-    monkeypatch.setattr("idefics_cli.engine.decode.choose", breaks)
-    monkeypatch.setattr("idefics_cli.engine.serving.choose", breaks)
+    choose = Scores.choose
+    monkeypatch.setattr(Scores, "choose", breaks)
     outcomes = ran(engine, [*requests, broken], slots=4)
     assert isinstance(outcomes.pop(len(requests)), ModelError)
     assert tokens(outcomes) == expected
@@ -221,9 +227,11 @@ def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
         check(len(self) + len(mask))  # type: ignore[arg-type]
         admit(self, cache, mask, *more, **options)  # type: ignore[arg-type]
 
-    def checked_choose(logits: object, banned: object, stop_ids: object, rows: list[Row]) -> None:
+    def checked_choose(self: Scores, rows: Sequence[Row], stop_ids: AbstractSet[int]) -> None:
         check(len(rows))
-        choose(logits, banned, stop_ids, rows)  # type: ignore[arg-type]
+        choose(self, rows, stop_ids)
+
+    choose = Scores.choose
 
     if at == "prefill":
         monkeypatch.setattr("idefics_cli.engine.decode.prefill", checked_prefill)
@@ -233,8 +241,7 @@ def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
             pytest.skip("nothing is admitted")
         monkeypatch.setattr(Slots, "admit", checked_admit)
     else:
-        monkeypatch.setattr("idefics_cli.engine.decode.choose", checked_choose)
-        monkeypatch.setattr("idefics_cli.engine.serving.choose", checked_choose)
+        monkeypatch.setattr(Scores, "choose", checked_choose)
     assert tokens(ran(engine, requests, slots=16)) == expected
     assert most == 2
 
@@ -247,8 +254,7 @@ def test_what_does_not_fit_alone_is_the_outcome_of_each(
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("idefics_cli.engine.decode.choose", full)
-    monkeypatch.setattr("idefics_cli.engine.serving.choose", full)
+    monkeypatch.setattr(Scores, "choose", full)
     outcomes = ran(engine, asked(engine), slots=4)
     assert len(outcomes) == len(LIMITS)
     assert {type(outcome) for outcome in outcomes.values()} == {MemoryLimitError}

@@ -14,10 +14,11 @@ from PIL import Image
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
 from idefics_cli.engine import Prepared
-from idefics_cli.engine.decode import Row, choose, generate
+from idefics_cli.engine.decode import generate
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.prefill import Prompt
 from idefics_cli.engine.prefix import new_cache
+from idefics_cli.engine.sampling import Row, Scores
 from idefics_cli.engine.vision import FeatureCache, encode_pictures
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.loader import Loaded, check_tokenizer, load, load_config
@@ -382,7 +383,7 @@ def test_a_reply_never_holds_an_image_token(kind: str, loaded_of: LoadedOf) -> N
         logits = torch.zeros(1, loaded_of(kind).vocabulary)
         logits[0, banned] = 100.0
         row = Row(sampling, prompt=[1], limit=9)
-        choose(logits, torch.tensor(sorted(family.banned_ids)), family.stop_ids, [row])
+        Scores(logits, torch.tensor(sorted(family.banned_ids))).choose([row], family.stop_ids)
         assert row.tokens[0] not in banned
 
 

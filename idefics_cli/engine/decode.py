@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.prefill import Prompt, prefill
+from idefics_cli.engine.sampling import Row, Scores, banned_of, finish_all
 from idefics_cli.engine.slots import kept_in_order
 from idefics_cli.engine.steps import PlainStep, Step
+from idefics_cli.engine.transfer import to_device
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.library import Model
-
-
-@dataclass(slots=True)
-class Row:
-    """One reply in the making.
-
-    Attributes:
-        sampling: How its tokens are chosen.
-        prompt: Ids of the prompt without padding.
-        limit: Most tokens that it may have.
-        tokens: Ids generated so far.
-        finish: Why it ended; None while it goes on.
-        generator: Source of its randomness; None when greedy.
-    """
-
-    sampling: Sampling
-    prompt: list[int]
-    limit: int
-    tokens: list[int] = field(default_factory=list)
-    finish: Finish | None = None
-    generator: torch.Generator | None = None
-
-    def __post_init__(self) -> None:
-        if self.sampling.temperature > 0:
-            # On the CPU, so that a seed means the same on every device and in every batch.
-            self.generator = torch.Generator(device="cpu")
-            if self.sampling.seed is None:
-                self.generator.seed()
-            else:
-                self.generator.manual_seed(self.sampling.seed)
-
 
 OnToken = Callable[[Sequence[Row]], None]
 StepOf = Callable[[Prompt, Cache], Step]
 
-# float32 divides and multiplies by these without running over; what lies beyond changes nothing.
-_LEAST, _MOST = 1e-30, 1e30
+
+class Decoder:
+    """Gives rows their next tokens, with one step of the model each.
+
+    Where the step is quick to begin, the next is begun before the host reads the tokens of the
+    last: the device then waits for nobody. A row that ended meanwhile had a step too many, of
+    its last token; what came out is never read.
+
+    Args:
+        step: Runs a token of every row.
+        family: Of the model.
+        banned: Of `banned_of`.
+    """
+
+    def __init__(self, step: Step, family: Family, banned: Tensor) -> None:
+        self._step = step
+        self._stop_ids = family.stop_ids
+        self._banned = banned
+        # Of the tokens after those that the rows have.
+        self._ahead: Scores | None = None
+
+    def advance(self, rows: Sequence[Row]) -> None:
+        """Append a token to each of *rows*, all that go on, and end those that it ends."""
+        scores = self._ahead
+        if scores is None:
+            scores = self._begin(to_device([row.tokens[-1] for row in rows], self._banned.device))
+        self._ahead = self._begin(scores.likeliest) if self._may_run_ahead(rows) else None
+        scores.choose(rows, self._stop_ids)
+
+    def settle(self, rows: Sequence[Row]) -> None:
+        """Read the tokens of what was begun, and begin nothing."""
+        if self._ahead is not None:
+            scores, self._ahead = self._ahead, None
+            scores.choose(rows, self._stop_ids)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with *rows* only; see `Step.keep`."""
+        self._step.keep(rows)
+        if self._ahead is not None:
+            self._ahead.keep(rows)
+
+    def close(self) -> None:
+        """Read no more; see `Step.close`."""
+        self._step.close()
+
+    def _begin(self, newest: Tensor) -> Scores:
+        return Scores(self._step(newest), self._banned)
+
+    def _may_run_ahead(self, rows: Sequence[Row]) -> bool:
+        """Whether to begin the step after the one that was begun for *rows*."""
+        return (
+            self._step.is_quick
+            and all(row.takes_likeliest for row in rows)
+            # Where all end with the token that is coming, none follows.
+            and any(len(row.tokens) + 1 < row.limit for row in rows)
+        )
 
 
 @torch.inference_mode()
@@ -80,8 +101,8 @@ def generate(
         prompt: Of B rows.
         rows: B replies to fill, in place.
         cache: Holds the states of the prompts' first tokens, or none; afterwards those of the
-            rows that ended last, all but each reply's last token, or as many as a cancelled
-            prefill came to.
+            rows that ended last, with or without each reply's last token, or as many as a
+            cancelled prefill came to.
         cancel: Setting it ends every row after the current token, or piece of the prompt.
         on_prefilled: Called once, after the prompt and before the first token.
         on_token: Called after every step; what it raises ends the loop.
@@ -96,108 +117,20 @@ def generate(
         return
     if on_prefilled:
         on_prefilled()
+    banned = banned_of(family, output.logits.device)
+    Scores(output.logits[:, -1], banned).choose(rows, family.stop_ids)
     step = step_of(prompt, cache) if step_of else PlainStep(model, family, prompt, cache)
-    logits, going = output.logits[:, -1], list(rows)
-    banned = banned_of(family, logits.device)
+    decoder, going = Decoder(step, family, banned), list(rows)
     while True:
-        choose(logits, banned, family.stop_ids, going)
         if cancel is not None and cancel.is_set():
             finish_all(going, "cancelled")
         if on_token:
             on_token(rows)
         kept = kept_in_order([row.finish is not None for row in going])
         if not kept:
-            step.close()
+            decoder.close()
             return
         if len(kept) < len(going):
-            step.keep(kept)
+            decoder.keep(kept)
             going = [going[index] for index in kept]
-        logits = step([row.tokens[-1] for row in going])
-
-
-def choose(logits: Tensor, banned: Tensor, stop_ids: Set[int], rows: Sequence[Row]) -> None:
-    """Append one token to each of *rows* that goes on, and end those that it ends.
-
-    Args:
-        logits: (B, V) of the next tokens; not changed.
-        banned: Ids that no reply may hold, where *logits* are.
-        stop_ids: End a reply.
-        rows: B replies.
-
-    Raises:
-        ModelError: If *logits* are no numbers.
-    """
-    computed_in = logits.dtype
-    # float32, as in transformers 5.23, generation/utils.py.
-    logits = logits.to(dtype=torch.float32, copy=True)
-    for index, row in enumerate(rows):
-        if row.finish is None and row.sampling.repetition_penalty != 1.0:
-            _penalize(logits[index], row)
-    logits.index_fill_(1, banned, float("-inf"))
-    best, likeliest = logits.max(dim=-1)
-    # Both at once: each trip from a GPU waits for it. Ids below 2**24 are exact as float32.
-    highest, greedy = torch.stack([best, likeliest.to(best)]).tolist()
-    for index, row in enumerate(rows):
-        if row.finish is None:
-            if not math.isfinite(highest[index]):
-                raise _overflow(computed_in)
-            is_greedy = row.generator is None
-            token = int(greedy[index]) if is_greedy else _sample(logits[index].cpu(), row)
-            row.tokens.append(token)
-            if token in stop_ids:
-                row.finish = "stop"
-            elif len(row.tokens) >= row.limit:
-                row.finish = "length"
-
-
-def banned_of(family: Family, device: torch.device) -> Tensor:
-    """Return the ids that no reply may hold, for `choose`."""
-    return torch.tensor(sorted(family.banned_ids), dtype=torch.long, device=device)
-
-
-def _penalize(scores: Tensor, row: Row) -> None:
-    """Divide positive and multiply negative *scores* (V,) of tokens seen (arXiv:1909.05858)."""
-    seen = torch.tensor(sorted({*row.prompt, *row.tokens}), device=scores.device)
-    penalty = _bounded(row.sampling.repetition_penalty)
-    values = scores[seen]
-    values = torch.where(values < 0, values * penalty, values / penalty)
-    scores[seen] = values.clamp(-_MOST, _MOST)
-
-
-def _sample(scores: Tensor, row: Row) -> int:
-    """Draw a token from *scores* (V,): temperature, then top-k, then top-p."""
-    sampling = row.sampling
-    # The highest becomes 0, which no temperature can make too large.
-    scores = (scores - scores.max()) / _bounded(sampling.temperature)
-    if sampling.top_k:
-        kept = scores.topk(min(sampling.top_k, scores.numel())).values
-        scores = scores.masked_fill(scores < kept[-1], float("-inf"))
-    if sampling.top_p < 1.0:
-        ordered, order = scores.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
-        # The most likely token always stays, even if so small a share is zero as float32.
-        outside[0] = False
-        scores = scores.masked_fill(
-            torch.zeros_like(outside).scatter(0, order, outside), float("-inf")
-        )
-    return int(torch.multinomial(scores.softmax(-1), 1, generator=row.generator))
-
-
-def _bounded(value: float) -> float:
-    return min(max(value, _LEAST), _MOST)
-
-
-def _overflow(dtype: torch.dtype) -> ModelError:
-    name = str(dtype).removeprefix("torch.")
-    return ModelError(
-        f"the model's numbers went out of range in {name}, so it has no answer",
-        hint="try `--dtype bfloat16` or `--dtype float32`; else its weights may be damaged",
-    )
-
-
-def finish_all(rows: Sequence[Row], finish: Finish) -> None:
-    """End every row that goes on."""
-    for row in rows:
-        if row.finish is None:
-            row.finish = finish
+        decoder.advance(going)

@@ -7,13 +7,14 @@ the first times that it is played, and given up where they differ.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from idefics_cli.engine.slots import Slots
+from idefics_cli.engine.transfer import to_device
 from idefics_cli.models.library import Model
 
 if TYPE_CHECKING:
@@ -59,12 +60,11 @@ class Graphs:
         self._replays: dict[int, Replay] = {}
         self._plays: dict[int, int] = {}
         self._inputs: Tensor | None = None
-        self._staging: Tensor | None = None
         self._recorded: tuple[Slots, int] | None = None
         self.failure: str | None = None
 
-    def play(self, slots: Slots, newest: Sequence[int], forward: Forward) -> Tensor | None:
-        """Run *newest* of the rows of *slots*, and return logits (rows, V); None cannot.
+    def play(self, slots: Slots, newest: Tensor, forward: Forward) -> Tensor | None:
+        """Run *newest* (rows,) of the rows of *slots*; return logits (rows, V), None if it cannot.
 
         The logits are overwritten by the next call.
         """
@@ -98,18 +98,14 @@ class Graphs:
         self._recorded = (slots, slots.version)
         self._inputs = None
 
-    def _load(self, slots: Slots, newest: Sequence[int]) -> Tensor:
+    def _load(self, slots: Slots, newest: Tensor) -> Tensor:
         """Return ids and places (2, all rows) in a buffer that stays; 0 where there is no row."""
-        if self._inputs is None or self._staging is None:
-            device = slots.cache.layers[0].keys.device
-            self._inputs = torch.zeros(2, slots.rows, dtype=torch.long, device=device)
-            self._staging = torch.zeros(
-                2, slots.rows, dtype=torch.long, pin_memory=device.type == "cuda"
-            )
-        # The last copy from it is over: its logits were waited for.
-        self._staging.zero_()
-        self._staging[:, : len(newest)] = torch.tensor([list(newest), slots.lengths])
-        return self._inputs.copy_(self._staging, non_blocking=True)
+        if self._inputs is None:
+            self._inputs = newest.new_zeros(2, slots.rows)
+        self._inputs.zero_()
+        self._inputs[0, : len(newest)] = newest
+        self._inputs[1, : len(newest)] = to_device(slots.lengths, newest.device)
+        return self._inputs
 
 
 def bucket(rows: int, most: int) -> int:

@@ -13,12 +13,14 @@ from transformers import Cache
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.engine import Prepared
+from idefics_cli.engine.beside import Beside, beside
 from idefics_cli.engine.cancel import Flag
-from idefics_cli.engine.decode import OnToken, Row, finish_all, generate
+from idefics_cli.engine.decode import OnToken, generate
 from idefics_cli.engine.graphs import CudaCapture, Graphs, graphs_problem
 from idefics_cli.engine.memory import as_memory_limit
 from idefics_cli.engine.prefill import Prompt
 from idefics_cli.engine.prefix import PrefixCache, new_cache
+from idefics_cli.engine.sampling import Row, finish_all
 from idefics_cli.engine.slots import Slots
 from idefics_cli.engine.steps import SlotStep, Step, slots_problem
 from idefics_cli.engine.vision import FeatureCache, encode_pictures
@@ -70,6 +72,7 @@ class Inference:
         self._graphs = Graphs(CudaCapture(loaded.model.device))
         problem = self.slots_problem or graphs_problem(loaded.model)
         self._records = problem is None
+        self._beside: Beside | None = beside(loaded.model.device)
         _log.debug("decoding with CUDA graphs: %s", problem or "yes")
 
     def look(self, image: Image.Image) -> Picture:
@@ -121,6 +124,33 @@ class Inference:
         inputs = self._encode(batch)
         rows = _rows(batch, inputs, self.loaded.context_tokens)
         return rows, self._see(batch, inputs, cancel)
+
+    def look_ahead(self, batch: Sequence[Prepared], cancel: Flag) -> None:
+        """Encode the pictures of *batch*, which is answered soon, while the model is at others.
+
+        Nothing is done where the device cannot do both, or is still at the last such pictures.
+        """
+        if self._beside is None or self._beside.is_busy:
+            return
+        pictures = [
+            picture
+            for prepared in batch
+            for picture in prepared.pictures
+            if picture.features is None and picture.digest not in self._features
+        ]
+        if not pictures:
+            return
+        model, family, features = self.loaded.model, self.loaded.family, self._features
+        try:
+            with as_memory_limit(len(batch)):
+                self._beside.begin(
+                    lambda: encode_pictures(model, family, pictures, features, cancel=cancel)
+                )
+        # Whatever it is, it is told when their turn comes, if it is still so.
+        except Exception:
+            _log.debug("looking ahead no more", exc_info=True)
+            self._beside.join()
+            self._beside = None
 
     def take_slots(self, rows: int) -> Slots:
         """Return slots for *rows*, none of them taken; those of last time, if there are enough."""
@@ -204,6 +234,8 @@ class Inference:
         """Return *inputs* and the pictures on the model's device, or None when cancelled."""
         model, family = self.loaded.model, self.loaded.family
         pictures = [picture for prepared in batch for picture in prepared.pictures]
+        if self._beside is not None:
+            self._beside.join()
         features = encode_pictures(model, family, pictures, self._features, cancel=cancel)
         if features is None:
             return None

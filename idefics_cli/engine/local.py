@@ -16,9 +16,9 @@ from PIL import Image
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
 from idefics_cli.engine import Measure, Outcome, Prepared, Session
 from idefics_cli.engine.cancel import AnyOf, Flag
-from idefics_cli.engine.decode import Row
 from idefics_cli.engine.detokenize import Detokenizer
 from idefics_cli.engine.inference import Answer, Inference
+from idefics_cli.engine.sampling import Row
 from idefics_cli.engine.scheduling import Schedule, Ticket
 from idefics_cli.engine.serving import Outcome as ServerOutcome
 from idefics_cli.engine.serving import Server

@@ -75,6 +75,14 @@ class Schedule:
         self._waiting = [t for index, t in enumerate(self._waiting) if index not in chosen]
         return tickets
 
+    def upcoming(self) -> list[Ticket]:
+        """Return those that begin next, if none comes before that goes better with the first."""
+        if not self._waiting:
+            return []
+        most = 1 if self._waiting[0].is_apart else max(1, self.slots // _SHARE)
+        chosen = together([ticket.prepared for ticket in self._waiting], most)
+        return [self._waiting[index] for index in chosen]
+
     def set_apart(self, tickets: Sequence[Ticket], *, tried: int) -> Ticket | None:
         """Let those that are left of *tried* that failed try again, each alone.
 

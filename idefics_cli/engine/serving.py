@@ -13,16 +13,20 @@ from transformers import Cache
 
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.engine.cancel import Flag
-from idefics_cli.engine.decode import Row, banned_of, choose, finish_all
+from idefics_cli.engine.decode import Decoder
 from idefics_cli.engine.inference import Answer, Inference
 from idefics_cli.engine.memory import as_memory_limit
 from idefics_cli.engine.prefill import Prompt, prefill
 from idefics_cli.engine.prefix import new_cache
+from idefics_cli.engine.sampling import Row, Scores, banned_of, finish_all
 from idefics_cli.engine.scheduling import Schedule, Ticket
-from idefics_cli.engine.slots import kept_in_order
+from idefics_cli.engine.slots import Slots, kept_in_order
 from idefics_cli.engine.steps import SlotStep
 
 _log = logging.getLogger(__name__)
+# Most requests whose pictures are encoded while others are answered: of Idefics3, split, they
+# are 0.2 GB, which is nearly what is kept of pictures.
+_AHEAD = 8
 
 Outcome = Answer | Exception
 """An answer of one row, with its share of the seconds, or what made its request fail alone."""
@@ -48,6 +52,14 @@ class _Going:
     @property
     def answer(self) -> Answer:
         return Answer([self.row], 0, self.prefill_seconds, self.decode_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Works:
+    """What holds the replies that go on, and what gives them their tokens."""
+
+    slots: Slots
+    decoder: Decoder
 
 
 @dataclass(slots=True)
@@ -93,25 +105,25 @@ class Server:
             self._inference.leave_slots()
 
     def _serve(self, inbox: Inbox, cancel: Flag) -> None:
-        step = self._new_step()
+        works = self._new_works()
         while not cancel.is_set():
             self._fetch(inbox)
             if tickets := self._schedule.choose(len(self._going)):
-                is_fine = self._let_in(step, tickets)
+                is_fine = self._let_in(works, tickets)
             elif self._going:
-                is_fine = self._advance(step)
+                is_fine = self._advance(works)
             else:
                 return
             if not is_fine:
-                step = self._new_step()
-        finish_all([going.row for going in self._going], "cancelled")
+                works = self._new_works()
+        finish_all(self._rows, "cancelled")
         self._end(self._going)
 
     def _fetch(self, inbox: Inbox) -> None:
         is_idle = not self._going and self._schedule.is_empty
         self._schedule.add(inbox.take(waits=is_idle))
 
-    def _let_in(self, step: SlotStep, tickets: list[Ticket]) -> bool:
+    def _let_in(self, works: _Works, tickets: list[Ticket]) -> bool:
         """Prefill *tickets*; False if the slots are to be made anew."""
         try:
             with as_memory_limit(len(tickets)):
@@ -125,7 +137,7 @@ class Server:
             return True
         try:
             with as_memory_limit(len(self._going) + len(tickets)):
-                self._admit(step, opened)
+                self._admit(works, opened)
         except MemoryLimitError as error:
             return self._run_short(self._take_back() + tickets, error)
         return True
@@ -141,30 +153,30 @@ class Server:
             finish_all(rows, "cancelled")
         else:
             logits = output.logits[:, -1]
-            choose(logits, banned_of(family, logits.device), family.stop_ids, rows)
+            Scores(logits, banned_of(family, logits.device)).choose(rows, family.stop_ids)
         share = (time.perf_counter() - started) / len(tickets)
         going = [_Going(ticket, row, share) for ticket, row in zip(tickets, rows, strict=True)]
         return _Opened(going, None if output is None else prompt, cache)
 
-    def _admit(self, step: SlotStep, opened: _Opened) -> None:
+    def _admit(self, works: _Works, opened: _Opened) -> None:
         if opened.prompt is None:
             self._end(opened.going)
             return
+        works.decoder.settle(self._rows)
         inputs, sight = opened.prompt.inputs, opened.prompt.sight
         extra = self._inference.loaded.family.next_inputs(inputs, sight)
-        step.slots.admit(opened.cache, inputs["attention_mask"], extra, releases=True)
+        works.slots.admit(opened.cache, inputs["attention_mask"], extra, releases=True)
         self._going += opened.going
-        self._drop_ended(step)
+        self._drop_ended(works)
 
-    def _advance(self, step: SlotStep) -> bool:
-        """Run one token of every row; False if the slots are to be made anew."""
+    def _advance(self, works: _Works) -> bool:
+        """Give every row a token; False if the slots are to be made anew."""
         started = time.perf_counter()
-        family = self._inference.loaded.family
-        rows = [going.row for going in self._going]
+        self._look_ahead()
+        rows = self._rows
         try:
             with as_memory_limit(len(rows)):
-                logits = step([row.tokens[-1] for row in rows])
-                choose(logits, banned_of(family, logits.device), family.stop_ids, rows)
+                works.decoder.advance(rows)
         except MemoryLimitError as error:
             return self._run_short(self._take_back(), error)
         except Exception:
@@ -174,14 +186,19 @@ class Server:
             return False
         for going in self._going:
             going.decode_seconds += (time.perf_counter() - started) / len(rows)
-        self._drop_ended(step)
+        self._drop_ended(works)
         return True
 
-    def _drop_ended(self, step: SlotStep) -> None:
-        kept = kept_in_order([going.row.finish is not None for going in self._going])
+    def _look_ahead(self) -> None:
+        upcoming = self._schedule.upcoming()[:_AHEAD]
+        if upcoming:
+            self._inference.look_ahead([ticket.prepared for ticket in upcoming], self._flag)
+
+    def _drop_ended(self, works: _Works) -> None:
+        kept = kept_in_order([row.finish is not None for row in self._rows])
         if len(kept) < len(self._going):
             ended = [going for going in self._going if going.row.finish]
-            step.keep(kept)
+            works.decoder.keep(kept)
             self._going = [self._going[index] for index in kept]
             self._end(ended)
 
@@ -214,10 +231,16 @@ class Server:
         self._going = []
         return tickets
 
-    def _new_step(self) -> SlotStep:
+    def _new_works(self) -> _Works:
         loaded = self._inference.loaded
         slots = self._inference.take_slots(self._schedule.slots)
-        return SlotStep(loaded.model, loaded.family, slots, graphs=self._inference.graphs)
+        step = SlotStep(loaded.model, loaded.family, slots, graphs=self._inference.graphs)
+        banned = banned_of(loaded.family, loaded.model.device)
+        return _Works(slots, Decoder(step, loaded.family, banned))
+
+    @property
+    def _rows(self) -> list[Row]:
+        return [going.row for going in self._going]
 
     @property
     def _flag(self) -> Flag:

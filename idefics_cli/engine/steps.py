@@ -12,6 +12,7 @@ from transformers import Cache
 from idefics_cli.engine.graphs import Graphs
 from idefics_cli.engine.prefill import Prompt
 from idefics_cli.engine.slots import Slots
+from idefics_cli.engine.transfer import to_device
 from idefics_cli.models import cpu_attention
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.library import Model
@@ -20,8 +21,17 @@ from idefics_cli.models.library import Model
 class Step(Protocol):
     """Runs one token of every row."""
 
-    def __call__(self, newest: Sequence[int]) -> Tensor:
-        """Run the *newest* token of each row, and return the logits (rows, V) of the next."""
+    @property
+    def is_quick(self) -> bool:
+        """Whether the host is done with a step long before the device is."""
+        ...
+
+    def __call__(self, newest: Tensor) -> Tensor:
+        """Run the *newest* token of each row, (rows,) ids where the model is.
+
+        Returns:
+            Logits (rows, V) of the next, which the next call may overwrite.
+        """
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -50,14 +60,18 @@ class PlainStep:
         self._positions = prompt.inputs["attention_mask"].long().sum(-1, keepdim=True)
         self._extra = family.next_inputs(prompt.inputs, prompt.sight)
 
-    def __call__(self, newest: Sequence[int]) -> Tensor:
+    @property
+    def is_quick(self) -> bool:
+        """See `Step`; it launches a thousand kernels one by one."""
+        return False
+
+    def __call__(self, newest: Tensor) -> Tensor:
         """See `Step`."""
-        ids = torch.tensor(newest, device=self._positions.device)[:, None]
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(newest), 1)], dim=1)
         output = self._model(
             **self._extra,
-            input_ids=ids,
+            input_ids=newest[:, None],
             attention_mask=self._mask,
             position_ids=self._positions,
             past_key_values=self._cache,
@@ -114,7 +128,12 @@ class SlotStep:
         self._window = getattr(text, "sliding_window", None)
         self._adds_mask = attention_of(model) == "eager"
 
-    def __call__(self, newest: Sequence[int]) -> Tensor:
+    @property
+    def is_quick(self) -> bool:
+        """See `Step`."""
+        return self._graphs is not None and self._graphs.failure is None
+
+    def __call__(self, newest: Tensor) -> Tensor:
         """See `Step`."""
         slots = self.slots
         slots.reserve(max(slots.lengths) + 1)
@@ -122,7 +141,7 @@ class SlotStep:
         if self._graphs is not None:
             logits = self._graphs.play(slots, newest, self._forward)
         if logits is None:
-            inputs = torch.tensor([list(newest), slots.lengths]).to(self._model.device)
+            inputs = torch.stack([newest, to_device(slots.lengths, newest.device)])
             logits = self._forward(inputs, max(slots.lengths) + 1, is_even=self._is_even())
         slots.lengths = [length + 1 for length in slots.lengths]
         return logits

@@ -48,6 +48,9 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._features)
 
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._features
+
     @property
     def held_bytes(self) -> int:
         """Bytes of all features that it holds, on whichever device."""

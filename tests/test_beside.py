@@ -1,0 +1,164 @@
+"""Pictures that are encoded while others are answered change no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from idefics_cli.core.types import Sampling
+from idefics_cli.engine import Prepared
+from idefics_cli.engine.beside import CudaBeside
+from idefics_cli.engine.graphs import Graphs
+from idefics_cli.engine.inference import Inference
+from idefics_cli.engine.local import LocalEngine
+from idefics_cli.models.families.base import Family
+from tests.recording import CpuCapture, LateBeside
+from tests.test_parity import as_request
+from tests.test_serving import LIMITS, ran, tokens
+
+EngineOf = Callable[[str], LocalEngine]
+
+
+@pytest.fixture
+def engine(endless: EngineOf) -> Iterator[LocalEngine]:
+    """An engine that encodes pictures beside its replies."""
+    engine = endless("idefics2")
+    before = engine._inference
+    engine._inference = inference = Inference(engine._require())
+    inference._records, inference._graphs = True, Graphs(CpuCapture())
+    inference._beside = LateBeside()
+    yield engine
+    engine._inference = before
+
+
+def asked(engine: LocalEngine) -> list[Prepared]:
+    """Requests with a picture of their own each, whose replies are of many lengths."""
+    return [
+        as_request(
+            engine,
+            [("user", [number], "What is it?")],
+            sampling=Sampling(max_new_tokens=limit),
+        )
+        for number, limit in enumerate(LIMITS)
+    ]
+
+
+def ran_at_once(engine: LocalEngine) -> list[tuple[int, ...]]:
+    """Serve more requests than there are slots, so that some wait; return their replies."""
+    outcomes = {}
+    requests = asked(engine)
+    with engine.serve(slots=4) as session:
+        session.put(requests)
+        while len(outcomes) < len(requests) and (outcome := session.get()) is not None:
+            outcomes[outcome[0]] = outcome[1]
+    return tokens(outcomes)
+
+
+def beside_of(engine: LocalEngine) -> LateBeside:
+    beside = engine._require_inference()._beside
+    assert isinstance(beside, LateBeside)
+    return beside
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> list[int]:
+    """How many tiles the encoder was shown each time."""
+    counts: list[int] = []
+    family = type(engine._require().family)
+    see = family.see
+
+    def watched(self: Family, model: object, tiles: torch.Tensor, *more: object) -> torch.Tensor:
+        counts.append(len(tiles))
+        return see(self, model, tiles, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(family, "see", watched)
+    return counts
+
+
+def test_pictures_of_requests_that_wait_are_encoded_meanwhile_and_once(
+    engine: LocalEngine, seen: list[int]
+) -> None:
+    expected = tokens(ran(engine, asked(engine), 1))
+    once = sum(seen)
+    assert beside_of(engine).made == []
+    seen.clear()
+    engine._require_inference()._features.clear()
+
+    assert ran_at_once(engine) == expected
+    assert sum(beside_of(engine).made) > 0
+    assert sum(seen) == once
+
+
+def test_nothing_more_is_begun_while_the_device_is_still_at_it(engine: LocalEngine) -> None:
+    beside_of(engine).is_busy = True
+    assert len(ran_at_once(engine)) == len(asked(engine))
+    assert beside_of(engine).made == []
+
+
+def test_what_fails_meanwhile_fails_nobody_and_is_tried_no_more(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tokens(ran(engine, asked(engine), 1))
+    inference = engine._require_inference()
+    inference._features.clear()
+    tried = 0
+
+    def full(work: Callable[[], object]) -> None:
+        nonlocal tried
+        tried += 1
+        work()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(beside_of(engine), "begin", full)
+    assert ran_at_once(engine) == expected
+    assert tried == 1
+    assert inference._beside is None
+
+
+@dataclass
+class Stream:
+    """A stream of CUDA that notes what it is told, in order with the others."""
+
+    name: str
+    told: list[str] = field(default_factory=list)
+
+    def wait_stream(self, other: Stream) -> None:
+        self.told.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> str:
+        self.told.append(f"{self.name} notes")
+        return f"the note of {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.told.append(f"{self.name} waits for {event}")
+
+    def __enter__(self) -> None:
+        self.told.append(f"on {self.name}:")
+
+    def __exit__(self, *error: object) -> None:
+        self.told.append(f"off {self.name}")
+
+
+def test_streams_wait_for_each_other_also_when_the_work_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main", told))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side", told))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    beside = CudaBeside(torch.device("cuda:0"))
+    beside.join()
+    assert (beside.is_busy, told) == (False, [])
+
+    beside.begin(lambda: told.append("work"))
+    beside.join()
+    begun = ["side waits for main", "on side:", "work", "off side", "side notes"]
+    assert told == [*begun, "main waits for the note of side"]
+
+    told.clear()
+    with pytest.raises(ZeroDivisionError):
+        beside.begin(lambda: 1 // 0)
+    assert told == [*begun[:2], *begun[3:]]
