@@ -102,7 +102,7 @@ def width_of_registers(
     size: int = request.param
     if size > jit.vector_bytes():
         pytest.skip("this processor has no AVX512")
-    for module in kernels.MODULES:
+    for module in kernels.CODE:
         monkeypatch.setattr(module, "vector_bytes", lambda: size)
     with kernels.compiled_anew():
         yield size

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from idefics_cli.models import compact_kernel, int4_kernel, int8_kernel, jit
+from idefics_cli.models import compact_code, compact_kernel, int4_kernel, int8_kernel, jit
 
 MODULES = (compact_kernel, int4_kernel, int8_kernel)
+# Where their code is written for registers of some width.
+CODE = (compact_code, int4_kernel, int8_kernel)
 FAULTS = ("refuses", "lies", "absent")
 
 needs_kernels = pytest.mark.skipif(

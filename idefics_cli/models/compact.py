@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from idefics_cli.models import compact_kernel
-from idefics_cli.models.compact_kernel import LANES, Compact
+from idefics_cli.models.compact_code import LANES
+from idefics_cli.models.compact_kernel import Compact
 
 # Up to so many rows the kernel is faster than a product with weights that are widened for it.
 _FEW_ROWS = 128
