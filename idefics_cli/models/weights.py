@@ -167,9 +167,9 @@ def _from_files(
             kept=layers,
             report=report,
         )
-    if spec.device == "cpu" and spec.device_map is None and spec.dtype == "bfloat16":
-        _prepare_bfloat16(model, spec)
-    if spec.device == "cpu" and spec.device_map is None and spec.dtype == "float32":
+    if spec.device == "cpu" and spec.device_map is None:
+        if spec.dtype == "bfloat16":
+            _prepare_bfloat16(model, spec)
         rms_norm.replace(model)
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
