@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from idefics_cli.engine.inference import Inference
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.models.families.base import Family
 from tests.recording import CpuCapture, LateBeside
-from tests.test_parity import as_request
+from tests.test_parity import as_request, looks
 from tests.test_serving import LIMITS, ran, tokens
 
 EngineOf = Callable[[str], LocalEngine]
@@ -90,6 +91,24 @@ def test_pictures_of_requests_that_wait_are_encoded_meanwhile_and_once(
     assert ran_at_once(engine) == expected
     assert sum(beside_of(engine).made) > 0
     assert sum(seen) == once
+
+
+def test_what_is_encoded_at_a_time_is_of_one_shape_and_no_more_than_one_forward(
+    engine: LocalEngine, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference, cancel = engine._require_inference(), threading.Event()
+    inference._features.clear()
+    shapes = [looks(engine, [number])[0].tile_sizes for number in range(9)]
+    assert len(set(shapes[:3])) == 3
+    assert shapes[0] == shapes[3] == shapes[6]
+    inference._features.clear()
+    waiting = [as_request(engine, [("user", [number], "?")]) for number in (0, 1, 3, 6)]
+    pixels = waiting[0].pictures[0].pixels
+    monkeypatch.setattr("idefics_cli.engine.inference.GPU_PIXELS", 2 * pixels)
+    for _ in range(5):
+        with torch.inference_mode():
+            inference.look_ahead(waiting, cancel)
+    assert seen == [2, 1, 1]
 
 
 def test_nothing_more_is_begun_while_the_device_is_still_at_it(engine: LocalEngine) -> None:

@@ -23,6 +23,7 @@ from idefics_cli.engine.prefix import PrefixCache, new_cache
 from idefics_cli.engine.sampling import Row, finish_all
 from idefics_cli.engine.slots import Slots
 from idefics_cli.engine.steps import SlotStep, Step, slots_problem
+from idefics_cli.engine.tiles import GPU_PIXELS
 from idefics_cli.engine.vision import FeatureCache, encode_pictures
 from idefics_cli.models.families.base import Inputs, check_ids
 from idefics_cli.models.loader import Loaded
@@ -126,20 +127,23 @@ class Inference:
         return rows, self._see(batch, inputs, cancel)
 
     def look_ahead(self, batch: Sequence[Prepared], cancel: Flag) -> None:
-        """Encode the pictures of *batch*, which is answered soon, while the model is at others.
+        """Encode some pictures of *batch*, which is answered soon, beside what the model is at.
 
-        Nothing is done where the device cannot do both, or is still at the last such pictures.
+        None where the device cannot do both, or is still at the last such pictures; else as many
+        of one shape as one forward takes: at the beginning of a second the host would wait.
         """
         if self._beside is None or self._beside.is_busy:
             return
-        pictures = [
+        missing = [
             picture
             for prepared in batch
             for picture in prepared.pictures
             if picture.features is None and picture.digest not in self._features
         ]
-        if not pictures:
+        if not missing:
             return
+        alike = [each for each in missing if each.tile_sizes == missing[0].tile_sizes]
+        pictures = alike[: max(1, GPU_PIXELS // missing[0].pixels)]
         model, family, features = self.loaded.model, self.loaded.family, self._features
         try:
             with as_memory_limit(len(batch)):
