@@ -69,7 +69,12 @@ def test_eight_bits_skip_the_same_modules(family: str) -> None:
 
 def kinds(model: nn.Module) -> dict[str, type[nn.Module]]:
     plain = {WidenedLinear: nn.Linear, WidenedConv2d: nn.Conv2d}
-    return {name: plain.get(type(part), type(part)) for name, part in model.named_modules()}
+    return {
+        name: nn.RMSNorm
+        if type(part).__name__.endswith("RMSNorm")
+        else plain.get(type(part), type(part))
+        for name, part in model.named_modules()
+    }
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
