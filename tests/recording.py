@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -47,15 +47,22 @@ class LateBeside:
 
     Attributes:
         made: How many tensors each work made.
+        borrowed: How many tensors were said to be used.
     """
 
     def __init__(self) -> None:
         self.made: list[int] = []
+        self.borrowed = 0
         self.is_busy = False
         self._late: list[tuple[Tensor, Tensor]] = []
+        self._error: Exception | None = None
 
     def begin(self, work: Callable[[], object]) -> None:
-        made = [tensor for tensor in tree_leaves(work()) if isinstance(tensor, Tensor)]
+        try:
+            made = [tensor for tensor in tree_leaves(work()) if isinstance(tensor, Tensor)]
+        except Exception as error:
+            self._error = error
+            return
         self.made.append(len(made))
         for tensor in made:
             self._late.append((tensor, tensor.clone()))
@@ -65,6 +72,11 @@ class LateBeside:
         for tensor, right in self._late:
             tensor.copy_(right)
         self._late = []
+        if self._error is not None:
+            raise self._error
+
+    def borrow(self, tensors: Iterable[Tensor]) -> None:
+        self.borrowed += len(list(tensors))
 
 
 class _Tape(TorchDispatchMode):

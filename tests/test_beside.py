@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from idefics_cli.core.types import Sampling
 from idefics_cli.engine import Prepared
 from idefics_cli.engine.beside import CudaBeside
-from idefics_cli.engine.graphs import Graphs
+from idefics_cli.engine.graphs import CudaCapture, Graphs
 from idefics_cli.engine.inference import Inference
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.models.families.base import Family
@@ -20,6 +21,7 @@ from tests.recording import CpuCapture, LateBeside
 from tests.test_parity import as_request, looks
 from tests.test_serving import LIMITS, ran, tokens
 
+SLOTS = 4
 EngineOf = Callable[[str], LocalEngine]
 
 
@@ -51,7 +53,7 @@ def ran_at_once(engine: LocalEngine) -> list[tuple[int, ...]]:
     """Serve more requests than there are slots, so that some wait; return their replies."""
     outcomes = {}
     requests = asked(engine)
-    with engine.serve(slots=4) as session:
+    with engine.serve(slots=SLOTS) as session:
         session.put(requests)
         while len(outcomes) < len(requests) and (outcome := session.get()) is not None:
             outcomes[outcome[0]] = outcome[1]
@@ -90,6 +92,7 @@ def test_pictures_of_requests_that_wait_are_encoded_meanwhile_and_once(
 
     assert ran_at_once(engine) == expected
     assert sum(beside_of(engine).made) > 0
+    assert beside_of(engine).borrowed == 2 * len(LIMITS)
     assert sum(seen) == once
 
 
@@ -125,16 +128,28 @@ def test_what_fails_meanwhile_fails_nobody_and_is_tried_no_more(
     inference._features.clear()
     tried = 0
 
-    def full(work: Callable[[], object]) -> None:
+    def full(*args: object, **options: object) -> None:
         nonlocal tried
         tried += 1
-        work()
+        encode(*args, **options)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(beside_of(engine), "begin", full)
+    encode = inference._encode_ahead
+    monkeypatch.setattr(inference, "_encode_ahead", full)
     assert ran_at_once(engine) == expected
     assert tried == 1
     assert inference._beside is None
+
+
+def test_pictures_of_which_few_are_kept_are_not_encoded_again_and_again(
+    engine: LocalEngine, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference = engine._require_inference()
+    monkeypatch.setattr(inference._features, "_max_bytes", 1)
+    ran_at_once(engine)
+    # When their turn comes, and before that those that do not begin at once.
+    assert sum(seen) <= 2 * len(LIMITS) - SLOTS, seen
+    assert inference._begun == set()
 
 
 @dataclass
@@ -147,12 +162,12 @@ class Stream:
     def wait_stream(self, other: Stream) -> None:
         self.told.append(f"{self.name} waits for {other.name}")
 
-    def record_event(self) -> str:
+    def record_event(self) -> Note:
         self.told.append(f"{self.name} notes")
-        return f"the note of {self.name}"
+        return Note(self.name)
 
-    def wait_event(self, event: str) -> None:
-        self.told.append(f"{self.name} waits for {event}")
+    def wait_event(self, event: Note) -> None:
+        self.told.append(f"{self.name} waits for the note of {event.name}")
 
     def __enter__(self) -> None:
         self.told.append(f"on {self.name}:")
@@ -161,23 +176,78 @@ class Stream:
         self.told.append(f"off {self.name}")
 
 
-def test_streams_wait_for_each_other_also_when_the_work_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@dataclass
+class Note:
+    """An event of CUDA."""
+
+    name: str
+    is_over: bool = False
+
+    def query(self) -> bool:
+        return self.is_over
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What streams are told, where there are some."""
     told: list[str] = []
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main", told))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side", told))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream("main", told))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: Stream("side", told))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append("all wait"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Stream("graph", told))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: graph)
+    return told
+
+
+def test_streams_wait_for_each_other_also_when_the_work_fails(told: list[str]) -> None:
     beside = CudaBeside(torch.device("cuda:0"))
     beside.join()
     assert (beside.is_busy, told) == (False, [])
 
     beside.begin(lambda: told.append("work"))
     beside.join()
-    begun = ["side waits for main", "on side:", "work", "off side", "side notes"]
-    assert told == [*begun, "main waits for the note of side"]
+    assert told == [
+        *("side waits for main", "on side:", "work", "side notes", "off side"),
+        "main waits for the note of side",
+    ]
+    assert beside._job is not None
+    assert beside.is_busy
+    beside._job.result().is_over = True  # type: ignore[attr-defined]
+    assert not beside.is_busy
 
     told.clear()
+    beside.begin(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        beside.begin(lambda: 1 // 0)
-    assert told == [*begun[:2], *begun[3:]]
+        beside.join()
+    assert told == ["side waits for main", "on side:", "off side", "all wait"]
+    assert not beside.is_busy
+
+
+def test_the_work_holds_up_nobody_who_does_not_join(told: list[str]) -> None:
+    beside, may_end = CudaBeside(torch.device("cuda:0")), threading.Event()
+    beside.begin(lambda: may_end.wait(30))
+    assert beside.is_busy
+    may_end.set()
+    beside.join()
+    assert told[-1] == "main waits for the note of side"
+
+
+def test_a_recording_is_made_on_one_stream_which_is_left_also_when_it_fails(
+    told: list[str],
+) -> None:
+    capture = CudaCapture(torch.device("cuda:0"))
+
+    def run() -> torch.Tensor:
+        told.append("run")
+        if told.count("run") == 6:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(1)
+
+    capture(run)
+    begun = ["side waits for main", "on side:", "run", "run", "on graph:", "run", "off graph"]
+    assert told == [*begun, "off side", "main waits for side"]
+    with pytest.raises(RuntimeError, match="not permitted"):
+        capture(run)
+    assert told[-1] == "off side"

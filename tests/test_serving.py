@@ -17,6 +17,7 @@ import torch
 from idefics_cli.core.errors import ContextError, MemoryLimitError, ModelError
 from idefics_cli.core.types import Completion, Sampling
 from idefics_cli.engine import Prepared
+from idefics_cli.engine.decode import Decoder
 from idefics_cli.engine.graphs import Graphs
 from idefics_cli.engine.inference import Inference
 from idefics_cli.engine.local import LocalEngine
@@ -200,6 +201,48 @@ def test_one_reply_that_is_no_number_fails_alone(
     outcomes = ran(engine, [*requests, broken], slots=4)
     assert isinstance(outcomes.pop(len(requests)), ModelError)
     assert tokens(outcomes) == expected
+
+
+def test_what_fails_while_others_come_in_loses_nobody(
+    served: EngineOf, alone: Alone, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "batches":
+        pytest.skip("nothing is admitted")
+    engine = served("idefics2")
+    expected = alone("idefics2")
+    failed = 0
+
+    def fails(self: Decoder, rows: Sequence[Row]) -> None:
+        nonlocal failed
+        if rows and not failed:
+            failed = len(rows)
+            raise ModelError("out of range")
+        settle(self, rows)
+
+    settle = Decoder.settle
+    monkeypatch.setattr(Decoder, "settle", fails)
+    assert tokens(ran(engine, asked(engine), slots=4)) == expected
+    assert failed
+
+
+def test_what_is_no_number_stays_with_the_reply_that_it_came_from(
+    served: EngineOf, alone: Alone, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "idefics_cli.engine.serving")
+    if way != "recorded steps":
+        pytest.skip("no buffers are kept")
+    engine = served("idefics2")
+    expected = alone("idefics2")
+    assert tokens(ran(engine, asked(engine), slots=4)) == expected
+    slots = engine._require_inference()._slots
+    assert slots is not None
+    with torch.inference_mode():
+        for layer in slots.cache.layers:
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)
+    assert tokens(ran(engine, asked(engine), slots=4)) == expected
+    # None had to be answered alone.
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("at", ["prefill", "admit", "step"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch import Tensor
 from idefics_cli.engine.slots import Slots
 from idefics_cli.engine.transfer import to_device
 from idefics_cli.models.library import Model
-
-if TYPE_CHECKING:
-    from torch.cuda import _POOL_HANDLE as _PoolHandle
 
 _log = logging.getLogger(__name__)
 # How often each recording is compared: once with the inputs that it was made of, once with new.
@@ -123,7 +120,7 @@ def graphs_problem(model: Model) -> str | None:
 
 
 class CudaCapture:
-    """Records CUDA kernels; all recordings share their memory, as they are played in turn.
+    """Records CUDA kernels.
 
     Args:
         device: Where the model is.
@@ -131,7 +128,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: _PoolHandle | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, function: Callable[[], Tensor]) -> Replay:
         """See `Capture`."""
@@ -145,19 +142,22 @@ class CudaCapture:
         return replay
 
     def _record(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        # Libraries make their workspaces in the first calls, which must not be recorded.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        # One stream for all recordings, and no other work: libraries have a workspace for each.
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        # Around the recording too: one that fails leaves its stream behind (torch 2.13).
+        with torch.cuda.stream(self._stream):
+            # The workspaces are made in the first calls, which must not be recorded.
             for _ in range(2):
                 function()
-        torch.cuda.current_stream().wait_stream(stream)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on, as those that open pictures.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = function()
+            # Memory of its own for each: what is shared cannot be used again when all recordings
+            # are gone. Other threads may go on, as those that open and encode pictures.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                output = function()
+        current.wait_stream(self._stream)
         return graph, output
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from PIL import Image
+from torch import Tensor
 from transformers import Cache
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.engine import Prepared
-from idefics_cli.engine.beside import Beside, beside
+from idefics_cli.engine.beside import Beside, beside_of
 from idefics_cli.engine.cancel import Flag
 from idefics_cli.engine.decode import OnToken, generate
 from idefics_cli.engine.graphs import CudaCapture, Graphs, graphs_problem
@@ -70,10 +71,13 @@ class Inference:
         self._waiting: WeakValueDictionary[bytes, Picture] = WeakValueDictionary()
         self.slots_problem = slots_problem(loaded.model)
         self._slots: Slots | None = None
-        self._graphs = Graphs(CudaCapture(loaded.model.device))
+        self._capture = CudaCapture(loaded.model.device)
+        self._graphs = Graphs(self._capture)
         problem = self.slots_problem or graphs_problem(loaded.model)
         self._records = problem is None
-        self._beside: Beside | None = beside(loaded.model.device)
+        self._beside: Beside | None = beside_of(loaded.model.device)
+        # Digests of the pictures that it was given, until their turn comes.
+        self._begun: set[bytes] = set()
         _log.debug("decoding with CUDA graphs: %s", problem or "yes")
 
     def look(self, image: Image.Image) -> Picture:
@@ -138,23 +142,37 @@ class Inference:
             picture
             for prepared in batch
             for picture in prepared.pictures
-            if picture.features is None and picture.digest not in self._features
+            if picture.features is None
+            and picture.digest not in self._begun
+            and picture.digest not in self._features
         ]
-        if not missing:
+        if not missing or (beside := self._join()) is None:
             return
         alike = [each for each in missing if each.tile_sizes == missing[0].tile_sizes]
         pictures = alike[: max(1, GPU_PIXELS // missing[0].pixels)]
-        model, family, features = self.loaded.model, self.loaded.family, self._features
+        # Each once: where so many are not kept, they would drive each other out for ever.
+        self._begun.update(picture.digest for picture in pictures)
+        beside.begin(lambda: self._encode_ahead(pictures, cancel))
+
+    def _encode_ahead(
+        self, pictures: Sequence[Picture], cancel: Flag
+    ) -> dict[bytes, Tensor] | None:
+        loaded = self.loaded
+        with as_memory_limit(len(pictures)):
+            return encode_pictures(
+                loaded.model, loaded.family, pictures, self._features, cancel=cancel
+            )
+
+    def _join(self) -> Beside | None:
+        """Go on after what was begun beside; return what begins more, None if that failed."""
         try:
-            with as_memory_limit(len(batch)):
-                self._beside.begin(
-                    lambda: encode_pictures(model, family, pictures, features, cancel=cancel)
-                )
-        # Whatever it is, it is told when their turn comes, if it is still so.
+            if self._beside is not None:
+                self._beside.join()
+        # Whatever it is, it is told when the pictures' turn comes, if it is still so.
         except Exception:
             _log.debug("looking ahead no more", exc_info=True)
-            self._beside.join()
             self._beside = None
+        return self._beside
 
     def take_slots(self, rows: int) -> Slots:
         """Return slots for *rows*, none of them taken; those of last time, if there are enough."""
@@ -178,7 +196,7 @@ class Inference:
         self._prefix.drop()
         self._features.clear()
         self._slots = None
-        self._graphs = Graphs(CudaCapture(self.loaded.model.device))
+        self._graphs = Graphs(self._capture)
 
     def _answer(self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken) -> Answer:
         loaded, is_alone = self.loaded, len(batch) == 1
@@ -238,11 +256,13 @@ class Inference:
         """Return *inputs* and the pictures on the model's device, or None when cancelled."""
         model, family = self.loaded.model, self.loaded.family
         pictures = [picture for prepared in batch for picture in prepared.pictures]
-        if self._beside is not None:
-            self._beside.join()
+        beside = self._join()
+        self._begun.difference_update(picture.digest for picture in pictures)
         features = encode_pictures(model, family, pictures, self._features, cancel=cancel)
         if features is None:
             return None
+        if beside is not None:
+            beside.borrow(features.values())
         sight = family.gather(
             model, [[features[p.digest] for p in prepared.pictures] for prepared in batch]
         )

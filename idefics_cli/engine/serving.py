@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from transformers import Cache
@@ -139,7 +139,9 @@ class Server:
             with as_memory_limit(len(self._going) + len(tickets)):
                 self._admit(works, opened)
         except MemoryLimitError as error:
-            return self._run_short(self._take_back() + tickets, error)
+            return self._run_short(self._take_back(tickets), error)
+        except Exception:
+            return self._answer_alone(tickets)
         return True
 
     def _prefill(self, tickets: Sequence[Ticket]) -> _Opened:
@@ -180,10 +182,7 @@ class Server:
         except MemoryLimitError as error:
             return self._run_short(self._take_back(), error)
         except Exception:
-            _log.debug("%d replies failed", len(rows), exc_info=True)
-            for ticket in self._take_back():
-                self._answer([ticket])
-            return False
+            return self._answer_alone()
         for going in self._going:
             going.decode_seconds += (time.perf_counter() - started) / len(rows)
         self._drop_ended(works)
@@ -226,10 +225,19 @@ class Server:
             self._deliver(failed, error)
         return False
 
-    def _take_back(self) -> list[Ticket]:
-        tickets = [going.ticket for going in self._going]
+    def _answer_alone(self, others: Sequence[Ticket] = ()) -> Literal[False]:
+        """Answer all that go on, and *others*, one by one: one of them failed."""
+        tickets = self._take_back(others)
+        _log.debug("%d replies failed", len(tickets), exc_info=True)
+        for ticket in tickets:
+            self._answer([ticket])
+        return False
+
+    def _take_back(self, others: Sequence[Ticket] = ()) -> list[Ticket]:
+        """Return the tickets of all that go on, and *others*, which may be among them."""
+        tickets = [*(going.ticket for going in self._going), *others]
         self._going = []
-        return tickets
+        return list({ticket.index: ticket for ticket in tickets}.values())
 
     def _new_works(self) -> _Works:
         loaded = self._inference.loaded

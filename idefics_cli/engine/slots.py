@@ -99,6 +99,10 @@ class Slots:
     def clear(self) -> None:
         """Give up all rows; the buffers stay."""
         self.lengths = []
+        # Places are masked, but if a model failed with what is no number, no mask hides that.
+        for layer in self.cache.layers:
+            layer.keys.zero_()
+            layer.values.zero_()
 
     def admit(self, cache: Cache, mask: Tensor, extra: Inputs, *, releases: bool = False) -> None:
         """Take in the rows of a left-padded batch, behind those that are here.
