@@ -130,14 +130,17 @@ class Inference:
         rows = _rows(batch, inputs, self.loaded.context_tokens)
         return rows, self._see(batch, inputs, cancel)
 
-    def look_ahead(self, batch: Sequence[Prepared], cancel: Flag) -> None:
-        """Encode some pictures of *batch*, which is answered soon, beside what the model is at.
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether the device would encode pictures beside what the model is at."""
+        return self._beside is not None and not self._beside.is_busy
 
-        None where the device cannot do both, or is still at the last such pictures; else as many
-        of one shape as one forward takes: at the beginning of a second the host would wait.
+    def look_ahead(self, batch: Sequence[Prepared], cancel: Flag) -> None:
+        """Begin to encode some pictures of *batch*, which is answered soon; see `can_look_ahead`.
+
+        They are as many of one shape as one forward takes: when the turn of the first comes, all
+        of them are waited for.
         """
-        if self._beside is None or self._beside.is_busy:
-            return
         missing = [
             picture
             for prepared in batch

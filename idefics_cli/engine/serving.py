@@ -189,8 +189,9 @@ class Server:
         return True
 
     def _look_ahead(self) -> None:
-        upcoming = self._schedule.upcoming()[:_AHEAD]
-        if upcoming:
+        if not self._inference.can_look_ahead:
+            return
+        if upcoming := self._schedule.upcoming()[:_AHEAD]:
             self._inference.look_ahead([ticket.prepared for ticket in upcoming], self._flag)
 
     def _drop_ended(self, works: _Works) -> None:
