@@ -10,6 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from idefics_cli.engine.graphs import Graphs
+from idefics_cli.engine.inference import Inference
+from idefics_cli.models.loader import Loaded
+
 # What a GPU cannot do while it is being recorded: the host would wait for it, or copy to it.
 _FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "unique")
 
@@ -77,6 +81,15 @@ class LateBeside:
 
     def borrow(self, tensors: Iterable[Tensor]) -> None:
         self.borrowed += len(list(tensors))
+
+
+def like_on_a_gpu(loaded: Loaded, capture: object) -> Inference:
+    """Return an inference that records its steps by *capture*, and encodes pictures beside."""
+    inference = Inference(loaded)
+    inference._records = True
+    inference._graphs = Graphs(capture)  # type: ignore[arg-type]
+    inference._beside = LateBeside()
+    return inference
 
 
 class _Tape(TorchDispatchMode):

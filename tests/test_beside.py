@@ -13,11 +13,10 @@ import torch
 from idefics_cli.core.types import Sampling
 from idefics_cli.engine import Prepared
 from idefics_cli.engine.beside import CudaBeside
-from idefics_cli.engine.graphs import CudaCapture, Graphs
-from idefics_cli.engine.inference import Inference
+from idefics_cli.engine.graphs import CudaCapture
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.models.families.base import Family
-from tests.recording import CpuCapture, LateBeside
+from tests.recording import CpuCapture, LateBeside, like_on_a_gpu
 from tests.test_parity import as_request, looks
 from tests.test_serving import LIMITS, ran, tokens
 
@@ -30,9 +29,7 @@ def engine(endless: EngineOf) -> Iterator[LocalEngine]:
     """An engine that encodes pictures beside its replies."""
     engine = endless("idefics2")
     before = engine._inference
-    engine._inference = inference = Inference(engine._require())
-    inference._records, inference._graphs = True, Graphs(CpuCapture())
-    inference._beside = LateBeside()
+    engine._inference = like_on_a_gpu(engine._require(), CpuCapture())
     yield engine
     engine._inference = before
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from idefics_cli.core.types import Sampling
-from idefics_cli.engine.graphs import Graphs, bucket, graphs_problem
+from idefics_cli.engine.graphs import bucket, graphs_problem
 from idefics_cli.engine.inference import Inference
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.slots import kept_in_order
 from idefics_cli.engine.steps import slots_problem
 from idefics_cli.engine.transfer import Arrival
 from tests import tiny
-from tests.recording import CpuCapture
+from tests.recording import CpuCapture, like_on_a_gpu
 from tests.test_decode_rows import LIMITS, mixed
 from tests.test_parity import CONVERSATIONS, as_request, open_engine
 
@@ -50,10 +50,7 @@ def engine_of(endless: EngineOf, sliding: LocalEngine) -> EngineOf:
 
 def inference_of(engine: LocalEngine, capture: object) -> Inference:
     """An inference that records its steps by *capture*, as on a GPU."""
-    inference = Inference(engine._require())
-    inference._records = True
-    inference._graphs = Graphs(capture)  # type: ignore[arg-type]
-    return inference
+    return like_on_a_gpu(engine._require(), capture)
 
 
 class Never:

@@ -18,14 +18,13 @@ from idefics_cli.core.errors import ContextError, MemoryLimitError, ModelError
 from idefics_cli.core.types import Completion, Sampling
 from idefics_cli.engine import Prepared
 from idefics_cli.engine.decode import Decoder
-from idefics_cli.engine.graphs import Graphs
 from idefics_cli.engine.inference import Inference
 from idefics_cli.engine.local import LocalEngine
 from idefics_cli.engine.prefill import prefill
 from idefics_cli.engine.sampling import Row, Scores
 from idefics_cli.engine.slots import Slots
 from tests import tiny
-from tests.recording import CpuCapture, LateBeside
+from tests.recording import CpuCapture, like_on_a_gpu
 from tests.test_engine import ask
 from tests.test_parity import CONVERSATIONS, as_request, open_engine
 
@@ -115,13 +114,11 @@ def served(endless: EngineOf, way: str) -> Iterator[Callable[[str], LocalEngine]
     def get(kind: str) -> LocalEngine:
         engine = endless(kind)
         changed.append((engine, engine._require_inference()))
-        engine._inference = inference = Inference(engine._require())
         if way == "recorded steps":
-            # As on a GPU, which also encodes pictures meanwhile.
-            inference._records, inference._graphs = True, Graphs(CpuCapture())
-            inference._beside = LateBeside()
-        elif way == "batches":
-            inference.slots_problem = "none"
+            engine._inference = like_on_a_gpu(engine._require(), CpuCapture())
+        else:
+            engine._inference = Inference(engine._require())
+            engine._inference.slots_problem = "none" if way == "batches" else None
         return engine
 
     yield get

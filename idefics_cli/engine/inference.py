@@ -160,11 +160,15 @@ class Inference:
     def _encode_ahead(
         self, pictures: Sequence[Picture], cancel: Flag
     ) -> dict[bytes, Tensor] | None:
-        loaded = self.loaded
         with as_memory_limit(len(pictures)):
-            return encode_pictures(
-                loaded.model, loaded.family, pictures, self._features, cancel=cancel
-            )
+            return self._encode_pictures(pictures, cancel)
+
+    def _encode_pictures(
+        self, pictures: Sequence[Picture], cancel: Flag
+    ) -> dict[bytes, Tensor] | None:
+        """Return the features of *pictures*, computed or kept; see `encode_pictures`."""
+        loaded = self.loaded
+        return encode_pictures(loaded.model, loaded.family, pictures, self._features, cancel=cancel)
 
     def _join(self) -> Beside | None:
         """Go on after what was begun beside; return what begins more, None if that failed."""
@@ -261,7 +265,7 @@ class Inference:
         pictures = [picture for prepared in batch for picture in prepared.pictures]
         beside = self._join()
         self._begun.difference_update(picture.digest for picture in pictures)
-        features = encode_pictures(model, family, pictures, self._features, cancel=cancel)
+        features = self._encode_pictures(pictures, cancel)
         if features is None:
             return None
         if beside is not None:

@@ -114,12 +114,12 @@ class Scores:
 
 def banned_of(family: Family, device: torch.device) -> Tensor:
     """Return the ids that no reply may hold, for `Scores`."""
-    return torch.tensor(sorted(family.banned_ids), dtype=torch.long, device=device)
+    return to_device(sorted(family.banned_ids), device)
 
 
 def _penalize(scores: Tensor, row: Row) -> None:
     """Divide positive and multiply negative *scores* (V,) of tokens seen (arXiv:1909.05858)."""
-    seen = torch.tensor(sorted({*row.prompt, *row.tokens}), device=scores.device)
+    seen = to_device(sorted({*row.prompt, *row.tokens}), scores.device)
     penalty = _bounded(row.sampling.repetition_penalty)
     values = scores[seen]
     values = torch.where(values < 0, values * penalty, values / penalty)

@@ -69,8 +69,7 @@ class Schedule:
         free = self.slots - going
         if not self._waiting or free < 1 or (going and free < self.slots // _SHARE):
             return []
-        most = 1 if self._waiting[0].is_apart else free
-        chosen = set(together([ticket.prepared for ticket in self._waiting], most))
+        chosen = set(self._together(free))
         tickets = [t for index, t in enumerate(self._waiting) if index in chosen]
         self._waiting = [t for index, t in enumerate(self._waiting) if index not in chosen]
         return tickets
@@ -79,9 +78,7 @@ class Schedule:
         """Return those that begin next, if none comes before that goes better with the first."""
         if not self._waiting:
             return []
-        most = 1 if self._waiting[0].is_apart else max(1, self.slots // _SHARE)
-        chosen = together([ticket.prepared for ticket in self._waiting], most)
-        return [self._waiting[index] for index in chosen]
+        return [self._waiting[index] for index in self._together(max(1, self.slots // _SHARE))]
 
     def set_apart(self, tickets: Sequence[Ticket], *, tried: int) -> Ticket | None:
         """Let those that are left of *tried* that failed try again, each alone.
@@ -125,3 +122,8 @@ class Schedule:
             self.slots = max(self.slots, min(before, self.settled))
         if not self._short:
             self.settled = min(self.settled, self.slots)
+
+    def _together(self, most: int) -> list[int]:
+        """Return the places among those that wait of up to *most* that are to begin together."""
+        most = 1 if self._waiting[0].is_apart else most
+        return together([ticket.prepared for ticket in self._waiting], most)
