@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.warm import PLAIN_MEMORY
+from tests.support.warm import PLAIN_MEMORY
 
 if TYPE_CHECKING:
-    from idefics_cli.engine.local import LocalEngine
+    from idefics_cli.engine.local.engine import LocalEngine
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is imported: models this small only lose by sharing out their work, and lose ten
@@ -32,16 +32,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Half a minute and more on one core each: first, so that no process of xdist's does its last file
 # long after the others have ended. By itself it takes those with the fewest tests last.
 LONG_FILES = (
-    "test_caption_chaos.py",
-    "test_chat_terminal.py",
-    "test_completion_shells.py",
-    "test_prefix.py",
-    "test_parity.py",
-    "test_demo_training.py",
-    "test_readme.py",
-    "test_cli_app.py",
-    "test_serving.py",
-    "test_end_to_end.py",
+    "caption/test_chaos.py",
+    "ui/test_chat_terminal.py",
+    "completion/test_shells.py",
+    "engine/test_prefix.py",
+    "models/families/test_parity.py",
+    "demo/test_training.py",
+    "rules/test_readme.py",
+    "cli/test_app.py",
+    "engine/test_serving.py",
+    "engine/test_end_to_end.py",
 )
 
 
@@ -52,7 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONG_FILES)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    top = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        return places.get(item.path.relative_to(top).as_posix(), len(places))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -96,8 +101,8 @@ def width_of_registers(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[int]:
     """Compile kernels for processors with AVX2, and with AVX512."""
-    from idefics_cli.models import jit
-    from tests import kernels
+    from idefics_cli.models.kernels import jit
+    from tests.support import kernels
 
     size: int = request.param
     if size > jit.vector_bytes():
@@ -111,7 +116,7 @@ def width_of_registers(
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return what gives the folder of a tiny random checkpoint of a kind in `tiny.KINDS`."""
-    from tests import tiny
+    from tests.support import tiny
 
     made: dict[str, Path] = {}
 
@@ -129,7 +134,7 @@ def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Local
 
     Random weights end a reply by chance.
     """
-    from tests.test_parity import open_engine
+    from tests.models.families.test_parity import open_engine
 
     made: dict[str, LocalEngine] = {}
 
@@ -159,7 +164,7 @@ def warm_python() -> Iterator[tuple[str, ...]]:
     if os.name == "nt":
         yield (sys.executable,)
         return
-    program = str(Path(__file__).with_name("warm.py"))
+    program = str(Path(__file__).with_name("support") / "warm.py")
     with (
         # Not below a `tmp_path`: the path of a socket has 104 characters at most.
         tempfile.TemporaryDirectory() as folder,

@@ -12,8 +12,8 @@ from idefics_cli.bench.measure import Outcome, Series, Tokens, Watch, without_co
 from idefics_cli.bench.report import Row, Skipped
 from idefics_cli.bench.stage import CaptionTask, PlainContender, Prompts, Stage
 from idefics_cli.core.types import Completion, GenerationRequest
-from idefics_cli.engine import Engine, Prepared, Session
-from idefics_cli.engine import Outcome as Answered
+from idefics_cli.engine.protocol import Engine, Prepared, Session
+from idefics_cli.engine.protocol import Outcome as Answered
 
 # A loop that takes so many times as long as the best one is past the best batch size.
 _HOPELESS = 1.25

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from idefics_cli.bench.measure import Clock, Outcome
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.engine import Engine
+from idefics_cli.engine.protocol import Engine
 
 # The engine's own clock begins after the pictures are open and its thread has the work.
 _SLACK = 1.02

@@ -27,7 +27,7 @@ _PROGRAM = """\
 import torch
 from transformers import {model_class}
 print(0, flush=True)
-from idefics_cli.bench.child import main
+from idefics_cli.bench.cold_start.child import main
 main()
 """
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from idefics_cli.models.families.base import Family
-    from idefics_cli.models.library import StepOutput
+    from idefics_cli.models.families.protocols import StepOutput
 
 _END_OF_UTTERANCE = "<end_of_utterance>"
 
@@ -78,8 +78,8 @@ class Plain:
         from transformers import AutoModelForImageTextToText
         from transformers.utils import logging as library_logging
 
-        from idefics_cli.models.loader import load_config, load_family
-        from idefics_cli.models.quantization import bitsandbytes_config
+        from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
+        from idefics_cli.models.loading.loader import load_config, load_family
 
         self._spec, self._clock = spec, clock
         if spec.threads is not None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from idefics_cli.bench import captions, processes, scenarios
+from idefics_cli.bench import captions, scenarios
+from idefics_cli.bench.cold_start import processes
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Report, Row, Skipped
 from idefics_cli.bench.stage import Choices, Stage, World

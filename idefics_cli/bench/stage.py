@@ -23,7 +23,7 @@ from idefics_cli.core.types import (
     Quantization,
     Sampling,
 )
-from idefics_cli.engine import Engine
+from idefics_cli.engine.protocol import Engine
 
 # Nobody ends an answer to this early: the built-in model goes on with "I I I …", and random
 # weights hardly ever find an end token.

@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.inputs.templates import parse_template, render
+from idefics_cli.caption.item import Picture
 from idefics_cli.caption.sinks.rows import CAPTION, names
-from idefics_cli.caption.templates import parse_template, render
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Sampling
-from idefics_cli.engine import Prepared
+from idefics_cli.engine.protocol import Prepared
 
 
 @dataclass(frozen=True, slots=True)

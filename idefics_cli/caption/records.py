@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from idefics_cli.core.errors import IdeficsError, ImageError
 from idefics_cli.core.types import CaptionRecord, Finish
-from idefics_cli.engine import Prepared
+from idefics_cli.engine.protocol import Prepared
 
 _log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from threading import Event
 
-from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.executors import EXECUTORS
+from idefics_cli.caption.item import Picture
 from idefics_cli.caption.job import CaptionJob
-from idefics_cli.caption.sinks.rows import is_uri
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord, ImageLimits
-from idefics_cli.engine import EngineFactory
+from idefics_cli.engine.protocol import EngineFactory
 
 PROBED = 3
 
@@ -23,7 +23,7 @@ def unreadable(pictures: Iterable[Picture], limits: ImageLimits) -> Iterator[Ima
 
     A file may have a good header and be cut off behind it: only decoding finds that.
     """
-    from idefics_cli.models.images import ImageLoader
+    from idefics_cli.images.loader import ImageLoader
 
     loader = ImageLoader(limits)
     for picture in pictures:

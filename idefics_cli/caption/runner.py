@@ -8,15 +8,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from idefics_cli.caption.discover import Picture
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.interrupts import Interrupts
+from idefics_cli.caption.item import Picture
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.records import failed
 from idefics_cli.caption.sinks.base import SidecarError, Sink
 from idefics_cli.core.types import CaptionRecord
-from idefics_cli.engine import EngineFactory
+from idefics_cli.engine.protocol import EngineFactory
 
 
 @dataclass(frozen=True, slots=True)

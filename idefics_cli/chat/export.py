@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
-from idefics_cli.chat.pictures import read_back, write_whole
-from idefics_cli.chat.session import Conversation, Picture, Reply, Turn
+from idefics_cli.chat.conversation import Conversation, Picture, Reply, Turn
+from idefics_cli.chat.store.pictures import read_back
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.files import write_whole
+from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import ImageLimits
-from idefics_cli.models.image_formats import HEAD_BYTES, identify
-from idefics_cli.models.image_sources import printable
+from idefics_cli.images.formats import HEAD_BYTES, identify
 
 FORMAT = 1
 """Version of the JSON."""
@@ -125,7 +126,7 @@ def save(conversation: Conversation, kind: str, path: Path, *, overwrite: bool =
         if path.exists() and not path.is_file():  # a device or a pipe
             path.write_bytes(data)
         else:
-            write_whole(path, data)
+            write_whole(path, data, private=True)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise IdeficsError(f"cannot write `{path}`: {reason}") from error
@@ -196,7 +197,7 @@ def _caption(picture: Picture) -> str:
 def _name(picture: Picture) -> str:
     source = picture.source
     is_address = "://" in source[:12]
-    return printable(source if is_address else Path(source).name or source)
+    return abbreviated(source if is_address else Path(source).name or source)
 
 
 def _speaker(turn: Turn, conversation: Conversation) -> str:
@@ -230,7 +231,7 @@ def _data_uri(picture: Picture) -> str | None:
 
 
 def _as_png(data: bytes, source: str) -> bytes | None:
-    from idefics_cli.models.images import ImageLoader
+    from idefics_cli.images.loader import ImageLoader
 
     buffer = io.BytesIO()
     try:

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from threading import Event
 
 from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import Progress
-from idefics_cli.engine import Engine
-from idefics_cli.models.background import in_background
+from idefics_cli.engine.protocol import Engine
 
 _POLL_SECONDS = 0.05
 Load = Callable[[Progress], Engine]

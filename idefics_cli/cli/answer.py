@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli import __version__
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.loading import (
+from idefics_cli.cli.model_choice import (
     check_prompt,
     image_limits,
     opened_engine,
@@ -30,11 +30,11 @@ from idefics_cli.core.types import (
     Message,
     Part,
 )
-from idefics_cli.engine import Engine, Prepared
-from idefics_cli.models.registry import base_model_error
+from idefics_cli.engine.protocol import Engine, Prepared
+from idefics_cli.models.hub.registry import base_model_error
 
 if TYPE_CHECKING:
-    from idefics_cli.models.plan import Plan
+    from idefics_cli.models.planning.plan import Plan
 
 IMAGE_MARK = "<image>"
 STDIN = "-"
@@ -77,7 +77,7 @@ def answer(invocation: Invocation, text: str | None, sources: Sequence[str]) -> 
 
 def show_plan(invocation: Invocation, plan: Plan) -> None:
     """Write what would run, and why, to stdout."""
-    from idefics_cli.ui.plan_view import plan_record, render_plan
+    from idefics_cli.ui.views.plan import plan_record, render_plan
 
     if invocation.settings.json:
         invocation.console.json(plan_record(plan))
@@ -96,8 +96,8 @@ def check_images(attachments: Sequence[Attachment], limits: ImageLimits) -> None
     """
     if not attachments:
         return
-    from idefics_cli.models.image_sources import is_address, is_clipboard
-    from idefics_cli.models.images import ImageLoader
+    from idefics_cli.core.sources import is_address, is_clipboard
+    from idefics_cli.images.loader import ImageLoader
 
     loader = ImageLoader(limits)
     for attachment in attachments:
@@ -182,7 +182,7 @@ def _raw_parts(prompt: str, images: Sequence[Attachment]) -> tuple[Part, ...]:
 def _respond(invocation: Invocation, engine: Engine, prepared: Prepared, times: _Times) -> Finish:
     console, stream = invocation.console, invocation.settings.stream
     if not invocation.settings.json and (console.is_terminal if stream is None else stream):
-        from idefics_cli.ui.stream import show_stream
+        from idefics_cli.ui.terminal.stream import show_stream
 
         finish = show_stream(console, engine.stream(prepared)).finish
         if finish is None:
@@ -200,7 +200,7 @@ def _respond(invocation: Invocation, engine: Engine, prepared: Prepared, times: 
 def _record(
     engine: Engine, request: GenerationRequest, completion: Completion, times: _Times
 ) -> dict[str, object]:
-    from idefics_cli.models.image_sources import describe_source
+    from idefics_cli.core.sources import describe_source
 
     spec, seconds = engine.spec, completion.decode_seconds
     return {

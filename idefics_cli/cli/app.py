@@ -16,24 +16,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from idefics_cli import __version__
-from idefics_cli.cli import (
-    ask,
-    bench,
-    caption,
-    chat,
-    completion,
-    config,
-    demo,
-    doctor,
-    models,
-    sessions,
-)
-from idefics_cli.cli.guidance import GuidingGroup, overview
+from idefics_cli.cli.commands import ask, chat, completion, config, demo, doctor, models, sessions
+from idefics_cli.cli.commands.bench import command as bench
+from idefics_cli.cli.commands.caption import command as caption
+from idefics_cli.cli.help.guidance import GuidingGroup, overview
+from idefics_cli.cli.help.meant_options import check_dashes, meant_option, meant_words
 from idefics_cli.cli.invocation import CONSOLE
-from idefics_cli.cli.meant_options import check_dashes, meant_option, meant_words
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
-from idefics_cli.ui.console import Console
+from idefics_cli.ui.terminal.console import Console
 
 _EPILOG = (
     "Every option is also a variable IDEFICS_NAME and a key of config.toml; "

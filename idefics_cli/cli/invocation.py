@@ -15,7 +15,7 @@ from idefics_cli.config.resolve import Resolved, resolve
 from idefics_cli.config.settings import Settings, table
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import config_file
-from idefics_cli.ui.console import Console
+from idefics_cli.ui.terminal.console import Console
 
 
 @dataclass(frozen=True, slots=True)

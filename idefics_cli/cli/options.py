@@ -62,7 +62,7 @@ def _complete(words: tuple[str, ...]) -> Callable[[str], list[tuple[str, str]]] 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
     """Return the names of models that start with *incomplete*, each with its summary."""
-    from idefics_cli.models.registry import MODELS
+    from idefics_cli.models.hub.registry import MODELS
 
     return [(name, m.summary) for name, m in MODELS.items() if name.startswith(incomplete)]
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.engine import EngineFactory, engine_factory
+from idefics_cli.engine.factory import engine_factory
+from idefics_cli.engine.protocol import EngineFactory
 
 if TYPE_CHECKING:
-    from idefics_cli.models.facts import ModelFacts
-    from idefics_cli.models.plan import Machine
+    from idefics_cli.models.hub.facts import ModelFacts
+    from idefics_cli.models.planning.plan import Machine
 
 
 class MakeFactory(Protocol):
@@ -34,19 +35,19 @@ class FindFacts(Protocol):
 
 
 def _probe_machine() -> Machine:
-    from idefics_cli.models.plan import probe_machine
+    from idefics_cli.models.planning.plan import probe_machine
 
     return probe_machine()
 
 
 def _broken_packages() -> Mapping[str, str]:
-    from idefics_cli.models.machine import broken_packages
+    from idefics_cli.hardware.machine import broken_packages
 
     return broken_packages()
 
 
 def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
-    from idefics_cli.models.facts import find_facts
+    from idefics_cli.models.hub.facts import find_facts
 
     return find_facts(name, revision=revision, offline=offline)
 

@@ -6,7 +6,7 @@ import select
 from typing import BinaryIO
 
 from idefics_cli.core.errors import PromptError
-from idefics_cli.ui.console import Console
+from idefics_cli.ui.terminal.console import Console
 
 MAX_TEXT_BYTES = 4_000_000  # beyond the context of every model
 NOTICE_SECONDS = 2.0

@@ -15,7 +15,7 @@ from idefics_cli.completion.spec import Command
 from idefics_cli.completion.zsh import zsh_script
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.paths import data_folder
-from idefics_cli.models.registry import MODELS
+from idefics_cli.models.hub.registry import MODELS
 
 
 @dataclass(frozen=True, slots=True)

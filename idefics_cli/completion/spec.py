@@ -9,7 +9,7 @@ from typing import Literal
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from idefics_cli.models.registry import MODELS
+from idefics_cli.models.hub.registry import MODELS
 
 Kind = Literal["models", "sessions", "pictures", "files", "folders", "words", "text"]
 

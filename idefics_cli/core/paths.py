@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +28,17 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return _xdg(environ, "XDG_CACHE_HOME", ".cache")
 
 
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """Return the cache of the Hugging Face Hub: `HF_HUB_CACHE`, `HF_HOME`/hub or ~/.cache/….
+
+    The rule of huggingface_hub 2.4, `constants.HF_HUB_CACHE`, without the import.
+    """
+    base = environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
+    home = environ.get("HF_HOME", os.path.join(base, "huggingface"))
+    cache = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
+    return Path(os.path.expandvars(os.path.expanduser(environ.get("HF_HUB_CACHE", cache))))
+
+
 def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
     base = environ.get(variable, "")
     # The specification: a relative path in these variables is invalid and is ignored.
@@ -33,3 +46,14 @@ def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
         return Path(base) / _APP
     home = environ.get("HOME") or "/"
     return Path(home) / default / _APP
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return the free space where *folder* is or will be; None if unknown."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            try:
+                return shutil.disk_usage(place).free
+            except OSError:
+                return None
+    return None

@@ -40,7 +40,7 @@ from idefics_cli.demo.scenes import (
     make_scene,
 )
 from idefics_cli.demo.wordings import SMALL_TALK, WORDINGS
-from idefics_cli.models.library import Processor, Tokenizer
+from idefics_cli.models.families.protocols import Processor, Tokenizer
 
 LATENTS = 16
 """Tokens that stand for one image."""

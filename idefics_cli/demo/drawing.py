@@ -35,7 +35,7 @@ class Drawing:
 
 
 def draw(scene: Scene, *, jpeg: bool = False) -> Drawing:
-    """Draw *scene*; see `scenes.render` for *jpeg*."""
+    """Draw *scene*; see `render` for *jpeg*."""
     rng = random.Random(scene.seed)
     shade = _shade(rng, BACKGROUNDS[scene.background], spread=10)
     image = Image.new("RGB", (scene.width, scene.height), shade)
@@ -195,3 +195,13 @@ def _through_jpeg(image: Image.Image, *, quality: int) -> Image.Image:
     image.save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as compressed:
         return compressed.convert("RGB")
+
+
+def render(scene: Scene, *, jpeg: bool = False) -> Image.Image:
+    """Draw *scene* as an RGB picture: the same pixels with Pillow 11.3 to 13.0.
+
+    Args:
+        scene: What to draw.
+        jpeg: Also pass 3 of 10 pictures through a lossy JPEG, as in training.
+    """
+    return draw(scene, jpeg=jpeg).image

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.demo.questions import TASKS, Question, ask
-from idefics_cli.demo.scenes import Scene, caption, render, scene_for_split
+from idefics_cli.demo.scenes import Scene, caption, scene_for_split
 
 METADATA = "metadata.jsonl"
 MAX_SAMPLES = 100_000
@@ -83,6 +83,9 @@ def _sample(scene: Scene, seed: int, index: int) -> Sample:
 
 
 def _png(scene: Scene) -> bytes:
+    # Pillow and numpy load only when something is drawn: listings need only the words.
+    from idefics_cli.demo.drawing import render
+
     buffer = io.BytesIO()
     render(scene).save(buffer, "PNG")
     return buffer.getvalue()
@@ -110,6 +113,8 @@ def _is_taken(path: Path) -> bool:
 def _shows(path: Path, scene: Scene) -> bool:
     """Whether *path* holds the pixels of *scene*, whatever compressed them."""
     from PIL import Image
+
+    from idefics_cli.demo.drawing import render
 
     expected = render(scene)
     try:

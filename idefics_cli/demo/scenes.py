@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 Rgb = tuple[int, int, int]
 Kind = Literal["shapes", "text"]
@@ -199,19 +199,6 @@ def make_scene(
         count = rng.choice(_ONE_TO_THREE)
     objects = _draw_objects(rng, width, height, _allowed(background, pairs), count)
     return Scene(background, width, height, seed, objects=objects)
-
-
-def render(scene: Scene, *, jpeg: bool = False) -> Image:
-    """Draw *scene* as an RGB picture: the same pixels with Pillow 11.3 to 13.0.
-
-    Args:
-        scene: What to draw.
-        jpeg: Also pass 3 of 10 pictures through a lossy JPEG, as in training.
-    """
-    # Pillow and numpy load only when something is drawn: listings need just the words.
-    from idefics_cli.demo.drawing import draw
-
-    return draw(scene, jpeg=jpeg).image
 
 
 def caption(scene: Scene) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median_low
 
-from idefics_cli.engine import Prepared
+from idefics_cli.engine.protocol import Prepared
 
 # Only how requests compare matters, so that these need not be true of each family: a patch has
 # 14x14 pixels, a tile becomes 64 tokens of the prompt, and a token has four letters.

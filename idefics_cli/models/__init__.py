@@ -1,1 +1,1 @@
-"""What differs between checkpoints; the only place that knows a family by name."""
+"""Model families, checkpoints, plans, kernels and loading."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from idefics_cli.caption.executors.base import Executor
 from idefics_cli.caption.executors.local import LocalExecutor
 from idefics_cli.caption.job import CaptionJob
-from idefics_cli.engine import EngineFactory
+from idefics_cli.engine.protocol import EngineFactory
 
 MakeExecutor = Callable[[EngineFactory, CaptionJob], Executor]
 

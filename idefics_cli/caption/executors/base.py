@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
-from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.item import Picture
 from idefics_cli.core.types import CaptionRecord
 
 

@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from threading import Event
 
-from idefics_cli.caption.asking import Asker
-from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.executors.asking import Asker
 from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
+from idefics_cli.caption.executors.read_ahead import ReadAhead
+from idefics_cli.caption.executors.reading import Opened, open_picture
+from idefics_cli.caption.item import Picture
 from idefics_cli.caption.job import CaptionJob
-from idefics_cli.caption.readahead import ReadAhead
-from idefics_cli.caption.reading import Opened, open_picture
 from idefics_cli.core.types import CaptionRecord
-from idefics_cli.engine import Engine, EngineFactory
 from idefics_cli.engine.batching import together
+from idefics_cli.engine.protocol import Engine, EngineFactory
 
 # As many pictures as are answered at a time, so many times, are open ahead of the model: enough
 # to find some of one shape among them.

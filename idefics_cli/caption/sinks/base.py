@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.item import Picture
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 

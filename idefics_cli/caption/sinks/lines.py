@@ -12,7 +12,8 @@ from typing import Self
 
 from idefics_cli.caption.sinks.base import ByteStream, Target
 from idefics_cli.caption.sinks.rows import file_name
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.files import cannot_write
 from idefics_cli.core.types import CaptionRecord
 
 _CHUNK = 64 * 1024
@@ -202,12 +203,6 @@ class _File:
 
 def _open(path: Path, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
-
-
-def cannot_write(path: Path | None, error: OSError) -> IdeficsError:
-    """Return what to raise when *path*, or stdout, takes no more."""
-    name = f"`{path}`" if path else "stdout"
-    return IdeficsError(f"cannot write {name}: {error.strerror or error}")
 
 
 def check_file(path: Path, target: Target) -> None:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Self
 
 from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
-from idefics_cli.caption.sinks.lines import cannot_write, check_file
+from idefics_cli.caption.sinks.lines import check_file
 from idefics_cli.caption.sinks.rows import DETAILS, Value, escape, names
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.files import cannot_write
 from idefics_cli.core.types import CaptionRecord
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
+from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
 Value = str | int | float | list[str] | None
@@ -17,7 +18,6 @@ Row = Mapping[str, Value]
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # The same in text that may have lines and tabs, with bytes that were no UTF-8.
 _UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_URI = re.compile(r"(https?|file|data|clipboard):", re.IGNORECASE)
 
 CAPTION = "caption"
 DETAILS: Mapping[str, type] = {
@@ -62,11 +62,6 @@ def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict
     if record.notes:
         cells["notes"] = list(record.notes)
     return cells
-
-
-def is_uri(key: str) -> bool:
-    """Return True for the key of a picture that is no file."""
-    return key == "-" or _URI.match(key) is not None
 
 
 def file_name(key: str, output: Path | None) -> str:

@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from idefics_cli.caption.discover import Picture
+from idefics_cli.caption.item import Picture
 from idefics_cli.caption.sinks.base import SidecarError, Target
-from idefics_cli.caption.sinks.lines import cannot_write
-from idefics_cli.caption.sinks.rows import is_uri, printable
+from idefics_cli.caption.sinks.rows import printable
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.files import cannot_write
+from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
 # Every other picture would fail by them too.

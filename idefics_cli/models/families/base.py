@@ -18,9 +18,9 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
-from idefics_cli.models.library import Config, Model, Processor
-from idefics_cli.models.picture import Picture
-from idefics_cli.models.vision_work import VisionWork
+from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.protocols import Config, Model, Processor
+from idefics_cli.models.families.vision_work import VisionWork
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,9 +19,9 @@ from idefics_cli.models.families.base import (
     left_padded,
     raw_text,
 )
-from idefics_cli.models.library import Config, DecoupledEmbedding, Model, Processor
-from idefics_cli.models.picture import Picture
-from idefics_cli.models.shrinking import shrunk
+from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
+from idefics_cli.models.families.resize import shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -21,10 +21,10 @@ from idefics_cli.models.families.base import (
     left_padded,
     raw_text,
 )
-from idefics_cli.models.library import Config, Model, Processor
-from idefics_cli.models.picture import Picture
-from idefics_cli.models.shrinking import normalized, shrunk
-from idefics_cli.models.vision_work import VisionWork
+from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.protocols import Config, Model, Processor
+from idefics_cli.models.families.resize import normalized, shrunk
+from idefics_cli.models.families.vision_work import VisionWork
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.idefics2 import TemplateFamily, without_padding
-from idefics_cli.models.picture import Picture
-from idefics_cli.models.shrinking import shrunk
+from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.resize import shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image

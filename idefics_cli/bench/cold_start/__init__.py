@@ -1,0 +1,1 @@
+"""Measurements in fresh processes: start, load and peak memory."""

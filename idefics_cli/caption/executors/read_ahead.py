@@ -1,0 +1,162 @@
+"""Pictures opened in threads ahead of the model, bounded in number and in pixels."""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from operator import itemgetter
+from queue import SimpleQueue
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
+from idefics_cli.caption.executors.reading import Opened
+from idefics_cli.caption.item import Picture
+from idefics_cli.core.types import CaptionRecord
+
+Result = Opened | CaptionRecord
+Open = Callable[[Picture], Result]
+# Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
+_MAX_PIXELS = 32_000_000
+# How long the end of a run waits for its readers.
+_PATIENCE_SECONDS = 0.5
+
+
+class ReadAhead:
+    """The next pictures of a run.
+
+    Args:
+        pictures: Read as needed.
+        open_: Makes a picture ready, or tells its failure; called in the threads.
+        threads: How many.
+        in_flight: Most pictures being opened; at least *threads*.
+        size: Most pictures being opened or waiting.
+    """
+
+    def __init__(
+        self,
+        pictures: Iterable[Picture],
+        open_: Open,
+        *,
+        threads: int,
+        in_flight: int,
+        size: int,
+    ) -> None:
+        self._pictures = iter(pictures)
+        self._in_flight = max(in_flight, threads)
+        self._size = max(size, self._in_flight)
+        # By their places in the run.
+        self._opening: dict[int, Future[Result]] = {}
+        self._waiting: list[tuple[int, Opened]] = []
+        self._submitted = 0
+        # Of all that wait; counted as they come and go, not at every look.
+        self._pixels = 0
+        self._readers = _Readers(open_, threads)
+
+    @property
+    def waiting(self) -> list[Opened]:
+        """All that are open, in the order of the run."""
+        return [opened for _, opened in self._waiting]
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether a thread is at a picture."""
+        return bool(self._opening)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are no more."""
+        return not self._opening and not self._waiting
+
+    def collect(self) -> list[CaptionRecord]:
+        """Note what threads have opened by now; return records of what failed to open."""
+        failures = []
+        for number in [number for number, future in self._opening.items() if future.done()]:
+            result = self._opening.pop(number).result()
+            if isinstance(result, CaptionRecord):
+                failures.append(result)
+            else:
+                insort(self._waiting, (number, result), key=itemgetter(0))
+                self._pixels += _pixels(result)
+        self._submit()
+        return failures
+
+    def drop(self, opened: Opened) -> None:
+        """Forget a picture, which the model has got, and begin to open another."""
+        before = len(self._waiting)
+        self._waiting = [pair for pair in self._waiting if pair[1] is not opened]
+        self._pixels -= _pixels(opened) * (before - len(self._waiting))
+        self._submit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Open no more pictures; those that a thread is at are abandoned."""
+        for future in self._opening.values():
+            future.cancel()
+        self._readers.close()
+
+    def _submit(self) -> None:
+        while (
+            len(self._opening) < self._in_flight
+            and len(self._opening) + len(self._waiting) < self._size
+            and self._pixels < _MAX_PIXELS
+            and (picture := next(self._pictures, None)) is not None
+        ):
+            self._opening[self._submitted] = self._readers.submit(picture)
+            self._submitted += 1
+
+
+def _pixels(opened: Opened) -> int:
+    return sum(picture.pixels for picture in opened.first.pictures)
+
+
+class _Readers:
+    """A thread pool that does not hold back the end of the program.
+
+    `ThreadPoolExecutor` does: whoever presses Ctrl-C would wait for every slow server.
+    """
+
+    def __init__(self, open_: Open, threads: int) -> None:
+        self._open = open_
+        self._queue: SimpleQueue[tuple[Future[Result], Picture] | None] = SimpleQueue()
+        self._threads = [
+            Thread(target=self._work, name=f"read-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, picture: Picture) -> Future[Result]:
+        future: Future[Result] = Future()
+        self._queue.put((future, picture))
+        return future
+
+    def close(self) -> None:
+        """End the threads; wait a moment for those that are not at a slow server.
+
+        A thread that is inside of torch when the interpreter ends takes the process down.
+        """
+        for _ in self._threads:
+            self._queue.put(None)
+        until = time.monotonic() + _PATIENCE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            future, picture = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._open(picture))
+            except BaseException as error:  # a bug, which ends the run in the caller's thread
+                future.set_exception(error)

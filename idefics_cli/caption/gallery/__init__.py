@@ -1,0 +1,1 @@
+"""A page that shows the captions of a run beside the images."""

@@ -1,0 +1,227 @@
+"""A page that shows the pictures of a run with their captions, in one file that can be moved."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, BinaryIO, get_args
+from urllib.parse import quote
+
+from idefics_cli.caption.sinks.rows import CAPTION, printable, row
+from idefics_cli.core.errors import IdeficsError, ImageErrorKind, UsageError
+from idefics_cli.core.files import cannot_write
+from idefics_cli.core.sources import is_uri
+from idefics_cli.core.types import Attachment, CaptionRecord, ImageLimits
+
+if TYPE_CHECKING:
+    from idefics_cli.images.loader import ImageLoader
+
+_PARTS = Path(__file__).parent
+_MARK = b'<meta name="generator" content="idefics caption">'
+_ROWS_PER_BLOCK = 200
+_THUMBNAIL_EDGE = 224
+# About 20,000 pictures. Past it, the page shows the files themselves, when they are scrolled to.
+_MAX_THUMBNAIL_BYTES = 128 * 1024 * 1024
+_NOT_SHOWN = "-"
+
+
+def check_report(path: Path, *, overwrite: bool = False) -> None:
+    """Raise a UsageError unless *path* can become a report: it is new, or was one."""
+    if path.is_dir():
+        raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write `{path}`: no folder `{path.parent}`")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write `{path}`: permission denied")
+    if path.exists() and not overwrite:
+        with path.open("rb") as file:
+            if _MARK not in file.read(1024):
+                raise UsageError(
+                    f"`{path}` exists already, and is no report", hint="`--overwrite` replaces it"
+                )
+
+
+def write_report(
+    path: Path,
+    records: Iterable[CaptionRecord],
+    *,
+    columns: tuple[str, ...] = (),
+    title: str = "Captions",
+    limits: ImageLimits | None = None,
+    threads: int = 4,
+    on_row: Callable[[], None] = lambda: None,
+) -> None:
+    """Write the page for *records* to *path*, whole or not at all.
+
+    It needs no network, no other file and no library. Thumbnails are made from the files as
+    they are now; a file that is gone, or cannot be opened, has a place without one. Memory holds
+    a few hundred rows, whatever their number.
+
+    Args:
+        path: The page; what is there is replaced.
+        records: Named from the current folder.
+        columns: Names of the questions.
+        title: Of the page.
+        limits: Which pictures may be opened.
+        threads: That make thumbnails.
+        on_row: Called after each row.
+
+    Raises:
+        IdeficsError: If the page cannot be written.
+    """
+    from idefics_cli.images.loader import ImageLoader
+
+    loader = ImageLoader(limits or ImageLimits(), offline=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file, ThreadPoolExecutor(threads) as pool:
+            head, tail = _page(title)
+            file.write(head)
+            file.write(_block("columns", "application/json", _json(list(columns or (CAPTION,)))))
+            thumbnails = _Thumbnails(loader, pool)
+            _write_rows(file, _with(records, thumbnails), path, columns, on_row)
+            file.write(tail)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _write_rows(
+    file: BinaryIO,
+    pairs: Iterator[tuple[CaptionRecord, str]],
+    path: Path,
+    columns: tuple[str, ...],
+    on_row: Callable[[], None],
+) -> None:
+    rows: list[dict[str, object]] = []
+    thumbnails: list[str] = []
+
+    def end_block() -> None:
+        file.write(_block("rows", "application/json", _json(rows)))
+        file.write(_block("thumbs", "text/plain", "\n".join(thumbnails)))
+        rows.clear()
+        thumbnails.clear()
+
+    for record, thumbnail in pairs:
+        cells = row(record, printable(record.file_name), columns)
+        shown = {name: value for name, value in cells.items() if value is not None}
+        rows.append({**shown, "href": _link(record.file_name, path)})
+        thumbnails.append(thumbnail)
+        if len(rows) == _ROWS_PER_BLOCK:
+            end_block()
+        on_row()
+    if rows:
+        end_block()
+
+
+def _with(
+    records: Iterable[CaptionRecord], thumbnails: _Thumbnails
+) -> Iterator[tuple[CaptionRecord, str]]:
+    """Yield each of *records* with its thumbnail, some of them made ahead."""
+    waiting: deque[tuple[CaptionRecord, Future[str]]] = deque()
+    for record in records:
+        waiting.append((record, thumbnails.begin(record)))
+        if len(waiting) > 64:
+            first, made = waiting.popleft()
+            yield first, thumbnails.take(made)
+    while waiting:
+        first, made = waiting.popleft()
+        yield first, thumbnails.take(made)
+
+
+class _Thumbnails:
+    """Makes thumbnails as `data:` URIs, in threads, until they have their bytes."""
+
+    def __init__(self, loader: ImageLoader, pool: ThreadPoolExecutor) -> None:
+        self._loader = loader
+        self._pool = pool
+        self._left = _MAX_THUMBNAIL_BYTES
+
+    def begin(self, record: CaptionRecord) -> Future[str]:
+        if is_uri(record.file_name) or record.error_kind in get_args(ImageErrorKind):
+            return _done(_NOT_SHOWN)
+        if self._left <= 0:
+            return _done("")
+        return self._pool.submit(self._make, record.file_name)
+
+    def take(self, made: Future[str]) -> str:
+        text = made.result()
+        self._left -= len(text)
+        return text
+
+    def _make(self, name: str) -> str:
+        from PIL import Image, features
+
+        try:
+            image = self._loader.open(Attachment(name), draft_edge=_THUMBNAIL_EDGE)
+        except (IdeficsError, OSError, MemoryError):
+            return _NOT_SHOWN
+        edge = (_THUMBNAIL_EDGE, _THUMBNAIL_EDGE)
+        image.thumbnail(edge, Image.Resampling.HAMMING, reducing_gap=2.0)
+        kind = "webp" if features.check("webp") else "jpeg"
+        data = io.BytesIO()
+        image.save(data, kind, quality=60, method=1)  # 4 would take three times as long
+        return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _done(text: str) -> Future[str]:
+    future: Future[str] = Future()
+    future.set_result(text)
+    return future
+
+
+def _page(title: str) -> tuple[bytes, bytes]:
+    """Return what stands before and after the rows."""
+    page, style, script = (
+        (_PARTS / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")
+    )
+    # Nothing is fetched, and no script runs but this one, whatever a caption says.
+    policy = (
+        f"default-src 'none'; img-src data: file: 'self'; style-src {_hash(style)};"
+        f" script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+    parts = {"policy": policy, "title": html.escape(printable(title)), "style": style}
+    head, _, tail = page.partition("$rows")
+    return (
+        Template(head).substitute(parts).encode(),
+        Template(tail).substitute(script=script).encode(),
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _block(name: str, kind: str, text: str) -> bytes:
+    return f'<script class="{name}" type="{kind}">{text}</script>\n'.encode()
+
+
+def _json(value: object) -> str:
+    r"""Return *value* for a script element, which would end at `</script` and go on at `<!--`."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = text.replace("<", r"\u003c")
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _link(name: str, page: Path) -> str:
+    """Return the address of the picture *name*, seen from *page*; empty if it is no file."""
+    if is_uri(name):
+        return name if name.lower().startswith(("http:", "https:")) else ""
+    try:
+        relative = os.path.relpath(name, page.parent)
+    except ValueError:  # on another drive
+        return Path(os.path.abspath(name)).as_uri()
+    return quote(os.fsencode(relative.replace(os.sep, "/")))

@@ -1,0 +1,1 @@
+"""The work list: folders, globs, lists, URLs and prompt templates."""

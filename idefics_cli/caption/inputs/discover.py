@@ -1,0 +1,253 @@
+"""What the user named, as pictures: files, folders, globs, URLs and URIs, in a stable order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from idefics_cli.caption.inputs.folders import (
+    Walk,
+    fixed_part,
+    glob_paths,
+    has_picture_name,
+    has_wildcard,
+    is_tidy,
+    posix,
+    sort_key,
+)
+from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
+from idefics_cli.caption.item import Columns, Picture
+from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
+from idefics_cli.core.sources import is_uri
+from idefics_cli.core.types import Attachment
+from idefics_cli.images.sources import no_such_file
+
+_SEPARATORS = ("/", os.sep)
+# What the image loader takes besides paths; `C:` is none of them.
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The pictures of a run, each once, and the arguments that gave none.
+
+    Attributes:
+        pictures: In the order of the arguments; sorted by path inside each.
+        problems: What is wrong with an argument as a whole: a folder without pictures or that
+            cannot be listed, a glob without match.
+        columns: Names of the columns of lists, for the prompt.
+    """
+
+    pictures: tuple[Picture, ...]
+    problems: tuple[IdeficsError, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+def discover(
+    arguments: Sequence[str],
+    *,
+    recursive: bool = False,
+    lists: Sequence[FileList] = (),
+    fields: Collection[str] | None = None,
+) -> Listing:
+    """List the pictures that *arguments* name, then those of *lists*.
+
+    A file that is named is always taken. Of a folder, files with a known extension or with the
+    first bytes of an image are; hidden files and folders are not. A glob means what a shell
+    makes of it, and `**` any depth; in a list, a name is only a name. A picture that is reached
+    twice is listed once, with the columns of its row in a list.
+
+    Paths of a table are relative to its folder, as in `metadata.jsonl` of a data set, those of
+    a list of paths to the current folder. Where the first that can be found at all is found
+    only the other way round, all of the list is.
+
+    Args:
+        arguments: As typed: paths, globs that no shell expanded, URLs, URIs and `-`.
+        recursive: Also list the sub-folders of folders.
+        lists: In their order.
+        fields: The columns to keep, those that prompts use; None keeps all.
+
+    Raises:
+        ImageError: If there is nothing to caption, or no path that is named exists.
+        UsageError: If two rows give one picture different values in the columns to keep.
+    """
+    lister = _Lister(recursive=recursive, fields=fields)
+    for argument in arguments:
+        lister.add(argument)
+    for file_list in lists:
+        lister.add_list(file_list)
+    listing = Listing(tuple(lister.pictures.values()), tuple(lister.problems), all_columns(lists))
+    if not any(_may_exist(picture.attachment.source) for picture in listing.pictures):
+        raise _nothing(listing)
+    return listing
+
+
+class _Lister:
+    def __init__(self, *, recursive: bool, fields: Collection[str] | None) -> None:
+        self._recursive = recursive
+        self._fields = fields
+        self._here = os.getcwd()
+        self._lines: dict[str, tuple[str, int]] = {}
+        self.pictures: dict[str, Picture] = {}
+        self.problems: list[IdeficsError] = []
+
+    def add(self, argument: str) -> None:
+        if is_uri(argument):
+            self.pictures.setdefault(argument, Picture(_uri_key(argument), Attachment(argument)))
+            return
+        path = os.path.expanduser(argument) if argument.startswith("~") else argument
+        # A file may have a name that looks like a glob.
+        if not has_wildcard(path) or os.path.lexists(path):
+            self._add_path(path, None)
+        elif matches := sorted(glob_paths(path), key=sort_key):
+            root = fixed_part(path)
+            for match in matches:
+                self._add_path(match, root)
+        else:
+            hint = None if "**" in path else "`**` matches any depth; `-r FOLDER` takes all of it"
+            self._problem(f"no picture matches `{path}`", hint)
+
+    def add_list(self, file_list: FileList) -> None:
+        base = _base(file_list)
+        for entry in file_list.entries:
+            columns = self._kept(entry.columns)
+            if is_uri(entry.path):
+                picture = Picture(_uri_key(entry.path), Attachment(entry.path), "", columns)
+                self._add_row(entry.path, picture, (file_list.source, entry.line))
+                continue
+            path = os.path.join(base, entry.path)
+            if entry.path.startswith("~") and not os.path.lexists(path):
+                path = os.path.expanduser(entry.path)
+            # Only what has not the name of a picture is looked at: a disk may be slow.
+            if not has_picture_name(path) and os.path.isdir(path):
+                self._add_folder(path, base)
+                continue
+            picture = self._picture(path, tree_path(entry.path), columns)
+            self._add_row(self._identity(path), picture, (file_list.source, entry.line))
+        if not file_list.entries:
+            self._problem(f"no pictures in {shown(file_list.source)}")
+
+    def _kept(self, columns: Columns) -> Columns:
+        if self._fields is None:
+            return columns
+        return tuple(column for column in columns if column[0] in self._fields)
+
+    def _add_row(self, identity: str, picture: Picture, line: tuple[str, int]) -> None:
+        known = self.pictures.get(identity)
+        if known is None or not known.columns:
+            # The columns of a row are also for a picture that was named before.
+            row = picture if known is None else replace(known, columns=picture.columns)
+            self.pictures[identity] = row
+            self._lines[identity] = line
+        elif picture.columns and picture.columns != known.columns:
+            raise UsageError(
+                f"{where(*line)}: other columns for `{picture.key}` "
+                f"than in {where(*self._lines[identity])}",
+                hint="a picture is captioned once; `--ask` puts several questions",
+            )
+
+    def _add_path(self, path: str, root: str | None) -> None:
+        if os.path.isdir(path):
+            self._add_folder(path, path if root is None else root)
+        else:
+            self._add_file(path, root)
+
+    def _add_folder(self, folder: str, root: str) -> None:
+        walk = Walk(folder, recursive=self._recursive)
+        for path, reason in walk.unlisted:
+            self._problem(f"cannot list folder `{path}`: {reason}")
+        pictures = walk.pictures()
+        for path in pictures:
+            self._add_file(path, root)
+        if not pictures and not walk.unlisted:
+            hint = None if self._recursive else "`-r` also looks into its sub-folders"
+            self._problem(f"no pictures in folder `{folder}`", hint)
+
+    def _add_file(self, path: str, root: str | None) -> None:
+        identity = self._identity(path)
+        if identity not in self.pictures:
+            relative = os.path.basename(path) if root is None else _below(path, root)
+            self.pictures[identity] = self._picture(path, relative)
+
+    def _picture(self, path: str, relative: str, columns: Columns = ()) -> Picture:
+        # The image loader takes a `~` for the home folder; here it is done with, or a name.
+        is_special = is_uri(path) or path.startswith("~")
+        source = os.path.join(os.curdir, path) if is_special else path
+        key = posix(path)
+        # A file may be named as a URI or `-`: its key then says that it is none.
+        key = f"./{key}" if is_uri(key) else key
+        return Picture(key, Attachment(source), relative, columns)
+
+    def _identity(self, path: str) -> str:
+        # Links are kept apart: each has a name that somebody looks for in the output.
+        if not is_tidy(path):
+            return os.path.normcase(os.path.abspath(path))
+        return os.path.normcase(os.path.join(self._here, path))
+
+    def _problem(self, message: str, hint: str | None = None) -> None:
+        self.problems.append(ImageError(message, kind="missing", hint=hint))
+
+
+def tree_path(path: str) -> str:
+    """Return the POSIX path of *path* in an output that keeps the tree; never out of it.
+
+    A root and a drive are left off, and a `..` goes no further up than the beginning.
+    """
+    if is_tidy(path) and not os.path.isabs(path) and not os.path.splitdrive(path)[0]:
+        return path
+    return inner_path(PurePath(path))
+
+
+def inner_path(path: PurePath) -> str:
+    """As `tree_path`, of a path of any system."""
+    parts: list[str] = []
+    for part in path.parts[1 if path.anchor else 0 :]:
+        if part != "..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+    return "/".join(parts)
+
+
+def _below(path: str, root: str) -> str:
+    """Return the POSIX path of *path* below *root*, by which it was reached."""
+    prefix = root if not root or root.endswith(_SEPARATORS) else root + os.sep
+    if not path.startswith(prefix):  # "." and a glob that begins with "./"
+        return tree_path(path)
+    rest = path[len(prefix) :]
+    return inner_path(PurePath(rest)) if not is_tidy(rest) else rest
+
+
+def _base(file_list: FileList) -> str:
+    """Return the folder that the paths of *file_list* are relative to."""
+    folders = [file_list.folder, ""] if file_list.is_table else ["", file_list.folder]
+    if folders[0] == folders[1]:
+        return folders[0]
+    for entry in file_list.entries:
+        if not is_uri(entry.path):
+            for folder in folders:
+                if os.path.lexists(os.path.join(folder, entry.path)):
+                    return folder
+    return folders[0]
+
+
+def _nothing(listing: Listing) -> ImageError:
+    problems = [*listing.problems, *(no_such_file(p.attachment.source) for p in listing.pictures)]
+    if not problems:
+        return ImageError("nothing to caption", kind="missing", hint="name files or folders")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ImageError(f"{problems[0]}{more}", kind="missing", hint=problems[0].hint)
+
+
+def _may_exist(source: str) -> bool:
+    return is_uri(source) or os.path.lexists(source)
+
+
+def _uri_key(uri: str) -> str:
+    # A data: URI holds the whole picture; its digest names it as well, on a short line.
+    if not uri.lower().startswith("data:"):
+        return uri
+    digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{uri.partition(',')[0][:64]},sha256-{digest[:16]}"

@@ -1,0 +1,164 @@
+"""Folders and globs: the files that they hold, and the form of their paths."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections import deque
+from collections.abc import Callable
+from pathlib import PurePath
+
+from idefics_cli.images.formats import HEAD_BYTES, identify
+
+_PICTURE = re.compile(
+    r"\.(avif|bmp|dib|gif|hei[cf]|ic[bo]|j2k|jfif|jp[2ex]|jpe?g|jxl|p[bgnp]m|pcx|png|qoi|sgi|tga"
+    r"|tiff?|vda|vst|webp)",
+    re.IGNORECASE,
+)
+# Camera files begin as TIFF does, and hold a thumbnail as one; their JPEG often lies beside them.
+_CAMERA_RAW = re.compile(r"\.(arw|cr2|dng|nef|nrw|orf|pef|rw2|sr2|srw)", re.IGNORECASE)
+_WILD = re.compile(r"[*?[]")
+
+
+class Walk:
+    """The files and folders below a folder; no folder is entered twice, by whatever link.
+
+    Attributes:
+        folders: Paths of the folders, *root* first.
+        files: Paths of the files that are not hidden, unsorted.
+        unlisted: Folders that could not be listed, each with the reason.
+    """
+
+    def __init__(self, root: str, *, recursive: bool) -> None:
+        self.folders: list[str] = []
+        self.files: list[str] = []
+        self.unlisted: list[tuple[str, str]] = []
+        self._seen: set[tuple[int, int]] = set()
+        self._real, self._links = [root], deque[str]()
+        # A folder that a link reaches too keeps its real path: links come last.
+        while self._real or self._links:
+            self._list(self._real.pop() if self._real else self._links.popleft())
+            if not recursive:
+                break
+
+    def pictures(self) -> list[str]:
+        """Return the files that may be images, sorted."""
+        return sorted(filter(_looks_like_a_picture, self.files), key=sort_key)
+
+    def _list(self, folder: str) -> None:
+        try:
+            status = os.stat(folder or os.curdir)
+            if (status.st_dev, status.st_ino) in self._seen:
+                return
+            self._seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder or os.curdir) as scanned:
+                entries = sorted(
+                    (e for e in scanned if not e.name.startswith(".")), key=lambda e: e.name
+                )
+        except OSError as error:
+            self.unlisted.append((folder, error.strerror or str(error)))
+            return
+        self.folders.append(folder)
+        prefix = os.path.join(folder, "")
+        for entry in entries:
+            self._sort_in(entry, prefix + entry.name)
+
+    def _sort_in(self, entry: os.DirEntry[str], path: str) -> None:
+        # Most systems tell the kind with the name: no further look at the disk.
+        if _is(entry.is_dir):
+            (self._links if entry.is_symlink() else self._real).append(path)
+        # Not fifos and devices, which could block for ever; a broken link is a failure to tell.
+        elif _is(entry.is_file) or entry.is_symlink():
+            self.files.append(path)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a loop of links, or a server that is gone
+        return False
+
+
+def has_picture_name(path: str) -> bool:
+    """Tell by the extension whether *path* may be a picture."""
+    return _PICTURE.fullmatch(os.path.splitext(path)[1]) is not None
+
+
+def has_wildcard(path: str) -> bool:
+    """Whether *path* may be a glob."""
+    return _WILD.search(path) is not None
+
+
+def posix(path: str) -> str:
+    """Return *path* as `PurePath.as_posix` would."""
+    # Making a `PurePath` takes most of the time of a long list; few need it.
+    return PurePath(path).as_posix() if not is_tidy(path) else path
+
+
+def is_tidy(path: str) -> bool:
+    """Tell whether a path surely has no shorter or other form: no `//`, `.`, `..`, backslash."""
+    return not (
+        path.startswith(".") or "/." in path or "//" in path or "\\" in path or path.endswith("/")
+    )
+
+
+def _looks_like_a_picture(path: str) -> bool:
+    """Tell by the extension, or else by the first bytes, whether *path* may be an image."""
+    if has_picture_name(path):
+        return True
+    if _CAMERA_RAW.fullmatch(os.path.splitext(path)[1]):
+        return False
+    try:
+        with open(path, "rb") as file:
+            plugin = identify(file.read(HEAD_BYTES)).plugin
+    except OSError:
+        return False
+    # Targa is told by a few small numbers, which other files have by chance too.
+    return plugin is not None and plugin != "TGA"
+
+
+def sort_key(path: str) -> str:
+    """Return by what paths are sorted."""
+    # By parts, so that the files of a folder stay together: "a/b" before "a-c/b".
+    return posix(path).replace("/", "\0")
+
+
+def fixed_part(pattern: str) -> str:
+    """Return the folder before the first wildcard of *pattern*."""
+    match = _WILD.search(pattern)
+    # As `glob_paths` has it in what matches.
+    return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
+
+
+def glob_paths(pattern: str) -> list[str]:
+    """Return what *pattern* matches, unsorted; a `**` at its end is every picture below.
+
+    Not `glob.glob`, which goes round a loop of links 40 times, and doubles at each fork.
+    """
+    anchor = PurePath(pattern).anchor
+    names = PurePath(pattern).parts[1 if anchor else 0 :]
+    found = [anchor]
+    for index, name in enumerate(names):
+        if name == "**":
+            walks = [Walk(base, recursive=True) for base in found]
+            is_last = index == len(names) - 1
+            found = [path for w in walks for path in (w.pictures() if is_last else w.folders)]
+        elif _WILD.search(name):
+            found = [match for base in found for match in _matching(base, name)]
+        else:
+            found = [path for base in found if os.path.lexists(path := os.path.join(base, name))]
+    return found
+
+
+def _matching(folder: str, pattern: str) -> list[str]:
+    try:
+        names = os.listdir(folder or os.curdir)
+    except OSError:
+        return []
+    hidden = pattern.startswith(".")
+    return [
+        os.path.join(folder, name)
+        for name in names
+        if fnmatch.fnmatch(name, pattern) and (hidden or not name.startswith("."))
+    ]

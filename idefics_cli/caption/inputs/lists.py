@@ -1,0 +1,310 @@
+"""Lists of pictures in a file or on stdin: paths, one a line or with NUL, JSON lines and CSV."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from idefics_cli.caption.item import Columns
+from idefics_cli.core.errors import UsageError
+
+STDIN = "-"
+PATH_COLUMNS = (
+    *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
+    *("image_url", "url"),
+)
+"""The columns that may name the picture of a row; the first that is there does."""
+
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_SEPARATED = (".csv", ".tsv")
+# Excel writes semicolons where the comma is that of decimals.
+_SEPARATORS = (",", ";", "\t")
+_PATH_LIKE = re.compile(r"[./\\]")
+_QUOTES = ('"', "'")
+_KNOWN = "a column that names the picture is `file_name`, `path`, `image`, `file` or `url`"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One picture of a list.
+
+    Attributes:
+        path: As it is written there: a path, which may hold bytes that are no UTF-8 (PEP 383),
+            or an address.
+        line: Where it begins, from 1.
+        columns: Names and values of its row, that of the path too; none in a list of paths.
+    """
+
+    path: str
+    line: int
+    columns: Columns = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileList:
+    """What a list holds.
+
+    Attributes:
+        source: Its path, or `-`.
+        entries: In the order of the list.
+        columns: All names of columns, in the order in which they come up.
+        is_table: Whether it has columns, as `metadata.jsonl` of a data set.
+    """
+
+    source: str
+    entries: tuple[Entry, ...]
+    columns: tuple[str, ...] = ()
+    is_table: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The folder of the file; empty for the current one, and for stdin."""
+        return "" if self.source == STDIN else os.path.dirname(self.source)
+
+
+def read_list(source: str, stdin: BinaryIO | None = None, *, null: bool = False) -> FileList:
+    """Read a list of pictures.
+
+    Its extension tells the format (.csv, .tsv, .jsonl, .ndjson), for any other name and stdin
+    the first line: a JSON object, or the names of at least two columns. All else is a list of
+    paths. Blank lines are skipped; a byte order mark and the line ends of Windows are fine.
+
+    Args:
+        source: Its path, or `-`.
+        stdin: What `-` reads.
+        null: Paths end with NUL instead of a line break, as `find -print0` writes them.
+
+    Raises:
+        UsageError: If it cannot be read, or a row makes no sense; it names the line.
+    """
+    data = stdin.read() if source == STDIN and stdin is not None else _read(source)
+    return parse_list(data, source, null=null)
+
+
+def parse_list(data: bytes, source: str = STDIN, *, null: bool = False) -> FileList:
+    """As `read_list`, of bytes that are here already; *source* is their name."""
+    text = _decoded(data, source)
+    if null:
+        return _nul_paths(text, source)
+    if "\0" in text:
+        raise UsageError(
+            f"{shown(source)} holds NUL bytes",
+            hint="`--null` reads a list of `find -print0`; a picture needs no `--filelist`",
+        )
+    extension = os.path.splitext(source)[1].lower()
+    first = next((line for line in text.split("\n", 100) if line.strip()), "")
+    if extension == ".json" and first.lstrip().startswith("["):
+        raise UsageError(
+            f"{shown(source)} is a JSON array, not a list of lines",
+            hint="`jq -c '.[]' list.json >list.jsonl` makes it one object a line",
+        )
+    if extension in _JSON_LINES or _is_object(first):
+        return _json_lines(text, source)
+    if extension in _SEPARATED or _is_header(first):
+        return _separated(text, source)
+    lines = enumerate(text.split("\n"), 1)
+    paths = ((line.removesuffix("\r"), number) for number, line in lines if line.strip())
+    return FileList(source, tuple(Entry(_unquoted(path), number) for path, number in paths))
+
+
+def where(source: str, line: int) -> str:
+    """Return how messages name a line of a list."""
+    return f"{'stdin' if source == STDIN else f'`{source}`'}, line {line}"
+
+
+def shown(source: str) -> str:
+    """Return how messages name a list."""
+    return "the list on stdin" if source == STDIN else f"the list `{source}`"
+
+
+def _read(source: str) -> bytes:
+    try:
+        with open(os.path.expanduser(source), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UsageError(
+            f"no such list: `{source}`", hint="`--filelist -` reads it from stdin"
+        ) from None
+    except IsADirectoryError:
+        raise UsageError(
+            f"`{source}` is a folder, not a list", hint=f"`idefics caption {source}`"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot read the list `{source}`: {reason}") from error
+
+
+def _decoded(data: bytes, source: str) -> str:
+    # PowerShell and Excel write UTF-16, which its mark tells.
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError:
+            raise UsageError(f"{shown(source)} is broken UTF-16 text") from None
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def _nul_paths(text: str, source: str) -> FileList:
+    if "\0" not in text and "\n" in text:
+        raise UsageError(
+            f"{shown(source)} holds no NUL bytes",
+            hint="leave `--null` out for one path a line",
+        )
+    names = enumerate(text.split("\0"), 1)
+    return FileList(source, tuple(Entry(name, number) for number, name in names if name))
+
+
+def _unquoted(line: str) -> str:
+    # As "Copy as path" of Windows and `ls -Q` write it; a name may also be one with quotes.
+    is_quoted = len(line) > 2 and line[0] in _QUOTES and line[0] == line[-1]
+    return line[1:-1] if is_quoted and not os.path.lexists(line) else line
+
+
+def _is_object(line: str) -> bool:
+    if not line.lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_header(line: str) -> bool:
+    separator = _separator(line)
+    # Not the path of one picture, which may have a comma too.
+    return separator is not None and separator in line and not _PATH_LIKE.search(line)
+
+
+def _separator(header: str) -> str | None:
+    """Return what stands between the names of *header*; None if none of them names a picture."""
+    for separator in _SEPARATORS:
+        names = next(csv.reader([header], delimiter=separator), [])
+        if not {name.strip().lower() for name in names}.isdisjoint(PATH_COLUMNS):
+            return separator
+    return None
+
+
+def _json_lines(text: str, source: str) -> FileList:
+    entries, names = [], dict[str, None]()
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = where(source, number)
+        cells = _cells(line, place)
+        names.update(dict.fromkeys(cells))
+        columns = {name: _text(value) for name, value in cells.items() if value is not None}
+        path = _path(cells, place)
+        entries.append(Entry(path, number, _checked(columns, path, place)))
+    return FileList(source, tuple(entries), tuple(names), is_table=True)
+
+
+def _cells(line: str, place: str) -> dict[str, object]:
+    try:
+        cells = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "it is nested too deeply")
+        raise UsageError(f"{place}: no valid JSON ({reason})") from None
+    if not isinstance(cells, dict):
+        hint = 'as in {"file_name": "a.jpg", "subject": "a cat"}'
+        raise UsageError(f"{place}: no JSON object", hint=hint)
+    return cells
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _separated(text: str, source: str) -> FileList:
+    rows = _rows(text, source)
+    header = next(rows, None)
+    if header is None:
+        return FileList(source, (), is_table=True)
+    names = [name.strip() for name in header[1]]
+    place = where(source, header[0])
+    doubled = next((name for name in names if name and names.count(name) > 1), None)
+    if doubled:
+        raise UsageError(f"{place}: two columns are named `{doubled}`")
+    entries = []
+    for number, cells in rows:
+        place = where(source, number)
+        if len(cells) != len(names):
+            columns = f"{len(cells)} column{'' if len(cells) == 1 else 's'}"
+            raise UsageError(
+                f"{place}: {columns}, and the first line has {len(names)}",
+                hint="a value with a separator, quote or line break needs quotes around it",
+            )
+        row = {name: cell for name, cell in zip(names, cells, strict=True) if name}
+        path = _path({name.lower(): cell for name, cell in row.items()}, place)
+        entries.append(Entry(path, number, _checked(row, path, place)))
+    return FileList(source, tuple(entries), tuple(filter(None, names)), is_table=True)
+
+
+def _rows(text: str, source: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not blank, each with the number of its first line.
+
+    Raises:
+        UsageError: If the first has no column that names pictures, or quotes do not match.
+    """
+    first = next((line for line in text.split("\n", 100) if line.strip()), "").rstrip("\r")
+    separator = _separator(first)
+    if first and separator is None:
+        raise UsageError(f"{where(source, 1)}: no column names the pictures", hint=_KNOWN)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=separator or ",", strict=True)
+    start = 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UsageError(f"{where(source, start)}: {error}") from None
+        if row is None:
+            return
+        if any(cell.strip() for cell in row):
+            yield start, row
+        start = reader.line_num + 1
+
+
+def _path(cells: dict[str, object] | dict[str, str], place: str) -> str:
+    name = next((name for name in PATH_COLUMNS if cells.get(name) is not None), None)
+    if name is None:
+        raise UsageError(f"{place}: no column names the picture", hint=_KNOWN)
+    path = cells[name]
+    if not isinstance(path, str):
+        raise UsageError(f"{place}: `{name}` is no text")
+    if not path.strip():
+        raise UsageError(f"{place}: `{name}` is empty")
+    if "\0" in path:
+        raise UsageError(f"{place}: `{name}` holds a NUL character")
+    return path
+
+
+def _checked(columns: dict[str, str], path: str, place: str) -> Columns:
+    """Return *columns*; a path may have any bytes, what a prompt may be made of must be text."""
+    for name, value in columns.items():
+        if not value.isascii() and value != path and not _is_text(value):
+            raise UsageError(
+                f"{place}: `{name}` is not UTF-8 text",
+                hint="convert the list, for example with `iconv -t utf-8`",
+            )
+    return tuple(columns.items())
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def all_columns(lists: Sequence[FileList]) -> tuple[str, ...]:
+    """Return the names of the columns of *lists*, each once."""
+    return tuple(dict.fromkeys(name for each in lists for name in each.columns))

@@ -1,0 +1,239 @@
+"""Prompts with fields such as `{stem}`, filled in for each picture."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from urllib.parse import unquote, urlsplit
+
+from idefics_cli.caption.item import Picture
+from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.sources import is_uri
+from idefics_cli.core.types import ImageLimits
+
+FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "stem": "name of the file without its extension",
+        "name": "name of the file",
+        "folder": "name of the folder that it lies in",
+        "existing": "caption that it has: of the list, or of the text file beside it",
+        "width": "pixels",
+        "height": "pixels",
+    }
+)
+"""What `{…}` may stand for in every prompt, besides the columns of a list."""
+
+_SIZES = ("width", "height")
+_WORD = re.compile(r"[^\W\d]\w*")
+# A brace pair without braces inside, or a brace.
+_TOKEN = re.compile(r"\{\{|\{(?P<field>[^{}\n]*)\}|\}\}|[{}]")
+_DECORATED = re.compile(r"\s*(?P<name>[^\W\d]\w*)\s*(?:[!:.\[].*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A place of a template that is filled in."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A prompt, cut at its fields."""
+
+    parts: tuple[str | Field, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of its fields, each once."""
+        return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field)))
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Return the prompt with *values* for its fields."""
+        return "".join(values[p.name] if isinstance(p, Field) else p for p in self.parts)
+
+
+@lru_cache(maxsize=256)
+def parse_template(text: str, columns: tuple[str, ...] = ()) -> Template:
+    """Cut *text* at its fields.
+
+    `{word}` is a field, and so are braces around the name of one of *columns*, which may have
+    several words. `{{` is a brace, as is the `}}` that belongs to it. All other braces stand
+    for themselves, as those of `{"a": 1}`.
+
+    Raises:
+        UsageError: If it has a field that is neither in `FIELDS` nor one of *columns*.
+    """
+    parts: list[str | Field] = []
+    end = doubled = 0
+    for match in _TOKEN.finditer(text):
+        parts.append(text[end : match.start()])
+        end = match.end()
+        token, inner = match[0], match["field"]
+        if inner is not None and _is_field(inner, columns):
+            parts.append(Field(inner))
+        elif token == "{{":
+            doubled += 1
+            parts.append("{")
+        elif token == "}}" and doubled:
+            doubled -= 1
+            parts.append("}")
+        else:
+            parts.append(token)
+    return Template(tuple(_merged([*parts, text[end:]])))
+
+
+def used_fields(prompts: Sequence[str], columns: tuple[str, ...]) -> frozenset[str]:
+    """Return the fields of *prompts*, and the columns that may fill them in.
+
+    Raises:
+        UsageError: As `parse_template`.
+    """
+    names = {name for text in prompts for name in parse_template(text, columns).fields}
+    return frozenset(names | {"caption"} if "existing" in names else names)
+
+
+def _merged(parts: Sequence[str | Field]) -> Iterator[str | Field]:
+    text = ""
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+            continue
+        if text:
+            yield text
+        text = ""
+        yield part
+    if text:
+        yield text
+
+
+def _is_field(inner: str, columns: tuple[str, ...]) -> bool:
+    if inner in FIELDS or inner in columns:
+        return True
+    if _WORD.fullmatch(inner):
+        raise _unknown(inner, columns)
+    decorated = _DECORATED.fullmatch(inner)
+    if decorated and (decorated["name"] in FIELDS or decorated["name"] in columns):
+        raise UsageError(
+            f"the prompt has `{{{inner}}}`, and a field is only a name in braces",
+            hint=f"write `{{{decorated['name']}}}`; doubled braces stand for themselves",
+        )
+    return False
+
+
+def _unknown(name: str, columns: tuple[str, ...]) -> UsageError:
+    known = list(dict.fromkeys([*FIELDS, *columns]))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    guess = f"did you mean `{{{near[0]}}}`?" if near else f"fields are {_listed(known)};"
+    return UsageError(
+        f"the prompt has an unknown field `{{{name}}}`",
+        hint=f"{guess} `{{{{{name}}}}}` is the text itself",
+    )
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def render(
+    template: Template, picture: Picture, *, limits: ImageLimits, captions_folder: str | None
+) -> str:
+    """Return the prompt for *picture*; for any thread.
+
+    A column of its list wins over a field of `FIELDS` with its name. Of a file name, bytes that
+    are no UTF-8 become U+FFFD.
+
+    Args:
+        template: The prompt.
+        picture: Its header is read for `{width}` and `{height}`, as a person sees it.
+        limits: What may be opened.
+        captions_folder: Where the text files of `{existing}` lie, in the tree of the pictures;
+            those beside the pictures come second.
+
+    Raises:
+        PromptError: If the picture has no value for a field, or the prompt is empty then.
+        ImageError: If its header cannot be read.
+    """
+    if not template.fields:
+        return template.fill({})
+    columns = dict(picture.columns)
+    values = {name: columns[name] for name in template.fields if name in columns}
+    missing = [name for name in template.fields if name not in values]
+    if any(name in _SIZES for name in missing):
+        values.update(_size(picture, limits), **values)
+    for name in missing:
+        if name not in values:
+            values[name] = _value(name, picture, columns, captions_folder)
+    prompt = template.fill(values)
+    if not prompt.strip():
+        raise PromptError(f"the prompt for `{picture.key}` is empty")
+    return prompt
+
+
+def _value(name: str, picture: Picture, columns: Mapping[str, str], folder: str | None) -> str:
+    if name == "existing":
+        return _existing(picture, columns, folder)
+    if name not in FIELDS:
+        raise PromptError(
+            f"`{picture.key}` has no `{name}` for the prompt",
+            hint="its row in the list must have that column; an empty text is one too",
+        )
+    path = _path(picture)
+    value = {"stem": path.stem, "name": path.name, "folder": path.parent.name}[name]
+    return os.fsencode(value).decode("utf-8", "replace")
+
+
+def _path(picture: Picture) -> PurePosixPath:
+    source = picture.attachment.source
+    if not is_uri(source):
+        return PurePosixPath(os.path.abspath(source).replace(os.sep, "/"))
+    if source == "-" or source.lower().startswith(("data:", "clipboard:")):
+        raise PromptError(f"`{picture.key}` has no file name for the prompt")
+    return PurePosixPath(unquote(urlsplit(source).path))
+
+
+def _existing(picture: Picture, columns: Mapping[str, str], folder: str | None) -> str:
+    if "caption" in columns:
+        return columns["caption"]
+    for path in _sidecars(picture, folder):
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            continue
+        except UnicodeDecodeError:
+            raise PromptError(f"the caption `{path}` is not UTF-8 text") from None
+        except OSError as error:
+            raise PromptError(f"cannot read the caption `{path}`: {error.strerror}") from error
+    raise PromptError(
+        f"`{picture.key}` has no existing caption for the prompt",
+        hint="put one into a text file beside it; an empty file is fine",
+    )
+
+
+def _sidecars(picture: Picture, folder: str | None) -> Iterator[str]:
+    places = [] if folder is None else [os.path.join(folder, picture.relative)]
+    source = picture.attachment.source
+    for place in [*places, *([] if is_uri(source) else [source])]:
+        yield f"{os.path.splitext(place)[0]}.txt"
+        yield f"{place}.txt"
+
+
+def _size(picture: Picture, limits: ImageLimits) -> dict[str, str]:
+    from idefics_cli.images.loader import ImageLoader
+
+    # What is downloaded or piped in comes once, and the model needs it.
+    if is_uri(picture.attachment.source) and not picture.attachment.source.startswith("data:"):
+        raise PromptError(
+            f"the size of `{picture.key}` is not known for the prompt",
+            hint="`{width}` and `{height}` need files",
+        )
+    width, height = ImageLoader(limits).size(picture.attachment)
+    return {"width": str(width), "height": str(height)}

@@ -1,0 +1,1 @@
+"""What a captioning run has done, so that a later run can continue it."""

@@ -1,0 +1,326 @@
+"""What a run has done, on disk: a line for each picture, whole or not there at all.
+
+The journal is the truth of a run: it holds every record in full, so that the output can be cut
+back to its last whole row, or written anew, after any end. JSON lines, in the order written:
+
+    {"journal": 1, "settings": {...}, "base": 0, "skipped": []}
+                                                    first: of what run; where its rows begin, and
+                                                    which pictures had a caption before it
+    {"key": ..., "record": {...}, "end": 482}       a picture; the output's size after its row
+    {"rewriting": true}                             from here on the output is in doubt, until
+    {"rows": [offset, ...], "end": 963}             it has the records at these offsets, in order
+    {"closed": "963-170...", "complete": true}      the output as the run left it: size and time
+    {"commit": "0123abc..."}                        of the weights that answer
+    {"fits": 4, "where": "cuda"}                    more pictures at a time ran out of memory there
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
+
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.files import lock
+from idefics_cli.core.sources import is_uri
+from idefics_cli.core.types import CaptionRecord
+
+_VERSION = 1
+Settings = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The last record of a picture.
+
+    Attributes:
+        offset: Of its line in the journal.
+        is_failed: Whether it has an error.
+        sha256: Of the file, as in `CaptionRecord`.
+        stamp: Of the file, as in `CaptionRecord`.
+    """
+
+    offset: int
+    is_failed: bool
+    sha256: str | None
+    stamp: str | None
+
+
+class Journal:
+    """The journal at *path*, locked from here to `close`; a torn end is cut off.
+
+    Args:
+        path: Made if it is not there.
+
+    Attributes:
+        settings: Of the run that it is of; None when it has not begun.
+        entries: Key -> the last record of it.
+        rows: Keys, in order, of the records that the output has.
+        base: Size of the output before the first row.
+        skipped: Keys that had a caption before, and are left alone.
+        end: Size of the output after the last row; None when the output is in doubt.
+        closed: Size and time of the output when the last run ended in order; None if it did not.
+        is_complete: Whether that run had come to its end.
+        commit: Of the weights of the run, when it is known.
+        fits: Where -> how many pictures at a time the memory was enough for, once it was not.
+
+    Raises:
+        UsageError: If another process has it open, or it is no journal of ours.
+        IdeficsError: If it cannot be read or written.
+    """
+
+    settings: Settings | None
+    entries: dict[str, Entry]
+    rows: dict[str, None]
+    skipped: AbstractSet[str]
+    base: int
+    end: int | None
+    closed: str | None
+    is_complete: bool
+    commit: str | None
+    fits: dict[str, int]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._forget()
+        try:
+            # Never truncated here: another run may be at it.
+            self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b", buffering=0)
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            self._lock()
+            self._load()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def begin(self, settings: Settings, *, base: int = 0, skipped: Iterable[str] = ()) -> None:
+        """Forget what it holds, and begin the run with *settings*; see `base` and `skipped`."""
+        self._forget()
+        self._truncate(0)
+        line = {"journal": _VERSION, "settings": settings, "base": base, "skipped": sorted(skipped)}
+        self._append(line)
+        self._take_first(line)
+
+    def add(self, key: str, record: CaptionRecord, *, end: int | None) -> None:
+        """Note *record*, whose row is written; *end* is then the size of the output."""
+        offset = self._append({"key": key, "record": asdict(record), "end": end})
+        self._note(key, record.error is not None, record.sha256, record.stamp, offset)
+        self._change(end)
+
+    def begin_rewriting(self) -> None:
+        """Note that the output is in doubt until `rewritten` is called."""
+        self._append({"rewriting": True})
+        self._change(None)
+
+    def rewritten(self, keys: Sequence[str], *, end: int | None) -> None:
+        """Note that the output now has the last records of *keys*, in this order."""
+        self._append({"rows": [self.entries[key].offset for key in keys], "end": end})
+        self.rows, self.end = dict.fromkeys(keys), end
+
+    def close_output(self, stamp: str | None, *, is_complete: bool) -> None:
+        """Note the output as it is left: its size and time, and whether nothing is left to do."""
+        self._append({"closed": stamp, "complete": is_complete})
+        self.closed, self.is_complete = stamp, is_complete
+
+    def note_commit(self, commit: str) -> None:
+        """Note by which weights the captions are."""
+        self._append({"commit": commit})
+        self.commit = commit
+
+    def note_fit(self, pictures: int, where: str) -> None:
+        """Note how many pictures at a time the memory is enough for."""
+        self._append({"fits": pictures, "where": where})
+        self.fits[where] = pictures
+
+    def records(self, keys: Iterable[str]) -> Iterator[CaptionRecord]:
+        """Yield the last record of each of *keys*."""
+        with self.path.open("rb") as file:
+            for key in keys:
+                file.seek(self.entries[key].offset)
+                yield _record(json.loads(file.readline())["record"])
+
+    def discard(self) -> None:
+        """Forget everything; `close` then leaves no file."""
+        self._forget()
+        self._truncate(0)
+
+    def close(self) -> None:
+        """Let others open it; idempotent. One that did not begin leaves no file."""
+        if self._file.closed:
+            return
+        if self._size == 0:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                self.path.unlink()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _forget(self) -> None:
+        self.settings = self.commit = None
+        self.entries, self.rows, self.fits = {}, {}, {}
+        self.skipped = frozenset()
+        self.base, self._size = 0, 0
+        self._change(None)
+
+    def _lock(self) -> None:
+        try:
+            lock(self._file.fileno())
+        except (BlockingIOError, PermissionError) as error:
+            raise UsageError(
+                f"another run is writing this output: it holds `{self.path}`",
+                hint="wait until it is done, end it, or name another output",
+            ) from error
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _load(self) -> None:
+        try:
+            for offset, line in self._lines():
+                if not self._take(offset, line):
+                    break
+                self._size = offset + len(line)
+            if (
+                self._size == 0
+                and self._file.seek(0, os.SEEK_END) > 0
+                and not self._is_torn_first()
+            ):
+                raise UsageError(
+                    f"`{self.path}` is no journal of a captioning run",
+                    hint="move it away, or name another output",
+                )
+            self._truncate(self._size)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _is_torn_first(self) -> bool:
+        self._file.seek(0)
+        return b'{"journal":'.startswith(self._file.read(11))
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        offset = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                yield offset, line
+                offset += len(line)
+
+    def _take(self, offset: int, line: bytes) -> bool:
+        """Take over one line; return False if it is torn."""
+        try:
+            fields = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            return False
+        if not isinstance(fields, dict) or (offset == 0) != ("journal" in fields):
+            return False
+        if "journal" in fields:
+            self._check_version(fields["journal"])
+            self._take_first(fields)
+        elif "record" in fields:
+            record = fields["record"]
+            failed = record["error"] is not None
+            self._note(fields["key"], failed, record["sha256"], record["stamp"], offset)
+            self._change(fields["end"])
+        elif "rows" in fields:
+            keys = {entry.offset: key for key, entry in self.entries.items()}
+            self.rows = dict.fromkeys(keys[at] for at in fields["rows"])
+            self.end = fields["end"]
+        elif "rewriting" in fields:
+            self._change(None)
+        elif "closed" in fields:
+            self.closed, self.is_complete = fields["closed"], fields["complete"]
+        elif "commit" in fields:
+            self.commit = fields["commit"]
+        elif "fits" in fields:
+            self.fits[fields["where"]] = fields["fits"]
+        return True
+
+    # Any: JSON.
+    def _take_first(self, fields: Mapping[str, Any]) -> None:
+        self.settings, self.skipped = fields["settings"], frozenset(fields["skipped"])
+        self.base = self.end = fields["base"]
+
+    def _check_version(self, version: object) -> None:
+        if version != _VERSION:
+            raise UsageError(
+                f"`{self.path}` is of another version of this program ({version})",
+                hint="continue with that version, or name another output",
+            )
+
+    def _note(
+        self, key: str, is_failed: bool, sha256: str | None, stamp: str | None, offset: int
+    ) -> None:
+        self.entries[key] = Entry(offset, is_failed, sha256, stamp)
+        self.rows.pop(key, None)
+        self.rows[key] = None
+
+    def _change(self, end: int | None) -> None:
+        self.end, self.closed, self.is_complete = end, None, False
+
+    def _append(self, fields: Mapping[str, object]) -> int:
+        """Write one line, whole or not at all; return its offset."""
+        line = json.dumps(fields).encode() + b"\n"
+        offset = self._size
+        try:
+            # What is written to a file that was removed is gone with us.
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                raise FileNotFoundError(2, "it was removed while the run went on")
+            self._file.seek(offset)
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:]) or 0
+        except BaseException as error:
+            self._truncate(offset)
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
+        self._size = offset + len(line)
+        return offset
+
+    def _truncate(self, size: int) -> None:
+        self._file.truncate(size)
+        self._size = size
+
+    def _failure(self, error: OSError) -> IdeficsError:
+        reason = error.strerror or str(error)
+        return IdeficsError(f"cannot keep the journal `{self.path}`: {reason}")
+
+
+def identity(file_name: str, folder: Path) -> str:
+    """Return the key of a picture in a journal: the same from whatever folder a run is started.
+
+    Args:
+        file_name: As in `CaptionRecord`, from the current folder.
+        folder: Of the output.
+    """
+    if is_uri(file_name):
+        return file_name
+    path = os.path.abspath(file_name)
+    try:
+        path = os.path.relpath(path, os.path.abspath(folder))
+    except ValueError:  # another drive
+        return path
+    return path.replace(os.sep, "/")
+
+
+# Any: JSON.
+def _record(fields: dict[str, object]) -> CaptionRecord:
+    answers = cast("list[list[str]]", fields["answers"])
+    notes = cast("list[str]", fields["notes"])
+    rest = {**fields, "answers": tuple((n, a) for n, a in answers), "notes": tuple(notes)}
+    return CaptionRecord(**rest)  # type: ignore[arg-type] # as `asdict` gave it

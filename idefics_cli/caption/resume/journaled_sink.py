@@ -1,0 +1,312 @@
+"""What a run writes: rows to a sink, and beside them the journal by which it can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from idefics_cli.caption.resume.journal import Entry, Journal, Settings, identity
+from idefics_cli.caption.resume.stamp import stamp_of_file
+from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
+from idefics_cli.caption.sinks.base import Sink, Target
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.sources import is_uri
+from idefics_cli.core.types import CaptionRecord
+
+# What a sink of one format is made with.
+MakeSink = Callable[[Target], Sink]
+
+
+class JournaledSink:
+    """A sink with a journal; see `Sink` for what it is to the runner.
+
+    A run of the same settings goes on where the last one ended, however that was; one of others
+    is refused, unless the target says what becomes of captions that are there. At the end there
+    is one row for each picture, in the order of the pictures: the row of one that was captioned
+    again takes the place of the former.
+
+    Args:
+        make_sink: Makes the sink of the format.
+        target: Where it writes; the pictures of the run are those of it.
+        journal: Where the journal is.
+        settings: What the captions depend on, by name, for people too.
+        retry_failed: Take the pictures that failed, and no others.
+
+    Attributes:
+        todo: What is to be done, once entered.
+        is_resumed: Whether an earlier run is continued, once entered.
+    """
+
+    def __init__(
+        self,
+        make_sink: MakeSink,
+        target: Target,
+        journal: Path,
+        *,
+        settings: Settings,
+        retry_failed: bool = False,
+    ) -> None:
+        self._make_sink = make_sink
+        self._target = target
+        self._path = journal
+        self._settings = settings
+        self._retry_failed = retry_failed
+        self._keys = {p.key: self._identity(p.key) for p in target.pictures}
+        self._journal: Journal
+        self._sink: Sink
+        self._was_there = False
+        self.todo = Todo(())
+        self.is_resumed = False
+
+    def __enter__(self) -> Self:
+        """Lock the journal, and make the output ready to go on.
+
+        Raises:
+            UsageError: If another run has it, its settings were others, the output was changed
+                by somebody else, or is one that the target protects.
+        """
+        path = self._target.path
+        self._was_there = path is not None and path.exists()
+        # Before there is any file: a new run into what cannot be written leaves none.
+        new = None if self._path.exists() else self._make_sink(self._target).__enter__()
+        self._journal = Journal(self._path)
+        try:
+            self.is_resumed = self._is_the_same_run()
+            if self.is_resumed:
+                self._resume()
+            else:
+                self._begin(new or self._make_sink(self._target).__enter__())
+        except BaseException:
+            self._journal.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Bring the rows into order, if the run ended in order; cut a torn row off in any case."""
+        with self._journal:
+            self._sink.__exit__(kind, error, traceback)
+            if kind is None:
+                self._tidy()
+                self._leave()
+                return
+            with contextlib.suppress(OSError, IdeficsError):
+                self._cut()
+                if self._journal.entries or self.is_resumed:
+                    self._leave()
+                else:
+                    self._journal.discard()
+                    self._remove_if_begun()
+
+    def completed(self) -> AbstractSet[str]:
+        """Return the keys of what is not `todo`; see `Sink.completed`."""
+        return self._keys.keys() - {picture.key for picture in self.todo.pictures}
+
+    def position(self) -> int | None:
+        """See `Sink.position`."""
+        return self._sink.position()
+
+    def write(self, record: CaptionRecord) -> None:
+        """Write the row of *record*, then its line of the journal; see `Sink.write`."""
+        self._sink.write(record)
+        self._journal.add(self._keys[record.file_name], record, end=self._sink.position())
+
+    def check_commit(self, commit: str | None) -> None:
+        """Remember by which weights this run is, or check that they are those of its beginning.
+
+        Args:
+            commit: None when it is not known.
+
+        Raises:
+            UsageError: If the model has moved on since then.
+        """
+        former = self._journal.commit
+        if commit is None or commit == former:
+            return
+        if former is not None:
+            raise UsageError(
+                f"the run in `{self._path}` was begun with commit {former[:12]} of the model, "
+                f"which is at {commit[:12]} now",
+                hint=f"`--revision {former}` goes on with it; another `-o` begins beside it",
+            )
+        self._journal.note_commit(commit)
+
+    def fit(self, where: str) -> int | None:
+        """Return how many pictures at a time the memory was enough for; None if it always was.
+
+        Args:
+            where: On what device, and of how many that were asked for.
+        """
+        return self._journal.fits.get(where)
+
+    def note_fit(self, pictures: int, where: str) -> None:
+        """Remember, for the next time that this run goes on, what `fit` then returns."""
+        self._journal.note_fit(pictures, where)
+
+    def failures(self) -> list[str]:
+        """Return the keys of the pictures of this run that have failed, in order."""
+        entries = self._journal.entries
+        return [k for k, i in self._keys.items() if i in entries and entries[i].is_failed]
+
+    def records(self) -> Iterator[CaptionRecord]:
+        """Yield the record of each picture of this run that has one, in order; also after it."""
+        keys = {key: i for key, i in self._keys.items() if i in self._journal.entries}
+        records = self._journal.records(keys.values())
+        for key, record in zip(keys, records, strict=True):
+            yield replace(record, file_name=key)
+
+    def _identity(self, key: str) -> str:
+        return identity(key, self._path.parent)
+
+    def _is_the_same_run(self) -> bool:
+        return is_continued(
+            self._journal,
+            self._settings,
+            self._target.existing,
+            retry_failed=self._retry_failed,
+        )
+
+    def _begin(self, sink: Sink) -> None:
+        self._sink = sink
+        done = sink.completed()
+        skipped = [self._keys[key] for key in done]
+        self._journal.begin(self._settings, base=sink.position() or 0, skipped=skipped)
+        pictures = tuple(p for p in self._target.pictures if p.key not in done)
+        self.todo = Todo(pictures, skipped=len(done))
+
+    def _resume(self) -> None:
+        journal = self._journal
+        self.todo = find_todo(
+            self._target.pictures, self._keys, journal, retry_failed=self._retry_failed
+        )
+        again = {self._keys[picture.key] for picture in self.todo.pictures}
+        target = self._target
+        if target.existing in ("error", "skip"):
+            # The first run has seen to that: what is there, and not in its journal, is its own.
+            target = replace(target, existing="overwrite")
+        if self._has_rows():
+            self._check_unchanged()
+            kept = [key for key in journal.rows if key not in again]
+            missing = journal.entries.keys() - journal.rows - again
+            if missing or len(kept) < len(journal.rows) or self._is_in_doubt():
+                self._rewrite(self._in_order([*kept, *missing]))
+            target = replace(target, resume_at=journal.end)
+        self._sink = self._make_sink(target).__enter__()
+
+    def _has_rows(self) -> bool:
+        """Whether the output is one file of rows, which can be cut and written anew."""
+        return self._make_sink(self._target).position() is not None
+
+    def _is_in_doubt(self) -> bool:
+        """Whether the output lacks rows that the journal says it has."""
+        assert self._target.path is not None
+        end = self._journal.end
+        return end is None or not _reaches(self._target.path, end)
+
+    def _check_unchanged(self) -> None:
+        path, closed = self._target.path, self._journal.closed
+        assert path is not None
+        # Only an end in order tells how the output was left.
+        if closed is not None and (now := stamp_of_file(path)) is not None and now != closed:
+            raise UsageError(
+                f"`{path}` was changed by something else since the last run",
+                hint="name another output, or let `--overwrite` begin anew",
+            )
+
+    def _tidy(self) -> None:
+        """Put the rows into the order of the pictures, if they are not, and add missing ones."""
+        if self._sink.position() is None:
+            return
+        journal = self._journal
+        wanted = self._in_order(journal.entries)
+        if wanted != list(journal.rows) or self._is_in_doubt():
+            self._rewrite(wanted)
+
+    def _in_order(self, keys: Sequence[str] | Mapping[str, Entry]) -> list[str]:
+        """Return *keys* in the order of the pictures, those of other runs first."""
+        order = {key: index for index, key in enumerate(self._keys.values())}
+        return sorted(keys, key=lambda key: order.get(key, -1))
+
+    def _rewrite(self, keys: list[str]) -> None:
+        """Write the output anew with the rows of *keys*; at every moment there is a whole one."""
+        path, base = self._target.path, self._journal.base
+        assert path is not None
+        self._journal.begin_rewriting()
+        temporary = path.with_name(f"{path.name}.rewriting")
+        try:
+            _copy_head(path, temporary, base)
+            sink = self._make_sink(replace(self._target, path=temporary, resume_at=base))
+            with sink:
+                for record in self._records(keys):
+                    sink.write(record)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise IdeficsError(f"cannot write `{path}`: {error.strerror or error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        self._journal.rewritten(keys, end=sink.position())
+
+    def _records(self, keys: Sequence[str]) -> Iterator[CaptionRecord]:
+        """Yield the records of *keys*, with names that hold from the current folder."""
+        names = {identity: key for key, identity in self._keys.items()}
+        for key, record in zip(keys, self._journal.records(keys), strict=True):
+            name = names.get(key) or _reachable(key, self._path.parent)
+            yield replace(record, file_name=name)
+
+    def _cut(self) -> None:
+        path, end = self._target.path, self._journal.end
+        is_file = self._sink.position() is not None
+        if path is None or not is_file or end is None or not path.exists():
+            return
+        if path.stat().st_size > end:
+            os.truncate(path, end)
+
+    def _remove_if_begun(self) -> None:
+        """Remove an output that came to be, and got no row: it would stop the next run."""
+        path = self._target.path
+        is_file = path is not None and self._sink.position() is not None
+        if path is None or not is_file or self._was_there or not path.exists():
+            return
+        if path.stat().st_size == 0:
+            path.unlink()
+
+    def _leave(self) -> None:
+        path = self._target.path
+        stamp = None if path is None or self._sink.position() is None else stamp_of_file(path)
+        entries = self._journal.entries
+        done = entries.keys() | self._journal.skipped
+        is_complete = all(identity in done for identity in self._keys.values())
+        self._journal.close_output(stamp, is_complete=is_complete)
+
+
+def _reaches(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size >= size
+    except FileNotFoundError:
+        return False
+
+
+def _copy_head(path: Path, copy: Path, size: int) -> None:
+    with copy.open("wb") as target:
+        if not size:
+            return
+        with path.open("rb") as source:
+            shutil.copyfileobj(source, target)
+        target.truncate(size)
+
+
+def _reachable(key: str, folder: Path) -> str:
+    """Return the name, from the current folder, of what has *key* in a journal in *folder*."""
+    return key if is_uri(key) else Path(os.path.normpath(folder / key)).as_posix()

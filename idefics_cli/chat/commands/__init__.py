@@ -1,0 +1,1 @@
+"""Slash commands: their table, their dispatch and their completion."""

@@ -1,0 +1,54 @@
+"""What there is to tell of the work behind a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from idefics_cli.chat.dialogue import Chat
+
+
+def stats(chat: Chat) -> list[str]:
+    """Return lines on the model, the context, the speed and the memory."""
+    done, used = chat.statistics, chat.used()
+    lines = [f"model: {chat.model_name}, {_place(chat)}"]
+    if used:
+        share = used.prompt_tokens / used.context_tokens
+        lines.append(f"context: {used.prompt_tokens} of {used.context_tokens} tokens, {share:.0%}")
+    lines.append(f"prompts: {done.computed_tokens} tokens computed, {done.reused_tokens} reused")
+    if done.replies:
+        speed = done.new_tokens / done.seconds if done.seconds else 0.0
+        lines.append(
+            f"answers: {done.replies}, {done.new_tokens} tokens, {speed:.1f} tokens per second"
+        )
+    if memory := ", ".join(f"{peak / 2**30:.1f} GiB {where}" for where, peak in _peaks(chat)):
+        lines.append(f"memory: at most {memory}")
+    return lines
+
+
+def _place(chat: Chat) -> str:
+    if not chat.loading.is_ready:
+        return chat.loading.phase
+    spec = chat.engine.spec
+    return f"{spec.dtype} on {spec.device}"
+
+
+def _peaks(chat: Chat) -> Iterable[tuple[str, int]]:
+    """Yield where memory is taken, and the most that was, in bytes."""
+    if main := _peak_bytes():
+        yield "of main memory", main
+    if chat.loading.is_ready and chat.engine.spec.device.startswith("cuda"):
+        from idefics_cli.engine.local.memory import peak_bytes
+
+        yield f"on {chat.engine.spec.device}", peak_bytes(chat.engine.spec.device)
+
+
+def _peak_bytes() -> int | None:
+    import sys
+
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # getrusage(2): kilobytes on Linux, bytes on macOS.
+    return peak if sys.platform == "darwin" else peak * 1024

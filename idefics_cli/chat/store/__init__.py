@@ -1,0 +1,1 @@
+"""Sessions on disk: journals, locks and pictures."""

@@ -1,0 +1,110 @@
+"""One writer at a time: an advisory lock on a file, which the system lifts if the owner dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from idefics_cli.core.errors import SessionError
+from idefics_cli.core.files import lock as _lock
+
+_POLL_SECONDS = 0.02
+
+
+class HeldElsewhereError(SessionError):
+    """Another process holds the lock."""
+
+
+class FileLock:
+    """The lock on the file at *path*, from creation until `release`; holds our process id.
+
+    Args:
+        path: Its folder must be there; the file is removed at the end.
+        wait_seconds: How long to wait for another holder.
+
+    Raises:
+        HeldElsewhereError: If another holds it; the message says who.
+        SessionError: If the file system has no locks.
+    """
+
+    def __init__(self, path: Path, *, wait_seconds: float = 0.0) -> None:
+        self._path = path
+        deadline = time.monotonic() + wait_seconds
+        while (descriptor := self._try()) is None:
+            if time.monotonic() >= deadline:
+                raise HeldElsewhereError(
+                    f"`{path}` is held by {holder(path)}", hint="wait until it is done, or end it"
+                )
+            time.sleep(_POLL_SECONDS)
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Let others have it; idempotent."""
+        if self._descriptor is None:
+            return
+        # Before the lock is lifted, so that nobody locks a file that is about to go. Windows
+        # removes no open file: there it stays, and does no harm.
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _try(self) -> int | None:
+        """Return the descriptor of the locked file; None if another holds it."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise _unlockable(self._path, error) from error
+        try:
+            _lock(descriptor)
+            # The former holder may have removed the file between our opening and locking it.
+            if not _is_same_file(descriptor, self._path):
+                os.close(descriptor)
+                return None
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            raise _unlockable(self._path, error) from error
+        return descriptor
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def holder(path: Path) -> str:
+    """Return who holds the lock at *path*, for people."""
+    try:
+        text = path.read_bytes()[:20].decode("ascii", "replace").strip()
+    except OSError:
+        text = ""
+    return f"process {text}" if text.isdigit() else "another process"
+
+
+def _unlockable(path: Path, error: OSError) -> SessionError:
+    return SessionError(
+        f"cannot lock `{path}`: {(error.strerror or str(error)).lower()}",
+        hint="`--no-save` chats without keeping the session",
+    )

@@ -1,0 +1,98 @@
+"""The pictures of sessions: read once, named by the hash of their bytes, kept for good."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from idefics_cli.chat.attachments import _DATA_START, Staged
+from idefics_cli.core.errors import SessionError
+from idefics_cli.core.files import write_whole
+from idefics_cli.core.sources import describe_source, is_clipboard, without_password
+from idefics_cli.core.types import Attachment
+
+
+class PictureFolder:
+    """A folder of picture files that are named by their content.
+
+    Args:
+        path: The folder; made, for its owner only, when the first picture is added.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, staged: Staged) -> str:
+        """Return the name of the file that holds the bytes of *staged*, written if need be.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        name = staged.digest + staged.suffix
+        target = self.path / name
+        if not (target.is_file() and target.stat().st_size == len(staged.data)):
+            make_private_folder(self.path)
+            write_whole(target, staged.data, private=True)
+        return name
+
+    def restore(self, name: str, source: str) -> bool:
+        """Return whether the file *name* is there, copied again from *source* if need be."""
+        target = self.path / name
+        if target.is_file():
+            return True
+        try:
+            # A pipe would be waited for.
+            if not os.path.isfile(source):
+                return False
+            staged = Staged(source, Path(source).read_bytes())
+            if staged.digest != name.partition(".")[0]:
+                return False
+            make_private_folder(self.path)
+            write_whole(target, staged.data, private=True)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def unwanted(self, wanted: Collection[str]) -> list[Path]:
+        """Return the files that are not *wanted*, and what a killed program left half done."""
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        return [file for file in files if file.name not in wanted and file.is_file()]
+
+
+def make_private_folder(path: Path) -> None:
+    """Make the folder *path* and its parents, for their owner only, where they are not there."""
+    if path.is_dir():
+        return
+    if not path.parent.is_dir():
+        make_private_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def unwritable(what: str, error: OSError) -> SessionError:
+    """Return the error for a session or picture that cannot be written."""
+    return SessionError(
+        f"cannot keep {what}: {(error.strerror or str(error)).lower()}",
+        hint="free some space or check the permissions; `--no-save` chats without keeping",
+    )
+
+
+def read_back(attachment: Attachment) -> bytes:
+    """Return the bytes of a picture of a session: of a file, or what `data_uri` made.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    if attachment.source.startswith(_DATA_START):
+        return base64.b64decode(attachment.source.removeprefix(_DATA_START))
+    return Path(attachment.source).read_bytes()
+
+
+def shown_source(source: str) -> str:
+    """Return the name of a picture for records: absolute for a file, short for a `data:` URI."""
+    if source[:5].lower() == "data:" or source == "-":
+        return describe_source(source)
+    if "://" in source[:12] or is_clipboard(source):
+        return without_password(source)
+    return os.path.abspath(os.path.expanduser(source))

@@ -1,0 +1,376 @@
+"""Sessions on disk: one append-only file of JSON lines each, and a folder of pictures.
+
+DATA/sessions/ID.jsonl    every event on a line, on the disk before the next prompt appears
+DATA/sessions/ID.lock     while it is open; holds the process id
+DATA/pictures/SHA256.ext  copies of all pictures, each once
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from idefics_cli.chat.conversation import Conversation, Value
+from idefics_cli.chat.store import events
+from idefics_cli.chat.store.events import Event
+from idefics_cli.chat.store.journal import Journal, lock_path, read_lines
+from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
+from idefics_cli.chat.store.open_session import Desk, OpenSession
+from idefics_cli.chat.store.pictures import PictureFolder, make_private_folder, unwritable
+from idefics_cli.core.errors import SessionError, UsageError
+from idefics_cli.core.files import UNFINISHED
+
+__all__ = ["LAST", "NullStore", "OpenSession", "SessionInfo", "SessionStore", "check_name"]
+
+LAST = "last"
+_ID = re.compile(r"[a-z0-9]{8}")
+_PICTURE_NAME = re.compile(rb"\b[0-9a-f]{64}\.[a-z0-9]{1,5}\b")
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
+_NAME_CHARACTERS = 80
+_PATIENCE_SECONDS = 10.0
+_LEFT_OVER_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What a listing tells of a session.
+
+    Attributes:
+        id: Eight letters and digits.
+        name: Given by the user, if any.
+        title: The name, or the first question on one line.
+        model: Its current model.
+        created: When it began.
+        updated: When it last changed.
+        turns: Questions that are answered.
+        pictures: All that came with these.
+        size_bytes: Of its file; pictures may be shared.
+        problem: Why it cannot be opened, if so.
+    """
+
+    id: str
+    name: str | None
+    title: str
+    model: str
+    created: datetime
+    updated: datetime
+    turns: int = 0
+    pictures: int = 0
+    size_bytes: int = 0
+    problem: str | None = None
+
+
+class SessionStore:
+    """The sessions in a folder.
+
+    Args:
+        folder: `core.paths.data_folder`; made when something is written.
+        now: The time.
+    """
+
+    def __init__(self, folder: Path, *, now: Callable[[], datetime] | None = None) -> None:
+        self._root = folder
+        self._sessions = folder / "sessions"
+        self.pictures = PictureFolder(folder / "pictures")
+        self._desk = Desk(self.pictures, now or _utc_now, self._guard, self._check_name)
+
+    def create(
+        self,
+        model: str,
+        name: str | None = None,
+        *,
+        system: str | None = None,
+        settings: Mapping[str, Value] | None = None,
+    ) -> OpenSession:
+        """Return a new session; nothing is written before it has a name or a question.
+
+        Raises:
+            UsageError: If *name* is no name, or another session has it.
+        """
+        session_id = _new_id()
+        while self._path(session_id).exists():
+            session_id = _new_id()
+        with ExitStack() as stack:
+            if name is not None:
+                stack.enter_context(self._guard())
+                self._check_name(name, session_id)
+            journal = Journal(self._path(session_id))
+            conversation = _begin(self._desk, journal, model, name, system, settings)
+        return OpenSession(session_id, conversation, self._desk, journal)
+
+    def open(self, key: str) -> OpenSession:
+        """Return a session to go on with; see `find` for *key*.
+
+        A pending turn means that the program ended while the model answered: `roll_back`
+        returns it. `conversation.missing` are the pictures that cannot be found any more.
+
+        Raises:
+            SessionError: If there is none, it is open elsewhere, damaged or of a later version.
+        """
+        session_id = self.find(key)
+        path = self._path(session_id)
+        # First, because nothing may be cut off a file that this version cannot read.
+        self._load(path)
+        journal = Journal.resume(path)
+        try:
+            conversation, _ = self._load(path)
+            for picture in conversation.pictures:
+                self.pictures.restore(Path(picture.attachment.source).name, picture.source)
+        except BaseException:
+            journal.close()
+            raise
+        return OpenSession(session_id, _with_missing(conversation), self._desk, journal)
+
+    def read(self, key: str) -> tuple[SessionInfo, Conversation]:
+        """Return a session as it is on disk, also while it is open elsewhere.
+
+        Raises:
+            SessionError: If there is none, it is damaged or of a later version.
+        """
+        path = self._path(self.find(key))
+        conversation, log = self._load(path)
+        return _info(path, conversation, log), _with_missing(conversation)
+
+    def find(self, key: str) -> str:
+        """Return the id of a session: by id, name, beginning of the id, or `last`.
+
+        Raises:
+            SessionError: If there is none or more than one.
+        """
+        if _ID.fullmatch(key) and self._path(key).exists():
+            return key
+        infos = self.list()
+        if key == LAST and infos:
+            # One that cannot be read is not where anybody left off.
+            return next((info.id for info in infos if info.problem is None), infos[0].id)
+        named = [info.id for info in infos if info.name == key]
+        found = named or [info.id for info in infos if key and info.id.startswith(key)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SessionError(f"`{key}` is the beginning of {len(found)} ids: {', '.join(found)}")
+        if not infos:
+            raise SessionError("there are no sessions yet", hint="`idefics chat` begins one")
+        raise SessionError(f"no session `{key}`", hint="`idefics sessions` lists them")
+
+    def list(self) -> list[SessionInfo]:
+        """Return every session, the last changed first."""
+        infos = []
+        for path in self._sessions.glob("*.jsonl"):
+            if not _ID.fullmatch(path.stem):
+                continue
+            try:
+                infos.append(_info(path, *self._load(path)))
+            except FileNotFoundError:  # removed just now
+                continue
+            except SessionError as error:
+                infos.append(_damaged(path, str(error)))
+        return sorted(infos, key=lambda info: (info.updated, info.id), reverse=True)
+
+    def is_open(self, session_id: str) -> bool:
+        """Return whether a process has the session open."""
+        if not lock_path(self._path(session_id)).exists():
+            return False
+        try:
+            FileLock(lock_path(self._path(session_id))).release()
+        except HeldElsewhereError:
+            return True
+        return False
+
+    def remove(self, keys: Iterable[str], *, dry_run: bool = False) -> int:
+        """Remove sessions, and the pictures that no other has; return the bytes freed.
+
+        Args:
+            keys: As `find` takes them.
+            dry_run: Only count the bytes.
+
+        Raises:
+            SessionError: If one is unknown, open or cannot be removed.
+        """
+        paths = {self._path(self.find(key)) for key in keys}
+        if not self._root.is_dir():
+            return 0
+        with ExitStack() as stack:
+            for path in sorted(paths):
+                stack.callback(Journal.hold(path).close)
+            stack.enter_context(self._guard())
+            others = set(self._sessions.glob("*.jsonl")) - paths
+            wanted = {name for path in others for name in _names_of_pictures(path)}
+            files = [*paths, *self.pictures.unwanted(wanted), *self._left_over()]
+            try:
+                freed = sum(file.stat().st_size for file in files)
+                for file in () if dry_run else files:
+                    file.unlink()
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise SessionError(f"cannot remove `{error.filename}`: {reason}") from error
+        return freed
+
+    def _left_over(self) -> Sequence[Path]:
+        """Return what a killed program left half done; not what another is doing just now."""
+        before = time.time() - _LEFT_OVER_SECONDS
+        parts = self._sessions.glob(f"*{UNFINISHED}")
+        return [path for path in parts if path.stat().st_mtime < before]
+
+    def _path(self, session_id: str) -> Path:
+        return self._sessions / f"{session_id}.jsonl"
+
+    def _guard(self) -> FileLock:
+        try:
+            make_private_folder(self._root)
+        except OSError as error:
+            raise unwritable(f"sessions in `{self._root}`", error) from error
+        return FileLock(self._root / "store.lock", wait_seconds=_PATIENCE_SECONDS)
+
+    def _check_name(self, name: str, session_id: str) -> None:
+        check_name(name)
+        for info in self.list():
+            if info.name == name and info.id != session_id:
+                raise UsageError(
+                    f"session {info.id} has the name `{name}`",
+                    hint="take another, or open that one",
+                )
+
+    def _load(self, path: Path) -> tuple[Conversation, Sequence[Event]]:
+        try:
+            log = [_event(line, number) for number, line in enumerate(read_lines(path), 1)]
+            return events.replay(log, self.pictures.path), log
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise SessionError(f"cannot read session `{path.stem}`: {reason}") from error
+        except SessionError as error:
+            hint = error.hint or f"its file is `{path}`"
+            raise SessionError(f"cannot read session `{path.stem}`: {error}", hint=hint) from error
+
+
+class NullStore:
+    """Keeps nothing, for `--no-save`: pictures stay in memory."""
+
+    def __init__(self, *, now: Callable[[], datetime] | None = None) -> None:
+        def no_lock() -> FileLock:
+            raise RuntimeError("nothing is kept, so there is nothing to lock")
+
+        folder = PictureFolder(Path("/nonexistent"))
+        self._desk = Desk(folder, now or _utc_now, no_lock, lambda name, _: check_name(name))
+
+    def create(
+        self,
+        model: str,
+        name: str | None = None,
+        *,
+        system: str | None = None,
+        settings: Mapping[str, Value] | None = None,
+        start: Conversation | None = None,
+    ) -> OpenSession:
+        """Return a new session that is not saved; *start* is a conversation to go on with.
+
+        Raises:
+            UsageError: If *name* is no name.
+        """
+        if name is not None:
+            check_name(name)
+        conversation = start or _begin(self._desk, None, model, name, system, settings)
+        return OpenSession("", conversation, self._desk, None)
+
+
+def check_name(name: str) -> None:
+    """Check that a session can be called *name*.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if not name.strip() or not name.isprintable() or len(name) > _NAME_CHARACTERS:
+        raise UsageError(
+            "that is no name for a session",
+            hint=f"a name is one line of 1 to {_NAME_CHARACTERS} characters",
+        )
+    if name == LAST:
+        raise UsageError(f"`{LAST}` always means the last session", hint="take another name")
+
+
+def _begin(
+    desk: Desk,
+    journal: Journal | None,
+    model: str,
+    name: str | None,
+    system: str | None,
+    settings: Mapping[str, Value] | None,
+) -> Conversation:
+    at = desk.now().isoformat(timespec="milliseconds")
+    line = events.to_line({**events.started(model, name, system, settings or {}), "at": at})
+    if journal is not None:
+        journal.append(line, at=0, may_wait=name is None)
+    return events.apply(None, events.from_line(line), desk.folder.path)
+
+
+def _event(line: bytes, number: int) -> Event:
+    try:
+        return events.from_line(line)
+    except (ValueError, RecursionError) as error:
+        raise SessionError(f"line {number} is damaged") from error
+
+
+def _with_missing(conversation: Conversation) -> Conversation:
+    paths = {p.digest: p.attachment.source for p in conversation.pictures if p.digest}
+    gone = frozenset(digest for digest, path in paths.items() if not os.path.isfile(path))
+    return conversation.with_missing(gone)
+
+
+def _info(path: Path, conversation: Conversation, log: Sequence[Event]) -> SessionInfo:
+    status = path.stat()
+    return SessionInfo(
+        id=path.stem,
+        name=conversation.name,
+        title=conversation.title,
+        model=conversation.model,
+        created=_time(log[0], status.st_mtime),
+        updated=_time(log[-1], status.st_mtime),
+        turns=sum(turn.reply is not None for turn in conversation.turns),
+        pictures=len(conversation.pictures),
+        size_bytes=status.st_size,
+    )
+
+
+def _damaged(path: Path, problem: str) -> SessionInfo:
+    status = path.stat()
+    changed = datetime.fromtimestamp(status.st_mtime, UTC)
+    return SessionInfo(
+        id=path.stem,
+        name=None,
+        title="",
+        model="",
+        created=changed,
+        updated=changed,
+        size_bytes=status.st_size,
+        problem=problem,
+    )
+
+
+def _time(event: Event, otherwise: float) -> datetime:
+    try:
+        return datetime.fromisoformat(event["at"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError):
+        return datetime.fromtimestamp(otherwise, UTC)
+
+
+def _names_of_pictures(path: Path) -> set[str]:
+    # By their form, so that those of a damaged or later session stay as well.
+    found = _PICTURE_NAME.findall(path.read_bytes())
+    return {name.decode("ascii") for name in found}
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)

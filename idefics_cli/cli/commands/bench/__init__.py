@@ -1,0 +1,1 @@
+"""`idefics bench`: this tool against plain transformers."""

@@ -1,0 +1,73 @@
+"""Where the benchmark meets two other features: the captioning run, and drawn scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from idefics_cli.caption.executors.local import LocalExecutor  # noqa: F401  # run_captions does
+
+# Here, so that nothing is imported while it is timed; only a benchmark that runs imports this.
+from idefics_cli.caption.item import Picture
+from idefics_cli.caption.job import CaptionJob, Question
+from idefics_cli.caption.runner import run_captions
+from idefics_cli.core.types import Attachment, CaptionRecord, Sampling
+from idefics_cli.engine.protocol import Engine
+
+if TYPE_CHECKING:
+    from idefics_cli.bench.stage import CaptionTask
+
+
+class _Memory:
+    """A sink that keeps the captions."""
+
+    def __init__(self) -> None:
+        self.captions: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def completed(self) -> frozenset[str]:
+        return frozenset()
+
+    def position(self) -> None:
+        return None
+
+    def write(self, record: CaptionRecord) -> None:
+        if record.caption is not None:
+            self.captions[record.file_name] = record.caption
+
+
+def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
+    """Caption the pictures of *task* as `idefics caption` does; see `stage.CaptionRun`."""
+    keys = {str(path): path for path in task.pictures}
+    job = CaptionJob(
+        pictures=tuple(Picture(key, Attachment(key)) for key in keys),
+        questions=(Question(task.prompt),),
+        mode="chat" if engine.spec.chats else "complete",
+        sampling=Sampling(max_new_tokens=task.max_new_tokens),
+        batch_size=task.batch_size,
+        # Random weights go in circles, and plain transformers does not mind.
+        asks_again=False,
+    )
+    with _Memory() as sink:
+        run_captions(job, lambda: engine, sink)
+    return {keys[key]: caption for key, caption in sink.captions.items()}
+
+
+def draw_scenes(folder: Path, count: int) -> Sequence[Path]:
+    """Write *count* sample pictures of the built-in model into *folder*."""
+    from idefics_cli.demo.samples import write_samples
+
+    samples = write_samples(folder, count=count, seed=0)
+    return [folder / sample.file_name for sample in samples]

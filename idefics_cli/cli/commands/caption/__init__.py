@@ -1,0 +1,1 @@
+"""`idefics caption`: one caption for each of many images."""

@@ -1,0 +1,96 @@
+"""`idefics caption`: one caption for each of many pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
+from idefics_cli.cli.commands.caption.outputs import chosen_output
+from idefics_cli.cli.commands.caption.rehearsal import show_run
+from idefics_cli.cli.commands.caption.run import run
+from idefics_cli.cli.invocation import begin
+from idefics_cli.cli.model_choice import plan_for, tell_warnings
+from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL
+
+
+def caption(
+    context: typer.Context,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH",
+            help="Files, folders, globs (`**` for any depth), URLs; `-` for a picture on stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    recursive: options.Recursive = None,
+    filelist: options.FileLists = None,
+    null: options.Null = False,
+    batch_size: options.BatchSize = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.QuantizationName = None,
+    attention: options.AttentionName = None,
+    splitting: options.Splitting = None,
+    offline: options.Offline = None,
+    threads: options.Threads = None,
+    yes: options.Yes = None,
+    prompt: options.CaptionPrompt = None,
+    prompt_file: options.PromptFile = None,
+    ask: options.Ask = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    prefix: options.Prefix = None,
+    suffix: options.Suffix = None,
+    trigger: options.Trigger = None,
+    strip_preamble: options.StripPreamble = None,
+    on_truncate: options.OnTruncate = None,
+    max_pixels: options.MaxPixels = None,
+    max_bytes: options.MaxBytes = None,
+    timeout_seconds: options.TimeoutSeconds = None,
+    format: options.Format = None,
+    output: options.Output = None,
+    existing: options.Existing = None,
+    overwrite: options.Overwrite = None,
+    full_names: options.FullNames = None,
+    report: options.Report = None,
+    retry_failed: options.RetryFailed = None,
+    failures: options.Failures = None,
+    fail_fast: options.FailFast = None,
+    max_failures: options.MaxFailures = None,
+    dry_run: options.DryRun = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    r"""Caption pictures, one line each: the path, a tab, the caption.
+
+    `idefics caption photos/ -r --format jsonl -o photos.jsonl`
+
+    In a path or caption, a line break is written as `\n`, a tab as `\t`, a backslash as `\\`.
+    Pictures that fail are told on stderr, and the others go on; the exit code is then 3.
+    """
+    invocation = begin(context)
+    given = Inputs(tuple(paths or ()), tuple(filelist or ()), null, prompt_file, tuple(ask or ()))
+    given.check(invocation)
+    destination = chosen_output(invocation)
+    questions = given.questions(invocation)
+    listing = given.listing(invocation, questions)
+    plan = plan_for(invocation)
+    job = caption_job(invocation, listing, questions, plan, destination)
+    if invocation.settings.dry_run:
+        show_run(invocation, plan, job, destination)
+        return
+    for problem in listing.problems:
+        invocation.console.error(problem)
+    tell_warnings(invocation, plan)
+    code = run(invocation, plan, job, destination)
+    raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)

@@ -1,0 +1,199 @@
+"""What a captioning run takes in: the pictures, and the questions about each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.commands.caption.outputs import Output, chosen_wording
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.cli.model_choice import check_prompt, image_limits, sampling
+from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
+from idefics_cli.config.settings import CAPTION_TOKENS
+from idefics_cli.core.errors import PromptError, UsageError
+
+if TYPE_CHECKING:
+    from idefics_cli.caption.inputs.discover import Listing
+    from idefics_cli.caption.job import CaptionJob, Question
+    from idefics_cli.models.planning.plan import Plan
+
+_STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The arguments that are no settings.
+
+    Attributes:
+        paths: Of pictures.
+        lists: Files that list pictures.
+        null: Whether their paths end with NUL.
+        prompt_file: Holds the prompt.
+        asked: Each as `NAME=QUESTION`.
+    """
+
+    paths: tuple[str, ...]
+    lists: tuple[str, ...]
+    null: bool
+    prompt_file: str | None
+    asked: tuple[str, ...]
+
+    def check(self, invocation: Invocation) -> None:
+        """Check that they fit together.
+
+        Raises:
+            UsageError: If there is no picture, or two of them take stdin or give the prompt.
+        """
+        if not self.paths and not self.lists:
+            raise UsageError(
+                "no pictures are given",
+                hint="`idefics caption photos/ -r`; `--filelist FILE` takes a list of them",
+            )
+        if self.null and not self.lists:
+            raise UsageError(
+                "`--null` is for a list",
+                hint="`find photos -name '*.jpg' -print0 | idefics caption --filelist - --null`",
+            )
+        self._check_prompts(invocation)
+        self._check_stdin(invocation)
+
+    def _check_prompts(self, invocation: Invocation) -> None:
+        is_flag = invocation.resolved.origins["prompt"].source == "flag"
+        if is_flag and self.prompt_file is not None:
+            raise UsageError("--prompt and --prompt-file exclude each other")
+        if self.asked and (is_flag or self.prompt_file is not None):
+            flag = "--prompt" if is_flag else "--prompt-file"
+            raise UsageError(
+                f"--ask and {flag} exclude each other",
+                hint='`--ask caption="…"` asks for a caption too',
+            )
+
+    def _check_stdin(self, invocation: Invocation) -> None:
+        readers = {
+            "`-`": _STDIN in self.paths,
+            "`--filelist -`": _STDIN in self.lists,
+            "`--prompt-file -`": self.prompt_file == _STDIN,
+        }
+        taken = [name for name, takes in readers.items() if takes]
+        if len(taken) > 1 or self.lists.count(_STDIN) > 1:
+            raise UsageError(f"{taken[0]} and {taken[-1]} cannot both read stdin")
+        stdin = invocation.services.stdin
+        if taken and (stdin is None or stdin.closed or stdin.isatty()):
+            raise _nothing_piped(taken[0])
+
+    def questions(self, invocation: Invocation) -> tuple[Question, ...]:
+        """Return what the user wants to ask; nothing when the model's own prompt will do.
+
+        Raises:
+            UsageError: If a question has no proper name.
+            PromptError: If one is empty or no text.
+        """
+        from idefics_cli.caption.job import Question, named_questions
+
+        if self.asked:
+            questions = named_questions(self.asked)
+            for question in questions:
+                check_prompt(question.prompt, hint="`--ask` takes text")
+            return questions
+        prompt = invocation.settings.prompt
+        if self.prompt_file is not None:
+            prompt = _prompt_in(self.prompt_file, invocation)
+        if prompt is None:
+            return ()
+        check_prompt(prompt, hint="leave `--prompt` out for the model's own")
+        return (Question(prompt),)
+
+    def listing(self, invocation: Invocation, questions: tuple[Question, ...]) -> Listing:
+        """Return the pictures, with the columns that *questions* have as fields.
+
+        Raises:
+            ImageError: If there are none.
+            UsageError: If a list cannot be read, or a question has a field that is none.
+        """
+        from idefics_cli.caption.inputs.discover import discover
+        from idefics_cli.caption.inputs.lists import all_columns, read_list
+        from idefics_cli.caption.inputs.templates import used_fields
+
+        stdin = invocation.services.stdin
+        if _STDIN in self.lists:
+            tell_if_silent(stdin, invocation.console, "the list of pictures")
+        lists = [read_list(source, stdin, null=self.null) for source in self.lists]
+        fields = used_fields([question.prompt for question in questions], all_columns(lists))
+        recursive = invocation.settings.recursive
+        return discover(self.paths, recursive=recursive, lists=lists, fields=fields)
+
+
+def caption_job(
+    invocation: Invocation,
+    listing: Listing,
+    questions: tuple[Question, ...],
+    plan: Plan,
+    output: Output,
+) -> CaptionJob:
+    """Return what the run does, with the model's own prompt if there are no *questions*."""
+    from idefics_cli.caption.job import CaptionJob, Question
+    from idefics_cli.models.hub.registry import default_caption_prompt
+
+    settings = invocation.settings
+    if not questions:
+        prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
+        questions = (Question(prompt),)
+    return CaptionJob(
+        pictures=listing.pictures,
+        questions=questions,
+        mode="chat" if plan.spec.chats else "complete",
+        sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
+        batch_size=settings.batch_size or automatic_batch(plan),
+        columns=listing.columns,
+        captions_folder=str(output.path) if output.path and output.format == "txt" else None,
+        limits=image_limits(settings),
+        wording=chosen_wording(settings),
+    )
+
+
+def _nothing_piped(taker: str) -> UsageError:
+    if taker == "`-`":
+        return UsageError("`-` needs a picture on stdin", hint="`idefics caption - <PICTURE`")
+    return UsageError(f"{taker} needs text on stdin", hint="pipe it in, or name a file")
+
+
+def _prompt_in(file: str, invocation: Invocation) -> str:
+    if file == _STDIN:
+        return piped_text(invocation.services.stdin, invocation.console, silence_seconds=None)
+    try:
+        with open(os.path.expanduser(file), "rb") as stream:
+            data = stream.read(MAX_TEXT_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise PromptError(f"cannot read the prompt `{file}`: {reason}") from error
+    if len(data) > MAX_TEXT_BYTES:
+        raise PromptError(f"the prompt `{file}` is longer than {MAX_TEXT_BYTES:,} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 text (byte {error.start + 1})"
+        raise PromptError(f"the prompt `{file}` is {reason}") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def automatic_batch(plan: Plan) -> int:
+    """Return how many pictures to answer at a time when the user leaves it open."""
+    from idefics_cli.caption.job import automatic_batch_size
+
+    return min(
+        automatic_batch_size(
+            plan.spec.device,
+            plan.facts.parameters,
+            spare_bytes=need.usable - need.total,
+            picture_bytes=need.kv_cache + need.working - _runtime_bytes(need.device),
+        )
+        for need in plan.needs
+    )
+
+
+def _runtime_bytes(device: str) -> int:
+    """Return what a need for working memory has for the runtime, which pictures share."""
+    from idefics_cli.models.planning.memory import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
+
+    return GPU_RUNTIME_BYTES if device.startswith("cuda") else CPU_RUNTIME_BYTES

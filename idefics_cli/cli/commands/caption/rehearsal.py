@@ -1,0 +1,99 @@
+"""`idefics caption --dry-run`: what a run would do, and how long it would take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.commands.caption.outputs import Output
+from idefics_cli.cli.commands.caption.run import run_files
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.cli.model_choice import engine_factory, image_limits
+
+if TYPE_CHECKING:
+    from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.resume.todo import Todo
+    from idefics_cli.models.planning.plan import Plan
+
+
+def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> None:
+    """Print what would run; a model that is at hand is loaded, and captions three pictures.
+
+    Raises:
+        UsageError: If the output has a run of other settings.
+    """
+    from idefics_cli.caption.rehearsal import unreadable
+    from idefics_cli.ui.views.plan import plan_record, render_plan
+
+    console = invocation.console
+    todo = _todo(invocation, plan, job, output)
+    bad = 0
+    with console.status("looking at the pictures"):
+        for error in unreadable(todo.pictures, image_limits(invocation.settings)):
+            console.error(error)
+            bad += 1
+    left = len(todo.pictures)
+    seconds = _seconds(invocation, plan, job, todo)
+    if invocation.settings.json:
+        run = {"pictures": len(job.pictures), "left": left, "unreadable": bad}
+        times = {"batch_size": job.batch_size, "seconds": seconds}
+        console.json({**plan_record(plan), **run, **times, **_asked(job)})
+        return
+    console.report(render_plan(plan))
+    if left < len(job.pictures):
+        console.line(f"{left} of {len(job.pictures)} pictures are left to caption")
+    if bad:
+        console.line(f"{bad} cannot be read")
+    if seconds is not None:
+        console.line(f"about {_span(seconds)}, by a probe of three pictures")
+    console.line(_summary(job))
+
+
+def _todo(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> Todo:
+    from idefics_cli.caption.resume.todo import Todo, todo_of
+    from idefics_cli.cli.commands.caption.run import settings_of
+
+    files = run_files(output, job)
+    if files is None or not files.journal.exists():
+        return Todo(job.pictures)
+    return todo_of(
+        job.pictures,
+        files.journal,
+        settings=settings_of(output.format, plan, job),
+        existing=output.existing,
+        retry_failed=invocation.settings.retry_failed,
+    )
+
+
+def _seconds(invocation: Invocation, plan: Plan, job: CaptionJob, todo: Todo) -> float | None:
+    """Return how long the pictures of *todo* would take; None if the model is not at hand."""
+    from dataclasses import replace
+
+    from idefics_cli.caption.rehearsal import seconds_per_picture
+
+    if plan.facts.folder is None or not todo.pictures:
+        return None
+    job = replace(job, pictures=todo.pictures)
+    factory = engine_factory(invocation, plan)
+    each = seconds_per_picture(job, factory, clock=invocation.services.clock)
+    return None if each is None else each * len(todo.pictures)
+
+
+def _summary(job: CaptionJob) -> str:
+    count = len(job.pictures)
+    prompts = [f"`{question.prompt}`" for question in job.questions]
+    return (
+        f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
+        f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
+    )
+
+
+def _span(seconds: float) -> str:
+    from idefics_cli.core.units import span
+
+    return span(seconds)
+
+
+def _asked(job: CaptionJob) -> dict[str, object]:
+    if any(question.name for question in job.questions):
+        return {"questions": {question.name: question.prompt for question in job.questions}}
+    return {"prompt": job.questions[0].prompt}

@@ -1,0 +1,240 @@
+"""`idefics chat`: a conversation at the keyboard, or one question that is piped in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.answer import answer, check_images
+from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.model_choice import image_limits, plan_for, sampling, tell_warnings
+from idefics_cli.cli.services import Services
+from idefics_cli.config.settings import ANSWER_TOKENS
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.paths import data_folder
+from idefics_cli.core.types import Attachment, LoadSpec, Progress
+from idefics_cli.engine.protocol import Engine
+from idefics_cli.models.hub.registry import base_model_error
+
+if TYPE_CHECKING:
+    from idefics_cli.chat.dialogue import Chat
+    from idefics_cli.chat.loading import Load, Loading, LoadPlan
+    from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
+    from idefics_cli.ui.chat.line_input import LineInput
+
+_HISTORY = "chat_history"
+
+
+def chat(
+    context: typer.Context,
+    image: options.Images = None,
+    resume: options.Continue = False,
+    session: options.Session = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.QuantizationName = None,
+    attention: options.AttentionName = None,
+    splitting: options.Splitting = None,
+    offline: options.Offline = None,
+    threads: options.Threads = None,
+    yes: options.Yes = None,
+    system: options.System = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    max_pixels: options.MaxPixels = None,
+    max_bytes: options.MaxBytes = None,
+    timeout_seconds: options.TimeoutSeconds = None,
+    json: options.Json = None,
+    stream: options.Stream = None,
+    plain: options.Plain = None,
+    preview: options.Preview = None,
+    accessible: options.Accessible = None,
+    save: options.Save = None,
+    dry_run: options.DryRun = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Talk about pictures; or answer a question that is piped in.
+
+    `idefics chat -i photo.jpg` · `echo "What is in it?" | idefics chat -i photo.jpg`
+
+    In a chat `/help` lists the commands. Every turn is kept: `idefics chat -c` goes on.
+    """
+    invocation = begin(context)
+    sources = image or ()
+    if invocation.settings.dry_run or not _has_keyboard(invocation):
+        if resume or session:
+            raise UsageError(f"{'--continue' if resume else '--session'} needs a keyboard")
+        answer(invocation, None, sources)
+        return
+    _check(invocation, sources, resume=resume, session=session)
+    check_images([Attachment(source) for source in sources], image_limits(invocation.settings))
+    with ExitStack() as stack:
+        _talk(invocation, sources, "last" if resume else session, stack)
+
+
+def _has_keyboard(invocation: Invocation) -> bool:
+    stdin = invocation.services.stdin
+    return stdin is not None and not stdin.closed and stdin.isatty()
+
+
+def _check(
+    invocation: Invocation, sources: Sequence[str], *, resume: bool, session: str | None
+) -> None:
+    if invocation.settings.json:
+        raise UsageError("--json needs a question that is piped in")
+    if "-" in sources:
+        raise UsageError("`-i -` needs a picture on stdin, which is the keyboard here")
+    if resume and session:
+        raise UsageError("--continue and --session exclude each other")
+    if not invocation.console.err.isatty():
+        raise UsageError(
+            "a chat at the keyboard needs a terminal on stderr",
+            hint="`idefics ask PROMPT -i PICTURE`, or pipe the question into `idefics chat`",
+        )
+
+
+def _talk(
+    invocation: Invocation, sources: Sequence[str], key: str | None, stack: ExitStack
+) -> None:
+    from idefics_cli.chat.commands.slash import resumed
+    from idefics_cli.chat.loading import Loading
+    from idefics_cli.ui.chat.line_input import TypedAhead
+    from idefics_cli.ui.chat.preview import Previews, draws_pictures
+    from idefics_cli.ui.chat.repl import Repl
+    from idefics_cli.ui.terminal.graphics import Answer, ask_terminal
+
+    store, session = _open_session(invocation, key)
+    stack.callback(session.close)
+    if session.conversation.turns and not invocation.resolved.is_given("model"):
+        invocation = _with_model(invocation, session.conversation.model)
+    name = invocation.settings.model
+    talk = _chat(invocation, Loading(name, _find_model(invocation, name)), session, store)
+    stack.callback(talk.close)
+    console = invocation.console
+    asks = draws_pictures(console) and talk.display("preview")
+    terminal = ask_terminal(console.err, invocation.services.environ) if asks else Answer()
+    previews = Previews(console, graphics=terminal.graphics)
+    lines = TypedAhead(terminal.typed, _lines(invocation, talk), console.tell)
+    repl = Repl(talk, console, lines, previews)
+    talk.loading.start()
+    console.tell(f"{talk.model_name}: /help lists the commands, Ctrl-D leaves")
+    draft = talk.take_back() if session.conversation.pending else ""
+    if session.conversation.turns:
+        for line in resumed(talk):
+            console.tell(line)
+    attached = talk.attach(sources)
+    first = len(session.conversation.pictures) + len(talk.staged) - len(attached) + 1
+    repl.show_attached(attached, first)
+    repl.run(draft=draft)
+
+
+def _open_session(
+    invocation: Invocation, key: str | None
+) -> tuple[SessionStore | NullStore, OpenSession]:
+    from idefics_cli.chat.store.sessions import LAST, NullStore, SessionStore
+
+    settings = invocation.settings
+    kept = SessionStore(data_folder(invocation.services.environ))
+    if key is not None and (key == LAST or any(key in (i.id, i.name) for i in kept.list())):
+        if not settings.save:
+            return NullStore(), NullStore().create(settings.model, start=kept.read(key)[1])
+        return kept, kept.open(key)
+    store = kept if settings.save else NullStore()
+    if key is not None:
+        invocation.console.note(f"there is no session `{key}` yet; this one gets the name")
+    return store, store.create(settings.model, key, system=settings.system)
+
+
+def _with_model(invocation: Invocation, name: str) -> Invocation:
+    settings = replace(invocation.settings, model=name)
+    return replace(invocation, resolved=replace(invocation.resolved, settings=settings))
+
+
+def _find_model(invocation: Invocation, name: str) -> LoadPlan:
+    """Look the model *name* up, and return what plans and loads it.
+
+    A model that is here is planned in the background, as that imports torch, which takes seconds.
+    Of one that is to be downloaded there may be something to ask first.
+
+    Raises:
+        IdeficsError: If it is unknown or does not chat, or cannot be downloaded.
+    """
+    chosen, services = _with_model(invocation, name), invocation.services
+    settings = chosen.settings
+    facts = services.find_facts(name, revision=settings.revision, offline=settings.offline)
+    if not facts.chats:
+        raise base_model_error(name)
+    if facts.folder is None:
+        plan = plan_for(chosen, facts=facts)
+        tell_warnings(chosen, plan)
+        return lambda warn: partial(_load, services, plan.spec)
+    silent = replace(chosen, console=replace(chosen.console, quiet=True))
+
+    def decide(warn: Callable[[str], None]) -> Load:
+        plan = plan_for(silent, facts=facts)
+        for warning in plan.warnings:
+            warn(warning)
+        return partial(_load, services, plan.spec)
+
+    return decide
+
+
+def _load(services: Services, spec: LoadSpec, progress: Progress) -> Engine:
+    return services.make_factory(spec, progress=progress)()
+
+
+def _chat(
+    invocation: Invocation,
+    loading: Loading,
+    session: OpenSession,
+    store: SessionStore | NullStore,
+) -> Chat:
+    from idefics_cli.chat.dialogue import Chat
+
+    settings = invocation.settings
+    talk = Chat(
+        loading,
+        session,
+        store=store,
+        find_model=lambda name: _find_model(invocation, name),
+        sampling=sampling(settings, default_tokens=ANSWER_TOKENS),
+        displays={"plain": settings.plain, "preview": settings.preview},
+        limits=image_limits(settings),
+        offline=settings.offline,
+        clock=invocation.services.clock,
+    )
+    if session.conversation.turns:
+        if session.conversation.model != talk.model_name:
+            session.set_model(talk.model_name)
+        if invocation.resolved.origins["system"].source == "flag":
+            session.set_system(settings.system)
+    return talk
+
+
+def _lines(invocation: Invocation, talk: Chat) -> LineInput:
+    from idefics_cli.chat.commands.dispatch import complete
+    from idefics_cli.ui.chat.line_input import DrawnInput, PlainInput
+
+    console, environ = invocation.console, invocation.services.environ
+    history = data_folder(environ) / _HISTORY if invocation.settings.save else None
+    if console.draws:
+        return DrawnInput(
+            console.err,
+            lambda line: complete(talk, line),
+            history,
+            is_over=lambda: talk.loading.error is not None,
+        )
+    return PlainInput(console.tell, lambda line: complete(talk, line), history)

@@ -1,0 +1,93 @@
+"""`idefics completion`: the scripts that complete commands in shells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from idefics_cli.cli import options
+from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.invocation import begin
+from idefics_cli.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from idefics_cli.completion.scripts import Shell
+
+app = typer.Typer(cls=GuidingGroup)
+
+_SHELLS = ("bash", "zsh", "fish", "powershell")
+
+ShellName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SHELL",
+        help="bash, zsh, fish or powershell.",
+        autocompletion=lambda: list(_SHELLS),
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def completion(context: typer.Context) -> None:
+    """Complete commands, options, models and pictures with TAB."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def show(context: typer.Context, shell: ShellName, quiet: options.Quiet = None) -> None:
+    """Print the script for a shell.
+
+    `source <(idefics completion show bash)`
+    """
+    invocation = begin(context)
+    invocation.console.data(_script(context, _find(shell)))
+
+
+@app.command()
+def install(
+    context: typer.Context,
+    shell: ShellName,
+    dry_run: options.DryRun = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Write the script into your folder for it, and say what is left to do.
+
+    Nothing else is changed; files as `~/.bashrc` are yours.
+    """
+    from idefics_cli.completion.scripts import install as write
+
+    invocation = begin(context)
+    console, is_trial = invocation.console, invocation.settings.dry_run
+    chosen = _find(shell)
+    path = chosen.place(invocation.services.environ)
+    is_new = write(path, _script(context, chosen), dry_run=is_trial)
+    if not is_new:
+        console.tell("it is there already, and the same")
+    elif is_trial:
+        console.tell("would write")
+    console.line(str(path))
+    for line in chosen.next_step.format(path=path, folder=path.parent).split("\n"):
+        console.tell(line)
+
+
+def _find(name: str) -> Shell:
+    from idefics_cli.completion.scripts import SHELLS
+
+    try:
+        return SHELLS[{"pwsh": "powershell"}.get(name, name)]
+    except KeyError:
+        raise UsageError(
+            f"no completion for the shell `{name}`", hint=f"there is {', '.join(SHELLS)}"
+        ) from None
+
+
+def _script(context: typer.Context, shell: Shell) -> str:
+    from idefics_cli.completion.spec import read_commands
+
+    root = context.find_root().command
+    if not isinstance(root, TyperGroup):
+        raise TypeError("idefics is a group of commands")
+    return shell.render(read_commands(root))

@@ -1,0 +1,85 @@
+"""`idefics config`: the merged settings, and where each comes from."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.invocation import begin, services_of
+from idefics_cli.config.resolve import Origin, Resolved
+from idefics_cli.config.settings import Value, table
+from idefics_cli.core.paths import config_file
+from idefics_cli.core.text import one_line
+from idefics_cli.ui.terminal.console import Console
+
+app = typer.Typer(cls=GuidingGroup)
+
+
+@app.callback(invoke_without_command=True)
+def config(context: typer.Context, json: options.Json = None) -> None:
+    """Show every setting, its value and where it comes from.
+
+    The output is a valid config.toml.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    invocation = begin(context)
+    if invocation.settings.json:
+        invocation.console.json(_record(invocation.resolved))
+        return
+    for line in _lines(invocation.resolved):
+        invocation.console.line(line)
+
+
+@app.command()
+def path(context: typer.Context) -> None:
+    """Print the path of config.toml, whether or not it is there."""
+    environ = services_of(context).environ
+    Console(sys.stdout, sys.stderr, environ=environ).line(str(config_file(environ)))
+
+
+def _record(resolved: Resolved) -> dict[str, object]:
+    settings = {}
+    for name in table():
+        origin = resolved.origins[name]
+        settings[name] = {
+            "value": getattr(resolved.settings, name),
+            "source": origin.source,
+            "name": origin.name or None,
+        }
+    return {
+        "file": str(resolved.file),
+        "exists": resolved.file.is_file(),
+        "settings": settings,
+    }
+
+
+def _lines(resolved: Resolved) -> list[str]:
+    state = "" if resolved.file.is_file() else " (not there)"
+    lines = [f"# {one_line(str(resolved.file))}{state}"]
+    for name, setting in table().items():
+        value: Value = getattr(resolved.settings, name)
+        left = (
+            f"# {name}: {setting.unset or 'not set'}"
+            if value is None
+            else f"{name} = {_toml(value)}"
+        )
+        lines.append(f"{left:<40}  # {_shown(resolved.origins[name])}")
+    return lines
+
+
+def _shown(origin: Origin) -> str:
+    return one_line(origin.name or origin.source)
+
+
+def _toml(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A JSON text is a TOML basic string but for DEL, which TOML wants escaped.
+        return json_module.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,73 @@
+"""`idefics demo`: sample pictures for the built-in model, with their truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.invocation import begin
+from idefics_cli.core.errors import UsageError
+from idefics_cli.ui.terminal.console import Console
+
+if TYPE_CHECKING:
+    from idefics_cli.demo.samples import Sample
+
+
+def demo(
+    context: typer.Context,
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")
+    ],
+    count: options.Count = None,
+    seed: options.Seed = None,
+    json: options.Json = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Write sample pictures that the built-in model knows to talk about.
+
+    Beside them, `metadata.jsonl` holds their captions, and questions with the answers. Try
+
+    `idefics caption -m demo DIR`
+    """
+    invocation = begin(context)
+    from idefics_cli.demo.samples import write_samples
+
+    settings, console = invocation.settings, invocation.console
+    # An empty path would be the current folder, which an unset variable should not fill.
+    if not folder:
+        raise UsageError("the name of the folder is empty", hint="`.` is the current folder")
+    path = Path(folder)
+    samples = write_samples(path, count=settings.count, seed=settings.seed or 0)
+    if settings.json:
+        console.json(_record(path, samples))
+    else:
+        for sample in samples:
+            console.line(str(path / sample.file_name))
+    _tell_questions(console)
+
+
+def _record(folder: Path, samples: list[Sample]) -> dict[str, object]:
+    from idefics_cli.demo.questions import KNOWN_QUESTIONS
+    from idefics_cli.demo.samples import METADATA
+
+    return {
+        "folder": str(folder),
+        "metadata": str(folder / METADATA),
+        "pictures": [
+            {"file_name": sample.file_name, "caption": sample.caption} for sample in samples
+        ],
+        "known_questions": {task: list(texts) for task, texts in KNOWN_QUESTIONS.items()},
+    }
+
+
+def _tell_questions(console: Console) -> None:
+    from idefics_cli.demo.questions import KNOWN_QUESTIONS
+
+    console.tell("The built-in model (`-m demo`) answers these, in other wordings too (`--json`):")
+    width = max(map(len, KNOWN_QUESTIONS))
+    for task, texts in KNOWN_QUESTIONS.items():
+        console.tell(f"  {task:<{width}}  {texts[0]}")

@@ -1,0 +1,129 @@
+"""`idefics doctor`: what this machine has, what would run on it, and why."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.model_choice import plan_for
+from idefics_cli.core.errors import EXIT_FAILURE, IdeficsError, ModelError
+
+if TYPE_CHECKING:
+    from idefics_cli.models.planning.plan import Machine, Plan
+
+
+def doctor(
+    context: typer.Context,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.QuantizationName = None,
+    attention: options.AttentionName = None,
+    splitting: options.Splitting = None,
+    offline: options.Offline = None,
+    threads: options.Threads = None,
+    json: options.Json = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Show what this machine has, what would run on it, and why.
+
+    `idefics doctor -m idefics2-8b`
+
+    The last line tells whether the model can run; if not, the exit code is 1.
+    """
+    invocation = begin(context)
+    with invocation.console.status("looking"):
+        machine = invocation.services.probe()
+        broken = {**machine.broken, **invocation.services.broken_packages()}
+        machine = replace(machine, broken=broken)
+    plan, problem = _plan(invocation, machine)
+    if invocation.settings.json:
+        invocation.console.json(_impersonal(_record(machine, plan, problem)))
+    else:
+        _show(invocation, machine, plan, problem)
+    if problem is not None:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, IdeficsError | None]:
+    for package in ("torch", "transformers"):
+        if package in machine.broken:
+            return None, ModelError(
+                f"{package} cannot be imported: {machine.broken[package]}",
+                hint=f"pip install --force-reinstall {package}",
+            )
+    try:
+        plan = plan_for(invocation, machine)
+    except IdeficsError as error:
+        return None, error
+    if plan.facts.folder is None and plan.spec.offline:
+        return plan, ModelError(
+            f"`{plan.facts.name}` is not in the cache, and the network is switched off",
+            hint=f"`idefics models pull {plan.facts.name}` with the network",
+        )
+    return plan, None
+
+
+def _show(
+    invocation: Invocation, machine: Machine, plan: Plan | None, problem: IdeficsError | None
+) -> None:
+    from idefics_cli.ui.views.machine import render_machine
+    from idefics_cli.ui.views.plan import render_plan
+
+    console = invocation.console
+    console.report(render_machine(machine))
+    console.line("")
+    if plan is not None:
+        console.report(render_plan(plan))
+        console.line("")
+    console.report(_verdict(plan, problem))
+
+
+def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:
+    from idefics_cli.core.units import gib
+
+    if problem is not None or plan is None:
+        hint = getattr(problem, "hint", None)
+        return f"not ready: {problem}" + (f" ({hint})" if hint else "")
+    line = f"ready: {plan.facts.name} runs on {plan.spec.device}"
+    if plan.facts.folder is None:
+        size = plan.facts.download_bytes
+        line += f", after a download{f' of about {gib(size)}' if size else ''}"
+    return line
+
+
+def _impersonal(value: object) -> object:
+    """Return *value* of JSON for a bug thread: the home folder as `~`, and no user's folder."""
+    if isinstance(value, Mapping):
+        return {key: _impersonal(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_impersonal(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    home = os.path.expanduser("~").rstrip(os.sep)
+    for folder in {home, os.path.realpath(home)} - {"", os.sep}:
+        value = re.sub(rf"{re.escape(folder)}(?=$|[^\w.-])", "~", value)
+    # Also of a network drive that is named after its user.
+    user = re.escape(os.path.basename(home))
+    return re.sub(rf"(?<=[/\\]){user}(?=[/\\])", "USER", value) if user else value
+
+
+def _record(machine: Machine, plan: Plan | None, problem: IdeficsError | None) -> dict[str, object]:
+    from idefics_cli.ui.views.machine import machine_record
+    from idefics_cli.ui.views.plan import plan_record
+
+    return {
+        "ready": problem is None,
+        "error": None if problem is None else {"message": str(problem), "hint": problem.hint},
+        "machine": machine_record(machine),
+        "plan": None if plan is None else plan_record(plan),
+    }

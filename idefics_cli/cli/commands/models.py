@@ -1,0 +1,248 @@
+"""`idefics models`: what there is, what is cached, what fits; fetch and find a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.core.errors import ModelError, PlanError
+from idefics_cli.core.paths import cache_folder
+from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec
+
+if TYPE_CHECKING:
+    from idefics_cli.models.hub.facts import ModelFacts
+    from idefics_cli.models.planning.plan import Machine, Plan
+
+app = typer.Typer(cls=GuidingGroup)
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Name from `idefics models`, or Hub id `owner/name`.",
+        autocompletion=options.complete_model,
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def models(
+    context: typer.Context,
+    json: options.Json = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """List the models: what each takes, whether it is downloaded, how it would run here."""
+    if context.invoked_subcommand is not None:
+        return
+    invocation = begin(context)
+    with invocation.console.status("looking"):
+        machine = invocation.services.probe()
+        rows = [_row(invocation, spec, machine) for spec in MODELS.values()]
+    if invocation.settings.json:
+        invocation.console.json([_record(row) for row in rows])
+    else:
+        _show(invocation, rows)
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    name: Name,
+    revision: options.Revision = None,
+    offline: options.Offline = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Download a model into the Hugging Face cache, and print its folder.
+
+    An interrupted download goes on where it stopped.
+    """
+    from idefics_cli.models.hub.cache import pull as fetch
+
+    invocation = begin(context)
+    facts = _facts(invocation, name)
+    if facts.repo == DEMO:
+        invocation.console.note("the model `demo` is built in: there is nothing to download")
+    elif _is_local(facts):
+        raise ModelError(f"`{name}` is a local folder: there is nothing to download")
+    else:
+        settings = invocation.settings
+        with invocation.console.status(f"downloading {facts.name}") as progress:
+            folder = fetch(facts.repo, settings.revision, offline=settings.offline, report=progress)
+        invocation.console.line(str(folder))
+        return
+    invocation.console.line(str(facts.folder))
+
+
+@app.command()
+def path(
+    context: typer.Context,
+    name: Name,
+    revision: options.Revision = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Print the folder of a downloaded model."""
+    from idefics_cli.core.units import display_path
+    from idefics_cli.models.hub.cache import cache_root
+    from idefics_cli.models.hub.facts import find_folder
+
+    invocation = begin(context)
+    folder = find_folder(name, invocation.settings.revision)
+    if folder is None:
+        raise ModelError(
+            f"`{name}` is not in the cache ({display_path(cache_root())})",
+            hint=f"`idefics models pull {name}` downloads it",
+        )
+    invocation.console.line(str(folder))
+
+
+@app.command()
+def quantize(
+    context: typer.Context,
+    name: Name,
+    revision: options.Revision = None,
+    quantization: options.QuantizationName = None,
+    dtype: options.Dtype = None,
+    offline: options.Offline = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove what is kept of this model instead.")
+    ] = False,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Make small weights for the CPU once and keep them, so that a start takes seconds.
+
+    Large models do so by themselves when they first run in 4bit or 8bit on a CPU.
+    """
+    from idefics_cli.core.units import gib
+    from idefics_cli.models.loading.loader import keep_quantized
+    from idefics_cli.models.loading.quantized_store import remove as remove_kept
+    from idefics_cli.models.planning.plan import PlanChoices, make_plan
+
+    invocation = begin(context)
+    settings, root = invocation.settings, _kept_folder(invocation)
+    facts = _facts(invocation, name)
+    if remove:
+        freed = remove_kept(root, facts.repo)
+        invocation.console.note(f"{gib(freed)} freed" if freed else "nothing was kept")
+        return
+    method = "4bit" if settings.quantization in (None, "auto") else settings.quantization
+    choices = PlanChoices(
+        device="cpu",
+        quantization=method,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        offline=settings.offline,
+    )
+    with invocation.console.status("starting"):
+        plan = make_plan(facts, choices, invocation.services.probe())
+    with invocation.console.status(f"quantizing {facts.name}") as progress:
+        spec = replace(plan.spec, quantized_folder=str(root))
+        folder = keep_quantized(spec, report=progress)
+    invocation.console.line(str(folder))
+
+
+def _kept_folder(invocation: Invocation) -> Path:
+    return cache_folder(invocation.services.environ) / "quantized"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    spec: ModelSpec
+    facts: ModelFacts
+    size_bytes: int
+    quantized_bytes: int
+    plan: Plan | None
+    problem: PlanError | None
+
+
+def _row(invocation: Invocation, spec: ModelSpec, machine: Machine) -> _Row:
+    from idefics_cli.models.hub.cache import size_on_disk
+    from idefics_cli.models.loading.quantized_store import stored
+    from idefics_cli.models.planning.plan import PlanChoices, make_plan
+
+    facts = invocation.services.find_facts(spec.name, revision=None, offline=True)
+    kept = [
+        entry.size_bytes for entry in stored(_kept_folder(invocation)) if entry.repo == facts.repo
+    ]
+    size = 0 if facts.folder is None else size_on_disk(facts.folder)
+    try:
+        return _Row(spec, facts, size, sum(kept), make_plan(facts, PlanChoices(), machine), None)
+    except PlanError as error:
+        return _Row(spec, facts, size, sum(kept), None, error)
+
+
+def _facts(invocation: Invocation, name: str) -> ModelFacts:
+    settings = invocation.settings
+    return invocation.services.find_facts(
+        name, revision=settings.revision, offline=settings.offline
+    )
+
+
+def _is_local(facts: ModelFacts) -> bool:
+    return facts.folder is not None and facts.repo == str(facts.folder)
+
+
+def _show(invocation: Invocation, rows: list[_Row]) -> None:
+    from idefics_cli.core.units import gib
+    from idefics_cli.ui.views.plan import parameters, table
+
+    cells = [("NAME", "WEIGHTS", "ON DISK", "HERE", "")]
+    for row in rows:
+        disk = gib(row.size_bytes) if row.facts.folder is not None else "-"
+        if row.spec.name == DEMO:
+            disk = "built in"
+        if row.quantized_bytes:
+            disk += f" + {gib(row.quantized_bytes)} quantized"
+        kind = "" if row.spec.chats else "; a base model"
+        cells.append(
+            (
+                row.spec.name,
+                parameters(row.spec.parameters),
+                disk,
+                _way(row.plan),
+                row.spec.summary + kind,
+            )
+        )
+    for line in table(cells):
+        invocation.console.report(line.removeprefix("  "))
+
+
+def _way(plan: Plan | None) -> str:
+    if plan is None:
+        return "too large"
+    spec = plan.spec
+    device = spec.device if spec.device_map is None else "+".join(n.device for n in plan.needs)
+    precision = spec.dtype if spec.quantization == "none" else spec.quantization
+    return f"{device} {precision}"
+
+
+def _record(row: _Row) -> dict[str, object]:
+    spec, plan = row.spec, row.plan
+    return {
+        "name": spec.name,
+        "repo": spec.repo,
+        "family": spec.family,
+        "parameters": spec.parameters,
+        "context_tokens": spec.context_tokens,
+        "chats": spec.chats,
+        "instruct": spec.instruct,
+        "summary": spec.summary,
+        "cached": row.facts.folder is not None,
+        "size_bytes": row.size_bytes,
+        "quantized_bytes": row.quantized_bytes,
+        "download_bytes": row.facts.download_bytes,
+        "fits": plan is not None,
+        "device": plan.spec.device if plan else None,
+        "dtype": plan.spec.dtype if plan else None,
+        "quantization": plan.spec.quantization if plan else None,
+        "needed_bytes": sum(need.total for need in plan.needs) if plan else None,
+        "problem": str(row.problem) if row.problem else None,
+    }

@@ -1,0 +1,324 @@
+"""`idefics sessions`: list, show, export and remove the chats that are kept."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.paths import data_folder
+
+if TYPE_CHECKING:
+    from idefics_cli.chat.conversation import Conversation, Picture
+    from idefics_cli.chat.store.sessions import SessionInfo, SessionStore
+
+app = typer.Typer(cls=GuidingGroup)
+
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+_TITLE_CHARACTERS = 60
+
+
+_KEY_HELP = "Name, id or beginning of an id; `last` for the last one."
+Key = Annotated[str, typer.Argument(metavar="ID", help=_KEY_HELP)]
+Keys = Annotated[list[str], typer.Argument(metavar="ID", help=_KEY_HELP)]
+ExportFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="NAME",
+        help="md, json or html (default: by the name of FILE, else md)",
+        rich_help_panel=options.OUTPUT_PANEL,
+        autocompletion=lambda: ["md", "json", "html"],
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write to FILE, not to stdout.",
+        rich_help_panel=options.OUTPUT_PANEL,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        metavar="",
+        help="Replace FILE if it exists.",
+        rich_help_panel=options.OUTPUT_PANEL,
+    ),
+]
+OlderThan = Annotated[
+    str | None,
+    typer.Option(
+        "--older-than", metavar="TIME", help="Remove those unchanged for so long: 12h, 30d or 8w."
+    ),
+]
+Keep = Annotated[
+    int | None,
+    typer.Option("--keep", metavar="N", min=0, help="Never remove the last N."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def sessions(
+    context: typer.Context, json: options.Json = None, quiet: options.Quiet = None
+) -> None:
+    """List the chats that are kept; show, export and remove them."""
+    if context.invoked_subcommand is None:
+        _list(begin(context))
+    elif json or quiet:
+        # Each command has its own; silently ignored here, it would surprise.
+        raise UsageError(
+            "--json and --quiet belong after the command",
+            hint=f"`idefics sessions {context.invoked_subcommand} --json`",
+        )
+
+
+@app.command("list")
+def list_sessions(
+    context: typer.Context, json: options.Json = None, quiet: options.Quiet = None
+) -> None:
+    """List the sessions, the last one first."""
+    _list(begin(context))
+
+
+@app.command()
+def show(
+    context: typer.Context, key: Key, json: options.Json = None, quiet: options.Quiet = None
+) -> None:
+    """Print a session."""
+    invocation = begin(context)
+    info, conversation = _store(invocation).read(key)
+    if invocation.settings.json:
+        invocation.console.json(_record(info) | _content(conversation))
+    else:
+        _show(invocation, info, conversation)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    key: Key,
+    export_format: ExportFormat = None,
+    destination: Output = None,
+    replace: Overwrite = False,
+    quiet: options.Quiet = None,
+) -> None:
+    """Write a session with its pictures as one file: Markdown, JSON, or a page for a browser."""
+    from idefics_cli.chat.export import FORMATS, kind_of, save
+
+    invocation = begin(context)
+    kind = export_format or (kind_of(destination) if destination else None) or "md"
+    if kind not in FORMATS:
+        raise UsageError(f"--format must be md, json or html, not `{kind}`")
+    info, conversation = _store(invocation).read(key)
+    for picture in conversation.missing:
+        invocation.console.warn(_missing(picture))
+    if destination is None or str(destination) == "-":
+        invocation.console.data(FORMATS[kind](conversation))
+        return
+    if destination.exists() and destination.is_file() and not replace:
+        raise UsageError(f"`{destination}` exists already", hint="`--overwrite` replaces it")
+    save(conversation, kind, destination, overwrite=True)
+    invocation.console.note(f"session {info.id} is in `{destination}`")
+
+
+@app.command()
+def rm(
+    context: typer.Context,
+    keys: Keys,
+    dry_run: options.DryRun = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Remove sessions, and the copies of pictures that no other session has."""
+    invocation = begin(context)
+    store = _store(invocation)
+    found = list(dict.fromkeys(store.find(key) for key in keys))
+    _remove(invocation, store, found)
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    older_than: OlderThan = None,
+    keep: Keep = None,
+    json: options.Json = None,
+    dry_run: options.DryRun = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Remove old sessions; those with a name, or open just now, stay.
+
+    A session goes if it is older than `--older-than` and not among the last `--keep`.
+    """
+    invocation = begin(context)
+    if older_than is None and keep is None:
+        raise UsageError(
+            "prune what?", hint="`--older-than 30d`, `--keep 20`, or both; `--dry-run` shows which"
+        )
+    store = _store(invocation)
+
+    before = datetime.now(UTC) - _age(older_than)
+    chosen = [
+        info
+        for info in store.list()[keep or 0 :]
+        if info.updated <= before
+        and info.name is None
+        and info.problem is None
+        and not store.is_open(info.id)
+    ]
+    _print(invocation, chosen)
+    _remove(invocation, store, [info.id for info in chosen])
+
+
+def _store(invocation: Invocation) -> SessionStore:
+    from idefics_cli.chat.store.sessions import SessionStore
+
+    return SessionStore(data_folder(invocation.services.environ))
+
+
+def _list(invocation: Invocation) -> None:
+    infos = _store(invocation).list()
+    _print(invocation, infos)
+    if not infos and not invocation.settings.json:
+        invocation.console.note("there are no sessions yet; `idefics chat` begins one")
+    for info in infos:
+        if info.problem:
+            invocation.console.warn(info.problem)
+
+
+def _print(invocation: Invocation, infos: list[SessionInfo]) -> None:
+    from idefics_cli.ui.views.plan import table
+
+    if invocation.settings.json:
+        invocation.console.json([_record(info) for info in infos])
+        return
+    if not infos:
+        return
+    rows = [("ID", "CHANGED", "TURNS", "PICTURES", "MODEL", "")]
+    rows += [
+        (
+            info.id,
+            f"{info.updated.astimezone():%Y-%m-%d %H:%M}",
+            str(info.turns),
+            str(info.pictures),
+            info.model or "?",
+            "(cannot be read)" if info.problem else _title(info),
+        )
+        for info in infos
+    ]
+    for line in table(rows):
+        invocation.console.report(line.removeprefix("  "))
+
+
+def _title(info: SessionInfo) -> str:
+    title = info.title
+    return title if len(title) <= _TITLE_CHARACTERS else title[: _TITLE_CHARACTERS - 1] + "…"
+
+
+def _record(info: SessionInfo) -> dict[str, object]:
+    return {
+        "id": info.id,
+        "name": info.name,
+        "title": info.title,
+        "model": info.model,
+        "created": info.created.isoformat(),
+        "updated": info.updated.isoformat(),
+        "turns": info.turns,
+        "pictures": info.pictures,
+        "size_bytes": info.size_bytes,
+        "problem": info.problem,
+    }
+
+
+def _content(conversation: Conversation) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {
+        "system": conversation.system,
+        "settings": dict(conversation.settings),
+        "conversation": [
+            {
+                "text": turn.text,
+                "pictures": [picture.number for picture in turn.pictures],
+                "reply": None if turn.reply is None else asdict(turn.reply),
+            }
+            for turn in conversation.turns
+        ],
+        "ledger": [
+            {
+                "number": picture.number,
+                "source": picture.source,
+                "file": picture.attachment.source,
+                "width": picture.width,
+                "height": picture.height,
+                "dropped": picture.is_dropped,
+                "missing": picture.is_missing,
+            }
+            for picture in conversation.pictures
+        ],
+    }
+
+
+def _show(invocation: Invocation, info: SessionInfo, conversation: Conversation) -> None:
+    from idefics_cli.core.text import one_line
+
+    console = invocation.console
+    when = f"{info.updated.astimezone():%Y-%m-%d %H:%M}"
+    console.line(one_line(f"{info.id}  {when}  {info.model}  {info.name or ''}").rstrip())
+    if conversation.system:
+        console.line(f"\nSystem: {conversation.system}")
+    for number, turn in enumerate(conversation.turns, 1):
+        console.line("")
+        for picture in turn.pictures:
+            console.line(one_line(_ledger_line(picture)))
+        console.line(f"{number} > {turn.text}")
+        if turn.reply is None:
+            console.line("(no answer)")
+        else:
+            mark = " (interrupted)" if turn.reply.is_interrupted else ""
+            console.line(turn.reply.text + mark)
+
+
+def _ledger_line(picture: Picture) -> str:
+    state = " (dropped)" if picture.is_dropped else " (missing)" if picture.is_missing else ""
+    size = f" {picture.width}x{picture.height}" if picture.width else ""
+    return f"[{picture.number}] {picture.source}{size}{state}"
+
+
+def _missing(picture: Picture) -> str:
+    return f"picture {picture.number}, `{picture.source}`, cannot be found any more"
+
+
+def _remove(invocation: Invocation, store: SessionStore, ids: list[str]) -> None:
+    is_trial = invocation.settings.dry_run
+    freed = store.remove(ids, dry_run=is_trial)
+    things = f"{len(ids)} session{'' if len(ids) == 1 else 's'}"
+    verb = "would remove" if is_trial else "removed"
+    invocation.console.note(f"{verb} {things}, {_size(freed)}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _age(text: str | None) -> timedelta:
+    if text is None:
+        return timedelta()
+    match = re.fullmatch(r"(\d{1,5})([hdw])", text.strip().lower())
+    if match is None:
+        raise UsageError(
+            f"--older-than must be a number of hours, days or weeks, not `{text}`",
+            hint="as 12h, 30d or 8w",
+        )
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})

@@ -1,0 +1,1 @@
+"""Help pages, and suggestions for mistyped commands and options."""

@@ -1,0 +1,250 @@
+"""One process of a training run: its options, its steps, its watches."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from idefics_cli.core.errors import EXIT_INTERRUPTED
+from idefics_cli.demo.build import build_model, build_processor
+from idefics_cli.demo.training.dataset import BatchSource, Pictures
+from idefics_cli.demo.training.encoding import Encoder
+from idefics_cli.demo.training.losses import AuxiliaryHeads, Losses, compute_losses
+from idefics_cli.demo.training.watch import WATCHED, share_right, watch
+from idefics_cli.models.families.protocols import Processor
+from idefics_cli.training.optimizer import Barrier, Buffers, ShardedOptimizer
+from idefics_cli.training.schedule import Schedule
+
+LOG = "training.jsonl"
+"""A line per watch, in the folder of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a training run is asked for.
+
+    Attributes:
+        out: Folder of the model; the log is there too.
+        data: Folder of the rendered pictures, or None for a temporary one.
+        minutes: Length of the training, after rendering; not counted if *steps* is given.
+        steps: Its length in optimizer steps, or None.
+        processes: One core each; 1 on a GPU.
+        pictures: Of the training split.
+        watch_seconds: Between two watches.
+        watch_pictures: Held-out pictures of a watch.
+        seed: Of weights, order and questions.
+        device: "cpu", "cuda" or "mps".
+        dtype: "bfloat16" or "float32": of weights and computation; masters are float32.
+        schedule: Learning rate, batches and phases.
+    """
+
+    out: Path
+    data: Path | None = None
+    minutes: float = 37.0
+    steps: int | None = None
+    processes: int = 1
+    pictures: int = 150_000
+    watch_seconds: float = 180.0
+    watch_pictures: int = 160
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    schedule: Schedule = field(default_factory=Schedule)
+
+    @property
+    def final_pictures(self) -> int:
+        """Held-out pictures of the last watch."""
+        return self.watch_pictures * 15 // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the processes of one run share.
+
+    Attributes:
+        buffers: Weights and gradients.
+        control: (2,) float64 of process 0: progress 0..1, and whether to watch now.
+        tallies: (processes, watched tasks, 2) int64.
+        barrier: Of all processes.
+    """
+
+    buffers: Buffers
+    control: Tensor
+    tallies: Tensor
+    barrier: Barrier
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """The modules before training: the same in every process."""
+
+    processor: Processor
+    model: nn.Module
+    heads: AuxiliaryHeads
+
+    @classmethod
+    def build(cls, options: Options) -> Fresh:
+        """Make them from the seed of *options*."""
+        torch.manual_seed(options.seed)
+        processor = build_processor()
+        model = build_model(processor.tokenizer)
+        # On CPUs the backward pass of fused attention in bfloat16 takes twice as long.
+        model.set_attn_implementation("eager")  # type: ignore[operator]  # a PreTrainedModel
+        return cls(processor, model, AuxiliaryHeads())
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return all by name, as `ShardedOptimizer` wants them."""
+        heads = {f"heads.{name}": each for name, each in self.heads.named_parameters()}
+        return dict(self.model.named_parameters()) | heads
+
+
+def work(rank: int, options: Options, shared: Shared) -> None:
+    """Train, as process *rank* of several."""
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    # Ctrl-C reaches every process of the group; the first one tells the user.
+    with suppress(KeyboardInterrupt, threading.BrokenBarrierError):
+        Worker(rank, options, shared, Fresh.build(options)).run()
+
+
+class Worker:
+    """One process of a run. Process 0 keeps time, logs and saves; all take part in the rest."""
+
+    def __init__(self, rank: int, options: Options, shared: Shared, fresh: Fresh) -> None:
+        self._rank, self._options, self._shared = rank, options, shared
+        self._processor, self._model, self._heads = fresh.processor, fresh.model, fresh.heads
+        self._encoder = Encoder(self._processor)
+        self._optimizer = ShardedOptimizer(
+            fresh.parameters(), shared.buffers, rank=rank, barrier=shared.barrier
+        )
+        if options.data is None:
+            raise ValueError("the pictures are not rendered yet")
+        self._held_out = Pictures(options.data, "combo")
+        self._source = BatchSource(
+            Pictures(options.data, "train"),
+            self._encoder,
+            seed=options.seed,
+            rank=rank,
+            processes=options.processes,
+        )
+        self._started = self._watched = time.monotonic()
+        self._losses: list[dict[str, float]] = []
+
+    def run(self) -> None:
+        """Take steps until the time or the steps are used up."""
+        progress, step = 0.0, 0
+        while progress < 1:
+            self._step(progress, step)
+            step += 1
+            self._leave_if_alone()
+            if self._rank == 0:
+                self._keep_time(step)
+            self._shared.barrier.wait()
+            progress, watches = self._shared.control.tolist()
+            if watches:
+                self._watch(step, progress)
+
+    def _leave_if_alone(self) -> None:
+        """End all workers if the process that started them was killed."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            self._shared.barrier.abort()
+            raise SystemExit(EXIT_INTERRUPTED)
+
+    def _step(self, progress: float, step: int) -> None:
+        phase = self._options.schedule.at(progress, step)
+        size = max(1, round(phase.batch_size / self._options.processes))
+        batch = self._source.take(size, is_vision_only=phase.is_vision_only)
+        self._optimizer.clear()
+        losses = compute_losses(
+            self._model, self._heads, batch, with_language=not phase.is_vision_only
+        )
+        losses.total(phase.auxiliary_weight).backward()  # type: ignore[no-untyped-call]  # torch 2.13
+        norm = self._optimizer.step(phase.learning_rate, with_language=not phase.is_vision_only)
+        self._losses.append(_numbers(losses) | {"gradient_norm": norm})
+
+    def _keep_time(self, step: int) -> None:
+        now = time.monotonic()
+        if self._options.steps is not None:
+            progress = step / self._options.steps
+        else:
+            progress = (now - self._started) / (60 * self._options.minutes)
+        watches = progress >= 1 or now - self._watched > self._options.watch_seconds
+        self._shared.control[:] = torch.tensor([min(1.0, progress), float(watches)])
+
+    def _watch(self, step: int, progress: float) -> None:
+        """Look at held-out pictures together; process 0 logs the result and saves the model."""
+        is_last = progress >= 1
+        count = self._options.final_pictures if is_last else self._options.watch_pictures
+        indices = range(self._rank, count, self._options.processes)
+        tally = watch(self._model, self._encoder, self._held_out, indices, seed=self._rank)
+        self._shared.tallies[self._rank] = tally
+        self._shared.barrier.wait()
+        if self._rank == 0:
+            self._log(step, progress, self._shared.tallies.sum(0))
+            save(self._model, self._processor, self._options.out)
+        self._losses.clear()
+        self._watched = time.monotonic()
+        self._shared.barrier.wait()
+
+    def _log(self, step: int, progress: float, tally: Tensor) -> None:
+        seconds = time.monotonic() - self._started
+        means = {
+            name: round(sum(values) / len(values), 4)
+            for name in ("language", "patches", "slots", "gradient_norm")
+            if (values := [losses[name] for losses in self._losses if name in losses])
+        }
+        tasks = {
+            task: round(right / asked, 3)
+            for task, (right, asked) in zip(WATCHED, tally.tolist(), strict=True)
+            if asked
+        }
+        right = share_right(tally)
+        record = {"step": step, "seconds": round(seconds, 1), "losses": means, "right": right}
+        with (self._options.out / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record | {"tasks": tasks}) + "\n")
+        shown = "  ".join(f"{name} {value}" for name, value in means.items())
+        say(f"{progress:5.0%}  step {step}  {seconds:.0f} s  right {right:.1%}  {shown}")
+
+
+def _numbers(losses: Losses) -> dict[str, float]:
+    numbers = {"patches": losses.patches.item(), "slots": losses.slots.item()}
+    return numbers if losses.language is None else numbers | {"language": losses.language.item()}
+
+
+def save(model: nn.Module, processor: Processor, folder: Path) -> None:
+    """Write what `from_pretrained` loads: weights in bfloat16, config, processor, tokenizer."""
+    # A fresh copy: the trained one has its weights in shared memory and eager attention.
+    copy = build_model(processor.tokenizer).to(torch.bfloat16)
+    copy.load_state_dict(model.state_dict())
+    cast(_Savable, copy).save_pretrained(folder)
+    cast(_Savable, processor).save_pretrained(folder)
+    for path in folder.iterdir():
+        # safetensors gives its files to their owner alone; others may want to load them.
+        if path.is_file():
+            path.chmod(0o644)
+
+
+def say(line: str) -> None:
+    """Tell the user on stderr how it goes."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+class _Savable(Protocol):
+    """What models and processors of transformers can."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the files of this object to *folder*."""
+        ...

@@ -1,0 +1,1 @@
+"""Decode steps: the token loop, slots, sampling and CUDA graphs."""

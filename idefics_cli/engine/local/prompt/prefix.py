@@ -1,0 +1,82 @@
+"""The KV cache of the last conversation, for the next turn of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import DynamicCache
+
+from idefics_cli.engine.local.prompt.kv_cache import growing_cache
+from idefics_cli.models.families.base import Mark
+
+
+def new_cache() -> DynamicCache:
+    """Return an empty KV cache that keeps every state and can be cropped anywhere.
+
+    One made from a config drops what a sliding window has left behind, and cannot be cropped
+    after that. The mask applies the window as well, so the results are equal.
+    """
+    return growing_cache()
+
+
+class PrefixCache:
+    """Keeps the states of one prompt and its reply, and gives out what a new prompt shares.
+
+    States are reused for the longest run of marks (`Family.marks`: ids, and the content of
+    pictures) with which both prompts begin, so also after a turn was taken back, asked again or
+    edited. They are not reused
+
+    - for a token whose id or picture, or any before it, is another;
+    - for the last token of a prompt, whose output chooses the reply's first;
+    - for batches of several prompts, whose rows are padded: those go by without a trace;
+    - after an error in the middle of a forward, when nothing is known of the states;
+    - if the cache does not have the length that it was cropped to.
+
+    What is reused was computed by the same weights from the same tokens at the same positions.
+    The results are equal but for rounding, as when the rows of a batch are computed together:
+    in float32 greedy replies do not change, in half precision a tie may fall the other way.
+    """
+
+    def __init__(self) -> None:
+        self._marks: list[Mark] = []
+        self._cache: DynamicCache | None = None
+
+    def __bool__(self) -> bool:
+        return self._cache is not None
+
+    def take(self, marks: Sequence[Mark]) -> tuple[DynamicCache, int]:
+        """Return a cache for a prompt of *marks*, and how many of its tokens that holds.
+
+        What was kept is given away: `keep` gives it back after the reply.
+        """
+        cache, kept = self._cache, self._marks
+        self.drop()
+        shared = _shared(kept, marks[:-1])
+        if cache is None or not shared:
+            return new_cache(), 0
+        if len(kept) > shared:
+            # The number of states to remove; transformers 5.18 and later know no other way.
+            cache.crop(shared - len(kept))
+        if cache.get_seq_length() != shared:
+            return new_cache(), 0
+        return cache, shared
+
+    def keep(self, marks: Sequence[Mark], cache: DynamicCache) -> None:
+        """Keep *cache*, which holds the states of the first of *marks*."""
+        length = cache.get_seq_length()
+        self._marks = list(marks[:length])
+        self._cache = cache if length == len(self._marks) and length else None
+
+    def drop(self) -> None:
+        """Forget what was kept."""
+        self._marks, self._cache = [], None
+
+
+def _shared(one: Sequence[Mark], other: Sequence[Mark]) -> int:
+    """Return how many marks are equal from the beginning."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -1,0 +1,1 @@
+"""Image features: which tiles go into one forward, and where they run."""

@@ -1,0 +1,278 @@
+"""What this machine has: devices, memory, processor and library versions."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+
+from idefics_cli.core.imports import quick_imports
+from idefics_cli.core.paths import free_bytes, hub_cache
+from idefics_cli.hardware.system import count_cores, read_memory, read_processor
+
+PACKAGES = (
+    "idefics-cli",
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "accelerate",
+    "llvmlite",
+    "huggingface-hub",
+    "safetensors",
+    "tokenizers",
+    "pillow",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+)
+# Instructions that multiply bfloat16 without widening it: x86 and ARM names of /proc/cpuinfo.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One CUDA device that the installed torch can use.
+
+    Attributes:
+        index: As in `cuda:N`.
+        name: As the driver tells it.
+        total_bytes: Of its memory.
+        free_bytes: Of its memory, now.
+        capability: CUDA compute capability; (8, 0) is Ampere, (9, 0) Hopper.
+    """
+
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: tuple[int, int]
+
+    @property
+    def device(self) -> str:
+        """The name of this device for torch."""
+        return "cuda" if self.index == 0 else f"cuda:{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan may count on.
+
+    Attributes:
+        gpus: The CUDA devices that torch can use.
+        mps_bytes: What Metal lends to one process; None without Apple GPU.
+        mps_bf16: Whether Metal knows bfloat16 here.
+        cpu_name: For people.
+        cores: Physical cores that this process may use.
+        cpu_flags: Instruction sets, by their names in /proc/cpuinfo.
+        ram_bytes: Memory of the machine or of the container, whichever is less.
+        free_ram_bytes: What can still be used of it; caches count as free.
+        platform: Operating system and architecture.
+        python: Version.
+        versions: Distribution -> version; None when it is not installed.
+        broken: Package -> why it cannot be imported, as far as it was tried.
+        torch_build: "cpu", "cuda 12.8" or "rocm 6.4"; None without torch.
+        has_nvidia_driver: Whether there is an NVIDIA driver, whatever torch was built for.
+        notes: What was found on the way and matters.
+        cache: The Hugging Face cache.
+        cache_free_bytes: Free space on its disk; None if unknown.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    mps_bytes: int | None = None
+    mps_bf16: bool = False
+    cpu_name: str = "unknown processor"
+    cores: int = 1
+    cpu_flags: frozenset[str] = frozenset()
+    ram_bytes: int = 0
+    free_ram_bytes: int = 0
+    platform: str = ""
+    python: str = ""
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+    torch_build: str | None = "cpu"
+    has_nvidia_driver: bool = False
+    notes: tuple[str, ...] = ()
+    cache: Path = Path()
+    cache_free_bytes: int | None = None
+
+    @property
+    def cpu_bf16(self) -> bool:
+        """Whether the processor multiplies bfloat16 natively."""
+        return bool(_BF16_FLAGS & self.cpu_flags)
+
+    @property
+    def packed_4bit(self) -> bool:
+        """Whether bitsandbytes has its fast 4-bit kernels for this processor.
+
+        bitsandbytes 0.50, `functional.has_avx512bf16`: AVX512_BF16 and nothing less.
+        """
+        return "avx512_bf16" in self.cpu_flags
+
+    @property
+    def compiles_kernels(self) -> bool:
+        """Whether kernels can be compiled for this processor; as `jit.is_available`."""
+        can_run = self.platform == "Linux x86_64" and {"avx2", "fma"} <= self.cpu_flags
+        return can_run and self.has("llvmlite")
+
+    def has(self, distribution: str) -> bool:
+        """Tell whether *distribution* is installed and not known to be broken."""
+        return bool(self.versions.get(distribution)) and distribution not in self.broken
+
+
+def probe_machine(*, root: Path = Path("/")) -> Machine:
+    """Look at this machine. Imports torch, and survives a torch that is missing or broken.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    torch = _TorchView.look()
+    total, free = read_memory(root)
+    name, flags = read_processor(root)
+    cache = hub_cache(os.environ)
+    return Machine(
+        gpus=torch.gpus,
+        mps_bytes=torch.mps_bytes,
+        mps_bf16=torch.mps_bf16,
+        cpu_name=name,
+        cores=count_cores(root),
+        cpu_flags=flags | torch.cpu_flags,
+        ram_bytes=total,
+        free_ram_bytes=free,
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=MappingProxyType({name: _version(name) for name in PACKAGES}),
+        broken=torch.broken,
+        torch_build=torch.build,
+        has_nvidia_driver=(root / "proc/driver/nvidia/version").exists(),
+        notes=torch.notes,
+        cache=cache,
+        cache_free_bytes=free_bytes(cache),
+    )
+
+
+def broken_packages() -> Mapping[str, str]:
+    """Import what a model needs, and return what cannot be imported, with the reason. Slow."""
+    errors = {}
+    for name in ("transformers", "accelerate", "bitsandbytes"):
+        if _version(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken install raises what it likes
+            errors[name] = _reason(error)
+    return errors
+
+
+def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Tell whether a torch that was built for *architectures* runs on a GPU of *capability*.
+
+    Machine code (`sm_86`) runs on its own generation from its minor version on, PTX
+    (`compute_90`) on everything newer. CUDA C++ Programming Guide, section 3.1.
+    """
+    if not architectures:
+        return True
+    for name in architectures:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
+        if match is None:
+            return True  # ROCm's gfx names: torch does its own check
+        built = (int(match[2]), int(match[3]))
+        same_generation = built[0] == capability[0]
+        if built <= capability and (match[1] == "compute" or same_generation):
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchView:
+    """What torch sees."""
+
+    build: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    mps_bytes: int | None = None
+    mps_bf16: bool = False
+    cpu_flags: frozenset[str] = frozenset()
+    broken: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def look(cls) -> _TorchView:
+        try:
+            with quick_imports():
+                import torch
+        except Exception as error:  # a broken install raises what it likes
+            return cls(broken={"torch": _reason(error)})
+        build = "cpu"
+        if torch.version.cuda:
+            build = f"cuda {torch.version.cuda}"
+        elif getattr(torch.version, "hip", None):
+            build = f"rocm {torch.version.hip}"
+        gpus, notes = _look_at_gpus()
+        mps_bytes, mps_bf16 = _look_at_metal()
+        # Not all systems have /proc/cpuinfo; private, so absent is fine.
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        flags = frozenset({"avx512_bf16"} if native() else ())
+        return cls(build, gpus, mps_bytes, mps_bf16, flags, {}, notes)
+
+
+def _look_at_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
+    import torch
+
+    gpus, notes = [], []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            # Here torch warns of a driver that is too old, and then reports no GPU.
+            warnings.simplefilter("always")
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            built_for = torch.cuda.get_arch_list() if count else []
+    except Exception as error:  # driver errors come in many classes
+        return (), (f"CUDA does not start: {_reason(error)}",)
+    notes += [_reason(warning.message) for warning in caught]
+    for index in range(count):
+        try:
+            name = torch.cuda.get_device_name(index)
+            capability = torch.cuda.get_device_capability(index)
+            if not runs_on(capability, built_for):
+                built = ", ".join(built_for)
+                notes.append(f"cuda:{index} ({name}) is left out: torch is built for {built}")
+                continue
+            free, total = torch.cuda.mem_get_info(index)
+        except Exception as error:  # one broken or fully used GPU must not hide the others
+            notes.append(f"cuda:{index} is left out: {_reason(error)}")
+            continue
+        gpus.append(Gpu(index, name, total, free, capability))
+    return tuple(gpus), tuple(notes)
+
+
+def _look_at_metal() -> tuple[int | None, bool]:
+    import torch
+
+    try:
+        if not torch.backends.mps.is_available():
+            return None, False
+        size = int(torch.mps.recommended_max_memory())
+    except Exception:  # as above: then there is no usable Metal device
+        return None, False
+    try:
+        torch.ones(1, dtype=torch.bfloat16, device="mps") * 2
+    except (RuntimeError, TypeError):
+        return size, False
+    return size, True
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _reason(error: Exception | Warning | str) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

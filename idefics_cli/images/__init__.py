@@ -1,0 +1,1 @@
+"""Bytes from anywhere become an upright RGB image, within limits."""

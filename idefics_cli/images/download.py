@@ -1,0 +1,146 @@
+"""Pictures from the web: bounded in bytes, redirects and time."""
+
+from __future__ import annotations
+
+from threading import Event
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from idefics_cli import __version__
+from idefics_cli.core.errors import ImageError
+from idefics_cli.core.sources import describe_source, too_many_bytes
+from idefics_cli.core.text import abbreviated
+from idefics_cli.core.threads import in_background
+from idefics_cli.core.types import ImageLimits
+
+# One read may take `timeout_seconds`; a whole download this many times as long.
+_DEADLINE_READS = 10
+_CHUNK_BYTES = 16_384
+_HEADERS = {
+    # Wikimedia and others refuse clients without a name.
+    "User-Agent": f"idefics-cli/{__version__}",
+    "Accept": "image/avif,image/webp,image/*;q=0.9,*/*;q=0.5",
+    # Pictures are compressed already, and a compressed reply hides its real size.
+    "Accept-Encoding": "identity",
+}
+_HINTS = {
+    401: "the server wants a login: download the picture and give the file",
+    403: "the server refuses programs: download the picture and give the file",
+    404: "check the address",
+    410: "check the address",
+    429: "the server wants fewer requests: wait a while",
+}
+
+
+def download(url: str, limits: ImageLimits) -> bytes:
+    """Return the body that *url* answers with.
+
+    Raises:
+        ImageError: `fetch_failed`, or `too_large` for a body over `limits.max_bytes`.
+    """
+    seconds = limits.timeout_seconds * _DEADLINE_READS
+    abandoned = Event()
+    # A timeout of requests bounds one wait only, so a server that sends a byte now and then would
+    # hold the caller for ever. The worker sees `abandoned` at its next chunk and ends.
+    result = in_background(lambda: _fetch(url, limits, abandoned), name="image-download")
+    try:
+        return result.result(timeout=seconds)
+    except TimeoutError:
+        raise _failed(
+            url, f"took longer than {seconds:g} seconds", "raise --timeout-seconds"
+        ) from None
+    finally:
+        abandoned.set()
+
+
+def _fetch(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
+    try:
+        return _follow(url, limits, abandoned)
+    except requests.Timeout as error:
+        raise _timed_out(url, limits) from error
+    except requests.exceptions.SSLError as error:
+        raise _failed(url, "its certificate cannot be trusted", "check the address") from error
+    except requests.ConnectionError as error:
+        # What a read timeout in the middle of a body becomes.
+        if any(isinstance(cause, ReadTimeoutError) for cause in error.args):
+            raise _timed_out(url, limits) from error
+        raise _failed(
+            url,
+            f"cannot connect to `{abbreviated(_host(url))}`",
+            "check the address and the network",
+        ) from error
+    except (
+        requests.exceptions.ChunkedEncodingError,
+        requests.exceptions.ContentDecodingError,
+    ) as e:
+        raise _failed(url, "the connection broke off", "try again") from e
+    # ValueError: invalid addresses, of requests and of Python's IDNA codec.
+    except (requests.RequestException, HTTPError, ValueError) as error:
+        raise _failed(url, "not a valid address", "check the address") from error
+
+
+def _follow(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
+    current = url
+    with requests.Session() as session:
+        for _ in range(limits.max_redirects + 1):
+            with session.get(
+                current,
+                headers=_HEADERS,
+                timeout=limits.timeout_seconds,
+                stream=True,
+                allow_redirects=False,
+            ) as response:
+                target = session.get_redirect_target(response)
+                if target is None:
+                    return _body(url, response, limits, abandoned)
+            current = _next(url, current, target)
+    raise _failed(
+        url,
+        f"more than {limits.max_redirects} redirects",
+        "give the address where they end",
+    )
+
+
+def _next(url: str, current: str, target: str) -> str:
+    joined = urljoin(current, target)
+    if urlsplit(joined).scheme.lower() not in ("http", "https"):
+        raise _failed(
+            url, f"it redirects to `{describe_source(joined)}`", "only http(s) is followed"
+        )
+    return joined
+
+
+def _body(url: str, response: requests.Response, limits: ImageLimits, abandoned: Event) -> bytes:
+    if response.status_code != 200:
+        status = f"the server answers {response.status_code} {response.reason}".strip()
+        hint = "try again later" if response.status_code >= 500 else "check the address"
+        raise _failed(url, status, _HINTS.get(response.status_code, hint))
+    announced = response.headers.get("Content-Length", "")
+    if announced.isdecimal() and int(announced) > limits.max_bytes:
+        raise too_many_bytes(url, limits)
+    body = bytearray()
+    for chunk in response.iter_content(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > limits.max_bytes:
+            raise too_many_bytes(url, limits)
+        if abandoned.is_set():
+            break
+    return bytes(body)
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or url
+
+
+def _timed_out(url: str, limits: ImageLimits) -> ImageError:
+    return _failed(
+        url, f"no answer within {limits.timeout_seconds:g} seconds", "raise --timeout-seconds"
+    )
+
+
+def _failed(url: str, reason: str, hint: str) -> ImageError:
+    # The reason may hold what a server wrote.
+    message = f"cannot fetch `{describe_source(url)}`: {abbreviated(reason)}"
+    return ImageError(message, kind="fetch_failed", hint=hint)

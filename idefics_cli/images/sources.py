@@ -1,0 +1,240 @@
+"""The bytes of a picture, wherever they are: file, address, `data:` URI or stdin."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import io
+import os
+import re
+import stat
+import sys
+from itertools import islice
+from threading import Lock
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
+
+from idefics_cli.core.errors import ImageError
+from idefics_cli.core.sources import (
+    STDIN,
+    describe_source,
+    has_scheme,
+    is_address,
+    match_data_uri,
+    too_many_bytes,
+)
+from idefics_cli.core.text import abbreviated
+from idefics_cli.core.types import ImageLimits
+
+_NEIGHBOURS = 5000  # names of a folder that are compared with a misspelt one
+# RFC 8089: file:///path, file://localhost/path and file:/path.
+_FILE = re.compile(r"file:(?://([^/]*))?(/[^?#]*)", re.IGNORECASE | re.DOTALL)
+_WILD = re.compile(r"[*?[]")
+
+
+class ImageSources:
+    """Opens sources as streams of bytes; may be used from any thread.
+
+    Args:
+        limits: `max_bytes` holds for downloads, `data:` URIs and stdin, not for files.
+        offline: Refuse addresses.
+        stdin: Standard input as bytes; None takes that of the process when it is first needed.
+    """
+
+    def __init__(self, limits: ImageLimits, *, offline: bool, stdin: BinaryIO | None) -> None:
+        self._limits = limits
+        self._offline = offline
+        self._stdin = stdin
+        self._stdin_lock = Lock()
+        self._stdin_bytes: bytes | None = None
+
+    def open(self, source: str) -> BinaryIO:
+        """Return the bytes of *source* as a seekable stream; the caller closes it.
+
+        Raises:
+            ImageError: If they cannot be had.
+        """
+        if source == STDIN:
+            return io.BytesIO(self._read_stdin())
+        if is_address(source):
+            return io.BytesIO(self._download(source))
+        if source[:5].lower() == "data:":
+            return io.BytesIO(_decode_data(source, self._limits))
+        return _open_file(_local_path(source), source)
+
+    def _download(self, url: str) -> bytes:
+        if self._offline:
+            raise ImageError(
+                f"cannot fetch `{describe_source(url)}`: --offline is set",
+                kind="fetch_failed",
+                hint="run without --offline, or download it and give the file",
+            )
+        # requests takes as long to import as the rest of this package.
+        from idefics_cli.images.download import download
+
+        return download(url, self._limits)
+
+    def _read_stdin(self) -> bytes:
+        # A pipe can be read once; every later `-` means the same picture.
+        with self._stdin_lock:
+            if self._stdin_bytes is None:
+                self._stdin_bytes = self._drain_stdin()
+        if len(self._stdin_bytes) > self._limits.max_bytes:
+            raise too_many_bytes(STDIN, self._limits)
+        if not self._stdin_bytes:
+            raise ImageError(
+                "cannot read `stdin`: nothing was piped in", kind="missing", hint=_PIPE_HINT
+            )
+        return self._stdin_bytes
+
+    def _drain_stdin(self) -> bytes:
+        # None where a program has no standard input, whatever typeshed says.
+        process: object = sys.stdin
+        stream = self._stdin or getattr(process, "buffer", None)
+        try:
+            if stream is None or stream.isatty():
+                raise ImageError(
+                    "cannot read `stdin`: no picture is piped in", kind="missing", hint=_PIPE_HINT
+                )
+            return bytes(stream.read(self._limits.max_bytes + 1))
+        except (OSError, ValueError) as error:  # ValueError: closed
+            raise ImageError(
+                f"cannot read `stdin`: {_reason(error)}", kind="missing", hint=_PIPE_HINT
+            ) from error
+
+
+_PIPE_HINT = "pipe a picture in: idefics … -i - < picture.jpg"
+
+
+def _decode_data(uri: str, limits: ImageLimits) -> bytes:
+    """Return the bytes of a `data:` URI (RFC 2397)."""
+    match = match_data_uri(uri)
+    if match is None or not match[2]:
+        raise _broken_data(uri, "it has no comma before its data")
+    payload = uri[match.end() :]
+    is_base64 = match[1].lower().replace(" ", "").endswith(";base64")
+    if len(payload) > (limits.max_bytes + 3) * (2 if is_base64 else 3):
+        raise too_many_bytes(uri, limits)
+    try:
+        data = unquote_to_bytes(payload)
+        if is_base64:
+            # Copies out of mails and style sheets have line ends, lack padding, or use the
+            # alphabet of URLs.
+            data = b"".join(data.split()).translate(_URL_ALPHABET).rstrip(b"=")
+            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except (binascii.Error, UnicodeError) as error:
+        raise _broken_data(uri, "its data is not base64") from error
+    if len(data) > limits.max_bytes:
+        raise too_many_bytes(uri, limits)
+    return data
+
+
+_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
+
+def _broken_data(uri: str, reason: str) -> ImageError:
+    return ImageError(
+        f"cannot read `{describe_source(uri)}`: {reason}",
+        kind="not_an_image",
+        hint="as in data:image/png;base64,iVBORw0KGgo…",
+    )
+
+
+def _local_path(source: str) -> str:
+    if match := _FILE.match(source):
+        if (match[1] or "localhost").lower() == "localhost":
+            return os.fsdecode(unquote_to_bytes(match[2]))
+        raise ImageError(
+            f"cannot read `{describe_source(source)}`: it names another machine",
+            kind="unsupported",
+            hint="a file on this machine is file:///path, with three slashes",
+        )
+    if has_scheme(source):
+        raise ImageError(
+            f"cannot read `{describe_source(source)}`: unknown kind of address",
+            kind="unsupported",
+            hint="give a file, an http(s) address, a data: URI, `-` or `clipboard:`",
+        )
+    return os.path.expanduser(source)
+
+
+def _open_file(path: str, source: str) -> BinaryIO:
+    try:
+        _check_regular(os.stat(path), source)
+        # Should it be replaced by a pipe just now, opening does not wait for a writer.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:  # ValueError: NUL, or characters no file name can have
+        raise _unreadable(path, source, error) from error
+    stream = os.fdopen(descriptor, "rb")
+    try:
+        _check_regular(os.fstat(descriptor), source)
+    except ImageError:
+        stream.close()
+        raise
+    return stream
+
+
+def _check_regular(status: os.stat_result, source: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(
+            f"`{describe_source(source)}` is a folder, not a picture",
+            kind="not_an_image",
+            hint="caption the pictures in it with `idefics caption -r FOLDER`",
+        )
+    # A device as /dev/zero has no end, and a named pipe may have no beginning.
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(
+            f"`{describe_source(source)}` is not a regular file",
+            kind="not_an_image",
+            hint=f"for a pipe, {_PIPE_HINT}",
+        )
+
+
+def no_such_file(source: str) -> ImageError:
+    """Return the error for the path or `file:` URI *source* that names nothing."""
+    if not source:
+        return ImageError("the name of a picture is empty", kind="missing")
+    return ImageError(
+        f"no such file: `{describe_source(source)}`",
+        kind="missing",
+        hint=_missing_hint(_local_path(source)),
+    )
+
+
+def _unreadable(path: str, source: str, error: OSError | ValueError) -> ImageError:
+    name = describe_source(source)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if os.path.islink(path):
+            message = f"cannot read `{name}`: it is a link to a file that is not there"
+            return ImageError(message, kind="missing", hint="mend or remove the link")
+        return no_such_file(source)
+    hint = "check the permissions of the file" if isinstance(error, PermissionError) else None
+    return ImageError(f"cannot read `{name}`: {_reason(error)}", kind="missing", hint=hint)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return abbreviated((text or type(error).__name__).lower())
+
+
+def _missing_hint(path: str) -> str:
+    if path.lower().startswith("www."):
+        return "an address begins with https://"
+    if "," in path and all(map(os.path.exists, path.split(","))):
+        return "each picture has its own `-i`"
+    folder, base = os.path.split(path)
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in islice(entries, _NEIGHBOURS)]
+    except OSError:
+        return f"there is no folder `{abbreviated(folder)}`"
+    same = [name for name in names if name.casefold() == base.casefold()]
+    if not same and _WILD.search(base):
+        return "globs are for `idefics caption`; otherwise name each picture, with its own `-i`"
+    # Strict, as the extension alone makes many names alike.
+    close = same or difflib.get_close_matches(base, names, n=1, cutoff=0.75)
+    if close:
+        return f"did you mean `{abbreviated(os.path.join(folder, close[0]))}`?"
+    return "check the path"

@@ -1,0 +1,1 @@
+"""Layers and functions that compute on a CPU."""

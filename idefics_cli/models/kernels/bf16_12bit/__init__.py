@@ -1,0 +1,1 @@
+"""bfloat16 weights stored in 12 bits, without loss."""

@@ -1,0 +1,178 @@
+"""bfloat16 weights in 12 bits, without loss, and their products with a few rows.
+
+The weights of one output are of much the same size: of the 8 bits of their exponents, 4 are enough
+to tell how far each is below the largest. Sign and fraction stay as they are. The few weights that
+are smaller by more than a factor of 2^15 (of gaussian ones one in 7,000) are noted one by one.
+For one row, where reading the weights is all that takes time, a quarter less is to be read. Others
+compress exponents further, for GPUs (Zhang et al. 2025, "70% Size, 100% Accuracy", DFloat11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from idefics_cli.models.kernels.bf16_12bit.code import (
+    GROUP,
+    GROUP_BYTES,
+    LANES,
+    ROWS_TOGETHER,
+    write_notes,
+    write_pack,
+    write_product,
+    write_unpack,
+)
+from idefics_cli.models.kernels.jit import Kernel, passes
+
+# Where more are noted than one in so many, little is saved.
+_WEIGHTS_PER_NOTE = 64
+# Rows that go through all weights together: so much of them stays in a core's second cache.
+_TILE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Weights (out, in) of 12 bits.
+
+    Attributes:
+        packed: (out / 16, in / 8, 192) uint8.
+        scale: (out,) float32, the power of two below the largest weight; 0 where all are 0.
+        starts: (out / 16 + 1,) int64, where the notes of each 16 outputs begin.
+        places: (notes, 2) int32: the output among the 16, and where in the width.
+        values: (notes,) float32, of the weights that are noted.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    starts: Tensor
+    places: Tensor
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and width."""
+        return self.packed.shape[0] * LANES, self.packed.shape[1] * GROUP
+
+
+def fits(weight: Tensor) -> bool:
+    """Tell whether lanes and groups of *weight* (out, in) come out even."""
+    return weight.shape[0] % LANES == 0 and weight.shape[1] % GROUP == 0
+
+
+def pack(weight: Tensor) -> Compact | None:
+    """Return *weight* (out, in) bfloat16 in 12 bits, or None if that saves nothing."""
+    weight = weight.detach().contiguous()
+    outputs, width = weight.shape
+    blocks, groups = outputs // LANES, width // GROUP
+    highest = torch.empty(outputs, dtype=torch.int32)
+    counts = torch.empty(blocks, dtype=torch.int64)
+    packed = torch.empty(blocks, groups, GROUP_BYTES, dtype=torch.uint8)
+    source = weight.data_ptr()
+    _pack()(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
+    if bool((highest == 255).any()):
+        # Infinite, or no number.
+        return None
+    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    notes = int(starts[-1])
+    if notes > weight.numel() // _WEIGHTS_PER_NOTE:
+        return None
+    places, values = torch.empty(notes, 2, dtype=torch.int32), torch.empty(notes)
+    addresses = (tensor.data_ptr() for tensor in (highest, starts, places, values))
+    _note()(blocks, groups, source, *addresses)
+    scale = torch.ldexp((highest > 0).float(), highest - 127)
+    return Compact(packed, scale, starts, places, values)
+
+
+def unpack(compact: Compact, first: int, wide: Tensor) -> None:
+    """Write the weights of some outputs, exactly.
+
+    Args:
+        compact: All weights.
+        first: The first block of 16 outputs.
+        wide: (in, count * 16) float32, one after the other; gets those of *count* blocks.
+    """
+    _, width = compact.shape
+    count = wide.shape[1] // LANES
+    addresses = (
+        tensor.data_ptr()
+        for tensor in (
+            compact.packed[first : first + count],
+            compact.scale[first * LANES : (first + count) * LANES],
+            compact.starts[first : first + count],
+            compact.places,
+            compact.values,
+            wide,
+        )
+    )
+    _unpack()(count, width // GROUP, count, *addresses)
+
+
+def product(rows: Tensor, compact: Compact) -> Tensor:
+    """Return (N, out) float32, the products of *rows* (N, in) with the weights."""
+    rows = rows.float().contiguous()
+    outputs, width = compact.shape
+    out = torch.empty(len(rows), outputs)
+    weights = (
+        compact.packed.data_ptr(),
+        compact.scale.data_ptr(),
+        compact.starts.data_ptr(),
+        compact.places.data_ptr(),
+        compact.values.data_ptr(),
+    )
+    tile = max(ROWS_TOGETHER, _TILE_BYTES // (4 * width) // ROWS_TOGETHER * ROWS_TOGETHER)
+    for first in range(0, len(rows), tile):
+        _product()(
+            outputs // LANES,
+            width // GROUP,
+            min(tile, len(rows) - first),
+            rows.data_ptr() + 4 * first * width,
+            *weights,
+            out.data_ptr() + 4 * first * outputs,
+            outputs,
+        )
+    return out
+
+
+@cache
+def is_right() -> bool:
+    """Tell whether the kernels can be compiled here, and give what they should."""
+    return passes(_numbers_are_right)
+
+
+def _numbers_are_right() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 96, generator=generator).to(torch.bfloat16)
+    weight[3, 5], weight[20], weight[40, 2:9] = 0, 0, 1e-9
+    rows = torch.randn(5, 96, generator=generator)
+    compact = pack(weight)
+    if compact is None:
+        return False
+    wide = torch.empty(96, 48)
+    unpack(compact, 0, wide)
+    given = product(rows, compact)
+    exact = rows @ weight.float().t()
+    is_near = bool((given - exact).norm() < 1e-5 * exact.norm())
+    return is_near and torch.equal(wide, weight.float().t())
+
+
+@cache
+def _pack() -> Kernel:
+    return Kernel(write_pack, arguments=5)
+
+
+@cache
+def _note() -> Kernel:
+    return Kernel(write_notes, arguments=6)
+
+
+@cache
+def _unpack() -> Kernel:
+    return Kernel(write_unpack, arguments=8)
+
+
+@cache
+def _product() -> Kernel:
+    return Kernel(write_product, arguments=10)

@@ -1,0 +1,283 @@
+"""Products of 4-bit weights with rows of 8-bit numbers, in the integer units of the processor.
+
+A processor multiplies 64 pairs of bytes in the time of 16 of float32, so this is faster than
+float32 for one row, whose weights are read as fast as memory gives them, and for a prompt's
+hundreds. Rows are rounded to 8 bits with a scale for every 32 numbers, as llama.cpp does (its
+Q8_0): half a percent of error beside the eight percent that 4-bit weights have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from idefics_cli.models.kernels.jit import Code, Kernel, passes, vector_bytes
+
+if TYPE_CHECKING:
+    from llvmlite import ir
+
+# Weights along the width that share a step and a lowest value.
+GROUP = 32
+# Outputs that lie side by side.
+LANES = 16
+# Of one group of all lanes: 4 bits for each weight, then steps, then lowest values, in bfloat16.
+_WEIGHT_BYTES = LANES * GROUP // 2
+_STEPS_AT, _LOWEST_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + 2 * LANES
+GROUP_BYTES = _WEIGHT_BYTES + 4 * LANES
+# Of one group of a row: its scale, and its sum.
+_SCALE_BYTES = 8
+# Rows that go through all weights together: so many stay in a core's second cache.
+_TILE = 64
+_HIGHEST = 127
+# How far before a row's weights are multiplied they are asked for, in bytes: what reads ahead by
+# itself stops at every page, and 0.85 to 0.9 of the time is left where this does not.
+_AHEAD = 2048
+# Bytes of a register -> instruction that multiplies bytes and adds two and two of the products,
+# and one that adds two and two numbers of 16 bit.
+_PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
+_ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
+
+
+def pack(numbers: Tensor, step: Tensor, lowest: Tensor) -> Tensor:
+    """Return weights as `product` reads them.
+
+    Args:
+        numbers: (out, in) uint8 from 0 to 15; *out* a multiple of 16, *in* of 32.
+        step: (out, in / 32) bfloat16.
+        lowest: Likewise; a weight is its number times the step, and this.
+
+    Returns:
+        (out / 16, in / 32, 320) uint8. Four numbers that follow each other along the width lie
+        side by side for each of 16 outputs, 16 numbers' worth of bytes; the next four are in the
+        upper half of the same bytes.
+    """
+    outputs, width = numbers.shape
+    shape = (outputs // LANES, LANES, width // GROUP)
+    halves = numbers.reshape(*shape, 4, 2, 4).permute(0, 2, 3, 1, 5, 4)
+    weights = (halves[..., 0] | halves[..., 1] << 4).reshape(shape[0], shape[2], _WEIGHT_BYTES)
+    scales = torch.stack((step, lowest)).reshape(2, *shape).permute(1, 3, 0, 2)
+    as_bytes = scales.contiguous().view(torch.uint8).reshape(shape[0], shape[2], 4 * LANES)
+    return torch.cat((weights, as_bytes), 2)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """Return the weights (out, in) float32 that `pack` made *packed* from."""
+    blocks, groups, _ = packed.shape
+    weights = packed[..., :_WEIGHT_BYTES].reshape(blocks, groups, 4, LANES, 4)
+    numbers = torch.stack((weights & 15, weights >> 4), 3).permute(0, 4, 1, 2, 3, 5)
+    scales = packed[..., _WEIGHT_BYTES:].contiguous().view(torch.bfloat16).float()
+    step, lowest = scales.reshape(blocks, groups, 2, LANES).permute(2, 0, 3, 1)[..., None]
+    wide: Tensor = numbers.reshape(blocks, LANES, groups, GROUP) * step + lowest
+    return wide.reshape(blocks * LANES, groups * GROUP)
+
+
+def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return *rows* (N, in) as (N, in) int8, and (N, in / 32, 2) float32.
+
+    Of the latter the first is the scale of 32 numbers, the second the sum of what they became.
+    """
+    count, width = rows.shape
+    if rows.dtype == torch.bfloat16:
+        kernel = _round_bfloat16()
+    else:
+        kernel, rows = _round_float32(), rows.float()
+    rows = rows.contiguous()
+    numbers = torch.empty(count, width, dtype=torch.int8)
+    scales = torch.empty(count, width // GROUP, 2)
+    kernel(count, width // GROUP, rows.data_ptr(), numbers.data_ptr(), scales.data_ptr())
+    return numbers, scales
+
+
+def product(rows: Tensor, packed: Tensor) -> Tensor:
+    """Return (N, out) float32, the products of *rows* (N, in) with weights from `pack`."""
+    numbers, scales = round_rows(rows)
+    blocks, groups, _ = packed.shape
+    out = torch.empty(len(rows), blocks * LANES)
+    # Addresses, because slices of tensors take as long as a small product.
+    weights, first_number, first_scale = (t.data_ptr() for t in (packed, numbers, scales))
+    for first in range(0, len(rows), _TILE):
+        _product()(
+            blocks,
+            groups,
+            min(_TILE, len(rows) - first),
+            weights,
+            first_number + first * groups * GROUP,
+            first_scale + first * groups * _SCALE_BYTES,
+            out.data_ptr() + first * blocks * LANES * 4,
+            blocks * LANES,
+        )
+    return out
+
+
+@cache
+def is_right() -> bool:
+    """Tell whether the kernels can be compiled here, and give what they should."""
+    return passes(_products_are_right)
+
+
+def _products_are_right() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(0, 16, (48, 96), generator=generator, dtype=torch.uint8)
+    step, lowest = torch.rand(2, 48, 3, generator=generator).to(torch.bfloat16)
+    rows = torch.randn(11, 96, generator=generator)
+    packed = pack(numbers, step, lowest)
+    given = product(rows, packed)
+    exact = functional.linear(rows, unpack(packed))
+    return bool((given - exact).norm() < 0.02 * exact.norm())
+
+
+@cache
+def _product() -> Kernel:
+    return Kernel(_write_product, arguments=7)
+
+
+@cache
+def _round_float32() -> Kernel:
+    return Kernel(lambda *given: _write_rounding(*given, halves=False), arguments=4)
+
+
+@cache
+def _round_bfloat16() -> Kernel:
+    return Kernel(lambda *given: _write_rounding(*given, halves=True), arguments=4)
+
+
+def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the products of all rows with 16 outputs."""
+    writer = _Product(code, block, *arguments)
+    # As many rows at a time as registers hold sums of.
+    for row, count in code.portions(writer.rows, (8, 4, 1) if vector_bytes() == 64 else (2, 1)):
+        for part in range(4 * LANES // vector_bytes()):
+            writer.write(row, count, part)
+
+
+class _Product:
+    """Writes code for the outputs of one block.
+
+    Args:
+        code: Where to.
+        block: Number of the block.
+        groups: In the width.
+        rows: How many.
+        packed: Weights, from `pack`.
+        numbers: The rows, from `round_rows`.
+        scales: Likewise.
+        out: (rows, outputs) float32, one after the other.
+        outputs: Of all blocks.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        block: ir.Value,
+        groups: ir.Value,
+        rows: ir.Value,
+        packed: ir.Value,
+        numbers: ir.Value,
+        scales: ir.Value,
+        out: ir.Value,
+        outputs: ir.Value,
+    ) -> None:
+        build = code.builder
+        self.rows = rows
+        self._code, self._groups = code, groups
+        size = build.mul(groups, code.number(GROUP_BYTES))
+        self._weights = code.pointer(build.add(packed, build.mul(block, size)))
+        self._numbers, self._scales = code.pointer(numbers), code.pointer(scales)
+        self._out = code.pointer(build.add(out, build.mul(block, code.number(4 * LANES))))
+        self._out_bytes = build.mul(outputs, code.number(4))
+        self._lanes = vector_bytes() // 4
+
+    def write(self, row: ir.Value, count: int, part: int) -> None:
+        """Write the products of *count* rows from *row* on with the outputs of one register."""
+        code, build = self._code, self._code.builder
+        at = [build.add(row, code.number(number)) for number in range(count)]
+        nothing = code.same(code.f32, self._lanes, 0.0)
+        sums = [code.variable(nothing) for _ in at]
+        with code.loop(code.number(0), self._groups) as group:
+            weights = build.mul(group, code.number(GROUP_BYTES))
+            places = [build.add(build.mul(each, self._groups), group) for each in at]
+            if count == 1:
+                for line in range(0, GROUP_BYTES, 64):
+                    code.prefetch(self._weights, build.add(weights, code.number(_AHEAD + line)))
+            dots = self._dots(weights, places, part)
+            step, lowest = (
+                self._bfloat16(weights, begin, part) for begin in (_STEPS_AT, _LOWEST_AT)
+            )
+            for place, dot, total in zip(places, dots, sums, strict=True):
+                offset = build.mul(place, code.number(_SCALE_BYTES))
+                scale = code.spread(code.load(self._scales, offset, code.f32), self._lanes)
+                whole = code.load(self._scales, build.add(offset, code.number(4)), code.f32)
+                now = code.fused(build.fmul(dot, scale), step, total.get())
+                total.set(code.fused(code.spread(whole, self._lanes), lowest, now))
+        for each, total in zip(at, sums, strict=True):
+            offset = build.mul(each, self._out_bytes)
+            offset = build.add(offset, code.number(4 * self._lanes * part))
+            code.store(total.get(), self._out, offset)
+
+    def _dots(self, weights: ir.Value, places: Sequence[ir.Value], part: int) -> list[ir.Value]:
+        """Return for each row the sums of its numbers times those of a group, as float32."""
+        code, build, size = self._code, self._code.builder, vector_bytes()
+        as_bytes, pairs = code.vector(code.i8, size), code.vector(code.i16, size // 2)
+        # 32 products of at most 15 * 127, two and two added up: 16 bits hold 8 such sums.
+        sums: list[ir.Value | None] = [None] * len(places)
+        for quarter in range(4):
+            offset = build.add(weights, code.number(64 * quarter + size * part))
+            both = code.load(self._weights, offset, as_bytes)
+            lower = build.and_(both, code.same(code.i8, size, 15))
+            upper = build.lshr(both, code.same(code.i8, size, 4))
+            for half, numbers in enumerate((lower, upper)):
+                for row, place in enumerate(places):
+                    begin = build.mul(place, code.number(GROUP))
+                    begin = build.add(begin, code.number(8 * quarter + 4 * half))
+                    four = code.spread(code.load(self._numbers, begin, code.i32), size // 4)
+                    found = code.call(_PAIRS[size], pairs, numbers, build.bitcast(four, as_bytes))
+                    so_far = sums[row]
+                    sums[row] = found if so_far is None else build.add(so_far, found)
+        ones, wide = code.same(code.i16, size // 2, 1), code.vector(code.i32, size // 4)
+        as_float = code.vector(code.f32, size // 4)
+        return [
+            build.sitofp(code.call(_ADJACENT[size], wide, each, ones), as_float) for each in sums
+        ]
+
+    def _bfloat16(self, weights: ir.Value, begin: int, part: int) -> ir.Value:
+        code = self._code
+        offset = code.builder.add(weights, code.number(begin + 2 * self._lanes * part))
+        return code.from_bfloat16(
+            code.load(self._weights, offset, code.vector(code.i16, self._lanes))
+        )
+
+
+def _write_rounding(
+    code: Code, row: ir.Value, arguments: Sequence[ir.Value], *, halves: bool
+) -> None:
+    """Write the rounding of one row."""
+    groups, rows, numbers, scales = arguments
+    build, f32 = code.builder, code.f32
+    kind = code.vector(code.i16 if halves else f32, GROUP)
+    source, target, notes = (code.pointer(each) for each in (rows, numbers, scales))
+    first = build.mul(row, groups)
+    with code.loop(first, build.add(first, groups)) as group:
+        at = build.mul(group, code.number(GROUP))
+        values = code.load(source, build.mul(at, code.number(2 if halves else 4)), kind)
+        values = code.from_bfloat16(values) if halves else values
+        size = code.call(f"llvm.fabs.v{GROUP}f32", values.type, values)
+        highest = code.call(f"llvm.vector.reduce.fmax.v{GROUP}f32", f32, size)
+        # A group of zeros has a scale of 0, and is divided by something else.
+        is_zero = build.fcmp_ordered("==", highest, code.ir.Constant(f32, 0.0))
+        divisor = build.select(is_zero, code.ir.Constant(f32, 1.0), highest)
+        factor = build.fdiv(code.ir.Constant(f32, float(_HIGHEST)), divisor)
+        scaled = build.fmul(values, code.spread(factor, GROUP))
+        nearest = code.call(f"llvm.rint.v{GROUP}f32", values.type, scaled)
+        wide = build.fptosi(nearest, code.vector(code.i32, GROUP))
+        code.store(build.trunc(wide, code.vector(code.i8, GROUP)), target, at)
+        scale = build.fdiv(highest, code.ir.Constant(f32, float(_HIGHEST)))
+        total = code.call(f"llvm.vector.reduce.add.v{GROUP}i32", code.i32, wide)
+        note = build.mul(group, code.number(_SCALE_BYTES))
+        code.store(scale, notes, note)
+        whole = build.fmul(build.sitofp(total, f32), scale)
+        code.store(whole, notes, build.add(note, code.number(4)))

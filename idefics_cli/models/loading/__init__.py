@@ -1,0 +1,1 @@
+"""A LoadSpec becomes a model with its processor and its family."""

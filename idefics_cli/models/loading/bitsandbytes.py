@@ -1,0 +1,30 @@
+"""The configuration of bitsandbytes for a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.families.spec import SKIPPED
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+
+def bitsandbytes_config(spec: LoadSpec) -> BitsAndBytesConfig | None:
+    """Return the settings for `from_pretrained`, or None when nothing is quantized."""
+    if spec.quantization == "none":
+        return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    skipped = list(SKIPPED[spec.family])
+    if spec.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
+        llm_int8_skip_modules=skipped,
+    )

@@ -1,0 +1,244 @@
+"""A `LoadSpec` becomes a model, its processor and its family."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from tokenizers import Tokenizer as RawTokenizer
+from torch import Tensor
+from transformers.utils import logging as library_logging
+
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
+from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
+from idefics_cli.models.families.classes import config_class
+from idefics_cli.models.families.protocols import Config, Model, Processor
+from idefics_cli.models.families.spec import FAMILIES
+from idefics_cli.models.hub import cache, facts
+from idefics_cli.models.hub.checkpoint import read_json
+from idefics_cli.models.hub.registry import DEMO
+from idefics_cli.models.loading.processors import load_processor
+from idefics_cli.models.loading.weights import load_weights, store_quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to answer.
+
+    Attributes:
+        model: In eval mode, on its device or devices.
+        family: Makes its inputs; holds the processor.
+        folder: Where its files are.
+        revision: Commit of the Hub repository; None for a local folder.
+        context_tokens: Longest prompt and reply together.
+        vocabulary: Rows of the embedding.
+    """
+
+    model: Model
+    family: Family
+    folder: Path
+    revision: str | None
+    context_tokens: int
+    vocabulary: int
+
+
+def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
+    """Load the model of *spec*; the weights are mapped from the files, not read twice.
+
+    Args:
+        spec: What to load, and how.
+        report: Told what is going on.
+
+    Raises:
+        ModelError: If the model is not there, or its files are broken.
+        MemoryLimitError: If it does not fit.
+    """
+    say = report or (lambda phase, share: None)
+    say("finding the model", None)
+    folder, revision = _find(spec, say)
+    with _quiet_library(), _as_model_error(spec):
+        config = load_config(folder)
+        say("loading the processor", None)
+        family = load_family(folder, spec, config)
+        say("loading the weights", None)
+        model = load_weights(folder, spec, config, report=say)
+    return Loaded(
+        model=model,
+        family=family,
+        folder=folder,
+        revision=revision,
+        context_tokens=config.get_text_config().max_position_embeddings,
+        vocabulary=_rows(model),
+    )
+
+
+def keep_quantized(spec: LoadSpec, *, report: Progress | None = None) -> Path:
+    """Quantize the model of *spec* and keep the weights, unless they are kept; return where.
+
+    Raises:
+        ModelError: If the model is not there or broken, or the weights cannot be kept.
+        MemoryLimitError: If it does not fit.
+    """
+    say = report or (lambda phase, share: None)
+    say("finding the model", None)
+    folder, _ = _find(spec, say)
+    with _quiet_library(), _as_model_error(spec):
+        return store_quantized(folder, spec, load_config(folder), report=say)
+
+
+def load_config(folder: Path) -> Config:
+    """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
+    raw = read_json(folder / "config.json", folder.name)
+    config = config_class(str(raw.get("model_type"))).from_pretrained(folder)
+    perceiver = raw.get("perceiver_config")
+    stated = perceiver if isinstance(perceiver, dict) else {}
+    # The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
+    # text model's 1e-5 there, transformers 5 takes its class default of 1e-6.
+    if config.model_type == "idefics2" and "rms_norm_eps" not in stated:
+        config.perceiver_config.rms_norm_eps = config.text_config.rms_norm_eps
+    return cast("Config", config)
+
+
+def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
+    """Load the processor in *folder* by the rules of its family.
+
+    Raises:
+        ModelError: If its tokenizer would not give the ids that the model was trained on.
+    """
+    processor = load_processor(folder, config)
+    if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
+        processor.image_processor.do_image_splitting = spec.splitting
+    check_tokenizer(processor, folder, name=spec.name or spec.repo)
+    if spec.chats and config.model_type != "idefics" and processor.chat_template is None:
+        raise ModelError(
+            f"`{spec.name or spec.repo}` has no chat template",
+            hint="copy chat_template.jinja into its folder; `idefics models pull` fetches it again",
+        )
+    module, _, name = FAMILIES[config.model_type].partition(":")
+    family_class: type[Family] = getattr(importlib.import_module(module), name)
+    return family_class(processor, config, chats=spec.chats, stop_ids=_generation_stop_ids(folder))
+
+
+def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
+    """Check that the loaded tokenizer gives the ids of the checkpoint's `tokenizer.json`.
+
+    transformers 5 rebuilds Llama tokenizers and may drop the word mark `▁` after a special
+    token, which changes every prompt without an error.
+
+    Raises:
+        ModelError: If it does not.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return
+    raw = RawTokenizer.from_file(str(path))
+    # Base models have no chat token, and some checkpoints get their image tokens only later.
+    tokens = (END_OF_UTTERANCE, FAKE_TOKEN, str(processor.tokenizer.bos_token))
+    mark = next((token for token in tokens if raw.token_to_id(token) is not None), "")
+    probe = f"User: Hi there{mark}\nAssistant: A cat"
+    expected = raw.encode(probe, add_special_tokens=False).ids
+    actual = list(processor.tokenizer(probe, add_special_tokens=False)["input_ids"])
+    if actual != expected:
+        raise ModelError(
+            f"the tokenizer of `{name}` gives other tokens than the model was trained on",
+            hint="this version of transformers reads it wrongly; install one that is tested: "
+            "pip install 'transformers>=5.17,<5.24'",
+        )
+
+
+def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
+    if spec.repo == DEMO:
+        return facts.demo_folder(), None
+    local = Path(spec.repo)
+    # A relative path is a Hub id, even where a folder has the same name.
+    if local.is_absolute():
+        return local, None
+    folder = cache.cached_folder(spec.repo, spec.revision)
+    if folder is None:
+        folder = cache.pull(spec.repo, spec.revision, offline=spec.offline, report=say)
+    # Snapshots in the Hugging Face cache are named by their commit.
+    return folder, folder.name
+
+
+def _rows(model: Model) -> int:
+    embedding = model.get_input_embeddings()
+    # IDEFICS-1 keeps the rows of its image and chat tokens in a second table.
+    extra = getattr(embedding, "num_additional_embeddings", 0)
+    weight = embedding.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError("the model's embedding has no weight")
+    return int(getattr(embedding, "num_embeddings", weight.shape[0])) + int(extra)
+
+
+def _generation_stop_ids(folder: Path) -> list[int]:
+    ids = read_json(folder / "generation_config.json", folder.name).get("eos_token_id")
+    if isinstance(ids, int):
+        return [ids]
+    return [int(i) for i in ids] if isinstance(ids, list) else []
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Keep the library's progress bars and advice from a user's terminal while it loads."""
+    bars = library_logging.is_progress_bar_enabled()
+    level = library_logging.get_verbosity()
+    noisy = os.environ.get("TRANSFORMERS_VERBOSITY") in ("debug", "info", "detail")
+    if not noisy:
+        library_logging.disable_progress_bar()
+        library_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            if not noisy:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()
+
+
+@contextmanager
+def _as_model_error(spec: LoadSpec) -> Iterator[None]:
+    """Turn what the libraries raise for a broken or too large checkpoint into our errors."""
+    name = spec.name or spec.repo
+    try:
+        yield
+    except IdeficsError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"`{name}` does not fit the memory of {spec.device}",
+            hint="try `--quantization 4bit`, a smaller model, or `--device cpu`",
+        ) from error
+    except (ImportError, RuntimeError) as error:
+        if "torchvision" in str(error):
+            raise ModelError(
+                "the installed torchvision does not match torch",
+                hint="`pip uninstall torchvision` (it is not needed), or install the matching one",
+            ) from error
+        raise ModelError(f"cannot load `{name}`: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"cannot load `{name}`: {_first_line(error)}",
+            hint="its files may be damaged or incomplete; `idefics models pull` fetches them again",
+        ) from error
+    except Exception as error:
+        # safetensors and tokenizers raise classes of their own for damaged files.
+        if type(error).__module__.partition(".")[0] in ("safetensors", "tokenizers", "builtins"):
+            raise ModelError(
+                f"cannot load `{name}`: {_first_line(error)}", hint="its files are damaged"
+            ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

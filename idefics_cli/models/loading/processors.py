@@ -1,0 +1,64 @@
+"""The processor of a checkpoint, put together from its files.
+
+transformers' `AutoProcessor` cannot be asked: for SmolVLM2 it wants torchvision and num2words,
+which only videos need, and version 5.17 wants torchvision for every family. The classes
+themselves need neither. The test suite holds what is made here equal to `AutoProcessor`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from transformers import AutoTokenizer
+
+from idefics_cli.core.errors import ModelError
+from idefics_cli.models.families.classes import processor_classes
+from idefics_cli.models.families.protocols import Config, Processor
+from idefics_cli.models.hub.checkpoint import read_json
+
+
+def load_processor(folder: Path, config: Config) -> Processor:
+    """Return the processor of the checkpoint in *folder*, with PIL and numpy inside.
+
+    Raises:
+        ModelError: If it has no tokenizer.
+    """
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        # transformers would make up an empty vocabulary without a word.
+        raise ModelError(f"`{folder.name}` has no tokenizer", hint="`tokenizer.json` is missing")
+    kind = config.model_type
+    image_class, processor_class = processor_classes(kind)
+    # `legacy` keeps the word mark `▁` after special tokens; re-saved checkpoints lose the flag.
+    legacy = {"legacy": True} if kind in ("idefics", "idefics2") else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **legacy)
+    settings: dict[str, object] = {}
+    if kind != "idefics":
+        settings["image_seq_len"] = _image_tokens(folder, config)
+        settings["chat_template"] = _chat_template(folder) or tokenizer.chat_template
+    image_processor = image_class.from_pretrained(folder)
+    made = processor_class(image_processor=image_processor, tokenizer=tokenizer, **settings)
+    return cast("Processor", made)
+
+
+def _image_tokens(folder: Path, config: Config) -> int:
+    """Return how many `<image>` tokens one image, or one tile, takes."""
+    stated = read_json(folder / "processor_config.json", folder.name).get("image_seq_len")
+    if isinstance(stated, int):
+        return stated
+    if config.model_type == "idefics2":
+        return config.perceiver_config.resampler_n_latents
+    vision = config.vision_config
+    return int((vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """Return the template, from the newer or the older place for it."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        template = read_json(folder / name, folder.name).get("chat_template")
+        if isinstance(template, str):
+            return template
+    return None

@@ -1,0 +1,188 @@
+"""Quantized weights, kept after they were made, so that the next start takes seconds.
+
+One folder for each: what `save_pretrained` wrote, which is a checkpoint that loads as it is, and a
+manifest that is written last. Folders appear whole, by renaming, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from idefics_cli.core.errors import ModelError
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.families.spec import SKIPPED
+from idefics_cli.models.planning.quantization import is_own
+
+_MANIFEST = "idefics.json"
+_PARTIAL = ".partial-"
+# What a crash left behind is removed by the next that stores, unless it may still be written.
+_PARTIAL_SECONDS = 24 * 3600
+_SPARE_BYTES = 2**30
+_CHUNK = 2**22
+# Packages that decide what is in the files.
+_MAKERS = ("bitsandbytes", "transformers")
+
+
+class Saves(Protocol):
+    """As a model of transformers."""
+
+    def save_pretrained(self, save_directory: Path) -> object:
+        """Write config and weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Quantized weights on the disk.
+
+    Attributes:
+        folder: Where they are.
+        repo: Of the model that they were made from.
+        quantization: How.
+        size_bytes: Of all files.
+    """
+
+    folder: Path
+    repo: str
+    quantization: str
+    size_bytes: int
+
+
+def place(root: Path, source: Path, spec: LoadSpec) -> Path:
+    """Return where the quantized weights of *spec*, made from the files in *source*, belong.
+
+    Another file, method or version of a library is another place.
+    """
+    files = [
+        # In the Hugging Face cache these are links to files that are named by their content.
+        (path.name, (real := path.resolve()).name, real.stat().st_size, real.stat().st_mtime_ns)
+        for path in [*sorted(source.glob("*.safetensors")), source / "config.json"]
+    ]
+    made = (spec.quantization, spec.format_4bit, spec.dtype, _layout(spec))
+    parts = (files, *made, SKIPPED[spec.family], _versions())
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    name = spec.repo.strip("/").replace("/", "--")[-80:]
+    return root / f"{name}--{spec.quantization}--{digest}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether *folder* holds what was written there, bit by bit."""
+    files = _read(folder).get("files")
+    if not isinstance(files, dict) or not files:
+        return False
+    try:
+        return all(_sum(folder / name) == checksum for name, checksum in files.items())
+    except OSError:
+        return False
+
+
+def save(model: Saves, folder: Path, spec: LoadSpec, *, needed_bytes: int) -> None:
+    """Write *model* to *folder*, which is there afterwards as a whole, or is not.
+
+    Args:
+        model: With quantized weights that have not been used yet.
+        folder: From `place`.
+        spec: What it was loaded by.
+        needed_bytes: What it may take.
+
+    Raises:
+        ModelError: If there is no room, or it cannot be written.
+    """
+    partial = folder.with_name(f"{_PARTIAL}{os.getpid()}-{folder.name}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        if shutil.disk_usage(folder.parent).free < needed_bytes + _SPARE_BYTES:
+            raise ModelError(f"no room for quantized weights in `{folder.parent}`")
+        try:
+            model.save_pretrained(partial)
+            files = {path.name: _sum(path) for path in sorted(partial.iterdir())}
+            about = {"repo": spec.repo, "quantization": spec.quantization, "files": files}
+            (partial / _MANIFEST).write_text(json.dumps(about, indent=1), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"cannot store quantized weights in `{folder.parent}`: {error}") from error
+
+
+def stored(root: Path) -> Iterator[Stored]:
+    """Yield all quantized weights below *root*, in the order of their names."""
+    for path in sorted(root.glob(f"*/{_MANIFEST}")):
+        about = _read(path.parent)
+        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        repo, method = str(about.get("repo")), str(about.get("quantization"))
+        if not path.parent.name.startswith(_PARTIAL):
+            yield Stored(path.parent, repo, method, size)
+
+
+def remove(root: Path, repo: str) -> int:
+    """Remove all quantized weights of *repo* below *root*, and return how many bytes that frees."""
+    freed = 0
+    for entry in list(stored(root)):
+        if entry.repo == repo:
+            shutil.rmtree(entry.folder)
+            freed += entry.size_bytes
+    return freed
+
+
+def discard(folder: Path) -> None:
+    """Remove one place, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(folder: Path) -> dict[str, object]:
+    try:
+        found = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sum(path: Path) -> list[int]:
+    """Return size and CRC-32 of a file; a gigabyte takes about a second."""
+    size = checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size += len(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+    return [size, checksum]
+
+
+def _sweep(root: Path) -> None:
+    for path in root.glob(f"{_PARTIAL}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _PARTIAL_SECONDS:
+                shutil.rmtree(path)
+
+
+def _layout(spec: LoadSpec) -> tuple[str | int, ...]:
+    """Return what decides how our own layers lie in memory; nothing for bitsandbytes'."""
+    if not is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
+        return ()
+    # Not above: a list of what is kept must not wait for torch.
+    from idefics_cli.models.loading.layers import layout
+
+    return layout()
+
+
+def _versions() -> list[str]:
+    found = []
+    for name in _MAKERS:
+        try:
+            found.append(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            found.append("")
+    return found

@@ -1,0 +1,118 @@
+"""Attention implementations: what each needs of the model, the device and the packages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from idefics_cli.core.types import Attention, DtypeName
+from idefics_cli.hardware.machine import Gpu, Machine
+from idefics_cli.models.planning.quantization import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Flash:
+    """What a version of FlashAttention needs.
+
+    Attributes:
+        distribution: Its package.
+        minimum: Oldest version of it that transformers takes.
+        capability: Oldest CUDA compute capability.
+        generation: Name of the GPUs of that capability.
+        install: How to get it.
+    """
+
+    distribution: str
+    minimum: tuple[int, ...]
+    capability: tuple[int, int]
+    generation: str
+    install: str
+
+
+# transformers 5.23, modeling_flash_attention_utils.py `FLASH_ATTENTION_COMPATIBILITY_MATRIX`.
+# FlashAttention 3's kernels are written for Hopper, though transformers lets Ampere pass.
+# The heads of these models, 64, 72, 96 and 128 wide, suit them all: 2 and 3 take multiples of 8 up
+# to 256, 4 up to 128 on Blackwell (flash_attn/cute/interface.py `_validate_head_dims`).
+FLASH: Mapping[Attention, Flash] = MappingProxyType(
+    {
+        "flash_attention_2": Flash(
+            "flash-attn",
+            (2, 3, 3),
+            (8, 0),
+            "Ampere",
+            # Its build asks for the torch that is there, which an isolated build does not see.
+            "pip install --no-build-isolation 'idefics-cli[flash]'",
+        ),
+        "flash_attention_3": Flash(
+            "flash-attn-3",
+            (),
+            (9, 0),
+            "Hopper",
+            "build it in the folder `hopper` of github.com/Dao-AILab/flash-attention",
+        ),
+        "flash_attention_4": Flash(
+            "flash-attn-4", (), (9, 0), "Hopper", "pip install --pre flash-attn-4"
+        ),
+    }
+)
+# `_supports_flash_attn` of the model classes.
+_WITHOUT_FLASH = frozenset({"idefics"})
+_USE_SDPA = "`--attention sdpa` needs nothing and is exact"
+
+
+def find_problem(
+    attention: Attention,
+    *,
+    family: str,
+    dtype: DtypeName,
+    gpus: tuple[Gpu, ...],
+    machine: Machine,
+) -> Problem | None:
+    """Return why *attention* cannot run on *gpus* (none: not on a CUDA device), or None."""
+    flash = FLASH.get(attention)
+    if flash is None:
+        return None
+    if family in _WITHOUT_FLASH:
+        return Problem(f"IDEFICS-1 does not support `{attention}`", _USE_SDPA)
+    if not gpus:
+        return Problem(f"`{attention}` needs a CUDA GPU", _USE_SDPA)
+    for gpu in gpus:
+        if gpu.capability < flash.capability:
+            return Problem(
+                f"`{attention}` needs an NVIDIA GPU of the {flash.generation} generation or "
+                f"newer, and {gpu.device} is a {gpu.name}",
+                _USE_SDPA,
+            )
+    if dtype == "float32":
+        return Problem(f"`{attention}` works in 16 bit only", "`--dtype bfloat16`, or " + _USE_SDPA)
+    return _package_problem(attention, flash, machine)
+
+
+def caution(attention: Attention, family: str) -> str | None:
+    """Return what a user of *attention* should know, or None."""
+    if attention in FLASH and family == "idefics2":
+        return (
+            f"{attention} in Idefics2's perceiver once gave answers unrelated to the picture "
+            "(transformers 4.41 to 4.43) and is unproven here: compare with `--attention sdpa`"
+        )
+    return None
+
+
+def _package_problem(attention: Attention, flash: Flash, machine: Machine) -> Problem | None:
+    version, hint = machine.versions.get(flash.distribution), f"{flash.install}; {_USE_SDPA}"
+    if not version:
+        return Problem(f"`{attention}` needs the package {flash.distribution}", hint)
+    if _numbers(version) < flash.minimum:
+        wanted = ".".join(map(str, flash.minimum))
+        return Problem(
+            f"`{attention}` needs {flash.distribution} {wanted} or newer, and {version} is there",
+            hint,
+        )
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"[\d.]+", version)
+    return tuple(int(part) for part in match[0].split(".") if part) if match else ()

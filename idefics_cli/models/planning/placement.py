@@ -1,0 +1,305 @@
+"""The ways to run a model on a machine, best first, and the memory that each takes.
+
+Order: on one GPU before several, whole before quantized, with tiles before without, any of
+these before a model that is partly in RAM, and a GPU before the CPU. On a processor without
+bitsandbytes' kernels, giving up tiles comes before quantizing, and 8 bit before 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from idefics_cli.core.types import (
+    Attention,
+    Device,
+    DtypeName,
+    Format4bit,
+    ImageLimits,
+    Quantization,
+)
+from idefics_cli.hardware.machine import Gpu, Machine
+from idefics_cli.models.hub.facts import ModelFacts
+from idefics_cli.models.planning.memory import (
+    CPU_RUNTIME_BYTES,
+    GPU_RUNTIME_BYTES,
+    Load,
+    model_load,
+)
+from idefics_cli.models.planning.quantization import choose_4bit
+
+# Shares of the free memory that a plan may count on. What is free changes while a model loads:
+# on a GPU little, in RAM with every other program. The estimates have margins of their own.
+GPU_SHARE = 0.97
+RAM_SHARE = 0.90
+# Models this small are fast in any dtype, so they get the most exact one on every device.
+SMALL_PARAMETERS = 100_000_000
+_NATIVE_BF16 = (8, 0)
+# transformers plans quantized models with nine tenths of `max_memory` (`adjust_max_memory`).
+_QUANTIZER_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChoices:
+    """What the user chose; "auto" or None leaves it to the plan.
+
+    Attributes:
+        device: "auto", "cpu", "mps", "cuda" (all GPUs, and RAM for what they cannot hold) or
+            "cuda:N" (that GPU alone).
+        dtype: "auto" or a `DtypeName`.
+        quantization: "auto" or a `Quantization`.
+        attention: "auto" or an `Attention`.
+        splitting: Whether large pictures are cut into tiles.
+        offline: Never reach for the network.
+        threads: CPU threads.
+        revision: Branch, tag or commit of a Hub repository.
+        limits: What the image loader accepts.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    attention: str | None = None
+    splitting: bool | None = None
+    offline: bool = False
+    threads: int | None = None
+    revision: str | None = None
+    limits: ImageLimits = field(default_factory=ImageLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to run a model.
+
+    Attributes:
+        device: Where it runs; the first of several.
+        gpus: The GPUs that hold it; empty on mps and cpu.
+        dtype: Of what is not quantized.
+        quantization: Of the rest.
+        splitting: Whether large pictures are cut into tiles.
+        offload: Whether RAM holds what the GPUs cannot.
+        format_4bit: What `4bit` is.
+    """
+
+    device: Device
+    gpus: tuple[Gpu, ...]
+    dtype: DtypeName
+    quantization: Quantization
+    splitting: bool
+    offload: bool = False
+    format_4bit: Format4bit = "nf4"
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether more than one memory holds the model."""
+        return self.offload or len(self.gpus) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one device has to hold, and what it can; bytes.
+
+    Attributes:
+        device: "cuda:N", "mps" or "cpu".
+        weights: Its share of them.
+        kv_cache: Its share of it.
+        working: Intermediate results and the runtime's own.
+        free: Of its memory, now.
+        usable: Of what is free, with a margin.
+    """
+
+    device: str
+    weights: int
+    kv_cache: int
+    working: int
+    free: int
+    usable: int
+
+    @property
+    def total(self) -> int:
+        """What it has to hold."""
+        return self.weights + self.kv_cache + self.working
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are too few; 0 if it fits."""
+        return max(0, self.total - self.usable)
+
+
+def options(facts: ModelFacts, choices: PlanChoices, machine: Machine) -> Iterator[Option]:
+    """Yield the ways to run a model that *choices* leave open, best first."""
+    device = choices.device or "auto"
+    gpus = machine.gpus if device in ("auto", "cuda") else ()
+    if device.startswith("cuda:"):
+        gpus = tuple(gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device)
+    mixes = _Mixes(facts, choices)
+    if gpus:
+        yield from _on_gpus(gpus, mixes, offload=not device.startswith("cuda:"))
+    if device == "mps" or (device == "auto" and machine.mps_bytes is not None and not gpus):
+        dtypes: tuple[DtypeName, ...] = ("bfloat16",) if machine.mps_bf16 else ("float16",)
+        for quantization, splitting in mixes.fast():
+            for dtype in mixes.dtypes(dtypes):
+                yield Option("mps", (), dtype, quantization, splitting)
+    if device in ("auto", "cpu"):
+        yield from _on_cpu(machine, mixes)
+
+
+def needs_of(
+    option: Option, facts: ModelFacts, attention: Attention, machine: Machine
+) -> tuple[Need, ...]:
+    """Return what every device has to hold under *option*."""
+    load = _load(option, facts, attention)
+    if option.is_spread:
+        return _spread(option, facts, load, machine)
+    if option.gpus:
+        gpu = option.gpus[0]
+        usable = int(gpu.free_bytes * GPU_SHARE)
+        working = load.working + GPU_RUNTIME_BYTES
+        return (
+            Need(f"cuda:{gpu.index}", load.weights, load.kv_cache, working, gpu.free_bytes, usable),
+        )
+    free = machine.free_ram_bytes
+    if option.device == "mps":
+        # Apple GPUs use the machine's memory.
+        free = min(free, machine.mps_bytes or 0)
+    working = load.working + CPU_RUNTIME_BYTES
+    if option.device == "cpu" and option.quantization == "4bit" and option.format_4bit == "nf4":
+        # Packing unfolds one layer's weights to 32-bit numbers and a copy in 8 bit.
+        working += facts.shape.hidden * facts.shape.intermediate * 6
+    need = Need(option.device, load.weights, load.kv_cache, working, free, int(free * RAM_SHARE))
+    return (need,)
+
+
+def max_memory(needs: tuple[Need, ...], option: Option) -> Mapping[str, int] | None:
+    """Return how many bytes of weights each device may take, for accelerate; None if one does.
+
+    Devices are filled in this order, so all but the last take their share and little more.
+    """
+    if not option.is_spread:
+        return None
+    share = 1.0 if option.quantization == "none" else _QUANTIZER_SHARE
+    limits = {}
+    for need in needs:
+        most = int(need.free * (RAM_SHARE if need.device == "cpu" else GPU_SHARE))
+        layer = most - need.usable
+        room = max(0, most - need.kv_cache - need.working)
+        if need is not needs[-1]:
+            room = min(room, need.weights + 2 * layer)
+        limits[need.device.removeprefix("cuda:")] = int(room / share)
+    return limits
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixes:
+    """The combinations of what is not a device."""
+
+    facts: ModelFacts
+    choices: PlanChoices
+
+    def quantizations(self) -> tuple[Quantization, ...]:
+        chosen = self.choices.quantization
+        if self.facts.stored is not None:
+            return (self.facts.stored,)
+        if chosen in (None, "auto"):
+            # 8bit is slower than 4bit wherever that has kernels, so only a wish leads to it.
+            return ("none", "4bit")
+        return (chosen,)  # type: ignore[return-value] # `make_plan` has checked it
+
+    def splittings(self) -> tuple[bool, ...]:
+        if self.choices.splitting is not None:
+            return (self.choices.splitting and self.facts.splitting is not None,)
+        return (True, False) if self.facts.splitting else (False,)
+
+    def fast(self) -> Iterator[tuple[Quantization, bool]]:
+        """Yield the mixes for a device that is fast with 4 bit."""
+        for splitting in self.splittings():
+            for quantization in self.quantizations():
+                yield quantization, splitting
+
+    def slow(self) -> Iterator[tuple[Quantization, bool]]:
+        """Yield the mixes for a CPU on which 8 bit is nearly as fast as 4, and better."""
+        is_open = self.quantizations() == ("none", "4bit")
+        for quantization in ("none", "8bit", "4bit") if is_open else self.quantizations():
+            for splitting in self.splittings():
+                yield quantization, splitting
+
+    def dtypes(self, native: tuple[DtypeName, ...]) -> tuple[DtypeName, ...]:
+        chosen = self.choices.dtype
+        if self.facts.stored_dtype is not None:
+            return (self.facts.stored_dtype,)
+        if chosen not in (None, "auto"):
+            return (chosen,)  # type: ignore[return-value] # as above
+        return ("float32",) if self.facts.parameters < SMALL_PARAMETERS else native
+
+
+def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes, *, offload: bool) -> Iterator[Option]:
+    best = max(gpus, key=lambda gpu: gpu.free_bytes)
+    groups = [(best,)] if len(gpus) == 1 else [(best,), gpus]
+    for quantization, splitting in mixes.fast():
+        for group in groups:
+            for dtype in mixes.dtypes(_gpu_dtypes(group)):
+                yield Option(group[0].device, group, dtype, quantization, splitting)
+    if not offload or "none" not in mixes.quantizations():
+        return  # bitsandbytes keeps no weights in RAM
+    for splitting in mixes.splittings():
+        for dtype in mixes.dtypes(_gpu_dtypes(gpus)):
+            yield Option(gpus[0].device, gpus, dtype, "none", splitting, offload=True)
+
+
+def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Option]:
+    # Without native bfloat16, float32 is several times as fast (measured on AVX512: 5 times for
+    # a prompt, equal for a reply), so bfloat16 only saves memory.
+    native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
+    is_stored = mixes.facts.stored is not None
+    format_4bit = "nf4" if is_stored else choose_4bit(machine, mixes.facts.shape)
+    for quantization, splitting in mixes.fast() if machine.packed_4bit else mixes.slow():
+        for dtype in mixes.dtypes(native):
+            yield Option("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)
+
+
+def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:
+    native = all(gpu.capability >= _NATIVE_BF16 for gpu in gpus)
+    return ("bfloat16",) if native else ("float16",)
+
+
+def _load(option: Option, facts: ModelFacts, attention: Attention) -> Load:
+    load = model_load(
+        facts.parameters,
+        facts.shape,
+        dtype=option.dtype,
+        quantization=option.quantization,
+        attention=attention,
+        splitting=option.splitting,
+        context=facts.context_tokens,
+        format_4bit=option.format_4bit,
+    )
+    if facts.stored is None:
+        return load
+    return Load(facts.stored_bytes, load.kv_cache, load.working)
+
+
+def _spread(option: Option, facts: ModelFacts, load: Load, machine: Machine) -> tuple[Need, ...]:
+    """Return what each GPU, and RAM, takes of a model that one GPU cannot hold.
+
+    Layers are not cut, so what is usable of each GPU leaves room for one more; and each holds
+    intermediate results.
+    """
+    shape = facts.shape
+    layer = load.weights // max(1, shape.layers + shape.cross_layers)
+    count = len(option.gpus)
+    working = load.working + GPU_RUNTIME_BYTES
+    kv_cache = load.kv_cache // count
+    usable = [max(0, int(gpu.free_bytes * GPU_SHARE) - layer) for gpu in option.gpus]
+    rooms = [max(0, size - working - kv_cache) for size in usable]
+    room = sum(rooms)
+    on_gpus = min(load.weights, room) if option.offload else load.weights
+    parts = [on_gpus * part // room if room else on_gpus // count for part in rooms]
+    needs = [
+        Need(f"cuda:{gpu.index}", part, kv_cache, working, gpu.free_bytes, size)
+        for gpu, part, size in zip(option.gpus, parts, usable, strict=True)
+    ]
+    if option.offload:
+        free = machine.free_ram_bytes
+        rest = load.weights - on_gpus
+        needs.append(Need("cpu", rest, 0, CPU_RUNTIME_BYTES, free, int(free * RAM_SHARE)))
+    return tuple(needs)

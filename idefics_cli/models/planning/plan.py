@@ -1,0 +1,353 @@
+"""What will run, decided before any weight is read, with the reason for every choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from idefics_cli.core.errors import PlanError
+from idefics_cli.core.types import Attention, DtypeName, LoadSpec, Quantization
+from idefics_cli.core.units import display_path, gib
+from idefics_cli.hardware.machine import Gpu, Machine, probe_machine
+from idefics_cli.models.hub.facts import ModelFacts, registry_facts
+from idefics_cli.models.planning import attention as attentions
+from idefics_cli.models.planning import quantization
+from idefics_cli.models.planning import reasons as plan_reasons
+from idefics_cli.models.planning.placement import (
+    Need,
+    Option,
+    PlanChoices,
+    max_memory,
+    needs_of,
+    options,
+)
+from idefics_cli.models.planning.quantization import Problem
+from idefics_cli.models.planning.reasons import Reason
+
+__all__ = [
+    "Gpu",
+    "Machine",
+    "ModelFacts",
+    "Need",
+    "Plan",
+    "PlanChoices",
+    "Reason",
+    "make_plan",
+    "probe_machine",
+]
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_SUGGESTIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will run, and why.
+
+    Attributes:
+        spec: For the loader.
+        facts: What is known of the model.
+        reasons: Why each choice was made.
+        needs: What each device has to hold.
+        warnings: What may disappoint.
+    """
+
+    spec: LoadSpec
+    facts: ModelFacts
+    reasons: tuple[Reason, ...]
+    needs: tuple[Need, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the plan for JSON; paths below the home folder begin with `~`."""
+        spec, facts = self.spec, self.facts
+        repo = display_path(Path(spec.repo)) if Path(spec.repo).is_absolute() else spec.repo
+        return {
+            "model": display_path(Path(spec.name)) if Path(spec.name).is_absolute() else spec.name,
+            "repo": repo,
+            "revision": spec.revision,
+            "family": spec.family,
+            "parameters": facts.parameters,
+            "chats": spec.chats,
+            "context_tokens": facts.context_tokens,
+            "folder": None if facts.folder is None else display_path(facts.folder),
+            "download_bytes": facts.download_bytes,
+            "device": spec.device,
+            "dtype": spec.dtype,
+            "quantization": spec.quantization,
+            "format_4bit": spec.format_4bit if spec.quantization == "4bit" else None,
+            "attention": spec.attention,
+            "splitting": spec.splitting,
+            "device_map": spec.device_map,
+            "max_memory": None if spec.max_memory is None else dict(spec.max_memory),
+            "threads": spec.threads,
+            "offline": spec.offline,
+            "reasons": [
+                {"subject": r.subject, "choice": r.choice, "why": r.why} for r in self.reasons
+            ],
+            "memory": [
+                {
+                    "device": need.device,
+                    "weights_bytes": need.weights,
+                    "kv_cache_bytes": need.kv_cache,
+                    "working_bytes": need.working,
+                    "total_bytes": need.total,
+                    "free_bytes": need.free,
+                    "usable_bytes": need.usable,
+                }
+                for need in self.needs
+            ],
+            "warnings": list(self.warnings),
+        }
+
+
+def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan:
+    """Decide how *model* runs on *machine*.
+
+    What *choices* leave open never fails for a reason that another choice avoids.
+
+    Raises:
+        PlanError: If the machine cannot do what was chosen, or the model does not fit it in
+            any way.
+    """
+    _check_choices(choices, model)
+    _check_device(choices.device or "auto", machine)
+    attention = _attention(choices)
+    verdicts = [
+        _judge(option, model, attention, machine) for option in options(model, choices, machine)
+    ]
+    chosen = next((v for v in verdicts if v.works), None)
+    if chosen is None:
+        raise _no_way(verdicts, model, choices, machine)
+    if chosen.option.device == "cpu" and choices.quantization not in (None, "auto"):
+        _check_missed_gpu(verdicts)
+    spec = _spec(chosen, attention, model, choices, machine)
+    better = verdicts[: verdicts.index(chosen)]
+    context = plan_reasons.Context(
+        facts=model,
+        choices=choices,
+        machine=machine,
+        option=chosen.option,
+        needs=chosen.needs,
+        tried=tuple((v.option, v.needs) for v in better if v.problem is None),
+    )
+    return Plan(
+        spec=spec,
+        facts=model,
+        reasons=plan_reasons.reasons(context, spec),
+        needs=chosen.needs,
+        warnings=plan_reasons.warnings(context, spec),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What is to say of one option."""
+
+    option: Option
+    needs: tuple[Need, ...]
+    problem: Problem | None
+
+    @property
+    def works(self) -> bool:
+        return self.problem is None and not self.missing
+
+    @property
+    def missing(self) -> int:
+        return sum(need.missing for need in self.needs)
+
+
+def _judge(option: Option, model: ModelFacts, attention: Attention, machine: Machine) -> _Verdict:
+    problem = quantization.find_problem(
+        option.quantization,
+        device=option.device,
+        machine=machine,
+        shape=model.shape,
+        format_4bit=option.format_4bit,
+        is_stored=model.stored is not None,
+    ) or attentions.find_problem(
+        attention, family=model.family, dtype=option.dtype, gpus=option.gpus, machine=machine
+    )
+    if problem is None and option.is_spread and not machine.has("accelerate"):
+        problem = Problem("several devices need the package accelerate", "pip install accelerate")
+    return _Verdict(option, needs_of(option, model, attention, machine), problem)
+
+
+def _spec(
+    chosen: _Verdict,
+    attention: Attention,
+    model: ModelFacts,
+    choices: PlanChoices,
+    machine: Machine,
+) -> LoadSpec:
+    option = chosen.option
+    # The checkpoint's own setting is left to the checkpoint.
+    own = option.splitting == bool(model.splitting) and choices.splitting is None
+    return LoadSpec(
+        repo=model.repo,
+        family=model.family,
+        name=model.name,
+        revision=model.revision,
+        chats=model.chats,
+        dtype=option.dtype,
+        quantization=option.quantization,
+        format_4bit=option.format_4bit,
+        attention=attention,
+        device=option.device,
+        device_map="auto" if option.is_spread else None,
+        max_memory=max_memory(chosen.needs, option),
+        splitting=None if own or model.splitting is None else option.splitting,
+        offline=choices.offline,
+        threads=choices.threads or plan_reasons.default_threads(option, model, machine),
+        limits=choices.limits,
+    )
+
+
+def _attention(choices: PlanChoices) -> Attention:
+    chosen = choices.attention or "auto"
+    for name in get_args(Attention):
+        if chosen == name:
+            return name  # type: ignore[no-any-return] # a member of the Literal
+    return "sdpa"
+
+
+def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
+    closed = (
+        ("dtype", choices.dtype, get_args(DtypeName)),
+        ("quantization", choices.quantization, get_args(Quantization)),
+        ("attention", choices.attention, get_args(Attention)),
+    )
+    for name, value, allowed in closed:
+        if value not in (None, "auto", *allowed):
+            raise PlanError(f"unknown {name} `{value}`", hint=f"auto, {', '.join(allowed)}")
+    device = choices.device or "auto"
+    if not _DEVICE.fullmatch(device):
+        raise PlanError(f"unknown device `{device}`", hint="auto, cpu, mps, cuda or cuda:N")
+    for flag, wanted, stored in (
+        ("quantization", choices.quantization, model.stored),
+        ("dtype", choices.dtype, model.stored_dtype),
+    ):
+        if stored is not None and wanted not in (None, "auto", stored):
+            raise PlanError(
+                f"the weights of `{model.name}` are stored in {stored}, so `--{flag} {wanted}` "
+                "is not possible",
+                hint="take the plain checkpoint",
+            )
+
+
+def _check_device(device: str, machine: Machine) -> None:
+    """Raise what is missing for an explicit *device*."""
+    if "torch" in machine.broken:
+        raise PlanError(
+            f"torch cannot be imported: {machine.broken['torch']}",
+            hint="pip install --force-reinstall torch",
+        )
+    if device == "mps" and machine.mps_bytes is None:
+        raise PlanError(
+            "there is no Apple GPU that torch can use", hint="`--device auto` takes what there is"
+        )
+    if not device.startswith("cuda"):
+        return
+    if machine.gpus:
+        names = [f"cuda:{gpu.index} ({gpu.name})" for gpu in machine.gpus]
+        if device != "cuda" and not any(name.startswith(f"{device} ") for name in names):
+            raise PlanError(f"there is no `{device}`", hint=f"this machine has {', '.join(names)}")
+        return
+    if machine.torch_build == "cpu":
+        raise PlanError(
+            f"`--device {device}` needs another torch: {machine.versions.get('torch')} is built "
+            "for the CPU",
+            hint="https://pytorch.org/get-started/locally tells the `pip install` for a GPU",
+        )
+    raise PlanError(
+        f"torch finds no GPU for `--device {device}`",
+        hint="; ".join(machine.notes)
+        or "`nvidia-smi` tells whether the driver sees one; `--device auto` takes what there is",
+    )
+
+
+def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
+    """Raise why a GPU cannot hold quantized weights, if that sends the model to the CPU.
+
+    There it would run without a package, many times slower than the user expects.
+    """
+    for verdict in verdicts:
+        if verdict.option.gpus and verdict.problem is not None and not verdict.missing:
+            hint = f"{verdict.problem.hint}; or `--device cpu`, which needs no package"
+            raise PlanError(verdict.problem.message, hint=hint)
+
+
+def _no_way(
+    verdicts: Sequence[_Verdict], model: ModelFacts, choices: PlanChoices, machine: Machine
+) -> PlanError:
+    """Return the error for a model that runs in none of the ways that were left open."""
+    possible = [v for v in verdicts if v.problem is None]
+    if not possible:
+        problem = next(v.problem for v in verdicts if v.problem is not None)
+        return PlanError(problem.message, hint=problem.hint)
+    # Would fit, if only something were installed.
+    problems = [v.problem for v in verdicts if v.problem is not None and not v.missing]
+    best = min(possible, key=lambda v: v.missing)
+    short = max(best.needs, key=lambda need: need.missing)
+    if best.option.is_spread:
+        needed = sum(need.total for need in best.needs)
+        usable = sum(need.usable for need in best.needs)
+        where = " and ".join(need.device for need in best.needs)
+    else:
+        needed, usable, where = short.total, short.usable, short.device
+    return PlanError(
+        f"`{model.name}`{_asked(choices)} needs {gib(needed)} on {where}, and {gib(usable)} of "
+        f"{gib(sum(n.free for n in best.needs))} free memory are usable",
+        hint="; ".join(_ways_out(model, choices, machine, problems)),
+    )
+
+
+def _asked(choices: PlanChoices) -> str:
+    flags = [
+        f"--{name} {value}"
+        for name in ("quantization", "dtype", "attention")
+        if (value := getattr(choices, name)) not in (None, "auto")
+    ]
+    if choices.splitting:
+        flags.append("--splitting")
+    return f" with `{' '.join(flags)}`" if flags else ""
+
+
+def _ways_out(
+    model: ModelFacts, choices: PlanChoices, machine: Machine, problems: Sequence[Problem]
+) -> list[str]:
+    ways = []
+    relaxed = replace(choices, quantization=None, dtype=None, attention=None, splitting=None)
+    for other in (relaxed, replace(relaxed, device=None)):
+        option = None if other == choices else _first(model, other, machine)
+        if option is not None:
+            ways.append(_as_flags(option) + " would fit")
+            break
+    if not ways and problems:
+        ways.append(problems[0].hint)
+    smaller = [
+        facts
+        for facts in registry_facts()
+        if facts.chats
+        and facts.parameters < model.parameters
+        and _first(facts, replace(relaxed, revision=None), machine) is not None
+    ]
+    smaller.sort(key=lambda facts: facts.parameters, reverse=True)
+    if smaller:
+        ways.append(f"models that fit: {', '.join(f.name for f in smaller[:_SUGGESTIONS])}")
+    return ways
+
+
+def _first(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Option | None:
+    for option in options(model, choices, machine):
+        if _judge(option, model, "sdpa", machine).works:
+            return option
+    return None
+
+
+def _as_flags(option: Option) -> str:
+    device = option.device if not option.gpus or option.is_spread else option.gpus[0].device
+    return f"`--device {device} --quantization {option.quantization} --dtype {option.dtype}`"

@@ -1,0 +1,160 @@
+"""Smaller weights, by bitsandbytes or on the CPU: what each takes, and where it works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from idefics_cli.core.types import Format4bit, Quantization
+from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.families.spec import Shape
+
+if TYPE_CHECKING:
+    pass
+
+# Rows of one block of the packed CPU kernel, and weights that share a scale
+# (bitsandbytes 0.50, functional.py `_convert_weight_packed_for_cpu`, and nf4's block size).
+_PACK_ROWS = 32
+_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to store the weights of linear layers.
+
+    Attributes:
+        bytes_per_weight: With its scales; None for the dtype of the model.
+        summary: For people.
+    """
+
+    bytes_per_weight: float | None
+    summary: str
+
+
+METHODS: Mapping[Quantization, Method] = MappingProxyType(
+    {
+        "none": Method(None, "the weights as they are"),
+        # One float32 scale for each output row is next to nothing.
+        "8bit": Method(
+            1.0, "half the memory of 16 bit: LLM.int8() on a GPU, 8-bit weights on a CPU"
+        ),
+        # Half a byte, an 8-bit scale for 64 weights, a 32-bit scale for 256 of those scales.
+        "4bit": Method(
+            0.5 + 1 / 64 + 4 / (64 * 256),
+            "nf4 with double quantization; where a CPU has no kernels for it, groups of int4",
+        ),
+    }
+)
+
+# Half a byte, and a scale and a zero of 16 bit for 32 weights; see `int4.py`.
+_INT4_BYTES = 0.5 + 4 / 32
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something cannot be done here, and what would change that."""
+
+    message: str
+    hint: str
+
+
+def find_problem(
+    quantization: Quantization,
+    *,
+    device: str,
+    machine: Machine,
+    shape: Shape,
+    format_4bit: Format4bit = "nf4",
+    is_stored: bool = False,
+) -> Problem | None:
+    """Return why *quantization* cannot run on *device*, or None.
+
+    Args:
+        quantization: What to find a problem of.
+        device: Where it is to run.
+        machine: What that has.
+        shape: Of the model.
+        format_4bit: What `4bit` is.
+        is_stored: Whether the files of the model hold weights that bitsandbytes made.
+    """
+    own = is_own(quantization, device, format_4bit=format_4bit)
+    if quantization == "none" or (own and not is_stored):
+        return None
+    if device.startswith("mps"):
+        return Problem(
+            f"`{quantization}` needs a CUDA GPU or a CPU; bitsandbytes does not run on Apple GPUs",
+            "`--quantization none`, a smaller model, or `--device cpu`",
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        if package in machine.broken:
+            return Problem(
+                f"`{quantization}` needs {package}, which cannot be imported: "
+                f"{machine.broken[package]}",
+                f"pip install --force-reinstall {package}",
+            )
+        if not machine.has(package):
+            return Problem(
+                f"`{quantization}` needs the package {package}", f"pip install {package}"
+            )
+    if quantization == "4bit" and device == "cpu" and machine.packed_4bit and not _packs(shape):
+        return Problem(
+            "`4bit` cannot run on this processor: bitsandbytes packs layers whose height is a "
+            f"multiple of {_PACK_ROWS} and whose width is one of {_BLOCK}, and this model has "
+            "others",
+            "`--quantization none` or `--quantization 8bit`",
+        )
+    return None
+
+
+def choose_4bit(machine: Machine, shape: Shape) -> Format4bit:
+    """Return what `4bit` is on the CPU of *machine* for a model that is not stored so.
+
+    nf4 is smaller, and as fast for one row and twice as fast for many, where bitsandbytes has
+    kernels for it (AMD Zen 5, torch 2.13). Elsewhere it takes 40 times as long.
+    """
+    installed = all(machine.has(package) for package in ("bitsandbytes", "accelerate"))
+    return "nf4" if machine.packed_4bit and installed and _packs(shape) else "int4"
+
+
+def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> float | None:
+    """Return what a quantized weight takes with its scales; None if it keeps its dtype."""
+    if quantization == "4bit" and format_4bit == "int4":
+        return _INT4_BYTES
+    return METHODS[quantization].bytes_per_weight
+
+
+def slowness(
+    quantization: Quantization, *, device: str, machine: Machine, format_4bit: Format4bit
+) -> str | None:
+    """Return how *quantization* costs time on *device*, or None."""
+    if device != "cpu" or quantization == "none":
+        return None
+    if quantization == "8bit":
+        # 0.5 of bfloat16's time for a word, where nf4 takes 0.3 (one row; see `int8.py`).
+        return "`--quantization 4bit` is faster on this processor" if machine.packed_4bit else None
+    if format_4bit == "nf4" and not machine.packed_4bit:
+        return (
+            "nf4 is slow on this processor, which lacks AVX512_BF16: each word takes 15 to 35 "
+            "times as long; the plain checkpoint with `--quantization 4bit` is fast on it"
+        )
+    return None
+
+
+def _packs(shape: Shape) -> bool:
+    heights = (
+        shape.hidden,
+        shape.intermediate,
+        shape.heads * shape.head_dim,
+        shape.kv_heads * shape.head_dim,
+    )
+    widths = (shape.hidden, shape.intermediate, shape.heads * shape.head_dim, shape.cross_inputs)
+    return not any(h % _PACK_ROWS for h in heights) and not any(w % _BLOCK for w in widths)
+
+
+def is_own(quantization: Quantization, device: str, *, format_4bit: Format4bit) -> bool:
+    """Tell whether *quantization* on *device* is done by us, without bitsandbytes."""
+    return device == "cpu" and (
+        quantization == "8bit" or (quantization == "4bit" and format_4bit == "int4")
+    )

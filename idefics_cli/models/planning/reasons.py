@@ -1,0 +1,363 @@
+"""Why a plan is as it is, and what may disappoint, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.units import GIB, display_path, gib
+from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.hub.facts import ModelFacts
+from idefics_cli.models.planning import attention, quantization
+from idefics_cli.models.planning.placement import SMALL_PARAMETERS, Need, Option, PlanChoices
+
+_ASKED = "asked for"
+# Families whose activations are known to leave the range of float16.
+_OVERFLOWS = {
+    "idefics": "IDEFICS-1 80B leaves the range of float16, which garbles answers",
+    "idefics2": "Idefics2's connector can leave the range of float16",
+}
+_OPTION_FIELDS = tuple(field.name for field in fields(Option))
+_HUGE_PARAMETERS = 20_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one choice was made."""
+
+    subject: str
+    choice: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a plan was made from.
+
+    Attributes:
+        facts: The model.
+        choices: The user's.
+        machine: Where it runs.
+        option: What was taken.
+        needs: What that takes.
+        tried: What was too large, in the order of preference, and what it would take.
+    """
+
+    facts: ModelFacts
+    choices: PlanChoices
+    machine: Machine
+    option: Option
+    needs: tuple[Need, ...]
+    tried: tuple[tuple[Option, tuple[Need, ...]], ...]
+
+    def asked(self, name: str) -> bool:
+        """Tell whether the user chose *name*."""
+        return getattr(self.choices, name) not in (None, "auto")
+
+    def too_large(self, unlike: str) -> str | None:
+        """Return what an option takes that was too large and differs in the field *unlike*.
+
+        Of several, the one that is else most like the choice.
+        """
+        mine = self.option
+        others = [
+            (sum(getattr(mine, name) != getattr(option, name) for name in _OPTION_FIELDS), needs)
+            for option, needs in self.tried
+            if getattr(option, unlike) != getattr(mine, unlike)
+        ]
+        return _short(min(others, key=lambda other: other[0])[1]) if others else None
+
+
+def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
+    """Return why each choice of *spec* was made."""
+    found = [
+        _files(context),
+        Reason("device", spec.device, _device(context)),
+        Reason("dtype", spec.dtype, _dtype(context)),
+        Reason("quantization", spec.quantization, _quantization(context)),
+        Reason("attention", spec.attention, _attention(context)),
+    ]
+    if context.option.device == "cpu":
+        found.append(_products(context))
+    if context.option.gpus:
+        found.append(_decoding(context, spec))
+    if context.facts.splitting is not None:
+        choice = "on" if context.option.splitting else "off"
+        found.append(Reason("splitting", choice, _splitting(context)))
+    if context.option.is_spread:
+        found.append(Reason("placement", "spread", _placement(context)))
+    if spec.threads is not None:
+        found.append(Reason("threads", str(spec.threads), _threads(context)))
+    return tuple(found)
+
+
+def warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
+    """Return what may disappoint."""
+    option, facts = context.option, context.facts
+    found = [
+        _float16(context),
+        _emulated_bfloat16(context),
+        quantization.slowness(
+            option.quantization,
+            device=option.device,
+            machine=context.machine,
+            format_4bit=option.format_4bit,
+        ),
+        attention.caution(spec.attention, facts.family),
+        _large_quantized(context),
+        _unsplit(context),
+        _missing_files(context),
+    ]
+    if option.offload:
+        found.append(
+            f"{gib(context.needs[-1].weights)} of weights stay in RAM and cross to the GPU for "
+            "every word: expect seconds for each"
+        )
+    return (*(text for text in found if text), *context.machine.notes)
+
+
+def default_threads(option: Option, facts: ModelFacts, machine: Machine) -> int | None:
+    """Return the CPU threads for *option*; None leaves them to torch."""
+    if option.device != "cpu":
+        return None
+    spared = machine.cores - 1 if machine.cores > 2 else machine.cores
+    # Measured on the built-in model: 1 to 3 threads within 20 %, but 25 times as long when
+    # another program keeps one of the cores busy.
+    return min(spared, 2, max(1, machine.cores - 1)) if _is_small(facts) else spared
+
+
+def _is_small(facts: ModelFacts) -> bool:
+    return facts.parameters < SMALL_PARAMETERS
+
+
+def _files(context: Context) -> Reason:
+    facts = context.facts
+    if facts.repo == "demo":
+        return Reason("files", "built in", "part of this package")
+    if facts.folder is not None:
+        return Reason("files", "present", display_path(facts.folder))
+    size = "" if not facts.download_bytes else f"about {gib(facts.download_bytes)} "
+    return Reason(
+        "files", "to download", f"{size}from {facts.repo} to {display_path(context.machine.cache)}"
+    )
+
+
+def _device(context: Context) -> str:
+    machine, option = context.machine, context.option
+    if context.asked("device"):
+        return _ASKED
+    if option.gpus:
+        gpu = option.gpus[0]
+        if len(option.gpus) > 1:
+            return f"{len(option.gpus)} GPUs: {', '.join(gpu.name for gpu in option.gpus)}"
+        most = ", the most of all GPUs" if len(machine.gpus) > 1 else ""
+        return f"{gpu.name}, {gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free{most}"
+    if option.device == "mps":
+        return "the Apple GPU is faster than the processor"
+    if machine.gpus:
+        needs = next((n for o, n in reversed(context.tried) if o.gpus), None)
+        return "the GPU cannot run it so" if needs is None else f"with the GPU, it {_short(needs)}"
+    if machine.mps_bytes is not None:
+        return "too large for the Apple GPU, or not possible on it"
+    if machine.has_nvidia_driver and machine.torch_build == "cpu":
+        return "there is an NVIDIA driver, but this torch is built for the CPU only"
+    return f"no GPU; {machine.cpu_name}, {machine.cores} cores"
+
+
+def _dtype(context: Context) -> str:
+    option, machine = context.option, context.machine
+    if context.asked("dtype"):
+        return _ASKED
+    if context.facts.stored_dtype is not None:
+        return "what the quantized weights are stored with"
+    if _is_small(context.facts):
+        return "the most exact, and fast enough for so small a model"
+    if option.gpus:
+        capability = ".".join(map(str, min(gpu.capability for gpu in option.gpus)))
+        word = "native" if option.dtype == "bfloat16" else "no native bfloat16"
+        return f"{word} on this GPU (compute capability {capability})"
+    if option.device == "mps":
+        return "what this macOS and torch support"
+    if option.dtype == "float32":
+        return "the processor has no native bfloat16, so float32 is faster"
+    if machine.cpu_bf16:
+        return "native on this processor, half the memory of float32"
+    return f"float32 would be faster, but {context.too_large('dtype')}"
+
+
+def _quantization(context: Context) -> str:
+    option = context.option
+    if context.facts.stored is not None:
+        return "the weights are stored so"
+    if context.asked("quantization"):
+        return _ASKED
+    if option.quantization == "none":
+        return f"fits: {_of(context.needs)}"
+    return f"whole, it {context.too_large('quantization')}"
+
+
+def _attention(context: Context) -> str:
+    if context.asked("attention"):
+        return _ASKED
+    if context.option.device == "cpu":
+        return _cpu_attention(context)
+    if context.facts.family == "idefics":
+        return "the fastest that IDEFICS-1 supports"
+    names = [f.distribution for f in attention.FLASH.values()]
+    installed = [name for name in names if context.machine.has(name)]
+    if installed and context.option.gpus:
+        return f"exact and proven; {installed[0]} is installed and can be asked for"
+    return "exact, fast, and needs no extra package"
+
+
+def _decoding(context: Context, spec: LoadSpec) -> Reason:
+    # As `slots_problem` and `graphs_problem` of the engine, which look at what was loaded.
+    plain = "one kernel at a time"
+    if context.option.is_spread:
+        return Reason("decoding", plain, "the model is spread over several devices")
+    if spec.attention in attention.FLASH:
+        return Reason("decoding", plain, f"{spec.attention} takes no mask for each reply")
+    if spec.quantization == "8bit":
+        return Reason("decoding", plain, "8bit looks at its numbers between kernels")
+    why = "a recorded step spares the GPU a thousand launches; if it fails, they come back"
+    return Reason("decoding", "CUDA graphs", why)
+
+
+def _cpu_attention(context: Context) -> str:
+    # As in `cpu_attention.py`, which looks again while it runs.
+    tiled = context.option.dtype == "bfloat16" and _has_x86_bf16(context.machine)
+    patches = "tile by tile" if tiled else "in heads as wide as a register"
+    return f"exact; words are grouped by the heads that share keys, many patches go {patches}"
+
+
+def _has_x86_bf16(machine: Machine) -> bool:
+    # As `cpu_attention.has_native_bf16`; on other processors its ways are not known to be faster.
+    return bool({"avx512_bf16", "amx_bf16"} & machine.cpu_flags)
+
+
+def _products(context: Context) -> Reason:
+    """Return by which kernels the weights are multiplied on a CPU."""
+    # As `weights.py`, `int8.py` and `widened.py`, which look at what was loaded.
+    option, machine = context.option, context.machine
+    if option.quantization == "8bit" and context.facts.stored is None:
+        theirs = "torch's kernel for 8-bit weights"
+        kernel = "a kernel compiled for this processor" if machine.compiles_kernels else theirs
+        return Reason("products", "int8", f"few rows by {kernel}")
+    if option.quantization == "4bit" and option.format_4bit == "int4":
+        why = "4-bit numbers in groups of 32; bitsandbytes' nf4 has no kernel for this processor"
+        return Reason("products", "int4", why)
+    if option.quantization == "none" and option.dtype == "bfloat16":
+        if _has_x86_bf16(machine):
+            return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
+        if {"avx2", "avx512f"} & machine.cpu_flags:
+            compact = "kept in 12 bits without loss where few rows are multiplied"
+            few = compact if machine.compiles_kernels else "few rows are multiplied one by one"
+            why = f"{few}, many in float32"
+            return Reason("products", "widened", why)
+    if option.quantization == "none":
+        return Reason(
+            "products", "torch", f"{option.dtype} gains nothing by packing here at one prompt"
+        )
+    kind = "packed" if option.quantization == "4bit" and machine.packed_4bit else "unpacked"
+    return Reason("products", "bitsandbytes", f"its {kind} kernels")
+
+
+def _splitting(context: Context) -> str:
+    if context.choices.splitting is not None:
+        return _ASKED
+    if context.option.splitting == bool(context.facts.splitting):
+        return "as the model was trained"
+    return f"with tiles, it {context.too_large('splitting')}"
+
+
+def _placement(context: Context) -> str:
+    parts = ", ".join(f"{gib(need.weights)} on {need.device}" for need in context.needs)
+    alone = context.too_large("gpus") or context.too_large("offload")
+    return f"weights: {parts}" + (f"; else, it {alone}" if alone else "")
+
+
+def _threads(context: Context) -> str:
+    if context.choices.threads is not None:
+        return _ASKED
+    cores = context.machine.cores
+    if _is_small(context.facts):
+        return "so small a model gains nothing from more"
+    if cores <= 2:
+        return f"all of {cores} cores"
+    # Measured: 3 threads on 4 cores with one of them busy took 9 times as long, 2 none.
+    return f"one of {cores} cores is left free: a busy one would hold up all others"
+
+
+def _float16(context: Context) -> str | None:
+    option, facts = context.option, context.facts
+    if option.dtype != "float16":
+        return None
+    if option.device == "cpu":
+        return (
+            "float16 is slow on processors: prompts take several times as long; "
+            "`--dtype float32` is fast, `bfloat16` takes no more memory"
+        )
+    if facts.family == "idefics" and facts.parameters < _HUGE_PARAMETERS:
+        return None
+    overflow = _OVERFLOWS.get(facts.family)
+    return overflow and f"{overflow}; `--dtype bfloat16` does not"
+
+
+def _emulated_bfloat16(context: Context) -> str | None:
+    option, machine = context.option, context.machine
+    if option.dtype != "bfloat16":
+        return None
+    if option.device == "cpu" and not machine.cpu_bf16:
+        return "this processor lacks bfloat16: prompts take 1.4 times as long, words half as long"
+    if any(gpu.capability < (8, 0) for gpu in option.gpus):
+        return "bfloat16 is emulated on this GPU, and slow; `--dtype float16` is fast on it"
+    return None
+
+
+def _large_quantized(context: Context) -> str | None:
+    # Measured: 13 s for 1e9 weights, nf4 on 4 cores, int4 on one.
+    option, facts = context.option, context.facts
+    if option.device != "cpu" or option.quantization == "none" or facts.stored is not None:
+        return None
+    seconds = facts.parameters * 13 / 1e9
+    if seconds <= 20:
+        return None
+    return f"quantizing takes about {seconds:.0f} s the first time, and is kept for later starts"
+
+
+def _unsplit(context: Context) -> str | None:
+    facts, option = context.facts, context.option
+    if facts.splitting is None and context.choices.splitting:
+        return "IDEFICS-1 does not cut pictures into tiles: leave `--splitting` out"
+    if context.choices.splitting is not None or option.splitting == bool(facts.splitting):
+        return None
+    return (
+        "pictures are not cut into tiles, to save memory: small print may be missed; "
+        "`--splitting` cuts them nevertheless"
+    )
+
+
+def _missing_files(context: Context) -> str | None:
+    facts, machine = context.facts, context.machine
+    if facts.folder is not None:
+        return None
+    if context.choices.offline:
+        return (
+            "the model is not in the cache, and the network is switched off: "
+            f"`idefics models pull {facts.name}` fetches it"
+        )
+    free, size = machine.cache_free_bytes, facts.download_bytes
+    if free is not None and size and size + GIB // 4 > free:
+        folder = display_path(machine.cache)
+        return f"the download takes {gib(size)}, and {gib(free)} are free in {folder}"
+    return None
+
+
+def _of(needs: tuple[Need, ...]) -> str:
+    return f"{gib(sum(n.total for n in needs))} of {gib(sum(n.usable for n in needs))} usable"
+
+
+def _short(needs: tuple[Need, ...]) -> str:
+    total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
+    where = " and ".join(need.device for need in needs)
+    return f"needs {gib(total)} of {gib(usable)} on {where}"

@@ -1,0 +1,1 @@
+"""Training for every family: optimizer, schedule and precision."""

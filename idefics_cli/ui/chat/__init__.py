@@ -1,0 +1,1 @@
+"""The interactive chat: line input, replies, Markdown and previews."""

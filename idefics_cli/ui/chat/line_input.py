@@ -1,0 +1,305 @@
+"""How a line is typed: with prompt-toolkit, or with nothing that redraws."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from idefics_cli.chat.commands.completion import Candidate
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+QUOTES = '"""'
+Complete = Callable[[str], Iterable[Candidate]]
+"""The text before the cursor -> what may stand at its end."""
+_MENU_ROWS = 6
+_LONGEST_HISTORY = 2000
+_WATCH_SECONDS = 0.2
+
+
+class Stopped(Exception):
+    """Reading came to an end, as there is nobody to answer; *text* is what was typed so far."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class LineInput(Protocol):
+    """Where the lines of a chat come from."""
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        """Return what is typed after *prompt*; *text* is offered for editing.
+
+        Raises:
+            EOFError: At Ctrl-D on an empty line, and when the terminal is gone.
+            KeyboardInterrupt: At Ctrl-C on an empty line.
+            Stopped: If there is nobody to answer any more.
+        """
+        ...
+
+
+class TypedAhead:
+    """Gives first what was typed before anything read the keyboard, line by line as it was sent.
+
+    Args:
+        typed: Its whole lines are taken as they are; what follows the last is offered for editing.
+        lines: Where the others come from.
+        tell: Shows each line that is taken, behind its prompt.
+    """
+
+    def __init__(self, typed: str, lines: LineInput, tell: Callable[[str], None]) -> None:
+        # By itself, a terminal turns Enter into a line feed.
+        *self._sent, self._begun = typed.replace("\r", "\n").split("\n")
+        self._lines = lines
+        self._tell = tell
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        """Return what was, or is, typed; see `LineInput.read`."""
+        if text or not self._sent:
+            if not text:
+                text, self._begun = self._begun, ""
+            return self._lines.read(prompt, text=text)
+        typed = self._sent.pop(0)
+        while is_open(typed):
+            if not self._sent:
+                begun, self._begun = self._begun, ""
+                return self._lines.read(prompt, text=f"{typed}\n{begun}")
+            typed += "\n" + self._sent.pop(0)
+        self._tell(prompt + typed)
+        return unquoted(typed)
+
+
+def is_open(text: str) -> bool:
+    """Whether *text* began with three quotes and waits for three more."""
+    stripped = text.strip()
+    return stripped.startswith(QUOTES) and (
+        len(stripped) < 2 * len(QUOTES) or not stripped.endswith(QUOTES)
+    )
+
+
+def unquoted(text: str) -> str:
+    """Return *text* without the three quotes around it."""
+    stripped = text.strip()
+    if stripped.startswith(QUOTES):
+        return stripped.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
+    return stripped
+
+
+class DrawnInput:
+    """A line editor: completion as a menu, several lines, history with search.
+
+    Args:
+        out: The terminal to draw on.
+        complete: Gives the completions.
+        history: Where lines are kept across runs; None keeps them for this run only.
+        is_over: Whether there is nobody to answer any more; asked now and then.
+    """
+
+    def __init__(
+        self,
+        out: TextIO,
+        complete: Complete,
+        history: Path | None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.output import create_output
+
+        self._is_over = is_over
+
+        self._session: PromptSession[str] = PromptSession(
+            multiline=True,
+            prompt_continuation="... ",
+            completer=_completer(complete),
+            complete_while_typing=True,
+            history=_history(history),
+            key_bindings=_keys(),
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
+            reserve_space_for_menu=_MENU_ROWS,
+            output=create_output(stdout=out),
+        )
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        """Return what is typed; see `LineInput.read`."""
+        return unquoted(self._session.prompt(prompt, default=text, pre_run=self._begin))
+
+    def _begin(self) -> None:
+        self._session.app.create_background_task(self._watch())
+
+    async def _watch(self) -> None:
+        import asyncio
+
+        while not self._is_over():
+            await asyncio.sleep(_WATCH_SECONDS)
+        buffer = self._session.default_buffer
+        buffer.append_to_history()  # one Up away in the next run
+        self._session.app.exit(exception=Stopped(buffer.text), style="class:aborting")
+
+
+class PlainInput:
+    """A line as the terminal itself edits it, with readline where Python has it.
+
+    For screen readers and terminals that cannot move the cursor.
+
+    Args:
+        tell: Says what stands ready for editing, where it cannot be put into the line.
+        complete: Gives the completions.
+        history: Where lines are kept across runs; None keeps them for this run only.
+    """
+
+    def __init__(
+        self, tell: Callable[[str], None], complete: Complete, history: Path | None
+    ) -> None:
+        self._tell = tell
+        self._complete = complete
+        self._history = history
+        self._found: list[str] = []
+        self._is_loaded = False
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        """Return what is typed; see `LineInput.read`."""
+        typed = self._line(prompt, text)
+        while is_open(typed):
+            typed += "\n" + self._line("... ", "")
+        return unquoted(typed)
+
+    def _line(self, prompt: str, text: str) -> str:
+        try:
+            import readline
+        except ImportError:
+            if text:
+                self._tell(f"to send again: {text}")
+            return input(prompt)
+        if not self._is_loaded:
+            self._load()
+        readline.set_startup_hook(lambda: readline.insert_text(text.replace("\n", " ")))
+        try:
+            typed = input(prompt)
+        finally:
+            readline.set_startup_hook(None)
+        self._keep(typed)
+        return typed
+
+    def _load(self) -> None:
+        import readline
+
+        self._is_loaded = True
+        readline.set_completer(self._candidate)
+        readline.set_completer_delims(" \t\n")
+        readline.parse_and_bind("tab: complete")
+        # Else every pasted text comes with escape sequences around it on some terminals.
+        readline.parse_and_bind("set enable-bracketed-paste off")
+        readline.set_auto_history(False)
+        readline.set_history_length(_LONGEST_HISTORY)
+        if self._history is not None and self._history.exists():
+            with _ignored_os_errors():
+                for line in _stored_lines(self._history):
+                    readline.add_history(line.replace("\n", " "))
+
+    def _keep(self, typed: str) -> None:
+        import readline
+
+        if not typed.strip():
+            return
+        readline.add_history(typed)
+        if self._history is not None:
+            with _ignored_os_errors():
+                _history(self._history).store_string(typed)
+
+    def _candidate(self, word: str, state: int) -> str | None:
+        import readline
+
+        if state == 0:
+            line = readline.get_line_buffer()[: readline.get_endidx()]
+            begin = readline.get_begidx()
+            self._found = [
+                line[begin : len(line) - candidate.replaces] + candidate.text
+                for candidate in self._complete(line)
+                if len(line) - candidate.replaces >= begin
+            ]
+        return self._found[state] if state < len(self._found) else None
+
+
+def _completer(complete: Complete) -> Completer:
+    from prompt_toolkit.completion import Completer as Base
+    from prompt_toolkit.completion import Completion
+
+    class Adapter(Base):
+        def get_completions(
+            self, document: Document, complete_event: CompleteEvent
+        ) -> Iterator[Completion]:
+            for candidate in complete(document.text_before_cursor):
+                yield Completion(
+                    candidate.text, -candidate.replaces, display_meta=candidate.description
+                )
+
+    return Adapter()
+
+
+def _history(path: Path | None) -> History:
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    if path is None:
+        return InMemoryHistory()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Questions are nobody else's business on a shared machine.
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    return FileHistory(path)
+
+
+def _stored_lines(path: Path) -> list[str]:
+    from prompt_toolkit.history import FileHistory
+
+    # It gives the newest first.
+    return list(FileHistory(path).load_history_strings())[:_LONGEST_HISTORY][::-1]
+
+
+@contextlib.contextmanager
+def _ignored_os_errors() -> Iterator[None]:
+    # A history on a full or read-only disk is no reason to stop a chat.
+    with contextlib.suppress(OSError):
+        yield
+
+
+def _keys() -> KeyBindings:
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+    in_line = has_focus(DEFAULT_BUFFER)  # and not in the search, which has its own keys
+
+    @keys.add("enter", filter=in_line)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state and buffer.complete_state.current_completion:
+            buffer.complete_state = None  # takes the chosen word; the next Enter sends
+        elif is_open(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter", filter=in_line)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c", filter=in_line)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if not buffer.text:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+            return
+        # What was typed is one Up away.
+        buffer.append_to_history()
+        buffer.reset()
+
+    return keys

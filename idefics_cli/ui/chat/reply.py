@@ -1,0 +1,136 @@
+"""An answer of a chat while it is written, and Ctrl-C, which stops the answer only."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from idefics_cli.chat.dialogue import Chat
+from idefics_cli.core.text import printable
+from idefics_cli.core.types import Finish, Sampling
+from idefics_cli.ui.chat.markdown import MarkdownStream
+from idefics_cli.ui.terminal.console import Console, write
+
+_SENTENCE = re.compile(r"[.!?:;]\s|\n")
+
+
+def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finish:
+    """Answer the pending question of *chat* on stdout; return how the answer ended.
+
+    Ctrl-C stops it within a token, and a second one at once, whatever the engine does.
+
+    Raises:
+        IdeficsError: As `Chat.reply`, after which the question is taken back.
+    """
+    cancel = threading.Event()
+    page = _Page(console, chat)
+    begin = "thinking" if chat.loading.is_ready else chat.loading.phase
+    finish: Finish | None = None
+    try:
+        with _silent_keyboard(), stopping(cancel), console.status(begin) as progress:
+            chunks = chat.reply(
+                cancel=cancel, phase=lambda phase: progress(phase, None), sampling=sampling
+            )
+            first = next((chunk for chunk in chunks if chunk.text or chunk.finish), None)
+        if first is not None:
+            page.add(first.text)
+            finish = first.finish
+        with _silent_keyboard(), stopping(cancel):
+            for chunk in chunks:
+                page.add(chunk.text)
+                finish = chunk.finish or finish
+    except KeyboardInterrupt:
+        finish = "cancelled"
+    finally:
+        page.end()
+    return finish or "cancelled"
+
+
+class _Page:
+    """Where the text of one answer goes."""
+
+    def __init__(self, console: Console, chat: Chat) -> None:
+        self._console = console
+        self._pending = ""
+        self._waiting = ""
+        self._is_empty = True
+        environ = console.environ or {}
+        is_rich = console.is_terminal and console.draws and not chat.display("plain")
+        width = shutil.get_terminal_size().columns if is_rich else None
+        self._markdown = MarkdownStream(width=width, styled=is_rich and not environ.get("NO_COLOR"))
+
+    def add(self, text: str) -> None:
+        """Show what has come."""
+        # A carriage return may be the first half of a line end.
+        text = self._pending + text
+        whole = text.removesuffix("\r")
+        self._pending = text[len(whole) :]
+        self._write(self._markdown.feed(self._safe(whole)), is_last=False)
+
+    def end(self) -> None:
+        """Show the rest, and begin a new line."""
+        self._write(self._markdown.feed(self._safe(self._pending)) + self._markdown.close())
+        if not self._is_empty:
+            write(self._console.out, "\n")
+
+    def _safe(self, text: str) -> str:
+        return printable(text) if self._console.is_terminal else text
+
+    def _write(self, text: str, *, is_last: bool = True) -> None:
+        if self._console.accessible:
+            # A screen reader says what is written at once: sentences, not pieces of words.
+            self._waiting += text
+            ends = [match.end() for match in _SENTENCE.finditer(self._waiting)]
+            cut = len(self._waiting) if is_last else (ends or [0])[-1]
+            text, self._waiting = self._waiting[:cut], self._waiting[cut:]
+        if text:
+            self._is_empty = False
+            write(self._console.out, text)
+
+
+@contextmanager
+def _silent_keyboard() -> Iterator[None]:
+    """Keep what is typed meanwhile, `^C` among it, out of the answer; the next prompt gets it."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        terminal = sys.stdin.fileno()
+        former = termios.tcgetattr(terminal)
+    except (OSError, ValueError, termios.error):  # no keyboard there
+        yield
+        return
+    modes = list(former)
+    modes[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, modes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, former)
+
+
+@contextmanager
+def stopping(cancel: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set *cancel*, and each further one raise `KeyboardInterrupt`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+
+    former = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)

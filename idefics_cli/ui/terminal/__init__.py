@@ -1,0 +1,1 @@
+"""The terminal: streams, escape sequences, pixels and folding of lines."""

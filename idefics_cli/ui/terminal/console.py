@@ -1,0 +1,227 @@
+"""Data to stdout, everything else to stderr, and nothing that could drive the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Timer
+from typing import BinaryIO, TextIO
+
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.text import _SURROGATE, one_line, printable
+from idefics_cli.core.types import Progress
+from idefics_cli.ui.terminal.fold import fold
+
+SLOW_SECONDS = 1.0
+
+
+def to_json(value: object) -> str:
+    """Return *value* as one line of JSON; lone surrogates, of file names, are escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """The two streams of a command.
+
+    Attributes:
+        out: stdout: data only.
+        err: stderr: notes, warnings, errors and progress.
+        quiet: Errors only.
+        environ: For `NO_COLOR` and `TERM`.
+        accessible: Say what goes on in lines, for screen readers, instead of drawing it.
+    """
+
+    out: TextIO
+    err: TextIO
+    quiet: bool = False
+    environ: Mapping[str, str] | None = None
+    accessible: bool = False
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads stdout as it is written."""
+        return self.out.isatty()
+
+    def data(self, text: str) -> None:
+        """Write *text* to stdout, as it is to a file or pipe and `printable` to a terminal.
+
+        A name with bytes that are no text goes to a pipe byte by byte, as the system gave it.
+
+        Raises:
+            BrokenPipeError: If the reader is gone.
+            IdeficsError: If it cannot be written, as on a full disk.
+        """
+        try:
+            write(self.out, printable(text) if self.is_terminal else text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise IdeficsError(f"cannot write the output: {error.strerror or error}") from error
+
+    def line(self, text: str) -> None:
+        """Write *text* and a newline to stdout, as `data`."""
+        self.data(text + "\n")
+
+    def report(self, text: str) -> None:
+        """Write lines for people to stdout, folded to the width of a terminal."""
+        lines = text.split("\n")
+        if self.is_terminal:
+            lines = [part for line in lines for part in fold(printable(line), columns(self.out))]
+        self.line("\n".join(lines))
+
+    def json(self, value: object) -> None:
+        """Write *value* to stdout as one line of JSON."""
+        self.line(to_json(value))
+
+    def tell(self, text: str) -> None:
+        """Write a line to stderr that is no message but belongs to the result, unless quiet."""
+        if not self.quiet:
+            write(self.err, self._folded(printable(text)) + "\n")
+
+    def note(self, text: str) -> None:
+        """Tell something on stderr, unless quiet."""
+        if not self.quiet:
+            self._message("note", text)
+
+    def warn(self, text: str) -> None:
+        """Tell something worrying on stderr, unless quiet."""
+        if not self.quiet:
+            self._message("warning", text)
+
+    def error(self, error: IdeficsError) -> None:
+        """Tell on stderr what went wrong and what to do about it, each on a line."""
+        self._message("error", str(error))
+        if error.hint:
+            self._message("hint", error.hint)
+
+    def ask(self, question: str, keyboard: BinaryIO) -> bool:
+        """Ask on stderr and read the answer; Enter is yes, the end of input is no."""
+        while True:
+            write(self.err, f"{printable(question)} [Y/n] ")
+            try:
+                line = keyboard.readline()
+            except KeyboardInterrupt:
+                write(self.err, "\n")
+                raise
+            answer = line.decode(errors="replace").strip().lower()
+            if not line:
+                write(self.err, "\n")
+            if answer in {"", "y", "yes"}:
+                return bool(line)
+            if answer in {"n", "no"}:
+                return False
+            self.tell("y or Enter is yes, n is no")
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[Progress]:
+        """Show *text* with a spinner while the block takes longer than `SLOW_SECONDS`.
+
+        Only on a terminal, and not when quiet. Yields what to call, from any thread, with the
+        name of a phase, shown in place of *text*, and its share done.
+        """
+        if self.quiet or not self.err.isatty():
+            yield _ignore
+            return
+        if not self.draws:
+            with self._announced(text) as announce:
+                yield announce
+            return
+        from rich.console import Console as RichConsole
+        from rich.text import Text
+
+        status = RichConsole(file=self.err).status(Text(one_line(text)))
+
+        def update(phase: str, share: float | None) -> None:
+            tail = "" if share is None else f" {share:.0%}"
+            status.update(Text(one_line(phase + tail)))
+
+        timer = Timer(SLOW_SECONDS, status.start)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield update
+        finally:
+            timer.cancel()
+            timer.join()
+            status.stop()
+
+    @property
+    def draws(self) -> bool:
+        """Whether the terminal on stderr may be drawn on: colours, and lines that change."""
+        dumb = (self.environ or {}).get("TERM") == "dumb"
+        return self.err.isatty() and not dumb and not self.accessible
+
+    @contextmanager
+    def _announced(self, text: str) -> Iterator[Progress]:
+        """Say *text* on a line of its own if the block takes longer than `SLOW_SECONDS`."""
+        timer = Timer(SLOW_SECONDS, self.note, (text,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield _ignore
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _message(self, label: str, text: str) -> None:
+        text = self._folded(f"{label}: {one_line(text)}", indent=2).removeprefix(f"{label}:")
+        write(self.err, f"{self._styled(label)}{text}\n")
+
+    def _folded(self, text: str, *, indent: int = 0) -> str:
+        if not self.err.isatty():
+            return text
+        width = columns(self.err)
+        return "\n".join(p for line in text.split("\n") for p in fold(line, width, indent=indent))
+
+    def _styled(self, label: str) -> str:
+        environ = self.environ or {}
+        if not self.draws or environ.get("NO_COLOR"):
+            return f"{label}:"
+        return f"\x1b[{_STYLES[label]}m{label}:\x1b[0m"
+
+
+def columns(stream: TextIO) -> int:
+    """Return the width of the terminal behind *stream*: `COLUMNS`, its own, or 80."""
+    try:
+        return max(10, int(os.environ["COLUMNS"]))
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def _ignore(phase: str, share: float | None) -> None:
+    """Show no progress."""
+
+
+# Legible on a white ground as on a black one; yellow and cyan are not.
+_STYLES = {"error": "1;31", "warning": "1;35", "hint": "1", "note": "2"}
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write and flush *text*, whatever the stream's encoding; what it lacks is escaped."""
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "utf-8"
+        buffer = getattr(stream, "buffer", None)
+        if buffer is None:
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        else:
+            stream.flush()
+            buffer.write(_encoded(text, encoding))
+    stream.flush()
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    try:
+        return text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace")

@@ -1,0 +1,1 @@
+"""Plans, machines, benchmarks and progress, drawn for people."""

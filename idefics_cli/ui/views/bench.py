@@ -1,0 +1,200 @@
+"""A benchmark for people: a table, what to know about it, and what goes on meanwhile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from idefics_cli.bench.report import Report, Row, Skipped
+from idefics_cli.core.text import one_line
+from idefics_cli.ui.terminal.console import Console, columns, write
+
+_HEAD = ("", "ours", "transformers", "ratio", "rounds from … to", "answers")
+# With less, cells of the table lose digits.
+_LEAST_COLUMNS = 76
+_ERASE = "\r\x1b[2K"
+
+
+class BenchProgress:
+    """Tells on stderr what is being measured, and each figure when it is there.
+
+    No spinner: a thread that draws would take time from what is being measured.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, text: str) -> None:
+        """Tell what is going on, on a line that the next one replaces on a terminal."""
+        if self._console.quiet:
+            return
+        if self._console.draws:
+            write(self._console.err, f"{_ERASE}{one_line(text)} …")
+
+    def show(self, result: Row | Skipped) -> None:
+        """Tell a figure, or why there is none."""
+        self.clear()
+        self._console.tell(_line(result))
+
+    def clear(self) -> None:
+        """Remove the line of `say`."""
+        if self._console.draws and not self._console.quiet:
+            write(self._console.err, _ERASE)
+
+
+def show_report(console: Console, report: Report, title: str) -> None:
+    """Write *report* to stdout: a table with colours on a terminal, plain lines elsewhere."""
+    if not (console.is_terminal and console.draws):
+        console.line(render_report(report, title))
+        return
+    if columns(console.out) < _LEAST_COLUMNS:
+        console.report("\n".join([one_line(title), *_paragraphs(report)]))
+    else:
+        _show_table(console, report, title)
+    for line in _remarks(report):
+        console.report(line)
+
+
+def render_report(report: Report, title: str) -> str:
+    """Return *report* as plain text, without a last newline."""
+    rows = [_HEAD, *(_cells(row) for row in report.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [one_line(title)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if 0 < place < 5 else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, *_remarks(report)])
+
+
+def _show_table(console: Console, report: Report, title: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(one_line(title)), box=SIMPLE_HEAD, title_justify="left")
+    for place, head in enumerate(_HEAD):
+        table.add_column(head, justify="right" if 0 < place < 5 else "left")
+    last = ""
+    for row in report.rows:
+        if last and row.scenario != last:
+            table.add_section()
+        last = row.scenario
+        name, ours, plain, ratio, spread, answers = _cells(row)
+        good = "bold" if row.ratio >= 1 else "bold magenta"
+        bad = "" if row.agreement.agrees else "bold red"
+        table.add_row(
+            Text(name), ours, plain, Text(ratio, good), Text(spread, "dim"), Text(answers, bad)
+        )
+    RichConsole(file=console.out).print(table)
+
+
+def _paragraphs(report: Report) -> list[str]:
+    """Return what the table has, for a terminal that has no room for its columns."""
+    lines = []
+    for row in report.rows:
+        name, ours, plain, ratio, spread, answers = _cells(row)
+        lines += [name, f"  ours {ours}, transformers {plain}", f"  {ratio} ({spread}), {answers}"]
+    return lines
+
+
+def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
+    low, high = row.range
+    mark = " *" if row.disturbances else ""
+    return (
+        one_line(f"{row.scenario}: {row.name}"),
+        value(row.ours.median, row.unit),
+        value(row.plain.median, row.unit),
+        times(row.ratio) + mark,
+        f"{times(low)} … {times(high)}, n={len(row.ours.values)}",
+        _answers(row),
+    )
+
+
+def _answers(row: Row) -> str:
+    found = row.agreement
+    if not found.agrees:
+        return "DIFFER"
+    if found.gap is not None:
+        return f"{found.equal:.0%} equal, gap {found.gap:.2g}"
+    return "equal" if found.equal == 1 else f"{found.equal:.0%} equal"
+
+
+def value(number: float, unit: str) -> str:
+    """Return *number* with its unit in three digits, as "12.3 ms" or "4.56 tokens/s"."""
+    if unit == "s" and number < 1:
+        number, unit = number * 1000, "ms"
+    return f"{_digits(number)} {unit}"
+
+
+def times(ratio: float) -> str:
+    """Return *ratio* as "2.13x"."""
+    return f"{ratio:.2f}x" if ratio < 10 else f"{_digits(ratio)}x"
+
+
+def _digits(number: float) -> str:
+    if not math.isfinite(number) or number == 0:
+        return f"{number:g}"
+    places = max(0, 2 - math.floor(math.log10(abs(number))))
+    return f"{number:,.{places}f}"
+
+
+def _line(result: Row | Skipped) -> str:
+    if isinstance(result, Skipped):
+        name = f"{result.scenario}: {result.name}" if result.name else result.scenario
+        return f"{name}: {'failed' if result.is_failure else 'left out'}: {result.why}"
+    name, ours, plain, ratio, _, answers = _cells(result)
+    return f"{name}: {ours} against {plain}, {ratio}, answers {answers}"
+
+
+def _remarks(report: Report) -> list[str]:
+    lines = _legend(report.rows)
+    lines += [
+        one_line(f"  {row.scenario}: {row.name}: {n}") for row in report.rows for n in _told(row)
+    ]
+    lines += [one_line(line) for line in _disturbed(report.rows)]
+    lines += [one_line(f"! {_line(item)}") for item in report.skipped]
+    lines += [
+        one_line(f"! {row.scenario}: {row.name}: the answers differ: {row.agreement.text}")
+        for row in report.disagreements
+    ]
+    if report.is_interrupted:
+        lines.append("! interrupted: only what was measured until then")
+    return lines
+
+
+def _legend(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["nothing was measured"]
+    lines = ["medians; a ratio above 1 means that ours is faster, or needs less memory"]
+    readings = [v for row in rows if row.reference for v in row.reference.values]
+    if readings:
+        low, high = min(readings), max(readings)
+        lines.append(f"memory bandwidth meanwhile: {_digits(low)} to {_digits(high)} GB/s")
+    if any(row.agreement.gap is not None for row in rows):
+        lines.append(
+            "gap: how much worse than the best a token of ours is in transformers' own logits, in "
+            "standard deviations of these (a random token: about 4)"
+        )
+    return lines
+
+
+def _told(row: Row) -> list[str]:
+    return [note for note in row.notes if not note.endswith("prompt tokens")]
+
+
+def _disturbed(rows: Sequence[Row]) -> list[str]:
+    marked = [row for row in rows if row.disturbances]
+    if not marked:
+        return []
+    worst = max(marked, key=lambda row: row.foreign_cores or 0.0)
+    return [
+        f"* {len(marked)} of {len(rows)} figures were disturbed, so take them with care; the most, "
+        f"{worst.scenario}: {worst.name}: {' and '.join(worst.disturbances)}"
+    ]

@@ -1,0 +1,526 @@
+"""Every format stores each record as one line that can be had back."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idefics_cli.caption.item import Picture
+from idefics_cli.caption.sinks import SINKS
+from idefics_cli.caption.sinks.base import Existing, Sink, Target
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.types import Attachment, CaptionRecord
+
+# One line per picture; of a CSV row, a caption may have several lines.
+ON_LINES = ("tsv", "jsonl")
+OF_ONE_FILE = ("tsv", "jsonl", "csv")
+every_sink = pytest.mark.parametrize("name", OF_ONE_FILE)
+on_lines = pytest.mark.parametrize("name", ON_LINES)
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+WEIRD = [
+    "new\nline",
+    "tab\there",
+    "crlf\r\n",
+    "\x1b[31mred\x1b[0m",
+    "bell\a nul\0 del\x7f",
+    "csi\x9b31m nel\x85",
+    "separators\u2028\u2029",
+    "reversed\u202egpj.exe\u202c",
+    "back\\slash \\n \\x41",
+    "\"quoted\" 'too'",
+    "Zürich 漢字 👩\u200d👧 שלום",
+    " spaces ",
+    "",
+]
+BYTES = os.fsdecode(b"caf\xe9 \xff\xfe.jpg")
+
+
+class Recorder:
+    """A stream in memory that counts its flushes."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.flushed = b""
+
+    def write(self, data: bytes) -> int:
+        self.data += data
+        return len(data)
+
+    def flush(self) -> None:
+        self.flushed = self.data
+
+
+def record(key: str, caption: str = "a cat") -> CaptionRecord:
+    return CaptionRecord(
+        key, caption=caption, finish="stop", width=640, height=480, new_tokens=3, seconds=0.12345
+    )
+
+
+def written(name: str, records: Iterable[CaptionRecord]) -> bytes:
+    stream = Recorder()
+    with SINKS[name](Target(stream)) as sink:
+        for each in records:
+            sink.write(each)
+    return stream.data
+
+
+def read(name: str, data: bytes) -> list[tuple[str, str]]:
+    """Return the path and caption of each line, as a script would read them back."""
+    lines = data.decode().splitlines()
+    if name == "jsonl":
+        rows = [json.loads(line) for line in lines]
+        return [(row["file_name"], row["caption"]) for row in rows]
+    if name == "csv":
+        return [(row["file_name"], row["caption"]) for row in read_rows(name, data)]
+    fields = [line.split("\t") for line in lines]
+    return [(unescaped(path), unescaped(caption)) for path, caption in fields]
+
+
+def read_rows(name: str, data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the rows by column, as a script would read them."""
+    if name == "csv":
+        yield from csv.DictReader(io.StringIO(data.decode(), newline=""))
+    else:
+        yield from map(json.loads, data.splitlines())
+
+
+def unescaped(text: str) -> str:
+    """Return what a field of the text format stands for, by the rule in its documentation."""
+
+    def meaning(match: re.Match[str]) -> str:
+        code = match[1]
+        if code[0] == "u":
+            return chr(int(code[1:], 16))
+        if code[0] == "x":
+            byte = int(code[1:], 16)
+            return chr(byte) if byte < 0x80 else bytes([byte]).decode("utf-8", "surrogateescape")
+        return {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}[code]
+
+    return re.sub(r"\\(x..|u....|.)", meaning, text)
+
+
+@on_lines
+@pytest.mark.parametrize("text", [*WEIRD, BYTES], ids=ascii)
+def test_any_path_and_caption_is_one_line_and_comes_back(name: str, text: str) -> None:
+    given = [record("a.jpg", text), record(f"{text}.jpg"), record("z.jpg")]
+
+    data = written(name, given)
+    assert data.count(b"\n") == 3
+    assert read(name, data) == [(each.file_name, each.caption) for each in given]
+
+
+@every_sink
+@pytest.mark.parametrize("text", [*WEIRD, BYTES], ids=ascii)
+def test_no_control_character_gets_into_the_output(name: str, text: str) -> None:
+    lines = written(name, [record(text, text)]).decode()
+
+    assert not CONTROL.search(lines)
+
+
+@every_sink
+def test_every_record_is_flushed_when_it_is_written(name: str) -> None:
+    stream = Recorder()
+    with SINKS[name](Target(stream)) as sink:
+        for number in range(3):
+            sink.write(record(f"{number}.jpg"))
+            assert stream.flushed == stream.data
+            assert stream.data.count(b"\n") == number + 1 + (name == "csv")
+
+
+@every_sink
+def test_a_file_holds_what_stdout_would_get(name: str, tmp_path: Path) -> None:
+    given = [record("a.jpg"), record("b.jpg", "two\nlines")]
+    path = tmp_path / "out"
+    stdout = Recorder()
+
+    with SINKS[name](Target(stdout, path)) as sink:
+        for each in given:
+            sink.write(each)
+    assert path.read_bytes() == written(name, given)
+    assert stdout.data == b""
+
+
+@every_sink
+def test_a_file_that_is_there_is_kept_unless_told(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"mine")
+
+    with pytest.raises(UsageError, match=r"`.*out` exists already") as caught:
+        enter(SINKS[name](Target(Recorder(), path)))
+    assert caught.value.hint == "`--overwrite` replaces it"
+    assert path.read_bytes() == b"mine"
+
+    with SINKS[name](Target(Recorder(), path, existing="overwrite")) as sink:
+        assert path.read_bytes() == b"mine", "nothing is lost before there is something to write"
+        sink.write(record("a.jpg"))
+    assert path.read_bytes() == written(name, [record("a.jpg")])
+
+
+@every_sink
+def test_a_file_that_appears_while_the_model_loads_is_kept_too(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+
+    with SINKS[name](Target(Recorder(), path)) as sink:
+        path.write_bytes(b"another's")
+        with pytest.raises(IdeficsError, match=r"cannot write `.*out`: File exists"):
+            sink.write(record("a.jpg"))
+        path.rename(tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == b"another's"
+
+
+@every_sink
+def test_a_run_that_breaks_before_the_first_caption_leaves_an_old_file_alone(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"mine")
+
+    with pytest.raises(KeyError), SINKS[name](Target(Recorder(), path, existing="overwrite")):
+        raise KeyError
+    assert path.read_bytes() == b"mine"
+
+
+@every_sink
+def test_a_run_without_captions_leaves_an_empty_file(name: str, tmp_path: Path) -> None:
+    with SINKS[name](Target(Recorder(), tmp_path / "out")):
+        pass
+    assert (tmp_path / "out").read_bytes() == written(name, [])
+
+
+@every_sink
+def test_a_target_that_cannot_be_written_is_told_at_once(name: str, tmp_path: Path) -> None:
+    make = SINKS[name]
+
+    with pytest.raises(UsageError, match="it is a folder"):
+        enter(make(Target(Recorder(), tmp_path)))
+    with pytest.raises(UsageError, match=r"no folder `.*missing`"):
+        enter(make(Target(Recorder(), tmp_path / "missing" / "out")))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="no devices here")
+@every_sink
+def test_a_device_is_written_though_it_exists(name: str) -> None:
+    with SINKS[name](Target(Recorder(), Path("/dev/null"))) as sink:
+        sink.write(record("a.jpg"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+@every_sink
+def test_a_full_disk_is_an_error_that_names_the_file(name: str) -> None:
+    with (
+        pytest.raises(IdeficsError, match="cannot write `/dev/full`: No space left on device"),
+        SINKS[name](Target(Recorder(), Path("/dev/full"))) as sink,
+    ):
+        sink.write(record("a.jpg"))
+
+
+class Broken(Recorder):
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self._error = error
+
+    def flush(self) -> None:
+        raise self._error
+
+
+@every_sink
+def test_a_broken_pipe_is_left_to_the_caller_and_other_errors_are_told(name: str) -> None:
+    pipe = Broken(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    with pytest.raises(BrokenPipeError), SINKS[name](Target(pipe)) as sink:
+        sink.write(record("a.jpg"))
+
+    full = Broken(OSError(errno.ENOSPC, "No space left on device"))
+    with (
+        pytest.raises(IdeficsError, match="cannot write stdout: No space left on device"),
+        SINKS[name](Target(full)) as sink,
+    ):
+        sink.write(record("a.jpg"))
+
+
+@every_sink
+def test_a_new_output_has_nothing_completed(name: str) -> None:
+    with SINKS[name](Target(Recorder())) as sink:
+        assert sink.completed() == frozenset()
+
+
+def test_a_line_of_text_is_path_tab_caption_and_failures_have_none() -> None:
+    failed = CaptionRecord("b.jpg", error="cannot read `b.jpg`", error_kind="truncated")
+
+    data = written("tsv", [record("a.jpg"), failed, record("c.jpg", "a dog")])
+    assert data == b"a.jpg\ta cat\nc.jpg\ta dog\n"
+
+
+def test_a_json_row_has_every_field_and_failures_have_a_row() -> None:
+    failed = CaptionRecord("b.jpg", error="cannot read `b.jpg`", error_kind="truncated")
+
+    data = written("jsonl", [record("a.jpg"), failed])
+    assert data == (
+        b'{"file_name": "a.jpg", "caption": "a cat", "status": "ok", "error": null, '
+        b'"error_kind": null, "finish": "stop", "width": 640, "height": 480, "sha256": null, '
+        b'"tokens": 3, "seconds": 0.123}\n'
+        b'{"file_name": "b.jpg", "caption": null, "status": "error", '
+        b'"error": "cannot read `b.jpg`", "error_kind": "truncated", "finish": null, '
+        b'"width": null, "height": null, "sha256": null, "tokens": 0, "seconds": 0.0}\n'
+    )
+
+
+def test_a_file_name_that_is_no_text_comes_back_from_json_byte_by_byte() -> None:
+    row = json.loads(written("jsonl", [record(BYTES)]))
+
+    assert os.fsencode(row["file_name"]) == b"caf\xe9 \xff\xfe.jpg"
+
+
+# Every format, by what it gives back
+
+
+def given_back(name: str, path: Path) -> dict[str, str]:
+    """Return the captions by picture that are in *path*, as a script would read them."""
+    if name == "txt":
+        return {
+            f"{found.relative_to(path).as_posix()}": found.read_text("utf-8").removesuffix("\n")
+            for found in path.rglob("*.txt")
+        }
+    if name == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        rows = parquet.read_table(path, columns=["file_name", "caption"]).to_pylist()
+        return {row["file_name"]: row["caption"] for row in rows if row["caption"] is not None}
+    return {key: text for key, text in read(name, path.read_bytes()) if text}
+
+
+@pytest.mark.parametrize("existing", ["error", "overwrite", "skip", "append"])
+@pytest.mark.parametrize("name", SINKS)
+def test_every_format_gives_back_the_captions_that_it_got(
+    name: str, existing: Existing, tmp_path: Path
+) -> None:
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    folder = tmp_path / "in"
+    captions = {"a.jpg": "a cat, «ünd» 漢", "sub/b.png": 'two\n"lines", and = tab\t', "c.webp": "x"}
+    pictures = tuple(Picture(f"{folder}/{key}", Attachment(""), key) for key in captions)
+    path = folder / "out" if name == "txt" else folder / "out.file"
+    folder.mkdir()
+    target = Target(Recorder(), path, existing=existing, pictures=pictures)
+    records = [record(f"{folder}/{key}", text) for key, text in captions.items()]
+    failed = CaptionRecord(f"{folder}/c.webp", error="no", error_kind="missing")
+    with SINKS[name](target) as sink:
+        assert sink.completed() == frozenset()
+        for each in (records[0], records[1], failed):
+            sink.write(each)
+            assert sink.position() is None or sink.position() > 0
+
+    keys = {"a.txt": "a.jpg", "sub/b.txt": "sub/b.png"}
+    found = {keys.get(key, key): text for key, text in given_back(name, path).items()}
+    assert found == {key: text for key, text in captions.items() if key != "c.webp"}
+
+
+# Going on with a file
+
+
+def write(name: str, target: Target, records: Iterable[CaptionRecord]) -> list[int | None]:
+    """Write *records* and return the position before them and after each."""
+    with SINKS[name](target) as sink:
+        positions = [sink.position()]
+        for each in records:
+            sink.write(each)
+            positions.append(sink.position())
+    return positions
+
+
+@every_sink
+def test_a_position_is_the_size_of_the_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with SINKS[name](Target(Recorder(), path)) as sink:
+        assert sink.position() == 0
+        for number in range(3):
+            sink.write(record(f"{number}.jpg", "Zürich\n漢"))
+            assert sink.position() == path.stat().st_size
+
+
+@every_sink
+@pytest.mark.parametrize("torn", [b"", b'{"file_name": "x', b"whole but not in the journal\n"])
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_a_resumed_file_is_that_of_one_run(
+    name: str, done: int, torn: bytes, tmp_path: Path
+) -> None:
+    given = [record("a.jpg"), record("b.jpg", "two\nlines"), record("c.jpg")]
+    path = tmp_path / "out"
+    positions = write(name, Target(Recorder(), path), given[:done])
+    with path.open("ab") as file:
+        file.write(torn)
+
+    write(name, Target(Recorder(), path, resume_at=positions[-1]), given[done:])
+    assert path.read_bytes() == written(name, given)
+
+
+@every_sink
+def test_a_torn_tail_is_cut_off_even_if_nothing_is_left_to_do(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    (_, end) = write(name, Target(Recorder(), path), [record("a.jpg")])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"torn")
+
+    write(name, Target(Recorder(), path, resume_at=end), [])
+    assert path.read_bytes() == whole
+
+
+@every_sink
+def test_a_file_that_lost_rows_is_not_gone_on_with(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"short")
+
+    with pytest.raises(UsageError, match="rows are missing that the last run wrote"):
+        enter(SINKS[name](Target(Recorder(), path, resume_at=6)))
+    assert path.read_bytes() == b"short"
+
+
+@every_sink
+def test_a_stream_has_no_position(name: str) -> None:
+    assert write(name, Target(Recorder()), [record("a.jpg")]) == [None, None]
+    if os.path.exists("/dev/null"):
+        target = Target(Recorder(), Path("/dev/null"))
+        assert write(name, target, [record("a.jpg")]) == [None, None]
+
+
+@every_sink
+def test_appending_gives_what_one_run_would(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    target = Target(Recorder(), path, existing="append")
+    write(name, target, [record("a.jpg")])
+    write(name, target, [record("b.jpg")])
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as some editors leave it
+    write(name, target, [record("c.jpg")])
+
+    assert path.read_bytes() == written(name, [record(f"{each}.jpg") for each in "abc"])
+
+
+@every_sink
+def test_skipping_leaves_out_what_has_a_caption_in_the_file(name: str, tmp_path: Path) -> None:
+    keys = [str(tmp_path / each) for each in ("a.jpg", 'b,\n\t"\\.jpg', BYTES, "c.jpg")]
+    pictures = [Picture(key, Attachment(key)) for key in [*keys, "elsewhere.jpg"]]
+    target = Target(Recorder(), tmp_path / "out", existing="skip", pictures=pictures)
+    failure = CaptionRecord(keys[3], error="no", error_kind="missing")
+    write(name, target, [*map(record, keys[:3]), failure])
+
+    with SINKS[name](target) as sink:
+        assert sink.completed() == set(keys[:3])
+
+
+@pytest.mark.parametrize("existing", ["append", "skip"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tsv", b"no tab\n"), ("jsonl", b"{}\n"), ("jsonl", b"torn"), ("csv", b"file,text\na,b\n")],
+)
+def test_another_kind_of_file_is_not_written_behind(
+    name: str, content: bytes, existing: Existing, tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(content)
+
+    with pytest.raises(UsageError, match=r"cannot go on with `.*out`: "):
+        write(name, Target(Recorder(), path, existing=existing), [record("a.jpg")])
+    assert path.read_bytes() == content
+
+
+@every_sink
+def test_nothing_is_put_before_the_rows_of_a_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`--existing prepend` is for files of one caption each"):
+        enter(SINKS[name](Target(Recorder(), tmp_path / "out", existing="prepend")))
+
+
+@every_sink
+def test_a_disk_that_fills_up_in_a_row_leaves_the_rows_before(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write_ = tmp_path / "out", os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) < 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_(descriptor, data[:9])
+
+    with SINKS[name](Target(Recorder(), path)) as sink:
+        sink.write(record("a.jpg"))
+        before = path.read_bytes()
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(IdeficsError, match="No space left"):
+            sink.write(record("b.jpg"))
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+        sink.write(record("b.jpg"))
+    assert path.read_bytes() == written(name, [record("a.jpg"), record("b.jpg")])
+
+
+# Names and columns
+
+
+@pytest.mark.parametrize("name", ["tsv", "jsonl", "csv"])
+def test_a_picture_is_named_from_the_folder_of_the_file_if_it_lies_below(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "photos/sub/a.jpg": "sub/a.jpg",
+        str(tmp_path / "photos" / "b.jpg"): "b.jpg",
+        "photos-of-others/c.jpg": "photos-of-others/c.jpg",
+        "photos/https:/d.jpg": "./https:/d.jpg",
+        "../e.jpg": "../e.jpg",
+        "https://x.org/f.jpg": "https://x.org/f.jpg",
+        "-": "-",
+    }
+    path = Path("photos/out")
+    write(name, Target(Recorder(), path), map(record, names))
+    assert [name for name, _ in read(name, path.read_bytes())] == list(names.values())
+    assert [key for key, _ in read(name, written(name, map(record, names)))] == list(names)
+
+
+@pytest.mark.parametrize("name", ["tsv", "jsonl", "csv"])
+def test_every_question_has_a_column(name: str) -> None:
+    answered = replace(
+        record("a.jpg", "a cat\ncalm"), answers=(("subject", "a cat"), ("mood", "calm"))
+    )
+    failed = CaptionRecord("b.jpg", error="no", error_kind="missing")
+    stream = Recorder()
+    write(name, Target(stream, columns=("subject", "mood")), [answered, failed])
+
+    if name == "tsv":
+        assert stream.data == b"a.jpg\ta cat\tcalm\n"
+        return
+    rows = list(read_rows(name, stream.data))
+    assert [row["subject"] for row in rows] == ["a cat", "" if name == "csv" else None]
+    assert rows[0]["mood"] == "calm"
+    assert "caption" not in rows[0]
+
+
+def test_notes_are_in_a_json_row_when_there_are_any_and_always_a_column() -> None:
+    noted = replace(record("a.jpg"), notes=("answered alone: out of memory", "asked again"))
+    rows = list(read_rows("jsonl", written("jsonl", [noted, record("b.jpg")])))
+    assert rows[0]["notes"] == ["answered alone: out of memory", "asked again"]
+    assert "notes" not in rows[1]
+
+    rows = list(read_rows("csv", written("csv", [noted, record("b.jpg")])))
+    assert rows[0]["notes"] == "answered alone: out of memory; asked again"
+    assert rows[1]["notes"] == ""
+
+
+@pytest.mark.parametrize("text", [*WEIRD, BYTES, "=1+1", "-2", '"', 'a,"b"\n,c', "\n"], ids=ascii)
+def test_a_csv_cell_comes_back_but_for_what_is_no_text(text: str) -> None:
+    (row,) = read_rows("csv", written("csv", [record(text, text)]))
+
+    is_text = not (CONTROL.search(text) or set(text) & set("\r\u2028") or text is BYTES)
+    assert row["caption"] == text if is_text else unescaped(row["caption"]) == text
+
+
+def enter(sink: Sink) -> None:
+    with sink:
+        pass

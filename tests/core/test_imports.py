@@ -1,0 +1,84 @@
+"""Imports of large libraries: what they leave behind, and that they give the library's classes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from idefics_cli.core.imports import quick_imports
+from idefics_cli.models.families.spec import FAMILIES
+
+
+@pytest.fixture(autouse=True)
+def _collector() -> Iterator[None]:
+    was_on = gc.isenabled()
+    yield
+    gc.enable() if was_on else gc.disable()
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_collector_rests_in_the_body_and_is_as_before_after_it(was_on: bool) -> None:
+    gc.enable() if was_on else gc.disable()
+    with quick_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled() == was_on
+    with pytest.raises(ImportError), quick_imports():
+        raise ImportError
+    assert gc.isenabled() == was_on
+
+
+def test_only_what_a_body_imports_is_spared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_once_here.py").write_text("kept = [[i] for i in range(1000)]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_freeze_count()
+    with quick_imports():
+        pass
+    assert gc.get_freeze_count() == before
+    with quick_imports():
+        import imported_once_here  # written above
+    assert gc.get_freeze_count() >= before + 1000
+    del sys.modules[imported_once_here.__name__]
+
+
+def test_transformers_looks_through_its_files_once_and_finds_the_same() -> None:
+    program = """
+import json
+import transformers
+from transformers.utils import import_utils
+look = import_utils.create_import_structure_from_path
+read = look.cache_info().misses
+from idefics_cli.core.imports import import_transformers
+import_transformers()
+more = look.cache_info().misses - read
+import transformers.models as quick
+assert import_utils.create_import_structure_from_path is look
+file, define = quick.__file__, import_utils.define_import_structure.__wrapped__
+slow = import_utils._LazyModule("slow", file, define(file))
+assert slow._class_to_module and slow._class_to_module == quick._class_to_module
+assert sorted(slow._modules) == sorted(quick._modules)
+again = look.cache_info().misses - read - more
+print(json.dumps([read, more, again]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    read, more, again = json.loads(done.stdout)
+    assert (read > 100, more, again > 100) == (True, 0, True)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_classes_of_a_model_type_are_those_that_the_library_chooses(model_type: str) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from idefics_cli.models.families.classes import config_class, model_class
+
+    config = AutoConfig.for_model(model_type)
+    assert type(config) is config_class(model_type)
+    mapping = AutoModelForImageTextToText._model_mapping
+    assert mapping[type(config)] is model_class(model_type)

@@ -1,0 +1,94 @@
+"""A cache with room holds what transformers' own holds, after any walk of updates and crops."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from idefics_cli.engine.local.prompt import kv_cache
+from idefics_cli.engine.local.prompt.kv_cache import growing_cache
+
+LAYERS, HEADS, WIDTH = 2, 3, 4
+
+
+def assert_equal(ours: DynamicCache, theirs: DynamicCache) -> None:
+    assert ours.get_seq_length() == theirs.get_seq_length()
+    for mine, other in zip(ours.layers, theirs.layers, strict=True):
+        assert torch.equal(mine.keys, other.keys)
+        assert torch.equal(mine.values, other.values)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_any_walk_gives_the_librarys_states(
+    seed: int, inference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_cache, "_SPARE_TOKENS", 5)
+    chance = random.Random(seed)
+    torch.manual_seed(seed)
+    ours, theirs, batch = growing_cache(), DynamicCache(), 2
+    with torch.inference_mode(inference):
+        for _ in range(60):
+            step = chance.choice(["one", "one", "one", "one", "many", "crop", "rows", "repeat"])
+            length = theirs.get_seq_length()
+            if step in ("one", "many"):
+                new = torch.randn(2, batch, HEADS, 1 if step == "one" else 4, WIDTH)
+                for index in range(LAYERS):
+                    given = [cache.update(*new, index) for cache in (ours, theirs)]
+                    assert all(map(torch.equal, *given))
+            elif step == "crop" and length > 1:
+                count = chance.randrange(1, length)
+                ours.crop(-count)
+                theirs.crop(-count)
+            elif step == "rows" and length and batch > 1:
+                for cache in (ours, theirs):
+                    cache.batch_select_indices(torch.tensor([batch - 1]))
+                batch = 1
+            elif step == "repeat" and length and batch < 3:
+                for cache in (ours, theirs):
+                    cache.batch_repeat_interleave(2)
+                batch *= 2
+            if theirs.get_seq_length():
+                assert_equal(ours, theirs)
+
+
+def test_a_new_token_is_written_beside_the_others_without_copying_them() -> None:
+    cache = growing_cache()
+    first = torch.randn(1, HEADS, 7, WIDTH)
+    keys, _ = cache.update(first, first, 0)
+    for _ in range(20):
+        more, _ = cache.update(first[:, :, :1], first[:, :, :1], 0)
+        assert more.data_ptr() == keys.data_ptr()
+    cache.crop(-25)
+    more, _ = cache.update(-first, -first, 0)
+    assert more.data_ptr() == keys.data_ptr()
+    assert torch.equal(more[:, :, 2:], -first)
+
+
+def test_states_made_in_inference_mode_can_be_added_to_outside_of_it() -> None:
+    states = torch.randn(1, HEADS, 3, WIDTH)
+    cache = growing_cache()
+    with torch.inference_mode():
+        cache.update(states, states, 0)
+    with torch.no_grad():
+        keys, _ = cache.update(states.clone(), states.clone(), 0)
+    assert torch.equal(keys, torch.cat([states, states], 2))
+
+
+def test_states_that_somebody_replaced_are_what_the_next_are_added_to() -> None:
+    torch.manual_seed(0)
+    first, new = torch.randn(2, 2, HEADS, 4, WIDTH), torch.randn(2, 2, HEADS, 1, WIDTH)
+    cache = growing_cache()
+    cache.update(*first, 0)
+    layer = cache.layers[0]
+    layer.keys, layer.values = layer.values, layer.keys
+    keys, values = cache.update(*new, 0)
+    assert torch.equal(keys, torch.cat([first[1], new[0]], 2))
+    assert torch.equal(values, torch.cat([first[0], new[1]], 2))
+    # A view of fewer rows begins where the buffer does.
+    layer.keys, layer.values = layer.keys[:1], layer.values[:1]
+    more, _ = cache.update(*new[:, :1], 0)
+    assert torch.equal(more, torch.cat([keys[:1], new[0, :1]], 2))

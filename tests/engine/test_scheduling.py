@@ -1,0 +1,161 @@
+"""What begins together is alike and costs about the same, and the slots follow the memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
+from idefics_cli.engine.batching import cost, together
+from idefics_cli.engine.local.scheduling import Schedule, Ticket
+from idefics_cli.engine.protocol import Prepared
+from idefics_cli.models.families.picture import Picture
+
+
+def prepared(*tiles: tuple[int, int], prompt: str = "What?", limit: int = 256) -> Prepared:
+    message = Message("user", (Attachment("a.jpg"), prompt))
+    request = GenerationRequest((message,), Sampling(max_new_tokens=limit))
+    return Prepared(request, (Picture(b"", (9, 9), tiles),))
+
+
+SMALL, HUGE = prepared((224, 224)), prepared((980, 980))
+
+
+def groups(waiting: list[Prepared], most: int) -> list[list[int]]:
+    """Return the indices that begin together, one group after the other."""
+    numbered = list(enumerate(waiting))
+    found = []
+    while numbered:
+        chosen = set(together([prepared for _, prepared in numbered], most))
+        found.append([index for place, (index, _) in enumerate(numbered) if place in chosen])
+        numbered = [pair for place, pair in enumerate(numbered) if place not in chosen]
+    return found
+
+
+def test_the_cost_grows_with_the_pixels_the_tiles_the_prompt_and_the_reply() -> None:
+    # 16x16 patches, an image token for each of 64, a letter, and the usual reply.
+    assert cost(SMALL) == 256 + 64 + 1 + 64
+    assert cost(prepared((980, 980))) == 4900 + 64 + 1 + 64
+    assert cost(prepared((490, 980), (490, 980))) == 4900 + 2 * 64 + 1 + 64
+    assert cost(prepared((224, 224), prompt="word " * 80)) == cost(SMALL) + 99
+    assert cost(prepared((224, 224), limit=5)) == cost(SMALL) - 59
+
+
+def test_a_huge_picture_among_many_small_ones_begins_alone() -> None:
+    waiting = [SMALL] * 3 + [HUGE] + [SMALL] * 9 + [HUGE, HUGE] + [SMALL] * 2
+    assert groups(waiting, 8) == [
+        [0, 1, 2, 4, 5, 6, 7, 8],
+        [3],
+        [9, 10, 11, 12, 15, 16],
+        [13, 14],  # by now there are none but huge ones
+    ]
+
+
+def test_pictures_of_one_size_begin_together_however_large_they_are() -> None:
+    assert groups([HUGE] * 16, 8) == [[*range(8)], [*range(8, 16)]]
+
+
+def test_pictures_of_the_shape_of_the_first_come_before_those_that_cost_as_much() -> None:
+    wide, high = prepared((300, 400)), prepared((400, 300))
+    assert groups([wide, high, wide, high, wide], 3) == [[0, 2, 4], [1, 3]]
+    assert groups([wide, high, prepared((300, 800)), high], 3) == [[0, 1, 3], [2]]
+
+
+def test_prompts_of_other_lengths_do_not_begin_together() -> None:
+    split = prepared(*[(224, 224)] * 2)
+    assert groups([SMALL, split, SMALL, split], 4) == [[0, 2], [1, 3]]
+
+
+def test_no_request_waits_for_ever() -> None:
+    waiting = [HUGE, *[SMALL] * 50]
+    assert together(waiting, 4) == [0]
+    assert together([SMALL, HUGE, *[SMALL] * 50], 1) == [0]
+
+
+def tickets(count: int, of: Prepared = SMALL, first: int = 0) -> list[Ticket]:
+    return [Ticket(index, of) for index in range(first, first + count)]
+
+
+def numbers(chosen: list[Ticket]) -> list[int]:
+    return [ticket.index for ticket in chosen]
+
+
+def test_requests_come_in_when_a_quarter_of_the_slots_is_free() -> None:
+    schedule = Schedule(8)
+    schedule.add(tickets(20))
+    assert numbers(schedule.choose(0)) == [*range(8)]
+    assert schedule.choose(8) == schedule.choose(7) == []
+    # As many as these will be, they can be made ready.
+    assert numbers(schedule.upcoming()) == [8, 9]
+    assert numbers(schedule.choose(6)) == [8, 9]
+
+
+def test_what_begins_alone_is_made_ready_alone() -> None:
+    schedule = Schedule(8)
+    assert schedule.upcoming() == []
+    schedule.add(tickets(4))
+    assert schedule.set_apart(schedule.choose(0), tried=4) is None
+    assert numbers(schedule.upcoming()) == [0]
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3, 5, 8])
+def test_the_slots_are_halved_until_the_memory_is_enough_and_stay_so(fits: int) -> None:
+    schedule = Schedule(8)
+    schedule.add(tickets(20))
+    ended: list[int] = []
+    told = [8]
+    while group := schedule.choose(0):
+        if len(group) > fits:
+            assert schedule.run_short(group) is None
+            continue
+        for ticket in group:
+            schedule.end(ticket)
+            assert ticket.at_a_time == (schedule.slots if fits < 8 and ticket.index < 8 else None)
+            ended.append(ticket.index)
+            told += [schedule.settled] if schedule.settled != told[-1] else []
+    assert ended == [*range(20)]
+    assert told == ([8] if fits == 8 else [8, {1: 1, 2: 2, 3: 2, 5: 4}[fits]])
+
+
+def test_what_does_not_fit_alone_changes_nothing_for_the_others() -> None:
+    schedule = Schedule(8)
+    schedule.add([*tickets(3), *tickets(1, HUGE, 3), *tickets(12, first=4)])
+    failed, sizes = [], []
+    while group := schedule.choose(0):
+        if any(ticket.prepared is HUGE for ticket in group):
+            if (alone := schedule.run_short(group)) is not None:
+                schedule.end(alone, fits=False)
+                failed.append(alone.index)
+            continue
+        sizes.append(len(group))
+        for ticket in group:
+            schedule.end(ticket)
+    assert failed == [3]
+    assert sizes == [8, 7]
+    assert schedule.slots == schedule.settled == 8
+
+
+def test_those_that_go_on_keep_their_slots_when_another_has_no_room() -> None:
+    schedule = Schedule(8)
+    schedule.add(tickets(8))
+    first = schedule.choose(0)
+    schedule.add(tickets(2, first=8))
+    late = schedule.choose(6)
+    assert schedule.run_short(late, going=6) is None
+    assert (schedule.slots, schedule.settled) == (4, 8)
+    assert schedule.choose(6) == schedule.choose(4) == []
+    assert numbers(schedule.choose(3)) == [8]
+    for ticket in [*first, late[0]]:
+        schedule.end(ticket)
+    assert schedule.settled == 8, "the other has not ended"
+    schedule.end(late[1])
+    assert schedule.settled == 4
+
+
+def test_those_that_failed_together_are_tried_one_by_one() -> None:
+    schedule = Schedule(4)
+    schedule.add(tickets(5))
+    assert schedule.set_apart(schedule.choose(0), tried=4) is None
+    alone = [numbers(schedule.choose(0)) for _ in range(5)]
+    assert alone == [[0], [1], [2], [3], [4]]
+    (ticket,) = tickets(1)
+    assert schedule.set_apart([ticket], tried=1) is ticket

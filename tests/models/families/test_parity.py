@@ -1,0 +1,262 @@
+"""Ours equals transformers called directly: ids, pixels and greedy tokens of every family."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from idefics_cli.core.types import (
+    Attachment,
+    GenerationRequest,
+    LoadSpec,
+    Message,
+    Sampling,
+)
+from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.protocol import Prepared
+from idefics_cli.models.families.picture import Picture
+from tests.support import tiny
+from tests.support.reference import Reference, Turn, load_reference
+
+NEW_TOKENS = 12
+EngineOf = Callable[[str], LocalEngine]
+ReferenceOf = Callable[[str], Reference]
+SIZES = [(90, 60), (40, 75), (64, 64)]
+
+
+def picture(index: int) -> Image.Image:
+    """A picture unlike the others: a gradient with blocks, of its own shape."""
+    width, height = SIZES[index % len(SIZES)]
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    image.paste((200, 40 * index % 255, 90), (5, 5, width // 2, height // 2 + index))
+    return image
+
+
+CONVERSATIONS: dict[str, list[tuple[str, list[int], str]]] = {
+    "no image": [("user", [], "What can you do?")],
+    "one image": [("user", [0], "What is in this image?")],
+    "two images": [("user", [0, 1], "Which one is larger?")],
+    "three images": [("user", [2, 0, 1], "Describe them.")],
+    "later turns": [
+        ("user", [1], "What is in this image?"),
+        ("assistant", [], "A red circle."),
+        ("user", [], "How large is it?"),
+        ("assistant", [], "Small."),
+        ("user", [2], "And here?"),
+    ],
+    "text before image": [
+        ("user", [], "Hello."),
+        ("assistant", [], "Hello! Show me an image."),
+        ("user", [0], "Here."),
+    ],
+    "system": [("system", [], "You are a helpful assistant."), ("user", [1], "What is it?")],
+    "other scripts": [("user", [0], "Zürich, naïve, 漢字 🙂\n  two  spaces\n\nand lines")],
+}
+
+
+@pytest.fixture(scope="module")
+def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], LocalEngine]]:
+    made: dict[str, LocalEngine] = {}
+
+    def get(kind: str) -> LocalEngine:
+        if kind not in made:
+            made[kind] = open_engine(checkpoint(kind), kind)
+        return made[kind]
+
+    yield get
+    for engine in made.values():
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference_of(checkpoint: Callable[[str], Path]) -> Callable[[str], Reference]:
+    return cache(lambda kind: load_reference(checkpoint(kind), kind))
+
+
+def open_engine(folder: Path, kind: str) -> LocalEngine:
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    return LocalEngine(LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base")))
+
+
+def as_request(
+    engine: LocalEngine,
+    turns: Sequence[tuple[str, list[int], str]],
+    *,
+    sampling: Sampling | None = None,
+) -> Prepared:
+    messages = tuple(
+        Message(role, (*(Attachment(str(i)) for i in images), text))  # type: ignore[arg-type]
+        for role, images, text in turns
+    )
+    request = GenerationRequest(messages, sampling or Sampling(max_new_tokens=NEW_TOKENS))
+    return Prepared(request, looks(engine, [int(a.source) for a in request.attachments]))
+
+
+def looks(engine: LocalEngine, images: Sequence[int]) -> tuple[Picture, ...]:
+    return tuple(engine.look(picture(i)) for i in images)
+
+
+def with_pictures(turns: Sequence[tuple[str, list[int], str]]) -> list[Turn]:
+    return [(role, [picture(i) for i in images], text) for role, images, text in turns]
+
+
+def raw(engine: LocalEngine, text: str, images: Sequence[int]) -> Prepared:
+    pieces: list[str | Attachment] = []
+    queue = list(images)
+    for index, piece in enumerate(text.split("<image>")):
+        pieces += [Attachment(str(queue.pop(0)))] if index else []
+        pieces += [piece] if piece else []
+    request = GenerationRequest(
+        (Message("user", tuple(pieces)),), Sampling(max_new_tokens=NEW_TOKENS), "complete"
+    )
+    return Prepared(request, looks(engine, images))
+
+
+def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
+    """What goes into the model, with the pictures padded as the library does."""
+    family = engine._require().family
+    inputs = family.encode([prepared.request], [prepared.pictures])
+    # Not those that the engine remembers: they have no pixels.
+    numbers = [int(a.source) for a in prepared.request.attachments]
+    tiles = [tile for i in numbers for tile in family.look(picture(i)).tiles]
+    if tiles:
+        inputs |= padded(tiles)
+    return inputs
+
+
+def padded(tiles: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
+    pixels = torch.zeros(1, len(tiles), 3, height, width)
+    mask = torch.zeros(1, len(tiles), height, width, dtype=torch.int64)
+    for index, tile in enumerate(tiles):
+        pixels[0, index, :, : tile.shape[1], : tile.shape[2]] = tile
+        mask[0, index, : tile.shape[1], : tile.shape[2]] = 1
+    return {"pixel_values": pixels, "pixel_attention_mask": mask}
+
+
+def assert_same_inputs(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
+    assert ours["attention_mask"].tolist() == theirs["attention_mask"].tolist()
+    # Without an image, the library's IDEFICS-1 gives a black one that nothing sees.
+    has_images = "pixel_values" in theirs and bool(theirs["pixel_values"].any())
+    assert ("pixel_values" in ours) == has_images
+    for name in ("pixel_values", "pixel_attention_mask", "image_attention_mask"):
+        if name in theirs and (has_images or name == "image_attention_mask"):
+            assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_conversation_gives_the_librarys_inputs_and_greedy_tokens(
+    name: str, kind: str, engine_of: EngineOf, reference_of: ReferenceOf
+) -> None:
+    engine, reference = engine_of(kind), reference_of(kind)
+    turns = CONVERSATIONS[name]
+    theirs = reference.inputs(with_pictures(turns))
+    assert_same_inputs(encode(engine, as_request(engine, turns)), theirs)
+    (answer,) = engine.complete([as_request(engine, turns)])
+    assert list(answer.token_ids) == reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+    assert answer.prompt_tokens == theirs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [("<image>In this image,", [0]), ("This is <image> and this <image>", [1, 2]), ("Once", [])],
+)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_raw_prompt_gives_the_librarys_inputs_and_greedy_tokens(
+    text: str, images: list[int], kind: str, engine_of: EngineOf, reference_of: ReferenceOf
+) -> None:
+    engine, reference = engine_of(kind), reference_of(kind)
+    theirs = reference.raw_inputs(text, [picture(i) for i in images])
+    assert_same_inputs(encode(engine, raw(engine, text, images)), theirs)
+    (answer,) = engine.complete([raw(engine, text, images)])
+    assert list(answer.token_ids) == reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_any_raw_prompt_has_the_librarys_tokens(
+    kind: str, seed: int, engine_of: EngineOf, reference_of: ReferenceOf
+) -> None:
+    chance = random.Random(seed)
+    pieces = ("<image>", "<image>", "<image>", " ", "  ", "\n", "a", "é", "<", ".", "The dog", "漢")
+    text = "".join(chance.choices(pieces, k=chance.randint(1, 12))) + "<image>."
+    images = [i % 3 for i in range(text.count("<image>"))]
+    engine, prompt = engine_of(kind), raw(engine_of(kind), text, images)
+    ours = engine._require().family.encode([prompt.request], [prompt.pictures])["input_ids"]
+    theirs = reference_of(kind).raw_inputs(text, [picture(i) for i in images])["input_ids"]
+    assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_batch_of_mixed_prompts_equals_each_alone(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    batch = prompts(engine, kind)
+    alone = [engine.complete([prepared])[0] for prepared in batch]
+    together = engine.complete(batch)
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.prompt_tokens for a in together] == [a.prompt_tokens for a in alone]
+    backwards = engine.complete(batch[::-1])
+    assert [a.token_ids for a in backwards] == [a.token_ids for a in alone[::-1]]
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_images_change_the_answer(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    answers = [engine.complete([raw(engine, "<image>In this image,", [i])])[0] for i in range(3)]
+    assert len({answer.token_ids for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_streamed_pieces_join_to_the_whole(kind: str, engine_of: EngineOf) -> None:
+    engine = engine_of(kind)
+    for prepared in prompts(engine, kind):
+        (whole,) = engine.complete([prepared])
+        chunks = list(engine.stream(prepared))
+        assert "".join(chunk.text for chunk in chunks) == whole.text
+        assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+        assert (chunks[-1].finish, chunks[-1].new_tokens) == (whole.finish, whole.new_tokens)
+        assert chunks[-1].prompt_tokens == whole.prompt_tokens
+        assert chunks[-1].prefill_seconds > 0
+        assert chunks[-1].decode_seconds > 0
+
+
+def prompts(engine: LocalEngine, kind: str) -> list[Prepared]:
+    if kind.endswith("base"):
+        return [
+            raw(engine, "<image>In this image,", [0]),
+            raw(engine, "A longer text about <image>", [1]),
+        ]
+    return [as_request(engine, turns) for turns in CONVERSATIONS.values()]
+
+
+@pytest.mark.parametrize("kind", ["idefics2-split", "idefics3", "smolvlm"])
+def test_a_picture_without_its_tiles_is_that_of_a_model_that_does_not_split(
+    kind: str, engine_of: EngineOf, checkpoint: Callable[[str], Path]
+) -> None:
+    def answer(engine: LocalEngine) -> tuple[int, tuple[int, ...]]:
+        prepared = as_request(engine, [("user", [0], "What is it?")])
+        tiles.append(len(prepared.pictures[0].tile_sizes))
+        pictures = tuple(each.without_tiles() for each in prepared.pictures)
+        (completion,) = engine.complete([replace(prepared, pictures=pictures)])
+        return completion.prompt_tokens, completion.token_ids
+
+    tiles: list[int] = []
+    splitting = engine_of(kind)
+    spec = replace(splitting.spec, splitting=False)
+    with LocalEngine(spec) as whole:
+        assert answer(splitting) == answer(whole)
+        # Also when the engine remembers the picture with all its tiles.
+        splitting.complete([as_request(splitting, [("user", [0], "What is it?")])])
+        assert answer(splitting) == answer(whole)
+    assert (tiles[0] > 1, tiles[1]) == (True, 1)

@@ -1,0 +1,108 @@
+"""Pictures that are made small early are to the model what the library makes of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.models.families import idefics1, idefics2, idefics3
+from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.idefics2 import without_padding
+from idefics_cli.models.families.resize import shrunk
+from tests.models.families.test_parity import open_engine
+from tests.support import tiny
+
+# Larger than what the tiny models take, smaller, odd, and drawn out; (width, height).
+SIZES = (
+    *((640, 480), (333, 901), (1001, 999), (70, 70), (71, 69), (40, 30), (5, 4), (900, 4)),
+    *((4, 900), (200, 199), (141, 280)),
+)
+
+
+@pytest.fixture(scope="module")
+def family_of(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Family]]:
+    made: dict[str, LocalEngine] = {}
+
+    def get(kind: str) -> Family:
+        if kind not in made:
+            made[kind] = open_engine(checkpoint(kind), kind)
+        return made[kind]._require().family
+
+    yield get
+    for engine in made.values():
+        engine.close()
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.frombytes("RGB", size, random.Random(0).randbytes(size[0] * size[1] * 3))
+
+
+def library_tiles(family: Family, image: Image.Image) -> list[Tensor]:
+    encoded = family.processor.image_processor([[image]], return_tensors="pt")
+    if isinstance(encoded, Mapping):
+        return without_padding(encoded)
+    return list(encoded)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_tiles_are_those_of_the_library_to_the_bit(
+    kind: str, size: tuple[int, int], family_of: Callable[[str], Family]
+) -> None:
+    family, image = family_of(kind), noise(size)
+    expected = library_tiles(family, image)
+    got = family.look(image)
+    assert got.size == size
+    assert got.tile_sizes == tuple((tile.shape[1], tile.shape[2]) for tile in expected)
+    assert all(map(torch.equal, got.tiles, expected))
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_large_picture_reaches_the_library_small(
+    kind: str, family_of: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = family_of(kind)
+    module = {"idefics": idefics1, "idefics2": idefics2}.get(kind.partition("-")[0], idefics3)
+    shrunk_to: list[tuple[int, int]] = []
+
+    def watched(*args: object) -> Image.Image:
+        shrunk_to.append((made := shrunk(*args)).size)  # type: ignore[arg-type]  # passed on
+        return made
+
+    monkeypatch.setattr(module, "shrunk", watched)
+    tiles = family.look(noise((1200, 900))).tile_sizes
+    assert len(shrunk_to) in (1, 5)
+    assert all(width <= 300 and height <= 300 for width, height in shrunk_to), shrunk_to
+    if len(shrunk_to) == len(tiles):
+        assert [(height, width) for width, height in shrunk_to] == list(tiles)
+
+
+def test_an_equal_picture_is_recalled_with_its_own_size_and_another_is_not(
+    family_of: Callable[[str], Family],
+) -> None:
+    family, image = family_of("idefics2"), Image.new("RGB", (700, 700), "red")
+    other = image.copy()
+    other.info["original_size"] = (1400, 1400)
+    first = family.look(image)
+    known = {first.digest: first}
+    again = family.look(other, known.get)
+    assert (again.digest, again.size) == (first.digest, (1400, 1400))
+    assert again.tiles is first.tiles
+    other.paste("blue", (0, 0, 300, 300))
+    assert family.look(other, known.get).tiles is not first.tiles
+
+
+def test_a_processor_that_would_scale_once_more_gets_the_whole_picture(
+    family_of: Callable[[str], Family],
+) -> None:
+    processor, image = family_of("idefics2").processor.image_processor, noise((100, 100))
+    assert shrunk(image, processor, lambda height, width: (height // 2, width // 2)) is image
+    assert shrunk(image, processor, lambda height, width: (50, 50)).size == (50, 50)
+    assert shrunk(image, processor, lambda height, width: (200, 200)) is image

@@ -1,0 +1,143 @@
+"""Attention on the CPU gives what transformers' gives, by whichever way it goes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from idefics_cli.models.kernels import attention as cpu_attention
+
+B, KEYS = 2, 37
+Mask = Tensor | None
+MASKS = ["none", "bool", "added", "one for all", "one for each query"]
+
+
+def states(heads: int, kv_heads: int, queries: int, keys: int, width: int) -> list[Tensor]:
+    """Query, key and value as projections give them: transposed views."""
+    torch.manual_seed(0)
+    return [
+        torch.randn(B, length, count, width).transpose(1, 2)
+        for length, count in ((queries, heads), (keys, kv_heads), (keys, kv_heads))
+    ]
+
+
+def layer(heads: int, kv_heads: int, *, causal: bool) -> SimpleNamespace:
+    return SimpleNamespace(num_key_value_groups=heads // kv_heads, is_causal=causal, training=False)
+
+
+def masks(queries: int, keys: int) -> dict[str, Mask]:
+    left_padded = torch.ones(B, 1, queries, keys, dtype=torch.bool)
+    left_padded[1, :, :, : keys // 3] = False
+    added = torch.zeros(B, 1, queries, keys).masked_fill(~left_padded, -1e9)
+    before = torch.arange(keys) <= torch.arange(queries)[:, None] + keys - queries
+    return {
+        "none": None,
+        "bool": left_padded,
+        "added": added,
+        "one for all": left_padded[1:],
+        "one for each query": before.expand(B, 1, queries, keys),
+    }
+
+
+def assert_as_the_library(
+    module: SimpleNamespace, qkv: list[Tensor], mask: Mask, **options: object
+) -> None:
+    theirs, _ = sdpa_attention_forward(module, *qkv, mask, scaling=0.2, **options)
+    ours, scores = cpu_attention.cpu_attention(module, *qkv, mask, scaling=0.2, **options)
+    assert scores is None
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 6), (6, 1)])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_text_attention_is_the_librarys(queries: int, heads: int, kv_heads: int, mask: str) -> None:
+    qkv = states(heads, kv_heads, queries, KEYS, 16)
+    module = layer(heads, kv_heads, causal=True)
+    assert_as_the_library(module, qkv, masks(queries, KEYS)[mask], sliding_window=None)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("width", [12, 16])
+@pytest.mark.parametrize("native", [True, False])
+def test_attention_among_many_patches_is_the_librarys(
+    native: bool, width: int, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_attention, "_LONG", 20)
+    monkeypatch.setattr(cpu_attention, "_TILE", 8)
+    monkeypatch.setattr(cpu_attention, "has_native_bf16", lambda: native)
+    qkv = states(3, 3, KEYS, KEYS, width)
+    module = layer(3, 3, causal=False)
+    assert_as_the_library(module, qkv, masks(KEYS, KEYS)[mask], is_causal=False)
+
+    # Against float32: bfloat16 keeps three digits, and the probabilities are rounded once more.
+    exact, _ = sdpa_attention_forward(module, *qkv, masks(KEYS, KEYS)[mask], scaling=0.2)
+    half = [part.to(torch.bfloat16) for part in qkv]
+    given = masks(KEYS, KEYS)[mask]
+    if given is not None and given.dtype != torch.bool:
+        given = given.to(torch.bfloat16)
+    ours, _ = cpu_attention.cpu_attention(module, *half, given, scaling=0.2, is_causal=False)
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).norm() / exact.norm() < 0.02
+
+
+@pytest.mark.parametrize("hidden", ["nothing", "a key", "the first", "a query"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 6)])
+@pytest.mark.parametrize("queries", [KEYS - 1, KEYS - 7, KEYS // 2, 3])
+def test_the_end_of_a_prompt_sees_what_its_mask_says(
+    queries: int, heads: int, kv_heads: int, hidden: str
+) -> None:
+    qkv = [part[:1] for part in states(heads, kv_heads, queries, KEYS, 16)]
+    mask = torch.ones(queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
+    if hidden == "a key":
+        mask[:, 2] = False
+    elif hidden == "the first":
+        # As a sliding window.
+        mask &= ~torch.ones(queries, KEYS, dtype=torch.bool).tril(KEYS - queries - 9)
+    elif hidden == "a query":
+        mask[1, 1:4] = False
+    module = layer(heads, kv_heads, causal=True)
+    for _ in range(2):
+        assert_as_the_library(module, qkv, mask[None, None])
+
+
+def test_each_way_is_taken_where_it_is_meant_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("_decode", "_end_of_prompt", "_filled", "_tiled", "_library"):
+        original = getattr(cpu_attention, name)
+
+        def watched(*parts: object, name: str = name, original: object = original) -> object:
+            taken.append(name)
+            return original(*parts)  # type: ignore[operator]
+
+        monkeypatch.setattr(cpu_attention, name, watched)
+    monkeypatch.setattr(cpu_attention, "_LONG", 20)
+    monkeypatch.setattr(cpu_attention, "has_native_bf16", lambda: True)
+
+    def attend(heads: int, kv_heads: int, queries: int, *, causal: bool, **options: object) -> str:
+        qkv = states(heads, kv_heads, queries, KEYS, 16)
+        dtype = options.pop("dtype", torch.float32)
+        qkv = [part.to(dtype) for part in qkv]  # type: ignore[arg-type]
+        module = layer(heads, kv_heads, causal=causal)
+        mask = options.pop("mask", None)
+        cpu_attention.cpu_attention(module, *qkv, mask, **options)  # type: ignore[arg-type]
+        return taken.pop()
+
+    assert attend(4, 2, 1, causal=True) == "_decode"
+    assert attend(4, 4, KEYS, causal=False) == "_filled"
+    assert attend(4, 4, KEYS, causal=False, dtype=torch.bfloat16) == "_tiled"
+    assert attend(4, 4, 10, causal=False) == "_library"
+    assert attend(4, 4, KEYS, causal=True) == "_library"
+    assert attend(4, 2, KEYS, causal=False) == "_library"
+    assert attend(4, 2, 1, causal=True, position_bias=torch.zeros(B, 4, 1, KEYS)) == "_library"
+
+    def before(queries: int) -> Tensor:
+        return torch.ones(1, 1, queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
+
+    assert attend(4, 2, KEYS - 5, causal=True, mask=before(KEYS - 5)) == "_end_of_prompt"
+    # Half of the queries would be for nobody, and more.
+    assert attend(4, 2, KEYS // 2, causal=True, mask=before(KEYS // 2)) == "_library"

@@ -1,0 +1,62 @@
+"""Our norms give what the library's give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from idefics_cli.models.families.classes import model_class
+from idefics_cli.models.kernels import rms_norm
+from idefics_cli.models.loading.loader import load_config
+from tests.models.families.test_parity import open_engine
+from tests.support import tiny
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_every_norm_of_a_model_is_ours_and_gives_what_the_librarys_gives(
+    kind: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_engine(checkpoint(kind), kind) as engine:
+        ours = dict(engine._require().model.named_modules())
+    monkeypatch.setattr(rms_norm, "replace", lambda model: None)
+    with open_engine(checkpoint(kind), kind) as engine:
+        theirs = dict(engine._require().model.named_modules())
+    norms = [name for name, module in theirs.items() if type(module).__name__.endswith("RMSNorm")]
+    assert norms
+    torch.manual_seed(0)
+    for name in norms:
+        assert isinstance(ours[name], rms_norm.CpuRMSNorm)
+        torch.nn.init.normal_(ours[name].weight)
+        theirs[name].weight.data = ours[name].weight.data
+        for scale in (0.0, 1e-3, 1.0, 1e4):
+            states = torch.randn(2, 3, len(ours[name].weight)) * scale
+            with torch.inference_mode():
+                expected, given = theirs[name](states), ours[name](states)
+            torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["idefics", "idefics2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_they_are_rounded_where_the_librarys_are(
+    kind: str, dtype: torch.dtype, checkpoint: Callable[[str], Path]
+) -> None:
+    (norm_class,) = {
+        type(module)
+        for module in model_class(kind)(load_config(checkpoint(kind))).modules()
+        if type(module).__name__ in ("MistralRMSNorm", "IdeficsRMSNorm")
+    }
+    torch.manual_seed(0)
+    theirs = norm_class(512).to(dtype)
+    torch.nn.init.normal_(theirs.weight)
+    ours = rms_norm.CpuRMSNorm(theirs)
+    for scale in (0.0, 1e-3, 1.0, 1e2):
+        states = (torch.randn(20, 512) * scale).to(dtype)
+        with torch.inference_mode():
+            expected, given = theirs(states), ours(states)
+        assert given.dtype == expected.dtype == dtype
+        # What lies between two numbers may fall the other way, but hardly ever does.
+        assert (given == expected).float().mean() > 0.999
+        torch.testing.assert_close(given, expected, rtol=0.008, atol=1e-6)

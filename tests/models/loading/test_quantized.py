@@ -1,0 +1,63 @@
+"""Quantized models: what is quantized, and that the built-in model still sees."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear
+from idefics_cli.models.kernels.int4.linear import Int4Linear
+from idefics_cli.models.kernels.int8.linear import Int8Linear
+from idefics_cli.models.loading.loader import load
+from tests.support import tiny
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+
+def linear_names(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "layer"),
+    [
+        ("nf4", (bitsandbytes.nn.Linear4bit,)),
+        ("int4", (CompiledInt4Linear, Int4Linear, Int8Linear)),
+        ("8bit", (Int8Linear,)),
+    ],
+)
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_only_the_text_model_is_quantized(
+    kind: str,
+    quantization: str,
+    layer: tuple[type[nn.Module], ...],
+    checkpoint: Callable[[str], Path],
+) -> None:
+    folder = checkpoint(kind)
+    family = kind.partition("-")[0].replace("smolvlm2", "smolvlm0")
+    family = {"smolvlm": "idefics3", "smolvlm0": "smolvlm"}.get(family, family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bitsandbytes tells of its CPU kernels
+        model = load(
+            LoadSpec(
+                repo=str(folder),
+                family=family,
+                quantization="8bit" if quantization == "8bit" else "4bit",
+                format_4bit="int4" if quantization == "int4" else "nf4",
+            )
+        ).model
+    assert isinstance(model, nn.Module)
+    quantized = linear_names(model, layer)
+    spared = ("model.vision_model", "model.connector", "model.perceiver_resampler", "lm_head")
+    assert quantized
+    if quantization != "nf4" and family != "idefics":
+        assert type(model.get_submodule("lm_head")) is Int8Linear
+        quantized.remove("lm_head")
+    assert not {name for name in quantized if name.startswith(spared)}
+    plain = {n for n in linear_names(model, nn.Linear) - quantized if not n.startswith(spared)}
+    assert not plain

@@ -1,0 +1,130 @@
+"""The registry's numbers and the memory formulas, against the real architectures."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from idefics_cli.models.families.spec import SKIPPED
+from idefics_cli.models.hub import checkpoint
+from idefics_cli.models.hub.registry import MODELS
+from idefics_cli.models.hub.sizes import quantized_weights
+from idefics_cli.models.planning.memory import GPU_RUNTIME_BYTES, kv_bytes, model_load, weight_bytes
+from tests.support.real_configs import CONFIGS, image_settings
+
+KV_KIB = {  # of a token in 16 bit, as counted from caches of the real classes
+    "idefics-9b": 512,
+    "idefics-80b": 2560,
+    "idefics2-8b": 128,
+    "idefics3-8b": 128,
+    "smolvlm-256m": 22.5,
+    "smolvlm-500m": 40,
+    "smolvlm-2.2b": 192,
+}
+
+
+def real_model(name: str) -> nn.Module:
+    """Return the model *name* without weights."""
+    raw = copy.deepcopy(cast(dict[str, Any], CONFIGS[name]))
+    config = AutoConfig.for_model(raw.pop("model_type"), **raw)
+    with torch.device("meta"):
+        return cast(nn.Module, AutoModelForImageTextToText.from_config(config))
+
+
+def test_every_model_of_the_registry_has_its_config_here() -> None:
+    assert set(CONFIGS) | {"demo"} == set(MODELS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_those_of_the_real_architecture(name: str) -> None:
+    spec, model = MODELS[name], real_model(name)
+    assert sum(p.numel() for p in model.parameters()) == spec.parameters
+    skipped = SKIPPED[spec.family]
+    linear = sum(
+        module.weight.numel()
+        for full_name, module in model.named_modules()
+        # As transformers' `replace_with_bnb_linear` chooses: no subclasses.
+        if type(module) is nn.Linear and not full_name.startswith(skipped)
+    )
+    assert quantized_weights(spec.shape) == linear
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_shape_in_the_registry_is_the_one_read_from_the_config(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(image_settings(name)))
+    assert checkpoint.shape_of(CONFIGS[name], tmp_path, name) == MODELS[name].shape
+
+
+def test_the_shape_of_the_built_in_model_is_the_one_read_from_its_files() -> None:
+    folder = Path(checkpoint.__file__).parents[2] / "demo" / "weights"
+    config = checkpoint.read_config(folder, "demo")
+    spec = MODELS["demo"]
+    assert checkpoint.shape_of(config, folder, "demo") == spec.shape
+    assert checkpoint.read_weights(folder, "demo").parameters == spec.parameters
+    assert checkpoint.context_tokens(config, "idefics2") == spec.context_tokens
+    assert checkpoint.splitting(folder, "idefics2", "demo") is spec.splitting
+    assert checkpoint.chats(folder, "idefics2", "demo") is spec.chats
+
+
+@pytest.mark.parametrize("name", KV_KIB)
+def test_the_kv_cache_of_a_token_is_the_real_one(name: str) -> None:
+    shape = MODELS[name].shape
+    assert kv_bytes(shape, dtype="bfloat16", tokens=1) == KV_KIB[name] * 1024
+    assert kv_bytes(shape, dtype="float32", tokens=10) == KV_KIB[name] * 1024 * 20
+
+
+def test_weights_take_what_their_dtype_and_quantization_say() -> None:
+    spec = MODELS["idefics2-8b"]
+
+    def gib(dtype: Any, quantization: Any) -> float:
+        size = weight_bytes(spec.parameters, spec.shape, dtype=dtype, quantization=quantization)
+        return round(size / 2**30, 1)
+
+    assert gib("float32", "none") == 31.3
+    assert gib("bfloat16", "none") == gib("float16", "none") == 15.7
+    assert gib("bfloat16", "8bit") == 9.2
+    assert gib("bfloat16", "4bit") == 6.0
+
+
+@pytest.mark.parametrize(("splitting", "gigabytes"), [(True, 21.0), (False, 18.1)])
+def test_the_peak_of_idefics2_is_the_one_on_its_model_card(
+    splitting: bool, gigabytes: float
+) -> None:
+    spec = MODELS["idefics2-8b"]
+    load = model_load(
+        spec.parameters,
+        spec.shape,
+        dtype="float16",
+        quantization="none",
+        attention="flash_attention_2",
+        splitting=splitting,
+        context=spec.context_tokens,
+    )
+    assert (load.total + GPU_RUNTIME_BYTES) / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+def test_a_short_context_bounds_prompt_and_cache() -> None:
+    spec = MODELS["smolvlm-500m"]
+
+    def load(context: int) -> Any:
+        return model_load(
+            spec.parameters,
+            spec.shape,
+            dtype="bfloat16",
+            quantization="none",
+            attention="sdpa",
+            splitting=True,
+            context=context,
+        )
+
+    assert load(1000).kv_cache == kv_bytes(spec.shape, dtype="bfloat16", tokens=1000)
+    assert load(8192).kv_cache > load(1000).kv_cache

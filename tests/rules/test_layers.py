@@ -1,0 +1,295 @@
+"""The import rules of the project, as tests."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+PACKAGE = TOP / "idefics_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+RANK = {
+    "core": 0,
+    "config": 1,
+    "hardware": 1,
+    "images": 1,
+    "models": 2,
+    "engine": 3,
+    "training": 3,
+    "bench": 4,
+    "caption": 4,
+    "chat": 4,
+    "completion": 4,
+    "demo": 4,
+    "ui": 5,
+    "cli": 6,
+}
+MODEL_ROOMS = {"families": 0, "kernels": 0, "hub": 1, "planning": 2, "loading": 3}
+HEAVY = {
+    "torch", "transformers", "PIL", "numpy", "requests", "bitsandbytes", "accelerate", "ray",
+    "fastapi", "starlette", "peft", "llguidance", "tokenizers", "safetensors", "huggingface_hub",
+    "pyarrow", "llvmlite",
+}  # fmt: skip
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Yield the full name of every import in *tree*, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_at_the_top(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of the imports that run when the module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imported(node)
+        else:
+            yield from imported_at_the_top(node)
+
+
+def breaches(package: str, tree: ast.AST, rank: dict[str, int], prefix: str) -> set[str]:
+    """Return the packages below *prefix* that a module of *package* imports and must not."""
+    names = (name.removeprefix(prefix) for name in imported(tree) if name.startswith(prefix))
+    others = {name.split(".")[0] for name in names}
+    return {
+        other
+        for other in others - {package, "__version__"}
+        if other not in rank or rank[other] >= rank[package]
+    }
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of the module in the file *path*; of a package, its own."""
+    parts = path.relative_to(TOP).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+@cache
+def arrows() -> dict[str, frozenset[str]]:
+    """Return for every module the modules of the package that it imports, anywhere in it."""
+    names = {module_name(path) for path in MODULES}
+
+    def module_of(name: str) -> str:
+        while name not in names:
+            name = name.rpartition(".")[0]
+        return name
+
+    found = {}
+    for path in MODULES:
+        own = module_name(path)
+        targets = (name for name in imported(parsed(path)) if name.startswith("idefics_cli."))
+        found[own] = frozenset(map(module_of, targets)) - {own, "idefics_cli"}
+    return found
+
+
+def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the names of one circle in *graph*, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        names: list[str] = error.args[1]
+        return names
+    return []
+
+
+def siblings(package: str, graph: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """Return the arrows between the modules and sub-packages that lie directly in *package*."""
+    prefix = f"{package}."
+    found: dict[str, set[str]] = {}
+    for name, targets in graph.items():
+        if name.startswith(prefix):
+            own = name.removeprefix(prefix).split(".")[0]
+            rooms = {t.removeprefix(prefix).split(".")[0] for t in targets if t.startswith(prefix)}
+            found.setdefault(own, set()).update(rooms - {own})
+    return found
+
+
+PACKAGES = sorted({module_name(path.parent / "__init__.py") for path in MODULES})
+
+
+@cache
+def parsed(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_every_package_has_a_rank() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages <= RANK.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_lower_ranks_and_its_own_package(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).parts
+    if len(parts) == 1:
+        assert parts[0] in ("__init__.py", "__main__.py")
+        return
+    assert not breaches(parts[0], parsed(path), RANK, "idefics_cli.")
+    if parts[0] == "models" and len(parts) > 2:
+        assert not breaches(parts[1], parsed(path), MODEL_ROOMS, "idefics_cli.models.")
+
+
+def test_models_has_five_rooms() -> None:
+    models = PACKAGE / "models"
+    assert {path.name for path in models.iterdir() if path.is_dir()} - {"__pycache__"} == set(
+        MODEL_ROOMS
+    )
+    assert [path.name for path in models.glob("*.py")] == ["__init__.py"]
+
+
+def test_modules_import_in_no_circle() -> None:
+    assert not circle(arrows())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_lies_in_a_package_imports_in_no_circle(package: str) -> None:
+    assert not circle(siblings(package, arrows()))
+
+
+def test_a_circle_is_seen_between_modules_and_between_sub_packages() -> None:
+    graph = {"p.a.x": {"p.b.y"}, "p.b.z": {"p.a.w"}, "p.b.y": set(), "p.a.w": set()}
+    assert not circle(graph)
+    assert circle(siblings("p", graph))
+    assert circle({"p.a": {"p.b"}, "p.b": {"p.a"}})
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("models", "from idefics_cli.engine.protocol import Engine"),
+        ("config", "from idefics_cli.images.loader import ImageLoader"),
+        ("caption", "from idefics_cli.demo.scenes import Scene"),
+        ("engine", "def f():\n    import idefics_cli.caption.job"),
+        ("ui", "from idefics_cli import cli"),
+    ],
+)
+def test_a_breach_of_the_ranks_is_seen(package: str, source: str) -> None:
+    assert breaches(package, ast.parse(source), RANK, "idefics_cli.")
+
+
+@cache
+def heavy_rooms() -> tuple[str, ...]:
+    """Return the folders whose modules may import a heavy library at the top, as ruff has them."""
+    settings = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
+    ignores = settings["tool"]["ruff"]["lint"]["per-file-ignores"]
+    return tuple(
+        pattern.removesuffix("**")
+        for pattern, rules in ignores.items()
+        if "TID253" in rules and pattern.startswith("idefics_cli/")
+    )
+
+
+def test_heavy_libraries_are_allowed_by_folder() -> None:
+    assert heavy_rooms()
+    assert all((TOP / folder).is_dir() and folder.endswith("/") for folder in heavy_rooms())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_at_the_top_only_in_their_rooms(path: Path) -> None:
+    if path.relative_to(TOP).as_posix().startswith(heavy_rooms()) and path.name != "__init__.py":
+        return
+    assert not {top.split(".")[0] for top in imported_at_the_top(parsed(path))} & HEAVY
+
+
+def test_a_heavy_import_at_the_top_is_seen_also_in_a_class_or_a_try() -> None:
+    source = "try:\n    import torch\nexcept ImportError:\n    pass\nclass A:\n    import PIL.Image"
+    assert set(imported_at_the_top(ast.parse(source))) == {"torch", "PIL.Image"}
+    assert not set(imported_at_the_top(ast.parse("def f():\n    import torch")))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_click_is_never_imported(path: Path) -> None:
+    # Typer has a Click of its own; the exceptions and types of another are not Typer's.
+    names = set(imported(parsed(path)))
+    assert not {n for n in names if n.split(".")[0] == "click" or n.startswith("typer._")}
+
+
+def loaded_after_each(*codes: str) -> list[set[str]]:
+    """Return the top names in `sys.modules` after each of *codes* ran, one after the other."""
+    script = (
+        "import contextlib, io, sys\n"
+        "for code in sys.argv[1:]:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        exec(code)\n"
+        "    print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *codes], capture_output=True, text=True, check=True
+    )
+    loaded = [{name.split(".")[0] for name in line.split()} for line in done.stdout.splitlines()]
+    assert len(loaded) == len(codes)
+    return loaded
+
+
+@cache
+def loaded_after() -> dict[str, set[str]]:
+    """Return what is loaded after each code below; what one has loaded the later have, too."""
+    codes = [f"import {module}" for module in CHEAP_MODULES]
+    codes += [command(*arguments) for arguments in CHEAP_COMMANDS]
+    return dict(zip(codes, loaded_after_each(*codes), strict=True))
+
+
+def command(*arguments: str) -> str:
+    return f"sys.argv = {['idefics', *arguments]!r}\nfrom idefics_cli.cli.app import main\nmain()"
+
+
+CHEAP_MODULES = (
+    "idefics_cli.engine.protocol",
+    "idefics_cli.engine.factory",
+    "idefics_cli.hardware.machine",
+    "idefics_cli.images.formats",
+    "idefics_cli.models.families.spec",
+    "idefics_cli.models.hub.registry",
+    "idefics_cli.models.hub.checkpoint",
+    "idefics_cli.models.planning.plan",
+    "idefics_cli.config.resolve",
+    "idefics_cli.caption.runner",
+    "idefics_cli.bench.run",
+)
+CHEAP_COMMANDS = (
+    (),
+    ("--help",),
+    ("--version",),
+    ("ask", "--help"),
+    ("chat", "--help"),
+    ("caption", "--help"),
+    ("doctor", "--help"),
+    ("bench", "--help"),
+    ("demo", "--help"),
+    ("models", "--help"),
+    ("config",),
+    ("config", "path"),
+    ("completion", "show", "bash"),
+    ("no-such-command",),
+)
+
+
+@pytest.mark.parametrize("arguments", CHEAP_COMMANDS, ids=" ".join)
+def test_a_command_that_needs_no_model_loads_no_heavy_library(arguments: tuple[str, ...]) -> None:
+    assert not loaded_after()[command(*arguments)] & HEAVY
+
+
+@pytest.mark.parametrize("module", CHEAP_MODULES)
+def test_a_cheap_module_stays_cheap(module: str) -> None:
+    assert not loaded_after()[f"import {module}"] & HEAVY
+
+
+def test_a_heavy_library_that_was_loaded_is_seen() -> None:
+    before, after = loaded_after_each("import idefics_cli", "import PIL")
+    assert not before & HEAVY
+    assert "PIL" in after & HEAVY

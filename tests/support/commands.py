@@ -1,0 +1,171 @@
+"""Run `idefics` inside the test, with streams and services of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from idefics_cli.cli.app import app
+from idefics_cli.cli.services import Services
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.engine.protocol import Engine, EngineFactory
+from idefics_cli.models.hub.facts import ModelFacts, registry_facts
+from idefics_cli.models.planning.plan import Machine
+from tests.support.fakes import FakeClock, FakeEngine
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of the command left: exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def __iter__(self) -> Iterator[int | str]:
+        return iter((self.code, self.out, self.err))
+
+    @property
+    def record(self) -> Any:
+        """The JSON on stdout."""
+        return json.loads(self.out)
+
+
+class Terminal(io.BytesIO):
+    """A keyboard on stdin."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Stream(io.TextIOWrapper):
+    """A text stream in memory, which can pass for a terminal."""
+
+    def __init__(self, *, terminal: bool, encoding: str = "utf-8") -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, errors="strict", newline="")
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def text(self) -> str:
+        """Return what was written, decoded byte by byte."""
+        self.flush()
+        buffer = self.buffer
+        assert isinstance(buffer, io.BytesIO)
+        return buffer.getvalue().decode(self.encoding, "surrogateescape")
+
+
+class World:
+    """The world outside a command: a fake model on a machine with a CPU and nothing else.
+
+    Args:
+        engine: What every load gives.
+        model: A name of the registry, whose facts every lookup gives.
+        is_cached: Whether its files are there already.
+        stdin: Standard input; None is a closed one.
+        facts_error: What looking a model up raises.
+        load_error: What loading raises.
+        notes: What was found on the machine and matters.
+        environ: The environment.
+
+    Attributes:
+        specs: What was loaded.
+        looked_up: The names of the models that were looked up.
+    """
+
+    def __init__(
+        self,
+        engine: FakeEngine,
+        *,
+        model: str = "smolvlm-256m",
+        is_cached: bool = True,
+        stdin: BinaryIO | None = None,
+        facts_error: IdeficsError | None = None,
+        load_error: IdeficsError | None = None,
+        notes: tuple[str, ...] = (),
+        **environ: str,
+    ) -> None:
+        self.engine = engine
+        self.specs: list[LoadSpec] = []
+        self.looked_up: list[str] = []
+        self._facts_error, self._load_error = facts_error, load_error
+        facts = next(facts for facts in registry_facts() if facts.name == model)
+        self._facts = (
+            replace(facts, folder=Path("/cached"), download_bytes=0) if is_cached else facts
+        )
+        self.services = Services(
+            environ=dict(environ),
+            stdin=stdin,
+            make_factory=self._make_factory,
+            probe=lambda: replace(MACHINE, notes=notes),
+            find_facts=self._find_facts,
+            clock=FakeClock(),
+        )
+
+    def _find_facts(self, name: str, *, revision: str | None, offline: bool) -> ModelFacts:
+        self.looked_up.append(name)
+        if self._facts_error:
+            raise self._facts_error
+        return replace(self._facts, revision=revision)
+
+    def _make_factory(self, spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
+        def make() -> Engine:
+            self.specs.append(spec)
+            if self._load_error:
+                raise self._load_error
+            return self.engine
+
+        return make
+
+
+MACHINE = Machine(
+    cores=4,
+    ram_bytes=16 * 2**30,
+    free_ram_bytes=12 * 2**30,
+    versions={"torch": "2.13.0", "bitsandbytes": "0.50.2", "accelerate": "1.15.0"},
+)
+
+
+def run(
+    *arguments: str,
+    services: Services | None = None,
+    terminal: bool = False,
+    encoding: str = "utf-8",
+) -> Ran:
+    """Run `idefics` with *arguments* to its end.
+
+    Args:
+        arguments: As typed after `idefics`.
+        services: The world outside; the real one if absent.
+        terminal: Whether stdout and stderr are terminals.
+        encoding: Of stdout and stderr.
+    """
+    out = Stream(terminal=terminal, encoding=encoding)
+    err = Stream(terminal=terminal, encoding=encoding)
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        _command().main(list(arguments), prog_name="idefics", obj=services)
+    return Ran(int(end.value.code or 0), out.text(), err.text())
+
+
+@cache
+def _command() -> TyperGroup:
+    # What `app()` does at every call; it takes longer than most commands.
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    return command

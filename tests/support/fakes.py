@@ -1,0 +1,273 @@
+"""Stand-ins for a model and a clock: they do what the real ones promise, without the work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from threading import Event, Lock
+from types import TracebackType
+from typing import Self
+
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError
+from idefics_cli.core.types import (
+    Completion,
+    Finish,
+    GenerationRequest,
+    LoadSpec,
+    TokenChunk,
+)
+from idefics_cli.engine.local.scheduling import Schedule, Ticket
+from idefics_cli.engine.protocol import Measure, Outcome, Prepared
+from idefics_cli.models.families.picture import Picture
+
+Answer = str | Callable[[GenerationRequest], str]
+FAKE_SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake")
+
+
+class FakeEngine:
+    """Answers from a script and remembers what it was asked; a word is a token.
+
+    Args:
+        answers: One text for each request in turn; the last may be a function of the request,
+            which answers all that follow.
+        image_errors: What `prepare` raises, by the source of an attachment.
+        sizes: Width and height of the picture of a source; 64x48 if absent.
+        completion_error: Asked before each `complete` and each stream; what it returns is raised.
+        interrupt_after: Words after which the user presses Ctrl-C.
+        spec: What the engine says it has loaded.
+        revision: The commit that it says it has loaded.
+        context_tokens: Its context.
+
+    Attributes:
+        requests: Every request answered, in order.
+        batches: The size of each call of `complete`.
+        prepared: Every request prepared.
+        is_closed: Whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        *answers: Answer,
+        image_errors: Mapping[str, IdeficsError] | None = None,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+        completion_error: Callable[[Sequence[GenerationRequest]], Exception | None] | None = None,
+        interrupt_after: int | None = None,
+        spec: LoadSpec = FAKE_SPEC,
+        revision: str | None = "0123abc",
+        context_tokens: int = 1000,
+    ) -> None:
+        self.context_tokens = context_tokens
+        self.spec = spec
+        self.revision = revision
+        self.requests: list[GenerationRequest] = []
+        self.batches: list[int] = []
+        self.prepared: list[GenerationRequest] = []
+        self.is_closed = False
+        self._answers = list(answers)
+        self._image_errors = image_errors or {}
+        self._sizes = sizes or {}
+        self._completion_error = completion_error
+        self._interrupt_after = interrupt_after
+        self._lock = Lock()
+
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        """Make a picture for each attachment, a tile per 1000 pixels of its width."""
+        with self._lock:
+            self.prepared.append(request)
+        pictures = []
+        for attachment in request.attachments:
+            if error := self._image_errors.get(attachment.source):
+                raise error
+            size = self._sizes.get(attachment.source, (64, 48))
+            tiles = ((size[1], size[0]),) * max(1, size[0] // 1000)
+            pictures.append(Picture(os.fsencode(attachment.source), size, tiles))
+        return Prepared(request, tuple(pictures))
+
+    def measure(self, prepared: Prepared) -> Measure:
+        """Count words, and ten tokens for each picture."""
+        words = sum(len(m.text.split()) for m in prepared.request.messages)
+        return Measure(words + 10 * len(prepared.pictures), self.context_tokens)
+
+    def complete(
+        self, batch: Sequence[Prepared], *, cancel: Event | None = None
+    ) -> list[Completion]:
+        """Answer each request of *batch* by joining its stream."""
+        self.batches.append(len(batch))
+        self._raise_scripted([prepared.request for prepared in batch])
+        return [self._complete(prepared, cancel) for prepared in batch]
+
+    def serve(self, *, slots: int, cancel: Event | None = None) -> FakeSession:
+        """Open slots that are filled when all of them are free, and answered by `complete`."""
+        return FakeSession(self, slots, cancel)
+
+    def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
+        """Yield the next answer of the script word by word."""
+        self._raise_scripted([prepared.request])
+        return self._stream(prepared, cancel)
+
+    def close(self) -> None:
+        """Remember that it was called."""
+        self.is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _complete(self, prepared: Prepared, cancel: Event | None) -> Completion:
+        chunks = list(self._stream(prepared, cancel))
+        finish = chunks[-1].finish
+        assert finish is not None
+        return Completion(
+            text="".join(chunk.text for chunk in chunks),
+            prompt_tokens=self.measure(prepared).prompt_tokens,
+            reused_tokens=0,
+            new_tokens=chunks[-1].new_tokens,
+            finish=finish,
+            prefill_seconds=0.25,
+            decode_seconds=0.5,
+        )
+
+    def _stream(self, prepared: Prepared, cancel: Event | None) -> Iterator[TokenChunk]:
+        self.requests.append(prepared.request)
+        limit = prepared.request.sampling.max_new_tokens
+        made = 0
+        finish: Finish = "stop"
+        for word in self._next_answer(prepared.request).split(" "):
+            if made == self._interrupt_after:
+                raise KeyboardInterrupt
+            if cancel is not None and cancel.is_set():
+                finish = "cancelled"
+                break
+            if made == limit:
+                finish = "length"
+                break
+            made += 1
+            yield TokenChunk(word if made == 1 else f" {word}", made)
+        if finish == "stop" and made < limit:
+            made += 1  # the end token, which needs its place too
+        elif finish == "stop":
+            finish = "length"
+        yield TokenChunk(
+            "",
+            made,
+            finish,
+            prompt_tokens=self.measure(prepared).prompt_tokens,
+            prefill_seconds=0.25,
+            decode_seconds=0.5,
+        )
+
+    def _next_answer(self, request: GenerationRequest) -> str:
+        assert self._answers, f"asked more than scripted: {request}"
+        answer = self._answers[0]
+        if isinstance(answer, str):
+            return str(self._answers.pop(0))
+        return answer(request)
+
+    def _raise_scripted(self, requests: Sequence[GenerationRequest]) -> None:
+        error = self._completion_error(requests) if self._completion_error else None
+        if error is not None:
+            raise error
+
+
+class FakeSession:
+    """Answers what it was given by `complete`, in the batches of the schedule of the real one."""
+
+    def __init__(self, engine: FakeEngine, slots: int, cancel: Event | None) -> None:
+        self._engine = engine
+        self._cancel = cancel
+        self._schedule = Schedule(slots)
+        self._ended: deque[tuple[int, Outcome]] = deque()
+        self._taken = self._in_works = 0
+
+    @property
+    def slots(self) -> int:
+        """How many requests may be in the works."""
+        return self._schedule.settled
+
+    @property
+    def room(self) -> int:
+        """How many more may be."""
+        return max(0, self.slots - self._in_works)
+
+    def put(self, requests: Sequence[Prepared]) -> None:
+        """Take *requests*."""
+        self._schedule.add(Ticket(i, p) for i, p in enumerate(requests, start=self._taken))
+        self._taken += len(requests)
+        self._in_works += len(requests)
+        assert self._in_works <= self.slots, "more than there was room for"
+
+    def get(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
+        """Return what ended; if it may wait, answer a batch before."""
+        if timeout_seconds != 0:
+            while self._in_works and not self._ended:
+                self._answer(self._schedule.choose(0))
+            if not self._ended:
+                assert timeout_seconds is not None, "nothing is in the works"
+                time.sleep(timeout_seconds)
+        if not self._ended:
+            return None
+        self._in_works -= 1
+        return self._ended.popleft()
+
+    def close(self) -> None:
+        """Do nothing: nothing goes on."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _answer(self, tickets: Sequence[Ticket]) -> None:
+        assert tickets, "nothing waits, and something is in the works"
+        try:
+            batch = [ticket.prepared for ticket in tickets]
+            completions = self._engine.complete(batch, cancel=self._cancel)
+        except MemoryLimitError as error:
+            if (failed := self._schedule.run_short(tickets)) is not None:
+                self._end(failed, error)
+        except Exception as error:
+            if (failed := self._schedule.set_apart(tickets, tried=len(tickets))) is not None:
+                self._end(failed, error)
+        else:
+            for ticket, completion in zip(tickets, completions, strict=True):
+                self._end(ticket, completion, count=len(tickets))
+
+    def _end(self, ticket: Ticket, outcome: Outcome, *, count: int = 1) -> None:
+        self._schedule.end(ticket, fits=not isinstance(outcome, MemoryLimitError))
+        if isinstance(outcome, Completion):
+            outcome = replace(
+                outcome,
+                at_a_time=ticket.at_a_time,
+                prefill_seconds=outcome.prefill_seconds / count,
+                decode_seconds=outcome.decode_seconds / count,
+            )
+        self._ended.append((ticket.index, outcome))
+
+
+class FakeClock:
+    """Tells a time that moves on by *step* seconds with every look."""
+
+    def __init__(self, step: float = 1.0) -> None:
+        self.now = 0.0
+        self.step = step
+
+    def __call__(self) -> float:
+        """Return the time, in seconds."""
+        self.now += self.step
+        return self.now

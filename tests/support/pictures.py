@@ -1,0 +1,101 @@
+"""Pictures whose pixels are known, and the loader on bytes, for the tests of images."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from idefics_cli.core.types import Attachment, ImageLimits
+from idefics_cli.images.loader import ImageLoader
+
+Colour = tuple[int, int, int]
+
+RED, BLUE, YELLOW, GREEN = (220, 40, 30), (20, 60, 200), (250, 240, 10), (30, 160, 60)
+QUADRANTS = (RED, BLUE, YELLOW, GREEN)
+"""Top left, top right, bottom left, bottom right of `quadrants`."""
+
+
+def quadrants(width: int = 64, height: int = 48) -> Image.Image:
+    """Four colours, no two alike: any turn or flip shows."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = RED
+    pixels[: height // 2, width // 2 :] = BLUE
+    pixels[height // 2 :, : width // 2] = YELLOW
+    pixels[height // 2 :, width // 2 :] = GREEN
+    return Image.fromarray(pixels)
+
+
+def noise(width: int = 40, height: int = 30) -> Image.Image:
+    """The same hard-to-compress picture each time."""
+    pixels = np.random.default_rng(7).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    """Return *image* as a file of *format*."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def opened(
+    data: bytes, limits: ImageLimits | None = None, *, draft_edge: int | None = None
+) -> Image.Image:
+    """Return what the loader makes of a file with these bytes."""
+    loader = ImageLoader(limits or ImageLimits(), stdin=io.BytesIO(data))
+    return loader.open(Attachment("-"), draft_edge=draft_edge)
+
+
+def corners(image: Image.Image) -> list[Colour]:
+    """Return the colours in the middles of the four quadrants, as `QUADRANTS`."""
+    width, height = image.size
+    pixels = np.asarray(image)
+    return [
+        tuple(pixels[int(y * height), int(x * width)].tolist())
+        for y in (0.25, 0.75)
+        for x in (0.25, 0.75)
+    ]
+
+
+def difference(ours: Image.Image | Sequence[Colour], theirs: Image.Image | Sequence[Colour]) -> int:
+    """Return the largest difference of any sample, 0 to 255."""
+    return int(np.abs(np.asarray(ours, np.int64) - np.asarray(theirs, np.int64)).max())
+
+
+def png(
+    width: int,
+    height: int,
+    rows: bytes,
+    *,
+    depth: int,
+    colour_type: int,
+    extra: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """Return a PNG of any kind (PNG specification, 3rd edition), as Pillow cannot write all.
+
+    Args:
+        width: Pixels that the header claims.
+        height: As *width*.
+        rows: The samples, each row led by its filter byte, 0.
+        depth: Bits per sample.
+        colour_type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
+        extra: Chunks between header and data.
+    """
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_filter_bytes(samples: NDArray[np.uint8]) -> bytes:
+    """Return the rows of *samples* (H, bytes) as PNG wants them."""
+    return np.pad(samples, ((0, 0), (1, 0))).tobytes()

@@ -1,0 +1,34 @@
+"""`idefics` for the commands of README: the whole program, with a model that answers at once."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from idefics_cli.cli.app import app
+from idefics_cli.cli.services import Services
+from idefics_cli.models.hub.facts import ModelFacts, find_facts, registry_facts
+from tests.support.commands import World
+from tests.support.fakes import FakeEngine
+
+
+def main() -> None:
+    """Run `idefics` with the arguments of this process."""
+    world = World(FakeEngine(lambda request: "A red square."))
+    services = replace(
+        world.services, environ=Services().environ, stdin=sys.stdin.buffer, find_facts=_facts
+    )
+    app(prog_name="idefics", obj=services)
+
+
+def _facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
+    """Return the facts of a model of the list as if it were downloaded, and of no other."""
+    facts = find_facts(name, revision=revision, offline=True)
+    known = {model.name for model in registry_facts()}
+    assert facts.name in known
+    return replace(facts, folder=facts.folder or Path("/cached"), download_bytes=0)
+
+
+if __name__ == "__main__":
+    main()

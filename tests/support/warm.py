@@ -1,0 +1,205 @@
+"""A Python that has imported all that `idefics` uses, and forks for each run of it.
+
+A process of its own spends seconds on imports before it does what a test is about. Here one
+process spends them, and each run is a child of it: with the arguments, variables, folder and open
+files of whoever starts it, and with an end of its own. This file is the client, too: started in
+place of `python`, it hands over what it was given, passes signals on, and ends as the run does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH")
+# MKL's own allocator counts by threads, and searched for ever for those that a child does not have
+# (torch 2.13, Python 3.12, in `mm_account_ptr_by_tid`).
+PLAIN_MEMORY = {"MKL_DISABLE_FAST_MM": "1"}
+MODULES = (
+    "idefics_cli.caption.resume.journaled_sink",
+    "idefics_cli.engine.local.engine",
+    "idefics_cli.models.families.idefics2",
+    "idefics_cli.models.families.resize",
+    "idefics_cli.ui.views.progress",
+    "idefics_cli.ui.chat.repl",
+    "tests.support.readme_idefics",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.mistral.modeling_mistral",
+)
+MODELS = (
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.mistral.modeling_mistral",
+)
+
+
+def ask(path: str, arguments: list[str]) -> int:
+    """Have a run done; return its exit code, or the negative number of what killed it."""
+    started = 0
+
+    def pass_on(number: int, frame: object) -> None:
+        if started:
+            os.kill(started, number)
+
+    for name in PASSED_ON:
+        signal.signal(getattr(signal, name), pass_on)
+    is_open = [_is_open(descriptor) for descriptor in range(3)]
+    order = {
+        "arguments": arguments,
+        "environ": dict(os.environ),
+        "folder": os.getcwd(),
+        "open": is_open,
+    }
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        text = json.dumps(order).encode() + b"\n"
+        passed = [descriptor for descriptor in range(3) if is_open[descriptor]]
+        sent = socket.send_fds(connection, [text], passed)
+        connection.sendall(text[sent:])
+        # Those of the run alone stay: a reader of a pipe learns when the run closes it.
+        for descriptor in passed:
+            os.close(descriptor)
+        with connection.makefile("r") as told:
+            started = int(told.readline())
+            return int(told.readline() or -signal.SIGKILL)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def serve(path: str) -> None:
+    """Import, then fork for each order on the socket, until standard input ends.
+
+    Returns in the children only, where what was ordered is still to be run.
+    """
+    _import_all()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for a run
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(path)
+        door.listen()
+        os.write(1, b"ready\n")
+        while door in select.select([door, sys.stdin], [], [])[0]:
+            connection, _ = door.accept()
+            if not os.fork():
+                door.close()
+                if _begin(connection):
+                    return
+                os._exit(0)
+            connection.close()
+    os._exit(0)
+
+
+def _import_all() -> None:
+    for name in MODULES:
+        importlib.import_module(name)
+    # What they import when they are used.
+    importlib.import_module("PIL.Image").init()
+    importlib.import_module("tests.support.commands").run("--version")
+    classes = importlib.import_module("idefics_cli.models.families.classes")
+    for family in ("idefics", "idefics2", "idefics3", "smolvlm"):
+        classes.config_class(family)
+        classes.model_class(family)
+        classes.processor_classes(family)
+
+
+def _begin(connection: socket.socket) -> bool:
+    """Fork for the run; return True in it, and in the other False when it has ended."""
+    text, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    while not text.endswith(b"\n"):
+        text += connection.recv(1 << 16)
+    order = json.loads(text)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if not child:
+        connection.close()
+        _become(order, descriptors)
+        return True
+    for descriptor in descriptors:
+        os.close(descriptor)
+    connection.sendall(b"%d\n" % child)
+    code = _end_of(child, connection)
+    with contextlib.suppress(OSError):
+        connection.sendall(b"%d\n" % code)
+    return False
+
+
+def _end_of(child: int, connection: socket.socket) -> int:
+    """Wait for *child*, which is killed when the one who wanted it is gone."""
+    ended = 0
+    while not ended:
+        if select.select([connection], [], [], 0.005)[0]:
+            os.kill(child, signal.SIGKILL)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _become(order: dict[str, object], descriptors: list[int]) -> None:
+    """Take the open files, variables, folder and arguments of *order*."""
+    environ, folder, arguments = order["environ"], order["folder"], order["arguments"]
+    assert isinstance(environ, dict)
+    assert isinstance(folder, str)
+    assert isinstance(arguments, list)
+    is_open = order["open"]
+    assert isinstance(is_open, list)
+    # Off the places that they go to.
+    moved = iter([os.dup(descriptor) for descriptor in descriptors])
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for number in range(3):
+        os.close(number) if not is_open[number] else os.dup2(source := next(moved), number)
+        if is_open[number]:
+            os.close(source)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(folder)
+    sys.stdin = sys.__stdin__ = _stream(0, "r") if is_open[0] else None
+    sys.stdout = sys.__stdout__ = _stream(1, "w") if is_open[1] else None
+    sys.stderr = sys.__stderr__ = _stream(2, "w") if is_open[2] else None
+    sys.argv = ["-", *arguments]
+
+
+def _stream(descriptor: int, mode: str) -> object:
+    errors = {0: "strict", 1: "strict", 2: "backslashreplace"}[descriptor]
+    return open(
+        descriptor,
+        mode,
+        buffering=1 if os.isatty(descriptor) or descriptor == 2 else -1,
+        encoding="utf-8",
+        errors=errors,
+        closefd=False,
+    )
+
+
+def run() -> None:
+    """Do what Python does with `-m MODULE` and `-c CODE`."""
+    _, way, what, *arguments = sys.argv
+    sys.argv = [way, *arguments]
+    if way == "-m":
+        import runpy
+
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(what, {"__name__": "__main__"})
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+        run()
+    else:
+        code = ask(sys.argv[1], sys.argv[2:])
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        # Not `sys.exit`, which would flush streams that are closed.
+        os._exit(code)

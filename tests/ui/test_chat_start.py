@@ -1,0 +1,170 @@
+"""How `idefics chat` begins at the keyboard: what is checked, and which conversation goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from idefics_cli.chat.store.sessions import SessionStore
+from idefics_cli.core.errors import MemoryLimitError
+from tests.support import commands
+from tests.support.commands import Ran, World, run
+from tests.support.fakes import FakeEngine
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines that are typed, each taken away when it was; Ctrl-D follows."""
+    lines: list[str] = []
+
+    def read(prompt: str = "") -> str:
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    monkeypatch.setattr("builtins.input", read)
+    return lines
+
+
+def chat(world: World, *arguments: str) -> Ran:
+    """Run `idefics chat` on a terminal without drawing."""
+    return run("chat", "--accessible", *arguments, services=world.services, terminal=True)
+
+
+def world(home: Path, *answers: str, model: str = "smolvlm-256m") -> World:
+    return World(FakeEngine(*answers), model=model, stdin=commands.Terminal(), HOME=str(home))
+
+
+def kept(home: Path) -> SessionStore:
+    return SessionStore(home / ".local/share/idefics")
+
+
+def test_answers_go_to_stdout_and_all_else_to_stderr(tmp_path: Path, person: list[str]) -> None:
+    person += ["What?", "/help drop", "And?"]
+    ran = chat(world(tmp_path, "A cat.", "A dog."))
+    assert (ran.code, ran.out) == (0, "A cat.\nA dog.\n")
+    assert "/help lists the commands, Ctrl-D leaves" in ran.err
+    assert "/drop N: " in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--json",), "--json needs a question that is piped in"),
+        (("-i", "-"), "`-i -` needs a picture on stdin, which is the keyboard here"),
+        (("-c", "--session", "x"), "--continue and --session exclude each other"),
+    ],
+)
+def test_what_makes_no_sense_at_a_keyboard_is_refused(
+    arguments: tuple[str, ...], error: str, tmp_path: Path
+) -> None:
+    here = world(tmp_path)
+    ran = chat(here, *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert error in ran.err
+    assert here.specs == []
+
+
+@pytest.mark.parametrize("arguments", [("-c",), ("--session", "x")])
+def test_a_pipe_goes_on_with_no_conversation(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    ran = run("chat", *arguments, services=World(FakeEngine(), HOME=str(tmp_path)).services)
+    assert ran.code == 2
+    assert "needs a keyboard" in ran.err
+
+
+def test_a_base_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    here = world(tmp_path, model="idefics2-8b-base")
+    ran = chat(here)
+    assert ran.code == 2
+    assert "is a base model: it completes texts and does not chat" in ran.err
+    assert here.specs == []
+
+
+def test_a_missing_picture_stops_before_the_model_is_loaded(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    ran = chat(here, "-i", str(tmp_path / "no.png"))
+    assert (ran.code, here.specs) == (1, [])
+    assert "no such file" in ran.err
+
+
+def test_pictures_of_the_command_line_go_with_the_first_text(
+    tmp_path: Path, person: list[str]
+) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    person += ["What?"]
+    here = world(tmp_path, "A cat.")
+    ran = chat(here, "-i", str(tmp_path / "a.png"))
+    assert "8x6 landscape, 10 tokens, goes with your next text" in " ".join(ran.err.split())
+    assert len(here.engine.requests[0].attachments) == 1
+
+
+@pytest.mark.parametrize("again", [("-c",), ("--session", "trip")])
+def test_a_conversation_goes_on_with_its_model(
+    again: tuple[str, ...], tmp_path: Path, person: list[str]
+) -> None:
+    person += ["What?"]
+    chat(world(tmp_path, "A cat."), "--session", "trip", "-m", "smolvlm-2.2b")
+    person += ["And?"]
+    here = world(tmp_path, "A dog.")
+    ran = chat(here, *again)
+    assert "going on with trip: 1 question, 0 pictures\n> What?\nA cat.\n" in ran.err
+    assert [m.text for m in here.engine.requests[0].messages] == ["What?", "A cat.", "And?"]
+    assert here.looked_up == ["smolvlm-2.2b"]
+
+
+def test_there_is_nothing_to_go_on_with_at_first(tmp_path: Path) -> None:
+    ran = chat(world(tmp_path), "-c")
+    assert (ran.code, ran.out) == (1, "")
+    assert "there are no sessions yet" in ran.err
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_chat_with_its_code(
+    tmp_path: Path, person: list[str]
+) -> None:
+    error = MemoryLimitError("out of memory", hint="a smaller model")
+    here = World(FakeEngine(), stdin=commands.Terminal(), load_error=error, HOME=str(tmp_path))
+    person += ["What?", "And?"]
+    ran = chat(here)
+    assert (ran.code, ran.out) == (1, "")
+    # Without colours: it may be read out.
+    assert ran.err.endswith("\nerror: out of memory\nhint: a smaller model\n")
+    assert kept(tmp_path).list() == []
+
+
+def test_a_name_that_no_session_has_is_told_to_be_new(tmp_path: Path, person: list[str]) -> None:
+    person += ["What?"]
+    ran = chat(world(tmp_path, "A cat."), "--session", "trip")
+    assert "note: there is no session `trip` yet; this one gets the name\n" in ran.err
+    again = chat(world(tmp_path), "--session", "trip")
+    assert "there is no session" not in again.err
+
+
+def test_without_saving_nothing_is_written(tmp_path: Path, person: list[str]) -> None:
+    person += ["What?"]
+    ran = chat(world(tmp_path, "A cat."), "--no-save")
+    assert ran.out == "A cat.\n"
+    assert list(tmp_path.rglob(".local")) == []
+
+
+def test_a_conversation_can_go_on_without_saving_what_follows(
+    tmp_path: Path, person: list[str]
+) -> None:
+    person += ["What?"]
+    chat(world(tmp_path, "A cat."))
+    person += ["And?"]
+    here = world(tmp_path, "A dog.")
+    chat(here, "-c", "--no-save")
+    assert len(here.engine.requests[0].messages) == 3
+    (info,) = kept(tmp_path).list()
+    assert info.turns == 1
+
+
+def test_a_system_text_and_settings_reach_the_model(tmp_path: Path, person: list[str]) -> None:
+    person += ["What?"]
+    here = world(tmp_path, "A cat.")
+    chat(here, "-s", "Be brief.", "--temperature", "0.5")
+    (request,) = here.engine.requests
+    assert [m.role for m in request.messages] == ["system", "user"]
+    assert request.sampling.temperature == 0.5

@@ -1,0 +1,292 @@
+"""The chat driven through a pseudo-terminal, with the built-in model: are the answers right?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect")  # no pseudo-terminals on Windows
+
+from idefics_cli.demo.samples import write_samples  # noqa: E402 (after the skip)
+from tests.support.tiny import CHATTING  # noqa: E402 (after the skip)
+
+ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A terminal to walk on."""
+
+    name: str
+    columns: int = 80
+    arguments: tuple[str, ...] = ()
+    environ: dict[str, str] = field(default_factory=dict)
+    draws: bool = True
+
+
+MODES = (
+    Mode("80 columns"),
+    Mode("40 columns without colours", columns=40, environ={"NO_COLOR": "1"}),
+    Mode("dumb", environ={"TERM": "dumb"}, draws=False),
+    Mode("accessible", arguments=("--accessible",), draws=False),
+)
+
+
+class Terminal:
+    """A terminal with `idefics chat` in it."""
+
+    def __init__(
+        self, python: Sequence[str], home: Path, *arguments: str, mode: Mode = MODES[0]
+    ) -> None:
+        environ = {
+            **os.environ,
+            "HOME": str(home),
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+            # Nobody answers the question for the position of the cursor here.
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+            "OMP_NUM_THREADS": "1",
+            **mode.environ,
+        }
+        self.home = home
+        program, *before = python
+        self.child = pexpect.spawn(
+            program,
+            [*before, "-m", "idefics_cli", "chat", "-m", "demo", "--device", "cpu", *mode.arguments,
+             *arguments],
+            env=environ, dimensions=(24, mode.columns), timeout=90, encoding="utf-8",
+        )  # fmt: skip
+        self.raw = ""
+
+    def type(self, line: str, end: str = "\r") -> None:
+        """Type *line* and a key."""
+        self.child.send(line + end)
+
+    def see(self, text: str) -> str:
+        """Wait until *text* is shown, in lines of any length; return what was shown since."""
+        self.child.expect(re.escape(text).replace(r"\ ", r"\s+"))
+        shown: str = self.child.before + self.child.after
+        self.raw += shown
+        return ESCAPES.sub("", shown)
+
+    def answer(self, question: str, answer: str) -> None:
+        """Ask *question*, and wait for a line that is *answer*."""
+        self.type(question)
+        self.see(f"{answer}\r\n")
+
+    def wait_for_prompt(self) -> None:
+        """Wait until a key is read by the prompt, and not by the terminal itself."""
+        self.child.expect(r"> ?(?:\x1b\[0m[^>]*\x1b\[\?25h)?$")
+
+    def leave(self) -> int:
+        """Leave with Ctrl-D; return the exit code."""
+        self.wait_for_prompt()
+        self.child.sendeof()
+        self.child.expect(pexpect.EOF)
+        self.raw += self.child.before
+        self.child.close()
+        return int(self.child.exitstatus)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture, and what is true of it."""
+
+    path: Path
+    questions: dict[str, tuple[str, str]]
+
+    def ask(self, task: str) -> tuple[str, str]:
+        """Return a question and its answer."""
+        return self.questions[task]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Pictures that offer a question each on background, number and place."""
+    folder = tmp_path_factory.mktemp("my pictures")
+    write_samples(folder, count=24, seed=3)
+    rows = map(json.loads, (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
+    found = [
+        Sample(
+            folder / row["file_name"],
+            {q["task"]: (q["question"], q["answer"]) for q in row["questions"]},
+        )
+        for row in rows
+    ]
+    return [s for s in found if {"background", "count", "position"} <= s.questions.keys()]
+
+
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def open_terminal() -> Iterator[Open]:
+    """Return what opens a terminal with a chat."""
+    opened = []
+
+    def get(home: Path, *arguments: str, mode: Mode = MODES[0]) -> Terminal:
+        opened.append(Terminal((sys.executable,), home, *arguments, mode=mode))
+        return opened[-1]
+
+    yield get
+    for terminal in opened:
+        terminal.child.close(force=True)
+
+
+@pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.name)
+def test_a_walk_through_a_chat(
+    mode: Mode,
+    tmp_path: Path,
+    open_terminal: Open,
+    samples: list[Sample],
+    checkpoint: Callable[[str], Path],
+) -> None:
+    here = open_terminal(tmp_path, mode=mode)
+    walk(here, samples, checkpoint("idefics2"))
+    here.child.sendintr()
+    here.see("Ctrl-D or /exit leaves")
+    assert here.leave() == 0, here.raw[-800:]
+    check_screen(here.raw, mode)
+
+
+def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
+    tmp_path: Path,
+    open_terminal: Open,
+    samples: list[Sample],
+    checkpoint: Callable[[str], Path],
+) -> None:
+    killed, first = open_terminal(tmp_path), samples[0]
+    walk(killed, samples, checkpoint("idefics2"))
+    killed.child.kill(9)
+    killed.child.close(force=True)
+    check_screen(killed.raw, MODES[0])
+    # The picture is gone from its place, and the chat has it still.
+    first.path.rename(first.path.with_suffix(".moved"))
+    try:
+        question = first.ask("background")[0]
+        editor = tmp_path / "editor"
+        editor.write_text(f"#!/bin/sh\nprintf '%s' '{question}' > \"$1\"\n", encoding="utf-8")
+        editor.chmod(0o755)
+        mode = Mode("with an editor", environ={"VISUAL": str(editor)})
+        again = open_terminal(killed.home, "-c", mode=mode)
+        again.see("2 questions, 1 picture")
+        again.answer(*first.ask("count"))
+        # The last line again, by Up; one that Ctrl-C took from the line; one of an editor.
+        again.wait_for_prompt()
+        again.answer("\x1b[A", first.ask("count")[1])
+        again.wait_for_prompt()
+        again.type(first.ask("position")[0], end="\x03")
+        time.sleep(0.5)  # nothing is drawn that could be waited for
+        again.answer("\x1b[A", first.ask("position")[1])
+        again.wait_for_prompt()
+        again.child.send("\x18\x05")
+        again.see(first.ask("background")[1] + "\r\n")
+        again.type("/exit")
+        again.child.expect(pexpect.EOF)
+    finally:
+        first.path.with_suffix(".moved").rename(first.path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "drawing"), [("\x1b[?62;4c", "\x1bP"), ("\x1b_Gi=31;OK\x1b\\\x1b[?62c", "\x1b_Gi=")]
+)
+def test_a_terminal_with_graphics_shows_the_picture_itself(
+    answer: str, drawing: str, tmp_path: Path, open_terminal: Open, samples: list[Sample]
+) -> None:
+    here = open_terminal(tmp_path)
+    here.see("\x1b[c")
+    here.child.send(f"{answer}")
+    here.see("Ctrl-D leaves")
+    here.wait_for_prompt()
+    here.type(f"@'{samples[0].path}'")
+    here.see(drawing)
+    here.see("goes with your next text")
+    assert "\u2580" not in here.raw
+    here.answer(*samples[0].ask("background"))
+    assert here.leave() == 0, here.raw[-800:]
+
+
+def test_every_chatting_family_goes_on_with_the_conversation(
+    tmp_path: Path, open_terminal: Open, samples: list[Sample], checkpoint: Callable[[str], Path]
+) -> None:
+    here = open_terminal(tmp_path)
+    here.see("Ctrl-D leaves")
+    here.type("/set max_new_tokens=5 preview=off")
+    here.see("preview = off")
+    for number, kind in enumerate(CHATTING, start=1):
+        here.type(f"/model {checkpoint(kind)}")
+        here.see("now\r\n")
+        here.type(f"@'{samples[number % 2].path}' Is it like [1]?")
+        here.see(f"[{number}]")
+        here.see("x")
+        here.wait_for_prompt()
+        here.type("/stats")
+        here.see(f"answers: {number}, ")
+    here.type("/images")
+    here.see(f"turn {len(CHATTING)}")
+    assert "error" not in here.raw
+    assert here.leave() == 0, here.raw[-800:]
+
+
+def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
+    """Attach, ask, refer back, undo, retry, interrupt; every answer must be right."""
+    first, second = samples[:2]
+    here.see("Ctrl-D leaves")
+    # Attach: dragged in with a blank in its path, then ask, and refer back.
+    here.type(str(first.path).replace(" ", "\\ "))
+    here.see("goes with your next text")
+    here.answer(*first.ask("background"))
+    here.answer(*first.ask("count"))
+    # Several lines, which are one question.
+    question, answer = first.ask("background")
+    for line in ('"""', question):
+        here.type(line)
+    here.answer('"""', answer)
+    here.type("/undo")
+    here.see("took back: ")
+    # A second picture, and one that is not there.
+    here.type(f"/image '{second.path}'")
+    here.see("[2]")
+    here.type("/image nothere.png")
+    here.see("no such file")
+    here.type("/images")
+    here.see("next text")
+    here.type("/drop 2")
+    here.see("dropped [2]")
+    # Undo and retry.
+    here.type("/undo")
+    here.see("took back: ")
+    here.answer("/retry", first.ask("background")[1])
+    # A long answer of another model is interrupted, and the conversation goes on.
+    here.type(f"/model {other_model}")
+    here.see("now")
+    here.type("Tell me a story.")
+    here.child.expect(r"(?:[^\s\x1b]+[ \r\n]+){6}")  # of the answer; the question has four words
+    here.child.sendintr()
+    here.see("interrupted; what was said is kept")
+    here.type("/undo")
+    here.see("took back: Tell me")
+    here.type("/model demo")
+    here.see("demo now")
+    here.answer(*first.ask("position"))
+    here.wait_for_prompt()
+
+
+def check_screen(raw: str, mode: Mode) -> None:
+    """Check that a terminal got nothing that it cannot do, or that was not wanted."""
+    assert "Traceback" not in raw
+    assert ("▀" in raw) == (mode.draws and "NO_COLOR" not in mode.environ)
+    if not mode.draws:
+        # Readline may ask for meta keys and bracketed paste; nothing else.
+        assert set(re.findall(r"\x1b\[[0-9;]*[A-HJKm]", raw)) == set()
+        assert not re.search("[─│╭█⠋⠙]", raw)
+    if mode.environ.get("NO_COLOR"):
+        assert not re.search(r"\x1b\[[0-9;]*[34]8;", raw)

@@ -1,0 +1,165 @@
+"""What is typed at the prompt of a chat, and what is named in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from idefics_cli.chat.commands.completion import Candidate
+from idefics_cli.chat.commands.line import Line, read_line
+from idefics_cli.ui.chat.line_input import DrawnInput, Stopped, TypedAhead, is_open, unquoted
+from tests.support.commands import Stream
+
+CTRL_C, CTRL_R, ALT_ENTER, ENTER = "\x03", "\x12", "\x1b\r", "\r"
+
+
+class Terminal(Stream):
+    """A stream with a number, which prompt-toolkit wants."""
+
+    def fileno(self) -> int:
+        return 2
+
+
+@contextmanager
+def keyboard(history: Path | None = None) -> Iterator[tuple[PipeInput, DrawnInput]]:
+    """Give a keyboard and what reads it."""
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        lines = DrawnInput(
+            Terminal(terminal=True), lambda line: [Candidate("/image", len(line))], history
+        )
+        yield keys, lines
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (f"hello{ENTER}", "hello"),
+        (f"one{ALT_ENTER}two{ENTER}", "one\ntwo"),
+        (f'"""{ENTER}one{ENTER}two{ENTER}"""{ENTER}', "one\ntwo"),
+        (f'"""one"""{ENTER}', "one"),
+        (f"lost{CTRL_C}kept{ENTER}", "kept"),
+    ],
+)
+def test_keys_make_a_line(typed: str, line: str) -> None:
+    with keyboard() as (keys, lines):
+        keys.send_text(typed)
+        assert lines.read("> ") == line
+
+
+def test_ctrl_c_on_an_empty_line_and_ctrl_d_are_told() -> None:
+    with keyboard() as (keys, lines):
+        keys.send_text(CTRL_C)
+        with pytest.raises(KeyboardInterrupt):
+            lines.read("> ")
+        keys.send_text("\x04")
+        with pytest.raises(EOFError):
+            lines.read("> ")
+
+
+def test_when_nobody_can_answer_any_more_what_was_typed_is_kept() -> None:
+    with keyboard():
+        lines = DrawnInput(Terminal(terminal=True), lambda line: [], None, lambda: True)
+        with pytest.raises(Stopped) as stopped:
+            lines.read("> ", text="What is")
+        assert stopped.value.text == "What is"
+
+
+def test_a_text_that_is_offered_can_be_edited() -> None:
+    with keyboard() as (keys, lines):
+        keys.send_text(f"?{ENTER}")
+        assert lines.read("> ", text="What is it") == "What is it?"
+
+
+def test_lines_are_found_again_in_the_next_run_and_by_nobody_else(tmp_path: Path) -> None:
+    history = tmp_path / "data" / "history"
+    with keyboard(history) as (keys, lines):
+        keys.send_text(f"one{ENTER}")
+        lines.read("> ")
+    with keyboard(history) as (keys, lines):
+        keys.send_text(f"{CTRL_R}on{ENTER}{ENTER}")
+        assert lines.read("> ") == "one"
+    if os.name == "posix":
+        assert history.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [('"""', True), ('"""a', True), ('"""a"""', False), ('""""""', False), ("a", False)],
+)
+def test_three_quotes_open_a_text(text: str, expected: bool) -> None:
+    assert is_open(text) == expected
+    if not expected:
+        assert '"""' not in unquoted(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "sources"),
+    [
+        ("{f}/a.png", "", ["{f}/a.png"]),
+        ("'{f}/my dog.png' and {f}/a.png?", "and ?", ["{f}/my dog.png", "{f}/a.png"]),
+        ("{f}/my dog.png", "", ["{f}/my dog.png"]),
+        ('compare "{f}/a.png" with the first', "compare with the first", ["{f}/a.png"]),
+        ("file://{f}/my%20dog.png hi", "hi", ["{f}/my dog.png"]),
+        ("~/x.jpg hi", "hi", ["{h}/x.jpg"]),
+        ("@https://x.org/a.png?b=1 hi", "hi", ["https://x.org/a.png?b=1"]),
+        ("see {f}/note.txt", "see {f}/note.txt", []),
+        ("a/b.png is relative", "a/b.png is relative", []),
+        ("it's 'so'", "it's 'so'", []),
+    ],
+)
+def test_pictures_named_in_a_line(line: str, text: str, sources: list[str], tmp_path: Path) -> None:
+    for name in ("a.png", "my dog.png", "note.txt"):
+        (tmp_path / name).touch()
+
+    def full(word: str) -> str:
+        return word.replace("{f}", str(tmp_path)).replace("{h}", os.environ["HOME"])
+
+    expected = Line(full(text), tuple(map(full, sources)))
+    assert read_line(full(line)) == expected
+
+
+# What was typed before anything read it
+
+
+class Person:
+    """Takes what is offered, and adds a full stop."""
+
+    def __init__(self) -> None:
+        self.offered: list[str] = []
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        self.offered.append(text)
+        return f"{text}."
+
+
+@pytest.mark.parametrize(
+    ("typed", "lines", "offered"),
+    [
+        ("", ["."], [""]),
+        ("Wha", ["Wha."], ["Wha"]),
+        ("Hello.\r", ["Hello.", "."], [""]),
+        ("Hello.\nWhat?\nAnd", ["Hello.", "What?", "And.", "."], ["And", ""]),
+        ('"""a\nb"""\nc\n', ["a\nb", "c", "."], [""]),
+        ('"""a\nb', ['"""a\nb.', "."], ['"""a\nb', ""]),
+    ],
+)
+def test_lines_that_were_typed_early_are_sent_and_the_last_is_offered(
+    typed: str, lines: list[str], offered: list[str]
+) -> None:
+    person, told = Person(), list[str]()
+    ahead = TypedAhead(typed, person, told.append)
+    assert [ahead.read("> ") for _ in lines] == lines
+    assert person.offered == offered
+    assert len(told) == len(lines) - len(offered)
+
+
+def test_a_draft_comes_before_lines_that_were_typed_early() -> None:
+    ahead = TypedAhead("And?\n", Person(), lambda line: None)
+    assert [ahead.read("> ", text="What?"), ahead.read("> ")] == ["What?.", "And?"]
