@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from idefics_cli.bench.agreement import Agreement, compare_pairs
-from idefics_cli.bench.measure import Outcome, Series, Tokens, Watch, without_collection
-from idefics_cli.bench.report import Row, Skipped
+from idefics_cli.bench.measure import Measurement, Series, Tokens, Watch, without_collection
+from idefics_cli.bench.report import ReportRow, Skipped
 from idefics_cli.bench.stage import CaptionTask, PlainContender, Prompts, Stage
 from idefics_cli.core.types import Completion, GenerationRequest
 from idefics_cli.engine.protocol import Engine, Prepared, Session
@@ -79,7 +79,7 @@ class _Run:
         self.texts: dict[Path, str] = {}
 
 
-def caption(stage: Stage) -> Iterator[Row | Skipped]:
+def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
     """Pictures per second of a whole folder, from the files to the captions."""
     choices, world = stage.choices, stage.world
     pictures = choices.pictures or tuple(
@@ -103,7 +103,7 @@ def caption(stage: Stage) -> Iterator[Row | Skipped]:
         (run for run in loops.values() if run.seconds),
         key=lambda run: Series(tuple(run.seconds)).median,
     )
-    yield Row(
+    yield ReportRow(
         "caption",
         f"{len(pictures)} pictures",
         "files to captions, models loaded; plain transformers in a loop at its best batch size",
@@ -189,7 +189,7 @@ def _plain(
 ) -> None:
     paths = list(requests)
     clock = stage.world.instruments.clock
-    outcomes: list[Outcome] = []
+    outcomes: list[Measurement] = []
     with without_collection():
         if not run.seconds:
             plain.answer([requests[paths[0]]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from idefics_cli.bench.measure import Clock, Outcome
+from idefics_cli.bench.measure import Clock, Measurement
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.engine.protocol import Engine
 
@@ -24,7 +24,7 @@ class Ours:
         self.engine = engine
         self._clock = clock
 
-    def answer(self, requests: Sequence[GenerationRequest]) -> Outcome:
+    def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
         """Open the pictures of *requests* and answer them; see `Contender.answer`.
 
         Raises:
@@ -37,7 +37,7 @@ class Ours:
         decode = max(completion.decode_seconds for completion in done)
         if decode > seconds * _SLACK:
             raise RuntimeError(f"the engine took {seconds:.3f} s and says {decode:.3f} s")
-        return Outcome(
+        return Measurement(
             tokens=tuple(completion.token_ids for completion in done),
             texts=tuple(completion.text for completion in done),
             seconds=seconds,

@@ -33,7 +33,7 @@ main()
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class LoadReport:
     """What a process that loaded a model tells.
 
     Attributes:
@@ -92,7 +92,7 @@ class Importer:
         """
         self._line()
 
-    def load(self, order: Order) -> Loading:
+    def load(self, order: Order) -> LoadReport:
         """Let it load a model and answer; only once if not in a fork.
 
         Raises:
@@ -105,7 +105,7 @@ class Importer:
         except BrokenPipeError:
             pass  # what it wrote last is told below
         told = json.loads(self._line())
-        return Loading(told["load_seconds"], told["peak_bytes"], tuple(told["tokens"]))
+        return LoadReport(told["load_seconds"], told["peak_bytes"], tuple(told["tokens"]))
 
     def close(self) -> None:
         """End the process, whatever it does."""

@@ -44,7 +44,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Measurement:
     """What a contender made of a batch of requests, and how long it took.
 
     Attributes:
@@ -75,12 +75,12 @@ class Outcome:
 class Contender(Protocol):
     """One of the two sides."""
 
-    def answer(self, requests: Sequence[GenerationRequest]) -> Outcome:
+    def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
         """Answer *requests* as one batch, greedily, and say how long it took."""
         ...
 
 
-class Load(Protocol):
+class MachineLoad(Protocol):
     """What the machine is busy with."""
 
     def busy_seconds(self) -> float | None:
@@ -97,8 +97,8 @@ class Round:
     """The same requests, answered by both sides."""
 
     requests: tuple[GenerationRequest, ...]
-    ours: Outcome
-    plain: Outcome
+    ours: Measurement
+    plain: Measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class Instruments:
     """
 
     clock: Clock
-    load: Load
+    load: MachineLoad
     reference: Callable[[], float] | None = None
 
 
@@ -248,7 +248,7 @@ class SystemLoad:
         self._proc = proc
 
     def busy_seconds(self) -> float | None:
-        """Return the CPU seconds of all programs; see `Load.busy_seconds`."""
+        """Return the CPU seconds of all programs; see `MachineLoad.busy_seconds`."""
         try:
             first = (self._proc / "stat").read_text(encoding="ascii").splitlines()[0].split()
             fields = dict(zip(_FIELDS, map(int, first[1:]), strict=False))
@@ -258,7 +258,7 @@ class SystemLoad:
         return _ticks(fields) / os.sysconf("SC_CLK_TCK")
 
     def own_seconds(self) -> float:
-        """Return the CPU seconds of this program; see `Load.own_seconds`."""
+        """Return the CPU seconds of this program; see `MachineLoad.own_seconds`."""
         # Children count in these when they have ended.
         times = os.times()
         ended = times.user + times.system + times.children_user + times.children_system

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from idefics_cli.bench.measure import Clock, Outcome, Tokens
+from idefics_cli.bench.measure import Clock, Measurement, Tokens
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message
 
@@ -101,7 +101,7 @@ class Plain:
         """Holds the processor."""
         return self._family
 
-    def answer(self, requests: Sequence[GenerationRequest]) -> Outcome:
+    def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
         """Open the pictures of *requests* and answer them; see `Contender.answer`.
 
         Raises:
@@ -123,7 +123,7 @@ class Plain:
                 hint="smaller `--batch-sizes` or `--contexts`",
             ) from error
         ended = self._clock()
-        return Outcome(
+        return Measurement(
             tokens=tuple(tokens),
             texts=tuple(self._text(row) for row in tokens),
             seconds=ended - started,

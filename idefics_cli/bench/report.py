@@ -12,7 +12,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """One figure of both sides.
 
     Attributes:
@@ -109,12 +109,12 @@ class Report:
     """
 
     about: Mapping[str, object] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ReportRow] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     is_interrupted: bool = False
 
     @property
-    def disagreements(self) -> list[Row]:
+    def disagreements(self) -> list[ReportRow]:
         """The rows whose answers differ more than they may."""
         return [row for row in self.rows if not row.agreement.agrees]
 
@@ -135,7 +135,7 @@ class Report:
         }
 
 
-def row_record(row: Row) -> dict[str, object]:
+def row_record(row: ReportRow) -> dict[str, object]:
     """Return *row* for JSON."""
     low, high = row.range
     return {
@@ -157,7 +157,7 @@ def row_record(row: Row) -> dict[str, object]:
     }
 
 
-def _series(row: Row, series: Series) -> dict[str, object]:
+def _series(row: ReportRow, series: Series) -> dict[str, object]:
     return {
         "median": series.median,
         "best": row.best(series),

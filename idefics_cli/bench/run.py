@@ -10,11 +10,11 @@ from types import MappingProxyType
 from idefics_cli.bench import captions, scenarios
 from idefics_cli.bench.cold_start import processes
 from idefics_cli.bench.pictures import Studio
-from idefics_cli.bench.report import Report, Row, Skipped
+from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.bench.stage import Choices, Stage, World
 from idefics_cli.core.errors import IdeficsError
 
-Scenario = Callable[[Stage], Iterator[Row | Skipped]]
+Scenario = Callable[[Stage], Iterator[ReportRow | Skipped]]
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
@@ -37,7 +37,7 @@ def run(
     report: Report,
     *,
     table: Mapping[str, Scenario] = SCENARIOS,
-    on_result: Callable[[Row | Skipped], None] = lambda result: None,
+    on_result: Callable[[ReportRow | Skipped], None] = lambda result: None,
 ) -> None:
     """Measure *names* and fill *report*, which holds what was measured also after Ctrl-C.
 
@@ -64,7 +64,7 @@ def _run_one(
     scenario: Scenario,
     stage: Stage,
     report: Report,
-    on_result: Callable[[Row | Skipped], None],
+    on_result: Callable[[ReportRow | Skipped], None],
 ) -> None:
     try:
         for result in scenario(stage):
@@ -76,9 +76,9 @@ def _run_one(
 
 
 def _keep(
-    result: Row | Skipped, report: Report, on_result: Callable[[Row | Skipped], None]
+    result: ReportRow | Skipped, report: Report, on_result: Callable[[ReportRow | Skipped], None]
 ) -> None:
-    if isinstance(result, Row):
+    if isinstance(result, ReportRow):
         report.rows.append(result)
     else:
         report.skipped.append(result)

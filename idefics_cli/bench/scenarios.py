@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from idefics_cli.bench.measure import Outcome
+from idefics_cli.bench.measure import Measurement
 from idefics_cli.bench.pictures import MIXED
-from idefics_cli.bench.report import Row, Skipped
+from idefics_cli.bench.report import ReportRow, Skipped
 from idefics_cli.bench.stage import QUESTION, Figure, Stage
 from idefics_cli.core.types import GenerationRequest
 
-Result = Row | Skipped
+Result = ReportRow | Skipped
 _WARM_UP_TOKENS = 100
 _NEXT_QUESTION = "What are the colors in the second picture?"
 
@@ -141,13 +141,13 @@ def _tiles(splitting: bool | None) -> str:
     return {None: "", True: ", split", False: ", whole"}[splitting]
 
 
-def _decode_rate(outcome: Outcome) -> float:
+def _decode_rate(outcome: Measurement) -> float:
     return outcome.steps / outcome.decode_seconds
 
 
-def _seconds(outcome: Outcome) -> float:
+def _seconds(outcome: Measurement) -> float:
     return outcome.seconds
 
 
-def _first_seconds(outcome: Outcome) -> float:
+def _first_seconds(outcome: Measurement) -> float:
     return outcome.first_seconds

@@ -11,9 +11,9 @@ from typing import Protocol
 from idefics_cli.bench.agreement import Agreement, Gap, compare, tolerance
 from idefics_cli.bench.contenders import Ours
 from idefics_cli.bench.importer import Importer
-from idefics_cli.bench.measure import Contender, Duel, Instruments, Outcome, Pace, Series, duel
+from idefics_cli.bench.measure import Contender, Duel, Instruments, Measurement, Pace, Series, duel
 from idefics_cli.bench.pictures import Studio
-from idefics_cli.bench.report import Row
+from idefics_cli.bench.report import ReportRow
 from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
@@ -187,7 +187,7 @@ class Figure:
     name: str
     compares: str
     unit: str
-    value: Callable[[Outcome], float]
+    value: Callable[[Measurement], float]
     more_is_better: bool = False
 
 
@@ -264,14 +264,14 @@ class Stage:
             instruments=self.world.instruments,
         )
 
-    def rows(self, scenario: str, fought: Duel, figures: Iterable[Figure]) -> Iterator[Row]:
+    def rows(self, scenario: str, fought: Duel, figures: Iterable[Figure]) -> Iterator[ReportRow]:
         """Yield a row for each of *figures* of one duel."""
         agreement = self.agreement(fought)
         prompt = max(r.ours.prompt_tokens for r in fought.rounds)
         for figure in figures:
             ours = Series(tuple(figure.value(r.ours) for r in fought.rounds))
             plain = Series(tuple(figure.value(r.plain) for r in fought.rounds))
-            yield Row(
+            yield ReportRow(
                 scenario,
                 figure.name,
                 figure.compares,

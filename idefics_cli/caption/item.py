@@ -8,7 +8,7 @@ from idefics_cli.core.types import Attachment
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class CaptionItem:
     """One picture to caption.
 
     Attributes:

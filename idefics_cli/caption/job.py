@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from idefics_cli.caption.inputs.templates import parse_template, render
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.rows import CAPTION, names
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
@@ -17,7 +17,7 @@ from idefics_cli.engine.protocol import Prepared
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CaptionQuestion:
     """What is asked about each picture.
 
     Attributes:
@@ -49,8 +49,8 @@ class CaptionJob:
             circles.
     """
 
-    pictures: tuple[Picture, ...]
-    questions: tuple[Question, ...]
+    pictures: tuple[CaptionItem, ...]
+    questions: tuple[CaptionQuestion, ...]
     mode: Mode = "chat"
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
@@ -61,7 +61,7 @@ class CaptionJob:
     wording: Wording = field(default_factory=Wording)
     asks_again: bool = True
 
-    def requests(self, picture: Picture) -> tuple[GenerationRequest, ...]:
+    def requests(self, picture: CaptionItem) -> tuple[GenerationRequest, ...]:
         """Return what to ask about *picture*, one request for each question; for any thread.
 
         Raises:
@@ -70,7 +70,7 @@ class CaptionJob:
         """
         return tuple(self._request(picture, question) for question in self.questions)
 
-    def _request(self, picture: Picture, question: Question) -> GenerationRequest:
+    def _request(self, picture: CaptionItem, question: CaptionQuestion) -> GenerationRequest:
         template = parse_template(question.prompt, self.columns)
         prompt = render(template, picture, limits=self.limits, captions_folder=self.captions_folder)
         # The space keeps the text apart from the image tokens, as the model card of
@@ -80,7 +80,7 @@ class CaptionJob:
         return GenerationRequest((message,), self.sampling, self.mode)
 
 
-def named_questions(texts: Sequence[str]) -> tuple[Question, ...]:
+def named_questions(texts: Sequence[str]) -> tuple[CaptionQuestion, ...]:
     """Return the questions of *texts*, each as `NAME=QUESTION`.
 
     Raises:
@@ -96,7 +96,7 @@ def named_questions(texts: Sequence[str]) -> tuple[Question, ...]:
     return questions
 
 
-def _named_question(text: str) -> Question:
+def _named_question(text: str) -> CaptionQuestion:
     name, equals, prompt = text.partition("=")
     name = name.strip()
     example = '`--ask subject="What is in the middle?"`'
@@ -115,7 +115,7 @@ def _named_question(text: str) -> Question:
         )
     if not prompt.strip():
         raise UsageError(f"the question `{name}` is empty", hint=example)
-    return Question(prompt, name)
+    return CaptionQuestion(prompt, name)
 
 
 _RESERVED = frozenset(names(())) - {CAPTION}

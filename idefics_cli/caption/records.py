@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class CaptionReply:
     """What the model said to one question about a picture.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reply:
 
 
 def captioned(
-    key: str, prepared: Prepared, replies: Sequence[Reply], *, notes: tuple[str, ...] = ()
+    key: str, prepared: Prepared, replies: Sequence[CaptionReply], *, notes: tuple[str, ...] = ()
 ) -> CaptionRecord:
     """Return the record of a picture that was answered; *replies* are in the order asked."""
     width = height = None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from threading import Event
 
 from idefics_cli.caption.executors import EXECUTORS
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import is_uri
@@ -18,7 +18,7 @@ from idefics_cli.engine.protocol import EngineFactory
 PROBED = 3
 
 
-def unreadable(pictures: Iterable[Picture], limits: ImageLimits) -> Iterator[ImageError]:
+def unreadable(pictures: Iterable[CaptionItem], limits: ImageLimits) -> Iterator[ImageError]:
     """Yield what is wrong with the headers of *pictures*; addresses are not looked at.
 
     A file may have a good header and be cut off behind it: only decoding finds that.

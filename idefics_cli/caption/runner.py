@@ -11,7 +11,7 @@ from typing import Literal
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.interrupts import Interrupts
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.records import failed
 from idefics_cli.caption.sinks.base import SidecarError, Sink
@@ -33,7 +33,7 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunResult:
     """How a run ended.
 
     Attributes:
@@ -59,7 +59,7 @@ def run_captions(
     on_event: Callable[[RunEvent], None] = lambda event: None,
     executor: str = "local",
     max_failures: int | None = None,
-) -> Outcome:
+) -> RunResult:
     """Caption the pictures of *job* that *sink* has not got yet.
 
     Records are written in the order of the pictures, each as soon as all before it are. When
@@ -84,7 +84,7 @@ def run_captions(
     job = replace(job, pictures=todo)
     on_event(Started(len(todo), skipped))
     if not todo:
-        return Outcome(0, 0)
+        return RunResult(0, 0)
     interrupts = Interrupts(on_stop=lambda: on_event(Stopping()))
     delivery = _Delivery(sink, on_event)
     events = EXECUTORS[executor](factory, job).caption(delivery.noted(todo), interrupts.stop)
@@ -94,12 +94,12 @@ def run_captions(
             interrupts.is_patient = True  # the model is loaded
             if max_failures is not None and delivery.failed > max_failures:
                 delivery.give_up()
-                return Outcome(delivery.captioned, delivery.failed, "failures")
+                return RunResult(delivery.captioned, delivery.failed, "failures")
         if interrupts.stop.is_set() and delivery.captioned + delivery.failed < len(todo):
             delivery.give_up()
-            return Outcome(delivery.captioned, delivery.failed, "interrupted")
+            return RunResult(delivery.captioned, delivery.failed, "interrupted")
     delivery.check()
-    return Outcome(delivery.captioned, delivery.failed)
+    return RunResult(delivery.captioned, delivery.failed)
 
 
 def _next(
@@ -123,7 +123,7 @@ class _Delivery:
         self._held: dict[str, CaptionRecord] = {}
         self.captioned = self.failed = 0
 
-    def noted(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
+    def noted(self, pictures: Iterable[CaptionItem]) -> Iterator[CaptionItem]:
         """Yield *pictures*, and remember their order."""
         for picture in pictures:
             self._asked.append(picture.key)

@@ -20,7 +20,7 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ChatPicture:
     """A picture of a conversation.
 
     Attributes:
@@ -91,7 +91,7 @@ class Turn:
     """
 
     text: str
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[ChatPicture, ...] = ()
     reply: Reply | None = None
     former: Reply | None = None
 
@@ -123,18 +123,18 @@ class Conversation:
         return last if last is not None and last.reply is None else None
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> tuple[ChatPicture, ...]:
         """Every picture, by number; dropped ones too."""
         return tuple(picture for turn in self.turns for picture in turn.pictures)
 
     @property
-    def pictures_in_prompt(self) -> tuple[Picture, ...]:
+    def pictures_in_prompt(self) -> tuple[ChatPicture, ...]:
         """The pictures that the model is shown, in order."""
         turns = self.turns[self.forgotten :]
         return tuple(p for turn in turns for p in turn.pictures if p.is_in_prompt)
 
     @property
-    def missing(self) -> tuple[Picture, ...]:
+    def missing(self) -> tuple[ChatPicture, ...]:
         """The pictures that would be in the prompt if they could be found."""
         return tuple(p for p in self.pictures if p.is_missing and not p.is_dropped)
 
@@ -143,7 +143,7 @@ class Conversation:
         """The name, or the first question on one line; "" when there is neither."""
         return self.name or (" ".join(self.turns[0].text.split()) if self.turns else "")
 
-    def asked(self, text: str, pictures: Sequence[Picture] = ()) -> Conversation:
+    def asked(self, text: str, pictures: Sequence[ChatPicture] = ()) -> Conversation:
         """Return it with a question added; *pictures* get the next numbers.
 
         Raises:
@@ -278,7 +278,7 @@ class Conversation:
         """
         self._require(pending=True)
         messages = [Message("system", (self.system,))] if self.system else []
-        shown: list[Picture] = []
+        shown: list[ChatPicture] = []
         for turn in self.turns[self.forgotten :]:
             new = [picture for picture in turn.pictures if picture.is_in_prompt]
             shown += new
@@ -307,7 +307,7 @@ class Conversation:
     def _cut(self, count: int) -> Conversation:
         return replace(self, turns=self.turns[:count], forgotten=min(self.forgotten, count))
 
-    def _with_pictures(self, change: Callable[[Picture], Picture]) -> Conversation:
+    def _with_pictures(self, change: Callable[[ChatPicture], ChatPicture]) -> Conversation:
         turns = (replace(t, pictures=tuple(change(p) for p in t.pictures)) for t in self.turns)
         return replace(self, turns=tuple(turns))
 
@@ -333,7 +333,7 @@ def _range_hint(things: str, count: int) -> str:
     return f"there are {count} {things}, from 1" if count else f"there are no {things} yet"
 
 
-def _for_model(text: str, shown: Sequence[Picture]) -> str:
+def _for_model(text: str, shown: Sequence[ChatPicture]) -> str:
     """Return *text* with each `[1]` in words; a number that is not *shown* stays as it is."""
     places = {picture.number: place for place, picture in enumerate(shown)}
 
@@ -357,6 +357,6 @@ def _ordinal(place: int) -> str:
     return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
-def _meant(text: str, shown: Sequence[Picture]) -> list[Picture]:
+def _meant(text: str, shown: Sequence[ChatPicture]) -> list[ChatPicture]:
     by_number = {picture.number: picture for picture in shown}
     return [by_number[number] for number in references(text) if number in by_number]

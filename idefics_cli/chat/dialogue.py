@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from threading import Event
 
 from idefics_cli.chat.attachments import Attached, attach
-from idefics_cli.chat.conversation import Conversation, Picture, Turn
+from idefics_cli.chat.conversation import ChatPicture, Conversation, Turn
 from idefics_cli.chat.loading import Loading, LoadPlan, Phase
 from idefics_cli.chat.sampling_settings import with_settings
 from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
@@ -308,7 +308,7 @@ class Chat:
         return []
 
     def _asked(self, text: str) -> Conversation:
-        pictures = [Picture(0, a.staged.source, a.attachment) for a in self.staged]
+        pictures = [ChatPicture(0, a.staged.source, a.attachment) for a in self.staged]
         return self.conversation.asked(text, pictures)
 
     def _fits(self, conversation: Conversation) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
-from idefics_cli.chat.conversation import Conversation, Picture, Reply, Turn
+from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Turn
 from idefics_cli.chat.store.pictures import read_back
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import write_whole
@@ -141,7 +141,7 @@ def _turn_record(turn: Turn) -> dict[str, object]:
     }
 
 
-def _picture_record(picture: Picture) -> dict[str, object]:
+def _picture_record(picture: ChatPicture) -> dict[str, object]:
     data = _bytes(picture)
     return {
         "number": picture.number,
@@ -175,7 +175,7 @@ def _text(text: str) -> str:
     return f'<div class="text" dir="auto">{html.escape(_clean(text))}</div>' if text else ""
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: ChatPicture) -> str:
     caption = html.escape(_caption(picture))
     uri = _data_uri(picture)
     if uri is None:
@@ -184,7 +184,7 @@ def _figure(picture: Picture) -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _caption(picture: Picture) -> str:
+def _caption(picture: ChatPicture) -> str:
     remarks = []
     if picture.is_dropped:
         remarks.append("dropped")
@@ -194,7 +194,7 @@ def _caption(picture: Picture) -> str:
     return f"Picture {picture.number}: {_name(picture)}{tail}"
 
 
-def _name(picture: Picture) -> str:
+def _name(picture: ChatPicture) -> str:
     source = picture.source
     is_address = "://" in source[:12]
     return abbreviated(source if is_address else Path(source).name or source)
@@ -210,14 +210,14 @@ def _remark(reply: Reply | None) -> str:
     return {"cancelled": "interrupted", "length": "cut: the limit of tokens"}.get(reply.finish, "")
 
 
-def _bytes(picture: Picture) -> bytes | None:
+def _bytes(picture: ChatPicture) -> bytes | None:
     try:
         return read_back(picture.attachment)
     except OSError:
         return None
 
 
-def _data_uri(picture: Picture) -> str | None:
+def _data_uri(picture: ChatPicture) -> str | None:
     data = _bytes(picture)
     if data is None:
         return None

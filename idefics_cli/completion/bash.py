@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, Command, Value
+from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand, Value
 
 _HEAD = r"""# Completion of `idefics` in bash. Made by `idefics completion show bash`; do not edit.
 
@@ -187,7 +187,7 @@ complete -F _idefics idefics
 """
 
 
-def bash_script(root: Command) -> str:
+def bash_script(root: ShellCommand) -> str:
     """Return the script that completes *root*."""
     pictures = " | ".join(f"*.{e} | *.{e.upper()}" for e in PICTURE_ENDINGS)
     table = "".join(_case(command) for command in root.walk())
@@ -195,7 +195,7 @@ def bash_script(root: Command) -> str:
     return _HEAD + table + tail
 
 
-def _case(command: Command) -> str:
+def _case(command: ShellCommand) -> str:
     valued = [
         f"{flag}={_kind(option.value)}"
         for option in command.options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, Command, Value
+from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand, Value
 
 _HEAD = r"""# Completion of `idefics` in fish. Made by `idefics completion show fish`; do not edit.
 
@@ -63,14 +63,14 @@ complete -c idefics -f
 """
 
 
-def fish_script(root: Command) -> str:
+def fish_script(root: ShellCommand) -> str:
     """Return the script that completes *root*."""
     head = _HEAD.replace("@PICTURES@", "|".join(PICTURE_ENDINGS)).replace("@ANSWER@", ANSWER)
     commands = list(root.walk())
     return head + _groups(commands) + "".join(_lines(command) for command in commands)
 
 
-def _groups(commands: list[Command]) -> str:
+def _groups(commands: list[ShellCommand]) -> str:
     """Return the function that lists the commands of a group."""
     lines = ["", "function __idefics_commands", '    switch "$argv"']
     for command in commands:
@@ -81,7 +81,7 @@ def _groups(commands: list[Command]) -> str:
     return "\n".join([*lines, "    end", "end", ""])
 
 
-def _lines(command: Command) -> str:
+def _lines(command: ShellCommand) -> str:
     words = command.path[1:]
     start = f"complete -c idefics -n '{' '.join(('__idefics_at', *words))}'"
     lines = [""]

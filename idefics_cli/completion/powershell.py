@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import PICTURE_ENDINGS, Command, Value
+from idefics_cli.completion.spec import PICTURE_ENDINGS, ShellCommand, Value
 
 _HEAD = r"""# Completion of `idefics` in PowerShell. Made by `idefics completion show powershell`.
 
@@ -89,13 +89,13 @@ _TAIL = r"""    }
 """
 
 
-def powershell_script(root: Command) -> str:
+def powershell_script(root: ShellCommand) -> str:
     """Return the script that completes *root*."""
     table = "".join(_entry(command) for command in root.walk())
     return _HEAD + table + _TAIL.replace("@PICTURES@", "|".join(PICTURE_ENDINGS))
 
 
-def _entry(command: Command) -> str:
+def _entry(command: ShellCommand) -> str:
     commands = [(child.path[-1], child.help) for child in command.commands]
     flags = [(f, o.help) for o in command.options for f in o.flags if f.startswith("--")]
     valued = [(f, _kind(o.value)) for o in command.options if o.value for f in o.flags]

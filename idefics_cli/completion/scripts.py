@@ -11,7 +11,7 @@ from types import MappingProxyType
 from idefics_cli.completion.bash import bash_script
 from idefics_cli.completion.fish import fish_script
 from idefics_cli.completion.powershell import powershell_script
-from idefics_cli.completion.spec import Command
+from idefics_cli.completion.spec import ShellCommand
 from idefics_cli.completion.zsh import zsh_script
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.paths import data_folder
@@ -30,7 +30,7 @@ class Shell:
     """
 
     file: str
-    render: Callable[[Command], str]
+    render: Callable[[ShellCommand], str]
     place: Callable[[Mapping[str, str]], Path]
     next_step: str
 

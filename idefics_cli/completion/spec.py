@@ -50,7 +50,7 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class ShellOption:
     """An option of a command.
 
     Attributes:
@@ -75,7 +75,7 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ShellCommand:
     """A command or a group of them.
 
     Attributes:
@@ -88,29 +88,29 @@ class Command:
 
     path: tuple[str, ...]
     help: str
-    options: tuple[Option, ...]
+    options: tuple[ShellOption, ...]
     arguments: tuple[Argument, ...]
-    commands: tuple[Command, ...]
+    commands: tuple[ShellCommand, ...]
 
-    def walk(self) -> Iterator[Command]:
+    def walk(self) -> Iterator[ShellCommand]:
         """Yield this command and all below it."""
         yield self
         for command in self.commands:
             yield from command.walk()
 
 
-def read_commands(root: TyperGroup) -> Command:
+def read_commands(root: TyperGroup) -> ShellCommand:
     """Return all that can be typed after the name of the program; hidden things are left out."""
     return _command(root, (PROGRAM,), None)
 
 
 def _command(
     command: TyperCommand | TyperGroup, path: tuple[str, ...], parent: typer.Context | None
-) -> Command:
+) -> ShellCommand:
     context = typer.Context(
         command, info_name=path[-1], parent=parent, **(command.context_settings or {})
     )
-    options: list[Option] = []
+    options: list[ShellOption] = []
     arguments: list[Argument] = []
     for parameter in command.get_params(context):
         if isinstance(parameter, TyperArgument):
@@ -124,12 +124,12 @@ def _command(
         if not child.hidden
     ]
     summary = _line(command.help)
-    return Command(path, summary, tuple(options), tuple(arguments), tuple(below))
+    return ShellCommand(path, summary, tuple(options), tuple(arguments), tuple(below))
 
 
-def _option(option: TyperOption, context: typer.Context) -> Option:
+def _option(option: TyperOption, context: typer.Context) -> ShellOption:
     takes_none = option.is_flag or option.count
-    return Option(
+    return ShellOption(
         # Sorted, as Click has those for help in a set.
         flags=(*sorted(option.opts, key=_is_long), *option.secondary_opts),
         help=_line(option.help),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, Command, Option, Value
+from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand, ShellOption, Value
 
 _HEAD = r"""#compdef idefics
 # Completion of `idefics` in zsh. Made by `idefics completion show zsh`; do not edit.
@@ -47,7 +47,7 @@ fi
 """
 
 
-def zsh_script(root: Command) -> str:
+def zsh_script(root: ShellCommand) -> str:
     """Return the script that completes *root*."""
     head = _HEAD.replace("@PICTURES@", "|".join(PICTURE_ENDINGS)).replace("@ANSWER@", ANSWER)
     return head + "".join(_function(command) for command in root.walk()) + _TAIL
@@ -57,7 +57,7 @@ def _function_name(path: tuple[str, ...]) -> str:
     return "_".join(("_idefics_main", *(word.replace("-", "_") for word in path[1:])))
 
 
-def _function(command: Command) -> str:
+def _function(command: ShellCommand) -> str:
     specs = [_option(option) for option in command.options]
     for number, argument in enumerate(command.arguments, 1):
         place = "*" if argument.repeats else str(number)
@@ -75,7 +75,7 @@ def _function(command: Command) -> str:
     return f"\n{_function_name(command.path)}() {{\n{body}}}\n"
 
 
-def _dispatch(command: Command) -> str:
+def _dispatch(command: ShellCommand) -> str:
     rows = "".join(
         f"        '{child.path[-1]}:{_quoted(child.help)}'\n" for child in command.commands
     )
@@ -97,7 +97,7 @@ def _dispatch(command: Command) -> str:
     )
 
 
-def _option(option: Option) -> str:
+def _option(option: ShellOption) -> str:
     note = f"[{_bracketed(option.help)}]"
     value = option.value
     if value is not None:

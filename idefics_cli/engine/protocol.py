@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
 
 if TYPE_CHECKING:
-    from idefics_cli.models.families.picture import Picture, Shape
+    from idefics_cli.models.families.picture import PreparedPicture, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Prepared:
     """A request whose pictures are ready for the model, in the order of the conversation."""
 
     request: GenerationRequest
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[PreparedPicture, ...] = ()
 
     @property
     def shape_key(self) -> tuple[Shape, ...]:

@@ -15,7 +15,7 @@ _SUPPORTED = "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, JPEG 2000,
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class FileFormat:
     """What the first bytes of a file say it is.
 
     Attributes:
@@ -31,10 +31,10 @@ class Content:
     hint: str = _SUPPORTED
 
 
-def identify(head: bytes) -> Content:
+def identify(head: bytes) -> FileFormat:
     """Tell what a file is from its first `HEAD_BYTES` bytes."""
     if not head:
-        return Content("an empty file", hint="it may be an unfinished copy or download")
+        return FileFormat("an empty file", hint="it may be an unfinished copy or download")
     for pattern, content in _SIGNATURES:
         if pattern.match(head):
             return content
@@ -45,16 +45,16 @@ def identify(head: bytes) -> Content:
         return _markup(text)
     if _TARGA.match(head):
         return _picture("TGA", "TGA")
-    return Content("no picture in a known format")
+    return FileFormat("no picture in a known format")
 
 
-def _picture(name: str, plugin: str) -> Content:
+def _picture(name: str, plugin: str) -> FileFormat:
     article = "an" if name in ("AVIF", "icon", "ICNS", "SGI") else "a"
-    return Content(f"{article} {name} picture", plugin)
+    return FileFormat(f"{article} {name} picture", plugin)
 
 
-def _unsupported(name: str, hint: str = _CONVERT) -> Content:
-    return Content(name, None, "unsupported", hint)
+def _unsupported(name: str, hint: str = _CONVERT) -> FileFormat:
+    return FileFormat(name, None, "unsupported", hint)
 
 
 _VIDEO = _unsupported(
@@ -69,7 +69,7 @@ CAMERA_RAW = _RAW
 """For TIFF files of which only the directory tells that they are camera raw."""
 
 
-def _compiled(*rows: tuple[bytes, Content]) -> tuple[tuple[re.Pattern[bytes], Content], ...]:
+def _compiled(*rows: tuple[bytes, FileFormat]) -> tuple[tuple[re.Pattern[bytes], FileFormat], ...]:
     return tuple((re.compile(pattern, re.DOTALL), content) for pattern, content in rows)
 
 
@@ -102,15 +102,15 @@ _SIGNATURES = _compiled(
     (rb"\s*%PDF-", _unsupported("a PDF document", _PAGES_HINT)),
     (rb"%!PS|\xc5\xd0\xd3\xc6", _unsupported("a PostScript drawing", _VECTOR_HINT)),
     (rb"\x1a\x45\xdf\xa3|RIFF.{4}AVI |\0\0\x01[\xb3\xba]|FLV\x01", _VIDEO),
-    (rb"RIFF.{4}WAVE|ID3[\x02-\x04]|fLaC|OggS", Content("a sound or video file")),
-    (rb"PK\x03\x04|PK\x05\x06", Content("a ZIP archive or office document", hint="unpack it")),
+    (rb"RIFF.{4}WAVE|ID3[\x02-\x04]|fLaC|OggS", FileFormat("a sound or video file")),
+    (rb"PK\x03\x04|PK\x05\x06", FileFormat("a ZIP archive or office document", hint="unpack it")),
     (
         rb"\x1f\x8b|7z\xbc\xaf\x27\x1c|Rar!\x1a|\xfd7zXZ|BZh[1-9]|\x28\xb5\x2f\xfd",
-        Content("a packed file", hint="unpack it"),
+        FileFormat("a packed file", hint="unpack it"),
     ),
     (
         rb"version https://git-lfs\.",
-        Content("a Git LFS pointer, not the picture itself", hint="run `git lfs pull`"),
+        FileFormat("a Git LFS pointer, not the picture itself", hint="run `git lfs pull`"),
     ),
 )
 
@@ -126,7 +126,7 @@ _AVIF_BRANDS = {b"avif", b"avis"}
 _AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P "}
 
 
-def _base_media(head: bytes) -> Content:
+def _base_media(head: bytes) -> FileFormat:
     """Tell the files of the ISO base media family (ISO/IEC 14496-12) apart by their brands."""
     end = min(int.from_bytes(head[:4]), len(head))
     major = head[8:12]
@@ -138,7 +138,7 @@ def _base_media(head: bytes) -> Content:
         return _picture("HEIC", "HEIF")
     if major == b"crx ":
         return _RAW
-    return Content("a sound file") if major in _AUDIO_BRANDS else _VIDEO
+    return FileFormat("a sound file") if major in _AUDIO_BRANDS else _VIDEO
 
 
 def _text(head: bytes) -> str | None:
@@ -160,11 +160,11 @@ _WEB_PAGE = re.compile(
 _SVG_ROOT = re.compile(r"<(?:\w+:)?svg\b", re.IGNORECASE)
 
 
-def _markup(text: str) -> Content:
+def _markup(text: str) -> FileFormat:
     stripped = text.lstrip()
     if _WEB_PAGE.match(stripped):
-        return Content("a web page", hint="give the address or file of the picture itself")
+        return FileFormat("a web page", hint="give the address or file of the picture itself")
     # Before its root there may be a prolog, comments, and a document type with a body of its own.
     if stripped.startswith("<") and _SVG_ROOT.search(stripped):
         return _SVG
-    return Content("text")
+    return FileFormat("text")

@@ -19,7 +19,7 @@ from idefics_cli.core.sources import (
 )
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import Attachment, ImageLimits
-from idefics_cli.images.formats import CAMERA_RAW, HEAD_BYTES, Content, identify
+from idefics_cli.images.formats import CAMERA_RAW, HEAD_BYTES, FileFormat, identify
 from idefics_cli.images.pillow_setup import mute_libtiff, mute_warnings, raise_pixel_limit
 from idefics_cli.images.pixels import as_seen, is_sideways, orientation
 from idefics_cli.images.sources import ImageSources
@@ -113,7 +113,7 @@ class ImageLoader:
         return self._decode(image, content, source, draft_edge)
 
     def _decode(
-        self, image: Image.Image, content: Content, source: str, draft_edge: int | None
+        self, image: Image.Image, content: FileFormat, source: str, draft_edge: int | None
     ) -> Image.Image:
         with _explained(content, source):
             self._check_size(image, source)
@@ -155,7 +155,7 @@ def _original_size(image: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def _identify(stream: BinaryIO, source: str) -> Content:
+def _identify(stream: BinaryIO, source: str) -> FileFormat:
     try:
         head = stream.read(HEAD_BYTES)
         stream.seek(0)
@@ -176,7 +176,7 @@ def _identify(stream: BinaryIO, source: str) -> Content:
     return content
 
 
-def _unusable(content: Content, source: str, hint: str | None = None) -> ImageError:
+def _unusable(content: FileFormat, source: str, hint: str | None = None) -> ImageError:
     return ImageError(
         f"cannot read `{describe_source(source)}`: it is {content.name}",
         kind=content.kind,
@@ -209,7 +209,7 @@ def _open_with(plugin: str, stream: BinaryIO) -> ImageFile.ImageFile:
     return Image.OPEN[plugin][0](stream, "")
 
 
-def _check_tiff(image: Image.Image, content: Content, source: str) -> None:
+def _check_tiff(image: Image.Image, content: FileFormat, source: str) -> None:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
     # DNG, NEF, ARW: TIFF files whose first picture is only a thumbnail of the raw one.
@@ -225,7 +225,7 @@ def _check_tiff(image: Image.Image, content: Content, source: str) -> None:
 
 
 @contextmanager
-def _explained(content: Content, source: str) -> Iterator[None]:
+def _explained(content: FileFormat, source: str) -> Iterator[None]:
     """Turn whatever Pillow raises into an `ImageError`."""
     try:
         yield
@@ -241,7 +241,7 @@ def _explained(content: Content, source: str) -> Iterator[None]:
         raise _damaged(content, source, str(error)) from error
 
 
-def _damaged(content: Content, source: str, reason: str) -> ImageError:
+def _damaged(content: FileFormat, source: str, reason: str) -> ImageError:
     name = describe_source(source)
     reason = abbreviated(reason or "no reason given")
     if _TOO_LARGE.search(reason):
@@ -259,7 +259,7 @@ def _damaged(content: Content, source: str, reason: str) -> ImageError:
     )
 
 
-def _too_large(content: Content, source: str, reason: str) -> ImageError:
+def _too_large(content: FileFormat, source: str, reason: str) -> ImageError:
     return ImageError(
         f"cannot read `{describe_source(source)}`: {content.name} that is too large ({reason})",
         kind="too_large",
@@ -267,7 +267,7 @@ def _too_large(content: Content, source: str, reason: str) -> ImageError:
     )
 
 
-_CLIPBOARD_CONTENT = Content("a picture", "PNG")
+_CLIPBOARD_CONTENT = FileFormat("a picture", "PNG")
 
 
 def _grab() -> Image.Image | str:

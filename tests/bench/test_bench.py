@@ -20,7 +20,7 @@ from idefics_cli.bench.contenders import Ours
 from idefics_cli.bench.measure import (
     Duel,
     Instruments,
-    Outcome,
+    Measurement,
     Pace,
     Round,
     Series,
@@ -28,7 +28,7 @@ from idefics_cli.bench.measure import (
     duel,
 )
 from idefics_cli.bench.pictures import Studio
-from idefics_cli.bench.report import Report, Row, Skipped
+from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.bench.run import SCENARIOS, run
 from idefics_cli.bench.shapes import SHAPES
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, Stage, World
@@ -92,13 +92,13 @@ class FakeContender:
         self.seconds = list(seconds)
         self.distance = gap
 
-    def answer(self, requests: Sequence[GenerationRequest]) -> Outcome:
+    def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
         self.log.append((self.name, requests[0].messages[0].text))
         assert not gc.isenabled()
         taken = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
         self.clock.now += taken
         texts = tuple("x" for _ in requests)
-        return Outcome(tuple(self.tokens for _ in requests), texts, taken, taken / 2, 7)
+        return Measurement(tuple(self.tokens for _ in requests), texts, taken, taken / 2, 7)
 
     def gap(self, request: GenerationRequest, tokens: tuple[int, ...]) -> float:
         return self.distance
@@ -199,8 +199,8 @@ def test_our_own_load_grows_with_our_work() -> None:
 
 
 def rounds_of(*pairs: tuple[tuple[int, ...], tuple[int, ...]]) -> list[Round]:
-    def outcome(tokens: tuple[int, ...]) -> Outcome:
-        return Outcome((tokens,), ("",), 1.0, 0.5)
+    def outcome(tokens: tuple[int, ...]) -> Measurement:
+        return Measurement((tokens,), ("",), 1.0, 0.5)
 
     return [Round((ask("x"),), outcome(ours), outcome(plain)) for ours, plain in pairs]
 
@@ -500,7 +500,7 @@ def test_other_tokens_of_the_plain_side_are_a_disagreement_in_every_scenario() -
 
 
 def test_an_error_of_one_scenario_is_told_and_the_others_go_on() -> None:
-    def broken(stage: Stage) -> Iterator[Row | Skipped]:
+    def broken(stage: Stage) -> Iterator[ReportRow | Skipped]:
         raise MemoryLimitError("out of memory", hint="a smaller batch")
 
     report, stand = Report(), Stand()
@@ -518,7 +518,7 @@ def test_an_error_of_one_scenario_is_told_and_the_others_go_on() -> None:
 
 
 def test_ctrl_c_leaves_what_was_measured() -> None:
-    def interrupted(stage: Stage) -> Iterator[Row | Skipped]:
+    def interrupted(stage: Stage) -> Iterator[ReportRow | Skipped]:
         yield a_row()
         raise KeyboardInterrupt
 
@@ -539,8 +539,8 @@ def a_row(
     agreement: Agreement = SAME,
     foreign: float | None = 0.0,
     reference: Sequence[float] = (10.0, 11.0),
-) -> Row:
-    return Row(
+) -> ReportRow:
+    return ReportRow(
         "chat",
         "second turn",
         "a turn",
@@ -650,7 +650,7 @@ def test_the_record_says_everything_that_the_table_rests_on() -> None:
 
 
 def test_the_plot_has_a_bar_for_each_row_and_red_for_answers_that_differ() -> None:
-    def colors(*rows: Row) -> tuple[int, set[tuple[int, ...]]]:
+    def colors(*rows: ReportRow) -> tuple[int, set[tuple[int, ...]]]:
         image = Image.open(io.BytesIO(draw_plot(Report(rows=list(rows)), "title")))
         pixels = image.convert("RGB").getcolors(1 << 20)
         assert pixels
@@ -706,7 +706,7 @@ def test_a_run_in_which_the_answers_differ_ends_with_3(monkeypatch: pytest.Monke
 
     answer = Plain.answer
 
-    def other(self: Plain, requests: Sequence[GenerationRequest]) -> Outcome:
+    def other(self: Plain, requests: Sequence[GenerationRequest]) -> Measurement:
         outcome = answer(self, requests)
         return replace(outcome, tokens=tuple((*t[:-1], 5) for t in outcome.tokens))
 

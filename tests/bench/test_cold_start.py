@@ -16,7 +16,7 @@ import idefics_cli
 from idefics_cli.bench import importer as importer_module
 from idefics_cli.bench.cold_start import processes
 from idefics_cli.bench.cold_start.forks import can_fork
-from idefics_cli.bench.importer import Importer, Loading, Order
+from idefics_cli.bench.importer import Importer, LoadReport, Order
 from idefics_cli.bench.measure import Pace, SystemLoad
 from idefics_cli.bench.pictures import draw
 from idefics_cli.bench.report import Report
@@ -138,7 +138,7 @@ def started() -> Iterator[list[Importer]]:
         one.close()
 
 
-def loading(importer: Importer) -> Loading:
+def loading(importer: Importer) -> LoadReport:
     importer.wait()
     return importer.load(ORDER)
 
@@ -149,8 +149,8 @@ def test_an_importer_takes_one_order_after_the_other(
     monkeypatch.setattr(importer_module, "_PROGRAM", ECHO)
     importer = Importer("idefics2")
     started.append(importer)
-    assert loading(importer) == Loading(0.5, 7, (4,))
-    assert importer.load(replace(ORDER, max_new_tokens=9)) == Loading(0.5, 7, (9,))
+    assert loading(importer) == LoadReport(0.5, 7, (4,))
+    assert importer.load(replace(ORDER, max_new_tokens=9)) == LoadReport(0.5, 7, (9,))
 
 
 # The real one, but for what takes time.
@@ -204,10 +204,10 @@ class FakeImporter:
         if FakeImporter.fails and len(FakeImporter.made) == 1:
             raise IdeficsError("no torch")
 
-    def load(self, order: Order) -> Loading:
+    def load(self, order: Order) -> LoadReport:
         assert not self.is_closed
         self.orders.append(order)
-        return Loading(0.5, 10**9, (1, 2))
+        return LoadReport(0.5, 10**9, (1, 2))
 
     def close(self) -> None:
         self.is_closed = True

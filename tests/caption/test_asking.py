@@ -10,8 +10,8 @@ import pytest
 
 from idefics_cli.caption.executors.asking import Asker
 from idefics_cli.caption.executors.reading import Opened, open_picture
-from idefics_cli.caption.item import Picture
-from idefics_cli.caption.job import CaptionJob, Question
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import MemoryLimitError, PromptError
 from idefics_cli.core.types import (
@@ -28,8 +28,8 @@ LOOP = "a cat and " * 40
 
 
 def job(**fields: object) -> CaptionJob:
-    pictures = tuple(Picture(f"{n}.jpg", Attachment(f"{n}.jpg")) for n in "abcdefgh")
-    made = CaptionJob(pictures, (Question("Describe it."),), batch_size=8)
+    pictures = tuple(CaptionItem(f"{n}.jpg", Attachment(f"{n}.jpg")) for n in "abcdefgh")
+    made = CaptionJob(pictures, (CaptionQuestion("Describe it."),), batch_size=8)
     return replace(made, **fields)  # type: ignore[arg-type] # ours
 
 
@@ -156,7 +156,10 @@ def test_the_wording_is_applied_to_every_answer() -> None:
     assert {record.caption for record in ask(made, engine)} == {"sks, A cat."}
 
 
-QUESTIONS = (Question("What is it?", "subject"), Question("How does it feel?", "mood"))
+QUESTIONS = (
+    CaptionQuestion("What is it?", "subject"),
+    CaptionQuestion("How does it feel?", "mood"),
+)
 
 
 def answer_both(request: GenerationRequest) -> str:

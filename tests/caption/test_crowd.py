@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from idefics_cli.caption.inputs.discover import discover
-from idefics_cli.caption.job import CaptionJob, Question
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import Target
@@ -70,7 +70,9 @@ def test_each_has_one_row_and_the_readers_and_batches_change_nothing(
 
     def caption(folder: str, *, readers: int, batch_size: int) -> dict[str, str]:
         Path(folder).mkdir()
-        job = CaptionJob(pictures, (Question("What?"),), readers=readers, batch_size=batch_size)
+        job = CaptionJob(
+            pictures, (CaptionQuestion("What?"),), readers=readers, batch_size=batch_size
+        )
         target = Target(Stream(terminal=False).buffer, Path(folder, "out.jsonl"))
         with SINKS["jsonl"](target) as sink:
             run_captions(job, Decoding, sink)

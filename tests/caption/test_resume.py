@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.caption.resume.journal import Journal
+from idefics_cli.caption.resume.journal import RunJournal
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.core.errors import ImageError, MemoryLimitError, ModelError
 from idefics_cli.core.types import GenerationRequest
@@ -427,7 +427,7 @@ def test_a_model_that_could_not_be_loaded_leaves_nothing_that_refuses_another(
 
 
 def test_a_run_that_was_killed_before_its_first_caption_binds_nobody() -> None:
-    with Journal(Path("out.jsonl.journal")) as journal:
+    with RunJournal(Path("out.jsonl.journal")) as journal:
         journal.begin({"model": "another"})
     assert caption("-o", "out.jsonl", "--retry-failed").code == 2
     assert caption("-o", "out.jsonl").code == 0

@@ -18,9 +18,9 @@ from PIL import Image
 
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
-from idefics_cli.caption.item import Picture
-from idefics_cli.caption.job import CaptionJob, Question, automatic_batch_size
-from idefics_cli.caption.runner import Outcome, RunEvent, Started, Stopping, run_captions
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_batch_size
+from idefics_cli.caption.runner import RunEvent, RunResult, Started, Stopping, run_captions
 from idefics_cli.core.errors import (
     IdeficsError,
     ImageError,
@@ -84,8 +84,8 @@ def job(
     names: Sequence[str] = NAMES, *, batch_size: int = 4, sampling: Sampling | None = None
 ) -> CaptionJob:
     return CaptionJob(
-        pictures=tuple(Picture(name, Attachment(name)) for name in names),
-        questions=(Question("Describe this image."),),
+        pictures=tuple(CaptionItem(name, Attachment(name)) for name in names),
+        questions=(CaptionQuestion("Describe this image."),),
         sampling=sampling or Sampling(),
         batch_size=batch_size,
         readers=3,
@@ -208,7 +208,7 @@ def test_a_run_of_bad_files_only_ends(executor: str) -> None:
     engine = FakeEngine(image_errors=bad)
     sink = ListSink()
 
-    assert run_captions(job(), lambda: engine, sink, executor=executor) == Outcome(0, 25)
+    assert run_captions(job(), lambda: engine, sink, executor=executor) == RunResult(0, 25)
     assert [record.file_name for record in sink.records] == list(NAMES)
     assert engine.is_closed
 
@@ -307,7 +307,7 @@ def test_pictures_that_the_sink_has_are_not_done_again(executor: str) -> None:
     events: list[RunEvent] = []
 
     outcome = run_captions(job(), lambda: engine, sink, on_event=events.append, executor=executor)
-    assert outcome == Outcome(23, 0)
+    assert outcome == RunResult(23, 0)
     assert events[:2] == [Started(23, skipped=2), Ready("0123abc")]
     assert texts(sink.records) == [t for t in EXPECTED if t[0] not in sink.completed()]
 
@@ -316,7 +316,7 @@ def test_no_engine_is_made_when_everything_is_done() -> None:
     def never() -> Engine:
         raise AssertionError
 
-    assert run_captions(job(), never, ListSink(completed=set(NAMES))) == Outcome(0, 0)
+    assert run_captions(job(), never, ListSink(completed=set(NAMES))) == RunResult(0, 0)
 
 
 def test_records_are_written_as_soon_as_all_before_them_are_done() -> None:
@@ -365,7 +365,7 @@ def test_a_long_caption_holds_neither_a_slot_of_others_nor_their_records() -> No
     done: list[str] = []
     read = 0
 
-    def listed() -> Iterable[Picture]:
+    def listed() -> Iterable[CaptionItem]:
         nonlocal read
         for picture in chosen.pictures:
             read += 1
@@ -420,7 +420,9 @@ def test_few_big_pictures_are_held_open_at_a_time() -> None:
         def prepare(self, request: GenerationRequest) -> Prepared:
             with self._lock:
                 self.prepared.append(request)
-            return Prepared(request, (shown.Picture(b"", (9000, 10_000), ((9000, 10_000),)),))
+            return Prepared(
+                request, (shown.PreparedPicture(b"", (9000, 10_000), ((9000, 10_000),)),)
+            )
 
     run_captions(job(batch_size=4), lambda: Watching(describe), ListSink())
     assert most_held <= 2 + 4 + 4, "0.4 GB, what is being opened, and the batch itself"
@@ -434,7 +436,7 @@ class Scripted:
         self.is_closed = False
 
     def caption(
-        self, pictures: Iterable[Picture], stop: threading.Event
+        self, pictures: Iterable[CaptionItem], stop: threading.Event
     ) -> Generator[ExecutorEvent, None, None]:
         list(pictures)
         try:
@@ -553,7 +555,7 @@ def test_the_first_signal_lets_the_batch_in_the_works_be_finished_and_written(
     events: list[RunEvent] = []
 
     outcome = run_captions(job(), lambda: engine, sink, on_event=events.append)
-    assert outcome == Outcome(8, 0, "interrupted")
+    assert outcome == RunResult(8, 0, "interrupted")
     assert texts(sink.records) == EXPECTED[:8]
     assert events.count(Stopping()) == 1
     assert engine.is_closed
@@ -573,7 +575,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
 def test_ctrl_c_in_the_last_batch_is_no_interruption() -> None:
     engine, sink = Pressed(1), ListSink()
 
-    assert run_captions(job(NAMES[:8]), lambda: engine, sink) == Outcome(8, 0)
+    assert run_captions(job(NAMES[:8]), lambda: engine, sink) == RunResult(8, 0)
 
 
 def test_ctrl_c_while_the_model_loads_ends_the_run_at_once() -> None:
@@ -693,7 +695,7 @@ class PixelEngine(FakeEngine):
     def prepare(self, request: GenerationRequest) -> Prepared:
         with Image.open(request.attachments[0].source) as image:
             digest = digest_of([image.convert("RGB")])
-        return Prepared(request, (shown.Picture(digest, (8, 8), ((8, 8),)),))
+        return Prepared(request, (shown.PreparedPicture(digest, (8, 8), ((8, 8),)),))
 
 
 def seeded(folder: Path, names: Sequence[str], seed: int, **sampling: float) -> dict[str, str]:
@@ -731,7 +733,7 @@ def test_a_request_has_the_picture_before_the_prompt() -> None:
         (Message("user", (Attachment("a.jpg"), "Describe this image.")),), Sampling(), "chat"
     )
 
-    base = CaptionJob(chat.pictures, (Question("In this image,"),), mode="complete")
+    base = CaptionJob(chat.pictures, (CaptionQuestion("In this image,"),), mode="complete")
     (request,) = base.requests(picture)
     assert request.messages == (Message("user", (Attachment("a.jpg"), " In this image,")),)
     assert request.mode == "complete"

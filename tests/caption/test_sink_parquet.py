@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import Existing, Target
 from idefics_cli.caption.sinks.parquet import rows_file
@@ -167,7 +167,7 @@ def test_a_file_that_is_there_is_kept_replaced_or_gone_on_with(tmp_path: Path) -
     assert [row["file_name"] for row in read(path)] == ["a.jpg", "b.jpg", "c.jpg"]
 
     keys = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "d.jpg")]
-    pictures = tuple(Picture(key, Attachment(key)) for key in keys)
+    pictures = tuple(CaptionItem(key, Attachment(key)) for key in keys)
     with SINKS["parquet"](target(path, "skip", pictures=pictures)) as sink:
         assert sink.completed() == {keys[0]}
         sink.write(record(keys[2]))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import Existing, SidecarError, Target
 from idefics_cli.caption.sinks.txt import TxtSink, folds_case
 from idefics_cli.core.errors import IdeficsError, UsageError
@@ -32,9 +32,9 @@ def record(key: str, caption: str = "a cat") -> CaptionRecord:
     return CaptionRecord(key, caption=caption, finish="stop")
 
 
-def pictures(*keys: str) -> tuple[Picture, ...]:
+def pictures(*keys: str) -> tuple[CaptionItem, ...]:
     """Return pictures that were found under the folder `photos`."""
-    return tuple(Picture(key, Attachment(key), key.removeprefix("photos/")) for key in keys)
+    return tuple(CaptionItem(key, Attachment(key), key.removeprefix("photos/")) for key in keys)
 
 
 def target(*keys: str, path: Path | None = None, existing: Existing = "error") -> Target:
@@ -93,7 +93,7 @@ def test_under_a_folder_the_tree_is_kept(tmp_path: Path, photos: Path) -> None:
 def test_under_a_folder_any_picture_has_a_place_in_it(
     key: str, relative: str, name: str, tmp_path: Path
 ) -> None:
-    one = Picture(key, Attachment(key), relative)
+    one = CaptionItem(key, Attachment(key), relative)
     write(Target(NoStream(), Path("out"), pictures=(one,)))
 
     assert texts(tmp_path / "out") == {name: "a cat\n"}
@@ -219,7 +219,7 @@ def test_whether_case_is_one_is_seen_by_what_is_there(
 
 
 def test_pictures_of_two_folders_can_meet_in_one() -> None:
-    both = [Picture(f"{folder}/a.jpg", Attachment(""), "a.jpg") for folder in ("one", "two")]
+    both = [CaptionItem(f"{folder}/a.jpg", Attachment(""), "a.jpg") for folder in ("one", "two")]
     with pytest.raises(UsageError, match=r"`one/a.jpg` and `two/a.jpg` would both") as caught:
         write(Target(NoStream(), Path("out"), pictures=both, full_names=True))
     assert caught.value.hint == "caption them in two runs, or leave `-o` out"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import Existing, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
@@ -306,7 +306,7 @@ def test_every_format_gives_back_the_captions_that_it_got(
         pytest.importorskip("pyarrow")
     folder = tmp_path / "in"
     captions = {"a.jpg": "a cat, «ünd» 漢", "sub/b.png": 'two\n"lines", and = tab\t', "c.webp": "x"}
-    pictures = tuple(Picture(f"{folder}/{key}", Attachment(""), key) for key in captions)
+    pictures = tuple(CaptionItem(f"{folder}/{key}", Attachment(""), key) for key in captions)
     path = folder / "out" if name == "txt" else folder / "out.file"
     folder.mkdir()
     target = Target(Recorder(), path, existing=existing, pictures=pictures)
@@ -406,7 +406,7 @@ def test_appending_gives_what_one_run_would(name: str, tmp_path: Path) -> None:
 @every_sink
 def test_skipping_leaves_out_what_has_a_caption_in_the_file(name: str, tmp_path: Path) -> None:
     keys = [str(tmp_path / each) for each in ("a.jpg", 'b,\n\t"\\.jpg', BYTES, "c.jpg")]
-    pictures = [Picture(key, Attachment(key)) for key in [*keys, "elsewhere.jpg"]]
+    pictures = [CaptionItem(key, Attachment(key)) for key in [*keys, "elsewhere.jpg"]]
     target = Target(Recorder(), tmp_path / "out", existing="skip", pictures=pictures)
     failure = CaptionRecord(keys[3], error="no", error_kind="missing")
     write(name, target, [*map(record, keys[:3]), failure])

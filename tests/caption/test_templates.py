@@ -13,8 +13,8 @@ from PIL import Image
 from idefics_cli.caption.inputs.discover import discover
 from idefics_cli.caption.inputs.lists import parse_list
 from idefics_cli.caption.inputs.templates import FIELDS, Template, parse_template
-from idefics_cli.caption.item import Picture
-from idefics_cli.caption.job import CaptionJob, Question, named_questions
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion, named_questions
 from idefics_cli.core.errors import IdeficsError, ImageError, PromptError, UsageError
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.loader import ImageLoader
@@ -29,18 +29,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prompt(
-    text: str, picture: Picture, columns: tuple[str, ...] = (), folder: str | None = None
+    text: str, picture: CaptionItem, columns: tuple[str, ...] = (), folder: str | None = None
 ) -> str:
-    job = CaptionJob((picture,), (Question(text),), columns=columns, captions_folder=folder)
+    job = CaptionJob((picture,), (CaptionQuestion(text),), columns=columns, captions_folder=folder)
     (request,) = job.requests(picture)
     return request.messages[0].text
 
 
-def file(path: str, **columns: str) -> Picture:
-    return Picture(path, Attachment(path), path, tuple(columns.items()))
+def file(path: str, **columns: str) -> CaptionItem:
+    return CaptionItem(path, Attachment(path), path, tuple(columns.items()))
 
 
-def saved(path: str, size: tuple[int, int] = (20, 10), **how: object) -> Picture:
+def saved(path: str, size: tuple[int, int] = (20, 10), **how: object) -> CaptionItem:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     Image.new("RGB", size).save(path, **how)  # type: ignore[arg-type]
     return file(path)
@@ -152,7 +152,9 @@ class TestValues:
 
     def test_limits_hold_for_a_header_too(self) -> None:
         picture = saved("a.png", (20, 10))
-        job = CaptionJob((picture,), (Question("{width}"),), limits=ImageLimits(max_pixels=199))
+        job = CaptionJob(
+            (picture,), (CaptionQuestion("{width}"),), limits=ImageLimits(max_pixels=199)
+        )
 
         with pytest.raises(ImageError, match="20x10 pixels, the limit is 199"):
             job.requests(picture)
@@ -186,7 +188,7 @@ class TestExisting:
     def test_a_folder_of_captions_comes_first_and_keeps_the_tree(self) -> None:
         os.makedirs("out/p")
         Path("a.txt").write_text("beside", "utf-8")
-        picture = Picture("a.jpg", Attachment("a.jpg"), "p/a.jpg")
+        picture = CaptionItem("a.jpg", Attachment("a.jpg"), "p/a.jpg")
 
         assert prompt("{existing}", picture, folder="out") == "beside"
         Path("out/p/a.txt").write_text("in the tree", "utf-8")
@@ -213,7 +215,10 @@ def test_many_threads_get_what_one_does() -> None:
     for number in range(100):
         saved(f"p/{number}.png", (number + 1, 5))
     listing = discover([], lists=[parse_list(data)])
-    questions = (Question("{stem} {x} {width}", "a"), Question("{folder} {height}", "b"))
+    questions = (
+        CaptionQuestion("{stem} {x} {width}", "a"),
+        CaptionQuestion("{folder} {height}", "b"),
+    )
     job = CaptionJob(listing.pictures, questions, columns=listing.columns)
 
     with ThreadPoolExecutor(8) as pool:
@@ -226,8 +231,8 @@ def test_many_threads_get_what_one_does() -> None:
 class TestNamedQuestions:
     def test_a_question_is_all_that_follows_the_first_equals_sign(self) -> None:
         assert named_questions(["subject=What is it?", " x_1 = a=b"]) == (
-            Question("What is it?", "subject"),
-            Question(" a=b", "x_1"),
+            CaptionQuestion("What is it?", "subject"),
+            CaptionQuestion(" a=b", "x_1"),
         )
 
     @pytest.mark.parametrize(

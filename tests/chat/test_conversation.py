@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from idefics_cli.chat.conversation import Conversation, Picture, Reply, references
+from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, references
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 
 
-def picture(name: str) -> Picture:
-    return Picture(0, name, Attachment(name), digest=f"digest of {name}")
+def picture(name: str) -> ChatPicture:
+    return ChatPicture(0, name, Attachment(name), digest=f"digest of {name}")
 
 
 def said(text: str) -> Reply:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from idefics_cli.chat.attachments import Staged, stage
 from idefics_cli.chat.store import lock as lock_module
-from idefics_cli.chat.store.journal import Journal
+from idefics_cli.chat.store.journal import SessionJournal
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.store.pictures import shown_source
 from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
@@ -331,9 +331,9 @@ def test_kill_at_any_moment_loses_no_completed_turn(
 def test_ctrl_c_after_a_line_was_written_mixes_nothing_up(
     store: SessionStore, monkeypatch: pytest.MonkeyPatch, when: int
 ) -> None:
-    append, calls = Journal.append, []
+    append, calls = SessionJournal.append, []
 
-    def interrupted(self: Journal, line: bytes, *, at: int, may_wait: bool = False) -> int:
+    def interrupted(self: SessionJournal, line: bytes, *, at: int, may_wait: bool = False) -> int:
         size = append(self, line, at=at, may_wait=may_wait)
         calls.append(line)
         if len(calls) == when:
@@ -342,7 +342,7 @@ def test_ctrl_c_after_a_line_was_written_mixes_nothing_up(
 
     session = store.create("demo")
     session.set("seed", 1)
-    monkeypatch.setattr(Journal, "append", interrupted)
+    monkeypatch.setattr(SessionJournal, "append", interrupted)
     steps = [
         lambda: session.ask("a?"),
         lambda: session.reply("A.", "stop"),

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from idefics_cli.caption.item import Picture
-from idefics_cli.caption.job import CaptionJob, Question
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.rehearsal import seconds_per_picture
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.cli.commands.caption.inputs import automatic_batch
@@ -653,8 +653,8 @@ def test_a_dry_run_with_a_model_that_is_here_says_how_long_it_would_take(photos:
 
 
 def test_the_time_of_a_run_is_estimated_by_three_of_its_pictures() -> None:
-    pictures = tuple(Picture(f"{n}.jpg", Attachment(f"{n}.jpg")) for n in range(101))
-    job = CaptionJob(pictures, (Question("What?"),))
+    pictures = tuple(CaptionItem(f"{n}.jpg", Attachment(f"{n}.jpg")) for n in range(101))
+    job = CaptionJob(pictures, (CaptionQuestion("What?"),))
     engine = FakeEngine(name)
 
     assert seconds_per_picture(job, lambda: engine, clock=FakeClock(6.0)) == 2.0

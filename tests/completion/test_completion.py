@@ -21,7 +21,7 @@ from idefics_cli.chat.store.sessions import SessionStore
 from idefics_cli.cli.app import app
 from idefics_cli.completion import answers
 from idefics_cli.completion.scripts import SHELLS, catalog
-from idefics_cli.completion.spec import ANSWER, Command, Kind, Option, read_commands
+from idefics_cli.completion.spec import ANSWER, Kind, ShellCommand, ShellOption, read_commands
 from idefics_cli.core.paths import data_folder
 from idefics_cli.models.hub.cache import cached_folder
 from idefics_cli.models.hub.registry import DEMO, MODELS
@@ -31,13 +31,13 @@ TOP = Path(__file__).parents[2]
 REMEDY = "out of step with the commands: run `python .ci/make_completions.py`"
 
 
-def commands() -> Command:
+def commands() -> ShellCommand:
     root = get_command(app)
     assert isinstance(root, TyperGroup)
     return read_commands(root)
 
 
-def option(path: str, flag: str) -> Option:
+def option(path: str, flag: str) -> ShellOption:
     command = next(c for c in commands().walk() if " ".join(c.path) == f"idefics {path}")
     return next(o for o in command.options if flag in o.flags)
 

@@ -15,7 +15,7 @@ from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USAGE
 from idefics_cli.demo.build import build_model
 from idefics_cli.demo.training import evaluate
 from idefics_cli.demo.training.evaluate import ALL, WEIGHTS, Result, failures, table
-from idefics_cli.demo.training.exam import Candidate, Dialogue, Exam, Marks, take
+from idefics_cli.demo.training.exam import Dialogue, Exam, ExaminedModel, Marks, take
 from idefics_cli.demo.training.worker import save
 from tests.support.reference import auto_processor
 
@@ -23,12 +23,12 @@ SMALL = Exam(scenes=16)
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Candidate:
-    return Candidate(WEIGHTS, device="cpu", dtype=torch.float32)
+def shipped() -> ExaminedModel:
+    return ExaminedModel(WEIGHTS, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def marks(shipped: Candidate) -> Marks:
+def marks(shipped: ExaminedModel) -> Marks:
     return take(SMALL, shipped)
 
 
@@ -44,14 +44,14 @@ def test_the_shipped_model_answers_about_unseen_scenes(marks: Marks) -> None:
     assert right >= 0.95 * asked, marks.mistakes
 
 
-def test_the_shipped_model_needs_the_picture(shipped: Candidate) -> None:
+def test_the_shipped_model_needs_the_picture(shipped: ExaminedModel) -> None:
     right, asked = total(take(replace(SMALL, is_blind=True), shipped))
 
     assert asked >= 70
     assert right < 0.4 * asked
 
 
-def test_the_parts_of_an_exam_join_to_the_whole(shipped: Candidate, marks: Marks) -> None:
+def test_the_parts_of_an_exam_join_to_the_whole(shipped: ExaminedModel, marks: Marks) -> None:
     joined = Marks()
     for part in range(3):
         joined.add(take(SMALL, shipped, part=part, parts=3))

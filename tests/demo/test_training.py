@@ -29,7 +29,7 @@ from idefics_cli.demo.questions import Question
 from idefics_cli.demo.scenes import COLORS, SHAPES, scene_for_split
 from idefics_cli.demo.training import train
 from idefics_cli.demo.training.dataset import BatchSource, Pictures, loosened, render_split, resized
-from idefics_cli.demo.training.encoding import IGNORED, Conversation, Encoder, collate
+from idefics_cli.demo.training.encoding import IGNORED, Encoder, LabelledConversation, collate
 from idefics_cli.demo.training.evaluate import WEIGHTS
 from idefics_cli.demo.training.losses import AuxiliaryHeads, compute_losses, patch_loss
 from idefics_cli.demo.training.truth import CLASSES, FACETS, patch_labels, slot_targets
@@ -118,14 +118,14 @@ def test_the_tokenizer_is_that_of_its_file_whatever_legacy_says(
 # The label rule
 
 
-def conversations() -> list[tuple[Conversation, list[int]]]:
+def conversations() -> list[tuple[LabelledConversation, list[int]]]:
     """Return conversations with 0, 1 and 2 images, before and after the question."""
     rng = random.Random(0)
-    found = [(Conversation((Question("t", "Hello!", "Hello! Show me an image."),), 0), [])]
+    found = [(LabelledConversation((Question("t", "Hello!", "Hello! Show me an image."),), 0), [])]
     for i in range(12):
         scenes = (scene_for_split("train", i), scene_for_split("train", i + 1))
-        one = Conversation(tuple(single_conversation(scenes[0], rng)), 1, i % 2 == 0)
-        two = Conversation(tuple(pair_conversation(scenes, rng)), 2, i % 3 == 0)
+        one = LabelledConversation(tuple(single_conversation(scenes[0], rng)), 1, i % 2 == 0)
+        two = LabelledConversation(tuple(pair_conversation(scenes, rng)), 2, i % 3 == 0)
         found += [(one, [i]), (two, [i, i + 1])]
     return found
 
@@ -144,7 +144,7 @@ def processed(
 
 @pytest.mark.parametrize(("conversation", "shown"), conversations())
 def test_only_answers_and_their_end_are_learned(
-    processor: Processor, conversation: Conversation, shown: list[int]
+    processor: Processor, conversation: LabelledConversation, shown: list[int]
 ) -> None:
     """The other route: the template of the first n turns, with and without the answer."""
     messages = conversation.messages()

@@ -37,7 +37,7 @@ from idefics_cli.core.types import (
 from idefics_cli.engine.factory import engine_factory
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.decode.detokenize import Detokenizer
-from idefics_cli.engine.local.decode.sampling import Row, _sample
+from idefics_cli.engine.local.decode.sampling import BatchRow, _sample
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
 from idefics_cli.engine.protocol import Prepared
@@ -230,7 +230,7 @@ def test_top_k_and_top_p_leave_only_the_likeliest_tokens() -> None:
 
     def drawn(**changes: float) -> set[int]:
         sampling = Sampling(temperature=1.0, seed=0, **changes)  # type: ignore[arg-type]
-        row = Row(sampling, prompt=[], limit=9)
+        row = BatchRow(sampling, prompt=[], limit=9)
         return {_sample(scores, row) for _ in range(400)}
 
     # Probabilities: 0.636, 0.234, 0.086, 0.032, 0.012.

@@ -22,7 +22,7 @@ from idefics_cli.engine.local.decode.token_loop import generate
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Mark
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from tests.models.families.test_parity import open_engine, picture
 from tests.support import tiny
 
@@ -71,7 +71,7 @@ def conversation(
         if index < len(replies):
             messages.append(Message("assistant", (replies[index],)))
     request = GenerationRequest(tuple(messages), sampling)
-    shown = [engine.look(picture(int(a.source))) for a in request.attachments]
+    shown = [engine.preprocess(picture(int(a.source))) for a in request.attachments]
     return Prepared(request, tuple(shown))
 
 
@@ -153,7 +153,9 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
     kind: str, engine_of: EngineOf
 ) -> None:
     engine = engine_of(kind)
-    one, other = (look(engine, Image.new("RGB", (90, 60), color)) for color in ("red", "blue"))
+    one, other = (
+        preprocess(engine, Image.new("RGB", (90, 60), color)) for color in ("red", "blue")
+    )
     request = conversation(engine, [((0,), "What is it?")], []).request
     prompts = [Prepared(request, (shown,)) for shown in (one, other)]
     family = engine._require().family
@@ -172,10 +174,10 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
     assert answer.reused_tokens == ids[0][0].index(family.image_id)
 
 
-def look(engine: LocalEngine, image: Image.Image) -> Picture:
-    shown = engine.look(image)
+def preprocess(engine: LocalEngine, image: Image.Image) -> PreparedPicture:
+    shown = engine.preprocess(image)
     # Features that are remembered stay, whatever the test forgets: pixels are needed again.
-    return shown if shown.tiles else engine._require().family.look(image)
+    return shown if shown.tiles else engine._require().family.preprocess(image)
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)

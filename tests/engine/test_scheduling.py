@@ -6,15 +6,15 @@ import pytest
 
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 from idefics_cli.engine.batching import cost, together
-from idefics_cli.engine.local.scheduling import Schedule, Ticket
+from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 
 
 def prepared(*tiles: tuple[int, int], prompt: str = "What?", limit: int = 256) -> Prepared:
     message = Message("user", (Attachment("a.jpg"), prompt))
     request = GenerationRequest((message,), Sampling(max_new_tokens=limit))
-    return Prepared(request, (Picture(b"", (9, 9), tiles),))
+    return Prepared(request, (PreparedPicture(b"", (9, 9), tiles),))
 
 
 SMALL, HUGE = prepared((224, 224)), prepared((980, 980))
@@ -80,7 +80,7 @@ def numbers(chosen: list[Ticket]) -> list[int]:
 
 
 def test_requests_come_in_when_a_quarter_of_the_slots_is_free() -> None:
-    schedule = Schedule(8)
+    schedule = RequestSchedule(8)
     schedule.add(tickets(20))
     assert numbers(schedule.choose(0)) == [*range(8)]
     assert schedule.choose(8) == schedule.choose(7) == []
@@ -90,7 +90,7 @@ def test_requests_come_in_when_a_quarter_of_the_slots_is_free() -> None:
 
 
 def test_what_begins_alone_is_made_ready_alone() -> None:
-    schedule = Schedule(8)
+    schedule = RequestSchedule(8)
     assert schedule.upcoming() == []
     schedule.add(tickets(4))
     assert schedule.set_apart(schedule.choose(0), tried=4) is None
@@ -99,7 +99,7 @@ def test_what_begins_alone_is_made_ready_alone() -> None:
 
 @pytest.mark.parametrize("fits", [1, 2, 3, 5, 8])
 def test_the_slots_are_halved_until_the_memory_is_enough_and_stay_so(fits: int) -> None:
-    schedule = Schedule(8)
+    schedule = RequestSchedule(8)
     schedule.add(tickets(20))
     ended: list[int] = []
     told = [8]
@@ -117,7 +117,7 @@ def test_the_slots_are_halved_until_the_memory_is_enough_and_stay_so(fits: int) 
 
 
 def test_what_does_not_fit_alone_changes_nothing_for_the_others() -> None:
-    schedule = Schedule(8)
+    schedule = RequestSchedule(8)
     schedule.add([*tickets(3), *tickets(1, HUGE, 3), *tickets(12, first=4)])
     failed, sizes = [], []
     while group := schedule.choose(0):
@@ -135,7 +135,7 @@ def test_what_does_not_fit_alone_changes_nothing_for_the_others() -> None:
 
 
 def test_those_that_go_on_keep_their_slots_when_another_has_no_room() -> None:
-    schedule = Schedule(8)
+    schedule = RequestSchedule(8)
     schedule.add(tickets(8))
     first = schedule.choose(0)
     schedule.add(tickets(2, first=8))
@@ -152,7 +152,7 @@ def test_those_that_go_on_keep_their_slots_when_another_has_no_room() -> None:
 
 
 def test_those_that_failed_together_are_tried_one_by_one() -> None:
-    schedule = Schedule(4)
+    schedule = RequestSchedule(4)
     schedule.add(tickets(5))
     assert schedule.set_apart(schedule.choose(0), tried=4) is None
     alone = [numbers(schedule.choose(0)) for _ in range(5)]

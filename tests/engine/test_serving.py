@@ -16,9 +16,9 @@ import torch
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError, ModelError
 from idefics_cli.core.types import Completion, Sampling
-from idefics_cli.engine.local.decode.sampling import Row, Scores
+from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.decode.slots import Slots
-from idefics_cli.engine.local.decode.token_loop import Decoder
+from idefics_cli.engine.local.decode.token_loop import BatchDecoder
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.prompt.prefill import prefill
@@ -188,7 +188,7 @@ def test_one_reply_that_is_no_number_fails_alone(
     broken = as_request(engine, [("user", [], "Break!")], sampling=Sampling(max_new_tokens=9))
     ids = engine._require().family.encode([broken.request], [()])["input_ids"][0].tolist()
 
-    def breaks(self: Scores, rows: Sequence[Row], stop_ids: AbstractSet[int]) -> None:
+    def breaks(self: Scores, rows: Sequence[BatchRow], stop_ids: AbstractSet[int]) -> None:
         if any(row.prompt == ids and len(row.tokens) == 3 for row in rows):
             raise ModelError("out of range")
         choose(self, rows, stop_ids)
@@ -209,15 +209,15 @@ def test_what_fails_while_others_come_in_loses_nobody(
     expected = alone("idefics2")
     failed = 0
 
-    def fails(self: Decoder, rows: Sequence[Row]) -> None:
+    def fails(self: BatchDecoder, rows: Sequence[BatchRow]) -> None:
         nonlocal failed
         if rows and not failed:
             failed = len(rows)
             raise ModelError("out of range")
         settle(self, rows)
 
-    settle = Decoder.settle
-    monkeypatch.setattr(Decoder, "settle", fails)
+    settle = BatchDecoder.settle
+    monkeypatch.setattr(BatchDecoder, "settle", fails)
     assert tokens(ran(engine, asked(engine), slots=4)) == expected
     assert failed
 
@@ -267,7 +267,7 @@ def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
         check(len(self) + len(mask))  # type: ignore[arg-type]
         admit(self, cache, mask, *more, **options)  # type: ignore[arg-type]
 
-    def checked_choose(self: Scores, rows: Sequence[Row], stop_ids: AbstractSet[int]) -> None:
+    def checked_choose(self: Scores, rows: Sequence[BatchRow], stop_ids: AbstractSet[int]) -> None:
         check(len(rows))
         choose(self, rows, stop_ids)
 

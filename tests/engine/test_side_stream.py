@@ -68,13 +68,13 @@ def seen(monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> list[int]:
     """How many tiles the encoder was shown each time."""
     counts: list[int] = []
     family = type(engine._require().family)
-    see = family.see
+    see = family.encode_tiles
 
     def watched(self: Family, model: object, tiles: torch.Tensor, *more: object) -> torch.Tensor:
         counts.append(len(tiles))
         return see(self, model, tiles, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(family, "see", watched)
+    monkeypatch.setattr(family, "encode_tiles", watched)
     return counts
 
 

@@ -17,7 +17,7 @@ from idefics_cli.engine.local.vision import encoding as vision
 from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 from tests.models.families.test_parity import open_engine, picture
@@ -43,7 +43,7 @@ def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[EngineOf]:
 def asked(engine: LocalEngine, *images: Image.Image, text: str = "What is it?") -> Prepared:
     parts = (*(Attachment(str(i)) for i in range(len(images))), text)
     request = GenerationRequest((Message("user", parts),), Sampling(max_new_tokens=5))
-    return Prepared(request, tuple(engine.look(image) for image in images))
+    return Prepared(request, tuple(engine.preprocess(image) for image in images))
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     seen: list[tuple[int, int, int]] = []
 
     def watch(cls: type[Family]) -> None:
-        see = cls.see
+        see = cls.encode_tiles
 
         def watched(self: Family, model: Model, tiles: Tensor, sizes: Sizes = None) -> Tensor:
             seen.append((tiles.shape[0], tiles.shape[2], tiles.shape[3]))
             return see(self, model, tiles, sizes)
 
-        monkeypatch.setattr(cls, "see", watched)
+        monkeypatch.setattr(cls, "encode_tiles", watched)
 
     from idefics_cli.models.families.idefics1 import Idefics1
     from idefics_cli.models.families.idefics2 import Idefics2, TemplateFamily
@@ -75,13 +75,13 @@ def test_a_picture_is_encoded_once_however_often_it_is_shown(
 ) -> None:
     engine = engine_of(kind)
     shown = picture(0)
-    tiles = len(engine.look(shown).tiles)
+    tiles = len(engine.preprocess(shown).tiles)
     engine.complete([asked(engine, shown, shown), asked(engine, shown.copy(), text="And?")])
     assert sum(count for count, _, _ in batches) == tiles
     engine.complete([asked(engine, shown, text="A question about it")])
     list(engine.stream(asked(engine, shown, picture(1))))
     assert sum(count for count, _, _ in batches) == tiles + len(
-        engine._require().family.look(picture(1)).tiles
+        engine._require().family.preprocess(picture(1)).tiles
     )
 
 
@@ -103,7 +103,7 @@ def test_tiles_of_a_small_model_run_together_whatever_their_size(
     engine = engine_of("idefics2-split")
     engine.complete([asked(engine, picture(2)), asked(engine, picture(0))])
     ((count, height, width),) = batches
-    sizes = [size for i in (0, 2) for size in engine.look(picture(i)).tile_sizes]
+    sizes = [size for i in (0, 2) for size in engine.preprocess(picture(i)).tile_sizes]
     assert len(set(sizes)) > 2
     assert (count, height, width) == (len(sizes), *map(max, zip(*sizes, strict=True)))
 
@@ -114,7 +114,7 @@ def test_padded_tiles_give_what_the_library_makes_of_them_with_its_mask(
 ) -> None:
     loaded = engine_of(kind)._require()
     images = [picture(i) for i in range(5)]
-    pictures = [loaded.family.look(image) for image in images]
+    pictures = [loaded.family.preprocess(image) for image in images]
     encoded = loaded.family.processor.image_processor([images], return_tensors="pt")
     with torch.inference_mode():
         expected = torch.cat(list(loaded.model.model.get_image_features(**encoded).pooler_output))
@@ -134,7 +134,7 @@ def test_an_attention_that_takes_masks_sees_no_padding(
     cpu_attention.register()
     loaded = engine_of("idefics2")._require()
     loaded.model.set_attn_implementation(attention)
-    pictures = [loaded.family.look(picture(i)) for i in range(4)]
+    pictures = [loaded.family.preprocess(picture(i)) for i in range(4)]
     together = encode_pictures(loaded.model, loaded.family, pictures, FeatureCache())
     assert [count for count, _, _ in batches] == [4]
     assert together is not None
@@ -149,7 +149,7 @@ def test_an_attention_that_may_see_padding_gets_none(
 ) -> None:
     loaded = engine_of("idefics2")._require()
     loaded.model.set_attn_implementation("flex_attention")
-    pictures = [loaded.family.look(picture(i)) for i in (0, 2)]
+    pictures = [loaded.family.preprocess(picture(i)) for i in (0, 2)]
     groups = list(vision._groups(loaded.model, loaded.family, pictures))
     assert [group.pads for group in groups] == [False, False]
 
@@ -159,9 +159,9 @@ def test_features_of_many_pictures_are_those_of_each_alone(
     kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = engine_of(kind)._require()
-    pictures = [loaded.family.look(picture(i)) for i in range(5)]
+    pictures = [loaded.family.preprocess(picture(i)) for i in range(5)]
 
-    def features(*some: Picture) -> dict[bytes, Tensor]:
+    def features(*some: PreparedPicture) -> dict[bytes, Tensor]:
         found = encode_pictures(loaded.model, loaded.family, some, FeatureCache())
         assert found is not None
         return found
@@ -203,12 +203,12 @@ def test_many_threads_look_at_pictures_as_one_does(engine_of: EngineOf) -> None:
     engine = engine_of("idefics3")
     images = [picture(0).rotate(angle) for angle in range(0, 360, 15)]
     family = engine._require().family
-    expected = [family.look(image) for image in images]
-    got: dict[int, Picture] = {}
+    expected = [family.preprocess(image) for image in images]
+    got: dict[int, PreparedPicture] = {}
 
     def work(start: int) -> None:
         for index in range(start, len(images), 4):
-            got[index] = engine.look(images[index])
+            got[index] = engine.preprocess(images[index])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -225,22 +225,22 @@ def test_a_cancelled_look_keeps_the_pictures_that_are_ready(
 ) -> None:
     loaded = engine_of("idefics2")._require()
     monkeypatch.setattr("idefics_cli.engine.local.vision.tiles.CPU_PIXELS", 1)
-    pictures = [loaded.family.look(picture(i)) for i in range(3)]
+    pictures = [loaded.family.preprocess(picture(i)) for i in range(3)]
     cache, cancel = FeatureCache(), threading.Event()
-    see = loaded.family.see
+    see = loaded.family.encode_tiles
 
     def once(model: Model, tiles: Tensor, sizes: Sizes) -> Tensor:
         cancel.set()
         return see(model, tiles, sizes)
 
-    monkeypatch.setattr(loaded.family, "see", once)
+    monkeypatch.setattr(loaded.family, "encode_tiles", once)
     cut = encode_pictures(loaded.model, loaded.family, pictures, cache, cancel=cancel)
     assert cut is None
     assert sum(cache.get(p.digest) is not None for p in pictures) == 1
 
 
-def shown(name: bytes) -> Picture:
-    return Picture(name, (1, 1), ((1, 1),), tiles=(torch.zeros(3, 1, 1),))
+def shown(name: bytes) -> PreparedPicture:
+    return PreparedPicture(name, (1, 1), ((1, 1),), tiles=(torch.zeros(3, 1, 1),))
 
 
 def test_the_features_used_longest_ago_go_when_there_are_too_many_bytes() -> None:

@@ -19,9 +19,9 @@ from idefics_cli.core.types import (
     LoadSpec,
     TokenChunk,
 )
-from idefics_cli.engine.local.scheduling import Schedule, Ticket
+from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import Measure, Outcome, Prepared
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 
 Answer = str | Callable[[GenerationRequest], str]
 FAKE_SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake")
@@ -83,7 +83,7 @@ class FakeEngine:
                 raise error
             size = self._sizes.get(attachment.source, (64, 48))
             tiles = ((size[1], size[0]),) * max(1, size[0] // 1000)
-            pictures.append(Picture(os.fsencode(attachment.source), size, tiles))
+            pictures.append(PreparedPicture(os.fsencode(attachment.source), size, tiles))
         return Prepared(request, tuple(pictures))
 
     def measure(self, prepared: Prepared) -> Measure:
@@ -185,7 +185,7 @@ class FakeSession:
     def __init__(self, engine: FakeEngine, slots: int, cancel: Event | None) -> None:
         self._engine = engine
         self._cancel = cancel
-        self._schedule = Schedule(slots)
+        self._schedule = RequestSchedule(slots)
         self._ended: deque[tuple[int, Outcome]] = deque()
         self._taken = self._in_works = 0
 

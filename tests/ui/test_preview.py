@@ -20,7 +20,7 @@ pty = pytest.importorskip("pty")  # no pseudo-terminals on Windows
 
 from idefics_cli.ui.chat.preview import Previews  # noqa: E402
 from idefics_cli.ui.terminal.console import Console  # noqa: E402 (after the skip)
-from idefics_cli.ui.terminal.graphics import Answer, Graphics, ask_terminal, draw_graphics  # noqa: E402
+from idefics_cli.ui.terminal.graphics import Graphics, TerminalReply, ask_terminal, draw_graphics  # noqa: E402
 from tests.support.commands import Stream  # noqa: E402
 
 KITTY = "\x1b_Gi=31;OK\x1b\\"
@@ -56,18 +56,18 @@ def emulator(answer: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        (f"{KITTY}\x1b[?62;c", Answer("kitty")),
-        (f"{NO_KITTY}\x1b[?62;c", Answer()),
-        ("\x1b[?62;4;22c", Answer("sixel")),
-        ("\x1b[?64;14;24c", Answer()),
+        (f"{KITTY}\x1b[?62;c", TerminalReply("kitty")),
+        (f"{NO_KITTY}\x1b[?62;c", TerminalReply()),
+        ("\x1b[?62;4;22c", TerminalReply("sixel")),
+        ("\x1b[?64;14;24c", TerminalReply()),
         # WezTerm: it has both, and lacks the placeholders of kitty.
-        (f"{KITTY}\x1b[?65;4;6c", Answer("sixel")),
+        (f"{KITTY}\x1b[?65;4;6c", TerminalReply("sixel")),
         # Someone types meanwhile.
-        (f"What{KITTY} is\x1b[D th\r\x1b[?62;c", Answer("kitty", "What is th\n")),
+        (f"What{KITTY} is\x1b[D th\r\x1b[?62;c", TerminalReply("kitty", "What is th\n")),
     ],
 )
 def test_a_terminal_is_asked_what_it_can_and_no_key_is_lost(
-    answer: str, found: Answer, monkeypatch: pytest.MonkeyPatch
+    answer: str, found: TerminalReply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with emulator(answer, monkeypatch) as terminal:
         assert ask_terminal(terminal, {"TERM": "xterm-256color"}, patience=10) == found
@@ -76,19 +76,19 @@ def test_a_terminal_is_asked_what_it_can_and_no_key_is_lost(
 def test_a_terminal_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
     with emulator("", monkeypatch) as terminal:
-        assert ask_terminal(terminal, {}, patience=0.05) == Answer()
+        assert ask_terminal(terminal, {}, patience=0.05) == TerminalReply()
     assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
     ("environ", "found"),
     [
-        ({"TERM_PROGRAM": "iTerm.app"}, Answer("iterm2")),
-        ({"LC_TERMINAL": "iTerm2"}, Answer("iterm2")),  # over ssh
-        ({"TERM": "linux"}, Answer()),
+        ({"TERM_PROGRAM": "iTerm.app"}, TerminalReply("iterm2")),
+        ({"LC_TERMINAL": "iTerm2"}, TerminalReply("iterm2")),  # over ssh
+        ({"TERM": "linux"}, TerminalReply()),
     ],
 )
-def test_some_terminals_need_not_be_asked(environ: dict[str, str], found: Answer) -> None:
+def test_some_terminals_need_not_be_asked(environ: dict[str, str], found: TerminalReply) -> None:
     screen = io.StringIO()
     assert ask_terminal(screen, environ) == found
     assert screen.getvalue() == ""
@@ -97,7 +97,7 @@ def test_some_terminals_need_not_be_asked(environ: dict[str, str], found: Answer
 def test_in_tmux_what_iterm2_can_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"TMUX": "1", "LC_TERMINAL": "iTerm2", "TERM": "tmux-256color"}
     with emulator("\x1b[?1;2c", monkeypatch) as terminal:
-        assert ask_terminal(terminal, environ, patience=10) == Answer()
+        assert ask_terminal(terminal, environ, patience=10) == TerminalReply()
 
 
 def drawn(graphics: Graphics) -> str:

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from idefics_cli.bench.agreement import Agreement
 from idefics_cli.bench.cold_start.forks import can_fork
-from idefics_cli.bench.importer import Importer, Loading, Order, Side, failed
+from idefics_cli.bench.importer import Importer, LoadReport, Order, Side, failed
 from idefics_cli.bench.measure import Clock, Series, Watch
-from idefics_cli.bench.report import Row, Skipped
+from idefics_cli.bench.report import ReportRow, Skipped
 from idefics_cli.bench.stage import QUESTION, Stage
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import LoadSpec
@@ -56,7 +56,7 @@ os._exit(0)
 _SCRIPTED = ("idefics2", "idefics3", "smolvlm")
 
 
-def start(stage: Stage) -> Iterator[Row | Skipped]:
+def start(stage: Stage) -> Iterator[ReportRow | Skipped]:
     """Time from the command line to the first token, beside the time that imports take."""
     spec = stage.spec
     if spec.family not in _SCRIPTED or not spec.chats or spec.quantization != "none":
@@ -79,7 +79,7 @@ def start(stage: Stage) -> Iterator[Row | Skipped]:
     verdict = "tolerated" if agrees else "differs"
     text = "the same first token" if same else f"first token {both}: {verdict}"
     imported = times["imports"].median
-    yield Row(
+    yield ReportRow(
         "start",
         "process start to first token",
         "fresh processes: `idefics ask` and a script of a dozen lines, one 640x480 picture",
@@ -97,11 +97,11 @@ def start(stage: Stage) -> Iterator[Row | Skipped]:
     )
 
 
-def load(stage: Stage) -> Iterator[Row | Skipped]:
+def load(stage: Stage) -> Iterator[ReportRow | Skipped]:
     """Seconds to load the model, and peak memory with a short answer."""
     picture = stage.studio.draw((640, 480))
     sides: tuple[Side, Side] = ("ours", "plain")
-    found: dict[Side, list[Loading]] = {side: [] for side in sides}
+    found: dict[Side, list[LoadReport]] = {side: [] for side in sides}
     watch = Watch(stage.world.instruments)
     try:
         with watch.watching():
@@ -118,7 +118,7 @@ def load(stage: Stage) -> Iterator[Row | Skipped]:
         ("load", "from the files to a model that can answer, all imported", "s", _load_seconds),
         ("peak memory", f"{on}, with a short answer about a picture", "GB", _peak_gigabytes),
     ):
-        yield Row(
+        yield ReportRow(
             "load",
             name,
             f"processes of their own: {compares}",
@@ -132,11 +132,11 @@ def load(stage: Stage) -> Iterator[Row | Skipped]:
         )
 
 
-def _load_seconds(loading: Loading) -> float:
+def _load_seconds(loading: LoadReport) -> float:
     return loading.load_seconds
 
 
-def _peak_gigabytes(loading: Loading) -> float:
+def _peak_gigabytes(loading: LoadReport) -> float:
     return loading.peak_bytes / 1e9
 
 
@@ -202,7 +202,7 @@ def _first_output(command: Sequence[str], clock: Clock) -> tuple[float, str]:
     return taken, (head + tail).decode("utf-8", "replace").strip()
 
 
-def _load(stage: Stage, side: Side, picture: Path) -> Loading:
+def _load(stage: Stage, side: Side, picture: Path) -> LoadReport:
     in_fork = stage.spec.device == "cpu" and can_fork()
     importer = stage.importer
     if importer is None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from idefics_cli.caption.executors.degenerate import is_degenerate
 from idefics_cli.caption.executors.reading import Opened
-from idefics_cli.caption.job import CaptionJob, Question, with_content_seed
-from idefics_cli.caption.records import Reply, captioned, failed
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion, with_content_seed
+from idefics_cli.caption.records import CaptionReply, captioned, failed
 from idefics_cli.core.errors import MemoryLimitError, ModelError
 from idefics_cli.core.types import CaptionRecord, Completion, Finish, Sampling
 from idefics_cli.engine.protocol import Outcome, Prepared, Session
@@ -135,7 +135,7 @@ class Asker:
 class _Turn:
     """One question about one picture, and what came of it."""
 
-    question: Question
+    question: CaptionQuestion
     prepared: Prepared
     opened: Opened
     outcome: Outcome | None = None
@@ -200,11 +200,11 @@ class _Turn:
         self.outcome = None
         self.prepared = replace(self.prepared, request=request)
 
-    def reply(self, wording: Callable[[str, Finish], str]) -> Reply:
+    def reply(self, wording: Callable[[str, Finish], str]) -> CaptionReply:
         completion = self.completion
         text = wording(completion.text, completion.finish)
         name = self.question.name
-        return Reply(name, text, completion.finish, completion.new_tokens, self.seconds)
+        return CaptionReply(name, text, completion.finish, completion.new_tokens, self.seconds)
 
 
 def _described(record: CaptionRecord, opened: Opened) -> CaptionRecord:

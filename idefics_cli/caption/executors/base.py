@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.types import CaptionRecord
 
 
@@ -36,7 +36,7 @@ class Executor(Protocol):
     """Makes captions in this process or elsewhere."""
 
     def caption(
-        self, pictures: Iterable[Picture], stop: Event
+        self, pictures: Iterable[CaptionItem], stop: Event
     ) -> Generator[ExecutorEvent, None, None]:
         """Yield one record for each of *pictures*, as they get done, in any order.
 

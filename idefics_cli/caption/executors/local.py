@@ -11,7 +11,7 @@ from idefics_cli.caption.executors.asking import Asker
 from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.executors.read_ahead import ReadAhead
 from idefics_cli.caption.executors.reading import Opened, open_picture
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine.batching import together
@@ -39,7 +39,7 @@ class LocalExecutor:
         self._job = job
 
     def caption(
-        self, pictures: Iterable[Picture], stop: Event
+        self, pictures: Iterable[CaptionItem], stop: Event
     ) -> Generator[ExecutorEvent, None, None]:
         """Yield a record for each of *pictures*; see `Executor.caption`."""
         cancel = Event()
@@ -52,8 +52,8 @@ class LocalExecutor:
             finally:
                 cancel.set()
 
-    def _read_ahead(self, engine: Engine, pictures: Iterable[Picture]) -> ReadAhead:
-        def open_(picture: Picture) -> Opened | CaptionRecord:
+    def _read_ahead(self, engine: Engine, pictures: Iterable[CaptionItem]) -> ReadAhead:
+        def open_(picture: CaptionItem) -> Opened | CaptionRecord:
             return open_picture(picture, self._job, engine)
 
         size = self._job.batch_size

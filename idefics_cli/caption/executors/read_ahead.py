@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Self
 
 from idefics_cli.caption.executors.reading import Opened
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.types import CaptionRecord
 
 Result = Opened | CaptionRecord
-Open = Callable[[Picture], Result]
+Open = Callable[[CaptionItem], Result]
 # Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
 _MAX_PIXELS = 32_000_000
 # How long the end of a run waits for its readers.
@@ -37,7 +37,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        pictures: Iterable[Picture],
+        pictures: Iterable[CaptionItem],
         open_: Open,
         *,
         threads: int,
@@ -127,7 +127,7 @@ class _Readers:
 
     def __init__(self, open_: Open, threads: int) -> None:
         self._open = open_
-        self._queue: SimpleQueue[tuple[Future[Result], Picture] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Result], CaptionItem] | None] = SimpleQueue()
         self._threads = [
             Thread(target=self._work, name=f"read-{number}", daemon=True)
             for number in range(threads)
@@ -135,7 +135,7 @@ class _Readers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, picture: Picture) -> Future[Result]:
+    def submit(self, picture: CaptionItem) -> Future[Result]:
         future: Future[Result] = Future()
         self._queue.put((future, picture))
         return future

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, with_content_seed
 from idefics_cli.caption.records import failed
-from idefics_cli.caption.resume.stamp import Content, read_content, stamp_of
+from idefics_cli.caption.resume.stamp import FileContent, read_content, stamp_of
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import CaptionRecord
@@ -24,9 +24,9 @@ class Opened:
         content: Of its file.
     """
 
-    picture: Picture
+    picture: CaptionItem
     prepared: tuple[Prepared, ...]
-    content: Content
+    content: FileContent
 
     @property
     def first(self) -> Prepared:
@@ -34,7 +34,7 @@ class Opened:
         return self.prepared[0]
 
 
-def open_picture(picture: Picture, job: CaptionJob, engine: Engine) -> Opened | CaptionRecord:
+def open_picture(picture: CaptionItem, job: CaptionJob, engine: Engine) -> Opened | CaptionRecord:
     """Read *picture* and make the questions of *job* about it ready; for any thread.
 
     Returns:
@@ -48,7 +48,7 @@ def open_picture(picture: Picture, job: CaptionJob, engine: Engine) -> Opened | 
         return replace(failed(picture.key, error), sha256=content.sha256, stamp=content.stamp)
 
 
-def _opened(picture: Picture, content: Content, job: CaptionJob, engine: Engine) -> Opened:
+def _opened(picture: CaptionItem, content: FileContent, job: CaptionJob, engine: Engine) -> Opened:
     requests = job.requests(picture)
     prepared = with_content_seed(engine.prepare(requests[0]))
     if stamp_of(picture) != content.stamp:

@@ -17,7 +17,7 @@ from string import Template
 from typing import TYPE_CHECKING, BinaryIO, get_args
 from urllib.parse import quote
 
-from idefics_cli.caption.sinks.rows import CAPTION, printable, row
+from idefics_cli.caption.sinks.rows import CAPTION, escaped, row
 from idefics_cli.core.errors import IdeficsError, ImageErrorKind, UsageError
 from idefics_cli.core.files import cannot_write
 from idefics_cli.core.sources import is_uri
@@ -116,7 +116,7 @@ def _write_rows(
         thumbnails.clear()
 
     for record, thumbnail in pairs:
-        cells = row(record, printable(record.file_name), columns)
+        cells = row(record, escaped(record.file_name), columns)
         shown = {name: value for name, value in cells.items() if value is not None}
         rows.append({**shown, "href": _link(record.file_name, path)})
         thumbnails.append(thumbnail)
@@ -193,7 +193,7 @@ def _page(title: str) -> tuple[bytes, bytes]:
         f"default-src 'none'; img-src data: file: 'self'; style-src {_hash(style)};"
         f" script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
-    parts = {"policy": policy, "title": html.escape(printable(title)), "style": style}
+    parts = {"policy": policy, "title": html.escape(escaped(title)), "style": style}
     head, _, tail = page.partition("$rows")
     return (
         Template(head).substitute(parts).encode(),

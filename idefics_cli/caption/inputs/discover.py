@@ -19,7 +19,7 @@ from idefics_cli.caption.inputs.folders import (
     sort_key,
 )
 from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
-from idefics_cli.caption.item import Columns, Picture
+from idefics_cli.caption.item import CaptionItem, Columns
 from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import Attachment
@@ -40,7 +40,7 @@ class Listing:
         columns: Names of the columns of lists, for the prompt.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[CaptionItem, ...]
     problems: tuple[IdeficsError, ...] = ()
     columns: tuple[str, ...] = ()
 
@@ -90,12 +90,14 @@ class _Lister:
         self._fields = fields
         self._here = os.getcwd()
         self._lines: dict[str, tuple[str, int]] = {}
-        self.pictures: dict[str, Picture] = {}
+        self.pictures: dict[str, CaptionItem] = {}
         self.problems: list[IdeficsError] = []
 
     def add(self, argument: str) -> None:
         if is_uri(argument):
-            self.pictures.setdefault(argument, Picture(_uri_key(argument), Attachment(argument)))
+            self.pictures.setdefault(
+                argument, CaptionItem(_uri_key(argument), Attachment(argument))
+            )
             return
         path = os.path.expanduser(argument) if argument.startswith("~") else argument
         # A file may have a name that looks like a glob.
@@ -114,7 +116,7 @@ class _Lister:
         for entry in file_list.entries:
             columns = self._kept(entry.columns)
             if is_uri(entry.path):
-                picture = Picture(_uri_key(entry.path), Attachment(entry.path), "", columns)
+                picture = CaptionItem(_uri_key(entry.path), Attachment(entry.path), "", columns)
                 self._add_row(entry.path, picture, (file_list.source, entry.line))
                 continue
             path = os.path.join(base, entry.path)
@@ -134,7 +136,7 @@ class _Lister:
             return columns
         return tuple(column for column in columns if column[0] in self._fields)
 
-    def _add_row(self, identity: str, picture: Picture, line: tuple[str, int]) -> None:
+    def _add_row(self, identity: str, picture: CaptionItem, line: tuple[str, int]) -> None:
         known = self.pictures.get(identity)
         if known is None or not known.columns:
             # The columns of a row are also for a picture that was named before.
@@ -171,14 +173,14 @@ class _Lister:
             relative = os.path.basename(path) if root is None else _below(path, root)
             self.pictures[identity] = self._picture(path, relative)
 
-    def _picture(self, path: str, relative: str, columns: Columns = ()) -> Picture:
+    def _picture(self, path: str, relative: str, columns: Columns = ()) -> CaptionItem:
         # The image loader takes a `~` for the home folder; here it is done with, or a name.
         is_special = is_uri(path) or path.startswith("~")
         source = os.path.join(os.curdir, path) if is_special else path
         key = posix(path)
         # A file may be named as a URI or `-`: its key then says that it is none.
         key = f"./{key}" if is_uri(key) else key
-        return Picture(key, Attachment(source), relative, columns)
+        return CaptionItem(key, Attachment(source), relative, columns)
 
     def _identity(self, path: str) -> str:
         # Links are kept apart: each has a name that somebody looks for in the output.

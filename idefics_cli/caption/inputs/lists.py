@@ -33,7 +33,7 @@ _KNOWN = "a column that names the picture is `file_name`, `path`, `image`, `file
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListEntry:
     """One picture of a list.
 
     Attributes:
@@ -60,7 +60,7 @@ class FileList:
     """
 
     source: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ListEntry, ...]
     columns: tuple[str, ...] = ()
     is_table: bool = False
 
@@ -112,7 +112,7 @@ def parse_list(data: bytes, source: str = STDIN, *, null: bool = False) -> FileL
         return _separated(text, source)
     lines = enumerate(text.split("\n"), 1)
     paths = ((line.removesuffix("\r"), number) for number, line in lines if line.strip())
-    return FileList(source, tuple(Entry(_unquoted(path), number) for path, number in paths))
+    return FileList(source, tuple(ListEntry(_unquoted(path), number) for path, number in paths))
 
 
 def where(source: str, line: int) -> str:
@@ -159,7 +159,7 @@ def _nul_paths(text: str, source: str) -> FileList:
             hint="leave `--null` out for one path a line",
         )
     names = enumerate(text.split("\0"), 1)
-    return FileList(source, tuple(Entry(name, number) for number, name in names if name))
+    return FileList(source, tuple(ListEntry(name, number) for number, name in names if name))
 
 
 def _unquoted(line: str) -> str:
@@ -202,7 +202,7 @@ def _json_lines(text: str, source: str) -> FileList:
         names.update(dict.fromkeys(cells))
         columns = {name: _text(value) for name, value in cells.items() if value is not None}
         path = _path(cells, place)
-        entries.append(Entry(path, number, _checked(columns, path, place)))
+        entries.append(ListEntry(path, number, _checked(columns, path, place)))
     return FileList(source, tuple(entries), tuple(names), is_table=True)
 
 
@@ -243,7 +243,7 @@ def _separated(text: str, source: str) -> FileList:
             )
         row = {name: cell for name, cell in zip(names, cells, strict=True) if name}
         path = _path({name.lower(): cell for name, cell in row.items()}, place)
-        entries.append(Entry(path, number, _checked(row, path, place)))
+        entries.append(ListEntry(path, number, _checked(row, path, place)))
     return FileList(source, tuple(entries), tuple(filter(None, names)), is_table=True)
 
 

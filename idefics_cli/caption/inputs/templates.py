@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import ImageLimits
@@ -143,7 +143,7 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def render(
-    template: Template, picture: Picture, *, limits: ImageLimits, captions_folder: str | None
+    template: Template, picture: CaptionItem, *, limits: ImageLimits, captions_folder: str | None
 ) -> str:
     """Return the prompt for *picture*; for any thread.
 
@@ -177,7 +177,7 @@ def render(
     return prompt
 
 
-def _value(name: str, picture: Picture, columns: Mapping[str, str], folder: str | None) -> str:
+def _value(name: str, picture: CaptionItem, columns: Mapping[str, str], folder: str | None) -> str:
     if name == "existing":
         return _existing(picture, columns, folder)
     if name not in FIELDS:
@@ -190,7 +190,7 @@ def _value(name: str, picture: Picture, columns: Mapping[str, str], folder: str 
     return os.fsencode(value).decode("utf-8", "replace")
 
 
-def _path(picture: Picture) -> PurePosixPath:
+def _path(picture: CaptionItem) -> PurePosixPath:
     source = picture.attachment.source
     if not is_uri(source):
         return PurePosixPath(os.path.abspath(source).replace(os.sep, "/"))
@@ -199,7 +199,7 @@ def _path(picture: Picture) -> PurePosixPath:
     return PurePosixPath(unquote(urlsplit(source).path))
 
 
-def _existing(picture: Picture, columns: Mapping[str, str], folder: str | None) -> str:
+def _existing(picture: CaptionItem, columns: Mapping[str, str], folder: str | None) -> str:
     if "caption" in columns:
         return columns["caption"]
     for path in _sidecars(picture, folder):
@@ -218,7 +218,7 @@ def _existing(picture: Picture, columns: Mapping[str, str], folder: str | None) 
     )
 
 
-def _sidecars(picture: Picture, folder: str | None) -> Iterator[str]:
+def _sidecars(picture: CaptionItem, folder: str | None) -> Iterator[str]:
     places = [] if folder is None else [os.path.join(folder, picture.relative)]
     source = picture.attachment.source
     for place in [*places, *([] if is_uri(source) else [source])]:
@@ -226,7 +226,7 @@ def _sidecars(picture: Picture, folder: str | None) -> Iterator[str]:
         yield f"{place}.txt"
 
 
-def _size(picture: Picture, limits: ImageLimits) -> dict[str, str]:
+def _size(picture: CaptionItem, limits: ImageLimits) -> dict[str, str]:
     from idefics_cli.images.loader import ImageLoader
 
     # What is downloaded or piped in comes once, and the model needs it.

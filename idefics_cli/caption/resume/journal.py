@@ -36,7 +36,7 @@ Settings = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """The last record of a picture.
 
     Attributes:
@@ -52,7 +52,7 @@ class Entry:
     stamp: str | None
 
 
-class Journal:
+class RunJournal:
     """The journal at *path*, locked from here to `close`; a torn end is cut off.
 
     Args:
@@ -76,7 +76,7 @@ class Journal:
     """
 
     settings: Settings | None
-    entries: dict[str, Entry]
+    entries: dict[str, JournalEntry]
     rows: dict[str, None]
     skipped: AbstractSet[str]
     base: int
@@ -265,7 +265,7 @@ class Journal:
     def _note(
         self, key: str, is_failed: bool, sha256: str | None, stamp: str | None, offset: int
     ) -> None:
-        self.entries[key] = Entry(offset, is_failed, sha256, stamp)
+        self.entries[key] = JournalEntry(offset, is_failed, sha256, stamp)
         self.rows.pop(key, None)
         self.rows[key] = None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.caption.resume.journal import Entry, Journal, Settings, identity
+from idefics_cli.caption.resume.journal import JournalEntry, RunJournal, Settings, identity
 from idefics_cli.caption.resume.stamp import stamp_of_file
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import Sink, Target
@@ -59,7 +59,7 @@ class JournaledSink:
         self._settings = settings
         self._retry_failed = retry_failed
         self._keys = {p.key: self._identity(p.key) for p in target.pictures}
-        self._journal: Journal
+        self._journal: RunJournal
         self._sink: Sink
         self._was_there = False
         self.todo = Todo(())
@@ -76,7 +76,7 @@ class JournaledSink:
         self._was_there = path is not None and path.exists()
         # Before there is any file: a new run into what cannot be written leaves none.
         new = None if self._path.exists() else self._make_sink(self._target).__enter__()
-        self._journal = Journal(self._path)
+        self._journal = RunJournal(self._path)
         try:
             self.is_resumed = self._is_the_same_run()
             if self.is_resumed:
@@ -233,7 +233,7 @@ class JournaledSink:
         if wanted != list(journal.rows) or self._is_in_doubt():
             self._rewrite(wanted)
 
-    def _in_order(self, keys: Sequence[str] | Mapping[str, Entry]) -> list[str]:
+    def _in_order(self, keys: Sequence[str] | Mapping[str, JournalEntry]) -> list[str]:
         """Return *keys* in the order of the pictures, those of other runs first."""
         order = {key: index for index, key in enumerate(self._keys.values())}
         return sorted(keys, key=lambda key: order.get(key, -1))

@@ -6,35 +6,35 @@ import hashlib
 import os
 from dataclasses import dataclass
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.sources import is_uri
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class FileContent:
     """What was in a file: the fields of `CaptionRecord` of the same names."""
 
     sha256: str | None = None
     stamp: str | None = None
 
 
-def read_content(picture: Picture) -> Content:
+def read_content(picture: CaptionItem) -> FileContent:
     """Return what identifies the content of *picture*; nothing for what is no readable file."""
     source = picture.attachment.source
     if is_uri(source):
-        return Content(None, stamp_of(picture))
+        return FileContent(None, stamp_of(picture))
     # Read for its digest, a file is in the memory of the system when it is opened to be decoded.
     stamp = stamp_of(picture)
     if not os.path.isfile(source):  # a pipe may have no end
-        return Content(None, stamp)
+        return FileContent(None, stamp)
     try:
         with open(source, "rb") as file:
-            return Content(hashlib.file_digest(file, "sha256").hexdigest(), stamp)
+            return FileContent(hashlib.file_digest(file, "sha256").hexdigest(), stamp)
     except OSError:  # told by who opens it as a picture
-        return Content(None, stamp)
+        return FileContent(None, stamp)
 
 
-def stamp_of(picture: Picture) -> str | None:
+def stamp_of(picture: CaptionItem) -> str | None:
     """Return what tells that *picture* is as it was: its file's stamp, `#`, its columns' digest.
 
     While size and time of change are the same, the content of a file is taken to be. What is no

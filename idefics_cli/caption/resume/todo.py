@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.caption.item import Picture
-from idefics_cli.caption.resume.journal import Entry, Journal, Settings, identity
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.resume.journal import JournalEntry, RunJournal, Settings, identity
 from idefics_cli.caption.resume.stamp import read_content, stamp_of
 from idefics_cli.caption.sinks.base import Existing
 from idefics_cli.core.errors import UsageError
@@ -26,7 +26,7 @@ class Todo:
         skipped: How many had a caption before the first run.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[CaptionItem, ...]
     captioned: int = 0
     failed: int = 0
     changed: int = 0
@@ -34,9 +34,9 @@ class Todo:
 
 
 def find_todo(
-    pictures: Sequence[Picture],
+    pictures: Sequence[CaptionItem],
     keys: Mapping[str, str],
-    journal: Journal,
+    journal: RunJournal,
     *,
     retry_failed: bool,
 ) -> Todo:
@@ -44,11 +44,11 @@ def find_todo(
 
     Args:
         pictures: Of the run.
-        keys: `Picture.key` -> key in the journal.
+        keys: `CaptionItem.key` -> key in the journal.
         journal: What is done.
         retry_failed: Take those that failed, and no others.
     """
-    todo: list[Picture] = []
+    todo: list[CaptionItem] = []
     captioned = failed = changed = skipped = 0
     for picture in pictures:
         if keys[picture.key] in journal.skipped:
@@ -72,7 +72,7 @@ def find_todo(
 
 
 def todo_of(
-    pictures: Sequence[Picture],
+    pictures: Sequence[CaptionItem],
     path: Path,
     *,
     settings: Settings,
@@ -84,7 +84,7 @@ def todo_of(
     Raises:
         UsageError: As entering a `JournaledSink` does.
     """
-    with Journal(path) as journal:
+    with RunJournal(path) as journal:
         if not is_continued(journal, settings, existing, retry_failed=retry_failed):
             return Todo(tuple(pictures))
         keys = {picture.key: identity(picture.key, path.parent) for picture in pictures}
@@ -92,7 +92,7 @@ def todo_of(
 
 
 def is_continued(
-    journal: Journal, settings: Settings, existing: Existing, *, retry_failed: bool
+    journal: RunJournal, settings: Settings, existing: Existing, *, retry_failed: bool
 ) -> bool:
     """Tell whether a run with *settings* goes on with what is in *journal*, or begins anew.
 
@@ -119,7 +119,7 @@ def is_continued(
     return not (existing == "overwrite" and journal.is_complete and not retry_failed)
 
 
-def _other_settings(journal: Journal, changes: Sequence[str]) -> UsageError:
+def _other_settings(journal: RunJournal, changes: Sequence[str]) -> UsageError:
     captions = sum(not entry.is_failed for entry in journal.entries.values())
     return UsageError(
         f"the run in `{journal.path}` had other settings: {'; '.join(changes)}",
@@ -137,7 +137,7 @@ def differences(former: Settings, now: Settings) -> list[str]:
     ]
 
 
-def _has_changed(picture: Picture, entry: Entry) -> bool:
+def _has_changed(picture: CaptionItem, entry: JournalEntry) -> bool:
     """Tell whether *picture* is no longer what *entry* is of; reads it only if it may be."""
     source = picture.attachment.source
     stamp, _, columns = (stamp_of(picture) or "").partition("#")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 
@@ -52,7 +52,7 @@ class Target:
     existing: Existing = "error"
     resume_at: int | None = None
     columns: tuple[str, ...] = ()
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[CaptionItem] = ()
     full_names: bool = False
 
 

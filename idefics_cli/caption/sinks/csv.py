@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import Value, names, printable, row
+from idefics_cli.caption.sinks.rows import Value, escaped, names, row
 from idefics_cli.core.types import CaptionRecord
 
 
@@ -43,7 +43,7 @@ class CsvSink(LineSink):
 
     def shown(self, file_name: str) -> str:
         """Return *file_name* as the file has it."""
-        return printable(file_name)
+        return escaped(file_name)
 
 
 def _encode(cells: list[Value]) -> bytes:
@@ -55,4 +55,4 @@ def _encode(cells: list[Value]) -> bytes:
 def _cell(value: Value) -> str | int | float | None:
     if isinstance(value, list):
         value = "; ".join(value)
-    return printable(value) if isinstance(value, str) else value
+    return escaped(value) if isinstance(value, str) else value

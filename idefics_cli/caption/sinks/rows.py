@@ -80,7 +80,7 @@ def file_name(key: str, output: Path | None) -> str:
     return f"./{name}" if is_uri(name) else name
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     r"""Return *text* with what could harm a terminal or is no UTF-8 as `\x1b`, `\u202e`, `\xff`.
 
     Lines and tabs stay. So a caption is only altered where it is no text.

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from idefics_cli.caption.item import Picture
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import SidecarError, Target
-from idefics_cli.caption.sinks.rows import printable
+from idefics_cli.caption.sinks.rows import escaped
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.files import cannot_write
 from idefics_cli.core.sources import is_uri
@@ -74,7 +74,7 @@ class TxtSink:
         if record.caption is None:
             return
         answers = [text for _, text in record.answers] if self._target.columns else []
-        text = printable("\n".join(answers) if answers else record.caption)
+        text = escaped("\n".join(answers) if answers else record.caption)
         path = Path(self._paths[record.file_name])
         try:
             if self._target.path is not None:
@@ -151,7 +151,7 @@ def folds_case(folder: str) -> bool:
 
 
 # Strings: for 200,000 pictures, `Path` takes several times as long.
-def _sidecar(picture: Picture, target: Target) -> str:
+def _sidecar(picture: CaptionItem, target: Target) -> str:
     if target.path is not None:
         relative = picture.relative or _name(picture.key)
         if relative.startswith("/") or ".." in relative.split("/"):

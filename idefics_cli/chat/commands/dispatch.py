@@ -7,7 +7,7 @@ import re
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.line import read_line
-from idefics_cli.chat.commands.table import COMMANDS, Outcome, unknown_command
+from idefics_cli.chat.commands.table import COMMANDS, CommandResult, unknown_command
 from idefics_cli.chat.dialogue import Chat
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
@@ -16,7 +16,7 @@ _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 _BARE_WORDS = {"exit": "exit", "quit": "exit", "bye": "exit", ":q": "exit", "help": "help"}
 
 
-def take(chat: Chat, line: str) -> Outcome:
+def take(chat: Chat, line: str) -> CommandResult:
     """Do what *line* says: a command, pictures to stage, or a question.
 
     Raises:
@@ -24,7 +24,7 @@ def take(chat: Chat, line: str) -> Outcome:
     """
     if not line.strip():
         chat.editing = None
-        return Outcome()
+        return CommandResult()
     if bare := _BARE_WORDS.get(line.strip().lower()):
         line = f"/{bare}"
     match = _NAME.match(line)
@@ -37,10 +37,10 @@ def take(chat: Chat, line: str) -> Outcome:
         raise unknown_command(line.split()[0])
     attached = tuple(chat.attach(read.sources)) if read.sources else ()
     if not read.text.strip():
-        return Outcome(attached=attached)
+        return CommandResult(attached=attached)
     lines = _unknown_references(chat, read.text)
     chat.ask(read.text)
-    return Outcome(lines, attached, answers=True)
+    return CommandResult(lines, attached, answers=True)
 
 
 def complete(chat: Chat, line: str) -> list[Candidate]:

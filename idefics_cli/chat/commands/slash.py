@@ -13,7 +13,7 @@ from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.editor import written_in_editor
 from idefics_cli.chat.commands.line import expand, split
 from idefics_cli.chat.commands.stats import stats
-from idefics_cli.chat.commands.table import COMMANDS, Outcome, command, unknown_command
+from idefics_cli.chat.commands.table import COMMANDS, CommandResult, command, unknown_command
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.chat.sampling_settings import (
     DISPLAY_KEYS,
@@ -51,21 +51,21 @@ def _complete_paths(chat: Chat, line: str) -> Iterable[Candidate]:
 
 
 @command("image", "PATH|URL|PATTERN…", complete=_complete_paths)
-def _image(chat: Chat, words: str) -> Outcome:
+def _image(chat: Chat, words: str) -> CommandResult:
     """Attach pictures; they go with your next text."""
     _nonempty(words, "/image PATH, or drag a picture into the line", "a picture")
-    return Outcome(attached=tuple(chat.attach(expand(words))))
+    return CommandResult(attached=tuple(chat.attach(expand(words))))
 
 
 @command("paste")
-def _paste(chat: Chat, words: str) -> Outcome:
+def _paste(chat: Chat, words: str) -> CommandResult:
     """Attach the picture on the clipboard."""
     _none(words, "paste")
-    return Outcome(attached=tuple(chat.attach(["clipboard:"])))
+    return CommandResult(attached=tuple(chat.attach(["clipboard:"])))
 
 
 @command("images")
-def _images(chat: Chat, words: str) -> Outcome:
+def _images(chat: Chat, words: str) -> CommandResult:
     """List the pictures of the conversation, and those that go with your next text."""
     _none(words, "images")
     lines = []
@@ -80,7 +80,7 @@ def _images(chat: Chat, words: str) -> Outcome:
             )
     first = len(chat.conversation.pictures) + 1
     lines += [describe(first + i, attached) + GOES for i, attached in enumerate(chat.staged)]
-    return Outcome(tuple(lines) or ("no pictures yet; `/image PATH` attaches one",))
+    return CommandResult(tuple(lines) or ("no pictures yet; `/image PATH` attaches one",))
 
 
 def _absence(is_dropped: bool) -> str:
@@ -121,7 +121,7 @@ def _name(source: str) -> str:
 
 
 @command("drop", "N")
-def _drop(chat: Chat, words: str) -> Outcome:
+def _drop(chat: Chat, words: str) -> CommandResult:
     """Take picture N out of what the model sees."""
     number = _number(words, "/drop N, where `/images` lists the numbers")
     place = number - len(chat.conversation.pictures) - 1
@@ -130,7 +130,7 @@ def _drop(chat: Chat, words: str) -> Outcome:
     else:
         name = _source(chat, number)
         chat.session.drop(number)
-    return Outcome((f"dropped [{number}] {name}",))
+    return CommandResult((f"dropped [{number}] {name}",))
 
 
 def _source(chat: Chat, number: int) -> str:
@@ -144,11 +144,11 @@ def _source(chat: Chat, number: int) -> str:
 
 
 @command("undo")
-def _undo(chat: Chat, words: str) -> Outcome:
+def _undo(chat: Chat, words: str) -> CommandResult:
     """Take the last question and its answer back."""
     _none(words, "undo")
     _last_turn(chat)
-    return Outcome((f"took back: {_short(chat.undo())}",))
+    return CommandResult((f"took back: {_short(chat.undo())}",))
 
 
 def _last_turn(chat: Chat) -> str:
@@ -167,7 +167,7 @@ def _complete_sampling(chat: Chat, line: str) -> Iterable[Candidate]:
 
 
 @command("retry", "[KEY=VALUE…]", complete=_complete_sampling)
-def _retry(chat: Chat, words: str) -> Outcome:
+def _retry(chat: Chat, words: str) -> CommandResult:
     """Answer the last question again, if you like with other sampling."""
     _last_turn(chat)
     changes = dict(_pair(word, SAMPLING_KEYS) for word in words.split())
@@ -176,11 +176,11 @@ def _retry(chat: Chat, words: str) -> Outcome:
     lines: tuple[str, ...] = ()
     if sampling.temperature == 0 and not changes:
         lines = ("the likeliest answer stays the same; `/retry temperature=0.7` varies it",)
-    return Outcome(lines, answers=True, sampling=sampling)
+    return CommandResult(lines, answers=True, sampling=sampling)
 
 
 @command("edit", "N")
-def _edit(chat: Chat, words: str) -> Outcome:
+def _edit(chat: Chat, words: str) -> CommandResult:
     """Go back to question N, and ask it in other words; what followed is taken back."""
     count = len(chat.conversation.turns)
     _last_turn(chat)
@@ -189,50 +189,50 @@ def _edit(chat: Chat, words: str) -> Outcome:
         raise UsageError(f"there is no question {number}", hint=f"the last is {count}")
     chat.editing = number
     lines = () if number == count else (f"what followed question {number} will be taken back",)
-    return Outcome(lines, draft=chat.conversation.turns[number - 1].text)
+    return CommandResult(lines, draft=chat.conversation.turns[number - 1].text)
 
 
 @command("forget", "N")
-def _forget(chat: Chat, words: str) -> Outcome:
+def _forget(chat: Chat, words: str) -> CommandResult:
     """Leave the N oldest questions out of what the model sees."""
     number = _number(words, "/forget N")
     left = len(chat.conversation.turns) - chat.conversation.forgotten
     if number >= left:
         raise UsageError(f"there are {left} questions", hint="`/clear` begins anew")
     chat.session.forget(number)
-    return Outcome((f"left out the {number} oldest",))
+    return CommandResult((f"left out the {number} oldest",))
 
 
 @command("clear")
-def _clear(chat: Chat, words: str) -> Outcome:
+def _clear(chat: Chat, words: str) -> CommandResult:
     """Begin anew; model and settings stay."""
     _none(words, "clear")
     chat.session.clear()
     chat.staged.clear()
-    return Outcome(("a new beginning",))
+    return CommandResult(("a new beginning",))
 
 
 @command("editor")
-def _editor(chat: Chat, words: str) -> Outcome:
+def _editor(chat: Chat, words: str) -> CommandResult:
     """Write your next text in the editor that VISUAL or EDITOR names, and send it."""
     _none(words, "editor")
     text = written_in_editor()
     if not text.strip():
-        return Outcome(("nothing was written",))
+        return CommandResult(("nothing was written",))
     chat.ask(text)
-    return Outcome(answers=True)
+    return CommandResult(answers=True)
 
 
 # Settings
 
 
 @command("system", "[TEXT]")
-def _system(chat: Chat, words: str) -> Outcome:
+def _system(chat: Chat, words: str) -> CommandResult:
     """Set the instruction that precedes the conversation; `-` takes it away."""
     if not words:
-        return Outcome((chat.conversation.system or "no instruction is set",))
+        return CommandResult((chat.conversation.system or "no instruction is set",))
     chat.session.set_system(None if words == "-" else words)
-    return Outcome(("no instruction now",) if words == "-" else ("instruction set",))
+    return CommandResult(("no instruction now",) if words == "-" else ("instruction set",))
 
 
 def _complete_settings(chat: Chat, line: str) -> Iterable[Candidate]:
@@ -242,14 +242,14 @@ def _complete_settings(chat: Chat, line: str) -> Iterable[Candidate]:
 
 
 @command("set", "[KEY=VALUE…]", complete=_complete_settings)
-def _set(chat: Chat, words: str) -> Outcome:
+def _set(chat: Chat, words: str) -> CommandResult:
     """Change how answers are made and shown; alone, list the settings."""
     keys = (*SAMPLING_KEYS, *DISPLAY_KEYS)
     pairs = [_pair(word, keys) for word in words.split()]
     for key, value in pairs:
         chat.session.set(key, value)
     changed = [key for key, _ in pairs]
-    return Outcome(tuple(_shown_setting(chat, key) for key in changed or keys))
+    return CommandResult(tuple(_shown_setting(chat, key) for key in changed or keys))
 
 
 def _pair(word: str, keys: tuple[str, ...]) -> tuple[str, str | int | float | bool | None]:
@@ -285,36 +285,36 @@ def _complete_models(chat: Chat, line: str) -> Iterable[Candidate]:
 
 
 @command("model", "[NAME]", complete=_complete_models)
-def _model(chat: Chat, words: str) -> Outcome:
+def _model(chat: Chat, words: str) -> CommandResult:
     """Go on with another model; the conversation stays."""
     if not words or words == chat.model_name:
-        return Outcome((f"the model is {chat.model_name}",))
+        return CommandResult((f"the model is {chat.model_name}",))
     chat.switch_model(words)
-    return Outcome((f"the model is {chat.model_name} now",))
+    return CommandResult((f"the model is {chat.model_name} now",))
 
 
 @command("stats")
-def _stats(chat: Chat, words: str) -> Outcome:
+def _stats(chat: Chat, words: str) -> CommandResult:
     """Tell how much of the context is used, and how fast answers came."""
     _none(words, "stats")
-    return Outcome(tuple(stats(chat)))
+    return CommandResult(tuple(stats(chat)))
 
 
 # Sessions
 
 
 @command("save", "NAME")
-def _save(chat: Chat, words: str) -> Outcome:
+def _save(chat: Chat, words: str) -> CommandResult:
     """Give the conversation a name, for `/load NAME` and `--session NAME`."""
     chat.session.rename(_nonempty(words, "/save NAME", "a name"))
-    return Outcome((f"saved as {words}",))
+    return CommandResult((f"saved as {words}",))
 
 
 @command("load", "NAME", complete=lambda chat, line: _complete_sessions(chat, line))
-def _load(chat: Chat, words: str) -> Outcome:
+def _load(chat: Chat, words: str) -> CommandResult:
     """Go on with a conversation that was saved."""
     chat.load(_nonempty(words, "/load NAME", "a name"))
-    return Outcome(tuple(resumed(chat)))
+    return CommandResult(tuple(resumed(chat)))
 
 
 def resumed(chat: Chat) -> list[str]:
@@ -353,7 +353,7 @@ def _complete_export(chat: Chat, line: str) -> Iterable[Candidate]:
 
 
 @command("export", f"{_KINDS} [FILE]", complete=_complete_export)
-def _export(chat: Chat, words: str) -> Outcome:
+def _export(chat: Chat, words: str) -> CommandResult:
     """Write the conversation to a file, with its pictures."""
     from idefics_cli.chat.export import FORMATS
 
@@ -371,18 +371,18 @@ def _export(chat: Chat, words: str) -> Outcome:
         raise UsageError(f"`{path}` is there already", hint=f"/export {kind} OTHER_FILE") from None
     except OSError as error:
         raise IdeficsError(f"cannot write `{path}`: {error.strerror or error}") from error
-    return Outcome((f"wrote {path}",))
+    return CommandResult((f"wrote {path}",))
 
 
 @command("help", "[COMMAND]", complete=lambda chat, line: _complete_names(line))
-def _help(chat: Chat, words: str) -> Outcome:
+def _help(chat: Chat, words: str) -> CommandResult:
     """List the commands."""
     if words:
         found = COMMANDS.get(words.removeprefix("/"))
         if found is None:
             raise unknown_command(words)
-        return Outcome((f"{found.shown}: {found.summary}",))
-    return Outcome(_KEYS, rows=tuple((c.shown, c.summary) for c in COMMANDS.values()))
+        return CommandResult((f"{found.shown}: {found.summary}",))
+    return CommandResult(_KEYS, rows=tuple((c.shown, c.summary) for c in COMMANDS.values()))
 
 
 _KEYS = (
@@ -397,6 +397,6 @@ def _complete_names(line: str) -> Iterable[Candidate]:
 
 
 @command("exit")
-def _exit(chat: Chat, words: str) -> Outcome:
+def _exit(chat: Chat, words: str) -> CommandResult:
     """Leave."""
-    return Outcome(is_over=True)
+    return CommandResult(is_over=True)

@@ -14,7 +14,7 @@ from idefics_cli.core.types import Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandResult:
     """What is to be done after a line was taken.
 
     Attributes:
@@ -36,12 +36,12 @@ class Outcome:
     rows: tuple[tuple[str, str], ...] = ()
 
 
-Run = Callable[[Chat, str], Outcome]
+Run = Callable[[Chat, str], CommandResult]
 Complete = Callable[[Chat, str], Iterable[Candidate]]
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class SlashCommand:
     """One row of the table.
 
     Attributes:
@@ -64,7 +64,7 @@ class Command:
         return f"/{self.name} {self.usage}".rstrip()
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, SlashCommand] = {}
 """Every command by name, in the order of the help."""
 
 
@@ -75,7 +75,7 @@ def command(
 
     def add(run: Run) -> Run:
         summary = (run.__doc__ or "").partition("\n")[0].removesuffix(".")
-        COMMANDS[name] = Command(name, usage, summary, run, complete)
+        COMMANDS[name] = SlashCommand(name, usage, summary, run, complete)
         return run
 
     return add

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from idefics_cli.chat.conversation import Conversation, Picture, Reply, Value
+from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Value
 from idefics_cli.core.errors import IdeficsError, SessionError
 from idefics_cli.core.types import Attachment, Sampling
 
@@ -154,7 +154,7 @@ def _reply(event: Event) -> Reply:
     return Reply(**fields, sampling=Sampling(**event.get("sampling", {})))
 
 
-def _picture(record: Event, pictures: Path) -> Picture:
+def _picture(record: Event, pictures: Path) -> ChatPicture:
     if "attachment" in record:  # of a session that is not saved
         attachment, digest = Attachment(record["attachment"]), ""
     else:
@@ -162,7 +162,7 @@ def _picture(record: Event, pictures: Path) -> Picture:
         if match is None:
             raise ValueError("no name of a stored picture")
         attachment, digest = Attachment(str(pictures / match[0])), match[1]
-    return Picture(
+    return ChatPicture(
         number=0,
         source=_text(record["source"]),
         attachment=attachment,

@@ -26,7 +26,7 @@ def read_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1]
 
 
-class Journal:
+class SessionJournal:
     """The journal at *path* and the lock on it.
 
     Made and locked by the first line that may not wait; `resume` opens one that is there.

@@ -13,7 +13,7 @@ from idefics_cli.chat.attachments import Staged, data_uri
 from idefics_cli.chat.conversation import Conversation, Reply, Turn, Value
 from idefics_cli.chat.store import events
 from idefics_cli.chat.store.events import Event
-from idefics_cli.chat.store.journal import Journal
+from idefics_cli.chat.store.journal import SessionJournal
 from idefics_cli.chat.store.lock import FileLock
 from idefics_cli.chat.store.pictures import PictureFolder, read_back, shown_source, unwritable
 from idefics_cli.core.types import Finish, Sampling
@@ -46,7 +46,11 @@ class OpenSession:
     """
 
     def __init__(
-        self, session_id: str, conversation: Conversation, desk: Desk, journal: Journal | None
+        self,
+        session_id: str,
+        conversation: Conversation,
+        desk: Desk,
+        journal: SessionJournal | None,
     ) -> None:
         self.id = session_id
         # In one attribute, so that Ctrl-C cannot come between the two.

@@ -20,7 +20,7 @@ from pathlib import Path
 from idefics_cli.chat.conversation import Conversation, Value
 from idefics_cli.chat.store import events
 from idefics_cli.chat.store.events import Event
-from idefics_cli.chat.store.journal import Journal, lock_path, read_lines
+from idefics_cli.chat.store.journal import SessionJournal, lock_path, read_lines
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.store.open_session import Desk, OpenSession
 from idefics_cli.chat.store.pictures import PictureFolder, make_private_folder, unwritable
@@ -101,7 +101,7 @@ class SessionStore:
             if name is not None:
                 stack.enter_context(self._guard())
                 self._check_name(name, session_id)
-            journal = Journal(self._path(session_id))
+            journal = SessionJournal(self._path(session_id))
             conversation = _begin(self._desk, journal, model, name, system, settings)
         return OpenSession(session_id, conversation, self._desk, journal)
 
@@ -118,7 +118,7 @@ class SessionStore:
         path = self._path(session_id)
         # First, because nothing may be cut off a file that this version cannot read.
         self._load(path)
-        journal = Journal.resume(path)
+        journal = SessionJournal.resume(path)
         try:
             conversation, _ = self._load(path)
             for picture in conversation.pictures:
@@ -199,7 +199,7 @@ class SessionStore:
             return 0
         with ExitStack() as stack:
             for path in sorted(paths):
-                stack.callback(Journal.hold(path).close)
+                stack.callback(SessionJournal.hold(path).close)
             stack.enter_context(self._guard())
             others = set(self._sessions.glob("*.jsonl")) - paths
             wanted = {name for path in others for name in _names_of_pictures(path)}
@@ -299,7 +299,7 @@ def check_name(name: str) -> None:
 
 def _begin(
     desk: Desk,
-    journal: Journal | None,
+    journal: SessionJournal | None,
     model: str,
     name: str | None,
     system: str | None,

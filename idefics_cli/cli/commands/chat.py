@@ -114,7 +114,7 @@ def _talk(
     from idefics_cli.ui.chat.line_input import TypedAhead
     from idefics_cli.ui.chat.preview import Previews, draws_pictures
     from idefics_cli.ui.chat.repl import Repl
-    from idefics_cli.ui.terminal.graphics import Answer, ask_terminal
+    from idefics_cli.ui.terminal.graphics import TerminalReply, ask_terminal
 
     store, session = _open_session(invocation, key)
     stack.callback(session.close)
@@ -125,7 +125,7 @@ def _talk(
     stack.callback(talk.close)
     console = invocation.console
     asks = draws_pictures(console) and talk.display("preview")
-    terminal = ask_terminal(console.err, invocation.services.environ) if asks else Answer()
+    terminal = ask_terminal(console.err, invocation.services.environ) if asks else TerminalReply()
     previews = Previews(console, graphics=terminal.graphics)
     lines = TypedAhead(terminal.typed, _lines(invocation, talk), console.tell)
     repl = Repl(talk, console, lines, previews)

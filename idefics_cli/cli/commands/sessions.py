@@ -16,7 +16,7 @@ from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
 
 if TYPE_CHECKING:
-    from idefics_cli.chat.conversation import Conversation, Picture
+    from idefics_cli.chat.conversation import ChatPicture, Conversation
     from idefics_cli.chat.store.sessions import SessionInfo, SessionStore
 
 app = typer.Typer(cls=GuidingGroup)
@@ -290,13 +290,13 @@ def _show(invocation: Invocation, info: SessionInfo, conversation: Conversation)
             console.line(turn.reply.text + mark)
 
 
-def _ledger_line(picture: Picture) -> str:
+def _ledger_line(picture: ChatPicture) -> str:
     state = " (dropped)" if picture.is_dropped else " (missing)" if picture.is_missing else ""
     size = f" {picture.width}x{picture.height}" if picture.width else ""
     return f"[{picture.number}] {picture.source}{size}{state}"
 
 
-def _missing(picture: Picture) -> str:
+def _missing(picture: ChatPicture) -> str:
     return f"picture {picture.number}, `{picture.source}`, cannot be found any more"
 
 

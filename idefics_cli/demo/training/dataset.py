@@ -21,7 +21,7 @@ from idefics_cli.demo.conversations import pair_conversation, single_conversatio
 from idefics_cli.demo.drawing import draw
 from idefics_cli.demo.questions import Question
 from idefics_cli.demo.scenes import BACKGROUNDS, Scene, Split, scene_for_split
-from idefics_cli.demo.training.encoding import Conversation, Encoder, TokenBatch, collate
+from idefics_cli.demo.training.encoding import Encoder, LabelledConversation, TokenBatch, collate
 from idefics_cli.demo.training.truth import FACETS, GRID, patch_labels, slot_targets
 from idefics_cli.demo.wordings import SMALL_TALK
 
@@ -240,7 +240,9 @@ class BatchSource:
             groups.append(group)
         return make_batch(self._pictures, self._encoder, conversations, groups)
 
-    def _draw(self, is_vision_only: bool, *, can_be_text: bool) -> tuple[Conversation, list[int]]:
+    def _draw(
+        self, is_vision_only: bool, *, can_be_text: bool
+    ) -> tuple[LabelledConversation, list[int]]:
         rng = self._rng
         if is_vision_only:
             order = self._text_order if rng.random() < self.extra_text else self._order
@@ -256,16 +258,16 @@ class BatchSource:
         first, second = (self._pictures.scene(each) for each in group)
         return self._loosened(pair_conversation((first, second), rng), 2), group
 
-    def _single(self, index: int, *, turns: int) -> tuple[Conversation, list[int]]:
+    def _single(self, index: int, *, turns: int) -> tuple[LabelledConversation, list[int]]:
         turns_ = single_conversation(self._pictures.scene(index), self._rng, turns=turns)
         return self._loosened(turns_, 1), [index]
 
-    def _loosened(self, turns: Sequence[Question], images: int) -> Conversation:
+    def _loosened(self, turns: Sequence[Question], images: int) -> LabelledConversation:
         """Return the conversation as users type: some marks and capitals missing."""
         loose = tuple(
             Question(turn.task, loosened(turn.question, self._rng), turn.answer) for turn in turns
         )
-        return Conversation(loose, images, self._rng.random() < self.images_last)
+        return LabelledConversation(loose, images, self._rng.random() < self.images_last)
 
     def _shuffled(self, indices: Sequence[int]) -> Iterator[int]:
         order = list(indices)
@@ -277,7 +279,7 @@ class BatchSource:
 def make_batch(
     pictures: Pictures,
     encoder: Encoder,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[LabelledConversation],
     groups: Sequence[Sequence[int]],
 ) -> Batch:
     """Return *conversations* about the pictures in *groups* as tensors."""

@@ -20,7 +20,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class LabelledConversation:
     """Turns about the images of the first turn.
 
     Attributes:
@@ -47,7 +47,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LabelledAnswer:
     """Where the tokens of an answer are, its `<end_of_utterance>` included."""
 
     task: str
@@ -61,7 +61,7 @@ class Encoded:
 
     token_ids: list[int]
     labels: list[int]
-    answers: tuple[Answer, ...]
+    answers: tuple[LabelledAnswer, ...]
 
 
 class Encoder:
@@ -79,7 +79,7 @@ class Encoder:
         self._fake = self._special(FAKE)
         self._image = self._special(IMAGE)
 
-    def encode(self, conversation: Conversation) -> Encoded:
+    def encode(self, conversation: LabelledConversation) -> Encoded:
         """Return ids and labels of the whole conversation, without a newline at the end."""
         token_ids, labels = [self._begin], [IGNORED]
         answers = []
@@ -92,10 +92,10 @@ class Encoder:
             start = len(token_ids) + len(prompt)
             token_ids += prompt + answer
             labels += [IGNORED] * len(prompt) + answer
-            answers.append(Answer(turn.task, start, len(token_ids)))
+            answers.append(LabelledAnswer(turn.task, start, len(token_ids)))
         return Encoded(token_ids, labels, tuple(answers))
 
-    def _user_turn(self, conversation: Conversation, index: int) -> list[int]:
+    def _user_turn(self, conversation: LabelledConversation, index: int) -> list[int]:
         question = conversation.turns[index].question
         if index > 0:
             return [*self._segment("\nUser: " + question), self._end]
@@ -135,7 +135,7 @@ class TokenBatch:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
-    answers: tuple[tuple[Answer, ...], ...]
+    answers: tuple[tuple[LabelledAnswer, ...], ...]
 
 
 def collate(encoded: Sequence[Encoded]) -> TokenBatch:

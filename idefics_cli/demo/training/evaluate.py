@@ -26,7 +26,7 @@ from idefics_cli.core.errors import (
     ModelError,
     UsageError,
 )
-from idefics_cli.demo.training.exam import Candidate, Exam, Marks, take
+from idefics_cli.demo.training.exam import Exam, ExaminedModel, Marks, take
 from idefics_cli.hardware.system import count_cores
 from idefics_cli.training.precision import is_bfloat16_native, pick_device
 
@@ -214,7 +214,7 @@ def _take_part(runner: Runner, exam: Exam, part: int) -> Marks:
     logging.disable_progress_bar()
     if runner.device == "cpu":
         torch.set_num_threads(1)
-    candidate = Candidate(
+    candidate = ExaminedModel(
         runner.folder,
         device=runner.device,
         dtype=getattr(torch, runner.dtype),

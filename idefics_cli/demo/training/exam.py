@@ -119,7 +119,7 @@ class Answerer(Protocol):
         ...
 
 
-class Candidate:
+class ExaminedModel:
     """A saved model that answers greedily.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from idefics_cli.demo.conversations import PAIR_TASKS, pair_conversation, single_conversation
 from idefics_cli.demo.questions import TASKS
 from idefics_cli.demo.training.dataset import Pictures, make_batch
-from idefics_cli.demo.training.encoding import Conversation, Encoder
+from idefics_cli.demo.training.encoding import Encoder, LabelledConversation
 
 WATCHED = (*TASKS, "digit", "word", "follow_up", "second_follow_up", *PAIR_TASKS)
 """The rows of a tally."""
@@ -66,16 +66,16 @@ def share_right(tally: Tensor) -> float:
 
 def _batches(
     pictures: Pictures, indices: Sequence[int], rng: random.Random
-) -> Iterator[tuple[list[Conversation], list[list[int]]]]:
-    jobs: list[tuple[Conversation, list[int]]] = []
+) -> Iterator[tuple[list[LabelledConversation], list[list[int]]]]:
+    jobs: list[tuple[LabelledConversation, list[int]]] = []
     for index in indices:
         turns = single_conversation(pictures.scene(index), rng, turns=6)
-        jobs.append((Conversation(tuple(turns), 1), [index]))
+        jobs.append((LabelledConversation(tuple(turns), 1), [index]))
     for index in indices[: len(indices) // 3]:
         group = [index, pictures.partner(index, rng)]
         scenes = (pictures.scene(group[0]), pictures.scene(group[1]))
         turns = pair_conversation(scenes, rng, turns=3)
-        jobs.append((Conversation(tuple(turns), 2), group))
+        jobs.append((LabelledConversation(tuple(turns), 2), group))
     for start in range(0, len(jobs), _BATCH):
         conversations, groups = zip(*jobs[start : start + _BATCH], strict=True)
         yield list(conversations), list(groups)

@@ -16,14 +16,14 @@ from PIL import Image
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
 from idefics_cli.engine.local.cancel import AnyOf, Flag
 from idefics_cli.engine.local.decode.detokenize import Detokenizer
-from idefics_cli.engine.local.decode.sampling import Row
-from idefics_cli.engine.local.inference import Answer, Inference
-from idefics_cli.engine.local.scheduling import Schedule, Ticket
+from idefics_cli.engine.local.decode.sampling import BatchRow
+from idefics_cli.engine.local.inference import BatchAnswer, Inference
+from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.engine.local.serving import Outcome as ServerOutcome
 from idefics_cli.engine.local.serving import Server
 from idefics_cli.engine.protocol import Measure, Outcome, Prepared, Session
 from idefics_cli.images.loader import ImageLoader
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.hub.registry import base_model_error
 from idefics_cli.models.loading.loader import Loaded, load
 
@@ -73,14 +73,14 @@ class LocalEngine:
         loaded.family.check(request)
         edge = loaded.family.draft_edge
         pictures = (
-            self.look(self._images.open(attachment, draft_edge=edge))
+            self.preprocess(self._images.open(attachment, draft_edge=edge))
             for attachment in request.attachments
         )
         return Prepared(request, tuple(pictures))
 
-    def look(self, image: Image.Image) -> Picture:
+    def preprocess(self, image: Image.Image) -> PreparedPicture:
         """Make an open picture, RGB and upright, ready for the model; see `prepare`."""
-        return self._require_inference().look(_enlarge(image))
+        return self._require_inference().preprocess(_enlarge(image))
 
     def measure(self, prepared: Prepared) -> Measure:
         """Count the tokens of a prompt; see `Engine.measure`."""
@@ -186,7 +186,7 @@ class LocalEngine:
             for row, prepared in zip(answer.rows, batch, strict=True)
         ]
 
-    def _serve(self, inbox: _Inbox, schedule: Schedule, stop: Flag, put: _Put) -> None:
+    def _serve(self, inbox: _Inbox, schedule: RequestSchedule, stop: Flag, put: _Put) -> None:
         tokenizer = self._require().family.tokenizer
 
         def deliver(ticket: Ticket, outcome: ServerOutcome) -> None:
@@ -204,7 +204,7 @@ class LocalEngine:
         text = Detokenizer(self._require().family.tokenizer, strip=_strips(prepared))
         last = ""
 
-        def on_token(rows: Sequence[Row]) -> None:
+        def on_token(rows: Sequence[BatchRow]) -> None:
             nonlocal last
             (row,) = rows
             piece = text.feed(row.tokens, last=row.finish is not None)
@@ -232,7 +232,7 @@ class _LocalSession:
     """Requests of one thread that are answered in another; see `engine.Session`."""
 
     def __init__(self, engine: LocalEngine, slots: int, cancel: Event | None) -> None:
-        self._schedule = Schedule(slots)
+        self._schedule = RequestSchedule(slots)
         self._abandoned = Event()
         self._outbox = SimpleQueue[tuple[int, Outcome] | None]()
         stop = engine._stop(cancel, self._abandoned)
@@ -326,7 +326,7 @@ class _Inbox:
         return taken
 
 
-def _completion(text: Detokenizer, answer: Answer, row: Row) -> Completion:
+def _completion(text: Detokenizer, answer: BatchAnswer, row: BatchRow) -> Completion:
     return Completion(
         text=text.whole(row.tokens),
         prompt_tokens=len(row.prompt),

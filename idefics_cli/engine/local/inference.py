@@ -15,7 +15,7 @@ from transformers import Cache
 from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.decode.graphs import CudaCapture, Graphs, graphs_problem
-from idefics_cli.engine.local.decode.sampling import Row, finish_all
+from idefics_cli.engine.local.decode.sampling import BatchRow, finish_all
 from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.decode.steps import SlotStep, Step, slots_problem
 from idefics_cli.engine.local.decode.token_loop import OnToken, generate
@@ -27,14 +27,14 @@ from idefics_cli.engine.local.vision.side_stream import Beside, beside_of
 from idefics_cli.engine.local.vision.tiles import GPU_PIXELS
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Inputs, check_ids
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.loading.loader import Loaded
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BatchAnswer:
     """The replies to a batch.
 
     Attributes:
@@ -44,14 +44,14 @@ class Answer:
         decode_seconds: Of the token loop.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[BatchRow]
     reused_tokens: int
     prefill_seconds: float
     decode_seconds: float
 
 
 class Inference:
-    """Answers batches; belongs to one thread, but for `look`.
+    """Answers batches; belongs to one thread, but for `preprocess`.
 
     It keeps the features of pictures (at most `vision.KEPT_BYTES`) and the KV cache of the last
     request that was answered alone; see `PrefixCache`. When the memory runs out, they go first.
@@ -68,7 +68,7 @@ class Inference:
         self.loaded = loaded
         self._features = FeatureCache()
         self._prefix = PrefixCache()
-        self._waiting: WeakValueDictionary[bytes, Picture] = WeakValueDictionary()
+        self._waiting: WeakValueDictionary[bytes, PreparedPicture] = WeakValueDictionary()
         self.slots_problem = slots_problem(loaded.model)
         self._slots: Slots | None = None
         self._capture = CudaCapture(loaded.model.device)
@@ -80,10 +80,10 @@ class Inference:
         self._begun: set[bytes] = set()
         _log.debug("decoding with CUDA graphs: %s", problem or "yes")
 
-    def look(self, image: Image.Image) -> Picture:
+    def preprocess(self, image: Image.Image) -> PreparedPicture:
         """Make an open picture ready for the model, or remember it; safe in any thread."""
         # An equal picture may wait for its turn, as when several questions are asked about it.
-        picture = self.loaded.family.look(
+        picture = self.loaded.family.preprocess(
             image, lambda digest: self._features.recall(digest) or self._waiting.get(digest)
         )
         if picture.tiles:
@@ -96,7 +96,7 @@ class Inference:
 
     def answer(
         self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken | None = None
-    ) -> Answer:
+    ) -> BatchAnswer:
         """Answer *batch*; see `Engine.complete` for what it raises.
 
         Args:
@@ -106,7 +106,7 @@ class Inference:
         """
         has_spoken = False
 
-        def on_step(rows: Sequence[Row]) -> None:
+        def on_step(rows: Sequence[BatchRow]) -> None:
             nonlocal has_spoken
             has_spoken = True
             if on_token:
@@ -124,7 +124,9 @@ class Inference:
         with as_memory_limit(len(batch)):
             return self._answer(batch, cancel, on_step)
 
-    def begin(self, batch: Sequence[Prepared], cancel: Flag) -> tuple[list[Row], Prompt | None]:
+    def begin(
+        self, batch: Sequence[Prepared], cancel: Flag
+    ) -> tuple[list[BatchRow], Prompt | None]:
         """Return an empty reply for each of *batch*, and their prompts; None when cancelled."""
         inputs = self._encode(batch)
         rows = _rows(batch, inputs, self.loaded.context_tokens)
@@ -158,13 +160,13 @@ class Inference:
         beside.begin(lambda: self._encode_ahead(pictures, cancel))
 
     def _encode_ahead(
-        self, pictures: Sequence[Picture], cancel: Flag
+        self, pictures: Sequence[PreparedPicture], cancel: Flag
     ) -> dict[bytes, Tensor] | None:
         with as_memory_limit(len(pictures)):
             return self._encode_pictures(pictures, cancel)
 
     def _encode_pictures(
-        self, pictures: Sequence[Picture], cancel: Flag
+        self, pictures: Sequence[PreparedPicture], cancel: Flag
     ) -> dict[bytes, Tensor] | None:
         """Return the features of *pictures*, computed or kept; see `encode_pictures`."""
         loaded = self.loaded
@@ -205,13 +207,13 @@ class Inference:
         self._slots = None
         self._graphs = Graphs(self._capture)
 
-    def _answer(self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken) -> Answer:
+    def _answer(self, batch: Sequence[Prepared], cancel: Flag, on_token: OnToken) -> BatchAnswer:
         loaded, is_alone = self.loaded, len(batch) == 1
         started = time.perf_counter()
         rows, prompt = self.begin(batch, cancel)
         if prompt is None:
             finish_all(rows, "cancelled")
-            return Answer(rows, 0, time.perf_counter() - started, 0.0)
+            return BatchAnswer(rows, 0, time.perf_counter() - started, 0.0)
         prefilled: float | None = None
 
         def on_prefilled() -> None:
@@ -235,14 +237,14 @@ class Inference:
         if is_alone:
             self._prefix.keep([*marks, *rows[0].tokens], cache)
         prefilled = ended if prefilled is None else prefilled
-        return Answer(rows, reused, prefilled - started, ended - prefilled)
+        return BatchAnswer(rows, reused, prefilled - started, ended - prefilled)
 
     def _slot_step(self, prompt: Prompt, cache: Cache) -> Step:
         """Move a prompt's rows into slots, which are kept with what was recorded for them."""
         mask = prompt.inputs["attention_mask"]
         slots = self.take_slots(len(mask))
         is_alone = len(mask) == 1
-        extra = self.loaded.family.next_inputs(prompt.inputs, prompt.sight)
+        extra = self.loaded.family.next_inputs(prompt.inputs, prompt.image_features)
         slots.admit(cache, mask, extra, releases=not is_alone)
         return SlotStep(
             self.loaded.model,
@@ -270,13 +272,13 @@ class Inference:
             return None
         if beside is not None:
             beside.borrow(features.values())
-        sight = family.gather(
+        image_features = family.place_features(
             model, [[features[p.digest] for p in prepared.pictures] for prepared in batch]
         )
-        return Prompt({name: t.to(model.device) for name, t in inputs.items()}, sight)
+        return Prompt({name: t.to(model.device) for name, t in inputs.items()}, image_features)
 
 
-def _rows(batch: Sequence[Prepared], inputs: Inputs, context_tokens: int) -> list[Row]:
+def _rows(batch: Sequence[Prepared], inputs: Inputs, context_tokens: int) -> list[BatchRow]:
     """Return an empty reply for each row of *inputs*, limited by the model's context."""
     rows = []
     for prepared, ids, mask in zip(
@@ -290,5 +292,5 @@ def _rows(batch: Sequence[Prepared], inputs: Inputs, context_tokens: int) -> lis
                 hint="fewer or smaller images, `--no-splitting`, or a shorter text",
             )
         sampling = prepared.request.sampling
-        rows.append(Row(sampling, prompt, min(sampling.max_new_tokens, room)))
+        rows.append(BatchRow(sampling, prompt, min(sampling.max_new_tokens, room)))
     return rows

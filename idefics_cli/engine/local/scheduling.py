@@ -31,7 +31,7 @@ class Ticket:
     at_a_time: int | None = None
 
 
-class Schedule:
+class RequestSchedule:
     """What waits for a slot, and how many slots there are.
 
     When the memory runs out, there are half as many from then on. What does not fit alone says

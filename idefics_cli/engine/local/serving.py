@@ -13,22 +13,22 @@ from transformers import Cache
 
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.engine.local.cancel import Flag
-from idefics_cli.engine.local.decode.sampling import Row, Scores, banned_of, finish_all
+from idefics_cli.engine.local.decode.sampling import BatchRow, Scores, banned_of, finish_all
 from idefics_cli.engine.local.decode.slots import Slots, kept_in_order
 from idefics_cli.engine.local.decode.steps import SlotStep
-from idefics_cli.engine.local.decode.token_loop import Decoder
-from idefics_cli.engine.local.inference import Answer, Inference
+from idefics_cli.engine.local.decode.token_loop import BatchDecoder
+from idefics_cli.engine.local.inference import BatchAnswer, Inference
 from idefics_cli.engine.local.memory import as_memory_limit
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
 from idefics_cli.engine.local.prompt.prefix import new_cache
-from idefics_cli.engine.local.scheduling import Schedule, Ticket
+from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 
 _log = logging.getLogger(__name__)
 # Most requests whose pictures are encoded while others are answered: of Idefics3, split, they
 # are 0.2 GB, which is nearly what is kept of pictures.
 _AHEAD = 8
 
-Outcome = Answer | Exception
+Outcome = BatchAnswer | Exception
 """An answer of one row, with its share of the seconds, or what made its request fail alone."""
 
 
@@ -45,13 +45,13 @@ class _Going:
     """A reply in the making, and its share of the time."""
 
     ticket: Ticket
-    row: Row
+    row: BatchRow
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
     @property
-    def answer(self) -> Answer:
-        return Answer([self.row], 0, self.prefill_seconds, self.decode_seconds)
+    def answer(self) -> BatchAnswer:
+        return BatchAnswer([self.row], 0, self.prefill_seconds, self.decode_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _Works:
     """What holds the replies that go on, and what gives them their tokens."""
 
     slots: Slots
-    decoder: Decoder
+    decoder: BatchDecoder
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Server:
     def __init__(
         self,
         inference: Inference,
-        schedule: Schedule,
+        schedule: RequestSchedule,
         deliver: Callable[[Ticket, Outcome], None],
     ) -> None:
         self._inference = inference
@@ -165,8 +165,8 @@ class Server:
             self._end(opened.going)
             return
         works.decoder.settle(self._rows)
-        inputs, sight = opened.prompt.inputs, opened.prompt.sight
-        extra = self._inference.loaded.family.next_inputs(inputs, sight)
+        inputs, image_features = opened.prompt.inputs, opened.prompt.image_features
+        extra = self._inference.loaded.family.next_inputs(inputs, image_features)
         works.slots.admit(opened.cache, inputs["attention_mask"], extra, releases=True)
         self._going += opened.going
         self._drop_ended(works)
@@ -245,10 +245,10 @@ class Server:
         slots = self._inference.take_slots(self._schedule.slots)
         step = SlotStep(loaded.model, loaded.family, slots, graphs=self._inference.graphs)
         banned = banned_of(loaded.family, loaded.model.device)
-        return _Works(slots, Decoder(step, loaded.family, banned))
+        return _Works(slots, BatchDecoder(step, loaded.family, banned))
 
     @property
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[BatchRow]:
         return [going.row for going in self._going]
 
     @property
@@ -298,7 +298,7 @@ class _Batch:
         """Those that have not ended."""
         return [ticket for ticket in self.tickets if ticket.index not in self.told]
 
-    def on_token(self, rows: Sequence[Row]) -> None:
+    def on_token(self, rows: Sequence[BatchRow]) -> None:
         now, count = time.perf_counter(), len(self.rest)
         # What the prompt took is not known before all have ended.
         self.seconds += (now - self.looked) / max(1, count)
@@ -306,4 +306,4 @@ class _Batch:
         for ticket, row in zip(self.tickets, rows, strict=True):
             if row.finish and ticket.index not in self.told:
                 self.told.add(ticket.index)
-                self.deliver(ticket, Answer([row], 0, 0.0, self.seconds))
+                self.deliver(ticket, BatchAnswer([row], 0, 0.0, self.seconds))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.vision_work import VisionWork
 
@@ -89,9 +89,9 @@ class Family:
         """Return the texts of the tokens that end a reply."""
         return (END_OF_UTTERANCE,) if self.chats else ()
 
-    def look(
-        self, image: Image, recall: Callable[[bytes], Picture | None] = lambda digest: None
-    ) -> Picture:
+    def preprocess(
+        self, image: Image, recall: Callable[[bytes], PreparedPicture | None] = lambda digest: None
+    ) -> PreparedPicture:
         """Cut, scale and normalise a picture; safe in any thread.
 
         Args:
@@ -104,7 +104,7 @@ class Family:
         if (known := recall(digest)) is not None:
             return known if known.size == size else replace(known, size=size)
         tiles, grid = self._tiles(pieces)
-        return Picture(
+        return PreparedPicture(
             digest=digest,
             size=size,
             tile_sizes=tuple((tile.shape[1], tile.shape[2]) for tile in tiles),
@@ -113,7 +113,7 @@ class Family:
         )
 
     def encode(
-        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[Picture]]
+        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
     ) -> Inputs:
         """Tokenize B requests as one left-padded batch.
 
@@ -130,7 +130,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def see(
+    def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
         """Return the features (B, L, D) of *tiles* (B, 3, H, W).
@@ -143,7 +143,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def gather(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
+    def place_features(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
         """Return the features (tokens, D) of each row's pictures as `text_inputs` takes them.
 
         On the model's device; None when no row has a picture and the family needs nothing then.
@@ -151,14 +151,14 @@ class Family:
         raise NotImplementedError
 
     def text_inputs(
-        self, model: Model, inputs: Inputs, sight: Tensor | None, start: int, end: int
+        self, model: Model, inputs: Inputs, image_features: Tensor | None, start: int, end: int
     ) -> Inputs:
         """Return what the model's forward takes for tokens *start* to *end* of the prompts.
 
         Args:
             model: For its embeddings.
             inputs: Of whole prompts, on the model's device.
-            sight: Of `gather`.
+            image_features: Of `place_features`.
             start: First place (of T) to run.
             end: First place not to run.
 
@@ -172,14 +172,14 @@ class Family:
         embeds: Tensor = model.get_input_embeddings()(ids)
         return embeds
 
-    def next_inputs(self, inputs: Inputs, sight: Tensor | None) -> Inputs:
+    def next_inputs(self, inputs: Inputs, image_features: Tensor | None) -> Inputs:
         """Return what every decode step needs besides ids, mask, positions and cache.
 
         Each tensor's first dimension is the rows'.
         """
         return {}
 
-    def marks(self, ids: Sequence[int], pictures: Sequence[Picture]) -> list[Mark]:
+    def marks(self, ids: Sequence[int], pictures: Sequence[PreparedPicture]) -> list[Mark]:
         """Return what stands at each place of a prompt, pictures by their content.
 
         The model's states after a prompt depend on these and nothing else, so prompts whose
@@ -239,7 +239,7 @@ class Family:
         """Return the tiles of a picture (3, H, W) without padding, and its grid."""
         raise NotImplementedError
 
-    def _tokens_of(self, picture: Picture) -> int:
+    def _tokens_of(self, picture: PreparedPicture) -> int:
         """Return how many image tokens stand for *picture* in a prompt."""
         raise NotImplementedError
 

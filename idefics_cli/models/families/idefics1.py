@@ -19,7 +19,7 @@ from idefics_cli.models.families.base import (
     left_padded,
     raw_text,
 )
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
 from idefics_cli.models.families.resize import shrunk
 
@@ -66,7 +66,7 @@ class Idefics1(Family):
         return self._with_images(parts)
 
     def encode(
-        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[Picture]]
+        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
     ) -> Inputs:
         """See `Family.encode`.
 
@@ -82,35 +82,35 @@ class Idefics1(Family):
         mask = seen[..., None] == torch.arange(most)
         return {**inputs, "image_attention_mask": mask.long()}
 
-    def see(
+    def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
-        """See `Family.see`; as `IdeficsModel.forward` of transformers 5.23 begins."""
+        """See `Family.encode_tiles`; as `IdeficsModel.forward` of transformers 5.23 begins."""
         core = model.model
         states = core.vision_model(pixel_values=tiles.to(core.dtype)).last_hidden_state
         return core.perceiver_resampler(states) if self._resamples else states
 
-    def gather(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor:
-        """See `Family.gather`: (B, N, L, D), zeros for what a row has fewer than others."""
+    def place_features(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor:
+        """See `Family.place_features`: (B, N, L, D), zeros for what a row has fewer than others."""
         shapes = [each.shape for row in features for each in row]
         most = max(1, *(len(row) for row in features))
         # Nothing sees the one image that the model wants even where there is none.
         shape = shapes[0] if shapes else (1, self._width)
-        sight = torch.zeros(len(features), most, *shape, device=model.device)
-        sight = sight.to(model.model.dtype)
+        image_features = torch.zeros(len(features), most, *shape, device=model.device)
+        image_features = image_features.to(model.model.dtype)
         for index, row in enumerate(features):
             for place, each in enumerate(row):
-                sight[index, place] = each
-        return sight
+                image_features[index, place] = each
+        return image_features
 
     def text_inputs(
-        self, model: Model, inputs: Inputs, sight: Tensor | None, start: int, end: int
+        self, model: Model, inputs: Inputs, image_features: Tensor | None, start: int, end: int
     ) -> Inputs:
         """See `Family.text_inputs`."""
         return {
             "input_ids": inputs["input_ids"][:, start:end],
             "image_attention_mask": inputs["image_attention_mask"][:, start:end],
-            **self._states(sight),
+            **self._states(image_features),
         }
 
     def embed(self, model: Model, ids: Tensor) -> Tensor:
@@ -123,17 +123,17 @@ class Idefics1(Family):
         added = functional.embedding((ids - count).clamp(min=0), table.additional_embedding.weight)
         return torch.where((ids < count)[..., None], embeds, added)
 
-    def next_inputs(self, inputs: Inputs, sight: Tensor | None) -> Inputs:
+    def next_inputs(self, inputs: Inputs, image_features: Tensor | None) -> Inputs:
         """See `Family.next_inputs`: a reply sees what the end of its prompt sees."""
         return {
             "image_attention_mask": inputs["image_attention_mask"][:, -1:],
-            **self._states(sight),
+            **self._states(image_features),
         }
 
-    def _states(self, sight: Tensor | None) -> Inputs:
-        if sight is None:
+    def _states(self, image_features: Tensor | None) -> Inputs:
+        if image_features is None:
             raise ValueError("this family's text needs image states, even where there is no image")
-        return {self._states_name: sight}
+        return {self._states_name: image_features}
 
     def _pieces(self, image: Image) -> Sequence[Image]:
         size = dict(self.processor.image_processor.size)
@@ -148,7 +148,7 @@ class Idefics1(Family):
             raise TypeError("the image processor gave no tensor")
         return list(pixels), (0, 0)
 
-    def _tokens_of(self, picture: Picture) -> int:
+    def _tokens_of(self, picture: PreparedPicture) -> int:
         return 1
 
     def _with_images(self, parts: Sequence[str | None]) -> str:

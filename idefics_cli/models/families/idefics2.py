@@ -21,7 +21,7 @@ from idefics_cli.models.families.base import (
     left_padded,
     raw_text,
 )
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.resize import normalized, shrunk
 from idefics_cli.models.families.vision_work import VisionWork
@@ -60,7 +60,7 @@ class TemplateFamily(Family):
             raise PromptError(f"the model's chat template refuses this: {error}") from error
 
     def encode(
-        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[Picture]]
+        self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
     ) -> Inputs:
         """See `Family.encode`; adds nothing."""
         # The prompts of a captioning run differ by their pictures only, most of which take the
@@ -74,10 +74,10 @@ class TemplateFamily(Family):
             rows.append(made[key])
         return left_padded(rows, self.pad_id)
 
-    def see(
+    def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
-        """See `Family.see`; *sizes* are those of the tiles."""
+        """See `Family.encode_tiles`; *sizes* are those of the tiles."""
         # One "row" of B images; without a mask every pixel is real.
         features = model.model.get_image_features(tiles[None]).pooler_output
         if not isinstance(features, Tensor):
@@ -85,24 +85,24 @@ class TemplateFamily(Family):
             features = torch.cat(list(features))
         return features.reshape(len(tiles), -1, features.shape[-1])
 
-    def gather(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
-        """See `Family.gather`: (tokens, D) of all rows, one after the other."""
+    def place_features(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
+        """See `Family.place_features`: (tokens, D) of all rows, one after the other."""
         every = [each for row in features for each in row]
         return torch.cat(every).to(model.device) if every else None
 
     def text_inputs(
-        self, model: Model, inputs: Inputs, sight: Tensor | None, start: int, end: int
+        self, model: Model, inputs: Inputs, image_features: Tensor | None, start: int, end: int
     ) -> Inputs:
         """See `Family.text_inputs`: the embeddings (B, T, D), features at the image tokens."""
         ids = inputs["input_ids"]
         embeds = model.get_input_embeddings()(ids[:, start:end])
-        if sight is not None:
+        if image_features is not None:
             is_image = ids == self.image_id
             places = (is_image.flatten().cumsum(0) - 1).view_as(ids)[:, start:end]
             here = is_image[:, start:end].to(embeds.device)
             # In place it would change the weights of a table that is used without a copy.
             embeds = embeds.masked_scatter(
-                here[..., None], sight[places[is_image[:, start:end]]].to(embeds)
+                here[..., None], image_features[places[is_image[:, start:end]]].to(embeds)
             )
         return {"inputs_embeds": embeds}
 
@@ -114,11 +114,11 @@ class TemplateFamily(Family):
         written = self.tokenizer("", add_special_tokens=True)["input_ids"]
         return text.removeprefix(bos) if written else text
 
-    def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
+    def _ids(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
         """Tokenize *text*, each `<image>` in it written out as the tokens of its picture."""
         raise NotImplementedError
 
-    def _tokens_of(self, picture: Picture) -> int:
+    def _tokens_of(self, picture: PreparedPicture) -> int:
         return len(picture.tile_sizes) * self.processor.image_seq_len
 
     def check(self, request: GenerationRequest) -> None:
@@ -140,10 +140,10 @@ class Idefics2(TemplateFamily):
         self.vision_work = vision_work(config)
         self._patch = config.vision_config.patch_size
 
-    def see(
+    def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
-        """See `Family.see`.
+        """See `Family.encode_tiles`.
 
         As `get_image_features` of transformers 5.23, modeling_idefics2.py, which asks a mask of
         pixels which patches are wholly real; here their sizes say so.
@@ -189,7 +189,7 @@ class Idefics2(TemplateFamily):
         )
         return scaled
 
-    def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
+    def _ids(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
         first, *rest = text.split(IMAGE_TOKEN)
         for picture, part in zip(pictures, rest, strict=True):
             first += self._written(picture) + part
@@ -197,13 +197,13 @@ class Idefics2(TemplateFamily):
         text = _WORD_AT_IMAGE.sub(f"{FAKE_TOKEN} ", first.replace(FAKE_TOKEN * 2, FAKE_TOKEN))
         return self.tokenizer(text)["input_ids"]
 
-    def _written(self, picture: Picture) -> str:
+    def _written(self, picture: PreparedPicture) -> str:
         """Return the tokens of one picture: those of its pieces, then of the whole."""
         images = IMAGE_TOKEN * self.processor.image_seq_len
         return f"{FAKE_TOKEN}{images}{FAKE_TOKEN}" * len(picture.tile_sizes)
 
 
-def _prompt_key(request: GenerationRequest, pictures: Sequence[Picture]) -> Hashable:
+def _prompt_key(request: GenerationRequest, pictures: Sequence[PreparedPicture]) -> Hashable:
     """Return what the tokens of a prompt depend on: all but what its pictures show."""
     messages = tuple(
         (message.role, tuple(part if isinstance(part, str) else None for part in message.parts))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.idefics2 import TemplateFamily, without_padding
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.resize import shrunk
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class Idefics3(TemplateFamily):
         )
         return scaled
 
-    def _ids(self, text: str, pictures: Sequence[Picture]) -> list[int]:
+    def _ids(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
         first, *rest = text.split(IMAGE_TOKEN)
         for picture, part in zip(pictures, rest, strict=True):
             first += self._written(picture) + part
         return self.tokenizer(first)["input_ids"]
 
-    def _written(self, picture: Picture) -> str:
+    def _written(self, picture: PreparedPicture) -> str:
         """Return the tokens of one picture: those of its tiles row by row, then of the whole.
 
         As `replace_image_token` of transformers 5.23, processing_idefics3.py.

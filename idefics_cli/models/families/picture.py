@@ -13,7 +13,7 @@ Shape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Picture:
+class PreparedPicture:
     """One picture, ready for the vision encoder.
 
     Attributes:
@@ -23,7 +23,8 @@ class Picture:
         tile_sizes: (height, width) of each tile in pixels, in the order of the image tokens.
         grid: Rows and columns that the picture was cut into; (0, 0) if the family has no grid.
         tiles: For each tile its pixels (3, H, W), float32, on the CPU; empty with *features*.
-        features: What the encoder gave for an equal picture, (tokens, D); see `Family.see`.
+        features: The output of the encoder for an equal picture, (tokens, D); see
+            `Family.encode_tiles`.
     """
 
     digest: bytes
@@ -43,7 +44,7 @@ class Picture:
         """Pixels of all tiles together, 12 bytes each while the picture waits."""
         return sum(height * width for height, width in self.tile_sizes)
 
-    def without_tiles(self) -> Picture:
+    def without_tiles(self) -> PreparedPicture:
         """Return the picture as a model takes it that does not split it: with its last tile only.
 
         All families that split a picture have the whole of it, scaled down, behind its pieces.

@@ -26,7 +26,7 @@ CPU_RUNTIME_BYTES = 3 * 2**28
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class MemoryNeed:
     """What of a model is in memory while it answers; bytes.
 
     Attributes:
@@ -102,10 +102,10 @@ def model_load(
     splitting: bool,
     context: int,
     format_4bit: Format4bit = "nf4",
-) -> Load:
+) -> MemoryNeed:
     """Return what a model takes while it answers on one picture, without the runtime's own."""
     prompt = prompt_tokens(shape, splitting=splitting, context=context)
-    return Load(
+    return MemoryNeed(
         weights=weight_bytes(
             parameters, shape, dtype=dtype, quantization=quantization, format_4bit=format_4bit
         ),

@@ -23,7 +23,7 @@ from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning.memory import (
     CPU_RUNTIME_BYTES,
     GPU_RUNTIME_BYTES,
-    Load,
+    MemoryNeed,
     model_load,
 )
 from idefics_cli.models.planning.quantization import choose_4bit
@@ -68,7 +68,7 @@ class PlanChoices:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class Placement:
     """One way to run a model.
 
     Attributes:
@@ -126,7 +126,7 @@ class Need:
         return max(0, self.total - self.usable)
 
 
-def options(facts: ModelFacts, choices: PlanChoices, machine: Machine) -> Iterator[Option]:
+def options(facts: ModelFacts, choices: PlanChoices, machine: Machine) -> Iterator[Placement]:
     """Yield the ways to run a model that *choices* leave open, best first."""
     device = choices.device or "auto"
     gpus = machine.gpus if device in ("auto", "cuda") else ()
@@ -139,13 +139,13 @@ def options(facts: ModelFacts, choices: PlanChoices, machine: Machine) -> Iterat
         dtypes: tuple[DtypeName, ...] = ("bfloat16",) if machine.mps_bf16 else ("float16",)
         for quantization, splitting in mixes.fast():
             for dtype in mixes.dtypes(dtypes):
-                yield Option("mps", (), dtype, quantization, splitting)
+                yield Placement("mps", (), dtype, quantization, splitting)
     if device in ("auto", "cpu"):
         yield from _on_cpu(machine, mixes)
 
 
 def needs_of(
-    option: Option, facts: ModelFacts, attention: Attention, machine: Machine
+    option: Placement, facts: ModelFacts, attention: Attention, machine: Machine
 ) -> tuple[Need, ...]:
     """Return what every device has to hold under *option*."""
     load = _load(option, facts, attention)
@@ -170,7 +170,7 @@ def needs_of(
     return (need,)
 
 
-def max_memory(needs: tuple[Need, ...], option: Option) -> Mapping[str, int] | None:
+def max_memory(needs: tuple[Need, ...], option: Placement) -> Mapping[str, int] | None:
     """Return how many bytes of weights each device may take, for accelerate; None if one does.
 
     Devices are filled in this order, so all but the last take their share and little more.
@@ -232,21 +232,21 @@ class _Mixes:
         return ("float32",) if self.facts.parameters < SMALL_PARAMETERS else native
 
 
-def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes, *, offload: bool) -> Iterator[Option]:
+def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes, *, offload: bool) -> Iterator[Placement]:
     best = max(gpus, key=lambda gpu: gpu.free_bytes)
     groups = [(best,)] if len(gpus) == 1 else [(best,), gpus]
     for quantization, splitting in mixes.fast():
         for group in groups:
             for dtype in mixes.dtypes(_gpu_dtypes(group)):
-                yield Option(group[0].device, group, dtype, quantization, splitting)
+                yield Placement(group[0].device, group, dtype, quantization, splitting)
     if not offload or "none" not in mixes.quantizations():
         return  # bitsandbytes keeps no weights in RAM
     for splitting in mixes.splittings():
         for dtype in mixes.dtypes(_gpu_dtypes(gpus)):
-            yield Option(gpus[0].device, gpus, dtype, "none", splitting, offload=True)
+            yield Placement(gpus[0].device, gpus, dtype, "none", splitting, offload=True)
 
 
-def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Option]:
+def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
     # Without native bfloat16, float32 is several times as fast (measured on AVX512: 5 times for
     # a prompt, equal for a reply), so bfloat16 only saves memory.
     native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
@@ -254,7 +254,7 @@ def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Option]:
     format_4bit = "nf4" if is_stored else choose_4bit(machine, mixes.facts.shape)
     for quantization, splitting in mixes.fast() if machine.packed_4bit else mixes.slow():
         for dtype in mixes.dtypes(native):
-            yield Option("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)
+            yield Placement("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)
 
 
 def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:
@@ -262,7 +262,7 @@ def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:
     return ("bfloat16",) if native else ("float16",)
 
 
-def _load(option: Option, facts: ModelFacts, attention: Attention) -> Load:
+def _load(option: Placement, facts: ModelFacts, attention: Attention) -> MemoryNeed:
     load = model_load(
         facts.parameters,
         facts.shape,
@@ -275,10 +275,12 @@ def _load(option: Option, facts: ModelFacts, attention: Attention) -> Load:
     )
     if facts.stored is None:
         return load
-    return Load(facts.stored_bytes, load.kv_cache, load.working)
+    return MemoryNeed(facts.stored_bytes, load.kv_cache, load.working)
 
 
-def _spread(option: Option, facts: ModelFacts, load: Load, machine: Machine) -> tuple[Need, ...]:
+def _spread(
+    option: Placement, facts: ModelFacts, load: MemoryNeed, machine: Machine
+) -> tuple[Need, ...]:
     """Return what each GPU, and RAM, takes of a model that one GPU cannot hold.
 
     Layers are not cut, so what is usable of each GPU leaves room for one more; and each holds

@@ -18,7 +18,7 @@ from idefics_cli.models.planning import quantization
 from idefics_cli.models.planning import reasons as plan_reasons
 from idefics_cli.models.planning.placement import (
     Need,
-    Option,
+    Placement,
     PlanChoices,
     max_memory,
     needs_of,
@@ -147,7 +147,7 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
 class _Verdict:
     """What is to say of one option."""
 
-    option: Option
+    option: Placement
     needs: tuple[Need, ...]
     problem: Problem | None
 
@@ -160,7 +160,9 @@ class _Verdict:
         return sum(need.missing for need in self.needs)
 
 
-def _judge(option: Option, model: ModelFacts, attention: Attention, machine: Machine) -> _Verdict:
+def _judge(
+    option: Placement, model: ModelFacts, attention: Attention, machine: Machine
+) -> _Verdict:
     problem = quantization.find_problem(
         option.quantization,
         device=option.device,
@@ -341,13 +343,13 @@ def _ways_out(
     return ways
 
 
-def _first(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Option | None:
+def _first(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Placement | None:
     for option in options(model, choices, machine):
         if _judge(option, model, "sdpa", machine).works:
             return option
     return None
 
 
-def _as_flags(option: Option) -> str:
+def _as_flags(option: Placement) -> str:
     device = option.device if not option.gpus or option.is_spread else option.gpus[0].device
     return f"`--device {device} --quantization {option.quantization} --dtype {option.dtype}`"

@@ -9,7 +9,7 @@ from idefics_cli.core.units import GIB, display_path, gib
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning import attention, quantization
-from idefics_cli.models.planning.placement import SMALL_PARAMETERS, Need, Option, PlanChoices
+from idefics_cli.models.planning.placement import SMALL_PARAMETERS, Need, Placement, PlanChoices
 
 _ASKED = "asked for"
 # Families whose activations are known to leave the range of float16.
@@ -17,7 +17,7 @@ _OVERFLOWS = {
     "idefics": "IDEFICS-1 80B leaves the range of float16, which garbles answers",
     "idefics2": "Idefics2's connector can leave the range of float16",
 }
-_OPTION_FIELDS = tuple(field.name for field in fields(Option))
+_OPTION_FIELDS = tuple(field.name for field in fields(Placement))
 _HUGE_PARAMETERS = 20_000_000_000
 
 
@@ -46,9 +46,9 @@ class Context:
     facts: ModelFacts
     choices: PlanChoices
     machine: Machine
-    option: Option
+    option: Placement
     needs: tuple[Need, ...]
-    tried: tuple[tuple[Option, tuple[Need, ...]], ...]
+    tried: tuple[tuple[Placement, tuple[Need, ...]], ...]
 
     def asked(self, name: str) -> bool:
         """Tell whether the user chose *name*."""
@@ -116,7 +116,7 @@ def warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
     return (*(text for text in found if text), *context.machine.notes)
 
 
-def default_threads(option: Option, facts: ModelFacts, machine: Machine) -> int | None:
+def default_threads(option: Placement, facts: ModelFacts, machine: Machine) -> int | None:
     """Return the CPU threads for *option*; None leaves them to torch."""
     if option.device != "cpu":
         return None

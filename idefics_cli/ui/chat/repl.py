@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from idefics_cli.chat.attachments import Attached
 from idefics_cli.chat.commands.dispatch import take
 from idefics_cli.chat.commands.slash import GOES, describe
-from idefics_cli.chat.commands.table import Outcome
+from idefics_cli.chat.commands.table import CommandResult
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.core.errors import ContextError, IdeficsError
 from idefics_cli.core.text import printable
@@ -130,7 +130,7 @@ class Repl:
         count = len(self._chat.staged)
         return f"{count} picture{'s' if count > 1 else ''} > " if count else "> "
 
-    def _act(self, outcome: Outcome) -> str:
+    def _act(self, outcome: CommandResult) -> str:
         """Do what *outcome* asks for; return a text to offer for editing."""
         total = len(self._chat.conversation.pictures)
         if not outcome.answers:

@@ -29,7 +29,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
         IdeficsError: As `Chat.reply`, after which the question is taken back.
     """
     cancel = threading.Event()
-    page = _Page(console, chat)
+    page = _ReplyPage(console, chat)
     begin = "thinking" if chat.loading.is_ready else chat.loading.phase
     finish: Finish | None = None
     try:
@@ -52,7 +52,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
     return finish or "cancelled"
 
 
-class _Page:
+class _ReplyPage:
     """Where the text of one answer goes."""
 
     def __init__(self, console: Console, chat: Chat) -> None:

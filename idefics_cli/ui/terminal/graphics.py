@@ -31,7 +31,7 @@ _SIXEL = "4"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TerminalReply:
     """What a terminal said of itself.
 
     Attributes:
@@ -45,7 +45,7 @@ class Answer:
 
 def ask_terminal(
     terminal: TextIO, environ: Mapping[str, str], *, patience: float = _PATIENCE_SECONDS
-) -> Answer:
+) -> TerminalReply:
     """Ask *terminal*, whose keyboard is stdin, for the graphics that it has.
 
     Args:
@@ -55,16 +55,16 @@ def ask_terminal(
     """
     multiplexed = "TMUX" in environ or environ.get("TERM", "").startswith("screen")
     if not multiplexed and "iTerm" in environ.get("TERM_PROGRAM", environ.get("LC_TERMINAL", "")):
-        return Answer("iterm2")
+        return TerminalReply("iterm2")
     if environ.get("TERM") == "linux":  # the console of Linux shows the question
-        return Answer()
+        return TerminalReply()
     said = _ask(terminal, patience)
     attributes, kitty = _ATTRIBUTES.search(said), _KITTY.search(said)
     typed = _KEY_SEQUENCE.sub("", _ATTRIBUTES.sub("", _KITTY.sub("", said)))
     # Terminals with both (WezTerm, Konsole) lack the placeholders that our way to kitty uses.
     if attributes and _SIXEL in attributes[1].split(";"):
-        return Answer("sixel", typed)
-    return Answer("kitty" if kitty and kitty[1] == "OK" else None, typed)
+        return TerminalReply("sixel", typed)
+    return TerminalReply("kitty" if kitty and kitty[1] == "OK" else None, typed)
 
 
 def _ask(terminal: TextIO, patience: float) -> str:
@@ -139,7 +139,7 @@ def _iterm2(picture: Image, columns: int, rows: int) -> str:
     return f"\x1b]1337;File=inline=1;{size};preserveAspectRatio=0:{data}\x07\n"
 
 
-class _Page(io.StringIO):
+class _PixelPage(io.StringIO):
     """Takes what is written for *terminal*, and answers for it how large it is."""
 
     def __init__(self, terminal: TextIO) -> None:
@@ -168,13 +168,13 @@ def _tells_pixels(terminal: TextIO) -> bool:
 
 
 @contextlib.contextmanager
-def _captured(terminal: TextIO) -> Iterator[_Page]:
+def _captured(terminal: TextIO) -> Iterator[_PixelPage]:
     """Keep textual-image away from stdout, which may be a file, and from the keyboard.
 
     Version 0.12 asks the terminal when it is imported, and again if that does not tell its
     pixels, eats keys meanwhile, and sends pictures for kitty: all by way of `sys.__stdout__`.
     """
-    page, streams = _Page(terminal), vars(sys)
+    page, streams = _PixelPage(terminal), vars(sys)
     former = streams["__stdout__"]
     try:
         if "textual_image.renderable" not in sys.modules:

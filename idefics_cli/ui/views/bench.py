@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from idefics_cli.bench.report import Report, Row, Skipped
+from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.core.text import one_line
 from idefics_cli.ui.terminal.console import Console, columns, write
 
@@ -34,7 +34,7 @@ class BenchProgress:
         if self._console.draws:
             write(self._console.err, f"{_ERASE}{one_line(text)} …")
 
-    def show(self, result: Row | Skipped) -> None:
+    def show(self, result: ReportRow | Skipped) -> None:
         """Tell a figure, or why there is none."""
         self.clear()
         self._console.tell(_line(result))
@@ -104,7 +104,7 @@ def _paragraphs(report: Report) -> list[str]:
     return lines
 
 
-def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
+def _cells(row: ReportRow) -> tuple[str, str, str, str, str, str]:
     low, high = row.range
     mark = " *" if row.disturbances else ""
     return (
@@ -117,7 +117,7 @@ def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def _answers(row: Row) -> str:
+def _answers(row: ReportRow) -> str:
     found = row.agreement
     if not found.agrees:
         return "DIFFER"
@@ -145,7 +145,7 @@ def _digits(number: float) -> str:
     return f"{number:,.{places}f}"
 
 
-def _line(result: Row | Skipped) -> str:
+def _line(result: ReportRow | Skipped) -> str:
     if isinstance(result, Skipped):
         name = f"{result.scenario}: {result.name}" if result.name else result.scenario
         return f"{name}: {'failed' if result.is_failure else 'left out'}: {result.why}"
@@ -169,7 +169,7 @@ def _remarks(report: Report) -> list[str]:
     return lines
 
 
-def _legend(rows: Sequence[Row]) -> list[str]:
+def _legend(rows: Sequence[ReportRow]) -> list[str]:
     if not rows:
         return ["nothing was measured"]
     lines = ["medians; a ratio above 1 means that ours is faster, or needs less memory"]
@@ -185,11 +185,11 @@ def _legend(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _told(row: Row) -> list[str]:
+def _told(row: ReportRow) -> list[str]:
     return [note for note in row.notes if not note.endswith("prompt tokens")]
 
 
-def _disturbed(rows: Sequence[Row]) -> list[str]:
+def _disturbed(rows: Sequence[ReportRow]) -> list[str]:
     marked = [row for row in rows if row.disturbances]
     if not marked:
         return []

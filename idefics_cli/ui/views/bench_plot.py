@@ -6,7 +6,7 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from idefics_cli.bench.report import Report, Row
+from idefics_cli.bench.report import Report, ReportRow
 from idefics_cli.ui.views.bench import times, value
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class _Chart:
             self._line((x, _TOP - 6, x, bottom), _INK if power == 0 else _GRID, 1)
             self._text((x, bottom + 10), f"{2.0**power:g}x", 13, _FAINT, anchor="ma")
 
-    def bar(self, row: Row, top: int) -> None:
+    def bar(self, row: ReportRow, top: int) -> None:
         """Draw one figure."""
         middle = top + _ROW / 2
         self._text((_LEFT - 14, middle), f"{row.scenario}: {row.name}", 14, anchor="rm")

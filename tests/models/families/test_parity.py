@@ -22,7 +22,7 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from tests.support import tiny
 from tests.support.reference import Reference, Turn, load_reference
 
@@ -100,8 +100,8 @@ def as_request(
     return Prepared(request, looks(engine, [int(a.source) for a in request.attachments]))
 
 
-def looks(engine: LocalEngine, images: Sequence[int]) -> tuple[Picture, ...]:
-    return tuple(engine.look(picture(i)) for i in images)
+def looks(engine: LocalEngine, images: Sequence[int]) -> tuple[PreparedPicture, ...]:
+    return tuple(engine.preprocess(picture(i)) for i in images)
 
 
 def with_pictures(turns: Sequence[tuple[str, list[int], str]]) -> list[Turn]:
@@ -126,7 +126,7 @@ def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
     inputs = family.encode([prepared.request], [prepared.pictures])
     # Not those that the engine remembers: they have no pixels.
     numbers = [int(a.source) for a in prepared.request.attachments]
-    tiles = [tile for i in numbers for tile in family.look(picture(i)).tiles]
+    tiles = [tile for i in numbers for tile in family.preprocess(picture(i)).tiles]
     if tiles:
         inputs |= padded(tiles)
     return inputs

@@ -58,7 +58,7 @@ def test_tiles_are_those_of_the_library_to_the_bit(
 ) -> None:
     family, image = family_of(kind), noise(size)
     expected = library_tiles(family, image)
-    got = family.look(image)
+    got = family.preprocess(image)
     assert got.size == size
     assert got.tile_sizes == tuple((tile.shape[1], tile.shape[2]) for tile in expected)
     assert all(map(torch.equal, got.tiles, expected))
@@ -77,7 +77,7 @@ def test_a_large_picture_reaches_the_library_small(
         return made
 
     monkeypatch.setattr(module, "shrunk", watched)
-    tiles = family.look(noise((1200, 900))).tile_sizes
+    tiles = family.preprocess(noise((1200, 900))).tile_sizes
     assert len(shrunk_to) in (1, 5)
     assert all(width <= 300 and height <= 300 for width, height in shrunk_to), shrunk_to
     if len(shrunk_to) == len(tiles):
@@ -90,13 +90,13 @@ def test_an_equal_picture_is_recalled_with_its_own_size_and_another_is_not(
     family, image = family_of("idefics2"), Image.new("RGB", (700, 700), "red")
     other = image.copy()
     other.info["original_size"] = (1400, 1400)
-    first = family.look(image)
+    first = family.preprocess(image)
     known = {first.digest: first}
-    again = family.look(other, known.get)
+    again = family.preprocess(other, known.get)
     assert (again.digest, again.size) == (first.digest, (1400, 1400))
     assert again.tiles is first.tiles
     other.paste("blue", (0, 0, 300, 300))
-    assert family.look(other, known.get).tiles is not first.tiles
+    assert family.preprocess(other, known.get).tiles is not first.tiles
 
 
 def test_a_processor_that_would_scale_once_more_gets_the_whole_picture(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
-from idefics_cli.engine.local.decode.sampling import Row, Scores
+from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.decode.token_loop import generate
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.prompt.prefill import Prompt
@@ -65,7 +65,7 @@ def ids_of(family: Family, request: GenerationRequest) -> list[int]:
 
 
 def inputs_of(family: Family, *requests: GenerationRequest) -> dict[str, torch.Tensor]:
-    shown = family.look(PICTURE)
+    shown = family.preprocess(PICTURE)
     return family.encode(requests, [[shown] * len(r.attachments) for r in requests])
 
 
@@ -118,13 +118,13 @@ def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
             seen.append((tokens.shape[1], cache.get_seq_length()))  # type: ignore[attr-defined]
             return loaded.model(**arguments)
 
-    row = Row(request.sampling, inputs["input_ids"][0].tolist(), limit=4)
-    shown = loaded.family.look(PICTURE)
+    row = BatchRow(request.sampling, inputs["input_ids"][0].tolist(), limit=4)
+    shown = loaded.family.preprocess(PICTURE)
     features = encode_pictures(loaded.model, loaded.family, [shown], FeatureCache())
     assert features is not None
-    sight = loaded.family.gather(loaded.model, [[features[shown.digest]]])
+    image_features = loaded.family.place_features(loaded.model, [[features[shown.digest]]])
     watched = Watched()
-    generate(watched, loaded.family, Prompt(inputs, sight), [row], new_cache())  # type: ignore[arg-type]
+    generate(watched, loaded.family, Prompt(inputs, image_features), [row], new_cache())  # type: ignore[arg-type]
     prompt = len(row.prompt)
     assert seen == [(prompt, 0), *((1, prompt + n) for n in range(len(row.tokens) - 1))]
 
@@ -382,7 +382,7 @@ def test_a_reply_never_holds_an_image_token(kind: str, loaded_of: LoadedOf) -> N
     for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):
         logits = torch.zeros(1, loaded_of(kind).vocabulary)
         logits[0, banned] = 100.0
-        row = Row(sampling, prompt=[1], limit=9)
+        row = BatchRow(sampling, prompt=[1], limit=9)
         Scores(logits, torch.tensor(sorted(family.banned_ids))).choose([row], family.stop_ids)
         assert row.tokens[0] not in banned
 
@@ -409,7 +409,7 @@ def test_splitting_changes_text_and_pixels_together(kind: str, checkpoint: Check
     counts = {}
     for splitting in (False, True):
         with LocalEngine(spec_of(folder, kind, splitting=splitting)) as engine:
-            prepared = Prepared(chat(IMAGE, "What is it?"), (engine.look(PICTURE),))
+            prepared = Prepared(chat(IMAGE, "What is it?"), (engine.preprocess(PICTURE),))
             tokens = engine.measure(prepared).prompt_tokens
             counts[splitting] = (tokens, len(prepared.pictures[0].tiles))
             assert engine.complete([prepared])[0].new_tokens > 0

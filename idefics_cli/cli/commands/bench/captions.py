@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Self
 from idefics_cli.caption.executors.local import LocalExecutor  # noqa: F401  # run_captions does
 
 # Here, so that nothing is imported while it is timed; only a benchmark that runs imports this.
-from idefics_cli.caption.item import Picture
-from idefics_cli.caption.job import CaptionJob, Question
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.types import Attachment, CaptionRecord, Sampling
 from idefics_cli.engine.protocol import Engine
@@ -52,8 +52,8 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
     """Caption the pictures of *task* as `idefics caption` does; see `stage.CaptionRun`."""
     keys = {str(path): path for path in task.pictures}
     job = CaptionJob(
-        pictures=tuple(Picture(key, Attachment(key)) for key in keys),
-        questions=(Question(task.prompt),),
+        pictures=tuple(CaptionItem(key, Attachment(key)) for key in keys),
+        questions=(CaptionQuestion(task.prompt),),
         mode="chat" if engine.spec.chats else "complete",
         sampling=Sampling(max_new_tokens=task.max_new_tokens),
         batch_size=task.batch_size,

@@ -15,7 +15,7 @@ from idefics_cli.core.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
-    from idefics_cli.caption.job import CaptionJob, Question
+    from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.models.planning.plan import Plan
 
 _STDIN = "-"
@@ -82,14 +82,14 @@ class Inputs:
         if taken and (stdin is None or stdin.closed or stdin.isatty()):
             raise _nothing_piped(taken[0])
 
-    def questions(self, invocation: Invocation) -> tuple[Question, ...]:
+    def questions(self, invocation: Invocation) -> tuple[CaptionQuestion, ...]:
         """Return what the user wants to ask; nothing when the model's own prompt will do.
 
         Raises:
             UsageError: If a question has no proper name.
             PromptError: If one is empty or no text.
         """
-        from idefics_cli.caption.job import Question, named_questions
+        from idefics_cli.caption.job import CaptionQuestion, named_questions
 
         if self.asked:
             questions = named_questions(self.asked)
@@ -102,9 +102,9 @@ class Inputs:
         if prompt is None:
             return ()
         check_prompt(prompt, hint="leave `--prompt` out for the model's own")
-        return (Question(prompt),)
+        return (CaptionQuestion(prompt),)
 
-    def listing(self, invocation: Invocation, questions: tuple[Question, ...]) -> Listing:
+    def listing(self, invocation: Invocation, questions: tuple[CaptionQuestion, ...]) -> Listing:
         """Return the pictures, with the columns that *questions* have as fields.
 
         Raises:
@@ -127,18 +127,18 @@ class Inputs:
 def caption_job(
     invocation: Invocation,
     listing: Listing,
-    questions: tuple[Question, ...],
+    questions: tuple[CaptionQuestion, ...],
     plan: Plan,
     output: Output,
 ) -> CaptionJob:
     """Return what the run does, with the model's own prompt if there are no *questions*."""
-    from idefics_cli.caption.job import CaptionJob, Question
+    from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.models.hub.registry import default_caption_prompt
 
     settings = invocation.settings
     if not questions:
         prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
-        questions = (Question(prompt),)
+        questions = (CaptionQuestion(prompt),)
     return CaptionJob(
         pictures=listing.pictures,
         questions=questions,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.resume.journaled_sink import JournaledSink, MakeSink
     from idefics_cli.caption.resume.todo import Todo
-    from idefics_cli.caption.runner import Outcome, RunEvent
+    from idefics_cli.caption.runner import RunEvent, RunResult
     from idefics_cli.caption.sinks.base import Sink, Target
     from idefics_cli.core.types import CaptionRecord
     from idefics_cli.models.planning.plan import Plan
@@ -115,7 +115,7 @@ class _Captioning:
     job: CaptionJob
     files: RunFiles | None
     reports: bool = False
-    outcome: Outcome | None = None
+    outcome: RunResult | None = None
     todo: Todo | None = None
     failures: list[str] = field(default_factory=list)
     header: dict[str, object] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """The part of a tokenizer that is used here."""
 
     def decode(
@@ -28,7 +28,7 @@ class Detokenizer:
         strip: Leave out white space around the reply, as chat formats put a space before it.
     """
 
-    def __init__(self, tokenizer: Decoder, *, strip: bool) -> None:
+    def __init__(self, tokenizer: TokenDecoder, *, strip: bool) -> None:
         self._tokenizer = tokenizer
         self._strip = strip
         self._start = 0

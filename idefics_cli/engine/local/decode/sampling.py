@@ -19,7 +19,7 @@ _LEAST, _MOST = 1e-30, 1e30
 
 
 @dataclass(slots=True)
-class Row:
+class BatchRow:
     """One reply in the making.
 
     Attributes:
@@ -77,7 +77,7 @@ class Scores:
         self._rows = [self._rows[row] for row in rows]
         self.likeliest = self.likeliest[to_device(rows, self.likeliest.device)]
 
-    def choose(self, rows: Sequence[Row], stop_ids: Set[int]) -> None:
+    def choose(self, rows: Sequence[BatchRow], stop_ids: Set[int]) -> None:
         """Append one token to each of *rows* that goes on, and end those that it ends.
 
         Args:
@@ -117,7 +117,7 @@ def banned_of(family: Family, device: torch.device) -> Tensor:
     return to_device(sorted(family.banned_ids), device)
 
 
-def _penalize(scores: Tensor, row: Row) -> None:
+def _penalize(scores: Tensor, row: BatchRow) -> None:
     """Divide positive and multiply negative *scores* (V,) of tokens seen (arXiv:1909.05858)."""
     seen = to_device(sorted({*row.prompt, *row.tokens}), scores.device)
     penalty = _bounded(row.sampling.repetition_penalty)
@@ -126,7 +126,7 @@ def _penalize(scores: Tensor, row: Row) -> None:
     scores[seen] = values.clamp(-_MOST, _MOST)
 
 
-def _sample(scores: Tensor, row: Row) -> int:
+def _sample(scores: Tensor, row: BatchRow) -> int:
     """Draw a token from *scores* (V,): temperature, then top-k, then top-p."""
     sampling = row.sampling
     # The highest becomes 0, which no temperature can make too large.
@@ -158,7 +158,7 @@ def _overflow(dtype: torch.dtype) -> ModelError:
     )
 
 
-def finish_all(rows: Sequence[Row], finish: Finish) -> None:
+def finish_all(rows: Sequence[BatchRow], finish: Finish) -> None:
     """End every row that goes on."""
     for row in rows:
         if row.finish is None:

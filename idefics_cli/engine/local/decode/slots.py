@@ -78,7 +78,7 @@ class Slots:
         rows: Most rows at a time.
 
     Attributes:
-        cache: For the model's forward, after `look`.
+        cache: For the model's forward, after `preprocess`.
         lengths: Tokens that each row holds.
         extra: Of `Family.next_inputs`, (rows, …); rows that are not in use are anything.
         capacity: Places of the buffers.
@@ -152,7 +152,7 @@ class Slots:
             for layer in self.cache.layers:
                 self._grow(layer)
 
-    def look(self, places: Tensor, width: int) -> Cache:
+    def view(self, places: Tensor, width: int) -> Cache:
         """Return the cache for a forward of one token of the first rows.
 
         Args:

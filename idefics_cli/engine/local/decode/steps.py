@@ -58,7 +58,7 @@ class PlainStep:
         self._cache = cache
         self._mask = prompt.mask
         self._positions = prompt.inputs["attention_mask"].long().sum(-1, keepdim=True)
-        self._extra = family.next_inputs(prompt.inputs, prompt.sight)
+        self._extra = family.next_inputs(prompt.inputs, prompt.image_features)
 
     @property
     def is_quick(self) -> bool:
@@ -167,7 +167,7 @@ class SlotStep:
             # The library's own mask is right, and often none, where all rows are of one length.
             attention_mask=None if is_even else self._mask(places, width),
             position_ids=places[:, None],
-            past_key_values=self.slots.look(places, width),
+            past_key_values=self.slots.view(places, width),
             use_cache=True,
             return_dict=True,
         )

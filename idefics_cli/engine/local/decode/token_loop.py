@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from idefics_cli.engine.local.cancel import Flag
-from idefics_cli.engine.local.decode.sampling import Row, Scores, banned_of, finish_all
+from idefics_cli.engine.local.decode.sampling import BatchRow, Scores, banned_of, finish_all
 from idefics_cli.engine.local.decode.slots import kept_in_order
 from idefics_cli.engine.local.decode.steps import PlainStep, Step
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
@@ -17,11 +17,11 @@ from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.protocols import Model
 
-OnToken = Callable[[Sequence[Row]], None]
+OnToken = Callable[[Sequence[BatchRow]], None]
 StepOf = Callable[[Prompt, Cache], Step]
 
 
-class Decoder:
+class BatchDecoder:
     """Gives rows their next tokens, with one step of the model each.
 
     Where the step is quick to begin, the next is begun before the host reads the tokens of the
@@ -41,7 +41,7 @@ class Decoder:
         # Of the tokens after those that the rows have.
         self._ahead: Scores | None = None
 
-    def advance(self, rows: Sequence[Row]) -> None:
+    def advance(self, rows: Sequence[BatchRow]) -> None:
         """Append a token to each of *rows*, all that go on, and end those that it ends."""
         scores = self._ahead
         if scores is None:
@@ -49,7 +49,7 @@ class Decoder:
         self._ahead = self._begin(scores.likeliest) if self._may_run_ahead(rows) else None
         scores.choose(rows, self._stop_ids)
 
-    def settle(self, rows: Sequence[Row]) -> None:
+    def settle(self, rows: Sequence[BatchRow]) -> None:
         """Read the tokens of what was begun, and begin nothing."""
         if self._ahead is not None:
             scores, self._ahead = self._ahead, None
@@ -68,7 +68,7 @@ class Decoder:
     def _begin(self, newest: Tensor) -> Scores:
         return Scores(self._step(newest), self._banned)
 
-    def _may_run_ahead(self, rows: Sequence[Row]) -> bool:
+    def _may_run_ahead(self, rows: Sequence[BatchRow]) -> bool:
         """Whether to begin the step after the one that was begun for *rows*."""
         return (
             self._step.is_quick
@@ -83,7 +83,7 @@ def generate(
     model: Model,
     family: Family,
     prompt: Prompt,
-    rows: Sequence[Row],
+    rows: Sequence[BatchRow],
     cache: Cache,
     *,
     cancel: Flag | None = None,
@@ -120,7 +120,7 @@ def generate(
     banned = banned_of(family, output.logits.device)
     Scores(output.logits[:, -1], banned).choose(rows, family.stop_ids)
     step = step_of(prompt, cache) if step_of else PlainStep(model, family, prompt, cache)
-    decoder, going = Decoder(step, family, banned), list(rows)
+    decoder, going = BatchDecoder(step, family, banned), list(rows)
     while True:
         if cancel is not None and cancel.is_set():
             finish_all(going, "cancelled")

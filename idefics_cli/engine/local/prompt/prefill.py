@@ -25,11 +25,11 @@ class Prompt:
 
     Attributes:
         inputs: Of `Family.encode`.
-        sight: Of `Family.gather`.
+        image_features: Of `Family.place_features`.
     """
 
     inputs: Inputs
-    sight: Tensor | None
+    image_features: Tensor | None
 
     @property
     def mask(self) -> Tensor | None:
@@ -70,7 +70,7 @@ def prefill(
     while cancel is None or not cancel.is_set():
         end = min(start + piece, length)
         output = model(
-            **family.text_inputs(model, prompt.inputs, prompt.sight, start, end),
+            **family.text_inputs(model, prompt.inputs, prompt.image_features, start, end),
             attention_mask=None if mask is None else mask[:, :end],
             position_ids=positions[:, start:end],
             past_key_values=cache,

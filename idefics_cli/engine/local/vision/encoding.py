@@ -13,7 +13,7 @@ from torch import Tensor
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.vision import tiles
 from idefics_cli.models.families.base import Family
-from idefics_cli.models.families.picture import Picture
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 
@@ -41,7 +41,7 @@ class FeatureCache:
 
     def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._features: OrderedDict[bytes, tuple[Picture, Tensor]] = OrderedDict()
+        self._features: OrderedDict[bytes, tuple[PreparedPicture, Tensor]] = OrderedDict()
         self._held_bytes = 0
         self._lock = Lock()
 
@@ -61,12 +61,12 @@ class FeatureCache:
         found = self._find(digest)
         return None if found is None else found[1]
 
-    def recall(self, digest: bytes) -> Picture | None:
+    def recall(self, digest: bytes) -> PreparedPicture | None:
         """Return a picture with its features and without pixels, if they are here."""
         found = self._find(digest)
         return None if found is None else replace(found[0], features=found[1])
 
-    def put(self, picture: Picture, features: Tensor) -> None:
+    def put(self, picture: PreparedPicture, features: Tensor) -> None:
         """Keep the *features* (tokens, D) of *picture*; older ones may go."""
         size = features.numel() * features.element_size()
         if size > self._max_bytes:
@@ -86,7 +86,7 @@ class FeatureCache:
             self._features.clear()
             self._held_bytes = 0
 
-    def _find(self, digest: bytes) -> tuple[Picture, Tensor] | None:
+    def _find(self, digest: bytes) -> tuple[PreparedPicture, Tensor] | None:
         with self._lock:
             if digest in self._features:
                 self._features.move_to_end(digest)
@@ -101,7 +101,7 @@ class FeatureCache:
 def encode_pictures(
     model: Model,
     family: Family,
-    pictures: Sequence[Picture],
+    pictures: Sequence[PreparedPicture],
     cache: FeatureCache,
     *,
     cancel: Flag | None = None,
@@ -121,7 +121,7 @@ def encode_pictures(
         None when cancelled; the pictures that were ready by then are in *cache*.
     """
     features: dict[bytes, Tensor] = {}
-    missing: dict[bytes, Picture] = {}
+    missing: dict[bytes, PreparedPicture] = {}
     for picture in pictures:
         known = picture.features if picture.features is not None else cache.get(picture.digest)
         if known is None:
@@ -134,7 +134,7 @@ def encode_pictures(
             return None
         pixels = _stacked(group, missing, model.device)
         sizes = group.sizes if group.pads else None
-        seen |= zip(group.tiles, family.see(model, pixels, sizes), strict=True)
+        seen |= zip(group.tiles, family.encode_tiles(model, pixels, sizes), strict=True)
         for digest in dict.fromkeys(digest for digest, _ in group.tiles):
             if (whole := _joined(missing[digest], seen)) is not None:
                 cache.put(missing[digest], whole)
@@ -142,7 +142,9 @@ def encode_pictures(
     return features
 
 
-def _groups(model: Model, family: Family, missing: Iterable[Picture]) -> Iterator[tiles.Group]:
+def _groups(
+    model: Model, family: Family, missing: Iterable[PreparedPicture]
+) -> Iterator[tiles.Group]:
     """Yield what runs together of the tiles of *missing*."""
     attention = getattr(model.config.vision_config, "_attn_implementation", "")
     return tiles.groups(
@@ -168,7 +170,9 @@ def _call(device: torch.device, dtype: torch.dtype) -> tiles.Call:
     return tiles.Call(_CPU_LAYER_OPERATIONS * speed)
 
 
-def _stacked(group: tiles.Group, pictures: Mapping[bytes, Picture], device: torch.device) -> Tensor:
+def _stacked(
+    group: tiles.Group, pictures: Mapping[bytes, PreparedPicture], device: torch.device
+) -> Tensor:
     """Return the tiles of *group* as one tensor on *device*, filled up with zeros.
 
     A CUDA GPU copies them by itself.
@@ -186,7 +190,7 @@ def _stacked(group: tiles.Group, pictures: Mapping[bytes, Picture], device: torc
     return staging.to(device, non_blocking=is_cuda)
 
 
-def _joined(picture: Picture, seen: dict[tiles.Tile, Tensor]) -> Tensor | None:
+def _joined(picture: PreparedPicture, seen: dict[tiles.Tile, Tensor]) -> Tensor | None:
     """Return the features of a picture when all its tiles are *seen*, which forgets them."""
     keys = [(picture.digest, index) for index in range(len(picture.tile_sizes))]
     if not all(key in seen for key in keys):

@@ -217,7 +217,7 @@ def write_unpack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> 
         code.store(value, target, build.add(place, build.mul(lane, code.number(4))))
 
 
-class _Product(NamedTuple):
+class _CompactProduct(NamedTuple):
     """What the kernel of products takes.
 
     Attributes:
@@ -243,7 +243,7 @@ class _Product(NamedTuple):
 
 def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the products of all rows with 16 outputs."""
-    given, build = _Product(*arguments), code.builder
+    given, build = _CompactProduct(*arguments), code.builder
     for portion in code.portions(
         given.rows, (ROWS_TOGETHER, 4, 1) if vector_bytes() == 64 else (2, 1)
     ):
@@ -273,7 +273,7 @@ def _write_rows(
     rows: tuple[ir.Value, int],
     block: ir.Value,
     part: int,
-    given: _Product,
+    given: _CompactProduct,
 ) -> None:
     """Write the products of some rows with the outputs of one register."""
     (row, count), build, lanes = rows, code.builder, vector_bytes() // 4

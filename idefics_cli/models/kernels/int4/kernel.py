@@ -148,14 +148,14 @@ def _round_bfloat16() -> Kernel:
 
 def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the products of all rows with 16 outputs."""
-    writer = _Product(code, block, *arguments)
+    writer = _Int4Product(code, block, *arguments)
     # As many rows at a time as registers hold sums of.
     for row, count in code.portions(writer.rows, (8, 4, 1) if vector_bytes() == 64 else (2, 1)):
         for part in range(4 * LANES // vector_bytes()):
             writer.write(row, count, part)
 
 
-class _Product:
+class _Int4Product:
     """Writes code for the outputs of one block.
 
     Args:
