@@ -19,7 +19,7 @@ from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Turn
 from idefics_cli.chat.store.pictures import read_back
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import write_whole
-from idefics_cli.core.text import abbreviated
+from idefics_cli.core.text import abbreviated, printable
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.images.formats import HEAD_BYTES, identify
 
@@ -35,7 +35,6 @@ _MEDIA_TYPES = {
     "AVIF": "image/avif",
     "BMP": "image/bmp",
 }
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def to_markdown(conversation: Conversation) -> str:
@@ -58,7 +57,7 @@ def to_markdown(conversation: Conversation) -> str:
             blocks.append(_quoted(turn.text))
         blocks.append(f"## {_literal(_one_line(_speaker(turn, conversation)))}")
         if turn.reply is not None:
-            blocks.append(_clean(turn.reply.text))
+            blocks.append(printable(turn.reply.text))
         if remark := _remark(turn.reply):
             blocks.append(f"*({remark})*")
     links = [f"[picture {number}]: {uri}" for number, uri in uris.items() if uri is not None]
@@ -172,7 +171,7 @@ def _article(kind: str, heading: str, inside: str) -> str:
 
 
 def _text(text: str) -> str:
-    return f'<div class="text" dir="auto">{html.escape(_clean(text))}</div>' if text else ""
+    return f'<div class="text" dir="auto">{html.escape(printable(text))}</div>' if text else ""
 
 
 def _figure(picture: ChatPicture) -> str:
@@ -251,21 +250,11 @@ def _quoted(text: str) -> str:
 
 def _literal(text: str) -> str:
     """Return *text* as Markdown that reads as it was written."""
-    return re.sub(r"([\\`*_\[\]<&#])", r"\\\1", _clean(text))
+    return re.sub(r"([\\`*_\[\]<&#])", r"\\\1", printable(text))
 
 
 def _one_line(text: str) -> str:
-    return " ".join(_clean(text).split())
-
-
-def _clean(text: str) -> str:
-    """Return *text* with control characters as visible symbols; tab and newline stay."""
-    return _CONTROL.sub(_symbol, text.replace("\r\n", "\n"))
-
-
-def _symbol(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else f"\\u{code:04x}"
+    return " ".join(printable(text).split())
 
 
 # No script, and the policy forbids every other source: a page about private pictures calls

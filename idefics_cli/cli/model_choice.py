@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
 from idefics_cli.core.errors import ModelError, PromptError
-from idefics_cli.core.paths import cache_folder
+from idefics_cli.core.paths import cache_folder, display_path
 from idefics_cli.core.types import ImageLimits, Sampling
-from idefics_cli.core.units import display_path
+from idefics_cli.core.units import format_size
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
 if TYPE_CHECKING:
@@ -112,7 +112,6 @@ def tell_warnings(invocation: Invocation, plan: Plan) -> None:
 
 
 def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
-    from idefics_cli.core.units import gib
     from idefics_cli.models.hub import cache
 
     spec, size = plan.spec, plan.facts.download_bytes
@@ -120,7 +119,7 @@ def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
         raise cache.not_cached(spec.repo, spec.revision)
     cache.check_space(spec.repo, size or 0)
     name, root = spec.name or spec.repo, cache.cache_root()
-    weight = f"about {gib(size)}" if size else "of unknown size"
+    weight = f"about {format_size(size)}" if size else "of unknown size"
     console, stdin = invocation.console, invocation.services.stdin
     console.tell(
         f"`{name}` is not downloaded yet: {weight} from the Hugging Face Hub ({spec.repo}) "

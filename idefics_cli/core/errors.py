@@ -82,11 +82,5 @@ class ImageError(IdeficsError):
         return _rebuild_image_error, (str(self), self.kind, self.hint)
 
 
-class PartialFailure(IdeficsError):
-    """Some inputs failed and were reported; the rest is done."""
-
-    exit_code = EXIT_PARTIAL
-
-
 def _rebuild_image_error(message: str, kind: ImageErrorKind, hint: str | None) -> ImageError:
     return ImageError(message, kind=kind, hint=hint)

@@ -57,3 +57,11 @@ def free_bytes(folder: Path) -> int | None:
             except OSError:
                 return None
     return None
+
+
+def display_path(path: Path) -> str:
+    """Return *path* as text for people, with `~` for the home folder."""
+    try:
+        return str(Path("~") / path.relative_to(Path.home()))
+    except (ValueError, RuntimeError):
+        return str(path)

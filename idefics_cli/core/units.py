@@ -1,32 +1,30 @@
-"""Quantities as text for people: bytes, durations and paths."""
+"""Quantities as text for people: sizes, durations and numbers of parameters."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+MIB = 2**20
 GIB = 2**30
 
 
-def gib(size: int) -> str:
-    """Return a number of bytes in GiB, for people; below 0.1 GiB in MiB."""
-    if abs(size) < GIB // 10:
-        return f"{size / 2**20:.0f} MiB"
-    return f"{size / GIB:.1f} GiB"
+def format_size(size_bytes: float) -> str:
+    """Return a size in the largest binary unit that fits it, as `31.3 GiB` or `9 MiB`."""
+    if abs(size_bytes) >= GIB // 10:
+        return f"{size_bytes / GIB:.1f} GiB"
+    if abs(size_bytes) >= MIB:
+        return f"{size_bytes / MIB:.0f} MiB"
+    return f"{size_bytes / 1024:.0f} KiB"
 
 
-def display_path(path: Path) -> str:
-    """Return *path* for people, with `~` for the home folder."""
-    try:
-        return str(Path("~") / path.relative_to(Path.home()))
-    except (ValueError, RuntimeError):
-        return str(path)
-
-
-def span(seconds: float) -> str:
-    """Return a time for people, as `21 s` or `9 h 43 min`."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in two units at most, as `21 s` or `9 h 43 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_parameters(count: int) -> str:
+    """Return the number of parameters of a model, as `8.4 B` or `507 M`."""
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"

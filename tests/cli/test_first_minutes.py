@@ -250,15 +250,15 @@ def test_a_disk_that_is_too_full_is_noticed_before_anybody_is_asked(
 def test_a_transfer_tells_its_speed_of_late_and_the_time_left() -> None:
     now = [0.0]
     transfer = Transfer(2**30, clock=lambda: now[0])
-    assert transfer.describe(0) == "downloading 0 MiB of 1.0 GiB"
+    assert transfer.describe(0) == "downloading 0 KiB of 1.0 GiB"
     for second in range(1, 31):
         now[0] = second
         said = transfer.describe(second * 8 * 2**20)
-    assert said == "downloading 0.2 GiB of 1.0 GiB, 8.0 MiB/s, 2 min left"
+    assert said == "downloading 0.2 GiB of 1.0 GiB, 8 MiB/s, 2 min left"
     for second in range(31, 60):
         now[0] = second
         said = transfer.describe(240 * 2**20 + (second - 30) * 2**20)
-    assert said.endswith(", 1.0 MiB/s, 13 min left")
+    assert said.endswith(", 1 MiB/s, 13 min left")
 
 
 def test_a_transfer_that_stands_still_promises_nothing() -> None:

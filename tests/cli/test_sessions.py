@@ -226,7 +226,7 @@ def test_prune_takes_what_is_old_and_not_among_the_last(run: Run, tmp_path: Path
 def test_prune_leaves_what_is_open(run: Run, tmp_path: Path) -> None:
     session_id = make(tmp_path, days_ago=50)
     with store(tmp_path).open(session_id):
-        assert tuple(run("prune", "--keep", "0")) == (0, "", "note: removed 0 sessions, 0.0 kB\n")
+        assert tuple(run("prune", "--keep", "0")) == (0, "", "note: removed 0 sessions, 0 KiB\n")
     assert run("prune", "--keep", "0").err.startswith("note: removed 1 session, ")
 
 

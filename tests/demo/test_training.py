@@ -574,7 +574,7 @@ def test_a_run_that_cannot_work_is_a_usage_error(
     ("pictures", "data", "message"),
     [
         ("200", "file", "error: cannot write the model or its pictures: "),
-        ("900000000000", "folder", "error: 900000000000 pictures take 35100000.0 GB"),
+        ("900000000000", "folder", "error: 900000000000 pictures take 32689422.4 GiB"),
     ],
 )
 def test_a_place_that_cannot_hold_the_pictures_is_one_line(

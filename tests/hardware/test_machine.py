@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from idefics_cli.core.units import GIB, gib
+from idefics_cli.core.units import GIB
 from idefics_cli.hardware import machine
 from idefics_cli.hardware.machine import Machine, probe_machine, runs_on
 from idefics_cli.hardware.system import count_cores, read_memory, read_processor
@@ -272,11 +272,3 @@ def test_a_probe_of_this_machine_has_what_a_plan_needs() -> None:
     assert found.has("transformers")
     assert not found.has("no-such-package")
     assert found.torch_build
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 MiB"), (9_579_056, "9 MiB"), (GIB // 2, "0.5 GiB"), (149 * GIB, "149.0 GiB")],
-)
-def test_sizes_are_told_in_gib(size: int, text: str) -> None:
-    assert gib(size) == text

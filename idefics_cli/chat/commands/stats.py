@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from idefics_cli.chat.dialogue import Chat
+from idefics_cli.core.units import format_size
 
 
 def stats(chat: Chat) -> list[str]:
@@ -20,7 +21,7 @@ def stats(chat: Chat) -> list[str]:
         lines.append(
             f"answers: {done.replies}, {done.new_tokens} tokens, {speed:.1f} tokens per second"
         )
-    if memory := ", ".join(f"{peak / 2**30:.1f} GiB {where}" for where, peak in _peaks(chat)):
+    if memory := ", ".join(f"{format_size(peak)} {where}" for where, peak in _peaks(chat)):
         lines.append(f"memory: at most {memory}")
     return lines
 

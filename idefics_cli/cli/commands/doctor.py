@@ -14,6 +14,7 @@ from idefics_cli.cli import options
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.cli.model_choice import plan_for
 from idefics_cli.core.errors import EXIT_FAILURE, IdeficsError, ModelError
+from idefics_cli.core.units import format_size
 
 if TYPE_CHECKING:
     from idefics_cli.models.planning.plan import Machine, Plan
@@ -89,15 +90,13 @@ def _show(
 
 
 def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:
-    from idefics_cli.core.units import gib
-
     if problem is not None or plan is None:
         hint = getattr(problem, "hint", None)
         return f"not ready: {problem}" + (f" ({hint})" if hint else "")
     line = f"ready: {plan.facts.name} runs on {plan.spec.device}"
     if plan.facts.folder is None:
         size = plan.facts.download_bytes
-        line += f", after a download{f' of about {gib(size)}' if size else ''}"
+        line += f", after a download{f' of about {format_size(size)}' if size else ''}"
     return line
 
 

@@ -12,7 +12,8 @@ from idefics_cli.cli import options
 from idefics_cli.cli.help.guidance import GuidingGroup
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.core.errors import ModelError, PlanError
-from idefics_cli.core.paths import cache_folder
+from idefics_cli.core.paths import cache_folder, display_path
+from idefics_cli.core.units import format_parameters, format_size
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec
 
 if TYPE_CHECKING:
@@ -89,7 +90,6 @@ def path(
     quiet: options.Quiet = None,
 ) -> None:
     """Print the folder of a downloaded model."""
-    from idefics_cli.core.units import display_path
     from idefics_cli.models.hub.cache import cache_root
     from idefics_cli.models.hub.facts import find_folder
 
@@ -121,7 +121,6 @@ def quantize(
 
     Large models do so by themselves when they first run in 4bit or 8bit on a CPU.
     """
-    from idefics_cli.core.units import gib
     from idefics_cli.models.loading.loader import keep_quantized
     from idefics_cli.models.loading.quantized_store import remove as remove_kept
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
@@ -131,7 +130,7 @@ def quantize(
     facts = _facts(invocation, name)
     if remove:
         freed = remove_kept(root, facts.repo)
-        invocation.console.note(f"{gib(freed)} freed" if freed else "nothing was kept")
+        invocation.console.note(f"{format_size(freed)} freed" if freed else "nothing was kept")
         return
     method = "4bit" if settings.quantization in (None, "auto") else settings.quantization
     choices = PlanChoices(
@@ -191,21 +190,20 @@ def _is_local(facts: ModelFacts) -> bool:
 
 
 def _show(invocation: Invocation, rows: list[_Row]) -> None:
-    from idefics_cli.core.units import gib
-    from idefics_cli.ui.views.plan import parameters, table
+    from idefics_cli.ui.views.plan import table
 
     cells = [("NAME", "WEIGHTS", "ON DISK", "HERE", "")]
     for row in rows:
-        disk = gib(row.size_bytes) if row.facts.folder is not None else "-"
+        disk = format_size(row.size_bytes) if row.facts.folder is not None else "-"
         if row.spec.name == DEMO:
             disk = "built in"
         if row.quantized_bytes:
-            disk += f" + {gib(row.quantized_bytes)} quantized"
+            disk += f" + {format_size(row.quantized_bytes)} quantized"
         kind = "" if row.spec.chats else "; a base model"
         cells.append(
             (
                 row.spec.name,
-                parameters(row.spec.parameters),
+                format_parameters(row.spec.parameters),
                 disk,
                 _way(row.plan),
                 row.spec.summary + kind,

@@ -14,6 +14,7 @@ from idefics_cli.cli.help.guidance import GuidingGroup
 from idefics_cli.cli.invocation import Invocation, begin
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
+from idefics_cli.core.units import format_size
 
 if TYPE_CHECKING:
     from idefics_cli.chat.conversation import ChatPicture, Conversation
@@ -305,11 +306,7 @@ def _remove(invocation: Invocation, store: SessionStore, ids: list[str]) -> None
     freed = store.remove(ids, dry_run=is_trial)
     things = f"{len(ids)} session{'' if len(ids) == 1 else 's'}"
     verb = "would remove" if is_trial else "removed"
-    invocation.console.note(f"{verb} {things}, {_size(freed)}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+    invocation.console.note(f"{verb} {things}, {format_size(freed)}")
 
 
 def _age(text: str | None) -> timedelta:

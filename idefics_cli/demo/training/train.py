@@ -31,6 +31,7 @@ from idefics_cli.core.errors import (
     PlanError,
     UsageError,
 )
+from idefics_cli.core.units import format_size
 from idefics_cli.demo.training.dataset import render_split
 from idefics_cli.demo.training.watch import WATCHED
 from idefics_cli.demo.training.worker import LOG, Fresh, Options, Shared, Worker, say, work
@@ -155,7 +156,7 @@ def _check_space(data: Path, pictures: int) -> None:
     needed = pictures * _PICTURE_BYTES
     if free < needed:
         raise IdeficsError(
-            f"{pictures} pictures take {needed / 1e9:.1f} GB, and `{data}` has {free / 1e9:.1f}",
+            f"{pictures} pictures take {format_size(needed)}, and `{data}` has {format_size(free)}",
             hint="choose a folder on another disk with `--data`, or fewer `--pictures`",
         )
 

@@ -14,10 +14,10 @@ from threading import Event
 from typing import Any
 
 from idefics_cli.core.errors import IdeficsError, ModelError
-from idefics_cli.core.paths import free_bytes
+from idefics_cli.core.paths import display_path, free_bytes
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import Progress
-from idefics_cli.core.units import display_path, gib
+from idefics_cli.core.units import format_size
 from idefics_cli.models.hub.progress import Transfer
 
 INDEX = "model.safetensors.index.json"
@@ -307,8 +307,8 @@ def check_space(repo: str, needed: int) -> None:
     free = free_bytes(root)
     if free is not None and needed + _SPARE_BYTES > free:
         raise ModelError(
-            f"`{repo}` needs {gib(needed)} of disk space, and {gib(free)} are free in "
-            f"{display_path(root)}",
+            f"`{repo}` needs {format_size(needed)} of disk space, and "
+            f"{format_size(free)} are free in {display_path(root)}",
             hint="free some space, or move the cache: HF_HOME=/some/larger/disk",
         )
 

@@ -6,11 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from idefics_cli.core.units import gib, span
+from idefics_cli.core.units import format_duration, format_size
 
 # The speed is that of the last seconds: a mean since the start would not show a stall.
 _WINDOW_SECONDS = 10.0
-_MIB = 2**20
 
 
 class Transfer:
@@ -32,10 +31,10 @@ class Transfer:
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_SECONDS:
             self._seen.popleft()
-        text = f"downloading {gib(done)} of {gib(self._total)}"
+        text = f"downloading {format_size(done)} of {format_size(self._total)}"
         began, before = self._seen[0]
         if now - began < 1 or done <= before:
             return text
         speed = (done - before) / (now - began)
         left = max(0, self._total - done) / speed
-        return f"{text}, {speed / _MIB:.1f} MiB/s, {span(left)} left"
+        return f"{text}, {format_size(speed)}/s, {format_duration(left)} left"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 from idefics_cli.core.errors import PlanError
+from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import Attention, DtypeName, LoadSpec, Quantization
-from idefics_cli.core.units import display_path, gib
+from idefics_cli.core.units import format_size
 from idefics_cli.hardware.machine import Gpu, Machine, probe_machine
 from idefics_cli.models.hub.facts import ModelFacts, registry_facts
 from idefics_cli.models.planning import attention as attentions
@@ -300,9 +301,10 @@ def _no_way(
         where = " and ".join(need.device for need in best.needs)
     else:
         needed, usable, where = short.total, short.usable, short.device
+    free = sum(need.free for need in best.needs)
     return PlanError(
-        f"`{model.name}`{_asked(choices)} needs {gib(needed)} on {where}, and {gib(usable)} of "
-        f"{gib(sum(n.free for n in best.needs))} free memory are usable",
+        f"`{model.name}`{_asked(choices)} needs {format_size(needed)} on {where}, and "
+        f"{format_size(usable)} of {format_size(free)} free memory are usable",
         hint="; ".join(_ways_out(model, choices, machine, problems)),
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.core.units import GIB, display_path, gib
+from idefics_cli.core.units import GIB, format_duration, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning import attention, quantization
@@ -110,8 +111,8 @@ def warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
     ]
     if option.offload:
         found.append(
-            f"{gib(context.needs[-1].weights)} of weights stay in RAM and cross to the GPU for "
-            "every word: expect seconds for each"
+            f"{format_size(context.needs[-1].weights)} of weights stay in RAM and cross to the GPU "
+            "for every word: expect seconds for each"
         )
     return (*(text for text in found if text), *context.machine.notes)
 
@@ -136,7 +137,7 @@ def _files(context: Context) -> Reason:
         return Reason("files", "built in", "part of this package")
     if facts.folder is not None:
         return Reason("files", "present", display_path(facts.folder))
-    size = "" if not facts.download_bytes else f"about {gib(facts.download_bytes)} "
+    size = "" if not facts.download_bytes else f"about {format_size(facts.download_bytes)} "
     return Reason(
         "files", "to download", f"{size}from {facts.repo} to {display_path(context.machine.cache)}"
     )
@@ -151,7 +152,8 @@ def _device(context: Context) -> str:
         if len(option.gpus) > 1:
             return f"{len(option.gpus)} GPUs: {', '.join(gpu.name for gpu in option.gpus)}"
         most = ", the most of all GPUs" if len(machine.gpus) > 1 else ""
-        return f"{gpu.name}, {gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free{most}"
+        free, total = format_size(gpu.free_bytes), format_size(gpu.total_bytes)
+        return f"{gpu.name}, {free} of {total} free{most}"
     if option.device == "mps":
         return "the Apple GPU is faster than the processor"
     if machine.gpus:
@@ -271,7 +273,7 @@ def _splitting(context: Context) -> str:
 
 
 def _placement(context: Context) -> str:
-    parts = ", ".join(f"{gib(need.weights)} on {need.device}" for need in context.needs)
+    parts = ", ".join(f"{format_size(need.weights)} on {need.device}" for need in context.needs)
     alone = context.too_large("gpus") or context.too_large("offload")
     return f"weights: {parts}" + (f"; else, it {alone}" if alone else "")
 
@@ -322,7 +324,8 @@ def _large_quantized(context: Context) -> str | None:
     seconds = facts.parameters * 13 / 1e9
     if seconds <= 20:
         return None
-    return f"quantizing takes about {seconds:.0f} s the first time, and is kept for later starts"
+    about = format_duration(seconds)
+    return f"quantizing takes about {about} the first time, and is kept for later starts"
 
 
 def _unsplit(context: Context) -> str | None:
@@ -349,15 +352,18 @@ def _missing_files(context: Context) -> str | None:
     free, size = machine.cache_free_bytes, facts.download_bytes
     if free is not None and size and size + GIB // 4 > free:
         folder = display_path(machine.cache)
-        return f"the download takes {gib(size)}, and {gib(free)} are free in {folder}"
+        return (
+            f"the download takes {format_size(size)}, and {format_size(free)} are free in {folder}"
+        )
     return None
 
 
 def _of(needs: tuple[Need, ...]) -> str:
-    return f"{gib(sum(n.total for n in needs))} of {gib(sum(n.usable for n in needs))} usable"
+    total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
+    return f"{format_size(total)} of {format_size(usable)} usable"
 
 
 def _short(needs: tuple[Need, ...]) -> str:
     total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
     where = " and ".join(need.device for need in needs)
-    return f"needs {gib(total)} of {gib(usable)} on {where}"
+    return f"needs {format_size(total)} of {format_size(usable)} on {where}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from idefics_cli.core.units import display_path, gib
+from idefics_cli.core.paths import display_path
+from idefics_cli.core.units import format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.ui.views.plan import table
 
@@ -45,14 +46,17 @@ def render_machine(machine: Machine) -> str:
     rows = [
         ("system", f"{machine.platform}, Python {machine.python}"),
         ("processor", f"{machine.cpu_name}, {machine.cores} cores; {' '.join(_flags(machine))}"),
-        ("memory", f"{gib(machine.free_ram_bytes)} of {gib(machine.ram_bytes)} free"),
+        (
+            "memory",
+            f"{format_size(machine.free_ram_bytes)} of {format_size(machine.ram_bytes)} free",
+        ),
     ]
     for gpu in machine.gpus:
         capability = ".".join(map(str, gpu.capability))
-        free = f"{gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free"
+        free = f"{format_size(gpu.free_bytes)} of {format_size(gpu.total_bytes)} free"
         rows.append((f"cuda:{gpu.index}", f"{gpu.name}, {free}, capability {capability}"))
     if machine.mps_bytes is not None:
-        rows.append(("mps", f"Apple GPU, {gib(machine.mps_bytes)} usable"))
+        rows.append(("mps", f"Apple GPU, {format_size(machine.mps_bytes)} usable"))
     rows.append(("cache", f"{display_path(machine.cache)}{_space(machine)}"))
     return "\n".join(["machine", *table(rows), "versions", *table(_versions(machine))])
 
@@ -75,4 +79,4 @@ def _flags(machine: Machine) -> list[str]:
 
 def _space(machine: Machine) -> str:
     free = machine.cache_free_bytes
-    return "" if free is None else f", {gib(free)} of disk space free"
+    return "" if free is None else f", {format_size(free)} of disk space free"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from idefics_cli.core.text import one_line
-from idefics_cli.core.units import gib
+from idefics_cli.core.units import format_parameters, format_size
 from idefics_cli.models.planning.plan import Plan
 
 
@@ -21,14 +21,14 @@ def render_plan(plan: Plan) -> str:
     """
     facts = plan.facts
     kind = "chats" if facts.chats else "base model, completes only"
-    title = f"{facts.name}: {parameters(facts.parameters)} parameters, {kind}"
+    title = f"{facts.name}: {format_parameters(facts.parameters)} parameters, {kind}"
     choices = [(r.subject, r.choice, r.why) for r in plan.reasons]
     memory = [
         (
             need.device,
-            f"{gib(need.total)} of {gib(need.usable)}",
-            f"weights {gib(need.weights)}, KV cache {gib(need.kv_cache)}, "
-            f"working {gib(need.working)}; {gib(need.free)} are free",
+            f"{format_size(need.total)} of {format_size(need.usable)}",
+            f"weights {format_size(need.weights)}, KV cache {format_size(need.kv_cache)}, "
+            f"working {format_size(need.working)}; {format_size(need.free)} are free",
         )
         for need in plan.needs
     ]
@@ -50,8 +50,3 @@ def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append(one_line("  " + "  ".join(cells)).rstrip())
     return lines
-
-
-def parameters(count: int) -> str:
-    """Return a number of weights for people, as "8.4 B"."""
-    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"

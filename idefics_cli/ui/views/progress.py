@@ -14,7 +14,7 @@ from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import CaptionRecord
-from idefics_cli.core.units import span
+from idefics_cli.core.units import format_duration
 from idefics_cli.ui.terminal.console import Console, columns
 from idefics_cli.ui.terminal.noise import Noise
 
@@ -201,13 +201,13 @@ class _Counts:
         if self.tokens:
             parts["tokens"] = f"{self.tokens / self.seconds:.0f} tokens/s"
         left = (self.total - self.done) * self.seconds / self.done
-        parts["left"] = f"{span(left)} left"
+        parts["left"] = f"{format_duration(left)} left"
         return parts
 
     def summary(self) -> str:
         text = f"captioned {self.captioned} of {self.total}"
         if self.captioned and self.seconds > 0:
-            text += f" in {span(self.seconds)} ({_rate(self.captioned / self.seconds)})"
+            text += f" in {format_duration(self.seconds)} ({_rate(self.captioned / self.seconds)})"
         return text + self._failures()
 
     def _failures(self) -> str:

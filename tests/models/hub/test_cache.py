@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import pytest
 
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.units import display_path
+from idefics_cli.core.paths import display_path
 from idefics_cli.models.hub import cache
 from tests.support import checkpoints
 from tests.support.hub import COMMIT, FakeHub, serve

@@ -243,7 +243,7 @@ def _random_weights(
 ) -> _BenchPlan:
     from idefics_cli.bench.random_model import make
     from idefics_cli.bench.shapes import SHAPES
-    from idefics_cli.ui.views.plan import parameters
+    from idefics_cli.core.units import format_parameters
 
     assert asked.shape is not None
     settings = invocation.settings
@@ -271,7 +271,7 @@ def _random_weights(
     )
     tell_warnings(invocation, plan)
     cut = f", {asked.layers} text layers" if asked.layers else ""
-    title = f"random weights of the shape of {asked.shape}{cut} ({parameters(count)})"
+    title = f"random weights of the shape of {asked.shape}{cut} ({format_parameters(count)})"
     return _BenchPlan(plan, folder, str(folder), title, machine)
 
 

@@ -8,6 +8,7 @@ from idefics_cli.cli.commands.caption.outputs import Output
 from idefics_cli.cli.commands.caption.run import run_files
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import engine_factory, image_limits
+from idefics_cli.core.units import format_duration
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
@@ -44,7 +45,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output
     if bad:
         console.line(f"{bad} cannot be read")
     if seconds is not None:
-        console.line(f"about {_span(seconds)}, by a probe of three pictures")
+        console.line(f"about {format_duration(seconds)}, by a probe of three pictures")
     console.line(_summary(job))
 
 
@@ -85,12 +86,6 @@ def _summary(job: CaptionJob) -> str:
         f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
         f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
     )
-
-
-def _span(seconds: float) -> str:
-    from idefics_cli.core.units import span
-
-    return span(seconds)
 
 
 def _asked(job: CaptionJob) -> dict[str, object]:
