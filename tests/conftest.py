@@ -134,7 +134,7 @@ def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Local
 
     Random weights end a reply by chance.
     """
-    from tests.models.families.test_parity import open_engine
+    from tests.support.prompts import open_engine
 
     made: dict[str, LocalEngine] = {}
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,77 +31,22 @@ from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.bench.run import SCENARIOS, run
 from idefics_cli.bench.shapes import SHAPES
-from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, Stage, World
+from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, Stage
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Message, Quantization
-from idefics_cli.engine.protocol import Engine, Prepared
+from idefics_cli.core.types import GenerationRequest, LoadSpec, Message, Quantization
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.views.bench import render_report, show_report, times, value
 from idefics_cli.ui.views.bench_plot import draw_plot
 from tests.support import commands
+from tests.support.bench import QUICK, SPEC, FakeContender, FakeLoad, Stand, TimedEngine, words
 from tests.support.commands import Stream
 from tests.support.fakes import FakeClock, FakeEngine
 
-SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake", splitting=False)
 SAME = Agreement(True, 1.0, 2, None, None, "all tokens equal in 2 answers")
 
 
 def ask(text: str) -> GenerationRequest:
     return GenerationRequest((Message("user", (text,)),))
-
-
-class FakeLoad:
-    """A machine of which each look uses *foreign* CPU seconds more than the program itself."""
-
-    def __init__(self, foreign: float = 0.0) -> None:
-        self.foreign = foreign
-        self.looks = 0
-
-    def busy_seconds(self) -> float | None:
-        self.looks += 1
-        return (1.0 + self.foreign) * self.looks
-
-    def own_seconds(self) -> float:
-        return 1.0 * self.looks
-
-
-class FakeContender:
-    """Answers every request with the same tokens and takes seconds from a script.
-
-    Args:
-        name: What it writes into *log*.
-        log: Shared by the contenders: who answered what, in order.
-        seconds: Of each answer in turn; the last of all that follow.
-        tokens: Of each answer.
-        gap: How bad its judgement of the other side's tokens is.
-        clock: Moves on by the seconds of each answer.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        log: list[tuple[str, str]],
-        *,
-        seconds: Sequence[float] = (1.0,),
-        tokens: tuple[int, ...] = (1, 2, 3),
-        gap: float = 9.0,
-        clock: FakeClock | None = None,
-    ) -> None:
-        self.clock = clock or FakeClock()
-        self.name, self.log, self.tokens = name, log, tokens
-        self.seconds = list(seconds)
-        self.distance = gap
-
-    def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
-        self.log.append((self.name, requests[0].messages[0].text))
-        assert not gc.isenabled()
-        taken = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
-        self.clock.now += taken
-        texts = tuple("x" for _ in requests)
-        return Measurement(tuple(self.tokens for _ in requests), texts, taken, taken / 2, 7)
-
-    def gap(self, request: GenerationRequest, tokens: tuple[int, ...]) -> float:
-        return self.distance
 
 
 def fight(
@@ -243,17 +188,6 @@ def test_float32_tolerates_nothing_and_every_other_format_something() -> None:
 # Ours
 
 
-class TimedEngine(FakeEngine):
-    """Says what it took."""
-
-    def complete(self, batch: Sequence[Prepared], *, cancel: object = None) -> list[Completion]:
-        return [
-            Completion("a b", 5, 0, 2, "stop", prefill_seconds=0.2, decode_seconds=0.3 + index / 10,
-                       token_ids=(1, 2))
-            for index, _ in enumerate(batch)
-        ]  # fmt: skip
-
-
 def test_ours_is_timed_from_outside_and_its_slowest_row_counts() -> None:
     outcome = Ours(TimedEngine(), FakeClock(5.0)).answer([ask("x"), ask("y")])
     assert (outcome.seconds, outcome.decode_seconds) == (5.0, pytest.approx(0.4))
@@ -267,10 +201,6 @@ def test_an_engine_that_says_more_seconds_than_passed_is_not_believed() -> None:
 
 
 # Scenarios
-
-
-def words(request: GenerationRequest) -> int:
-    return sum(len(message.text.split()) for message in request.messages)
 
 
 def test_no_two_prompts_begin_alike_and_all_have_the_length_asked_for() -> None:
@@ -289,66 +219,6 @@ def test_no_two_pictures_are_alike(tmp_path: Path) -> None:
     studio = Studio(tmp_path)
     pictures = [studio.draw((40, 30)).read_bytes() for _ in range(3)]
     assert len(set(pictures)) == 3
-
-
-class Stand:
-    """A world with fakes on both sides.
-
-    Attributes:
-        log: Who answered what.
-        said: What was told to be going on.
-        engines: Every engine that was made.
-    """
-
-    def __init__(
-        self,
-        *,
-        spec: LoadSpec = SPEC,
-        tokens: tuple[int, ...] = (1, 2),
-        make_engine: Callable[[LoadSpec], Engine] | None = None,
-        texts: str = "x",
-    ) -> None:
-        self.log: list[tuple[str, str]] = []
-        self.said: list[str] = []
-        self.engines: list[FakeEngine] = []
-        self.specs: list[LoadSpec] = []
-        self.plain_specs: list[LoadSpec] = []
-        clock = FakeClock(2.0)
-        self.world = World(
-            spec=spec,
-            folder=Path("model"),
-            name="fake",
-            make_engine=make_engine or self._engine,
-            make_plain=lambda wanted: self._plain(wanted, tokens, clock),
-            caption=lambda engine, task: self._caption(engine, task, texts),
-            draw_scenes=self._draw,
-            instruments=Instruments(clock, FakeLoad()),
-            say=self.said.append,
-        )
-
-    def _plain(self, spec: LoadSpec, tokens: tuple[int, ...], clock: FakeClock) -> FakeContender:
-        self.plain_specs.append(spec)
-        return FakeContender("plain", self.log, seconds=(8.0,), tokens=tokens, clock=clock)
-
-    def _engine(self, spec: LoadSpec) -> Engine:
-        self.engines.append(TimedEngine(context_tokens=1000))
-        self.specs.append(spec)
-        return self.engines[-1]
-
-    def _caption(self, engine: Engine, task: CaptionTask, text: str) -> dict[Path, str]:
-        with engine.serve(slots=2) as session:
-            for path in task.pictures:
-                request = Prompts(SPEC, words).about([path], task.prompt, new_tokens=4)
-                session.put([engine.prepare(request)])
-                session.get()
-        engine.close()
-        return dict.fromkeys(task.pictures, text)
-
-    def _draw(self, folder: Path, count: int) -> list[Path]:
-        return [folder / f"{number}.png" for number in range(count)]
-
-
-QUICK = Choices(batch_sizes=(1, 4), contexts=(100, 2000), pace=Pace(2, 1e9), count=5, new_tokens=4)
 
 
 def measured(

@@ -23,7 +23,7 @@ from idefics_cli.bench.report import Report
 from idefics_cli.bench.run import run
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import LoadSpec
-from tests.bench.test_bench import QUICK, SPEC, Stand
+from tests.support.bench import QUICK, SPEC, Stand
 
 needs_forks = pytest.mark.skipif(not can_fork(), reason="Linux tells pages, others do not")
 

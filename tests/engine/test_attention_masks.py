@@ -15,8 +15,8 @@ from idefics_cli.core.types import Sampling
 from idefics_cli.engine.local.vision import encoding as vision
 from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
 from idefics_cli.models.kernels import attention as cpu_attention
-from tests.models.families.test_parity import CONVERSATIONS, as_request, looks, open_engine
 from tests.support import tiny
+from tests.support.prompts import CONVERSATIONS, as_request, open_engine, prepared_pictures
 
 Masks = list[bool]
 
@@ -48,7 +48,9 @@ def test_pictures_of_any_shape_are_encoded_without_a_mask(
 ) -> None:
     with open_engine(checkpoint(kind), kind) as engine:
         loaded = engine._require()
-        encode_pictures(loaded.model, loaded.family, looks(engine, [0, 1, 2]), FeatureCache())
+        encode_pictures(
+            loaded.model, loaded.family, prepared_pictures(engine, [0, 1, 2]), FeatureCache()
+        )
     assert masks
     assert not any(masks)
 
@@ -90,7 +92,7 @@ def test_every_attention_resamples_a_picture_to_the_same_features(
         return [seen[picture.digest].float() for picture in pictures]
 
     with open_engine(folder, "idefics2") as engine:
-        pictures = looks(engine, [0, 1, 2])
+        pictures = prepared_pictures(engine, [0, 1, 2])
         eager, ours = features("eager", torch.float32), features(name, dtype)
     for expected, got in zip(eager, ours, strict=True):
         assert expected.std() > 0.1

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from idefics_cli.core.types import Sampling
 from idefics_cli.engine.local.engine import LocalEngine
-from idefics_cli.engine.protocol import Prepared
-from tests.models.families.test_parity import CONVERSATIONS, as_request
 from tests.support import tiny
+from tests.support.prompts import REPLY_LIMITS, mixed_requests
 
 EngineOf = Callable[[str], LocalEngine]
-# Of prompts with no, one, two and three pictures, so of four lengths.
-LIMITS = {"no image": 9, "three images": 3, "one image": 14, "two images": 1, "later turns": 6}
-
-
-def mixed(engine: LocalEngine, **ways: object) -> list[Prepared]:
-    """Requests whose replies end after different numbers of tokens."""
-    sampling = Sampling(**ways)  # type: ignore[arg-type]
-    return [
-        as_request(engine, CONVERSATIONS[name], sampling=replace(sampling, max_new_tokens=limit))
-        for name, limit in LIMITS.items()
-    ]
 
 
 @pytest.fixture
@@ -53,11 +39,11 @@ def test_a_batch_whose_rows_end_apart_says_what_each_says_alone(
 ) -> None:
     engine = endless(kind)
     for way in ({}, {"temperature": 1.0, "seed": 3}, {"repetition_penalty": 1.4}):
-        batch = mixed(engine, **way)
+        batch = mixed_requests(engine, **way)
         alone = [engine.complete([prepared])[0].token_ids for prepared in batch]
         together = [answer.token_ids for answer in engine.complete(batch)]
         assert together == alone
-        assert [len(tokens) for tokens in together] == list(LIMITS.values())
+        assert [len(tokens) for tokens in together] == list(REPLY_LIMITS.values())
 
 
 @pytest.mark.parametrize("kind", ["idefics", "idefics2"])
@@ -65,9 +51,9 @@ def test_a_row_that_ended_is_computed_no_more(
     kind: str, endless: EngineOf, steps: list[tuple[int, bool]]
 ) -> None:
     engine = endless(kind)
-    engine.complete(mixed(engine))
-    longest = max(LIMITS.values())
-    going = [sum(limit > step for limit in LIMITS.values()) for step in range(1, longest)]
+    engine.complete(mixed_requests(engine))
+    longest = max(REPLY_LIMITS.values())
+    going = [sum(limit > step for limit in REPLY_LIMITS.values()) for step in range(1, longest)]
     assert [rows for rows, _ in steps] == going
     # The last row is alone, so nothing of it is padding.
     assert steps[-1] == (1, False)
@@ -85,7 +71,7 @@ def test_a_cancelled_batch_ends_the_rows_that_go_on_and_no_others(endless: Engin
             self.asked += 1
             return self.asked > 8
 
-    answer = inference.answer(mixed(engine), AfterFour())
+    answer = inference.answer(mixed_requests(engine), AfterFour())
     finishes = [row.finish for row in answer.rows]
     assert "cancelled" in finishes
     assert "length" in finishes

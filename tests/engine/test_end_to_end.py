@@ -12,10 +12,10 @@ import pytest
 
 from idefics_cli.cli.services import Services
 from idefics_cli.demo.samples import write_samples
-from tests.models.families.test_parity import picture
 from tests.support import tiny
 from tests.support.commands import Ran
 from tests.support.commands import run as run_with
+from tests.support.prompts import picture
 from tests.support.reference import Turn, load_reference
 
 NEW_TOKENS = 10

@@ -40,10 +40,10 @@ from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.decode.sampling import BatchRow, _sample
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
-from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.loading.loader import Loaded
+from tests.support.prompts import ask
 
 LONG = Sampling(max_new_tokens=400)
 
@@ -55,10 +55,6 @@ def engine(checkpoint: Callable[[str], Path]) -> Iterator[LocalEngine]:
         # Random weights end a reply by chance; these tests want replies that run on.
         loaded._require().family.stop_ids.clear()
         yield loaded
-
-
-def ask(text: str = "Tell me a story.", sampling: Sampling | None = None) -> Prepared:
-    return Prepared(GenerationRequest((Message("user", (text,)),), sampling or Sampling()))
 
 
 def few(**changes: object) -> Sampling:

@@ -18,9 +18,14 @@ from idefics_cli.engine.local.decode.steps import slots_problem
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.transfer import Arrival
-from tests.engine.test_decode_rows import LIMITS, mixed
-from tests.models.families.test_parity import CONVERSATIONS, as_request, open_engine
 from tests.support import tiny
+from tests.support.prompts import (
+    CONVERSATIONS,
+    REPLY_LIMITS,
+    as_request,
+    mixed_requests,
+    open_engine,
+)
 from tests.support.recording import CpuCapture, like_on_a_gpu
 
 EngineOf = Callable[[str], LocalEngine]
@@ -68,12 +73,12 @@ def test_recorded_steps_give_the_plain_loops_tokens(kind: str, engine_of: Engine
     capture = CpuCapture()
     inference = inference_of(engine, capture)
     for way in ({}, {"temperature": 1.0, "seed": 3}):
-        batch = mixed(engine, **way)
+        batch = mixed_requests(engine, **way)
         assert tokens(inference, batch) == [list(a.token_ids) for a in engine.complete(batch)]
     assert inference._graphs.failure is None
     # 4, 3, 2 and 1 rows go on; 3 take the recording of 4. The first reply of one token is out.
     assert len(capture.recordings) == 3
-    assert capture.replays == 2 * (max(LIMITS.values()) - 1)
+    assert capture.replays == 2 * (max(REPLY_LIMITS.values()) - 1)
 
 
 @pytest.mark.parametrize("kind", ["idefics", "idefics2", "smolvlm2"])
@@ -118,8 +123,8 @@ def test_replies_that_end_by_themselves_end_alike_where_steps_run_ahead(
     again = inference.answer([prepared], Never())
     assert again.reused_tokens == answer.prompt_tokens - 1
     assert list(again.rows[0].tokens) == list(expected)
-    assert tokens(inference, mixed(engine)) == [
-        list(each.token_ids) for each in engine.complete(mixed(engine))
+    assert tokens(inference, mixed_requests(engine)) == [
+        list(each.token_ids) for each in engine.complete(mixed_requests(engine))
     ]
 
 
@@ -165,7 +170,7 @@ def test_a_reply_longer_than_the_buffers_makes_them_grow(
     engine = engine_of("idefics2")
     capture = CpuCapture()
     inference = inference_of(engine, capture)
-    batch = mixed(engine)
+    batch = mixed_requests(engine)
     assert tokens(inference, batch) == [list(a.token_ids) for a in engine.complete(batch)]
     assert len(capture.recordings) > 3
 
@@ -190,7 +195,7 @@ def test_a_recording_that_fails_or_is_off_is_given_up_for_the_plain_way(
 ) -> None:
     engine = engine_of("idefics2")
     inference = inference_of(engine, capture)
-    batch = mixed(engine)
+    batch = mixed_requests(engine)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert tokens(inference, batch) == [list(a.token_ids) for a in engine.complete(batch)]
@@ -213,7 +218,7 @@ def test_every_attention_with_masks_takes_rows_of_their_own_lengths(
     engine = engine_of("idefics2")
     loaded = engine._require()
     before = loaded.model.model.text_model.config._attn_implementation  # type: ignore[attr-defined]
-    batch = mixed(engine)
+    batch = mixed_requests(engine)
     expected = [list(a.token_ids) for a in engine.complete(batch)]
     loaded.model.set_attn_implementation(attention)  # type: ignore[attr-defined]
     try:

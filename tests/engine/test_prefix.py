@@ -23,8 +23,8 @@ from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Mark
 from idefics_cli.models.families.picture import PreparedPicture
-from tests.models.families.test_parity import open_engine, picture
 from tests.support import tiny
+from tests.support.prompts import open_engine, picture
 
 SLIDING = "idefics2 with a window of 24 tokens"
 GREEDY = Sampling(max_new_tokens=6)

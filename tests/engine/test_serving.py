@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,13 @@ from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.prompt.prefill import prefill
 from idefics_cli.engine.protocol import Prepared
-from tests.engine.test_engine import ask
-from tests.models.families.test_parity import CONVERSATIONS, as_request, open_engine
 from tests.support import tiny
+from tests.support.prompts import CONVERSATIONS, as_request, ask, open_engine
 from tests.support.recording import CpuCapture, like_on_a_gpu
+from tests.support.serving import LIMITS, Outcomes, serve, serve_all, tokens_of
 
 EngineOf = Callable[[str], LocalEngine]
 NAMES = tuple(CONVERSATIONS)
-LIMITS = (17, 3, 9, 1, 12, 5, 2, 14, 6, 4, 8)
-Outcomes = dict[int, Completion | Exception]
 
 
 def asked(engine: LocalEngine, **ways: object) -> list[Prepared]:
@@ -64,40 +61,6 @@ def alone(checkpoint: Callable[[str], Path]) -> Iterator[Alone]:
     yield get
     for engine in engines.values():
         engine.close()
-
-
-def serve(
-    engine: LocalEngine,
-    requests: Iterable[Prepared],
-    *,
-    slots: int,
-    cancel: threading.Event | None = None,
-) -> Generator[tuple[int, Completion | Exception], None, None]:
-    """Keep the slots filled, and yield what ends."""
-    more = iter(requests)
-    with engine.serve(slots=slots, cancel=cancel) as session:
-        while True:
-            session.put(list(islice(more, session.room)))
-            if (outcome := session.get()) is None:
-                return
-            yield outcome
-
-
-def ran(engine: LocalEngine, requests: Sequence[Prepared], slots: int = 3) -> Outcomes:
-    outcomes: Outcomes = {}
-    for index, outcome in serve(engine, iter(requests), slots=slots):
-        assert index not in outcomes
-        outcomes[index] = outcome
-    return outcomes
-
-
-def tokens(outcomes: Outcomes) -> list[tuple[int, ...]]:
-    assert sorted(outcomes) == list(range(len(outcomes)))
-    found = []
-    for _, outcome in sorted(outcomes.items()):
-        assert isinstance(outcome, Completion), outcome
-        found.append(outcome.token_ids)
-    return found
 
 
 @pytest.fixture(params=["steps", "recorded steps", "batches"])
@@ -142,7 +105,7 @@ def test_each_request_gets_what_it_gets_alone(
         requests = asked(engine, **sampling)
         expected = alone(kind, **sampling)
         for slots in (1, 3, 8) if kind == "idefics2" and not sampling else (4,):
-            assert tokens(ran(engine, requests, slots)) == expected
+            assert tokens_of(serve_all(engine, requests, slots)) == expected
     assert engine._require_inference()._graphs.failure is None
     # None was answered alone after all, because it failed with the others.
     assert caplog.messages == []
@@ -173,10 +136,10 @@ def test_one_prompt_that_is_too_long_fails_alone(served: EngineOf, alone: Alone)
     engine = served("idefics2")
     requests = asked(engine)
     expected = alone("idefics2")
-    outcomes = ran(engine, [*requests[:5], ask("word " * 600), *requests[5:]], slots=8)
+    outcomes = serve_all(engine, [*requests[:5], ask("word " * 600), *requests[5:]], slots=8)
     assert isinstance(outcomes.pop(5), ContextError)
     rest = [outcome for _, outcome in sorted(outcomes.items())]
-    assert tokens(dict(enumerate(rest))) == expected
+    assert tokens_of(dict(enumerate(rest))) == expected
 
 
 def test_one_reply_that_is_no_number_fails_alone(
@@ -195,9 +158,9 @@ def test_one_reply_that_is_no_number_fails_alone(
 
     choose = Scores.choose
     monkeypatch.setattr(Scores, "choose", breaks)
-    outcomes = ran(engine, [*requests, broken], slots=4)
+    outcomes = serve_all(engine, [*requests, broken], slots=4)
     assert isinstance(outcomes.pop(len(requests)), ModelError)
-    assert tokens(outcomes) == expected
+    assert tokens_of(outcomes) == expected
 
 
 def test_what_fails_while_others_come_in_loses_nobody(
@@ -218,7 +181,7 @@ def test_what_fails_while_others_come_in_loses_nobody(
 
     settle = BatchDecoder.settle
     monkeypatch.setattr(BatchDecoder, "settle", fails)
-    assert tokens(ran(engine, asked(engine), slots=4)) == expected
+    assert tokens_of(serve_all(engine, asked(engine), slots=4)) == expected
     assert failed
 
 
@@ -230,14 +193,14 @@ def test_what_is_no_number_stays_with_the_reply_that_it_came_from(
         pytest.skip("no buffers are kept")
     engine = served("idefics2")
     expected = alone("idefics2")
-    assert tokens(ran(engine, asked(engine), slots=4)) == expected
+    assert tokens_of(serve_all(engine, asked(engine), slots=4)) == expected
     slots = engine._require_inference()._slots
     assert slots is not None
     with torch.inference_mode():
         for layer in slots.cache.layers:
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
-    assert tokens(ran(engine, asked(engine), slots=4)) == expected
+    assert tokens_of(serve_all(engine, asked(engine), slots=4)) == expected
     # None had to be answered alone.
     assert caplog.messages == []
 
@@ -282,7 +245,7 @@ def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
         monkeypatch.setattr(Slots, "admit", checked_admit)
     else:
         monkeypatch.setattr(Scores, "choose", checked_choose)
-    assert tokens(ran(engine, requests, slots=16)) == expected
+    assert tokens_of(serve_all(engine, requests, slots=16)) == expected
     assert most == 2
 
 
@@ -295,7 +258,7 @@ def test_what_does_not_fit_alone_is_the_outcome_of_each(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Scores, "choose", full)
-    outcomes = ran(engine, asked(engine), slots=4)
+    outcomes = serve_all(engine, asked(engine), slots=4)
     assert len(outcomes) == len(LIMITS)
     assert {type(outcome) for outcome in outcomes.values()} == {MemoryLimitError}
 
@@ -349,4 +312,4 @@ def test_an_error_of_ours_ends_the_run(endless: EngineOf, monkeypatch: pytest.Mo
 
 
 def test_no_requests_have_no_outcomes(served: EngineOf) -> None:
-    assert ran(served("idefics2"), []) == {}
+    assert serve_all(served("idefics2"), []) == {}

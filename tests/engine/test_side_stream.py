@@ -16,9 +16,9 @@ from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.vision.side_stream import CudaBeside
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
-from tests.engine.test_serving import LIMITS, ran, tokens
-from tests.models.families.test_parity import as_request, looks
+from tests.support.prompts import as_request, prepared_pictures
 from tests.support.recording import CpuCapture, LateBeside, like_on_a_gpu
+from tests.support.serving import LIMITS, serve_all, tokens_of
 
 SLOTS = 4
 EngineOf = Callable[[str], LocalEngine]
@@ -54,7 +54,7 @@ def ran_at_once(engine: LocalEngine) -> list[tuple[int, ...]]:
         session.put(requests)
         while len(outcomes) < len(requests) and (outcome := session.get()) is not None:
             outcomes[outcome[0]] = outcome[1]
-    return tokens(outcomes)
+    return tokens_of(outcomes)
 
 
 def beside_of(engine: LocalEngine) -> LateBeside:
@@ -81,7 +81,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> list[int]:
 def test_pictures_of_requests_that_wait_are_encoded_meanwhile_and_once(
     engine: LocalEngine, seen: list[int]
 ) -> None:
-    expected = tokens(ran(engine, asked(engine), 1))
+    expected = tokens_of(serve_all(engine, asked(engine), 1))
     once = sum(seen)
     assert beside_of(engine).made == []
     seen.clear()
@@ -98,7 +98,7 @@ def test_what_is_encoded_at_a_time_is_of_one_shape_and_no_more_than_one_forward(
 ) -> None:
     inference, cancel = engine._require_inference(), threading.Event()
     inference._features.clear()
-    shapes = [looks(engine, [number])[0].tile_sizes for number in range(9)]
+    shapes = [prepared_pictures(engine, [number])[0].tile_sizes for number in range(9)]
     assert len(set(shapes[:3])) == 3
     assert shapes[0] == shapes[3] == shapes[6]
     inference._features.clear()
@@ -120,7 +120,7 @@ def test_nothing_more_is_begun_while_the_device_is_still_at_it(engine: LocalEngi
 def test_what_fails_meanwhile_fails_nobody_and_is_tried_no_more(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = tokens(ran(engine, asked(engine), 1))
+    expected = tokens_of(serve_all(engine, asked(engine), 1))
     inference = engine._require_inference()
     inference._features.clear()
     tried = 0

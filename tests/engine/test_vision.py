@@ -20,8 +20,8 @@ from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
-from tests.models.families.test_parity import open_engine, picture
 from tests.support import tiny
+from tests.support.prompts import open_engine, picture
 
 Sizes = Sequence[tuple[int, int]] | None
 EngineOf = Callable[[str], LocalEngine]

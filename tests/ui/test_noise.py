@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.ui.terminal.noise import Noise
-from tests.ui.test_progress import screen
+from tests.support.screen import screen
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
 

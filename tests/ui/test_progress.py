@@ -15,6 +15,7 @@ from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.views.progress import CaptionProgress
 from tests.support.commands import Stream
 from tests.support.fakes import FakeClock
+from tests.support.screen import screen
 
 
 def done(name: str = "a.jpg") -> CaptionRecord:
@@ -23,28 +24,6 @@ def done(name: str = "a.jpg") -> CaptionRecord:
 
 def failed(name: str, error: str = "cannot read it", hint: str | None = None) -> CaptionRecord:
     return CaptionRecord(name, error=error, error_kind="truncated", hint=hint)
-
-
-def screen(written: str) -> list[str]:
-    """Return the lines that a terminal shows after *written*, without colours."""
-    rows = [""]
-    row = column = 0
-    for token in re.findall(r"\x1b\[[?0-9;]*[a-zA-Z]|.|\n|\r", written):
-        if token == "\n":
-            row += 1
-            if row == len(rows):
-                rows.append("")
-        elif token == "\r":
-            column = 0
-        elif token == "\x1b[2K":
-            rows[row] = ""
-        elif token.endswith("A") and token.startswith("\x1b["):
-            row -= int(token[2:-1])
-        elif not token.startswith("\x1b"):
-            line = rows[row].ljust(column)
-            rows[row] = line[:column] + token + line[column + 1 :]
-            column += 1
-    return [line.rstrip() for line in rows]
 
 
 @pytest.fixture(autouse=True)

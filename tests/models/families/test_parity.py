@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,55 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from idefics_cli.core.types import (
-    Attachment,
-    GenerationRequest,
-    LoadSpec,
-    Message,
-    Sampling,
-)
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.picture import PreparedPicture
 from tests.support import tiny
+from tests.support.prompts import (
+    CONVERSATIONS,
+    NEW_TOKENS,
+    Turns,
+    as_request,
+    open_engine,
+    picture,
+    raw_prompt,
+)
 from tests.support.reference import Reference, Turn, load_reference
 
-NEW_TOKENS = 12
 EngineOf = Callable[[str], LocalEngine]
 ReferenceOf = Callable[[str], Reference]
-SIZES = [(90, 60), (40, 75), (64, 64)]
-
-
-def picture(index: int) -> Image.Image:
-    """A picture unlike the others: a gradient with blocks, of its own shape."""
-    width, height = SIZES[index % len(SIZES)]
-    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-    image.paste((200, 40 * index % 255, 90), (5, 5, width // 2, height // 2 + index))
-    return image
-
-
-CONVERSATIONS: dict[str, list[tuple[str, list[int], str]]] = {
-    "no image": [("user", [], "What can you do?")],
-    "one image": [("user", [0], "What is in this image?")],
-    "two images": [("user", [0, 1], "Which one is larger?")],
-    "three images": [("user", [2, 0, 1], "Describe them.")],
-    "later turns": [
-        ("user", [1], "What is in this image?"),
-        ("assistant", [], "A red circle."),
-        ("user", [], "How large is it?"),
-        ("assistant", [], "Small."),
-        ("user", [2], "And here?"),
-    ],
-    "text before image": [
-        ("user", [], "Hello."),
-        ("assistant", [], "Hello! Show me an image."),
-        ("user", [0], "Here."),
-    ],
-    "system": [("system", [], "You are a helpful assistant."), ("user", [1], "What is it?")],
-    "other scripts": [("user", [0], "Zürich, naïve, 漢字 🙂\n  two  spaces\n\nand lines")],
-}
 
 
 @pytest.fixture(scope="module")
@@ -81,43 +48,8 @@ def reference_of(checkpoint: Callable[[str], Path]) -> Callable[[str], Reference
     return cache(lambda kind: load_reference(checkpoint(kind), kind))
 
 
-def open_engine(folder: Path, kind: str) -> LocalEngine:
-    family = json.loads((folder / "config.json").read_text())["model_type"]
-    return LocalEngine(LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base")))
-
-
-def as_request(
-    engine: LocalEngine,
-    turns: Sequence[tuple[str, list[int], str]],
-    *,
-    sampling: Sampling | None = None,
-) -> Prepared:
-    messages = tuple(
-        Message(role, (*(Attachment(str(i)) for i in images), text))  # type: ignore[arg-type]
-        for role, images, text in turns
-    )
-    request = GenerationRequest(messages, sampling or Sampling(max_new_tokens=NEW_TOKENS))
-    return Prepared(request, looks(engine, [int(a.source) for a in request.attachments]))
-
-
-def looks(engine: LocalEngine, images: Sequence[int]) -> tuple[PreparedPicture, ...]:
-    return tuple(engine.preprocess(picture(i)) for i in images)
-
-
-def with_pictures(turns: Sequence[tuple[str, list[int], str]]) -> list[Turn]:
+def with_pictures(turns: Turns) -> list[Turn]:
     return [(role, [picture(i) for i in images], text) for role, images, text in turns]
-
-
-def raw(engine: LocalEngine, text: str, images: Sequence[int]) -> Prepared:
-    pieces: list[str | Attachment] = []
-    queue = list(images)
-    for index, piece in enumerate(text.split("<image>")):
-        pieces += [Attachment(str(queue.pop(0)))] if index else []
-        pieces += [piece] if piece else []
-    request = GenerationRequest(
-        (Message("user", tuple(pieces)),), Sampling(max_new_tokens=NEW_TOKENS), "complete"
-    )
-    return Prepared(request, looks(engine, images))
 
 
 def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
@@ -177,8 +109,8 @@ def test_a_raw_prompt_gives_the_librarys_inputs_and_greedy_tokens(
 ) -> None:
     engine, reference = engine_of(kind), reference_of(kind)
     theirs = reference.raw_inputs(text, [picture(i) for i in images])
-    assert_same_inputs(encode(engine, raw(engine, text, images)), theirs)
-    (answer,) = engine.complete([raw(engine, text, images)])
+    assert_same_inputs(encode(engine, raw_prompt(engine, text, images)), theirs)
+    (answer,) = engine.complete([raw_prompt(engine, text, images)])
     assert list(answer.token_ids) == reference.generate(theirs, max_new_tokens=NEW_TOKENS)
 
 
@@ -191,7 +123,7 @@ def test_any_raw_prompt_has_the_librarys_tokens(
     pieces = ("<image>", "<image>", "<image>", " ", "  ", "\n", "a", "é", "<", ".", "The dog", "漢")
     text = "".join(chance.choices(pieces, k=chance.randint(1, 12))) + "<image>."
     images = [i % 3 for i in range(text.count("<image>"))]
-    engine, prompt = engine_of(kind), raw(engine_of(kind), text, images)
+    engine, prompt = engine_of(kind), raw_prompt(engine_of(kind), text, images)
     ours = engine._require().family.encode([prompt.request], [prompt.pictures])["input_ids"]
     theirs = reference_of(kind).raw_inputs(text, [picture(i) for i in images])["input_ids"]
     assert ours.tolist() == theirs.tolist()
@@ -213,7 +145,9 @@ def test_a_batch_of_mixed_prompts_equals_each_alone(kind: str, engine_of: Engine
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_images_change_the_answer(kind: str, engine_of: EngineOf) -> None:
     engine = engine_of(kind)
-    answers = [engine.complete([raw(engine, "<image>In this image,", [i])])[0] for i in range(3)]
+    answers = [
+        engine.complete([raw_prompt(engine, "<image>In this image,", [i])])[0] for i in range(3)
+    ]
     assert len({answer.token_ids for answer in answers}) > 1
 
 
@@ -234,8 +168,8 @@ def test_streamed_pieces_join_to_the_whole(kind: str, engine_of: EngineOf) -> No
 def prompts(engine: LocalEngine, kind: str) -> list[Prepared]:
     if kind.endswith("base"):
         return [
-            raw(engine, "<image>In this image,", [0]),
-            raw(engine, "A longer text about <image>", [1]),
+            raw_prompt(engine, "<image>In this image,", [0]),
+            raw_prompt(engine, "A longer text about <image>", [1]),
         ]
     return [as_request(engine, turns) for turns in CONVERSATIONS.values()]
 

@@ -16,8 +16,8 @@ from idefics_cli.models.families import idefics1, idefics2, idefics3
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.idefics2 import without_padding
 from idefics_cli.models.families.resize import shrunk
-from tests.models.families.test_parity import open_engine
 from tests.support import tiny
+from tests.support.prompts import open_engine
 
 # Larger than what the tiny models take, smaller, odd, and drawn out; (width, height).
 SIZES = (

@@ -11,8 +11,8 @@ import torch
 from idefics_cli.models.families.classes import model_class
 from idefics_cli.models.kernels import rms_norm
 from idefics_cli.models.loading.loader import load_config
-from tests.models.families.test_parity import open_engine
 from tests.support import tiny
+from tests.support.prompts import open_engine
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

@@ -1,0 +1,143 @@
+"""Fakes for both sides of a benchmark, and for the machine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from idefics_cli.bench.measure import Instruments, Measurement, Pace
+from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, World
+from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec
+from idefics_cli.engine.protocol import Engine, Prepared
+from tests.support.fakes import FakeClock, FakeEngine
+
+SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake", splitting=False)
+QUICK = Choices(batch_sizes=(1, 4), contexts=(100, 2000), pace=Pace(2, 1e9), count=5, new_tokens=4)
+
+
+def words(request: GenerationRequest) -> int:
+    """Count the words of a request."""
+    return sum(len(message.text.split()) for message in request.messages)
+
+
+class FakeLoad:
+    """A machine of which each look uses *foreign* CPU seconds more than the program itself."""
+
+    def __init__(self, foreign: float = 0.0) -> None:
+        self.foreign = foreign
+        self.looks = 0
+
+    def busy_seconds(self) -> float | None:
+        self.looks += 1
+        return (1.0 + self.foreign) * self.looks
+
+    def own_seconds(self) -> float:
+        return 1.0 * self.looks
+
+
+class FakeContender:
+    """Answers every request with the same tokens and takes seconds from a script.
+
+    Args:
+        name: What it writes into *log*.
+        log: Shared by the contenders: who answered what, in order.
+        seconds: Of each answer in turn; the last of all that follow.
+        tokens: Of each answer.
+        gap: How bad its judgement of the other side's tokens is.
+        clock: Moves on by the seconds of each answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        log: list[tuple[str, str]],
+        *,
+        seconds: Sequence[float] = (1.0,),
+        tokens: tuple[int, ...] = (1, 2, 3),
+        gap: float = 9.0,
+        clock: FakeClock | None = None,
+    ) -> None:
+        self.clock = clock or FakeClock()
+        self.name, self.log, self.tokens = name, log, tokens
+        self.seconds = list(seconds)
+        self.distance = gap
+
+    def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
+        self.log.append((self.name, requests[0].messages[0].text))
+        assert not gc.isenabled()
+        taken = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
+        self.clock.now += taken
+        texts = tuple("x" for _ in requests)
+        return Measurement(tuple(self.tokens for _ in requests), texts, taken, taken / 2, 7)
+
+    def gap(self, request: GenerationRequest, tokens: tuple[int, ...]) -> float:
+        return self.distance
+
+
+class TimedEngine(FakeEngine):
+    """Says what it took."""
+
+    def complete(self, batch: Sequence[Prepared], *, cancel: object = None) -> list[Completion]:
+        return [
+            Completion("a b", 5, 0, 2, "stop", prefill_seconds=0.2, decode_seconds=0.3 + index / 10,
+                       token_ids=(1, 2))
+            for index, _ in enumerate(batch)
+        ]  # fmt: skip
+
+
+class Stand:
+    """A world with fakes on both sides.
+
+    Attributes:
+        log: Who answered what.
+        said: What was told to be going on.
+        engines: Every engine that was made.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: LoadSpec = SPEC,
+        tokens: tuple[int, ...] = (1, 2),
+        make_engine: Callable[[LoadSpec], Engine] | None = None,
+        texts: str = "x",
+    ) -> None:
+        self.log: list[tuple[str, str]] = []
+        self.said: list[str] = []
+        self.engines: list[FakeEngine] = []
+        self.specs: list[LoadSpec] = []
+        self.plain_specs: list[LoadSpec] = []
+        clock = FakeClock(2.0)
+        self.world = World(
+            spec=spec,
+            folder=Path("model"),
+            name="fake",
+            make_engine=make_engine or self._engine,
+            make_plain=lambda wanted: self._plain(wanted, tokens, clock),
+            caption=lambda engine, task: self._caption(engine, task, texts),
+            draw_scenes=self._draw,
+            instruments=Instruments(clock, FakeLoad()),
+            say=self.said.append,
+        )
+
+    def _plain(self, spec: LoadSpec, tokens: tuple[int, ...], clock: FakeClock) -> FakeContender:
+        self.plain_specs.append(spec)
+        return FakeContender("plain", self.log, seconds=(8.0,), tokens=tokens, clock=clock)
+
+    def _engine(self, spec: LoadSpec) -> Engine:
+        self.engines.append(TimedEngine(context_tokens=1000))
+        self.specs.append(spec)
+        return self.engines[-1]
+
+    def _caption(self, engine: Engine, task: CaptionTask, text: str) -> dict[Path, str]:
+        with engine.serve(slots=2) as session:
+            for path in task.pictures:
+                request = Prompts(SPEC, words).about([path], task.prompt, new_tokens=4)
+                session.put([engine.prepare(request)])
+                session.get()
+        engine.close()
+        return dict.fromkeys(task.pictures, text)
+
+    def _draw(self, folder: Path, count: int) -> list[Path]:
+        return [folder / f"{number}.png" for number in range(count)]

@@ -1,0 +1,113 @@
+"""Requests that tests ask of engines of tiny checkpoints: questions, pictures, conversations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
+from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.protocol import Prepared
+from idefics_cli.models.families.picture import PreparedPicture
+
+Turns = Sequence[tuple[str, Sequence[int], str]]
+"""The role, the numbers of the pictures, and the text of each message."""
+
+NEW_TOKENS = 12
+_PICTURE_SIZES = [(90, 60), (40, 75), (64, 64)]
+
+CONVERSATIONS: dict[str, Turns] = {
+    "no image": [("user", [], "What can you do?")],
+    "one image": [("user", [0], "What is in this image?")],
+    "two images": [("user", [0, 1], "Which one is larger?")],
+    "three images": [("user", [2, 0, 1], "Describe them.")],
+    "later turns": [
+        ("user", [1], "What is in this image?"),
+        ("assistant", [], "A red circle."),
+        ("user", [], "How large is it?"),
+        ("assistant", [], "Small."),
+        ("user", [2], "And here?"),
+    ],
+    "text before image": [
+        ("user", [], "Hello."),
+        ("assistant", [], "Hello! Show me an image."),
+        ("user", [0], "Here."),
+    ],
+    "system": [("system", [], "You are a helpful assistant."), ("user", [1], "What is it?")],
+    "other scripts": [("user", [0], "Zürich, naïve, 漢字 🙂\n  two  spaces\n\nand lines")],
+}
+REPLY_LIMITS = {
+    "no image": 9,
+    "three images": 3,
+    "one image": 14,
+    "two images": 1,
+    "later turns": 6,
+}
+"""The most tokens of each reply to `mixed_requests`, whose prompts have four lengths."""
+
+
+def open_engine(folder: Path, kind: str) -> LocalEngine:
+    """Load the tiny checkpoint of *kind* in *folder*."""
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    return LocalEngine(LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base")))
+
+
+def picture(index: int) -> Image.Image:
+    """Draw a picture unlike the others: a gradient with a block, of its own shape."""
+    width, height = _PICTURE_SIZES[index % len(_PICTURE_SIZES)]
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    image.paste((200, 40 * index % 255, 90), (5, 5, width // 2, height // 2 + index))
+    return image
+
+
+def ask(text: str = "Tell me a story.", sampling: Sampling | None = None) -> Prepared:
+    """Return a request with text only."""
+    return Prepared(GenerationRequest((Message("user", (text,)),), sampling or Sampling()))
+
+
+def as_request(
+    engine: LocalEngine,
+    turns: Turns,
+    *,
+    sampling: Sampling | None = None,
+) -> Prepared:
+    """Return the request that *turns* make, with its pictures prepared."""
+    messages = tuple(
+        Message(role, (*(Attachment(str(i)) for i in images), text))  # type: ignore[arg-type]
+        for role, images, text in turns
+    )
+    request = GenerationRequest(messages, sampling or Sampling(max_new_tokens=NEW_TOKENS))
+    return Prepared(
+        request, prepared_pictures(engine, [int(a.source) for a in request.attachments])
+    )
+
+
+def prepared_pictures(engine: LocalEngine, images: Sequence[int]) -> tuple[PreparedPicture, ...]:
+    """Preprocess the pictures of these numbers."""
+    return tuple(engine.preprocess(picture(i)) for i in images)
+
+
+def raw_prompt(engine: LocalEngine, text: str, images: Sequence[int]) -> Prepared:
+    """Return a prompt without a chat template, with *images* in the places of `<image>`."""
+    pieces: list[str | Attachment] = []
+    queue = list(images)
+    for index, piece in enumerate(text.split("<image>")):
+        pieces += [Attachment(str(queue.pop(0)))] if index else []
+        pieces += [piece] if piece else []
+    request = GenerationRequest(
+        (Message("user", tuple(pieces)),), Sampling(max_new_tokens=NEW_TOKENS), "complete"
+    )
+    return Prepared(request, prepared_pictures(engine, images))
+
+
+def mixed_requests(engine: LocalEngine, **ways: object) -> list[Prepared]:
+    """Return requests whose replies end after different numbers of tokens."""
+    sampling = Sampling(**ways)  # type: ignore[arg-type]
+    return [
+        as_request(engine, CONVERSATIONS[name], sampling=replace(sampling, max_new_tokens=limit))
+        for name, limit in REPLY_LIMITS.items()
+    ]
