@@ -13,26 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.rooms import MODEL_ROOMS, RANK
+
 TOP = Path(__file__).parents[2]
 PACKAGE = TOP / "idefics_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-RANK = {
-    "core": 0,
-    "config": 1,
-    "hardware": 1,
-    "images": 1,
-    "models": 2,
-    "engine": 3,
-    "training": 3,
-    "bench": 4,
-    "caption": 4,
-    "chat": 4,
-    "completion": 4,
-    "demo": 4,
-    "ui": 5,
-    "cli": 6,
-}
-MODEL_ROOMS = {"families": 0, "kernels": 0, "hub": 1, "planning": 2, "loading": 3}
 HEAVY = {
     "torch", "transformers", "PIL", "numpy", "requests", "bitsandbytes", "accelerate", "ray",
     "fastapi", "starlette", "peft", "llguidance", "tokenizers", "safetensors", "huggingface_hub",
