@@ -52,7 +52,8 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path)
 
     Raises:
         UsageError: If a flag has a wrong value.
-        ConfigError: If a variable or the file has a wrong value, or the file an unknown key.
+        ConfigError: If a variable or the file has a wrong value or a setting that is for the
+            command line only, or the file has an unknown key.
     """
     stored = read_config(file, must_exist=bool(environ.get("IDEFICS_CONFIG")))
     values: dict[str, Value] = {}
@@ -82,6 +83,11 @@ def _from_flag(setting: Setting, flags: Mapping[str, object]) -> tuple[Value, Or
 
 def _from_environment(setting: Setting, environ: Mapping[str, str]) -> tuple[Value, Origin] | None:
     text = environ.get(setting.variable)
+    if text and setting.command_line_only:
+        raise ConfigError(
+            f"variable {setting.variable}: `{setting.name}` is for the command line only",
+            hint=f"unset the variable, and give `{setting.flag}` to the command that needs it",
+        )
     if text:
         try:
             return setting.parse(text), Origin("environment", setting.variable)

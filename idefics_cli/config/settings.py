@@ -141,7 +141,9 @@ class Settings:
         choices=("error", "skip", "overwrite", "append", "prepend"),
         unset="error",
     )
-    overwrite: bool = _setting(False, help="Short for `--existing overwrite`.")
+    overwrite: bool = _setting(
+        False, help="Short for `--existing overwrite`.", command_line_only=True
+    )
     full_names: bool = _setting(
         False, help="Name a caption file `a.jpg.txt`, so that `a.png` has its own."
     )
@@ -162,7 +164,9 @@ class Settings:
         choices=("keep", "trim", "extend"),
     )
     retry_failed: bool = _setting(
-        False, help="Take the pictures that failed before, and no others."
+        False,
+        help="Take the pictures that failed before, and no others.",
+        command_line_only=True,
     )
     failures: str | None = _setting(
         None,
@@ -185,10 +189,11 @@ class Settings:
         False, help="For screen readers: plain lines, no spinner, nothing drawn or redrawn."
     )
     save: bool = _setting(True, help="Keep the chat on disk, turn by turn.")
-    yes: bool = _setting(False, help="Download a model without asking.")
+    yes: bool = _setting(False, help="Download a model without asking.", command_line_only=True)
     dry_run: bool = _setting(
         False,
         help="Print what would run, and why; of the model only `caption` loads one that is here.",
+        command_line_only=True,
     )
     verbose: bool = _setting(False, help="Show the messages of the libraries too.")
     quiet: bool = _setting(False, help="Show errors only.")
@@ -210,6 +215,8 @@ class Setting:
         above: Allowed numbers are greater.
         maximum: Greatest allowed number.
         also_variables: Variables of other programs that mean the same.
+        command_line_only: Whether neither a variable nor the configuration file may set it,
+            because it is a decision about a single call.
     """
 
     name: str
@@ -224,6 +231,7 @@ class Setting:
     above: float | None = None
     maximum: float | None = None
     also_variables: tuple[str, ...] = ()
+    command_line_only: bool = False
 
     @property
     def flag(self) -> str:

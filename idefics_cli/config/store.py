@@ -18,7 +18,8 @@ def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
         must_exist: The user named the file, so its absence is an error.
 
     Raises:
-        ConfigError: If the file cannot be read, or holds an unknown key or a wrong value.
+        ConfigError: If the file cannot be read, or holds an unknown key, a wrong value or a
+            setting that is for the command line only.
     """
     try:
         content = path.read_bytes()
@@ -43,6 +44,11 @@ def _checked(path: Path, key: str, value: object) -> Value:
     setting = table().get(key)
     if setting is None:
         raise ConfigError(f"unknown key `{key}` in `{path}`", hint=_hint(key, value))
+    if setting.command_line_only:
+        raise ConfigError(
+            f"`{key}` in `{path}` is for the command line only",
+            hint=f"remove the key, and give `{setting.flag}` to the command that needs it",
+        )
     try:
         return setting.check(value)
     except ValueError as error:

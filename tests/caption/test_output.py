@@ -120,10 +120,17 @@ def test_a_flag_is_stronger_than_a_variable_of_the_other_name() -> None:
     world = World(FakeEngine(name), IDEFICS_EXISTING="error")
     assert caption("-o", "out.jsonl", "--overwrite", world=world).code == 0
 
-    world = World(FakeEngine(name), IDEFICS_OVERWRITE="1")
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_overwrite_that_is_stored_is_an_error_before_anything_is_overwritten(in_file: bool) -> None:
     Path("out.csv").write_text("mine")
-    assert caption("-o", "out.csv", "--existing", "error", world=world).code == 2
-    assert Path("out.csv").read_text() == "mine"
+    Path("config.toml").write_text("overwrite = true\n")
+    stored = {"IDEFICS_CONFIG": "config.toml"} if in_file else {"IDEFICS_OVERWRITE": "1"}
+    ran = caption("-o", "out.csv", world=World(FakeEngine(name), **stored))
+
+    assert (ran.code, ran.out, Path("out.csv").read_text()) == (2, "", "mine")
+    assert "`overwrite`" in ran.err
+    assert "`--overwrite`" in ran.err
 
 
 # Sidecars

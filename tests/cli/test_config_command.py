@@ -37,6 +37,7 @@ def test_the_listing_tells_the_origin_of_each_value(tmp_path: Path) -> None:
     assert lines["top_k"] == "top_k = 5                                 # IDEFICS_TOP_K"
     assert lines["top_p"] == "top_p = 1.0                               # default"
     assert "# max_new_tokens: 512, captions 256       # default" in ran.out.splitlines()
+    assert "# overwrite: only as --overwrite          # default" in ran.out.splitlines()
 
 
 def test_json_tells_value_source_and_name_of_every_setting(tmp_path: Path) -> None:

@@ -51,7 +51,10 @@ def test_defaults_agree_with_those_of_the_values_they_fill() -> None:
     assert Settings().timeout_seconds == ImageLimits().timeout_seconds
 
 
-@pytest.mark.parametrize("setting", table().values(), ids=table())
+STORED = {name: setting for name, setting in table().items() if not setting.command_line_only}
+
+
+@pytest.mark.parametrize("setting", STORED.values(), ids=STORED)
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(
     setting: Setting, tmp_path: Path
 ) -> None:
@@ -72,6 +75,28 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(
     assert getattr(from_flag.settings, name) == other
     assert from_flag.origins[name] == Origin("flag", setting.flag)
     assert from_file.settings == from_environment.settings == from_flag.settings
+
+
+@pytest.mark.parametrize("name", ["overwrite", "retry_failed", "dry_run", "yes"])
+@pytest.mark.parametrize("value", [True, False])
+def test_what_decides_about_one_call_is_for_the_command_line_only(
+    name: str, value: bool, tmp_path: Path
+) -> None:
+    setting = table()[name]
+    file = write(tmp_path / "config.toml", {name: value})
+    with pytest.raises(ConfigError) as of_file:
+        resolve({}, {}, file)
+    with pytest.raises(ConfigError) as of_variable:
+        resolve({}, {setting.variable: str(value)}, NOWHERE)
+
+    assert str(of_file.value) == f"`{name}` in `{file}` is for the command line only"
+    assert str(of_variable.value) == (
+        f"variable {setting.variable}: `{name}` is for the command line only"
+    )
+    end = f", and give `{setting.flag}` to the command that needs it"
+    assert of_file.value.hint == f"remove the key{end}"
+    assert of_variable.value.hint == f"unset the variable{end}"
+    assert resolve({}, {setting.variable: ""}, NOWHERE).origins[name] == Origin("default")
 
 
 def test_each_source_hides_the_next(tmp_path: Path) -> None:

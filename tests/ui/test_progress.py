@@ -165,6 +165,17 @@ def test_a_dumb_terminal_gets_lines_and_no_codes() -> None:
     assert err.text() == "note: 1 of 2, 3.0/min, 20 s left\nerror: b.jpg: cannot read it\n"
 
 
+def test_an_accessible_terminal_gets_lines_and_nothing_that_is_redrawn() -> None:
+    err = Stream(terminal=True)
+    console = Console(Stream(terminal=True), err, environ={"NO_COLOR": "1"}, accessible=True)
+    with CaptionProgress(console, clock=FakeClock(20)) as progress:
+        progress.handle(Started(2))
+        progress.handle(Ready())
+        progress.handle(done())
+        progress.handle(failed("b.jpg"))
+    assert err.text() == "note: 1 of 2, 3.0/min, 20 s left\nerror: b.jpg: cannot read it\n"
+
+
 def test_a_failure_names_its_picture_once_on_one_line_without_control_characters() -> None:
     err = Stream(terminal=False)
     with CaptionProgress(Console(Stream(terminal=False), err), clock=FakeClock()) as progress:

@@ -11,7 +11,7 @@ from idefics_cli.cli import options
 from idefics_cli.cli.help.guidance import GuidingGroup
 from idefics_cli.cli.invocation import begin, services_of
 from idefics_cli.config.resolve import Origin, Resolved
-from idefics_cli.config.settings import Value, table
+from idefics_cli.config.settings import Setting, Value, table
 from idefics_cli.core.paths import config_file
 from idefics_cli.core.text import one_line
 from idefics_cli.ui.terminal.console import Console
@@ -63,13 +63,16 @@ def _lines(resolved: Resolved) -> list[str]:
     lines = [f"# {one_line(str(resolved.file))}{state}"]
     for name, setting in table().items():
         value: Value = getattr(resolved.settings, name)
-        left = (
-            f"# {name}: {setting.unset or 'not set'}"
-            if value is None
-            else f"{name} = {_toml(value)}"
-        )
-        lines.append(f"{left:<40}  # {_shown(resolved.origins[name])}")
+        lines.append(f"{_line(setting, value):<40}  # {_shown(resolved.origins[name])}")
     return lines
+
+
+def _line(setting: Setting, value: Value) -> str:
+    if setting.command_line_only:
+        return f"# {setting.name}: only as {setting.flag}"
+    if value is None:
+        return f"# {setting.name}: {setting.unset or 'not set'}"
+    return f"{setting.name} = {_toml(value)}"
 
 
 def _shown(origin: Origin) -> str:

@@ -164,8 +164,7 @@ class CaptionProgress:
 
 
 def _has_bar(console: Console) -> bool:
-    environ = console.environ or {}
-    return console.err.isatty() and not console.quiet and environ.get("TERM") != "dumb"
+    return console.draws and not console.quiet
 
 
 class _Counts:

@@ -130,10 +130,7 @@ def _existing(invocation: Invocation) -> Existing:
     if settings.existing is None:
         return "overwrite" if settings.overwrite else "error"
     if settings.overwrite and settings.existing != "overwrite":
-        order = ("flag", "environment", "file", "default")
-        ranks = [order.index(origins[name].source) for name in ("overwrite", "existing")]
-        if ranks[0] == ranks[1]:
+        if origins["existing"].source == "flag":
             raise UsageError(f"--overwrite and --existing {settings.existing} exclude each other")
-        if ranks[0] < ranks[1]:
-            return "overwrite"
+        return "overwrite"
     return cast("Existing", settings.existing)
