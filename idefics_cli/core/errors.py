@@ -53,7 +53,26 @@ class PromptError(UsageError):
 
 
 class ContextError(PromptError):
-    """A prompt that is longer than the model's context."""
+    """A prompt that is longer than the model's context.
+
+    Args:
+        message: As in `IdeficsError`.
+        prompt_tokens: Number of tokens of the prompt, image tokens included.
+        context_tokens: Number of tokens that the model takes, prompt and reply together.
+        hint: As in `IdeficsError`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        prompt_tokens: int = 0,
+        context_tokens: int = 0,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
 
 
 class MemoryLimitError(IdeficsError):

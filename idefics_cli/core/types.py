@@ -21,9 +21,16 @@ Attention = Literal["flash_attention_2", "flash_attention_3", "flash_attention_4
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """An image by name: a path, URL, `data:` or `file://` URI, `-` (stdin) or `clipboard:`."""
+    """An image by name.
+
+    Attributes:
+        source: A path, URL, `data:` or `file://` URI, `-` (stdin) or `clipboard:`.
+        digest: SHA-256 of the bytes of the file, in hexadecimal; "" if the caller does not know
+            it. An engine does not open a picture again that it remembers by its digest.
+    """
 
     source: str
+    digest: str = ""
 
 
 Part = str | Attachment

@@ -8,10 +8,25 @@ from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
+from idefics_cli.core.types import (
+    Attachment,
+    Completion,
+    GenerationRequest,
+    LoadSpec,
+    TokenChunk,
+)
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from idefics_cli.models.families.picture import PreparedPicture, Shape
+
+OpenImage = Callable[[Attachment, int], "Image"]
+"""Opens the image of an attachment, RGB and upright, with `info["original_size"]`.
+
+The number is the draft edge of the model in pixels: a JPEG may be decoded at a reduced size as long
+as both its sides are at least this long. See `ImageLoader.open`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +122,22 @@ class Engine(Protocol):
     revision: str | None
     """The commit of the weights that were loaded, when the Hub cache knows it."""
 
-    def prepare(self, request: GenerationRequest) -> Prepared:
+    @property
+    def context_tokens(self) -> int:
+        """Number of tokens that the model takes, prompt and reply together."""
+        ...
+
+    def prepare(
+        self, request: GenerationRequest, *, open_image: OpenImage | None = None
+    ) -> Prepared:
         """Open the images of *request*, and cut and scale them for the model; CPU only.
 
-        A picture that the engine still knows by its content is opened and no more.
+        An image that the engine remembers by `Attachment.digest` is not opened. An image that it
+        remembers by its pixels is opened, but not cut and scaled again.
+
+        Args:
+            request: What to prepare.
+            open_image: Opens the images; None opens each by its `Attachment.source`.
 
         Raises:
             ImageError: If one cannot be opened or is over a limit.

@@ -11,7 +11,7 @@ from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.core.errors import IdeficsError, MemoryLimitError
+from idefics_cli.core.errors import ContextError, IdeficsError, MemoryLimitError
 from idefics_cli.core.types import (
     Completion,
     Finish,
@@ -20,10 +20,11 @@ from idefics_cli.core.types import (
     TokenChunk,
 )
 from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
-from idefics_cli.engine.protocol import Measure, Outcome, Prepared
+from idefics_cli.engine.protocol import Measure, OpenImage, Outcome, Prepared
 from idefics_cli.models.families.picture import PreparedPicture
 
 Answer = str | Callable[[GenerationRequest], str]
+FAKE_DRAFT_EDGE = 32
 FAKE_SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake")
 
 
@@ -45,6 +46,8 @@ class FakeEngine:
         requests: Every request answered, in order.
         batches: The size of each call of `complete`.
         prepared: Every request prepared.
+        measured: Every request measured or streamed: each is one pass of the tokenizer.
+        opened: The digest, else the source, of every picture that `open_image` opened.
         is_closed: Whether `close` was called.
     """
 
@@ -65,6 +68,8 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []
         self.batches: list[int] = []
         self.prepared: list[GenerationRequest] = []
+        self.measured: list[GenerationRequest] = []
+        self.opened: list[str] = []
         self.is_closed = False
         self._answers = list(answers)
         self._image_errors = image_errors or {}
@@ -73,14 +78,22 @@ class FakeEngine:
         self._interrupt_after = interrupt_after
         self._lock = Lock()
 
-    def prepare(self, request: GenerationRequest) -> Prepared:
-        """Make a picture for each attachment, a tile per 1000 pixels of its width."""
+    def prepare(
+        self, request: GenerationRequest, *, open_image: OpenImage | None = None
+    ) -> Prepared:
+        """Make a picture for each attachment, a tile per 1000 pixels of its width.
+
+        What `open_image` opened once is remembered by the digest of the attachment.
+        """
         with self._lock:
             self.prepared.append(request)
         pictures = []
         for attachment in request.attachments:
             if error := self._image_errors.get(attachment.source):
                 raise error
+            if open_image is not None and attachment.digest not in self.opened:
+                open_image(attachment, FAKE_DRAFT_EDGE)
+                self.opened.append(attachment.digest or attachment.source)
             size = self._sizes.get(attachment.source, (64, 48))
             tiles = ((size[1], size[0]),) * max(1, size[0] // 1000)
             pictures.append(PreparedPicture(os.fsencode(attachment.source), size, tiles))
@@ -88,8 +101,8 @@ class FakeEngine:
 
     def measure(self, prepared: Prepared) -> Measure:
         """Count words, and ten tokens for each picture."""
-        words = sum(len(m.text.split()) for m in prepared.request.messages)
-        return Measure(words + 10 * len(prepared.pictures), self.context_tokens)
+        self.measured.append(prepared.request)
+        return self._measure(prepared)
 
     def complete(
         self, batch: Sequence[Prepared], *, cancel: Event | None = None
@@ -105,6 +118,15 @@ class FakeEngine:
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield the next answer of the script word by word."""
+        self.measured.append(prepared.request)
+        measure = self._measure(prepared)
+        if measure.room < 1:
+            raise ContextError(
+                f"the prompt has {measure.prompt_tokens} tokens,"
+                f" and the model takes {measure.context_tokens}",
+                prompt_tokens=measure.prompt_tokens,
+                context_tokens=measure.context_tokens,
+            )
         self._raise_scripted([prepared.request])
         return self._stream(prepared, cancel)
 
@@ -123,13 +145,17 @@ class FakeEngine:
     ) -> None:
         self.close()
 
+    def _measure(self, prepared: Prepared) -> Measure:
+        words = sum(len(m.text.split()) for m in prepared.request.messages)
+        return Measure(words + 10 * len(prepared.pictures), self.context_tokens)
+
     def _complete(self, prepared: Prepared, cancel: Event | None) -> Completion:
         chunks = list(self._stream(prepared, cancel))
         finish = chunks[-1].finish
         assert finish is not None
         return Completion(
             text="".join(chunk.text for chunk in chunks),
-            prompt_tokens=self.measure(prepared).prompt_tokens,
+            prompt_tokens=self._measure(prepared).prompt_tokens,
             reused_tokens=0,
             new_tokens=chunks[-1].new_tokens,
             finish=finish,
@@ -161,7 +187,7 @@ class FakeEngine:
             "",
             made,
             finish,
-            prompt_tokens=self.measure(prepared).prompt_tokens,
+            prompt_tokens=self._measure(prepared).prompt_tokens,
             prefill_seconds=0.25,
             decode_seconds=0.5,
         )

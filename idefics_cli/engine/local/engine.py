@@ -13,7 +13,14 @@ from typing import Self, TypeVar
 import torch
 from PIL import Image
 
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
+from idefics_cli.core.types import (
+    Attachment,
+    Completion,
+    GenerationRequest,
+    LoadSpec,
+    Progress,
+    TokenChunk,
+)
 from idefics_cli.engine.local.cancel import AnyOf, Flag
 from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.decode.sampling import BatchRow
@@ -21,7 +28,7 @@ from idefics_cli.engine.local.inference import BatchAnswer, Inference
 from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.engine.local.serving import Outcome as ServerOutcome
 from idefics_cli.engine.local.serving import Server
-from idefics_cli.engine.protocol import Measure, Outcome, Prepared, Session
+from idefics_cli.engine.protocol import Measure, OpenImage, Outcome, Prepared, Session
 from idefics_cli.images.loader import ImageLoader
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.hub.registry import base_model_error
@@ -65,17 +72,21 @@ class LocalEngine:
         self._inference = Inference(self._loaded)
         self.revision = self._loaded.revision
 
-    def prepare(self, request: GenerationRequest) -> Prepared:
+    @property
+    def context_tokens(self) -> int:
+        """See `Engine.context_tokens`."""
+        return self._require().context_tokens
+
+    def prepare(
+        self, request: GenerationRequest, *, open_image: OpenImage | None = None
+    ) -> Prepared:
         """Open the images of *request* and cut and scale them; see `Engine.prepare`."""
         loaded = self._require()
         if request.mode == "chat" and not loaded.family.chats:
             raise base_model_error(self.spec.name or self.spec.repo)
         loaded.family.check(request)
-        edge = loaded.family.draft_edge
-        pictures = (
-            self.preprocess(self._images.open(attachment, draft_edge=edge))
-            for attachment in request.attachments
-        )
+        opener = open_image or self._open_image
+        pictures = (self._prepare_picture(each, opener) for each in request.attachments)
         return Prepared(request, tuple(pictures))
 
     def preprocess(self, image: Image.Image) -> PreparedPicture:
@@ -132,6 +143,18 @@ class LocalEngine:
         traceback: TracebackType | None,
     ) -> None:
         self._shut(wait=not isinstance(error, KeyboardInterrupt))
+
+    def _open_image(self, attachment: Attachment, draft_edge: int) -> Image.Image:
+        return self._images.open(attachment, draft_edge=draft_edge)
+
+    def _prepare_picture(self, attachment: Attachment, open_image: OpenImage) -> PreparedPicture:
+        inference = self._require_inference()
+        if attachment.digest and (known := inference.recall(attachment.digest)) is not None:
+            return known
+        picture = self.preprocess(open_image(attachment, self._require().family.draft_edge))
+        if attachment.digest:
+            inference.remember(attachment.digest, picture)
+        return picture
 
     def _shut(self, *, wait: bool) -> None:
         # After Ctrl-C nobody waits: neither a prefill nor the reading of weights can be stopped,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from PIL import Image
@@ -70,6 +70,7 @@ class Inference:
         self._prefix = PrefixCache()
         self._waiting: WeakValueDictionary[bytes, PreparedPicture] = WeakValueDictionary()
         self.slots_problem = slots_problem(loaded.model)
+        self._files: dict[str, tuple[bytes, tuple[int, int]]] = {}
         self._slots: Slots | None = None
         self._capture = CudaCapture(loaded.model.device)
         self._graphs = Graphs(self._capture)
@@ -83,12 +84,25 @@ class Inference:
     def preprocess(self, image: Image.Image) -> PreparedPicture:
         """Make an open picture ready for the model, or remember it; safe in any thread."""
         # An equal picture may wait for its turn, as when several questions are asked about it.
-        picture = self.loaded.family.preprocess(
-            image, lambda digest: self._features.recall(digest) or self._waiting.get(digest)
-        )
+        picture = self.loaded.family.preprocess(image, self._find_picture)
         if picture.tiles:
             self._waiting.setdefault(picture.digest, picture)
         return picture
+
+    def recall(self, file_digest: str) -> PreparedPicture | None:
+        """Return the picture that was prepared from a file, if its tiles or features are here."""
+        if (found := self._files.get(file_digest)) is None:
+            return None
+        digest, size = found
+        picture = self._find_picture(digest)
+        if picture is None:
+            self._files.pop(file_digest, None)
+            return None
+        return picture if picture.size == size else replace(picture, size=size)
+
+    def remember(self, file_digest: str, picture: PreparedPicture) -> None:
+        """Let `recall` find *picture* by the SHA-256 of its file; safe in any thread."""
+        self._files[file_digest] = picture.digest, picture.size
 
     def count(self, prepared: Prepared) -> int:
         """Return how many tokens the prompt has."""
@@ -158,6 +172,9 @@ class Inference:
         # Each once: where so many are not kept, they would drive each other out for ever.
         self._begun.update(picture.digest for picture in pictures)
         beside.begin(lambda: self._encode_ahead(pictures, cancel))
+
+    def _find_picture(self, digest: bytes) -> PreparedPicture | None:
+        return self._features.recall(digest) or self._waiting.get(digest)
 
     def _encode_ahead(
         self, pictures: Sequence[PreparedPicture], cancel: Flag
@@ -289,6 +306,8 @@ def _rows(batch: Sequence[Prepared], inputs: Inputs, context_tokens: int) -> lis
         if room < 1:
             raise ContextError(
                 f"the prompt has {len(prompt)} tokens, and the model takes {context_tokens}",
+                prompt_tokens=len(prompt),
+                context_tokens=context_tokens,
                 hint="fewer or smaller images, `--no-splitting`, or a shorter text",
             )
         sampling = prepared.request.sampling
