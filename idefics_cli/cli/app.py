@@ -21,7 +21,7 @@ from idefics_cli.cli.commands.bench import command as bench
 from idefics_cli.cli.commands.caption import command as caption
 from idefics_cli.cli.help.guidance import GuidingGroup, overview
 from idefics_cli.cli.help.meant_options import check_dashes, meant_option, meant_words
-from idefics_cli.cli.invocation import CONSOLE
+from idefics_cli.cli.invocation import CONSOLE, services_of
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.ui.terminal.console import Console
@@ -182,7 +182,8 @@ def root(
 ) -> None:
     """Talk about pictures with the IDEFICS family of models, on this machine."""
     if context.invoked_subcommand is None:
-        Console(sys.stdout, sys.stderr, environ=os.environ).report(overview())
+        environ = services_of(context).environ
+        Console(sys.stdout, sys.stderr, environ=environ).report(overview())
 
 
 app.command("ask")(ask.ask)

@@ -84,11 +84,11 @@ def _verbosity(resolved: Resolved) -> tuple[bool, bool]:
     settings = resolved.settings
     if not (settings.quiet and settings.verbose):
         return settings.quiet, settings.verbose
-    order = ("flag", "environment", "file", "default")
-    quiet, verbose = (order.index(resolved.origins[name].source) for name in ("quiet", "verbose"))
-    if quiet == verbose:
+    quiet = resolved.overrides("quiet", "verbose")
+    verbose = resolved.overrides("verbose", "quiet")
+    if not quiet and not verbose:
         raise UsageError("--quiet and --verbose exclude each other")
-    return quiet < verbose, verbose < quiet
+    return quiet, verbose
 
 
 def _hush_libraries(environ: MutableMapping[str, str]) -> None:

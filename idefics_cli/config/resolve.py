@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
-from idefics_cli.config.settings import Setting, Settings, Source, Value, near, table
+from idefics_cli.config.settings import Setting, Settings, Value, near, table
 from idefics_cli.config.store import read_config
 from idefics_cli.core.errors import ConfigError, UsageError
 
+Source = Literal["flag", "environment", "file", "default"]
+# The order of precedence: the first source that gives a value wins.
+_SOURCES: tuple[Source, ...] = get_args(Source)
 _NOT_SETTINGS = frozenset({"IDEFICS_CONFIG"})
 
 
@@ -40,6 +44,11 @@ class Resolved:
     def is_given(self, name: str) -> bool:
         """Whether somebody chose the value of the setting *name*."""
         return self.origins[name].source != "default"
+
+    def overrides(self, name: str, other: str) -> bool:
+        """Whether the setting *name* is from a source that wins over the source of *other*."""
+        ranks = [_SOURCES.index(self.origins[setting].source) for setting in (name, other)]
+        return ranks[0] < ranks[1]
 
 
 def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path) -> Resolved:

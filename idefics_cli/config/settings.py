@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Literal, TypeVar, cast, get_args, get_type_hints
+from typing import TypeVar, cast, get_args, get_type_hints
 
 from idefics_cli.core.types import (
     Attention,
@@ -352,9 +352,6 @@ def near(name: str, names: Mapping[str, object]) -> str | None:
     """Return the one of *names* that *name* was probably meant to be, or None."""
     close = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
     return close[0] if close else None
-
-
-Source = Literal["flag", "environment", "file", "default"]
 
 
 def _quoted(value: object) -> str:

@@ -445,13 +445,11 @@ DIFFERENT = Agreement(False, 0.5, 2, None, 3.0, "50.0% of tokens equal")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
-def test_a_figure_is_whole_however_narrow_the_terminal(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+def test_a_figure_is_whole_however_narrow_the_terminal(width: int) -> None:
     out = Stream(terminal=True)
     report = Report(rows=[a_row(foreign=1.5, agreement=DIFFERENT)])
-    show_report(Console(out, out, environ={"TERM": "xterm"}), report, "demo, float32 on a machine")
+    console = Console(out, out, environ={"TERM": "xterm", "COLUMNS": str(width)})
+    show_report(console, report, "demo, float32 on a machine")
     shown = re.sub(r"\x1b\[[\d;]*m", "", out.text())
     assert max(map(len, shown.splitlines())) <= width
     words = " ".join(shown.split())

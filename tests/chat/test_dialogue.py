@@ -847,12 +847,9 @@ def test_a_picture_that_looks_square_is_called_so(
     assert f"x.png, {size[0]}x{size[1]} {shape}," in world(tmp_path).talk("/image x.png")[1]
 
 
-def test_a_name_in_wide_characters_is_folded_once(
-    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+def test_a_name_in_wide_characters_is_folded_once(tmp_path: Path, pictures: Path) -> None:
     Image.new("RGB", (8, 6)).save(pictures / "写真の名前と説明.png")
-    err = world(tmp_path).talk("/image 写真の名前と説明.png", "/images")[1]
+    err = world(tmp_path).talk("/image 写真の名前と説明.png", "/images", COLUMNS="40")[1]
     told = [line for line in err.splitlines() if "▀" not in line]
     assert len(told) == 6
     assert all(cell_len(line) <= 40 for line in told)

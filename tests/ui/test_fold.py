@@ -46,14 +46,11 @@ def test_a_last_column_without_room_goes_on_near_the_margin() -> None:
     assert fold(line, 40) == ["  smolvlm-500m          507 M  small;", "      good without a GPU"]
 
 
-def test_messages_and_reports_are_folded_on_a_terminal_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
+def test_messages_and_reports_are_folded_on_a_terminal_only() -> None:
     text = "one two three four five six"
     for is_terminal in (True, False):
         out, err = Stream(terminal=is_terminal), Stream(terminal=is_terminal)
-        console = Console(out, err, environ={"NO_COLOR": "1"})
+        console = Console(out, err, environ={"NO_COLOR": "1", "COLUMNS": "20"})
         console.report(text)
         console.note(text)
         console.tell(text)

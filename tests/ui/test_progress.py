@@ -66,12 +66,10 @@ def test_captions_failures_and_the_bar_share_a_terminal_without_tearing() -> Non
         (40, "1003 of 3000, 3 failed, 33 min left"),
     ],
 )
-def test_on_a_narrow_terminal_what_matters_most_stays(
-    width: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+def test_on_a_narrow_terminal_what_matters_most_stays(width: int, expected: str) -> None:
     terminal = Stream(terminal=True)
-    with CaptionProgress(Console(terminal, terminal), clock=FakeClock(1.0)) as progress:
+    console = Console(terminal, terminal, environ={"COLUMNS": str(width)})
+    with CaptionProgress(console, clock=FakeClock(1.0)) as progress:
         progress.handle(Started(3000, skipped=40))
         progress.handle(Ready())
         for _ in range(1000):

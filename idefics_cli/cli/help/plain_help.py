@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from idefics_cli.ui.terminal.console import terminal_columns
 from idefics_cli.ui.terminal.fold import fold
 
 _LEAST_COLUMNS = 60
@@ -20,14 +21,14 @@ _EMPHASIZED = (
 
 def is_needed() -> bool:
     """Tell whether the terminal has no room for panels, or stdout no signs to draw them with."""
-    is_narrow = shutil.get_terminal_size().columns < _LEAST_COLUMNS
+    is_narrow = terminal_columns(sys.stdout, os.environ) < _LEAST_COLUMNS
     return is_narrow or not _encoding().lower().startswith("utf")
 
 
 # Any: the classes of commands and contexts are public in some versions of Typer only.
 def write_help(command: Any, context: Any, formatter: Any) -> None:
     """Write what `--help` tells of *command*, each name on a line and its help below it."""
-    width = shutil.get_terminal_size().columns
+    width = terminal_columns(sys.stdout, os.environ)
     for line in _lines(command, context):
         indent = len(line) - len(line.lstrip(" "))
         text = "\n".join(fold(line, width, indent=indent)) + "\n"

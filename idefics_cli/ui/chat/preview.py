@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, TextIO
 
 from idefics_cli.ui.terminal.console import Console
@@ -31,14 +30,14 @@ class Previews:
         is_missing = graphics is not None and not can_draw(graphics)
         self._graphics = None if is_missing else graphics
         self._advice = _BETTER if is_missing else ""
-        environ = dict(console.environ or {})
+        environ = dict(console.environ)
         self._depth = color_depth(console.err, environ) if draws_pictures(console) else 0
 
     def show(self, picture: Image) -> None:
         """Show *picture*, which is RGB, at most `MAX_ROWS` high; nothing where it cannot be."""
         if not self._depth:
             return
-        columns = shutil.get_terminal_size().columns
+        columns = self._console.err_columns
         self._console.err.write(self._drawn(picture, columns))
         self._console.err.flush()
         if self._advice:
@@ -56,7 +55,7 @@ class Previews:
 
 def draws_pictures(console: Console) -> bool:
     """Whether pictures are drawn at all: never in pipes, dumb terminals and without colours."""
-    return console.draws and not (console.environ or {}).get("NO_COLOR")
+    return console.has_colors
 
 
 def fitted(picture: Image, *, columns: int) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from idefics_cli.chat.attachments import Attached
@@ -150,7 +149,7 @@ class Repl:
         if not self._console.draws:
             self._console.tell(text)
             return
-        width = shutil.get_terminal_size().columns - 1
+        width = self._console.err_columns - 1
         for line in printable(text).split("\n"):
             for part in fold(line, width, indent=len(indent)):
                 self._console.tell(part)
@@ -159,7 +158,7 @@ class Repl:
         """Tell a name and what it is: side by side, one above the other, or in one sentence."""
         if not self._console.draws:
             self._console.tell(f"{name}: {summary}")
-        elif shutil.get_terminal_size().columns >= _TWO_COLUMNS:
+        elif self._console.err_columns >= _TWO_COLUMNS:
             self._tell(f"{name:{_NAME_WIDTH}}{summary}", indent=" " * _NAME_WIDTH)
         else:
             self._console.tell(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -60,10 +59,9 @@ class _ReplyPage:
         self._pending = ""
         self._waiting = ""
         self._is_empty = True
-        environ = console.environ or {}
         is_rich = console.is_terminal and console.draws and not chat.display("plain")
-        width = shutil.get_terminal_size().columns if is_rich else None
-        self._markdown = MarkdownStream(width=width, styled=is_rich and not environ.get("NO_COLOR"))
+        width = console.out_columns if is_rich else None
+        self._markdown = MarkdownStream(width=width, styled=is_rich and console.has_colors)
 
     def add(self, text: str) -> None:
         """Show what has come."""

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Timer
 from typing import BinaryIO, TextIO
 
@@ -32,14 +32,14 @@ class Console:
         out: stdout: data only.
         err: stderr: notes, warnings, errors and progress.
         quiet: Errors only.
-        environ: For `NO_COLOR` and `TERM`.
-        accessible: Say what goes on in lines, for screen readers, instead of drawing it.
+        environ: The environment, for `NO_COLOR`, `TERM` and `COLUMNS`.
+        accessible: Report progress in plain lines, for screen readers, instead of drawing it.
     """
 
     out: TextIO
     err: TextIO
     quiet: bool = False
-    environ: Mapping[str, str] | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
     accessible: bool = False
 
     @property
@@ -71,7 +71,7 @@ class Console:
         """Write lines for people to stdout, folded to the width of a terminal."""
         lines = text.split("\n")
         if self.is_terminal:
-            lines = [part for line in lines for part in fold(printable(line), columns(self.out))]
+            lines = [part for line in lines for part in fold(printable(line), self.out_columns)]
         self.line("\n".join(lines))
 
     def json(self, value: object) -> None:
@@ -153,8 +153,23 @@ class Console:
     @property
     def draws(self) -> bool:
         """Whether the terminal on stderr may be drawn on: colours, and lines that change."""
-        dumb = (self.environ or {}).get("TERM") == "dumb"
+        dumb = self.environ.get("TERM") == "dumb"
         return self.err.isatty() and not dumb and not self.accessible
+
+    @property
+    def has_colors(self) -> bool:
+        """Whether the terminal on stderr may be drawn on in colours."""
+        return self.draws and not self.environ.get("NO_COLOR")
+
+    @property
+    def out_columns(self) -> int:
+        """Width of the terminal on stdout, in characters."""
+        return terminal_columns(self.out, self.environ)
+
+    @property
+    def err_columns(self) -> int:
+        """Width of the terminal on stderr, in characters."""
+        return terminal_columns(self.err, self.environ)
 
     @contextmanager
     def _announced(self, text: str) -> Iterator[Progress]:
@@ -175,20 +190,19 @@ class Console:
     def _folded(self, text: str, *, indent: int = 0) -> str:
         if not self.err.isatty():
             return text
-        width = columns(self.err)
+        width = self.err_columns
         return "\n".join(p for line in text.split("\n") for p in fold(line, width, indent=indent))
 
     def _styled(self, label: str) -> str:
-        environ = self.environ or {}
-        if not self.draws or environ.get("NO_COLOR"):
+        if not self.has_colors:
             return f"{label}:"
         return f"\x1b[{_STYLES[label]}m{label}:\x1b[0m"
 
 
-def columns(stream: TextIO) -> int:
-    """Return the width of the terminal behind *stream*: `COLUMNS`, its own, or 80."""
+def terminal_columns(stream: TextIO, environ: Mapping[str, str]) -> int:
+    """Return the width of the terminal on *stream*: `COLUMNS`, the width it reports, or 80."""
     try:
-        return max(10, int(os.environ["COLUMNS"]))
+        return max(10, int(environ["COLUMNS"]))
     except (KeyError, ValueError):
         pass
     try:

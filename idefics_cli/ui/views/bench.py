@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.core.text import one_line
-from idefics_cli.ui.terminal.console import Console, columns, write
+from idefics_cli.ui.terminal.console import Console, write
 
 _HEAD = ("", "ours", "transformers", "ratio", "rounds from … to", "answers")
 # With less, cells of the table lose digits.
@@ -50,7 +50,7 @@ def show_report(console: Console, report: Report, title: str) -> None:
     if not (console.is_terminal and console.draws):
         console.line(render_report(report, title))
         return
-    if columns(console.out) < _LEAST_COLUMNS:
+    if console.out_columns < _LEAST_COLUMNS:
         console.report("\n".join([one_line(title), *_paragraphs(report)]))
     else:
         _show_table(console, report, title)
@@ -92,7 +92,7 @@ def _show_table(console: Console, report: Report, title: str) -> None:
         table.add_row(
             Text(name), ours, plain, Text(ratio, good), Text(spread, "dim"), Text(answers, bad)
         )
-    RichConsole(file=console.out).print(table)
+    RichConsole(file=console.out, width=console.out_columns).print(table)
 
 
 def _paragraphs(report: Report) -> list[str]:

@@ -15,7 +15,7 @@ from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.core.units import format_duration
-from idefics_cli.ui.terminal.console import Console, columns
+from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.terminal.noise import Noise
 
 # Without a terminal: the first line, and the least time from one to the next.
@@ -220,7 +220,7 @@ class _Bar:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        self._err = console.err
+        self._console = console
         self._rich = RichConsole(file=console.err)
         spinner, text = SpinnerColumn(), TextColumn("{task.description}", markup=False)
         # Rich's own dark grey looks on a white ground as if all were done.
@@ -235,7 +235,7 @@ class _Bar:
 
     def show(self, counts: _Counts) -> None:
         # Rich asks descriptors 0, 1 and 2, none of which is the terminal now in `< in > out`.
-        self._rich.width = columns(self._err)
+        self._rich.width = self._console.err_columns
         room = self._rich.width - len("x ")
         state = counts.state(room)
         has_bar = len(state) + _BAR_WIDTH + 1 <= room

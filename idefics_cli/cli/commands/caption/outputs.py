@@ -126,11 +126,11 @@ def _guessed(path: Path | None) -> str:
 
 
 def _existing(invocation: Invocation) -> Existing:
-    settings, origins = invocation.settings, invocation.resolved.origins
+    settings, resolved = invocation.settings, invocation.resolved
     if settings.existing is None:
         return "overwrite" if settings.overwrite else "error"
     if settings.overwrite and settings.existing != "overwrite":
-        if origins["existing"].source == "flag":
+        if resolved.origins["existing"].source == "flag":
             raise UsageError(f"--overwrite and --existing {settings.existing} exclude each other")
         return "overwrite"
     return cast("Existing", settings.existing)
