@@ -14,14 +14,9 @@ from typing import Literal
 
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.families.spec import find_family
 
 Side = Literal["ours", "plain"]
-_CLASSES = {
-    "idefics": "IdeficsForVisionText2Text",
-    "idefics2": "Idefics2ForConditionalGeneration",
-    "idefics3": "Idefics3ForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration",
-}
 # What is timed ends with the line that it writes.
 _PROGRAM = """\
 import torch
@@ -78,7 +73,8 @@ class Importer:
     def __init__(self, family: str) -> None:
         # Errors go to a file: a full pipe that nobody reads would stop the process.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
-        program = _PROGRAM.format(model_class=_CLASSES[family])
+        name = find_family(family).classes.model.partition(":")[2]
+        program = _PROGRAM.format(model_class=name)
         self._command = [sys.executable, "-c", program]
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors

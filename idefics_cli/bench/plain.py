@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from idefics_cli.bench.measure import Clock, Measurement, Tokens
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message
+from idefics_cli.models.families.spec import END_OF_UTTERANCE, IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from idefics_cli.models.families.base import Family
     from idefics_cli.models.families.protocols import StepOutput
-
-_END_OF_UTTERANCE = "<end_of_utterance>"
 
 
 class GeneratingModel(Protocol):
@@ -171,7 +170,7 @@ class Plain:
     def _inputs(self, requests: Sequence[GenerationRequest]) -> Mapping[str, Tensor]:
         images = [[_open(a) for a in request.attachments] for request in requests]
         processor = cast("CallableProcessor", self._family.processor)
-        if self._spec.family == "idefics":
+        if self._family.spec.prompt == "interleaved":
             texts = [_interleaved(r, i) for r, i in zip(requests, images, strict=True)]
             encoded = processor(
                 text=texts,
@@ -197,7 +196,7 @@ class Plain:
 
     def _render(self, request: GenerationRequest) -> str:
         if request.mode == "complete":
-            return "".join(p if isinstance(p, str) else "<image>" for p in _parts(request))
+            return "".join(p if isinstance(p, str) else IMAGE_TOKEN for p in _parts(request))
         conversation: list[dict[str, object]] = [
             {"role": message.role, "content": [_item(part) for part in message.parts]}
             for message in request.messages
@@ -253,6 +252,6 @@ def _interleaved(request: GenerationRequest, images: list[Image]) -> list[str | 
 def _turn(message: Message, queue: list[Image], *, start: str) -> list[str | Image]:
     head = f"{start}{message.role.capitalize()}:"
     if not message.attachments:
-        return [f"{head} {message.text}{_END_OF_UTTERANCE}"]
+        return [f"{head} {message.text}{END_OF_UTTERANCE}"]
     pictures = [queue.pop(0) for _ in message.attachments]
-    return [head, *pictures, f"{message.text}{_END_OF_UTTERANCE}"]
+    return [head, *pictures, f"{message.text}{END_OF_UTTERANCE}"]

@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING
 from idefics_cli.bench.shapes import Config, RealShape, Vocabulary
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import DtypeName
+from idefics_cli.models.families.spec import (
+    END_OF_UTTERANCE,
+    FAKE_TOKEN,
+    IMAGE_TOKEN,
+    find_family,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,7 +165,7 @@ def _count(shape: tuple[int, ...]) -> int:
 def _write_processor(folder: Path, shape: RealShape) -> None:
     vocabulary = shape.vocabulary
     is_llama = vocabulary.kind == "llama"
-    name = "Idefics2Processor" if shape.family == "idefics2" else "Idefics3Processor"
+    name = find_family(shape.family).classes.processor.partition(":")[2]
     _write(folder / "tokenizer.json", _tokenizer(vocabulary))
     settings: Config = {
         "tokenizer_class": "LlamaTokenizer" if is_llama else "PreTrainedTokenizerFast",
@@ -179,8 +185,8 @@ def _write_processor(folder: Path, shape: RealShape) -> None:
     )
     (folder / "chat_template.jinja").write_text(shape.template_start + _TEMPLATE, encoding="utf-8")
     special = vocabulary.special
-    ends = {special.get(vocabulary.end, 2), special["<end_of_utterance>"]}
-    banned = ("<image>", "<fake_token_around_image>")
+    ends = {special.get(vocabulary.end, 2), special[END_OF_UTTERANCE]}
+    banned = (IMAGE_TOKEN, FAKE_TOKEN)
     _write(
         folder / "generation_config.json",
         {"eos_token_id": sorted(ends), "bad_words_ids": [[special[token]] for token in banned]},

@@ -21,7 +21,7 @@ from idefics_cli.core.types import (
     TokenChunk,
 )
 from idefics_cli.engine.protocol import Engine, Measure
-from idefics_cli.models.families.spec import sees_last_only
+from idefics_cli.models.families.spec import find_family
 
 
 @dataclass(slots=True)
@@ -258,7 +258,7 @@ class Chat:
 
     @property
     def _sees_last_only(self) -> bool:
-        return sees_last_only(self.engine.spec.family)
+        return find_family(self.engine.spec.family).sees_last_only
 
     def _keep(self, text: str, last: TokenChunk, sampling: Sampling, seconds: float) -> None:
         measured = self.last_measure.prompt_tokens if self.last_measure else 0

@@ -20,7 +20,7 @@ from idefics_cli.cli.model_choice import (
 )
 from idefics_cli.cli.stdin import piped_text
 from idefics_cli.config.settings import ANSWER_TOKENS
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import (
     Attachment,
     Completion,
@@ -28,15 +28,14 @@ from idefics_cli.core.types import (
     GenerationRequest,
     ImageLimits,
     Message,
-    Part,
 )
 from idefics_cli.engine.protocol import Engine, Prepared
+from idefics_cli.models.families.raw_prompt import raw_parts
 from idefics_cli.models.hub.registry import base_model_error
 
 if TYPE_CHECKING:
     from idefics_cli.models.planning.plan import Plan
 
-IMAGE_MARK = "<image>"
 STDIN = "-"
 
 
@@ -127,7 +126,7 @@ def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -
     if settings.raw:
         if settings.system and invocation.resolved.origins["system"].source == "flag":
             raise UsageError("--system has no place in a raw prompt", hint="write it into PROMPT")
-        return GenerationRequest((Message("user", _raw_parts(prompt, images)),), chosen, "complete")
+        return GenerationRequest((Message("user", raw_parts(prompt, images)),), chosen, "complete")
     turns = [Message("system", (settings.system,))] if settings.system else []
     return GenerationRequest((*turns, Message("user", (*images, prompt))), chosen)
 
@@ -162,21 +161,6 @@ def _check_stdin_image(invocation: Invocation, sources: Sequence[str]) -> None:
         raise UsageError(
             "`-i -` needs a picture on stdin", hint="`idefics ask PROMPT -i - <PICTURE`"
         )
-
-
-def _raw_parts(prompt: str, images: Sequence[Attachment]) -> tuple[Part, ...]:
-    texts = prompt.split(IMAGE_MARK)
-    marks = len(texts) - 1
-    if marks != len(images):
-        given = "1 picture is" if len(images) == 1 else f"{len(images)} pictures are"
-        raise PromptError(
-            f"the raw prompt has {marks} `{IMAGE_MARK}`, and {given} given",
-            hint=f"write `{IMAGE_MARK}` where each picture belongs, and `-i` for each",
-        )
-    parts: list[Part] = [texts[0]]
-    for image, following in zip(images, texts[1:], strict=True):
-        parts += [image, following]
-    return tuple(part for part in parts if part != "")
 
 
 def _respond(invocation: Invocation, engine: Engine, prepared: Prepared, times: _Times) -> Finish:

@@ -41,6 +41,7 @@ from idefics_cli.demo.scenes import (
 )
 from idefics_cli.demo.wordings import SMALL_TALK, WORDINGS
 from idefics_cli.models.families.protocols import Processor, Tokenizer
+from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
 LATENTS = 16
 """Tokens that stand for one image."""
@@ -50,11 +51,7 @@ PATCH = 14
 """Pixels of one patch, in both directions."""
 VISION_WIDTH = 192
 TEXT_WIDTH = 192
-FAKE, IMAGE, END_OF_UTTERANCE = SPECIAL_TOKENS = (
-    "<fake_token_around_image>",
-    "<image>",
-    "<end_of_utterance>",
-)
+SPECIAL_TOKENS = (FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE)
 
 _CONTEXT = 1024
 _VOCABULARY = 800  # an upper bound: fewer merges are frequent enough

@@ -17,8 +17,6 @@ from transformers import AutoModelForImageTextToText
 
 from idefics_cli.core.errors import EXIT_FAILURE, EXIT_USAGE
 from idefics_cli.demo.build import (
-    END_OF_UTTERANCE,
-    IMAGE,
     PATCH,
     build_model,
     build_processor,
@@ -36,6 +34,7 @@ from idefics_cli.demo.training.truth import CLASSES, FACETS, patch_labels, slot_
 from idefics_cli.demo.training.watch import WATCHED, share_right, watch
 from idefics_cli.demo.training.worker import LOG, save
 from idefics_cli.models.families.protocols import Processor
+from idefics_cli.models.families.spec import END_OF_UTTERANCE, IMAGE_TOKEN
 from idefics_cli.training.optimizer import Buffers, Layout, Muon, ShardedOptimizer, orthogonalized
 from idefics_cli.training.schedule import Schedule
 from tests.support.reference import auto_processor
@@ -164,7 +163,7 @@ def test_only_answers_and_their_end_are_learned(
 
 def test_padding_and_images_are_not_learned(processor: Processor) -> None:
     batch = collate([Encoder(processor).encode(each) for each, _ in conversations()])
-    image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+    image = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     assert (batch.labels[batch.attention_mask == 0] == IGNORED).all()
     assert (batch.attention_mask == 0).any()

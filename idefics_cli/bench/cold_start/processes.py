@@ -17,6 +17,7 @@ from idefics_cli.bench.report import ReportRow, Skipped
 from idefics_cli.bench.stage import QUESTION, Stage
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import LoadSpec
+from idefics_cli.models.families.spec import find_family
 
 # A fresh process takes seconds, so few are measured; the first warms the disk cache.
 _ROUNDS = 3
@@ -53,13 +54,13 @@ print(processor.batch_decode(ids[:, width:], skip_special_tokens=True)[0], flush
 import os
 os._exit(0)
 """
-_SCRIPTED = ("idefics2", "idefics3", "smolvlm")
 
 
 def start(stage: Stage) -> Iterator[ReportRow | Skipped]:
     """Time from the command line to the first token, beside the time that imports take."""
     spec = stage.spec
-    if spec.family not in _SCRIPTED or not spec.chats or spec.quantization != "none":
+    has_script = find_family(spec.family).prompt == "template"
+    if not has_script or not spec.chats or spec.quantization != "none":
         yield Skipped("start", "", "there is no script of a few lines for this model and format")
         return
     picture = stage.studio.draw((640, 480))

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from idefics_cli.demo.build import END_OF_UTTERANCE, FAKE, IMAGE, LATENTS
+from idefics_cli.demo.build import LATENTS
 from idefics_cli.demo.questions import Question
 from idefics_cli.models.families.protocols import Processor
+from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
 IGNORED = -100
 
@@ -76,8 +77,8 @@ class Encoder:
         self._segments: dict[str, list[int]] = {}
         self._begin = self._special("<s>")
         self._end = self._special(END_OF_UTTERANCE)
-        self._fake = self._special(FAKE)
-        self._image = self._special(IMAGE)
+        self._fake = self._special(FAKE_TOKEN)
+        self._image = self._special(IMAGE_TOKEN)
 
     def encode(self, conversation: LabelledConversation) -> Encoded:
         """Return ids and labels of the whole conversation, without a newline at the end."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,6 +20,13 @@ from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor
+from idefics_cli.models.families.raw_prompt import raw_text
+from idefics_cli.models.families.spec import (
+    END_OF_UTTERANCE,
+    FAKE_TOKEN,
+    IMAGE_TOKEN,
+    find_family,
+)
 from idefics_cli.models.families.vision_work import VisionWork
 
 if TYPE_CHECKING:
@@ -30,10 +37,6 @@ Inputs: TypeAlias = dict[str, Tensor]
 
 Mark: TypeAlias = int | bytes
 """What stands at one place of a prompt: a token's id, or the digest of the picture it is of."""
-
-END_OF_UTTERANCE = "<end_of_utterance>"
-IMAGE_TOKEN = "<image>"
-FAKE_TOKEN = "<fake_token_around_image>"
 
 
 class Family:
@@ -46,6 +49,7 @@ class Family:
         stop_ids: Extra end tokens, from the checkpoint's generation config.
 
     Attributes:
+        spec: Row of the family.
         vision_work: Of the encoder, if it can be shown tiles of several sizes at once; None if
             not, or if there is one size only.
     """
@@ -55,6 +59,7 @@ class Family:
     def __init__(
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
     ) -> None:
+        self.spec = find_family(config.model_type)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         # Right padding puts pad tokens between a prompt and its reply: wrong tokens, no error.
@@ -72,6 +77,15 @@ class Family:
         self.image_id = -1 if image_id is None else image_id
         self._control = _control_pattern(self.tokenizer.get_added_vocab())
 
+    @classmethod
+    def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
+        """Set what the authors of a checkpoint meant where its config says nothing.
+
+        Args:
+            config: As the library fills it in; changed in place.
+            stated: The object in config.json.
+        """
+
     @property
     def draft_edge(self) -> int:
         """A JPEG may be decoded smaller while both its sides stay at least this long.
@@ -87,7 +101,8 @@ class Family:
 
     def stop_tokens(self) -> tuple[str, ...]:
         """Return the texts of the tokens that end a reply."""
-        return (END_OF_UTTERANCE,) if self.chats else ()
+        turn_end = (self.spec.turn_end,) if self.chats else ()
+        return (*self.spec.stop_tokens, *turn_end)
 
     def preprocess(
         self, image: Image, recall: Callable[[bytes], PreparedPicture | None] = lambda digest: None
@@ -247,23 +262,6 @@ class Family:
         # A missing token comes back as the id of <unk> (or None), which is no end token.
         ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
         return {i for i in ids if i is not None and i != self.tokenizer.unk_token_id}
-
-
-def raw_text(request: GenerationRequest) -> str:
-    """Return the prompt of a completion as it is, with `<image>` for each image.
-
-    Raises:
-        PromptError: If the text itself holds further `<image>` marks.
-    """
-    parts = [part for message in request.messages for part in message.parts]
-    text = "".join(part if isinstance(part, str) else IMAGE_TOKEN for part in parts)
-    marks, images = text.count(IMAGE_TOKEN), len(request.attachments)
-    if marks != images:
-        raise PromptError(
-            f"the prompt has {marks} `<image>` marks for {images} images",
-            hint="write `<image>` once for each `-i`",
-        )
-    return text
 
 
 def check_ids(input_ids: Tensor, rows: int) -> None:

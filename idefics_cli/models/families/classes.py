@@ -1,7 +1,7 @@
-"""Which classes of transformers a model type takes, imported when they are asked for.
+"""The classes that run a family, imported when they are asked for.
 
-The library's own tables (`AutoConfig` and the like) know these too, but choose processors that
-want packages which nothing here needs (see `processors.py`), and take time to be imported.
+The library's own tables (`AutoConfig` and the like) know its classes too, but they choose
+processors that need further packages (see `loading/processors.py`), and importing them takes time.
 """
 
 from __future__ import annotations
@@ -10,35 +10,42 @@ import importlib
 from typing import TYPE_CHECKING, cast
 
 from idefics_cli.core.imports import quick_imports
-from idefics_cli.models.families.spec import _PATHS
+from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
     from transformers.processing_utils import ProcessorMixin
 
+    from idefics_cli.models.families.base import Family
+
+
+def family_class(model_type: str) -> type[Family]:
+    """Return our class that makes prompts and tensors for *model_type*."""
+    return cast("type[Family]", _imported(find_family(model_type).runner))
+
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:
-    """Return the class of the config of *model_type*."""
-    return cast("type[PreTrainedConfig]", _resolve(_PATHS[model_type].config))
+    """Return the library's class of the config of *model_type*."""
+    return cast("type[PreTrainedConfig]", _imported(find_family(model_type).classes.config))
 
 
 def model_class(model_type: str) -> type[PreTrainedModel]:
-    """Return the class of the models of *model_type*."""
-    return cast("type[PreTrainedModel]", _resolve(_PATHS[model_type].model))
+    """Return the library's class of the models of *model_type*."""
+    return cast("type[PreTrainedModel]", _imported(find_family(model_type).classes.model))
 
 
 def processor_classes(model_type: str) -> tuple[type[BaseImageProcessor], type[ProcessorMixin]]:
-    """Return the classes of the image processor (by PIL) and of the processor of *model_type*."""
-    paths = _PATHS[model_type]
+    """Return the library's classes of the image processor (by PIL) and of the processor."""
+    classes = find_family(model_type).classes
     return (
-        cast("type[BaseImageProcessor]", _resolve(paths.image_processor)),
-        cast("type[ProcessorMixin]", _resolve(paths.processor)),
+        cast("type[BaseImageProcessor]", _imported(classes.image_processor)),
+        cast("type[ProcessorMixin]", _imported(classes.processor)),
     )
 
 
-def _resolve(path: str) -> type:
+def _imported(path: str) -> type:
     module, _, name = path.partition(":")
     with quick_imports():
-        found = getattr(importlib.import_module(f"transformers.models.{module}"), name)
+        found = getattr(importlib.import_module(module), name)
     return cast("type", found)

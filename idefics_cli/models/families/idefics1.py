@@ -10,18 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import (
-    END_OF_UTTERANCE,
-    FAKE_TOKEN,
-    IMAGE_TOKEN,
-    Family,
-    Inputs,
-    left_padded,
-    raw_text,
-)
+from idefics_cli.models.families.base import Family, Inputs, left_padded
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
+from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.resize import shrunk
+from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from PIL.Image import Image

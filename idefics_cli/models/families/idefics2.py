@@ -13,17 +13,13 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import (
-    FAKE_TOKEN,
-    IMAGE_TOKEN,
-    Family,
-    Inputs,
-    left_padded,
-    raw_text,
-)
+from idefics_cli.models.families.base import Family, Inputs, left_padded
+from idefics_cli.models.families.geometry import section
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor
+from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.resize import normalized, shrunk
+from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.vision_work import VisionWork
 
 if TYPE_CHECKING:
@@ -139,6 +135,16 @@ class Idefics2(TemplateFamily):
         super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
         self.vision_work = vision_work(config)
         self._patch = config.vision_config.patch_size
+
+    @classmethod
+    def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
+        """See `Family.complete_config`.
+
+        The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
+        text model's 1e-5 there, transformers 5 takes its class default of 1e-6.
+        """
+        if "rms_norm_eps" not in section(stated, "perceiver_config"):
+            config.perceiver_config.rms_norm_eps = config.get_text_config().rms_norm_eps
 
     def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None

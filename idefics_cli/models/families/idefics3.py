@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.idefics2 import TemplateFamily, without_padding
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.resize import shrunk
+from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,10 +27,6 @@ class Idefics3(TemplateFamily):
         """See `Family.image_tokens`; SmolVLM has one token for each tile's place."""
         tiles = (t for t in self.tokenizer.get_added_vocab() if _TILE_TOKEN.fullmatch(t))
         return (*super().image_tokens(), *tiles)
-
-    def stop_tokens(self) -> tuple[str, ...]:
-        """See `Family.stop_tokens`; Llama 3 may also end a turn its own way."""
-        return (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
     def _pieces(self, image: Image) -> Sequence[Image]:
         return [shrunk(image, self.processor.image_processor, self._scaled)]

@@ -83,6 +83,7 @@ class TextConfig(Protocol):
     """The part of a text model's config that the engine and families use."""
 
     max_position_embeddings: int
+    rms_norm_eps: float
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -102,8 +103,8 @@ class VisionConfig(Protocol):
 class PerceiverConfig(Protocol):
     """The part of a perceiver's config that the loader uses."""
 
-    resampler_n_latents: int
     resampler_depth: int
+    rms_norm_eps: float
 
 
 class Config(Protocol):

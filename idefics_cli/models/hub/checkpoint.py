@@ -5,44 +5,24 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import DtypeName, Quantization
-from idefics_cli.models.families.spec import FAMILIES, FamilyName, Shape
+from idefics_cli.models.families import spec
+from idefics_cli.models.families.geometry import Json, section, whole_number
+from idefics_cli.models.families.spec import FamilySpec, Shape
 from idefics_cli.models.hub import cache
 
-Json = Mapping[str, object]
-
-# What a config leaves out, from the config classes of transformers 5.23.
-_TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "mistral": {"intermediate_size": 14_336, "num_key_value_heads": 8},
-    "idefics": {"max_position_embeddings": 2048, "cross_layer_interval": 1},
-    "llama": {"max_position_embeddings": 2048},
-}
-_TEXT_DEFAULT = {
-    "hidden_size": 4096,
-    "intermediate_size": 11_008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 32_768,
-}
-_VISION_DEFAULTS: Mapping[FamilyName, Mapping[str, int]] = {
-    "idefics": {"image_size": 224, "patch_size": 14, "intermediate_size": 5120, "heads": 16},
-    "idefics2": {"image_size": 224, "patch_size": 32, "intermediate_size": 3072, "heads": 12},
-    "idefics3": {"image_size": 224, "patch_size": 32, "intermediate_size": 3072, "heads": 16},
-    "smolvlm": {"image_size": 224, "patch_size": 32, "intermediate_size": 3072, "heads": 16},
-}
-_END_OF_UTTERANCE = "<end_of_utterance>"
 _TOKEN_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.json",
 )
+_TOKENS_AROUND_A_TILE = 2
 _LARGEST_HEADER = 100_000_000  # of the safetensors format
 
 
@@ -97,21 +77,20 @@ def read_json(path: Path, name: str) -> Json:
     return content
 
 
-def family_of(config: Json, name: str) -> FamilyName:
-    """Return the family that a config belongs to.
+def family_of(config: Json, name: str) -> FamilySpec:
+    """Return the family that *config* belongs to; *name* is for errors.
 
     Raises:
-        ModelError: If it is none that this tool runs.
+        ModelError: If this tool runs no such family.
     """
     kind = config.get("model_type")
-    for family in FAMILIES:
-        if kind == family:
-            return family  # type: ignore[return-value] # FAMILIES is keyed by FamilyName
+    known = list(spec.FAMILIES)
+    if kind in known:
+        return spec.find_family(str(kind))
     what = f"`{name}` is a model of type `{kind}`, which this tool does not run"
     raise ModelError(
         what if kind else f"config.json of `{name}` does not tell its model_type",
-        hint=f"it runs {', '.join(list(FAMILIES)[:-1])} and {list(FAMILIES)[-1]}; "
-        "`idefics models` lists models",
+        hint=f"it runs {', '.join(known[:-1])} and {known[-1]}; `idefics models` lists models",
     )
 
 
@@ -121,7 +100,7 @@ def stored_quantization(config: Json, name: str) -> Quantization | None:
     Raises:
         ModelError: If they are stored in a way that this tool does not read.
     """
-    settings = _section(config, "quantization_config")
+    settings = section(config, "quantization_config")
     if not settings:
         return None
     if settings.get("load_in_4bit"):
@@ -177,67 +156,69 @@ def guess_weights(size_bytes: int | None, config: Json, name: str) -> Weights:
         raise cache.no_safetensors(name)
     wide = 4 if stored_dtype(config) == "float32" else 2
     # Packed weights are numbers of one byte.
-    size = 1 if _section(config, "quantization_config") else wide
+    size = 1 if section(config, "quantization_config") else wide
     return Weights(parameters=size_bytes // size, size_bytes=size_bytes)
 
 
-def chats(folder: Path, family: FamilyName, name: str) -> bool:
-    """Tell whether the checkpoint in *folder* was tuned to chat.
+def chats(folder: Path, family: FamilySpec, name: str) -> bool:
+    """Return whether the checkpoint in *folder* was tuned to chat.
 
-    Later families have a chat template then; IDEFICS-1 has the token that ends a turn.
+    It then has a chat template or, in a family without templates, the token that ends a turn.
     """
-    if family == "idefics":
-        return any(_END_OF_UTTERANCE in _text(folder / file) for file in _TOKEN_FILES)
+    if family.prompt == "interleaved":
+        return any(family.turn_end in _text(folder / file) for file in _TOKEN_FILES)
     if any((folder / file).exists() for file in ("chat_template.jinja", "chat_template.json")):
         return True
     files = ("processor_config.json", "tokenizer_config.json")
     return any(bool(read_json(folder / file, name).get("chat_template")) for file in files)
 
 
-def context_tokens(config: Json, family: FamilyName) -> int:
-    """Return the longest prompt and reply together."""
-    return _text_number(config, family, "max_position_embeddings")
+def context_tokens(config: Json, family: FamilySpec) -> int:
+    """Return the largest number of tokens of prompt and reply together."""
+    return family.geometry.text_number(config, "max_position_embeddings")
 
 
-def splitting(folder: Path, family: FamilyName, name: str) -> bool | None:
+def splitting(folder: Path, family: FamilySpec, name: str) -> bool | None:
     """Return whether the checkpoint in *folder* splits pictures; None if it cannot."""
-    if family == "idefics":
+    default = family.geometry.splits_by_default
+    if default is None:
         return None
-    default = family != "idefics2"
     return bool(_image_settings(folder, name).get("do_image_splitting", default))
 
 
+def tile_tokens(config: Json, family: FamilySpec) -> int:
+    """Return the number of image tokens of one tile."""
+    geometry = family.geometry
+    return geometry.count_tile_tokens(config, geometry.patches(config, {}))
+
+
 def shape_of(config: Json, folder: Path, name: str) -> Shape:
-    """Return the numbers that the memory of the checkpoint in *folder* follows from."""
-    family = family_of(config, name)
-    hidden = _text_number(config, family, "hidden_size")
-    heads = _text_number(config, family, "num_attention_heads")
-    layers = _text_number(config, family, "num_hidden_layers")
-    intermediate = _text_number(config, family, "intermediate_size")
+    """Return the shape of the checkpoint in *folder*, from which its memory follows."""
+    geometry = family_of(config, name).geometry
     images = _image_settings(folder, name)
-    edge, patch, vision_wide, vision_heads = _vision(config, family)
-    limit = _longest(images, "size")
-    if family == "idefics2" and limit:
-        edge = min(edge, limit)
-    patches = max(1, edge // patch) ** 2
-    is_first = family == "idefics"
-    interval = _text_number(config, family, "cross_layer_interval") if is_first else 0
-    vision_width = _int(_section(config, "vision_config").get("embed_dim"), 768)
+    hidden = geometry.text_number(config, "hidden_size")
+    heads = geometry.text_number(config, "num_attention_heads")
+    layers = geometry.text_number(config, "num_hidden_layers")
+    intermediate = geometry.text_number(config, "intermediate_size")
+    widest = geometry.vision_number(config, "intermediate_size")
+    patches = geometry.patches(config, images)
+    crosses = geometry.has_cross_attention
+    interval = geometry.text_number(config, "cross_layer_interval") if crosses else 0
+    vision_width = whole_number(section(config, "vision_config").get("embed_dim"), 768)
     return Shape(
         hidden=hidden,
         intermediate=intermediate,
         layers=layers,
         heads=heads,
-        kv_heads=heads if is_first else _text_number(config, family, "num_key_value_heads", heads),
-        head_dim=_text_number(config, family, "head_dim", hidden // max(1, heads)),
+        kv_heads=geometry.text_number(config, "num_key_value_heads", heads),
+        head_dim=geometry.text_number(config, "head_dim", hidden // max(1, heads)),
         patches=patches,
-        vision_heads=vision_heads,
-        # Idefics2 lifts every patch to the width of the text model before it resamples.
-        widest=max(vision_wide, intermediate) if family == "idefics2" else vision_wide,
-        tiles=_tiles(family, images),
-        tile_tokens=_tile_tokens(config, family, patches),
+        vision_heads=geometry.vision_number(config, "num_attention_heads"),
+        widest=max(widest, intermediate) if geometry.projects_patches else widest,
+        tiles=geometry.count_tiles(images),
+        tile_tokens=geometry.count_tile_tokens(config, patches) + _TOKENS_AROUND_A_TILE,
         cross_layers=math.ceil(layers / interval) if interval else 0,
-        cross_inputs=vision_width if is_first else 0,
+        cross_inputs=vision_width if crosses else 0,
     )
 
 
@@ -288,63 +269,9 @@ def _count(path: Path, name: str) -> int:
     return count
 
 
-def _text_number(config: Json, family: FamilyName, key: str, default: int | None = None) -> int:
-    text = config if family == "idefics" else _section(config, "text_config")
-    fallback = "mistral" if family == "idefics2" else "llama"
-    kind = family if family == "idefics" else str(text.get("model_type", fallback))
-    known = {**_TEXT_DEFAULT, **_TEXT_DEFAULTS.get(kind, {})}
-    return _int(text.get(key), known.get(key, default if default is not None else 0))
-
-
-def _vision(config: Json, family: FamilyName) -> tuple[int, int, int, int]:
-    vision, default = _section(config, "vision_config"), _VISION_DEFAULTS[family]
-    return (
-        _int(vision.get("image_size"), default["image_size"]),
-        max(1, _int(vision.get("patch_size"), default["patch_size"])),
-        _int(vision.get("intermediate_size"), default["intermediate_size"]),
-        _int(vision.get("num_attention_heads"), default["heads"]),
-    )
-
-
-def _tiles(family: FamilyName, images: Json) -> int:
-    if family == "idefics":
-        return 1
-    if family == "idefics2":
-        return 5  # four quarters and the whole
-    # A grid of tiles as large as the vision model sees, and the whole.
-    whole = _longest(images, "size") or 4 * 364
-    tile = _longest(images, "max_image_size") or 364
-    return math.ceil(whole / tile) ** 2 + 1
-
-
-def _tile_tokens(config: Json, family: FamilyName, patches: int) -> int:
-    marks = 2
-    if family == "idefics":
-        return 1 + marks
-    if family == "idefics2":
-        latents = _section(config, "perceiver_config").get("resampler_n_latents")
-        return _int(latents, 64) + marks
-    return patches // max(1, _int(config.get("scale_factor"), 2)) ** 2 + marks
-
-
 def _image_settings(folder: Path, name: str) -> Json:
-    merged = _section(read_json(folder / "processor_config.json", name), "image_processor")
+    merged = section(read_json(folder / "processor_config.json", name), "image_processor")
     return merged or read_json(folder / "preprocessor_config.json", name)
-
-
-def _longest(images: Json, key: str) -> int:
-    return _int(_section(images, key).get("longest_edge"), 0)
-
-
-def _section(config: Json, key: str) -> Json:
-    value = config.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _int(value: object, default: int) -> int:
-    if isinstance(value, list) and value:
-        value = max(v for v in value if isinstance(v, int))
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def _text(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import DtypeName, Quantization
-from idefics_cli.models.families.spec import FamilyName, Shape
+from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.hub import cache, checkpoint
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec, find_model, unknown_model
 from idefics_cli.models.hub.sizes import BYTES, quantized_weights
@@ -25,7 +25,7 @@ class ModelFacts:
         name: What the user calls it.
         repo: Hub id, absolute path of a folder, or "demo".
         revision: Branch, tag or commit of a Hub repository.
-        family: Key of `registry.FAMILIES`.
+        family: Key of `FAMILIES`, which is the `model_type` of its config.
         parameters: Number of weights.
         shape: What its memory follows from.
         context_tokens: Longest prompt and reply together.
@@ -40,7 +40,7 @@ class ModelFacts:
 
     name: str
     repo: str
-    family: FamilyName
+    family: str
     parameters: int
     shape: Shape
     context_tokens: int
@@ -155,7 +155,7 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
     return ModelFacts(
         name=name,
         repo=str(folder),
-        family=family,
+        family=family.name,
         parameters=_parameters(weights.parameters, shape, stored),
         shape=shape,
         context_tokens=checkpoint.context_tokens(config, family),
@@ -187,7 +187,7 @@ def _facts_of_hub(repo: str, revision: str | None, *, offline: bool) -> ModelFac
         name=repo,
         repo=repo,
         revision=revision,
-        family=family,
+        family=family.name,
         parameters=_parameters(weights.parameters, shape, stored),
         shape=shape,
         context_tokens=checkpoint.context_tokens(config, family),

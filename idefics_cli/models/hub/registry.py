@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import DtypeName
-from idefics_cli.models.families.spec import FamilyName, Shape
+from idefics_cli.models.families.spec import Shape
 
 # In the order of the fields above; patches are (edge / patch size) squared.
 _IDEFICS_9B = Shape(4096, 11_008, 32, 32, 32, 128, 16**2, 16, 5120, 1, 3, 8, 1280)
@@ -42,16 +42,14 @@ class ModelSpec:
         chats: False for base models, which only complete.
         instruct: The model to chat with instead, for base models.
         splitting: Whether the checkpoint cuts images into tiles by default; None if it cannot.
-        stop_tokens: Texts of the tokens that end a reply.
         caption_prompt: What `idefics caption` asks when the user gives no prompt. For base
             models, the beginning that they complete.
-        tokens_per_image: Of a 640x480 picture with the default splitting.
         summary: One line for listings.
     """
 
     name: str
     repo: str
-    family: FamilyName
+    family: str
     parameters: int
     shape: Shape
     stored: DtypeName | None
@@ -59,14 +57,11 @@ class ModelSpec:
     chats: bool
     instruct: str | None
     splitting: bool | None
-    stop_tokens: tuple[str, ...]
     caption_prompt: str
-    tokens_per_image: int
     summary: str
 
 
 DEMO = "demo"
-_EOU = "<end_of_utterance>"
 _DESCRIBE = "Describe this image."
 _BEGIN = "This is an image of"
 
@@ -84,9 +79,7 @@ def _idefics1(size: str, parameters: int, shape: Shape, *, instruct: bool) -> Mo
         chats=instruct,
         instruct=None if instruct else f"{name}-instruct",
         splitting=None,
-        stop_tokens=(_EOU, "</s>") if instruct else ("</s>",),
         caption_prompt=_DESCRIBE if instruct else _BEGIN,
-        tokens_per_image=3,
         summary="the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
     )
 
@@ -105,9 +98,7 @@ def _idefics2(
         chats=chats,
         instruct=None if chats else "idefics2-8b",
         splitting=splitting,
-        stop_tokens=(_EOU, "</s>") if chats else ("</s>",),
         caption_prompt=_DESCRIBE if chats else "In this image,",
-        tokens_per_image=326 if splitting else 66,
         summary=summary,
     )
 
@@ -115,13 +106,12 @@ def _idefics2(
 def _smolvlm(
     name: str,
     repo: str,
-    family: FamilyName,
+    family: str,
     *,
     parameters: int,
     shape: Shape,
     stored: DtypeName | None,
     context: int,
-    tokens: int,
     summary: str,
 ) -> ModelSpec:
     return ModelSpec(
@@ -135,9 +125,7 @@ def _smolvlm(
         chats=True,
         instruct=None,
         splitting=True,
-        stop_tokens=(_EOU,),
         caption_prompt=_DESCRIBE,
-        tokens_per_image=tokens,
         summary=summary,
     )
 
@@ -154,9 +142,7 @@ _SPECS = (
         chats=True,
         instruct=None,
         splitting=False,
-        stop_tokens=(_EOU, "</s>"),
         caption_prompt=_DESCRIBE,
-        tokens_per_image=18,
         summary="built in, works offline; knows drawn scenes only (see `idefics demo`)",
     ),
     _smolvlm(
@@ -167,7 +153,6 @@ _SPECS = (
         shape=_SMOLVLM_256M,
         stored="bfloat16",
         context=8192,
-        tokens=900,
         summary="the smallest; fast without a GPU",
     ),
     _smolvlm(
@@ -178,7 +163,6 @@ _SPECS = (
         shape=_SMOLVLM_500M,
         stored="bfloat16",
         context=8192,
-        tokens=900,
         summary="small; good without a GPU",
     ),
     _smolvlm(
@@ -189,7 +173,6 @@ _SPECS = (
         shape=_SMOLVLM_2B,
         stored="bfloat16",
         context=16_384,
-        tokens=1120,
         summary="the best for 8 GB of memory",
     ),
     _smolvlm(
@@ -200,7 +183,6 @@ _SPECS = (
         shape=_SMOLVLM_256M,
         stored=None,
         context=8192,
-        tokens=900,
         summary="second generation of smolvlm-256m",
     ),
     _smolvlm(
@@ -211,7 +193,6 @@ _SPECS = (
         shape=_SMOLVLM_500M,
         stored="float32",
         context=8192,
-        tokens=900,
         summary="second generation of smolvlm-500m",
     ),
     _smolvlm(
@@ -222,7 +203,6 @@ _SPECS = (
         shape=_SMOLVLM_2B,
         stored=None,
         context=16_384,
-        tokens=1120,
         summary="second generation of smolvlm-2.2b",
     ),
     _idefics2(
@@ -257,9 +237,7 @@ _SPECS = (
         chats=True,
         instruct=None,
         splitting=True,
-        stop_tokens=(_EOU, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"),
         caption_prompt=_DESCRIBE,
-        tokens_per_image=2270,
         summary="the strongest on documents and fine detail",
     ),
     _idefics1("9b", 8_929_679_632, _IDEFICS_9B, instruct=False),

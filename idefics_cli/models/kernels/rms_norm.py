@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
-
-# All compute the same: in float32, rounded before the weight is multiplied (transformers 5.23).
-_KINDS = ("MistralRMSNorm", "LlamaRMSNorm", "IdeficsRMSNorm", "Idefics2RMSNorm")
 
 
 class CpuRMSNorm(nn.Module):
@@ -36,9 +35,15 @@ class CpuRMSNorm(nn.Module):
         return (wide * torch.rsqrt(mean)).to(states.dtype) * self.weight
 
 
-def replace(model: nn.Module) -> None:
-    """Give *model*, which runs on the CPU, norms of ours where they do the same."""
+def replace(model: nn.Module, kinds: Collection[str]) -> None:
+    """Replace the norms of *model*, which runs on the CPU, by `CpuRMSNorm`.
+
+    Args:
+        model: Changed in place.
+        kinds: Names of the classes to replace; they compute in float32 and round before they
+            multiply by the weight (transformers 5.23).
+    """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child).__name__ in _KINDS:
+            if type(child).__name__ in kinds:
                 setattr(module, name, CpuRMSNorm(child))

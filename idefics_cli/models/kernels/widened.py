@@ -20,8 +20,6 @@ from idefics_cli.models.kernels.bf16_12bit.linear import compacted
 # reading them is what takes time.
 _SINGLE_ROWS = 4
 _LARGE_WEIGHT = 2**20
-# Where each picture has a thousand rows and more.
-_MANY_ROWS_IN = ("model.vision_model", "model.connector.modality_projection")
 # From so many on, widening the weights costs less than it saves.
 _MANY_ROWS = 24
 # Outputs whose weights are widened together: 16 MiB of float32 at a width of 4,096.
@@ -109,11 +107,12 @@ def is_needed() -> bool:
     return kernels and not cpu_attention.has_native_bf16()
 
 
-def widen(model: nn.Module) -> None:
+def widen(model: nn.Module, *, many_rows_in: tuple[str, ...] = ()) -> None:
     """Let the layers of *model* multiply so, in place; large ones for a few rows in 12 bits.
 
     Args:
         model: In bfloat16, on the CPU.
+        many_rows_in: Full names of the modules in which each picture has a thousand rows or more.
     """
     tied = {id(child.weight) for child in model.modules() if isinstance(child, nn.Embedding)}
     for path, module in list(model.named_modules()):
@@ -122,7 +121,7 @@ def widen(model: nn.Module) -> None:
             if type(child) is nn.Linear:
                 # Weights that the input is looked up in stay as they are, so nothing is saved.
                 large = child.weight.numel() >= _LARGE_WEIGHT and id(child.weight) not in tied
-                few = not f"{path}.{name}".startswith(_MANY_ROWS_IN)
+                few = not f"{path}.{name}".startswith(many_rows_in)
                 compact = compacted(child) if large and few else None
                 setattr(module, name, compact or WidenedLinear(child))
             elif type(child) is nn.Conv2d and can_widen(child):

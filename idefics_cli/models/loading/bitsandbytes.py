@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.models.families.spec import SKIPPED
+from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -18,7 +18,7 @@ def bitsandbytes_config(spec: LoadSpec) -> BitsAndBytesConfig | None:
     import torch
     from transformers import BitsAndBytesConfig
 
-    skipped = list(SKIPPED[spec.family])
+    skipped = list(find_family(spec.family).unquantized)
     if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.models.families.base import END_OF_UTTERANCE, FAKE_TOKEN, Family
-from idefics_cli.models.families.classes import config_class
+from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.classes import config_class, family_class
 from idefics_cli.models.families.protocols import Config, Model, Processor
-from idefics_cli.models.families.spec import FAMILIES
+from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, find_family
 from idefics_cli.models.hub import cache, facts
 from idefics_cli.models.hub.checkpoint import read_json
 from idefics_cli.models.hub.registry import DEMO
@@ -97,14 +96,10 @@ def keep_quantized(spec: LoadSpec, *, report: Progress | None = None) -> Path:
 def load_config(folder: Path) -> Config:
     """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
     raw = read_json(folder / "config.json", folder.name)
-    config = config_class(str(raw.get("model_type"))).from_pretrained(folder)
-    perceiver = raw.get("perceiver_config")
-    stated = perceiver if isinstance(perceiver, dict) else {}
-    # The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
-    # text model's 1e-5 there, transformers 5 takes its class default of 1e-6.
-    if config.model_type == "idefics2" and "rms_norm_eps" not in stated:
-        config.perceiver_config.rms_norm_eps = config.text_config.rms_norm_eps
-    return cast("Config", config)
+    kind = str(raw.get("model_type"))
+    config = cast("Config", config_class(kind).from_pretrained(folder))
+    family_class(kind).complete_config(config, raw)
+    return config
 
 
 def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
@@ -117,14 +112,15 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
     if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
         processor.image_processor.do_image_splitting = spec.splitting
     check_tokenizer(processor, folder, name=spec.name or spec.repo)
-    if spec.chats and config.model_type != "idefics" and processor.chat_template is None:
+    has_template = find_family(config.model_type).prompt == "template"
+    if spec.chats and has_template and processor.chat_template is None:
         raise ModelError(
             f"`{spec.name or spec.repo}` has no chat template",
             hint="copy chat_template.jinja into its folder; `idefics models pull` fetches it again",
         )
-    module, _, name = FAMILIES[config.model_type].partition(":")
-    family_class: type[Family] = getattr(importlib.import_module(module), name)
-    return family_class(processor, config, chats=spec.chats, stop_ids=_generation_stop_ids(folder))
+    return family_class(config.model_type)(
+        processor, config, chats=spec.chats, stop_ids=_generation_stop_ids(folder)
+    )
 
 
 def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:

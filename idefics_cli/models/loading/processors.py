@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from idefics_cli.core.errors import ModelError
 from idefics_cli.models.families.classes import processor_classes
 from idefics_cli.models.families.protocols import Config, Processor
-from idefics_cli.models.hub.checkpoint import read_json
+from idefics_cli.models.families.spec import FamilySpec, find_family
+from idefics_cli.models.hub.checkpoint import read_json, tile_tokens
 
 
 def load_processor(folder: Path, config: Config) -> Processor:
@@ -27,29 +28,26 @@ def load_processor(folder: Path, config: Config) -> Processor:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         # transformers would make up an empty vocabulary without a word.
         raise ModelError(f"`{folder.name}` has no tokenizer", hint="`tokenizer.json` is missing")
-    kind = config.model_type
-    image_class, processor_class = processor_classes(kind)
+    family = find_family(config.model_type)
+    image_class, processor_class = processor_classes(family.name)
     # `legacy` keeps the word mark `▁` after special tokens; re-saved checkpoints lose the flag.
-    legacy = {"legacy": True} if kind in ("idefics", "idefics2") else {}
+    legacy = {"legacy": True} if family.needs_legacy_tokenizer else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, **legacy)
     settings: dict[str, object] = {}
-    if kind != "idefics":
-        settings["image_seq_len"] = _image_tokens(folder, config)
+    if family.prompt == "template":
+        settings["image_seq_len"] = _image_tokens(folder, family)
         settings["chat_template"] = _chat_template(folder) or tokenizer.chat_template
     image_processor = image_class.from_pretrained(folder)
     made = processor_class(image_processor=image_processor, tokenizer=tokenizer, **settings)
     return cast("Processor", made)
 
 
-def _image_tokens(folder: Path, config: Config) -> int:
+def _image_tokens(folder: Path, family: FamilySpec) -> int:
     """Return how many `<image>` tokens one image, or one tile, takes."""
     stated = read_json(folder / "processor_config.json", folder.name).get("image_seq_len")
     if isinstance(stated, int):
         return stated
-    if config.model_type == "idefics2":
-        return config.perceiver_config.resampler_n_latents
-    vision = config.vision_config
-    return int((vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2)
+    return tile_tokens(read_json(folder / "config.json", folder.name), family)
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.models.families.spec import SKIPPED
+from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.planning.quantization import is_own
 
 _MANIFEST = "idefics.json"
@@ -70,7 +70,7 @@ def place(root: Path, source: Path, spec: LoadSpec) -> Path:
         for path in [*sorted(source.glob("*.safetensors")), source / "config.json"]
     ]
     made = (spec.quantization, spec.format_4bit, spec.dtype, _layout(spec))
-    parts = (files, *made, SKIPPED[spec.family], _versions())
+    parts = (files, *made, find_family(spec.family).unquantized, _versions())
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     name = spec.repo.strip("/").replace("/", "--")[-80:]
     return root / f"{name}--{spec.quantization}--{digest}"

@@ -15,7 +15,7 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models.families.classes import config_class, model_class
 from idefics_cli.models.families.protocols import Config, Model
-from idefics_cli.models.families.spec import SKIPPED
+from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels import packed, rms_norm, widened
 from idefics_cli.models.loading import layers as quantized_layers
@@ -160,7 +160,7 @@ def _from_files(
         quantized_layers.quantize(
             model,
             spec.quantization,
-            skipped=SKIPPED[spec.family],
+            skipped=find_family(spec.family).unquantized,
             dtype=getattr(torch, spec.dtype),
             kept=layers,
             report=report,
@@ -168,7 +168,7 @@ def _from_files(
     if spec.device == "cpu" and spec.device_map is None:
         if spec.dtype == "bfloat16":
             _prepare_bfloat16(model, spec)
-        rms_norm.replace(model)
+        rms_norm.replace(model, find_family(spec.family).rms_norms)
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
 
@@ -205,10 +205,10 @@ def _arguments(folder: Path, spec: LoadSpec, config: Config) -> dict[str, object
 def _prepare_bfloat16(model: nn.Module, spec: LoadSpec) -> None:
     """Let the linear layers that are left in bfloat16 multiply as this processor does best."""
     if widened.is_needed():
-        widened.widen(model)
+        widened.widen(model, many_rows_in=find_family(spec.family).patch_modules)
     elif spec.quantization == "none" and cpu_attention.has_native_bf16() and packed.has_kernel():
         # Vision has so many rows that it gains nothing.
-        spared = [name for name in SKIPPED[spec.family] if name != "lm_head"]
+        spared = [name for name in find_family(spec.family).unquantized if name != "lm_head"]
         packed.pack(model, skipped=spared)
 
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from idefics_cli.core.types import Attention, DtypeName
 from idefics_cli.hardware.machine import Gpu, Machine
+from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.planning.quantization import Problem
 
 
@@ -57,8 +58,6 @@ FLASH: Mapping[Attention, Flash] = MappingProxyType(
         ),
     }
 )
-# `_supports_flash_attn` of the model classes.
-_WITHOUT_FLASH = frozenset({"idefics"})
 _USE_SDPA = "`--attention sdpa` needs nothing and is exact"
 
 
@@ -74,8 +73,9 @@ def find_problem(
     flash = FLASH.get(attention)
     if flash is None:
         return None
-    if family in _WITHOUT_FLASH:
-        return Problem(f"IDEFICS-1 does not support `{attention}`", _USE_SDPA)
+    row = find_family(family)
+    if not row.supports_flash:
+        return Problem(f"{row.title} does not support `{attention}`", _USE_SDPA)
     if not gpus:
         return Problem(f"`{attention}` needs a CUDA GPU", _USE_SDPA)
     for gpu in gpus:
@@ -92,12 +92,8 @@ def find_problem(
 
 def caution(attention: Attention, family: str) -> str | None:
     """Return what a user of *attention* should know, or None."""
-    if attention in FLASH and family == "idefics2":
-        return (
-            f"{attention} in Idefics2's perceiver once gave answers unrelated to the picture "
-            "(transformers 4.41 to 4.43) and is unproven here: compare with `--attention sdpa`"
-        )
-    return None
+    known = find_family(family).flash_caution
+    return f"{attention} {known}" if known and attention in FLASH else None
 
 
 def _package_problem(attention: Attention, flash: Flash, machine: Machine) -> Problem | None:

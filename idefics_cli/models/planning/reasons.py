@@ -8,18 +8,13 @@ from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import GIB, format_duration, format_size
 from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning import attention, quantization
 from idefics_cli.models.planning.placement import SMALL_PARAMETERS, Need, Placement, PlanChoices
 
 _ASKED = "asked for"
-# Families whose activations are known to leave the range of float16.
-_OVERFLOWS = {
-    "idefics": "IDEFICS-1 80B leaves the range of float16, which garbles answers",
-    "idefics2": "Idefics2's connector can leave the range of float16",
-}
 _OPTION_FIELDS = tuple(field.name for field in fields(Placement))
-_HUGE_PARAMETERS = 20_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +198,9 @@ def _attention(context: Context) -> str:
         return _ASKED
     if context.option.device == "cpu":
         return _cpu_attention(context)
-    if context.facts.family == "idefics":
-        return "the fastest that IDEFICS-1 supports"
+    family = find_family(context.facts.family)
+    if not family.supports_flash:
+        return f"the fastest that {family.title} supports"
     names = [f.distribution for f in attention.FLASH.values()]
     installed = [name for name in names if context.machine.has(name)]
     if installed and context.option.gpus:
@@ -299,9 +295,10 @@ def _float16(context: Context) -> str | None:
             "float16 is slow on processors: prompts take several times as long; "
             "`--dtype float32` is fast, `bfloat16` takes no more memory"
         )
-    if facts.family == "idefics" and facts.parameters < _HUGE_PARAMETERS:
+    family = find_family(facts.family)
+    if facts.parameters < family.float16_caution_parameters:
         return None
-    overflow = _OVERFLOWS.get(facts.family)
+    overflow = family.float16_caution
     return overflow and f"{overflow}; `--dtype bfloat16` does not"
 
 
@@ -331,7 +328,8 @@ def _large_quantized(context: Context) -> str | None:
 def _unsplit(context: Context) -> str | None:
     facts, option = context.facts, context.option
     if facts.splitting is None and context.choices.splitting:
-        return "IDEFICS-1 does not cut pictures into tiles: leave `--splitting` out"
+        title = find_family(facts.family).title
+        return f"{title} does not cut pictures into tiles: leave `--splitting` out"
     if context.choices.splitting is not None or option.splitting == bool(facts.splitting):
         return None
     return (

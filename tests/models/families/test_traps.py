@@ -133,7 +133,7 @@ def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
 def test_image_marks_without_images_are_refused_in_a_raw_prompt(
     kind: str, loaded_of: LoadedOf
 ) -> None:
-    with pytest.raises(PromptError, match="1 `<image>` marks for 0 images"):
+    with pytest.raises(PromptError, match="1 `<image>`, and 0 pictures are given"):
         ids_of(loaded_of(kind).family, raw("What is <image>?"))
 
 

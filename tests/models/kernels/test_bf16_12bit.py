@@ -169,7 +169,7 @@ def test_large_layers_for_few_rows_are_kept_so_and_the_others_as_before(
     model = _Model()
     if tied:
         model.head.weight = model.model.embed.weight
-    widened.widen(model)
+    widened.widen(model, many_rows_in=("model.vision_model",))
     assert type(model.model.vision_model.patches) is WidenedLinear
     assert type(model.model.text) is CompactLinear
     assert type(model.model.odd) is WidenedLinear

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from idefics_cli.models.families.spec import SKIPPED
+from idefics_cli.models.families.spec import FAMILIES
 from idefics_cli.models.hub import checkpoint
 from idefics_cli.models.hub.registry import MODELS
 from idefics_cli.models.hub.sizes import quantized_weights
@@ -46,7 +46,7 @@ def test_every_model_of_the_registry_has_its_config_here() -> None:
 def test_parameters_are_those_of_the_real_architecture(name: str) -> None:
     spec, model = MODELS[name], real_model(name)
     assert sum(p.numel() for p in model.parameters()) == spec.parameters
-    skipped = SKIPPED[spec.family]
+    skipped = FAMILIES[spec.family].unquantized
     linear = sum(
         module.weight.numel()
         for full_name, module in model.named_modules()
@@ -70,9 +70,9 @@ def test_the_shape_of_the_built_in_model_is_the_one_read_from_its_files() -> Non
     spec = MODELS["demo"]
     assert checkpoint.shape_of(config, folder, "demo") == spec.shape
     assert checkpoint.read_weights(folder, "demo").parameters == spec.parameters
-    assert checkpoint.context_tokens(config, "idefics2") == spec.context_tokens
-    assert checkpoint.splitting(folder, "idefics2", "demo") is spec.splitting
-    assert checkpoint.chats(folder, "idefics2", "demo") is spec.chats
+    assert checkpoint.context_tokens(config, FAMILIES["idefics2"]) == spec.context_tokens
+    assert checkpoint.splitting(folder, FAMILIES["idefics2"], "demo") is spec.splitting
+    assert checkpoint.chats(folder, FAMILIES["idefics2"], "demo") is spec.chats
 
 
 @pytest.mark.parametrize("name", KV_KIB)

@@ -15,7 +15,7 @@ from torch import nn
 from idefics_cli.core.types import DtypeName, LoadSpec, Quantization
 from idefics_cli.hardware.machine import probe_machine
 from idefics_cli.models.families.classes import model_class
-from idefics_cli.models.families.spec import FAMILIES, SKIPPED
+from idefics_cli.models.families.spec import FAMILIES
 from idefics_cli.models.hub.facts import demo_folder, find_facts
 from idefics_cli.models.kernels.widened import WidenedConv2d, WidenedLinear
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
@@ -38,9 +38,8 @@ def spec(**changes: Any) -> LoadSpec:
     return LoadSpec(**{"repo": "demo", "family": "idefics2", **changes})
 
 
-def test_every_quantization_has_a_method_and_every_family_a_list() -> None:
+def test_every_quantization_has_a_method() -> None:
     assert set(METHODS) == set(get_args(Quantization))
-    assert set(SKIPPED) == set(FAMILIES)
 
 
 def test_nothing_is_set_when_nothing_is_quantized() -> None:
@@ -65,7 +64,7 @@ def test_eight_bits_skip_the_same_modules(family: str) -> None:
     settings: Any = bitsandbytes_config(spec(family=family, quantization="8bit"))
     assert settings.load_in_8bit
     assert not settings.load_in_4bit
-    assert settings.llm_int8_skip_modules == list(SKIPPED[family])
+    assert settings.llm_int8_skip_modules == list(FAMILIES[family].unquantized)
 
 
 def kinds(model: nn.Module) -> dict[str, type[nn.Module]]:

@@ -1,0 +1,148 @@
+"""Rules by which the size of a model follows from its configuration files; no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Json: TypeAlias = Mapping[str, object]
+"""The object in a JSON file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How the size of a model follows from its configuration files.
+
+    Attributes:
+        vision_defaults: Values that the vision model's settings may leave out, from the config
+            classes of transformers 5.23: `image_size`, `patch_size`, `intermediate_size` and
+            `num_attention_heads`.
+        count_tiles: Takes the settings of the image processor and returns the largest number of
+            tiles of one picture.
+        count_tile_tokens: Takes the config and the number of patches of one tile and returns the
+            number of image tokens of that tile.
+        text_section: Key of the text model's settings in the config; None if they are in the
+            config itself.
+        text_model: Type of the text model where its settings do not state one.
+        splits_by_default: Whether the image processor splits pictures where its settings do not
+            say so; None if the family cannot split pictures.
+        is_tile_limited: Whether a tile has at most the longest edge of the image processor,
+            because the vision model takes tiles of any size.
+        projects_patches: Whether every patch passes a layer as wide as the feed-forward layers
+            of the text model.
+        has_cross_attention: Whether the text model attends to pictures in layers of their own.
+    """
+
+    vision_defaults: Mapping[str, int]
+    count_tiles: Callable[[Json], int]
+    count_tile_tokens: Callable[[Json, int], int]
+    text_section: str | None = "text_config"
+    text_model: str = "llama"
+    splits_by_default: bool | None = True
+    is_tile_limited: bool = False
+    projects_patches: bool = False
+    has_cross_attention: bool = False
+
+    def text_number(self, config: Json, key: str, default: int = 0) -> int:
+        """Return the setting *key* of the text model.
+
+        Args:
+            config: Of the whole model.
+            key: As transformers spells it.
+            default: For a setting that neither the config nor its class has.
+        """
+        text = config if self.text_section is None else section(config, self.text_section)
+        stated = None if self.text_section is None else text.get("model_type")
+        known = {**_TEXT_DEFAULT, **_TEXT_DEFAULTS.get(str(stated or self.text_model), {})}
+        return whole_number(text.get(key), known.get(key, default))
+
+    def vision_number(self, config: Json, key: str) -> int:
+        """Return the setting *key*, one of `vision_defaults`, of the vision model."""
+        vision = section(config, "vision_config")
+        return whole_number(vision.get(key), self.vision_defaults[key])
+
+    def patches(self, config: Json, images: Json) -> int:
+        """Return the number of patches of one tile, at most.
+
+        Args:
+            config: Of the model.
+            images: Settings of the image processor.
+        """
+        edge = self.vision_number(config, "image_size")
+        limit = longest_edge(images, "size")
+        if self.is_tile_limited and limit:
+            edge = min(edge, limit)
+        patch = max(1, self.vision_number(config, "patch_size"))
+        return int(max(1, edge // patch) ** 2)
+
+
+def one_tile(images: Json) -> int:
+    """Return the number of tiles of a family that cannot split pictures."""
+    return 1
+
+
+def quarters_and_whole(images: Json) -> int:
+    """Return the number of tiles of a picture that is cut into quarters."""
+    return 5
+
+
+def grid_and_whole(images: Json) -> int:
+    """Return the largest number of tiles of a picture that is cut into a grid.
+
+    A tile of the grid is as large as the input of the vision model; the whole picture, scaled
+    down, is one more tile.
+    """
+    whole = longest_edge(images, "size") or 4 * 364
+    tile = longest_edge(images, "max_image_size") or 364
+    return math.ceil(whole / tile) ** 2 + 1
+
+
+def one_token(config: Json, patches: int) -> int:
+    """Return the number of image tokens of a family whose text attends to the pictures."""
+    return 1
+
+
+def perceiver_latents(config: Json, patches: int) -> int:
+    """Return the number of latents to which a perceiver reduces the patches of a tile."""
+    return whole_number(section(config, "perceiver_config").get("resampler_n_latents"), 64)
+
+
+def shuffled_patches(config: Json, patches: int) -> int:
+    """Return the number of image tokens after pixel shuffle, which merges squares of patches."""
+    return patches // max(1, whole_number(config.get("scale_factor"), 2)) ** 2
+
+
+def section(config: Json, key: str) -> Json:
+    """Return the object under *key*, empty if there is none."""
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def whole_number(value: object, default: int) -> int:
+    """Return *value* if it is a whole number, the largest one of a list, or else *default*."""
+    if isinstance(value, list) and value:
+        value = max(v for v in value if isinstance(v, int))
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def longest_edge(images: Json, key: str) -> int:
+    """Return the longest edge in pixels under *key* of an image processor's settings, or 0."""
+    return whole_number(section(images, key).get("longest_edge"), 0)
+
+
+# Values that the settings of a text model may leave out, by its type; from the config classes of
+# transformers 5.23.
+_TEXT_DEFAULT = {
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 32_768,
+}
+_TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "mistral": {"intermediate_size": 14_336, "num_key_value_heads": 8},
+    "idefics": {"max_position_embeddings": 2048, "cross_layer_interval": 1},
+    "llama": {"max_position_embeddings": 2048},
+}

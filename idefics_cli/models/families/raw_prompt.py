@@ -1,0 +1,44 @@
+"""Raw prompts, which are completed as they are, with `<image>` for each picture; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from idefics_cli.core.errors import PromptError
+from idefics_cli.core.types import Attachment, GenerationRequest, Part
+from idefics_cli.models.families.spec import IMAGE_TOKEN
+
+
+def raw_parts(prompt: str, pictures: Sequence[Attachment]) -> tuple[Part, ...]:
+    """Return *prompt* with one of *pictures* at each `<image>`, in order.
+
+    Raises:
+        PromptError: If the prompt has more or fewer `<image>` than there are pictures.
+    """
+    texts = prompt.split(IMAGE_TOKEN)
+    _check_count(len(texts) - 1, len(pictures))
+    parts: list[Part] = [texts[0]]
+    for picture, following in zip(pictures, texts[1:], strict=True):
+        parts += [picture, following]
+    return tuple(part for part in parts if part != "")
+
+
+def raw_text(request: GenerationRequest) -> str:
+    """Return the prompt of a completion as it is, with `<image>` for each picture.
+
+    Raises:
+        PromptError: If the text itself holds further `<image>`.
+    """
+    parts = [part for message in request.messages for part in message.parts]
+    text = "".join(part if isinstance(part, str) else IMAGE_TOKEN for part in parts)
+    _check_count(text.count(IMAGE_TOKEN), len(request.attachments))
+    return text
+
+
+def _check_count(tokens: int, pictures: int) -> None:
+    if tokens != pictures:
+        given = "1 picture is" if pictures == 1 else f"{pictures} pictures are"
+        raise PromptError(
+            f"the raw prompt has {tokens} `{IMAGE_TOKEN}`, and {given} given",
+            hint=f"write `{IMAGE_TOKEN}` where each picture belongs, and `-i` for each",
+        )
