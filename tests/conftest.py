@@ -141,7 +141,7 @@ def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Local
     def get(kind: str) -> LocalEngine:
         if kind not in made:
             made[kind] = open_engine(checkpoint(kind), kind)
-            made[kind]._require().family.stop_ids.clear()
+            made[kind].loaded.family.stop_ids.clear()
         return made[kind]
 
     yield get

@@ -49,12 +49,12 @@ class _Recording:
         self._tokens = tokens
         self._requests: list[GenerationRequest] = []
 
-    def put(self, requests: Sequence[Prepared]) -> None:
+    def put_requests(self, requests: Sequence[Prepared]) -> None:
         self._requests += (prepared.request for prepared in requests)
-        self._session.put(requests)
+        self._session.put_requests(requests)
 
-    def get(self, timeout_seconds: float | None = None) -> tuple[int, Answered] | None:
-        found = self._session.get(timeout_seconds)
+    def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Answered] | None:
+        found = self._session.get_outcome(timeout_seconds)
         if found is not None and isinstance(completion := found[1], Completion):
             for attachment in self._requests[found[0]].attachments:
                 self._tokens[Path(attachment.source)] = completion.token_ids

@@ -81,14 +81,14 @@ class Session(Protocol):
         """How many more may be now."""
         ...
 
-    def put(self, requests: Sequence[Prepared]) -> None:
+    def put_requests(self, requests: Sequence[Prepared]) -> None:
         """Take *requests*, which are numbered from 0 as they come.
 
         Those of one call begin together, as far as there is room and `batching.together` has it.
         """
         ...
 
-    def get(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
+    def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
         """Return the number and the outcome of a request, as soon as it ended.
 
         The seconds of an answer are its share of those of all that went on meanwhile.

@@ -344,14 +344,14 @@ class Lingering(FakeSession):
     def room(self) -> int:
         return max(0, super().room - (self.held is not None))
 
-    def get(self, timeout_seconds: float | None = None) -> tuple[int, Answered] | None:
+    def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Answered] | None:
         if self.held is not None and self.others == len(NAMES) - 1:
             found, self.held = self.held, None
             return found
-        got = super().get(timeout_seconds)
+        got = super().get_outcome(timeout_seconds)
         if got is not None and got[0] == 0:
             self.held = got
-            return self.get(0)
+            return self.get_outcome(0)
         self.others += got is not None
         return got
 

@@ -211,7 +211,7 @@ def test_prompts_have_the_tokens_that_the_librarys_processor_gives(
     for text in texts[1:]:
         messages += [Message("assistant", ("Two.",)), Message("user", (text,))]
     prepared = engine.prepare(GenerationRequest(tuple(messages)))
-    ours = engine._require().family.encode([prepared.request], [prepared.pictures])["input_ids"]
+    ours = engine.loaded.family.encode([prepared.request], [prepared.pictures])["input_ids"]
 
     processor = auto_processor(demo_folder(), "idefics2")
     images = [Image.open(a.source).convert("RGB") for a in attachments]

@@ -47,7 +47,7 @@ def test_pictures_of_any_shape_are_encoded_without_a_mask(
     kind: str, checkpoint: Callable[[str], Path], masks: Masks
 ) -> None:
     with open_engine(checkpoint(kind), kind) as engine:
-        loaded = engine._require()
+        loaded = engine.loaded
         encode_pictures(
             loaded.model, loaded.family, prepared_pictures(engine, [0, 1, 2]), FeatureCache()
         )
@@ -86,7 +86,7 @@ def test_every_attention_resamples_a_picture_to_the_same_features(
         model = AutoModelForImageTextToText.from_pretrained(
             folder, attn_implementation=attention, dtype=dtype
         ).eval()
-        family = engine._require().family
+        family = engine.loaded.family
         seen = encode_pictures(model, family, pictures, FeatureCache())
         assert seen is not None
         return [seen[picture.digest].float() for picture in pictures]

@@ -62,7 +62,7 @@ def test_a_row_that_ended_is_computed_no_more(
 
 def test_a_cancelled_batch_ends_the_rows_that_go_on_and_no_others(endless: EngineOf) -> None:
     engine = endless("idefics2")
-    inference = engine._require_inference()
+    inference = engine.inference
 
     class AfterFour:
         asked = 0

@@ -53,7 +53,7 @@ def engine(checkpoint: Callable[[str], Path]) -> Iterator[LocalEngine]:
     folder = checkpoint("idefics2")
     with LocalEngine(LoadSpec(repo=str(folder), family="idefics2")) as loaded:
         # Random weights end a reply by chance; these tests want replies that run on.
-        loaded._require().family.stop_ids.clear()
+        loaded.loaded.family.stop_ids.clear()
         yield loaded
 
 
@@ -67,7 +67,7 @@ def test_a_reply_that_reaches_the_token_limit_says_length(engine: LocalEngine) -
 
 
 def test_a_reply_that_reaches_the_models_context_says_length(engine: LocalEngine) -> None:
-    context = engine._require().context_tokens
+    context = engine.loaded.context_tokens
     prepared = ask("word " * 60, Sampling(max_new_tokens=10_000))
     (answer,) = engine.complete([prepared])
     assert answer.finish == "length"
@@ -78,7 +78,7 @@ def test_a_reply_that_the_model_ends_says_stop(checkpoint: Callable[[str], Path]
     with LocalEngine(LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2")) as engine:
         (answer,) = engine.complete([ask(sampling=few())])
         # The fifth token of the endless reply becomes an end token: the reply ends there.
-        family = engine._require().family
+        family = engine.loaded.family
         family.stop_ids = {answer.token_ids[4]}
         (ended,) = engine.complete([ask(sampling=few())])
     first = answer.token_ids.index(answer.token_ids[4])
@@ -142,7 +142,7 @@ def test_a_batch_that_is_tried_again_in_halves_is_answered_to_the_end(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = engine.complete([ask(sampling=few())])[0]
-    family = engine._require().family
+    family = engine.loaded.family
     encode = family.encode
 
     def full(requests: list[GenerationRequest], images: list[object]) -> object:
@@ -152,8 +152,8 @@ def test_a_batch_that_is_tried_again_in_halves_is_answered_to_the_end(
 
     monkeypatch.setattr(family, "encode", full)
     with engine.serve(slots=2) as session:
-        session.put([ask(sampling=few()), ask(sampling=few())])
-        outcomes = [session.get(), session.get()]
+        session.put_requests([ask(sampling=few()), ask(sampling=few())])
+        outcomes = [session.get_outcome(), session.get_outcome()]
         assert session.slots == 1
     answers = [found[1] for found in outcomes if found and isinstance(found[1], Completion)]
     assert [(a.token_ids, a.at_a_time) for a in answers] == [(whole.token_ids, 1)] * 2
@@ -205,7 +205,7 @@ def test_each_row_of_a_batch_is_sampled_its_own_way(engine: LocalEngine) -> None
 
 
 def test_repetition_penalty_equals_the_librarys(engine: LocalEngine) -> None:
-    loaded = engine._require()
+    loaded = engine.loaded
     prepared = ask(sampling=few(repetition_penalty=1.3))
     inputs = loaded.family.encode([prepared.request], [()])
     out = loaded.model.generate(  # type: ignore[attr-defined]
@@ -264,7 +264,7 @@ def test_settings_at_the_edge_of_their_range_give_an_answer(
 def test_a_model_that_computes_no_numbers_is_an_error_and_no_empty_answer(
     temperature: float, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = engine._require().model.lm_head  # type: ignore[attr-defined]
+    head = engine.loaded.model.lm_head  # type: ignore[attr-defined]
     monkeypatch.setattr(head.weight, "data", torch.full_like(head.weight.data, torch.nan))
     with pytest.raises(ModelError, match="out of range in float32"):
         engine.complete([ask(sampling=few(temperature=temperature))])
@@ -276,7 +276,7 @@ def test_an_exception_in_the_inference_thread_reaches_the_caller(
     def broken(*args: object) -> object:
         raise ZeroDivisionError("deep inside")
 
-    family = engine._require().family
+    family = engine.loaded.family
     monkeypatch.setattr(family, "next_inputs", broken)
     with pytest.raises(ZeroDivisionError, match="deep inside"):
         engine.complete([ask()])
@@ -300,7 +300,7 @@ def test_running_out_of_memory_is_an_error_with_a_way_out(
     def full(*args: object) -> object:
         raise error
 
-    monkeypatch.setattr(engine._require().family, "encode", full)
+    monkeypatch.setattr(engine.loaded.family, "encode", full)
     with pytest.raises(MemoryLimitError, match="out of memory with 2 prompts") as caught:
         engine.complete([ask(), ask()])
     assert caught.value.hint is not None
@@ -335,7 +335,7 @@ def test_closing_twice_is_harmless_and_a_closed_engine_says_so(
 
 def test_closing_ends_a_reply_in_the_making(checkpoint: Callable[[str], Path]) -> None:
     engine = LocalEngine(LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2"))
-    engine._require().family.stop_ids.clear()
+    engine.loaded.family.stop_ids.clear()
     stream = engine.stream(ask(sampling=Sampling(max_new_tokens=480)))
     next(stream)
     engine.close()
@@ -346,7 +346,7 @@ def test_closing_ends_a_stream_that_still_waits_for_its_turn(
     checkpoint: Callable[[str], Path],
 ) -> None:
     engine = LocalEngine(LoadSpec(repo=str(checkpoint("idefics2")), family="idefics2"))
-    engine._require().family.stop_ids.clear()
+    engine.loaded.family.stop_ids.clear()
     first = engine.stream(ask(sampling=LONG))
     next(first)
     ended: list[str] = []
@@ -488,7 +488,7 @@ def test_characters_of_several_tokens_arrive_whole(text: str) -> None:
 def test_runs_of_characters_that_the_vocabulary_lacks_arrive_whole(
     text: str, engine: LocalEngine
 ) -> None:
-    tokenizer = engine._require().family.tokenizer
+    tokenizer = engine.loaded.family.tokenizer
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(tokens) > 2 * len(text)  # byte by byte
     assert Detokenizer(tokenizer, strip=True).whole(tokens) == text
@@ -496,7 +496,7 @@ def test_runs_of_characters_that_the_vocabulary_lacks_arrive_whole(
 
 @pytest.mark.parametrize("strip", [True, False])
 def test_a_whole_reply_is_what_its_pieces_join_to(engine: LocalEngine, strip: bool) -> None:
-    family = engine._require().family
+    family = engine.loaded.family
     # Special tokens, bytes of half characters and word marks, in any order.
     ids, rng = range(len(family.tokenizer)), random.Random(0)
     for length in range(40):

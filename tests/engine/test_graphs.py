@@ -44,7 +44,7 @@ def sliding(
     config["text_config"]["sliding_window"] = 12
     (copy / "config.json").write_text(json.dumps(config))
     with open_engine(copy, "idefics2") as engine:
-        engine._require().family.stop_ids.clear()
+        engine.loaded.family.stop_ids.clear()
         yield engine
 
 
@@ -55,7 +55,7 @@ def engine_of(endless: EngineOf, sliding: LocalEngine) -> EngineOf:
 
 def inference_of(engine: LocalEngine, capture: object) -> Inference:
     """An inference that records its steps by *capture*, as on a GPU."""
-    return like_on_a_gpu(engine._require(), capture)
+    return like_on_a_gpu(engine.loaded, capture)
 
 
 class Never:
@@ -97,7 +97,7 @@ def test_what_was_recorded_serves_later_requests_and_their_turns(
         assert again.reused_tokens == answer.prompt_tokens - 1
         assert list(again.rows[0].tokens) == list(answer.token_ids)
         kept = inference._prefix
-        assert len(kept._marks) == answer.prompt_tokens + answer.new_tokens - 1
+        assert len(kept._keys) == answer.prompt_tokens + answer.new_tokens - 1
     # Of one image IDEFICS-1 has other buffers than of two; the others have one recording.
     assert len(capture.recordings) == (2 if kind == "idefics" else 1)
 
@@ -107,7 +107,7 @@ def test_replies_that_end_by_themselves_end_alike_where_steps_run_ahead(
     kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(kind)
-    family = engine._require().family
+    family = engine.loaded.family
     prepared = as_request(engine, CONVERSATIONS["one image"], sampling=Sampling(max_new_tokens=12))
     (answer,) = engine.complete([prepared])
     monkeypatch.setattr(family, "stop_ids", {answer.token_ids[4]})
@@ -205,10 +205,10 @@ def test_a_recording_that_fails_or_is_off_is_given_up_for_the_plain_way(
 
 
 def test_nothing_is_recorded_where_it_cannot_be(engine_of: EngineOf) -> None:
-    model = engine_of("idefics2")._require().model
+    model = engine_of("idefics2").loaded.model
     assert graphs_problem(model) == "only CUDA records kernels"
     assert slots_problem(model) is None
-    assert not engine_of("idefics2")._require_inference()._records
+    assert not engine_of("idefics2").inference._records
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -216,7 +216,7 @@ def test_every_attention_with_masks_takes_rows_of_their_own_lengths(
     attention: str, engine_of: EngineOf
 ) -> None:
     engine = engine_of("idefics2")
-    loaded = engine._require()
+    loaded = engine.loaded
     before = loaded.model.model.text_model.config._attn_implementation  # type: ignore[attr-defined]
     batch = mixed_requests(engine)
     expected = [list(a.token_ids) for a in engine.complete(batch)]

@@ -21,7 +21,7 @@ from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.decode.token_loop import generate
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.base import Mark
+from idefics_cli.models.families.base import PrefixKey
 from idefics_cli.models.families.picture import PreparedPicture
 from tests.support import tiny
 from tests.support.prompts import open_engine, picture
@@ -76,7 +76,7 @@ def conversation(
 
 
 def forget(engine: LocalEngine) -> None:
-    inference = engine._require_inference()
+    inference = engine.inference
     inference._prefix.drop()
     inference._features.clear()
 
@@ -85,13 +85,13 @@ def reply(engine: LocalEngine, prepared: Prepared) -> Completion:
     return engine.complete([prepared])[0]
 
 
-def marks(engine: LocalEngine, prepared: Prepared) -> list[Mark]:
-    family = engine._require().family
+def prefix_keys(engine: LocalEngine, prepared: Prepared) -> list[PrefixKey]:
+    family = engine.loaded.family
     ids = family.encode([prepared.request], [prepared.pictures])["input_ids"][0].tolist()
-    return family.marks(ids, prepared.pictures)
+    return family.prefix_keys(ids, prepared.pictures)
 
 
-def shared(one: list[Mark], other: list[Mark]) -> int:
+def shared(one: list[PrefixKey], other: list[PrefixKey]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
@@ -135,7 +135,7 @@ def test_any_walk_of_turns_gives_the_replies_of_a_fresh_engine(
     for _ in range(10):
         prepared = conversation(engine, walk.turns, walk.replies)
         answer = reply(engine, prepared)
-        here = marks(engine, prepared)
+        here = prefix_keys(engine, prepared)
         # The last token of a reply is never run, nor may the last of a prompt be left out.
         assert answer.reused_tokens == shared(before, here[:-1])
         before = [*here, *answer.token_ids[:-1]]
@@ -158,7 +158,7 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
     )
     request = conversation(engine, [((0,), "What is it?")], []).request
     prompts = [Prepared(request, (shown,)) for shown in (one, other)]
-    family = engine._require().family
+    family = engine.loaded.family
     ids = [family.encode([p.request], [p.pictures])["input_ids"].tolist() for p in prompts]
     assert ids[0] == ids[1]
     expected = []
@@ -177,7 +177,7 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
 def preprocess(engine: LocalEngine, image: Image.Image) -> PreparedPicture:
     shown = engine.preprocess(image)
     # Features that are remembered stay, whatever the test forgets: pixels are needed again.
-    return shown if shown.tiles else engine._require().family.preprocess(image)
+    return shown if shown.tiles else engine.loaded.family.preprocess(image)
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
@@ -220,7 +220,7 @@ def test_an_error_leaves_nothing_that_could_be_reused(
     engine = engine_of("idefics2")
     prepared = conversation(engine, [((0,), "What is it?")], [])
     first = reply(engine, prepared)
-    broken = engine._require().model.model.text_model.layers[1]  # type: ignore[attr-defined]
+    broken = engine.loaded.model.model.text_model.layers[1]  # type: ignore[attr-defined]
 
     def fail(*args: object, **more: object) -> object:
         raise ZeroDivisionError
@@ -237,7 +237,7 @@ def test_what_is_kept_goes_first_when_the_memory_runs_out(
     engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of("idefics2")
-    inference = engine._require_inference()
+    inference = engine.inference
     turns: list[Turn] = [((0,), "What is it?")]
     first = reply(engine, conversation(engine, turns, []))
     prepared = [conversation(engine, [((i,), "And this?")], []) for i in (1, 2)]
@@ -284,7 +284,7 @@ def test_a_reply_that_was_begun_is_not_said_twice_when_the_memory_runs_out(
 def test_closing_frees_what_was_kept(checkpoint: Callable[[str], Path]) -> None:
     engine = open_engine(checkpoint("idefics2"), "idefics2")
     reply(engine, conversation(engine, [((0,), "What is it?")], []))
-    cache = weakref.ref(engine._require_inference()._prefix._cache)
+    cache = weakref.ref(engine.inference._prefix._cache)
     assert cache() is not None
     engine.close()
     gc.collect()
@@ -334,8 +334,8 @@ def test_a_prompt_can_be_interrupted_between_pieces_which_are_kept(
     forget(engine)
     # The pictures are known, so that only pieces of the prompt look at the flag.
     reply(engine, conversation(engine, [((0, 1), "Hello")], []))
-    engine._require_inference()._prefix.drop()
-    cut = engine._require_inference().answer([prepared], After(3))
+    engine.inference._prefix.drop()
+    cut = engine.inference.answer([prepared], After(3))
     assert (cut.rows[0].finish, cut.rows[0].tokens) == ("cancelled", [])
     answer = reply(engine, prepared)
     assert answer.reused_tokens == 15

@@ -55,7 +55,7 @@ def alone(checkpoint: Callable[[str], Path]) -> Iterator[Alone]:
     @cache
     def get(kind: str, **ways: object) -> list[tuple[int, ...]]:
         engine = engines[kind]
-        engine._require().family.stop_ids.clear()
+        engine.loaded.family.stop_ids.clear()
         return [engine.complete([each])[0].token_ids for each in asked(engine, **ways)]
 
     yield get
@@ -76,11 +76,11 @@ def served(endless: EngineOf, way: str) -> Iterator[Callable[[str], LocalEngine]
 
     def get(kind: str) -> LocalEngine:
         engine = endless(kind)
-        changed.append((engine, engine._require_inference()))
+        changed.append((engine, engine.inference))
         if way == "recorded steps":
-            engine._inference = like_on_a_gpu(engine._require(), CpuCapture())
+            engine._inference = like_on_a_gpu(engine.loaded, CpuCapture())
         else:
-            engine._inference = Inference(engine._require())
+            engine._inference = Inference(engine.loaded)
             engine._inference.slots_problem = "none" if way == "batches" else None
         return engine
 
@@ -106,7 +106,7 @@ def test_each_request_gets_what_it_gets_alone(
         expected = alone(kind, **sampling)
         for slots in (1, 3, 8) if kind == "idefics2" and not sampling else (4,):
             assert tokens_of(serve_all(engine, requests, slots)) == expected
-    assert engine._require_inference()._graphs.failure is None
+    assert engine.inference._graphs.failure is None
     # None was answered alone after all, because it failed with the others.
     assert caplog.messages == []
 
@@ -149,7 +149,7 @@ def test_one_reply_that_is_no_number_fails_alone(
     requests = asked(engine)
     expected = alone("idefics2")
     broken = as_request(engine, [("user", [], "Break!")], sampling=Sampling(max_new_tokens=9))
-    ids = engine._require().family.encode([broken.request], [()])["input_ids"][0].tolist()
+    ids = engine.loaded.family.encode([broken.request], [()])["input_ids"][0].tolist()
 
     def breaks(self: Scores, rows: Sequence[BatchRow], stop_ids: AbstractSet[int]) -> None:
         if any(row.prompt == ids and len(row.tokens) == 3 for row in rows):
@@ -194,7 +194,7 @@ def test_what_is_no_number_stays_with_the_reply_that_it_came_from(
     engine = served("idefics2")
     expected = alone("idefics2")
     assert tokens_of(serve_all(engine, asked(engine), slots=4)) == expected
-    slots = engine._require_inference()._slots
+    slots = engine.inference._slots
     assert slots is not None
     with torch.inference_mode():
         for layer in slots.cache.layers:

@@ -29,7 +29,7 @@ def engine(endless: EngineOf) -> Iterator[LocalEngine]:
     """An engine that encodes pictures beside its replies."""
     engine = endless("idefics2")
     before = engine._inference
-    engine._inference = like_on_a_gpu(engine._require(), CpuCapture())
+    engine._inference = like_on_a_gpu(engine.loaded, CpuCapture())
     yield engine
     engine._inference = before
 
@@ -51,14 +51,14 @@ def ran_at_once(engine: LocalEngine) -> list[tuple[int, ...]]:
     outcomes = {}
     requests = asked(engine)
     with engine.serve(slots=SLOTS) as session:
-        session.put(requests)
-        while len(outcomes) < len(requests) and (outcome := session.get()) is not None:
+        session.put_requests(requests)
+        while len(outcomes) < len(requests) and (outcome := session.get_outcome()) is not None:
             outcomes[outcome[0]] = outcome[1]
     return tokens_of(outcomes)
 
 
 def beside_of(engine: LocalEngine) -> LateBeside:
-    beside = engine._require_inference()._beside
+    beside = engine.inference._beside
     assert isinstance(beside, LateBeside)
     return beside
 
@@ -67,7 +67,7 @@ def beside_of(engine: LocalEngine) -> LateBeside:
 def seen(monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> list[int]:
     """How many tiles the encoder was shown each time."""
     counts: list[int] = []
-    family = type(engine._require().family)
+    family = type(engine.loaded.family)
     see = family.encode_tiles
 
     def watched(self: Family, model: object, tiles: torch.Tensor, *more: object) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_pictures_of_requests_that_wait_are_encoded_meanwhile_and_once(
     once = sum(seen)
     assert beside_of(engine).made == []
     seen.clear()
-    engine._require_inference()._features.clear()
+    engine.inference._features.clear()
 
     assert ran_at_once(engine) == expected
     assert sum(beside_of(engine).made) > 0
@@ -96,7 +96,7 @@ def test_pictures_of_requests_that_wait_are_encoded_meanwhile_and_once(
 def test_what_is_encoded_at_a_time_is_of_one_shape_and_no_more_than_one_forward(
     engine: LocalEngine, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inference, cancel = engine._require_inference(), threading.Event()
+    inference, cancel = engine.inference, threading.Event()
     inference._features.clear()
     shapes = [prepared_pictures(engine, [number])[0].tile_sizes for number in range(9)]
     assert len(set(shapes[:3])) == 3
@@ -121,7 +121,7 @@ def test_what_fails_meanwhile_fails_nobody_and_is_tried_no_more(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = tokens_of(serve_all(engine, asked(engine), 1))
-    inference = engine._require_inference()
+    inference = engine.inference
     inference._features.clear()
     tried = 0
 
@@ -141,7 +141,7 @@ def test_what_fails_meanwhile_fails_nobody_and_is_tried_no_more(
 def test_pictures_of_which_few_are_kept_are_not_encoded_again_and_again(
     engine: LocalEngine, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inference = engine._require_inference()
+    inference = engine.inference
     monkeypatch.setattr(inference._features, "_max_bytes", 1)
     ran_at_once(engine)
     # When their turn comes, and before that those that do not begin at once.

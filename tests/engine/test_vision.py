@@ -81,7 +81,7 @@ def test_a_picture_is_encoded_once_however_often_it_is_shown(
     engine.complete([asked(engine, shown, text="A question about it")])
     list(engine.stream(asked(engine, shown, picture(1))))
     assert sum(count for count, _, _ in batches) == tiles + len(
-        engine._require().family.preprocess(picture(1)).tiles
+        engine.loaded.family.preprocess(picture(1)).tiles
     )
 
 
@@ -112,7 +112,7 @@ def test_tiles_of_a_small_model_run_together_whatever_their_size(
 def test_padded_tiles_give_what_the_library_makes_of_them_with_its_mask(
     kind: str, engine_of: EngineOf, batches: list[tuple[int, int, int]]
 ) -> None:
-    loaded = engine_of(kind)._require()
+    loaded = engine_of(kind).loaded
     images = [picture(i) for i in range(5)]
     pictures = [loaded.family.preprocess(image) for image in images]
     encoded = loaded.family.processor.image_processor([images], return_tensors="pt")
@@ -132,7 +132,7 @@ def test_an_attention_that_takes_masks_sees_no_padding(
     attention: str, engine_of: EngineOf, batches: list[tuple[int, int, int]]
 ) -> None:
     cpu_attention.register()
-    loaded = engine_of("idefics2")._require()
+    loaded = engine_of("idefics2").loaded
     loaded.model.set_attn_implementation(attention)
     pictures = [loaded.family.preprocess(picture(i)) for i in range(4)]
     together = encode_pictures(loaded.model, loaded.family, pictures, FeatureCache())
@@ -147,7 +147,7 @@ def test_an_attention_that_takes_masks_sees_no_padding(
 def test_an_attention_that_may_see_padding_gets_none(
     engine_of: EngineOf, batches: list[tuple[int, int, int]]
 ) -> None:
-    loaded = engine_of("idefics2")._require()
+    loaded = engine_of("idefics2").loaded
     loaded.model.set_attn_implementation("flex_attention")
     pictures = [loaded.family.preprocess(picture(i)) for i in (0, 2)]
     groups = list(vision._groups(loaded.model, loaded.family, pictures))
@@ -158,7 +158,7 @@ def test_an_attention_that_may_see_padding_gets_none(
 def test_features_of_many_pictures_are_those_of_each_alone(
     kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = engine_of(kind)._require()
+    loaded = engine_of(kind).loaded
     pictures = [loaded.family.preprocess(picture(i)) for i in range(5)]
 
     def features(*some: PreparedPicture) -> dict[bytes, Tensor]:
@@ -190,19 +190,19 @@ def test_a_picture_that_is_known_is_opened_and_no_more(
     def fail(*args: object) -> None:
         raise AssertionError("processed again")
 
-    monkeypatch.setattr(engine._require().family, "_tiles", fail)
+    monkeypatch.setattr(engine.loaded.family, "_tiles", fail)
     again = engine.prepare(request)
     assert again.pictures[0].size == (90, 60)
     assert again.shape_key == first.shape_key
     # It holds its features itself, so that they cannot be gone when its turn comes.
-    engine._require_inference()._features.clear()
+    engine.inference._features.clear()
     assert engine.complete([again])[0].token_ids == answer.token_ids
 
 
 def test_many_threads_look_at_pictures_as_one_does(engine_of: EngineOf) -> None:
     engine = engine_of("idefics3")
     images = [picture(0).rotate(angle) for angle in range(0, 360, 15)]
-    family = engine._require().family
+    family = engine.loaded.family
     expected = [family.preprocess(image) for image in images]
     got: dict[int, PreparedPicture] = {}
 
@@ -223,7 +223,7 @@ def test_many_threads_look_at_pictures_as_one_does(engine_of: EngineOf) -> None:
 def test_a_cancelled_look_keeps_the_pictures_that_are_ready(
     engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = engine_of("idefics2")._require()
+    loaded = engine_of("idefics2").loaded
     monkeypatch.setattr("idefics_cli.engine.local.vision.tiles.CPU_PIXELS", 1)
     pictures = [loaded.family.preprocess(picture(i)) for i in range(3)]
     cache, cancel = FeatureCache(), threading.Event()

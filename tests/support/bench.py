@@ -134,8 +134,8 @@ class Stand:
         with engine.serve(slots=2) as session:
             for path in task.pictures:
                 request = Prompts(SPEC, words).about([path], task.prompt, new_tokens=4)
-                session.put([engine.prepare(request)])
-                session.get()
+                session.put_requests([engine.prepare(request)])
+                session.get_outcome()
         engine.close()
         return dict.fromkeys(task.pictures, text)
 

@@ -225,14 +225,14 @@ class FakeSession:
         """How many more may be."""
         return max(0, self.slots - self._in_works)
 
-    def put(self, requests: Sequence[Prepared]) -> None:
+    def put_requests(self, requests: Sequence[Prepared]) -> None:
         """Take *requests*."""
         self._schedule.add(Ticket(i, p) for i, p in enumerate(requests, start=self._taken))
         self._taken += len(requests)
         self._in_works += len(requests)
         assert self._in_works <= self.slots, "more than there was room for"
 
-    def get(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
+    def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
         """Return what ended; if it may wait, answer a batch before."""
         if timeout_seconds != 0:
             while self._in_works and not self._ended:

@@ -27,8 +27,8 @@ def serve(
     more = iter(requests)
     with engine.serve(slots=slots, cancel=cancel) as session:
         while True:
-            session.put(list(islice(more, session.room)))
-            if (outcome := session.get()) is None:
+            session.put_requests(list(islice(more, session.room)))
+            if (outcome := session.get_outcome()) is None:
                 return
             yield outcome
 

@@ -72,7 +72,7 @@ class Asker:
         turns = [self._waiting.popleft() for _ in range(count)]
         self._asked |= enumerate(turns, start=self._numbers)
         self._numbers += count
-        self._session.put([turn.prepared for turn in turns])
+        self._session.put_requests([turn.prepared for turn in turns])
 
     def settle(self, timeout_seconds: float | None = None) -> list[CaptionRecord]:
         """Wait for an answer, and return the records of the pictures that have all theirs now.
@@ -81,7 +81,7 @@ class Asker:
             timeout_seconds: How long to wait; None is until there is an answer.
         """
         records, again = [], []
-        found = self._session.get(timeout_seconds)
+        found = self._session.get_outcome(timeout_seconds)
         while found is not None:
             index, outcome = found
             turn = self._asked.pop(index)
@@ -90,7 +90,7 @@ class Asker:
                 again.append(turn)
             elif all(other.outcome is not None for other in self._turns[turn.opened]):
                 records.append(self._record(turn.opened, self._turns.pop(turn.opened)))
-            found = self._session.get(0)
+            found = self._session.get_outcome(0)
         # First of all: nothing else holds up the pictures that were listed after theirs.
         self._waiting.extendleft(reversed(again))
         return records

@@ -62,26 +62,45 @@ class LocalEngine:
         self._images = ImageLoader(spec.limits, offline=spec.offline)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._closing = Event()
-        self._loaded: Loaded | None = None
         self._inference: Inference | None = None
         try:
-            self._loaded = _result(self._worker.submit(self._load, progress))
+            loaded = _result(self._worker.submit(self._load, progress))
         except BaseException as error:
             self._shut(wait=not isinstance(error, KeyboardInterrupt))
             raise
-        self._inference = Inference(self._loaded)
-        self.revision = self._loaded.revision
+        self._inference = Inference(loaded)
+        self.revision = loaded.revision
+
+    @property
+    def inference(self) -> Inference:
+        """The inference on the model; all but `Inference.preprocess` belongs to one thread.
+
+        Raises:
+            RuntimeError: If the engine is closed.
+        """
+        if self._inference is None:
+            raise RuntimeError("the engine is closed")
+        return self._inference
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model, its family and its limits.
+
+        Raises:
+            RuntimeError: If the engine is closed.
+        """
+        return self.inference.loaded
 
     @property
     def context_tokens(self) -> int:
         """See `Engine.context_tokens`."""
-        return self._require().context_tokens
+        return self.loaded.context_tokens
 
     def prepare(
         self, request: GenerationRequest, *, open_image: OpenImage | None = None
     ) -> Prepared:
         """Open the images of *request* and cut and scale them; see `Engine.prepare`."""
-        loaded = self._require()
+        loaded = self.loaded
         if request.mode == "chat" and not loaded.family.chats:
             raise base_model_error(self.spec.name or self.spec.repo)
         loaded.family.check(request)
@@ -91,7 +110,7 @@ class LocalEngine:
 
     def preprocess(self, image: Image.Image) -> PreparedPicture:
         """Make an open picture, RGB and upright, ready for the model; see `prepare`."""
-        return self._require_inference().preprocess(_enlarge(image))
+        return self.inference.preprocess(_enlarge(image))
 
     def measure(self, prepared: Prepared) -> Measure:
         """Count the tokens of a prompt; see `Engine.measure`."""
@@ -148,10 +167,10 @@ class LocalEngine:
         return self._images.open(attachment, draft_edge=draft_edge)
 
     def _prepare_picture(self, attachment: Attachment, open_image: OpenImage) -> PreparedPicture:
-        inference = self._require_inference()
+        inference = self.inference
         if attachment.digest and (known := inference.recall(attachment.digest)) is not None:
             return known
-        picture = self.preprocess(open_image(attachment, self._require().family.draft_edge))
+        picture = self.preprocess(open_image(attachment, self.loaded.family.draft_edge))
         if attachment.digest:
             inference.remember(attachment.digest, picture)
         return picture
@@ -161,7 +180,7 @@ class LocalEngine:
         # and both may take minutes.
         self._closing.set()
         self._worker.shutdown(wait=wait, cancel_futures=True)
-        self._loaded = self._inference = None
+        self._inference = None
         if wait and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -171,16 +190,6 @@ class LocalEngine:
         return AnyOf(
             (abandoned, self._closing) if cancel is None else (cancel, abandoned, self._closing)
         )
-
-    def _require(self) -> Loaded:
-        if self._loaded is None:
-            raise RuntimeError("the engine is closed")
-        return self._loaded
-
-    def _require_inference(self) -> Inference:
-        if self._inference is None:
-            raise RuntimeError("the engine is closed")
-        return self._inference
 
     def _load(self, progress: Progress | None) -> Loaded:
         if self.spec.threads is not None:
@@ -198,19 +207,19 @@ class LocalEngine:
         return report
 
     def _measure(self, prepared: Prepared) -> Measure:
-        loaded = self._require()
-        return Measure(self._require_inference().count(prepared), loaded.context_tokens)
+        loaded = self.loaded
+        return Measure(self.inference.count(prepared), loaded.context_tokens)
 
     def _complete(self, batch: tuple[Prepared, ...], cancel: Flag) -> list[Completion]:
-        answer = self._require_inference().answer(batch, cancel)
-        tokenizer = self._require().family.tokenizer
+        answer = self.inference.answer(batch, cancel)
+        tokenizer = self.loaded.family.tokenizer
         return [
             _completion(Detokenizer(tokenizer, strip=_strips(prepared)), answer, row)
             for row, prepared in zip(answer.rows, batch, strict=True)
         ]
 
     def _serve(self, inbox: _Inbox, schedule: RequestSchedule, stop: Flag, put: _Put) -> None:
-        tokenizer = self._require().family.tokenizer
+        tokenizer = self.loaded.family.tokenizer
 
         def deliver(ticket: Ticket, outcome: ServerOutcome) -> None:
             if isinstance(outcome, Exception):
@@ -221,10 +230,10 @@ class LocalEngine:
             completion = _completion(text, outcome, row)
             put((ticket.index, replace(completion, at_a_time=ticket.at_a_time)))
 
-        Server(self._require_inference(), schedule, deliver).serve(inbox, stop)
+        Server(self.inference, schedule, deliver).serve(inbox, stop)
 
     def _stream(self, prepared: Prepared, cancel: Flag, put: Callable[[TokenChunk], None]) -> None:
-        text = Detokenizer(self._require().family.tokenizer, strip=_strips(prepared))
+        text = Detokenizer(self.loaded.family.tokenizer, strip=_strips(prepared))
         last = ""
 
         def on_token(rows: Sequence[BatchRow]) -> None:
@@ -236,7 +245,7 @@ class LocalEngine:
             elif piece:
                 put(TokenChunk(piece, len(row.tokens)))
 
-        answer = self._require_inference().answer((prepared,), cancel, on_token)
+        answer = self.inference.answer((prepared,), cancel, on_token)
         (row,) = answer.rows
         put(
             TokenChunk(
@@ -277,14 +286,14 @@ class _LocalSession:
         """See `engine.Session`."""
         return max(0, self.slots - self._in_works)
 
-    def put(self, requests: Sequence[Prepared]) -> None:
+    def put_requests(self, requests: Sequence[Prepared]) -> None:
         """Take *requests*; see `engine.Session`."""
         # At once, so that they are there together when the other thread looks.
         self._inbox.put([Ticket(i, p) for i, p in enumerate(requests, start=self._taken)])
         self._taken += len(requests)
         self._in_works += len(requests)
 
-    def get(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
+    def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
         """Return what ended; see `engine.Session`."""
         if not self._in_works and timeout_seconds is None:
             return None

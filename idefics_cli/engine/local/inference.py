@@ -20,8 +20,9 @@ from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.decode.steps import SlotStep, Step, slots_problem
 from idefics_cli.engine.local.decode.token_loop import OnToken, generate
 from idefics_cli.engine.local.memory import as_memory_limit
+from idefics_cli.engine.local.prompt.kv_cache import growing_cache
 from idefics_cli.engine.local.prompt.prefill import Prompt
-from idefics_cli.engine.local.prompt.prefix import PrefixCache, new_cache
+from idefics_cli.engine.local.prompt.prefix import PrefixCache
 from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
 from idefics_cli.engine.local.vision.side_stream import Beside, beside_of
 from idefics_cli.engine.local.vision.tiles import GPU_PIXELS
@@ -237,8 +238,8 @@ class Inference:
             nonlocal prefilled
             prefilled = time.perf_counter()
 
-        marks = loaded.family.marks(rows[0].prompt, batch[0].pictures) if is_alone else []
-        cache, reused = self._prefix.take(marks) if is_alone else (new_cache(), 0)
+        keys = loaded.family.prefix_keys(rows[0].prompt, batch[0].pictures) if is_alone else []
+        cache, reused = self._prefix.take_prefix(keys) if is_alone else (growing_cache(), 0)
         generate(
             loaded.model,
             loaded.family,
@@ -252,7 +253,7 @@ class Inference:
         )
         ended = time.perf_counter()
         if is_alone:
-            self._prefix.keep([*marks, *rows[0].tokens], cache)
+            self._prefix.keep_prefix([*keys, *rows[0].tokens], cache)
         prefilled = ended if prefilled is None else prefilled
         return BatchAnswer(rows, reused, prefilled - started, ended - prefilled)
 

@@ -19,8 +19,8 @@ from idefics_cli.engine.local.decode.steps import SlotStep
 from idefics_cli.engine.local.decode.token_loop import BatchDecoder
 from idefics_cli.engine.local.inference import BatchAnswer, Inference
 from idefics_cli.engine.local.memory import as_memory_limit
+from idefics_cli.engine.local.prompt.kv_cache import growing_cache
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
-from idefics_cli.engine.local.prompt.prefix import new_cache
 from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Server:
         started = time.perf_counter()
         model, family = self._inference.loaded.model, self._inference.loaded.family
         rows, prompt = self._inference.begin([t.prepared for t in tickets], self._flag)
-        cache, output = new_cache(), None
+        cache, output = growing_cache(), None
         if prompt is not None:
             output = prefill(model, family, prompt, cache, cancel=self._flag)
         if output is None:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 Inputs: TypeAlias = dict[str, Tensor]
 """Named tensors of B prompts; `input_ids` and `attention_mask` (B, T) among them."""
 
-Mark: TypeAlias = int | bytes
-"""What stands at one place of a prompt: a token's id, or the digest of the picture it is of."""
+PrefixKey: TypeAlias = int | bytes
+"""The identity of one token of a prompt: its id, or the digest of its picture."""
 
 
 class Family:
@@ -194,20 +194,22 @@ class Family:
         """
         return {}
 
-    def marks(self, ids: Sequence[int], pictures: Sequence[PreparedPicture]) -> list[Mark]:
-        """Return what stands at each place of a prompt, pictures by their content.
+    def prefix_keys(
+        self, ids: Sequence[int], pictures: Sequence[PreparedPicture]
+    ) -> list[PrefixKey]:
+        """Return the key of each token of a prompt; image tokens are known by their picture.
 
-        The model's states after a prompt depend on these and nothing else, so prompts whose
-        marks begin alike have the same states there.
+        The KV states of a token depend on the keys up to it and on nothing else, so two prompts
+        share the states of the keys with which both begin.
 
         Raises:
             ValueError: If *ids* hold more or fewer image tokens than *pictures* take.
         """
         shown = chain.from_iterable(repeat(p.digest, self._tokens_of(p)) for p in pictures)
-        marks: list[Mark] = [next(shown, b"") if i == self.image_id else i for i in ids]
-        if b"" in marks or next(shown, None) is not None:
+        keys: list[PrefixKey] = [next(shown, b"") if i == self.image_id else i for i in ids]
+        if b"" in keys or next(shown, None) is not None:
             raise ValueError("the prompt's image tokens do not match its pictures")
-        return marks
+        return keys
 
     def check(self, request: GenerationRequest) -> None:
         """Check what can be checked without opening an image.

@@ -54,7 +54,7 @@ def with_pictures(turns: Turns) -> list[Turn]:
 
 def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
     """What goes into the model, with the pictures padded as the library does."""
-    family = engine._require().family
+    family = engine.loaded.family
     inputs = family.encode([prepared.request], [prepared.pictures])
     # Not those that the engine remembers: they have no pixels.
     numbers = [int(a.source) for a in prepared.request.attachments]
@@ -124,7 +124,7 @@ def test_any_raw_prompt_has_the_librarys_tokens(
     text = "".join(chance.choices(pieces, k=chance.randint(1, 12))) + "<image>."
     images = [i % 3 for i in range(text.count("<image>"))]
     engine, prompt = engine_of(kind), raw_prompt(engine_of(kind), text, images)
-    ours = engine._require().family.encode([prompt.request], [prompt.pictures])["input_ids"]
+    ours = engine.loaded.family.encode([prompt.request], [prompt.pictures])["input_ids"]
     theirs = reference_of(kind).raw_inputs(text, [picture(i) for i in images])["input_ids"]
     assert ours.tolist() == theirs.tolist()
 

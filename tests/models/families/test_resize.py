@@ -33,7 +33,7 @@ def family_of(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Fam
     def get(kind: str) -> Family:
         if kind not in made:
             made[kind] = open_engine(checkpoint(kind), kind)
-        return made[kind]._require().family
+        return made[kind].loaded.family
 
     yield get
     for engine in made.values():

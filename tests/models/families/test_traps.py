@@ -16,8 +16,8 @@ from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Mess
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.decode.token_loop import generate
 from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.local.prompt.kv_cache import growing_cache
 from idefics_cli.engine.local.prompt.prefill import Prompt
-from idefics_cli.engine.local.prompt.prefix import new_cache
 from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
@@ -124,7 +124,7 @@ def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
     assert features is not None
     image_features = loaded.family.place_features(loaded.model, [[features[shown.digest]]])
     watched = Watched()
-    generate(watched, loaded.family, Prompt(inputs, image_features), [row], new_cache())  # type: ignore[arg-type]
+    generate(watched, loaded.family, Prompt(inputs, image_features), [row], growing_cache())  # type: ignore[arg-type]
     prompt = len(row.prompt)
     assert seen == [(prompt, 0), *((1, prompt + n) for n in range(len(row.tokens) - 1))]
 
@@ -337,8 +337,8 @@ def test_a_chat_token_in_a_base_models_prompt_is_an_error_not_a_crash(
     folder = checkpoint(kind)
     with LocalEngine(spec_of(folder, kind)) as engine:
         prepared = Prepared(raw("Hi<end_of_utterance>"))
-        vocabulary = engine._require().vocabulary
-        ids = ids_of(engine._require().family, prepared.request)
+        vocabulary = engine.loaded.vocabulary
+        ids = ids_of(engine.loaded.family, prepared.request)
         if max(ids) < vocabulary:
             # Nothing added the token: it is ordinary text, and harmless.
             assert engine.complete([prepared])[0].new_tokens > 0

@@ -20,10 +20,10 @@ def test_every_norm_of_a_model_is_ours_and_gives_what_the_librarys_gives(
     kind: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_engine(checkpoint(kind), kind) as engine:
-        ours = dict(engine._require().model.named_modules())
+        ours = dict(engine.loaded.model.named_modules())
     monkeypatch.setattr(rms_norm, "replace", lambda model, kinds: None)
     with open_engine(checkpoint(kind), kind) as engine:
-        theirs = dict(engine._require().model.named_modules())
+        theirs = dict(engine.loaded.model.named_modules())
     norms = [name for name, module in theirs.items() if type(module).__name__.endswith("RMSNorm")]
     assert norms
     torch.manual_seed(0)

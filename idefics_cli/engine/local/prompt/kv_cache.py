@@ -16,6 +16,9 @@ def growing_cache() -> DynamicCache:
 
     transformers' own copies the states of all tokens for every new one, into fresh memory; on a
     CPU that takes up to five times as long as the attention to them.
+
+    A cache made from a config drops the states that a sliding window has passed, and cannot be
+    cropped after that. The attention mask applies the window too, so the results are equal.
     """
     cache = DynamicCache()
     cache.layer_class_to_replicate = GrowingLayer

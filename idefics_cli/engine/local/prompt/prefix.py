@@ -7,22 +7,13 @@ from collections.abc import Sequence
 from transformers import DynamicCache
 
 from idefics_cli.engine.local.prompt.kv_cache import growing_cache
-from idefics_cli.models.families.base import Mark
-
-
-def new_cache() -> DynamicCache:
-    """Return an empty KV cache that keeps every state and can be cropped anywhere.
-
-    One made from a config drops what a sliding window has left behind, and cannot be cropped
-    after that. The mask applies the window as well, so the results are equal.
-    """
-    return growing_cache()
+from idefics_cli.models.families.base import PrefixKey
 
 
 class PrefixCache:
     """Keeps the states of one prompt and its reply, and gives out what a new prompt shares.
 
-    States are reused for the longest run of marks (`Family.marks`: ids, and the content of
+    States are reused for the longest run of keys (`Family.prefix_keys`: ids, and the content of
     pictures) with which both prompts begin, so also after a turn was taken back, asked again or
     edited. They are not reused
 
@@ -38,42 +29,42 @@ class PrefixCache:
     """
 
     def __init__(self) -> None:
-        self._marks: list[Mark] = []
+        self._keys: list[PrefixKey] = []
         self._cache: DynamicCache | None = None
 
     def __bool__(self) -> bool:
         return self._cache is not None
 
-    def take(self, marks: Sequence[Mark]) -> tuple[DynamicCache, int]:
-        """Return a cache for a prompt of *marks*, and how many of its tokens that holds.
+    def take_prefix(self, keys: Sequence[PrefixKey]) -> tuple[DynamicCache, int]:
+        """Return a cache for a prompt of *keys*, and how many of its tokens that holds.
 
-        What was kept is given away: `keep` gives it back after the reply.
+        What was kept is given away: `keep_prefix` gives it back after the reply.
         """
-        cache, kept = self._cache, self._marks
+        cache, kept = self._cache, self._keys
         self.drop()
-        shared = _shared(kept, marks[:-1])
+        shared = _shared(kept, keys[:-1])
         if cache is None or not shared:
-            return new_cache(), 0
+            return growing_cache(), 0
         if len(kept) > shared:
             # The number of states to remove; transformers 5.18 and later know no other way.
             cache.crop(shared - len(kept))
         if cache.get_seq_length() != shared:
-            return new_cache(), 0
+            return growing_cache(), 0
         return cache, shared
 
-    def keep(self, marks: Sequence[Mark], cache: DynamicCache) -> None:
-        """Keep *cache*, which holds the states of the first of *marks*."""
+    def keep_prefix(self, keys: Sequence[PrefixKey], cache: DynamicCache) -> None:
+        """Keep *cache*, which holds the states of the first of *keys*."""
         length = cache.get_seq_length()
-        self._marks = list(marks[:length])
-        self._cache = cache if length == len(self._marks) and length else None
+        self._keys = list(keys[:length])
+        self._cache = cache if length == len(self._keys) and length else None
 
     def drop(self) -> None:
         """Forget what was kept."""
-        self._marks, self._cache = [], None
+        self._keys, self._cache = [], None
 
 
-def _shared(one: Sequence[Mark], other: Sequence[Mark]) -> int:
-    """Return how many marks are equal from the beginning."""
+def _shared(one: Sequence[PrefixKey], other: Sequence[PrefixKey]) -> int:
+    """Return how many keys are equal from the beginning."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:
