@@ -37,7 +37,7 @@ LONG_FILES = (
     "completion/test_shells.py",
     "engine/test_prefix.py",
     "models/families/test_parity.py",
-    "demo/test_training.py",
+    "demo/training/test_train.py",
     "rules/test_readme.py",
     "cli/test_app.py",
     "engine/test_serving.py",

@@ -51,6 +51,8 @@ PATCH = 14
 """Pixels of one patch, in both directions."""
 VISION_WIDTH = 192
 TEXT_WIDTH = 192
+PAD_ID = 0
+"""Token id of `<unk>`, which also pads."""
 SPECIAL_TOKENS = (FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE)
 
 _CONTEXT = 1024
@@ -161,7 +163,7 @@ def build_model(tokenizer: Tokenizer) -> nn.Module:
     model.generation_config = GenerationConfig(
         bos_token_id=1,
         eos_token_id=[2, end],
-        pad_token_id=0,
+        pad_token_id=PAD_ID,
         bad_words_ids=[[fake], [image]],
     )
     return cast(nn.Module, model)
@@ -204,7 +206,7 @@ def _text_config(vocabulary: int) -> dict[str, object]:
         "max_position_embeddings": _CONTEXT,
         "sliding_window": None,
         "rms_norm_eps": 1e-5,
-        "pad_token_id": 0,
+        "pad_token_id": PAD_ID,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},

@@ -1,1 +1,1 @@
-"""Training for every family: optimizer, schedule and precision."""
+"""Training for every family: label rule, optimizer, learning rate and precision."""

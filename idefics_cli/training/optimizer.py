@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-_LANGUAGE = ("model.text_model.", "lm_head.")
-_NOT_MATRICES = ("embed", "latents", "lm_head")
-_HEADS = "heads."
 _MAX_NORM = 1.0
 
 
 class Barrier(Protocol):
-    """Where processes wait for each other."""
+    """A point at which processes wait for each other."""
 
     def wait(self) -> int:
-        """Block until every process is here."""
+        """Block until every process waits here."""
         ...
 
     def abort(self) -> None:
-        """Let every process that waits, or will, fail with `BrokenBarrierError`."""
+        """Raise `BrokenBarrierError` in every process that waits here, now or later."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Memory that W processes share; on a GPU, of the one process there is.
+    """Memory that W processes share; on a GPU, W is 1.
 
     Attributes:
-        weights: (P,) all parameters, in the dtype of the computation.
-        gradients: (W, P) one row per process, in the same dtype.
-        squares: (W,) float64: each process's share of the squared gradient norm.
+        weights: All parameters (P,), in the dtype of the computation.
+        gradients: One row per process (W, P), in the same dtype.
+        squares: Share of each process in the squared gradient norm (W,), float64.
     """
 
     weights: Tensor
@@ -47,7 +44,7 @@ class Buffers:
     def allocate(
         cls, parameters: int, *, processes: int, dtype: torch.dtype, device: str
     ) -> Buffers:
-        """Return zeros, in shared memory if there is more than one process."""
+        """Return zeros, in shared memory if there are several processes."""
         buffers = cls(
             torch.zeros(parameters, dtype=dtype, device=device),
             torch.zeros(processes, parameters, dtype=dtype, device=device),
@@ -61,12 +58,12 @@ class Buffers:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each parameter lies in the flat memory, and who updates it.
+    """Place of each parameter in the flat memory, and the process that updates it.
 
     Attributes:
-        offsets: Name -> index of its first number.
-        owners: For each process, the names it updates: one contiguous stretch.
-        spans: For each process, start and stop of its stretch.
+        offsets: Index of the first number of each parameter, by name.
+        owners: Names of the parameters that each process updates; they lie side by side.
+        spans: First and last index (exclusive) of the parameters of each process.
     """
 
     offsets: Mapping[str, int]
@@ -74,14 +71,25 @@ class Layout:
     spans: tuple[tuple[int, int], ...]
 
     @classmethod
-    def divide(cls, shapes: Mapping[str, torch.Size], processes: int) -> Layout:
-        """Balance the work of the update: the costliest parameter first, to who has least."""
+    def divide(
+        cls, shapes: Mapping[str, torch.Size], processes: int, *, matrices: Collection[str] = ()
+    ) -> Layout:
+        """Divide the work of the update evenly over *processes*.
+
+        The costliest parameter comes first, and goes to the process that has the least work.
+
+        Args:
+            shapes: Shape of each parameter, by name.
+            processes: Number of processes.
+            matrices: Names of the parameters that `Muon` updates, at a higher cost.
+        """
+        costs = {name: _cost(shape, name in matrices) for name, shape in shapes.items()}
         owners: list[list[str]] = [[] for _ in range(processes)]
         load = [0.0] * processes
-        for name in sorted(shapes, key=lambda name: -_cost(name, shapes[name])):
+        for name in sorted(shapes, key=lambda name: -costs[name]):
             least = load.index(min(load))
             owners[least].append(name)
-            load[least] += _cost(name, shapes[name])
+            load[least] += costs[name]
         offsets: dict[str, int] = {}
         spans = []
         end = 0
@@ -97,15 +105,15 @@ class Layout:
 class Muon:
     """Momentum whose update is orthogonalized (Jordan et al. 2024), for matrices.
 
-    The step is `torch.optim.Muon` with `match_rms_adamw` (torch 2.13), but matrices of one
-    shape go together, and in float32 where the processor has no bfloat16: there torch's takes
-    three times as long.
+    The step equals that of `torch.optim.Muon` with `match_rms_adamw` (torch 2.13). This class
+    updates matrices of one shape together, and in float32 where the processor has no bfloat16:
+    there, torch's Muon takes three times as long.
 
     Args:
-        matrices: Of one shape; they are updated in place.
-        weight_decay: Decoupled.
-        momentum: Share of the old momentum.
-        dtype: Of the orthogonalization.
+        matrices: Matrices of one shape; `step` updates them in place.
+        weight_decay: Decoupled weight decay.
+        momentum: Share of the old momentum in the new one.
+        dtype: Dtype of the orthogonalization.
     """
 
     def __init__(
@@ -128,7 +136,7 @@ class Muon:
         stacked = torch.stack(list(gradients))
         self._momentum.lerp_(stacked, 1 - self._beta)
         update = orthogonalized(stacked.lerp(self._momentum, self._beta).to(self._dtype))
-        # The update's size is then that of AdamW (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+        # This gives the update the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
         scale = learning_rate * 0.2 * math.sqrt(max(stacked.shape[1:]))
         for matrix, change in zip(self._matrices, update, strict=True):
             matrix.mul_(1 - learning_rate * self._weight_decay)
@@ -136,10 +144,10 @@ class Muon:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return matrices near U V^T of the singular value decompositions of *matrices* (K, M, N).
+    """Return matrices close to U V^T, where U S V^T decomposes each of *matrices* (K, M, N).
 
-    The quintic Newton-Schulz iteration of the Muon post, with its coefficients: the singular
-    values end between about 0.7 and 1.2.
+    This is the quintic Newton-Schulz iteration of the Muon post with its coefficients. The
+    singular values end between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -152,18 +160,19 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class ShardedOptimizer:
-    """Updates the parameters of one process's shard, from the gradients of all.
+    """Updates the parameters of one process's shard from the gradients of all processes.
 
-    The parameters given are moved into *buffers*, in their dtype; float32 copies of the own
-    shard are kept here. Every process makes one of these, with equal parameters.
+    It moves the given parameters into *buffers*, in their dtype, and keeps float32 copies of
+    its own shard. Every process makes one, with equal parameters.
 
     Args:
-        parameters: Name -> float32 parameter; the language model's begin with
-            `model.text_model.`, the auxiliary heads' with `heads.`.
-        buffers: Shared by all.
-        rank: Which process this is.
-        barrier: Of all processes.
-        weight_decay: Of the matrices.
+        parameters: All float32 parameters, by name.
+        buffers: Memory shared by all processes.
+        matrices: Names of the matrices that `Muon` updates; AdamW updates the other parameters.
+        pausable: Names of the parameters that `step` can leave unchanged.
+        rank: Number of this process, from 0.
+        barrier: Barrier of all processes.
+        weight_decay: Weight decay of the matrices.
     """
 
     def __init__(
@@ -171,15 +180,17 @@ class ShardedOptimizer:
         parameters: Mapping[str, nn.Parameter],
         buffers: Buffers,
         *,
+        matrices: Collection[str],
+        pausable: Collection[str] = (),
         rank: int,
         barrier: Barrier,
         weight_decay: float = 0.05,
     ) -> None:
-        processes = len(buffers.gradients)
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self._layout = Layout.divide(shapes, processes)
+        self._layout = Layout.divide(shapes, len(buffers.gradients), matrices=matrices)
         self._shapes = shapes
         self._buffers = buffers
+        self._pausable = frozenset(pausable)
         self._rank = rank
         self._barrier = barrier
         own = self._layout.owners[rank]
@@ -193,12 +204,8 @@ class ShardedOptimizer:
                 place.copy_(parameter.data)
             parameter.data = place
             parameter.grad = self._view(buffers.gradients[rank], name)
-        self._muons = self._make_muons(weight_decay)
-        self._adams = {
-            is_language: torch.optim.AdamW(group, betas=(0.9, 0.98), weight_decay=0.0)
-            for is_language in (False, True)
-            if (group := [self._masters[name] for name in self._others(is_language)])
-        }
+        self._muons = self._make_muons([name for name in own if name in matrices], weight_decay)
+        self._adams = self._make_adams([name for name in own if name not in matrices])
         barrier.wait()
 
     def clear(self) -> None:
@@ -206,10 +213,15 @@ class ShardedOptimizer:
         self._buffers.gradients[self._rank].zero_()
 
     @torch.no_grad()
-    def step(self, learning_rate: float, *, with_language: bool = True) -> float:
-        """Average the gradients, clip them to norm 1, update; return the norm before.
+    def step(self, learning_rate: float, *, pauses: bool = False) -> float:
+        """Average the gradients, clip them to norm 1, update; return the norm before clipping.
 
-        Every process must call it after its backward pass; then the weights are new for all.
+        Every process must call this after its backward pass. When it returns, all processes see
+        the new weights.
+
+        Args:
+            learning_rate: Learning rate of all parameters.
+            pauses: Leave the pausable parameters unchanged.
         """
         self._barrier.wait()
         start, stop = self._layout.spans[self._rank]
@@ -223,69 +235,64 @@ class ShardedOptimizer:
             for name, master in self._masters.items()
             for offset in (self._layout.offsets[name],)
         }
-        self._update(gradients, learning_rate, with_language=with_language)
+        self._update(gradients, learning_rate, pauses=pauses)
         for name, master in self._masters.items():
             self._view(self._buffers.weights, name).copy_(master)
         self._barrier.wait()
         return norm
 
     def _update(
-        self, gradients: Mapping[str, Tensor], learning_rate: float, *, with_language: bool
+        self, gradients: Mapping[str, Tensor], learning_rate: float, *, pauses: bool
     ) -> None:
         for names, muon in self._muons:
-            if with_language or not _is_language(names[0]):
+            if not (pauses and names[0] in self._pausable):
                 muon.step([gradients[name] for name in names], learning_rate=learning_rate)
-        for is_language, adam in self._adams.items():
-            if is_language and not with_language:
+        for names, adam in self._adams:
+            if pauses and names[0] in self._pausable:
                 continue
-            for name in self._others(is_language):
+            for name in names:
                 self._masters[name].grad = gradients[name]
             for group in adam.param_groups:
                 group["lr"] = learning_rate
             adam.step()
 
-    def _make_muons(self, weight_decay: float) -> list[tuple[tuple[str, ...], Muon]]:
+    def _make_muons(
+        self, names: Sequence[str], weight_decay: float
+    ) -> list[tuple[tuple[str, ...], Muon]]:
+        """Return an optimizer for each shape, apart for pausable and other matrices."""
         groups: dict[tuple[bool, torch.Size], list[str]] = defaultdict(list)
-        for name, master in self._masters.items():
-            if _is_matrix(name, master.shape):
-                groups[_is_language(name), master.shape].append(name)
+        for name in names:
+            groups[name in self._pausable, self._shapes[name]].append(name)
         dtype = self._buffers.weights.dtype
         return [
-            (
-                tuple(names),
-                Muon(
-                    [self._masters[name] for name in names], weight_decay=weight_decay, dtype=dtype
-                ),
-            )
-            for names in groups.values()
+            (tuple(group), Muon(self._copies(group), weight_decay=weight_decay, dtype=dtype))
+            for group in groups.values()
         ]
 
-    def _others(self, is_language: bool) -> list[str]:
+    def _make_adams(
+        self, names: Sequence[str]
+    ) -> list[tuple[tuple[str, ...], torch.optim.Optimizer]]:
+        """Return an optimizer for the pausable parameters and one for the others."""
+        groups: dict[bool, list[str]] = defaultdict(list)
+        for name in names:
+            groups[name in self._pausable].append(name)
         return [
-            name
-            for name, master in self._masters.items()
-            if not _is_matrix(name, master.shape) and _is_language(name) == is_language
+            (
+                tuple(group),
+                torch.optim.AdamW(self._copies(group), betas=(0.9, 0.98), weight_decay=0.0),
+            )
+            for group in groups.values()
         ]
+
+    def _copies(self, names: Sequence[str]) -> list[Tensor]:
+        return [self._masters[name] for name in names]
 
     def _view(self, flat: Tensor, name: str) -> Tensor:
         offset, shape = self._layout.offsets[name], self._shapes[name]
         return flat[offset : offset + shape.numel()].view(shape)
 
 
-def _is_language(name: str) -> bool:
-    return name.startswith(_LANGUAGE)
-
-
-def _is_matrix(name: str, shape: torch.Size) -> bool:
-    """Whether Muon updates it: maps between activations, but no embeddings and no heads."""
-    if len(shape) != 2 or name.startswith(_HEADS):
-        return False
-    return not any(part in name for part in _NOT_MATRICES)
-
-
-def _cost(name: str, shape: torch.Size) -> float:
+def _cost(shape: torch.Size, is_matrix: bool) -> float:
     """Return the relative time of one update; Newton-Schulz is cubic in the smaller side."""
     size = float(shape.numel())
-    if _is_matrix(name, shape):
-        size += min(shape) ** 2 * max(shape) / 40
-    return size
+    return size + min(shape) ** 2 * max(shape) / 40 if is_matrix else size

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from idefics_cli.demo.build import LONGEST_EDGE, PATCH, SHORTEST_EDGE
+from idefics_cli.demo.build import LONGEST_EDGE, PAD_ID, PATCH, SHORTEST_EDGE
 from idefics_cli.demo.conversations import pair_conversation, single_conversation
 from idefics_cli.demo.drawing import draw
 from idefics_cli.demo.questions import Question
 from idefics_cli.demo.scenes import BACKGROUNDS, Scene, Split, scene_for_split
-from idefics_cli.demo.training.encoding import Encoder, LabelledConversation, TokenBatch, collate
+from idefics_cli.demo.training.encoding import Encoder, LabelledAnswer, LabelledConversation
 from idefics_cli.demo.training.truth import FACETS, GRID, patch_labels, slot_targets
 from idefics_cli.demo.wordings import SMALL_TALK
+from idefics_cli.training.labels import LabelledBatch, pad_batch
 
 _FORMAT = 1
 _CHUNK = 500
@@ -182,14 +183,16 @@ class Batch:
     """B conversations with F pictures in all.
 
     Attributes:
-        tokens: The conversations.
+        tokens: The conversations, padded.
+        answers: Positions of the answers of each conversation.
         pixel_values: (B, N, 3, H, W); see `Pictures.pixels`.
         pixel_mask: (B, N, H, W).
         patches: (F, patches, facets) targets of the patch head.
         slots: (F, latents, classes) targets of the slot head.
     """
 
-    tokens: TokenBatch
+    tokens: LabelledBatch
+    answers: tuple[tuple[LabelledAnswer, ...], ...]
     pixel_values: Tensor
     pixel_mask: Tensor
     patches: Tensor
@@ -283,12 +286,14 @@ def make_batch(
     groups: Sequence[Sequence[int]],
 ) -> Batch:
     """Return *conversations* about the pictures in *groups* as tensors."""
-    tokens = collate([encoder.encode(conversation) for conversation in conversations])
+    encoded = [encoder.encode(conversation) for conversation in conversations]
+    tokens = pad_batch([each.tokens for each in encoded], pad_id=PAD_ID)
+    answers = tuple(each.answers for each in encoded)
     values, mask = pictures.pixels(groups)
     rows, columns = values.shape[-2] // PATCH, values.shape[-1] // PATCH
     flat = [index for group in groups for index in group]
     patches, slots = pictures.targets(flat, rows=rows, columns=columns)
-    return Batch(tokens, values, mask, patches, slots)
+    return Batch(tokens, answers, values, mask, patches, slots)
 
 
 def loosened(question: str, rng: random.Random) -> str:

@@ -1,33 +1,28 @@
-"""Conversations as token ids with labels, by the label rule of the model documentation.
+"""Conversations about scenes as token ids with labels.
 
-A label is -100 (no loss) for padding, image and user-turn tokens; the assistant's answers and
-the `<end_of_utterance>` after each are learned.
+This module is bound to the built-in model's template and tokenizer, which it imitates for speed.
+The general label rule is in `training/labels.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from idefics_cli.demo.build import LATENTS
 from idefics_cli.demo.questions import Question
 from idefics_cli.models.families.protocols import Processor
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
-
-IGNORED = -100
+from idefics_cli.training.labels import LabelledTokens
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledConversation:
-    """Turns about the images of the first turn.
+    """Questions and answers about the images of the first turn.
 
     Attributes:
-        turns: User and assistant alternate; the answers are the labels.
-        images: How many the first turn shows: 0, 1 or 2.
-        images_last: Whether they come after the first question instead of before it.
+        turns: Questions with their answers; the answers are learned.
+        images: Number of images in the first turn: 0, 1 or 2.
+        images_last: Whether the images come after the first question instead of before it.
     """
 
     turns: tuple[Question, ...]
@@ -35,7 +30,7 @@ class LabelledConversation:
     images_last: bool = False
 
     def messages(self) -> list[dict[str, object]]:
-        """Return the conversation in the form that chat templates take."""
+        """Return the conversation in the form that chat templates expect."""
         messages: list[dict[str, object]] = []
         for index, turn in enumerate(self.turns):
             images = [{"type": "image"}] * (self.images if index == 0 else 0)
@@ -49,7 +44,7 @@ class LabelledConversation:
 
 @dataclass(frozen=True, slots=True)
 class LabelledAnswer:
-    """Where the tokens of an answer are, its `<end_of_utterance>` included."""
+    """Position of an answer, from its first token to behind its `<end_of_utterance>`."""
 
     task: str
     start: int
@@ -57,19 +52,21 @@ class LabelledAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """Token ids and labels (both T long), and the answers in them."""
+class EncodedConversation:
+    """Token ids with labels, and the answers in them."""
 
-    token_ids: list[int]
-    labels: list[int]
+    tokens: LabelledTokens
     answers: tuple[LabelledAnswer, ...]
 
 
 class Encoder:
-    """Gives what template, processor and tokenizer give, many times faster.
+    """Gives the token ids of template, processor and tokenizer, many times faster.
 
-    The tokenizer never merges over a special token, so the segments between them are encoded
-    once each and remembered. A test compares it with the processor.
+    The tokenizer never merges over a special token. So this class encodes each segment between
+    special tokens once and caches it. A test compares it with the processor.
+
+    Args:
+        processor: Processor of the built-in model.
     """
 
     def __init__(self, processor: Processor) -> None:
@@ -80,21 +77,20 @@ class Encoder:
         self._fake = self._special(FAKE_TOKEN)
         self._image = self._special(IMAGE_TOKEN)
 
-    def encode(self, conversation: LabelledConversation) -> Encoded:
+    def encode(self, conversation: LabelledConversation) -> EncodedConversation:
         """Return ids and labels of the whole conversation, without a newline at the end."""
-        token_ids, labels = [self._begin], [IGNORED]
+        token_ids = [self._begin]
         answers = []
         lead = self._segment("\nAssistant:")
         for index, turn in enumerate(conversation.turns):
-            prompt = self._user_turn(conversation, index) + lead
+            token_ids += self._user_turn(conversation, index) + lead
+            start = len(token_ids)
             # Encoded with its lead: alone, the answer would begin with another metaspace.
-            answer = self._segment("\nAssistant: " + turn.answer)[len(lead) :]
-            answer = [*answer, self._end]
-            start = len(token_ids) + len(prompt)
-            token_ids += prompt + answer
-            labels += [IGNORED] * len(prompt) + answer
+            token_ids += self._segment("\nAssistant: " + turn.answer)[len(lead) :]
+            token_ids.append(self._end)
             answers.append(LabelledAnswer(turn.task, start, len(token_ids)))
-        return Encoded(token_ids, labels, tuple(answers))
+        learned = (slice(answer.start, answer.stop) for answer in answers)
+        return EncodedConversation(LabelledTokens.learning(token_ids, learned), tuple(answers))
 
     def _user_turn(self, conversation: LabelledConversation, index: int) -> list[int]:
         question = conversation.turns[index].question
@@ -120,34 +116,3 @@ class Encoder:
         if found is None:
             raise ValueError(f"the tokenizer has no {token}")
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """Conversations of different length, padded on the right with 0.
-
-    Attributes:
-        input_ids: (B, T) int64.
-        attention_mask: (B, T) int64; 0 on padding.
-        labels: (B, T) int64; `IGNORED` on padding.
-        answers: Of each of the B conversations.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-    answers: tuple[tuple[LabelledAnswer, ...], ...]
-
-
-def collate(encoded: Sequence[Encoded]) -> TokenBatch:
-    """Return *encoded* as one batch."""
-    shape = (len(encoded), max(len(each.token_ids) for each in encoded))
-    input_ids = torch.zeros(shape, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED)
-    for row, each in enumerate(encoded):
-        length = len(each.token_ids)
-        input_ids[row, :length] = torch.tensor(each.token_ids)
-        attention_mask[row, :length] = 1
-        labels[row, :length] = torch.tensor(each.labels)
-    return TokenBatch(input_ids, attention_mask, labels, tuple(each.answers for each in encoded))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from idefics_cli.demo.build import LATENTS, TEXT_WIDTH, VISION_WIDTH
 from idefics_cli.demo.training.dataset import Batch
-from idefics_cli.demo.training.encoding import IGNORED
 from idefics_cli.demo.training.truth import CLASSES, FACETS
+from idefics_cli.training.labels import IGNORED
 
 # A slot target has few ones in many zeros: its mean is ten times below the other losses.
 _SLOT_SCALE = 5.0

@@ -32,13 +32,13 @@ from idefics_cli.core.errors import (
     UsageError,
 )
 from idefics_cli.core.units import format_size
+from idefics_cli.demo.training.course import Course
 from idefics_cli.demo.training.dataset import render_split
 from idefics_cli.demo.training.watch import WATCHED
 from idefics_cli.demo.training.worker import LOG, Fresh, Options, Shared, Worker, say, work
 from idefics_cli.hardware.system import count_cores
 from idefics_cli.training.optimizer import Buffers
 from idefics_cli.training.precision import is_bfloat16_native, pick_device
-from idefics_cli.training.schedule import Schedule
 
 _PICTURE_BYTES = 39_000
 
@@ -113,8 +113,8 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         given["dtype"] = "bfloat16" if is_bfloat16_native(device) else "float32"
     if given["processes"] is None:
         given["processes"] = min(4, count_cores()) if device == "cpu" else 1
-    schedule = Schedule().with_batch(given.pop("batch"))
-    options = Options(**{**given, "device": device, "schedule": schedule})
+    course = Course().with_batch(given.pop("batch"))
+    options = Options(**{**given, "device": device, "course": course})
     _check(options)
     return options
 

@@ -49,7 +49,7 @@ def watch(
             use_cache=False,
         ).logits
         is_right = (logits[:, :-1].argmax(-1).cpu() == tokens.input_ids[:, 1:]).tolist()
-        for row, answers in enumerate(tokens.answers):
+        for row, answers in enumerate(batch.answers):
             for answer in answers:
                 # Position t predicts token t + 1.
                 hit = all(is_right[row][answer.start - 1 : answer.stop - 1])

@@ -18,13 +18,14 @@ from transformers.utils import logging
 
 from idefics_cli.core.errors import EXIT_INTERRUPTED
 from idefics_cli.demo.build import build_model, build_processor
+from idefics_cli.demo.training.course import Course
 from idefics_cli.demo.training.dataset import BatchSource, Pictures
 from idefics_cli.demo.training.encoding import Encoder
 from idefics_cli.demo.training.losses import AuxiliaryHeads, Losses, compute_losses
+from idefics_cli.demo.training.parameters import HEADS, language_names, matrix_names
 from idefics_cli.demo.training.watch import WATCHED, share_right, watch
 from idefics_cli.models.families.protocols import Processor
 from idefics_cli.training.optimizer import Barrier, Buffers, ShardedOptimizer
-from idefics_cli.training.schedule import Schedule
 
 LOG = "training.jsonl"
 """A line per watch, in the folder of the model."""
@@ -46,7 +47,7 @@ class Options:
         seed: Of weights, order and questions.
         device: "cpu", "cuda" or "mps".
         dtype: "bfloat16" or "float32": of weights and computation; masters are float32.
-        schedule: Learning rate, batches and phases.
+        course: Learning rate, batches and phases.
     """
 
     out: Path
@@ -60,7 +61,7 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
-    schedule: Schedule = field(default_factory=Schedule)
+    course: Course = field(default_factory=Course)
 
     @property
     def final_pictures(self) -> int:
@@ -105,7 +106,7 @@ class Fresh:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all by name, as `ShardedOptimizer` wants them."""
-        heads = {f"heads.{name}": each for name, each in self.heads.named_parameters()}
+        heads = {HEADS + name: each for name, each in self.heads.named_parameters()}
         return dict(self.model.named_parameters()) | heads
 
 
@@ -125,8 +126,14 @@ class Worker:
         self._rank, self._options, self._shared = rank, options, shared
         self._processor, self._model, self._heads = fresh.processor, fresh.model, fresh.heads
         self._encoder = Encoder(self._processor)
+        parameters = fresh.parameters()
         self._optimizer = ShardedOptimizer(
-            fresh.parameters(), shared.buffers, rank=rank, barrier=shared.barrier
+            parameters,
+            shared.buffers,
+            matrices=matrix_names(parameters),
+            pausable=language_names(parameters),
+            rank=rank,
+            barrier=shared.barrier,
         )
         if options.data is None:
             raise ValueError("the pictures are not rendered yet")
@@ -163,7 +170,7 @@ class Worker:
             raise SystemExit(EXIT_INTERRUPTED)
 
     def _step(self, progress: float, step: int) -> None:
-        phase = self._options.schedule.at(progress, step)
+        phase = self._options.course.at(progress, step)
         size = max(1, round(phase.batch_size / self._options.processes))
         batch = self._source.take(size, is_vision_only=phase.is_vision_only)
         self._optimizer.clear()
@@ -171,7 +178,7 @@ class Worker:
             self._model, self._heads, batch, with_language=not phase.is_vision_only
         )
         losses.total(phase.auxiliary_weight).backward()  # type: ignore[no-untyped-call]  # torch 2.13
-        norm = self._optimizer.step(phase.learning_rate, with_language=not phase.is_vision_only)
+        norm = self._optimizer.step(phase.learning_rate, pauses=phase.is_vision_only)
         self._losses.append(_numbers(losses) | {"gradient_norm": norm})
 
     def _keep_time(self, step: int) -> None:
