@@ -1,38 +1,45 @@
-"""Images that go with the next message."""
+"""Pictures that go with the next question: read once, opened once for each model."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
+from collections import OrderedDict
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from idefics_cli.core.sources import is_clipboard
 from idefics_cli.core.types import Attachment, ImageLimits
+from idefics_cli.engine.protocol import OpenImage
 from idefics_cli.images.formats import HEAD_BYTES, identify
 from idefics_cli.images.sources import ImageSources
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
-
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # others: Pillow's name
-
-
 _DATA_START = "data:application/octet-stream;base64,"
+_THUMBNAIL_EDGE = 512
+_MOST_APPEARANCES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class StagedPicture:
     """A picture that goes with the next question.
 
     Attributes:
-        source: How the user named it, for people.
-        data: The bytes of the picture file.
-        width: Pixels, as seen by a person; 0 when unknown.
-        height: As *width*.
-        is_turned: Its EXIF data say that it was taken with the camera turned or mirrored.
+        source: The name that the user gave it.
+        data: The bytes of the file.
+        width: Width in pixels, as a person sees the picture; 0 if unknown.
+        height: Height in pixels, as a person sees the picture; 0 if unknown.
+        is_turned: Whether its EXIF data say that the camera was turned or mirrored.
+        digest: SHA-256 of *data*, in hexadecimal; computed if not given.
+        tokens: Number of tokens that it takes of the context; None until a model is loaded.
+        thumbnail: RGB, upright, at most 512 pixels a side; None for a picture of an earlier turn.
     """
 
     source: str
@@ -40,90 +47,165 @@ class Staged:
     width: int = 0
     height: int = 0
     is_turned: bool = False
+    digest: str = ""
+    tokens: int | None = None
+    thumbnail: Image | None = None
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", hashlib.sha256(self.data).hexdigest())
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the bytes, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
+    def attachment(self) -> Attachment:
+        """The picture for a request; `PictureOpener` opens it from the bytes that are here."""
+        return Attachment(self.source, self.digest)
 
     @property
     def suffix(self) -> str:
-        """What a file of these bytes is called by, as `.png`."""
+        """The suffix for a file of these bytes, as `.png`."""
         plugin = identify(self.data[:HEAD_BYTES]).plugin
         if plugin is None:
             return ".bin"
         return _SUFFIXES.get(plugin, f".{plugin.lower()[:5]}")
 
 
-def stage(
-    source: str, limits: ImageLimits, *, offline: bool = False, stdin: BinaryIO | None = None
-) -> Staged:
-    """Read a picture from anywhere, whole, and check that a model can be shown it.
+@dataclass(frozen=True, slots=True)
+class _Appearance:
+    """How a picture looks to a person."""
+
+    width: int
+    height: int
+    is_turned: bool
+    thumbnail: Image
+
+
+class PictureOpener:
+    """Reads pictures from anywhere, and opens those of one chat.
+
+    A model that is loaded opens a picture once, and the thumbnail comes from the same decoding.
+    Before a model is loaded nobody knows how small it lets a JPEG be decoded. Then the thumbnail
+    is decoded by itself, at a reduced size.
 
     Args:
-        source: As `Attachment.source`.
-        limits: What is accepted.
+        limits: Limits on the pictures that are accepted.
         offline: Refuse addresses.
         stdin: Standard input as bytes; None takes that of the process.
+    """
+
+    def __init__(
+        self, limits: ImageLimits, *, offline: bool, stdin: BinaryIO | None = None
+    ) -> None:
+        self._limits = limits
+        self._offline = offline
+        self._stdin = stdin
+        self._appearances: OrderedDict[str, _Appearance] = OrderedDict()
+
+    def stage(
+        self,
+        source: str,
+        count_tokens: Callable[[Attachment, OpenImage], int] | None = None,
+    ) -> StagedPicture:
+        """Read a picture, and check that a model can take it.
+
+        Args:
+            source: As `Attachment.source`.
+            count_tokens: Returns the tokens of a picture, and may open it by its second argument;
+                None if no model is loaded.
+
+        Raises:
+            ImageError: If it cannot be read or is not a picture.
+        """
+        staged, copied = self._read(source)
+        open_image = self._opener(staged, copied)
+        tokens = count_tokens(staged.attachment, open_image) if count_tokens else None
+        if staged.digest not in self._appearances:
+            open_image(staged.attachment, _THUMBNAIL_EDGE)
+        seen = self._appearances[staged.digest]
+        return replace(
+            staged,
+            width=seen.width,
+            height=seen.height,
+            is_turned=seen.is_turned,
+            tokens=tokens,
+            thumbnail=seen.thumbnail,
+        )
+
+    def count(
+        self, staged: StagedPicture, count_tokens: Callable[[Attachment, OpenImage], int]
+    ) -> StagedPicture:
+        """Return *staged* with its tokens.
+
+        Raises:
+            ImageError: If it cannot be opened.
+        """
+        return replace(staged, tokens=count_tokens(staged.attachment, self._opener(staged, None)))
+
+    def open_kept(self, attachment: Attachment, draft_edge: int) -> Image:
+        """Open a picture of an earlier turn from the copy that the session keeps; an `OpenImage`.
+
+        Raises:
+            ImageError: If it cannot be opened.
+        """
+        from idefics_cli.images.loader import ImageLoader
+
+        loader = ImageLoader(self._limits)
+        if not attachment.source.startswith(_DATA_START):
+            return loader.open(attachment, draft_edge=draft_edge)
+        stream = io.BytesIO(read_back(attachment))
+        return loader.open_stream(stream, "picture", draft_edge=draft_edge)
+
+    def _read(self, source: str) -> tuple[StagedPicture, Image | None]:
+        """Return a picture with its bytes, and the open image if it is a copied one."""
+        from idefics_cli.images.loader import ImageLoader
+
+        if is_clipboard(source):
+            copied = ImageLoader(self._limits).open(Attachment(source))
+            buffer = io.BytesIO()
+            copied.save(buffer, "PNG")
+            return StagedPicture("clipboard", buffer.getvalue()), copied
+        sources = ImageSources(self._limits, offline=self._offline, stdin=self._stdin)
+        with sources.open(source) as stream:
+            return StagedPicture(source, stream.read()), None
+
+    def _opener(self, staged: StagedPicture, copied: Image | None) -> OpenImage:
+        def open_image(attachment: Attachment, draft_edge: int) -> Image:
+            # From the very bytes that are kept: the file may change, and stdin is read once.
+            image = copied or self._open(staged, draft_edge)
+            self._remember(staged, image)
+            return image
+
+        return open_image
+
+    def _open(self, staged: StagedPicture, draft_edge: int) -> Image:
+        from idefics_cli.images.loader import ImageLoader
+
+        loader = ImageLoader(self._limits)
+        return loader.open_stream(io.BytesIO(staged.data), staged.source, draft_edge=draft_edge)
+
+    def _remember(self, staged: StagedPicture, image: Image) -> None:
+        from idefics_cli.images.loader import is_turned
+
+        width, height = image.info.get("original_size", image.size)
+        thumbnail = image.copy()
+        thumbnail.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
+        self._appearances[staged.digest] = _Appearance(
+            width, height, is_turned(staged.data), thumbnail
+        )
+        while len(self._appearances) > _MOST_APPEARANCES:
+            self._appearances.popitem(last=False)
+
+
+def data_uri(data: bytes) -> str:
+    """Return *data* as a `data:` URI, which `read_back` reads."""
+    return _DATA_START + base64.b64encode(data).decode("ascii")
+
+
+def read_back(attachment: Attachment) -> bytes:
+    """Return the bytes of a picture of a session, from its file or from a `data_uri`.
 
     Raises:
-        ImageError: If it cannot be read or is no picture.
+        OSError: If the file cannot be read.
     """
-    from idefics_cli.images.loader import ImageLoader, is_turned
-
-    loader = ImageLoader(limits, offline=offline, stdin=stdin)
-    if is_clipboard(source):
-        copied = loader.open(Attachment(source))
-        buffer = io.BytesIO()
-        copied.save(buffer, "PNG")
-        return Staged("clipboard", buffer.getvalue(), *copied.size)
-    with ImageSources(limits, offline=offline, stdin=stdin).open(source) as stream:
-        data = stream.read()
-    # From the very bytes that are kept: the file may change, and stdin is read once.
-    image = loader.open_stream(io.BytesIO(data), source, draft_edge=1)
-    width, height = image.info["original_size"]
-    return Staged(source, data, width, height, is_turned(data))
-
-
-def data_uri(staged: Staged) -> str:
-    """Return the bytes of *staged* as a `data:` URI."""
-    return _DATA_START + base64.b64encode(staged.data).decode("ascii")
-
-
-_THUMBNAIL_EDGE = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A picture that goes with the next text.
-
-    Attributes:
-        staged: Its bytes, name and size.
-        tokens: What it takes of the model's context; None until the model is loaded.
-        thumbnail: RGB, upright, at most 512 pixels a side; None for one from an earlier turn.
-    """
-
-    staged: Staged
-    tokens: int | None = None
-    thumbnail: Image | None = None
-
-    @property
-    def attachment(self) -> Attachment:
-        """The picture, for a request."""
-        return Attachment(data_uri(self.staged))
-
-
-def attach(source: str, limits: ImageLimits, *, offline: bool) -> Attached:
-    """Open a picture from anywhere, and make a small one to show.
-
-    Raises:
-        ImageError: If it cannot be opened.
-    """
-    from idefics_cli.images.loader import ImageLoader
-
-    staged = stage(source, limits, offline=offline)
-    # The bytes are here, however large the file was.
-    loader = ImageLoader(replace(limits, max_bytes=max(limits.max_bytes, len(staged.data))))
-    image = loader.open(Attachment(data_uri(staged)), draft_edge=_THUMBNAIL_EDGE)
-    image.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
-    return Attached(staged, thumbnail=image)
+    if attachment.source.startswith(_DATA_START):
+        return base64.b64decode(attachment.source.removeprefix(_DATA_START))
+    return Path(attachment.source).read_bytes()

@@ -26,8 +26,7 @@ class ChatPicture:
     Attributes:
         number: From 1, in order of appearance; what `[1]` in a text refers to.
         source: How the user named it, for people.
-        attachment: Where its bytes are now.
-        digest: SHA-256 of its bytes, in hexadecimal; "" when no copy is kept.
+        attachment: Where its bytes are now, and their digest.
         width: Pixels, as seen by a person; 0 when unknown.
         height: As *width*.
         is_dropped: It was taken out of the prompt.
@@ -37,11 +36,15 @@ class ChatPicture:
     number: int
     source: str
     attachment: Attachment
-    digest: str = ""
     width: int = 0
     height: int = 0
     is_dropped: bool = False
     is_missing: bool = False
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes, in hexadecimal."""
+        return self.attachment.digest
 
     @property
     def is_in_prompt(self) -> bool:

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
+from idefics_cli.chat.attachments import read_back
 from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Turn
-from idefics_cli.chat.store.pictures import read_back
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import write_whole
 from idefics_cli.core.text import abbreviated, printable

@@ -98,7 +98,7 @@ class TokenChunk:
         text: New text, already cleaned; the chunks of a stream join to `Completion.text`.
         new_tokens: Tokens generated so far.
         finish: Why the answer ended, on the last chunk.
-        prompt_tokens: As in `Completion`, on the last chunk; 0 before.
+        prompt_tokens: As in `Completion`, on every chunk.
         reused_tokens: As in `Completion`, on the last chunk; 0 before.
         prefill_seconds: As in `Completion`, on the last chunk; 0 before.
         decode_seconds: As in `Completion`, on the last chunk; 0 before.

@@ -11,8 +11,12 @@ from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 
 
+def attachment(name: str) -> Attachment:
+    return Attachment(name, f"digest of {name}")
+
+
 def picture(name: str) -> ChatPicture:
-    return ChatPicture(0, name, Attachment(name), digest=f"digest of {name}")
+    return ChatPicture(0, name, attachment(name))
 
 
 def said(text: str) -> Reply:
@@ -48,7 +52,7 @@ def test_turn_by_turn_makes_the_same_request_as_all_at_once() -> None:
     assert typed.asked("b?").request(sampling) == GenerationRequest(
         (
             Message("system", ("Be brief.",)),
-            Message("user", (Attachment("a.png"), Attachment("b.png"), "a?")),
+            Message("user", (attachment("a.png"), attachment("b.png"), "a?")),
             Message("assistant", ("A.",)),
             Message("user", ("b?",)),
         ),
@@ -254,7 +258,7 @@ def test_a_model_that_sees_the_last_picture_only_is_shown_the_one_it_is_asked_ab
     def last(text: str) -> tuple[object, ...]:
         return TWO.asked(text).request(Sampling(), sees_last_only=True).messages[-1].parts
 
-    assert last("What is in [1]?") == (Attachment("a.png"), "What is in the image?")
+    assert last("What is in [1]?") == (attachment("a.png"), "What is in the image?")
     assert last("What is in [3]?") == ("What is in the image?",)
     assert last("What now?") == ("What now?",)
     assert last("[9]") == ("[9]",)

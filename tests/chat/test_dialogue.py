@@ -57,7 +57,12 @@ class World:
     """A chat with a fake model, in a folder of its own."""
 
     def __init__(
-        self, folder: Path, engine: FakeEngine, store: SessionStore | NullStore | None = None
+        self,
+        folder: Path,
+        engine: FakeEngine,
+        store: SessionStore | NullStore | None = None,
+        *,
+        offline: bool = True,
     ) -> None:
         self.models = {"fake": engine}
         self.store = store or SessionStore(folder / "data")
@@ -72,7 +77,7 @@ class World:
             sampling=Sampling(),
             displays={"plain": False, "preview": True},
             limits=ImageLimits(),
-            offline=True,
+            offline=offline,
             clock=FakeClock(),
         )
 
@@ -177,7 +182,7 @@ def test_a_missing_picture_is_an_error_at_once_and_nothing_is_asked(
     _, err, person = here.talk("/image a.png", line)
     assert "error: " in err
     assert here.engine.requests == []
-    assert len(here.chat.staged) == 1
+    assert len(here.chat.turns.staged) == 1
     assert person.drafts[-1] == ("" if line.startswith("/") else line)
 
 
@@ -194,7 +199,7 @@ def test_of_several_pictures_all_are_attached_or_none(tmp_path: Path, pictures: 
     (pictures / "broken.png").write_text("hello")
     here = world(tmp_path)
     here.talk("/image a.png broken.png")
-    assert here.chat.staged == []
+    assert here.chat.turns.staged == []
 
 
 @pytest.mark.parametrize("text", ["What is 3/4?", "mail me@x.org", "see /etc/passwd", "a @ b"])
@@ -350,7 +355,7 @@ def test_wrong_use_is_an_error_and_changes_nothing(
         take(here.chat, line)
     assert str(caught.value) == error
     assert here.chat.conversation == before
-    assert here.chat.engine is here.engine
+    assert here.chat.model.engine is here.engine
 
 
 @pytest.mark.parametrize(
@@ -385,7 +390,7 @@ def test_a_retry_that_fails_leaves_the_answer_that_was_there(tmp_path: Path) -> 
 def test_a_retry_leaves_what_is_staged_for_the_next_text(tmp_path: Path, pictures: Path) -> None:
     here = world(tmp_path, "One.", "Two.")
     here.talk("What?", "/image a.png", "/retry")
-    assert len(here.chat.staged) == 1
+    assert len(here.chat.turns.staged) == 1
 
 
 def test_edit_offers_a_question_and_goes_back_when_it_is_asked(
@@ -478,8 +483,8 @@ class Gate:
 
 
 def start_loading(here: World, gate: Gate) -> None:
-    here.chat.loading = Loading("slow", lambda warn: gate.load)
-    here.chat.loading.start()
+    here.chat.model.loading = Loading("slow", lambda warn: gate.load)
+    here.chat.model.loading.start()
 
 
 class Opener(Lines):
@@ -492,7 +497,7 @@ class Opener(Lines):
     def read(self, prompt: str, *, text: str = "") -> str:
         if len(self.seen) == self._number:
             self._gate.opened.set()
-            while not self._here.chat.loading.is_ready:
+            while not self._here.chat.model.loading.is_ready:
                 time.sleep(0.01)
         return super().read(prompt, text=text)
 
@@ -554,7 +559,7 @@ def test_settings_of_a_chat_go_into_its_requests_and_are_kept(tmp_path: Path) ->
     (request,) = here.engine.requests
     assert request.sampling.temperature == 0.5
     assert request.messages[0].text == "Be brief."
-    here.chat.session.close()
+    here.chat.turns.session.close()
     again = here.store.open("trip")  # type: ignore[union-attr]
     assert again.conversation.settings == {"temperature": 0.5}
     again.close()
@@ -569,7 +574,7 @@ def test_set_without_a_value_goes_back_to_the_start(tmp_path: Path) -> None:
 def test_a_saved_chat_is_loaded_with_what_was_said(tmp_path: Path, pictures: Path) -> None:
     first = world(tmp_path, "One.")
     first.talk("/save trip", "@a.png a")
-    first.chat.session.close()
+    first.chat.turns.session.close()
     second = world(tmp_path, "Two.")
     _, err, _ = second.talk("/load trip", "b")
     assert "going on with trip: 1 question, 1 picture\n> a\nOne.\n" in err
@@ -770,8 +775,7 @@ def test_a_picture_is_fetched_once(tmp_path: Path, pictures: Path) -> None:
             asked.append("a picture")
             super().process_request(request, client_address)
 
-    here = world(tmp_path, "Red.", "Yes.")
-    here.chat._offline = False
+    here = World(tmp_path, FakeEngine("Red.", "Yes."), offline=False)
     with Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/a.png"

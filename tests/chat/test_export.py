@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from idefics_cli.chat.attachments import Staged
+from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.conversation import Conversation
 from idefics_cli.chat.export import FORMATS, kind_of, save, to_html, to_json, to_markdown
 from idefics_cli.chat.store.sessions import NullStore, SessionStore
@@ -62,9 +62,9 @@ def picture(color: str, file_format: str = "PNG") -> bytes:
 def conversation(tmp_path: Path) -> Conversation:
     with SessionStore(tmp_path / "data").create("demo", system="Be <brief>.") as session:
         pictures = [
-            Staged("/home/me/private/a.png", picture("red")),
-            Staged('/home/me/private/<b "x">.png', picture("blue")),
-            Staged("/home/me/private/gone.png", picture("green")),
+            StagedPicture("/home/me/private/a.png", picture("red")),
+            StagedPicture('/home/me/private/<b "x">.png', picture("blue")),
+            StagedPicture("/home/me/private/gone.png", picture("green")),
         ]
         session.ask(EVIL, pictures)
         session.reply(EVIL, "cancelled")
@@ -123,7 +123,7 @@ def test_the_path_of_a_picture_is_nobodys_business(
 def test_what_a_browser_cannot_show_is_converted(file_format: str) -> None:
     data = picture("red", file_format)
     with NullStore().create("demo") as session:
-        session.ask("a?", [Staged("a", data)])
+        session.ask("a?", [StagedPicture("a", data)])
         (inside,) = Page(to_html(session.conversation)).images()
     with Image.open(io.BytesIO(inside)) as image, Image.open(io.BytesIO(data)) as original:
         assert image.format == "PNG"

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from idefics_cli.chat.attachments import Staged, stage
+from idefics_cli.chat.attachments import PictureOpener, StagedPicture
 from idefics_cli.chat.store import lock as lock_module
 from idefics_cli.chat.store.journal import SessionJournal
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
@@ -62,8 +62,12 @@ def png(color: str, *, file_format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def staged(color: str) -> Staged:
-    return Staged(f"{color}.png", png(color), 8, 6)
+def stage(path: Path) -> StagedPicture:
+    return PictureOpener(ImageLimits(), offline=True).stage(str(path))
+
+
+def staged(color: str) -> StagedPicture:
+    return StagedPicture(f"{color}.png", png(color), 8, 6)
 
 
 def asked(session: OpenSession, text: str = "and then?") -> GenerationRequest:
@@ -223,7 +227,7 @@ def test_typed_loaded_and_asked_at_once_give_the_same_tokens(
 
         messages: list[Message] = []
         for photo, text in told:
-            pictures = [] if photo is None else [stage(str(photo), ImageLimits())]
+            pictures = [] if photo is None else [stage(photo)]
             # Turn by turn, each time from disk.
             session.ask(text, pictures)
             session.close()
@@ -278,7 +282,7 @@ def test_an_unfinished_turn_is_offered_again(store: SessionStore) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from idefics_cli.chat.store.pictures import Staged
+from idefics_cli.chat.store.pictures import StagedPicture
 from idefics_cli.chat.store.sessions import SessionStore
 store = SessionStore(Path(sys.argv[1]))
 try:
@@ -290,7 +294,7 @@ if session.conversation.pending:
 print("ready", flush=True)
 while True:
     number = len(session.conversation.turns)
-    session.ask(f"question {number}", [Staged("x.png", b"picture %d" % number)])
+    session.ask(f"question {number}", [StagedPicture("x.png", b"picture %d" % number)])
     session.reply(f"answer {number} " + "x" * 5000, "stop")
     print(number, flush=True)
 """
@@ -519,7 +523,7 @@ def test_a_moved_photo_is_still_there(store: SessionStore, tmp_path: Path) -> No
     photo = tmp_path / "photo.png"
     photo.write_bytes(png("red"))
     with store.create("demo") as session:
-        session.ask("a?", [stage(str(photo), ImageLimits())])
+        session.ask("a?", [stage(photo)])
         session.reply("A.", "stop")
         before = asked(session)
     photo.unlink()
@@ -569,7 +573,7 @@ def test_a_missing_picture_is_named_and_not_fatal(store: SessionStore) -> None:
         assert [picture.number for picture in session.conversation.missing] == [1]
         assert pixels(asked(session)) == [png("blue")]
         assert session.restage(session.undo()) == (
-            Staged(shown_source("blue.png"), png("blue"), 8, 6),
+            StagedPicture(shown_source("blue.png"), png("blue"), 8, 6),
         )
 
 
@@ -579,7 +583,7 @@ def test_a_missing_copy_is_made_again_from_the_same_photo_only(
     photo = tmp_path / "photo.png"
     photo.write_bytes(png("red"))
     with store.create("demo") as session:
-        session.ask("a?", [stage(str(photo), ImageLimits())])
+        session.ask("a?", [stage(photo)])
         session.reply("A.", "stop")
         copy = Path(session.conversation.pictures[0].attachment.source)
     copy.unlink()
@@ -626,19 +630,19 @@ def test_a_picture_is_staged_with_its_very_bytes(
 ) -> None:
     photo = tmp_path / "x.dat"
     photo.write_bytes(png("red", file_format=file_format))
-    found = stage(str(photo), ImageLimits())
+    found = stage(photo)
     assert (found.data, found.width, found.height) == (photo.read_bytes(), 8, 6)
     assert found.suffix == suffix
     with photo.open("rb") as stdin:
-        assert stage("-", ImageLimits(), stdin=stdin).data == found.data
+        assert PictureOpener(ImageLimits(), offline=True, stdin=stdin).stage("-").data == found.data
 
 
 def test_what_is_no_picture_is_refused_when_it_is_staged(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png("red")[:40])
     with pytest.raises(ImageError, match=r"x\.png"):
-        stage(str(tmp_path / "x.png"), ImageLimits())
+        stage(tmp_path / "x.png")
     with pytest.raises(ImageError, match="no such file"):
-        stage(str(tmp_path / "y.png"), ImageLimits())
+        stage(tmp_path / "y.png")
 
 
 def test_names_of_pictures_hold_no_passwords_and_no_data(tmp_path: Path) -> None:

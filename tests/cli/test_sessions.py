@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.chat.attachments import Staged
+from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.export import FORMATS
 from idefics_cli.chat.store.sessions import SessionStore
 from idefics_cli.cli.services import Services
@@ -37,7 +37,7 @@ def make(
     tmp_path: Path, name: str | None = None, *, text: str = "What is it?", days_ago: float = 0
 ) -> str:
     with store(tmp_path, days_ago=days_ago).create("demo", name) as session:
-        session.ask(text, [Staged("/photos/cat.png", b"bytes of a picture", 640, 480)])
+        session.ask(text, [StagedPicture("/photos/cat.png", b"bytes of a picture", 640, 480)])
         session.reply("A cat.", "stop")
         return session.id
 

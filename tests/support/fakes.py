@@ -166,6 +166,7 @@ class FakeEngine:
     def _stream(self, prepared: Prepared, cancel: Event | None) -> Iterator[TokenChunk]:
         self.requests.append(prepared.request)
         limit = prepared.request.sampling.max_new_tokens
+        prompt_tokens = self._measure(prepared).prompt_tokens
         made = 0
         finish: Finish = "stop"
         for word in self._next_answer(prepared.request).split(" "):
@@ -178,7 +179,7 @@ class FakeEngine:
                 finish = "length"
                 break
             made += 1
-            yield TokenChunk(word if made == 1 else f" {word}", made)
+            yield TokenChunk(word if made == 1 else f" {word}", made, prompt_tokens=prompt_tokens)
         if finish == "stop" and made < limit:
             made += 1  # the end token, which needs its place too
         elif finish == "stop":
@@ -187,7 +188,7 @@ class FakeEngine:
             "",
             made,
             finish,
-            prompt_tokens=self._measure(prepared).prompt_tokens,
+            prompt_tokens=prompt_tokens,
             prefill_seconds=0.25,
             decode_seconds=0.5,
         )

@@ -23,14 +23,14 @@ def take(chat: Chat, line: str) -> CommandResult:
         IdeficsError: If it cannot be done; nothing has changed then.
     """
     if not line.strip():
-        chat.editing = None
+        chat.turns.editing = None
         return CommandResult()
     if bare := _BARE_WORDS.get(line.strip().lower()):
         line = f"/{bare}"
     match = _NAME.match(line)
     found = COMMANDS.get(match[1].lower()) if match else None
     if match and found:
-        chat.editing = None  # whatever else is done, the next text is a new question
+        chat.turns.editing = None  # whatever else is done, the next text is a new question
         return found.run(chat, line[match.end() :].strip())
     read = read_line(line)
     if not read.sources and line.startswith("/"):
@@ -61,7 +61,7 @@ def complete(chat: Chat, line: str) -> list[Candidate]:
 
 def _unknown_references(chat: Chat, text: str) -> tuple[str, ...]:
     first = len(chat.conversation.pictures) + 1
-    staged = range(first, first + len(chat.staged))
+    staged = range(first, first + len(chat.turns.staged))
     numbers = set(chat.conversation.unknown_references(text)) - set(staged)
     return tuple(
         f"there is no picture [{n}]; the model gets `[{n}]` as it is" for n in sorted(numbers)

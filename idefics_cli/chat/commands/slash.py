@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from idefics_cli.chat.attachments import Attached
+from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.editor import written_in_editor
@@ -76,10 +76,10 @@ def _images(chat: Chat, words: str) -> CommandResult:
             lines.append(
                 f"[{picture.number}] {_name(picture.source)},"
                 f" {_size(picture.width, picture.height)},"
-                f" turn {number}{state or _tokens(chat.tokens(picture.attachment))}"
+                f" turn {number}{state or _tokens(chat.picture_tokens(picture.attachment))}"
             )
     first = len(chat.conversation.pictures) + 1
-    lines += [describe(first + i, attached) + GOES for i, attached in enumerate(chat.staged)]
+    lines += [describe(first + i, staged) + GOES for i, staged in enumerate(chat.turns.staged)]
     return CommandResult(tuple(lines) or ("no pictures yet; `/image PATH` attaches one",))
 
 
@@ -92,13 +92,12 @@ _SQUARE = 1.02
 GOES = ", goes with your next text"
 
 
-def describe(number: int, attached: Attached) -> str:
+def describe(number: int, staged: StagedPicture) -> str:
     """Return one line about a staged picture: number, name, size, orientation and cost."""
-    staged = attached.staged
     return (
         f"[{number}] {_name(staged.source)}, {_size(staged.width, staged.height)}"
         f"{', turned upright' if staged.is_turned else ''}"
-        f"{_tokens(attached.tokens)}"
+        f"{_tokens(staged.tokens)}"
     )
 
 
@@ -125,11 +124,11 @@ def _drop(chat: Chat, words: str) -> CommandResult:
     """Take picture N out of what the model sees."""
     number = _number(words, "/drop N, where `/images` lists the numbers")
     place = number - len(chat.conversation.pictures) - 1
-    if 0 <= place < len(chat.staged):
-        name = _name(chat.staged.pop(place).staged.source)
+    if 0 <= place < len(chat.turns.staged):
+        name = _name(chat.turns.staged.pop(place).source)
     else:
         name = _source(chat, number)
-        chat.session.drop(number)
+        chat.turns.session.drop(number)
     return CommandResult((f"dropped [{number}] {name}",))
 
 
@@ -148,7 +147,7 @@ def _undo(chat: Chat, words: str) -> CommandResult:
     """Take the last question and its answer back."""
     _none(words, "undo")
     _last_turn(chat)
-    return CommandResult((f"took back: {_short(chat.undo())}",))
+    return CommandResult((f"took back: {_short(chat.turns.undo())}",))
 
 
 def _last_turn(chat: Chat) -> str:
@@ -172,7 +171,7 @@ def _retry(chat: Chat, words: str) -> CommandResult:
     _last_turn(chat)
     changes = dict(_pair(word, SAMPLING_KEYS) for word in words.split())
     sampling = with_settings(chat.sampling, changes)
-    chat.session.retry()
+    chat.turns.session.retry()
     lines: tuple[str, ...] = ()
     if sampling.temperature == 0 and not changes:
         lines = ("the likeliest answer stays the same; `/retry temperature=0.7` varies it",)
@@ -187,7 +186,7 @@ def _edit(chat: Chat, words: str) -> CommandResult:
     number = _number(words or str(count), "/edit N")
     if number > count:
         raise UsageError(f"there is no question {number}", hint=f"the last is {count}")
-    chat.editing = number
+    chat.turns.editing = number
     lines = () if number == count else (f"what followed question {number} will be taken back",)
     return CommandResult(lines, draft=chat.conversation.turns[number - 1].text)
 
@@ -199,7 +198,7 @@ def _forget(chat: Chat, words: str) -> CommandResult:
     left = len(chat.conversation.turns) - chat.conversation.forgotten
     if number >= left:
         raise UsageError(f"there are {left} questions", hint="`/clear` begins anew")
-    chat.session.forget(number)
+    chat.turns.session.forget(number)
     return CommandResult((f"left out the {number} oldest",))
 
 
@@ -207,8 +206,7 @@ def _forget(chat: Chat, words: str) -> CommandResult:
 def _clear(chat: Chat, words: str) -> CommandResult:
     """Begin anew; model and settings stay."""
     _none(words, "clear")
-    chat.session.clear()
-    chat.staged.clear()
+    chat.turns.clear()
     return CommandResult(("a new beginning",))
 
 
@@ -231,7 +229,7 @@ def _system(chat: Chat, words: str) -> CommandResult:
     """Set the instruction that precedes the conversation; `-` takes it away."""
     if not words:
         return CommandResult((chat.conversation.system or "no instruction is set",))
-    chat.session.set_system(None if words == "-" else words)
+    chat.turns.session.set_system(None if words == "-" else words)
     return CommandResult(("no instruction now",) if words == "-" else ("instruction set",))
 
 
@@ -247,7 +245,7 @@ def _set(chat: Chat, words: str) -> CommandResult:
     keys = (*SAMPLING_KEYS, *DISPLAY_KEYS)
     pairs = [_pair(word, keys) for word in words.split()]
     for key, value in pairs:
-        chat.session.set(key, value)
+        chat.turns.session.set(key, value)
     changed = [key for key, _ in pairs]
     return CommandResult(tuple(_shown_setting(chat, key) for key in changed or keys))
 
@@ -287,10 +285,10 @@ def _complete_models(chat: Chat, line: str) -> Iterable[Candidate]:
 @command("model", "[NAME]", complete=_complete_models)
 def _model(chat: Chat, words: str) -> CommandResult:
     """Go on with another model; the conversation stays."""
-    if not words or words == chat.model_name:
-        return CommandResult((f"the model is {chat.model_name}",))
+    if not words or words == chat.model.name:
+        return CommandResult((f"the model is {chat.model.name}",))
     chat.switch_model(words)
-    return CommandResult((f"the model is {chat.model_name} now",))
+    return CommandResult((f"the model is {chat.model.name} now",))
 
 
 @command("stats")
@@ -306,7 +304,7 @@ def _stats(chat: Chat, words: str) -> CommandResult:
 @command("save", "NAME")
 def _save(chat: Chat, words: str) -> CommandResult:
     """Give the conversation a name, for `/load NAME` and `--session NAME`."""
-    chat.session.rename(_nonempty(words, "/save NAME", "a name"))
+    chat.turns.session.rename(_nonempty(words, "/save NAME", "a name"))
     return CommandResult((f"saved as {words}",))
 
 
@@ -328,8 +326,8 @@ def resumed(chat: Chat) -> list[str]:
     last = conversation.turns[-1].reply if conversation.turns else None
     if last is not None:
         lines += [f"> {_short(conversation.turns[-1].text, 200)}", _short(last.text, 400)]
-    if last is not None and last.model != chat.model_name:
-        lines.append(f"{last.model} answered there; now {chat.model_name} does")
+    if last is not None and last.model != chat.model.name:
+        lines.append(f"{last.model} answered there; now {chat.model.name} does")
     missing = (f"[{p.number}] {_name(p.source)}" for p in conversation.missing)
     lines += [f"not found any more, so the model does not see it: {name}" for name in missing]
     return lines

@@ -11,7 +11,7 @@ from idefics_cli.core.units import format_size
 def stats(chat: Chat) -> list[str]:
     """Return lines on the model, the context, the speed and the memory."""
     done, used = chat.statistics, chat.used()
-    lines = [f"model: {chat.model_name}, {_place(chat)}"]
+    lines = [f"model: {chat.model.name}, {_place(chat)}"]
     if used:
         share = used.prompt_tokens / used.context_tokens
         lines.append(f"context: {used.prompt_tokens} of {used.context_tokens} tokens, {share:.0%}")
@@ -27,9 +27,9 @@ def stats(chat: Chat) -> list[str]:
 
 
 def _place(chat: Chat) -> str:
-    if not chat.loading.is_ready:
-        return chat.loading.phase
-    spec = chat.engine.spec
+    if not chat.model.loading.is_ready:
+        return chat.model.loading.phase
+    spec = chat.model.engine.spec
     return f"{spec.dtype} on {spec.device}"
 
 
@@ -37,10 +37,10 @@ def _peaks(chat: Chat) -> Iterable[tuple[str, int]]:
     """Yield where memory is taken, and the most that was, in bytes."""
     if main := _peak_bytes():
         yield "of main memory", main
-    if chat.loading.is_ready and chat.engine.spec.device.startswith("cuda"):
+    if chat.model.loading.is_ready and chat.model.engine.spec.device.startswith("cuda"):
         from idefics_cli.engine.local.memory import peak_bytes
 
-        yield f"on {chat.engine.spec.device}", peak_bytes(chat.engine.spec.device)
+        yield f"on {chat.model.engine.spec.device}", peak_bytes(chat.model.engine.spec.device)
 
 
 def _peak_bytes() -> int | None:

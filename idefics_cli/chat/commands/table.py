@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from idefics_cli.chat.attachments import Attached
+from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.core.errors import UsageError
@@ -28,7 +28,7 @@ class CommandResult:
     """
 
     lines: tuple[str, ...] = ()
-    attached: tuple[Attached, ...] = ()
+    attached: tuple[StagedPicture, ...] = ()
     answers: bool = False
     sampling: Sampling | None = None
     draft: str = ""

@@ -156,17 +156,16 @@ def _reply(event: Event) -> Reply:
 
 def _picture(record: Event, pictures: Path) -> ChatPicture:
     if "attachment" in record:  # of a session that is not saved
-        attachment, digest = Attachment(record["attachment"]), ""
+        attachment = Attachment(record["attachment"], record["digest"])
     else:
         match = _STORED.fullmatch(record["file"])
         if match is None:
             raise ValueError("no name of a stored picture")
-        attachment, digest = Attachment(str(pictures / match[0])), match[1]
+        attachment = Attachment(str(pictures / match[0]), match[1])
     return ChatPicture(
         number=0,
         source=_text(record["source"]),
         attachment=attachment,
-        digest=digest,
         width=int(record["width"]),
         height=int(record["height"]),
     )

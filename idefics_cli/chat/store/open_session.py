@@ -9,13 +9,13 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.chat.attachments import Staged, data_uri
+from idefics_cli.chat.attachments import StagedPicture, data_uri, read_back
 from idefics_cli.chat.conversation import Conversation, Reply, Turn, Value
 from idefics_cli.chat.store import events
 from idefics_cli.chat.store.events import Event
 from idefics_cli.chat.store.journal import SessionJournal
 from idefics_cli.chat.store.lock import FileLock
-from idefics_cli.chat.store.pictures import PictureFolder, read_back, shown_source, unwritable
+from idefics_cli.chat.store.pictures import PictureFolder, shown_source, unwritable
 from idefics_cli.core.types import Finish, Sampling
 
 
@@ -68,14 +68,16 @@ class OpenSession:
         """Whether anything is kept."""
         return self._journal is not None
 
-    def ask(self, text: str, pictures: Sequence[Staged] = ()) -> None:
+    def ask(self, text: str, pictures: Sequence[StagedPicture] = ()) -> None:
         """Add a question, which is then pending; `conversation.request` is what to send.
 
         Raises:
             SessionError: If it cannot be kept.
         """
         if self._journal is None:
-            records = [_record(p) | {"attachment": data_uri(p)} for p in pictures]
+            records = [
+                _record(p) | {"attachment": data_uri(p.data), "digest": p.digest} for p in pictures
+            ]
             self._commit({"event": "asked", "text": text, "pictures": records})
             return
         with ExitStack() as stack:
@@ -201,7 +203,7 @@ class OpenSession:
             self._desk.check_name(name, self.id)
             self._commit({"event": "changed", "name": name})
 
-    def restage(self, turn: Turn) -> tuple[Staged, ...]:
+    def restage(self, turn: Turn) -> tuple[StagedPicture, ...]:
         """Return the pictures of a turn that was taken back, to be asked again.
 
         Those that were dropped or are missing are left out.
@@ -211,7 +213,8 @@ class OpenSession:
             if picture.is_in_prompt:
                 with suppress(OSError):
                     data = read_back(picture.attachment)
-                    staged.append(Staged(picture.source, data, picture.width, picture.height))
+                    size = picture.width, picture.height
+                    staged.append(StagedPicture(picture.source, data, *size))
         return tuple(staged)
 
     def close(self) -> None:
@@ -250,7 +253,7 @@ class OpenSession:
         self._state = (conversation, size)
 
 
-def _record(staged: Staged) -> Event:
+def _record(staged: StagedPicture) -> Event:
     return {
         "source": shown_source(staged.source),
         "width": staged.width,

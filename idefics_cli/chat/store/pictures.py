@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Collection
 from pathlib import Path
 
-from idefics_cli.chat.attachments import _DATA_START, Staged
+from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.core.errors import SessionError
 from idefics_cli.core.files import write_whole
 from idefics_cli.core.sources import describe_source, is_clipboard, without_password
-from idefics_cli.core.types import Attachment
 
 
 class PictureFolder:
@@ -24,7 +22,7 @@ class PictureFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, staged: Staged) -> str:
+    def add(self, staged: StagedPicture) -> str:
         """Return the name of the file that holds the bytes of *staged*, written if need be.
 
         Raises:
@@ -46,7 +44,7 @@ class PictureFolder:
             # A pipe would be waited for.
             if not os.path.isfile(source):
                 return False
-            staged = Staged(source, Path(source).read_bytes())
+            staged = StagedPicture(source, Path(source).read_bytes())
             if staged.digest != name.partition(".")[0]:
                 return False
             make_private_folder(self.path)
@@ -76,17 +74,6 @@ def unwritable(what: str, error: OSError) -> SessionError:
         f"cannot keep {what}: {(error.strerror or str(error)).lower()}",
         hint="free some space or check the permissions; `--no-save` chats without keeping",
     )
-
-
-def read_back(attachment: Attachment) -> bytes:
-    """Return the bytes of a picture of a session: of a file, or what `data_uri` made.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
-    if attachment.source.startswith(_DATA_START):
-        return base64.b64decode(attachment.source.removeprefix(_DATA_START))
-    return Path(attachment.source).read_bytes()
 
 
 def shown_source(source: str) -> str:

@@ -129,14 +129,14 @@ def _talk(
     previews = Previews(console, graphics=terminal.graphics)
     lines = TypedAhead(terminal.typed, _lines(invocation, talk), console.tell)
     repl = Repl(talk, console, lines, previews)
-    talk.loading.start()
-    console.tell(f"{talk.model_name}: /help lists the commands, Ctrl-D leaves")
-    draft = talk.take_back() if session.conversation.pending else ""
+    talk.model.loading.start()
+    console.tell(f"{talk.model.name}: /help lists the commands, Ctrl-D leaves")
+    draft = talk.turns.take_back() if session.conversation.pending else ""
     if session.conversation.turns:
         for line in resumed(talk):
             console.tell(line)
     attached = talk.attach(sources)
-    first = len(session.conversation.pictures) + len(talk.staged) - len(attached) + 1
+    first = len(session.conversation.pictures) + len(talk.turns.staged) - len(attached) + 1
     repl.show_attached(attached, first)
     repl.run(draft=draft)
 
@@ -217,8 +217,8 @@ def _chat(
         clock=invocation.services.clock,
     )
     if session.conversation.turns:
-        if session.conversation.model != talk.model_name:
-            session.set_model(talk.model_name)
+        if session.conversation.model != talk.model.name:
+            session.set_model(talk.model.name)
         if invocation.resolved.origins["system"].source == "flag":
             session.set_system(settings.system)
     return talk
@@ -235,6 +235,6 @@ def _lines(invocation: Invocation, talk: Chat) -> LineInput:
             console.err,
             lambda line: complete(talk, line),
             history,
-            is_over=lambda: talk.loading.error is not None,
+            is_over=lambda: talk.model.loading.error is not None,
         )
     return PlainInput(console.tell, lambda line: complete(talk, line), history)

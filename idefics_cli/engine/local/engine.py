@@ -243,7 +243,7 @@ class LocalEngine:
             if row.finish:
                 last = piece
             elif piece:
-                put(TokenChunk(piece, len(row.tokens)))
+                put(TokenChunk(piece, len(row.tokens), prompt_tokens=len(row.prompt)))
 
         answer = self.inference.answer((prepared,), cancel, on_token)
         (row,) = answer.rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from idefics_cli.chat.attachments import Attached
+from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.commands.dispatch import take
 from idefics_cli.chat.commands.slash import GOES, describe
 from idefics_cli.chat.commands.table import CommandResult
@@ -55,16 +55,16 @@ class Repl:
         is_over = False
         while not is_over:
             self._tell_loaded()
-            if self._chat.loading.error is not None:
+            if self._chat.model.loading.error is not None:
                 draft = self._go_on_without(draft)
             try:
                 line = self._lines.read(self._prompt(), text=draft)
             except KeyboardInterrupt:
-                draft, self._chat.editing = "", None
+                draft, self._chat.turns.editing = "", None
                 self._console.note(_LEAVE_HINT)
                 continue
             except EOFError:
-                if self._chat.loading.error is not None:
+                if self._chat.model.loading.error is not None:
                     self._go_on_without("")
                 break
             except Stopped as stopped:
@@ -90,7 +90,7 @@ class Repl:
         Raises:
             IdeficsError: Why no model can be loaded.
         """
-        error = self._chat.loading.error
+        error = self._chat.model.loading.error
         if error is None:
             raise RuntimeError("the model can be loaded")
         if not self._chat.go_back():
@@ -98,18 +98,18 @@ class Repl:
                 self._console.tell(f"not asked: {text}")
             raise error
         self._console.error(error)
-        self._console.note(f"{self._chat.model_name} answers on")
+        self._console.note(f"{self._chat.model.name} answers on")
         return text
 
     def _tell_loaded(self) -> None:
         """Tell what is known since the model is loaded."""
-        for warning in self._chat.loading.take_warnings():
+        for warning in self._chat.model.loading.take_warnings():
             self._console.warn(warning)
-        for number, attached in self._chat.count_tokens():
+        for number, attached in self._chat.count_staged():
             self._tell(f"[{number}] takes {attached.tokens} tokens")
 
     def show_attached(
-        self, attached: Sequence[Attached], first: int, *, is_asked: bool = False
+        self, attached: Sequence[StagedPicture], first: int, *, is_asked: bool = False
     ) -> None:
         """Draw pictures and tell their names, sizes and costs.
 
@@ -124,16 +124,16 @@ class Repl:
             self._tell(describe(number, one) + ("" if is_asked else GOES))
 
     def _prompt(self) -> str:
-        if self._chat.editing is not None:
-            return f"edit {self._chat.editing} > "
-        count = len(self._chat.staged)
+        if self._chat.turns.editing is not None:
+            return f"edit {self._chat.turns.editing} > "
+        count = len(self._chat.turns.staged)
         return f"{count} picture{'s' if count > 1 else ''} > " if count else "> "
 
     def _act(self, outcome: CommandResult) -> str:
         """Do what *outcome* asks for; return a text to offer for editing."""
         total = len(self._chat.conversation.pictures)
         if not outcome.answers:
-            total += len(self._chat.staged)
+            total += len(self._chat.turns.staged)
         first = total - len(outcome.attached) + 1
         self.show_attached(outcome.attached, first, is_asked=outcome.answers)
         for name, summary in outcome.rows:
@@ -170,14 +170,14 @@ class Repl:
         if pending is None:
             raise RuntimeError("nothing is pending")
         question = "" if pending.former else pending.text
-        is_new = not self._chat.loading.is_ready
+        is_new = not self._chat.model.loading.is_ready
         try:
             finish = show_reply(self._console, self._chat, sampling)
         except ContextError as error:
             self._console.error(error)
             return self._choose(question, sampling) if question else ""
         except IdeficsError as error:
-            if error is not self._chat.loading.error:
+            if error is not self._chat.model.loading.error:
                 self._console.error(error)
             return question
         if finish == "cancelled":
@@ -194,7 +194,9 @@ class Repl:
     def _tell_costs(self) -> None:
         """Tell what the last pictures take, which was not known when they were attached."""
         for picture in self._chat.conversation.turns[-1].pictures:
-            self._tell(f"[{picture.number}] takes {self._chat.tokens(picture.attachment)} tokens")
+            self._tell(
+                f"[{picture.number}] takes {self._chat.picture_tokens(picture.attachment)} tokens"
+            )
 
     def _tell_interrupted(self, question: str) -> str:
         turns = self._chat.conversation.turns
@@ -239,12 +241,12 @@ class Repl:
         except (KeyboardInterrupt, EOFError):
             return question
         if choice == "1" and turns:
-            chat.session.forget(turns)
+            chat.turns.session.forget(turns)
         elif choice == "2" and pictures:
             for number in pictures:
-                chat.session.drop(number)
+                chat.turns.session.drop(number)
         elif choice == "3" and chat.conversation.turns:
-            chat.session.clear()
+            chat.turns.session.clear()
         else:
             return question
         chat.ask(question)

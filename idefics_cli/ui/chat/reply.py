@@ -29,7 +29,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
     """
     cancel = threading.Event()
     page = _ReplyPage(console, chat)
-    begin = "thinking" if chat.loading.is_ready else chat.loading.phase
+    begin = "thinking" if chat.model.loading.is_ready else chat.model.loading.phase
     finish: Finish | None = None
     try:
         with _silent_keyboard(), stopping(cancel), console.status(begin) as progress:

@@ -1,0 +1,156 @@
+"""How much of a model's context the turns and pictures of a conversation take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING
+
+from idefics_cli.chat.conversation import Conversation
+from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
+from idefics_cli.engine.protocol import Engine, Measure, OpenImage, Prepared
+from idefics_cli.models.families.spec import find_family
+
+if TYPE_CHECKING:
+    from idefics_cli.models.families.picture import PreparedPicture
+
+_LEAST_REPLY_TOKENS = 16
+_PROBE = Message("user", ("x",))
+
+
+class TokenBudget:
+    """Counts the tokens of conversations for one loaded model, without running it.
+
+    The number of tokens depends on the texts and on how each picture is cut, not on its pixels.
+    So the budget remembers by digest how each picture is cut, and asks the engine to tokenize a
+    prompt, but never to open a picture twice.
+
+    The tokens of a long conversation are a sum over its turns. A chat template may make a turn
+    depend on its neighbours, so a sum only says where to look: what is returned has been measured.
+
+    Args:
+        engine: The loaded model.
+        open_image: Opens a picture of an earlier turn.
+    """
+
+    def __init__(self, engine: Engine, open_image: OpenImage) -> None:
+        self.engine = engine
+        self._open_image = open_image
+        # By the digests of their files: without pixels for good, with pixels while staged.
+        self._known: dict[str, PreparedPicture] = {}
+        self._staged: dict[str, PreparedPicture] = {}
+        self._turn_tokens: dict[tuple[Message, ...], int] = {}
+
+    def request(self, conversation: Conversation, sampling: Sampling) -> GenerationRequest:
+        """Return what this model is asked when a turn of *conversation* is pending."""
+        last_only = find_family(self.engine.spec.family).sees_last_only
+        return conversation.request(sampling, sees_last_only=last_only)
+
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        """Make *request* ready for the model, and learn how its pictures are cut.
+
+        Raises:
+            IdeficsError: See `Engine.prepare`.
+        """
+        prepared = self.engine.prepare(request, open_image=self._open_image)
+        for attachment, picture in zip(request.attachments, prepared.pictures, strict=True):
+            self._learn(attachment, picture)
+        return prepared
+
+    def stage(self, attachment: Attachment, open_image: OpenImage) -> int:
+        """Return the tokens of a picture, and keep it ready for the model until `release`.
+
+        Raises:
+            ImageError: If it cannot be opened.
+        """
+        if attachment.digest not in self._staged:
+            request = GenerationRequest((Message("user", (attachment, "x")),))
+            (picture,) = self.engine.prepare(request, open_image=open_image).pictures
+            self._learn(attachment, picture)
+            self._staged[attachment.digest] = picture
+        return self.picture_tokens(attachment)
+
+    def release(self) -> None:
+        """Free the pixels of all staged pictures."""
+        self._staged.clear()
+
+    def picture_tokens(self, attachment: Attachment) -> int:
+        """Return the tokens that a picture takes before a text.
+
+        Raises:
+            ImageError: If it was not opened before, and cannot be.
+        """
+        together = self.measure(GenerationRequest((Message("user", (attachment, "x")),)))
+        return together.prompt_tokens - self._tokens((_PROBE,))
+
+    def measure(self, request: GenerationRequest) -> Measure:
+        """Count the tokens of *request* as the engine would; opens no picture that is known."""
+        for attachment in request.attachments:
+            if attachment.digest not in self._known:
+                self.prepare(GenerationRequest((Message("user", (attachment, "x")),)))
+        pictures = tuple(self._known[each.digest] for each in request.attachments)
+        return self.engine.measure(Prepared(request, pictures))
+
+    def sum_tokens(self, request: GenerationRequest) -> int:
+        """Return the tokens of *request* as the sum of those of its turns, each measured once."""
+        *turns, last = _turns(request.messages)
+        probe = self._tokens((_PROBE,))
+        return self._tokens(last) + sum(self._tokens((*turn, _PROBE)) - probe for turn in turns)
+
+    def turns_to_forget(self, asked: Conversation) -> int:
+        """Return how many of the oldest turns must go for the pending question to fit.
+
+        Returns:
+            0 if no number of turns would do.
+        """
+        most = len(asked.turns) - asked.forgotten - 1
+        return self._first_that_fits(asked.without_oldest(n) for n in range(1, most + 1))
+
+    def pictures_to_drop(self, asked: Conversation, numbers: Sequence[int]) -> Sequence[int]:
+        """Return which of the pictures *numbers* must go for the pending question to fit.
+
+        Args:
+            asked: The conversation with the question.
+            numbers: The pictures that may go, in the order in which they go.
+
+        Returns:
+            The first of *numbers*; none if dropping all of them would not do.
+        """
+        shorter = accumulate(numbers, Conversation.dropped, initial=asked)
+        return numbers[: self._first_that_fits(islice(shorter, 1, None))]
+
+    def _first_that_fits(self, conversations: Iterable[Conversation]) -> int:
+        """Return the place, from 1, of the first that fits, where each is shorter; 0 for none."""
+        requests = [self.request(conversation, Sampling()) for conversation in conversations]
+        room = self.engine.context_tokens - _LEAST_REPLY_TOKENS
+        sums = (self.sum_tokens(request) for request in requests)
+        place = next((at for at, tokens in enumerate(sums) if tokens <= room), len(requests))
+        while place < len(requests) and not self._fits(requests[place]):
+            place += 1
+        while place > 0 and self._fits(requests[place - 1]):
+            place -= 1
+        return 0 if place == len(requests) else place + 1
+
+    def _fits(self, request: GenerationRequest) -> bool:
+        return self.measure(request).room >= _LEAST_REPLY_TOKENS
+
+    def _tokens(self, messages: tuple[Message, ...]) -> int:
+        if messages not in self._turn_tokens:
+            measure = self.measure(GenerationRequest(messages))
+            self._turn_tokens[messages] = measure.prompt_tokens
+        return self._turn_tokens[messages]
+
+    def _learn(self, attachment: Attachment, picture: PreparedPicture) -> None:
+        self._known[attachment.digest] = replace(picture, tiles=(), features=None)
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
+    """Yield the messages of each turn: the instruction alone, each question with its answer."""
+    turn: list[Message] = []
+    for message in messages:
+        if message.role != "assistant" and turn:
+            yield tuple(turn)
+            turn = []
+        turn.append(message)
+    yield tuple(turn)

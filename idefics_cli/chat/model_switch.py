@@ -1,0 +1,93 @@
+"""The model that answers in a chat, and the change to another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Event
+
+from idefics_cli.chat.budget import TokenBudget
+from idefics_cli.chat.loading import Loading, LoadPlan, Phase
+from idefics_cli.engine.protocol import Engine, OpenImage
+
+
+class ModelSwitch:
+    """The model that answers; another can take its place while the conversation goes on.
+
+    Args:
+        loading: The first model, which may still be loading.
+        find_model: Looks up another model by name, and returns what plans and loads it.
+        open_image: Opens a picture of an earlier turn.
+    """
+
+    def __init__(
+        self, loading: Loading, find_model: Callable[[str], LoadPlan], open_image: OpenImage
+    ) -> None:
+        self.loading = loading
+        self._former: Loading | None = None
+        self._find_model = find_model
+        self._open_image = open_image
+        self._budget: TokenBudget | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that the user calls the model by."""
+        return self.loading.name
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the model; waits for it.
+
+        Raises:
+            IdeficsError: If it cannot be loaded.
+        """
+        return self.loading.engine
+
+    @property
+    def budget(self) -> TokenBudget | None:
+        """The token counts for the model; None until it is loaded."""
+        return self._budget_of(self.loading.engine) if self.loading.is_ready else None
+
+    def wait(self, cancel: Event, phase: Phase) -> TokenBudget | None:
+        """Wait for the model; return None if *cancel* is set before it is loaded.
+
+        Raises:
+            IdeficsError: If it cannot be loaded.
+        """
+        engine = self.loading.wait(cancel, phase)
+        if engine is None:
+            return None
+        self._former = None
+        return self._budget_of(engine)
+
+    def switch(self, name: str) -> None:
+        """Load the model *name* in the background; it answers from now on.
+
+        If it cannot be loaded, `go_back` brings the former model back.
+
+        Raises:
+            IdeficsError: If it is unknown or does not chat; the former model stays.
+        """
+        plan, former = self._find_model(name), self._former or self.loading
+        if former is not self.loading:
+            self.loading.close()
+        # Two large models at a time may be more than the memory holds.
+        self.loading = Loading(name, plan, before_load=former.close)
+        self._former = former
+        self.loading.start()
+
+    def go_back(self) -> bool:
+        """Bring the former model back, and return whether there is one."""
+        if self._former is None:
+            return False
+        self.loading, self._former = self._former.again(), None
+        self.loading.start()
+        return True
+
+    def close(self) -> None:
+        """Free the memory of the model."""
+        self.loading.close()
+
+    def _budget_of(self, engine: Engine) -> TokenBudget:
+        if self._budget is None or self._budget.engine is not engine:
+            self._budget = TokenBudget(engine, self._open_image)
+        return self._budget

@@ -1,0 +1,106 @@
+"""The turns of one conversation: what is staged, asked, answered and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from idefics_cli.chat.attachments import StagedPicture
+from idefics_cli.chat.conversation import ChatPicture, Conversation, Turn
+from idefics_cli.chat.store.sessions import OpenSession
+from idefics_cli.core.types import Sampling, TokenChunk
+
+
+class Turns:
+    """The turns of the conversation that is open, and the next one while it is made.
+
+    Args:
+        session: The conversation, and where it is kept.
+
+    Attributes:
+        session: The conversation, and where it is kept.
+        staged: Pictures that go with the next question.
+        editing: Number of the turn that the next question replaces; None for a new turn.
+    """
+
+    def __init__(self, session: OpenSession) -> None:
+        self.session = session
+        self.staged: list[StagedPicture] = []
+        self.editing: int | None = None
+        self._sent = 0
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation as it stands."""
+        return self.session.conversation
+
+    def ask(self, text: str) -> None:
+        """Add *text* with the staged pictures to the conversation; no answer yet.
+
+        Raises:
+            SessionError: If it cannot be saved; then nothing has changed.
+        """
+        if self.editing is not None:
+            number, self.editing = self.editing, None
+            self._restage(self.session.edit(number))
+        self.session.ask(text, self.staged)
+        self._sent = len(self.staged)
+
+    def if_asked(self, text: str) -> Conversation:
+        """Return the conversation that `ask` would make."""
+        pictures = [ChatPicture(0, staged.source, staged.attachment) for staged in self.staged]
+        return self.conversation.asked(text, pictures)
+
+    def answer(self, text: str, last: TokenChunk, sampling: Sampling, seconds: float) -> None:
+        """Add the answer to the pending question; its pictures are no longer staged.
+
+        Args:
+            text: The whole answer.
+            last: The last chunk of the answer, with its numbers.
+            sampling: How its tokens were chosen.
+            seconds: Time from the request to the last token.
+        """
+        self.session.reply(
+            text,
+            last.finish or "cancelled",
+            sampling=sampling,
+            prompt_tokens=last.prompt_tokens,
+            reused_tokens=last.reused_tokens,
+            new_tokens=last.new_tokens,
+            seconds=seconds,
+        )
+        del self.staged[: self._sent]
+        self._sent = 0
+
+    def roll_back(self) -> None:
+        """Take the pending question back, or end a retry; its pictures are still staged."""
+        self.session.roll_back()
+        self._sent = 0
+
+    def take_back(self) -> str:
+        """Take back the question that a killed program left unanswered; return its text."""
+        turn = self.session.roll_back()
+        self._restage(turn)
+        return turn.text
+
+    def undo(self) -> str:
+        """Take back the last question and its answer; return the text of the question."""
+        return self.session.undo().text
+
+    def clear(self) -> None:
+        """Begin a new conversation with the same model and settings."""
+        self.session.clear()
+        self.staged.clear()
+
+    def open(self, session: OpenSession) -> None:
+        """Close the conversation, and go on with *session*."""
+        self.session.close()
+        self.session = session
+        self.staged.clear()
+        self.editing = None
+
+    def change_staged(self, change: Callable[[StagedPicture], StagedPicture]) -> None:
+        """Replace each staged picture by what *change* returns."""
+        self.staged = [change(staged) for staged in self.staged]
+
+    def _restage(self, turn: Turn) -> None:
+        self.staged = [*self.session.restage(turn), *self.staged]
