@@ -1,1 +1,1 @@
-"""The vocabulary of the project: standard library only, no I/O."""
+"""What every other package may use: errors, types, text, paths and files; standard library only."""

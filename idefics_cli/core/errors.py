@@ -1,4 +1,4 @@
-"""Everything a user can cause to go wrong, and the exit code that each error ends with."""
+"""The errors that a user can cause, each with the exit code of the program."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ImageErrorKind = Literal[
 
 
 class IdeficsError(Exception):
-    """An error that the user can mend.
+    """An error that the user can fix.
 
     Args:
-        message: What went wrong with which input; lower case, no final period.
-        hint: What to do about it; absent when the message already says so.
+        message: The problem and the input that caused it, in lower case without a final period.
+        hint: The fix; None if the message says enough.
     """
 
     exit_code: ClassVar[int] = EXIT_FAILURE
@@ -31,17 +31,17 @@ class IdeficsError(Exception):
 
 
 class UsageError(IdeficsError):
-    """A command, option or setting that cannot mean anything."""
+    """A command, option or setting that is not valid."""
 
     exit_code = EXIT_USAGE
 
 
 class ConfigError(UsageError):
-    """A configuration file or environment variable with a wrong name or value."""
+    """A key of the configuration file or an environment variable with a wrong name or value."""
 
 
 class PlanError(UsageError):
-    """An explicit choice (device, dtype, quantization, attention) that this machine cannot do."""
+    """A chosen device, dtype, quantization or attention that this machine cannot run."""
 
 
 class ModelError(IdeficsError):
@@ -49,7 +49,7 @@ class ModelError(IdeficsError):
 
 
 class PromptError(UsageError):
-    """A prompt that the model cannot take: empty, wrong image count, chat with a base model."""
+    """A prompt that the model cannot use: empty, wrong number of images, chat with a base model."""
 
 
 class ContextError(PromptError):
@@ -76,20 +76,20 @@ class ContextError(PromptError):
 
 
 class MemoryLimitError(IdeficsError):
-    """The device ran out of memory while the model was loading or answering."""
+    """The device ran out of memory while it loaded the model or generated an answer."""
 
 
 class SessionError(IdeficsError):
-    """A session that is unknown, damaged, open elsewhere, or cannot be kept."""
+    """A session that is unknown, damaged, open in another process, or cannot be saved."""
 
 
 class ImageError(IdeficsError):
     """An image that cannot be used.
 
     Args:
-        message: What went wrong with which source.
-        kind: The class of the failure; stable, for scripts and `--json`.
-        hint: What to do about it.
+        message: As in `IdeficsError`.
+        kind: The kind of failure; a stable value for scripts and `--json`.
+        hint: As in `IdeficsError`.
     """
 
     def __init__(self, message: str, *, kind: ImageErrorKind, hint: str | None = None) -> None:
@@ -97,7 +97,7 @@ class ImageError(IdeficsError):
         self.kind: ImageErrorKind = kind
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions pickle by their positional arguments; `kind` is keyword-only.
+        # Exceptions are pickled with their positional arguments only; `kind` is keyword-only.
         return _rebuild_image_error, (str(self), self.kind, self.hint)
 
 

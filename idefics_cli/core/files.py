@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks on open files."""
+"""Files that are written atomically, and locks on open files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from idefics_cli.core.errors import IdeficsError
 
 UNFINISHED = ".part"
-# Windows makes locked bytes unreadable, so the lock lies beyond every byte that holds data.
+# Windows makes locked bytes unreadable, so the locked byte is beyond the end of every file.
 _LOCKED_BYTE = 1 << 40
 
 
 def write_whole(target: Path, data: bytes, *, private: bool = False) -> None:
-    """Write *data* to *target*: all of it, or nothing.
+    """Write *data* to *target* atomically: the file has all of it, or stays as it was.
 
     Args:
-        target: Replaced if it exists.
+        target: The file to write or replace.
         data: The whole content.
-        private: Only the owner may read the file; otherwise the umask decides.
+        private: Let only the owner read the file; otherwise the umask decides.
 
     Raises:
-        OSError: If it cannot be written; *target* is then as it was.
+        OSError: If the file cannot be written; *target* is unchanged.
     """
-    # O_EXCL and a random name: neither a link nor a file of the user is written through.
+    # With O_EXCL and a random name, no link is followed and no file of the user is overwritten.
     name = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}{UNFINISHED}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(name, flags, 0o600 if private else 0o666)
@@ -43,18 +43,21 @@ def write_whole(target: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def remove_unfinished(target: Path) -> None:
-    """Remove what killed programs left while they wrote *target*; nobody else may write it now."""
+    """Remove the temporary files that killed programs left beside *target*.
+
+    The caller must hold a lock: a temporary file of a running program would be removed, too.
+    """
     for left in target.parent.glob(f"{_prefix(target)}*{UNFINISHED}"):
         left.unlink(missing_ok=True)
 
 
 def _prefix(target: Path) -> str:
-    # Of a digest: a name of 255 bytes leaves no room for more.
+    # A digest instead of the name: a name of 255 bytes leaves no room for a suffix.
     return f".idefics-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}-"
 
 
 def sync_folder(path: Path) -> None:
-    """Bring the names in the folder *path* to the disk, where a system can do that."""
+    """Write the names in the folder *path* to the disk, on systems that can do that."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -65,10 +68,10 @@ def sync_folder(path: Path) -> None:
 
 
 def lock(descriptor: int) -> None:
-    """Lock the open file *descriptor* against every other process; its position stays.
+    """Lock the open file *descriptor* against every other process; keep its position.
 
     Raises:
-        BlockingIOError: If another process has it locked; PermissionError on Windows.
+        BlockingIOError: If another process holds the lock; PermissionError on Windows.
         OSError: If the file system has no locks.
     """
     if sys.platform == "win32":
@@ -85,6 +88,6 @@ def lock(descriptor: int) -> None:
 
 
 def cannot_write(path: Path | None, error: OSError) -> IdeficsError:
-    """Return what to raise when *path*, or stdout, takes no more."""
+    """Return the error for a failed write to *path*, or to stdout if *path* is None."""
     name = f"`{path}`" if path else "stdout"
     return IdeficsError(f"cannot write {name}: {error.strerror or error}")

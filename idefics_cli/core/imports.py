@@ -1,4 +1,4 @@
-"""Imports of large libraries without a garbage collector that looks for garbage in them."""
+"""Faster imports of torch and transformers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Pause the garbage collector while the body imports, and spare it what was imported.
+    """Stop the garbage collector during the body, and exclude the imported objects from it.
 
-    torch and transformers make a million objects that stay until the end. Every 70,000 of them
-    the collector goes through all that there are, which is a tenth of the time that the import
-    takes, and does so again at the end of the program.
+    The imports of torch and transformers create a million objects that live until the program
+    ends. After every 70,000 new objects the collector scans all objects, which takes a tenth of
+    the import time, and it scans them once more when the program ends.
     """
     was_on = gc.isenabled()
     modules = len(sys.modules)
@@ -30,22 +30,23 @@ def quick_imports() -> Iterator[None]:
 
 
 def import_transformers() -> None:
-    """Import transformers and its list of models, and let it look through its files only once.
+    """Import transformers and its list of models, and scan its files only once.
 
-    By itself it reads its 2,000 files on models twice (5.17 to 5.23), a tenth of the time that
-    all its imports take: `transformers` asks about their folder, `transformers.models` about a
-    file in that folder, which its cache does not know to be the same.
+    transformers 5.17 to 5.23 read their 2,000 model files twice, which takes a tenth of the
+    import time: `transformers` passes the folder of the models to
+    `create_import_structure_from_path`, `transformers.models` passes a file in that folder, and
+    the cache of that function does not treat the two as equal.
     """
     from transformers.utils import import_utils
 
-    look = import_utils.create_import_structure_from_path
+    scan = import_utils.create_import_structure_from_path
 
-    def look_at_folder(path: str | Path) -> object:
-        return look(Path(path).parent if Path(path).is_file() else path)
+    def scan_folder(path: str | Path) -> object:
+        # The function scans the folder of a file that it is given.
+        return scan(Path(path).parent if Path(path).is_file() else path)
 
-    # Any file stands for its folder there.
-    import_utils.create_import_structure_from_path = look_at_folder
+    import_utils.create_import_structure_from_path = scan_folder
     try:
-        import transformers.models  # noqa: F401  # for what it leaves behind
+        import transformers.models  # noqa: F401  # for its side effect: the list of models
     finally:
-        import_utils.create_import_structure_from_path = look
+        import_utils.create_import_structure_from_path = scan

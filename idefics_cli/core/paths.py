@@ -1,4 +1,4 @@
-"""Where the tool keeps its own files (XDG Base Directory Specification 0.8); pure functions."""
+"""The folders of the tool (XDG Base Directory Specification 0.8), and paths as text."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def config_file(environ: Mapping[str, str]) -> Path:
 
 
 def data_folder(environ: Mapping[str, str]) -> Path:
-    """Return the folder for what must outlive a cache, as sessions."""
+    """Return the folder for data that must not be lost, such as sessions."""
     return _xdg(environ, "XDG_DATA_HOME", ".local/share")
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return the folder for what can be made again."""
+    """Return the folder for files that the tool can make again."""
     return _xdg(environ, "XDG_CACHE_HOME", ".cache")
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:
     """Return the cache of the Hugging Face Hub: `HF_HUB_CACHE`, `HF_HOME`/hub or ~/.cache/….
 
-    The rule of huggingface_hub 2.4, `constants.HF_HUB_CACHE`, without the import.
+    This is the rule of huggingface_hub 2.4, `constants.HF_HUB_CACHE`, without its import.
     """
     base = environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
     home = environ.get("HF_HOME", os.path.join(base, "huggingface"))
@@ -49,7 +49,7 @@ def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Return the free space where *folder* is or will be; None if unknown."""
+    """Return the free space on the disk where *folder* is or will be; None if unknown."""
     for place in (folder, *folder.parents):
         if place.exists():
             try:

@@ -1,4 +1,4 @@
-"""The kinds of image source, told from their text alone."""
+"""The kinds of image source, recognized by their text alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _DATA = re.compile(r"data:([^,]*)(,?)", re.IGNORECASE)
 
 
 def describe_source(source: str) -> str:
-    """Return a short name of *source* for messages: printable, without passwords or data."""
+    """Return a short printable name of *source* for messages, without passwords and data."""
     if source == STDIN:
         return "stdin"
     if is_clipboard(source):
         return "clipboard"
-    # Only the beginning: the rest of a `data:` URI may be megabytes.
+    # Match only the beginning: the rest of a `data:` URI may be megabytes.
     if match := _DATA.match(source[:256]):
         label = abbreviated(match[1] or "no type", 40)
         return f"data:{label},… ({len(source)} characters)"
@@ -30,32 +30,32 @@ def describe_source(source: str) -> str:
 
 
 def without_password(source: str) -> str:
-    """Return *source* without the user name and password that an address may hold."""
+    """Return *source* without the user name and the password of a URL."""
     return _PASSWORD.sub(r"\1…@", source)
 
 
 def has_scheme(source: str) -> bool:
-    """Whether *source* begins as an address of any scheme does, as `ftp://`."""
+    """Whether *source* begins with a scheme and `://`, for example `ftp://`."""
     return _SCHEME.match(source) is not None
 
 
 def match_data_uri(source: str) -> re.Match[str] | None:
-    """Match the head of a `data:` URI: its media type, and its comma or nothing."""
+    """Match the start of a `data:` URI: the media type, and the comma if there is one."""
     return _DATA.match(source)
 
 
 def is_clipboard(source: str) -> bool:
-    """Whether *source* means the picture on the clipboard."""
+    """Whether *source* is the picture on the clipboard."""
     return source.lower() == CLIPBOARD
 
 
 def is_address(source: str) -> bool:
-    """Whether *source* is fetched from the web."""
+    """Whether *source* is an HTTP or HTTPS URL."""
     return source[:8].lower().startswith(("http://", "https://"))
 
 
 def too_many_bytes(source: str, limits: ImageLimits) -> ImageError:
-    """Return the error for a source with more than `limits.max_bytes`."""
+    """Return the error for a source that is larger than `limits.max_bytes`."""
     return ImageError(
         f"`{describe_source(source)}` is larger than {limits.max_bytes} bytes",
         kind="too_large",
@@ -63,6 +63,6 @@ def too_many_bytes(source: str, limits: ImageLimits) -> ImageError:
     )
 
 
-def is_uri(key: str) -> bool:
-    """Return True for the key of a picture that is no file."""
-    return key == "-" or _URI.match(key) is not None
+def is_uri(source: str) -> bool:
+    """Whether *source* is stdin, the clipboard or a URI that a model can read, not a path."""
+    return source == STDIN or _URI.match(source) is not None

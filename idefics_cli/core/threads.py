@@ -1,4 +1,4 @@
-"""Work that its caller can stop waiting for."""
+"""Work in a background thread that does not delay the end of the program."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _T = TypeVar("_T")
 
 
 def in_background(work: Callable[[], _T], *, name: str) -> Future[_T]:
-    """Begin *work* in a thread that does not keep the program from ending; return its result."""
+    """Start *work* in a daemon thread named *name*, and return the future of its result."""
     result: Future[_T] = Future()
 
     def run() -> None:
         try:
             result.set_result(work())
-        except BaseException as error:  # a worker's edge: it goes to whoever waits
+        except BaseException as error:  # the edge of a worker: passed on to the caller
             result.set_exception(error)
 
     Thread(target=run, name=name, daemon=True).start()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Called with a phase ("loading", "reading", …) and its share done in 0..1, or None if unknown.
+# Called with a phase ("loading", "reading", …) and its completed share in 0..1; None if unknown.
 Progress = Callable[[str, float | None], None]
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "cancelled"]
-# "chat" goes through the chat template; "complete" gives the prompt as it is.
+# "chat" applies the chat template; "complete" passes the prompt to the model unchanged.
 Mode = Literal["chat", "complete"]
 Device = str  # "cuda", "cuda:1", "mps" or "cpu"
 DtypeName = Literal["bfloat16", "float16", "float32"]
@@ -59,13 +59,13 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: 0 is greedy; every other field but `repetition_penalty` and
-            `max_new_tokens` is then without effect.
-        top_p: Nucleus mass in (0, 1].
-        top_k: Candidates kept; 0 keeps all.
-        repetition_penalty: 1 is none (Keskar et al. 2019, as in transformers).
-        max_new_tokens: The reply ends with `finish="length"` after so many.
-        seed: Makes a sampled reply reproducible; None draws a fresh one.
+        temperature: 0 is greedy decoding, where only `repetition_penalty` and `max_new_tokens`
+            have an effect.
+        top_p: Probability mass of the nucleus, in (0, 1].
+        top_k: Number of candidates; 0 keeps all.
+        repetition_penalty: 1 is no penalty (Keskar et al. 2019, as in transformers).
+        max_new_tokens: Limit of generated tokens; a cut reply has `finish="length"`.
+        seed: Makes a sampled reply reproducible; None draws a new seed.
     """
 
     temperature: float = 0.0
@@ -92,16 +92,16 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
-    """A piece of a streamed answer; only the last has *finish*, and its text may be empty.
+    """A piece of a streamed answer; only the last one has *finish*, and its text may be empty.
 
     Attributes:
-        text: New text, already cleaned; the chunks of a stream join to `Completion.text`.
-        new_tokens: Tokens generated so far.
-        finish: Why the answer ended, on the last chunk.
+        text: New text without control tokens; all chunks joined are `Completion.text`.
+        new_tokens: Number of tokens generated so far.
+        finish: The reason why the answer ended; None before the last chunk.
         prompt_tokens: As in `Completion`, on every chunk.
-        reused_tokens: As in `Completion`, on the last chunk; 0 before.
-        prefill_seconds: As in `Completion`, on the last chunk; 0 before.
-        decode_seconds: As in `Completion`, on the last chunk; 0 before.
+        reused_tokens: As in `Completion`; 0 before the last chunk.
+        prefill_seconds: As in `Completion`; 0 before the last chunk.
+        decode_seconds: As in `Completion`; 0 before the last chunk.
     """
 
     text: str
@@ -119,15 +119,15 @@ class Completion:
 
     Attributes:
         text: The answer without control tokens.
-        prompt_tokens: Tokens of the prompt, image tokens included.
-        reused_tokens: Prompt tokens that came from the KV cache of an earlier turn.
-        new_tokens: Tokens generated, the end token included.
+        prompt_tokens: Number of tokens of the prompt, image tokens included.
+        reused_tokens: Number of prompt tokens that came from the KV cache of an earlier turn.
+        new_tokens: Number of generated tokens, the end token included.
         finish: `stop` (the model ended), `length` (cut) or `cancelled`.
-        prefill_seconds: Wall time of encoding and prefill; of the whole batch, if batched.
-        decode_seconds: Wall time of the token loop; of the whole batch, if batched.
-        token_ids: What the model generated, the end token included.
-        at_a_time: How many were answered at a time, if the memory had run out with this one
-            among more; None for most.
+        prefill_seconds: Wall time of image encoding and prefill, of the whole batch.
+        decode_seconds: Wall time of all decode steps, of the whole batch.
+        token_ids: The generated tokens, the end token included.
+        at_a_time: The reduced batch size, if the memory ran out in a larger batch that held this
+            request; None otherwise.
     """
 
     text: str
@@ -143,13 +143,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What the image loader accepts.
+    """The limits of the image loader.
 
     Attributes:
         max_pixels: Width times height, checked on the header before decoding.
         max_bytes: Size of one download, of a `data:` URI or of stdin.
-        timeout_seconds: Of one connect or read.
-        max_redirects: HTTP redirects followed.
+        timeout_seconds: Time limit of one connect or read.
+        max_redirects: Number of HTTP redirects to follow.
     """
 
     max_pixels: int = 100_000_000
@@ -160,27 +160,27 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """Everything that is needed to load one model, decided before any weight is read.
+    """All choices for loading one model, made before any weight is read.
 
     Attributes:
         repo: Hub id or absolute path of a local folder.
         revision: Branch, tag or commit of a Hub repository.
         family: A key of `models.registry.FAMILIES`, which is the config's `model_type`.
-        name: What the user calls the model; an alias or *repo*.
-        chats: False for base models, which only complete.
+        name: The name that the user gave: an alias or *repo*.
+        chats: False for base models, which only complete a prompt.
         dtype: Dtype of all weights that are not quantized.
-        quantization: Of the text model's linear layers.
-        format_4bit: What `4bit` is: bitsandbytes' nf4 with double quantization, or our own
-            groups of evenly spaced numbers, on a CPU only.
+        quantization: Quantization of the linear layers of the text model.
+        format_4bit: Format of `4bit`: bitsandbytes' nf4 with double quantization, or, on a CPU
+            only, our int4: groups of evenly spaced numbers.
         attention: `attn_implementation` for transformers.
-        device: Where the model runs; the first device when *device_map* is set.
+        device: Device of the model; the first device if *device_map* is set.
         device_map: "auto" spreads layers over devices and RAM; None puts all on *device*.
         max_memory: Bytes per device ("0", "1", … or "cpu") for *device_map*.
-        splitting: Cut large images into tiles; None keeps the checkpoint's setting.
-        offline: Never reach for the network.
-        threads: CPU threads for torch; None keeps torch's choice.
-        limits: What the image loader accepts.
-        quantized_folder: Where weights that took long to quantize are kept; None keeps none.
+        splitting: Cut large images into tiles; None keeps the setting of the checkpoint.
+        offline: Do not use the network.
+        threads: Number of CPU threads for torch; None keeps torch's choice.
+        limits: Limits of the image loader.
+        quantized_folder: Folder for quantized weights, which a later start reads; None for none.
     """
 
     repo: str
@@ -204,26 +204,26 @@ class LoadSpec:
 
 @dataclass(frozen=True, slots=True)
 class CaptionRecord:
-    """What became of one picture: exactly one of *caption* and *error* is set.
+    """The result of captioning one picture: exactly one of *caption* and *error* is set.
 
     Attributes:
         file_name: The key of the picture: its POSIX path as listed, or its URL.
-        caption: The caption, when the picture could be captioned.
-        error: One line that says what went wrong.
-        error_kind: `ImageError.kind`, or the class of another failure.
-        finish: Of the caption.
-        width: Pixels, as seen by a person (after EXIF orientation); None when unread.
+        caption: The caption; None after an error.
+        error: The error on one line; None if there is a caption.
+        error_kind: `ImageError.kind`, or the class of another error.
+        finish: The reason why the caption ended.
+        width: Width in pixels after EXIF orientation; None if the picture was not read.
         height: As *width*.
-        new_tokens: Tokens generated for the caption.
-        seconds: This picture's share of the model's time.
-        hint: What to do about the error.
-        sha256: Hex digest of the file's bytes; None when they were not read.
-        answers: With several questions, name and answer of each in the order asked; *caption* is
-            then the answers joined by line breaks.
-        notes: What was done to get it, as "answered alone: out of memory" or "asked again: the
-            reply went in circles".
-        stamp: Size and time of change of the file when it was read, and a digest of the columns
-            that a list gave for the prompt: while they are the same, so is the caption.
+        new_tokens: Number of tokens generated for the caption.
+        seconds: The share of this picture in the time of the model.
+        hint: The fix of the error.
+        sha256: Hex digest of the bytes of the file; None if they were not read.
+        answers: With several questions, the name and answer of each in the order asked;
+            *caption* is then the answers joined by line breaks.
+        notes: Special steps on the way to the caption, such as "answered alone: out of memory"
+            or "asked again: the reply went in circles".
+        stamp: Size and modification time of the file when it was read, and a digest of the
+            columns of a list that the prompt uses. With an equal stamp the caption is valid.
     """
 
     file_name: str

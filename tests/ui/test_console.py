@@ -1,4 +1,4 @@
-"""What reaches a terminal, and what reaches a pipe."""
+"""The output of a console to terminals and to pipes."""
 
 from __future__ import annotations
 
@@ -11,53 +11,27 @@ from collections.abc import Iterator
 import pytest
 
 from idefics_cli.core.errors import IdeficsError
-from idefics_cli.core.text import one_line, printable
 from idefics_cli.core.types import TokenChunk
 from idefics_cli.ui.chat.markdown import MarkdownStream
-from idefics_cli.ui.terminal import console as console_module
 from idefics_cli.ui.terminal.console import Console, to_json
 from idefics_cli.ui.terminal.stream import show_stream
 from tests.support.commands import Stream
 
 
-def made(*, terminal: bool = False, encoding: str = "utf-8", **options: bool) -> Console:
-    out = Stream(terminal=terminal, encoding=encoding)
-    return Console(out, Stream(terminal=terminal), environ={"NO_COLOR": "1"}, **options)
+def made(
+    *,
+    terminal: bool = False,
+    encoding: str = "utf-8",
+    quiet: bool = False,
+    slow_seconds: float = 60.0,
+) -> Console:
+    out, err = Stream(terminal=terminal, encoding=encoding), Stream(terminal=terminal)
+    return Console(out, err, quiet=quiet, environ={"NO_COLOR": "1"}, slow_seconds=slow_seconds)
 
 
 def text(stream: object) -> str:
     assert isinstance(stream, Stream)
     return stream.text()
-
-
-@pytest.mark.parametrize(
-    ("raw", "shown"),
-    [
-        ("plain ☃ é 日本", "plain ☃ é 日本"),
-        ("a\tb\nc\r\nd", "a\tb\nc\nd"),
-        ("\x1b[31mred\x1b]0;title\x07", "␛[31mred␛]0;title␇"),
-        ("a\rb\x08c\x7f", "a␍b␈c␡"),
-        ("\x9b31m", "\\x9b31m"),
-        ("name\udcff.png", "name\\xff.png"),
-        ("\ud800", "\\ud800"),
-        ("abc\u202egnp.exe", "abc\\u202egnp.exe"),
-        ("\u2066x", "\\u2066x"),
-        ("[bold]not markup[/bold]", "[bold]not markup[/bold]"),
-    ],
-)
-def test_control_characters_become_visible(raw: str, shown: str) -> None:
-    assert printable(raw) == shown
-    assert printable(shown) == shown
-
-
-def test_every_c0_and_c1_control_but_tab_and_newline_is_replaced() -> None:
-    controls = [chr(c) for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"]
-    for control in controls:
-        assert control not in printable(f"a{control}b")
-
-
-def test_one_line_is_one_line() -> None:
-    assert one_line("a\nb\tc\r\n\x1b") == "a␊b␉c␊␛"
 
 
 def test_data_is_verbatim_in_a_pipe_and_printable_on_a_terminal() -> None:
@@ -120,18 +94,17 @@ def test_labels_are_coloured_on_a_terminal_unless_no_color() -> None:
 
 
 def wait_for(shown: str, console: Console | None) -> None:
-    """Wait until *console* shows it; without console, as long as it would have taken."""
+    """Wait until *console* shows *shown*; without a console, wait for a fixed time."""
     end = time.monotonic() + (10 if console else 0.1)
     while time.monotonic() < end and not (console and shown in text(console.err)):
         time.sleep(0.01)
     assert console is None or shown in text(console.err)
 
 
-def test_a_spinner_is_shown_only_when_slow_and_only_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(console_module, "SLOW_SECONDS", 0.02)
-    pipe, quiet, slow = made(), made(terminal=True, quiet=True), made(terminal=True)
+def test_a_spinner_is_shown_only_when_slow_and_only_on_a_terminal() -> None:
+    pipe = made(slow_seconds=0.02)
+    quiet = made(terminal=True, quiet=True, slow_seconds=0.02)
+    slow = made(terminal=True, slow_seconds=0.02)
     for console in (pipe, quiet, slow):
         with console.status("loading\x1b") as progress:
             wait_for("loading", slow if console is slow else None)
@@ -139,7 +112,6 @@ def test_a_spinner_is_shown_only_when_slow_and_only_on_a_terminal(
             wait_for("the weights 50%", slow if console is slow else None)
     assert text(pipe.err) == text(quiet.err) == ""
     assert "loading␛" in text(slow.err)
-    monkeypatch.setattr(console_module, "SLOW_SECONDS", 60.0)
     fast = made(terminal=True)
     with fast.status("loading"):
         pass

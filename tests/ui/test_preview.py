@@ -70,13 +70,13 @@ def test_a_terminal_is_asked_what_it_can_and_no_key_is_lost(
     answer: str, found: TerminalReply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with emulator(answer, monkeypatch) as terminal:
-        assert ask_terminal(terminal, {"TERM": "xterm-256color"}, patience=10) == found
+        assert ask_terminal(terminal, {"TERM": "xterm-256color"}, timeout_seconds=10) == found
 
 
 def test_a_terminal_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
     with emulator("", monkeypatch) as terminal:
-        assert ask_terminal(terminal, {}, patience=0.05) == TerminalReply()
+        assert ask_terminal(terminal, {}, timeout_seconds=0.05) == TerminalReply()
     assert time.monotonic() - start < 5
 
 
@@ -97,7 +97,7 @@ def test_some_terminals_need_not_be_asked(environ: dict[str, str], found: Termin
 def test_in_tmux_what_iterm2_can_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"TMUX": "1", "LC_TERMINAL": "iTerm2", "TERM": "tmux-256color"}
     with emulator("\x1b[?1;2c", monkeypatch) as terminal:
-        assert ask_terminal(terminal, environ, patience=10) == TerminalReply()
+        assert ask_terminal(terminal, environ, timeout_seconds=10) == TerminalReply()
 
 
 def drawn(graphics: Graphics) -> str:

@@ -1,4 +1,4 @@
-"""Data to stdout, everything else to stderr, and nothing that could drive the terminal."""
+"""Output: data to stdout, messages to stderr, and no control characters from outside."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from threading import Timer
 from typing import BinaryIO, TextIO
 
 from idefics_cli.core.errors import IdeficsError
-from idefics_cli.core.text import _SURROGATE, one_line, printable
+from idefics_cli.core.text import SURROGATE, one_line, printable
 from idefics_cli.core.types import Progress
 from idefics_cli.ui.terminal.fold import fold
 
-SLOW_SECONDS = 1.0
-
 
 def to_json(value: object) -> str:
-    """Return *value* as one line of JSON; lone surrogates, of file names, are escaped."""
+    """Return *value* as one line of JSON, with escapes for the lone surrogates of file names."""
     text = json.dumps(value, ensure_ascii=False)
-    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +27,12 @@ class Console:
     """The two streams of a command.
 
     Attributes:
-        out: stdout: data only.
-        err: stderr: notes, warnings, errors and progress.
-        quiet: Errors only.
+        out: stdout, for data only.
+        err: stderr, for notes, warnings, errors and progress.
+        quiet: Show errors only.
         environ: The environment, for `NO_COLOR`, `TERM` and `COLUMNS`.
         accessible: Report progress in plain lines, for screen readers, instead of drawing it.
+        slow_seconds: Time before `status` shows anything.
     """
 
     out: TextIO
@@ -41,20 +40,21 @@ class Console:
     quiet: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
     accessible: bool = False
+    slow_seconds: float = 1.0
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads stdout as it is written."""
+        """Whether stdout is a terminal."""
         return self.out.isatty()
 
     def data(self, text: str) -> None:
-        """Write *text* to stdout, as it is to a file or pipe and `printable` to a terminal.
+        """Write *text* to stdout: unchanged to a file or pipe, `printable` to a terminal.
 
-        A name with bytes that are no text goes to a pipe byte by byte, as the system gave it.
+        The bytes of a file name that are not UTF-8 go to a file or pipe unchanged.
 
         Raises:
-            BrokenPipeError: If the reader is gone.
-            IdeficsError: If it cannot be written, as on a full disk.
+            BrokenPipeError: If the reader has closed the pipe.
+            IdeficsError: If the write fails, for example on a full disk.
         """
         try:
             write(self.out, printable(text) if self.is_terminal else text)
@@ -64,11 +64,11 @@ class Console:
             raise IdeficsError(f"cannot write the output: {error.strerror or error}") from error
 
     def line(self, text: str) -> None:
-        """Write *text* and a newline to stdout, as `data`."""
+        """Write *text* and a newline to stdout; see `data`."""
         self.data(text + "\n")
 
     def report(self, text: str) -> None:
-        """Write lines for people to stdout, folded to the width of a terminal."""
+        """Write lines for people to stdout, folded to the width of the terminal."""
         lines = text.split("\n")
         if self.is_terminal:
             lines = [part for line in lines for part in fold(printable(line), self.out_columns)]
@@ -79,28 +79,28 @@ class Console:
         self.line(to_json(value))
 
     def tell(self, text: str) -> None:
-        """Write a line to stderr that is no message but belongs to the result, unless quiet."""
+        """Write *text* to stderr without a label, unless quiet."""
         if not self.quiet:
             write(self.err, self._folded(printable(text)) + "\n")
 
     def note(self, text: str) -> None:
-        """Tell something on stderr, unless quiet."""
+        """Write a note to stderr, unless quiet."""
         if not self.quiet:
             self._message("note", text)
 
     def warn(self, text: str) -> None:
-        """Tell something worrying on stderr, unless quiet."""
+        """Write a warning to stderr, unless quiet."""
         if not self.quiet:
             self._message("warning", text)
 
     def error(self, error: IdeficsError) -> None:
-        """Tell on stderr what went wrong and what to do about it, each on a line."""
+        """Write the message and the hint of *error* to stderr, each on a line."""
         self._message("error", str(error))
         if error.hint:
             self._message("hint", error.hint)
 
     def ask(self, question: str, keyboard: BinaryIO) -> bool:
-        """Ask on stderr and read the answer; Enter is yes, the end of input is no."""
+        """Ask *question* on stderr and return the answer; Enter is yes, the end of input is no."""
         while True:
             write(self.err, f"{printable(question)} [Y/n] ")
             try:
@@ -119,10 +119,11 @@ class Console:
 
     @contextmanager
     def status(self, text: str) -> Iterator[Progress]:
-        """Show *text* with a spinner while the block takes longer than `SLOW_SECONDS`.
+        """Show *text* with a spinner if the block takes longer than `slow_seconds`.
 
-        Only on a terminal, and not when quiet. Yields what to call, from any thread, with the
-        name of a phase, shown in place of *text*, and its share done.
+        The spinner is shown on a terminal only, and not when quiet. The block gets a function
+        that any thread may call with the name of a phase, which replaces *text*, and the
+        completed share of that phase.
         """
         if self.quiet or not self.err.isatty():
             yield _ignore
@@ -140,7 +141,7 @@ class Console:
             tail = "" if share is None else f" {share:.0%}"
             status.update(Text(one_line(phase + tail)))
 
-        timer = Timer(SLOW_SECONDS, status.start)
+        timer = Timer(self.slow_seconds, status.start)
         timer.daemon = True
         timer.start()
         try:
@@ -152,13 +153,13 @@ class Console:
 
     @property
     def draws(self) -> bool:
-        """Whether the terminal on stderr may be drawn on: colours, and lines that change."""
+        """Whether stderr is a terminal that shows colours and lines that change."""
         dumb = self.environ.get("TERM") == "dumb"
         return self.err.isatty() and not dumb and not self.accessible
 
     @property
     def has_colors(self) -> bool:
-        """Whether the terminal on stderr may be drawn on in colours."""
+        """Whether messages on stderr are coloured."""
         return self.draws and not self.environ.get("NO_COLOR")
 
     @property
@@ -173,8 +174,8 @@ class Console:
 
     @contextmanager
     def _announced(self, text: str) -> Iterator[Progress]:
-        """Say *text* on a line of its own if the block takes longer than `SLOW_SECONDS`."""
-        timer = Timer(SLOW_SECONDS, self.note, (text,))
+        """Write *text* as a note if the block takes longer than `slow_seconds`."""
+        timer = Timer(self.slow_seconds, self.note, (text,))
         timer.daemon = True
         timer.start()
         try:
@@ -212,15 +213,15 @@ def terminal_columns(stream: TextIO, environ: Mapping[str, str]) -> int:
 
 
 def _ignore(phase: str, share: float | None) -> None:
-    """Show no progress."""
+    """Ignore the progress."""
 
 
-# Legible on a white ground as on a black one; yellow and cyan are not.
+# These colours are legible on a white and on a black background; yellow and cyan are not.
 _STYLES = {"error": "1;31", "warning": "1;35", "hint": "1", "note": "2"}
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write and flush *text*, whatever the stream's encoding; what it lacks is escaped."""
+    """Write and flush *text*, with escapes for characters that the encoding of *stream* lacks."""
     try:
         stream.write(text)
     except UnicodeEncodeError:

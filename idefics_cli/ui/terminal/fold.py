@@ -1,22 +1,22 @@
-"""Lines that end at spaces instead of in the middle of a word."""
+"""Folding of long lines at spaces."""
 
 from __future__ import annotations
 
 import re
 
-# What is left for the last column; with less, its lines begin near the margin.
+# The least width of a last column; in a narrower one, the lines begin near the margin.
 _LEAST_WIDTH = 24
 _GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 
 
 def fold(line: str, width: int, *, indent: int | None = None) -> list[str]:
-    """Return *line* as lines of at most *width* columns, broken at spaces where possible.
+    """Split *line* into lines of at most *width* columns, at spaces where possible.
 
     Args:
-        line: Without a newline. Wide characters count as two columns.
-        width: Columns of the terminal.
-        indent: Spaces before every line but the first; None puts them under the last column of
-            a table, which is where two spaces or more end for the last time.
+        line: A line without a newline. Wide characters count as two columns.
+        width: Width of the terminal in columns.
+        indent: Number of spaces before every line but the first. With None these lines are
+            aligned with the last column of a table, which follows the last two spaces or more.
     """
     from rich.cells import cell_len, chop_cells
 

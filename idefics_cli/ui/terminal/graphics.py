@@ -1,4 +1,4 @@
-"""Pictures as pixels, on terminals that have kitty's, iTerm2's or DEC's sixel graphics."""
+"""Pictures in terminals with the graphics protocol of kitty or iTerm2, or with sixel."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Graphics = Literal["kitty", "iterm2", "sixel"]
-# Does it take a picture of one pixel, and what is it? Every terminal answers the second question,
-# so its answer ends the wait for the first. Sources: the graphics protocol of kitty, "Querying
-# support"; XTerm control sequences, "Send Device Attributes", where 4 is sixel.
-_QUESTION = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
+# Two queries: one for kitty graphics (with a picture of one pixel), one for device attributes.
+# Every terminal answers the second query, so its answer ends the wait. Sources: the graphics
+# protocol of kitty, "Querying support"; XTerm control sequences, "Send Device Attributes", where
+# the attribute 4 is sixel.
+_QUERY = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
 _KITTY = re.compile(r"\x1b_Gi=31;([^\x1b]*)\x1b\\")
 _ATTRIBUTES = re.compile(r"\x1b\[\?([\d;]*)c")
 _KEY_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.)?|[\x00-\x08\x0e-\x1f\x7f]")
-_PATIENCE_SECONDS = 0.5
+_TIMEOUT_SECONDS = 0.5
 _SIXEL = "4"
 
 
 @dataclass(frozen=True, slots=True)
 class TerminalReply:
-    """What a terminal said of itself.
+    """The answer of a terminal to `ask_terminal`.
 
     Attributes:
-        graphics: The best that it has; None when it has none, or does not say.
-        typed: What was typed meanwhile.
+        graphics: The best graphics of the terminal; None if it has none or gave no answer.
+        typed: Text that the user typed while the query ran.
     """
 
     graphics: Graphics | None = None
@@ -44,31 +45,31 @@ class TerminalReply:
 
 
 def ask_terminal(
-    terminal: TextIO, environ: Mapping[str, str], *, patience: float = _PATIENCE_SECONDS
+    terminal: TextIO, environ: Mapping[str, str], *, timeout_seconds: float = _TIMEOUT_SECONDS
 ) -> TerminalReply:
-    """Ask *terminal*, whose keyboard is stdin, for the graphics that it has.
+    """Ask *terminal*, whose keyboard is stdin, for its graphics.
 
     Args:
-        terminal: Where the pictures go.
-        environ: For what iTerm2 and tmux say of themselves.
-        patience: How long to wait for an answer, in seconds.
+        terminal: The terminal for the pictures.
+        environ: The environment, for the variables of iTerm2 and tmux.
+        timeout_seconds: Longest wait for an answer.
     """
     multiplexed = "TMUX" in environ or environ.get("TERM", "").startswith("screen")
     if not multiplexed and "iTerm" in environ.get("TERM_PROGRAM", environ.get("LC_TERMINAL", "")):
         return TerminalReply("iterm2")
-    if environ.get("TERM") == "linux":  # the console of Linux shows the question
+    if environ.get("TERM") == "linux":  # the console of Linux displays the query as text
         return TerminalReply()
-    said = _ask(terminal, patience)
+    said = _query(terminal, timeout_seconds)
     attributes, kitty = _ATTRIBUTES.search(said), _KITTY.search(said)
     typed = _KEY_SEQUENCE.sub("", _ATTRIBUTES.sub("", _KITTY.sub("", said)))
-    # Terminals with both (WezTerm, Konsole) lack the placeholders that our way to kitty uses.
+    # WezTerm and Konsole have both, but lack the placeholders that textual-image uses for kitty.
     if attributes and _SIXEL in attributes[1].split(";"):
         return TerminalReply("sixel", typed)
     return TerminalReply("kitty" if kitty and kitty[1] == "OK" else None, typed)
 
 
-def _ask(terminal: TextIO, patience: float) -> str:
-    """Return all that comes from the keyboard until the terminal has answered."""
+def _query(terminal: TextIO, timeout_seconds: float) -> str:
+    """Return the input from the keyboard up to the answer of the terminal."""
     try:
         import termios
         import tty
@@ -77,12 +78,12 @@ def _ask(terminal: TextIO, patience: float) -> str:
     try:
         keyboard = sys.stdin.fileno()
         former = termios.tcgetattr(keyboard)
-    except (OSError, ValueError, AttributeError, termios.error):  # no keyboard there
+    except (OSError, ValueError, AttributeError, termios.error):  # stdin is not a terminal
         return ""
-    said, until = "", time.monotonic() + patience
+    said, until = "", time.monotonic() + timeout_seconds
     try:
         tty.setcbreak(keyboard, termios.TCSANOW)
-        terminal.write(_QUESTION)
+        terminal.write(_QUERY)
         terminal.flush()
         while not _ATTRIBUTES.search(said):
             left = until - time.monotonic()
@@ -95,24 +96,24 @@ def _ask(terminal: TextIO, patience: float) -> str:
 
 
 def can_draw(graphics: Graphics) -> bool:
-    """Tell whether what draws for *graphics* is installed."""
-    # iTerm2 takes a file as it is, and we write that ourselves.
+    """Whether the package that draws *graphics* is installed."""
+    # The protocol of iTerm2 sends a file, which needs no package.
     return graphics == "iterm2" or find_spec("textual_image") is not None
 
 
 def draw_graphics(
     picture: Image, graphics: Graphics, *, columns: int, rows: int, terminal: TextIO
 ) -> str:
-    """Return what makes a terminal show *picture* in a box of *columns* by *rows* characters.
+    """Return the escape sequences that show *picture* in a box of *columns* by *rows* characters.
 
-    The cursor is then at the start of the line below.
+    They leave the cursor at the start of the line below the box.
 
     Args:
-        picture: RGB.
-        graphics: What the terminal understands, and `can_draw` allows.
-        columns: At most as wide as the terminal.
-        rows: As *columns*.
-        terminal: Where it goes; it is asked for the size of a character, in pixels.
+        picture: An RGB image.
+        graphics: Graphics of the terminal, for which `can_draw` is True.
+        columns: Width of the box, at most the width of the terminal.
+        rows: Height of the box.
+        terminal: The terminal that will show it; used for the size of a character in pixels.
     """
     if graphics == "iterm2":
         return _iterm2(picture, columns, rows)
@@ -122,7 +123,7 @@ def draw_graphics(
         from textual_image.renderable import SixelImage, TGPImage
 
         kind = SixelImage if graphics == "sixel" else TGPImage
-        # Always in true colour: for kitty, the colour is the number of the picture.
+        # True colour in any case: kitty's protocol encodes the number of the picture as a colour.
         console = Console(
             file=page, force_terminal=True, color_system="truecolor", width=columns, height=rows
         )
@@ -140,21 +141,21 @@ def _iterm2(picture: Image, columns: int, rows: int) -> str:
 
 
 class _PixelPage(io.StringIO):
-    """Takes what is written for *terminal*, and answers for it how large it is."""
+    """A page in memory that reports the size of *terminal*."""
 
     def __init__(self, terminal: TextIO) -> None:
         super().__init__()
         self._terminal = terminal
-        self._tells_pixels = _tells_pixels(terminal)
+        self._has_pixel_size = _has_pixel_size(terminal)
 
     def isatty(self) -> bool:
-        return self._tells_pixels
+        return self._has_pixel_size
 
     def fileno(self) -> int:
         return self._terminal.fileno()
 
 
-def _tells_pixels(terminal: TextIO) -> bool:
+def _has_pixel_size(terminal: TextIO) -> bool:
     try:
         import array
         import fcntl
@@ -169,17 +170,18 @@ def _tells_pixels(terminal: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _captured(terminal: TextIO) -> Iterator[_PixelPage]:
-    """Keep textual-image away from stdout, which may be a file, and from the keyboard.
+    """Replace `sys.__stdout__` for textual-image, and yield the replacement.
 
-    Version 0.12 asks the terminal when it is imported, and again if that does not tell its
-    pixels, eats keys meanwhile, and sends pictures for kitty: all by way of `sys.__stdout__`.
+    textual-image 0.12 has no parameter for the terminal. It reads `sys.__stdout__` at import to
+    query the terminal (which swallows keys), again for the size of a character, and to send
+    pictures to kitty. Our stdout may be a file, and the pictures belong on *terminal*.
     """
     page, streams = _PixelPage(terminal), vars(sys)
     former = streams["__stdout__"]
     try:
         if "textual_image.renderable" not in sys.modules:
             streams["__stdout__"] = None
-            import textual_image.renderable  # noqa: F401 (imported while there is no terminal)
+            import textual_image.renderable  # noqa: F401 (imported without a terminal)
         streams["__stdout__"] = page
         yield page
     finally:

@@ -1,4 +1,4 @@
-"""What libraries write to standard error, kept from a terminal that is drawn on."""
+"""Messages of C libraries on standard error, kept away from a terminal with a progress bar."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _STDERR = 2
 
 
 class Noise:
-    """Keeps aside what others write to standard error while something is drawn there.
+    """Collects the messages of C libraries while a progress bar is on standard error.
 
-    libpng, libtiff and OpenMP write to descriptor 2, past `sys.stderr`. Between `start` and
-    `stop` that is a file, and `terminal` leads to where it led before. A file and no pipe: who
-    writes is never held up, also a library that does so with Python's lock in its hand. A stream
-    that is not descriptor 2 is left as it is.
+    libpng, libtiff and OpenMP write to descriptor 2, not to `sys.stderr`. Between `start` and
+    `stop` descriptor 2 is a temporary file, and `terminal` is the former target of it. A pipe
+    could block the writer, which may be a library that holds Python's global lock; a file does
+    not. A stream with another descriptor is not changed.
 
     Args:
         stream: Standard error.
 
     Attributes:
-        terminal: What to draw on.
+        terminal: The stream for the progress bar.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -33,40 +33,40 @@ class Noise:
         self._had_faulthandler = False
 
     def start(self) -> None:
-        """Keep aside what comes from now on; for one time."""
+        """Collect messages from now on. Call this once."""
         if not _is_stderr(self._stream):
             return
         self._stream.flush()
         try:
             self._spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed by lines)
             saved = os.dup(_STDERR)
-        except OSError:  # no room for it: then the bar is torn, and nothing else
+        except OSError:  # no disk space: messages may tear the bar
             return
         self.terminal = open(  # noqa: SIM115 (closed by stop)
             saved, "w", encoding=self._stream.encoding, errors="backslashreplace"
         )
         os.dup2(self._spool.fileno(), _STDERR)
-        # Where the process crashed, if it does, is for the user to see.
+        # The traceback of a crash must reach the user.
         self._had_faulthandler = faulthandler.is_enabled()
         faulthandler.enable(self.terminal)
 
     def stop(self) -> None:
-        """Let standard error be what it was; idempotent."""
+        """Restore standard error. Further calls do nothing."""
         if self.terminal is self._stream:
             return
         terminal, self.terminal = self.terminal, self._stream
-        with suppress(OSError, ValueError):  # to a full disk, or closed by somebody
+        with suppress(OSError, ValueError):  # the disk is full, or the stream is closed
             self._stream.flush()
         os.dup2(terminal.fileno(), _STDERR)
         if self._had_faulthandler:
             faulthandler.enable(_STDERR)
         else:
             faulthandler.disable()
-        with suppress(OSError):  # the terminal is gone
+        with suppress(OSError):  # the terminal is closed
             terminal.close()
 
     def lines(self) -> list[str]:
-        """Return what came, once it is stopped; and forget it."""
+        """Return the collected messages and remove them; call `stop` first."""
         if self._spool is None:
             return []
         with self._spool as spool:

@@ -1,4 +1,4 @@
-"""An answer that is shown while it is written."""
+"""An answer that is shown while the model generates it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from idefics_cli.ui.terminal.console import Console
 
 
 def show_stream(console: Console, chunks: Iterator[TokenChunk]) -> TokenChunk:
-    """Write *chunks* to stdout as they come, then a newline; return the last.
+    """Write *chunks* to stdout as they arrive, then a newline; return the last chunk.
 
-    Until the first text comes there is a spinner. When the stream ends by an error or by
-    Ctrl-C, what was shown stays, and what follows starts on a line of its own.
+    A spinner is shown before the first text. After an error or Ctrl-C the text so far stays,
+    and the next output starts on a new line.
     """
     last = TokenChunk("", 0)
     pending = ""
@@ -33,7 +33,7 @@ def show_stream(console: Console, chunks: Iterator[TokenChunk]) -> TokenChunk:
 
 
 def _show(console: Console, text: str) -> str:
-    # A carriage return may be the first half of a line end, whose second is yet to come.
+    # A carriage return may be the first half of `CR LF`: wait for the next chunk.
     whole = text.removesuffix("\r")
     if whole:
         console.data(whole)
