@@ -112,13 +112,15 @@ def tell_warnings(invocation: Invocation, plan: Plan) -> None:
 
 
 def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
-    from idefics_cli.models.hub import cache
+    from idefics_cli.models.hub.cache import cache_root
+    from idefics_cli.models.hub.download import check_space
+    from idefics_cli.models.hub.errors import not_cached
 
     spec, size = plan.spec, plan.facts.download_bytes
     if spec.offline:
-        raise cache.not_cached(spec.repo, spec.revision)
-    cache.check_space(spec.repo, size or 0)
-    name, root = spec.name or spec.repo, cache.cache_root()
+        raise not_cached(spec.repo, spec.revision)
+    check_space(spec.repo, size or 0)
+    name, root = spec.name or spec.repo, cache_root()
     weight = f"about {format_size(size)}" if size else "of unknown size"
     console, stdin = invocation.console, invocation.services.stdin
     console.tell(

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 from PIL import Image
 
-from idefics_cli.models.hub import cache
+from idefics_cli.models.hub import download
 from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.hub.progress import Transfer
 from tests.support.commands import Terminal, World, run
@@ -239,7 +239,7 @@ def test_a_model_that_is_here_is_not_spoken_of() -> None:
 def test_a_disk_that_is_too_full_is_noticed_before_anybody_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cache, "free_bytes", lambda folder: 2**20)
+    monkeypatch.setattr(download, "free_bytes", lambda folder: 2**20)
     world = World(FakeEngine("blue"), is_cached=False, stdin=Terminal(b"y\n"))
     ran = run("ask", "Which colour?", services=world.services, terminal=True)
     assert (ran.code, ran.out, world.specs) == (1, "", [])

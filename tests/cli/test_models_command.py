@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
+from huggingface_hub import constants
 
 from idefics_cli.cli.services import Services
 from idefics_cli.hardware.machine import Machine
@@ -15,7 +15,7 @@ from idefics_cli.models.hub.registry import MODELS
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from tests.support import checkpoints, machines
 from tests.support.commands import Ran, run
-from tests.support.hub import COMMIT, FakeHub, serve
+from tests.support.hub import COMMIT, FakeHub, empty_cache, online
 from tests.support.machines import RTX_4090
 
 REPO = "somebody/tiny"
@@ -25,20 +25,14 @@ SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
-    folder = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
-    return folder
+    return empty_cache(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub with two models, and the network switched on."""
+    """A Hub with two models."""
     files = checkpoints.files()
-    with serve(FakeHub({REPO: files, SMOLVLM: files})) as server:
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with online(FakeHub({REPO: files, SMOLVLM: files}), monkeypatch) as server:
         yield server
 
 
@@ -150,8 +144,8 @@ def test_offline_nothing_is_asked(hub: FakeHub) -> None:
 
 
 def test_an_unreachable_hub_is_one_error_and_one_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     ran = models("pull", "smolvlm-256m")
     assert (ran.code, ran.out) == (1, "")
     lines = ran.err.splitlines()

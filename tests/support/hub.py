@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on this machine: enough of its API for the client to download from."""
+"""A Hugging Face Hub on this machine, with as much of its API as a download needs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
 class FakeHub:
-    """What the Hub has, and what it was asked.
+    """The contents of the Hub, and the requests that it received.
 
     Attributes:
-        repos: Hub id -> file name -> content.
+        repos: Files of each repository: Hub id -> file name -> content.
         refused: Hub id -> status and `X-Error-Code` of every answer.
-        cut: File name -> bytes after which the connection ends, once.
-        held: File name -> what has to be set before the second half of its content is sent.
+        cut: File name -> number of bytes after which the connection ends, once.
+        held: File name -> event to set before the second half of its content is sent.
         requests: "METHOD path" of every request.
-        endpoint: Its address.
+        endpoint: Address of the server.
+        commit: Commit of the branch `main` of every repository.
     """
 
     repos: dict[str, dict[str, bytes]]
@@ -33,9 +38,10 @@ class FakeHub:
     held: dict[str, threading.Event] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     endpoint: str = ""
+    commit: str = COMMIT
 
     def downloads(self, name: str) -> int:
-        """Return how often the content of *name* was asked for."""
+        """Return the number of requests for the content of *name*."""
         return sum(line.startswith("GET") and line.endswith(name) for line in self.requests)
 
 
@@ -57,6 +63,23 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def online(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """Serve *hub* until the block ends, as the only Hub that the client reaches."""
+    with serve(hub) as server:
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+
+
+def empty_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return *folder*, which the client takes for its cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    return folder
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,9 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = self.world.refused[repo]
             self._send(status, b"{}", body=body, headers={"X-Error-Code": code})
         elif repo not in self.world.repos:
-            # As the Hub answers for what is private or does not exist.
+            # The Hub's answer for repositories that are private or do not exist.
             self._send(401, b"{}", body=body, headers={"X-Error-Code": "RepoNotFound"})
-        elif len(rest) > 1 and rest[1] not in ("main", COMMIT):
+        elif len(rest) > 1 and rest[1] not in ("main", self.world.commit):
             self._send(404, b"{}", body=body, headers={"X-Error-Code": "RevisionNotFound"})
         elif api:
             self._send_info(repo, rest)
@@ -106,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             {"rfilename": name, "size": len(content), "blobId": _etag(content)}
             for name, content in files.items()
         ]
-        info = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False}
+        info = {"id": repo, "sha": self.world.commit, "siblings": siblings, "private": False}
         self._send(200, json.dumps(info).encode(), body=True)
 
     def _send_file(self, repo: str, name: str, *, body: bool) -> None:
@@ -114,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._send(404, b"", body=body, headers={"X-Error-Code": "EntryNotFound"})
             return
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(content)}"'}
+        headers = {"X-Repo-Commit": self.world.commit, "ETag": f'"{_etag(content)}"'}
         start, status = 0, 200
         wanted = self.headers.get("Range", "")
         if wanted.startswith("bytes="):

@@ -65,7 +65,7 @@ def pull(
 
     An interrupted download goes on where it stopped.
     """
-    from idefics_cli.models.hub.cache import pull as fetch
+    from idefics_cli.models.hub.download import pull as fetch
 
     invocation = begin(context)
     facts = _facts(invocation, name)

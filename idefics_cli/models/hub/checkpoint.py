@@ -15,6 +15,7 @@ from idefics_cli.models.families import spec
 from idefics_cli.models.families.geometry import Json, section, whole_number
 from idefics_cli.models.families.spec import FamilySpec, Shape
 from idefics_cli.models.hub import cache
+from idefics_cli.models.hub.errors import no_safetensors
 
 _TOKEN_FILES = (
     "tokenizer_config.json",
@@ -129,7 +130,7 @@ def read_weights(folder: Path, name: str) -> Weights:
     missing = cache.missing_weights(folder)
     if missing == [cache.SINGLE]:
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-            raise cache.no_safetensors(name)
+            raise no_safetensors(name)
         raise ModelError(
             f"`{name}` has no weights",
             hint=f"the folder needs {cache.SINGLE}, or its parts with {cache.INDEX}",
@@ -153,7 +154,7 @@ def guess_weights(size_bytes: int | None, config: Json, name: str) -> Weights:
         ModelError: If the repository has no safetensors weights, so no size.
     """
     if not size_bytes:
-        raise cache.no_safetensors(name)
+        raise no_safetensors(name)
     wide = 4 if stored_dtype(config) == "float32" else 2
     # Packed weights are numbers of one byte.
     size = 1 if section(config, "quantization_config") else wide

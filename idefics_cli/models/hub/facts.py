@@ -1,16 +1,21 @@
-"""What a plan needs to know of one model: an alias, a Hub id or a local folder, looked up."""
+"""Facts about one model, found by its alias, its Hub id or its folder."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import DtypeName, Quantization
-from idefics_cli.models.families.spec import Shape
-from idefics_cli.models.hub import cache, checkpoint
+from idefics_cli.models.families.geometry import Json
+from idefics_cli.models.families.spec import FamilySpec, Shape
+from idefics_cli.models.hub import checkpoint
+from idefics_cli.models.hub.cache import cached_folder, is_offline, missing_files
+from idefics_cli.models.hub.checkpoint import Weights
+from idefics_cli.models.hub.download import fetch_small_files, weight_bytes_on_hub
+from idefics_cli.models.hub.errors import not_cached
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec, find_model, unknown_model
 from idefics_cli.models.hub.sizes import BYTES, quantized_weights
 
@@ -19,23 +24,23 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a plan needs to know of one model.
+    """What a plan needs to know about one model.
 
     Attributes:
-        name: What the user calls it.
+        name: The model as the user named it.
         repo: Hub id, absolute path of a folder, or "demo".
         revision: Branch, tag or commit of a Hub repository.
-        family: Key of `FAMILIES`, which is the `model_type` of its config.
+        family: Key of `FAMILIES`, which is the `model_type` of the config.
         parameters: Number of weights.
-        shape: What its memory follows from.
-        context_tokens: Longest prompt and reply together.
+        shape: The numbers from which its memory follows.
+        context_tokens: Largest number of tokens of prompt and reply together.
         chats: False for base models, which only complete.
-        splitting: Whether pictures are cut into tiles by default; None if they cannot be.
-        folder: Where its files are; None while they are not all there.
-        download_bytes: What is still to be fetched; None if unknown, 0 if nothing.
-        stored: How its weights are quantized in the files; None if they are not.
-        stored_bytes: Of the files, when they are quantized.
-        stored_dtype: Of what is not quantized in them; it cannot be changed then.
+        splitting: Whether pictures are split into tiles by default; None if they cannot be.
+        folder: Folder of its files; None while some are missing.
+        download_bytes: Size of the download that is left; None if unknown, 0 if nothing is left.
+        stored: Quantization of the weights in the files; None if they are not quantized.
+        stored_bytes: Size of the files if their weights are quantized, else 0.
+        stored_dtype: Dtype of the unquantized weights in such files, which cannot be changed.
     """
 
     name: str
@@ -55,13 +60,13 @@ class ModelFacts:
 
 
 def find_facts(name: str, *, revision: str | None = None, offline: bool = False) -> ModelFacts:
-    """Look the model *name* up.
+    """Return the facts about the model *name*.
 
     Args:
-        name: Alias, Hub id or path of a folder. An alias or its Hub id needs no network; of
-            other Hub ids the small files are fetched unless they are cached.
+        name: Alias, Hub id or path of a folder. The models of the registry need no network; of
+            others on the Hub the small files are downloaded unless they are cached.
         revision: Branch, tag or commit of a Hub repository.
-        offline: Do not reach for the network.
+        offline: Do not use the network.
 
     Raises:
         ModelError: If it is unknown, broken, of a family that this tool does not run, or
@@ -78,18 +83,18 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
 
 
 def find_folder(name: str, revision: str | None = None) -> Path | None:
-    """Return the folder of the model *name* if all of it is on this machine; no network.
+    """Return the folder of the model *name* if its files are complete here; uses no network.
 
     Raises:
         ModelError: If *name* is no alias, Hub id or folder.
     """
     spec, folder = find_model(name), _local_folder(name)
     if spec is not None:
-        return demo_folder() if spec.name == DEMO else cache.cached_folder(spec.repo, revision)
+        return demo_folder() if spec.name == DEMO else cached_folder(spec.repo, revision)
     if folder is not None:
         return folder
     _check_name(name)
-    return cache.cached_folder(name, revision)
+    return cached_folder(name, revision)
 
 
 def demo_folder() -> Path:
@@ -99,7 +104,7 @@ def demo_folder() -> Path:
         ModelError: If this installation lacks it.
     """
     folder = Path(__file__).parents[2] / "demo" / "weights"
-    if cache.missing_files(folder):
+    if missing_files(folder):
         raise ModelError(
             "the built-in model is missing from this installation",
             hint="pip install --force-reinstall idefics-cli",
@@ -108,7 +113,7 @@ def demo_folder() -> Path:
 
 
 def registry_facts(*, root: Path | None = None) -> list[ModelFacts]:
-    """Return the facts of every model known by name, in the order of the registry.
+    """Return the facts about every model of the registry, in its order.
 
     Args:
         root: The Hugging Face cache; None is the user's.
@@ -119,16 +124,16 @@ def registry_facts(*, root: Path | None = None) -> list[ModelFacts]:
 def _facts_of_spec(
     spec: ModelSpec, name: str, revision: str | None, root: Path | None = None
 ) -> ModelFacts:
-    built_in = spec.name == DEMO
-    folder = demo_folder() if built_in else cache.cached_folder(spec.repo, revision, root=root)
-    download: int | None = 0
+    is_built_in = spec.name == DEMO
+    folder = demo_folder() if is_built_in else cached_folder(spec.repo, revision, root=root)
+    download_bytes: int | None = 0
     if folder is None:
-        download = None if spec.stored is None else spec.parameters * BYTES[spec.stored]
+        download_bytes = None if spec.stored is None else spec.parameters * BYTES[spec.stored]
     return ModelFacts(
-        # An alias in its own spelling; a Hub id as it was typed.
+        # An alias in our spelling, a Hub id in the user's.
         name=name if "/" in name else spec.name,
         repo=spec.repo,
-        revision=None if built_in else revision,
+        revision=None if is_built_in else revision,
         family=spec.family,
         parameters=spec.parameters,
         shape=spec.shape,
@@ -136,7 +141,7 @@ def _facts_of_spec(
         chats=spec.chats,
         splitting=spec.splitting,
         folder=folder,
-        download_bytes=download,
+        download_bytes=download_bytes,
     )
 
 
@@ -144,82 +149,76 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
     config = checkpoint.read_config(folder, name)
     family = checkpoint.family_of(config, name)
     weights = checkpoint.read_weights(folder, name)
-    missing = cache.missing_files(folder)
+    missing = missing_files(folder)
     if missing:
         raise ModelError(
             f"`{name}` has no {' and no '.join(missing)}",
             hint="copy the processor's files next to the weights: `processor.save_pretrained(...)`",
         )
+    facts = _facts_of_files(folder, name, config, family, weights)
+    return replace(facts, repo=str(folder), folder=folder)
+
+
+def _facts_of_hub(repo: str, revision: str | None, *, offline: bool) -> ModelFacts:
+    complete = cached_folder(repo, revision)
+    if complete is None and (offline or is_offline()):
+        raise not_cached(repo, revision)
+    folder = complete or fetch_small_files(repo, revision)
+    config = checkpoint.read_config(folder, repo)
+    family = checkpoint.family_of(config, repo)
+    download_bytes: int | None = 0
+    if complete is not None:
+        weights = checkpoint.read_weights(complete, repo)
+    else:
+        download_bytes = weight_bytes_on_hub(repo, revision)
+        weights = checkpoint.guess_weights(download_bytes, config, repo)
+    facts = _facts_of_files(folder, repo, config, family, weights)
+    return replace(facts, revision=revision, folder=complete, download_bytes=download_bytes)
+
+
+def _facts_of_files(
+    folder: Path, name: str, config: Json, family: FamilySpec, weights: Weights
+) -> ModelFacts:
+    """Return the facts in the small files in *folder*, with *name* as the repository."""
     stored = checkpoint.stored_quantization(config, name)
     shape = checkpoint.shape_of(config, folder, name)
+    parameters = weights.parameters
+    if stored == "4bit":
+        # The files hold two 4-bit weights as one number; the number of scales is negligible.
+        parameters += quantized_weights(shape) // 2
     return ModelFacts(
         name=name,
-        repo=str(folder),
+        repo=name,
         family=family.name,
-        parameters=_parameters(weights.parameters, shape, stored),
+        parameters=parameters,
         shape=shape,
         context_tokens=checkpoint.context_tokens(config, family),
         chats=checkpoint.chats(folder, family, name),
         splitting=checkpoint.splitting(folder, family, name),
-        folder=folder,
         stored=stored,
         stored_bytes=weights.size_bytes if stored else 0,
         stored_dtype=checkpoint.stored_dtype(config) if stored else None,
     )
-
-
-def _facts_of_hub(repo: str, revision: str | None, *, offline: bool) -> ModelFacts:
-    complete = cache.cached_folder(repo, revision)
-    if complete is None and (offline or cache.is_offline()):
-        raise cache.not_cached(repo, revision)
-    folder = complete or cache.fetch_small_files(repo, revision)
-    config = checkpoint.read_config(folder, repo)
-    family = checkpoint.family_of(config, repo)
-    stored = checkpoint.stored_quantization(config, repo)
-    shape = checkpoint.shape_of(config, folder, repo)
-    download: int | None = 0
-    if complete is not None:
-        weights = checkpoint.read_weights(complete, repo)
-    else:
-        download = cache.weight_bytes_on_hub(repo, revision)
-        weights = checkpoint.guess_weights(download, config, repo)
-    return ModelFacts(
-        name=repo,
-        repo=repo,
-        revision=revision,
-        family=family.name,
-        parameters=_parameters(weights.parameters, shape, stored),
-        shape=shape,
-        context_tokens=checkpoint.context_tokens(config, family),
-        chats=checkpoint.chats(folder, family, repo),
-        splitting=checkpoint.splitting(folder, family, repo),
-        folder=complete,
-        download_bytes=download,
-        stored=stored,
-        stored_bytes=weights.size_bytes if stored else 0,
-        stored_dtype=checkpoint.stored_dtype(config) if stored else None,
-    )
-
-
-def _parameters(numbers: int, shape: Shape, stored: Quantization | None) -> int:
-    # Two 4-bit weights are stored as one number; their scales do not matter here.
-    return numbers + quantized_weights(shape) // 2 if stored == "4bit" else numbers
 
 
 def _local_folder(name: str) -> Path | None:
-    # The functions of os.path take any text; Path's raise for some.
+    # The functions of os.path accept any text; the methods of Path raise for some.
     path = os.path.expanduser(name)
     return Path(path).absolute() if os.path.isdir(path) else None
 
 
 def _check_name(name: str) -> None:
-    """Raise what is wrong with *name*, which is no folder, unless it is a Hub id."""
+    """Check that *name*, for which there is no folder, is a Hub id.
+
+    Raises:
+        ModelError: If it is not.
+    """
     if name.lower().endswith(".gguf"):
         raise checkpoint.gguf_error(name)
     if os.path.isfile(os.path.expanduser(name)):
         raise ModelError(f"`{name}` is a file", hint="give the folder of the model")
     if address := re.match(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+)", name):
-        raise ModelError(f"`{name}` is an address", hint=f"`-m {address[1]}` is what it names")
+        raise ModelError(f"`{name}` is an address", hint=f"use `-m {address[1]}`")
     if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(
             f"there is no folder `{name}`",

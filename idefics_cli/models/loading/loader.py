@@ -21,7 +21,8 @@ from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.classes import config_class, family_class
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, find_family
-from idefics_cli.models.hub import cache, facts
+from idefics_cli.models.hub import download, facts
+from idefics_cli.models.hub.cache import cached_folder
 from idefics_cli.models.hub.checkpoint import read_json
 from idefics_cli.models.hub.registry import DEMO
 from idefics_cli.models.loading.processors import load_processor
@@ -157,9 +158,9 @@ def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
     # A relative path is a Hub id, even where a folder has the same name.
     if local.is_absolute():
         return local, None
-    folder = cache.cached_folder(spec.repo, spec.revision)
+    folder = cached_folder(spec.repo, spec.revision)
     if folder is None:
-        folder = cache.pull(spec.repo, spec.revision, offline=spec.offline, report=say)
+        folder = download.pull(spec.repo, spec.revision, offline=spec.offline, report=say)
     # Snapshots in the Hugging Face cache are named by their commit.
     return folder, folder.name
 

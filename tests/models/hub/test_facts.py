@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.models.hub.facts import ModelFacts, demo_folder, find_facts, find_folder
 from idefics_cli.models.hub.registry import MODELS
 from tests.support import checkpoints, tiny
-from tests.support.hub import FakeHub, serve
+from tests.support.hub import FakeHub, empty_cache, online
 
 REPO = "somebody/tiny"
 
@@ -21,19 +20,13 @@ REPO = "somebody/tiny"
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
-    folder = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
-    return folder
+    return empty_cache(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub with one model, and the network switched on."""
-    with serve(FakeHub({REPO: checkpoints.files()})) as server:
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    """A Hub with one model."""
+    with online(FakeHub({REPO: checkpoints.files()}), monkeypatch) as server:
         yield server
 
 
