@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from idefics_cli.config.settings import table
+from idefics_cli.config.settings import setting_table
 from idefics_cli.core.types import Sampling
 
 SAMPLING_KEYS = (
@@ -29,7 +29,7 @@ def parse_setting(key: str, text: str) -> str | int | float | bool | None:
     Raises:
         ValueError: If it is none; the text completes "`key` …".
     """
-    value = table()[key].parse(text)
+    value = setting_table()[key].parse(text)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"must be a number, not `{text}`")
     return value

@@ -15,8 +15,8 @@ from idefics_cli.cli.model_choice import (
     image_limits,
     opened_engine,
     plan_for,
+    report_warnings,
     sampling,
-    tell_warnings,
 )
 from idefics_cli.cli.stdin import piped_text
 from idefics_cli.config.settings import ANSWER_TOKENS
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 STDIN = "-"
 
 
-def answer(invocation: Invocation, text: str | None, sources: Sequence[str]) -> None:
+def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]) -> None:
     """Answer one question and write the answer to stdout.
 
     Args:
@@ -59,7 +59,7 @@ def answer(invocation: Invocation, text: str | None, sources: Sequence[str]) -> 
     plan = plan_for(invocation)
     if request.mode == "chat" and not plan.spec.chats:
         raise base_model_error(plan.spec.name or plan.spec.repo)
-    tell_warnings(invocation, plan)
+    report_warnings(invocation, plan)
     clock = invocation.services.clock
     started = clock()
     with opened_engine(invocation, plan) as engine:

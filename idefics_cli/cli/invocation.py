@@ -12,7 +12,7 @@ import typer
 
 from idefics_cli.cli.services import Services
 from idefics_cli.config.resolve import Resolved, resolve
-from idefics_cli.config.settings import Settings, table
+from idefics_cli.config.settings import Settings, setting_table
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import config_file
 from idefics_cli.ui.terminal.console import Console
@@ -43,7 +43,7 @@ CONSOLE = "idefics_cli.console"
 """The key of the console in `meta` of a command's context."""
 
 
-def begin(context: typer.Context) -> Invocation:
+def begin_command(context: typer.Context) -> Invocation:
     """Merge the options of the command with environment, file and defaults.
 
     A parameter of the command that is named as a field of `Settings` is that setting; others
@@ -53,7 +53,7 @@ def begin(context: typer.Context) -> Invocation:
         UsageError: If an option, a variable or the file has a wrong value.
     """
     services = services_of(context)
-    flags = {name: value for name, value in context.params.items() if name in table()}
+    flags = {name: value for name, value in context.params.items() if name in setting_table()}
     environ = services.environ
     resolved = resolve(flags, environ, config_file(environ))
     quiet, verbose = _verbosity(resolved)

@@ -98,7 +98,7 @@ def plan_for(
     return replace(plan, spec=replace(plan.spec, quantized_folder=kept))
 
 
-def tell_warnings(invocation: Invocation, plan: Plan) -> None:
+def report_warnings(invocation: Invocation, plan: Plan) -> None:
     """Tell what the plan warns of, and what will be downloaded, before the model loads.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from idefics_cli.config.settings import Setting, table
+from idefics_cli.config.settings import Setting, setting_table
 
 MODEL_PANEL = "Model"
 ANSWER_PANEL = "Answer"
@@ -29,7 +29,7 @@ def _option(
     metavar: str | None = None,
     complete: Callable[[str], list[tuple[str, str]]] | None = None,
 ) -> Any:
-    setting = table()[name]
+    setting = setting_table()[name]
     if metavar is None:
         # Empty for switches, which Typer would show as `<bool>`.
         metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind, "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from idefics_cli.config.settings import Setting, Settings, Value, near, table
+from idefics_cli.config.settings import Setting, Settings, Value, closest_name, setting_table
 from idefics_cli.config.store import read_config
 from idefics_cli.core.errors import ConfigError, UsageError
 
@@ -67,7 +67,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path)
     stored = read_config(file, must_exist=bool(environ.get("IDEFICS_CONFIG")))
     values: dict[str, Value] = {}
     origins: dict[str, Origin] = {}
-    for name, setting in table().items():
+    for name, setting in setting_table().items():
         values[name], origins[name] = (
             _from_flag(setting, flags)
             or _from_environment(setting, environ)
@@ -118,11 +118,11 @@ def _from_file(
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
-    known = {setting.variable for setting in table().values()} | _NOT_SETTINGS
+    known = {setting.variable for setting in setting_table().values()} | _NOT_SETTINGS
     lines = []
     for variable in sorted(environ):
         if variable.startswith("IDEFICS_") and variable not in known:
-            guess = near(variable.removeprefix("IDEFICS_"), table())
-            tail = f"; did you mean {table()[guess].variable}?" if guess else ""
+            guess = closest_name(variable.removeprefix("IDEFICS_"), setting_table())
+            tail = f"; did you mean {setting_table()[guess].variable}?" if guess else ""
             lines.append(f"variable {variable} is no setting{tail}")
     return tuple(lines)

@@ -306,8 +306,8 @@ class Setting:
 
     def _check_text(self, value: str) -> None:
         if self.choices and value not in self.choices:
-            near = difflib.get_close_matches(value.lower(), self.choices, n=1)
-            guess = f"; did you mean `{near[0]}`?" if near else ""
+            closest_name = difflib.get_close_matches(value.lower(), self.choices, n=1)
+            guess = f"; did you mean `{closest_name[0]}`?" if closest_name else ""
             raise ValueError(f"must be {self.expectation}, not {_quoted(value)}{guess}")
         if self.pattern and not re.fullmatch(self.pattern, value):
             raise ValueError(f"must be {self.expectation}, not {_quoted(value)}")
@@ -337,7 +337,7 @@ _WORDS: Mapping[type, str] = MappingProxyType(
 
 
 @cache
-def table() -> Mapping[str, Setting]:
+def setting_table() -> Mapping[str, Setting]:
     """Return every setting by name, in the order of listings."""
     hints = get_type_hints(Settings)
     rows = {}
@@ -348,7 +348,7 @@ def table() -> Mapping[str, Setting]:
     return MappingProxyType(rows)
 
 
-def near(name: str, names: Mapping[str, object]) -> str | None:
+def closest_name(name: str, names: Mapping[str, object]) -> str | None:
     """Return the one of *names* that *name* was probably meant to be, or None."""
     close = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
     return close[0] if close else None

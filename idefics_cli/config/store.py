@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from idefics_cli.config.settings import Value, near, table
+from idefics_cli.config.settings import Value, closest_name, setting_table
 from idefics_cli.core.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
 
 
 def _checked(path: Path, key: str, value: object) -> Value:
-    setting = table().get(key)
+    setting = setting_table().get(key)
     if setting is None:
         raise ConfigError(f"unknown key `{key}` in `{path}`", hint=_hint(key, value))
     if setting.command_line_only:
@@ -58,5 +58,5 @@ def _checked(path: Path, key: str, value: object) -> Value:
 def _hint(key: str, value: object) -> str:
     if isinstance(value, dict):
         return "the keys stand at the top of the file, without [tables]"
-    guess = near(key, table())
+    guess = closest_name(key, setting_table())
     return f"did you mean `{guess}`?" if guess else "`idefics config` lists the keys"

@@ -20,7 +20,8 @@ import idefics_cli
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.cli import app as app_module
 from idefics_cli.cli.services import Services
-from idefics_cli.config.settings import table
+from idefics_cli.config.settings import setting_table
+from idefics_cli.models.hub.facts import ModelFacts
 from tests.support.commands import run
 
 COMMANDS = ("ask", "chat", "caption", "sessions", "models", "doctor", "bench", "demo", "config")
@@ -162,23 +163,23 @@ def test_a_thread_that_is_at_work_at_the_end_does_not_change_the_exit(
     assert ran.stdout.startswith(b"idefics ")
 
 
-def test_ctrl_c_exits_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
+def failing_services(error: type[BaseException]) -> Services:
+    """Return services that raise *error* where a command looks up its model."""
 
-    monkeypatch.setattr("idefics_cli.cli.commands.ask.answer", interrupted)
-    assert tuple(run("ask", "x", services=Services(environ={}, stdin=None))) == (130, "", "")
+    def fail(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
+        raise error
+
+    return Services(environ={}, stdin=None, find_facts=fail)
 
 
-def test_a_bug_of_ours_is_not_dressed_up_as_a_users_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def broken(*arguments: object) -> None:
-        raise ZeroDivisionError
+def test_ctrl_c_exits_130_without_a_traceback() -> None:
+    ran = run("ask", "x", services=failing_services(KeyboardInterrupt))
+    assert tuple(ran) == (130, "", "")
 
-    monkeypatch.setattr("idefics_cli.cli.commands.ask.answer", broken)
+
+def test_a_bug_of_ours_is_not_dressed_up_as_a_users_error() -> None:
     with pytest.raises(ZeroDivisionError):
-        app_module.app(["ask", "x"], obj=Services(environ={}, stdin=None))
+        app_module.app(["ask", "x"], obj=failing_services(ZeroDivisionError))
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
@@ -241,18 +242,18 @@ def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
     chosen = command.commands[name]
     members = [chosen, *(chosen.commands.values() if isinstance(chosen, TyperGroup) else ())]
     parameters = {parameter.name for member in members for parameter in member.params}
-    assert parameters <= table().keys() | OF_ONE_CALL.get(name, set())
+    assert parameters <= setting_table().keys() | OF_ONE_CALL.get(name, set())
 
 
 def test_every_setting_is_an_option_of_some_command() -> None:
     command = get_command(app_module.app)
     assert isinstance(command, TyperGroup)
     names = {parameter.name for member in command.commands.values() for parameter in member.params}
-    assert table().keys() <= names
+    assert setting_table().keys() <= names
 
 
 def test_formats_that_can_be_chosen_are_those_that_can_be_written() -> None:
-    assert table()["format"].choices == tuple(SINKS)
+    assert setting_table()["format"].choices == tuple(SINKS)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

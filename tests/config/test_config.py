@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.config.resolve import Origin, resolve
-from idefics_cli.config.settings import Setting, Settings, Value, table
+from idefics_cli.config.settings import Setting, Settings, Value, setting_table
 from idefics_cli.config.store import read_config
 from idefics_cli.core.errors import ConfigError, IdeficsError, UsageError
 from idefics_cli.core.types import ImageLimits, Sampling
@@ -51,7 +51,9 @@ def test_defaults_agree_with_those_of_the_values_they_fill() -> None:
     assert Settings().timeout_seconds == ImageLimits().timeout_seconds
 
 
-STORED = {name: setting for name, setting in table().items() if not setting.command_line_only}
+STORED = {
+    name: setting for name, setting in setting_table().items() if not setting.command_line_only
+}
 
 
 @pytest.mark.parametrize("setting", STORED.values(), ids=STORED)
@@ -82,7 +84,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(
 def test_what_decides_about_one_call_is_for_the_command_line_only(
     name: str, value: bool, tmp_path: Path
 ) -> None:
-    setting = table()[name]
+    setting = setting_table()[name]
     file = write(tmp_path / "config.toml", {name: value})
     with pytest.raises(ConfigError) as of_file:
         resolve({}, {}, file)
@@ -133,7 +135,7 @@ def test_each_source_hides_the_next(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_variable_is_named_with_what_it_must_be(name: str, text: str, message: str) -> None:
-    variable = table()[name].variable
+    variable = setting_table()[name].variable
     with pytest.raises(ConfigError) as caught:
         resolve({}, {variable: text}, NOWHERE)
     assert str(caught.value) == f"variable {variable} {message}"
@@ -236,13 +238,13 @@ def test_a_misspelt_variable_is_told_and_ignored() -> None:
 
 
 def test_every_setting_has_a_help_that_is_a_sentence() -> None:
-    for setting in table().values():
+    for setting in setting_table().values():
         assert setting.help[0].isupper() or setting.help[0].isdigit(), setting.name
         assert setting.help.endswith("."), setting.name
 
 
 def test_every_default_passes_its_own_check() -> None:
-    for setting in table().values():
+    for setting in setting_table().values():
         if setting.default is not None:
             assert setting.check(setting.default) == setting.default
 
@@ -253,4 +255,6 @@ def test_errors_of_configuration_exit_2() -> None:
 
 
 def test_the_table_is_valid_toml_by_name() -> None:
-    assert tomllib.loads("\n".join(f"{name} = 0" for name in table())) == dict.fromkeys(table(), 0)
+    assert tomllib.loads("\n".join(f"{name} = 0" for name in setting_table())) == dict.fromkeys(
+        setting_table(), 0
+    )

@@ -1,4 +1,4 @@
-"""The slash commands, one function each; `table.py` says what follows from a row."""
+"""The slash commands, one function each; `setting_table.py` says what follows from a row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from idefics_cli.chat.sampling_settings import (
     parse_setting,
     with_settings,
 )
-from idefics_cli.config.settings import table
+from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.sources import describe_source
 
@@ -162,7 +162,7 @@ def _short(text: str, width: int = 60) -> str:
 
 
 def _complete_sampling(chat: Chat, line: str) -> Iterable[Candidate]:
-    return completion.of_words(line, ((f"{k}=", table()[k].help) for k in SAMPLING_KEYS))
+    return completion.of_words(line, ((f"{k}=", setting_table()[k].help) for k in SAMPLING_KEYS))
 
 
 @command("retry", "[KEY=VALUE…]", complete=_complete_sampling)
@@ -236,7 +236,9 @@ def _system(chat: Chat, words: str) -> CommandResult:
 def _complete_settings(chat: Chat, line: str) -> Iterable[Candidate]:
     words = [f"{k}=" for k in SAMPLING_KEYS]
     words += [f"{k}={value}" for k in DISPLAY_KEYS for value in ("on", "off")]
-    return completion.of_words(line, ((w, table()[w.partition("=")[0]].help) for w in words))
+    return completion.of_words(
+        line, ((w, setting_table()[w.partition("=")[0]].help) for w in words)
+    )
 
 
 @command("set", "[KEY=VALUE…]", complete=_complete_settings)

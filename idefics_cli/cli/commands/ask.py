@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.answer import answer
-from idefics_cli.cli.invocation import begin
+from idefics_cli.cli.answer import answer_once
+from idefics_cli.cli.invocation import begin_command
 
 
 def ask(
@@ -53,4 +53,4 @@ def ask(
 
     In a pipe, stdout holds the answer and nothing else.
     """
-    answer(begin(context), text, image or ())
+    answer_once(begin_command(context), text, image or ())

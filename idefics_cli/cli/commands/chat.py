@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.answer import answer, check_images
-from idefics_cli.cli.invocation import Invocation, begin
-from idefics_cli.cli.model_choice import image_limits, plan_for, sampling, tell_warnings
+from idefics_cli.cli.answer import answer_once, check_images
+from idefics_cli.cli.invocation import Invocation, begin_command
+from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
@@ -72,12 +72,12 @@ def chat(
 
     In a chat `/help` lists the commands. Every turn is kept: `idefics chat -c` goes on.
     """
-    invocation = begin(context)
+    invocation = begin_command(context)
     sources = image or ()
     if invocation.settings.dry_run or not _has_keyboard(invocation):
         if resume or session:
             raise UsageError(f"{'--continue' if resume else '--session'} needs a keyboard")
-        answer(invocation, None, sources)
+        answer_once(invocation, None, sources)
         return
     _check(invocation, sources, resume=resume, session=session)
     check_images([Attachment(source) for source in sources], image_limits(invocation.settings))
@@ -179,7 +179,7 @@ def _find_model(invocation: Invocation, name: str) -> LoadPlan:
         raise base_model_error(name)
     if facts.folder is None:
         plan = plan_for(chosen, facts=facts)
-        tell_warnings(chosen, plan)
+        report_warnings(chosen, plan)
         return lambda warn: partial(_load, services, plan.spec)
     silent = replace(chosen, console=replace(chosen.console, quiet=True))
 

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from idefics_cli.cli import options
 from idefics_cli.cli.help.guidance import GuidingGroup
-from idefics_cli.cli.invocation import begin
+from idefics_cli.cli.invocation import begin_command
 from idefics_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def show(context: typer.Context, shell: ShellName, quiet: options.Quiet = None) 
 
     `source <(idefics completion show bash)`
     """
-    invocation = begin(context)
+    invocation = begin_command(context)
     invocation.console.data(_script(context, _find(shell)))
 
 
@@ -59,7 +59,7 @@ def install(
     """
     from idefics_cli.completion.scripts import install as write
 
-    invocation = begin(context)
+    invocation = begin_command(context)
     console, is_trial = invocation.console, invocation.settings.dry_run
     chosen = _find(shell)
     path = chosen.place(invocation.services.environ)

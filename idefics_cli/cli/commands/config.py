@@ -9,9 +9,9 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.help.guidance import GuidingGroup
-from idefics_cli.cli.invocation import begin, services_of
+from idefics_cli.cli.invocation import begin_command, services_of
 from idefics_cli.config.resolve import Origin, Resolved
-from idefics_cli.config.settings import Setting, Value, table
+from idefics_cli.config.settings import Setting, Value, setting_table
 from idefics_cli.core.paths import config_file
 from idefics_cli.core.text import one_line
 from idefics_cli.ui.terminal.console import Console
@@ -27,7 +27,7 @@ def config(context: typer.Context, json: options.Json = None) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    invocation = begin(context)
+    invocation = begin_command(context)
     if invocation.settings.json:
         invocation.console.json(_record(invocation.resolved))
         return
@@ -44,7 +44,7 @@ def path(context: typer.Context) -> None:
 
 def _record(resolved: Resolved) -> dict[str, object]:
     settings = {}
-    for name in table():
+    for name in setting_table():
         origin = resolved.origins[name]
         settings[name] = {
             "value": getattr(resolved.settings, name),
@@ -61,7 +61,7 @@ def _record(resolved: Resolved) -> dict[str, object]:
 def _lines(resolved: Resolved) -> list[str]:
     state = "" if resolved.file.is_file() else " (not there)"
     lines = [f"# {one_line(str(resolved.file))}{state}"]
-    for name, setting in table().items():
+    for name, setting in setting_table().items():
         value: Value = getattr(resolved.settings, name)
         lines.append(f"{_line(setting, value):<40}  # {_shown(resolved.origins[name])}")
     return lines

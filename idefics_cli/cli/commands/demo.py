@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.invocation import begin
+from idefics_cli.cli.invocation import begin_command
 from idefics_cli.core.errors import UsageError
 from idefics_cli.ui.terminal.console import Console
 
@@ -33,7 +33,7 @@ def demo(
 
     `idefics caption -m demo DIR`
     """
-    invocation = begin(context)
+    invocation = begin_command(context)
     from idefics_cli.demo.samples import write_samples
 
     settings, console = invocation.settings, invocation.console

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import plan_for
 from idefics_cli.core.errors import EXIT_FAILURE, IdeficsError, ModelError
 from idefics_cli.core.units import format_size
@@ -41,7 +41,7 @@ def doctor(
 
     The last line tells whether the model can run; if not, the exit code is 1.
     """
-    invocation = begin(context)
+    invocation = begin_command(context)
     with invocation.console.status("looking"):
         machine = invocation.services.probe()
         broken = {**machine.broken, **invocation.services.broken_packages()}

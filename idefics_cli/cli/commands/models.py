@@ -10,7 +10,7 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.help.guidance import GuidingGroup
-from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.core.errors import ModelError, PlanError
 from idefics_cli.core.paths import cache_folder, display_path
 from idefics_cli.core.units import format_parameters, format_size
@@ -42,7 +42,7 @@ def models(
     """List the models: what each takes, whether it is downloaded, how it would run here."""
     if context.invoked_subcommand is not None:
         return
-    invocation = begin(context)
+    invocation = begin_command(context)
     with invocation.console.status("looking"):
         machine = invocation.services.probe()
         rows = [_row(invocation, spec, machine) for spec in MODELS.values()]
@@ -67,7 +67,7 @@ def pull(
     """
     from idefics_cli.models.hub.download import pull as fetch
 
-    invocation = begin(context)
+    invocation = begin_command(context)
     facts = _facts(invocation, name)
     if facts.repo == DEMO:
         invocation.console.note("the model `demo` is built in: there is nothing to download")
@@ -93,7 +93,7 @@ def path(
     from idefics_cli.models.hub.cache import cache_root
     from idefics_cli.models.hub.facts import find_folder
 
-    invocation = begin(context)
+    invocation = begin_command(context)
     folder = find_folder(name, invocation.settings.revision)
     if folder is None:
         raise ModelError(
@@ -125,7 +125,7 @@ def quantize(
     from idefics_cli.models.loading.quantized_store import remove as remove_kept
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
 
-    invocation = begin(context)
+    invocation = begin_command(context)
     settings, root = invocation.settings, _kept_folder(invocation)
     facts = _facts(invocation, name)
     if remove:

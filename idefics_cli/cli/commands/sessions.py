@@ -11,7 +11,7 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.help.guidance import GuidingGroup
-from idefics_cli.cli.invocation import Invocation, begin
+from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
 from idefics_cli.core.units import format_size
@@ -77,7 +77,7 @@ def sessions(
 ) -> None:
     """List the chats that are kept; show, export and remove them."""
     if context.invoked_subcommand is None:
-        _list(begin(context))
+        _list(begin_command(context))
     elif json or quiet:
         # Each command has its own; silently ignored here, it would surprise.
         raise UsageError(
@@ -91,7 +91,7 @@ def list_sessions(
     context: typer.Context, json: options.Json = None, quiet: options.Quiet = None
 ) -> None:
     """List the sessions, the last one first."""
-    _list(begin(context))
+    _list(begin_command(context))
 
 
 @app.command()
@@ -99,7 +99,7 @@ def show(
     context: typer.Context, key: Key, json: options.Json = None, quiet: options.Quiet = None
 ) -> None:
     """Print a session."""
-    invocation = begin(context)
+    invocation = begin_command(context)
     info, conversation = _store(invocation).read(key)
     if invocation.settings.json:
         invocation.console.json(_record(info) | _content(conversation))
@@ -119,7 +119,7 @@ def export(
     """Write a session with its pictures as one file: Markdown, JSON, or a page for a browser."""
     from idefics_cli.chat.export import FORMATS, kind_of, save
 
-    invocation = begin(context)
+    invocation = begin_command(context)
     kind = export_format or (kind_of(destination) if destination else None) or "md"
     if kind not in FORMATS:
         raise UsageError(f"--format must be md, json or html, not `{kind}`")
@@ -143,7 +143,7 @@ def rm(
     quiet: options.Quiet = None,
 ) -> None:
     """Remove sessions, and the copies of pictures that no other session has."""
-    invocation = begin(context)
+    invocation = begin_command(context)
     store = _store(invocation)
     found = list(dict.fromkeys(store.find(key) for key in keys))
     _remove(invocation, store, found)
@@ -162,7 +162,7 @@ def prune(
 
     A session goes if it is older than `--older-than` and not among the last `--keep`.
     """
-    invocation = begin(context)
+    invocation = begin_command(context)
     if older_than is None and keep is None:
         raise UsageError(
             "prune what?", hint="`--older-than 30d`, `--keep 20`, or both; `--dry-run` shows which"

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from idefics_cli import __version__
 from idefics_cli.cli.help.plain_help import is_needed, use_legible_styles, write_help
-from idefics_cli.config.settings import table
+from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import UsageError
 from idefics_cli.models.hub.registry import MODELS
 
@@ -192,7 +192,7 @@ def _meant_model(group: str, word: str) -> str | None:
 
 def _meant_setting(group: str, word: str) -> str | None:
     name = word.partition("=")[0]
-    if group == "idefics config" and name.replace("-", "_") in table():
+    if group == "idefics config" and name.replace("-", "_") in setting_table():
         return f"`idefics config` shows `{name}`; `idefics config path` names the file to edit"
     if group == "idefics completion" and word in ("bash", "zsh", "fish", "powershell"):
         return f"`idefics completion install {word}`"

@@ -16,8 +16,8 @@ import typer
 from idefics_cli import __version__
 from idefics_cli.cli import options
 from idefics_cli.cli.commands.bench.choices import Asked, captioned_pictures, parse
-from idefics_cli.cli.invocation import Invocation, begin
-from idefics_cli.cli.model_choice import plan_for, tell_warnings
+from idefics_cli.cli.invocation import Invocation, begin_command
+from idefics_cli.cli.model_choice import plan_for, report_warnings
 from idefics_cli.core.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -174,7 +174,7 @@ def bench(
     Each figure is the median of interleaved rounds after one to warm up. The answers of both
     sides are compared; where they differ, the exit code is 3. Ctrl-C shows what was measured.
     """
-    invocation = begin(context)
+    invocation = begin_command(context)
     asked = parse(
         scenarios or [],
         batch_sizes=batch_sizes,
@@ -224,7 +224,7 @@ def _planned(invocation: Invocation, asked: Asked) -> Iterator[_BenchPlan]:
         machine = invocation.services.probe()
     if asked.shape is None:
         plan = plan_for(invocation, machine)
-        tell_warnings(invocation, plan)
+        report_warnings(invocation, plan)
         folder = plan.facts.folder
         if folder is None:
             name = plan.spec.name or plan.spec.repo
@@ -269,7 +269,7 @@ def _random_weights(
         ),
         machine,
     )
-    tell_warnings(invocation, plan)
+    report_warnings(invocation, plan)
     cut = f", {asked.layers} text layers" if asked.layers else ""
     title = f"random weights of the shape of {asked.shape}{cut} ({format_parameters(count)})"
     return _BenchPlan(plan, folder, str(folder), title, machine)

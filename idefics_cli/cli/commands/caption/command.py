@@ -11,8 +11,8 @@ from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output
 from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
-from idefics_cli.cli.invocation import begin
-from idefics_cli.cli.model_choice import plan_for, tell_warnings
+from idefics_cli.cli.invocation import begin_command
+from idefics_cli.cli.model_choice import plan_for, report_warnings
 from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL
 
 
@@ -78,7 +78,7 @@ def caption(
     In a path or caption, a line break is written as `\n`, a tab as `\t`, a backslash as `\\`.
     Pictures that fail are told on stderr, and the others go on; the exit code is then 3.
     """
-    invocation = begin(context)
+    invocation = begin_command(context)
     given = Inputs(tuple(paths or ()), tuple(filelist or ()), null, prompt_file, tuple(ask or ()))
     given.check(invocation)
     destination = chosen_output(invocation)
@@ -91,6 +91,6 @@ def caption(
         return
     for problem in listing.problems:
         invocation.console.error(problem)
-    tell_warnings(invocation, plan)
+    report_warnings(invocation, plan)
     code = run(invocation, plan, job, destination)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
