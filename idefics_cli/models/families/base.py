@@ -18,8 +18,9 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
+from idefics_cli.models.families.internals import cache_name
 from idefics_cli.models.families.picture import PreparedPicture
-from idefics_cli.models.families.protocols import Config, Model, Processor
+from idefics_cli.models.families.protocols import Config, Model, Processor, StepOutput
 from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.spec import (
     END_OF_UTTERANCE,
@@ -31,6 +32,7 @@ from idefics_cli.models.families.vision_work import VisionWork
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import Cache
 
 Inputs: TypeAlias = dict[str, Tensor]
 """Named tensors of B prompts; `input_ids` and `attention_mask` (B, T) among them."""
@@ -194,6 +196,38 @@ class Family:
         """
         return {}
 
+    def forward(
+        self,
+        model: Model,
+        inputs: Inputs,
+        cache: Cache,
+        *,
+        mask: Tensor | None,
+        positions: Tensor,
+    ) -> StepOutput:
+        """Run *inputs* behind what *cache* holds, by the names that this transformers has.
+
+        Args:
+            model: In eval mode.
+            inputs: Of `text_inputs`; or of `next_inputs`, with one more token of each row.
+            cache: Grows.
+            mask: (B, T of the cache and of *inputs*), 1 where a token is real, or (B, 1, 1, T)
+                as the attention takes it; None hides nothing.
+            positions: (B, T of *inputs*).
+
+        Returns:
+            Logits (B, 1, V) of the last token of each row.
+        """
+        return model(
+            **self._named(inputs),
+            **{cache_name(model.config.model_type): cache},
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+            return_dict=True,
+        )
+
     def prefix_keys(
         self, ids: Sequence[int], pictures: Sequence[PreparedPicture]
     ) -> list[PrefixKey]:
@@ -247,6 +281,10 @@ class Family:
             else:
                 parts.append(part)
         return [None if part is None else self.plain(part) for part in parts]
+
+    def _named(self, inputs: Inputs) -> Inputs:
+        """Return *inputs* of `forward` as this transformers takes them."""
+        return inputs
 
     def _pieces(self, image: Image) -> Sequence[Image]:
         """Return what `_tiles` makes the tiles of a picture from, and nothing else of it."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.families.base import Family, Inputs, left_padded
+from idefics_cli.models.families.internals import takes_flat_states
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
@@ -123,6 +124,11 @@ class Idefics1(Family):
             "image_attention_mask": inputs["image_attention_mask"][:, -1:],
             **self._states(image_features),
         }
+
+    def _named(self, inputs: Inputs) -> Inputs:
+        if not takes_flat_states():
+            return inputs
+        return {**inputs, self._states_name: inputs[self._states_name].flatten(0, 1)}
 
     def _states(self, image_features: Tensor | None) -> Inputs:
         if image_features is None:

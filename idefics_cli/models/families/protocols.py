@@ -169,4 +169,3 @@ class StepOutput(Protocol):
     """The part of a model's output that decoding uses."""
 
     logits: Tensor
-    past_key_values: object

@@ -21,6 +21,7 @@ from idefics_cli.engine.local.prompt.prefill import Prompt
 from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.internals import cache_name
 from idefics_cli.models.loading.loader import Loaded, check_tokenizer, load, load_config
 from tests.support import tiny
 from tests.support.reference import auto_processor
@@ -113,7 +114,7 @@ def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
 
         def __call__(self, **arguments: object) -> object:
             tokens = arguments.get("input_ids", arguments.get("inputs_embeds"))
-            cache = arguments["past_key_values"]
+            cache = arguments[cache_name(loaded.model.config.model_type)]
             assert isinstance(tokens, torch.Tensor)
             seen.append((tokens.shape[1], cache.get_seq_length()))  # type: ignore[attr-defined]
             return loaded.model(**arguments)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.transfer import to_device
+from idefics_cli.models.families.internals import has_8bit_layers
 from idefics_cli.models.families.protocols import Model
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def graphs_problem(model: Model) -> str | None:
     """Return why decode steps of *model* cannot be recorded, or None."""
     if model.device.type != "cuda":
         return "only CUDA records kernels"
-    if getattr(model, "is_loaded_in_8bit", False):
+    if has_8bit_layers(model):
         return "8bit looks at its numbers between kernels"
     return None
 

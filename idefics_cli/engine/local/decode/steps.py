@@ -14,6 +14,7 @@ from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.prompt.prefill import Prompt
 from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.internals import attention_of, is_spread
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 
@@ -55,6 +56,7 @@ class PlainStep:
 
     def __init__(self, model: Model, family: Family, prompt: Prompt, cache: Cache) -> None:
         self._model = model
+        self._family = family
         self._cache = cache
         self._mask = prompt.mask
         self._positions = prompt.inputs["attention_mask"].long().sum(-1, keepdim=True)
@@ -69,14 +71,12 @@ class PlainStep:
         """See `Step`."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(newest), 1)], dim=1)
-        output = self._model(
-            **self._extra,
-            input_ids=newest[:, None],
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            return_dict=True,
+        output = self._family.forward(
+            self._model,
+            {**self._extra, "input_ids": newest[:, None]},
+            self._cache,
+            mask=self._mask,
+            positions=self._positions,
         )
         self._positions = self._positions + 1
         return output.logits[:, -1]
@@ -126,7 +126,7 @@ class SlotStep:
         self._source = source
         text = model.config.get_text_config()
         self._window = getattr(text, "sliding_window", None)
-        self._adds_mask = attention_of(model) == "eager"
+        self._adds_mask = attention_of(text) == "eager"
 
     @property
     def is_quick(self) -> bool:
@@ -161,15 +161,15 @@ class SlotStep:
     def _forward(self, inputs: Tensor, width: int, *, is_even: bool = False) -> Tensor:
         """Run ids and places (2, rows) within the first *width* places; logits (rows, V)."""
         ids, places = inputs
-        output = self._model(
-            **{name: tensor[: len(ids)] for name, tensor in self.slots.extra.items()},
-            inputs_embeds=self._family.embed(self._model, ids[:, None]),
+        named = {name: tensor[: len(ids)] for name, tensor in self.slots.extra.items()}
+        named["inputs_embeds"] = self._family.embed(self._model, ids[:, None])
+        output = self._family.forward(
+            self._model,
+            named,
+            self.slots.view(places, width),
             # The library's own mask is right, and often none, where all rows are of one length.
-            attention_mask=None if is_even else self._mask(places, width),
-            position_ids=places[:, None],
-            past_key_values=self.slots.view(places, width),
-            use_cache=True,
-            return_dict=True,
+            mask=None if is_even else self._mask(places, width),
+            positions=places[:, None],
         )
         return output.logits[:, -1]
 
@@ -188,15 +188,11 @@ class SlotStep:
         return added.masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def attention_of(model: Model) -> str:
-    """Return the name of the attention of the text model."""
-    return str(getattr(model.config.get_text_config(), "_attn_implementation", ""))
-
-
 def slots_problem(model: Model) -> str | None:
     """Return why rows of *model* cannot have their own lengths, or None."""
-    if (name := attention_of(model)) not in ("sdpa", "eager", cpu_attention.NAME):
+    name = attention_of(model.config.get_text_config())
+    if name not in ("sdpa", "eager", cpu_attention.NAME):
         return f"{name} takes no mask of its own for each row"
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    if is_spread(model):
         return "the model is spread over several devices"
     return None

@@ -69,14 +69,12 @@ def prefill(
     start = cache.get_seq_length()
     while cancel is None or not cancel.is_set():
         end = min(start + piece, length)
-        output = model(
-            **family.text_inputs(model, prompt.inputs, prompt.image_features, start, end),
-            attention_mask=None if mask is None else mask[:, :end],
-            position_ids=positions[:, start:end],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            return_dict=True,
+        output = family.forward(
+            model,
+            family.text_inputs(model, prompt.inputs, prompt.image_features, start, end),
+            cache,
+            mask=None if mask is None else mask[:, :end],
+            positions=positions[:, start:end],
         )
         if end == length:
             return output

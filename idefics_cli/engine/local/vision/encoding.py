@@ -13,6 +13,7 @@ from torch import Tensor
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.vision import tiles
 from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.internals import attention_of
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
@@ -146,7 +147,7 @@ def _groups(
     model: Model, family: Family, missing: Iterable[PreparedPicture]
 ) -> Iterator[tiles.Group]:
     """Yield what runs together of the tiles of *missing*."""
-    attention = getattr(model.config.vision_config, "_attn_implementation", "")
+    attention = attention_of(model.config.vision_config)
     return tiles.groups(
         {
             (picture.digest, index): size
