@@ -10,8 +10,8 @@ import inspect
 from dataclasses import fields
 from functools import cache
 
-from idefics_cli.models.classes import model_class
-from idefics_cli.models.library import Model
+from idefics_cli.models.families.classes import model_class
+from idefics_cli.models.families.protocols import Model
 
 
 @cache

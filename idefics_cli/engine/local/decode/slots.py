@@ -3,69 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
+from idefics_cli.engine.local.prompt.kv_cache import SlotLayer, SlotView
 from idefics_cli.models.families.base import Inputs
 
 # Buffers grow by so many tokens at a time; also what the masks of CUDA kernels are aligned to.
 _TOKENS = 256
-
-
-@dataclass(slots=True)
-class _View:
-    """What one forward sees of the buffers: the first of the rows and of the places.
-
-    Attributes:
-        index: (rows,) 0, 1, 2…
-        places: (rows,) where each row's new state goes.
-        width: How many places there are.
-    """
-
-    index: Tensor
-    places: Tensor
-    width: int
-
-
-class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
-    """The states of one layer, (rows, heads, places, width)."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
-        self.view: _View | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write the states (rows, heads, 1, width) of one token, and return what is in view."""
-        view = self._seen()
-        self.keys[view.index, :, view.places] = key_states[:, :, 0]
-        self.values[view.index, :, view.places] = value_states[:, :, 0]
-        rows = len(view.index)
-        return self.keys[:rows, :, : view.width], self.values[:rows, :, : view.width]
-
-    def get_seq_length(self) -> int:
-        """Return how many places are before the newest."""
-        return self._seen().width - 1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many places are in view, and the first of them."""
-        return self._seen().width, 0
-
-    def _seen(self) -> _View:
-        if self.view is None:
-            raise RuntimeError("no forward was begun")
-        return self.view
 
 
 class Slots:
@@ -117,7 +64,7 @@ class Slots:
         first, held = len(self.lengths), cache.get_seq_length()
         if not self.cache.layers:
             self.cache.layers.extend(
-                _SlotLayer(given.keys[:0, :, :0], given.values[:0, :, :0]) for given in cache.layers
+                SlotLayer(given.keys[:0, :, :0], given.values[:0, :, :0]) for given in cache.layers
             )
         self._set_capacity(max(lengths) + 1)
         # Layer by layer, so that not all states are in memory twice.
@@ -159,7 +106,7 @@ class Slots:
             places: (rows,) where their new states go.
             width: Places that are seen, from the first.
         """
-        view = _View(torch.arange(len(places), device=places.device), places, width)
+        view = SlotView(torch.arange(len(places), device=places.device), places, width)
         for layer in self.cache.layers:
             layer.view = view
         return self.cache
@@ -176,7 +123,7 @@ class Slots:
             self.capacity = -(-length // _TOKENS) * _TOKENS
             self.version += 1
 
-    def _grow(self, layer: _SlotLayer) -> None:
+    def _grow(self, layer: SlotLayer) -> None:
         """Give *layer* buffers of the capacity."""
         for name in ("keys", "values"):
             old = getattr(layer, name)

@@ -11,8 +11,9 @@ from transformers import Cache
 
 from idefics_cli.engine.local.decode.graphs import Graphs
 from idefics_cli.engine.local.decode.slots import Slots
+from idefics_cli.engine.local.engine.transfer import to_device
+from idefics_cli.engine.local.prompt.kv_cache import drop_first
 from idefics_cli.engine.local.prompt.prefill import Prompt
-from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import attention_of, is_spread
 from idefics_cli.models.families.protocols import Model
@@ -92,8 +93,7 @@ class PlainStep:
         mask = self._mask[chosen]
         padding = int(mask.long().argmax(-1).min())
         self._mask = None if bool(mask[:, padding:].all()) else mask[:, padding:]
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, padding:], layer.values[:, :, padding:]
+        drop_first(self._cache, padding)
 
     def close(self) -> None:
         """See `Step`; it is so."""

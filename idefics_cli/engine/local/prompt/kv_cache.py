@@ -1,10 +1,12 @@
-"""A KV cache with room to grow, so that a new token does not copy all that came before it."""
+"""Layers of KV caches: with room to grow, so that a new token copies nothing, and of slots."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 # Room for so many more tokens whenever there is none left. Of an 8B model that is 32 MiB.
@@ -23,6 +25,12 @@ def growing_cache() -> DynamicCache:
     cache = DynamicCache()
     cache.layer_class_to_replicate = GrowingLayer
     return cache
+
+
+def drop_first(cache: Cache, count: int) -> None:
+    """Forget the states of the first *count* tokens of all rows."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
@@ -71,6 +79,58 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no 
             self._rooms[index] = room
         room[:, :, kept:length] = new
         return room[:, :, :length]
+
+
+@dataclass(slots=True)
+class SlotView:
+    """What one forward sees of the buffers: the first of the rows and of the places.
+
+    Attributes:
+        index: (rows,) 0, 1, 2…
+        places: (rows,) where each row's new state goes.
+        width: How many places there are.
+    """
+
+    index: Tensor
+    places: Tensor
+    width: int
+
+
+class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
+    """The states of one layer, (rows, heads, places, width)."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+        self.view: SlotView | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the states (rows, heads, 1, width) of one token, and return what is in view."""
+        view = self._seen()
+        self.keys[view.index, :, view.places] = key_states[:, :, 0]
+        self.values[view.index, :, view.places] = value_states[:, :, 0]
+        rows = len(view.index)
+        return self.keys[:rows, :, : view.width], self.values[:rows, :, : view.width]
+
+    def get_seq_length(self) -> int:
+        """Return how many places are before the newest."""
+        return self._seen().width - 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many places are in view, and the first of them."""
+        return self._seen().width, 0
+
+    def _seen(self) -> SlotView:
+        if self.view is None:
+            raise RuntimeError("no forward was begun")
+        return self.view
 
 
 def _begins(room: Tensor, old: Tensor, kept: int) -> bool:
