@@ -147,7 +147,7 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
         raise ModelError(
             f"the tokenizer of `{name}` gives other tokens than the model was trained on",
             hint="this version of transformers reads it wrongly; install one that is tested: "
-            "pip install 'transformers>=5.17,<5.24'",
+            "pip install 'transformers>=5.17,<5.25'",
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from idefics_cli.engine.local.decode.slots import Slots
-from idefics_cli.engine.local.engine.transfer import to_device
+from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.internals import has_8bit_layers
 from idefics_cli.models.families.protocols import Model
 

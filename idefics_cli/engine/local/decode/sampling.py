@@ -11,7 +11,7 @@ from torch import Tensor
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Finish, Sampling
-from idefics_cli.engine.local.engine.transfer import Arrival, to_device
+from idefics_cli.engine.local.transfer import Arrival, to_device
 from idefics_cli.models.families.base import Family
 
 # float32 divides and multiplies by these without running over; what lies beyond changes nothing.

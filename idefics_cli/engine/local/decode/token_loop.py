@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores, banned_of, finish_all
 from idefics_cli.engine.local.decode.slots import kept_in_order
 from idefics_cli.engine.local.decode.steps import PlainStep, Step
-from idefics_cli.engine.local.engine.cancel import Flag
-from idefics_cli.engine.local.engine.transfer import to_device
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
+from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.protocols import Model
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from idefics_cli.engine.local.engine.cancel import Flag
+from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
 from idefics_cli.models.families.protocols import Model, StepOutput
 
