@@ -32,7 +32,7 @@ def quick_imports() -> Iterator[None]:
 def import_transformers() -> None:
     """Import transformers and its list of models, and scan its files only once.
 
-    transformers 5.17 to 5.23 read their 2,000 model files twice, which takes a tenth of the
+    transformers 5.17 to 5.24 read their 2,000 model files twice, which takes a tenth of the
     import time: `transformers` passes the folder of the models to
     `create_import_structure_from_path`, `transformers.models` passes a file in that folder, and
     the cache of that function does not treat the two as equal.

@@ -1,6 +1,6 @@
 """What families and the engine read of transformers' models that the library documents nowhere.
 
-`tests/test_upstream.py` holds each of these to what the installed version does.
+`test_upstream.py` holds each of these to what the installed version does.
 """
 
 from __future__ import annotations
