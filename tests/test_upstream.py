@@ -802,7 +802,8 @@ def _() -> None:
     from typer import rich_utils
 
     assert all(hasattr(rich_utils, f"STYLE_{name}") for name in plain_help._EMPHASIZED)
-    assert hasattr(rich_utils, "STYLE_TYPES")
+    source = Path(rich_utils.__file__).read_text(encoding="utf-8")
+    assert len(re.findall(r"^STYLE_(TYPES|METAVAR) = ", source, re.MULTILINE)) == 1
 
 
 @relied_on("Typer's errors of usage, by their base and attributes", app._usage_error)

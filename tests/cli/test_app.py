@@ -291,7 +291,7 @@ def test_a_closed_stdout_matters_to_nobody_who_writes_a_file(tmp_path: Path) -> 
 def test_help_wears_no_colour_that_a_white_ground_swallows() -> None:
     run("ask", "--help")
     styles = {name: value for name, value in vars(rich_utils).items() if name.startswith("STYLE_")}
-    shown = ("OPTION", "SWITCH", "TYPES", "USAGE", "COMMANDS_TABLE_FIRST_COLUMN")
+    shown = ("OPTION", "SWITCH", "TYPES", "METAVAR", "USAGE", "COMMANDS_TABLE_FIRST_COLUMN")
     for name in (*shown, "NEGATIVE_OPTION", "NEGATIVE_SWITCH"):
         assert not re.search("yellow|cyan|green|white", styles[f"STYLE_{name}"])
 

@@ -41,7 +41,9 @@ def use_legible_styles() -> None:
 
     for name in _EMPHASIZED:
         setattr(rich_utils, f"STYLE_{name}", "bold")
-    rich_utils.STYLE_TYPES = "magenta"
+    # One thing, by its names in Typer 0.29 and 0.26.
+    for name in ("TYPES", "METAVAR"):
+        setattr(rich_utils, f"STYLE_{name}", "magenta")
 
 
 def _encoding() -> str:
