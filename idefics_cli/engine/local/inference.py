@@ -20,7 +20,6 @@ from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.decode.steps import SlotStep, Step, slots_problem
 from idefics_cli.engine.local.decode.token_loop import OnToken, generate
 from idefics_cli.engine.local.memory import as_memory_limit
-from idefics_cli.engine.local.prompt.kv_cache import growing_cache
 from idefics_cli.engine.local.prompt.prefill import Prompt
 from idefics_cli.engine.local.prompt.prefix import PrefixCache
 from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
@@ -28,6 +27,7 @@ from idefics_cli.engine.local.vision.side_stream import Beside, beside_of
 from idefics_cli.engine.local.vision.tiles import GPU_PIXELS
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Inputs, check_ids
+from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.loading.loader import Loaded
 

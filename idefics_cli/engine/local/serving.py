@@ -19,9 +19,9 @@ from idefics_cli.engine.local.decode.steps import SlotStep
 from idefics_cli.engine.local.decode.token_loop import BatchDecoder
 from idefics_cli.engine.local.inference import BatchAnswer, Inference
 from idefics_cli.engine.local.memory import as_memory_limit
-from idefics_cli.engine.local.prompt.kv_cache import growing_cache
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
 from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
+from idefics_cli.models.families.kv_cache import growing_cache
 
 _log = logging.getLogger(__name__)
 # Most requests whose pictures are encoded while others are answered: of Idefics3, split, they

@@ -16,12 +16,12 @@ from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Mess
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.decode.token_loop import generate
 from idefics_cli.engine.local.engine import LocalEngine
-from idefics_cli.engine.local.prompt.kv_cache import growing_cache
 from idefics_cli.engine.local.prompt.prefill import Prompt
 from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import cache_name
+from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.loading.loader import Loaded, check_tokenizer, load, load_config
 from tests.support import tiny
 from tests.support.reference import auto_processor

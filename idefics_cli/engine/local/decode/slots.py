@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from idefics_cli.engine.local.prompt.kv_cache import SlotLayer, SlotView
 from idefics_cli.models.families.base import Inputs
+from idefics_cli.models.families.kv_cache import SlotLayer, SlotView
 
 # Buffers grow by so many tokens at a time; also what the masks of CUDA kernels are aligned to.
 _TOKENS = 256

@@ -11,11 +11,11 @@ from transformers import Cache
 
 from idefics_cli.engine.local.decode.graphs import Graphs
 from idefics_cli.engine.local.decode.slots import Slots
-from idefics_cli.engine.local.prompt.kv_cache import drop_first
 from idefics_cli.engine.local.prompt.prefill import Prompt
 from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import attention_of, is_spread
+from idefics_cli.models.families.kv_cache import drop_first
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from transformers import DynamicCache
 
-from idefics_cli.engine.local.prompt.kv_cache import growing_cache
 from idefics_cli.models.families.base import PrefixKey
+from idefics_cli.models.families.kv_cache import growing_cache
 
 
 class PrefixCache:

@@ -41,36 +41,34 @@ from transformers.cache_utils import DynamicLayer
 
 import idefics_cli
 from idefics_cli.bench import random_model
-from idefics_cli.cli import app, guidance, plain_help
+from idefics_cli.cli import app
+from idefics_cli.cli.help import guidance, plain_help
 from idefics_cli.completion import spec as completion_spec
+from idefics_cli.core import imports as importing
 from idefics_cli.core.errors import MemoryLimitError
-from idefics_cli.demo import build, losses
-from idefics_cli.engine import memory
-from idefics_cli.models import (
-    attention,
-    cache,
-    checkpoint,
+from idefics_cli.demo import build
+from idefics_cli.demo.training import losses
+from idefics_cli.engine.local import memory
+from idefics_cli.hardware import machine
+from idefics_cli.images import loader as images
+from idefics_cli.images import pillow_setup
+from idefics_cli.models.families import (
+    base,
     classes,
-    cpu_attention,
-    images,
-    importing,
-    int4,
-    int8,
-    jit,
+    idefics1,
+    idefics2,
+    idefics3,
+    internals,
     kv_cache,
-    loader,
-    machine,
-    packed,
-    pillow_setup,
-    placement,
-    processors,
-    quantization,
-    rms_norm,
-    shrinking,
-    weights,
-    widened,
 )
-from idefics_cli.models.families import base, idefics1, idefics2, idefics3, internals
+from idefics_cli.models.families import resize as shrinking
+from idefics_cli.models.hub import cache, checkpoint
+from idefics_cli.models.kernels import attention as cpu_attention
+from idefics_cli.models.kernels import jit, packed, rms_norm, widened
+from idefics_cli.models.kernels.int4 import linear as int4
+from idefics_cli.models.kernels.int8 import linear as int8
+from idefics_cli.models.loading import loader, processors, weights
+from idefics_cli.models.planning import attention, placement, quantization
 
 Check: TypeAlias = Callable[[], None]
 User: TypeAlias = ModuleType | type | Callable[..., object]
@@ -276,7 +274,7 @@ def _() -> None:
 
 @relied_on(
     "get_image_features gives its pictures' features as pooler_output",
-    idefics2.TemplateFamily.see,
+    idefics2.TemplateFamily.encode_tiles,
     losses._pooled,
 )
 def _() -> None:
@@ -288,7 +286,7 @@ def _() -> None:
         assert features.reshape(3, -1, features.shape[-1]).shape == (3, width, 32), kind
 
 
-@relied_on("Idefics2's encoder and connector take masks of patches", idefics2.Idefics2.see)
+@relied_on("Idefics2's encoder and connector take masks of patches", idefics2.Idefics2.encode_tiles)
 def _() -> None:
     core, tiles = tiny_model("idefics2").model, torch.randn(2, 3, 28, 42)
     real = torch.ones(2, 2, 3, dtype=torch.bool)

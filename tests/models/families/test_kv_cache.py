@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from idefics_cli.engine.local.prompt import kv_cache
-from idefics_cli.engine.local.prompt.kv_cache import growing_cache
+from idefics_cli.models.families import kv_cache
+from idefics_cli.models.families.kv_cache import growing_cache
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
