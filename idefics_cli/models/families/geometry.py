@@ -55,7 +55,7 @@ class Geometry:
         """
         text = config if self.text_section is None else section(config, self.text_section)
         stated = None if self.text_section is None else text.get("model_type")
-        known = {**_TEXT_DEFAULT, **_TEXT_DEFAULTS.get(str(stated or self.text_model), {})}
+        known = {**TEXT_DEFAULT, **TEXT_DEFAULTS.get(str(stated or self.text_model), {})}
         return whole_number(text.get(key), known.get(key, default))
 
     def vision_number(self, config: Json, key: str) -> int:
@@ -134,14 +134,14 @@ def longest_edge(images: Json, key: str) -> int:
 
 # Values that the settings of a text model may leave out, by its type; from the config classes of
 # transformers 5.23.
-_TEXT_DEFAULT = {
+TEXT_DEFAULT = {
     "hidden_size": 4096,
     "intermediate_size": 11_008,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "max_position_embeddings": 32_768,
 }
-_TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "mistral": {"intermediate_size": 14_336, "num_key_value_heads": 8},
     "idefics": {"max_position_embeddings": 2048, "cross_layer_interval": 1},
     "llama": {"max_position_embeddings": 2048},
