@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message
+from idefics_cli.models.families.classes import import_class
 from idefics_cli.models.families.internals import cache_name
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor, StepOutput
@@ -319,6 +320,11 @@ def check_ids(input_ids: Tensor, rows: int) -> None:
             f"the prompt holds token {highest}, and this model knows only {rows}",
             hint="chat tokens such as `<end_of_utterance>` mean nothing to a base model",
         )
+
+
+def family_class(model_type: str) -> type[Family]:
+    """Return our class that makes prompts and tensors for *model_type*."""
+    return cast("type[Family]", import_class(find_family(model_type).runner))
 
 
 def left_padded_positions(attention_mask: Tensor) -> Tensor:

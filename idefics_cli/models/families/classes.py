@@ -17,35 +17,29 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
     from transformers.processing_utils import ProcessorMixin
 
-    from idefics_cli.models.families.base import Family
 
-
-def family_class(model_type: str) -> type[Family]:
-    """Return our class that makes prompts and tensors for *model_type*."""
-    return cast("type[Family]", _imported(find_family(model_type).runner))
+def import_class(path: str) -> type:
+    """Return the class that *path* names, as "module:Class"."""
+    module, _, name = path.partition(":")
+    with quick_imports():
+        found = getattr(importlib.import_module(module), name)
+    return cast("type", found)
 
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:
     """Return the library's class of the config of *model_type*."""
-    return cast("type[PreTrainedConfig]", _imported(find_family(model_type).classes.config))
+    return cast("type[PreTrainedConfig]", import_class(find_family(model_type).classes.config))
 
 
 def model_class(model_type: str) -> type[PreTrainedModel]:
     """Return the library's class of the models of *model_type*."""
-    return cast("type[PreTrainedModel]", _imported(find_family(model_type).classes.model))
+    return cast("type[PreTrainedModel]", import_class(find_family(model_type).classes.model))
 
 
 def processor_classes(model_type: str) -> tuple[type[BaseImageProcessor], type[ProcessorMixin]]:
     """Return the library's classes of the image processor (by PIL) and of the processor."""
     classes = find_family(model_type).classes
     return (
-        cast("type[BaseImageProcessor]", _imported(classes.image_processor)),
-        cast("type[ProcessorMixin]", _imported(classes.processor)),
+        cast("type[BaseImageProcessor]", import_class(classes.image_processor)),
+        cast("type[ProcessorMixin]", import_class(classes.processor)),
     )
-
-
-def _imported(path: str) -> type:
-    module, _, name = path.partition(":")
-    with quick_imports():
-        found = getattr(importlib.import_module(module), name)
-    return cast("type", found)

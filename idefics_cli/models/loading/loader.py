@@ -17,8 +17,8 @@ from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec, Progress
-from idefics_cli.models.families.base import Family
-from idefics_cli.models.families.classes import config_class, family_class
+from idefics_cli.models.families.base import Family, family_class
+from idefics_cli.models.families.classes import config_class
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, find_family
 from idefics_cli.models.hub import download, facts
