@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from threading import Event
 
+from idefics_cli.caption.events import Ready
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import is_uri
-from idefics_cli.core.types import CaptionRecord, ImageLimits
+from idefics_cli.core.types import CaptionRecord, ImageLimits, Progress
 from idefics_cli.engine.protocol import EngineFactory
 
 PROBED = 3
@@ -35,12 +36,25 @@ def unreadable(pictures: Iterable[CaptionItem], limits: ImageLimits) -> Iterator
 
 
 def seconds_per_picture(
-    job: CaptionJob, factory: EngineFactory, *, clock: Callable[[], float] = time.perf_counter
+    job: CaptionJob,
+    factory: EngineFactory,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress | None = None,
 ) -> float | None:
-    """Caption up to three pictures of *job*, and return what one took; None if all failed.
+    """Caption up to three pictures of *job*, and return the seconds per picture.
 
-    They are the first, the middle and the last, together in a batch, read from the disk as in a
-    run; the loading of the model does not count.
+    The pictures are the first, the middle and the last. They are read from the disk as in a run,
+    and answered in one batch. The time for loading the model does not count.
+
+    Args:
+        job: What to do.
+        factory: Makes the engine.
+        clock: Returns seconds.
+        progress: Called while the model loads, and with a new phase when it is loaded.
+
+    Returns:
+        None if every picture failed.
 
     Raises:
         IdeficsError: If the model cannot be loaded.
@@ -49,11 +63,12 @@ def seconds_per_picture(
     count = min(PROBED, len(pictures))
     chosen = tuple(pictures[i * (len(pictures) - 1) // max(1, count - 1)] for i in range(count))
     begun, captioned = 0.0, 0
-    for event in EXECUTORS["local"](factory, replace(job, pictures=chosen)).caption(
-        chosen, Event()
-    ):
+    executor = EXECUTORS["local"](factory, replace(job, pictures=chosen))
+    for event in executor.caption(chosen, Event(), progress=progress):
         if isinstance(event, CaptionRecord):
             captioned += event.error is None
-        elif not begun:
+        elif isinstance(event, Ready):
             begun = clock()
+            if progress is not None:
+                progress("captioning a few pictures", None)
     return (clock() - begun) / captioned if captioned else None

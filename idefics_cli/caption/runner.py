@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from idefics_cli.caption.events import ExecutorEvent, ModelLoading, RunEvent, Started, Stopping
 from idefics_cli.caption.executors import EXECUTORS
-from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.interrupts import Interrupts
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
@@ -17,19 +17,6 @@ from idefics_cli.caption.records import failed
 from idefics_cli.caption.sinks.base import SidecarError, Sink
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine.protocol import EngineFactory
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The run begins with *total* pictures to caption; *skipped* others have theirs."""
-
-    total: int
-    skipped: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """Somebody asked the run to stop: what the model is at is finished, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +35,6 @@ class RunResult:
     end: Literal["done", "interrupted", "failures"] = "done"
 
 
-RunEvent = Started | Ready | BatchReduced | Stopping | CaptionRecord
-
-
 def run_captions(
     job: CaptionJob,
     factory: EngineFactory,
@@ -67,9 +51,10 @@ def run_captions(
 
     Args:
         job: What to do.
-        factory: Makes the engine, here or in a worker.
+        factory: Makes the engine, in this process or in a worker.
         sink: Already entered; the caller leaves it.
-        on_event: Told of every event, of a record when it is written; called in this thread.
+        on_event: Called with every event in this thread, with a record when it is written.
+            `ModelLoading` may come in another thread, while this one waits for the model.
         executor: A key of `EXECUTORS`.
         max_failures: Stop when more pictures than this have failed.
 
@@ -86,18 +71,30 @@ def run_captions(
     if not todo:
         return RunResult(0, 0)
     interrupts = Interrupts(on_stop=lambda: on_event(Stopping()))
-    delivery = _Delivery(sink, on_event)
-    events = EXECUTORS[executor](factory, job).caption(delivery.noted(todo), interrupts.stop)
+    delivery = _Delivery(sink, on_event, len(todo))
+    events = EXECUTORS[executor](factory, job).caption(
+        delivery.noted(todo),
+        interrupts.stop,
+        progress=lambda phase, share: on_event(ModelLoading(phase, share)),
+    )
     with closing(events), interrupts.handled():
-        while (event := _next(events, interrupts, delivery)) is not None:
-            delivery.take(event)
-            interrupts.is_patient = True  # the model is loaded
-            if max_failures is not None and delivery.failed > max_failures:
-                delivery.give_up()
-                return RunResult(delivery.captioned, delivery.failed, "failures")
-        if interrupts.stop.is_set() and delivery.captioned + delivery.failed < len(todo):
-            delivery.give_up()
-            return RunResult(delivery.captioned, delivery.failed, "interrupted")
+        return _deliver_all(events, delivery, interrupts, max_failures=max_failures)
+
+
+def _deliver_all(
+    events: Iterator[ExecutorEvent],
+    delivery: _Delivery,
+    interrupts: Interrupts,
+    *,
+    max_failures: int | None,
+) -> RunResult:
+    while (event := _next(events, interrupts, delivery)) is not None:
+        delivery.take(event)
+        interrupts.is_patient = True  # the model is loaded
+        if max_failures is not None and delivery.failed > max_failures:
+            return delivery.give_up("failures")
+    if interrupts.stop.is_set() and not delivery.is_complete:
+        return delivery.give_up("interrupted")
     delivery.check()
     return RunResult(delivery.captioned, delivery.failed)
 
@@ -109,15 +106,16 @@ def _next(
         with interrupts.allowed():
             return next(events, None)
     except (Exception, KeyboardInterrupt):
-        delivery.give_up()
+        delivery.give_up("interrupted")
         raise
 
 
 class _Delivery:
     """Writes records in the order of the pictures, whatever the order in which they come."""
 
-    def __init__(self, sink: Sink, on_event: Callable[[RunEvent], None]) -> None:
+    def __init__(self, sink: Sink, on_event: Callable[[RunEvent], None], total: int) -> None:
         self._sink = sink
+        self._total = total
         self._on_event = on_event
         self._asked: deque[str] = deque()
         self._held: dict[str, CaptionRecord] = {}
@@ -138,11 +136,17 @@ class _Delivery:
         while self._asked and self._asked[0] in self._held:
             self._write(self._held.pop(self._asked.popleft()))
 
-    def give_up(self) -> None:
-        """Write what is finished, though something before it never will be."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether every picture has its record."""
+        return self.captioned + self.failed == self._total
+
+    def give_up(self, end: Literal["interrupted", "failures"]) -> RunResult:
+        """Write the finished records, even if a record before them will never come."""
         for key in self._asked:
             if key in self._held:
                 self._write(self._held.pop(key))
+        return RunResult(self.captioned, self.failed, end)
 
     def check(self) -> None:
         """Raise a RuntimeError if the executor lost a picture: a bug of ours."""

@@ -13,7 +13,7 @@ from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.paths import cache_folder, display_path
 from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.core.units import format_size
-from idefics_cli.engine.protocol import Engine, EngineFactory
+from idefics_cli.engine.protocol import Engine
 
 if TYPE_CHECKING:
     from idefics_cli.models.hub.facts import ModelFacts
@@ -136,17 +136,6 @@ def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
         )
 
 
-def engine_factory(invocation: Invocation, plan: Plan) -> EngineFactory:
-    """Return what loads the model of *plan*, with a sign of life on a terminal."""
-
-    def load() -> Engine:
-        name = plan.spec.name or plan.spec.repo
-        with invocation.console.status(f"loading {name}") as progress:
-            return invocation.services.make_factory(plan.spec, progress=progress)()
-
-    return load
-
-
 @contextmanager
 def opened_engine(invocation: Invocation, plan: Plan) -> Iterator[Engine]:
     """Load what *plan* says, and close it at the end.
@@ -155,5 +144,8 @@ def opened_engine(invocation: Invocation, plan: Plan) -> Iterator[Engine]:
         ModelError: If the model is not there, or broken.
         MemoryLimitError: If it does not fit.
     """
-    with engine_factory(invocation, plan)() as engine:
+    spec = plan.spec
+    with invocation.console.status(f"loading {spec.name or spec.repo}") as progress:
+        loaded = invocation.services.make_factory(spec)(progress=progress)
+    with loaded as engine:
         yield engine

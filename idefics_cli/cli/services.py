@@ -9,21 +9,13 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.engine.factory import engine_factory
 from idefics_cli.engine.protocol import EngineFactory
 
 if TYPE_CHECKING:
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine
-
-
-class MakeFactory(Protocol):
-    """As `engine.engine_factory`."""
-
-    def __call__(self, spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
-        """Return what makes an engine for *spec*."""
-        ...
 
 
 class FindFacts(Protocol):
@@ -73,7 +65,7 @@ class Services:
 
     environ: MutableMapping[str, str] = field(default_factory=lambda: os.environ)
     stdin: BinaryIO | None = field(default_factory=_stdin)
-    make_factory: MakeFactory = engine_factory
+    make_factory: Callable[[LoadSpec], EngineFactory] = engine_factory
     probe: Callable[[], Machine] = _probe_machine
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
     find_facts: FindFacts = _find_facts

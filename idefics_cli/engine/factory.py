@@ -9,17 +9,17 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
 
-def engine_factory(spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
-    """Return what makes an engine for *spec*; picklable without *progress*, and loads nothing yet.
+def engine_factory(spec: LoadSpec) -> EngineFactory:
+    """Return a factory of engines for *spec*: a picklable value that has loaded nothing yet.
 
     Raises (when called):
         ModelError: If the model is not there, or broken.
         MemoryLimitError: If it does not fit.
     """
-    return partial(_local_engine, spec, progress)
+    return partial(_local_engine, spec)
 
 
-def _local_engine(spec: LoadSpec, progress: Progress | None) -> Engine:
+def _local_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:
     with quick_imports():
         import_transformers()
         from idefics_cli.engine.local.engine import LocalEngine

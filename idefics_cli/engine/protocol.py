@@ -13,6 +13,7 @@ from idefics_cli.core.types import (
     Completion,
     GenerationRequest,
     LoadSpec,
+    Progress,
     TokenChunk,
 )
 
@@ -200,4 +201,9 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-EngineFactory = Callable[[], Engine]
+class EngineFactory(Protocol):
+    """Makes an engine, in this process or in another one that it was pickled to."""
+
+    def __call__(self, *, progress: Progress | None = None) -> Engine:
+        """Load the model; *progress* may be called in another thread meanwhile."""
+        ...

@@ -18,7 +18,7 @@ from idefics_cli.core.types import GenerationRequest, ImageLimits
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.images.loader import ImageLoader
 from tests.support.commands import Stream
-from tests.support.fakes import FakeEngine
+from tests.support.fakes import EngineOf, FakeEngine
 from tests.support.outputs import contents
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="such names are not allowed here")
@@ -75,7 +75,7 @@ def test_each_has_one_row_and_the_readers_and_batches_change_nothing(
         )
         target = Target(Stream(terminal=False).buffer, Path(folder, "out.jsonl"))
         with SINKS["jsonl"](target) as sink:
-            run_captions(job, Decoding, sink)
+            run_captions(job, EngineOf(Decoding()), sink)
         return contents(Path(folder))
 
     rows = caption("many", readers=readers, batch_size=7)

@@ -16,11 +16,19 @@ from typing import Self
 import pytest
 from PIL import Image
 
+from idefics_cli.caption.events import (
+    BatchReduced,
+    ExecutorEvent,
+    ModelLoading,
+    Ready,
+    RunEvent,
+    Started,
+    Stopping,
+)
 from idefics_cli.caption.executors import EXECUTORS
-from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_batch_size
-from idefics_cli.caption.runner import RunEvent, RunResult, Started, Stopping, run_captions
+from idefics_cli.caption.runner import RunResult, run_captions
 from idefics_cli.core.errors import (
     IdeficsError,
     ImageError,
@@ -34,13 +42,14 @@ from idefics_cli.core.types import (
     Completion,
     GenerationRequest,
     Message,
+    Progress,
     Sampling,
 )
 from idefics_cli.engine.protocol import Engine, Prepared
 from idefics_cli.engine.protocol import Outcome as Answered
 from idefics_cli.models.families import picture as shown
 from idefics_cli.models.families.base import digest_of
-from tests.support.fakes import FakeEngine, FakeSession
+from tests.support.fakes import EngineOf, FakeEngine, FakeSession
 
 pytestmark = pytest.mark.usefixtures("patient_runs")
 every_executor = pytest.mark.parametrize("executor", EXECUTORS)
@@ -94,7 +103,7 @@ def job(
 
 def run(job: CaptionJob, engine: Engine, executor: str = "local") -> list[CaptionRecord]:
     sink = ListSink()
-    run_captions(job, lambda: engine, sink, executor=executor)
+    run_captions(job, EngineOf(engine), sink, executor=executor)
     return sink.records
 
 
@@ -208,7 +217,7 @@ def test_a_run_of_bad_files_only_ends(executor: str) -> None:
     engine = FakeEngine(image_errors=bad)
     sink = ListSink()
 
-    assert run_captions(job(), lambda: engine, sink, executor=executor) == RunResult(0, 25)
+    assert run_captions(job(), EngineOf(engine), sink, executor=executor) == RunResult(0, 25)
     assert [record.file_name for record in sink.records] == list(NAMES)
     assert engine.is_closed
 
@@ -234,7 +243,7 @@ def test_too_little_memory_gives_the_same_records_in_smaller_batches(
 def test_the_batch_size_that_works_is_kept_and_told() -> None:
     engine = FakeEngine(describe, completion_error=too_many(3))
     events: list[RunEvent] = []
-    run_captions(job(batch_size=8), lambda: engine, ListSink(), on_event=events.append)
+    run_captions(job(batch_size=8), EngineOf(engine), ListSink(), on_event=events.append)
 
     assert [event for event in events if isinstance(event, BatchReduced)] == [BatchReduced(2)]
     assert engine.batches[:3] == [8, 4, 2]
@@ -291,7 +300,7 @@ def test_a_bug_in_a_reader_becomes_a_record_and_a_traceback_in_the_log(
 
 @every_executor
 def test_a_model_that_does_not_load_ends_the_run_with_its_error(executor: str) -> None:
-    def broken() -> Engine:
+    def broken(*, progress: Progress | None = None) -> Engine:
         raise ModelError("no such model")
 
     before = threading.active_count()
@@ -306,14 +315,28 @@ def test_pictures_that_the_sink_has_are_not_done_again(executor: str) -> None:
     engine = FakeEngine(describe, sizes=SIZES)
     events: list[RunEvent] = []
 
-    outcome = run_captions(job(), lambda: engine, sink, on_event=events.append, executor=executor)
+    outcome = run_captions(job(), EngineOf(engine), sink, on_event=events.append, executor=executor)
     assert outcome == RunResult(23, 0)
     assert events[:2] == [Started(23, skipped=2), Ready("0123abc")]
     assert texts(sink.records) == [t for t in EXPECTED if t[0] not in sink.completed()]
 
 
+@every_executor
+def test_what_the_model_reports_while_it_loads_is_an_event(executor: str) -> None:
+    factory = EngineOf(FakeEngine(describe), phases=["downloading", "reading"])
+    events: list[RunEvent] = []
+
+    run_captions(job("a"), factory, ListSink(), on_event=events.append, executor=executor)
+    assert events[:4] == [
+        Started(1),
+        ModelLoading("downloading"),
+        ModelLoading("reading"),
+        Ready("0123abc"),
+    ]
+
+
 def test_no_engine_is_made_when_everything_is_done() -> None:
-    def never() -> Engine:
+    def never(*, progress: Progress | None = None) -> Engine:
         raise AssertionError
 
     assert run_captions(job(), never, ListSink(completed=set(NAMES))) == RunResult(0, 0)
@@ -330,7 +353,7 @@ def test_records_are_written_as_soon_as_all_before_them_are_done() -> None:
             written_when_answered.append(len(sink.records))
             return super().complete(batch, cancel=cancel)
 
-    run_captions(job(), lambda: Watching(describe), sink)
+    run_captions(job(), EngineOf(Watching(describe)), sink)
     assert written_when_answered == [0, 4, 8, 12, 16, 20, 24]
 
 
@@ -371,7 +394,7 @@ def test_a_long_caption_holds_neither_a_slot_of_others_nor_their_records() -> No
             read += 1
             yield picture
 
-    events = EXECUTORS["local"](lambda: Engine_(describe, sizes=SIZES), chosen).caption(
+    events = EXECUTORS["local"](EngineOf(Engine_(describe, sizes=SIZES)), chosen).caption(
         listed(), threading.Event()
     )
     for event in events:
@@ -396,7 +419,7 @@ def test_pictures_are_opened_a_few_batches_ahead_and_no_more() -> None:
             most_ahead = max(most_ahead, len(self.prepared) - len(self.requests))
             return super().complete(batch, cancel=cancel)
 
-    def factory() -> Engine:
+    def factory(*, progress: Progress | None = None) -> Engine:
         made.append(Watching(describe))
         return made[-1]
 
@@ -424,7 +447,7 @@ def test_few_big_pictures_are_held_open_at_a_time() -> None:
                 request, (shown.PreparedPicture(b"", (9000, 10_000), ((9000, 10_000),)),)
             )
 
-    run_captions(job(batch_size=4), lambda: Watching(describe), ListSink())
+    run_captions(job(batch_size=4), EngineOf(Watching(describe)), ListSink())
     assert most_held <= 2 + 4 + 4, "0.4 GB, what is being opened, and the batch itself"
 
 
@@ -436,7 +459,11 @@ class Scripted:
         self.is_closed = False
 
     def caption(
-        self, pictures: Iterable[CaptionItem], stop: threading.Event
+        self,
+        pictures: Iterable[CaptionItem],
+        stop: threading.Event,
+        *,
+        progress: Progress | None = None,
     ) -> Generator[ExecutorEvent, None, None]:
         list(pictures)
         try:
@@ -468,7 +495,7 @@ def test_records_that_come_in_any_order_are_written_in_that_of_the_pictures(
 ) -> None:
     scripted(done("c"), done("a"), Ready(), done("d"), done("b"))
     sink = ListSink()
-    run_captions(job("abcd"), lambda: FakeEngine(), sink, executor="scripted")
+    run_captions(job("abcd"), EngineOf(FakeEngine()), sink, executor="scripted")
 
     assert sink.records == [done(name) for name in "abcd"]
 
@@ -481,7 +508,7 @@ def test_what_is_finished_is_written_when_the_run_is_stopped(
     sink = ListSink()
 
     with pytest.raises(type(error)):
-        run_captions(job("abcd"), lambda: FakeEngine(), sink, executor="scripted")
+        run_captions(job("abcd"), EngineOf(FakeEngine()), sink, executor="scripted")
     assert sink.records == [done("a"), done("c"), done("d")]
     assert executor.is_closed
 
@@ -497,7 +524,7 @@ def test_an_output_that_breaks_stops_the_executor_at_once(
     executor = scripted(done("b"), done("a"), done("c"))
     sink = Broken()
     with pytest.raises(BrokenPipeError):
-        run_captions(job("abc"), lambda: FakeEngine(), sink, executor="scripted")
+        run_captions(job("abc"), EngineOf(FakeEngine()), sink, executor="scripted")
     assert sink.records == [done("a")]
     assert executor.is_closed
 
@@ -507,7 +534,7 @@ def test_an_executor_that_loses_a_picture_is_found_out(
 ) -> None:
     scripted(done("a"), done("c"))
     with pytest.raises(RuntimeError, match="no record for `b`"):
-        run_captions(job("abc"), lambda: FakeEngine(), ListSink(), executor="scripted")
+        run_captions(job("abc"), EngineOf(FakeEngine()), ListSink(), executor="scripted")
 
 
 @every_executor
@@ -526,7 +553,7 @@ def test_an_interrupt_in_the_model_cancels_and_closes_it(executor: str) -> None:
     engine = Interrupted(describe)
     sink = ListSink()
     with pytest.raises(KeyboardInterrupt):
-        run_captions(job(), lambda: engine, sink, executor=executor)
+        run_captions(job(), EngineOf(engine), sink, executor=executor)
     assert texts(sink.records) == EXPECTED[:8]
     assert engine.is_closed
     assert all(cancel is not None and cancel.is_set() for cancel in seen)
@@ -554,7 +581,7 @@ def test_the_first_signal_lets_the_batch_in_the_works_be_finished_and_written(
     engine, sink = Pressed(1, number), ListSink()
     events: list[RunEvent] = []
 
-    outcome = run_captions(job(), lambda: engine, sink, on_event=events.append)
+    outcome = run_captions(job(), EngineOf(engine), sink, on_event=events.append)
     assert outcome == RunResult(8, 0, "interrupted")
     assert texts(sink.records) == EXPECTED[:8]
     assert events.count(Stopping()) == 1
@@ -566,7 +593,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
     engine, sink = Pressed(2), ListSink()
 
     with pytest.raises(KeyboardInterrupt):
-        run_captions(job(), lambda: engine, sink)
+        run_captions(job(), EngineOf(engine), sink)
     assert texts(sink.records) == EXPECTED[:4]
     assert engine.batches == [4]
     assert engine.is_closed
@@ -575,11 +602,11 @@ def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
 def test_ctrl_c_in_the_last_batch_is_no_interruption() -> None:
     engine, sink = Pressed(1), ListSink()
 
-    assert run_captions(job(NAMES[:8]), lambda: engine, sink) == RunResult(8, 0)
+    assert run_captions(job(NAMES[:8]), EngineOf(engine), sink) == RunResult(8, 0)
 
 
 def test_ctrl_c_while_the_model_loads_ends_the_run_at_once() -> None:
-    def loading() -> Engine:
+    def loading(*, progress: Progress | None = None) -> Engine:
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("loaded to the end")
 
@@ -601,10 +628,10 @@ def test_ctrl_c_while_a_record_is_written_waits_for_it_twice(presses: int) -> No
     engine = FakeEngine(describe)
     sink = Pressing()
     if presses == 1:
-        run_captions(job(), lambda: engine, sink, on_event=told.append)
+        run_captions(job(), EngineOf(engine), sink, on_event=told.append)
     else:
         with pytest.raises(KeyboardInterrupt):
-            run_captions(job(), lambda: engine, sink, on_event=told.append)
+            run_captions(job(), EngineOf(engine), sink, on_event=told.append)
     # The batch of the record is done, and that which the model may have got meanwhile; the third
     # press does not even wait for its row.
     written = len(sink.records)
@@ -619,19 +646,9 @@ def test_a_run_ends_when_more_pictures_fail_than_it_is_to_stand() -> None:
     bad = {name: ImageError("bad", kind="truncated") for name in ("01.jpg", "05.jpg", "09.jpg")}
     for most, end in ((0, "failures"), (1, "failures"), (2, "failures"), (3, "done")):
         engine = FakeEngine(describe, image_errors=bad)
-        outcome = run_captions(job(batch_size=1), Giver(engine), ListSink(), max_failures=most)
+        outcome = run_captions(job(batch_size=1), EngineOf(engine), ListSink(), max_failures=most)
         assert (outcome.end, outcome.failed) == (end, min(3, most + 1))
         assert engine.is_closed
-
-
-class Giver:
-    """A factory of one engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __call__(self) -> Engine:
-        return self._engine
 
 
 def test_ctrl_c_that_is_handled_elsewhere_or_ignored_is_left_alone() -> None:
@@ -643,7 +660,7 @@ def test_ctrl_c_that_is_handled_elsewhere_or_ignored_is_left_alone() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sink = Pressing()
-        run_captions(job(), lambda: FakeEngine(describe), sink)
+        run_captions(job(), EngineOf(FakeEngine(describe)), sink)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -652,7 +669,9 @@ def test_ctrl_c_that_is_handled_elsewhere_or_ignored_is_left_alone() -> None:
 
 def test_a_run_in_another_thread_is_a_run() -> None:
     sink = ListSink()
-    thread = threading.Thread(target=run_captions, args=(job(), lambda: FakeEngine(describe), sink))
+    thread = threading.Thread(
+        target=run_captions, args=(job(), EngineOf(FakeEngine(describe)), sink)
+    )
     thread.start()
     thread.join(timeout=30)
     assert texts(sink.records) == EXPECTED

@@ -33,7 +33,7 @@ from idefics_cli.core.types import (
 from idefics_cli.models.planning.memory import CPU_RUNTIME_BYTES
 from idefics_cli.models.planning.placement import Need
 from tests.support.commands import Terminal, World, run
-from tests.support.fakes import FakeClock, FakeEngine
+from tests.support.fakes import EngineOf, FakeClock, FakeEngine
 
 
 @pytest.fixture(autouse=True)
@@ -657,7 +657,7 @@ def test_the_time_of_a_run_is_estimated_by_three_of_its_pictures() -> None:
     job = CaptionJob(pictures, (CaptionQuestion("What?"),))
     engine = FakeEngine(name)
 
-    assert seconds_per_picture(job, lambda: engine, clock=FakeClock(6.0)) == 2.0
+    assert seconds_per_picture(job, EngineOf(engine), clock=FakeClock(6.0)) == 2.0
     assert [r.attachments[0].source for r in engine.requests] == ["0.jpg", "50.jpg", "100.jpg"]
     assert engine.is_closed
 

@@ -18,7 +18,7 @@ ALLOWED_MODULES = {
 ALLOWED_FUNCTIONS = {
     "bench/random_model.py make": 43,
     "caption/gallery/report.py write_report": 46,
-    "caption/runner.py run_captions": 49,
+    "caption/runner.py run_captions": 44,
     "chat/dialogue.py reply": 41,
     "cli/commands/bench/choices.py parse": 43,
     "cli/commands/models.py quantize": 42,

@@ -120,8 +120,8 @@ class World:
             raise self._facts_error
         return replace(self._facts, revision=revision)
 
-    def _make_factory(self, spec: LoadSpec, *, progress: Progress | None = None) -> EngineFactory:
-        def make() -> Engine:
+    def _make_factory(self, spec: LoadSpec) -> EngineFactory:
+        def make(*, progress: Progress | None = None) -> Engine:
             self.specs.append(spec)
             if self._load_error:
                 raise self._load_error

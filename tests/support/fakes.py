@@ -17,10 +17,11 @@ from idefics_cli.core.types import (
     Finish,
     GenerationRequest,
     LoadSpec,
+    Progress,
     TokenChunk,
 )
 from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
-from idefics_cli.engine.protocol import Measure, OpenImage, Outcome, Prepared
+from idefics_cli.engine.protocol import Engine, Measure, OpenImage, Outcome, Prepared
 from idefics_cli.models.families.picture import PreparedPicture
 
 Answer = str | Callable[[GenerationRequest], str]
@@ -204,6 +205,25 @@ class FakeEngine:
         error = self._completion_error(requests) if self._completion_error else None
         if error is not None:
             raise error
+
+
+class EngineOf:
+    """A factory that gives an engine which is there already.
+
+    Args:
+        engine: What every call gives.
+        phases: The phases of loading that every call reports.
+    """
+
+    def __init__(self, engine: Engine, *, phases: Sequence[str] = ()) -> None:
+        self._engine = engine
+        self._phases = phases
+
+    def __call__(self, *, progress: Progress | None = None) -> Engine:
+        """Report the phases, and return the engine."""
+        for phase in self._phases if progress is not None else ():
+            progress(phase, None)
+        return self._engine
 
 
 class FakeSession:

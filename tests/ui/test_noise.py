@@ -20,8 +20,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
 RUN = textwrap.dedent(
     """
     import faulthandler, os, signal, sys, threading, time
-    from idefics_cli.caption.executors.base import Ready
-    from idefics_cli.caption.runner import Started
+    from idefics_cli.caption.events import Ready, Started
     from idefics_cli.core.types import CaptionRecord
     from idefics_cli.ui.terminal.console import Console
     from idefics_cli.ui.views.progress import CaptionProgress

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from idefics_cli.caption.executors.base import BatchReduced, Ready
-from idefics_cli.caption.runner import Started
+from idefics_cli.caption.events import BatchReduced, ModelLoading, Ready, Started
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.views.progress import CaptionProgress
@@ -24,6 +25,14 @@ def done(name: str = "a.jpg") -> CaptionRecord:
 
 def failed(name: str, error: str = "cannot read it", hint: str | None = None) -> CaptionRecord:
     return CaptionRecord(name, error=error, error_kind="truncated", hint=hint)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until another thread has made *condition* true."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +90,27 @@ def test_on_a_narrow_terminal_what_matters_most_stays(width: int, expected: str)
 
     assert (shown.endswith(expected), len(shown) <= width) == (True, True)
     assert ("━" in shown) == (width == 100)
+
+
+def test_while_the_model_loads_its_name_and_phase_are_shown() -> None:
+    terminal = Stream(terminal=True)
+    console = Console(terminal, terminal)
+    with CaptionProgress(console, clock=FakeClock(0.5), model="demo") as progress:
+        progress.handle(Started(30))
+        wait_for(lambda: "loading demo" in terminal.text())
+        progress.handle(ModelLoading("reading weights", 0.5))
+        wait_for(lambda: "reading weights 50%" in terminal.text())
+        progress.handle(Ready())
+        assert screen(terminal.text())[-1] == ""
+
+
+def test_nothing_loads_and_nothing_is_shown_when_nothing_is_left_to_do() -> None:
+    before = threading.active_count()
+    terminal = Stream(terminal=True)
+    with CaptionProgress(Console(terminal, terminal), clock=FakeClock(0.5)) as progress:
+        progress.handle(Started(0, skipped=30))
+        assert threading.active_count() == before
+    assert terminal.text() == ""
 
 
 def test_what_is_not_done_is_faint_on_any_ground() -> None:

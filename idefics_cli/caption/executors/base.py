@@ -1,50 +1,33 @@
-"""The protocol of what makes captions, wherever it runs."""
+"""The protocol of executors, which make captions in this process or elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
+from idefics_cli.caption.events import ExecutorEvent
 from idefics_cli.caption.item import CaptionItem
-from idefics_cli.core.types import CaptionRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The model is loaded; captions follow.
-
-    Attributes:
-        revision: The commit of the weights, when it is known.
-    """
-
-    revision: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchReduced:
-    """The memory ran out; from now on *size* pictures are answered at a time."""
-
-    size: int
-
-
-ExecutorEvent = Ready | BatchReduced | CaptionRecord
+from idefics_cli.core.types import Progress
 
 
 class Executor(Protocol):
     """Makes captions in this process or elsewhere."""
 
     def caption(
-        self, pictures: Iterable[CaptionItem], stop: Event
+        self, pictures: Iterable[CaptionItem], stop: Event, *, progress: Progress | None = None
     ) -> Generator[ExecutorEvent, None, None]:
-        """Yield one record for each of *pictures*, as they get done, in any order.
+        """Yield one record for each of *pictures* as soon as it is done, in any order.
 
-        A picture that fails becomes a record with `error`. *pictures* is read as needed, never
-        as a whole. Once *stop* is set, only what the model is at is finished. Closing the
-        iterator stops the work and frees the model.
+        A picture that fails becomes a record with `error`. Closing the iterator stops the work
+        and frees the model.
+
+        Args:
+            pictures: Read as needed, never as a whole.
+            stop: When it is set, the executor finishes the current batch and nothing else.
+            progress: Called while the model loads, perhaps in another thread.
 
         Raises:
-            IdeficsError: If no picture can be captioned at all, as when the model is missing.
+            IdeficsError: If no picture can be captioned, for example because the model is missing.
         """
         ...

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from threading import Event
 
+from idefics_cli.caption.events import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.executors.asking import Asker
-from idefics_cli.caption.executors.base import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.executors.read_ahead import ReadAhead
 from idefics_cli.caption.executors.reading import Opened, open_picture
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
-from idefics_cli.core.types import CaptionRecord
+from idefics_cli.core.types import CaptionRecord, Progress
 from idefics_cli.engine.batching import together
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
@@ -39,12 +39,15 @@ class LocalExecutor:
         self._job = job
 
     def caption(
-        self, pictures: Iterable[CaptionItem], stop: Event
+        self, pictures: Iterable[CaptionItem], stop: Event, *, progress: Progress | None = None
     ) -> Generator[ExecutorEvent, None, None]:
         """Yield a record for each of *pictures*; see `Executor.caption`."""
         cancel = Event()
         size = self._job.batch_size
-        with self._factory() as engine, self._read_ahead(engine, pictures) as ahead:
+        with (
+            self._factory(progress=progress) as engine,
+            self._read_ahead(engine, pictures) as ahead,
+        ):
             try:
                 yield Ready(engine.revision)
                 with engine.serve(slots=size, cancel=cancel) as session:

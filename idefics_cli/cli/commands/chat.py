@@ -193,7 +193,7 @@ def _find_model(invocation: Invocation, name: str) -> LoadPlan:
 
 
 def _load(services: Services, spec: LoadSpec, progress: Progress) -> Engine:
-    return services.make_factory(spec, progress=progress)()
+    return services.make_factory(spec)(progress=progress)
 
 
 def _chat(

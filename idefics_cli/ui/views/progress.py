@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.caption.executors.base import BatchReduced, Ready
-from idefics_cli.caption.runner import RunEvent, Started, Stopping
+from idefics_cli.caption.events import (
+    BatchReduced,
+    ModelLoading,
+    Ready,
+    RunEvent,
+    Started,
+    Stopping,
+)
 from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.sources import describe_source
-from idefics_cli.core.types import CaptionRecord
+from idefics_cli.core.types import CaptionRecord, Progress
 from idefics_cli.core.units import format_duration
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.terminal.noise import Noise
@@ -33,15 +39,24 @@ class CaptionProgress:
     Args:
         console: The streams of the command; when quiet, only failures are told.
         clock: Seconds.
+        model: Name of the model, to show while it loads.
         verbose: Tell in the end what libraries wrote while there was a bar.
     """
 
     def __init__(
-        self, console: Console, *, clock: Callable[[], float], verbose: bool = False
+        self,
+        console: Console,
+        *,
+        clock: Callable[[], float],
+        model: str = "the model",
+        verbose: bool = False,
     ) -> None:
         self._console = console
         self._clock = clock
         self._verbose = verbose
+        self._model = model
+        self._status = ExitStack()
+        self._on_loading: Progress | None = None
         self._noise = Noise(console.err)
         self._counts = _Counts()
         self._started = 0.0
@@ -59,6 +74,7 @@ class CaptionProgress:
         traceback: TracebackType | None,
     ) -> None:
         """Take the bar away, and let standard error be what it was."""
+        self._status.close()
         if self._bar is None:
             return
         try:
@@ -102,7 +118,14 @@ class CaptionProgress:
         """Show *event*; a failure and a smaller batch get a line of their own."""
         if isinstance(event, Started):
             self._counts.total, self._counts.skipped = event.total, event.skipped
+            if event.total:
+                status = self._console.status(f"loading {self._model}")
+                self._on_loading = self._status.enter_context(status)
+        elif isinstance(event, ModelLoading):
+            if self._on_loading is not None:
+                self._on_loading(event.phase, event.share)
         elif isinstance(event, Ready):
+            self._status.close()
             self._started = self._clock()
             self._draw()
             self._show()

@@ -61,7 +61,7 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
         asks_again=False,
     )
     with _Memory() as sink:
-        run_captions(job, lambda: engine, sink)
+        run_captions(job, lambda *, progress=None: engine, sink)
     return {keys[key]: caption for key, caption in sink.captions.items()}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.commands.caption.outputs import Output
 from idefics_cli.cli.commands.caption.run import run_files
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.model_choice import engine_factory, image_limits
+from idefics_cli.cli.model_choice import image_limits
 from idefics_cli.core.units import format_duration
 
 if TYPE_CHECKING:
@@ -74,8 +74,11 @@ def _seconds(invocation: Invocation, plan: Plan, job: CaptionJob, todo: Todo) ->
     if plan.facts.folder is None or not todo.pictures:
         return None
     job = replace(job, pictures=todo.pictures)
-    factory = engine_factory(invocation, plan)
-    each = seconds_per_picture(job, factory, clock=invocation.services.clock)
+    spec, services = plan.spec, invocation.services
+    with invocation.console.status(f"loading {spec.name or spec.repo}") as progress:
+        each = seconds_per_picture(
+            job, services.make_factory(spec), clock=services.clock, progress=progress
+        )
     return None if each is None else each * len(todo.pictures)
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.commands.caption.outputs import Output
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.model_choice import engine_factory
 from idefics_cli.core.errors import (
     EXIT_DONE,
     EXIT_FAILURE,
@@ -24,10 +23,11 @@ from idefics_cli.core.errors import (
 )
 
 if TYPE_CHECKING:
+    from idefics_cli.caption.events import RunEvent
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.resume.journaled_sink import JournaledSink, MakeSink
     from idefics_cli.caption.resume.todo import Todo
-    from idefics_cli.caption.runner import RunEvent, RunResult
+    from idefics_cli.caption.runner import RunResult
     from idefics_cli.caption.sinks.base import Sink, Target
     from idefics_cli.core.types import CaptionRecord
     from idefics_cli.models.planning.plan import Plan
@@ -63,7 +63,8 @@ def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> 
         )
     captioning = _Captioning(invocation, plan, job, files, reports=output.report is not None)
     console, clock = invocation.console, invocation.services.clock
-    with CaptionProgress(console, clock=clock, verbose=invocation.settings.verbose) as progress:
+    model, verbose = plan.spec.name or plan.spec.repo, invocation.settings.verbose
+    with CaptionProgress(console, clock=clock, model=model, verbose=verbose) as progress:
         target = output.target(progress.stdout, job)
         captioning.run(output.format, target, progress)
     code = captioning.tell(progress)
@@ -194,7 +195,7 @@ class _Captioning:
             self._write_header(files.header, is_over=True)
 
     def _note(self, sink: JournaledSink, files: RunFiles, event: RunEvent) -> None:
-        from idefics_cli.caption.executors.base import BatchReduced, Ready
+        from idefics_cli.caption.events import BatchReduced, Ready
 
         if isinstance(event, Ready):
             sink.check_commit(event.revision)
@@ -215,7 +216,7 @@ class _Captioning:
         settings = self.invocation.settings
         self.outcome = run_captions(
             self.job,
-            engine_factory(self.invocation, self.plan),
+            self.invocation.services.make_factory(self.plan.spec),
             sink,
             on_event=on_event,
             max_failures=0 if settings.fail_fast else settings.max_failures,
