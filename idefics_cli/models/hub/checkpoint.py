@@ -1,4 +1,4 @@
-"""What the files of a checkpoint tell about it, read without torch."""
+"""Facts in the files of a checkpoint, read without torch."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LARGEST_HEADER = 100_000_000  # of the safetensors format
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the headers of the weight files tell.
+    """The weights of a checkpoint, by the headers of their files.
 
     Attributes:
-        parameters: Numbers stored; of packed weights, the packed ones.
-        size_bytes: Of all files.
+        parameters: Count of stored numbers; packed weights count as the numbers that hold them.
+        size_bytes: Size of all files.
     """
 
     parameters: int
@@ -41,10 +41,10 @@ class Weights:
 
 
 def read_config(folder: Path, name: str) -> Json:
-    """Return config.json of the checkpoint in *folder*; *name* is for errors.
+    """Return the object in config.json of the checkpoint in *folder*; *name* is for errors.
 
     Raises:
-        ModelError: If there is none, or it is broken.
+        ModelError: If the file is missing or broken.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -61,7 +61,7 @@ def read_json(path: Path, name: str) -> Json:
     """Return the object in the JSON file *path*, empty if there is no file.
 
     Raises:
-        ModelError: If it cannot be read or is no JSON object.
+        ModelError: If the file cannot be read or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def read_json(path: Path, name: str) -> Json:
         raise ModelError(f"cannot read {path.name} of `{name}`: {error.strerror}") from error
     except ValueError as error:
         raise ModelError(
-            f"{path.name} of `{name}` is no valid JSON", hint="copy or download the file again"
+            f"{path.name} of `{name}` is not valid JSON", hint="copy or download the file again"
         ) from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} of `{name}` holds no JSON object")
@@ -90,16 +90,16 @@ def family_of(config: Json, name: str) -> FamilySpec:
         return spec.find_family(str(kind))
     what = f"`{name}` is a model of type `{kind}`, which this tool does not run"
     raise ModelError(
-        what if kind else f"config.json of `{name}` does not tell its model_type",
+        what if kind else f"config.json of `{name}` has no model_type",
         hint=f"it runs {', '.join(known[:-1])} and {known[-1]}; `idefics models` lists models",
     )
 
 
 def stored_quantization(config: Json, name: str) -> Quantization | None:
-    """Return how the weights are stored, None when they are plain.
+    """Return the quantization of the stored weights; None if they are not quantized.
 
     Raises:
-        ModelError: If they are stored in a way that this tool does not read.
+        ModelError: If this tool does not read the quantization.
     """
     settings = section(config, "quantization_config")
     if not settings:
@@ -116,13 +116,13 @@ def stored_quantization(config: Json, name: str) -> Quantization | None:
 
 
 def stored_dtype(config: Json) -> DtypeName | None:
-    """Return the dtype that the config names, None if it names none that this tool runs."""
+    """Return the dtype in *config*; None if it has none, or one that this tool does not run."""
     name = config.get("dtype") or config.get("torch_dtype")
     return next((dtype for dtype in get_args(DtypeName) if dtype == name), None)
 
 
 def read_weights(folder: Path, name: str) -> Weights:
-    """Return what the weight files in *folder* hold, from their headers.
+    """Return the weights in *folder*, from the headers of their files.
 
     Raises:
         ModelError: If files are missing, cut short, or in another format.
@@ -148,17 +148,17 @@ def read_weights(folder: Path, name: str) -> Weights:
 
 
 def guess_weights(size_bytes: int | None, config: Json, name: str) -> Weights:
-    """Return what weights of *size_bytes* in a repository hold, by the dtype of its config.
+    """Return the weights of a repository from their size and the dtype in *config*.
 
     Raises:
-        ModelError: If the repository has no safetensors weights, so no size.
+        ModelError: If the repository has no safetensors weights, so *size_bytes* is 0 or None.
     """
     if not size_bytes:
         raise no_safetensors(name)
-    wide = 4 if stored_dtype(config) == "float32" else 2
+    plain = 4 if stored_dtype(config) == "float32" else 2
     # Packed weights are numbers of one byte.
-    size = 1 if section(config, "quantization_config") else wide
-    return Weights(parameters=size_bytes // size, size_bytes=size_bytes)
+    number_bytes = 1 if section(config, "quantization_config") else plain
+    return Weights(parameters=size_bytes // number_bytes, size_bytes=size_bytes)
 
 
 def chats(folder: Path, family: FamilySpec, name: str) -> bool:
@@ -241,7 +241,7 @@ def _weight_paths(folder: Path) -> list[Path]:
 
 
 def _count(path: Path, name: str) -> int:
-    """Return how many numbers the safetensors file *path* holds, after a look at its size."""
+    """Return the count of numbers in the safetensors file *path*, and check its size."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -259,7 +259,7 @@ def _count(path: Path, name: str) -> int:
         count = sum(int(math.prod(entry["shape"])) for entry in entries)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise ModelError(
-            f"{path.name} of `{name}` is no safetensors file", hint="copy or download it again"
+            f"{path.name} of `{name}` is not a safetensors file", hint="copy or download it again"
         ) from error
     expected = 8 + length + max(ends, default=0)
     if size < expected:

@@ -17,7 +17,7 @@ from idefics_cli.models.hub.checkpoint import Weights
 from idefics_cli.models.hub.download import fetch_small_files, weight_bytes_on_hub
 from idefics_cli.models.hub.errors import not_cached
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec, find_model, unknown_model
-from idefics_cli.models.hub.sizes import BYTES, quantized_weights
+from idefics_cli.models.hub.sizes import NUMBER_BYTES, quantized_weights
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
@@ -128,7 +128,9 @@ def _facts_of_spec(
     folder = demo_folder() if is_built_in else cached_folder(spec.repo, revision, root=root)
     download_bytes: int | None = 0
     if folder is None:
-        download_bytes = None if spec.stored is None else spec.parameters * BYTES[spec.stored]
+        download_bytes = (
+            None if spec.stored is None else spec.parameters * NUMBER_BYTES[spec.stored]
+        )
     return ModelFacts(
         # An alias in our spelling, a Hub id in the user's.
         name=name if "/" in name else spec.name,

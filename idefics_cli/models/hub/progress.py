@@ -1,4 +1,4 @@
-"""How far a download is, how fast it runs and how long it will take, in words."""
+"""The progress of a download in words: bytes done, speed and time left."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ from collections.abc import Callable
 
 from idefics_cli.core.units import format_duration, format_size
 
-# The speed is that of the last seconds: a mean since the start would not show a stall.
+# The speed is the mean of the last seconds; a mean since the start would hide a stall.
 _WINDOW_SECONDS = 10.0
 
 
 class Transfer:
-    """Describes one download; called from several threads, each with the bytes done so far.
+    """One download; several threads may call it.
 
     Args:
-        total: Bytes to fetch.
-        clock: Seconds.
+        total_bytes: Size of the download.
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total = total
+    def __init__(self, total_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total_bytes = total_bytes
         self._clock = clock
-        self._seen: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._points: deque[tuple[float, int]] = deque([(clock(), 0)])
 
-    def describe(self, done: int) -> str:
-        """Return as much as is known, as "downloading 0.3 of 1.0 GiB, 12 MiB/s, 59 s left"."""
+    def describe(self, done_bytes: int) -> str:
+        """Return a text such as "downloading 0.3 of 1.0 GiB, 12 MiB/s, 59 s left".
+
+        The speed and the time are left out while they are unknown.
+
+        Args:
+            done_bytes: Bytes that have arrived so far.
+        """
         now = self._clock()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_SECONDS:
-            self._seen.popleft()
-        text = f"downloading {format_size(done)} of {format_size(self._total)}"
-        began, before = self._seen[0]
-        if now - began < 1 or done <= before:
+        self._points.append((now, done_bytes))
+        while len(self._points) > 2 and now - self._points[1][0] > _WINDOW_SECONDS:
+            self._points.popleft()
+        text = f"downloading {format_size(done_bytes)} of {format_size(self._total_bytes)}"
+        start, start_bytes = self._points[0]
+        if now - start < 1 or done_bytes <= start_bytes:
             return text
-        speed = (done - before) / (now - began)
-        left = max(0, self._total - done) / speed
-        return f"{text}, {format_size(speed)}/s, {format_duration(left)} left"
+        speed = (done_bytes - start_bytes) / (now - start)
+        seconds = max(0, self._total_bytes - done_bytes) / speed
+        return f"{text}, {format_size(speed)}/s, {format_duration(seconds)} left"

@@ -1,4 +1,4 @@
-"""The models known by name, and the families that run them: plain data, cheap to import.
+"""The models known by name: plain data, cheap to import.
 
 Parameter counts are of the real architectures, instantiated without weights; shapes, contexts,
 splitting defaults and dtypes are those of the checkpoints' config files on the Hub.
@@ -15,7 +15,7 @@ from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import DtypeName
 from idefics_cli.models.families.spec import Shape
 
-# In the order of the fields above; patches are (edge / patch size) squared.
+# In the order of the fields of `Shape`; the number of patches is (edge / patch size) squared.
 _IDEFICS_9B = Shape(4096, 11_008, 32, 32, 32, 128, 16**2, 16, 5120, 1, 3, 8, 1280)
 _IDEFICS_80B = Shape(8192, 22_016, 80, 64, 64, 128, 16**2, 16, 5120, 1, 3, 20, 1280)
 _IDEFICS2_8B = Shape(4096, 14_336, 32, 32, 8, 128, 70**2, 16, 14_336, 5, 66)
@@ -28,22 +28,23 @@ _DEMO = Shape(192, 512, 4, 6, 3, 32, 8**2, 6, 576, 5, 18)
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What is known of a checkpoint before anything of it is read.
+    """What is known about a checkpoint before its files are read.
 
     Attributes:
-        name: What the user types after `-m`.
+        name: Alias that the user types after `-m`.
         repo: Hub id; for the built-in model, "demo".
         family: Key of `FAMILIES`.
         parameters: Number of weights.
-        shape: What its memory follows from.
+        shape: The numbers from which its memory follows.
         stored: Dtype of the weights on the Hub, which sets the size of the download; None if
             unknown.
-        context_tokens: Longest prompt and reply together.
+        context_tokens: Largest number of tokens of prompt and reply together.
         chats: False for base models, which only complete.
-        instruct: The model to chat with instead, for base models.
-        splitting: Whether the checkpoint cuts images into tiles by default; None if it cannot.
-        caption_prompt: What `idefics caption` asks when the user gives no prompt. For base
-            models, the beginning that they complete.
+        instruct: Alias of the model to chat with instead, for base models.
+        splitting: Whether the checkpoint splits pictures into tiles by default; None if it
+            cannot.
+        caption_prompt: Prompt of `idefics caption` if the user gives none. Base models complete
+            it.
         summary: One line for listings.
     """
 
@@ -251,7 +252,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in 
 
 
 def find_model(name: str) -> ModelSpec | None:
-    """Return the model with this alias or Hub id (upper and lower case alike), or None."""
+    """Return the model with this alias or Hub id (in any case of letters), or None."""
     lowered = name.lower()
     for spec in MODELS.values():
         if lowered in (spec.name, spec.repo.lower()):
@@ -260,7 +261,7 @@ def find_model(name: str) -> ModelSpec | None:
 
 
 def unknown_model(name: str) -> ModelError:
-    """Return the error for a name that is neither an alias, a Hub id nor a folder."""
+    """Return the error for a *name* that is no alias, no Hub id and no folder."""
     close = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.5)
     return ModelError(
         f"unknown model `{name}`" if name.strip() else "the name of the model is empty",
@@ -271,11 +272,11 @@ def unknown_model(name: str) -> ModelError:
 
 
 def default_caption_prompt(repo: str, *, chats: bool) -> str:
-    """Return what to ask about a picture, or for a base model how the caption begins.
+    """Return the prompt for a caption, or the first words of the caption for a base model.
 
     Args:
         repo: Hub id of the model, or a folder.
-        chats: Whether it does, which tells for a model that is not known by name.
+        chats: Whether the model chats; decides for models that are not in the registry.
     """
     known = find_model(repo)
     if known is not None:

@@ -1,15 +1,19 @@
-"""Bytes of weights by dtype and quantization."""
+"""Numbers and sizes of weights."""
 
 from __future__ import annotations
 
 from idefics_cli.core.types import DtypeName
 from idefics_cli.models.families.spec import Shape
 
-BYTES: dict[DtypeName, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+NUMBER_BYTES: dict[DtypeName, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Size in bytes of one number of each dtype."""
 
 
 def quantized_weights(shape: Shape) -> int:
-    """Return how many weights quantization shrinks: the linear layers of the text model."""
+    """Return the number of weights that quantization shrinks.
+
+    They are the weights of the linear layers of the text model.
+    """
     width = shape.heads * shape.head_dim
     key_value = shape.kv_heads * shape.head_dim
     feed_forward = 3 * shape.hidden * shape.intermediate

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from idefics_cli.core.types import Attention, DtypeName, Format4bit, Quantization
 from idefics_cli.models.families.spec import Shape
-from idefics_cli.models.hub.sizes import BYTES, quantized_weights
+from idefics_cli.models.hub.sizes import NUMBER_BYTES, quantized_weights
 from idefics_cli.models.planning.quantization import bytes_per_weight
 
 # What a plan is made for: one picture, so much text, such a reply.
@@ -56,9 +56,9 @@ def weight_bytes(
     """Return the bytes of all weights; only the text model's layers are quantized."""
     small = bytes_per_weight(quantization, format_4bit)
     if small is None:
-        return parameters * BYTES[dtype]
+        return parameters * NUMBER_BYTES[dtype]
     shrunk = min(parameters, quantized_weights(shape))
-    return int(shrunk * small) + (parameters - shrunk) * BYTES[dtype]
+    return int(shrunk * small) + (parameters - shrunk) * NUMBER_BYTES[dtype]
 
 
 def prompt_tokens(shape: Shape, *, splitting: bool, context: int) -> int:
@@ -69,7 +69,7 @@ def prompt_tokens(shape: Shape, *, splitting: bool, context: int) -> int:
 
 def kv_bytes(shape: Shape, *, dtype: DtypeName, tokens: int) -> int:
     """Return the bytes of the KV cache of *tokens* tokens."""
-    return tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim * BYTES[dtype]
+    return tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim * NUMBER_BYTES[dtype]
 
 
 def working_bytes(
@@ -82,7 +82,7 @@ def working_bytes(
     and eight of its width for each token. Only `eager` attention keeps its scores: once in the
     model's dtype, twice as float32 for the softmax, so five times in 16 bit.
     """
-    size = BYTES[dtype]
+    size = NUMBER_BYTES[dtype]
     tiles = shape.tiles if splitting else 1
     vision = tiles * shape.patches * shape.widest * 5 * size
     text = tokens * (3 * shape.intermediate + 8 * shape.hidden) * size
