@@ -1,9 +1,9 @@
-"""Every option that a command can take, with its help from the table of settings.
+"""Every option of the commands, with its help from the table of settings.
 
-A command declares `name: Alias = None`; None means "not given". `cli/invocation.py` merges what
-was given with the environment, the file and the defaults, and checks it. So a choice or a
-range is written once, in `config/settings.py`. Numbers are taken as text for the same reason:
-a variable and a flag that are wrong get the same message.
+A command declares `name: Alias = None`; None means "not given". `cli/invocation.py` merges the
+given values with the environment, the file and the defaults, and checks them. Choices and ranges
+are therefore written once, in `config/settings.py`. Options with numbers are declared as text, so
+that a wrong flag and a wrong variable get the same message.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _option(
 ) -> Any:
     setting = setting_table()[name]
     if metavar is None:
-        # Empty for switches, which Typer would show as `<bool>`.
+        # Empty for switches, because Typer would show `<bool>`.
         metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind, "")
     return typer.Option(
         *(flags or (setting.flag,)),
@@ -47,7 +47,7 @@ def _help(setting: Setting) -> str:
     text = setting.help
     if setting.expectation:
         text = f"{text.removesuffix('.')}: {setting.expectation}."
-    # A switch that is off needs no "default: off".
+    # "default: off" is obvious for a switch.
     if (setting.default is None and not setting.unset) or setting.default is False:
         return text
     return f"{text} (default: {setting.shown_default})"
@@ -61,20 +61,20 @@ def _complete(words: tuple[str, ...]) -> Callable[[str], list[tuple[str, str]]] 
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
-    """Return the names of models that start with *incomplete*, each with its summary."""
+    """Return the names and summaries of the models that begin with *incomplete*."""
     from idefics_cli.models.hub.registry import MODELS
 
     return [(name, m.summary) for name, m in MODELS.items() if name.startswith(incomplete)]
 
 
-# Inputs: they are given with each call and are no settings.
+# Inputs differ in each call, so they are not settings.
 Images = Annotated[
     list[str] | None,
     typer.Option(
         "--image",
         "-i",
         metavar="SOURCE",
-        help="Path, URL or `-` for the picture on stdin; may be given several times.",
+        help="Path or URL of a picture, or `-` for stdin; can be repeated.",
         rich_help_panel=IMAGES_PANEL,
     ),
 ]
@@ -85,7 +85,7 @@ Continue = Annotated[
         "--continue",
         "-c",
         metavar="",
-        help="Go on with the last chat.",
+        help="Continue the last chat.",
         rich_help_panel=MODEL_PANEL,
         show_default=False,
     ),
@@ -95,7 +95,7 @@ Session = Annotated[
     typer.Option(
         "--session",
         metavar="NAME",
-        help="Go on with the chat of this name or id; a new name begins one.",
+        help="Continue the chat with this name or id; a new name begins a chat.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]
@@ -154,7 +154,7 @@ Ask = Annotated[
     typer.Option(
         "--ask",
         metavar="NAME=TEXT",
-        help="Ask a named question; may be given several times.",
+        help="Ask a named question; can be repeated.",
         rich_help_panel=ANSWER_PANEL,
         show_default=False,
     ),
@@ -165,7 +165,7 @@ FileLists = Annotated[
     typer.Option(
         "--filelist",
         metavar="FILE",
-        help="Take the pictures of a list: paths, JSON lines or CSV; `-` is stdin.",
+        help="Read a list of pictures: paths, JSON lines or CSV; `-` is stdin.",
         rich_help_panel=IMAGES_PANEL,
         show_default=False,
     ),
@@ -176,7 +176,7 @@ Null = Annotated[
         "--null",
         "-0",
         metavar="",
-        help="The paths of lists end with NUL, as of `find -print0`.",
+        help="The paths of a list end with NUL, as `find -print0` writes them.",
         rich_help_panel=IMAGES_PANEL,
         show_default=False,
     ),

@@ -1,1 +1,1 @@
-"""Settings: the one table of defaults, and where each value comes from."""
+"""Settings: one table of defaults, and the merge of flags, environment and file."""

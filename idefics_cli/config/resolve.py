@@ -1,4 +1,4 @@
-"""Merge flags, environment, file and defaults, and remember where each value is from."""
+"""The merge of flags, environment, file and defaults, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_SETTINGS = frozenset({"IDEFICS_CONFIG"})
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value is from, and the flag, variable or file that holds it."""
+    """The source of a value, and the name of the flag, variable or file."""
 
     source: Source
     name: str = ""
@@ -31,9 +31,9 @@ class Resolved:
 
     Attributes:
         settings: The values.
-        origins: Where each is from, by the name of its field.
-        file: The configuration file, which need not exist.
-        warnings: Lines about variables that look like settings and are none.
+        origins: The origin of each value, by the name of its field.
+        file: The configuration file, which may be missing.
+        warnings: Lines about variables that look like settings but are unknown.
     """
 
     settings: Settings
@@ -42,22 +42,22 @@ class Resolved:
     warnings: tuple[str, ...] = ()
 
     def is_given(self, name: str) -> bool:
-        """Whether somebody chose the value of the setting *name*."""
+        """Whether the setting *name* has a value from a flag, a variable or the file."""
         return self.origins[name].source != "default"
 
     def overrides(self, name: str, other: str) -> bool:
-        """Whether the setting *name* is from a source that wins over the source of *other*."""
+        """Whether the source of the setting *name* has precedence over that of *other*."""
         ranks = [_SOURCES.index(self.origins[setting].source) for setting in (name, other)]
         return ranks[0] < ranks[1]
 
 
 def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path) -> Resolved:
-    """Merge, the first that is given wins: flag, environment, file, default.
+    """Merge all sources; the order of precedence is flag, environment, file, default.
 
     Args:
-        flags: Values, or texts of values, by field of `Settings`; None is not given.
-        environ: The environment; an empty variable is not given.
-        file: `config.toml`; an error if it is missing and IDEFICS_CONFIG names it.
+        flags: Values, or values as text, by field of `Settings`; None means "not given".
+        environ: The environment; an empty variable means "not given".
+        file: `config.toml`. A missing file is an error only if IDEFICS_CONFIG names it.
 
     Raises:
         UsageError: If a flag has a wrong value.
@@ -74,8 +74,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path)
             or _from_file(setting, stored, file)
             or (setting.default, Origin("default"))
         )
-    # The table checked each value against the type of its field.
-    settings = Settings(**values)  # type: ignore[arg-type]
+    settings = Settings(**values)  # type: ignore[arg-type]  # checked by Setting.check
     return Resolved(settings, origins, file, _unknown_variables(environ))
 
 
@@ -103,7 +102,7 @@ def _from_environment(setting: Setting, environ: Mapping[str, str]) -> tuple[Val
         except ValueError as error:
             raise ConfigError(f"variable {setting.variable} {error}") from None
     for variable in setting.also_variables:
-        # Other programs' variables are read as those programs do: what is not true is not said.
+        # Variables of other programs have the meaning of those programs: only "true" counts.
         if environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
             return True, Origin("environment", variable)
     return None
@@ -124,5 +123,5 @@ def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
         if variable.startswith("IDEFICS_") and variable not in known:
             guess = closest_name(variable.removeprefix("IDEFICS_"), setting_table())
             tail = f"; did you mean {setting_table()[guess].variable}?" if guess else ""
-            lines.append(f"variable {variable} is no setting{tail}")
+            lines.append(f"unknown variable {variable}{tail}")
     return tuple(lines)

@@ -1,4 +1,4 @@
-"""The one table of settings: each has a default, a help text, a check, a flag and a variable."""
+"""The table of settings: each has a default, a help text, a check, a flag and a variable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from idefics_cli.core.types import (
     Sampling,
 )
 
-DEFAULT_MODEL = "smolvlm-500m"  # runs on any machine; 1 GB to download
+DEFAULT_MODEL = "smolvlm-500m"  # small enough for any machine; a download of 1 GB
 ANSWER_TOKENS = 512
 CAPTION_TOKENS = 256
 
@@ -39,7 +39,7 @@ def _setting(default: T, **rule: object) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting with its default; None means that the program decides."""
+    """Every setting with its default; with None the program decides."""
 
     model: str = _setting(
         DEFAULT_MODEL, help="Name from `idefics models`, Hub id `owner/name` or local folder."
@@ -56,7 +56,7 @@ class Settings:
     )
     quantization: str = _setting(
         "auto",
-        help="Smaller weights for less memory.",
+        help="Compress the weights to save memory.",
         choices=("auto", *get_args(Quantization)),
     )
     attention: str = _setting(
@@ -66,155 +66,169 @@ class Settings:
     )
     splitting: bool | None = _setting(
         None,
-        help="Cut large pictures into tiles: sees more, costs more.",
+        help="Cut large pictures into tiles, for more detail at a higher cost.",
         unset="as the model was trained",
     )
     offline: bool = _setting(
-        False, help="Never reach for the network.", also_variables=("HF_HUB_OFFLINE",)
+        False, help="Do not use the network.", also_variables=("HF_HUB_OFFLINE",)
     )
     threads: int | None = _setting(
-        # torch dies when the system refuses it that many threads.
+        # torch crashes if the system refuses to start that many threads.
         None,
-        help="CPU threads.",
+        help="Number of CPU threads.",
         minimum=1,
         maximum=1024,
-        unset="by the machine",
+        unset="chosen for this machine",
     )
-    system: str | None = _setting(None, help="Instruction that precedes the conversation.")
+    system: str | None = _setting(None, help="Instruction before the conversation.")
     temperature: float = _setting(
-        _SAMPLING.temperature, help="0 always takes the likeliest token.", minimum=0
+        _SAMPLING.temperature,
+        help="Randomness of the answer; 0 always takes the likeliest token.",
+        minimum=0,
     )
     top_p: float = _setting(
-        _SAMPLING.top_p, help="Sample from this share of the probability.", above=0, maximum=1
+        _SAMPLING.top_p,
+        help="Sample from the likeliest tokens up to this total probability.",
+        above=0,
+        maximum=1,
     )
     top_k: int = _setting(
-        _SAMPLING.top_k, help="Sample from this many tokens; 0 from all.", minimum=0
+        _SAMPLING.top_k, help="Sample from this many of the likeliest tokens; 0 is all.", minimum=0
     )
     repetition_penalty: float = _setting(
-        _SAMPLING.repetition_penalty, help="Above 1 discourages repeating.", above=0
+        _SAMPLING.repetition_penalty, help="Values above 1 discourage repetition.", above=0
     )
     max_new_tokens: int | None = _setting(
         None,
-        help="Cut the answer after so many tokens.",
+        help="Limit the answer to this number of tokens.",
         minimum=1,
         unset=f"{ANSWER_TOKENS}, captions {CAPTION_TOKENS}",
     )
     seed: int | None = _setting(
-        None, help="Makes random choices repeatable.", minimum=0, maximum=2**63 - 1
+        None, help="Make random choices repeatable.", minimum=0, maximum=2**63 - 1
     )
     prompt: str | None = _setting(
         None,
-        help="What to ask about each picture; may have fields, as {stem}.",
+        help="Question about each picture; it can have fields such as {stem}.",
         unset="the model's caption prompt",
     )
     raw: bool = _setting(
-        False, help="Complete PROMPT as it is; each `<image>` in it is a picture, in order."
+        False,
+        help="Complete PROMPT without a chat template; each `<image>` in it is the next picture.",
     )
     max_pixels: int = _setting(
-        _IMAGES.max_pixels, help="Refuse pictures with more pixels.", minimum=1
+        _IMAGES.max_pixels, help="Refuse pictures with more pixels than this.", minimum=1
     )
     max_bytes: int = _setting(
-        _IMAGES.max_bytes, help="Refuse downloads and piped pictures above this size.", minimum=1
+        _IMAGES.max_bytes,
+        help="Refuse downloads and piped pictures with more bytes than this.",
+        minimum=1,
     )
     timeout_seconds: float = _setting(
         _IMAGES.timeout_seconds,
-        help="Longest silence of a download or of piped text.",
+        help="Longest wait for the next data of a download or a pipe.",
         above=0,
     )
     batch_size: int | None = _setting(
-        None, help="Pictures captioned at the same time.", minimum=1, unset="by free memory"
+        None,
+        help="Number of pictures to caption at the same time.",
+        minimum=1,
+        unset="chosen by free memory",
     )
     format: str | None = _setting(
         None,
-        help="How captions are written; txt is a file beside each picture.",
+        help="Format of the captions; txt is a file beside each picture.",
         choices=("tsv", "jsonl", "csv", "parquet", "txt"),
-        unset="by the extension of the output, else tsv",
+        unset="by the extension of the output, otherwise tsv",
     )
     output: str | None = _setting(
         None,
-        help="Write the captions to this file, or to this folder for txt.",
-        unset="stdout, as does `-`",
+        help="Write the captions to this file, or with txt to this folder.",
+        unset="stdout, the same as `-`",
     )
     existing: str | None = _setting(
         None,
-        help="What becomes of captions that are there already.",
+        help="What to do with existing captions.",
         choices=("error", "skip", "overwrite", "append", "prepend"),
         unset="error",
     )
     overwrite: bool = _setting(
-        False, help="Short for `--existing overwrite`.", command_line_only=True
+        False, help="The same as `--existing overwrite`.", command_line_only=True
     )
     full_names: bool = _setting(
-        False, help="Name a caption file `a.jpg.txt`, so that `a.png` has its own."
+        False, help="Name text files `a.jpg.txt`, so that `a.png` gets a file of its own."
     )
     report: str | None = _setting(
-        None, help="Write a page that shows all pictures with their captions."
+        None, help="Write an HTML page that shows all pictures with their captions."
     )
-    prefix: str | None = _setting(None, help="Put this before each caption, exactly as it is.")
-    suffix: str | None = _setting(None, help="Put this behind each caption, exactly as it is.")
+    prefix: str | None = _setting(None, help="Put this text before each caption, unchanged.")
+    suffix: str | None = _setting(None, help="Put this text after each caption, unchanged.")
     trigger: str | None = _setting(
-        None, help="Begin each caption with these words and a comma, unless it has them."
+        None, help="Begin each caption with these words and a comma, unless it has them already."
     )
     strip_preamble: bool = _setting(
-        False, help="Leave `The image shows` and the like, in English, out of captions."
+        False, help="Remove beginnings such as `The image shows` from captions; English only."
     )
     on_truncate: str = _setting(
         "keep",
-        help="What becomes of a caption that was cut: stay, lose its broken sentence, or go on.",
+        help="Leave a cut caption, remove its unfinished sentence, or continue it.",
         choices=("keep", "trim", "extend"),
     )
     retry_failed: bool = _setting(
         False,
-        help="Take the pictures that failed before, and no others.",
+        help="Caption only the pictures that failed before.",
         command_line_only=True,
     )
     failures: str | None = _setting(
         None,
-        help="List the pictures that failed in this file, for `--filelist`.",
+        help="List the failed pictures in this file, for `--filelist`.",
         unset="beside the output",
     )
-    fail_fast: bool = _setting(False, help="End the run when a picture fails.")
+    fail_fast: bool = _setting(False, help="Stop the run at the first failed picture.")
     max_failures: int | None = _setting(
-        None, help="End the run when more pictures than this fail.", minimum=0, unset="never"
+        None, help="Stop the run when more pictures than this fail.", minimum=0, unset="never"
     )
-    recursive: bool = _setting(False, help="Also take the pictures of sub-folders.")
-    count: int = _setting(8, help="How many sample pictures to write.", minimum=1)
+    recursive: bool = _setting(False, help="Include the pictures of subfolders.")
+    count: int = _setting(8, help="Number of sample pictures.", minimum=1)
     json: bool = _setting(False, help="Print JSON.")
     stream: bool | None = _setting(
-        None, help="Show the answer while it is written.", unset="on a terminal"
+        None, help="Show the answer while the model writes it.", unset="on a terminal"
     )
-    plain: bool = _setting(False, help="Show answers without colours and line breaks.")
-    preview: bool = _setting(True, help="Draw the pictures of a chat in the terminal.")
+    plain: bool = _setting(
+        False, help="Show answers without colours and without added line breaks."
+    )
+    preview: bool = _setting(True, help="Show the pictures of a chat in the terminal.")
     accessible: bool = _setting(
-        False, help="For screen readers: plain lines, no spinner, nothing drawn or redrawn."
+        False, help="For screen readers: plain lines, no spinner, nothing drawn."
     )
-    save: bool = _setting(True, help="Keep the chat on disk, turn by turn.")
+    save: bool = _setting(True, help="Store each turn of the chat on disk.")
     yes: bool = _setting(False, help="Download a model without asking.", command_line_only=True)
     dry_run: bool = _setting(
         False,
-        help="Print what would run, and why; of the model only `caption` loads one that is here.",
+        help="Print what would run, and why; only `caption` loads the model, if it is downloaded.",
         command_line_only=True,
     )
-    verbose: bool = _setting(False, help="Show the messages of the libraries too.")
+    verbose: bool = _setting(False, help="Also show the messages of the libraries.")
     quiet: bool = _setting(False, help="Show errors only.")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known of one field of `Settings`.
+    """The description of one field of `Settings`.
 
     Attributes:
         name: Field of `Settings`, key in `config.toml` and parameter of a command.
-        kind: Type of a value, if there is one.
-        default: None when the program decides.
-        help: One sentence.
-        unset: What None means, for people; empty when it means nothing.
-        choices: The allowed texts, in a closed set.
-        pattern: Regular expression of allowed texts; *expects* says it in words.
+        kind: Type of the value.
+        default: Default value; None if the program decides.
+        help: One sentence for `--help`.
+        unset: Meaning of None, for people; empty if None has no special meaning.
+        choices: All allowed texts; empty if any text is allowed.
+        pattern: Regular expression of the allowed texts.
+        expects: Description of *pattern*, for people.
         minimum: Least allowed number.
-        above: Allowed numbers are greater.
+        above: Lower bound that is not allowed itself.
         maximum: Greatest allowed number.
-        also_variables: Variables of other programs that mean the same.
+        also_variables: Environment variables of other programs with the same meaning.
         command_line_only: Whether neither a variable nor the configuration file may set it,
             because it is a decision about a single call.
     """
@@ -235,24 +249,24 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The long option, as `--top-p`."""
+        """The long option, such as `--top-p`."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def variable(self) -> str:
-        """The environment variable, as `IDEFICS_TOP_P`."""
+        """The environment variable, such as `IDEFICS_TOP_P`."""
         return f"IDEFICS_{self.name.upper()}"
 
     @property
     def expectation(self) -> str:
-        """The allowed texts, for people; "" when any text is allowed."""
+        """The allowed texts, for people; "" if any text is allowed."""
         if not self.choices:
             return self.expects
         return ", ".join(self.choices[:-1]) + " or " + self.choices[-1]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The texts that can be completed: the choices, or those that *expects* names."""
+        """The texts for shell completion: the choices, or the allowed words of *expects*."""
         if self.choices or not self.pattern:
             return self.choices
         named = dict.fromkeys(re.findall(r"[\w-]+", self.expects))
@@ -268,15 +282,15 @@ class Setting:
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
     def check(self, value: object) -> Value:
-        """Return *value* as this setting's type.
+        """Return *value* with the type of this setting.
 
         Raises:
-            ValueError: If it is of another type or out of range; the text completes
-                "`name` …", as "must be 0 or more, not -1".
+            ValueError: If it has another type or is out of range. The message is the end of a
+                sentence that begins with the name: "must be 0 or more, not -1".
         """
         if self.kind is float and type(value) is int:
             value = float(value)
-        # `bool` is an `int` for isinstance; a setting of numbers takes none.
+        # isinstance(True, int) is True, but a number must not be a bool.
         if type(value) is not self.kind:
             raise ValueError(f"must be {_WORDS[self.kind]}, not {_quoted(value)}")
         if isinstance(value, str):
@@ -286,10 +300,10 @@ class Setting:
         return cast(Value, value)
 
     def parse(self, text: str) -> Value:
-        """Return the value that *text*, of a variable, stands for.
+        """Return the value of *text*, which comes from a flag or a variable.
 
         Raises:
-            ValueError: As `check`.
+            ValueError: See `check`.
         """
         if self.kind is str:
             return self.check(text)
@@ -338,18 +352,18 @@ _WORDS: Mapping[type, str] = MappingProxyType(
 
 @cache
 def setting_table() -> Mapping[str, Setting]:
-    """Return every setting by name, in the order of listings."""
+    """Return every setting by name, in the order of `Settings`."""
     hints = get_type_hints(Settings)
     rows = {}
     for row in dataclasses.fields(Settings):
-        # `str | None` has the argument `str` first; a plain type has no arguments.
+        # The first argument of `str | None` is `str`; a plain type has no arguments.
         kind = (get_args(hints[row.name]) or (hints[row.name],))[0]
         rows[row.name] = Setting(row.name, kind, cast(Value, row.default), **row.metadata)
     return MappingProxyType(rows)
 
 
 def closest_name(name: str, names: Mapping[str, object]) -> str | None:
-    """Return the one of *names* that *name* was probably meant to be, or None."""
+    """Return the name among *names* that is most similar to *name*; None if there is none."""
     close = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
     return close[0] if close else None
 

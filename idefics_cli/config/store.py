@@ -1,4 +1,4 @@
-"""Read `config.toml`."""
+"""The configuration file `config.toml`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from idefics_cli.core.errors import ConfigError
 
 
 def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
-    """Return the settings in the file at *path*; none if there is no such file.
+    """Return the settings in the file at *path*; no settings if the file is missing.
 
     Args:
         path: A TOML file whose keys are fields of `Settings`.
-        must_exist: The user named the file, so its absence is an error.
+        must_exist: Whether a missing file is an error, because the user named it.
 
     Raises:
         ConfigError: If the file cannot be read, or holds an unknown key, a wrong value or a
@@ -27,7 +27,8 @@ def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
         if not must_exist:
             return {}
         raise ConfigError(
-            f"no configuration file `{path}`", hint="IDEFICS_CONFIG names it; create or unset it"
+            f"no configuration file `{path}`",
+            hint="create the file, or unset the variable IDEFICS_CONFIG, which names it",
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot read `{path}`: {error.strerror or error}") from error
@@ -57,6 +58,6 @@ def _checked(path: Path, key: str, value: object) -> Value:
 
 def _hint(key: str, value: object) -> str:
     if isinstance(value, dict):
-        return "the keys stand at the top of the file, without [tables]"
+        return "write the keys at the top of the file, without [tables]"
     guess = closest_name(key, setting_table())
     return f"did you mean `{guess}`?" if guess else "`idefics config` lists the keys"

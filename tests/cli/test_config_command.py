@@ -80,6 +80,6 @@ def test_a_misspelt_variable_is_a_warning(tmp_path: Path) -> None:
     ran = run("config", "path", services=services(tmp_path, IDEFICS_TOPK="1"))
     assert ran.err == ""
     ran = run("config", services=services(tmp_path, IDEFICS_TOPK="1"))
-    assert ran.err == "warning: variable IDEFICS_TOPK is no setting; did you mean IDEFICS_TOP_K?\n"
+    assert ran.err == "warning: unknown variable IDEFICS_TOPK; did you mean IDEFICS_TOP_K?\n"
     ran = run("config", services=services(tmp_path, IDEFICS_TOPK="1", IDEFICS_QUIET="1"))
     assert (ran.code, ran.err) == (0, "")

@@ -157,7 +157,7 @@ def test_a_wrong_flag_is_a_usage_error_that_names_the_flag() -> None:
         (
             "[caption]\nprompt = 'x'",
             "unknown key `caption` in `{}`",
-            "the keys stand at the top of the file, without [tables]",
+            "write the keys at the top of the file, without [tables]",
         ),
         ("top_k = true", "`top_k` in `{}` must be a whole number, not `true`", None),
         ("top_k = 1.0", "`top_k` in `{}` must be a whole number, not `1.0`", None),
@@ -232,8 +232,8 @@ def test_a_misspelt_variable_is_told_and_ignored() -> None:
     resolved = resolve({}, {"IDEFICS_TEMPRATURE": "1", "IDEFICS_QQ": "1"}, NOWHERE)
     assert resolved.settings == Settings()
     assert resolved.warnings == (
-        "variable IDEFICS_QQ is no setting",
-        "variable IDEFICS_TEMPRATURE is no setting; did you mean IDEFICS_TEMPERATURE?",
+        "unknown variable IDEFICS_QQ",
+        "unknown variable IDEFICS_TEMPRATURE; did you mean IDEFICS_TEMPERATURE?",
     )
 
 
