@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from idefics_cli.bench import captions, scenarios
-from idefics_cli.bench.cold_start import processes
+from idefics_cli.bench import captions, scenarios, startup
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.bench.stage import Choices, Stage, World
@@ -18,8 +17,8 @@ Scenario = Callable[[Stage], Iterator[ReportRow | Skipped]]
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
-        "start": processes.start,
-        "load": processes.load,
+        "start": startup.start,
+        "load": startup.load,
         "vision": scenarios.vision,
         "prefill": scenarios.prefill,
         "decode": scenarios.decode,

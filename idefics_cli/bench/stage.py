@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from idefics_cli.bench.agreement import Agreement, Gap, compare, tolerance
+from idefics_cli.bench.cold_start.processes import Processes
 from idefics_cli.bench.contenders import Ours
-from idefics_cli.bench.importer import Importer
 from idefics_cli.bench.measure import Contender, Duel, Instruments, Measurement, Pace, Series, duel
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import ReportRow
@@ -105,6 +105,7 @@ class World:
         make_plain: Loads plain transformers.
         caption: Runs our captioning.
         draw_scenes: Writes some pictures into a folder, for captions.
+        processes: Starts fresh processes.
         instruments: Clock, load and reference.
         say: Told what is being measured.
     """
@@ -116,6 +117,7 @@ class World:
     make_plain: Callable[[LoadSpec], PlainContender]
     caption: CaptionRun
     draw_scenes: Callable[[Path, int], Sequence[Path]]
+    processes: Processes
     instruments: Instruments
     say: Callable[[str], None] = lambda text: None
 
@@ -198,16 +200,12 @@ class Stage:
         world: The world outside.
         choices: What the user chose.
         studio: Draws pictures.
-
-    Attributes:
-        importer: A process that can load the model, if a scenario has left one.
     """
 
     def __init__(self, world: World, choices: Choices, studio: Studio) -> None:
         self.world = world
         self.choices = choices
         self.studio = studio
-        self.importer: Importer | None = None
         self._engine: Engine | None = None
         self._spec = world.spec
         self._plain: tuple[LoadSpec, PlainContender] | None = None
@@ -304,12 +302,6 @@ class Stage:
             self._engine.close()
         self._engine = None
 
-    def keep(self, importer: Importer | None) -> None:
-        """Leave *importer* to the next who wants one, and end the one before."""
-        if self.importer is not None:
-            self.importer.close()
-        self.importer = importer
-
     def close(self) -> None:
         """Free both models."""
         self.release()
@@ -326,8 +318,6 @@ class Stage:
             raise
         else:
             self.close()
-        finally:
-            self.keep(None)
 
     def _probe(self) -> GenerationRequest:
         return Prompts(self._spec, lambda request: 0).text(1, new_tokens=1)

@@ -6,8 +6,10 @@ import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from idefics_cli.bench.cold_start.processes import LoadOrder, LoadReport, Processes
 from idefics_cli.bench.measure import Instruments, Measurement, Pace
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, World
+from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec
 from idefics_cli.engine.protocol import Engine, Prepared
 from tests.support.fakes import FakeClock, FakeEngine
@@ -86,6 +88,36 @@ class TimedEngine(FakeEngine):
         ]  # fmt: skip
 
 
+class FakeProcesses:
+    """Starts no process.
+
+    Args:
+        plain_text: First output of plain transformers; ours is "A".
+        start_error: Message of every process that is timed, which then fails.
+
+    Attributes:
+        started: Which commands were timed, in order.
+        orders: Every order to load.
+    """
+
+    def __init__(self, *, plain_text: str = "A", start_error: str | None = None) -> None:
+        self._outputs = {"ours": (4.0, "A"), "plain": (8.0, plain_text), "imports": (2.0, "0")}
+        self._start_error = start_error
+        self.started: list[str] = []
+        self.orders: list[LoadOrder] = []
+
+    def time_first_output(self, command: Sequence[str]) -> tuple[float, str]:
+        if self._start_error is not None:
+            raise IdeficsError(self._start_error)
+        name = "ours" if "idefics_cli" in command else "plain" if len(command) > 3 else "imports"
+        self.started.append(name)
+        return self._outputs[name]
+
+    def load(self, order: LoadOrder) -> LoadReport:
+        self.orders.append(order)
+        return LoadReport(0.5, 10**9, (1, 2))
+
+
 class Stand:
     """A world with fakes on both sides.
 
@@ -102,6 +134,7 @@ class Stand:
         tokens: tuple[int, ...] = (1, 2),
         make_engine: Callable[[LoadSpec], Engine] | None = None,
         texts: str = "x",
+        processes: Processes | None = None,
     ) -> None:
         self.log: list[tuple[str, str]] = []
         self.said: list[str] = []
@@ -117,6 +150,7 @@ class Stand:
             make_plain=lambda wanted: self._plain(wanted, tokens, clock),
             caption=lambda engine, task: self._caption(engine, task, texts),
             draw_scenes=self._draw,
+            processes=processes or FakeProcesses(),
             instruments=Instruments(clock, FakeLoad()),
             say=self.said.append,
         )

@@ -1,7 +1,7 @@
-"""A process that has imported all, loads models to order, and tells time and memory: `load`.
+"""A process that imports everything, loads one model, and reports time and memory.
 
-`python -m idefics_cli.bench.cold_start.child` reads one `importer.Order` in each line of stdin, and
-writes one line of JSON for each.
+`processes.FreshProcesses` starts it, with a pickled `LoadOrder` on stdin. It writes one line of
+JSON to stdout.
 """
 
 from __future__ import annotations
@@ -11,40 +11,34 @@ import pickle
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 
-from idefics_cli.bench.cold_start.forks import in_fork
-from idefics_cli.bench.importer import Order
-from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
+from idefics_cli.bench.cold_start.processes import LoadOrder
+from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 
 
 def main() -> None:
-    """Do what the orders on stdin say."""
+    """Do the work that stdin orders."""
     warnings.filterwarnings("ignore")
-    for line in sys.stdin:
-        order = pickle.loads(bytes.fromhex(line))
-        if not isinstance(order, Order):
-            raise TypeError("stdin holds no order")
-        # Libraries first, so that they are not counted.
-        _import_all(order.spec)
-        if not order.in_fork:
-            _load(order)
-        elif code := in_fork(partial(_load, order)):
-            sys.exit(1 if code > 0 else f"a process was ended by signal {-code}")
+    order = pickle.load(sys.stdin.buffer)
+    if not isinstance(order, LoadOrder):
+        raise TypeError("stdin holds no order")
+    # Imports are not part of the load time.
+    _import_all(order.spec.family)
+    _load(order)
 
 
-def _import_all(spec: LoadSpec) -> None:
+def _import_all(family: str) -> None:
     import idefics_cli.bench.contenders
     import idefics_cli.bench.plain
-    import idefics_cli.engine.local.engine  # noqa: F401  # for both sides
+    import idefics_cli.engine.local.engine  # noqa: F401  # both sides have the same imports
     from idefics_cli.models.families.classes import model_class, processor_classes
 
-    model_class(spec.family)
-    processor_classes(spec.family)
+    model_class(family)
+    processor_classes(family)
 
 
-def _load(order: Order) -> None:
+def _load(order: LoadOrder) -> None:
     import torch
 
     from idefics_cli.bench.contenders import Ours
@@ -59,33 +53,33 @@ def _load(order: Order) -> None:
         else Plain(order.spec, order.folder, time.perf_counter)
     )
     load_seconds = time.perf_counter() - started
-    outcome = contender.answer([request])
+    answered = contender.answer([request])
     on_gpu = order.spec.device.startswith("cuda")
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes()
-    told = {
+    peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
+    record = {
         "load_seconds": load_seconds,
-        "peak_bytes": peak,
-        "tokens": outcome.tokens[0],
+        "peak_bytes": peak_bytes,
+        "tokens": answered.tokens[0],
     }
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
     if isinstance(contender, Ours):
         contender.engine.close()
 
 
-def _request(order: Order) -> GenerationRequest:
-    spec: LoadSpec = order.spec
-    text = "Describe this image." if spec.chats else " In this image,"
+def _request(order: LoadOrder) -> GenerationRequest:
+    chats = order.spec.chats
+    text = "Describe this image." if chats else " In this image,"
     return GenerationRequest(
         (Message("user", (Attachment(str(order.picture)), text)),),
         Sampling(max_new_tokens=order.max_new_tokens),
-        "chat" if spec.chats else "complete",
+        "chat" if chats else "complete",
     )
 
 
-def _peak_resident_bytes() -> int:
-    """Return the most memory that was resident, mapped files included."""
-    # Linux hands `ru_maxrss` on to what a process starts, so a child would tell its parent's.
+def peak_resident_bytes() -> int:
+    """Return the peak of this process's resident memory, mapped files included."""
+    # Linux passes `ru_maxrss` on to child processes, so a child would report its parent's peak.
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -94,7 +88,3 @@ def _peak_resident_bytes() -> int:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-if __name__ == "__main__":
-    main()

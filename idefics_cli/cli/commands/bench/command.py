@@ -325,6 +325,7 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
 
 def _world(invocation: Invocation, plan: _BenchPlan, progress: object) -> World:
     from idefics_cli.bench.bandwidth import reference
+    from idefics_cli.bench.cold_start.processes import FreshProcesses
     from idefics_cli.bench.measure import Instruments, SystemLoad
     from idefics_cli.bench.plain import Plain
     from idefics_cli.bench.stage import World
@@ -342,6 +343,7 @@ def _world(invocation: Invocation, plan: _BenchPlan, progress: object) -> World:
         make_plain=lambda wanted: Plain(wanted, plan.folder, clock),
         caption=caption_all,
         draw_scenes=draw_scenes,
+        processes=FreshProcesses(clock),
         instruments=Instruments(clock, SystemLoad(), reference(spec.device, clock)),
         say=progress.say,
     )
