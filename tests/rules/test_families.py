@@ -19,7 +19,7 @@ ROOMS = ("models/families/", "models/hub/registry.py")
 PROGRAM = "idefics"
 PROGRAM_IS_NAMED_IN = {
     "cli/app.py",
-    "cli/commands/bench/command.py",
+    "cli/commands/bench/measuring.py",
     "cli/help/guidance.py",
     "completion/answers.py",
     "completion/scripts.py",

@@ -1,9 +1,9 @@
-"""What a call of `idefics bench` asks for, checked."""
+"""The choices of a call of `idefics bench`, checked."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -15,92 +15,147 @@ _CAPTION = "caption"
 
 
 @dataclass(frozen=True, slots=True)
+class RandomWeights:
+    """Random weights to make.
+
+    Attributes:
+        shape: Name of the model whose shape they have.
+        layers: Layers of the text model; None keeps all.
+        vision_layers: Layers of the vision model; None keeps as many as *layers*.
+        folder: Folder to keep them in; None removes them at the end.
+    """
+
+    shape: str
+    layers: int | None
+    vision_layers: int | None
+    folder: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
-    """A checked call; None is what was left open.
+    """A checked call; None stands for "not given".
 
     Attributes:
         names: Scenarios, at least one.
-        folder: Of the pictures to caption.
+        folder: Folder of the pictures to caption.
+        weights: Random weights to make instead of loading a model.
         batch_sizes: Requests at a time.
         contexts: Prompt tokens.
-        new_tokens: Of an answer.
-        rounds: At most.
-        seconds: After which no round of a figure begins.
-        quick: Fewer figures.
-        count: Pictures to draw.
-        shape: Whose random weights to make.
-        layers: Of its text model.
-        vision_layers: Of its vision model.
-        keep_weights: Folder for them.
-        plain_quantization: Of plain transformers; None is that of ours.
+        new_tokens: Length of an answer.
+        rounds: Most rounds of a figure.
+        seconds: Time after which no further round of a figure begins.
+        quick: Whether to measure fewer figures.
+        plain_quantization: Quantization of plain transformers; None takes ours.
     """
 
     names: tuple[str, ...]
     folder: Path | None
+    weights: RandomWeights | None
     batch_sizes: tuple[int, ...] | None
     contexts: tuple[int, ...] | None
     new_tokens: int | None
     rounds: int | None
     seconds: float | None
     quick: bool
-    count: int | None
-    shape: str | None
-    layers: int | None
-    vision_layers: int | None
-    keep_weights: str | None
     plain_quantization: Quantization | None
 
 
 def parse(
     scenarios: Sequence[str],
     *,
+    weights: RandomWeights | None,
     batch_sizes: str | None,
     contexts: str | None,
     new_tokens: str | None,
     rounds: str | None,
     seconds: str | None,
-    shape: str | None,
-    layers: str | None,
-    vision_layers: str | None,
-    keep_weights: str | None,
     plain_quantization: str | None,
     quick: bool,
-    outputs: Sequence[str | None],
-    count: int | None,
-    model_given: bool,
 ) -> Asked:
-    """Check what was typed.
+    """Check what the user typed.
 
     Raises:
-        UsageError: If something of it cannot mean anything.
+        UsageError: If a part of it has no meaning.
     """
     names, folder = _scenarios(scenarios)
-    _check_shape(shape, layers, vision_layers, keep_weights, model_given=model_given)
-    for path in outputs:
-        _check_output(path)
     return Asked(
         names=names,
         folder=folder,
+        weights=weights,
         batch_sizes=_numbers("--batch-sizes", batch_sizes),
         contexts=_numbers("--contexts", contexts),
         new_tokens=_number("--new-tokens", new_tokens, least=2),
         rounds=_number("--rounds", rounds),
         seconds=_seconds(seconds),
         quick=quick,
-        count=count,
-        shape=shape,
-        layers=_number("--layers", layers),
-        vision_layers=_number("--vision-layers", vision_layers),
-        keep_weights=keep_weights,
         plain_quantization=_quantization(plain_quantization),
     )
+
+
+def parse_weights(
+    shape: str | None,
+    layers: str | None,
+    vision_layers: str | None,
+    folder: str | None,
+    *,
+    has_model: bool,
+) -> RandomWeights | None:
+    """Check the options of random weights; return None without `--shape`.
+
+    Args:
+        shape: Name of a model.
+        layers: Layers of the text model.
+        vision_layers: Layers of the vision model.
+        folder: Folder to keep the weights in.
+        has_model: Whether the user also names a model.
+
+    Raises:
+        UsageError: If the shape is unknown, or an option does not go with the others.
+    """
+    from idefics_cli.bench.shapes import SHAPES
+
+    if shape is None:
+        for flag, given in (
+            ("--layers", layers),
+            ("--vision-layers", vision_layers),
+            ("--keep-weights", folder),
+        ):
+            if given is not None:
+                raise UsageError(f"{flag} needs `--shape`", hint="as `--shape idefics2-8b`")
+        return None
+    if has_model:
+        raise UsageError("--shape and --model exclude each other", hint="leave one of them out")
+    if folder == "":
+        raise UsageError("the name of the folder for the weights is empty")
+    if shape not in SHAPES:
+        raise UsageError(f"no shape `{shape}` is known", hint=_guess(shape, SHAPES))
+    return RandomWeights(
+        shape, _number("--layers", layers), _number("--vision-layers", vision_layers), folder
+    )
+
+
+def check_outputs(*paths: str | None) -> None:
+    """Check that the files at *paths* can be written, before minutes are spent.
+
+    Raises:
+        UsageError: If one cannot.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if not path:
+            raise UsageError("the name of the output file is empty")
+        if Path(path).is_dir():
+            raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
+        if not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"cannot write `{path}`: no folder `{Path(path).parent}`")
 
 
 def captioned_pictures(folder: Path | None) -> tuple[Path, ...]:
     """Return the pictures in *folder*, in the order in which `idefics caption` takes them.
 
     Raises:
-        UsageError: If it is no folder, or holds none.
+        UsageError: If it is not a folder, or holds no pictures.
     """
     if folder is None:
         return ()
@@ -125,64 +180,25 @@ def _scenarios(typed: Sequence[str]) -> tuple[tuple[str, ...], Path | None]:
         elif names and names[-1] == _CAPTION and folder is None:
             folder = Path(word)
         else:
-            near = difflib.get_close_matches(word, SCENARIOS, n=1)
-            raise UsageError(
-                f"there is no scenario `{word}`",
-                hint=f"did you mean `{near[0]}`?" if near else f"choose of {', '.join(SCENARIOS)}",
-            )
+            raise UsageError(f"there is no scenario `{word}`", hint=_guess(word, SCENARIOS))
     return tuple(names) or tuple(SCENARIOS), folder
 
 
-def _check_shape(
-    shape: str | None,
-    layers: str | None,
-    vision_layers: str | None,
-    keep_weights: str | None,
-    *,
-    model_given: bool,
-) -> None:
-    from idefics_cli.bench.shapes import SHAPES
-
-    if shape is None:
-        for flag, given in (
-            ("--layers", layers),
-            ("--vision-layers", vision_layers),
-            ("--keep-weights", keep_weights),
-        ):
-            if given is not None:
-                raise UsageError(f"{flag} needs `--shape`", hint="as `--shape idefics2-8b`")
-        return
-    if model_given:
-        raise UsageError("--shape and --model exclude each other", hint="leave one of them out")
-    if keep_weights == "":
-        raise UsageError("the name of the folder for the weights is empty")
-    if shape not in SHAPES:
-        near = difflib.get_close_matches(shape, SHAPES, n=1)
-        guess = f"did you mean `{near[0]}`?" if near else f"choose of {', '.join(SHAPES)}"
-        raise UsageError(f"no shape `{shape}` is known", hint=guess)
+def _guess(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"choose of {', '.join(names)}"
 
 
 def _quantization(name: str | None) -> Quantization | None:
     for known in get_args(Quantization):
         if name == known:
-            return known  # type: ignore[no-any-return] # a member of the Literal
+            return known  # type: ignore[no-any-return]  # a member of the Literal
     if name is not None:
         raise UsageError(
             f"unknown quantization `{name}`", hint=f"choose of {', '.join(get_args(Quantization))}"
         )
     return None
-
-
-def _check_output(path: str | None) -> None:
-    """Check that *path* can be written, before minutes are spent."""
-    if path is None:
-        return
-    if not path:
-        raise UsageError("the name of the output file is empty")
-    if Path(path).is_dir():
-        raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
-    if not Path(path).absolute().parent.is_dir():
-        raise UsageError(f"cannot write `{path}`: no folder `{Path(path).parent}`")
 
 
 def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:

@@ -1,0 +1,106 @@
+"""The model that a benchmark measures: a checkpoint, or random weights of a real shape."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.commands.bench.choices import Asked, RandomWeights
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.cli.model_choice import plan_for, report_warnings
+from idefics_cli.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from idefics_cli.hardware.machine import Machine
+    from idefics_cli.models.planning.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """What will be measured.
+
+    Attributes:
+        plan: Plan of the model.
+        folder: Folder of its files.
+        name: Its name in a command line.
+        title: Its name for people.
+        machine: This machine.
+    """
+
+    plan: Plan
+    folder: Path
+    name: str
+    title: str
+    machine: Machine
+
+
+@contextmanager
+def plan_bench(invocation: Invocation, asked: Asked) -> Iterator[BenchPlan]:
+    """Plan what *asked* measures; temporary random weights are removed after the block.
+
+    Raises:
+        ModelError: If the model is not downloaded.
+        IdeficsError: If the weights cannot be written.
+    """
+    with invocation.console.status("starting"):
+        machine = invocation.services.probe()
+    weights = asked.weights
+    if weights is None:
+        yield _checkpoint(invocation, machine)
+    elif weights.folder is not None:
+        yield _random_weights(invocation, weights, Path(weights.folder).absolute(), machine)
+    else:
+        with tempfile.TemporaryDirectory(prefix="idefics-weights-") as scratch:
+            yield _random_weights(invocation, weights, Path(scratch, "m"), machine)
+
+
+def _checkpoint(invocation: Invocation, machine: Machine) -> BenchPlan:
+    plan = plan_for(invocation, machine)
+    report_warnings(invocation, plan)
+    folder = plan.facts.folder
+    if folder is None:
+        name = plan.spec.name or plan.spec.repo
+        raise ModelError(f"`{name}` is not downloaded", hint=f"`idefics models pull {name}` first")
+    return BenchPlan(plan, folder, invocation.settings.model, plan.facts.name, machine)
+
+
+def _random_weights(
+    invocation: Invocation, weights: RandomWeights, folder: Path, machine: Machine
+) -> BenchPlan:
+    from idefics_cli.bench.random_model import make
+    from idefics_cli.bench.shapes import SHAPES
+    from idefics_cli.core.units import format_parameters
+
+    settings = invocation.settings
+    # The plan of a small model gives the fastest format of this machine. The plan of a large one
+    # could choose 4 bit, which a user has to ask for here.
+    small = plan_for(_with(invocation, model="demo", quantization="none"), machine).spec
+    with invocation.console.status("making random weights"):
+        count = make(
+            folder,
+            SHAPES[weights.shape],
+            dtype=small.dtype,
+            layers=weights.layers,
+            vision_layers=weights.vision_layers,
+        )
+    changed = _with(
+        invocation,
+        model=str(folder),
+        dtype=small.dtype,
+        quantization="none" if settings.quantization == "auto" else settings.quantization,
+        device=small.device,
+    )
+    plan = plan_for(changed, machine)
+    report_warnings(invocation, plan)
+    cut = f", {weights.layers} text layers" if weights.layers else ""
+    title = f"random weights of the shape of {weights.shape}{cut} ({format_parameters(count)})"
+    return BenchPlan(plan, folder, str(folder), title, machine)
+
+
+def _with(invocation: Invocation, **changes: str) -> Invocation:
+    settings = replace(invocation.settings, **changes)  # type: ignore[arg-type]  # texts only
+    return replace(invocation, resolved=replace(invocation.resolved, settings=settings))
