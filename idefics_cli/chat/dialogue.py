@@ -15,7 +15,7 @@ from idefics_cli.chat.sampling_settings import with_settings
 from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
 from idefics_cli.chat.turns import Turns
 from idefics_cli.core.errors import ContextError, MemoryLimitError, UsageError
-from idefics_cli.core.types import Attachment, ImageLimits, Sampling, TokenChunk
+from idefics_cli.core.types import Attachment, Sampling, TokenChunk
 from idefics_cli.engine.protocol import Measure
 
 _MEMORY_HINT = (
@@ -61,8 +61,7 @@ class Chat:
         find_model: Looks up another model by name, and returns what plans and loads it.
         sampling: How tokens are chosen, unless the conversation sets it.
         displays: `plain` and `preview`, unless the conversation sets them.
-        limits: Limits on the pictures that are accepted.
-        offline: Fetch no pictures.
+        pictures: Opens the pictures.
         clock: Returns the time in seconds.
 
     Attributes:
@@ -80,11 +79,10 @@ class Chat:
         find_model: Callable[[str], LoadPlan],
         sampling: Sampling,
         displays: Mapping[str, bool],
-        limits: ImageLimits,
-        offline: bool,
+        pictures: PictureOpener,
         clock: Callable[[], float],
     ) -> None:
-        self._pictures = PictureOpener(limits, offline=offline)
+        self._pictures = pictures
         self.turns = Turns(session)
         self.model = ModelSwitch(loading, find_model, self._pictures.open_kept)
         self.statistics = Statistics()

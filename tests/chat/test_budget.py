@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 import pytest
 from PIL import Image
 
+from idefics_cli.chat.attachments import PictureOpener
 from idefics_cli.chat.budget import TokenBudget
 from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply
 from idefics_cli.chat.dialogue import Chat
@@ -187,8 +188,7 @@ def talk(engine: Engine, store: SessionStore | NullStore, *, is_ready: bool = Tr
             find_model=find,
             sampling=Sampling(max_new_tokens=4),
             displays={"plain": True, "preview": False},
-            limits=ImageLimits(),
-            offline=True,
+            pictures=PictureOpener(ImageLimits(), offline=True),
             clock=FakeClock(),
         )
     )

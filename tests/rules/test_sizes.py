@@ -11,14 +11,11 @@ MODULE_LINES = 400
 FUNCTION_LINES = 40
 
 # What is still too long, with its length. Entries may only shrink or go.
-ALLOWED_MODULES = {
-    "chat/commands/slash.py": 402,
-}
+ALLOWED_MODULES = {}
 ALLOWED_FUNCTIONS = {
     "bench/random_model.py make": 43,
     "caption/gallery/report.py write_report": 46,
     "caption/runner.py run_captions": 44,
-    "chat/dialogue.py reply": 41,
     "cli/commands/models.py quantize": 42,
     "demo/build.py build_tokenizer": 56,
     "engine/local/decode/token_loop.py generate": 55,

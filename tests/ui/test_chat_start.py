@@ -96,7 +96,9 @@ def test_pictures_of_the_command_line_go_with_the_first_text(
     person += ["What?"]
     here = world(tmp_path, "A cat.")
     ran = chat(here, "-i", str(tmp_path / "a.png"))
-    assert "8x6 landscape, 10 tokens, goes with your next text" in " ".join(ran.err.split())
+    shown = " ".join(ran.err.split())
+    assert "8x6 landscape, goes with your next text" in shown
+    assert "[1] takes 10 tokens" in shown
     assert len(here.engine.requests[0].attachments) == 1
 
 

@@ -1,68 +1,89 @@
-"""From a line to what is done about it: a command, pictures, or a question."""
+"""Runs the lines of a chat: a slash command, pictures, or a question."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.completion import Candidate
+from idefics_cli.chat.commands.help import unknown_command
 from idefics_cli.chat.commands.line import read_line
-from idefics_cli.chat.commands.table import COMMANDS, CommandResult, unknown_command
+from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult, SlashCommand
+from idefics_cli.chat.commands.table import COMMANDS
 from idefics_cli.chat.dialogue import Chat
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 
-# What leaves other tools; no question about a picture is only that.
+# Words that leave other tools; a question about a picture is never only such a word.
 _BARE_WORDS = {"exit": "exit", "quit": "exit", "bye": "exit", ":q": "exit", "help": "help"}
 
 
-def take(chat: Chat, line: str) -> CommandResult:
-    """Do what *line* says: a command, pictures to stage, or a question.
+class Dispatcher:
+    """Runs and completes the lines of one chat.
 
-    Raises:
-        IdeficsError: If it cannot be done; nothing has changed then.
+    Args:
+        chat: The chat.
+        folder: The current folder.
+        commands: The slash commands by name.
     """
-    if not line.strip():
-        chat.turns.editing = None
-        return CommandResult()
-    if bare := _BARE_WORDS.get(line.strip().lower()):
-        line = f"/{bare}"
-    match = _NAME.match(line)
-    found = COMMANDS.get(match[1].lower()) if match else None
-    if match and found:
-        chat.turns.editing = None  # whatever else is done, the next text is a new question
-        return found.run(chat, line[match.end() :].strip())
-    read = read_line(line)
-    if not read.sources and line.startswith("/"):
-        raise unknown_command(line.split()[0])
-    attached = tuple(chat.attach(read.sources)) if read.sources else ()
-    if not read.text.strip():
-        return CommandResult(attached=attached)
-    lines = _unknown_references(chat, read.text)
-    chat.ask(read.text)
-    return CommandResult(lines, attached, answers=True)
 
+    def __init__(
+        self, chat: Chat, folder: Path, commands: Mapping[str, SlashCommand] = COMMANDS
+    ) -> None:
+        self.chat = chat
+        self.folder = folder
+        self._context = CommandContext(chat, folder, commands)
 
-def complete(chat: Chat, line: str) -> list[Candidate]:
-    """Return what may stand at the end of *line*."""
-    if "\n" in line:
-        return []
-    match = _NAME.match(line)
-    if match and line[match.end(1) :]:
-        found = COMMANDS.get(match[1].lower())
-        return list(found.complete(chat, line)) if found and found.complete else []
-    if completion.at_path(line):
-        return completion.of_paths(line)
-    if not line.startswith("/"):
-        return []
-    names = completion.of_words(line, ((f"/{c.name}", c.summary) for c in COMMANDS.values()))
-    return names or (completion.of_paths(line) if "/" in line[1:] else [])
+    def run(self, line: str) -> CommandResult:
+        """Run a command, stage pictures, or ask a question, whichever *line* is.
 
+        Raises:
+            IdeficsError: If that is not possible; then nothing has changed.
+        """
+        chat, commands = self.chat, self._context.commands
+        if not line.strip():
+            chat.turns.editing = None
+            return CommandResult()
+        if bare := _BARE_WORDS.get(line.strip().lower()):
+            line = f"/{bare}"
+        match = _NAME.match(line)
+        found = commands.get(match[1].lower()) if match else None
+        if match and found:
+            chat.turns.editing = None  # after any command the next text is a new question
+            return found.run(self._context, line[match.end() :].strip())
+        read = read_line(line)
+        if not read.sources and line.startswith("/"):
+            raise unknown_command(line.split()[0], commands)
+        attached = tuple(chat.attach(read.sources)) if read.sources else ()
+        if not read.text.strip():
+            return CommandResult(attached=attached)
+        lines = self._unknown_references(read.text)
+        chat.ask(read.text)
+        return CommandResult(lines, attached, answers=True)
 
-def _unknown_references(chat: Chat, text: str) -> tuple[str, ...]:
-    first = len(chat.conversation.pictures) + 1
-    staged = range(first, first + len(chat.turns.staged))
-    numbers = set(chat.conversation.unknown_references(text)) - set(staged)
-    return tuple(
-        f"there is no picture [{n}]; the model gets `[{n}]` as it is" for n in sorted(numbers)
-    )
+    def complete(self, line: str) -> list[Candidate]:
+        """Return what may stand at the end of *line*."""
+        if "\n" in line:
+            return []
+        commands = self._context.commands
+        match = _NAME.match(line)
+        if match and line[match.end(1) :]:
+            found = commands.get(match[1].lower())
+            return list(found.complete(self._context, line)) if found and found.complete else []
+        if completion.at_path(line):
+            return completion.of_paths(line)
+        if not line.startswith("/"):
+            return []
+        names = completion.of_words(line, ((f"/{c.name}", c.summary) for c in commands.values()))
+        return names or (completion.of_paths(line) if "/" in line[1:] else [])
+
+    def _unknown_references(self, text: str) -> tuple[str, ...]:
+        conversation = self.chat.conversation
+        first = len(conversation.pictures) + 1
+        staged = range(first, first + len(self.chat.turns.staged))
+        numbers = set(conversation.unknown_references(text)) - set(staged)
+        return tuple(
+            f"there is no picture [{n}]; the model gets `[{n}]` as it is" for n in sorted(numbers)
+        )

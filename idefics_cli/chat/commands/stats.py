@@ -1,15 +1,20 @@
-"""What there is to tell of the work behind a conversation."""
+"""The slash command that shows the model, the context, the speed and the memory."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
+from idefics_cli.chat.commands.arguments import refuse_words
+from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.core.units import format_size
 
 
-def stats(chat: Chat) -> list[str]:
-    """Return lines on the model, the context, the speed and the memory."""
+def show_stats(context: CommandContext, words: str) -> CommandResult:
+    """Show how much of the context is used, and how fast the answers came."""
+    refuse_words(words, "stats")
+    chat = context.chat
     done, used = chat.statistics, chat.used()
     lines = [f"model: {chat.model.name}, {_place(chat)}"]
     if used:
@@ -23,7 +28,7 @@ def stats(chat: Chat) -> list[str]:
         )
     if memory := ", ".join(f"{format_size(peak)} {where}" for where, peak in _peaks(chat)):
         lines.append(f"memory: at most {memory}")
-    return lines
+    return CommandResult(tuple(lines))
 
 
 def _place(chat: Chat) -> str:
@@ -34,7 +39,7 @@ def _place(chat: Chat) -> str:
 
 
 def _peaks(chat: Chat) -> Iterable[tuple[str, int]]:
-    """Yield where memory is taken, and the most that was, in bytes."""
+    """Yield the kinds of memory, and the most bytes of each that were used."""
     if main := _peak_bytes():
         yield "of main memory", main
     if chat.model.loading.is_ready and chat.model.engine.spec.device.startswith("cuda"):
@@ -44,8 +49,6 @@ def _peaks(chat: Chat) -> Iterable[tuple[str, int]]:
 
 
 def _peak_bytes() -> int | None:
-    import sys
-
     try:
         import resource
     except ImportError:  # Windows

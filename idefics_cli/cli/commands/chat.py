@@ -6,23 +6,26 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.answer import answer_once, check_images
+from idefics_cli.cli.answer import answer_once
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
-from idefics_cli.core.types import Attachment, LoadSpec, Progress
+from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine
 from idefics_cli.models.hub.registry import base_model_error
 
 if TYPE_CHECKING:
+    from idefics_cli.chat.attachments import PictureOpener, StagedPicture
+    from idefics_cli.chat.commands.dispatch import Dispatcher
     from idefics_cli.chat.dialogue import Chat
     from idefics_cli.chat.loading import Load, Loading, LoadPlan
     from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
@@ -80,7 +83,6 @@ def chat(
         answer_once(invocation, None, sources)
         return
     _check(invocation, sources, resume=resume, session=session)
-    check_images([Attachment(source) for source in sources], image_limits(invocation.settings))
     with ExitStack() as stack:
         _talk(invocation, sources, "last" if resume else session, stack)
 
@@ -109,35 +111,53 @@ def _check(
 def _talk(
     invocation: Invocation, sources: Sequence[str], key: str | None, stack: ExitStack
 ) -> None:
-    from idefics_cli.chat.commands.slash import resumed
+    from idefics_cli.chat.attachments import PictureOpener
+    from idefics_cli.chat.commands.dispatch import Dispatcher
     from idefics_cli.chat.loading import Loading
-    from idefics_cli.ui.chat.line_input import TypedAhead
-    from idefics_cli.ui.chat.preview import Previews, draws_pictures
-    from idefics_cli.ui.chat.repl import Repl
-    from idefics_cli.ui.terminal.graphics import TerminalReply, ask_terminal
 
+    opener = PictureOpener(image_limits(invocation.settings), offline=invocation.settings.offline)
+    # Before the model: a bad picture ends the command at once.
+    pictures = [opener.stage(source) for source in sources]
     store, session = _open_session(invocation, key)
     stack.callback(session.close)
     if session.conversation.turns and not invocation.resolved.is_given("model"):
         invocation = _with_model(invocation, session.conversation.model)
     name = invocation.settings.model
-    talk = _chat(invocation, Loading(name, _find_model(invocation, name)), session, store)
+    loading = Loading(name, _find_model(invocation, name))
+    talk = _chat(invocation, loading, session, store, opener)
     stack.callback(talk.close)
-    console = invocation.console
+    draft = talk.turns.take_back() if session.conversation.pending else ""
+    talk.turns.staged += pictures
+    _run(invocation, Dispatcher(talk, Path.cwd()), pictures, draft)
+
+
+def _run(
+    invocation: Invocation,
+    dispatcher: Dispatcher,
+    pictures: Sequence[StagedPicture],
+    draft: str,
+) -> None:
+    """Load the model in the background, show what goes on, and run the chat to its end."""
+    from idefics_cli.chat.descriptions import describe_resumed
+    from idefics_cli.ui.chat.line_input import TypedAhead
+    from idefics_cli.ui.chat.preview import Previews, draws_pictures
+    from idefics_cli.ui.chat.repl import Repl
+    from idefics_cli.ui.terminal.graphics import TerminalReply, ask_terminal
+
+    console, talk = invocation.console, dispatcher.chat
+    conversation = talk.conversation
     asks = draws_pictures(console) and talk.display("preview")
     terminal = ask_terminal(console.err, invocation.services.environ) if asks else TerminalReply()
     previews = Previews(console, graphics=terminal.graphics)
-    lines = TypedAhead(terminal.typed, _lines(invocation, talk), console.tell)
-    repl = Repl(talk, console, lines, previews)
+    lines = TypedAhead(terminal.typed, _lines(invocation, dispatcher), console.tell)
+    repl = Repl(dispatcher, console, lines, previews)
     talk.model.loading.start()
     console.tell(f"{talk.model.name}: /help lists the commands, Ctrl-D leaves")
-    draft = talk.turns.take_back() if session.conversation.pending else ""
-    if session.conversation.turns:
-        for line in resumed(talk):
+    if conversation.turns:
+        for line in describe_resumed(conversation, model=talk.model.name, folder=dispatcher.folder):
             console.tell(line)
-    attached = talk.attach(sources)
-    first = len(session.conversation.pictures) + len(talk.turns.staged) - len(attached) + 1
-    repl.show_attached(attached, first)
+    first = len(conversation.pictures) + len(talk.turns.staged) - len(pictures) + 1
+    repl.show_attached(pictures, first)
     repl.run(draft=draft)
 
 
@@ -201,6 +221,7 @@ def _chat(
     loading: Loading,
     session: OpenSession,
     store: SessionStore | NullStore,
+    opener: PictureOpener,
 ) -> Chat:
     from idefics_cli.chat.dialogue import Chat
 
@@ -212,8 +233,7 @@ def _chat(
         find_model=lambda name: _find_model(invocation, name),
         sampling=sampling(settings, default_tokens=ANSWER_TOKENS),
         displays={"plain": settings.plain, "preview": settings.preview},
-        limits=image_limits(settings),
-        offline=settings.offline,
+        pictures=opener,
         clock=invocation.services.clock,
     )
     if session.conversation.turns:
@@ -224,8 +244,7 @@ def _chat(
     return talk
 
 
-def _lines(invocation: Invocation, talk: Chat) -> LineInput:
-    from idefics_cli.chat.commands.dispatch import complete
+def _lines(invocation: Invocation, dispatcher: Dispatcher) -> LineInput:
     from idefics_cli.ui.chat.line_input import DrawnInput, PlainInput
 
     console, environ = invocation.console, invocation.services.environ
@@ -233,8 +252,8 @@ def _lines(invocation: Invocation, talk: Chat) -> LineInput:
     if console.draws:
         return DrawnInput(
             console.err,
-            lambda line: complete(talk, line),
+            dispatcher.complete,
             history,
-            is_over=lambda: talk.model.loading.error is not None,
+            is_over=lambda: dispatcher.chat.model.loading.error is not None,
         )
-    return PlainInput(console.tell, lambda line: complete(talk, line), history)
+    return PlainInput(console.tell, dispatcher.complete, history)

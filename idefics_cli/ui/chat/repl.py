@@ -1,17 +1,17 @@
-"""The chat at the keyboard: a line is read, taken, answered, and the next one read."""
+"""The chat at the keyboard: read a line, run it, show the answer, and read the next line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from idefics_cli.chat.attachments import StagedPicture
-from idefics_cli.chat.commands.dispatch import take
-from idefics_cli.chat.commands.slash import GOES, describe
-from idefics_cli.chat.commands.table import CommandResult
-from idefics_cli.chat.dialogue import Chat
+from idefics_cli.chat.commands.dispatch import Dispatcher
+from idefics_cli.chat.commands.slash_command import CommandResult
+from idefics_cli.chat.descriptions import GOES_WITH_NEXT, describe_staged
 from idefics_cli.core.errors import ContextError, IdeficsError
 from idefics_cli.core.text import printable
 from idefics_cli.core.types import Sampling
+from idefics_cli.ui.chat.editor import write_in_editor
 from idefics_cli.ui.chat.line_input import LineInput, Stopped
 from idefics_cli.ui.chat.preview import Previews
 from idefics_cli.ui.chat.reply import show_reply
@@ -25,36 +25,41 @@ _LEAVE_HINT = "Ctrl-D or /exit leaves"
 
 
 class Repl:
-    """Talks with one person.
+    """The read-eval-print loop of one chat.
 
     Args:
-        chat: The conversation; the caller closes it.
-        console: Answers go to its stdout, all else to its stderr.
-        lines: Where lines come from.
+        dispatcher: Runs the lines; the caller closes its chat.
+        console: Answers go to its stdout, everything else to its stderr.
+        lines: The source of the lines.
         previews: Shows pictures; None draws them with half blocks.
     """
 
     def __init__(
-        self, chat: Chat, console: Console, lines: LineInput, previews: Previews | None = None
+        self,
+        dispatcher: Dispatcher,
+        console: Console,
+        lines: LineInput,
+        previews: Previews | None = None,
     ) -> None:
-        self._chat = chat
+        self._dispatcher = dispatcher
+        self._chat = dispatcher.chat
         self._console = console
         self._lines = lines
         self._previews = previews or Previews(console)
         self._is_warned = False
 
     def run(self, *, draft: str = "") -> None:
-        """Read and answer until Ctrl-D or `/exit`.
+        """Read lines and answer questions until Ctrl-D or `/exit`.
 
         Args:
-            draft: A text to offer for editing first.
+            draft: A text to offer for editing in the first line.
 
         Raises:
-            IdeficsError: If no model can be loaded; what was typed has been told.
+            IdeficsError: If no model can be loaded; the text typed so far has been shown.
         """
         is_over = False
         while not is_over:
-            self._tell_loaded()
+            self._show_load_results()
             if self._chat.model.loading.error is not None:
                 draft = self._go_on_without(draft)
             try:
@@ -68,15 +73,15 @@ class Repl:
                     self._go_on_without("")
                 break
             except Stopped as stopped:
-                draft = stopped.text  # why, the next round tells
+                draft = stopped.text  # the next round shows the reason
                 continue
-            draft, is_over = self._done(line)
+            draft, is_over = self._run_line(line)
 
-    def _done(self, line: str) -> tuple[str, bool]:
-        """Do what *line* says; return a text to offer for editing, and whether it was the last."""
+    def _run_line(self, line: str) -> tuple[str, bool]:
+        """Run *line*; return a text to offer for editing, and whether the chat is over."""
         try:
-            outcome = take(self._chat, line)
-            return self._act(outcome), outcome.is_over
+            result = self._dispatcher.run(line)
+            return self._show_result(result), result.is_over
         except IdeficsError as error:
             self._console.error(error)
             return "" if line.startswith("/") else line, False
@@ -85,10 +90,10 @@ class Repl:
             return line, False
 
     def _go_on_without(self, text: str) -> str:
-        """Let the former model answer if there is one, and return what to offer for editing.
+        """Go back to the former model, if there is one; return the text to offer for editing.
 
         Raises:
-            IdeficsError: Why no model can be loaded.
+            IdeficsError: If there is none: the reason why the model cannot be loaded.
         """
         error = self._chat.model.loading.error
         if error is None:
@@ -98,30 +103,31 @@ class Repl:
                 self._console.tell(f"not asked: {text}")
             raise error
         self._console.error(error)
-        self._console.note(f"{self._chat.model.name} answers on")
+        self._console.note(f"{self._chat.model.name} answers again")
         return text
 
-    def _tell_loaded(self) -> None:
-        """Tell what is known since the model is loaded."""
+    def _show_load_results(self) -> None:
+        """Show the warnings of the model that is loaded, and the tokens of staged pictures."""
         for warning in self._chat.model.loading.take_warnings():
             self._console.warn(warning)
-        for number, attached in self._chat.count_staged():
-            self._tell(f"[{number}] takes {attached.tokens} tokens")
+        for number, staged in self._chat.count_staged():
+            self._tell(f"[{number}] takes {staged.tokens} tokens")
 
     def show_attached(
         self, attached: Sequence[StagedPicture], first: int, *, is_asked: bool = False
     ) -> None:
-        """Draw pictures and tell their names, sizes and costs.
+        """Draw pictures and show their names, sizes and tokens.
 
         Args:
             attached: The pictures.
             first: The number of the first.
-            is_asked: Their text came with them.
+            is_asked: Whether they belong to a question that was just asked.
         """
-        for number, one in enumerate(attached, start=first):
-            if one.thumbnail is not None and self._chat.display("preview"):
-                self._previews.show(one.thumbnail)
-            self._tell(describe(number, one) + ("" if is_asked else GOES))
+        for number, staged in enumerate(attached, start=first):
+            if staged.thumbnail is not None and self._chat.display("preview"):
+                self._previews.show(staged.thumbnail)
+            line = describe_staged(number, staged, self._dispatcher.folder)
+            self._tell(line if is_asked else line + GOES_WITH_NEXT)
 
     def _prompt(self) -> str:
         if self._chat.turns.editing is not None:
@@ -129,23 +135,34 @@ class Repl:
         count = len(self._chat.turns.staged)
         return f"{count} picture{'s' if count > 1 else ''} > " if count else "> "
 
-    def _act(self, outcome: CommandResult) -> str:
-        """Do what *outcome* asks for; return a text to offer for editing."""
+    def _show_result(self, result: CommandResult) -> str:
+        """Show *result* and do what it asks for; return a text to offer for editing."""
         total = len(self._chat.conversation.pictures)
-        if not outcome.answers:
+        if not result.answers:
             total += len(self._chat.turns.staged)
-        first = total - len(outcome.attached) + 1
-        self.show_attached(outcome.attached, first, is_asked=outcome.answers)
-        for name, summary in outcome.rows:
+        first = total - len(result.attached) + 1
+        self.show_attached(result.attached, first, is_asked=result.answers)
+        for name, summary in result.rows:
             self._tell_row(name, summary)
-        for line in outcome.lines:
+        for line in result.lines:
             self._tell(line)
-        if outcome.answers:
-            return self._answer(outcome.sampling)
-        return outcome.draft
+        if result.wants_editor:
+            return self._ask_from_editor()
+        if result.answers:
+            return self._answer(result.sampling)
+        return result.draft
+
+    def _ask_from_editor(self) -> str:
+        """Ask the question that the user writes in an editor; return as `_show_result`."""
+        text = write_in_editor(self._console.environ)
+        if not text.strip():
+            self._tell("nothing was written")
+            return ""
+        self._chat.ask(text)
+        return self._answer(None)
 
     def _tell(self, text: str, *, indent: str = "  ") -> None:
-        """Tell *text* with its lines broken between words."""
+        """Write *text* to stderr, its lines broken between words."""
         if not self._console.draws:
             self._console.tell(text)
             return
@@ -155,7 +172,7 @@ class Repl:
                 self._console.tell(part)
 
     def _tell_row(self, name: str, summary: str) -> None:
-        """Tell a name and what it is: side by side, one above the other, or in one sentence."""
+        """Write a name and a text side by side, in two lines, or to a screen reader in one."""
         if not self._console.draws:
             self._console.tell(f"{name}: {summary}")
         elif self._console.err_columns >= _TWO_COLUMNS:
@@ -165,7 +182,7 @@ class Repl:
             self._tell(f"  {summary}")
 
     def _answer(self, sampling: Sampling | None) -> str:
-        """Answer the pending question; return its text if that comes to nothing."""
+        """Answer the pending question; return its text if there is no answer."""
         pending = self._chat.conversation.pending
         if pending is None:
             raise RuntimeError("nothing is pending")
@@ -186,13 +203,13 @@ class Repl:
             self._tell_cut()
         self._warn_of_context()
         if is_new:
-            self._tell_costs()
+            self._tell_picture_tokens()
         if self._console.draws:
             self._console.tell("")
         return ""
 
-    def _tell_costs(self) -> None:
-        """Tell what the last pictures take, which was not known when they were attached."""
+    def _tell_picture_tokens(self) -> None:
+        """Show the tokens of the last pictures, which were attached before the model was loaded."""
         for picture in self._chat.conversation.turns[-1].pictures:
             self._tell(
                 f"[{picture.number}] takes {self._chat.picture_tokens(picture.attachment)} tokens"
@@ -226,7 +243,10 @@ class Repl:
         self._is_warned = is_near
 
     def _choose(self, question: str, sampling: Sampling | None) -> str:
-        """Let the user choose what goes, so that *question* fits; nothing goes by itself."""
+        """Let the user choose what to leave out so that *question* fits.
+
+        Nothing is left out without a choice.
+        """
         chat, tell = self._chat, self._console.tell
         turns, pictures = chat.turns_to_forget(question), chat.pictures_to_drop(question)
         if turns:
@@ -234,7 +254,7 @@ class Repl:
         if pictures:
             tell("2: leave out " + ", ".join(f"[{number}]" for number in pictures))
         if chat.conversation.turns:
-            tell("3: begin anew with this question")
+            tell("3: start a new conversation with this question")
         tell("Enter: change the question")
         try:
             choice = self._lines.read("choose: ").strip()

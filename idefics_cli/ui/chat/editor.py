@@ -1,4 +1,4 @@
-"""A text that is written in the user's editor."""
+"""A text that the user writes in an editor of their own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError
 
-_EDITORS = ("VISUAL", "EDITOR")
+_VARIABLES = ("VISUAL", "EDITOR")
 
 
-def written_in_editor() -> str:
-    """Let the user write a text in `$VISUAL`, else `$EDITOR`, else vi; return it.
+def write_in_editor(environ: Mapping[str, str]) -> str:
+    """Open the editor that `VISUAL`, else `EDITOR`, names, else vi; return the text written.
+
+    Args:
+        environ: The environment.
 
     Raises:
         IdeficsError: If there is no such editor, or it fails.
     """
-    named = [os.environ[name] for name in _EDITORS if os.environ.get(name)]
+    named = [environ[name] for name in _VARIABLES if environ.get(name)]
     command = (named or ["notepad" if os.name == "nt" else "vi"])[0]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "question.md"

@@ -1,0 +1,77 @@
+"""Slash commands about pictures: attach, list and drop them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from idefics_cli.chat.commands import completion
+from idefics_cli.chat.commands.arguments import read_number, refuse_words, require_words
+from idefics_cli.chat.commands.completion import Candidate
+from idefics_cli.chat.commands.line import expand
+from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
+from idefics_cli.chat.descriptions import (
+    GOES_WITH_NEXT,
+    describe_asked,
+    describe_staged,
+    picture_name,
+)
+from idefics_cli.chat.dialogue import Chat
+from idefics_cli.core.errors import UsageError
+
+
+def attach_pictures(context: CommandContext, words: str) -> CommandResult:
+    """Attach pictures; they go with your next text."""
+    require_words(words, "/image PATH, or drag a picture into the line", "a picture")
+    return CommandResult(attached=tuple(context.chat.attach(expand(words))))
+
+
+def paste_picture(context: CommandContext, words: str) -> CommandResult:
+    """Attach the picture on the clipboard."""
+    refuse_words(words, "paste")
+    return CommandResult(attached=tuple(context.chat.attach(["clipboard:"])))
+
+
+def list_pictures(context: CommandContext, words: str) -> CommandResult:
+    """List the pictures of the conversation, and those that go with your next text."""
+    refuse_words(words, "images")
+    chat, folder = context.chat, context.folder
+    lines = []
+    for turn_number, turn in enumerate(chat.conversation.turns, start=1):
+        is_forgotten = turn_number <= chat.conversation.forgotten
+        for picture in turn.pictures:
+            state = ""
+            if is_forgotten or not picture.is_in_prompt:
+                state = "dropped" if picture.is_dropped else "not in the prompt"
+            tokens = None if state else chat.picture_tokens(picture.attachment)
+            lines.append(
+                describe_asked(picture, turn=turn_number, folder=folder, state=state, tokens=tokens)
+            )
+    first = len(chat.conversation.pictures) + 1
+    for number, staged in enumerate(chat.turns.staged, start=first):
+        lines.append(describe_staged(number, staged, folder) + GOES_WITH_NEXT)
+    return CommandResult(tuple(lines) or ("no pictures yet; `/image PATH` attaches one",))
+
+
+def drop_picture(context: CommandContext, words: str) -> CommandResult:
+    """Take picture N out of what the model sees."""
+    chat = context.chat
+    number = read_number(words, "/drop N, where `/images` lists the numbers")
+    place = number - len(chat.conversation.pictures) - 1
+    if 0 <= place < len(chat.turns.staged):
+        source = chat.turns.staged.pop(place).source
+    else:
+        source = _source(chat, number)
+        chat.turns.session.drop(number)
+    return CommandResult((f"dropped [{number}] {picture_name(source, context.folder)}",))
+
+
+def complete_paths(context: CommandContext, line: str) -> Iterable[Candidate]:
+    """Complete the path of a picture."""
+    return completion.of_paths(line)
+
+
+def _source(chat: Chat, number: int) -> str:
+    for picture in chat.conversation.pictures:
+        if picture.number == number and not picture.is_dropped:
+            return picture.source
+    raise UsageError(f"there is no picture {number}", hint="`/images` lists them")

@@ -1,0 +1,75 @@
+"""Slash commands about the instruction and the settings of a conversation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from idefics_cli.chat.commands import completion
+from idefics_cli.chat.commands.completion import Candidate
+from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
+from idefics_cli.chat.dialogue import Chat
+from idefics_cli.chat.sampling_settings import DISPLAY_KEYS, SAMPLING_KEYS, parse_setting
+from idefics_cli.config.settings import setting_table
+from idefics_cli.core.errors import UsageError
+
+_KEYS = (*SAMPLING_KEYS, *DISPLAY_KEYS)
+
+
+def set_instruction(context: CommandContext, words: str) -> CommandResult:
+    """Set the instruction that precedes the conversation; `-` removes it."""
+    chat = context.chat
+    if not words:
+        return CommandResult((chat.conversation.system or "no instruction is set",))
+    chat.turns.session.set_system(None if words == "-" else words)
+    return CommandResult(("instruction removed" if words == "-" else "instruction set",))
+
+
+def change_settings(context: CommandContext, words: str) -> CommandResult:
+    """Change how answers are made and shown; without words, list the settings."""
+    chat = context.chat
+    pairs = [read_pair(word, _KEYS) for word in words.split()]
+    for key, value in pairs:
+        chat.turns.session.set(key, value)
+    changed = [key for key, _ in pairs]
+    return CommandResult(tuple(_shown(chat, key) for key in changed or _KEYS))
+
+
+def complete_settings(context: CommandContext, line: str) -> Iterable[Candidate]:
+    """Complete the name of a setting, or its value if that is on or off."""
+    words = [f"{key}=" for key in SAMPLING_KEYS]
+    words += [f"{key}={value}" for key in DISPLAY_KEYS for value in ("on", "off")]
+    return completion.of_words(
+        line, ((word, setting_table()[word.partition("=")[0]].help) for word in words)
+    )
+
+
+def read_pair(word: str, keys: tuple[str, ...]) -> tuple[str, str | int | float | bool | None]:
+    """Return the key and the value of a word `key=value`; the value is None after `key=`.
+
+    Raises:
+        UsageError: If the key is not one of *keys*, or the value is missing or wrong.
+    """
+    key, equals, text = word.partition("=")
+    key = key.lower().replace("-", "_")
+    if key not in keys:
+        close = difflib.get_close_matches(key, keys, n=1)
+        raise UsageError(
+            f"no setting `{key}`",
+            hint=f"did you mean `{close[0]}`?" if close else f"there are {', '.join(keys)}",
+        )
+    if not equals:
+        raise UsageError(f"a value for `{key}` is missing", hint=f"{key}=VALUE")
+    try:
+        return key, parse_setting(key, text) if text else None
+    except ValueError as error:
+        raise UsageError(f"`{key}` {error}") from None
+
+
+def _shown(chat: Chat, key: str) -> str:
+    value: object = getattr(chat.sampling, key) if key in SAMPLING_KEYS else chat.display(key)
+    if value is None:
+        shown = "random"
+    else:
+        shown = ("off", "on")[value] if isinstance(value, bool) else str(value)
+    return f"{key} = {shown}"

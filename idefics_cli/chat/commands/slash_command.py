@@ -1,0 +1,85 @@
+"""The parts of a slash command: where it runs, what it returns, and its row in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from idefics_cli.chat.attachments import StagedPicture
+from idefics_cli.chat.commands.completion import Candidate
+from idefics_cli.chat.dialogue import Chat
+from idefics_cli.core.types import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class CommandContext:
+    """What a slash command works with.
+
+    Attributes:
+        chat: The chat.
+        folder: The current folder.
+        commands: All slash commands by name, in the order of `/help`.
+    """
+
+    chat: Chat
+    folder: Path
+    commands: Mapping[str, SlashCommand]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What the terminal shows and does after a line.
+
+    Attributes:
+        lines: Lines to show.
+        attached: Pictures to show.
+        answers: Whether the model answers the pending question now.
+        sampling: How tokens are chosen for that answer only.
+        draft: A text to offer for editing.
+        wants_editor: Whether the user writes the next question in an editor.
+        is_over: Whether the chat ends.
+        rows: Two columns to show before the lines.
+    """
+
+    lines: tuple[str, ...] = ()
+    attached: tuple[StagedPicture, ...] = ()
+    answers: bool = False
+    sampling: Sampling | None = None
+    draft: str = ""
+    wants_editor: bool = False
+    is_over: bool = False
+    rows: tuple[tuple[str, str], ...] = ()
+
+
+Run = Callable[[CommandContext, str], CommandResult]
+"""Runs a command with the words that follow its name."""
+Complete = Callable[[CommandContext, str], Iterable[Candidate]]
+"""Completes the last word of a line that begins with the command."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlashCommand:
+    """One row of the table; help, completion and dispatch follow from it.
+
+    Attributes:
+        name: The name without the slash.
+        usage: The words that follow the name, for `/help`.
+        run: Runs the command; the first line of its docstring is the text of `/help`.
+        complete: Completes the words; None if there is nothing to complete.
+    """
+
+    name: str
+    usage: str
+    run: Run
+    complete: Complete | None = None
+
+    @property
+    def shown(self) -> str:
+        """The command with its words, as `/drop N`."""
+        return f"/{self.name} {self.usage}".rstrip()
+
+    @property
+    def summary(self) -> str:
+        """One line for `/help`."""
+        return (self.run.__doc__ or "").partition("\n")[0].removesuffix(".")

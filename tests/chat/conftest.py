@@ -1,0 +1,19 @@
+"""What the tests of the chat share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a.png, b.png and `my dog.png`."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size in {"a.png": (8, 6), "b.png": (10, 4), "my dog.png": (5, 5)}.items():
+        Image.new("RGB", size, "red").save(folder / name)
+    monkeypatch.chdir(folder)
+    return folder

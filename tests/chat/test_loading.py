@@ -1,0 +1,105 @@
+"""A chat while its model loads, and when another model takes its place."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.core.types import Progress
+from idefics_cli.engine.protocol import Engine
+from idefics_cli.ui.chat.repl import Repl
+from idefics_cli.ui.terminal.console import Console
+from tests.support.chat import AwaitedLoading, ChatWorld, Gate, Lines, world
+from tests.support.commands import Stream
+from tests.support.fakes import FAKE_SPEC, FakeEngine
+
+
+def loading(folder: Path, gate: Gate, *, interrupts: bool = False) -> ChatWorld:
+    """Return a chat whose model loads behind *gate*, until a question waits for it."""
+    here = world(folder)
+    here.chat.model.loading = AwaitedLoading(gate, interrupts=interrupts)
+    here.chat.model.loading.start()
+    return here
+
+
+class Opener(Lines):
+    """A person who waits for the model before the line *number*."""
+
+    def __init__(self, here: ChatWorld, gate: Gate, number: int, *lines: str) -> None:
+        super().__init__(*lines)
+        self._here, self._gate, self._number = here, gate, number
+
+    def read(self, prompt: str, *, text: str = "") -> str:
+        if len(self.seen) == self._number:
+            self._gate.opened.set()
+            assert self._here.chat.model.engine
+        return super().read(prompt, text=text)
+
+
+def test_another_model_goes_on_with_the_conversation(tmp_path: Path) -> None:
+    here = world(tmp_path, "One.")
+    other = here.models["other"] = FakeEngine("Two.", spec=replace(FAKE_SPEC, name="other"))
+    here.talk("a", "/model other", "b")
+    assert [m.text for m in other.requests[0].messages] == ["a", "One.", "b"]
+    assert here.engine.is_closed
+    assert here.chat.conversation.model == "other"
+
+
+def test_when_another_model_cannot_be_loaded_the_former_answers_again(tmp_path: Path) -> None:
+    here = world(tmp_path)
+
+    def fail(progress: Progress) -> Engine:
+        # Not before a question waits for the model.
+        while here.chat.conversation.pending is None:
+            time.sleep(0.01)
+        raise MemoryLimitError("out of memory")
+
+    here.loads |= {"other": fail, "fake": lambda progress: FakeEngine("One.")}
+    out, err, person = here.talk("/model other", "a", "a")
+    assert "error: out of memory\nnote: fake answers again\n" in err
+    assert person.drafts == ["", "", "a", ""]
+    assert here.engine.is_closed  # two models at a time may be more than the memory holds
+    assert out == "One.\n"
+
+
+def test_while_the_model_loads_everything_but_an_answer_works(
+    tmp_path: Path, pictures: Path
+) -> None:
+    gate = Gate(FakeEngine("Red."))
+    here = loading(tmp_path, gate)
+    lines = ("/image a.png", "/images", "/stats", "/set top_k=2", "", "What?")
+    out, err = here.talk_as(Opener(here, gate, 4, *lines))
+    shown = err.splitlines()
+    listed = "[1] a.png, 8x6 landscape, goes with your next text"
+    assert shown[:3] == [listed, listed, "model: slow, loading 40%"]
+    assert "[1] takes 10 tokens" in shown
+    assert out == "Red.\n"
+
+
+def test_the_tokens_of_a_picture_are_shown_after_the_first_answer(
+    tmp_path: Path, pictures: Path
+) -> None:
+    here = loading(tmp_path, Gate(FakeEngine("Red.", "Yes.")))
+    _, err, _ = here.talk("@a.png What?", "Sure?")
+    assert err == "[1] a.png, 8x6 landscape\n[1] takes 10 tokens\n\n\n"
+
+
+def test_the_first_question_waits_for_the_model_and_ctrl_c_ends_the_wait(tmp_path: Path) -> None:
+    here = loading(tmp_path, Gate(FakeEngine("Red.")), interrupts=True)
+    _, err, person = here.talk("What?")
+    assert "the question is taken back" in err
+    assert person.drafts == ["", "What?"]
+    assert here.talk("What?")[0] == "Red.\n"
+
+
+def test_when_no_model_can_be_loaded_the_chat_ends_and_the_text_is_shown(tmp_path: Path) -> None:
+    here = loading(tmp_path, Gate(MemoryLimitError("out of memory")))
+    err = Stream(terminal=True)
+    with pytest.raises(MemoryLimitError):
+        Repl(here.dispatcher, Console(Stream(terminal=True), err), Lines("What?", "And?")).run()
+    assert err.text() == "not asked: What?\n"
+    assert here.questions == []
