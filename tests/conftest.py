@@ -96,23 +96,6 @@ def patient_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_PATIENCE_SECONDS", 60.0)
 
 
-@pytest.fixture(params=[32, 64])
-def width_of_registers(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[int]:
-    """Compile kernels for processors with AVX2, and with AVX512."""
-    from idefics_cli.models.kernels import jit
-    from tests.support import kernels
-
-    size: int = request.param
-    if size > jit.vector_bytes():
-        pytest.skip("this processor has no AVX512")
-    for module in kernels.CODE:
-        monkeypatch.setattr(module, "vector_bytes", lambda: size)
-    with kernels.compiled_anew():
-        yield size
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return what gives the folder of a tiny random checkpoint of a kind in `tiny.KINDS`."""

@@ -159,6 +159,41 @@ class ImageLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """Names of the kernels that compute each part of a model: keys of `kernels.table.KERNELS`.
+
+    A layer gets the first kernel of its part that fits it. A layer that no kernel fits, and a part
+    without kernels, keeps the code of torch, transformers or bitsandbytes.
+
+    Attributes:
+        text: Linear layers of the text model.
+        head: The linear layer that gives the logits.
+        connector: Linear layers between vision and text that get few rows.
+        vision: Linear layers that get a row for each patch of a picture.
+        patches: The convolution that cuts a picture into patches.
+        norm: Root mean square norms.
+        attention: Kernel of all attention layers; None leaves it to `LoadSpec.attention`.
+        product_dtype: Dtype to which quantized weights are widened for many rows.
+    """
+
+    text: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    connector: tuple[str, ...] = ()
+    vision: tuple[str, ...] = ()
+    patches: tuple[str, ...] = ()
+    norm: tuple[str, ...] = ()
+    attention: str | None = None
+    product_dtype: DtypeName = "float32"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All kernels, each once, in the order of the parts."""
+        parts = (self.text, self.head, self.connector, self.vision, self.patches, self.norm)
+        found = [name for part in parts for name in part]
+        return tuple(dict.fromkeys(found + ([self.attention] if self.attention else [])))
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSpec:
     """All choices for loading one model, made before any weight is read.
 
@@ -173,6 +208,7 @@ class LoadSpec:
         format_4bit: Format of `4bit`: bitsandbytes' nf4 with double quantization, or, on a CPU
             only, our int4: groups of evenly spaced numbers.
         attention: `attn_implementation` for transformers.
+        kernels: Kernels for a CPU; none by default.
         device: Device of the model; the first device if *device_map* is set.
         device_map: "auto" spreads layers over devices and RAM; None puts all on *device*.
         max_memory: Bytes per device ("0", "1", … or "cpu") for *device_map*.
@@ -192,6 +228,7 @@ class LoadSpec:
     quantization: Quantization = "none"
     format_4bit: Format4bit = "nf4"
     attention: Attention = "sdpa"
+    kernels: KernelChoice = field(default_factory=KernelChoice)
     device: Device = "cpu"
     device_map: Literal["auto"] | None = None
     max_memory: Mapping[str, int] | None = None

@@ -8,7 +8,7 @@ import platform
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -71,6 +71,8 @@ class Machine:
         cpu_name: For people.
         cores: Physical cores that this process may use.
         cpu_flags: Instruction sets, by their names in /proc/cpuinfo.
+        torch_cpu_capability: Instructions that torch's own kernels use: "AVX512", "AVX2", or
+            another word of `torch.backends.cpu.get_cpu_capability`; "DEFAULT" is none.
         ram_bytes: Memory of the machine or of the container, whichever is less.
         free_ram_bytes: What can still be used of it; caches count as free.
         platform: Operating system and architecture.
@@ -90,6 +92,7 @@ class Machine:
     cpu_name: str = "unknown processor"
     cores: int = 1
     cpu_flags: frozenset[str] = frozenset()
+    torch_cpu_capability: str = "DEFAULT"
     ram_bytes: int = 0
     free_ram_bytes: int = 0
     platform: str = ""
@@ -108,18 +111,9 @@ class Machine:
         return bool(_BF16_FLAGS & self.cpu_flags)
 
     @property
-    def packed_4bit(self) -> bool:
-        """Whether bitsandbytes has its fast 4-bit kernels for this processor.
-
-        bitsandbytes 0.50, `functional.has_avx512bf16`: AVX512_BF16 and nothing less.
-        """
-        return "avx512_bf16" in self.cpu_flags
-
-    @property
-    def compiles_kernels(self) -> bool:
-        """Whether kernels can be compiled for this processor; as `jit.is_available`."""
-        can_run = self.platform == "Linux x86_64" and {"avx2", "fma"} <= self.cpu_flags
-        return can_run and self.has("llvmlite")
+    def is_x86(self) -> bool:
+        """Whether the processor is a 64-bit x86."""
+        return self.platform.endswith((" x86_64", " AMD64"))
 
     def has(self, distribution: str) -> bool:
         """Tell whether *distribution* is installed and not known to be broken."""
@@ -132,28 +126,43 @@ def probe_machine(*, root: Path = Path("/")) -> Machine:
     Args:
         root: Where /proc and /sys are.
     """
-    torch = _TorchView.look()
+    processor, torch = probe_processor(root=root), _TorchView.look()
     total, free = read_memory(root)
-    name, flags = read_processor(root)
     cache = hub_cache(os.environ)
-    return Machine(
+    return replace(
+        processor,
         gpus=torch.gpus,
         mps_bytes=torch.mps_bytes,
         mps_bf16=torch.mps_bf16,
-        cpu_name=name,
         cores=count_cores(root),
-        cpu_flags=flags | torch.cpu_flags,
         ram_bytes=total,
         free_ram_bytes=free,
-        platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions=MappingProxyType({name: _version(name) for name in PACKAGES}),
         broken=torch.broken,
         torch_build=torch.build,
         has_nvidia_driver=(root / "proc/driver/nvidia/version").exists(),
         notes=torch.notes,
         cache=cache,
         cache_free_bytes=free_bytes(cache),
+    )
+
+
+def probe_processor(*, root: Path = Path("/")) -> Machine:
+    """Look at the processor and the packages alone: what the kernels for a CPU depend on.
+
+    Imports torch, and survives a torch that is missing or broken.
+
+    Args:
+        root: Where /proc is.
+    """
+    name, flags = read_processor(root)
+    torch_flags, capability = _look_at_processor()
+    return Machine(
+        cpu_name=name,
+        cpu_flags=flags | torch_flags,
+        torch_cpu_capability=capability,
+        platform=f"{platform.system()} {platform.machine()}",
+        versions=MappingProxyType({name: _version(name) for name in PACKAGES}),
     )
 
 
@@ -197,7 +206,6 @@ class _TorchView:
     gpus: tuple[Gpu, ...] = ()
     mps_bytes: int | None = None
     mps_bf16: bool = False
-    cpu_flags: frozenset[str] = frozenset()
     broken: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -215,10 +223,23 @@ class _TorchView:
             build = f"rocm {torch.version.hip}"
         gpus, notes = _look_at_gpus()
         mps_bytes, mps_bf16 = _look_at_metal()
-        # Not all systems have /proc/cpuinfo; private, so absent is fine.
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        flags = frozenset({"avx512_bf16"} if native() else ())
-        return cls(build, gpus, mps_bytes, mps_bf16, flags, {}, notes)
+        return cls(build, gpus, mps_bytes, mps_bf16, {}, notes)
+
+
+def _look_at_processor() -> tuple[frozenset[str], str]:
+    """Return the instruction sets that torch knows of, and which of them its kernels use."""
+    try:
+        with quick_imports():
+            import torch
+    except Exception:  # a broken install raises what it likes; `_TorchView` reports it
+        return frozenset(), "DEFAULT"
+    # Not all systems have /proc/cpuinfo. The functions are private, so absent is fine.
+    names = {
+        "avx512_bf16": "_is_avx512_bf16_supported",
+        "amx_bf16": "_is_amx_tile_supported",
+    }
+    flags = {flag for flag, name in names.items() if getattr(torch.cpu, name, lambda: False)()}
+    return frozenset(flags), torch.backends.cpu.get_cpu_capability()
 
 
 def _look_at_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:

@@ -21,10 +21,11 @@ from idefics_cli.core.types import (
 from idefics_cli.demo.samples import write_samples
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.models.hub.facts import demo_folder
+from tests.support.kernels import with_kernels
 from tests.support.reference import auto_processor
 
 SCENES = 24
-SPEC = LoadSpec(repo="demo", family="idefics2", name="demo")
+SPEC = with_kernels(LoadSpec(repo="demo", family="idefics2", name="demo"))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_smaller_weights_still_see(
         quantization=quantization,
     )
     asked = questions(rows)[:count]
-    with LocalEngine(spec) as engine:
+    with LocalEngine(with_kernels(spec)) as engine:
         answers = answer(engine, [request for request, _ in asked])
     assert share_right(answers, [truth for _, truth in asked]) >= 0.95
 

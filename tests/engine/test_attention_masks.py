@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,16 +71,17 @@ def test_prompts_of_one_length_and_their_replies_need_no_mask(
     assert any(masks)
 
 
-@pytest.mark.parametrize("way", ["sdpa", "library", "filled", "tiled"])
+@pytest.mark.parametrize("way", ["sdpa", "library", "padded", "tiled"])
 def test_every_attention_resamples_a_picture_to_the_same_features(
-    way: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    way: str, checkpoint: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> None:
     folder = checkpoint("idefics2")
-    name = "sdpa" if way == "sdpa" else cpu_attention.register()
-    if way in ("filled", "tiled"):
-        # As for thousands of patches on processors with and without native bfloat16.
-        monkeypatch.setattr(cpu_attention, "_LONG", 1)
-        monkeypatch.setattr(cpu_attention, "has_native_bf16", lambda: True)
+    kernel = cpu_attention.TILED if way == "tiled" else cpu_attention.PADDED
+    name = "sdpa" if way == "sdpa" else kernel.register()
+    if way in ("padded", "tiled"):
+        # As for thousands of patches.
+        replace(kernel, many_queries=1).register()
+        request.addfinalizer(kernel.register)
     dtype = torch.bfloat16 if way == "tiled" else torch.float32
 
     def features(attention: str, dtype: torch.dtype) -> list[Tensor]:

@@ -131,7 +131,7 @@ def test_padded_tiles_give_what_the_library_makes_of_them_with_its_mask(
 def test_an_attention_that_takes_masks_sees_no_padding(
     attention: str, engine_of: EngineOf, batches: list[tuple[int, int, int]]
 ) -> None:
-    cpu_attention.register()
+    cpu_attention.PADDED.register()
     loaded = engine_of("idefics2").loaded
     loaded.model.set_attn_implementation(attention)
     pictures = [loaded.family.preprocess(picture(i)) for i in range(4)]

@@ -97,22 +97,19 @@ def test_this_machine_has_memory_and_cores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "is_native", "packed"),
+    ("flags", "is_native"),
     [
-        ("fpu avx2 avx512f", False, False),
-        ("fpu avx512f avx512_bf16", True, True),
-        ("fpu amx_bf16 amx_tile", True, False),
+        ("fpu avx2 avx512f", False),
+        ("fpu avx512f avx512_bf16", True),
+        ("fpu amx_bf16 amx_tile", True),
     ],
 )
-def test_instruction_sets_decide_on_bfloat16(
-    tmp_path: Path, flags: str, is_native: bool, packed: bool
-) -> None:
+def test_instruction_sets_decide_on_bfloat16(tmp_path: Path, flags: str, is_native: bool) -> None:
     text = f"processor\t: 0\nmodel name\t: Some CPU: fast\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
     name, found = read_processor(write(tmp_path, {"proc/cpuinfo": text}))
     assert name == "Some CPU: fast"
     assert found == set(flags.split())
     assert Machine(cpu_flags=found).cpu_bf16 is is_native
-    assert Machine(cpu_flags=found).packed_4bit is packed
 
 
 def test_arm_processors_name_their_features(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ from idefics_cli.models.families import (
 from idefics_cli.models.families import resize as shrinking
 from idefics_cli.models.hub import cache
 from idefics_cli.models.kernels import attention as cpu_attention
-from idefics_cli.models.kernels import jit, packed, rms_norm, widened
+from idefics_cli.models.kernels import jit, packed, rms_norm
 from idefics_cli.models.kernels.int4 import linear as int4
 from idefics_cli.models.kernels.int8 import linear as int8
 from idefics_cli.models.loading import loader, processors, weights
@@ -377,7 +377,7 @@ def _() -> None:
 @relied_on("attention functions and masks can be registered", cpu_attention)
 def _() -> None:
     called: list[set[str]] = []
-    name = cpu_attention.register()
+    name = cpu_attention.PADDED.register()
     from transformers import AttentionInterface
 
     def watched(
@@ -389,7 +389,7 @@ def _() -> None:
         **options: object,
     ) -> tuple[Tensor, None]:
         called.append(set(options))
-        return cpu_attention.cpu_attention(module, query, key, value, mask, **options)
+        return cpu_attention.PADDED(module, query, key, value, mask, **options)
 
     before = AttentionInterface()[name]
     try:
@@ -724,18 +724,18 @@ def _() -> None:
     assert [each.name for each in schema.arguments] == [
         *("X", "W", "B", "attr", "scalars", "algorithm")
     ]
-    assert packed.has_kernel() or not torch.backends.mkldnn.is_available()
+    assert packed.PackedLinear.passes_self_test() or not torch.backends.mkldnn.is_available()
 
 
 @relied_on("aten._weight_int4pack_mm_for_cpu", int4, x86_linux=True)
 def _() -> None:
     capable = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")
-    assert int4.has_kernel() or not capable
+    assert int4.TorchInt4Linear.passes_self_test() or not capable
 
 
 @relied_on("_weight_int8pack_mm", int8, x86_linux=True)
 def _() -> None:
-    assert int8.has_kernel()
+    assert int8.TorchInt8Linear.passes_self_test()
 
 
 @relied_on("the CPU's allocator says that it can't allocate memory", memory)
@@ -749,13 +749,13 @@ def _() -> None:
     assert all(torch.empty(size).data_ptr() % int8._ALIGNMENT == 0 for size in range(1, 50))
 
 
-@relied_on("_is_avx512_bf16_supported and _is_amx_tile_supported", cpu_attention)
+@relied_on("_is_avx512_bf16_supported and _is_amx_tile_supported", machine)
 def _() -> None:
     assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
     assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
 
 
-@relied_on("get_cpu_capability", widened, int4, x86_linux=True)
+@relied_on("get_cpu_capability", machine, x86_linux=True)
 def _() -> None:
     assert torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2", "DEFAULT", "NO AVX")
 

@@ -21,11 +21,7 @@ ALLOWED_FUNCTIONS = {
     "engine/local/decode/token_loop.py generate": 55,
     "engine/local/prompt/prefill.py prefill": 43,
     "engine/local/vision/encoding.py encode_pictures": 42,
-    "models/kernels/attention.py cpu_attention": 41,
     "models/kernels/int8/kernel.py _write_rows": 44,
-    "models/loading/layers.py quantize": 42,
-    "models/loading/weights.py _from_files": 45,
-    "models/planning/plan.py to_dict": 41,
     "models/planning/quantization.py find_problem": 46,
 }
 

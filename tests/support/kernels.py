@@ -1,29 +1,39 @@
-"""What the tests of the kernels that are compiled for this processor share."""
+"""What tests of kernels share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from idefics_cli.models.kernels import jit
-from idefics_cli.models.kernels.bf16_12bit import code as compact_code
-from idefics_cli.models.kernels.bf16_12bit import kernel as compact_kernel
-from idefics_cli.models.kernels.int4 import kernel as int4_kernel
-from idefics_cli.models.kernels.int8 import kernel as int8_kernel
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.hardware.machine import Machine, probe_processor
+from idefics_cli.models.kernels.table import compiler_problem
+from idefics_cli.models.planning.kernels import choose_kernels
 
-MODULES = (compact_kernel, int4_kernel, int8_kernel)
-# Where their code is written for registers of some width.
-CODE = (compact_code, int4_kernel, int8_kernel)
-FAULTS = ("refuses", "lies", "absent")
+HERE = probe_processor()
 
-needs_kernels = pytest.mark.skipif(
-    not jit.is_available(), reason="kernels are compiled on x86 Linux"
+needs_compiler = pytest.mark.skipif(
+    compiler_problem(HERE) is not None, reason=str(compiler_problem(HERE))
 )
+
+
+def with_kernels(spec: LoadSpec, machine: Machine = HERE) -> LoadSpec:
+    """Return *spec* with the kernels that a plan for *machine* has."""
+    return replace(spec, kernels=choose_kernels(spec, machine))
+
+
+def spec_of(folder: Path, **changes: Any) -> LoadSpec:
+    """Return how the checkpoint in *folder* is loaded here, with kernels, but for *changes*."""
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    return with_kernels(LoadSpec(repo=str(folder), family=family, **changes))
 
 
 def relative_error(given: Tensor, wanted: Tensor) -> float:
@@ -42,36 +52,15 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def compiled_anew() -> Iterator[None]:
-    """Forget what was compiled and found out before the block, and in it."""
-    _forget()
-    try:
-        yield
-    finally:
-        _forget()
+def refusing(*arguments: object) -> Tensor:
+    """Stand in for a kernel that the processor cannot run."""
+    raise RuntimeError("no such instruction")
 
 
-def _forget() -> None:
-    """Let all be compiled and found out again."""
-    for module in MODULES:
-        for known in vars(module).values():
-            # Not what is imported: it does not change.
-            if hasattr(known, "cache_clear") and known.__module__ == module.__name__:
-                known.cache_clear()
+def lying(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a stand-in for the kernel *product* that gives zeros."""
 
+    def lies(*arguments: object) -> Tensor:
+        return torch.zeros_like(product(*arguments))
 
-def spoil(module: ModuleType, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the products of *module* have one of `FAULTS`; to be called in `compiled_anew`."""
-    product = module.product
-
-    def refuses(rows: Tensor, weight: object) -> Tensor:
-        raise RuntimeError("no such instruction")
-
-    def lies(rows: Tensor, weight: object) -> Tensor:
-        return torch.zeros_like(product(rows, weight))
-
-    if fault == "absent":
-        monkeypatch.setattr(jit, "is_available", lambda: False)
-    else:
-        monkeypatch.setattr(module, "product", {"refuses": refuses, "lies": lies}[fault])
+    return lies

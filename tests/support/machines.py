@@ -19,8 +19,8 @@ H100 = ("H100", 80, (9, 0))
 
 
 def cpu(ram: int, *flags: str, **more: object) -> Machine:
-    """Return a machine without GPU: *ram* GiB, 1.5 of them taken, 8 cores, and *flags*."""
-    return machine(ram, flags=flags, **more)
+    """Return an x86 machine without GPU: *ram* GiB, 1.5 of them taken, 8 cores, and *flags*."""
+    return machine(ram, flags=("avx2", *flags), **more)
 
 
 def gpus(*cards: tuple[str, int, tuple[int, int]], ram: int = 64, **more: object) -> Machine:
@@ -30,24 +30,29 @@ def gpus(*cards: tuple[str, int, tuple[int, int]], ram: int = 64, **more: object
         for i, (name, size, capability) in enumerate(cards)
     )
     more.setdefault("torch_build", "cuda 13.0")
-    return machine(ram, flags=("avx512_bf16",), gpus=found, **more)
+    return machine(ram, flags=("avx2", "avx512f", "avx512_bf16"), gpus=found, **more)
 
 
 def apple(ram: int, **more: object) -> Machine:
     """Return an Apple machine with *ram* GiB, which has no bitsandbytes."""
     versions = {**VERSIONS, "bitsandbytes": None}
     size = int(ram * 0.75 * GIB)
-    return machine(ram, flags=("bf16",), mps_bytes=size, mps_bf16=True, versions=versions, **more)
+    more = {"mps_bytes": size, "mps_bf16": True, "platform": "Darwin arm64", **more}
+    return machine(ram, flags=("bf16",), versions=versions, **more)
 
 
 def machine(ram: int, *, flags: tuple[str, ...], **more: object) -> Machine:
     """Return a machine with *ram* GiB, 1.5 of them taken, and 8 cores."""
+    is_avx512 = any(flag.startswith("avx512") for flag in flags)
+    capability = "AVX512" if is_avx512 else "AVX2" if "avx2" in flags else "DEFAULT"
     fields: dict[str, object] = {
         "cores": 8,
         "cpu_name": "Test CPU",
+        "torch_cpu_capability": capability,
+        "platform": "Linux x86_64",
         "ram_bytes": ram * GIB,
         "free_ram_bytes": int((ram - 1.5) * GIB),
         "versions": VERSIONS,
         **more,
     }
-    return Machine(cpu_flags=frozenset({"avx2", *flags}), **fields)  # type: ignore[arg-type] # tests
+    return Machine(cpu_flags=frozenset(flags), **fields)  # type: ignore[arg-type] # any field

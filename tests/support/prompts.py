@@ -13,6 +13,7 @@ from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Mess
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.picture import PreparedPicture
+from tests.support.kernels import with_kernels
 
 Turns = Sequence[tuple[str, Sequence[int], str]]
 """The role, the numbers of the pictures, and the text of each message."""
@@ -53,7 +54,8 @@ REPLY_LIMITS = {
 def open_engine(folder: Path, kind: str) -> LocalEngine:
     """Load the tiny checkpoint of *kind* in *folder*."""
     family = json.loads((folder / "config.json").read_text())["model_type"]
-    return LocalEngine(LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base")))
+    spec = LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base"))
+    return LocalEngine(with_kernels(spec))
 
 
 def picture(index: int) -> Image.Image:

@@ -1,33 +1,34 @@
 """Attention on a CPU: torch's own kernels, with the heads laid out so that they run fast.
 
-transformers' `sdpa` is the fallback for all that is not known here to be faster. Figures are of
-torch 2.13 on one core of a Xeon with AVX512, medians of interleaved runs.
+transformers' `sdpa` computes all that is not known to be faster here. Figures are of torch 2.13 on
+one core of a Xeon with AVX512, medians of interleaved runs.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-NAME = "cpu_sdpa"
-
-# A head of SigLIP is 72 wide. Filled up with zeros to the width of a register, which changes
-# nothing, its kernel takes 0.74 of the time in float32 and 0.61 in bfloat16 (4,900 patches;
-# the copies cost more than that below a thousand).
+# A head of SigLIP is 72 wide. Padded with zeros to a multiple of 16, the float32 numbers of a
+# register, its kernel takes 0.74 of the time in float32 and 0.61 in bfloat16 (4,900 patches).
 _WIDTH = 16
-_LONG = 1024
-# Queries that are done together where bfloat16 is multiplied natively: scores of 4,900 patches
-# then stay in the cache. 0.45 of the kernel's time there (AMD Zen 5), 1.3 to 3 times elsewhere.
-_TILE = 384
-# What was found out about a mask, with which it is marked.
-_NOTE = "lies_at_the_end"
+# Below so many queries the copies cost more than padding saves.
+_MANY_QUERIES = 1024
+# Queries of a tile: the scores of 4,900 patches then stay in the cache. It takes 0.45 of the
+# kernel's time where bfloat16 is multiplied natively (AMD Zen 5), 1.3 to 3 times elsewhere.
+_TILE_QUERIES = 384
+# Attribute of a mask that holds the result of `_is_end_of_prompt`.
+_MARK = "is_end_of_prompt"
+
+Way = Literal["library", "decode", "end of prompt", "tiled", "padded"]
 
 
 class _Attention(Protocol):
-    """As transformers calls an attention function."""
+    """An attention function of transformers."""
 
     def __call__(
         self,
@@ -43,73 +44,106 @@ class _Attention(Protocol):
     ) -> tuple[Tensor, None]: ...
 
 
-def register() -> str:
-    """Make the attention known to transformers, and return its name; idempotent."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+@dataclass(frozen=True, slots=True)
+class CpuAttention:
+    """An attention function for transformers; implements `table.AttentionKernel`.
 
-    AttentionInterface.register(NAME, cpu_attention)
-    # Without a mask function of its own it would get no masks at all.
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    return NAME
-
-
-def cpu_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **options: object,
-) -> tuple[Tensor, None]:
-    """Return what transformers' `sdpa` does, by the fastest way that is known.
-
-    Args:
-        module: The attention layer, for the library's function.
-        query: (B, heads, queries, width).
-        key: (B, KV heads, keys, width).
-        value: As *key*.
-        attention_mask: (B or 1, 1, queries or 1, keys), bool (true: seen) or added; None sees all,
-            or what is before, as the layer says.
-        dropout: Of the scores.
-        scaling: Of the scores; None is the root of the width.
-        options: What else the library hands over.
-
-    Returns:
-        (B, queries, heads, width), and None for the scores.
+    Attributes:
+        name: Its name in transformers.
+        tile_queries: Queries that are computed together among many patches in bfloat16; None
+            leaves tiles to torch's kernel and pads the heads for it.
+        many_queries: From so many queries on, patches are computed in one of these ways.
     """
-    shared = attention_mask is None or attention_mask.shape[1] == 1
-    strange = dropout or not shared or options.get("position_bias") is not None
-    if strange or query.device.type != "cpu" or options.get("cache") is not None:
-        return _library(module, query, key, value, attention_mask, dropout, scaling, options)
-    if query.shape[2] == 1:
-        return _decode(query, key, value, attention_mask, scaling), None
-    if attention_mask is not None and _lies_at_the_end(attention_mask):
-        return _end_of_prompt(query, key, value, scaling), None
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    if causal or query.shape[1] != key.shape[1] or query.shape[2] < _LONG:
-        return _library(module, query, key, value, attention_mask, dropout, scaling, options)
-    if query.dtype == torch.bfloat16 and has_native_bf16():
-        return _tiled(query, key, value, attention_mask, scaling), None
-    return _filled(query, key, value, attention_mask, scaling), None
+
+    name: str
+    tile_queries: int | None
+    many_queries: int = _MANY_QUERIES
+
+    def passes_self_test(self) -> bool:
+        """Whether it can be used here: everywhere."""
+        return True
+
+    def register(self) -> str:
+        """Make the attention known to transformers and return its name there; idempotent."""
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+
+        AttentionInterface.register(self.name, self)
+        # Without a mask function of its own it would get no masks at all.
+        AttentionMaskInterface.register(self.name, sdpa_mask)
+        return self.name
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **options: object,
+    ) -> tuple[Tensor, None]:
+        """Return what transformers' `sdpa` returns, by the fastest way that is known.
+
+        Args:
+            module: The attention layer, for the library's function.
+            query: (B, heads, queries, width).
+            key: (B, KV heads, keys, width).
+            value: As *key*.
+            attention_mask: (B or 1, 1, queries or 1, keys), bool (true: attended to) or added to
+                the scores. None attends to all keys, or to those up to the query's own if the
+                layer is causal.
+            dropout: Dropout of the scores.
+            scaling: Factor of the scores; None is 1 / sqrt(width).
+            options: Other arguments of the library.
+
+        Returns:
+            (B, queries, heads, width), and None for the scores.
+        """
+        way = self.choose_way(module, query, key, attention_mask, dropout=dropout, **options)
+        if way == "library":
+            return _library(module, query, key, value, attention_mask, dropout, scaling, options)
+        if way == "decode":
+            return _decode(query, key, value, attention_mask, scaling), None
+        if way == "end of prompt":
+            return _end_of_prompt(query, key, value, scaling), None
+        if way == "tiled":
+            tile = self.tile_queries or query.shape[2]
+            return _tiled(query, key, value, attention_mask, scaling, tile_queries=tile), None
+        return _padded(query, key, value, attention_mask, scaling), None
+
+    def choose_way(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        dropout: float = 0.0,
+        **options: object,
+    ) -> Way:
+        """Return the fastest way that is known to be exact; the arguments are as for a call."""
+        shared = attention_mask is None or attention_mask.shape[1] == 1
+        unusual = dropout or not shared or options.get("position_bias") is not None
+        if unusual or query.device.type != "cpu" or options.get("cache") is not None:
+            return "library"
+        if query.shape[2] == 1:
+            return "decode"
+        if attention_mask is not None and _is_end_of_prompt(attention_mask):
+            return "end of prompt"
+        causal = options.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        few = query.shape[2] < self.many_queries
+        if causal or query.shape[1] != key.shape[1] or few:
+            return "library"
+        is_tiled = self.tile_queries is not None and query.dtype == torch.bfloat16
+        return "tiled" if is_tiled else "padded"
 
 
-def has_native_bf16() -> bool:
-    """Tell whether the processor multiplies bfloat16 without widening it."""
-    # Private, so absent is fine.
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
-def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return in which dtype the processor multiplies many rows of *dtype* fastest."""
-    if dtype == torch.float32 or (dtype == torch.bfloat16 and has_native_bf16()):
-        return dtype
-    # 16 bit are imitated, in up to 4 times the time.
-    return torch.float32
+TILED = CpuAttention("cpu_sdpa_tiled", _TILE_QUERIES)
+PADDED = CpuAttention("cpu_sdpa", None)
+NAMES = (TILED.name, PADDED.name)
 
 
 def _decode(
@@ -117,7 +151,7 @@ def _decode(
 ) -> Tensor:
     """Attend from one token, (B, heads, 1, width): heads that share keys are rows of one product.
 
-    transformers repeats the keys, or, without a mask, takes a kernel of torch that is 16 times
+    transformers repeats the keys or, without a mask, uses a kernel of torch that is 16 times
     slower in bfloat16 and 1.7 times in float32 (32 heads of 8, 2,048 keys).
     """
     batch, heads, _, width = query.shape
@@ -128,28 +162,28 @@ def _decode(
     return out.reshape(batch, 1, heads, value.shape[3])
 
 
-def _lies_at_the_end(mask: Tensor) -> bool:
-    """Tell whether by *mask* (B, 1, queries, keys) each query sees what is before it, and itself.
+def _is_end_of_prompt(mask: Tensor) -> bool:
+    """Whether *mask* (B, 1, queries, keys) is causal for the last tokens of a prompt.
 
-    And whether so few of the keys are before all queries that `_end_of_prompt` is faster.
+    Also false if so many keys are before all queries that `_end_of_prompt` is slower.
     """
     rows, _, queries, keys = mask.shape
     if rows != 1 or mask.dtype != torch.bool or not queries < keys < 2 * queries:
         return False
-    known: bool | None = getattr(mask, _NOTE, None)
+    known: bool | None = getattr(mask, _MARK, None)
     if known is None:
         expected = torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
         known = torch.equal(mask[0, 0], expected)
-        # All layers of a forward get the same mask.
-        setattr(mask, _NOTE, known)
+        # All layers of a forward pass get the same mask.
+        setattr(mask, _MARK, known)
     return known
 
 
 def _end_of_prompt(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attend from the last of a prompt's tokens, where a cache holds the first.
+    """Attend from the last tokens of a prompt; the KV cache holds the first ones.
 
-    Without a mask the kernel leaves out what is not seen: half the time, even with queries
-    for the first tokens, which nobody asked for.
+    Without a mask the kernel skips the keys after each query. That takes half the time, although
+    queries for the first tokens, whose results are dropped, have to be added.
     """
     before = key.shape[2] - query.shape[2]
     out = functional.scaled_dot_product_attention(
@@ -163,36 +197,42 @@ def _end_of_prompt(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
     return out[:, :, before:].transpose(1, 2).contiguous()
 
 
-def _filled(
+def _padded(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
 ) -> Tensor:
-    """Attend with heads of a width that suits the registers."""
+    """Attend with heads that are padded to a width that suits the registers."""
     width = query.shape[3]
     scaling = width**-0.5 if scaling is None else scaling
     if missing := -width % _WIDTH:
-        query, key, value = (functional.pad(states, (0, missing)) for states in (query, key, value))
+        query, key, value = (functional.pad(part, (0, missing)) for part in (query, key, value))
     out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return out[..., :width].transpose(1, 2).contiguous()
 
 
 def _tiled(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    *,
+    tile_queries: int,
 ) -> Tensor:
     """Attend head by head, some queries at a time, as matrix products into one buffer."""
     batch, heads, queries, width = query.shape
     scaling = width**-0.5 if scaling is None else scaling
     out = query.new_empty(batch, queries, heads, value.shape[3])
-    buffer = query.new_empty(min(_TILE, queries), key.shape[2])
+    buffer = query.new_empty(min(tile_queries, queries), key.shape[2])
     for row in range(batch):
         for head in range(heads):
             scaled = query[row, head] * scaling
             keys, values = key[row, head].t(), value[row, head].contiguous()
-            for first in range(0, queries, _TILE):
-                part = slice(first, min(first + _TILE, queries))
+            for first in range(0, queries, tile_queries):
+                part = slice(first, min(first + tile_queries, queries))
                 scores = torch.mm(scaled[part], keys, out=buffer[: part.stop - first])
                 if mask is not None:
-                    seen = mask[row % len(mask), 0]
-                    _hide(scores, seen if len(seen) == 1 else seen[part])
+                    allowed = mask[row % len(mask), 0]
+                    _hide(scores, allowed if len(allowed) == 1 else allowed[part])
                 torch.softmax(scores, -1, out=scores)
                 torch.mm(scores, values, out=out[row, part, head])
     return out
@@ -202,7 +242,7 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
     if mask.dtype != torch.bool:
         scores += mask
     else:
-        # Not minus infinity: a row that sees nothing would become no numbers.
+        # Not minus infinity: a row that attends to nothing would become NaN.
         scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
 
 

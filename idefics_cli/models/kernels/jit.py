@@ -9,14 +9,12 @@ torch's own OpenMP pool, since a second pool would fight with it for the cores.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
@@ -26,23 +24,30 @@ if TYPE_CHECKING:
 _NAME = "kernel"
 # Chunks of work for each thread: one that another program holds up leaves its work to the others.
 _CHUNKS_PER_THREAD = 8
+# Chosen by `compiled_for`; None is the widest.
+_vector_bytes: ContextVar[int | None] = ContextVar("vector_bytes", default=None)
 
 
-class Kernel:
+class Body(Protocol):
+    """Writes the code for one piece of a kernel's work."""
+
+    def __call__(self, code: Code, piece: ir.Value, arguments: Sequence[ir.Value], /) -> None:
+        """Write it to *code*, for the number of the piece and the kernel's arguments."""
+        ...
+
+
+class CompiledKernel:
     """A compiled function that many threads run together.
 
     Args:
-        body: Writes the code for one piece of the work: gets the builder, the number of the
-            piece, and the arguments.
-        arguments: How many arguments it takes.
+        body: Writes the code for one piece of the work.
+        arguments: Number of arguments of the kernel.
 
     Raises:
         RuntimeError: If it cannot be compiled.
     """
 
-    def __init__(
-        self, body: Callable[[Code, ir.Value, Sequence[ir.Value]], None], *, arguments: int
-    ) -> None:
+    def __init__(self, body: Body, *, arguments: int) -> None:
         self._engine = _compiled(body, arguments)
         address = self._engine.get_function_address(_NAME)
         self._address = address
@@ -65,6 +70,26 @@ class Kernel:
             self._alone(ctypes.addressof(shared))
         else:
             _openmp()(self._address, ctypes.addressof(shared), threads, 0)
+
+
+class LazyKernel:
+    """A kernel that is compiled at its first call, once for each width of registers.
+
+    Args:
+        body: See `CompiledKernel`.
+        arguments: See `CompiledKernel`.
+    """
+
+    def __init__(self, body: Body, *, arguments: int) -> None:
+        self._body, self._arguments = body, arguments
+        self._kernels: dict[int, CompiledKernel] = {}
+
+    def __call__(self, pieces: int, *arguments: int) -> None:
+        """See `CompiledKernel`; raises as its constructor does."""
+        kernel = self._kernels.get(width := vector_bytes())
+        if kernel is None:
+            kernel = self._kernels[width] = CompiledKernel(self._body, arguments=self._arguments)
+        kernel(pieces, *arguments)
 
 
 class Code:
@@ -203,34 +228,37 @@ class Variable:
         self._code.builder.store(value, self._place)
 
 
-@cache
-def is_available() -> bool:
-    """Tell whether kernels can be compiled and run here."""
-    known = sys.platform == "linux" and platform.machine() == "x86_64"
-    if not known or importlib.util.find_spec("llvmlite") is None:
-        return False
-    try:
-        _openmp()
-        return "avx2" in _features() and "fma" in _features()
-    except (OSError, AttributeError, RuntimeError):
-        return False
-
-
 def passes(check: Callable[[], bool]) -> bool:
-    """Tell whether kernels can be compiled and run here, and *check*, which uses some, says so."""
-    if not is_available():
-        return False
+    """Whether *check*, which compiles and runs kernels, returns True and raises nothing.
+
+    What a machine needs is in `table.compiler_problem`. The rest is known by trying only: whether
+    the compiler knows the processor, and whether torch's library offers its thread pool.
+    """
     try:
         return check()
-    except (RuntimeError, OSError, AttributeError, TypeError):
-        # Another version of the compiler may lack what is asked of it.
+    except (ImportError, RuntimeError, OSError, AttributeError, TypeError):
         return False
 
 
-@cache
 def vector_bytes() -> int:
-    """Return how wide this processor's registers are."""
+    """Return the width of the registers that kernels are compiled for."""
+    return _vector_bytes.get() or widest_vector_bytes()
+
+
+@cache
+def widest_vector_bytes() -> int:
+    """Return the width of the widest registers of this processor."""
     return 64 if {"avx512f", "avx512bw", "avx512vl"} <= _features() else 32
+
+
+@contextmanager
+def compiled_for(width: int) -> Iterator[None]:
+    """Compile kernels for registers of *width* bytes in the block, 32 or 64."""
+    token = _vector_bytes.set(width)
+    try:
+        yield
+    finally:
+        _vector_bytes.reset(token)
 
 
 @cache
@@ -287,9 +315,7 @@ class _Engine:
         return int(self._engine.get_function_address(name))
 
 
-def _compiled(
-    body: Callable[[Code, ir.Value, Sequence[ir.Value]], None], arguments: int
-) -> _Engine:
+def _compiled(body: Body, arguments: int) -> _Engine:
     from llvmlite import ir
 
     pointer = ir.PointerType()

@@ -1,48 +1,122 @@
-"""What linear layers with quantized weights have in common, whatever their numbers are."""
+"""What all linear layers with weights in another format share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
+# Outputs whose weights are converted to another format at a time: 16 MiB of float32 at a width
+# of 4,096.
+_OUTPUTS_AT_A_TIME = 1024
 
-class SmallLinear(nn.Module):
+
+def output_parts(outputs: int) -> Iterator[slice]:
+    """Yield the slices of *outputs* whose weights are converted together."""
+    for first in range(0, outputs, _OUTPUTS_AT_A_TIME):
+        yield slice(first, min(first + _OUTPUTS_AT_A_TIME, outputs))
+
+
+class KernelLinear(nn.Module):
+    """A linear layer with a kernel of its own; implements `table.LayerKernel`.
+
+    Args:
+        linear: The layer whose place it takes.
+    """
+
+    FEW_ROWS: ClassVar[int] = 0
+    """Up to so many rows are multiplied without widening the weights for a matrix product, which
+    is faster there; 0 if all numbers of rows are multiplied alike."""
+
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @classmethod
+    def passes_self_test(cls) -> bool:
+        """Whether the kernel can be used here and computes a small example correctly."""
+        return True
+
+    @classmethod
+    def fits(cls, linear: nn.Linear) -> bool:
+        """Whether the kernel can compute *linear*."""
+        return True
+
+    @classmethod
+    def layer_for(
+        cls,
+        module: nn.Module,
+        *,
+        product_dtype: torch.dtype = torch.float32,
+        numbers: Mapping[str, Tensor] | None = None,
+    ) -> Self | None:
+        """See `table.LayerKernel.layer_for`."""
+        # Subclasses of `nn.Linear` do more than a product.
+        return cls(module) if type(module) is nn.Linear and cls.fits(module) else None
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return the outputs (..., out) of *activations* (..., in), in their dtype."""
+        raise NotImplementedError
+
+
+class QuantizedLinear(KernelLinear):
     """A linear layer whose weights are small numbers, kept in buffers.
 
     Args:
-        linear: What it stands in for; see `fits`.
+        linear: The layer whose place it takes; see `fits`.
         numbers: From `numbers` of a layer that was made from the same weights; None makes them.
+        product_dtype: Dtype to which weights are widened for many rows of that dtype; float32 for
+            rows of any other.
     """
 
     NUMBERS: ClassVar[tuple[str, ...]]
     """Names of the buffers."""
 
-    bias: Tensor | None
-
-    def __init__(self, linear: nn.Linear, numbers: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+    def __init__(
+        self,
+        linear: nn.Linear,
+        numbers: Mapping[str, Tensor] | None = None,
+        *,
+        product_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(linear)
+        self._product_dtype = product_dtype
         if numbers is None:
             numbers = dict(zip(self.NUMBERS, self._quantize(linear.weight), strict=True))
         for name in self.NUMBERS:
             self.register_buffer(name, numbers[name])
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
-    @staticmethod
-    def fits(linear: nn.Linear) -> bool:
-        """Tell whether the weights of *linear* can be kept so."""
-        return True
+    @classmethod
+    def layer_for(
+        cls,
+        module: nn.Module,
+        *,
+        product_dtype: torch.dtype = torch.float32,
+        numbers: Mapping[str, Tensor] | None = None,
+    ) -> Self | None:
+        """See `table.LayerKernel.layer_for`."""
+        if type(module) is not nn.Linear or not cls.fits(module):
+            return None
+        return cls(module, numbers, product_dtype=product_dtype)
+
+    @classmethod
+    def layout(cls) -> str | int | None:
+        """Return what decides how the numbers lie in memory, if that differs between machines."""
+        return None
 
     def numbers(self) -> dict[str, Tensor]:
-        """Return what the weights became, by name."""
+        """Return the quantized weights by name."""
         return {name: getattr(self, name) for name in self.NUMBERS}
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Return the outputs (..., out) of *states* (..., in), in their dtype."""
-        rows = states.reshape(-1, self.in_features)
-        out = self._products(rows).reshape(*states.shape[:-1], self.out_features)
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return the outputs (..., out) of *activations* (..., in), in their dtype."""
+        rows = activations.reshape(-1, self.in_features)
+        out = self._products(rows).reshape(*activations.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -52,3 +126,7 @@ class SmallLinear(nn.Module):
     def _products(self, rows: Tensor) -> Tensor:
         """Return the products (N, out) of *rows* (N, in), without the bias, in their dtype."""
         raise NotImplementedError
+
+    def _widened_dtype(self, rows: Tensor) -> torch.dtype:
+        """Return the dtype in which many *rows* are multiplied."""
+        return rows.dtype if rows.dtype == self._product_dtype else torch.float32

@@ -1,36 +1,124 @@
-"""The text model's linear layers in 8 or 4 bit without bitsandbytes, and files that keep them."""
+"""Layers of a model give way to those of the kernels that a plan names."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from idefics_cli.core.types import Progress, Quantization
-from idefics_cli.models.kernels.int4 import kernel as int4_kernel
-from idefics_cli.models.kernels.int4 import linear as int4
-from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear
-from idefics_cli.models.kernels.int4.linear import Int4Linear
-from idefics_cli.models.kernels.int8.linear import Int8Linear
-from idefics_cli.models.kernels.linear import SmallLinear
+from idefics_cli.core.errors import ModelError
+from idefics_cli.core.types import KernelChoice, Progress
+from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.families.spec import FamilySpec
+from idefics_cli.models.kernels.linear import QuantizedLinear
+from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part
 
-# Scores for every token of the vocabulary: read for each word, so 8 bit save a tenth of its time
-# in the largest models, and rounding them costs next to nothing.
+_log = logging.getLogger(__name__)
 _HEAD = "lm_head"
 _FILE = "layers.safetensors"
-# Changed when a layer's numbers come to lie otherwise.
+# Changed whenever the numbers of a layer come to lie otherwise.
 _LAYOUT = 3
 
 
-class Layers:
-    """Writes the layers of *model* that are quantized by us, and nothing else of it.
+class ChosenKernels:
+    """The kernels that a plan names, checked on the machine at hand.
 
     Args:
-        model: See `quantize`.
+        choice: Their names.
+        machine: What the machine at hand has; see `probe_processor`.
+        kernels: The kernels there are.
+
+    Raises:
+        ModelError: If the machine cannot run one of them.
+    """
+
+    def __init__(
+        self, choice: KernelChoice, machine: Machine, *, kernels: Mapping[str, Kernel] = KERNELS
+    ) -> None:
+        self._choice, self._kernels = choice, kernels
+        self._passed: dict[str, bool] = {}
+        for name in choice.names:
+            problem = kernels[name].problem(machine) if name in kernels else "it is unknown"
+            if problem is not None:
+                raise ModelError(
+                    f"the kernel `{name}` cannot run here: {problem}",
+                    hint="the plan was made for another machine; plan on this one",
+                )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the layers of the text model get quantized weights."""
+        names = self._choice.text
+        return any(self._kernels[name].weights in ("int8", "int4") for name in names)
+
+    def layout(self) -> tuple[str | int | None, ...]:
+        """Return what decides how quantized weights lie in memory, and in the files of them."""
+        found = [kernel for _, kernel in self._of_part("text")]
+        layers = [k for k in found if isinstance(k, type) and issubclass(k, QuantizedLinear)]
+        return (_LAYOUT, layers[0].layout())
+
+    def attention(self) -> str | None:
+        """Return the name of the attention kernel in transformers; None if none is chosen."""
+        name = self._choice.attention
+        return None if name is None else self._kernels[name].attention_kernel().register()
+
+    def layer_for(
+        self,
+        part: Part,
+        module: nn.Module,
+        *,
+        is_shared: bool = False,
+        numbers: Mapping[str, Tensor] | None = None,
+    ) -> nn.Module | None:
+        """Return the layer that takes the place of *module*; None if it stays.
+
+        Args:
+            part: The part of the model that *module* belongs to.
+            module: Not changed.
+            is_shared: Whether another module holds the same weights.
+            numbers: Quantized weights that were kept; None makes them.
+
+        Raises:
+            KeyError: If *numbers* lacks a tensor.
+        """
+        weight, dtype = getattr(module, "weight", None), self._choice.product_dtype
+        size = weight.numel() if isinstance(weight, Tensor) else 0
+        for row, kernel in self._of_part(part):
+            if size < row.smallest_weights or (is_shared and row.copies_weights):
+                continue
+            layer = kernel.layer_for(module, product_dtype=getattr(torch, dtype), numbers=numbers)
+            if layer is not None:
+                return layer
+        return None
+
+    def _of_part(self, part: Part) -> Iterator[tuple[Kernel, LayerKernel]]:
+        """Yield the kernels for *part* that pass their self-tests; warn of those that fail."""
+        names: tuple[str, ...] = getattr(self._choice, part)
+        for name in names:
+            row = self._kernels[name]
+            kernel = row.layer_kernel()
+            if name not in self._passed:
+                self._passed[name] = kernel.passes_self_test()
+                if not self._passed[name]:
+                    rest = names[names.index(name) + 1 :]
+                    other = f"`{rest[0]}`" if rest else "torch"
+                    _log.warning("the kernel `%s` fails its self-test; %s replaces it", name, other)
+            if self._passed[name]:
+                yield row, kernel
+
+
+class KeptLayers:
+    """Writes the layers of *model* that we quantized, and nothing else of it.
+
+    Args:
+        model: After `quantize`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,83 +137,143 @@ class Layers:
 
     def _numbers(self) -> Iterator[tuple[str, Tensor]]:
         for path, module in self._model.named_modules():
-            if isinstance(module, SmallLinear):
+            if isinstance(module, QuantizedLinear):
                 for name, tensor in module.numbers().items():
                     yield f"{path}.{name}", tensor
 
 
 def open_layers(folder: Path) -> Mapping[str, Tensor]:
-    """Return what `Layers` wrote to *folder*, mapped from the file: name and numbers.
+    """Return what `KeptLayers` wrote to *folder*, mapped from the file: tensors by full name.
 
     Raises:
         OSError, RuntimeError: If it cannot be read.
     """
     with safe_open(folder / _FILE, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dict
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # not a dict
 
 
 def quantize(
     model: nn.Module,
-    quantization: Quantization,
+    chosen: ChosenKernels,
+    family: FamilySpec,
     *,
-    skipped: Sequence[str],
     dtype: torch.dtype,
     kept: Mapping[str, Tensor] | None = None,
     report: Progress | None = None,
 ) -> None:
-    """Give *model* small weights, in place, and bring all that stays as it is to *dtype*.
+    """Quantize the text model and the head of *model*, in place, and bring the rest to *dtype*.
 
     Layer by layer, so that a model whose weights are mapped from its files is never in memory
-    as a whole. Layers whose shape 4 bit does not suit get 8, and so does the head.
+    as a whole.
 
     Args:
         model: On the CPU.
-        quantization: "8bit" or "4bit".
-        skipped: Full names of the modules to leave, with all that is in them; the head is not
-            left, unless it is more than a linear layer.
-        dtype: Of the rest.
-        kept: The numbers of the layers, from `open_layers`, made from the same files; None makes
-            them.
-        report: Told how far it is, where they are made.
+        chosen: Kernels for quantized weights.
+        family: The family of the model; `unquantized` is left, with all that is in it, but for the
+            head if it is no more than a linear layer.
+        dtype: Dtype of the rest.
+        kept: Quantized weights from `open_layers`, made from the same files; None makes them.
+        report: Called with the share that is done, where weights are quantized.
 
     Raises:
         KeyError: If *kept* lacks a layer.
+        ModelError: If no kernel fits a layer.
     """
-    places = list(_places(model, skipped))
-    for number, (path, module, name) in enumerate(places):
-        linear = getattr(module, name)
-        wanted = _four_bit() if quantization == "4bit" and path != _HEAD else Int8Linear
-        kind = wanted if wanted.fits(linear) else Int8Linear
-        if kept is None:
-            setattr(module, name, kind(linear))
-            if report is not None:
-                report("quantizing", (number + 1) / len(places))
-        else:
-            numbers = {part: kept[f"{path}.{part}"] for part in kind.NUMBERS}
-            setattr(module, name, kind(linear, numbers))
+    places = [place for place in _places(model, family) if place.part in ("text", "head")]
+    for count, place in enumerate(places, start=1):
+        numbers = None if kept is None else _Numbers(kept, place.path)
+        layer = chosen.layer_for(place.part, place.module, numbers=numbers)
+        if layer is None:
+            raise ModelError(f"no kernel of the plan fits the layer `{place.path}`")
+        setattr(place.holder, place.name, layer)
+        if kept is None and report is not None:
+            report("quantizing", count / len(places))
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)
 
 
-def layout() -> tuple[str | int, ...]:
-    """Return what decides how the numbers lie in memory, and so in the files that keep them."""
-    if _four_bit() is CompiledInt4Linear:
-        return (_LAYOUT, "compiled")
-    return (_LAYOUT, int4.block())
+def install(model: nn.Module, chosen: ChosenKernels, family: FamilySpec) -> None:
+    """Give the layers of *model* the kernels of the plan, in place.
+
+    Args:
+        model: On the CPU, in the dtype of the plan.
+        chosen: The kernels.
+        family: The family of the model.
+    """
+    holders = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
+    for place in list(_places(model, family)):
+        module = place.module
+        is_shared = holders[id(getattr(module, "weight", None))] > 1
+        layer = chosen.layer_for(place.part, module, is_shared=is_shared)
+        if layer is not None:
+            setattr(place.holder, place.name, layer)
 
 
-def _four_bit() -> type[SmallLinear]:
-    return CompiledInt4Linear if int4_kernel.is_right() else Int4Linear
+class _Place(NamedTuple):
+    """Where a layer is: by its holder, so that a list of places keeps no layer alive."""
+
+    path: str
+    holder: nn.Module
+    name: str
+    part: Part
+
+    @property
+    def module(self) -> nn.Module:
+        return self.holder.get_submodule(self.name)
 
 
-def _places(model: nn.Module, skipped: Sequence[str]) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield the full name of each layer to quantize, what holds it, and its name there."""
-    for path, module in model.named_modules():
-        for name, child in module.named_children():
+def _places(model: nn.Module, family: FamilySpec) -> Iterator[_Place]:
+    """Yield the place of every layer that a kernel may take."""
+    for path, holder in model.named_modules():
+        for name, child in holder.named_children():
             full = f"{path}.{name}".lstrip(".")
-            spared = any(full == skip or full.startswith(f"{skip}.") for skip in skipped)
-            # IDEFICS-1 has a head of two parts, of which the second knows the new tokens.
-            is_head = full == _HEAD and type(child) is nn.Linear
-            if is_head or (isinstance(child, nn.Linear) and not spared):
-                yield full, module, name
+            part = _part_of(full, child, family)
+            if part is not None:
+                yield _Place(full, holder, name, part)
+
+
+def _part_of(path: str, module: nn.Module, family: FamilySpec) -> Part | None:
+    """Return the part of the model that *module* belongs to; None if no kernel is for it."""
+    if isinstance(module, nn.Conv2d):
+        return "patches"
+    if type(module).__name__ in family.rms_norms:
+        return "norm"
+    # Subclasses do more than a product.
+    if type(module) is not nn.Linear:
+        return None
+    if path == _HEAD:
+        return "head"
+    if _is_within(path, family.patch_modules):
+        return "vision"
+    return "connector" if _is_within(path, family.unquantized) else "text"
+
+
+def _is_within(path: str, modules: Sequence[str]) -> bool:
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
+class _Numbers(Mapping[str, Tensor]):
+    """The kept tensors of one layer, by their names in it.
+
+    Args:
+        kept: Tensors by full name.
+        path: Full name of the layer.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], path: str) -> None:
+        self._kept, self._prefix = kept, f"{path}."
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._kept[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        names = (name for name in self._kept if name.startswith(self._prefix))
+        return (name.removeprefix(self._prefix) for name in names)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

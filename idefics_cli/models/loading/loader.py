@@ -17,6 +17,7 @@ from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.hardware.machine import Machine, probe_processor
 from idefics_cli.models.families.base import Family, family_class
 from idefics_cli.models.families.classes import config_class
 from idefics_cli.models.families.protocols import Config, Model, Processor
@@ -25,8 +26,14 @@ from idefics_cli.models.hub import download, facts
 from idefics_cli.models.hub.cache import cached_folder
 from idefics_cli.models.hub.checkpoint import read_json
 from idefics_cli.models.hub.registry import DEMO
+from idefics_cli.models.loading.layers import ChosenKernels
 from idefics_cli.models.loading.processors import load_processor
-from idefics_cli.models.loading.weights import load_weights, store_quantized
+from idefics_cli.models.loading.weights import (
+    WORTH_KEEPING_BYTES,
+    Source,
+    load_weights,
+    store_quantized,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +57,24 @@ class Loaded:
     vocabulary: int
 
 
-def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
+def load(
+    spec: LoadSpec,
+    *,
+    report: Progress | None = None,
+    machine: Machine | None = None,
+    worth_keeping_bytes: int = WORTH_KEEPING_BYTES,
+) -> Loaded:
     """Load the model of *spec*; the weights are mapped from the files, not read twice.
 
     Args:
         spec: What to load, and how.
-        report: Told what is going on.
+        report: Called with what is going on.
+        machine: What this machine has; None looks.
+        worth_keeping_bytes: Weights that are quantized from files of so many bytes are kept.
 
     Raises:
-        ModelError: If the model is not there, or its files are broken.
+        ModelError: If the model is not there, its files are broken, or this machine cannot run
+            a kernel of the plan.
         MemoryLimitError: If it does not fit.
     """
     say = report or (lambda phase, share: None)
@@ -69,7 +85,8 @@ def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
         say("loading the processor", None)
         family = load_family(folder, spec, config)
         say("loading the weights", None)
-        model = load_weights(folder, spec, config, report=say)
+        source = _source(folder, config, spec, machine)
+        model = load_weights(source, report=say, worth_keeping_bytes=worth_keeping_bytes)
     return Loaded(
         model=model,
         family=family,
@@ -80,8 +97,15 @@ def load(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
     )
 
 
-def keep_quantized(spec: LoadSpec, *, report: Progress | None = None) -> Path:
-    """Quantize the model of *spec* and keep the weights, unless they are kept; return where.
+def keep_quantized(
+    spec: LoadSpec, *, report: Progress | None = None, machine: Machine | None = None
+) -> Path:
+    """Quantize the model of *spec* and keep the weights, unless they are kept; return the folder.
+
+    Args:
+        spec: What to load, and how.
+        report: Called with what is going on.
+        machine: What this machine has; None looks.
 
     Raises:
         ModelError: If the model is not there or broken, or the weights cannot be kept.
@@ -91,7 +115,8 @@ def keep_quantized(spec: LoadSpec, *, report: Progress | None = None) -> Path:
     say("finding the model", None)
     folder, _ = _find(spec, say)
     with _quiet_library(), _as_model_error(spec):
-        return store_quantized(folder, spec, load_config(folder), report=say)
+        source = _source(folder, load_config(folder), spec, machine)
+        return store_quantized(source, report=say)
 
 
 def load_config(folder: Path) -> Config:
@@ -149,6 +174,11 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
             hint="this version of transformers reads it wrongly; install one that is tested: "
             "pip install 'transformers>=5.17,<5.25'",
         )
+
+
+def _source(folder: Path, config: Config, spec: LoadSpec, machine: Machine | None) -> Source:
+    kernels = ChosenKernels(spec.kernels, machine or probe_processor())
+    return Source(folder, config, spec, kernels)
 
 
 def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:

@@ -22,7 +22,6 @@ from typing import Protocol
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.families.spec import find_family
-from idefics_cli.models.planning.quantization import is_own
 
 _MANIFEST = "idefics.json"
 _PARTIAL = ".partial-"
@@ -59,17 +58,25 @@ class Stored:
     size_bytes: int
 
 
-def place(root: Path, source: Path, spec: LoadSpec) -> Path:
-    """Return where the quantized weights of *spec*, made from the files in *source*, belong.
+def place(
+    root: Path, source: Path, spec: LoadSpec, *, layout: tuple[str | int | None, ...] = ()
+) -> Path:
+    """Return the folder for the quantized weights of *spec*, made from the files in *source*.
 
-    Another file, method or version of a library is another place.
+    Another file, method, layout or version of a library has another folder.
+
+    Args:
+        root: Folder of all quantized weights.
+        source: Folder of the model.
+        spec: How it is loaded.
+        layout: What decides how the weights lie in the files; () for bitsandbytes.
     """
     files = [
         # In the Hugging Face cache these are links to files that are named by their content.
         (path.name, (real := path.resolve()).name, real.stat().st_size, real.stat().st_mtime_ns)
         for path in [*sorted(source.glob("*.safetensors")), source / "config.json"]
     ]
-    made = (spec.quantization, spec.format_4bit, spec.dtype, _layout(spec))
+    made = (spec.quantization, spec.format_4bit, spec.dtype, layout)
     parts = (files, *made, find_family(spec.family).unquantized, _versions())
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     name = spec.repo.strip("/").replace("/", "--")[-80:]
@@ -166,16 +173,6 @@ def _sweep(root: Path) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _PARTIAL_SECONDS:
                 shutil.rmtree(path)
-
-
-def _layout(spec: LoadSpec) -> tuple[str | int, ...]:
-    """Return what decides how our own layers lie in memory; nothing for bitsandbytes'."""
-    if not is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
-        return ()
-    # Not above: a list of what is kept must not wait for torch.
-    from idefics_cli.models.loading.layers import layout
-
-    return layout()
 
 
 def _versions() -> list[str]:

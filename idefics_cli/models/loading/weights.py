@@ -1,9 +1,10 @@
-"""The weights of a model: from its files, quantized on the way, or as they were kept."""
+"""The weights of a model: from its files, quantized on the way, or kept from an earlier start."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,139 +17,164 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models.families.classes import config_class, model_class
 from idefics_cli.models.families.protocols import Config, Model
 from idefics_cli.models.families.spec import find_family
-from idefics_cli.models.kernels import attention as cpu_attention
-from idefics_cli.models.kernels import packed, rms_norm, widened
-from idefics_cli.models.loading import layers as quantized_layers
 from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
+from idefics_cli.models.loading.layers import (
+    ChosenKernels,
+    KeptLayers,
+    install,
+    open_layers,
+    quantize,
+)
 from idefics_cli.models.planning.quantization import is_own
 
-# Of files that take 15 seconds to quantize on a CPU.
-_WORTH_KEEPING_BYTES = 2 * 2**30
+# Files of this size take 15 seconds to quantize on a CPU.
+WORTH_KEEPING_BYTES = 2 * 2**30
+
+_log = logging.getLogger(__name__)
 
 
-def load_weights(folder: Path, spec: LoadSpec, config: Config, *, report: Progress) -> Model:
-    """Return the model of *spec* in eval mode, on its device or devices.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a model is loaded from, and how.
 
-    What is quantized on a CPU, slowly, is kept in `spec.quantized_folder` and taken from
-    there the next time.
+    Attributes:
+        folder: Folder with its files.
+        config: Its config.
+        spec: The plan.
+        kernels: The kernels of the plan, checked on this machine.
+    """
+
+    folder: Path
+    config: Config
+    spec: LoadSpec
+    kernels: ChosenKernels
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the files hold quantized weights, which bitsandbytes made."""
+        return getattr(self.config, "quantization_config", None) is not None
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the CPU holds the whole model."""
+        return self.spec.device == "cpu" and self.spec.device_map is None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files with weights."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+    @property
+    def kept_folder(self) -> Path | None:
+        """Folder for the quantized weights; None if they are not kept."""
+        spec = self.spec
+        if spec.quantized_folder is None or spec.quantization == "none":
+            return None
+        if not self.is_on_cpu or self.is_stored:
+            return None
+        layout = self.kernels.layout() if self.kernels.quantizes else ()
+        root = Path(spec.quantized_folder)
+        return quantized_store.place(root, self.folder, spec, layout=layout)
+
+
+def load_weights(
+    source: Source, *, report: Progress, worth_keeping_bytes: int = WORTH_KEEPING_BYTES
+) -> Model:
+    """Return the model of *source* in eval mode, on its device or devices.
+
+    Weights that were quantized on a CPU, which is slow, are kept and loaded the next time.
 
     Args:
-        folder: With the files of the model.
-        spec: What to load, and how.
-        config: Of the model.
-        report: Told what is going on.
+        source: What to load.
+        report: Called with what is going on.
+        worth_keeping_bytes: Weights that are quantized from files of so many bytes are kept.
 
     Raises:
         ModelError: If the files lack weights.
     """
-    place = _place(folder, spec, config)
-    if place is not None and place.exists():
-        kept = _kept(place, folder, spec, config)
+    folder = source.kept_folder
+    if folder is not None and folder.exists():
+        kept = _load_kept(folder, source)
         if kept is not None:
             return kept
-    model = _from_files(folder, spec, config, report=report)
-    if place is not None and _size(folder) >= _WORTH_KEEPING_BYTES:
+    model = _from_files(source, report=report)
+    if folder is not None and source.size_bytes >= worth_keeping_bytes:
         report("keeping the quantized weights", None)
         try:
-            _save(model, place, folder, spec)
+            _save(model, folder, source)
         except ModelError as error:
-            # The model is loaded, and works without; `idefics models quantize` tells.
-            logging.getLogger(__name__).info("%s", error)
+            # The model is loaded and works; `idefics models quantize` reports the error.
+            _log.info("%s", error)
     return model
 
 
-def store_quantized(folder: Path, spec: LoadSpec, config: Config, *, report: Progress) -> Path:
-    """Keep the quantized weights of *spec*, unless they are kept already, and return where.
+def store_quantized(source: Source, *, report: Progress) -> Path:
+    """Keep the quantized weights of *source*, unless they are kept already; return the folder.
 
     Raises:
         ModelError: If there is nothing to keep, no room, or the files lack weights.
     """
-    place = _place(folder, spec, config)
-    if place is None:
+    spec, folder = source.spec, source.kept_folder
+    if folder is None:
         raise ModelError(
             f"there is nothing to keep for `{spec.name or spec.repo}` in {spec.quantization} "
             f"on {spec.device}",
             hint="only what is quantized on a CPU takes long to make",
         )
-    if not quantized_store.is_whole(place):
+    if not quantized_store.is_whole(folder):
         report("quantizing", None)
-        _save(_from_files(folder, spec, config, report=report), place, folder, spec)
-    return place
+        _save(_from_files(source, report=report), folder, source)
+    return folder
 
 
-def _place(folder: Path, spec: LoadSpec, config: Config) -> Path | None:
-    """Return where the quantized weights of *spec* are kept; None if they are not."""
-    alone = spec.device == "cpu" and spec.device_map is None and spec.quantization != "none"
-    if spec.quantized_folder is None or not alone or _is_stored(config):
-        return None
-    return quantized_store.place(Path(spec.quantized_folder), folder, spec)
-
-
-def _kept(place: Path, folder: Path, spec: LoadSpec, config: Config) -> Model | None:
-    """Return the model whose weights are in *place*; None, and no *place*, if they are damaged."""
-    if quantized_store.is_whole(place):
+def _load_kept(folder: Path, source: Source) -> Model | None:
+    """Return the model whose weights are kept in *folder*; remove damaged ones and return None."""
+    if quantized_store.is_whole(folder):
         try:
-            if _is_own(spec, config):
-                layers = quantized_layers.open_layers(place)
-                return _from_files(folder, spec, config, layers=layers)
-            kept = config_class(config.model_type).from_pretrained(place)
-            return _from_files(place, spec, cast("Config", kept))
+            if source.kernels.quantizes:
+                return _from_files(source, kept=open_layers(folder))
+            config = config_class(source.config.model_type).from_pretrained(folder)
+            return _from_files(replace(source, folder=folder, config=cast("Config", config)))
         except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
-            # As an older bitsandbytes may have written it; it is made again.
-            logging.getLogger(__name__).info("%s", error)
-    quantized_store.discard(place)
+            # An older bitsandbytes may have written them; they are made again.
+            _log.info("%s", error)
+    quantized_store.discard(folder)
     return None
 
 
-def _save(model: Model, place: Path, folder: Path, spec: LoadSpec) -> None:
-    if is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
-        layers = quantized_layers.Layers(cast("nn.Module", model))
-        quantized_store.save(layers, place, spec, needed_bytes=layers.size_bytes)
+def _save(model: Model, folder: Path, source: Source) -> None:
+    if source.kernels.quantizes:
+        layers = KeptLayers(cast("nn.Module", model))
+        quantized_store.save(layers, folder, source.spec, needed_bytes=layers.size_bytes)
         return
     saves = cast("quantized_store.Saves", model)
     # Quantized weights take less than the files that they were made from, unless the rest grows
     # to float32.
-    quantized_store.save(saves, place, spec, needed_bytes=_size(folder))
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def _is_stored(config: Config) -> bool:
-    """Tell whether the files of *config* hold weights that bitsandbytes made."""
-    return getattr(config, "quantization_config", None) is not None
-
-
-def _is_own(spec: LoadSpec, config: Config) -> bool:
-    own = is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit)
-    return own and not _is_stored(config)
+    quantized_store.save(saves, folder, source.spec, needed_bytes=source.size_bytes)
 
 
 def _from_files(
-    folder: Path,
-    spec: LoadSpec,
-    config: Config,
+    source: Source,
     *,
-    layers: Mapping[str, Tensor] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
     report: Progress | None = None,
 ) -> Model:
-    """Return the model in *folder*.
+    """Return the model of *source*.
 
     Args:
-        folder: With its files.
-        spec: How to load it.
-        config: Of the model.
-        layers: What we quantized before; None quantizes, where that is ours to do.
-        report: Told how far that is.
+        source: What to load.
+        kept: Layers that were quantized before; None quantizes them, if the plan has kernels
+            for that.
+        report: Called with the share of the layers that is quantized.
 
     Raises:
         ModelError: If weights are missing.
-        KeyError: If *layers* lacks one.
+        KeyError: If *kept* lacks one.
     """
-    model, found = model_class(config.model_type).from_pretrained(
-        folder, output_loading_info=True, **_arguments(folder, spec, config)
+    spec, family = source.spec, find_family(source.spec.family)
+    model, found = model_class(source.config.model_type).from_pretrained(
+        source.folder, output_loading_info=True, **_arguments(source)
     )
     if missing := sorted(found["missing_keys"]):
         # The library fills them with random numbers and only warns.
@@ -156,37 +182,30 @@ def _from_files(
             f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
             hint="its files are incomplete; `idefics models pull` fetches them again",
         )
-    if _is_own(spec, config):
-        quantized_layers.quantize(
-            model,
-            spec.quantization,
-            skipped=find_family(spec.family).unquantized,
-            dtype=getattr(torch, spec.dtype),
-            kept=layers,
-            report=report,
-        )
-    if spec.device == "cpu" and spec.device_map is None:
-        if spec.dtype == "bfloat16":
-            _prepare_bfloat16(model, spec)
-        rms_norm.replace(model, find_family(spec.family).rms_norms)
+    if source.kernels.quantizes:
+        dtype = getattr(torch, spec.dtype)
+        quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
+    install(model, source.kernels, family)
     # bitsandbytes' packed CPU kernels are used in eval mode only.
     return cast("Model", model.eval())
 
 
-def _arguments(folder: Path, spec: LoadSpec, config: Config) -> dict[str, object]:
+def _arguments(source: Source) -> dict[str, object]:
     """Return the arguments of `from_pretrained`."""
+    spec = source.spec
     arguments: dict[str, object] = {
-        "config": config,
+        "config": source.config,
         # Without it transformers obeys config.json, which says float32 for several 8B models.
         "dtype": getattr(torch, spec.dtype),
-        "attn_implementation": _attention(spec),
+        "attn_implementation": source.kernels.attention() or spec.attention,
         "use_safetensors": True,
     }
-    own = _is_own(spec, config)
-    settings = None if own else bitsandbytes_config(spec)
-    if own:
-        # As in the files, so that they are only mapped.
-        arguments["dtype"] = _dtype_of_files(folder) or arguments["dtype"]
+    settings = None
+    if source.kernels.quantizes:
+        # The dtype of the files: weights are mapped, and converted one layer at a time.
+        arguments["dtype"] = _dtype_of_files(source.folder) or arguments["dtype"]
+    else:
+        settings = _bitsandbytes(source)
     if settings is not None:
         arguments["quantization_config"] = settings
         # It warns on every call of every layer that the CPU works in float16.
@@ -195,28 +214,34 @@ def _arguments(folder: Path, spec: LoadSpec, config: Config) -> dict[str, object
         # transformers' "auto" halves a model between two GPUs however unlike they are, and puts
         # the rest on the disk; the plan's limits are made for filling one after the other.
         arguments["device_map"] = "sequential"
-        arguments["max_memory"] = _accelerate_memory(spec.max_memory)
+        arguments["max_memory"] = accelerate_memory(spec.max_memory)
     elif settings is not None or spec.device != "cpu":
         # Weights go straight to the device, without a copy in RAM.
         arguments["device_map"] = {"": spec.device}
     return arguments
 
 
-def _prepare_bfloat16(model: nn.Module, spec: LoadSpec) -> None:
-    """Let the linear layers that are left in bfloat16 multiply as this processor does best."""
-    if widened.is_needed():
-        widened.widen(model, many_rows_in=find_family(spec.family).patch_modules)
-    elif spec.quantization == "none" and cpu_attention.has_native_bf16() and packed.has_kernel():
-        # Vision has so many rows that it gains nothing.
-        spared = [name for name in find_family(spec.family).unquantized if name != "lm_head"]
-        packed.pack(model, skipped=spared)
+def _bitsandbytes(source: Source) -> object | None:
+    """Return the settings of bitsandbytes, or None when it quantizes nothing.
+
+    Raises:
+        ValueError: If a plan asks for a format that bitsandbytes does not make.
+    """
+    spec = source.spec
+    if not source.is_stored and is_own(
+        spec.quantization, spec.device, format_4bit=spec.format_4bit
+    ):
+        raise ValueError(
+            f"the plan for {spec.quantization} on a CPU names no kernel; see `choose_kernels`"
+        )
+    return bitsandbytes_config(spec)
 
 
 def _dtype_of_files(folder: Path) -> torch.dtype | None:
-    """Return the dtype of the first weight in *folder*, if it has any that a model runs in."""
+    """Return the dtype of the first weight in *folder*; None if models do not run in it."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # it is no dict
+            for key in file.keys():  # noqa: SIM118  # not a dict
                 name = file.get_slice(key).get_dtype()
                 return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(
                     name
@@ -224,13 +249,8 @@ def _dtype_of_files(folder: Path) -> torch.dtype | None:
     return None
 
 
-def _attention(spec: LoadSpec) -> str:
-    """Return the name under which transformers knows the attention of *spec*."""
-    on_cpu = spec.device == "cpu" and spec.device_map is None
-    return cpu_attention.register() if on_cpu and spec.attention == "sdpa" else spec.attention
-
-
-def _accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:
+def accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:
+    """Return `LoadSpec.max_memory` as accelerate takes it: GPUs by number."""
     if memory is None:
         return None
     return {int(key) if key.isdigit() else key: size for key, size in memory.items()}

@@ -26,7 +26,7 @@ from idefics_cli.models.planning.memory import (
     MemoryNeed,
     model_load,
 )
-from idefics_cli.models.planning.quantization import choose_4bit
+from idefics_cli.models.planning.quantization import choose_4bit, has_packed_nf4
 
 # Shares of the free memory that a plan may count on. What is free changes while a model loads:
 # on a GPU little, in RAM with every other program. The estimates have margins of their own.
@@ -252,7 +252,7 @@ def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
     native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
     is_stored = mixes.facts.stored is not None
     format_4bit = "nf4" if is_stored else choose_4bit(machine, mixes.facts.shape)
-    for quantization, splitting in mixes.fast() if machine.packed_4bit else mixes.slow():
+    for quantization, splitting in mixes.fast() if has_packed_nf4(machine) else mixes.slow():
         for dtype in mixes.dtypes(native):
             yield Placement("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)
 

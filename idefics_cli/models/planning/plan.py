@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +17,7 @@ from idefics_cli.models.hub.facts import ModelFacts, registry_facts
 from idefics_cli.models.planning import attention as attentions
 from idefics_cli.models.planning import quantization
 from idefics_cli.models.planning import reasons as plan_reasons
+from idefics_cli.models.planning.kernels import choose_kernels
 from idefics_cli.models.planning.placement import (
     Need,
     Placement,
@@ -81,6 +82,7 @@ class Plan:
             "quantization": spec.quantization,
             "format_4bit": spec.format_4bit if spec.quantization == "4bit" else None,
             "attention": spec.attention,
+            "kernels": asdict(spec.kernels),
             "splitting": spec.splitting,
             "device_map": spec.device_map,
             "max_memory": None if spec.max_memory is None else dict(spec.max_memory),
@@ -89,20 +91,21 @@ class Plan:
             "reasons": [
                 {"subject": r.subject, "choice": r.choice, "why": r.why} for r in self.reasons
             ],
-            "memory": [
-                {
-                    "device": need.device,
-                    "weights_bytes": need.weights,
-                    "kv_cache_bytes": need.kv_cache,
-                    "working_bytes": need.working,
-                    "total_bytes": need.total,
-                    "free_bytes": need.free,
-                    "usable_bytes": need.usable,
-                }
-                for need in self.needs
-            ],
+            "memory": [_need_record(need) for need in self.needs],
             "warnings": list(self.warnings),
         }
+
+
+def _need_record(need: Need) -> dict[str, object]:
+    return {
+        "device": need.device,
+        "weights_bytes": need.weights,
+        "kv_cache_bytes": need.kv_cache,
+        "working_bytes": need.working,
+        "total_bytes": need.total,
+        "free_bytes": need.free,
+        "usable_bytes": need.usable,
+    }
 
 
 def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan:
@@ -126,6 +129,8 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
     if chosen.option.device == "cpu" and choices.quantization not in (None, "auto"):
         _check_missed_gpu(verdicts)
     spec = _spec(chosen, attention, model, choices, machine)
+    kernels = choose_kernels(spec, machine, is_stored=model.stored is not None)
+    spec = replace(spec, kernels=kernels)
     better = verdicts[: verdicts.index(chosen)]
     context = plan_reasons.Context(
         facts=model,

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from idefics_cli.core.types import Format4bit, Quantization
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import Shape
-
-if TYPE_CHECKING:
-    pass
 
 # Rows of one block of the packed CPU kernel, and weights that share a scale
 # (bitsandbytes 0.50, functional.py `_convert_weight_packed_for_cpu`, and nf4's block size).
@@ -98,7 +94,7 @@ def find_problem(
             return Problem(
                 f"`{quantization}` needs the package {package}", f"pip install {package}"
             )
-    if quantization == "4bit" and device == "cpu" and machine.packed_4bit and not _packs(shape):
+    if quantization == "4bit" and device == "cpu" and has_packed_nf4(machine) and not _packs(shape):
         return Problem(
             "`4bit` cannot run on this processor: bitsandbytes packs layers whose height is a "
             f"multiple of {_PACK_ROWS} and whose width is one of {_BLOCK}, and this model has "
@@ -108,6 +104,14 @@ def find_problem(
     return None
 
 
+def has_packed_nf4(machine: Machine) -> bool:
+    """Whether bitsandbytes has its fast kernels for nf4 on the processor of *machine*.
+
+    bitsandbytes 0.50, `functional.has_avx512bf16`: AVX512_BF16 and nothing less.
+    """
+    return "avx512_bf16" in machine.cpu_flags
+
+
 def choose_4bit(machine: Machine, shape: Shape) -> Format4bit:
     """Return what `4bit` is on the CPU of *machine* for a model that is not stored so.
 
@@ -115,7 +119,7 @@ def choose_4bit(machine: Machine, shape: Shape) -> Format4bit:
     kernels for it (AMD Zen 5, torch 2.13). Elsewhere it takes 40 times as long.
     """
     installed = all(machine.has(package) for package in ("bitsandbytes", "accelerate"))
-    return "nf4" if machine.packed_4bit and installed and _packs(shape) else "int4"
+    return "nf4" if has_packed_nf4(machine) and installed and _packs(shape) else "int4"
 
 
 def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> float | None:
@@ -133,8 +137,10 @@ def slowness(
         return None
     if quantization == "8bit":
         # 0.5 of bfloat16's time for a word, where nf4 takes 0.3 (one row; see `int8.py`).
-        return "`--quantization 4bit` is faster on this processor" if machine.packed_4bit else None
-    if format_4bit == "nf4" and not machine.packed_4bit:
+        return (
+            "`--quantization 4bit` is faster on this processor" if has_packed_nf4(machine) else None
+        )
+    if format_4bit == "nf4" and not has_packed_nf4(machine):
         return (
             "nf4 is slow on this processor, which lacks AVX512_BF16: each word takes 15 to 35 "
             "times as long; the plain checkpoint with `--quantization 4bit` is fast on it"

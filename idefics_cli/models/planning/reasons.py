@@ -10,6 +10,7 @@ from idefics_cli.core.units import GIB, format_duration, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
+from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import attention, quantization
 from idefics_cli.models.planning.placement import SMALL_PARAMETERS, Need, Placement, PlanChoices
 
@@ -71,10 +72,10 @@ def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
         Reason("device", spec.device, _device(context)),
         Reason("dtype", spec.dtype, _dtype(context)),
         Reason("quantization", spec.quantization, _quantization(context)),
-        Reason("attention", spec.attention, _attention(context)),
+        Reason("attention", spec.attention, _attention(context, spec)),
     ]
     if context.option.device == "cpu":
-        found.append(_products(context))
+        found.append(_products(context, spec))
     if context.option.gpus:
         found.append(_decoding(context, spec))
     if context.facts.splitting is not None:
@@ -193,11 +194,11 @@ def _quantization(context: Context) -> str:
     return f"whole, it {context.too_large('quantization')}"
 
 
-def _attention(context: Context) -> str:
+def _attention(context: Context, spec: LoadSpec) -> str:
     if context.asked("attention"):
         return _ASKED
-    if context.option.device == "cpu":
-        return _cpu_attention(context)
+    if spec.kernels.attention is not None:
+        return KERNELS[spec.kernels.attention].summary
     family = find_family(context.facts.family)
     if not family.supports_flash:
         return f"the fastest that {family.title} supports"
@@ -221,42 +222,16 @@ def _decoding(context: Context, spec: LoadSpec) -> Reason:
     return Reason("decoding", "CUDA graphs", why)
 
 
-def _cpu_attention(context: Context) -> str:
-    # As in `cpu_attention.py`, which looks again while it runs.
-    tiled = context.option.dtype == "bfloat16" and _has_x86_bf16(context.machine)
-    patches = "tile by tile" if tiled else "in heads as wide as a register"
-    return f"exact; words are grouped by the heads that share keys, many patches go {patches}"
-
-
-def _has_x86_bf16(machine: Machine) -> bool:
-    # As `cpu_attention.has_native_bf16`; on other processors its ways are not known to be faster.
-    return bool({"avx512_bf16", "amx_bf16"} & machine.cpu_flags)
-
-
-def _products(context: Context) -> Reason:
-    """Return by which kernels the weights are multiplied on a CPU."""
-    # As `weights.py`, `int8.py` and `widened.py`, which look at what was loaded.
-    option, machine = context.option, context.machine
-    if option.quantization == "8bit" and context.facts.stored is None:
-        theirs = "torch's kernel for 8-bit weights"
-        kernel = "a kernel compiled for this processor" if machine.compiles_kernels else theirs
-        return Reason("products", "int8", f"few rows by {kernel}")
-    if option.quantization == "4bit" and option.format_4bit == "int4":
-        why = "4-bit numbers in groups of 32; bitsandbytes' nf4 has no kernel for this processor"
-        return Reason("products", "int4", why)
-    if option.quantization == "none" and option.dtype == "bfloat16":
-        if _has_x86_bf16(machine):
-            return Reason("products", "packed", "bfloat16 weights are laid out for oneDNN once")
-        if {"avx2", "avx512f"} & machine.cpu_flags:
-            compact = "kept in 12 bits without loss where few rows are multiplied"
-            few = compact if machine.compiles_kernels else "few rows are multiplied one by one"
-            why = f"{few}, many in float32"
-            return Reason("products", "widened", why)
-    if option.quantization == "none":
-        return Reason(
-            "products", "torch", f"{option.dtype} gains nothing by packing here at one prompt"
-        )
-    kind = "packed" if option.quantization == "4bit" and machine.packed_4bit else "unpacked"
+def _products(context: Context, spec: LoadSpec) -> Reason:
+    """Return which kernel multiplies by the weights of the text model on a CPU."""
+    if spec.kernels.text:
+        kernel = KERNELS[spec.kernels.text[0]]
+        return Reason("products", kernel.name, kernel.summary)
+    if spec.quantization == "none":
+        why = f"{spec.dtype} gains nothing from other kernels on this processor"
+        return Reason("products", "torch", why)
+    is_packed = spec.quantization == "4bit" and quantization.has_packed_nf4(context.machine)
+    kind = "packed" if is_packed else "unpacked"
     return Reason("products", "bitsandbytes", f"its {kind} kernels")
 
 

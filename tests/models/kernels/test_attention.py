@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from idefics_cli.models.kernels import attention as cpu_attention
+from idefics_cli.models.kernels.attention import PADDED, TILED, CpuAttention
 
 B, KEYS = 2, 37
 Mask = Tensor | None
@@ -44,10 +46,14 @@ def masks(queries: int, keys: int) -> dict[str, Mask]:
 
 
 def assert_as_the_library(
-    module: SimpleNamespace, qkv: list[Tensor], mask: Mask, **options: object
+    module: SimpleNamespace,
+    qkv: list[Tensor],
+    mask: Mask,
+    attend: CpuAttention = PADDED,
+    **options: object,
 ) -> None:
     theirs, _ = sdpa_attention_forward(module, *qkv, mask, scaling=0.2, **options)
-    ours, scores = cpu_attention.cpu_attention(module, *qkv, mask, scaling=0.2, **options)
+    ours, scores = attend(module, *qkv, mask, scaling=0.2, **options)  # type: ignore[arg-type] # a stand-in
     assert scores is None
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -63,16 +69,14 @@ def test_text_attention_is_the_librarys(queries: int, heads: int, kv_heads: int,
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("width", [12, 16])
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("tile", [8, None])
 def test_attention_among_many_patches_is_the_librarys(
-    native: bool, width: int, mask: str, monkeypatch: pytest.MonkeyPatch
+    tile: int | None, width: int, mask: str
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "_LONG", 20)
-    monkeypatch.setattr(cpu_attention, "_TILE", 8)
-    monkeypatch.setattr(cpu_attention, "has_native_bf16", lambda: native)
+    attend = CpuAttention("test", tile, many_queries=20)
     qkv = states(3, 3, KEYS, KEYS, width)
     module = layer(3, 3, causal=False)
-    assert_as_the_library(module, qkv, masks(KEYS, KEYS)[mask], is_causal=False)
+    assert_as_the_library(module, qkv, masks(KEYS, KEYS)[mask], attend, is_causal=False)
 
     # Against float32: bfloat16 keeps three digits, and the probabilities are rounded once more.
     exact, _ = sdpa_attention_forward(module, *qkv, masks(KEYS, KEYS)[mask], scaling=0.2)
@@ -80,7 +84,7 @@ def test_attention_among_many_patches_is_the_librarys(
     given = masks(KEYS, KEYS)[mask]
     if given is not None and given.dtype != torch.bool:
         given = given.to(torch.bfloat16)
-    ours, _ = cpu_attention.cpu_attention(module, *half, given, scaling=0.2, is_causal=False)
+    ours, _ = attend(module, *half, given, scaling=0.2, is_causal=False)  # type: ignore[arg-type] # a stand-in
     assert ours.dtype == torch.bfloat16
     assert (ours - exact).norm() / exact.norm() < 0.02
 
@@ -105,39 +109,35 @@ def test_the_end_of_a_prompt_sees_what_its_mask_says(
         assert_as_the_library(module, qkv, mask[None, None])
 
 
-def test_each_way_is_taken_where_it_is_meant_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[str] = []
-    for name in ("_decode", "_end_of_prompt", "_filled", "_tiled", "_library"):
-        original = getattr(cpu_attention, name)
+def test_each_way_is_taken_where_it_is_fastest() -> None:
+    tiled = replace(TILED, many_queries=20)
 
-        def watched(*parts: object, name: str = name, original: object = original) -> object:
-            taken.append(name)
-            return original(*parts)  # type: ignore[operator]
+    def way(
+        heads: int,
+        kv_heads: int,
+        queries: int,
+        *,
+        causal: bool,
+        dtype: torch.dtype = torch.float32,
+        mask: Mask = None,
+        **options: object,
+    ) -> str:
+        query, key, _ = (part.to(dtype) for part in states(heads, kv_heads, queries, KEYS, 16))
+        module = cast("nn.Module", layer(heads, kv_heads, causal=causal))
+        return tiled.choose_way(module, query, key, mask, **options)  # type: ignore[arg-type] # mixed options
 
-        monkeypatch.setattr(cpu_attention, name, watched)
-    monkeypatch.setattr(cpu_attention, "_LONG", 20)
-    monkeypatch.setattr(cpu_attention, "has_native_bf16", lambda: True)
-
-    def attend(heads: int, kv_heads: int, queries: int, *, causal: bool, **options: object) -> str:
-        qkv = states(heads, kv_heads, queries, KEYS, 16)
-        dtype = options.pop("dtype", torch.float32)
-        qkv = [part.to(dtype) for part in qkv]  # type: ignore[arg-type]
-        module = layer(heads, kv_heads, causal=causal)
-        mask = options.pop("mask", None)
-        cpu_attention.cpu_attention(module, *qkv, mask, **options)  # type: ignore[arg-type]
-        return taken.pop()
-
-    assert attend(4, 2, 1, causal=True) == "_decode"
-    assert attend(4, 4, KEYS, causal=False) == "_filled"
-    assert attend(4, 4, KEYS, causal=False, dtype=torch.bfloat16) == "_tiled"
-    assert attend(4, 4, 10, causal=False) == "_library"
-    assert attend(4, 4, KEYS, causal=True) == "_library"
-    assert attend(4, 2, KEYS, causal=False) == "_library"
-    assert attend(4, 2, 1, causal=True, position_bias=torch.zeros(B, 4, 1, KEYS)) == "_library"
+    assert way(4, 2, 1, causal=True) == "decode"
+    assert way(4, 4, KEYS, causal=False) == "padded"
+    assert way(4, 4, KEYS, causal=False, dtype=torch.bfloat16) == "tiled"
+    assert way(4, 4, 10, causal=False) == "library"
+    assert way(4, 4, KEYS, causal=True) == "library"
+    assert way(4, 2, KEYS, causal=False) == "library"
+    assert way(4, 2, 1, causal=True, position_bias=torch.zeros(B, 4, 1, KEYS)) == "library"
+    assert way(4, 2, 1, causal=True, dropout=0.5) == "library"
 
     def before(queries: int) -> Tensor:
         return torch.ones(1, 1, queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
 
-    assert attend(4, 2, KEYS - 5, causal=True, mask=before(KEYS - 5)) == "_end_of_prompt"
-    # Half of the queries would be for nobody, and more.
-    assert attend(4, 2, KEYS // 2, causal=True, mask=before(KEYS // 2)) == "_library"
+    assert way(4, 2, KEYS - 5, causal=True, mask=before(KEYS - 5)) == "end of prompt"
+    # Results for more than half of the queries would be dropped.
+    assert way(4, 2, KEYS // 2, causal=True, mask=before(KEYS // 2)) == "library"

@@ -6,22 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from idefics_cli.models.kernels import attention as cpu_attention
-from idefics_cli.models.kernels import widened
 from idefics_cli.models.kernels.bf16_12bit import kernel as compact_kernel
-from idefics_cli.models.kernels.bf16_12bit import linear as compact
-from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear, compacted
-from idefics_cli.models.kernels.widened import WidenedLinear
-from tests.support.kernels import (
-    FAULTS,
-    compiled_anew,
-    needs_kernels,
-    relative_error,
-    spoil,
-    torch_threads,
-)
+from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
+from tests.support.kernels import lying, needs_compiler, refusing, relative_error, torch_threads
 
-pytestmark = needs_kernels
+pytestmark = needs_compiler
 
 
 def weights(outputs: int = 64, width: int = 72) -> Tensor:
@@ -90,9 +79,9 @@ def test_what_12_bits_do_not_suit_is_left_alone() -> None:
     with torch.no_grad():
         linear = nn.Linear(72, 64, dtype=torch.bfloat16)
         linear.weight.copy_(wild)
-    assert compacted(linear) is None
-    assert compacted(nn.Linear(72, 40, dtype=torch.bfloat16)) is None
-    assert compacted(nn.Linear(72, 64)) is None
+    assert CompactLinear.layer_for(linear) is None
+    assert CompactLinear.layer_for(nn.Linear(72, 40, dtype=torch.bfloat16)) is None
+    assert CompactLinear.layer_for(nn.Linear(72, 64)) is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 15, 40])
@@ -117,29 +106,8 @@ def test_products_are_those_of_the_weights(
             assert not product[:, output].any()
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(), (1,), (2, 2), (3, 10)])
-def test_every_number_of_rows_gives_what_the_layer_gives(
-    shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Both ways, and more than one part, the last of them smaller.
-    monkeypatch.setattr(compact, "_FEW_ROWS", 8)
-    monkeypatch.setattr(compact, "_WIDENED", 48)
-    torch.manual_seed(0)
-    linear = nn.Linear(48, 80, bias=bias, dtype=torch.bfloat16)
-    # Transposed, so that its rows do not lie side by side.
-    states = torch.randn(48, *shape).movedim(0, -1).to(torch.bfloat16)
-    ours = compacted(linear)
-    assert isinstance(ours, CompactLinear)
-    with torch.inference_mode():
-        given, wanted = ours(states), linear(states)
-    assert (given.dtype, given.shape) == (wanted.dtype, wanted.shape)
-    # One step of bfloat16, where sums are taken in another order.
-    torch.testing.assert_close(given, wanted, rtol=2**-7, atol=2**-7)
-
-
 def test_a_model_that_is_given_another_dtype_keeps_its_12_bits() -> None:
-    ours = compacted(nn.Linear(72, 64, bias=False, dtype=torch.bfloat16))
+    ours = CompactLinear.layer_for(nn.Linear(72, 64, bias=False, dtype=torch.bfloat16))
     assert ours is not None
     states = torch.randn(3, 72)
     with torch.inference_mode():
@@ -147,58 +115,7 @@ def test_a_model_that_is_given_another_dtype_keeps_its_12_bits() -> None:
         assert torch.equal(nn.Sequential(ours).double()(states), before)
 
 
-class _Model(nn.Module):
-    """The parts of a model that are told apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = nn.Module()
-        self.model.vision_model = nn.Module()
-        self.model.vision_model.patches = nn.Linear(32, 32, dtype=torch.bfloat16)
-        self.model.text = nn.Linear(32, 32, dtype=torch.bfloat16)
-        self.model.odd = nn.Linear(32, 20, dtype=torch.bfloat16)
-        self.model.embed = nn.Embedding(64, 32, dtype=torch.bfloat16)
-        self.head = nn.Linear(32, 64, bias=False, dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_large_layers_for_few_rows_are_kept_so_and_the_others_as_before(
-    tied: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(widened, "_LARGE_WEIGHT", 32 * 20)
-    model = _Model()
-    if tied:
-        model.head.weight = model.model.embed.weight
-    widened.widen(model, many_rows_in=("model.vision_model",))
-    assert type(model.model.vision_model.patches) is WidenedLinear
-    assert type(model.model.text) is CompactLinear
-    assert type(model.model.odd) is WidenedLinear
-    # Its numbers are those of the table of words, which is needed as it is.
-    assert type(model.head) is (WidenedLinear if tied else CompactLinear)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_where_the_kernels_cannot_be_trusted_they_are_not_used(
-    fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with compiled_anew():
-        spoil(compact_kernel, fault, monkeypatch)
-        assert compacted(nn.Linear(48, 80, dtype=torch.bfloat16)) is None
-
-
-def test_the_built_in_model_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from idefics_cli.core.types import LoadSpec
-    from idefics_cli.models.loading.loader import load
-
-    monkeypatch.setattr(cpu_attention, "has_native_bf16", lambda: False)
-    spec = LoadSpec(repo="demo", family="idefics2", dtype="bfloat16")
-    ids = torch.arange(5, 45)[None]
-    plain = load(spec).model
-    monkeypatch.setattr(widened, "_LARGE_WEIGHT", 0)
-    ours = load(spec).model
-    assert isinstance(ours, nn.Module)
-    assert any(isinstance(part, CompactLinear) for part in ours.modules())
-    with torch.inference_mode():
-        wanted, given = (model(input_ids=ids).logits for model in (plain, ours))  # type: ignore[operator]
-    torch.testing.assert_close(given, wanted, rtol=0.05, atol=0.25)
-    assert torch.equal(given.argmax(-1)[0, -1], wanted.argmax(-1)[0, -1])
+def test_kernels_that_refuse_or_lie_fail_their_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    for product in (refusing, lying(compact_kernel.product)):
+        monkeypatch.setattr(compact_kernel, "product", product)
+        assert not CompactLinear.passes_self_test()

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import nn
 
+from idefics_cli.core.types import KernelChoice
 from idefics_cli.models.families.classes import model_class
 from idefics_cli.models.kernels import rms_norm
-from idefics_cli.models.loading.loader import load_config
+from idefics_cli.models.loading.loader import load, load_config
 from tests.support import tiny
-from tests.support.prompts import open_engine
+from tests.support.kernels import spec_of
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_every_norm_of_a_model_is_ours_and_gives_what_the_librarys_gives(
-    kind: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    kind: str, checkpoint: Callable[[str], Path]
 ) -> None:
-    with open_engine(checkpoint(kind), kind) as engine:
-        ours = dict(engine.loaded.model.named_modules())
-    monkeypatch.setattr(rms_norm, "replace", lambda model, kinds: None)
-    with open_engine(checkpoint(kind), kind) as engine:
-        theirs = dict(engine.loaded.model.named_modules())
+    spec = spec_of(checkpoint(kind), chats=not kind.endswith("base"))
+    plain = replace(spec, kernels=KernelChoice())
+    ours, theirs = (
+        dict(cast("nn.Module", load(each).model).named_modules()) for each in (spec, plain)
+    )
     norms = [name for name, module in theirs.items() if type(module).__name__.endswith("RMSNorm")]
     assert norms
     torch.manual_seed(0)

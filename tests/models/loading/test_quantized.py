@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear
 from idefics_cli.models.kernels.int4.linear import Int4Linear
 from idefics_cli.models.kernels.int8.linear import Int8Linear
 from idefics_cli.models.loading.loader import load
 from tests.support import tiny
+from tests.support.kernels import spec_of
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -38,25 +38,20 @@ def test_only_the_text_model_is_quantized(
     layer: tuple[type[nn.Module], ...],
     checkpoint: Callable[[str], Path],
 ) -> None:
-    folder = checkpoint(kind)
-    family = kind.partition("-")[0].replace("smolvlm2", "smolvlm0")
-    family = {"smolvlm": "idefics3", "smolvlm0": "smolvlm"}.get(family, family)
+    spec = spec_of(
+        checkpoint(kind),
+        quantization="8bit" if quantization == "8bit" else "4bit",
+        format_4bit="int4" if quantization == "int4" else "nf4",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes tells of its CPU kernels
-        model = load(
-            LoadSpec(
-                repo=str(folder),
-                family=family,
-                quantization="8bit" if quantization == "8bit" else "4bit",
-                format_4bit="int4" if quantization == "int4" else "nf4",
-            )
-        ).model
+        model = load(spec).model
     assert isinstance(model, nn.Module)
     quantized = linear_names(model, layer)
     spared = ("model.vision_model", "model.connector", "model.perceiver_resampler", "lm_head")
     assert quantized
-    if quantization != "nf4" and family != "idefics":
-        assert type(model.get_submodule("lm_head")) is Int8Linear
+    if quantization != "nf4" and spec.family != "idefics":
+        assert isinstance(model.get_submodule("lm_head"), Int8Linear)
         quantized.remove("lm_head")
     assert not {name for name in quantized if name.startswith(spared)}
     plain = {n for n in linear_names(model, nn.Linear) - quantized if not n.startswith(spared)}

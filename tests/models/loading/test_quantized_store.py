@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.hub.facts import demo_folder
-from idefics_cli.models.kernels.int4 import kernel as int4_kernel
-from idefics_cli.models.kernels.int8.linear import Int8Linear
-from idefics_cli.models.loading import layers as quantized_layers
-from idefics_cli.models.loading import quantized_store, weights
+from idefics_cli.models.kernels.linear import QuantizedLinear
+from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.loading.loader import keep_quantized, load
 from tests.support import machines
 from tests.support.commands import run
+from tests.support.kernels import with_kernels
 
 pytest.importorskip("bitsandbytes")
 
@@ -40,28 +40,25 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture(params=["nf4", "int4", "8bit"])
 def spec(request: pytest.FixtureRequest, tmp_path: Path) -> LoadSpec:
-    return LoadSpec(
+    spec = LoadSpec(
         repo="demo",
         family="idefics2",
         quantization="8bit" if request.param == "8bit" else "4bit",
         format_4bit="int4" if request.param == "int4" else "nf4",
         quantized_folder=str(tmp_path / "kept"),
     )
+    return with_kernels(spec)
 
 
-def numbers(spec: LoadSpec) -> Iterator[str]:
-    """The names of what is kept of the built-in model."""
-    yield from ("lm_head.weight", "lm_head.scale")
-    for layer in range(4):
-        for part in ("q", "k", "v", "o", "gate", "up", "down"):
-            place = "mlp" if len(part) > 1 else "self_attn"
-            small = spec.quantization == "4bit"
-            # The keys of three heads are no block of 64, which torch's kernel needs.
-            if small and not int4_kernel.is_right():
-                small = part not in ("k", "v")
-            kind = quantized_layers._four_bit() if small else Int8Linear
-            for name in kind.NUMBERS:
-                yield f"model.text_model.layers.{layer}.{place}.{part}_proj.{name}"
+def numbers(model: object) -> list[str]:
+    """The full names of the quantized weights of *model*."""
+    assert isinstance(model, nn.Module)
+    return sorted(
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+        for name in module.numbers()
+    )
 
 
 def tensors(model: object) -> dict[str, torch.Tensor]:
@@ -78,28 +75,24 @@ def assert_same(one: object, other: object) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-def phases(spec: LoadSpec) -> tuple[object, list[str]]:
-    told: list[str] = []
-    return load(spec, report=lambda phase, share: told.append(phase)).model, told
+def load_all(spec: LoadSpec) -> tuple[object, list[str]]:
+    """Load the model as if it were large; return it and the phases that were reported."""
+    phases: list[str] = []
+    loaded = load(spec, report=lambda phase, share: phases.append(phase), worth_keeping_bytes=0)
+    return loaded.model, phases
 
 
-def test_kept_weights_are_those_that_were_made(
-    spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_weights_are_those_that_were_made(spec: LoadSpec) -> None:
     made = load(replace(spec, quantized_folder=None)).model
     place = keep_quantized(spec)
     before = place.stat().st_mtime_ns
-    read: list[object] = []
-    original = weights._from_files
-
-    def watched(folder: Path, *rest: Any, **named: Any) -> Any:
-        read.append(folder if folder == place else sorted(named["layers"]))
-        return original(folder, *rest, **named)
-
-    monkeypatch.setattr(weights, "_from_files", watched)
-    kept = load(spec).model
-    nf4 = spec.quantization == "4bit" and spec.format_4bit == "nf4"
-    assert read == [place if nf4 else sorted(numbers(spec))]
+    kept, phases = load_all(spec)
+    assert "quantizing" not in phases
+    if spec.quantization == "4bit" and spec.format_4bit == "nf4":
+        assert getattr(kept, "name_or_path") == str(place)  # noqa: B009 # untyped
+    else:
+        with safe_open(place / "layers.safetensors", framework="pt") as file:
+            assert sorted(file.keys()) == numbers(made)
     assert_same(kept, made)
     assert getattr(kept, "config").perceiver_config.rms_norm_eps == 1e-5  # noqa: B009
     assert keep_quantized(spec) == place
@@ -124,27 +117,21 @@ def test_our_own_layers_need_no_more_room_than_they_take(
     assert needed[0] < file.stat().st_size < needed[0] + 20_000
 
 
-def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(
-    spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(spec: LoadSpec) -> None:
     root = Path(str(spec.quantized_folder))
-    _, told = phases(spec)
+    load(spec)
     assert not root.exists()
-    monkeypatch.setattr(weights, "_WORTH_KEEPING_BYTES", 0)
-    first, told = phases(spec)
-    assert "keeping the quantized weights" in told
+    first, phases = load_all(spec)
+    assert "keeping the quantized weights" in phases
     (entry,) = quantized_store.stored(root)
     assert (entry.repo, entry.quantization) == ("demo", spec.quantization)
-    second, told = phases(spec)
-    assert "keeping the quantized weights" not in told
+    second, phases = load_all(spec)
+    assert "keeping the quantized weights" not in phases
     assert_same(first, second)
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "no manifest", "a file is gone"])
-def test_what_is_damaged_is_made_again(
-    spec: LoadSpec, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weights, "_WORTH_KEEPING_BYTES", 0)
+def test_what_is_damaged_is_made_again(spec: LoadSpec, damage: str) -> None:
     place = keep_quantized(spec)
     (weight,) = place.glob("*.safetensors")
     data = bytearray(weight.read_bytes())
@@ -158,8 +145,8 @@ def test_what_is_damaged_is_made_again(
     else:
         weight.unlink()
     assert not quantized_store.is_whole(place)
-    model, told = phases(spec)
-    assert "keeping the quantized weights" in told
+    model, phases = load_all(spec)
+    assert "keeping the quantized weights" in phases
     assert quantized_store.is_whole(place)
     assert_same(model, load(replace(spec, quantized_folder=None)).model)
 
@@ -173,11 +160,12 @@ def test_another_file_method_or_dtype_has_another_place(spec: LoadSpec, tmp_path
     other = replace(spec, quantization="8bit" if spec.quantization == "4bit" else "4bit")
     others = {
         quantized_store.place(root, source, replace(spec, dtype="bfloat16")),
+        quantized_store.place(root, source, spec, layout=("another",)),
         quantized_store.place(root, source, other),
     }
     os.utime(source / "model.safetensors", ns=(1, 1))
     others.add(quantized_store.place(root, source, spec))
-    assert len(others | {here}) == 4
+    assert len(others | {here}) == 5
 
 
 class Broken:

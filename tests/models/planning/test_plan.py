@@ -481,25 +481,3 @@ def test_a_plan_tells_whether_steps_are_recorded(
 
 def test_a_plan_for_a_processor_says_nothing_of_recordings() -> None:
     assert "decoding" not in {r.subject for r in plan("idefics2-8b", MACHINES["256 GiB"]).reasons}
-
-
-@pytest.mark.parametrize(
-    ("platform", "flags", "llvmlite", "compiled"),
-    [
-        ("Linux x86_64", ("fma", "avx512f"), "0.46.0", True),
-        ("Linux x86_64", ("fma", "avx512f"), None, False),
-        ("Linux x86_64", ("avx512f",), "0.46.0", False),
-        ("Windows AMD64", ("fma", "avx512f"), "0.46.0", False),
-    ],
-)
-def test_a_plan_for_a_processor_tells_whose_kernels_multiply(
-    platform: str, flags: tuple[str, ...], llvmlite: str | None, compiled: bool
-) -> None:
-    versions = {**VERSIONS, "llvmlite": llvmlite}
-    machine = machines.cpu(64, *flags, platform=platform, versions=versions)
-    told = {}
-    for quantization, dtype in (("8bit", "float32"), ("none", "bfloat16")):
-        made = plan("idefics2-8b", machine, quantization=quantization, dtype=dtype)
-        (reason,) = [reason for reason in made.reasons if reason.subject == "products"]
-        told[reason.choice] = "compiled" in reason.why or "12 bits" in reason.why
-    assert told == {"int8": compiled, "widened": compiled}

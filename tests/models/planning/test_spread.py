@@ -22,7 +22,7 @@ from idefics_cli.core.units import GIB
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
-from idefics_cli.models.loading.weights import _accelerate_memory
+from idefics_cli.models.loading.weights import accelerate_memory
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from tests.support import machines
 from tests.support.machines import A100, H100, RTX_2080_TI, RTX_3070, RTX_4090
@@ -39,7 +39,7 @@ def placed(spec: LoadSpec) -> dict[Place, int]:
         model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, spec.dtype))
     settings, quantizer = bitsandbytes_config(spec), None
     # As `_get_device_map` of transformers 5.23 does for "sequential".
-    memory = get_max_memory(_accelerate_memory(spec.max_memory))
+    memory = get_max_memory(accelerate_memory(spec.max_memory))
     if settings is not None:
         quantizer = AutoHfQuantizer.from_config(settings)
         quantizer._process_model_before_weight_loading(model, device_map=None)

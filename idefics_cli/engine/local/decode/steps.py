@@ -191,7 +191,7 @@ class SlotStep:
 def slots_problem(model: Model) -> str | None:
     """Return why rows of *model* cannot have their own lengths, or None."""
     name = attention_of(model.config.get_text_config())
-    if name not in ("sdpa", "eager", cpu_attention.NAME):
+    if name not in ("sdpa", "eager", *cpu_attention.NAMES):
         return f"{name} takes no mask of its own for each row"
     if is_spread(model):
         return "the model is spread over several devices"

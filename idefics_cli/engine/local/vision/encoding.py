@@ -22,7 +22,7 @@ from idefics_cli.models.kernels import attention as cpu_attention
 KEPT_BYTES = 256 * 2**20
 # With these a mask of padding gives what the tiles give alone. Flash attention in Idefics2's
 # perceiver once went wrong (see `attention.caution`), and is not asked to.
-_MASKING = ("sdpa", "eager", cpu_attention.NAME)
+_MASKING = ("sdpa", "eager", *cpu_attention.NAMES)
 
 # Floating-point operations in the time that a layer takes however little it computes: Python,
 # and starting kernels. 1.6 ms and 47 GFLOP/s in float32 on one core of a Xeon with AVX512 at
@@ -156,18 +156,17 @@ def _groups(
         },
         most_pixels=tiles.CPU_PIXELS if model.device.type == "cpu" else tiles.GPU_PIXELS,
         work=family.vision_work if attention in _MASKING else None,
-        call=_call(model.device, model.model.dtype),
+        call=_call(model.device, is_native_bf16=attention == cpu_attention.TILED.name),
     )
 
 
-def _call(device: torch.device, dtype: torch.dtype) -> tiles.Call:
-    """Return what a forward costs on *device* with weights in *dtype*, in this thread."""
+def _call(device: torch.device, *, is_native_bf16: bool) -> tiles.Call:
+    """Return what a forward costs on *device*, in this thread."""
     if device.type != "cpu":
         is_mps = device.type == "mps"
         operations = _MPS_LAYER_OPERATIONS if is_mps else _GPU_LAYER_OPERATIONS
         return tiles.Call(operations, overlaps=True)
-    is_fast = dtype == torch.bfloat16 and cpu_attention.has_native_bf16()
-    speed = torch.get_num_threads() * (_NATIVE_BF16_SPEED if is_fast else 1)
+    speed = torch.get_num_threads() * (_NATIVE_BF16_SPEED if is_native_bf16 else 1)
     return tiles.Call(_CPU_LAYER_OPERATIONS * speed)
 
 

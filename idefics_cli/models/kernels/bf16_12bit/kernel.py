@@ -10,11 +10,11 @@ compress exponents further, for GPUs (Zhang et al. 2025, "70% Size, 100% Accurac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from idefics_cli.models.kernels import jit
 from idefics_cli.models.kernels.bf16_12bit.code import (
     GROUP,
     GROUP_BYTES,
@@ -25,7 +25,7 @@ from idefics_cli.models.kernels.bf16_12bit.code import (
     write_product,
     write_unpack,
 )
-from idefics_cli.models.kernels.jit import Kernel, passes
+from idefics_cli.models.kernels.jit import LazyKernel
 
 # Where more are noted than one in so many, little is saved.
 _WEIGHTS_PER_NOTE = 64
@@ -71,7 +71,7 @@ def pack(weight: Tensor) -> Compact | None:
     counts = torch.empty(blocks, dtype=torch.int64)
     packed = torch.empty(blocks, groups, GROUP_BYTES, dtype=torch.uint8)
     source = weight.data_ptr()
-    _pack()(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
+    _pack(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
     if bool((highest == 255).any()):
         # Infinite, or no number.
         return None
@@ -81,7 +81,7 @@ def pack(weight: Tensor) -> Compact | None:
         return None
     places, values = torch.empty(notes, 2, dtype=torch.int32), torch.empty(notes)
     addresses = (tensor.data_ptr() for tensor in (highest, starts, places, values))
-    _note()(blocks, groups, source, *addresses)
+    _note(blocks, groups, source, *addresses)
     scale = torch.ldexp((highest > 0).float(), highest - 127)
     return Compact(packed, scale, starts, places, values)
 
@@ -107,7 +107,7 @@ def unpack(compact: Compact, first: int, wide: Tensor) -> None:
             wide,
         )
     )
-    _unpack()(count, width // GROUP, count, *addresses)
+    _unpack(count, width // GROUP, count, *addresses)
 
 
 def product(rows: Tensor, compact: Compact) -> Tensor:
@@ -124,7 +124,7 @@ def product(rows: Tensor, compact: Compact) -> Tensor:
     )
     tile = max(ROWS_TOGETHER, _TILE_BYTES // (4 * width) // ROWS_TOGETHER * ROWS_TOGETHER)
     for first in range(0, len(rows), tile):
-        _product()(
+        _product(
             outputs // LANES,
             width // GROUP,
             min(tile, len(rows) - first),
@@ -136,13 +136,12 @@ def product(rows: Tensor, compact: Compact) -> Tensor:
     return out
 
 
-@cache
-def is_right() -> bool:
-    """Tell whether the kernels can be compiled here, and give what they should."""
-    return passes(_numbers_are_right)
+def passes_self_test() -> bool:
+    """Whether the kernels can be compiled here and compute a small example correctly."""
+    return jit.passes(_computes_an_example)
 
 
-def _numbers_are_right() -> bool:
+def _computes_an_example() -> bool:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 96, generator=generator).to(torch.bfloat16)
     weight[3, 5], weight[20], weight[40, 2:9] = 0, 0, 1e-9
@@ -158,21 +157,7 @@ def _numbers_are_right() -> bool:
     return is_near and torch.equal(wide, weight.float().t())
 
 
-@cache
-def _pack() -> Kernel:
-    return Kernel(write_pack, arguments=5)
-
-
-@cache
-def _note() -> Kernel:
-    return Kernel(write_notes, arguments=6)
-
-
-@cache
-def _unpack() -> Kernel:
-    return Kernel(write_unpack, arguments=8)
-
-
-@cache
-def _product() -> Kernel:
-    return Kernel(write_product, arguments=10)
+_pack = LazyKernel(write_pack, arguments=5)
+_note = LazyKernel(write_notes, arguments=6)
+_unpack = LazyKernel(write_unpack, arguments=8)
+_product = LazyKernel(write_product, arguments=10)

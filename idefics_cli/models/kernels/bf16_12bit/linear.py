@@ -8,63 +8,73 @@ but not AVX512_BF16, interleaved).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from idefics_cli.models.kernels.bf16_12bit import kernel as compact_kernel
+from idefics_cli.models.kernels.bf16_12bit import kernel
 from idefics_cli.models.kernels.bf16_12bit.code import LANES
 from idefics_cli.models.kernels.bf16_12bit.kernel import Compact
-
-# Up to so many rows the kernel is faster than a product with weights that are widened for it.
-_FEW_ROWS = 128
-# Outputs whose weights are widened together: 16 MiB of float32 at a width of 4,096.
-_WIDENED = 1024
+from idefics_cli.models.kernels.linear import KernelLinear, output_parts
 
 
-class CompactLinear(nn.Module):
+class CompactLinear(KernelLinear):
     """A linear layer whose weights are in 12 bits.
 
     Args:
-        linear: What it stands in for.
-        compact: Its weights, from `compact_kernel.pack`.
+        linear: The layer whose place it takes.
+        compact: Its weights, from `kernel.pack`.
     """
 
+    FEW_ROWS = 128
+
     def __init__(self, linear: nn.Linear, compact: Compact) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         self.bias: nn.Parameter | None = linear.bias
-        # No buffers: a module would give them another dtype or place than the kernels read.
+        # No buffers: a module would give them another dtype or device than the kernels read.
         self._compact = compact
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Return the outputs (..., out) of *states* (..., in), in their dtype."""
-        rows = states.reshape(-1, self.in_features)
-        few = len(rows) <= _FEW_ROWS
-        out = compact_kernel.product(rows, self._compact) if few else self._by_widening(rows)
+    @classmethod
+    def passes_self_test(cls) -> bool:
+        """Whether the kernels can be compiled here and compute a small example correctly."""
+        return kernel.passes_self_test()
+
+    @classmethod
+    def fits(cls, linear: nn.Linear) -> bool:
+        """Whether *linear* is in bfloat16 and consists of whole groups and lanes."""
+        # transformers keeps some layers of some models in float32.
+        return linear.weight.dtype == torch.bfloat16 and kernel.fits(linear.weight)
+
+    @classmethod
+    def layer_for(
+        cls,
+        module: nn.Module,
+        *,
+        product_dtype: torch.dtype = torch.float32,
+        numbers: Mapping[str, Tensor] | None = None,
+    ) -> Self | None:
+        """See `table.LayerKernel.layer_for`; None also where 12 bits save nothing."""
+        if type(module) is not nn.Linear or not cls.fits(module):
+            return None
+        compact = kernel.pack(module.weight)
+        return None if compact is None else cls(module, compact)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return the outputs (..., out) of *activations* (..., in), in their dtype."""
+        rows = activations.reshape(-1, self.in_features)
+        few = len(rows) <= self.FEW_ROWS
+        out = kernel.product(rows, self._compact) if few else self._by_widening(rows)
         if self.bias is not None:
             out += self.bias.float()
-        return out.to(states.dtype).reshape(*states.shape[:-1], self.out_features)
+        return out.to(activations.dtype).reshape(*activations.shape[:-1], self.out_features)
 
     def _by_widening(self, rows: Tensor) -> Tensor:
         wide = rows.float()
         out = wide.new_empty(len(rows), self.out_features)
-        for first in range(0, self.out_features, _WIDENED):
-            count = min(_WIDENED, self.out_features - first)
-            part = wide.new_empty(self.in_features, count)
-            compact_kernel.unpack(self._compact, first // LANES, part)
-            torch.mm(wide, part, out=out[:, first : first + count])
+        for part in output_parts(self.out_features):
+            weight = wide.new_empty(self.in_features, part.stop - part.start)
+            kernel.unpack(self._compact, part.start // LANES, weight)
+            torch.mm(wide, weight, out=out[:, part])
         return out
-
-
-def compacted(linear: nn.Linear) -> CompactLinear | None:
-    """Return a layer with the weights of *linear* in 12 bits, or None where that cannot be.
-
-    Args:
-        linear: On the CPU; not changed.
-    """
-    # transformers keeps some layers of some models in float32.
-    fits = linear.weight.dtype == torch.bfloat16 and compact_kernel.fits(linear.weight)
-    if not fits or not compact_kernel.is_right():
-        return None
-    compact = compact_kernel.pack(linear.weight)
-    return None if compact is None else CompactLinear(linear, compact)

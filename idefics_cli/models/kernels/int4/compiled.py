@@ -10,40 +10,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from idefics_cli.models.kernels.int4 import kernel as int4_kernel
+from idefics_cli.models.kernels.int4 import kernel
 from idefics_cli.models.kernels.int4.kernel import GROUP, GROUP_BYTES, LANES
-from idefics_cli.models.kernels.linear import SmallLinear
+from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
 _STEPS = 15
-# Outputs that are rounded together: 16 MiB of float32 at a width of 4,096.
-_PART = 1024
 
 
-class CompiledInt4Linear(SmallLinear):
+class CompiledInt4Linear(QuantizedLinear):
     """A linear layer whose weights are 4-bit numbers, 32 to a step and a lowest value.
 
-    Args:
-        linear: What it stands in for; see `fits`.
-        numbers: From `numbers` of a layer that was made from the same weights; None makes them.
-
     Attributes:
-        packed: (out / 16, in / 32, 320) uint8, see `int4_kernel.pack`.
+        packed: (out / 16, in / 32, 320) uint8, see `kernel.pack`.
     """
 
     NUMBERS = ("packed",)
 
     packed: Tensor
 
-    @staticmethod
-    def fits(linear: nn.Linear) -> bool:
-        """Tell whether groups and blocks of *linear* come out even."""
+    @classmethod
+    def passes_self_test(cls) -> bool:
+        """Whether the kernel can be compiled here and computes a small example correctly."""
+        return kernel.passes_self_test()
+
+    @classmethod
+    def fits(cls, linear: nn.Linear) -> bool:
+        """Whether *linear* consists of whole groups and whole blocks."""
         return linear.in_features % GROUP == 0 and linear.out_features % LANES == 0
+
+    @classmethod
+    def layout(cls) -> str:
+        """Return a name, which tells it from the layouts for torch's kernel."""
+        return "compiled"
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         return (quantize(weight),)
 
     def _products(self, rows: Tensor) -> Tensor:
-        return int4_kernel.product(rows, self.packed).to(rows.dtype)
+        return kernel.product(rows, self.packed).to(rows.dtype)
 
 
 def quantize(weight: Tensor) -> Tensor:
@@ -51,16 +55,15 @@ def quantize(weight: Tensor) -> Tensor:
     outputs, width = weight.shape
     packed = torch.empty(outputs // LANES, width // GROUP, GROUP_BYTES, dtype=torch.uint8)
     # In parts, because a whole layer in float32 takes as much as several quantized ones.
-    for first in range(0, outputs, _PART):
-        part = weight.detach()[first : first + _PART].float()
-        groups = part.reshape(len(part), -1, GROUP)
+    for part in output_parts(outputs):
+        groups = weight.detach()[part].float().reshape(part.stop - part.start, -1, GROUP)
         lowest = groups.amin(2).to(torch.bfloat16)
         step = ((groups.amax(2) - lowest.float()) / _STEPS).to(torch.bfloat16)
         # By the rounded values, which are those that the weights are made from again. A group of
         # equal weights has no steps.
         divisor = torch.where(step > 0, step, torch.ones_like(step)).float()
         steps = (groups - lowest.float()[..., None]) / divisor[..., None]
-        numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8).reshape(part.shape)
-        blocks = slice(first // LANES, (first + len(part)) // LANES)
-        packed[blocks] = int4_kernel.pack(numbers, step, lowest)
+        numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8).reshape(-1, width)
+        blocks = slice(part.start // LANES, part.stop // LANES)
+        packed[blocks] = kernel.pack(numbers, step, lowest)
     return packed

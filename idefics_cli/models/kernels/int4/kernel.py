@@ -9,14 +9,15 @@ Q8_0): half a percent of error beside the eight percent that 4-bit weights have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from idefics_cli.models.kernels.jit import Code, Kernel, passes, vector_bytes
+from idefics_cli.models.kernels import jit
+from idefics_cli.models.kernels.jit import Code, LazyKernel, vector_bytes
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -83,9 +84,9 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     count, width = rows.shape
     if rows.dtype == torch.bfloat16:
-        kernel = _round_bfloat16()
+        kernel = _round_bfloat16
     else:
-        kernel, rows = _round_float32(), rows.float()
+        kernel, rows = _round_float32, rows.float()
     rows = rows.contiguous()
     numbers = torch.empty(count, width, dtype=torch.int8)
     scales = torch.empty(count, width // GROUP, 2)
@@ -101,7 +102,7 @@ def product(rows: Tensor, packed: Tensor) -> Tensor:
     # Addresses, because slices of tensors take as long as a small product.
     weights, first_number, first_scale = (t.data_ptr() for t in (packed, numbers, scales))
     for first in range(0, len(rows), _TILE):
-        _product()(
+        _product(
             blocks,
             groups,
             min(_TILE, len(rows) - first),
@@ -114,13 +115,12 @@ def product(rows: Tensor, packed: Tensor) -> Tensor:
     return out
 
 
-@cache
-def is_right() -> bool:
-    """Tell whether the kernels can be compiled here, and give what they should."""
-    return passes(_products_are_right)
+def passes_self_test() -> bool:
+    """Whether the kernels can be compiled here and compute a small example correctly."""
+    return jit.passes(_computes_an_example)
 
 
-def _products_are_right() -> bool:
+def _computes_an_example() -> bool:
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randint(0, 16, (48, 96), generator=generator, dtype=torch.uint8)
     step, lowest = torch.rand(2, 48, 3, generator=generator).to(torch.bfloat16)
@@ -129,21 +129,6 @@ def _products_are_right() -> bool:
     given = product(rows, packed)
     exact = functional.linear(rows, unpack(packed))
     return bool((given - exact).norm() < 0.02 * exact.norm())
-
-
-@cache
-def _product() -> Kernel:
-    return Kernel(_write_product, arguments=7)
-
-
-@cache
-def _round_float32() -> Kernel:
-    return Kernel(lambda *given: _write_rounding(*given, halves=False), arguments=4)
-
-
-@cache
-def _round_bfloat16() -> Kernel:
-    return Kernel(lambda *given: _write_rounding(*given, halves=True), arguments=4)
 
 
 def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
@@ -281,3 +266,8 @@ def _write_rounding(
         code.store(scale, notes, note)
         whole = build.fmul(build.sitofp(total, f32), scale)
         code.store(whole, notes, build.add(note, code.number(4)))
+
+
+_product = LazyKernel(_write_product, arguments=7)
+_round_float32 = LazyKernel(partial(_write_rounding, halves=False), arguments=4)
+_round_bfloat16 = LazyKernel(partial(_write_rounding, halves=True), arguments=4)

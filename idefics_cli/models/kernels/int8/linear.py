@@ -7,34 +7,26 @@ for one row and 30 times for 64 (one core with AVX512). Here only the weights ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idefics_cli.models.kernels.attention import product_dtype
-from idefics_cli.models.kernels.int8 import kernel as int8_kernel
-from idefics_cli.models.kernels.linear import SmallLinear
+from idefics_cli.models.kernels.int8 import kernel
+from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
-# Up to so many rows torch's kernel is faster than widening the weights for a matrix product, and
-# ours more so: torch's takes 0.44 of the time of float32 for 1 row, 0.52 for 16; 1.15 for 64, and
-# 2.9 for 768, where widening first takes 1.05 (4,096 x 6,144, torch 2.13, one core of a Xeon with
-# AVX512, interleaved).
-_FEW_ROWS = 32
-# Outputs whose weights are widened together: 16 MiB of float32 at a width of 4,096.
-_WIDENED = 1024
-# Where torch puts its own tensors. Its kernel's code for the last rows and outputs reads by
+# Numbers along the width that torch's kernel reads at a time; it gives nonsense, or crashes, where
+# the width is not a multiple (torch 2.13).
+_TORCH_STEP = 16
+# Where torch puts its own tensors. Its kernel's code for the last rows and outputs uses
 # instructions that crash elsewhere, as in a mapped file (torch 2.13).
 _ALIGNMENT = 64
 
 
-class Int8Linear(SmallLinear):
+class Int8Linear(QuantizedLinear):
     """A linear layer whose weights are 8-bit numbers with one scale for each output.
 
-    Args:
-        linear: What it stands in for.
-        numbers: From `numbers` of a layer that was made from the same weights; None makes them.
+    This class widens the weights for every product; its subclasses have kernels for few rows.
 
     Attributes:
         weight: (out, in) int8.
@@ -46,8 +38,14 @@ class Int8Linear(SmallLinear):
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear, numbers: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(linear, numbers)
+    def __init__(
+        self,
+        linear: nn.Linear,
+        numbers: Mapping[str, Tensor] | None = None,
+        *,
+        product_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(linear, numbers, product_dtype=product_dtype)
         for name in self.NUMBERS:
             setattr(self, name, aligned(getattr(self, name)))
 
@@ -55,56 +53,90 @@ class Int8Linear(SmallLinear):
         return quantize(weight)
 
     def _products(self, rows: Tensor) -> Tensor:
-        if len(rows) <= _FEW_ROWS:
-            if int8_kernel.is_right() and int8_kernel.fits(self.weight):
-                return (int8_kernel.product(rows, self.weight) * self.scale).to(rows.dtype)
-            if has_kernel():
-                return self._by_torchs_kernel(rows)
-        return self._by_widening(rows)
-
-    def _by_torchs_kernel(self, rows: Tensor) -> Tensor:
-        # The kernel is slow in float32. Rounding activations to bfloat16 adds a quarter of the
-        # error that the 8-bit weights have.
-        ones = torch.ones(self.out_features, dtype=torch.bfloat16)
-        half = aligned(rows.to(torch.bfloat16).contiguous())
-        # Scaled afterwards: a scale that is rounded to bfloat16 would be wrong for its whole row.
-        return (torch._weight_int8pack_mm(half, self.weight, ones) * self.scale).to(rows.dtype)
-
-    def _by_widening(self, rows: Tensor) -> Tensor:
         # 8 bits are exact in every dtype that a model runs in.
-        dtype, rows = rows.dtype, rows.to(product_dtype(rows.dtype))
+        dtype, rows = rows.dtype, rows.to(self._widened_dtype(rows))
         out = rows.new_empty(len(rows), self.out_features)
-        buffer = rows.new_empty(min(_WIDENED, self.out_features), self.in_features)
-        for first in range(0, self.out_features, _WIDENED):
-            weight = self.weight[first : first + _WIDENED]
+        buffer: Tensor | None = None
+        for part in output_parts(self.out_features):
+            weight = self.weight[part]
+            buffer = rows.new_empty(weight.shape) if buffer is None else buffer
             wide = buffer[: len(weight)].copy_(weight)
-            out[:, first : first + _WIDENED] = functional.linear(rows, wide)
+            out[:, part] = functional.linear(rows, wide)
         return (out * self.scale).to(dtype)
 
 
+class CompiledInt8Linear(Int8Linear):
+    """An `Int8Linear` that multiplies few rows by a kernel compiled for this processor."""
+
+    # Of the time of float32, torch's kernel takes 0.44 for 1 row, 0.52 for 16, 1.15 for 64 and
+    # 2.9 for 768, where widening takes 1.05; this one is faster than torch's (4,096 x 6,144,
+    # torch 2.13, one core of a Xeon with AVX512, interleaved).
+    FEW_ROWS = 32
+
+    @classmethod
+    def passes_self_test(cls) -> bool:
+        """Whether the kernel can be compiled here and computes a small example correctly."""
+        return kernel.passes_self_test()
+
+    @classmethod
+    def fits(cls, linear: nn.Linear) -> bool:
+        """Whether the width of *linear* is a multiple of what the kernel reads at a time."""
+        return kernel.fits(linear.weight)
+
+    def _products(self, rows: Tensor) -> Tensor:
+        if len(rows) > self.FEW_ROWS:
+            return super()._products(rows)
+        return (kernel.product(rows, self.weight) * self.scale).to(rows.dtype)
+
+
+class TorchInt8Linear(Int8Linear):
+    """An `Int8Linear` that multiplies few rows by torch's kernel."""
+
+    # See `CompiledInt8Linear`.
+    FEW_ROWS = 32
+
+    @classmethod
+    def passes_self_test(cls) -> bool:
+        """Whether torch's kernel for 8-bit weights exists and computes correctly."""
+        return _torchs_kernel_passes_self_test()
+
+    @classmethod
+    def fits(cls, linear: nn.Linear) -> bool:
+        """Whether the width of *linear* is a multiple of what the kernel reads at a time."""
+        return linear.in_features % _TORCH_STEP == 0
+
+    def _products(self, rows: Tensor) -> Tensor:
+        if len(rows) > self.FEW_ROWS:
+            return super()._products(rows)
+        # The kernel is slow in float32. Rounding activations to bfloat16 adds a quarter of the
+        # error that the 8-bit weights have.
+        half = aligned(rows.to(torch.bfloat16).contiguous())
+        ones = torch.ones(self.out_features, dtype=torch.bfloat16)
+        # Scaled afterwards: a scale that is rounded to bfloat16 would be wrong for its whole row.
+        return (torch._weight_int8pack_mm(half, self.weight, ones) * self.scale).to(rows.dtype)
+
+
 def aligned(tensor: Tensor) -> Tensor:
-    """Return *tensor*, or a copy of it where torch's kernel can read it."""
+    """Return *tensor*, or a copy that torch's kernel can read."""
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (out, in) as 8-bit numbers from -127 to 127, and the scale (out,) of each row."""
+    """Return (out, in) as 8-bit numbers from -127 to 127, and the scale (out,) of each output."""
     wide = weight.detach().float()
     highest = wide.abs().amax(dim=1)
     scale = torch.where(highest > 0, highest / 127, torch.ones_like(highest))
-    # Never in place: the weight may be mapped from its file, and is float32 already at times.
+    # Not in place: a float32 weight is its own `float()`, and may be mapped from its file.
     return (wide / scale[:, None]).round_().to(torch.int8), scale
 
 
-@cache
-def has_kernel() -> bool:
-    """Tell whether torch's kernel for 8-bit weights is there and right."""
+def _torchs_kernel_passes_self_test() -> bool:
     generator = torch.Generator().manual_seed(0)
     weight, scale = quantize(torch.randn(96, 64, generator=generator))
     rows = torch.randn(3, 64, generator=generator).to(torch.bfloat16)
     try:
-        given = torch._weight_int8pack_mm(rows, weight, scale.to(torch.bfloat16))
+        product = torch._weight_int8pack_mm(rows, weight, scale.to(torch.bfloat16))
     except (RuntimeError, AttributeError):
         return False
     exact = functional.linear(rows.float(), weight.float()) * scale
-    return bool((given.float() - exact).norm() < 0.01 * exact.norm())
+    return bool((product.float() - exact).norm() < 0.01 * exact.norm())

@@ -1,0 +1,277 @@
+"""One torch-free row for each kernel: what it computes, and which machine it needs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+from idefics_cli.hardware.machine import Machine
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Part = Literal["text", "head", "connector", "vision", "patches", "norm", "attention"]
+"""A field of `KernelChoice`."""
+Weights = Literal["any", "bfloat16", "int8", "int4"]
+"""Format of the weights that a kernel reads."""
+Requirement = Callable[[Machine], str | None]
+"""Returns why a machine lacks something, or None if it has it."""
+
+
+class LayerKernel(Protocol):
+    """A kernel that takes the place of a layer; a class of layers implements it."""
+
+    def passes_self_test(self) -> bool:
+        """Whether the kernel can be used here and computes a small example correctly."""
+        ...
+
+    def layer_for(
+        self,
+        module: nn.Module,
+        *,
+        product_dtype: torch.dtype,
+        numbers: Mapping[str, Tensor] | None = None,
+    ) -> nn.Module | None:
+        """Return a layer that computes what *module* computes, or None if the kernel does not fit.
+
+        Args:
+            module: On the CPU; not changed.
+            product_dtype: Dtype to which quantized weights are widened for many rows.
+            numbers: Quantized weights by name, made from the same weights earlier; None makes them.
+
+        Raises:
+            KeyError: If *numbers* lacks a tensor.
+        """
+        ...
+
+
+class AttentionKernel(Protocol):
+    """A kernel that transformers calls for the attention of every layer."""
+
+    def passes_self_test(self) -> bool:
+        """As `LayerKernel.passes_self_test`."""
+        ...
+
+    def register(self) -> str:
+        """Make the kernel known to transformers and return its name there; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One row of `KERNELS`.
+
+    Attributes:
+        name: Key of the row.
+        path: "module:name" of the `LayerKernel` or `AttentionKernel`.
+        parts: The parts of a model for which it is known to be faster.
+        weights: Format of the weights that it reads.
+        requirements: What a machine must have.
+        tolerance: Largest error of its outputs relative to float32 with the same weights, by the
+            norm; rows of float32.
+        summary: How it computes, for people.
+        copies_weights: Whether it keeps a copy of the weights, so that weights that another module
+            shares would be in memory twice.
+        smallest_weights: Layers with fewer weights are left as they are.
+    """
+
+    name: str
+    path: str
+    parts: frozenset[Part]
+    weights: Weights
+    requirements: tuple[Requirement, ...]
+    tolerance: float
+    summary: str
+    copies_weights: bool = False
+    smallest_weights: int = 0
+
+    def problem(self, machine: Machine) -> str | None:
+        """Return why the kernel cannot run on *machine*, or is no gain there; None if it is."""
+        found = (requirement(machine) for requirement in self.requirements)
+        return next((problem for problem in found if problem is not None), None)
+
+    def layer_kernel(self) -> LayerKernel:
+        """Import the kernel, which imports torch."""
+        return cast("LayerKernel", self._import())
+
+    def attention_kernel(self) -> AttentionKernel:
+        """Import the kernel, which imports torch."""
+        return cast("AttentionKernel", self._import())
+
+    def _import(self) -> object:
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+def compiler_problem(machine: Machine) -> str | None:
+    """Return why kernels cannot be compiled on *machine*, or None."""
+    if machine.platform != "Linux x86_64":
+        return "kernels are compiled on x86 Linux only"
+    if not {"avx2", "fma"} <= machine.cpu_flags:
+        return "the processor lacks AVX2 or FMA"
+    return None if machine.has("llvmlite") else "the package llvmlite is not installed"
+
+
+def native_bf16_problem(machine: Machine) -> str | None:
+    """Return why *machine* is no x86 processor that multiplies bfloat16 natively, or None.
+
+    On others, oneDNN's bfloat16 kernels are not measured.
+    """
+    if machine.is_x86 and machine.cpu_bf16:
+        return None
+    return "the processor has no bfloat16 instructions of x86"
+
+
+def imitated_bf16_problem(machine: Machine) -> str | None:
+    """Return why torch does not imitate bfloat16 on *machine* with kernels of x86, or None."""
+    if native_bf16_problem(machine) is None:
+        return "the processor multiplies bfloat16 natively"
+    return vector_problem(machine)
+
+
+def vector_problem(machine: Machine) -> str | None:
+    """Return why torch has only slow stand-ins for its x86 kernels on *machine*, or None."""
+    has_vectors = machine.torch_cpu_capability in ("AVX512", "AVX2")
+    return None if has_vectors else "torch uses no AVX2 or AVX512 instructions"
+
+
+_LINEAR: frozenset[Part] = frozenset({"text", "head", "connector", "vision"})
+_QUANTIZED: frozenset[Part] = frozenset({"text", "head"})
+# So many weights that reading them is what takes time for a few rows.
+_LARGE_WEIGHTS = 2**20
+_ROOM = "idefics_cli.models.kernels."
+
+_ROWS = (
+    Kernel(
+        "bf16_packed",
+        _ROOM + "packed:PackedLinear",
+        # Vision has so many rows that it gains nothing.
+        frozenset({"text", "head"}),
+        "bfloat16",
+        (native_bf16_problem,),
+        tolerance=4e-3,
+        summary="bfloat16 weights are laid out for oneDNN once",
+        copies_weights=True,
+    ),
+    Kernel(
+        "bf16_12bit",
+        _ROOM + "bf16_12bit.linear:CompactLinear",
+        frozenset({"text", "head", "connector"}),
+        "bfloat16",
+        (imitated_bf16_problem, compiler_problem),
+        tolerance=4e-3,
+        summary="weights are kept in 12 bits without loss where few rows are multiplied, "
+        "many rows in float32",
+        copies_weights=True,
+        smallest_weights=_LARGE_WEIGHTS,
+    ),
+    Kernel(
+        "bf16_widened",
+        _ROOM + "widened:WidenedLinear",
+        _LINEAR,
+        "bfloat16",
+        (imitated_bf16_problem,),
+        tolerance=4e-3,
+        summary="few rows are multiplied one by one, many rows in float32",
+    ),
+    Kernel(
+        "bf16_widened_patches",
+        _ROOM + "widened:WidenedConv2d",
+        frozenset({"patches"}),
+        "bfloat16",
+        (imitated_bf16_problem,),
+        tolerance=4e-3,
+        summary="in float32",
+    ),
+    Kernel(
+        "int4_compiled",
+        _ROOM + "int4.compiled:CompiledInt4Linear",
+        frozenset({"text"}),
+        "int4",
+        (compiler_problem,),
+        tolerance=0.012,
+        summary="4-bit numbers in groups of 32, by a kernel compiled for this processor",
+    ),
+    Kernel(
+        "int4_torch",
+        _ROOM + "int4.linear:TorchInt4Linear",
+        frozenset({"text"}),
+        "int4",
+        (vector_problem,),
+        tolerance=6e-3,
+        summary="4-bit numbers in groups of 32, few rows by torch's kernel",
+    ),
+    Kernel(
+        "int4_widened",
+        _ROOM + "int4.linear:Int4Linear",
+        frozenset({"text"}),
+        "int4",
+        (),
+        tolerance=1e-6,
+        summary="4-bit numbers in groups of 32, widened for every product",
+    ),
+    Kernel(
+        "int8_compiled",
+        _ROOM + "int8.linear:CompiledInt8Linear",
+        _QUANTIZED,
+        "int8",
+        (compiler_problem,),
+        tolerance=1e-6,
+        summary="8-bit numbers, few rows by a kernel compiled for this processor",
+    ),
+    Kernel(
+        "int8_torch",
+        _ROOM + "int8.linear:TorchInt8Linear",
+        _QUANTIZED,
+        "int8",
+        (),
+        tolerance=6e-3,
+        summary="8-bit numbers, few rows by torch's kernel",
+    ),
+    Kernel(
+        "int8_widened",
+        _ROOM + "int8.linear:Int8Linear",
+        _QUANTIZED,
+        "int8",
+        (),
+        tolerance=1e-6,
+        summary="8-bit numbers, widened for every product",
+    ),
+    Kernel(
+        "rms_norm",
+        _ROOM + "rms_norm:CpuRMSNorm",
+        frozenset({"norm"}),
+        "any",
+        (),
+        tolerance=1e-6,
+        summary="fewer passes over the activations",
+    ),
+    Kernel(
+        "attention_tiled",
+        _ROOM + "attention:TILED",
+        frozenset({"attention"}),
+        "bfloat16",
+        (native_bf16_problem,),
+        tolerance=1e-5,
+        summary="exact; words are grouped by the heads that share keys, many patches go tile by "
+        "tile",
+    ),
+    Kernel(
+        "attention_padded",
+        _ROOM + "attention:PADDED",
+        frozenset({"attention"}),
+        "any",
+        (),
+        tolerance=1e-5,
+        summary="exact; words are grouped by the heads that share keys, many patches go in heads "
+        "as wide as a register",
+    ),
+)
+
+# In the order of preference: of the kernels for one part and one format, the first that a machine
+# can run comes first.
+KERNELS: Mapping[str, Kernel] = MappingProxyType({row.name: row for row in _ROWS})
