@@ -1,4 +1,4 @@
-"""The command `idefics`: its subcommands, and the one place that turns errors into lines."""
+"""The command `idefics`: its subcommands, and the conversion of errors to messages."""
 
 from __future__ import annotations
 
@@ -19,30 +19,27 @@ from idefics_cli import __version__
 from idefics_cli.cli.commands import ask, chat, completion, config, demo, doctor, models, sessions
 from idefics_cli.cli.commands.bench import command as bench
 from idefics_cli.cli.commands.caption import command as caption
-from idefics_cli.cli.help.guidance import GuidingGroup, overview
-from idefics_cli.cli.help.meant_options import check_dashes, meant_option, meant_words
+from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
+from idefics_cli.cli.help.option_suggestions import check_dashes, suggest_for_words, suggest_option
+from idefics_cli.cli.help.overview import overview
 from idefics_cli.cli.invocation import CONSOLE, services_of
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.ui.terminal.console import Console
 
 _EPILOG = (
-    "Every option is also a variable IDEFICS_NAME and a key of config.toml; "
-    "`idefics config` shows them."
+    "Options are also variables IDEFICS_NAME and keys of config.toml; `idefics config` shows them."
 )
-# The base of all errors that Typer raises for wrong usage. Typer exports it under another name
-# in each of 0.26 to 0.29; its subclass BadParameter is public in all of them.
-_TyperError: type[Exception] = typer.BadParameter.__mro__[2]
-# Of a full or failing disk; Typer itself ends quietly when the reader of a pipe is gone.
+# Errors of a full or failing disk. Typer itself handles a pipe that its reader has closed.
 _UNWRITABLE = frozenset(
     {errno.EBADF, errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)}
 )
 
 
-class RootGroup(GuidingGroup):
-    """Turns every error that a user can cause into `error:` and `hint:` lines and a code."""
+class RootGroup(HelpGroup):
+    """The root command; it reports every error of a user in two lines and an exit code."""
 
-    # Any: the signature of Typer's own.
+    # Any: the signature of TyperGroup.main.
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -52,34 +49,34 @@ class RootGroup(GuidingGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run the command and exit; *standalone_mode* is always on."""
+        """Run the command and exit; *standalone_mode* is ignored."""
         words = list(sys.argv[1:] if args is None else args)
         if words[:1] == ["help"]:
             words = [*words[1:], "--help"]
         try:
             check_dashes(words)
-            # Off for the base class: it then leaves its usage errors to us.
+            # False for the base class, which then raises usage errors instead of printing them.
             code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except IdeficsError as error:
             sys.exit(_report(error, extra.get("obj")))
-        except _TyperError as error:
+        except typer.TyperException as error:
             sys.exit(_report(_usage_error(error, words=words), extra.get("obj")))
         except OSError as error:
-            # Help and version are written by Typer; what our commands write is wrapped there.
+            # Typer writes help and version; errors in the output of our commands are wrapped there.
             if error.errno not in _UNWRITABLE:
                 raise
             failure = IdeficsError(f"cannot write the output: {error.strerror}")
             sys.exit(_report(failure, extra.get("obj")))
         sys.exit(code if isinstance(code, int) else 0)
 
-    # Any: the class of the context is public in some versions of Typer only.
+    # Any: the base class declares a context that Typer does not export.
     def invoke(self, ctx: Any) -> Any:
-        """Run the subcommand; a usage error that does not tell its command is one of it."""
+        """Run the subcommand, and add its name to a usage error that lacks one."""
         try:
             return super().invoke(ctx)
         except IdeficsError as error:
             sys.exit(_report(error, ctx.obj, ctx.meta.get(CONSOLE)))
-        except _TyperError as error:
+        except typer.TyperException as error:
             if getattr(error, "ctx", None) is not None or not ctx.invoked_subcommand:
                 raise
             raise _usage_error(error, f"{ctx.command_path} {ctx.invoked_subcommand}") from error
@@ -87,12 +84,12 @@ class RootGroup(GuidingGroup):
 
 def _report(error: IdeficsError, services: object, console: Console | None = None) -> int:
     environ = services.environ if isinstance(services, Services) else os.environ
-    # That of the command, if it came so far, knows whether the user wants no colours.
+    # Prefer the console of the command: it knows the user's colour setting.
     (console or Console(sys.stdout, sys.stderr, environ=environ)).error(error)
     try:
         sys.stdout.flush()
     except OSError:
-        # Python would try again at its end, and hide our exit code behind one of its own.
+        # Python would flush stdout again at its end, fail, and replace our exit code.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     return error.exit_code
 
@@ -100,25 +97,25 @@ def _report(error: IdeficsError, services: object, console: Console | None = Non
 def _usage_error(
     error: Exception, command: str = "idefics", words: Sequence[str] = ()
 ) -> UsageError:
-    """Return Typer's *error* in our form: what is wrong on one line, what to do on the next.
+    """Return *error* of Typer as one of ours, with a message and a hint.
 
     Args:
         error: Any usage error of Typer.
-        command: Where it happened, if the error does not tell.
-        words: All that was typed after `idefics`, if it is known.
+        command: The command, for an error without a context.
+        words: All words after `idefics`, if they are known.
     """
     message = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
     message, guess, rest = message.partition(". Did you mean ")
     context: typer.Context | None = getattr(error, "ctx", None)
     hint = f"`{context.command_path if context else command} --help` shows the usage"
     if context and (extra := re.search(r"unexpected extra argument.*\((.*)\)", message)):
-        hint = meant_words(context.command_path, extra[1].split()) or hint
-    if taker := _taker(context, getattr(error, "option_name", None), words):
+        hint = suggest_for_words(context.command_path, extra[1].split()) or hint
+    if corrected := _command_line_with(getattr(error, "option_name", None), context, words):
         message = str(getattr(error, "message", message))
-        hint = f"options follow the command, as in `{taker}`"
-    elif meant := _meant_option(context, error):
+        hint = f"options follow the command, as in `{corrected}`"
+    elif suggestion := _suggest_option(context, error):
         message = str(getattr(error, "message", message))
-        hint = meant
+        hint = suggestion
     elif guess:
         hint = f"did you mean {rest}"
     elif possible := getattr(error, "possibilities", None):
@@ -127,22 +124,24 @@ def _usage_error(
     return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 
-def _meant_option(context: typer.Context | None, error: Exception) -> str | None:
+def _suggest_option(context: typer.Context | None, error: Exception) -> str | None:
     option = getattr(error, "option_name", None)
     if context is None or option is None or "no such option" not in str(error).lower():
         return None
-    return meant_option(context.command_path, option)
+    return suggest_option(context.command_path, option)
 
 
-def _taker(context: typer.Context | None, option: str | None, words: Sequence[str]) -> str | None:
-    """Return a command line that takes *option*, which was given before any command."""
+def _command_line_with(
+    option: str | None, context: typer.Context | None, words: Sequence[str]
+) -> str | None:
+    """Return a valid command line with *option*, which was given before the command."""
     if context is None or context.parent is not None or option is None:
         return None
     commands = getattr(context.command, "commands", {})
-    meant = [word for word in words if word in commands]
-    for name in (*meant, *commands):
+    typed = [word for word in words if word in commands]
+    for name in (*typed, *commands):
         if any(option in parameter.opts for parameter in commands[name].params):
-            rest = list(words) if name in meant else [option]
+            rest = list(words) if name in typed else [option]
             if name in rest:
                 rest.remove(name)
             return f"{context.command_path} {shlex.join([name, *rest])}"
@@ -151,10 +150,10 @@ def _taker(context: typer.Context | None, option: str | None, words: Sequence[st
 
 app = typer.Typer(
     cls=RootGroup,
-    add_completion=False,  # `idefics completion` is faster, and knows pictures and sessions
+    add_completion=False,  # see `completion/__init__.py`
     epilog=_EPILOG,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,  # a bug of ours is a plain traceback, without its locals
+    rich_markup_mode=None,  # see `cli/help/groups.py`
+    pretty_exceptions_enable=False,  # a bug prints a plain traceback, without local variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -174,42 +173,41 @@ def root(
             "--version",
             "-V",
             help="Show the version and exit.",
-            metavar="",
             is_eager=True,
             callback=_show_version,
         ),
     ] = False,
 ) -> None:
-    """Talk about pictures with the IDEFICS family of models, on this machine."""
+    """Ask about pictures and caption them with the IDEFICS family of models, on this machine."""
     if context.invoked_subcommand is None:
         environ = services_of(context).environ
         Console(sys.stdout, sys.stderr, environ=environ).report(overview())
 
 
-app.command("ask")(ask.ask)
-app.command("chat")(chat.chat)
-app.command("caption")(caption.caption)
+app.command("ask", cls=HelpCommand)(ask.ask)
+app.command("chat", cls=HelpCommand)(chat.chat)
+app.command("caption", cls=HelpCommand)(caption.caption)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")
-app.command("doctor")(doctor.doctor)
-app.command("bench")(bench.bench)
-app.command("demo")(demo.demo)
+app.command("doctor", cls=HelpCommand)(doctor.doctor)
+app.command("bench", cls=HelpCommand)(bench.bench)
+app.command("demo", cls=HelpCommand)(demo.demo)
 app.add_typer(config.app, name="config")
 app.add_typer(completion.app, name="completion")
 
 
 def main() -> NoReturn:
     """Run `idefics` with the arguments of this process."""
-    # A parent may have closed these; Python then has None for them.
+    # Python sets these to None if the parent process closed them.
     sys.stdout = sys.stdout or _closed_stdout()
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     try:
         app(prog_name="idefics")
     except KeyboardInterrupt:
-        pass  # while Typer is still putting the commands together; later, RootGroup.main exits
+        pass  # before RootGroup.main, which handles a later Ctrl-C
     except SystemExit as end:
-        # Python stops daemon threads by force; one that is inside of torch then, as a reader of
-        # pictures, takes the process down with SIGABRT ("terminate called …").
+        # Python stops daemon threads by force at its end. A thread inside torch, such as a reader
+        # of pictures, would then abort the process with SIGABRT ("terminate called …").
         if end.code != EXIT_INTERRUPTED and not any(t.daemon for t in threading.enumerate()):
             raise
         _leave_at_once(int(end.code or EXIT_DONE))
@@ -217,10 +215,10 @@ def main() -> NoReturn:
 
 
 class _ClosedFile(io.FileIO):
-    """What takes the place of a closed stdout, and of its number, so that no file gets it."""
+    """A stand-in for a closed stdout; it keeps the file descriptor from being reused."""
 
     def write(self, data: object, /) -> NoReturn:
-        """Refuse: whoever closed stdout is told that there was something for it."""
+        """Fail, so that the user learns that output was lost."""
         raise OSError(errno.EBADF, "stdout is closed")
 
 
@@ -229,7 +227,7 @@ def _closed_stdout() -> io.TextIOWrapper:
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """End without waiting for a thread that reads weights or a long prompt, as Python would."""
+    """Exit without waiting for threads, which may be reading weights or a long prompt."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -31,8 +31,7 @@ def _option(
 ) -> Any:
     setting = setting_table()[name]
     if metavar is None:
-        # Empty for switches, because Typer would show `<bool>`.
-        metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind, "")
+        metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind)
     return typer.Option(
         *(flags or (setting.flag,)),
         help=_help(setting),
@@ -84,7 +83,6 @@ Continue = Annotated[
     typer.Option(
         "--continue",
         "-c",
-        metavar="",
         help="Continue the last chat.",
         rich_help_panel=MODEL_PANEL,
         show_default=False,
@@ -175,7 +173,6 @@ Null = Annotated[
     typer.Option(
         "--null",
         "-0",
-        metavar="",
         help="The paths of a list end with NUL, as `find -print0` writes them.",
         rich_help_panel=IMAGES_PANEL,
         show_default=False,

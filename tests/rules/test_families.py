@@ -20,7 +20,7 @@ PROGRAM = "idefics"
 PROGRAM_IS_NAMED_IN = {
     "cli/app.py",
     "cli/commands/bench/measuring.py",
-    "cli/help/guidance.py",
+    "cli/help/command_suggestions.py",
     "completion/answers.py",
     "completion/scripts.py",
     "completion/spec.py",

@@ -71,7 +71,7 @@ def chat(
 ) -> None:
     """Talk about pictures; or answer a question that is piped in.
 
-    `idefics chat -i photo.jpg` · `echo "What is in it?" | idefics chat -i photo.jpg`
+    `idefics chat -i photo.jpg` or `echo "What is in it?" | idefics chat -i photo.jpg`
 
     In a chat `/help` lists the commands. Every turn is kept: `idefics chat -c` goes on.
     """

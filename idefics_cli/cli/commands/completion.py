@@ -8,14 +8,14 @@ import typer
 from typer.core import TyperGroup
 
 from idefics_cli.cli import options
-from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import begin_command
 from idefics_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.completion.scripts import Shell
 
-app = typer.Typer(cls=GuidingGroup)
+app = typer.Typer(cls=HelpGroup)
 
 _SHELLS = ("bash", "zsh", "fish", "powershell")
 
@@ -36,7 +36,7 @@ def completion(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(context: typer.Context, shell: ShellName, quiet: options.Quiet = None) -> None:
     """Print the script for a shell.
 
@@ -46,7 +46,7 @@ def show(context: typer.Context, shell: ShellName, quiet: options.Quiet = None) 
     invocation.console.data(_script(context, _find(shell)))
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def install(
     context: typer.Context,
     shell: ShellName,

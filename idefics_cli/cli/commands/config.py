@@ -8,7 +8,7 @@ import sys
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import begin_command, services_of
 from idefics_cli.config.resolve import Origin, Resolved
 from idefics_cli.config.settings import Setting, Value, setting_table
@@ -16,7 +16,7 @@ from idefics_cli.core.paths import config_file
 from idefics_cli.core.text import one_line
 from idefics_cli.ui.terminal.console import Console
 
-app = typer.Typer(cls=GuidingGroup)
+app = typer.Typer(cls=HelpGroup)
 
 
 @app.callback(invoke_without_command=True)
@@ -35,7 +35,7 @@ def config(context: typer.Context, json: options.Json = None) -> None:
         invocation.console.line(line)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def path(context: typer.Context) -> None:
     """Print the path of config.toml, whether or not it is there."""
     environ = services_of(context).environ

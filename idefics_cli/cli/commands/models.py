@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.core.errors import ModelError, PlanError
 from idefics_cli.core.paths import cache_folder, display_path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine, Plan
 
-app = typer.Typer(cls=GuidingGroup)
+app = typer.Typer(cls=HelpGroup)
 
 Name = Annotated[
     str,
@@ -52,7 +52,7 @@ def models(
         _show(invocation, rows)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def pull(
     context: typer.Context,
     name: Name,
@@ -82,7 +82,7 @@ def pull(
     invocation.console.line(str(facts.folder))
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def path(
     context: typer.Context,
     name: Name,
@@ -103,7 +103,7 @@ def path(
     invocation.console.line(str(folder))
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def quantize(
     context: typer.Context,
     name: Name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.help.guidance import GuidingGroup
+from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from idefics_cli.chat.conversation import ChatPicture, Conversation
     from idefics_cli.chat.store.sessions import SessionInfo, SessionStore
 
-app = typer.Typer(cls=GuidingGroup)
+app = typer.Typer(cls=HelpGroup)
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 _TITLE_CHARACTERS = 60
@@ -86,7 +86,7 @@ def sessions(
         )
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_sessions(
     context: typer.Context, json: options.Json = None, quiet: options.Quiet = None
 ) -> None:
@@ -94,7 +94,7 @@ def list_sessions(
     _list(begin_command(context))
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(
     context: typer.Context, key: Key, json: options.Json = None, quiet: options.Quiet = None
 ) -> None:
@@ -107,7 +107,7 @@ def show(
         _show(invocation, info, conversation)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def export(
     context: typer.Context,
     key: Key,
@@ -135,7 +135,7 @@ def export(
     invocation.console.note(f"session {info.id} is in `{destination}`")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def rm(
     context: typer.Context,
     keys: Keys,
@@ -149,7 +149,7 @@ def rm(
     _remove(invocation, store, found)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def prune(
     context: typer.Context,
     older_than: OlderThan = None,

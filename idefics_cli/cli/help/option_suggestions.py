@@ -1,4 +1,4 @@
-"""What somebody meant who gave an option, or a word, that a command does not take."""
+"""Suggestions for unknown options and for words that a command does not take."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from idefics_cli.core.errors import UsageError
 from idefics_cli.models.hub.registry import MODELS
 
 _QUESTION = "the question has no option: `idefics ask QUESTION -i PICTURE`"
-_PICTURE = "`-i PICTURE`, once for each"
-_PICTURES = "pictures have no option: `idefics caption photos/ -r`"
-_FEW = "name some, as `photos/a*.jpg`; `--filelist` takes a list"
+_PICTURE = "`-i PICTURE`, once for each picture"
+_PICTURES = "pictures need no option: `idefics caption photos/ -r`"
+_FEW = "name fewer pictures, such as `photos/a*.jpg`, or give a list with `--filelist`"
 _FILE = "`idefics config path` names the file to edit"
 
-# Of other tools, and of people, by the command; "" is every one.
-_MEANT: Mapping[str, Mapping[str, str]] = MappingProxyType(
+# Options that other tools have or that people try, by the command; "" is for every command.
+_SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "": {
             "--cpu": "`--device cpu`",
@@ -43,54 +43,54 @@ _MEANT: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "idefics chat": {
             **dict.fromkeys(("-p", "--prompt", "--question"), "pipe the question in"),
             **dict.fromkeys(("-f", "--file", "--picture", "--photo", "--input"), _PICTURE),
-            "--resume": "`-c` goes on with the last chat",
-            "--last": "`-c` goes on with the last chat",
+            "--resume": "`-c` continues the last chat",
+            "--last": "`-c` continues the last chat",
         },
         "idefics caption": {
             **dict.fromkeys(("-i", "--image", "--images", "--input", "--dir"), _PICTURES),
             **dict.fromkeys(("-n", "--limit", "--max"), _FEW),
-            "--resume": "no option is needed: the same command goes on where it was",
+            "--resume": "no option is needed: the same command continues the run",
         },
         "idefics models": {"--pull": "`idefics models pull NAME`"},
         "idefics config": {"--set": _FILE, "--edit": _FILE},
     }
 )
-# For words beyond those that a command takes.
-_EXTRA = MappingProxyType(
+# Hints for extra words after a command.
+_EXTRA_WORDS = MappingProxyType(
     {
         "idefics ask": "put the prompt into quotes, and `-i` before each picture",
         "idefics chat": "pipe the question in; `-i` before each picture",
         "idefics models pull": "one model at a time",
     }
 )
-# What word processors and web pages make of a hyphen.
+# Word processors and web pages replace a hyphen with one of these.
 _LONG_DASH = re.compile("[\u2010-\u2015\u2212]+(?=[A-Za-z])")
 
 
-def meant_option(command: str, option: str) -> str | None:
-    """Return what to give instead of *option* of *command*, as "idefics ask"."""
-    return _MEANT.get(command, {}).get(option) or _MEANT[""].get(option)
+def suggest_option(command: str, option: str) -> str | None:
+    """Return a hint for the unknown *option* of *command*, such as "idefics ask"."""
+    return _SUGGESTIONS.get(command, {}).get(option) or _SUGGESTIONS[""].get(option)
 
 
-def meant_words(command: str, words: Sequence[str]) -> str | None:
-    """Return what to do with *words*, which *command* does not take."""
+def suggest_for_words(command: str, words: Sequence[str]) -> str | None:
+    """Return a hint for *words*, which *command* does not take."""
     models = [word for word in words if word in MODELS]
     if models and command in ("idefics ask", "idefics chat", "idefics doctor"):
         return f"`-m {models[0]}` chooses the model"
-    return _EXTRA.get(command)
+    return _EXTRA_WORDS.get(command)
 
 
 def check_dashes(words: Sequence[str]) -> None:
-    """Refuse an option whose hyphen became a dash when it was copied from somewhere.
+    """Refuse an option whose hyphen became a typographic dash, for example by copying it.
 
     Raises:
-        UsageError: If there is one, and no file of that name.
+        UsageError: If there is such a word, and it is not the name of a file.
     """
     for word in words:
         if (dash := _LONG_DASH.match(word)) and " " not in word and not os.path.exists(word):
             rest = word[dash.end() :]
             option = f"-{rest}" if len(rest) == 1 else f"--{rest}"
             raise UsageError(
-                f"`{word}` begins with a dash of printed text, which no option does",
+                f"`{word}` begins with a typographic dash, not with a hyphen",
                 hint=f"type `{shlex.quote(option)}`",
             )

@@ -1,4 +1,4 @@
-"""What somebody meant who typed a word that is no command, and what to type at first."""
+"""Suggestions for unknown commands."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
-from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
-
-from idefics_cli import __version__
-from idefics_cli.cli.help.plain_help import is_needed, use_legible_styles, write_help
 from idefics_cli.config.settings import setting_table
-from idefics_cli.core.errors import UsageError
 from idefics_cli.models.hub.registry import MODELS
 
-# Words of other tools, and of people, by the command after which they were typed.
-_MEANT: Mapping[str, Mapping[str, str]] = MappingProxyType(
+# Words that other tools use or that people try, by the command before them.
+_SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "idefics": {
             "describe": "`idefics caption PICTURES`",
@@ -60,8 +53,8 @@ _MEANT: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "update": "`pip install --upgrade idefics-cli`",
             "upgrade": "`pip install --upgrade idefics-cli`",
             "uninstall": "`pip uninstall idefics-cli`",
-            "quit": "this is no prompt of ours; `idefics chat` begins one",
-            "exit": "this is no prompt of ours; `idefics chat` begins one",
+            "quit": "this is the shell; `idefics chat` begins a chat",
+            "exit": "this is the shell; `idefics chat` begins a chat",
         },
         "idefics models": {
             "list": "`idefics models`",
@@ -95,79 +88,40 @@ _MEANT: Mapping[str, Mapping[str, str]] = MappingProxyType(
 )
 
 
-class GuidingGroup(TyperGroup):
-    """Commands that answer a word they do not know with what was probably meant."""
-
-    # Any: the classes of the context and of the command are public in some versions only.
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the subcommand *cmd_name*, with help that fits the terminal."""
-        command: Any = super().get_command(ctx, cmd_name)
-        if command is not None and not isinstance(command, GuidingGroup):
-            command.format_help = partial(_show_help, command)
-        return command
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write what `--help` tells."""
-        _show_help(self, ctx, formatter)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the subcommand of *args*.
-
-        Raises:
-            UsageError: If there is none, and a guess can be made.
-        """
-        word = args[0]
-        if self.get_command(ctx, word) is None and not word.startswith("-"):
-            hint = guess(str(ctx.command_path), args, self.list_commands(ctx))
-            if hint:
-                raise UsageError(f"there is no command `{word}`", hint=hint)
-        return super().resolve_command(ctx, args)
-
-
-def _show_help(command: Any, ctx: Any, formatter: Any) -> None:
-    if is_needed():
-        write_help(command, ctx, formatter)
-        return
-    use_legible_styles()
-    # Typer 0.29 gives it a type, which nobody else's `--help` has.
-    if (option := command.get_help_option(ctx)) is not None:
-        option.metavar = ""
-    super_of = TyperGroup if isinstance(command, TyperGroup) else TyperCommand
-    super_of.format_help(command, ctx, formatter)
-
-
-def guess(group: str, words: Sequence[str], commands: Sequence[str]) -> str | None:
-    """Return what to type instead of *words*, or None if nothing comes to mind.
+def suggest_command(group: str, words: Sequence[str], commands: Sequence[str]) -> str | None:
+    """Return a hint on what to type instead of *words*; None if there is no suggestion.
 
     Args:
-        group: The command that was understood, as "idefics models".
-        words: What follows it; the first is none of *commands*.
-        commands: That may follow it.
+        group: The group of commands, such as "idefics models".
+        words: The words after the group; the first is not one of *commands*.
+        commands: The names of the commands in the group.
     """
     word = words[0]
-    if meant := _MEANT.get(group, {}).get(word.lower()):
-        return _filled(meant, words[1:])
+    if hint := _SUGGESTIONS.get(group, {}).get(word.lower()):
+        return _fill(hint, words[1:])
     if near := difflib.get_close_matches(word.lower(), commands, n=1, cutoff=0.6):
         return f"did you mean `{' '.join([group, near[0], *words[1:]])}`?"
     if group == "idefics":
-        return _meant_input(words)
-    return _meant_model(group, word) or _meant_setting(group, word)
+        return _suggest_for_input(words)
+    return _suggest_for_model(group, word) or _suggest_for_setting(group, word)
 
 
-def _filled(hint: str, rest: Sequence[str]) -> str:
-    """Return *hint* with what was typed in the place of its word in capitals."""
+def _fill(hint: str, rest: Sequence[str]) -> str:
+    """Return *hint* with the typed words *rest* in place of its placeholder."""
     if not rest:
         return hint
     return re.sub("MODEL|PICTURES|NAME|QUESTION", lambda _: shlex.join(rest), hint)
 
 
-def _meant_input(words: Sequence[str]) -> str | None:
+def _suggest_for_input(words: Sequence[str]) -> str | None:
     first = words[0]
     files = [word for word in words if os.path.exists(word)]
     if re.match(r"https?://", first, re.IGNORECASE):
         return f'`idefics ask "What is in it?" -i {shlex.quote(first)}`'
     if re.search(r"[*?[]\S*\.\w+$", first):
-        return f"no picture matches `{first}` here; `idefics caption FOLDER` takes all of a folder"
+        return (
+            f"no picture matches `{first}` here; `idefics caption FOLDER` captions a whole folder"
+        )
     if os.path.isdir(first):
         return f"`idefics caption {shlex.quote(first)}` captions the pictures in it"
     if os.path.isfile(first):
@@ -184,34 +138,16 @@ def _meant_input(words: Sequence[str]) -> str | None:
     return None
 
 
-def _meant_model(group: str, word: str) -> str | None:
+def _suggest_for_model(group: str, word: str) -> str | None:
     if group == "idefics models" and (word in MODELS or word.count("/") == 1):
         return f"`idefics models pull {word}` downloads it, `idefics doctor -m {word}` describes it"
     return None
 
 
-def _meant_setting(group: str, word: str) -> str | None:
+def _suggest_for_setting(group: str, word: str) -> str | None:
     name = word.partition("=")[0]
     if group == "idefics config" and name.replace("-", "_") in setting_table():
         return f"`idefics config` shows `{name}`; `idefics config path` names the file to edit"
     if group == "idefics completion" and word in ("bash", "zsh", "fish", "powershell"):
         return f"`idefics completion install {word}`"
     return None
-
-
-def overview() -> str:
-    """Return what somebody sees who types `idefics` and nothing else."""
-    return f"""\
-idefics {__version__}: ask about pictures and caption them, on this machine
-
-Try it with the built-in model, which knows drawn scenes only:
-  idefics demo pictures                            draw some
-  idefics caption pictures -m demo                 caption them
-  idefics chat -m demo -i pictures/scene-001.png   talk about one
-
-With a model for photos, which the first use downloads:
-  idefics ask "What is in it?" -i photo.jpg
-  idefics caption photos/ -r -o captions.jsonl
-
-`idefics models` lists the models, `idefics doctor` tells what runs here, and
-`idefics --help` the rest."""

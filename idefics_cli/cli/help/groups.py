@@ -1,0 +1,59 @@
+"""The classes of our commands: help with whole names at every width, and suggestions.
+
+Typer's help with panels cuts the names of options at 80 columns (`--attention,--attn-imp…`), uses
+colours that a white background hides, and imports rich, which takes half of the time of
+`idefics caption --help`. `rich_markup_mode=None` selects the plain help of Typer, which has none
+of these faults, but puts all options into one list and needs 50 columns. The classes here
+therefore override two public methods: `format_help` sets the width, and `format_options` writes a
+section for each panel. `tests/models/test_upstream.py` has a row for each part of Typer in use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from idefics_cli.cli.help.command_suggestions import suggest_command
+from idefics_cli.cli.help.sections import help_width, write_sections
+from idefics_cli.core.errors import UsageError
+
+
+# Any: the classes of contexts and formatters are not public in Typer.
+class HelpCommand(TyperCommand):
+    """A command with our help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help page with the width of the terminal."""
+        formatter.width = help_width()
+        super().format_help(ctx, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and the options."""
+        write_sections(self, ctx, formatter)
+
+
+class HelpGroup(TyperGroup):
+    """A group of commands with our help, and with suggestions for an unknown command."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help page with the width of the terminal."""
+        formatter.width = help_width()
+        super().format_help(ctx, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, the options and the commands."""
+        write_sections(self, ctx, formatter)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the subcommand of *args*.
+
+        Raises:
+            UsageError: If there is no such command, and there is a suggestion.
+        """
+        word = args[0]
+        if self.get_command(ctx, word) is None and not word.startswith("-"):
+            hint = suggest_command(str(ctx.command_path), args, self.list_commands(ctx))
+            if hint:
+                raise UsageError(f"there is no command `{word}`", hint=hint)
+        return super().resolve_command(ctx, args)
