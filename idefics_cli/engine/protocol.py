@@ -20,7 +20,7 @@ from idefics_cli.core.types import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from idefics_cli.models.families.picture import PreparedPicture, Shape
+    from idefics_cli.models.families.picture import PictureShape, PreparedPicture
 
 OpenImage = Callable[[Attachment, int], "Image"]
 """Opens the image of an attachment, RGB and upright, with `info["original_size"]`.
@@ -38,7 +38,7 @@ class Prepared:
     pictures: tuple[PreparedPicture, ...] = ()
 
     @property
-    def shape_key(self) -> tuple[Shape, ...]:
+    def shape_key(self) -> tuple[PictureShape, ...]:
         """Requests of equal keys take as many image tokens and encode in the same shapes."""
         return tuple(picture.shape for picture in self.pictures)
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import Idefics2Config
 
 from idefics_cli.engine.local.vision.tiles import Call, Group, Size, Tile, groups
-from idefics_cli.models.families.idefics2 import vision_work
+from idefics_cli.models.families.idefics2 import count_vision_work
 from idefics_cli.models.families.vision_work import VisionWork
 
 # As `vision._call` has it: one thread in float32, 16 in native bfloat16, a GPU.
@@ -22,7 +22,7 @@ THUMBNAILS: tuple[Size, ...] = ((112, 112), (84, 112), (112, 84), (70, 112), (98
 def idefics2_8b() -> VisionWork:
     vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
     text = {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14_336}
-    return vision_work(
+    return count_vision_work(
         Idefics2Config(
             vision_config={**vision, "patch_size": 14, "num_attention_heads": 16}, text_config=text
         )

@@ -360,7 +360,7 @@ def _() -> None:
     layer = kv_cache.GrowingLayer()
     layer.update(*states(5))
     layer.reset()
-    assert layer._rooms == [None, None]
+    assert layer.buffers == [None, None]
 
 
 @relied_on("lazy_initialization leaves empty keys and values", kv_cache)

@@ -1,4 +1,4 @@
-"""Folders that look like checkpoints: configs, headers, and a few numbers."""
+"""Folders like checkpoints: configs, and weight files with headers and a few numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Content = dict[str, object]
 
 
 def safetensors(shapes: dict[str, list[int]], *, dtype: str = "F16", size: int = 2) -> bytes:
-    """Return a safetensors file with zeros of *shapes*; *size* is the bytes of a number."""
+    """Return a safetensors file with zeros of *shapes*; a number takes *size* bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -42,12 +42,12 @@ IDEFICS2: Content = {
     "vision_config": {"image_size": 70, "patch_size": 14, "intermediate_size": 64},
     "perceiver_config": {"resampler_n_latents": 4},
 }
-# 100 numbers.
+# 100 numbers in all.
 WEIGHTS = {"model.text_model.norm.weight": [20], "lm_head.weight": [8, 10]}
 
 
 def files(**changes: object) -> dict[str, bytes]:
-    """Return the files of a small Idefics2; *changes* go over its config."""
+    """Return the files of a small Idefics2; *changes* replace entries of its config."""
     return {
         "config.json": json.dumps({**IDEFICS2, **changes}).encode(),
         "model.safetensors": safetensors(WEIGHTS),
@@ -82,7 +82,11 @@ def write(folder: Path, content: dict[str, bytes]) -> Path:
 def put_in_cache(
     root: Path, repo: str, content: dict[str, bytes], *, commit: str = "a" * 40, ref: str = "main"
 ) -> Path:
-    """Lay *content* out as the Hub client does in the cache *root*; return the snapshot."""
+    """Write *content* to the cache *root* in the layout of the Hub client.
+
+    Returns:
+        The folder of the snapshot.
+    """
     base = root / f"models--{repo.replace('/', '--')}"
     (base / "refs").mkdir(parents=True, exist_ok=True)
     (base / "refs" / ref).write_text(commit)

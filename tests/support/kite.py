@@ -11,13 +11,13 @@ from idefics_cli.models.families.spec import FamilySpec, LibraryClasses
 IDEFICS2 = "transformers.models.idefics2"
 
 
-class KiteConfig(Idefics2Config):
+class KiteConfig(Idefics2Config):  # type: ignore[misc]  # the library has no types
     """The config of a model with an architecture that transformers has under another name."""
 
     model_type = "kite"
 
 
-class KiteForConditionalGeneration(Idefics2ForConditionalGeneration):
+class KiteForConditionalGeneration(Idefics2ForConditionalGeneration):  # type: ignore[misc]  # the same
     """The model of that architecture."""
 
     config_class = KiteConfig

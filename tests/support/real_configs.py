@@ -1,4 +1,4 @@
-"""The config.json of the real checkpoints, as far as the architecture goes."""
+"""The architecture in the config.json of each real checkpoint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _idefics1(hidden: int, layers: int, heads: int, intermediate: int, extra: in
 
 
 def _idefics2(vocabulary: int) -> Config:
-    # As on the Hub: what equals Mistral's defaults is left out.
+    # As on the Hub, without the values that equal Mistral's defaults.
     return {
         "model_type": "idefics2",
         "image_token_id": 32_001,
@@ -122,7 +122,7 @@ CONFIGS: dict[str, Config] = {
     "smolvlm2-500m": _idefics3("smolvlm", _500M, _SIGLIP_BASE, 49_190, scale=4),
     "smolvlm2-2.2b": _idefics3("smolvlm", _2B, {**_SO400M, "image_size": 384}, 49_190, scale=3),
 }
-# What their image processors say of sizes and tiles.
+# Sizes and tiles in the settings of their image processors.
 IMAGES: dict[str, Config] = {
     "idefics2": {"do_image_splitting": True, "size": {"longest_edge": 980, "shortest_edge": 378}},
     "idefics3-8b": {"size": {"longest_edge": 4 * 364}},

@@ -1,12 +1,12 @@
-"""What transformers gives, called as its documentation shows: one side of equalities."""
+"""The results of transformers, called as its documentation shows, for equalities with ours."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,27 +16,38 @@ from transformers import (
     AutoTokenizer,
 )
 
-# One turn: its role, its images and its text.
+from idefics_cli.models.families.classes import processor_classes
+
 Turn = tuple[str, Sequence[Image.Image], str]
+"""The role, the pictures and the text of a turn."""
+
+INTERLEAVED = ("idefics", "idefics-base")
+"""Kinds of checkpoints whose processor takes a list of texts and pictures."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The library's processor and model for one checkpoint."""
+    """The library's processor and model for one checkpoint.
+
+    Attributes:
+        kind: One of `tiny.KINDS`.
+        processor: Any, because the library's processors have no types.
+        model: Any, because the library's models have no types.
+    """
 
     kind: str
-    processor: object
-    model: object
+    processor: Any
+    model: Any
 
     def inputs(self, turns: Sequence[Turn]) -> dict[str, torch.Tensor]:
         """Return the model inputs of one conversation that ends with a user turn."""
-        if self.kind.startswith("idefics-") or self.kind == "idefics":
+        if self.kind in INTERLEAVED:
             return dict(self._interleaved(turns))
         return dict(self._templated(turns))
 
     def raw_inputs(self, text: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Return the model inputs of a prompt that is taken as it is."""
-        if self.kind.startswith("idefics-") or self.kind == "idefics":
+        """Return the model inputs of the raw prompt *text*."""
+        if self.kind in INTERLEAVED:
             items: list[object] = []
             queue = list(images)
             for index, piece in enumerate(text.split("<image>")):
@@ -75,9 +86,10 @@ class Reference:
             ],
             pad_token_id=tokenizer.pad_token_id,
         )
-        return out[0, inputs["input_ids"].shape[1] :].tolist()
+        tokens: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
+        return tokens
 
-    def _interleaved(self, turns: Sequence[Turn]) -> dict[str, torch.Tensor]:
+    def _interleaved(self, turns: Sequence[Turn]) -> Mapping[str, torch.Tensor]:
         prompt: list[object] = []
         for role, images, text in turns:
             start = "\n" if prompt else ""
@@ -86,9 +98,12 @@ class Reference:
             else:
                 prompt += [f"{start}{role.capitalize()}: {text}<end_of_utterance>"]
         prompt += ["\nAssistant:"]
-        return self.processor(text=[prompt], return_tensors="pt", add_end_of_utterance_token=False)
+        inputs: Mapping[str, torch.Tensor] = self.processor(
+            text=[prompt], return_tensors="pt", add_end_of_utterance_token=False
+        )
+        return inputs
 
-    def _templated(self, turns: Sequence[Turn]) -> dict[str, torch.Tensor]:
+    def _templated(self, turns: Sequence[Turn]) -> Mapping[str, torch.Tensor]:
         messages = [
             {
                 "role": role,
@@ -99,70 +114,49 @@ class Reference:
             }
             for role, images, text in turns
         ]
-        return self.processor.apply_chat_template(
+        inputs: Mapping[str, torch.Tensor] = self.processor.apply_chat_template(
             messages,
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
         )
+        return inputs
 
 
 def load_reference(folder: Path, kind: str) -> Reference:
     """Load the checkpoint of *kind* in *folder* by plain calls of the library."""
-    legacy = kind.startswith(("idefics2", "idefics-")) or kind == "idefics"
+    legacy = kind in INTERLEAVED or kind.startswith("idefics2")
     processor = auto_processor(folder, kind, **({"legacy": True} if legacy else {}))
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     return Reference(kind, processor, model)
 
 
-def auto_processor(folder: Path, kind: str, **options: object) -> object:
-    """Return what `AutoProcessor` gives, or its parts by hand where it wants torchvision."""
+# Any: the library's processors have no types.
+def auto_processor(folder: Path, kind: str, **options: object) -> Any:
+    """Return the result of `AutoProcessor`, or of its parts where it needs torchvision."""
     try:
         return AutoProcessor.from_pretrained(folder, **options)
     except (ImportError, ValueError):
-        # SmolVLM2, and every family in transformers 5.17.
-        pixels, text = BY_HAND[kind.partition("-")[0]]
+        # SmolVLM2 needs it, and in transformers 5.17 every family.
+        image_class, processor_class = processor_classes(_model_type(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    arguments = {}
-    if kind.partition("-")[0] != "idefics":
-        arguments["image_seq_len"] = json.loads((folder / "processor_config.json").read_text())[
-            "image_seq_len"
-        ]
-        template = folder / "chat_template.json"
-        newer = folder / "chat_template.jinja"
+    settings: dict[str, object] = {}
+    if kind not in INTERLEAVED:
+        settings["image_seq_len"] = _object(folder / "processor_config.json")["image_seq_len"]
+        older, newer = folder / "chat_template.json", folder / "chat_template.jinja"
         if newer.exists():
-            arguments["chat_template"] = newer.read_text()
-        elif template.exists():
-            arguments["chat_template"] = json.loads(template.read_text())["chat_template"]
-    image_processor = load_class(pixels).from_pretrained(folder)
-    return load_class(text)(image_processor=image_processor, tokenizer=tokenizer, **arguments)
+            settings["chat_template"] = newer.read_text()
+        elif older.exists():
+            settings["chat_template"] = _object(older)["chat_template"]
+    image_processor = image_class.from_pretrained(folder)
+    return processor_class(image_processor=image_processor, tokenizer=tokenizer, **settings)
 
 
-def load_class(path: str) -> type:
-    module, name = path.split(":")
-    return getattr(import_module(f"transformers.models.{module}"), name)
+def _model_type(folder: Path) -> str:
+    return str(_object(folder / "config.json")["model_type"])
 
 
-BY_HAND = {
-    "idefics": (
-        "idefics.image_processing_pil_idefics:IdeficsImageProcessorPil",
-        "idefics.processing_idefics:IdeficsProcessor",
-    ),
-    "idefics2": (
-        "idefics2.image_processing_pil_idefics2:Idefics2ImageProcessorPil",
-        "idefics2.processing_idefics2:Idefics2Processor",
-    ),
-    "idefics3": (
-        "idefics3.image_processing_pil_idefics3:Idefics3ImageProcessorPil",
-        "idefics3.processing_idefics3:Idefics3Processor",
-    ),
-    "smolvlm": (
-        "idefics3.image_processing_pil_idefics3:Idefics3ImageProcessorPil",
-        "idefics3.processing_idefics3:Idefics3Processor",
-    ),
-    "smolvlm2": (
-        "smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil",
-        "idefics3.processing_idefics3:Idefics3Processor",
-    ),
-}
+def _object(path: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return content

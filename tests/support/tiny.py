@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family, saved to disk as the Hub has them."""
+"""Tiny random checkpoints of every family, saved in folders like those of the Hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from transformers import (
     SmolVLMConfig,
 )
 
-# Hub folders say so; `save_pretrained` of transformers 5 would drop `legacy` (see the loader).
 KINDS = (
     "idefics",
     "idefics-base",
@@ -68,11 +67,11 @@ def make(folder: Path, kind: str, *, seed: int = 0) -> Path:
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Gates and latents start at constants, which would hide whether images count.
+            # Gates and latents start at constants, with which a picture does not change a reply.
             if "alpha" in name or "latents" in name:
                 parameter.normal_()
-            # Spread out, so that attention is sharp enough for a picture to change a reply, and
-            # greedy choices differ by far more than rounding does.
+            # Larger weights make attention so sharp that a picture changes a reply, and the
+            # logits of greedy choices differ by far more than rounding errors.
             elif parameter.dim() > 1:
                 parameter.mul_(_spread(kind, name))
     model.save_pretrained(folder)
@@ -193,7 +192,7 @@ def _idefics3(folder: Path, kind: str) -> PreTrainedConfig:
     tokenizer = _byte_level(
         bos,
         end="<|end_of_text|>" if kind == "idefics3" else "<|im_end|>",
-        # Idefics3 and the first SmolVLM spell these out; SmolVLM2 has a token for each.
+        # Idefics3 and the first SmolVLM write positions as text; SmolVLM2 has a token for each.
         places=places if kind == "smolvlm2" else [],
         writes_bos=kind == "idefics3",
     )
@@ -251,7 +250,7 @@ def _idefics3(folder: Path, kind: str) -> PreTrainedConfig:
 
 
 def _sentencepiece(images: tuple[str, ...], *, eou: bool) -> Tokenizer:
-    """Return a tokenizer like Llama's: word marks, byte fallback, `<s>` in front."""
+    """Return a tokenizer like Llama's, with word marks, byte fallback and a leading `<s>`."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]

@@ -26,7 +26,7 @@ from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictur
 from idefics_cli.engine.local.vision.side_stream import Beside, beside_of
 from idefics_cli.engine.local.vision.tiles import GPU_PIXELS
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.base import Inputs, check_ids
+from idefics_cli.models.families.base import Inputs, check_token_ids
 from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.loading.loader import Loaded
@@ -276,7 +276,7 @@ class Inference:
         inputs = self.loaded.family.encode(
             [prepared.request for prepared in batch], [prepared.pictures for prepared in batch]
         )
-        check_ids(inputs["input_ids"], self.loaded.vocabulary)
+        check_token_ids(inputs["input_ids"], self.loaded.vocabulary)
         return inputs
 
     def _see(self, batch: Sequence[Prepared], inputs: Inputs, cancel: Flag) -> Prompt | None:

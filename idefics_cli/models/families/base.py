@@ -1,4 +1,4 @@
-"""What a model family is: prompts in, tensors out, and which tokens begin and end things.
+"""The base of all model families: it turns prompts and pictures into tensors.
 
 Shape letters, here and in `engine/`: B batch, N images or tiles per row, T tokens, H W pixels,
 V vocabulary, L features per image or tile, D width of a hidden state.
@@ -43,18 +43,22 @@ PrefixKey: TypeAlias = int | bytes
 
 
 class Family:
-    """How one family builds prompts and tensors; subclasses differ in `encode` and little else.
+    """The prompts and tensors of one family; subclasses fill in what differs.
 
     Args:
-        processor: Loaded by the subclass's rules; its tokenizer is set to pad on the left.
-        config: Of the checkpoint, for what a subclass must know of its model.
+        processor: Processor of the checkpoint; its tokenizer is set to pad on the left.
+        config: Config of the checkpoint.
         chats: False for base models.
-        stop_ids: Extra end tokens, from the checkpoint's generation config.
+        stop_ids: Further end tokens, from the generation config of the checkpoint.
 
     Attributes:
         spec: Row of the family.
-        vision_work: Of the encoder, if it can be shown tiles of several sizes at once; None if
-            not, or if there is one size only.
+        stop_ids: Ids of all tokens that end a reply.
+        banned_ids: Ids of the tokens that no reply may hold.
+        pad_id: Id of the token that pads prompts.
+        image_id: Id of the image token; -1 if the tokenizer has none.
+        vision_work: Arithmetic of the vision encoder, if it takes tiles of several sizes at
+            once; else None.
     """
 
     vision_work: VisionWork | None = None
@@ -65,14 +69,14 @@ class Family:
         self.spec = find_family(config.model_type)
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        # Right padding puts pad tokens between a prompt and its reply: wrong tokens, no error.
+        # With right padding, pad tokens between prompt and reply give wrong tokens and no error.
         self.tokenizer.padding_side = "left"
         self.chats = chats
         self.stop_ids = self._known_ids(self.stop_tokens()) | set(stop_ids)
         if self.tokenizer.eos_token_id is not None:
             self.stop_ids.add(self.tokenizer.eos_token_id)
-        # A generated image token would be embedded as text now and as a picture when the
-        # conversation is prefilled again.
+        # A generated image token is embedded as text now, but as a picture when the conversation
+        # is prefilled again.
         self.banned_ids = self._known_ids(self.image_tokens()) - self.stop_ids
         pad = self.tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else min(self.stop_ids)
@@ -82,46 +86,46 @@ class Family:
 
     @classmethod
     def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
-        """Set what the authors of a checkpoint meant where its config says nothing.
+        """Correct defaults of the library that differ from those of the model's authors.
 
         Args:
-            config: As the library fills it in; changed in place.
-            stated: The object in config.json.
+            config: Config with the library's defaults; changed in place.
+            stated: The object in config.json, without any default.
         """
 
     @property
     def draft_edge(self) -> int:
-        """A JPEG may be decoded smaller while both its sides stay at least this long.
+        """Smallest length in pixels of both sides to which a JPEG decoder may shrink a picture.
 
-        Twice the longest side that the model sees: tiles are cut from the picture before they
-        shrink, and a decoder's box filter is coarser than the processor's.
+        It is twice the longest side that the model sees: tiles are cut before they are scaled
+        down, and the box filter of a decoder is coarser than the filter of the processor.
         """
         return 2 * max(edge for edge in dict(self.processor.image_processor.size).values() if edge)
 
     def image_tokens(self) -> tuple[str, ...]:
-        """Return the texts of the tokens that stand for images, which no reply may hold."""
+        """Return the tokens that stand for pictures, which no reply may hold."""
         return (IMAGE_TOKEN, FAKE_TOKEN)
 
     def stop_tokens(self) -> tuple[str, ...]:
-        """Return the texts of the tokens that end a reply."""
+        """Return the tokens that end a reply."""
         turn_end = (self.spec.turn_end,) if self.chats else ()
         return (*self.spec.stop_tokens, *turn_end)
 
     def preprocess(
         self, image: Image, recall: Callable[[bytes], PreparedPicture | None] = lambda digest: None
     ) -> PreparedPicture:
-        """Cut, scale and normalise a picture; safe in any thread.
+        """Cut, scale and normalize a picture; safe in any thread.
 
         Args:
             image: RGB and upright; `info["original_size"]` is its size before any scaling.
-            recall: Returns an equal picture by its digest, if one is at hand.
+            recall: Takes a digest and returns the remembered picture with it, or None.
         """
         size = image.info.get("original_size", image.size)
         pieces = self._pieces(image)
         digest = digest_of(pieces)
         if (known := recall(digest)) is not None:
             return known if known.size == size else replace(known, size=size)
-        tiles, grid = self._tiles(pieces)
+        tiles, grid = self._make_tiles(pieces)
         return PreparedPicture(
             digest=digest,
             size=size,
@@ -137,11 +141,11 @@ class Family:
 
         Args:
             requests: B requests.
-            pictures: Per request its pictures in the order of its parts.
+            pictures: Pictures of each request, in the order of its parts.
 
         Returns:
-            `input_ids` and `attention_mask` (B, T) int64, and what else of the prompt the
-            family's `text_inputs` needs. On the CPU.
+            `input_ids` and `attention_mask` (B, T) int64, and further tensors that
+            `text_inputs` of the family needs. All on the CPU.
 
         Raises:
             PromptError: If the model cannot take a request.
@@ -155,45 +159,50 @@ class Family:
 
         Args:
             model: In eval mode.
-            tiles: On its device.
-            sizes: (height, width) of each tile in pixels without what fills it up at its right
-                and bottom; None if none is filled up. Only for families with `vision_work`.
+            tiles: On the device of the model.
+            sizes: (height, width) of each tile in pixels without the padding at its right and
+                bottom; None if no tile is padded. Only for families with `vision_work`.
         """
         raise NotImplementedError
 
     def place_features(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
-        """Return the features (tokens, D) of each row's pictures as `text_inputs` takes them.
+        """Return image features in the form that `text_inputs` takes, on the model's device.
 
-        On the model's device; None when no row has a picture and the family needs nothing then.
+        Args:
+            model: Model that will run them.
+            features: Features (tokens, D) of each picture of each row.
+
+        Returns:
+            One tensor; None if no row has a picture and the family then needs none.
         """
         raise NotImplementedError
 
     def text_inputs(
         self, model: Model, inputs: Inputs, image_features: Tensor | None, start: int, end: int
     ) -> Inputs:
-        """Return what the model's forward takes for tokens *start* to *end* of the prompts.
+        """Return the inputs of the model's forward for tokens *start* to *end* of the prompts.
 
         Args:
-            model: For its embeddings.
-            inputs: Of whole prompts, on the model's device.
-            image_features: Of `place_features`.
-            start: First place (of T) to run.
-            end: First place not to run.
+            model: Model whose embeddings are used.
+            inputs: Result of `encode`, on the model's device.
+            image_features: Result of `place_features`.
+            start: First position (of T) to run.
+            end: Position after the last one to run.
 
         Returns:
-            All but mask, positions and cache.
+            All inputs but mask, positions and cache.
         """
         raise NotImplementedError
 
     def embed(self, model: Model, ids: Tensor) -> Tensor:
-        """Return the embeddings (B, T, D) of *ids* (B, T), no host waiting for a device."""
+        """Return the embeddings (B, T, D) of *ids* (B, T) without synchronizing with the device."""
         embeds: Tensor = model.get_input_embeddings()(ids)
         return embeds
 
     def next_inputs(self, inputs: Inputs, image_features: Tensor | None) -> Inputs:
-        """Return what every decode step needs besides ids, mask, positions and cache.
+        """Return the inputs of every decode step besides ids, mask, positions and cache.
 
-        Each tensor's first dimension is the rows'.
+        The first dimension of each tensor is B.
         """
         return {}
 
@@ -206,21 +215,22 @@ class Family:
         mask: Tensor | None,
         positions: Tensor,
     ) -> StepOutput:
-        """Run *inputs* behind what *cache* holds, by the names that this transformers has.
+        """Run *inputs* as the tokens that follow those in *cache*.
 
         Args:
             model: In eval mode.
-            inputs: Of `text_inputs`; or of `next_inputs`, with one more token of each row.
-            cache: Grows.
+            inputs: Result of `text_inputs`; or of `next_inputs`, with the ids of one more token
+                of each row.
+            cache: KV cache, which grows by *inputs*.
             mask: (B, T of the cache and of *inputs*), 1 where a token is real, or (B, 1, 1, T)
-                as the attention takes it; None hides nothing.
-            positions: (B, T of *inputs*).
+                as the attention takes it; None masks nothing.
+            positions: Position ids (B, T of *inputs*).
 
         Returns:
             Logits (B, 1, V) of the last token of each row.
         """
         return model(
-            **self._named(inputs),
+            **self._library_inputs(inputs),
             **{cache_name(model.config.model_type): cache},
             attention_mask=mask,
             position_ids=positions,
@@ -240,7 +250,7 @@ class Family:
         Raises:
             ValueError: If *ids* hold more or fewer image tokens than *pictures* take.
         """
-        shown = chain.from_iterable(repeat(p.digest, self._tokens_of(p)) for p in pictures)
+        shown = chain.from_iterable(repeat(p.digest, self._count_tokens(p)) for p in pictures)
         keys: list[PrefixKey] = [next(shown, b"") if i == self.image_id else i for i in ids]
         if b"" in keys or next(shown, None) is not None:
             raise ValueError("the prompt's image tokens do not match its pictures")
@@ -261,18 +271,18 @@ class Family:
                 "the prompt is empty", hint="ask something, as `idefics ask 'What is this?'`"
             )
 
-    def plain(self, text: str) -> str:
-        """Return *text* with every control token broken up, so that it is read as text.
+    def break_control_tokens(self, text: str) -> str:
+        """Return *text* with a space in every control token, so that it stays text.
 
-        `<image>` becomes `< image>`: still readable for the model, no longer one token.
+        `<image>` becomes `< image>`: the model can read it, and it is several tokens.
         """
-        # Repeated, because `<im<image>age>` must not become a token once its middle is cut.
+        # Repeated, because the first pass may leave a token, as in `<im<image>age>`.
         while self._control.search(text):
             text = self._control.sub(lambda m: m.group()[0] + " " + m.group()[1:], text)
         return text
 
     def _parts(self, message: Message) -> list[str | None]:
-        """Return texts, made plain, and None for each image; neighbouring texts are joined."""
+        """Return texts without control tokens, joined, and None for each picture."""
         parts: list[str | None] = []
         for part in message.parts:
             if not isinstance(part, str):
@@ -281,43 +291,43 @@ class Family:
                 parts[-1] += part
             else:
                 parts.append(part)
-        return [None if part is None else self.plain(part) for part in parts]
+        return [None if part is None else self.break_control_tokens(part) for part in parts]
 
-    def _named(self, inputs: Inputs) -> Inputs:
-        """Return *inputs* of `forward` as this transformers takes them."""
+    def _library_inputs(self, inputs: Inputs) -> Inputs:
+        """Return *inputs* of `forward` in the form of the installed transformers."""
         return inputs
 
     def _pieces(self, image: Image) -> Sequence[Image]:
-        """Return what `_tiles` makes the tiles of a picture from, and nothing else of it."""
+        """Return the images that `_make_tiles` needs; they are all it may depend on."""
         return [image]
 
-    def _tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
+    def _make_tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
         """Return the tiles of a picture (3, H, W) without padding, and its grid."""
         raise NotImplementedError
 
-    def _tokens_of(self, picture: PreparedPicture) -> int:
-        """Return how many image tokens stand for *picture* in a prompt."""
+    def _count_tokens(self, picture: PreparedPicture) -> int:
+        """Return the number of image tokens that stand for *picture* in a prompt."""
         raise NotImplementedError
 
     def _known_ids(self, tokens: Iterable[str]) -> set[int]:
-        # A missing token comes back as the id of <unk> (or None), which is no end token.
+        # The tokenizer returns the id of <unk>, or None, for a token that it lacks.
         ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
         return {i for i in ids if i is not None and i != self.tokenizer.unk_token_id}
 
 
-def check_ids(input_ids: Tensor, rows: int) -> None:
-    """Check that every id (B, T) has a row in the embedding.
+def check_token_ids(input_ids: Tensor, rows: int) -> None:
+    """Check that every id (B, T) has one of the *rows* of the embedding.
 
-    Base checkpoints lack rows for the chat tokens that the processor adds to the tokenizer;
-    on a GPU such an id is a device-side assertion, after which the process is unusable.
+    Base checkpoints lack rows for the chat tokens that the processor adds to the tokenizer. On
+    a GPU such an id is a device-side assertion, after which the process is unusable.
 
     Raises:
-        PromptError: If one has none.
+        PromptError: If an id has no row.
     """
     highest = int(input_ids.max())
     if highest >= rows:
         raise PromptError(
-            f"the prompt holds token {highest}, and this model knows only {rows}",
+            f"the prompt holds token {highest}, and this model has only {rows} tokens",
             hint="chat tokens such as `<end_of_utterance>` mean nothing to a base model",
         )
 
@@ -333,7 +343,7 @@ def left_padded_positions(attention_mask: Tensor) -> Tensor:
     return positions.masked_fill_(attention_mask == 0, 1)
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> Inputs:
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> Inputs:
     """Return `input_ids` and `attention_mask` (B, T) of B prompts."""
     longest = max(map(len, rows))
     ids = [[pad_id] * (longest - len(row)) + list(row) for row in rows]
@@ -342,7 +352,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> Inputs:
 
 
 def digest_of(images: Sequence[Image]) -> bytes:
-    """Return what names the content of open images."""
+    """Return a digest of the pixels of *images*."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(f"{image.mode} {image.size}".encode())
@@ -351,7 +361,7 @@ def digest_of(images: Sequence[Image]) -> bytes:
 
 
 def _control_pattern(added: Iterable[str]) -> re.Pattern[str]:
-    # `<0x0A>` byte tokens are ordinary vocabulary, and one-character tokens cannot be broken up.
+    # Byte tokens such as `<0x0A>` are ordinary vocabulary; one character cannot be broken up.
     tokens = {token for token in added if len(token) > 1 and not token.isspace()}
     tokens |= {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>"}
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

@@ -1,4 +1,4 @@
-"""IDEFICS (arXiv:2306.16527): Llama with gated cross attention to CLIP, as Flamingo."""
+"""IDEFICS (arXiv:2306.16527): Llama with gated cross attention to CLIP, like Flamingo."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import Family, Inputs, left_padded
+from idefics_cli.models.families.base import Family, Inputs, pad_left
 from idefics_cli.models.families.internals import takes_flat_states
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
-from idefics_cli.models.families.resize import shrunk
+from idefics_cli.models.families.resize import shrink
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 
 class Idefics1(Family):
-    """Prompts are texts with a mark for each image; there is no chat template.
+    """The first family: it has no chat template, and prompts have an image token per picture.
 
-    Each token sees only the last image before it, so a question belongs right after its image.
+    Each token attends only to the last picture before it, so a question belongs right after its
+    picture.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class Idefics1(Family):
         self._width = config.vision_config.embed_dim
 
     def render(self, request: GenerationRequest) -> str:
-        """Return the prompt as text, its images as the model was trained to read them.
+        """Return the prompt as text, with its pictures in the form of the training data.
 
-        The library's processor is not asked: it takes text for a URL, and downloads it, and no
+        The library's processor is not used: it downloads text that looks like a URL, and no
         longer writes the end of an utterance (transformers 5.23, processing_idefics.py).
         """
         parts: list[str | None] = []
@@ -55,7 +56,7 @@ class Idefics1(Family):
                 name = message.role.capitalize()
                 if content:
                     _join(parts, [f"{name}:" if content[0] is None else f"{name}: "])
-                # An instruct model rambles without the end token.
+                # An instruct model rambles if a turn lacks the end token.
                 _join(parts, [*content, f"{END_OF_UTTERANCE}\n"])
             _join(parts, ["Assistant:"])
         return self._with_images(parts)
@@ -65,37 +66,39 @@ class Idefics1(Family):
     ) -> Inputs:
         """See `Family.encode`.
 
-        Adds `image_attention_mask` (B, T, N) int64, 1 where a token sees an image; N is at
-        least 1.
+        Adds `image_attention_mask` (B, T, N) int64, 1 where a token attends to a picture; N is
+        at least 1.
         """
         texts = [self.render(request) for request in requests]
         rows = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-        inputs = left_padded(rows, self.pad_id)
+        inputs = pad_left(rows, self.pad_id)
         most = max(1, *(len(row) for row in pictures))
-        seen = torch.tensor([self._seen(row) for row in inputs["input_ids"].tolist()])
-        # -1 (none) matches no image.
-        mask = seen[..., None] == torch.arange(most)
+        visible = torch.tensor(
+            [self._visible_pictures(row) for row in inputs["input_ids"].tolist()]
+        )
+        # -1, which means no picture, equals no number of a picture.
+        mask = visible[..., None] == torch.arange(most)
         return {**inputs, "image_attention_mask": mask.long()}
 
     def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
-        """See `Family.encode_tiles`; as `IdeficsModel.forward` of transformers 5.23 begins."""
+        """See `Family.encode_tiles`; the first part of `IdeficsModel.forward` (5.23)."""
         core = model.model
         states = core.vision_model(pixel_values=tiles.to(core.dtype)).last_hidden_state
         return core.perceiver_resampler(states) if self._resamples else states
 
     def place_features(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor:
-        """See `Family.place_features`: (B, N, L, D), zeros for what a row has fewer than others."""
+        """See `Family.place_features`: (B, N, L, D), with zeros where a row has fewer pictures."""
         shapes = [each.shape for row in features for each in row]
         most = max(1, *(len(row) for row in features))
-        # Nothing sees the one image that the model wants even where there is none.
+        # The model needs one picture even where there is none; it is masked everywhere.
         shape = shapes[0] if shapes else (1, self._width)
         image_features = torch.zeros(len(features), most, *shape, device=model.device)
         image_features = image_features.to(model.model.dtype)
         for index, row in enumerate(features):
-            for place, each in enumerate(row):
-                image_features[index, place] = each
+            for number, each in enumerate(row):
+                image_features[index, number] = each
         return image_features
 
     def text_inputs(
@@ -109,7 +112,7 @@ class Idefics1(Family):
         }
 
     def embed(self, model: Model, ids: Tensor) -> Tensor:
-        """See `Family.embed`; the library's own looks up which ids are in the second table."""
+        """See `Family.embed`; the library's own waits for the device to tell its tables apart."""
         table = cast("DecoupledEmbedding", model.get_input_embeddings())
         count = table.num_embeddings
         embeds = functional.embedding(ids.clamp(max=count - 1), table.weight)
@@ -119,20 +122,20 @@ class Idefics1(Family):
         return torch.where((ids < count)[..., None], embeds, added)
 
     def next_inputs(self, inputs: Inputs, image_features: Tensor | None) -> Inputs:
-        """See `Family.next_inputs`: a reply sees what the end of its prompt sees."""
+        """See `Family.next_inputs`: a reply attends to the same picture as its prompt's end."""
         return {
             "image_attention_mask": inputs["image_attention_mask"][:, -1:],
             **self._states(image_features),
         }
 
-    def _named(self, inputs: Inputs) -> Inputs:
+    def _library_inputs(self, inputs: Inputs) -> Inputs:
         if not takes_flat_states():
             return inputs
         return {**inputs, self._states_name: inputs[self._states_name].flatten(0, 1)}
 
     def _states(self, image_features: Tensor | None) -> Inputs:
         if image_features is None:
-            raise ValueError("this family's text needs image states, even where there is no image")
+            raise ValueError("this family needs image features even for prompts without a picture")
         return {self._states_name: image_features}
 
     def _pieces(self, image: Image) -> Sequence[Image]:
@@ -140,23 +143,23 @@ class Idefics1(Family):
         height, width = size.get("height"), size.get("width")
         if not height or not width:
             return [image]
-        return [shrunk(image, self.processor.image_processor, lambda *_: (height, width))]
+        return [shrink(image, self.processor.image_processor, lambda *_: (height, width))]
 
-    def _tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
+    def _make_tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
         pixels = self.processor.image_processor(list(pieces), return_tensors="pt")
         if not isinstance(pixels, Tensor):
-            raise TypeError("the image processor gave no tensor")
+            raise TypeError("the image processor returned no tensor")
         return list(pixels), (0, 0)
 
-    def _tokens_of(self, picture: PreparedPicture) -> int:
+    def _count_tokens(self, picture: PreparedPicture) -> int:
         return 1
 
     def _with_images(self, parts: Sequence[str | None]) -> str:
-        """Return *parts* as one text; spaces around each are cut, as in training."""
+        """Return *parts* as one text; spaces around each part are cut, as in training."""
         text = str(self.tokenizer.bos_token)
         for index, part in enumerate(parts):
             if part is not None:
-                # A user's own begin token would be a second one.
+                # A begin token that the user wrote would be the second.
                 own = part.removeprefix(text) if index == 0 else part
                 text += own.strip(" ")
             elif index and parts[index - 1] is None:
@@ -165,20 +168,20 @@ class Idefics1(Family):
                 text += FAKE_TOKEN + IMAGE_TOKEN + FAKE_TOKEN
         return text
 
-    def _seen(self, ids: Sequence[int]) -> list[int]:
-        """Return for each token the number of the image that it sees, or -1."""
-        image, has_ended = -1, False
-        seen = []
+    def _visible_pictures(self, ids: Sequence[int]) -> list[int]:
+        """Return for each token the number of the picture that it attends to, or -1."""
+        picture, has_ended = -1, False
+        visible = []
         for token in ids:
             if token == self.image_id:
-                image, has_ended = image + 1, False
-            seen.append(-1 if has_ended else image)
+                picture, has_ended = picture + 1, False
+            visible.append(-1 if has_ended else picture)
             has_ended = has_ended or token == self.tokenizer.eos_token_id
-        return seen
+        return visible
 
 
 def _join(parts: list[str | None], more: Sequence[str | None]) -> None:
-    """Append *more* to *parts*, neighbouring texts as one."""
+    """Append *more* to *parts*, and join texts that follow each other."""
     for part in more:
         if part is not None and parts and (last := parts[-1]) is not None:
             parts[-1] = last + part

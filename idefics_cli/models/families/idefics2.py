@@ -1,4 +1,4 @@
-"""Idefics2 (arXiv:2405.02246), and what all families with a chat template share."""
+"""Idefics2 (arXiv:2405.02246), and the base of all families with a chat template."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import Family, Inputs, left_padded
+from idefics_cli.models.families.base import Family, Inputs, pad_left
 from idefics_cli.models.families.geometry import section
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
-from idefics_cli.models.families.resize import normalized, shrunk
+from idefics_cli.models.families.resize import normalize, shrink
 from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.vision_work import VisionWork
 
@@ -26,24 +26,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# A word right after a picture gets a space, which some tokenizers read as a token of its own.
+# A word right after a picture gets a space, which is a token of its own for some tokenizers.
 _WORD_AT_IMAGE = re.compile(rf"{re.escape(FAKE_TOKEN)}(?=[^\s<])")
 
 
 class TemplateFamily(Family):
-    """A family whose processor has a chat template and takes text and images apart."""
+    """A family whose processor has a chat template, and takes text and pictures apart."""
 
     def render(self, request: GenerationRequest) -> str:
-        """Return the prompt as text, with one `<image>` for each image.
+        """Return the prompt as text, with one `<image>` for each picture.
 
         Raises:
-            PromptError: If a completion's marks and images differ in number.
+            PromptError: If a raw prompt has more or fewer `<image>` than pictures, or the
+                template refuses the conversation.
         """
         if request.mode == "complete":
             return raw_text(request)
         conversation: list[dict[str, object]] = []
         for message in request.messages:
-            # A plain string as content is dropped by these templates without a word.
+            # These templates silently drop content that is a plain string.
             content = [
                 {"type": "image"} if part is None else {"type": "text", "text": part}
                 for part in self._parts(message)
@@ -52,29 +53,29 @@ class TemplateFamily(Family):
         try:
             return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
         except TemplateError as error:
-            # Templates of fine-tuned checkpoints may refuse a role or an order of turns.
+            # The template of a fine-tuned checkpoint may refuse a role or an order of turns.
             raise PromptError(f"the model's chat template refuses this: {error}") from error
 
     def encode(
         self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
     ) -> Inputs:
         """See `Family.encode`; adds nothing."""
-        # The prompts of a captioning run differ by their pictures only, most of which take the
-        # same tokens; rendering a template takes as long as a tenth of a small model's step.
+        # The prompts of a captioning run differ only by their pictures, most of which have equal
+        # tokens; rendering a template takes a tenth of the time of a small model's decode step.
         made: dict[Hashable, list[int]] = {}
         rows = []
         for request, row in zip(requests, pictures, strict=True):
             key = _prompt_key(request, row)
             if key not in made:
-                made[key] = self._ids(self._once_begun(self.render(request)), row)
+                made[key] = self._tokenize(self._drop_second_begin(self.render(request)), row)
             rows.append(made[key])
-        return left_padded(rows, self.pad_id)
+        return pad_left(rows, self.pad_id)
 
     def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
-        """See `Family.encode_tiles`; *sizes* are those of the tiles."""
-        # One "row" of B images; without a mask every pixel is real.
+        """See `Family.encode_tiles`; the tiles have no padding."""
+        # The library takes rows of images: here one row of B. Without a mask no pixel is padding.
         features = model.model.get_image_features(tiles[None]).pooler_output
         if not isinstance(features, Tensor):
             # transformers 5.21 and later give one tensor for each row.
@@ -89,32 +90,32 @@ class TemplateFamily(Family):
     def text_inputs(
         self, model: Model, inputs: Inputs, image_features: Tensor | None, start: int, end: int
     ) -> Inputs:
-        """See `Family.text_inputs`: the embeddings (B, T, D), features at the image tokens."""
+        """See `Family.text_inputs`: embeddings (B, T, D), with features at the image tokens."""
         ids = inputs["input_ids"]
         embeds = model.get_input_embeddings()(ids[:, start:end])
         if image_features is not None:
             is_image = ids == self.image_id
-            places = (is_image.flatten().cumsum(0) - 1).view_as(ids)[:, start:end]
-            here = is_image[:, start:end].to(embeds.device)
-            # In place it would change the weights of a table that is used without a copy.
+            numbers = (is_image.flatten().cumsum(0) - 1).view_as(ids)[:, start:end]
+            here = is_image[:, start:end]
+            # Not in place: the embeddings may share memory with the weights of their table.
             embeds = embeds.masked_scatter(
-                here[..., None], image_features[places[is_image[:, start:end]]].to(embeds)
+                here.to(embeds.device)[..., None], image_features[numbers[here]].to(embeds)
             )
         return {"inputs_embeds": embeds}
 
-    def _once_begun(self, text: str) -> str:
-        """Return *text* without the begin token that a tokenizer would write a second time."""
+    def _drop_second_begin(self, text: str) -> str:
+        """Return *text* without its begin token if the tokenizer adds one."""
         bos = self.tokenizer.bos_token
         if not bos or not text.startswith(bos):
             return text
         written = self.tokenizer("", add_special_tokens=True)["input_ids"]
         return text.removeprefix(bos) if written else text
 
-    def _ids(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
-        """Tokenize *text*, each `<image>` in it written out as the tokens of its picture."""
+    def _tokenize(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
+        """Return the ids of *text* after each `<image>` became the tokens of its picture."""
         raise NotImplementedError
 
-    def _tokens_of(self, picture: PreparedPicture) -> int:
+    def _count_tokens(self, picture: PreparedPicture) -> int:
         return len(picture.tile_sizes) * self.processor.image_seq_len
 
     def check(self, request: GenerationRequest) -> None:
@@ -127,21 +128,21 @@ class TemplateFamily(Family):
 
 
 class Idefics2(TemplateFamily):
-    """SigLIP, a perceiver with 64 latents per image, and Mistral."""
+    """SigLIP, a perceiver with 64 latents per tile, and Mistral."""
 
     def __init__(
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
     ) -> None:
         super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
-        self.vision_work = vision_work(config)
+        self.vision_work = count_vision_work(config)
         self._patch = config.vision_config.patch_size
 
     @classmethod
     def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
         """See `Family.complete_config`.
 
-        The Hub's Idefics2 configs leave the perceiver's epsilon out; the original code took the
-        text model's 1e-5 there, transformers 5 takes its class default of 1e-6.
+        The Hub's configs leave out the epsilon of the perceiver. The original code took the
+        1e-5 of the text model; transformers 5 takes the 1e-6 of its class.
         """
         if "rms_norm_eps" not in section(stated, "perceiver_config"):
             config.perceiver_config.rms_norm_eps = config.get_text_config().rms_norm_eps
@@ -151,8 +152,8 @@ class Idefics2(TemplateFamily):
     ) -> Tensor:
         """See `Family.encode_tiles`.
 
-        As `get_image_features` of transformers 5.23, modeling_idefics2.py, which asks a mask of
-        pixels which patches are wholly real; here their sizes say so.
+        As `get_image_features` of transformers 5.23, modeling_idefics2.py, which takes the
+        patches without padding from a mask of pixels; here they follow from *sizes*.
         """
         count, _, height, width = tiles.shape
         rows, columns = height // self._patch, width // self._patch
@@ -162,24 +163,24 @@ class Idefics2(TemplateFamily):
             mask[:, tile_width // self._patch :] = False
         real = real.to(tiles.device)
         core = model.model
-        seen = core.vision_model(pixel_values=tiles.to(core.dtype), patch_attention_mask=real)
-        features: Tensor = core.connector(seen.last_hidden_state, attention_mask=real.flatten(1))
+        states = core.vision_model(pixel_values=tiles.to(core.dtype), patch_attention_mask=real)
+        features: Tensor = core.connector(states.last_hidden_state, attention_mask=real.flatten(1))
         return features
 
     def _pieces(self, image: Image) -> Sequence[Image]:
         processor = self.processor.image_processor
         pieces = [*_quarters(image), image] if processor.do_image_splitting else [image]
-        return [shrunk(piece, processor, self._scaled) for piece in pieces]
+        return [shrink(piece, processor, self._scaled) for piece in pieces]
 
-    def _tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
+    def _make_tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
         processor = self.processor.image_processor
         sizes = [(piece.height, piece.width) for piece in pieces]
         if processor.do_resize and all(self._scaled(*size) == size for size in sizes):
-            return [normalized(piece, processor) for piece in pieces], (0, 0)
+            return [normalize(piece, processor) for piece in pieces], (0, 0)
         encoded = processor([list(pieces)], return_tensors="pt", do_image_splitting=False)
         if isinstance(encoded, Tensor):
-            raise TypeError("the image processor gave no names")
-        return without_padding(encoded), (0, 0)
+            raise TypeError("the image processor returned no named tensors")
+        return strip_padding(encoded), (0, 0)
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
         from transformers.models.idefics2.image_processing_pil_idefics2 import (
@@ -195,22 +196,22 @@ class Idefics2(TemplateFamily):
         )
         return scaled
 
-    def _ids(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
+    def _tokenize(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
         first, *rest = text.split(IMAGE_TOKEN)
         for picture, part in zip(pictures, rest, strict=True):
-            first += self._written(picture) + part
-        # As transformers 5.23, processing_idefics2.py, which splits all pictures or none.
+            first += self._spell_picture(picture) + part
+        # The rules of transformers 5.23, processing_idefics2.py.
         text = _WORD_AT_IMAGE.sub(f"{FAKE_TOKEN} ", first.replace(FAKE_TOKEN * 2, FAKE_TOKEN))
         return self.tokenizer(text)["input_ids"]
 
-    def _written(self, picture: PreparedPicture) -> str:
-        """Return the tokens of one picture: those of its pieces, then of the whole."""
+    def _spell_picture(self, picture: PreparedPicture) -> str:
+        """Return the tokens of one picture as text: of its quarters, then of the whole."""
         images = IMAGE_TOKEN * self.processor.image_seq_len
         return f"{FAKE_TOKEN}{images}{FAKE_TOKEN}" * len(picture.tile_sizes)
 
 
 def _prompt_key(request: GenerationRequest, pictures: Sequence[PreparedPicture]) -> Hashable:
-    """Return what the tokens of a prompt depend on: all but what its pictures show."""
+    """Return a key of the prompt's tokens, which do not depend on the pixels of its pictures."""
     messages = tuple(
         (message.role, tuple(part if isinstance(part, str) else None for part in message.parts))
         for message in request.messages
@@ -220,19 +221,19 @@ def _prompt_key(request: GenerationRequest, pictures: Sequence[PreparedPicture])
 
 
 def _quarters(image: Image) -> Iterator[Image]:
-    """Yield the four quarters of *image*, row by row, as the library's processor cuts it."""
+    """Yield the four quarters of *image* row by row, in the library's order."""
     width, height = image.size
     for top, bottom in ((0, height // 2), (height // 2, height)):
         for left, right in ((0, width // 2), (width // 2, width)):
             yield image.crop((left, top, right, bottom))
 
 
-def vision_work(config: Config) -> VisionWork:
-    """Return what Idefics2's encoder, projection and perceiver have to compute."""
+def count_vision_work(config: Config) -> VisionWork:
+    """Return the arithmetic of Idefics2's encoder, projection and perceiver."""
     vision, text = config.vision_config, config.get_text_config()
     layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
     projection = (2 * vision.hidden_size + text.hidden_size) * text.intermediate_size
-    # A multiplication and an addition for each weight; attention is two products.
+    # Each weight is one multiplication and one addition; attention is two matrix products.
     return VisionWork(
         patch=vision.patch_size,
         layers=vision.num_hidden_layers + config.perceiver_config.resampler_depth,
@@ -241,14 +242,18 @@ def vision_work(config: Config) -> VisionWork:
     )
 
 
-def without_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the tiles of one picture (3, H, W), each at its own size."""
+def strip_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the tiles of one picture (3, H, W), each in its own size.
+
+    Args:
+        encoded: Result of the library's image processor for one picture.
+    """
     tiles = encoded["pixel_values"][0]
     if "pixel_attention_mask" not in encoded:
         return list(tiles)
     cut = []
     for tile, mask in zip(tiles, encoded["pixel_attention_mask"][0], strict=True):
         height, width = int(mask.any(1).sum()), int(mask.any(0).sum())
-        # A copy, because a view would keep the padding in memory.
+        # A copy, because a view keeps the padding in memory.
         cut.append(tile[:, :height, :width].contiguous())
     return cut

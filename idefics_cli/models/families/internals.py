@@ -1,6 +1,6 @@
-"""What families and the engine read of transformers' models that the library documents nowhere.
+"""Reliances on undocumented parts of transformers' models.
 
-`test_upstream.py` holds each of these to what the installed version does.
+`tests/models/test_upstream.py` checks each of them against the installed version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from idefics_cli.models.families.protocols import Model
 def cache_name(model_type: str) -> str:
     """Return the name of the KV cache in the forward of the models of *model_type*.
 
-    `past_key_values` became `cache` in transformers 5.24, which warns of the former name.
+    `past_key_values` became `cache` in transformers 5.24, which warns about the former name.
     """
     taken = inspect.signature(model_class(model_type).forward).parameters
     return "cache" if "cache" in taken else "past_key_values"
@@ -26,10 +26,10 @@ def cache_name(model_type: str) -> str:
 
 @cache
 def takes_flat_states() -> bool:
-    """Tell whether IDEFICS-1 takes the states of all images as one batch (B * N, L, D).
+    """Return whether IDEFICS-1 takes the features of all images as one batch (B * N, L, D).
 
-    It does since transformers 5.24, which hands the image states on as its encoder gives them,
-    and returns that encoder's whole output. It took (B, N, L, D) before.
+    It does since transformers 5.24, which passes the features on in the shape of the encoder's
+    output and returns that output as a whole. Before, it took (B, N, L, D).
     """
     module = importlib.import_module("transformers.models.idefics.modeling_idefics")
     returned = fields(module.IdeficsBaseModelOutputWithPast)
@@ -37,15 +37,15 @@ def takes_flat_states() -> bool:
 
 
 def attention_of(config: object) -> str:
-    """Return the name of the attention that a model of *config*, or a part of one, runs."""
+    """Return the name of the attention in *config*, of a model or of a part of one."""
     return str(getattr(config, "_attn_implementation", ""))
 
 
 def is_spread(model: Model) -> bool:
-    """Tell whether several devices hold *model*."""
+    """Return whether *model* is spread over several devices."""
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 
 def has_8bit_layers(model: Model) -> bool:
-    """Tell whether bitsandbytes' LLM.int8() multiplies in *model*."""
+    """Return whether *model* has layers of bitsandbytes' LLM.int8()."""
     return bool(getattr(model, "is_loaded_in_8bit", False))

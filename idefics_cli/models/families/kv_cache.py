@@ -1,34 +1,38 @@
-"""Layers of KV caches: with room to grow, so that a new token copies nothing, and of slots."""
+"""KV caches: one that grows without copying its states for each token, and one of slots."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-# Room for so many more tokens whenever there is none left. Of an 8B model that is 32 MiB.
+# A full buffer grows by so many tokens, which take 32 MiB in an 8B model.
 _SPARE_TOKENS = 256
 
 
-def growing_cache() -> DynamicCache:
-    """Return an empty KV cache that keeps every state, can be cropped anywhere, and has room.
+def growing_cache(*, spare_tokens: int = _SPARE_TOKENS) -> DynamicCache:
+    """Return an empty KV cache that keeps all states, and can be cropped anywhere.
 
-    transformers' own copies the states of all tokens for every new one, into fresh memory; on a
-    CPU that takes up to five times as long as the attention to them.
+    The cache of transformers copies the states of all tokens into new memory for each token; on
+    a CPU that takes up to five times as long as the attention to them.
 
-    A cache made from a config drops the states that a sliding window has passed, and cannot be
+    A cache that is made from a config drops the states before a sliding window, and cannot be
     cropped after that. The attention mask applies the window too, so the results are equal.
+
+    Args:
+        spare_tokens: Number of further tokens for which a full buffer makes room.
     """
     cache = DynamicCache()
-    cache.layer_class_to_replicate = GrowingLayer
+    cache.layer_class_to_replicate = partial(GrowingLayer, spare_tokens)
     return cache
 
 
 def drop_first(cache: Cache, count: int) -> None:
-    """Forget the states of the first *count* tokens of all rows."""
+    """Drop the states of the first *count* tokens of all rows."""
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
 
@@ -36,21 +40,30 @@ def drop_first(cache: Cache, count: int) -> None:
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
     """The states of one layer: `keys` and `values` (B, heads, T, width) are views of buffers.
 
-    Whoever replaces these by other tensors, as the library does to select or repeat rows, makes
-    the next update begin new buffers; whoever crops them makes it write over what was cut off.
+    The library selects and repeats rows by putting other tensors in the place of these two; the
+    next update then allocates new buffers. After a crop, the next update overwrites the states
+    that were cut off.
+
+    Args:
+        spare_tokens: Number of further tokens for which a full buffer makes room.
+
+    Attributes:
+        buffers: The buffer of the keys and that of the values; None before the next update
+            allocates them.
     """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, spare_tokens: int = _SPARE_TOKENS) -> None:
         super().__init__()
-        self._rooms: list[Tensor | None] = [None, None]
+        self._spare_tokens = spare_tokens
+        self.buffers: list[Tensor | None] = [None, None]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append states (B, heads, new, width), and return all."""
+        """Append states (B, heads, new, width), and return all states."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self._append(0, self.keys, key_states)
@@ -58,46 +71,46 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no 
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows of *indices* only, and free the memory of the others."""
+        """Keep only the rows of *indices*, and free the memory of the others."""
         super().batch_select_indices(indices)
-        self._rooms = [None, None]
+        self.buffers = [None, None]
 
     def reset(self) -> None:
-        """Forget all states and free their memory."""
-        self._rooms = [None, None]
+        """Drop all states and free their memory."""
+        self.buffers = [None, None]
         super().reset()
 
     def _append(self, index: int, old: Tensor, new: Tensor) -> Tensor:
         kept = old.shape[2] if old.dim() == new.dim() else 0
         length = kept + new.shape[2]
-        room = self._rooms[index]
-        if room is None or not _begins(room, old, kept) or length > room.shape[2]:
+        buffer = self.buffers[index]
+        if buffer is None or not _is_start(old, buffer, kept) or length > buffer.shape[2]:
             batch, heads, _, width = new.shape
-            room = new.new_empty(batch, heads, length + _SPARE_TOKENS, width)
+            buffer = new.new_empty(batch, heads, length + self._spare_tokens, width)
             if kept:
-                room[:, :, :kept] = old
-            self._rooms[index] = room
-        room[:, :, kept:length] = new
-        return room[:, :, :length]
+                buffer[:, :, :kept] = old
+            self.buffers[index] = buffer
+        buffer[:, :, kept:length] = new
+        return buffer[:, :, :length]
 
 
 @dataclass(slots=True)
 class SlotView:
-    """What one forward sees of the buffers: the first of the rows and of the places.
+    """The part of the buffers that one forward uses: the first rows and the first positions.
 
     Attributes:
-        index: (rows,) 0, 1, 2…
-        places: (rows,) where each row's new state goes.
-        width: How many places there are.
+        index: Row numbers (rows,): 0, 1, 2…
+        positions: Position (rows,) of the new state of each row.
+        width: Number of positions.
     """
 
     index: Tensor
-    places: Tensor
+    positions: Tensor
     width: int
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
-    """The states of one layer, (rows, heads, places, width)."""
+    """The states of one layer of slots, (rows, heads, positions, width)."""
 
     keys: Tensor
     values: Tensor
@@ -112,33 +125,34 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no typ
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write the states (rows, heads, 1, width) of one token, and return what is in view."""
-        view = self._seen()
-        self.keys[view.index, :, view.places] = key_states[:, :, 0]
-        self.values[view.index, :, view.places] = value_states[:, :, 0]
+        """Write the states (rows, heads, 1, width) of one token, and return those of the view."""
+        view = self._current_view()
+        self.keys[view.index, :, view.positions] = key_states[:, :, 0]
+        self.values[view.index, :, view.positions] = value_states[:, :, 0]
         rows = len(view.index)
         return self.keys[:rows, :, : view.width], self.values[:rows, :, : view.width]
 
     def get_seq_length(self) -> int:
-        """Return how many places are before the newest."""
-        return self._seen().width - 1
+        """Return the number of positions before the newest."""
+        return self._current_view().width - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many places are in view, and the first of them."""
-        return self._seen().width, 0
+        """Return the number of positions of the view, and the first of them."""
+        return self._current_view().width, 0
 
-    def _seen(self) -> SlotView:
+    def _current_view(self) -> SlotView:
         if self.view is None:
-            raise RuntimeError("no forward was begun")
+            raise RuntimeError("no view is set for this forward")
         return self.view
 
 
-def _begins(room: Tensor, old: Tensor, kept: int) -> bool:
-    """Tell whether *old* is the beginning of *room*, and nobody's else."""
+def _is_start(old: Tensor, buffer: Tensor, kept: int) -> bool:
+    """Return whether *old*, of *kept* tokens, is the start of *buffer* with all its rows."""
     return (
         kept > 0
-        and old.data_ptr() == room.data_ptr()
-        and old.stride() == room.stride()
-        and old.shape[:2] == room.shape[:2]
-        and torch.is_inference(room) == torch.is_inference_mode_enabled()
+        and old.data_ptr() == buffer.data_ptr()
+        and old.stride() == buffer.stride()
+        and old.shape[:2] == buffer.shape[:2]
+        # A buffer from inference mode cannot be written outside of it.
+        and torch.is_inference(buffer) == torch.is_inference_mode_enabled()
     )

@@ -1,4 +1,4 @@
-"""A picture as a model takes it: cut, scaled and normalised, and known by its content."""
+"""A picture that is ready for a model: cut, scaled, normalized, and known by its content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
+PictureShape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -17,14 +17,13 @@ class PreparedPicture:
     """One picture, ready for the vision encoder.
 
     Attributes:
-        digest: Of the opened picture. Within one loaded model, equal digests mean equal pixels
-            for the encoder.
+        digest: Digest of the images that the tiles are made from. Within one loaded model,
+            equal digests mean equal tiles.
         size: (width, height) of the upright source in pixels, before any scaling.
         tile_sizes: (height, width) of each tile in pixels, in the order of the image tokens.
-        grid: Rows and columns that the picture was cut into; (0, 0) if the family has no grid.
-        tiles: For each tile its pixels (3, H, W), float32, on the CPU; empty with *features*.
-        features: The output of the encoder for an equal picture, (tokens, D); see
-            `Family.encode_tiles`.
+        grid: Rows and columns of tiles; (0, 0) if the family cuts no grid.
+        tiles: Pixels (3, H, W) of each tile, float32, on the CPU; empty with *features*.
+        features: Image features (tokens, D) of an equal picture; see `Family.encode_tiles`.
     """
 
     digest: bytes
@@ -35,19 +34,19 @@ class PreparedPicture:
     features: Tensor | None = None
 
     @property
-    def shape(self) -> Shape:
-        """What pictures must share to cost the model the same and be encoded together."""
+    def shape(self) -> PictureShape:
+        """Grid and tile sizes: pictures that share them cost the same and share a batch."""
         return self.grid, self.tile_sizes
 
     @property
     def pixels(self) -> int:
-        """Pixels of all tiles together, 12 bytes each while the picture waits."""
+        """Number of pixels of all tiles; each takes 12 bytes until the picture is encoded."""
         return sum(height * width for height, width in self.tile_sizes)
 
     def without_tiles(self) -> PreparedPicture:
-        """Return the picture as a model takes it that does not split it: with its last tile only.
+        """Return the picture without splitting: only with its last tile.
 
-        All families that split a picture have the whole of it, scaled down, behind its pieces.
+        In all families that split pictures, the last tile is the whole picture, scaled down.
         """
         count = len(self.tile_sizes)
         if count < 2:

@@ -1,4 +1,4 @@
-"""The parts of transformers that this project uses, as protocols."""
+"""The parts of transformers that this package uses, as protocols."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
-"""A picture (3, H, W), from 0 to 255 or normalised."""
+"""A picture (3, H, W), from 0 to 255 or normalized."""
 
 
 class ImageProcessor(Protocol):
@@ -157,7 +157,7 @@ class Model(Protocol):
 
 
 class DecoupledEmbedding(Protocol):
-    """The part of IDEFICS-1's embedding in two tables that its family uses."""
+    """The part of IDEFICS-1's embedding that its family uses; it consists of two tables."""
 
     num_embeddings: int
     num_additional_embeddings: int

@@ -1,4 +1,4 @@
-"""What a library's processor does to a picture, without copying it back and forth."""
+"""Scaling and normalizing as the library's image processors do, with fewer copies."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def shrunk(
+def shrink(
     image: Image, processor: ImageProcessor, scaled: Callable[[int, int], tuple[int, int]]
 ) -> Image:
-    """Return *image* as *processor* scales it first, if that makes it smaller, else as it is.
+    """Return *image* scaled down as *processor* does it, or unchanged if that enlarges it.
 
-    The processor resizes by Pillow, too, but goes from Pillow to numpy and back before, which for
-    a photo takes longer than all else that it does (transformers 5.23, image_transforms.py
-    `resize`). What has the size already is left as it is, so the tiles are equal to the bit.
+    The processor uses Pillow too, but first converts the image to numpy and back, which takes
+    more time for a photo than the rest of its work (transformers 5.23, image_transforms.py
+    `resize`). It leaves an image of the right size unchanged, so the tiles are equal to the bit.
 
     Args:
         image: RGB.
-        processor: The library's.
-        scaled: Returns the height and width to which *processor* scales one of a height and width.
+        processor: Image processor of the library.
+        scaled: Takes a height and width, and returns those to which *processor* scales them.
     """
     size = scaled(image.height, image.width)
     is_smaller = size[0] * size[1] < image.height * image.width
     if not is_smaller or not processor.do_resize or not isinstance(processor.resample, int):
         return image
-    # It would be scaled once more.
+    # The processor would scale it a second time.
     if scaled(*size) != size:
         return image
     return image.resize((size[1], size[0]), resample=processor.resample)
 
 
-def normalized(image: Image, processor: ImageProcessor) -> Tensor:
+def normalize(image: Image, processor: ImageProcessor) -> Tensor:
     """Return the pixels (3, H, W) of *image*, RGB, as *processor* makes them without resizing.
 
-    Its own way through takes as long again for the thumbnails of a small model: it checks all of
-    its settings for every picture.
+    The processor itself takes twice the time for the thumbnails of a small model, because it
+    checks all its settings for every picture.
     """
     pixels: Pixels = np.asarray(image).transpose(2, 0, 1)
     if processor.do_rescale:

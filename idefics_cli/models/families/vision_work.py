@@ -1,4 +1,4 @@
-"""How much a vision encoder has to compute, by the size of what it is shown."""
+"""The arithmetic of a vision encoder by the size of its tiles."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class VisionWork:
-    """The arithmetic of a vision encoder that can be shown tiles of several sizes at once.
+    """The arithmetic of a vision encoder that takes tiles of several sizes at once.
 
     Attributes:
         patch: Edge of a patch in pixels.
-        layers: That a forward goes through, one after the other.
+        layers: Number of layers that a forward runs one after the other.
         patch_operations: Floating-point operations for each patch.
-        pair_operations: And for each pair of patches of one tile, in attention.
+        pair_operations: Floating-point operations of attention for each pair of patches of one
+            tile.
     """
 
     patch: int
@@ -22,6 +23,6 @@ class VisionWork:
     pair_operations: int
 
     def operations(self, height: int, width: int) -> int:
-        """Return the floating-point operations for one tile of *height* and *width* pixels."""
+        """Return the floating-point operations for a tile of *height* and *width* pixels."""
         patches = (height // self.patch) * (width // self.patch)
         return patches * (self.patch_operations + patches * self.pair_operations)

@@ -1,4 +1,4 @@
-"""A cache with room holds what transformers' own holds, after any walk of updates and crops."""
+"""A growing cache holds the states of transformers' own after any updates and crops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from idefics_cli.models.families import kv_cache
 from idefics_cli.models.families.kv_cache import growing_cache
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
@@ -23,13 +22,10 @@ def assert_equal(ours: DynamicCache, theirs: DynamicCache) -> None:
 
 @pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("seed", range(8))
-def test_any_walk_gives_the_librarys_states(
-    seed: int, inference: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kv_cache, "_SPARE_TOKENS", 5)
+def test_any_sequence_of_changes_gives_the_librarys_states(seed: int, inference: bool) -> None:
     chance = random.Random(seed)
     torch.manual_seed(seed)
-    ours, theirs, batch = growing_cache(), DynamicCache(), 2
+    ours, theirs, batch = growing_cache(spare_tokens=5), DynamicCache(), 2
     with torch.inference_mode(inference):
         for _ in range(60):
             step = chance.choice(["one", "one", "one", "one", "many", "crop", "rows", "repeat"])
@@ -55,7 +51,7 @@ def test_any_walk_gives_the_librarys_states(
                 assert_equal(ours, theirs)
 
 
-def test_a_new_token_is_written_beside_the_others_without_copying_them() -> None:
+def test_a_new_token_is_written_without_copying_the_others() -> None:
     cache = growing_cache()
     first = torch.randn(1, HEADS, 7, WIDTH)
     keys, _ = cache.update(first, first, 0)
@@ -68,7 +64,7 @@ def test_a_new_token_is_written_beside_the_others_without_copying_them() -> None
     assert torch.equal(more[:, :, 2:], -first)
 
 
-def test_states_made_in_inference_mode_can_be_added_to_outside_of_it() -> None:
+def test_states_of_inference_mode_can_grow_outside_of_it() -> None:
     states = torch.randn(1, HEADS, 3, WIDTH)
     cache = growing_cache()
     with torch.inference_mode():
@@ -78,7 +74,7 @@ def test_states_made_in_inference_mode_can_be_added_to_outside_of_it() -> None:
     assert torch.equal(keys, torch.cat([states, states], 2))
 
 
-def test_states_that_somebody_replaced_are_what_the_next_are_added_to() -> None:
+def test_new_states_are_appended_to_states_that_were_replaced() -> None:
     torch.manual_seed(0)
     first, new = torch.randn(2, 2, HEADS, 4, WIDTH), torch.randn(2, 2, HEADS, 1, WIDTH)
     cache = growing_cache()
@@ -88,7 +84,7 @@ def test_states_that_somebody_replaced_are_what_the_next_are_added_to() -> None:
     keys, values = cache.update(*new, 0)
     assert torch.equal(keys, torch.cat([first[1], new[0]], 2))
     assert torch.equal(values, torch.cat([first[0], new[1]], 2))
-    # A view of fewer rows begins where the buffer does.
+    # A view of fewer rows starts at the address of the buffer.
     layer.keys, layer.values = layer.keys[:1], layer.values[:1]
     more, _ = cache.update(*new[:, :1], 0)
     assert torch.equal(more, torch.cat([keys[:1], new[0, :1]], 2))

@@ -1,4 +1,4 @@
-"""Ours equals transformers called directly: ids, pixels and greedy tokens of every family."""
+"""Every family has the ids, pixels and greedy tokens of transformers called directly."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def with_pictures(turns: Turns) -> list[Turn]:
 
 
 def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
-    """What goes into the model, with the pictures padded as the library does."""
+    """Return the inputs of the model, with the pictures padded as the library does."""
     family = engine.loaded.family
     inputs = family.encode([prepared.request], [prepared.pictures])
-    # Not those that the engine remembers: they have no pixels.
+    # Preprocessed again, because the pictures that the engine remembers have no pixels.
     numbers = [int(a.source) for a in prepared.request.attachments]
     tiles = [tile for i in numbers for tile in family.preprocess(picture(i)).tiles]
     if tiles:
@@ -77,7 +77,7 @@ def padded(tiles: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 def assert_same_inputs(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
     assert ours["attention_mask"].tolist() == theirs["attention_mask"].tolist()
-    # Without an image, the library's IDEFICS-1 gives a black one that nothing sees.
+    # Without a picture, the library gives IDEFICS-1 a black one, which is masked.
     has_images = "pixel_values" in theirs and bool(theirs["pixel_values"].any())
     assert ("pixel_values" in ours) == has_images
     for name in ("pixel_values", "pixel_attention_mask", "image_attention_mask"):
@@ -190,7 +190,7 @@ def test_a_picture_without_its_tiles_is_that_of_a_model_that_does_not_split(
     spec = replace(splitting.spec, splitting=False)
     with LocalEngine(spec) as whole:
         assert answer(splitting) == answer(whole)
-        # Also when the engine remembers the picture with all its tiles.
+        # The same holds while the engine remembers the picture with all its tiles.
         splitting.complete([as_request(splitting, [("user", [0], "What is it?")])])
         assert answer(splitting) == answer(whole)
     assert (tiles[0] > 1, tiles[1]) == (True, 1)

@@ -1,4 +1,4 @@
-"""Pictures that are made small early are to the model what the library makes of them."""
+"""Pictures that we scale down ourselves give the tiles of the library."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.models.families import idefics1, idefics2, idefics3
 from idefics_cli.models.families.base import Family
-from idefics_cli.models.families.idefics2 import without_padding
-from idefics_cli.models.families.resize import shrunk
+from idefics_cli.models.families.idefics2 import strip_padding
+from idefics_cli.models.families.protocols import ImageProcessor
+from idefics_cli.models.families.resize import shrink
 from tests.support import tiny
 from tests.support.prompts import open_engine
 
-# Larger than what the tiny models take, smaller, odd, and drawn out; (width, height).
+# (width, height): larger and smaller than the input of the tiny models, odd, and elongated.
 SIZES = (
     *((640, 480), (333, 901), (1001, 999), (70, 70), (71, 69), (40, 30), (5, 4), (900, 4)),
     *((4, 900), (200, 199), (141, 280)),
@@ -47,7 +48,7 @@ def noise(size: tuple[int, int]) -> Image.Image:
 def library_tiles(family: Family, image: Image.Image) -> list[Tensor]:
     encoded = family.processor.image_processor([[image]], return_tensors="pt")
     if isinstance(encoded, Mapping):
-        return without_padding(encoded)
+        return strip_padding(encoded)
     return list(encoded)
 
 
@@ -72,11 +73,15 @@ def test_a_large_picture_reaches_the_library_small(
     module = {"idefics": idefics1, "idefics2": idefics2}.get(kind.partition("-")[0], idefics3)
     shrunk_to: list[tuple[int, int]] = []
 
-    def watched(*args: object) -> Image.Image:
-        shrunk_to.append((made := shrunk(*args)).size)  # type: ignore[arg-type]  # passed on
+    def watched(
+        image: Image.Image,
+        processor: ImageProcessor,
+        scaled: Callable[[int, int], tuple[int, int]],
+    ) -> Image.Image:
+        shrunk_to.append((made := shrink(image, processor, scaled)).size)
         return made
 
-    monkeypatch.setattr(module, "shrunk", watched)
+    monkeypatch.setattr(module, "shrink", watched)
     tiles = family.preprocess(noise((1200, 900))).tile_sizes
     assert len(shrunk_to) in (1, 5)
     assert all(width <= 300 and height <= 300 for width, height in shrunk_to), shrunk_to
@@ -103,6 +108,6 @@ def test_a_processor_that_would_scale_once_more_gets_the_whole_picture(
     family_of: Callable[[str], Family],
 ) -> None:
     processor, image = family_of("idefics2").processor.image_processor, noise((100, 100))
-    assert shrunk(image, processor, lambda height, width: (height // 2, width // 2)) is image
-    assert shrunk(image, processor, lambda height, width: (50, 50)).size == (50, 50)
-    assert shrunk(image, processor, lambda height, width: (200, 200)) is image
+    assert shrink(image, processor, lambda height, width: (height // 2, width // 2)) is image
+    assert shrink(image, processor, lambda height, width: (50, 50)).size == (50, 50)
+    assert shrink(image, processor, lambda height, width: (200, 200)) is image

@@ -45,21 +45,21 @@ def failure(repo: str = REPO, revision: str | None = None, *, offline: bool = Fa
 
 def test_a_pulled_model_is_the_one_on_the_hub(hub: FakeHub) -> None:
     hub.repos[REPO] |= {
-        "pytorch_model.bin": b"never wanted",
+        "pytorch_model.bin": b"not needed",
         "onnx/model.json": b"{}",
         "README.md": b"words",
         "chat_template.jinja": b"template",
     }
-    told: list[float | None] = []
-    folder = pull(REPO, report=lambda phase, share: told.append(share))
+    shares: list[float | None] = []
+    folder = pull(REPO, report=lambda phase, share: shares.append(share))
     assert folder == cached_folder(REPO)
     assert folder.name == COMMIT
     wanted = set(hub.repos[REPO]) - {"pytorch_model.bin", "onnx/model.json", "README.md"}
     assert {path.name for path in folder.iterdir()} == wanted
     for name in wanted:
         assert (folder / name).read_bytes() == hub.repos[REPO][name]
-    # Several threads count, so a last few bytes may be missed.
-    assert max(share or 0 for share in told) == pytest.approx(1, abs=0.05)
+    # Several threads count, so the last report may lack a few bytes.
+    assert max(share or 0 for share in shares) == pytest.approx(1, abs=0.05)
 
 
 def test_a_second_pull_downloads_nothing(hub: FakeHub) -> None:
@@ -86,7 +86,7 @@ def test_an_interrupted_pull_goes_on_with_what_is_missing(hub: FakeHub) -> None:
 def test_after_a_broken_connection_the_file_is_whole(hub: FakeHub) -> None:
     hub.repos[REPO]["tokenizer.json"] = b'{"x": "' + b"y" * 100_000 + b'"}'
     hub.cut["tokenizer.json"] = 50_000
-    # The client tries again by itself from some version on; else the next pull goes on.
+    # Newer clients try again by themselves; with older ones the next pull continues.
     with contextlib.suppress(ModelError):
         pull(REPO)
     folder = pull(REPO)
@@ -95,7 +95,7 @@ def test_after_a_broken_connection_the_file_is_whole(hub: FakeHub) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_does_not_wait_for_the_file_that_is_on_its_way(hub: FakeHub) -> None:
+def test_ctrl_c_does_not_wait_for_the_current_file(hub: FakeHub) -> None:
     name = "model-00001-of-00002.safetensors"
     hub.held[name] = threading.Event()
 
@@ -133,13 +133,13 @@ def test_the_offline_variable_counts(hub: FakeHub, monkeypatch: pytest.MonkeyPat
     assert not hub.requests
 
 
-def test_a_model_that_does_not_exist_is_told(hub: FakeHub) -> None:
+def test_a_model_that_does_not_exist_is_an_error(hub: FakeHub) -> None:
     error = failure("somebody/else")
     assert str(error) == "there is no public model `somebody/else` on the Hugging Face Hub"
     assert "HF_TOKEN" in str(error.hint)
 
 
-def test_a_revision_that_does_not_exist_is_told(hub: FakeHub) -> None:
+def test_a_revision_that_does_not_exist_is_an_error(hub: FakeHub) -> None:
     assert str(failure(revision="v9")) == f"`{REPO}` has no revision `v9`"
 
 
@@ -165,7 +165,7 @@ def test_a_refusal_of_the_hub_is_one_line(
 def test_an_unreachable_hub_names_the_model_the_cache_and_the_demo(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A port that nothing listens on.
+    # No server listens on this port.
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     error = failure()
     assert f"`{REPO}` is not in the cache" in str(error)
@@ -186,7 +186,7 @@ def test_a_repository_without_safetensors_is_refused_before_any_download(hub: Fa
     assert hub.downloads("pytorch_model.bin") == 0
 
 
-def test_a_full_disk_is_told_before_any_download(
+def test_a_full_disk_is_an_error_before_any_download(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "free_bytes", lambda folder: 1000)
@@ -196,13 +196,13 @@ def test_a_full_disk_is_told_before_any_download(
     assert not any("/resolve/" in line and line.startswith("GET") for line in hub.requests)
 
 
-def test_a_cache_that_cannot_be_written_is_told(hub: FakeHub, root: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(hub: FakeHub, root: Path) -> None:
     root.write_text("a file where the folder should be")
     assert "cannot write to the cache" in str(failure())
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "-/x", "a b/c", "a/.."])
-def test_what_is_no_hub_id_is_told(hub: FakeHub, name: str) -> None:
+def test_a_name_that_is_not_a_hub_id_is_an_error(hub: FakeHub, name: str) -> None:
     assert isinstance(failure(name), ModelError)
 
 

@@ -1,4 +1,4 @@
-"""What is found out about a model: aliases, local folders, Hub ids, and broken ones."""
+"""The facts about a model by its alias, its folder or its Hub id, and broken ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_alias_needs_no_network_and_no_cache(name: str) -> None:
 
 
 def test_an_alias_knows_its_cached_folder_and_its_download(root: Path) -> None:
-    # The Hub has idefics2-8b in float32, which is what is downloaded.
+    # The Hub has the weights of idefics2-8b in float32.
     before = find_facts("idefics2-8b")
     assert before.download_bytes == 8_402_768_112 * 4
     folder = checkpoints.put_in_cache(root, "HuggingFaceM4/idefics2-8b", checkpoints.files())
@@ -175,7 +175,7 @@ BROKEN: list[tuple[dict[str, bytes | None], str, str]] = [
 
 
 @pytest.mark.parametrize(("files", "message", "hint"), BROKEN)
-def test_a_broken_folder_is_told_with_what_is_wrong(
+def test_the_error_for_a_broken_folder_names_the_fault(
     tmp_path: Path, files: dict[str, bytes | None], message: str, hint: str
 ) -> None:
     content: dict[str, bytes | None] = {**checkpoints.files(), **files}
@@ -203,13 +203,13 @@ def test_a_broken_folder_is_told_with_what_is_wrong(
         ("owner/name with space", "unknown model", "Hub id"),
     ],
 )
-def test_a_name_that_means_nothing_is_told(name: str, message: str, hint: str) -> None:
+def test_a_name_without_a_meaning_is_an_error(name: str, message: str, hint: str) -> None:
     error = failure(name)
     assert message in str(error)
     assert hint in str(error.hint)
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"")
     assert "is a file" in str(failure(path))
@@ -220,7 +220,7 @@ def test_a_hub_id_is_known_before_its_weights_are_here(hub: FakeHub) -> None:
     size = len(hub.repos[REPO]["model.safetensors"])
     assert (facts.name, facts.family, facts.folder) == (REPO, "idefics2", None)
     assert facts.download_bytes == size
-    # 100 numbers of 2 bytes and a header.
+    # The file has a header and 100 numbers of 2 bytes.
     assert facts.parameters == size // 2
     assert hub.downloads("model.safetensors") == 0
 
@@ -233,7 +233,7 @@ def test_a_cached_hub_id_needs_no_network(root: Path, hub: FakeHub) -> None:
     assert find_folder(REPO) == folder
 
 
-def test_offline_a_hub_id_that_is_not_cached_is_told(hub: FakeHub) -> None:
+def test_offline_a_hub_id_that_is_not_cached_is_an_error(hub: FakeHub) -> None:
     error = failure(REPO, offline=True)
     assert f"`{REPO}` is not in the cache" in str(error)
     assert not hub.requests
@@ -260,7 +260,7 @@ def test_a_hub_id_without_safetensors_is_refused(hub: FakeHub) -> None:
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8bit"),
     ],
 )
-def test_weights_that_are_stored_quantized_are_known(
+def test_the_quantization_of_stored_weights_is_known(
     tmp_path: Path, settings: dict[str, object], stored: str
 ) -> None:
     content = checkpoints.files(quantization_config=settings)
