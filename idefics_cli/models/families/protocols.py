@@ -92,7 +92,6 @@ class TextConfig(Protocol):
 class VisionConfig(Protocol):
     """The part of a vision model's config that the loader and families use."""
 
-    image_size: int
     patch_size: int
     embed_dim: int
     hidden_size: int
@@ -113,7 +112,6 @@ class Config(Protocol):
     model_type: str
     vision_config: VisionConfig
     perceiver_config: PerceiverConfig
-    scale_factor: int
     use_resampler: bool
 
     def get_text_config(self) -> TextConfig: ...
