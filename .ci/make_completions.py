@@ -1,4 +1,4 @@
-"""Write what shells complete by, from the commands and the table of models as they are now."""
+"""Write the completion scripts and `catalog.py` from the commands and the table of models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOP = Path(__file__).parent.parent
 
 
 def generated() -> dict[Path, str]:
-    """Return the text of every file that is made, by its path."""
+    """Return the text of every generated file, by its path."""
     root = get_command(app)
     assert isinstance(root, TyperGroup)
     commands = read_commands(root)

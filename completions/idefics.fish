@@ -1,6 +1,6 @@
 # Completion of `idefics` in fish. Made by `idefics completion show fish`; do not edit.
 
-# Whether the words that are no options begin with $argv, and no command of the group follows.
+# Whether the words without options begin with $argv, and no command of that group follows.
 function __idefics_at
     set -l words (commandline -opc)
     set -e words[1]
@@ -23,8 +23,8 @@ function __idefics_answers
         $program __complete $argv[1] '' 2>/dev/null
         return
     end
-    # What pip puts in front of the program takes longer than the answer: call its Python. So does
-    # Python's look at what is installed, where it is plain where we are.
+    # The wrapper script of pip takes longer than the answer, so call its Python directly. Skip the
+    # search for installed packages (-S) if the folder of this package is known.
     set -l options -P
     set -l site
     for folder in (string replace -r '/bin/.*' '' -- $call[1])/lib/python3*/site-packages
@@ -41,7 +41,7 @@ function __idefics_models
     string match -q '*/*' -- (commandline -ct); and __fish_complete_directories
 end
 
-# Writes the folders, and the files that match the pattern $argv[1]; all files if none does.
+# Writes folders and the files that match the pattern $argv[1], or all files if none matches.
 function __idefics_files
     set -l token (string replace -r -- '^--?[^=/]*=' '' (commandline -ct))
     set -l all (complete -C "__fish_command_without_completions $token")
@@ -79,7 +79,7 @@ complete -c idefics -n '__idefics_at' -a demo -d 'Write sample pictures that the
 complete -c idefics -n '__idefics_at' -a sessions -d 'List the chats that are kept; show, export and remove them'
 complete -c idefics -n '__idefics_at' -a models -d 'List the models: what each takes, whether it is downloaded, how it would run here'
 complete -c idefics -n '__idefics_at' -a config -d 'Show every setting, its value and where it comes from'
-complete -c idefics -n '__idefics_at' -a completion -d 'Complete commands, options, models and pictures with TAB'
+complete -c idefics -n '__idefics_at' -a completion -d 'Set up the completion of commands, options, models and pictures with TAB'
 complete -c idefics -n '__idefics_at' -s V -l version -d 'Show the version and exit'
 complete -c idefics -n '__idefics_at' -s h -l help -d 'Show this message and exit'
 
@@ -317,7 +317,7 @@ complete -c idefics -n '__idefics_at config' -s h -l help -d 'Show this message 
 complete -c idefics -n '__idefics_at config path' -s h -l help -d 'Show this message and exit'
 
 complete -c idefics -n '__idefics_at completion' -a show -d 'Print the script for a shell'
-complete -c idefics -n '__idefics_at completion' -a install -d 'Write the script into your folder for it, and say what is left to do'
+complete -c idefics -n '__idefics_at completion' -a install -d 'Write the script into your folder of completions, and print the next step'
 complete -c idefics -n '__idefics_at completion' -s h -l help -d 'Show this message and exit'
 
 complete -c idefics -n '__idefics_at completion show' -s q -l quiet -d 'Show errors only'

@@ -5,7 +5,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
 
     $table = @{
         'idefics' = @{
-            Commands = [ordered]@{ 'ask' = 'Answer one question about pictures'; 'chat' = 'Talk about pictures; or answer a question that is piped in'; 'caption' = 'Caption pictures, one line each: the path, a tab, the caption'; 'doctor' = 'Show what this machine has, what would run on it, and why'; 'bench' = 'Measure ours against plain transformers: same weights, same requests, in turns'; 'demo' = 'Write sample pictures that the built-in model knows to talk about'; 'sessions' = 'List the chats that are kept; show, export and remove them'; 'models' = 'List the models: what each takes, whether it is downloaded, how it would run here'; 'config' = 'Show every setting, its value and where it comes from'; 'completion' = 'Complete commands, options, models and pictures with TAB' }
+            Commands = [ordered]@{ 'ask' = 'Answer one question about pictures'; 'chat' = 'Talk about pictures; or answer a question that is piped in'; 'caption' = 'Caption pictures, one line each: the path, a tab, the caption'; 'doctor' = 'Show what this machine has, what would run on it, and why'; 'bench' = 'Measure ours against plain transformers: same weights, same requests, in turns'; 'demo' = 'Write sample pictures that the built-in model knows to talk about'; 'sessions' = 'List the chats that are kept; show, export and remove them'; 'models' = 'List the models: what each takes, whether it is downloaded, how it would run here'; 'config' = 'Show every setting, its value and where it comes from'; 'completion' = 'Set up the completion of commands, options, models and pictures with TAB' }
             Flags = [ordered]@{ '--version' = 'Show the version and exit'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()
@@ -138,7 +138,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
             Repeated = ''
         }
         'idefics completion' = @{
-            Commands = [ordered]@{ 'show' = 'Print the script for a shell'; 'install' = 'Write the script into your folder for it, and say what is left to do' }
+            Commands = [ordered]@{ 'show' = 'Print the script for a shell'; 'install' = 'Write the script into your folder of completions, and print the next step' }
             Flags = [ordered]@{ '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()

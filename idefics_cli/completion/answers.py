@@ -1,8 +1,8 @@
-"""The values that a shell cannot know: names of models and of sessions.
+"""The values that a script for a shell cannot hold: names of models and of sessions.
 
-Asked at a press of TAB, so nothing is imported that Python has not loaded at its start: `re` and
-`json` alone would take half as long as all of Python, and `pathlib` as long. What is read here is
-written by `models.cache` and `chat.store`; the tests hold the two sides together.
+A press of TAB waits for this module, so it imports only what Python loads at its start: `re` and
+`json` would add half of the start-up time of Python, and `pathlib` as much again. The files read
+here are written by `models.hub.cache` and `chat.store`; tests compare the two sides.
 """
 
 import os
@@ -10,21 +10,21 @@ import sys
 
 from idefics_cli.completion.catalog import MODELS
 
-# What type checkers take for true; the real one is in `typing`, which is slow to import.
+# Type checkers treat this name as true; importing it from `typing` would be slow.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BUILT_IN = "demo"
+BUILT_IN = "demo"
 _NEWEST_SESSIONS = 50
 _TITLE_CHARACTERS = 60
 
 
 def run(arguments: list[str]) -> None:
-    """Write what completes and end the process: on each line a value, a tab and a note.
+    """Write the completions and end the process: on each line a value, a tab and a note.
 
     Args:
-        arguments: The kind, `models` or `sessions`, and the beginning of the value.
+        arguments: The kind (`models` or `sessions`) and the beginning of the value.
     """
     kind, start = (*arguments, "", "")[:2]
     answer = {"models": models, "sessions": sessions}.get(kind)
@@ -33,25 +33,25 @@ def run(arguments: list[str]) -> None:
     try:  # noqa: SIM105 (contextlib is not loaded yet)
         os.write(1, text.encode("utf-8", "replace"))
     except OSError:
-        pass  # the shell has lost interest
-    # There is nothing to tidy up, and Python would take a while to find that out.
+        pass  # the shell has closed the pipe
+    # An ordinary exit takes longer, and there is nothing to clean up.
     os._exit(0 if answer else 2)
 
 
 def models(start: str, environ: "Mapping[str, str]") -> list[tuple[str, str]]:
-    """Return the names of models that begin with *start*, each with what is known of it."""
-    root = _hub_cache(environ)
+    """Return the names of models that begin with *start*, each with its summary."""
+    root = hub_cache_path(environ)
     rows = []
     for name, repo, summary in MODELS:
         if name.startswith(start):
-            cached = repo != _BUILT_IN and _is_cached(f"{root}/models--{repo.replace('/', '--')}")
+            cached = repo != BUILT_IN and _is_cached(f"{root}/models--{repo.replace('/', '--')}")
             rows.append((name, f"downloaded; {summary}" if cached else summary))
     return rows
 
 
 def sessions(start: str, environ: "Mapping[str, str]") -> list[tuple[str, str]]:
-    """Return the names, or else ids, of the last sessions that begin with *start*."""
-    folder = f"{_data_folder(environ)}/sessions"
+    """Return the names (or ids) of the latest sessions that begin with *start*."""
+    folder = f"{data_folder_path(environ)}/sessions"
     found = []
     for file in _names(folder):
         key, dot, ending = file.partition(".")
@@ -61,7 +61,7 @@ def sessions(start: str, environ: "Mapping[str, str]") -> list[tuple[str, str]]:
             except OSError:
                 continue
     found.sort(reverse=True)
-    rows = [("last", "the last one")] if found else []
+    rows = [("last", "the last chat")] if found else []
     rows += [_session(f"{folder}/{key}.jsonl", key) for _, key in found[:_NEWEST_SESSIONS]]
     return [row for row in rows if row[0].startswith(start) and row[0].isprintable()]
 
@@ -75,7 +75,7 @@ def _session(path: str, key: str) -> tuple[str, str]:
     name, title = "", ""
     for line in lines:
         if line.startswith((b'{"event":"started"', b'{"event":"changed"')):
-            # A quotation mark inside a JSON text has a backslash before it, so this is a key.
+            # Inside a JSON text a quotation mark follows a backslash, so this matches only a key.
             if b',"name":' in line:
                 name = _text_after(line, b',"name":"')
         elif not title and line.startswith(b'{"event":"asked"'):
@@ -84,12 +84,12 @@ def _session(path: str, key: str) -> tuple[str, str]:
 
 
 def _text_after(line: bytes, mark: bytes) -> str:
-    """Return the JSON text that follows *mark*; "" if there is none, as for null."""
+    """Return the JSON text after *mark*; "" if there is none, for example for null."""
     _, found, rest = line.partition(mark)
     if not found:
         return ""
     parts: list[str] = []
-    # Between pairs of backslashes, a backslash escapes what follows it.
+    # A pair of backslashes is one backslash; any other backslash escapes the next character.
     for piece in rest.decode("utf-8", "replace").split("\\\\"):
         piece = piece.replace('\\"', "\0").replace("\\n", " ").replace("\\t", " ")
         head, quote, _ = piece.partition('"')
@@ -115,7 +115,7 @@ def _is_cached(folder: str) -> bool:
 
 
 def _has_weights(names: list[str]) -> bool:
-    """Whether all parts are among *names*; they count themselves: model-00001-of-00007."""
+    """Whether all weights are among *names*; a part has their number: model-00001-of-00007."""
     if "model.safetensors.index.json" not in names:
         return "model.safetensors" in names
     parts = [name for name in names if "-of-" in name and name.endswith(".safetensors")]
@@ -130,16 +130,16 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-def _hub_cache(environ: "Mapping[str, str]") -> str:
-    """Return what `huggingface_hub.constants.HF_HUB_CACHE` would be."""
+def hub_cache_path(environ: "Mapping[str, str]") -> str:
+    """Return the path of the Hub cache; equals `core.paths.hub_cache`."""
     base = environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
     home = environ.get("HF_HOME", os.path.join(base, "huggingface"))
     cache = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
     return os.path.expandvars(os.path.expanduser(environ.get("HF_HUB_CACHE", cache)))
 
 
-def _data_folder(environ: "Mapping[str, str]") -> str:
-    """Return what `core.paths.data_folder` would."""
+def data_folder_path(environ: "Mapping[str, str]") -> str:
+    """Return the path of the folder of sessions; equals `core.paths.data_folder`."""
     base = environ.get("XDG_DATA_HOME", "")
     if not (base and os.path.isabs(base)):
         base = os.path.join(environ.get("HOME") or "/", ".local/share")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand, Value
+from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand
 
 _HEAD = r"""# Completion of `idefics` in bash. Made by `idefics completion show bash`; do not edit.
 
-# Sets what the command of the words $1 takes: `commands`, `flags`, `valued` and `arguments`.
+# Sets `commands`, `flags`, `valued` and `arguments` to those of the command $1.
 _idefics_command() {
     case $1 in
 """
@@ -14,7 +14,7 @@ _idefics_command() {
 _TAIL = r"""    esac
 }
 
-# Sets `kind`, of the value that the option $1 takes; fails if it takes none.
+# Sets `kind` to the kind of value of the option $1; fails if the option takes no value.
 _idefics_kind() {
     local pair
     for pair in $valued; do
@@ -25,11 +25,11 @@ _idefics_kind() {
     return 1
 }
 
-# Writes the values of the kind $1 that begin with $2, on each line a value, a tab and a note, and
-# ends the subshell that it runs in.
+# Writes the values of the kind $1 that begin with $2: on each line a value, a tab and a note.
+# Ends the subshell in which it runs.
 _idefics_ask() {
     local name folder program= line= options=-P site= IFS=:
-    # By hand, as `$(type -P …)` would cost a process.
+    # Not with `$(type -P …)`, which starts a process.
     for name in "${words[0]/#\~/$HOME}" idefics; do
         [[ $name == */* && -x $name ]] && program=$name
         for folder in $PATH; do
@@ -41,9 +41,9 @@ _idefics_ask() {
     IFS=$' \t\n'
     { IFS= read -r line <"$program"; } 2>/dev/null
     line=${line#'#!'}
-    # What pip puts in front of the program takes longer than the answer: call its Python.
+    # The wrapper script of pip takes longer than the answer, so call its Python directly.
     [[ ${line%% *} == */bin/*python* ]] || exec "$program" __complete "$1" "$2" 2>/dev/null
-    # And so does Python's look at what is installed, where it is plain where we are.
+    # Skip the search for installed packages (-S) if the folder of this package is known.
     for folder in "${line%%/bin/*}"/lib/python3*/site-packages; do
         [[ -e $folder/idefics_cli/completion/answers.py ]] && options=-SP site=$folder
     done
@@ -66,7 +66,7 @@ _idefics_offer_answers() {
         notes+=("$note")
     done < <(_idefics_ask "$1" "${cur//\\/}")
     compopt -o nosort 2>/dev/null
-    # One match is inserted; several are shown, each with its note. 37 and 42 insert them in turn.
+    # Show several matches with their notes. COMP_TYPE 37 and 42 insert matches instead.
     if (( ${#COMPREPLY[@]} > 1 && COMP_TYPE != 37 && COMP_TYPE != 42 )); then
         local i width=0
         for value in "${COMPREPLY[@]}"; do
@@ -80,10 +80,10 @@ _idefics_offer_answers() {
     fi
 }
 
-# Offers folders and the files of the kind $1; all files if there is no picture.
+# Offers folders and the files of the kind $1, or all files if there is no picture.
 _idefics_offer_files() {
     local start=$cur path home=
-    # Readline hands a quoted word over with its quotes, and quotes what it gets back.
+    # Readline passes a quoted word with its quotes, and quotes the result itself.
     case $start in
     [\"\']*) start=${start:1} ;;
     *) start=${start//\\/} ;;
@@ -110,7 +110,7 @@ _idefics() {
     local cur kind='' path=idefics option='' ended='' position=0
     local line=${COMP_LINE:0:COMP_POINT} words=() word i
     COMPREPLY=()
-    # Readline parts words at `=` and `:` too; put together what has no blank between.
+    # Readline also splits words at `=` and `:`; join the parts without a blank between them.
     for (( i = 0; i <= COMP_CWORD; i++ )); do
         word=${line%%[![:space:]]*}
         line=${line#"$word"}
@@ -175,7 +175,7 @@ _idefics() {
     pictures | files | folders) _idefics_offer_files "$kind" ;;
     esac
 
-    # Readline replaces what follows the last `:` only.
+    # Readline replaces only the text after the last `:`.
     if [[ $cur == *:* && $COMP_WORDBREAKS == *:* && $cur != [\"\']* ]]; then
         local colon=${cur%"${cur##*:}"}
         COMPREPLY=("${COMPREPLY[@]#"$colon"}")
@@ -197,14 +197,14 @@ def bash_script(root: ShellCommand) -> str:
 
 def _case(command: ShellCommand) -> str:
     valued = [
-        f"{flag}={_kind(option.value)}"
+        f"{flag}={option.value.code}"
         for option in command.options
         if option.value
         for flag in option.flags
     ]
-    # The short forms are quicker typed than completed.
+    # Short flags are faster to type than to complete.
     flags = [f for option in command.options for f in option.flags if f.startswith("--")]
-    arguments = [_kind(a.value) + ("*" if a.repeats else "") for a in command.arguments]
+    arguments = [a.value.code + ("*" if a.repeats else "") for a in command.arguments]
     rows = {
         "commands": [child.path[-1] for child in command.commands],
         "flags": flags,
@@ -213,7 +213,3 @@ def _case(command: ShellCommand) -> str:
     }
     lines = "".join(f"        {name}='{' '.join(words)}'\n" for name, words in rows.items())
     return f"    '{' '.join(command.path)}')\n{lines}        ;;\n"
-
-
-def _kind(value: Value) -> str:
-    return f"words:{','.join(value.words)}" if value.kind == "words" else value.kind

@@ -6,7 +6,7 @@ from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand, V
 
 _HEAD = r"""# Completion of `idefics` in fish. Made by `idefics completion show fish`; do not edit.
 
-# Whether the words that are no options begin with $argv, and no command of the group follows.
+# Whether the words without options begin with $argv, and no command of that group follows.
 function __idefics_at
     set -l words (commandline -opc)
     set -e words[1]
@@ -29,8 +29,8 @@ function __idefics_answers
         $program __complete $argv[1] '' 2>/dev/null
         return
     end
-    # What pip puts in front of the program takes longer than the answer: call its Python. So does
-    # Python's look at what is installed, where it is plain where we are.
+    # The wrapper script of pip takes longer than the answer, so call its Python directly. Skip the
+    # search for installed packages (-S) if the folder of this package is known.
     set -l options -P
     set -l site
     for folder in (string replace -r '/bin/.*' '' -- $call[1])/lib/python3*/site-packages
@@ -47,7 +47,7 @@ function __idefics_models
     string match -q '*/*' -- (commandline -ct); and __fish_complete_directories
 end
 
-# Writes the folders, and the files that match the pattern $argv[1]; all files if none does.
+# Writes folders and the files that match the pattern $argv[1], or all files if none matches.
 function __idefics_files
     set -l token (string replace -r -- '^--?[^=/]*=' '' (commandline -ct))
     set -l all (complete -C "__fish_command_without_completions $token")
@@ -71,7 +71,7 @@ def fish_script(root: ShellCommand) -> str:
 
 
 def _groups(commands: list[ShellCommand]) -> str:
-    """Return the function that lists the commands of a group."""
+    """Return the function that lists the commands of each group."""
     lines = ["", "function __idefics_commands", '    switch "$argv"']
     for command in commands:
         if command.commands:
@@ -102,9 +102,9 @@ def _flag(flag: str) -> str:
 
 
 def _takes(value: Value) -> str:
-    """Return how the value of an option is completed: -x without files, -r -F with them."""
+    """Return the flags of `complete` for *value*: -x offers no files, -r -F offers files."""
     if value.kind == "words":
-        # A note of its own, though empty, stands in place of the option's, which is for all.
+        # An empty note for each word; without it, fish shows the help of the option for each.
         rows = " ".join(rf"{word}\t''" for word in value.words)
         return f'-x -a "{rows}"'
     return {

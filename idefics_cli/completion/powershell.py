@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.completion.spec import PICTURE_ENDINGS, ShellCommand, Value
+from idefics_cli.completion.spec import PICTURE_ENDINGS, ShellCommand
 
 _HEAD = r"""# Completion of `idefics` in PowerShell. Made by `idefics completion show powershell`.
 
@@ -98,9 +98,9 @@ def powershell_script(root: ShellCommand) -> str:
 def _entry(command: ShellCommand) -> str:
     commands = [(child.path[-1], child.help) for child in command.commands]
     flags = [(f, o.help) for o in command.options for f in o.flags if f.startswith("--")]
-    valued = [(f, _kind(o.value)) for o in command.options if o.value for f in o.flags]
-    arguments = [_quoted(_kind(a.value)) for a in command.arguments]
-    repeated = [_kind(a.value) for a in command.arguments if a.repeats]
+    valued = [(f, o.value.code) for o in command.options if o.value for f in o.flags]
+    arguments = [_quoted(a.value.code) for a in command.arguments]
+    repeated = [a.value.code for a in command.arguments if a.repeats]
     return (
         f"        {_quoted(' '.join(command.path))} = @{{\n"
         f"            Commands = [ordered]{_hash(commands)}\n"
@@ -115,10 +115,6 @@ def _entry(command: ShellCommand) -> str:
 def _hash(rows: list[tuple[str, str]]) -> str:
     pairs = "; ".join(f"{_quoted(key)} = {_quoted(value)}" for key, value in rows)
     return f"@{{ {pairs} }}" if pairs else "@{}"
-
-
-def _kind(value: Value) -> str:
-    return f"words:{','.join(value.words)}" if value.kind == "words" else value.kind
 
 
 def _quoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Every shell: its script, and where a user's own folder for it is."""
+"""The table of shells: the script for each, and the place where a user installs it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from idefics_cli.models.hub.registry import MODELS
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """A shell that can complete.
+    """A shell with completion.
 
     Attributes:
         file: Name of the script in `completions/`.
-        render: Makes it.
-        place: Where a user installs it, by the environment.
-        next_step: What is to be done after that; `{path}` and `{folder}` are the script's.
+        render: Function that makes the script.
+        place: Function from the environment to the path where a user installs the script.
+        next_step: Instruction for the user; `{path}` and `{folder}` are those of the script.
     """
 
     file: str
@@ -39,7 +39,7 @@ def _home(environ: Mapping[str, str]) -> Path:
     home = environ.get("HOME") or environ.get("USERPROFILE")
     if not home:
         raise IdeficsError(
-            "no home folder: HOME is not set",
+            "no home folder: the variable HOME is not set",
             hint="`idefics completion show SHELL` prints the script",
         )
     return Path(home)
@@ -52,7 +52,7 @@ def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
 
 
 def _bash_place(environ: Mapping[str, str]) -> Path:
-    # Looked for by bash-completion 2.
+    # bash-completion 2 searches these folders.
     own = environ.get("BASH_COMPLETION_USER_DIR", "")
     share = _xdg(environ, "XDG_DATA_HOME", ".local/share") / "bash-completion"
     return (Path(own) if os.path.isabs(own) else share) / "completions" / "idefics"
@@ -78,31 +78,31 @@ SHELLS: Mapping[str, Shell] = MappingProxyType(
             "idefics.bash",
             bash_script,
             _bash_place,
-            "open a new terminal; without the package bash-completion, add to ~/.bashrc:\n"
+            "open a new terminal; without the package bash-completion, first add to ~/.bashrc:\n"
             "  source '{path}'",
         ),
         "zsh": Shell(
             "_idefics",
             zsh_script,
             _zsh_place,
-            "add to ~/.zshrc, unless it is there, and open a new terminal:\n"
+            "add to ~/.zshrc, if it is not there, and open a new terminal:\n"
             "  fpath=('{folder}' $fpath)\n"
             "  autoload -Uz compinit && compinit",
         ),
-        "fish": Shell("idefics.fish", fish_script, _fish_place, "it works in every new terminal"),
+        "fish": Shell("idefics.fish", fish_script, _fish_place, "open a new terminal"),
         "powershell": Shell(
             "idefics.ps1",
             powershell_script,
             _powershell_place,
-            "add to the file that $PROFILE names, and open a new terminal:\n  . '{path}'",
+            "add to the file $PROFILE, and open a new terminal:\n  . '{path}'",
         ),
     }
 )
-"""Every shell by name; a row is all that a new one needs."""
+"""The shells by name; a new shell is one row."""
 
 
 def install(path: Path, script: str, *, dry_run: bool = False) -> bool:
-    """Write *script* to *path* unless it is there, and return whether that was needed.
+    """Write *script* to *path* if the file differs, and return whether it did.
 
     Raises:
         IdeficsError: If the file cannot be written.
@@ -123,7 +123,7 @@ def install(path: Path, script: str, *, dry_run: bool = False) -> bool:
 
 
 def catalog() -> str:
-    """Return `catalog.py`: of each model what `answers.py` needs, without the registry."""
+    """Return the text of `catalog.py`: the fields of each model that `answers.py` needs."""
     rows = "".join(
         f"    (\n        {_literal(m.name)},\n        {_literal(m.repo)},\n"
         f"        {_literal(m.summary)},\n    ),\n"

@@ -1,4 +1,4 @@
-"""What there is to complete, read from the commands themselves."""
+"""Commands, options and arguments to complete, read from the Typer commands."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PROGRAM = "idefics"
 PICTURE_ENDINGS = (
     "avif", "bmp", "gif", "heic", "heif", "jpeg", "jpg", "jp2", "png", "tif", "tiff", "webp",
 )  # fmt: skip
-"""Of the pictures that people have; any file is completed where no name has one of these."""
+"""File name extensions of pictures; if no file has one of them, all files are offered."""
 
 ANSWER = (
     "import sys; sys.path[:0] = sys.argv[3:]; "
     "from idefics_cli.completion.answers import run; run(sys.argv[1:3])"
 )
-"""What Python does to answer a shell: given the kind, the beginning, and the folder of packages."""
+"""The Python code that a script runs, with the kind, the beginning and the folder of packages."""
 
 _BY_METAVAR: dict[str, Kind] = {
     "FILE": "files",
@@ -36,17 +36,22 @@ _BY_METAVAR: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What an option or argument takes.
+    """The value of an option or argument.
 
     Attributes:
-        kind: Where the values come from.
+        kind: Source of the values.
         name: The metavar, for people.
-        words: Every value, of the kind `words`.
+        words: All values, for the kind `words`.
     """
 
     kind: Kind
     name: str
     words: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> str:
+        """The kind in the scripts for bash and PowerShell, with its words after `words:`."""
+        return f"words:{','.join(self.words)}" if self.kind == "words" else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,10 @@ class ShellOption:
     """An option of a command.
 
     Attributes:
-        flags: All its spellings, also those that switch it off.
+        flags: All names, including the negative ones such as `--no-stream`.
         help: One line.
-        value: None for a switch.
-        repeats: Whether it may be given again.
+        value: Value of the option; None for a switch.
+        repeats: Whether the option can be repeated.
     """
 
     flags: tuple[str, ...]
@@ -68,7 +73,7 @@ class ShellOption:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a command; *repeats* only of the last one."""
+    """An argument of a command; only the last one can have *repeats*."""
 
     value: Value
     repeats: bool
@@ -79,11 +84,11 @@ class ShellCommand:
     """A command or a group of them.
 
     Attributes:
-        path: The words that call it, from the program on.
+        path: The words that call the command, including the program.
         help: One line.
-        options: In the order of its help.
-        arguments: In order.
-        commands: Of a group.
+        options: Options, in the order of the help.
+        arguments: Arguments, in order.
+        commands: Commands of a group.
     """
 
     path: tuple[str, ...]
@@ -93,14 +98,14 @@ class ShellCommand:
     commands: tuple[ShellCommand, ...]
 
     def walk(self) -> Iterator[ShellCommand]:
-        """Yield this command and all below it."""
+        """Yield this command and all commands below it."""
         yield self
         for command in self.commands:
             yield from command.walk()
 
 
 def read_commands(root: TyperGroup) -> ShellCommand:
-    """Return all that can be typed after the name of the program; hidden things are left out."""
+    """Return the program with all its commands and options, except the hidden ones."""
     return _command(root, (PROGRAM,), None)
 
 
@@ -130,7 +135,7 @@ def _command(
 def _option(option: TyperOption, context: typer.Context) -> ShellOption:
     takes_none = option.is_flag or option.count
     return ShellOption(
-        # Sorted, as Click has those for help in a set.
+        # Sorted, because Typer keeps the flags of `--help` in a set.
         flags=(*sorted(option.opts, key=_is_long), *option.secondary_opts),
         help=_line(option.help),
         value=None if takes_none else _value(option, context),
@@ -146,7 +151,7 @@ def _value(parameter: TyperOption | TyperArgument, context: typer.Context) -> Va
     name = (parameter.metavar or parameter.name or "VALUE").strip("[]").upper()
     kind = "sessions" if parameter.name == "session" else _BY_METAVAR.get(name)
     if name == "PATH" and isinstance(parameter, TyperOption):
-        kind = "files"  # where the output goes; paths of pictures are arguments
+        kind = "files"  # the output; the paths of pictures are arguments
     if kind is not None:
         return Value(kind, name)
     words = tuple(item.value for item in parameter.shell_complete(context, ""))

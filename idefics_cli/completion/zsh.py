@@ -1,4 +1,4 @@
-"""The script for zsh 5 and later: a function for the folder of completions, or to be sourced."""
+"""The script for zsh 5 and later; it can be sourced, or stored in a folder of `$fpath`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand, S
 _HEAD = r"""#compdef idefics
 # Completion of `idefics` in zsh. Made by `idefics completion show zsh`; do not edit.
 
-# Offers the values of the kind $1 with their notes.
+# Offers the values of the kind $1, with their notes.
 __idefics_answers() {
   local program line value note
   local -a rows sites
@@ -16,8 +16,8 @@ __idefics_answers() {
   [[ -r $program ]] && { IFS= read -r line <$program } 2>/dev/null
   line=${line#'#!'}
   local -a call=($program __complete $1 '')
-  # What pip puts in front of the program takes longer than the answer: call its Python. So does
-  # Python's look at what is installed, where it is plain where we are.
+  # The wrapper script of pip takes longer than the answer, so call its Python directly. Skip the
+  # search for installed packages (-S) if the folder of this package is known.
   if [[ ${line%% *} == */bin/*python* ]]; then
     sites=(${line%%/bin/*}/lib/python3*/site-packages/idefics_cli/completion/answers.py(N[1]:h:h:h))
     call=(${=line} -${sites:+S}P -c '@ANSWER@' $1 '' $sites)
@@ -136,5 +136,5 @@ def _bracketed(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return *text* as it stands between single quotes."""
+    """Return *text* with escapes for use between single quotes."""
     return text.replace("'", "'\\''")

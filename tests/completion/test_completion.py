@@ -1,4 +1,4 @@
-"""The scripts for shells, and the answers that they ask for; the shells themselves: beside this."""
+"""The completion scripts and the answers for them; `test_shells.py` runs the shells."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def option(path: str, flag: str) -> ShellOption:
 def test_the_committed_script_is_what_the_commands_give(name: str) -> None:
     shell = SHELLS[name]
     committed = (TOP / "completions" / shell.file).read_text(encoding="utf-8")
-    # Not in the comparison: pytest would print the difference of two long texts for minutes.
+    # Compared outside of the assert: pytest would take minutes to show the difference.
     is_same = committed == shell.render(commands())
     assert is_same, REMEDY
 
@@ -114,7 +114,7 @@ def test_every_flag_of_every_command_is_in_every_script() -> None:
                 shown = f"-l {flag[2:]}" if name == "fish" and flag.startswith("--") else flag
                 shown = f"-s {flag[1:]}" if name == "fish" and not flag.startswith("--") else shown
                 if name in ("bash", "powershell") and not flag.startswith("--"):
-                    continue  # short ones are quicker typed, and known where they take a value
+                    continue  # these scripts do not offer short flags
                 assert re.search(rf"{re.escape(shown)}\b", script), (name, flag)
 
 
@@ -124,7 +124,7 @@ def test_powershell_s_script_closes_what_it_opens_and_has_no_key_twice() -> None
     for opening, closing in ("{}", "()", "[]"):
         assert bare.count(opening) == bare.count(closing)
     for table in re.findall(r"(?:Flags = \[ordered\]|Valued = )@\{(.*?)\}\n", script):
-        # Its tables take keys in any case, so `-c` and `-C` would be one.
+        # The keys of its tables ignore case, so `-c` and `-C` would be equal.
         keys = [key.lower() for key in re.findall(r"(?:^ |; )'(-[^']+)' =", table)]
         assert len(keys) == len(set(keys))
 
@@ -135,13 +135,13 @@ def test_powershell_s_script_closes_what_it_opens_and_has_no_key_twice() -> None
 def test_installing_twice_changes_nothing_and_says_so(tmp_path: Path) -> None:
     first = run("completion", "install", "fish")
     path = Path.home() / ".config" / "fish" / "completions" / "idefics.fish"
-    assert tuple(first) == (0, f"{path}\n", "it works in every new terminal\n")
+    assert tuple(first) == (0, f"{path}\n", "open a new terminal\n")
     before = path.stat().st_mtime_ns
     again = run("completion", "install", "fish")
     assert tuple(again) == (
         0,
         f"{path}\n",
-        "it is there already, and the same\nit works in every new terminal\n",
+        "the file is already there and up to date\nopen a new terminal\n",
     )
     assert path.stat().st_mtime_ns == before
 
@@ -150,7 +150,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     ran = run("completion", "install", "bash", "--dry-run")
     path = Path.home() / ".local/share/bash-completion/completions/idefics"
     assert (ran.code, ran.out) == (0, f"{path}\n")
-    assert ran.err.startswith("would write\n")
+    assert ran.err.startswith("would write this file:\n")
     assert f"source '{path}'" in ran.err
     assert not any(Path.home().iterdir())
 
@@ -183,7 +183,7 @@ def test_an_unknown_shell_is_told() -> None:
     assert tuple(run("completion", "show", "tcsh")) == (
         2,
         "",
-        "error: no completion for the shell `tcsh`\nhint: there is bash, zsh, fish, powershell\n",
+        "error: no completion for the shell `tcsh`\nhint: choose bash, zsh, fish or powershell\n",
     )
 
 
@@ -237,8 +237,8 @@ def test_a_model_is_told_as_downloaded_when_the_cache_has_all_of_it(
 def test_models_are_those_of_the_registry() -> None:
     assert answers.models("", {}) == [(m.name, m.summary) for m in MODELS.values()]
     assert answers.models("idefics3", {}) == [("idefics3-8b", MODELS["idefics3-8b"].summary)]
-    # The one that needs no download is known by this name in both places.
-    assert (answers._BUILT_IN, MODELS[DEMO].repo) == (DEMO, DEMO)
+    # Both modules know the built-in model, which needs no download, by one name.
+    assert (answers.BUILT_IN, MODELS[DEMO].repo) == (DEMO, DEMO)
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,13 @@ def test_models_are_those_of_the_registry() -> None:
     ids=str,
 )
 def test_the_cache_is_where_the_hub_client_has_it(environ: Mapping[str, str]) -> None:
-    # Its constants are read once, at import.
+    # huggingface_hub reads the variables once, at import.
     code = "from huggingface_hub.constants import *; print(HF_HUB_CACHE, end='')"
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**clean, **environ}, capture_output=True, check=True
     )
-    assert answers._hub_cache(environ) == done.stdout.decode()
+    assert answers.hub_cache_path(environ) == done.stdout.decode()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_the_cache_is_where_the_hub_client_has_it(environ: Mapping[str, str]) ->
     ids=str,
 )
 def test_the_sessions_are_where_the_store_has_them(environ: Mapping[str, str]) -> None:
-    assert answers._data_folder(environ) == str(data_folder(environ))
+    assert answers.data_folder_path(environ) == str(data_folder(environ))
 
 
 def test_sessions_are_those_of_the_store() -> None:
@@ -292,7 +292,7 @@ def test_sessions_are_those_of_the_store() -> None:
         os.utime(data_folder(os.environ) / "sessions" / f"{session.id}.jsonl", (number, number))
     stored = {info.name or info.id for info in store.list()}
     rows = answers.sessions("", os.environ)
-    assert rows[0] == ("last", "the last one")
+    assert rows[0] == ("last", "the last chat")
     assert {value for value, _ in rows[1:]} == stored
     assert "renamed" in stored
     titles = [note for _, note in rows[1:]]
@@ -387,5 +387,5 @@ def test_an_answer_takes_no_more_than_an_empty_python_and_a_third() -> None:
         pairs = [(seconds(*ask), seconds("-c", "pass")) for _ in range(15)]
         return statistics.median(answer / empty for answer, empty in pairs)
 
-    # The best of three: a busy machine only ever adds to it.
+    # The best of three: other programs can only add time.
     assert any(ratio() <= 1.3 for _ in range(3))

@@ -1,6 +1,6 @@
-"""Completion in the real shells, driven through a pseudo-terminal with a key for TAB.
+"""Completion in real shells, which a pseudo-terminal drives.
 
-The `idefics` that they find writes its arguments, so a test reads what was really inserted.
+The program `idefics` of these shells prints its arguments, so a test reads what TAB inserted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ print("ARGUMENTS" + json.dumps(sys.argv[1:]) + "END")
 
 @dataclass(frozen=True)
 class Kind:
-    """A shell, and how the script reaches it."""
+    """A shell, and the files that load the script in it."""
 
     name: str
     program: str
@@ -94,7 +94,7 @@ class Terminal:
             "TERM": "xterm-256color",
             "LC_ALL": "C.UTF-8",
             "PYTHONPATH": os.pathsep.join(sys.path),
-            # fish 4 asks the terminal what it can, and waits 10 s for an answer.
+            # fish 4 queries the terminal and waits 10 s for an answer.
             "fish_features": "no-query-term",
         }
         self.child = pexpect.spawn(
@@ -106,7 +106,7 @@ class Terminal:
         self.child.expect_exact(PROMPT)
 
     def shown_after(self, typed: str, *texts: str) -> None:
-        """Type *typed* and a TAB; wait until all *texts* are shown. Leaves the line unclear."""
+        """Type *typed* and a TAB; wait until all *texts* are shown. Leaves the line as it is."""
         self.child.send(typed + "\t")
         seen = ""
         while not all(text in seen for text in texts):
@@ -117,7 +117,7 @@ class Terminal:
             seen += ESCAPES.sub("", self.child.after)
 
     def arguments_after(self, typed: str) -> list[str]:
-        """Type *typed*, with its TABs, and Enter; return what the program was given."""
+        """Type *typed*, which may have TABs, and Enter; return the arguments of the program."""
         self.child.send(typed + "\r")
         try:
             self.child.expect(r"ARGUMENTS(\[.*?\])END")

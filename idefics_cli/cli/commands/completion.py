@@ -1,4 +1,4 @@
-"""`idefics completion`: the scripts that complete commands in shells."""
+"""`idefics completion`: print or install the completion script of a shell."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ShellName = Annotated[
 
 @app.callback(invoke_without_command=True)
 def completion(context: typer.Context) -> None:
-    """Complete commands, options, models and pictures with TAB."""
+    """Set up the completion of commands, options, models and pictures with TAB."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -53,9 +53,9 @@ def install(
     dry_run: options.DryRun = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Write the script into your folder for it, and say what is left to do.
+    """Write the script into your folder of completions, and print the next step.
 
-    Nothing else is changed; files as `~/.bashrc` are yours.
+    No other file is changed, such as `~/.bashrc`.
     """
     from idefics_cli.completion.scripts import install as write
 
@@ -65,9 +65,9 @@ def install(
     path = chosen.place(invocation.services.environ)
     is_new = write(path, _script(context, chosen), dry_run=is_trial)
     if not is_new:
-        console.tell("it is there already, and the same")
+        console.tell("the file is already there and up to date")
     elif is_trial:
-        console.tell("would write")
+        console.tell("would write this file:")
     console.line(str(path))
     for line in chosen.next_step.format(path=path, folder=path.parent).split("\n"):
         console.tell(line)
@@ -80,7 +80,7 @@ def _find(name: str) -> Shell:
         return SHELLS[{"pwsh": "powershell"}.get(name, name)]
     except KeyError:
         raise UsageError(
-            f"no completion for the shell `{name}`", hint=f"there is {', '.join(SHELLS)}"
+            f"no completion for the shell `{name}`", hint="choose bash, zsh, fish or powershell"
         ) from None
 
 
@@ -89,5 +89,5 @@ def _script(context: typer.Context, shell: Shell) -> str:
 
     root = context.find_root().command
     if not isinstance(root, TyperGroup):
-        raise TypeError("idefics is a group of commands")
+        raise TypeError("the root command is a group")
     return shell.render(read_commands(root))
