@@ -71,7 +71,7 @@ def lock(descriptor: int) -> None:
     """Lock the open file *descriptor* against every other process; keep its position.
 
     Raises:
-        BlockingIOError: If another process holds the lock; PermissionError on Windows.
+        BlockingIOError: If another process holds the lock.
         OSError: If the file system has no locks.
     """
     if sys.platform == "win32":
@@ -79,7 +79,10 @@ def lock(descriptor: int) -> None:
 
         position = os.lseek(descriptor, 0, os.SEEK_CUR)
         os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from error
         os.lseek(descriptor, position, os.SEEK_SET)
     else:
         import fcntl

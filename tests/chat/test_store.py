@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 
 from idefics_cli.chat.attachments import PictureOpener, StagedPicture
-from idefics_cli.chat.store import lock as lock_module
 from idefics_cli.chat.store.journal import SessionJournal
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.store.pictures import shown_source
 from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
 from idefics_cli.core.errors import IdeficsError, ImageError, SessionError, UsageError
+from idefics_cli.core.files import lock
 from idefics_cli.core.types import (
     Attachment,
     Completion,
@@ -380,7 +380,7 @@ def test_a_full_disk_changes_nothing(
                 raise OSError(28, "No space left on device")
             return write(descriptor, data[: len(data) // 2])
 
-        monkeypatch.setattr("idefics_cli.chat.store.journal.os.write", full)
+        monkeypatch.setattr("os.write", full)
         with pytest.raises(SessionError, match="no space left on device"):
             session.ask("b?")
         monkeypatch.undo()
@@ -497,11 +497,9 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    lock, calls = lock_module._lock, []
+    calls: list[int] = []
 
     def late(descriptor: int) -> None:
         if not calls:
@@ -510,8 +508,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(
         calls.append(descriptor)
         lock(descriptor)
 
-    monkeypatch.setattr(lock_module, "_lock", late)
-    with FileLock(path, wait_seconds=10):
+    with FileLock(path, wait_seconds=10, acquire=late):
         assert path.read_text() == f"{os.getpid()}\n"
         assert len(calls) == 2
 

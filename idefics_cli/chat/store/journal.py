@@ -1,13 +1,13 @@
-"""One append-only file of lines, written by one process at a time, safe against a sudden end."""
+"""The file of one session: lines on the disk, and a lock."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Self
 
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError, holder
 from idefics_cli.chat.store.pictures import make_private_folder, unwritable
+from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.files import write_whole
 
 
@@ -16,26 +16,18 @@ def lock_path(path: Path) -> Path:
     return path.with_suffix(".lock")
 
 
-def read_lines(path: Path) -> list[bytes]:
-    """Return the lines of the journal at *path* without the one that was not finished, if any.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    # After the last newline is either nothing or the line that a sudden end tore.
-    return path.read_bytes().split(b"\n")[:-1]
-
-
 class SessionJournal:
     """The journal at *path* and the lock on it.
 
-    Made and locked by the first line that may not wait; `resume` opens one that is there.
+    The first line that may not wait makes the file and locks it; `resume` opens a file that
+    exists. The lock is a file of its own: it names the process that holds it, and it is held
+    before the journal exists.
 
     Args:
-        path: The file; its folder is made, for the owner only, with it.
+        path: The file; its folder is made with it, for the owner only.
 
     Attributes:
-        size: Of the file, in bytes, after the last line that was written.
+        size: Size of the file in bytes, up to the last line that was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,11 +35,11 @@ class SessionJournal:
         self.size = 0
         self._waiting = b""
         self._lock: FileLock | None = None
-        self._descriptor: int | None = None
+        self._log: AppendLog | None = None
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Lock the journal at *path* and cut a torn last line off.
+        """Lock the journal at *path*, and cut off a torn last line.
 
         Raises:
             HeldElsewhereError: If another process has it open.
@@ -56,11 +48,9 @@ class SessionJournal:
         journal = cls(path)
         journal._lock = _locked(path)
         try:
-            journal._descriptor = os.open(path, os.O_RDWR | _BINARY | os.O_APPEND)
-            whole = sum(len(line) + 1 for line in read_lines(path))
-            if whole < path.stat().st_size:
-                os.ftruncate(journal._descriptor, whole)
-            journal.size = whole
+            journal._log = AppendLog(path, creates=False, is_locked=False, is_synced=True)
+            journal.size = sum(len(line) for _, line in read_lines(path))
+            journal._log.cut(journal.size)
         except OSError as error:
             journal.close()
             raise unwritable(f"the session `{path}`", error) from error
@@ -68,7 +58,7 @@ class SessionJournal:
 
     @classmethod
     def hold(cls, path: Path) -> Self:
-        """Lock the journal at *path*, and neither read nor write it.
+        """Lock the journal at *path* without reading or writing it.
 
         Raises:
             HeldElsewhereError: If another process has it open.
@@ -78,68 +68,48 @@ class SessionJournal:
         return journal
 
     def append(self, line: bytes, *, at: int, may_wait: bool = False) -> int:
-        """Bring *line*, with its newline, to the disk; return the new size.
+        """Write *line* to the disk; return the new size.
 
         Args:
-            line: One line.
-            at: The size after the last line that counts. Ctrl-C may come when a line is written
-                and the caller does not know yet: what is behind is cut off.
-            may_wait: It is of no use alone: while the file is not made, keep it until it is.
+            line: One line with its newline.
+            at: As in `AppendLog.append`; 0 makes the file.
+            may_wait: Keep the line in memory while the file does not exist: it is useless alone.
 
         Raises:
-            SessionError: If it cannot be written; then nothing of it is in the file.
+            SessionError: If it cannot be written; then no part of it is in the file.
         """
         if at == 0 and may_wait:
             self._waiting += line
             return 0
         try:
             if at == 0:
-                self._begin(self._waiting + line)
+                self.size = self._create(self._waiting + line)
+            elif self._log is None:
+                raise ValueError("the journal is closed")
             else:
-                self._write(line, at)
+                self.size = self._log.append(line, at=at)
         except OSError as error:
             raise unwritable(f"the session `{self.path}`", error) from error
-        self.size = at + len(line) if at else len(self._waiting + line)
         return self.size
 
     def close(self) -> None:
-        """Let others open it; idempotent."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Close the file and release the lock; idempotent."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         if self._lock is not None:
             self._lock.release()
 
-    def _begin(self, data: bytes) -> None:
+    def _create(self, data: bytes) -> int:
         make_private_folder(self.path.parent)
         if self._lock is None:
             self._lock = _locked(self.path)
-        # At once, so that there is never a file without a beginning.
+        # Atomically, so that a file without its first line never exists.
         write_whole(self.path, data, private=True)
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _BINARY)
-
-    def _write(self, data: bytes, at: int) -> None:
-        if self._descriptor is None:
-            raise ValueError("the journal is closed")
-        status = os.fstat(self._descriptor)
-        # What is written to a file that was removed is gone with us.
-        if status.st_nlink == 0:
-            raise FileNotFoundError(2, "the file was removed while it was open")
-        try:
-            if status.st_size > at:
-                os.ftruncate(self._descriptor, at)
-            written = 0
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
-            os.fsync(self._descriptor)
-        except BaseException:
-            os.ftruncate(self._descriptor, at)
-            raise
-
-
-_BINARY = getattr(os, "O_BINARY", 0)
+        if self._log is not None:
+            self._log.close()
+        self._log = AppendLog(self.path, creates=False, is_locked=False, is_synced=True)
+        return len(data)
 
 
 def _locked(path: Path) -> FileLock:

@@ -1,16 +1,17 @@
-"""One writer at a time: an advisory lock on a file, which the system lifts if the owner dies."""
+"""One writer at a time: an advisory lock on a file, which the system releases with its owner."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from idefics_cli.core.errors import SessionError
-from idefics_cli.core.files import lock as _lock
+from idefics_cli.core.files import lock
 
 _POLL_SECONDS = 0.02
 
@@ -20,19 +21,27 @@ class HeldElsewhereError(SessionError):
 
 
 class FileLock:
-    """The lock on the file at *path*, from creation until `release`; holds our process id.
+    """A lock on the file at *path*, from creation until `release`; it holds our process id.
 
     Args:
-        path: Its folder must be there; the file is removed at the end.
+        path: The lock file, in a folder that exists; `release` removes it.
         wait_seconds: How long to wait for another holder.
+        acquire: Locks an open file, as `core.files.lock`.
 
     Raises:
-        HeldElsewhereError: If another holds it; the message says who.
+        HeldElsewhereError: If another process holds the lock; the message names the process.
         SessionError: If the file system has no locks.
     """
 
-    def __init__(self, path: Path, *, wait_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        wait_seconds: float = 0.0,
+        acquire: Callable[[int], None] = lock,
+    ) -> None:
         self._path = path
+        self._acquire = acquire
         deadline = time.monotonic() + wait_seconds
         while (descriptor := self._try()) is None:
             if time.monotonic() >= deadline:
@@ -43,11 +52,11 @@ class FileLock:
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Let others have it; idempotent."""
+        """Release the lock; idempotent."""
         if self._descriptor is None:
             return
-        # Before the lock is lifted, so that nobody locks a file that is about to go. Windows
-        # removes no open file: there it stays, and does no harm.
+        # Removed before the lock is released, so that nobody locks a file that is about to be
+        # removed. Windows removes no open file: it stays there, and does no harm.
         with contextlib.suppress(OSError):
             self._path.unlink()
         os.close(self._descriptor)
@@ -65,20 +74,20 @@ class FileLock:
         self.release()
 
     def _try(self) -> int | None:
-        """Return the descriptor of the locked file; None if another holds it."""
+        """Return the descriptor of the locked file; None if another process holds it."""
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise _unlockable(self._path, error) from error
         try:
-            _lock(descriptor)
-            # The former holder may have removed the file between our opening and locking it.
+            self._acquire(descriptor)
+            # The former holder may have removed the file after we opened it.
             if not _is_same_file(descriptor, self._path):
                 os.close(descriptor)
                 return None
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
-        except (BlockingIOError, PermissionError):
+        except BlockingIOError:
             os.close(descriptor)
             return None
         except OSError as error:
@@ -95,7 +104,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Return who holds the lock at *path*, for people."""
+    """Return who holds the lock at *path*, for a message."""
     try:
         text = path.read_bytes()[:20].decode("ascii", "replace").strip()
     except OSError:

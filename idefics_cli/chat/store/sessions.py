@@ -20,10 +20,11 @@ from pathlib import Path
 from idefics_cli.chat.conversation import Conversation, Value
 from idefics_cli.chat.store import events
 from idefics_cli.chat.store.events import Event
-from idefics_cli.chat.store.journal import SessionJournal, lock_path, read_lines
+from idefics_cli.chat.store.journal import SessionJournal, lock_path
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.store.open_session import Desk, OpenSession
 from idefics_cli.chat.store.pictures import PictureFolder, make_private_folder, unwritable
+from idefics_cli.core.append_log import read_lines
 from idefics_cli.core.errors import SessionError, UsageError
 from idefics_cli.core.files import UNFINISHED
 
@@ -240,7 +241,7 @@ class SessionStore:
 
     def _load(self, path: Path) -> tuple[Conversation, Sequence[Event]]:
         try:
-            log = [_event(line, number) for number, line in enumerate(read_lines(path), 1)]
+            log = [_event(line, number) for number, (_, line) in enumerate(read_lines(path), 1)]
             return events.replay(log, self.pictures.path), log
         except FileNotFoundError:
             raise

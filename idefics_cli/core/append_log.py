@@ -1,0 +1,105 @@
+"""Files of lines that one process at a time appends to, safe against a sudden end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from idefics_cli.core.files import lock
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset and the bytes of each line of *path*, its newline included.
+
+    A last line without a newline was torn by a sudden end of the program, and is left out.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield offset, line
+            offset += len(line)
+
+
+class AppendLog:
+    """An open file of lines.
+
+    Args:
+        path: The file.
+        creates: Make the file if it does not exist.
+        is_locked: Lock the file against other processes until `close`. A caller that holds a
+            lock of its own needs none.
+        is_synced: Write each line to the disk before `append` returns.
+
+    Raises:
+        BlockingIOError: If another process has locked the file.
+        OSError: If it cannot be opened or locked.
+    """
+
+    def __init__(self, path: Path, *, creates: bool, is_locked: bool, is_synced: bool) -> None:
+        self._is_synced = is_synced
+        # Not truncated here, because another process may have it open.
+        flags = os.O_RDWR | _BINARY | (os.O_CREAT if creates else 0)
+        self._descriptor: int | None = os.open(path, flags, 0o666)
+        if not is_locked:
+            return
+        try:
+            lock(self._descriptor)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, line: bytes, *, at: int) -> int:
+        """Write *line* at the offset *at*, completely or not at all; return the new size.
+
+        Args:
+            line: One line with its newline.
+            at: The size of the log so far. Bytes after it are cut off: Ctrl-C may come after a
+                line is written and before its caller knows.
+
+        Raises:
+            OSError: If it cannot be written, or the file was removed.
+        """
+        descriptor = self._open_descriptor()
+        # A removed file can still be written to, and what is written is lost.
+        if os.fstat(descriptor).st_nlink == 0:
+            raise FileNotFoundError(2, "the file was removed while it was open")
+        try:
+            self.cut(at)
+            os.lseek(descriptor, at, os.SEEK_SET)
+            written = 0
+            while written < len(line):
+                written += os.write(descriptor, line[written:])
+            if self._is_synced:
+                os.fsync(descriptor)
+        except BaseException:
+            os.ftruncate(descriptor, at)
+            raise
+        return at + len(line)
+
+    def cut(self, size: int) -> None:
+        """Cut off everything after the first *size* bytes.
+
+        Raises:
+            OSError: If the file cannot be changed.
+        """
+        descriptor = self._open_descriptor()
+        if os.fstat(descriptor).st_size > size:
+            os.ftruncate(descriptor, size)
+
+    def close(self) -> None:
+        """Close the file and release its lock; idempotent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open_descriptor(self) -> int:
+        if self._descriptor is None:
+            raise ValueError("the log is closed")
+        return self._descriptor
