@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from idefics_cli.chat.store.sessions import SessionStore
+from tests.support.sessions import MinuteClock
+
 
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -17,3 +20,9 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.new("RGB", size, "red").save(folder / name)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SessionStore:
+    """An empty store of sessions."""
+    return SessionStore(tmp_path / "data", now=MinuteClock())

@@ -63,11 +63,6 @@ class OpenSession:
         """The conversation as it stands."""
         return self._state[0]
 
-    @property
-    def is_saved(self) -> bool:
-        """Whether anything is kept."""
-        return self._journal is not None
-
     def ask(self, text: str, pictures: Sequence[StagedPicture] = ()) -> None:
         """Add a question, which is then pending; `conversation.request` is what to send.
 
