@@ -1,4 +1,4 @@
-"""A checkpoint with the real shape of a model and random weights, as a folder like the Hub's."""
+"""Checkpoints with the real shape of a model and random weights, in folders like the Hub's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from idefics_cli.bench.shapes import Config, RealShape, Vocabulary
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import DtypeName
+from idefics_cli.models.families.chat_template import CHAT_TEMPLATE
 from idefics_cli.models.families.spec import (
     END_OF_UTTERANCE,
     FAKE_TOKEN,
@@ -21,17 +22,10 @@ from idefics_cli.models.families.spec import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TEMPLATE = (
-    "{% for message in messages %}{{message['role'].capitalize()}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-_SPREAD = 0.02  # the standard deviation that these models are initialised with
+_SPREAD = 0.02  # standard deviation of the initial weights of these models
 _SHARD_BYTES = 2 * 10**9
-# A prime number of random values, used again and again: no two rows of a matrix are alike, and
-# making billions would take minutes.
+# Number of random values, which the weights repeat: drawing billions would take minutes. It is a
+# prime number, so that the rows of a matrix differ.
 _POOL = 16_777_213
 _READY = "bench.json"
 
@@ -44,18 +38,18 @@ def make(
     layers: int | None = None,
     vision_layers: int | None = None,
 ) -> int:
-    """Write a checkpoint to *folder*, unless the same is there already.
+    """Write a checkpoint to *folder*, unless it holds the same one already.
 
     The tokenizer has the vocabulary size and the control tokens of the real one, and spells
-    every text in letters or bytes: prompts are longer than with the real one, pictures take as
-    many tokens.
+    every text in letters or bytes. So prompts are longer than with the real tokenizer; pictures
+    take as many tokens.
 
     Args:
-        folder: Made if it is not there.
-        shape: What to make.
-        dtype: Of the stored weights.
-        layers: Of the text model; None is all.
-        vision_layers: Of the vision model; None is as *layers*.
+        folder: Folder of the checkpoint, made if it does not exist.
+        shape: Shape of the model.
+        dtype: Dtype of the stored weights.
+        layers: Layers of the text model; None keeps all.
+        vision_layers: Layers of the vision model; None keeps as many as *layers*.
 
     Returns:
         The number of weights.
@@ -66,22 +60,24 @@ def make(
     config = shape.cut(layers, vision_layers)
     identity: Config = {"shape": shape.name, "dtype": dtype, "config": config}
     try:
-        ready = _made_before(folder, identity)
-        if ready is not None:
-            return ready
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_processor(folder, shape)
-        count = _write_weights(folder, config, dtype)
-        _write(folder / _READY, {**identity, "parameters": count})
+        return _made_before(folder, identity) or _write_checkpoint(folder, shape, identity)
     except OSError as error:
         raise IdeficsError(
             f"cannot write the random weights to `{folder}`: {error.strerror or error}",
             hint="`--keep-weights DIR` chooses a folder with more room; fewer `--layers` need less",
         ) from error
+
+
+def _write_checkpoint(folder: Path, shape: RealShape, identity: Config) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_processor(folder, shape)
+    count = _write_weights(folder, identity)
+    _write(folder / _READY, {**identity, "parameters": count})
     return count
 
 
 def _made_before(folder: Path, identity: Config) -> int | None:
+    """Return the number of weights in *folder*; None if it is empty or does not exist."""
     ready = folder / _READY
     if ready.is_file():
         known = json.loads(ready.read_text(encoding="utf-8"))
@@ -96,13 +92,14 @@ def _made_before(folder: Path, identity: Config) -> int | None:
     return None
 
 
-def _write_weights(folder: Path, config: Config, dtype: DtypeName) -> int:
+def _write_weights(folder: Path, identity: Config) -> int:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    # The library takes entries out of the dicts that it is given.
-    whole = AutoConfig.for_model(**deepcopy(config))
+    dtype = str(identity["dtype"])
+    # The library removes entries from its arguments.
+    whole = AutoConfig.for_model(**deepcopy(cast("Config", identity["config"])))
     whole.dtype = dtype
     whole.save_pretrained(folder)
     with torch.device("meta"):
@@ -110,7 +107,7 @@ def _write_weights(folder: Path, config: Config, dtype: DtypeName) -> int:
     generator = torch.Generator().manual_seed(0)
     pool = torch.empty(_POOL).normal_(0, _SPREAD, generator=generator).to(getattr(torch, dtype))
     names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    # Tied weights are one tensor with two names, of which only one is stored.
+    # Tied weights are one tensor with two names; a checkpoint stores only one of them.
     for tied in getattr(model, "all_tied_weights_keys", {}):
         names.pop(tied, None)
     index: dict[str, str] = {}
@@ -140,7 +137,7 @@ def _tensor(name: str, shape: tuple[int, ...], pool: Tensor, offset: int) -> Ten
     import torch
 
     if len(shape) == 1:
-        # Norms scale by 1, and nothing is shifted, as in a fresh model.
+        # As in a fresh model, norms scale by 1 and biases are 0.
         return torch.full(
             shape, 1.0 if "norm" in name and "bias" not in name else 0.0, dtype=pool.dtype
         )
@@ -183,7 +180,9 @@ def _write_processor(folder: Path, shape: RealShape) -> None:
         folder / "processor_config.json",
         {"image_seq_len": shape.image_tokens, "processor_class": name},
     )
-    (folder / "chat_template.jinja").write_text(shape.template_start + _TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(
+        shape.template_start + CHAT_TEMPLATE, encoding="utf-8"
+    )
     special = vocabulary.special
     ends = {special.get(vocabulary.end, 2), special[END_OF_UTTERANCE]}
     banned = (IMAGE_TOKEN, FAKE_TOKEN)
@@ -194,7 +193,7 @@ def _write_processor(folder: Path, shape: RealShape) -> None:
 
 
 def _tokenizer(vocabulary: Vocabulary) -> Config:
-    """Return a `tokenizer.json` that knows single letters or bytes, and words nobody writes."""
+    """Return a `tokenizer.json` with single letters or bytes, and words that no text contains."""
     base: dict[str, int] = {}
     is_llama = vocabulary.kind == "llama"
     if is_llama:
@@ -222,7 +221,8 @@ def _tokenizer(vocabulary: Vocabulary) -> Config:
         }
         for token, number in sorted(special.items(), key=lambda item: item[1])
     ]
-    # Also here: the id in the list of added tokens is not what counts (tokenizers 0.23).
+    # The special tokens are here too: tokenizers 0.23 takes their ids from the vocabulary and not
+    # from the list of added tokens.
     model: Config = {"type": "BPE", "vocab": {**base, **special}, "merges": []}
     if is_llama:
         model |= {"unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
@@ -259,7 +259,7 @@ def _llama_rules() -> Config:
 
 def _byte_rules(vocabulary: Vocabulary) -> Config:
     rules = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    # Llama 3's tokenizer writes its begin token; SmolLM2's leaves it to the chat template.
+    # Llama 3's tokenizer writes its begin token; SmolLM2's chat template writes it instead.
     begins = vocabulary.begin == "<|begin_of_text|>"
     begin = vocabulary.begin
     return {
@@ -282,7 +282,7 @@ def _begin_with(token: str, number: int) -> Config:
 
 
 def _byte_letters() -> list[str]:
-    """Return the letter that stands for each byte in byte-level vocabularies."""
+    """Return the letters that represent bytes in byte-level vocabularies."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     return sorted(ByteLevel.alphabet())

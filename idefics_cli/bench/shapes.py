@@ -1,4 +1,4 @@
-"""The real shapes of checkpoints, for random weights: as their config files on the Hub say."""
+"""Real shapes of checkpoints, for random weights, from their configuration files on the Hub."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Where the tokens that mean something are.
+    """Size and control tokens of a vocabulary.
 
     Attributes:
         kind: "llama" (word marks and byte tokens) or "bytes" (byte level, as GPT-2's).
         size: Rows of the embedding.
         begin: Text of the begin token.
-        end: Of the end token.
-        pad: Of the padding token.
+        end: Text of the end token.
+        pad: Text of the padding token.
         special: Id of every control token, by its text.
     """
 
@@ -51,15 +51,15 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class RealShape:
-    """What a checkpoint of random weights is made from.
+    """Everything that a checkpoint of random weights is made from.
 
     Attributes:
-        name: Of the model whose shape it is.
-        config: Its `config.json`, as far as it differs from the defaults of its class.
+        name: Name of the model that has this shape.
+        config: Its `config.json`, without values that are defaults of its class.
         images: Its `preprocessor_config.json`.
         image_tokens: Prompt tokens of one picture or tile.
-        vocabulary: Its tokens.
-        template_start: What its chat template writes first.
+        vocabulary: Its vocabulary.
+        template_start: Text that its chat template writes first.
     """
 
     name: str
@@ -78,8 +78,8 @@ class RealShape:
         """Return the config with fewer layers of the text and of the vision model.
 
         Args:
-            layers: Of the text model; None keeps all.
-            vision_layers: Of the vision model; None keeps as many as *layers*, or all.
+            layers: Layers of the text model; None keeps all.
+            vision_layers: Layers of the vision model; None keeps as many as *layers*, or all.
         """
         config = copy.deepcopy(self.config)
         text, vision = config["text_config"], config["vision_config"]
@@ -91,7 +91,8 @@ class RealShape:
         return config
 
 
-def _places() -> list[str]:
+def _tile_tokens() -> list[str]:
+    """Return the tokens that say where a tile was in the picture."""
     rows = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     return ["<global-img>", *rows]
 
@@ -185,7 +186,7 @@ def _smolvlm(name: str, text: Config, vision: Config, *, scale: int, edge: int) 
         special |= {token: 49_152 + i for i, token in enumerate(images)}
     else:
         size = 49_280
-        special |= {token: 49_152 + i for i, token in enumerate(_places())}
+        special |= {token: 49_152 + i for i, token in enumerate(_tile_tokens())}
         special |= {"<fake_token_around_image>": 49_189, "<image>": 49_190}
         special |= {"<end_of_utterance>": 49_279}
     text = {
@@ -265,4 +266,4 @@ SHAPES: Mapping[str, RealShape] = MappingProxyType(
         )
     }
 )
-"""Name -> shape."""
+"""Shapes by the name of the model."""

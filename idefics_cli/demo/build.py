@@ -40,6 +40,7 @@ from idefics_cli.demo.scenes import (
     make_scene,
 )
 from idefics_cli.demo.wordings import SMALL_TALK, WORDINGS
+from idefics_cli.models.families.chat_template import CHAT_TEMPLATE
 from idefics_cli.models.families.protocols import Processor, Tokenizer
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
@@ -57,17 +58,6 @@ SPECIAL_TOKENS = (FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE)
 
 _CONTEXT = 1024
 _VOCABULARY = 800  # an upper bound: fewer merges are frequent enough
-# The chat template of HuggingFaceM4/idefics2-8b.
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{message['role'].capitalize()}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}"
-    "{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 
 
 def build_processor() -> Processor:
@@ -81,7 +71,7 @@ def build_processor() -> Processor:
         image_std=[0.5] * 3,
     )
     processor = Idefics2Processor(
-        image_processor, build_tokenizer(), image_seq_len=LATENTS, chat_template=_CHAT_TEMPLATE
+        image_processor, build_tokenizer(), image_seq_len=LATENTS, chat_template=CHAT_TEMPLATE
     )
     return cast(Processor, processor)
 

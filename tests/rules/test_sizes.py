@@ -13,7 +13,6 @@ FUNCTION_LINES = 40
 # What is still too long, with its length. Entries may only shrink or go.
 ALLOWED_MODULES = {}
 ALLOWED_FUNCTIONS = {
-    "bench/random_model.py make": 43,
     "caption/gallery/report.py write_report": 46,
     "caption/runner.py run_captions": 44,
     "cli/commands/models.py quantize": 42,

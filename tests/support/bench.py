@@ -6,16 +6,48 @@ import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from idefics_cli.bench.agreement import Agreement
 from idefics_cli.bench.cold_start.processes import LoadOrder, LoadReport, Processes
-from idefics_cli.bench.measure import Instruments, Measurement, Pace
+from idefics_cli.bench.measure import Instruments, Measurement, Pace, Series
+from idefics_cli.bench.report import ReportRow
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, World
 from idefics_cli.core.errors import IdeficsError
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec
+from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Message
 from idefics_cli.engine.protocol import Engine, Prepared
 from tests.support.fakes import FakeClock, FakeEngine
 
 SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake", splitting=False)
+SAME = Agreement(True, 1.0, 2, None, None, "all tokens equal in 2 answers")
 QUICK = Choices(batch_sizes=(1, 4), contexts=(100, 2000), pace=Pace(2, 1e9), count=5, new_tokens=4)
+
+
+def ask(text: str) -> GenerationRequest:
+    return GenerationRequest((Message("user", (text,)),))
+
+
+def a_row(
+    *,
+    ours: Sequence[float] = (1.0, 2.0, 3.0),
+    plain: Sequence[float] = (4.0, 4.0, 6.0),
+    unit: str = "s",
+    more_is_better: bool = False,
+    agreement: Agreement = SAME,
+    foreign: float | None = 0.0,
+    reference: Sequence[float] = (10.0, 11.0),
+) -> ReportRow:
+    return ReportRow(
+        "chat",
+        "second turn",
+        "a turn",
+        unit,
+        more_is_better,
+        Series(tuple(ours)),
+        Series(tuple(plain)),
+        agreement,
+        foreign,
+        Series(tuple(reference)),
+        ("12 prompt tokens", "something to know"),
+    )
 
 
 def words(request: GenerationRequest) -> int:
@@ -48,6 +80,9 @@ class FakeContender:
         tokens: Of each answer.
         gap: How bad its judgement of the other side's tokens is.
         clock: Moves on by the seconds of each answer.
+
+    Attributes:
+        collected_garbage: For each answer, whether Python's garbage collector was on.
     """
 
     def __init__(
@@ -64,10 +99,11 @@ class FakeContender:
         self.name, self.log, self.tokens = name, log, tokens
         self.seconds = list(seconds)
         self.distance = gap
+        self.collected_garbage: list[bool] = []
 
     def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
         self.log.append((self.name, requests[0].messages[0].text))
-        assert not gc.isenabled()
+        self.collected_garbage.append(gc.isenabled())
         taken = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
         self.clock.now += taken
         texts = tuple("x" for _ in requests)
@@ -141,6 +177,7 @@ class Stand:
         self.engines: list[FakeEngine] = []
         self.specs: list[LoadSpec] = []
         self.plain_specs: list[LoadSpec] = []
+        self.plain_sides: list[FakeContender] = []
         clock = FakeClock(2.0)
         self.world = World(
             spec=spec,
@@ -157,7 +194,9 @@ class Stand:
 
     def _plain(self, spec: LoadSpec, tokens: tuple[int, ...], clock: FakeClock) -> FakeContender:
         self.plain_specs.append(spec)
-        return FakeContender("plain", self.log, seconds=(8.0,), tokens=tokens, clock=clock)
+        side = FakeContender("plain", self.log, seconds=(8.0,), tokens=tokens, clock=clock)
+        self.plain_sides.append(side)
+        return side
 
     def _engine(self, spec: LoadSpec) -> Engine:
         self.engines.append(TimedEngine(context_tokens=1000))

@@ -1,6 +1,13 @@
-"""The architecture in the config.json of each real checkpoint."""
+"""The architecture in the config.json of each real checkpoint.
+
+Those of which `idefics bench` makes random weights are in `bench/shapes.py`.
+"""
 
 from __future__ import annotations
+
+import copy
+
+from idefics_cli.bench.shapes import SHAPES
 
 Config = dict[str, object]
 
@@ -19,21 +26,6 @@ _RESAMPLER = {
     "resampler_head_dim": 96,
     "resampler_n_heads": 16,
     "resampler_n_latents": 64,
-}
-_SO400M = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 27,
-    "patch_size": 14,
-}
-_SIGLIP_BASE = {
-    "hidden_size": 768,
-    "image_size": 512,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "patch_size": 16,
 }
 
 
@@ -54,84 +46,40 @@ def _idefics1(hidden: int, layers: int, heads: int, intermediate: int, extra: in
     }
 
 
-def _idefics2(vocabulary: int) -> Config:
-    # As on the Hub, without the values that equal Mistral's defaults.
-    return {
-        "model_type": "idefics2",
-        "image_token_id": 32_001,
-        "text_config": {"model_type": "mistral", "vocab_size": vocabulary},
-        "vision_config": {**_SO400M, "image_size": 980},
-        "perceiver_config": {"model_type": "idefics2"},
-    }
+def _changed(name: str, text: Config | None = None, **changes: object) -> Config:
+    """Return the config of the model *name* with other values, those of its text model apart."""
+    config = copy.deepcopy(SHAPES[name].config)
+    text_config = config["text_config"]
+    assert isinstance(text_config, dict)
+    return {**config, **changes, "text_config": {**text_config, **(text or {})}}
 
 
-def _idefics3(
-    kind: str, text: dict[str, int], vision: dict[str, int], image_token: int, *, scale: int
-) -> Config:
-    return {
-        "model_type": kind,
-        "scale_factor": scale,
-        "image_token_id": image_token,
-        "text_config": {"model_type": "llama", "pad_token_id": 2, **text},
-        "vision_config": vision,
-    }
+def _sparse(vocabulary: int) -> Config:
+    """Return the config of an Idefics2 as it is on the Hub: without Mistral's defaults."""
+    text_config = {"model_type": "mistral", "vocab_size": vocabulary}
+    return {**SHAPES["idefics2-8b"].config, "text_config": text_config}
 
 
-def _text(
-    hidden: int, layers: int, heads: int, kv: int, intermediate: int, vocabulary: int
-) -> dict[str, int]:
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "intermediate_size": intermediate,
-        "vocab_size": vocabulary,
-    }
-
-
-_256M = _text(576, 30, 9, 3, 1536, 49_280)
-_500M = _text(960, 32, 15, 5, 2560, 49_280)
-_2B = {**_text(2048, 24, 32, 32, 8192, 49_280)}
-
+# The vocabulary of the larger SmolVLM2 is that of the smaller ones.
+_SMOLVLM2 = {"model_type": "smolvlm", "image_token_id": 49_190}
 CONFIGS: dict[str, Config] = {
     "idefics-9b": _idefics1(4096, 32, 32, 11_008, 2),
     "idefics-9b-instruct": _idefics1(4096, 32, 32, 11_008, 3),
     "idefics-80b": _idefics1(8192, 80, 64, 22_016, 2),
     "idefics-80b-instruct": _idefics1(8192, 80, 64, 22_016, 3),
-    "idefics2-8b": _idefics2(32_003),
-    "idefics2-8b-chatty": _idefics2(32_003),
-    "idefics2-8b-base": _idefics2(32_002),
-    "idefics3-8b": _idefics3(
-        "idefics3",
-        _text(4096, 32, 32, 8, 14_336, 128_259),
-        {**_SO400M, "image_size": 364},
-        128_257,
-        scale=2,
-    ),
-    "smolvlm-256m": _idefics3("idefics3", _256M, _SIGLIP_BASE, 49_190, scale=4),
-    "smolvlm-500m": _idefics3("idefics3", _500M, _SIGLIP_BASE, 49_190, scale=4),
-    "smolvlm-2.2b": _idefics3(
-        "idefics3",
-        {**_2B, "vocab_size": 49_155},
-        {**_SO400M, "image_size": 384},
-        49_153,
-        scale=3,
-    ),
-    "smolvlm2-256m": _idefics3("smolvlm", _256M, _SIGLIP_BASE, 49_190, scale=4),
-    "smolvlm2-500m": _idefics3("smolvlm", _500M, _SIGLIP_BASE, 49_190, scale=4),
-    "smolvlm2-2.2b": _idefics3("smolvlm", _2B, {**_SO400M, "image_size": 384}, 49_190, scale=3),
-}
-# Sizes and tiles in the settings of their image processors.
-IMAGES: dict[str, Config] = {
-    "idefics2": {"do_image_splitting": True, "size": {"longest_edge": 980, "shortest_edge": 378}},
-    "idefics3-8b": {"size": {"longest_edge": 4 * 364}},
-    "256m": {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
-    "500m": {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
-    "2.2b": {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}},
+    "idefics2-8b": _sparse(32_003),
+    "idefics2-8b-chatty": _sparse(32_003),
+    "idefics2-8b-base": _sparse(32_002),
+    **{name: SHAPES[name].config for name in SHAPES if name != "idefics2-8b"},
+    "smolvlm2-256m": _changed("smolvlm-256m", **_SMOLVLM2),
+    "smolvlm2-500m": _changed("smolvlm-500m", **_SMOLVLM2),
+    "smolvlm2-2.2b": _changed("smolvlm-2.2b", {"vocab_size": 49_280}, **_SMOLVLM2),
 }
 
 
 def image_settings(name: str) -> Config:
     """Return the settings of the image processor of the model *name*."""
-    return next((value for part, value in IMAGES.items() if part in name), {})
+    for shape in SHAPES.values():
+        if name.startswith(shape.name) or name == shape.name.replace("smolvlm", "smolvlm2"):
+            return shape.images
+    return {}

@@ -25,6 +25,8 @@ from transformers import (
     SmolVLMConfig,
 )
 
+from idefics_cli.models.families.chat_template import CHAT_TEMPLATE
+
 KINDS = (
     "idefics",
     "idefics-base",
@@ -36,13 +38,6 @@ KINDS = (
     "smolvlm2",
 )
 CHATTING = tuple(kind for kind in KINDS if not kind.endswith("base"))
-TEMPLATE = (
-    "{% for message in messages %}{{message['role'].capitalize()}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 _CORPUS = [
     "User: What is in this image?",
     "Assistant: A red circle above a blue square on a white background.",
@@ -134,7 +129,7 @@ def _idefics2(folder: Path, kind: str) -> PreTrainedConfig:
     base = kind.endswith("base")
     tokenizer = _sentencepiece(("<fake_token_around_image>", "<image>"), eou=not base)
     _save_tokenizer(
-        folder, tokenizer, "Idefics2Processor", llama=True, template=None if base else TEMPLATE
+        folder, tokenizer, "Idefics2Processor", llama=True, template=None if base else CHAT_TEMPLATE
     )
     _save_image_processor(
         folder,
@@ -202,7 +197,7 @@ def _idefics3(folder: Path, kind: str) -> PreTrainedConfig:
         tokenizer,
         name,
         llama=False,
-        template=bos + TEMPLATE,
+        template=bos + CHAT_TEMPLATE,
         bos=bos,
         eos="<end_of_utterance>" if kind != "idefics3" else "<|end_of_text|>",
         pad="<|im_end|>" if kind != "idefics3" else "<|end_of_text|>",

@@ -21,10 +21,10 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.models.families import spec
+from idefics_cli.models.families.chat_template import CHAT_TEMPLATE
 from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from tests.support import kite, machines
-from tests.support.tiny import TEMPLATE
 
 QUESTION = "What is in this image?"
 
@@ -60,7 +60,7 @@ def library_reply(folder: Path, picture: Path, *, max_new_tokens: int) -> list[i
         image_processor=Idefics2ImageProcessorPil.from_pretrained(folder),
         tokenizer=AutoTokenizer.from_pretrained(folder, legacy=True),
         image_seq_len=4,
-        chat_template=TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     text = processor.apply_chat_template(
