@@ -97,10 +97,11 @@ class FreshProcesses:
     def time_first_output(self, command: Sequence[str]) -> tuple[float, str]:
         """Run *command*; see `Processes.time_first_output`."""
         started = self._clock()
-        # Errors go to a file: a full pipe that nobody reads would stop the process.
+        # Errors go to a file: a full pipe that nobody reads would stop the process. Without a
+        # buffer `read` leaves the rest of the output to `communicate`.
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+                command, bufsize=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
             )
             try:
                 assert process.stdout is not None
