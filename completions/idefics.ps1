@@ -5,7 +5,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
 
     $table = @{
         'idefics' = @{
-            Commands = [ordered]@{ 'ask' = 'Answer one question about pictures'; 'chat' = 'Talk about pictures; or answer a question that is piped in'; 'caption' = 'Caption pictures, one line each: the path, a tab, the caption'; 'doctor' = 'Show what this machine has, what would run on it, and why'; 'bench' = 'Measure ours against plain transformers: same weights, same requests, in turns'; 'demo' = 'Write sample pictures that the built-in model knows to talk about'; 'sessions' = 'List the chats that are kept; show, export and remove them'; 'models' = 'List the models: what each takes, whether it is downloaded, how it would run here'; 'config' = 'Show every setting, its value and where it comes from'; 'completion' = 'Set up the completion of commands, options, models and pictures with TAB' }
+            Commands = [ordered]@{ 'ask' = 'Answer one question about pictures'; 'chat' = 'Talk about pictures; or answer a question that is piped in'; 'caption' = 'Caption pictures, one line each: the path, a tab, the caption'; 'doctor' = 'Show this machine, what would run on it, and why'; 'bench' = 'Measure ours against plain transformers: same weights, same requests, in turns'; 'demo' = 'Write sample pictures for the built-in model'; 'sessions' = 'List the chats that are kept; show, export and remove them'; 'models' = 'List the models: size, download, and how each would run here'; 'config' = 'Show every setting with its value and its origin'; 'completion' = 'Set up the completion of commands, options, models and pictures with TAB' }
             Flags = [ordered]@{ '--version' = 'Show the version and exit'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()
@@ -96,7 +96,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
             Repeated = ''
         }
         'idefics models' = @{
-            Commands = [ordered]@{ 'pull' = 'Download a model into the Hugging Face cache, and print its folder'; 'path' = 'Print the folder of a downloaded model'; 'quantize' = 'Make small weights for the CPU once and keep them, so that a start takes seconds' }
+            Commands = [ordered]@{ 'pull' = 'Download a model into the Hugging Face cache, and print its folder'; 'path' = 'Print the folder of a downloaded model'; 'quantize' = 'Quantize a model for the CPU and store the weights, so that it starts in seconds' }
             Flags = [ordered]@{ '--json' = 'Print JSON'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()
@@ -118,13 +118,13 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
         }
         'idefics models quantize' = @{
             Commands = [ordered]@{}
-            Flags = [ordered]@{ '--revision' = 'Branch, tag or commit of a Hub repository'; '--quantization' = 'Compress the weights to save memory: auto, none, 8bit or 4bit. (default: auto)'; '--dtype' = 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'; '--offline' = 'Do not use the network'; '--online' = 'Do not use the network'; '--remove' = 'Remove what is kept of this model instead'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Flags = [ordered]@{ '--revision' = 'Branch, tag or commit of a Hub repository'; '--quantization' = 'Compress the weights to save memory: auto, none, 8bit or 4bit. (default: auto)'; '--dtype' = 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'; '--offline' = 'Do not use the network'; '--online' = 'Do not use the network'; '--remove' = 'Remove the stored weights of this model'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{ '--revision' = 'text'; '--quantization' = 'words:auto,none,8bit,4bit'; '--dtype' = 'words:auto,bfloat16,float16,float32' }
             Arguments = @('models')
             Repeated = ''
         }
         'idefics config' = @{
-            Commands = [ordered]@{ 'path' = 'Print the path of config.toml, whether or not it is there' }
+            Commands = [ordered]@{ 'path' = 'Print the path of config.toml, which need not exist' }
             Flags = [ordered]@{ '--json' = 'Print JSON'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()

@@ -1,1 +1,1 @@
-"""The command line: parse, call one feature, render."""
+"""The command line: parse the arguments, call one feature, show the result."""

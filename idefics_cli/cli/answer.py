@@ -1,4 +1,4 @@
-"""One question, one answer: what `ask` and a piped `chat` share."""
+"""One question, one answer: shared by `ask` and by `chat` in a pipe."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from idefics_cli.cli.model_choice import (
 from idefics_cli.cli.stdin import piped_text
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.sources import STDIN, describe_source, is_address, is_clipboard
 from idefics_cli.core.types import (
     Attachment,
     Completion,
@@ -36,25 +37,23 @@ from idefics_cli.models.hub.registry import base_model_error
 if TYPE_CHECKING:
     from idefics_cli.models.planning.plan import Plan
 
-STDIN = "-"
-
 
 def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]) -> None:
     """Answer one question and write the answer to stdout.
 
     Args:
         invocation: The call, with its settings.
-        text: The question as an argument; text on stdin precedes it, or is the question.
-        sources: The pictures, in order; `-` is the one on stdin.
+        text: The question as an argument. Text on stdin precedes it, or is the question.
+        sources: The pictures, in order; `-` is the picture on stdin.
 
     Raises:
-        IdeficsError: Anything that the user can mend, before a weight is loaded if possible.
+        IdeficsError: For any error that the user can fix, if possible before weights are loaded.
     """
     if invocation.settings.dry_run:
         show_plan(invocation, plan_for(invocation))
         return
     request = _request(invocation, text, sources)
-    # First, as it is fast: looking at the machine takes seconds.
+    # Before the plan, which takes seconds to probe the machine.
     check_images(request.attachments, image_limits(invocation.settings))
     plan = plan_for(invocation)
     if request.mode == "chat" and not plan.spec.chats:
@@ -75,27 +74,26 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
 
 
 def show_plan(invocation: Invocation, plan: Plan) -> None:
-    """Write what would run, and why, to stdout."""
-    from idefics_cli.ui.views.plan import plan_record, render_plan
+    """Write *plan* to stdout: what would run, and why."""
+    from idefics_cli.ui.views.plan import render_plan
 
     if invocation.settings.json:
-        invocation.console.json(plan_record(plan))
+        invocation.console.json(plan.to_dict())
     else:
         invocation.console.report(render_plan(plan))
 
 
 def check_images(attachments: Sequence[Attachment], limits: ImageLimits) -> None:
-    """Open the pictures that are here, so that a bad one fails before the model loads.
+    """Open the pictures in files, so that a bad one fails before the model loads.
 
-    Downloads, stdin and the clipboard are left to the engine: they would be read twice, and
-    might differ. JPEGs are decoded at an eighth of their size, which is enough to tell.
+    Only the engine opens downloads, stdin and the clipboard, because a second read could give
+    another picture. JPEGs are decoded at an eighth of their size, which finds most defects.
 
     Raises:
-        ImageError: If one cannot be opened or is over a limit.
+        ImageError: If a picture cannot be opened or is over a limit.
     """
     if not attachments:
         return
-    from idefics_cli.core.sources import is_address, is_clipboard
     from idefics_cli.images.loader import ImageLoader
 
     loader = ImageLoader(limits)
@@ -121,11 +119,13 @@ def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -
     if chosen.temperature > 0 and chosen.seed is None:
         import secrets
 
-        # Drawn here, so that `--json` tells how to get the same answer again.
+        # Drawn here, so that `--json` can report the seed.
         chosen = replace(chosen, seed=secrets.randbits(32))
     if settings.raw:
         if settings.system and invocation.resolved.origins["system"].source == "flag":
-            raise UsageError("--system has no place in a raw prompt", hint="write it into PROMPT")
+            raise UsageError(
+                "--system does not apply to a raw prompt", hint="write the instruction into PROMPT"
+            )
         return GenerationRequest((Message("user", raw_parts(prompt, images)),), chosen, "complete")
     turns = [Message("system", (settings.system,))] if settings.system else []
     return GenerationRequest((*turns, Message("user", (*images, prompt))), chosen)
@@ -145,7 +145,7 @@ def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) ->
 
 
 def _check_is_question(text: str) -> None:
-    """Refuse a question that is the name of a picture: the model would invent what is in it."""
+    """Refuse the name of a file as a question: the model would invent a picture."""
     if len(text) < 256 and "\0" not in text and os.path.isfile(text):
         raise UsageError(
             f"`{text}` is a file, not a question",
@@ -156,7 +156,7 @@ def _check_is_question(text: str) -> None:
 def _check_stdin_image(invocation: Invocation, sources: Sequence[str]) -> None:
     stdin = invocation.services.stdin
     if list(sources).count(STDIN) > 1:
-        raise UsageError("`-i -` is given twice, and stdin holds one picture")
+        raise UsageError("`-i -` is given twice, but stdin holds one picture")
     if stdin is None or stdin.closed or stdin.isatty():
         raise UsageError(
             "`-i -` needs a picture on stdin", hint="`idefics ask PROMPT -i - <PICTURE`"
@@ -184,8 +184,6 @@ def _respond(invocation: Invocation, engine: Engine, prepared: Prepared, times: 
 def _record(
     engine: Engine, request: GenerationRequest, completion: Completion, times: _Times
 ) -> dict[str, object]:
-    from idefics_cli.core.sources import describe_source
-
     spec, seconds = engine.spec, completion.decode_seconds
     return {
         "text": completion.text,

@@ -1,4 +1,4 @@
-"""What every command starts with: its settings merged, its console, the services."""
+"""The start of every command: merged settings, console and services."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ class Invocation:
     """One call of a command.
 
     Attributes:
-        settings: The merged settings.
-        resolved: The same, with where each is from.
-        console: Where data and messages go.
-        services: The world outside.
+        resolved: The merged settings, with the origin of each.
+        console: Output for data and messages.
+        services: Access to the outside world.
     """
 
     resolved: Resolved
@@ -40,14 +39,15 @@ class Invocation:
 
 
 CONSOLE = "idefics_cli.console"
-"""The key of the console in `meta` of a command's context."""
+"""The key of the console in `meta` of the context of a command."""
 
 
 def begin_command(context: typer.Context) -> Invocation:
     """Merge the options of the command with environment, file and defaults.
 
-    A parameter of the command that is named as a field of `Settings` is that setting; others
-    are inputs and are left to the command. Libraries are told to keep quiet unless `--verbose`.
+    A parameter of the command with the name of a field of `Settings` is that setting; the
+    command itself handles its other parameters. Messages of libraries are switched off, except
+    with `--verbose`.
 
     Raises:
         UsageError: If an option, a variable or the file has a wrong value.
@@ -68,15 +68,15 @@ def begin_command(context: typer.Context) -> Invocation:
     for line in resolved.warnings:
         console.warn(line)
     if verbose:
-        # The loader, too, lets the libraries speak at this level.
+        # The loader also sets the verbosity of the libraries by this variable.
         environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
     else:
-        _hush_libraries(environ)
+        _silence_libraries(environ)
     return Invocation(resolved, console, services)
 
 
 def services_of(context: typer.Context) -> Services:
-    """Return the services that the caller put into the context, or the real ones."""
+    """Return the services in *context*, or the real ones."""
     return context.obj if isinstance(context.obj, Services) else Services()
 
 
@@ -91,9 +91,9 @@ def _verbosity(resolved: Resolved) -> tuple[bool, bool]:
     return quiet, verbose
 
 
-def _hush_libraries(environ: MutableMapping[str, str]) -> None:
-    # Read when the libraries are imported, which no command has done yet; a variable that the
-    # user set stays. Names: transformers.utils.logging and huggingface_hub.constants.
+def _silence_libraries(environ: MutableMapping[str, str]) -> None:
+    # The libraries read these variables at import, which comes later. A variable of the user
+    # stays. Sources: transformers.utils.logging and huggingface_hub.constants.
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""From settings to a plan, and from a plan to an engine: the same for every command."""
+"""From settings to a plan, and from a plan to an engine; shared by all commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
 from idefics_cli.core.errors import ModelError, PromptError
-from idefics_cli.core.paths import cache_folder, display_path
+from idefics_cli.core.paths import display_path, quantized_folder
 from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.core.units import format_size
 from idefics_cli.engine.protocol import Engine
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def image_limits(settings: Settings) -> ImageLimits:
-    """Return what the image loader accepts under *settings*."""
+    """Return the limits of the image loader under *settings*."""
     return ImageLimits(
         max_pixels=settings.max_pixels,
         max_bytes=settings.max_bytes,
@@ -30,11 +30,11 @@ def image_limits(settings: Settings) -> ImageLimits:
 
 
 def sampling(settings: Settings, *, default_tokens: int) -> Sampling:
-    """Return how tokens are chosen under *settings*.
+    """Return the sampling parameters under *settings*.
 
     Args:
         settings: The merged settings.
-        default_tokens: The limit of the command when the user set none.
+        default_tokens: Limit of generated tokens if the user set none.
     """
     return Sampling(
         temperature=settings.temperature,
@@ -47,10 +47,10 @@ def sampling(settings: Settings, *, default_tokens: int) -> Sampling:
 
 
 def check_prompt(prompt: str, *, hint: str) -> None:
-    """Check that *prompt* is a text that a model can be asked.
+    """Check that *prompt* is not empty and is valid UTF-8.
 
     Raises:
-        PromptError: If it is empty, and *hint* says what to do then, or not valid UTF-8.
+        PromptError: If not; an empty prompt gets *hint*.
     """
     if not prompt.strip():
         raise PromptError("the prompt is empty", hint=hint)
@@ -63,16 +63,16 @@ def check_prompt(prompt: str, *, hint: str) -> None:
 def plan_for(
     invocation: Invocation, machine: Machine | None = None, facts: ModelFacts | None = None
 ) -> Plan:
-    """Decide how the chosen model runs on this machine; loads nothing.
+    """Decide how the chosen model runs on this machine; load nothing.
 
     Args:
         invocation: The call, with its settings.
-        machine: What is known of this machine; None looks.
-        facts: What is known of the model; None looks it up.
+        machine: Description of this machine; None probes it.
+        facts: Description of the model; None looks it up.
 
     Raises:
-        ModelError: If the model is unknown or not there.
-        PlanError: If the machine cannot do what was asked for.
+        ModelError: If the model is unknown or missing.
+        PlanError: If this machine cannot run an explicit choice.
     """
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
 
@@ -91,27 +91,27 @@ def plan_for(
         revision=settings.revision,
         limits=image_limits(settings),
     )
-    # Looking at the machine imports torch, which takes seconds.
+    # The probe imports torch, which takes seconds.
     with invocation.console.status("starting"):
         plan = make_plan(facts, choices, machine or services.probe())
-    kept = str(cache_folder(services.environ) / "quantized")
-    return replace(plan, spec=replace(plan.spec, quantized_folder=kept))
+    folder = str(quantized_folder(services.environ))
+    return replace(plan, spec=replace(plan.spec, quantized_folder=folder))
 
 
 def report_warnings(invocation: Invocation, plan: Plan) -> None:
-    """Tell what the plan warns of, and what will be downloaded, before the model loads.
+    """Show the warnings of *plan*, and ask before a download.
 
     Raises:
-        ModelError: If that would end in a download, and the network is switched off, the disk
-            is too full, or the user does not want it.
+        ModelError: If the model must be downloaded, and the network is switched off, the disk is
+            too full, or the user declines.
     """
     if plan.facts.folder is None:
-        _agree_to_download(invocation, plan)
+        _confirm_download(invocation, plan)
     for warning in plan.warnings:
         invocation.console.warn(warning)
 
 
-def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
+def _confirm_download(invocation: Invocation, plan: Plan) -> None:
     from idefics_cli.models.hub.cache import cache_root
     from idefics_cli.models.hub.download import check_space
     from idefics_cli.models.hub.errors import not_cached
@@ -128,7 +128,7 @@ def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
         f"into {display_path(root)}"
     )
     if stdin is None or stdin.closed or not (stdin.isatty() and console.err.isatty()):
-        return  # nobody to ask
+        return  # there is no user to ask
     if not invocation.settings.yes and not console.ask("Download it?", stdin):
         raise ModelError(
             f"`{name}` is not downloaded",
@@ -138,11 +138,11 @@ def _agree_to_download(invocation: Invocation, plan: Plan) -> None:
 
 @contextmanager
 def opened_engine(invocation: Invocation, plan: Plan) -> Iterator[Engine]:
-    """Load what *plan* says, and close it at the end.
+    """Load the model of *plan*, yield its engine, and close it.
 
     Raises:
-        ModelError: If the model is not there, or broken.
-        MemoryLimitError: If it does not fit.
+        ModelError: If the model is missing or broken.
+        MemoryLimitError: If the model does not fit into memory.
     """
     spec = plan.spec
     with invocation.console.status(f"loading {spec.name or spec.repo}") as progress:

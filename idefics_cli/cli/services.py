@@ -1,4 +1,4 @@
-"""What a command needs of the world outside, in one value that a test can replace."""
+"""Access to the outside world, in one value that a test can replace."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class FindFacts(Protocol):
-    """As `models.facts.find_facts`."""
+    """The type of `models.hub.facts.find_facts`."""
 
     def __call__(self, name: str, *, revision: str | None, offline: bool) -> ModelFacts:
-        """Return what the plan needs to know of the model *name*."""
+        """Return the facts that a plan needs about the model *name*."""
         ...
 
 
@@ -45,22 +45,22 @@ def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts
 
 
 def _stdin() -> BinaryIO | None:
-    # None when the parent closed it, as some schedulers do.
+    # None if the parent process closed it, as some schedulers do.
     return None if sys.stdin is None else sys.stdin.buffer
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The world outside a command.
+    """The outside world of a command.
 
     Attributes:
-        environ: The environment; a command may write to it what libraries read.
-        stdin: Bytes of standard input; None when it is closed.
+        environ: The environment; a command may set variables for libraries in it.
+        stdin: Standard input in bytes; None if it is closed.
         make_factory: Gives the engine factory of a load spec.
-        probe: Looks at this machine.
-        broken_packages: Package -> why it cannot be imported; takes seconds.
-        find_facts: Looks a model up.
-        clock: Seconds, for durations.
+        probe: Describes this machine.
+        broken_packages: Returns the reason for each package that cannot be imported; takes seconds.
+        find_facts: Looks up a model.
+        clock: Returns seconds, for durations.
     """
 
     environ: MutableMapping[str, str] = field(default_factory=lambda: os.environ)

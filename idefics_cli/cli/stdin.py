@@ -1,4 +1,4 @@
-"""Text on standard input, read within bounds of size and time."""
+"""Text on standard input, with limits of size and time."""
 
 from __future__ import annotations
 
@@ -14,48 +14,62 @@ _CHUNK_BYTES = 65_536
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 
 
-def piped_text(stdin: BinaryIO | None, console: Console, *, silence_seconds: float | None) -> str:
-    """Return the text that is piped in, without the newline that ends it; "" if there is none.
+def piped_text(
+    stdin: BinaryIO | None,
+    console: Console,
+    *,
+    silence_seconds: float | None,
+    notice_seconds: float = NOTICE_SECONDS,
+) -> str:
+    """Return the text from a pipe without its last newline; "" if there is none.
 
     Args:
-        stdin: Standard input; nothing is read when it is closed or a terminal.
-        console: Told when nothing comes for a while.
-        silence_seconds: The longest wait for the first byte; None waits for ever.
+        stdin: Standard input; nothing is read if it is closed or a terminal.
+        console: Shows a note if no data arrives for a while.
+        silence_seconds: Longest wait for the first byte; None waits without limit.
+        notice_seconds: Time before the note.
 
     Raises:
-        PromptError: If it is silent for too long, too large, or no UTF-8 text.
+        PromptError: If no data arrives in time, or the text is too long or not UTF-8.
     """
     if stdin is None or stdin.closed or stdin.isatty():
         return ""
     if silence_seconds is not None:
-        _await_first_byte(stdin, console, silence_seconds)
+        _await_first_byte(stdin, console, silence_seconds, min(notice_seconds, silence_seconds))
     return _decoded(_read(stdin))
 
 
-def tell_if_silent(stdin: BinaryIO | None, console: Console, awaited: str) -> None:
-    """Wait a moment for something on stdin, and if nothing comes tell what is *awaited*."""
-    if stdin is not None and not stdin.closed and not _is_readable(stdin, NOTICE_SECONDS):
-        console.note(f"waiting for {awaited} on stdin; Ctrl-D ends it where it is typed")
+def tell_if_silent(
+    stdin: BinaryIO | None,
+    console: Console,
+    awaited: str,
+    *,
+    notice_seconds: float = NOTICE_SECONDS,
+) -> None:
+    """Wait a moment for data on stdin; if none arrives, show a note that names *awaited*."""
+    if stdin is not None and not stdin.closed and not _is_readable(stdin, notice_seconds):
+        console.note(f"waiting for {awaited} on stdin; Ctrl-D ends typed input")
 
 
-def _await_first_byte(stdin: BinaryIO, console: Console, silence_seconds: float) -> None:
-    # A pipe that a parent left open and never writes to looks just like a slow writer.
-    # Going on without its text could answer the wrong question, so silence ends in an error.
-    notice = min(NOTICE_SECONDS, silence_seconds)
-    if _is_readable(stdin, notice):
+def _await_first_byte(
+    stdin: BinaryIO, console: Console, silence_seconds: float, notice_seconds: float
+) -> None:
+    # A pipe that a parent process left open looks like a slow writer. Without its text the model
+    # could answer the wrong question, so silence is an error.
+    if _is_readable(stdin, notice_seconds):
         return
-    console.note("waiting for the text on stdin; `</dev/null` if there is none")
-    if not _is_readable(stdin, silence_seconds - notice):
+    console.note("waiting for text on stdin; add `</dev/null` if there is none")
+    if not _is_readable(stdin, silence_seconds - notice_seconds):
         raise PromptError(
-            f"stdin is open, and nothing came for {silence_seconds:g} seconds",
-            hint="run with `</dev/null`, or wait longer with `--timeout-seconds`",
+            f"stdin is open, but no text came for {silence_seconds:g} seconds",
+            hint="add `</dev/null`, or wait longer with `--timeout-seconds`",
         )
 
 
 def _is_readable(stdin: BinaryIO, seconds: float) -> bool:
     try:
         return bool(select.select([stdin], [], [], seconds)[0])
-    except (OSError, ValueError):  # Windows selects sockets only; in memory there is no file
+    except (OSError, ValueError):  # Windows can select only sockets; a stream in memory has no file
         return True
 
 
@@ -68,7 +82,7 @@ def _read(stdin: BinaryIO) -> bytes:
         if len(data) > MAX_TEXT_BYTES:
             raise PromptError(
                 f"the text on stdin is longer than {MAX_TEXT_BYTES:,} bytes",
-                hint="no model reads that much; pipe a part of it",
+                hint="pipe a part of it; no model has such a long context",
             )
     return bytes(data)
 

@@ -28,6 +28,11 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return _xdg(environ, "XDG_CACHE_HOME", ".cache")
 
 
+def quantized_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder for quantized weights, which a later start reads."""
+    return cache_folder(environ) / "quantized"
+
+
 def hub_cache(environ: Mapping[str, str]) -> Path:
     """Return the cache of the Hugging Face Hub: `HF_HUB_CACHE`, `HF_HOME`/hub or ~/.cache/….
 

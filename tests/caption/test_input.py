@@ -226,7 +226,7 @@ def test_a_list_that_does_not_come_is_waited_for_and_that_is_said() -> None:
         services = World(FakeEngine(echo), stdin=late).services
         ran = run("caption", "--filelist", "-", "-p", "x", services=services)
     assert (ran.code, ran.out) == (0, "photos/a.jpg\tx\n")
-    note = "note: waiting for the list of pictures on stdin; Ctrl-D ends it where it is typed\n"
+    note = "note: waiting for the list of pictures on stdin; Ctrl-D ends typed input\n"
     assert ran.err.startswith(note)
 
 

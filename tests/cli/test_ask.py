@@ -294,7 +294,9 @@ def test_an_image_mark_in_a_chat_prompt_is_text() -> None:
 
 def test_a_system_instruction_has_no_place_in_a_raw_prompt_but_a_standing_one_may_be() -> None:
     ran = run("ask", "x", "--raw", "-s", "y", services=World(FakeEngine()).services)
-    error = "error: --system has no place in a raw prompt\nhint: write it into PROMPT\n"
+    error = (
+        "error: --system does not apply to a raw prompt\nhint: write the instruction into PROMPT\n"
+    )
     assert tuple(ran) == (2, "", error)
     world = World(FakeEngine("x"), IDEFICS_SYSTEM="y")
     assert run("ask", "x", "--raw", services=world.services).code == 0
@@ -323,7 +325,7 @@ def test_a_prompt_that_is_no_text_is_an_error() -> None:
 def test_stdin_holds_one_picture_at_most() -> None:
     world = World(FakeEngine(), stdin=io.BytesIO(b"x"))
     ran = run("ask", "Hi", "-i", "-", "-i", "-", services=world.services)
-    error = "error: `-i -` is given twice, and stdin holds one picture\n"
+    error = "error: `-i -` is given twice, but stdin holds one picture\n"
     assert tuple(ran) == (2, "", error)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.cli import stdin as stdin_module
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text
 from idefics_cli.core.errors import PromptError
 from idefics_cli.ui.terminal.console import Console
@@ -90,34 +89,30 @@ def test_a_flood_of_text_is_refused_without_reading_it_all() -> None:
     assert len(text_of(b"y" * MAX_TEXT_BYTES)) == MAX_TEXT_BYTES
 
 
-def test_an_open_but_silent_pipe_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stdin_module, "NOTICE_SECONDS", 0.05)
+def test_an_open_but_silent_pipe_ends_in_an_error() -> None:
     reader, writer = os.pipe()
     told = console()
     started = time.monotonic()
-    # So that waiting for ever fails here instead of hanging.
+    # Closing the pipe makes an endless wait fail instead of hang.
     closing = threading.Timer(20, os.close, [writer])
     closing.start()
     try:
         with os.fdopen(reader, "rb") as stream, pytest.raises(PromptError) as caught:
-            piped_text(stream, told, silence_seconds=0.2)
+            piped_text(stream, told, silence_seconds=0.2, notice_seconds=0.05)
     finally:
         closing.cancel()
         closing.join()
         with contextlib.suppress(OSError):
             os.close(writer)
     assert 0.2 <= time.monotonic() - started < 10
-    assert str(caught.value) == "stdin is open, and nothing came for 0.2 seconds"
+    assert str(caught.value) == "stdin is open, but no text came for 0.2 seconds"
     err = told.err
     assert isinstance(err, Stream)
-    assert err.text() == "note: waiting for the text on stdin; `</dev/null` if there is none\n"
+    assert err.text() == "note: waiting for text on stdin; add `</dev/null` if there is none\n"
 
 
 @pytest.mark.parametrize("silence_seconds", [30.0, None])
-def test_a_slow_writer_is_waited_for(
-    silence_seconds: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stdin_module, "NOTICE_SECONDS", 0.01)
+def test_a_slow_writer_is_waited_for(silence_seconds: float | None) -> None:
     reader, writer = os.pipe()
 
     def write() -> None:
@@ -130,5 +125,6 @@ def test_a_slow_writer_is_waited_for(
     thread = threading.Thread(target=write)
     thread.start()
     with os.fdopen(reader, "rb") as stream:
-        assert piped_text(stream, console(), silence_seconds=silence_seconds) == "slow text"
+        text = piped_text(stream, console(), silence_seconds=silence_seconds, notice_seconds=0.01)
+    assert text == "slow text"
     thread.join()

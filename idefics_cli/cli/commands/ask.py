@@ -16,7 +16,7 @@ def ask(
     text: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help="The question; text on stdin precedes it, or is the question."
+            metavar="PROMPT", help="The question; text on stdin precedes it or replaces it."
         ),
     ] = None,
     image: options.Images = None,
@@ -51,6 +51,6 @@ def ask(
 
     `idefics ask "What is the person holding?" -i photo.jpg`
 
-    In a pipe, stdout holds the answer and nothing else.
+    In a pipe, stdout holds only the answer.
     """
     answer_once(begin_command(context), text, image or ())

@@ -1,4 +1,4 @@
-"""`idefics config`: the merged settings, and where each comes from."""
+"""`idefics config`: the merged settings, with the origin of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = typer.Typer(cls=HelpGroup)
 
 @app.callback(invoke_without_command=True)
 def config(context: typer.Context, json: options.Json = None) -> None:
-    """Show every setting, its value and where it comes from.
+    """Show every setting with its value and its origin.
 
     The output is a valid config.toml.
     """
@@ -37,7 +37,7 @@ def config(context: typer.Context, json: options.Json = None) -> None:
 
 @app.command(cls=HelpCommand)
 def path(context: typer.Context) -> None:
-    """Print the path of config.toml, whether or not it is there."""
+    """Print the path of config.toml, which need not exist."""
     environ = services_of(context).environ
     Console(sys.stdout, sys.stderr, environ=environ).line(str(config_file(environ)))
 
@@ -59,7 +59,7 @@ def _record(resolved: Resolved) -> dict[str, object]:
 
 
 def _lines(resolved: Resolved) -> list[str]:
-    state = "" if resolved.file.is_file() else " (not there)"
+    state = "" if resolved.file.is_file() else " (does not exist)"
     lines = [f"# {one_line(str(resolved.file))}{state}"]
     for name, setting in setting_table().items():
         value: Value = getattr(resolved.settings, name)
@@ -83,6 +83,6 @@ def _toml(value: str | int | float | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A JSON text is a TOML basic string but for DEL, which TOML wants escaped.
+        # A JSON string is a TOML basic string, except that TOML needs an escape for DEL.
         return json_module.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -1,4 +1,4 @@
-"""`idefics demo`: sample pictures for the built-in model, with their truth."""
+"""`idefics demo`: sample pictures for the built-in model, with captions and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def demo(
     context: typer.Context,
     folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")
+        str,
+        typer.Argument(metavar="DIR", help="Folder for the pictures; made if missing."),
     ],
     count: options.Count = None,
     seed: options.Seed = None,
@@ -27,9 +28,9 @@ def demo(
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Write sample pictures that the built-in model knows to talk about.
+    """Write sample pictures for the built-in model.
 
-    Beside them, `metadata.jsonl` holds their captions, and questions with the answers. Try
+    `metadata.jsonl` beside them holds captions, and questions with answers. Then try
 
     `idefics caption -m demo DIR`
     """
@@ -37,7 +38,7 @@ def demo(
     from idefics_cli.demo.samples import write_samples
 
     settings, console = invocation.settings, invocation.console
-    # An empty path would be the current folder, which an unset variable should not fill.
+    # Path("") is the current folder, which an unset variable in a script should not fill.
     if not folder:
         raise UsageError("the name of the folder is empty", hint="`.` is the current folder")
     path = Path(folder)
@@ -47,7 +48,7 @@ def demo(
     else:
         for sample in samples:
             console.line(str(path / sample.file_name))
-    _tell_questions(console)
+    _show_questions(console)
 
 
 def _record(folder: Path, samples: list[Sample]) -> dict[str, object]:
@@ -64,10 +65,12 @@ def _record(folder: Path, samples: list[Sample]) -> dict[str, object]:
     }
 
 
-def _tell_questions(console: Console) -> None:
+def _show_questions(console: Console) -> None:
     from idefics_cli.demo.questions import KNOWN_QUESTIONS
 
-    console.tell("The built-in model (`-m demo`) answers these, in other wordings too (`--json`):")
+    console.tell(
+        "The built-in model (`-m demo`) answers these questions (`--json` lists more wordings):"
+    )
     width = max(map(len, KNOWN_QUESTIONS))
     for task, texts in KNOWN_QUESTIONS.items():
         console.tell(f"  {task:<{width}}  {texts[0]}")

@@ -1,4 +1,4 @@
-"""`idefics doctor`: what this machine has, what would run on it, and why."""
+"""`idefics doctor`: this machine, what would run on it, and why."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def doctor(
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Show what this machine has, what would run on it, and why.
+    """Show this machine, what would run on it, and why.
 
     `idefics doctor -m idefics2-8b`
 
-    The last line tells whether the model can run; if not, the exit code is 1.
+    The last line says whether the model can run; if it cannot, the exit code is 1.
     """
     invocation = begin_command(context)
-    with invocation.console.status("looking"):
+    with invocation.console.status("checking this machine"):
         machine = invocation.services.probe()
         broken = {**machine.broken, **invocation.services.broken_packages()}
         machine = replace(machine, broken=broken)
     plan, problem = _plan(invocation, machine)
     if invocation.settings.json:
-        invocation.console.json(_impersonal(_record(machine, plan, problem)))
+        invocation.console.json(_anonymized(_record(machine, plan, problem)))
     else:
         _show(invocation, machine, plan, problem)
     if problem is not None:
@@ -100,29 +100,28 @@ def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:
     return line
 
 
-def _impersonal(value: object) -> object:
-    """Return *value* of JSON for a bug thread: the home folder as `~`, and no user's folder."""
+def _anonymized(value: object) -> object:
+    """Return *value* for a public bug report: without the home folder and the name of the user."""
     if isinstance(value, Mapping):
-        return {key: _impersonal(item) for key, item in value.items()}
+        return {key: _anonymized(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_impersonal(item) for item in value]
+        return [_anonymized(item) for item in value]
     if not isinstance(value, str):
         return value
     home = os.path.expanduser("~").rstrip(os.sep)
     for folder in {home, os.path.realpath(home)} - {"", os.sep}:
         value = re.sub(rf"{re.escape(folder)}(?=$|[^\w.-])", "~", value)
-    # Also of a network drive that is named after its user.
+    # Also in the path of a network drive with the name of the user.
     user = re.escape(os.path.basename(home))
     return re.sub(rf"(?<=[/\\]){user}(?=[/\\])", "USER", value) if user else value
 
 
 def _record(machine: Machine, plan: Plan | None, problem: IdeficsError | None) -> dict[str, object]:
     from idefics_cli.ui.views.machine import machine_record
-    from idefics_cli.ui.views.plan import plan_record
 
     return {
         "ready": problem is None,
         "error": None if problem is None else {"message": str(problem), "hint": problem.hint},
         "machine": machine_record(machine),
-        "plan": None if plan is None else plan_record(plan),
+        "plan": None if plan is None else plan.to_dict(),
     }

@@ -1,9 +1,8 @@
-"""`idefics models`: what there is, what is cached, what fits; fetch and find a model."""
+"""`idefics models`: list, download, find and quantize models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ from idefics_cli.cli import options
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.core.errors import ModelError, PlanError
-from idefics_cli.core.paths import cache_folder, display_path
+from idefics_cli.core.paths import display_path, quantized_folder
 from idefics_cli.core.units import format_parameters, format_size
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec
 
@@ -39,11 +38,11 @@ def models(
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """List the models: what each takes, whether it is downloaded, how it would run here."""
+    """List the models: size, download, and how each would run here."""
     if context.invoked_subcommand is not None:
         return
     invocation = begin_command(context)
-    with invocation.console.status("looking"):
+    with invocation.console.status("checking this machine"):
         machine = invocation.services.probe()
         rows = [_row(invocation, spec, machine) for spec in MODELS.values()]
     if invocation.settings.json:
@@ -63,16 +62,16 @@ def pull(
 ) -> None:
     """Download a model into the Hugging Face cache, and print its folder.
 
-    An interrupted download goes on where it stopped.
+    An interrupted download continues where it stopped.
     """
     from idefics_cli.models.hub.download import pull as fetch
 
     invocation = begin_command(context)
     facts = _facts(invocation, name)
     if facts.repo == DEMO:
-        invocation.console.note("the model `demo` is built in: there is nothing to download")
+        invocation.console.note("the model `demo` is built in and needs no download")
     elif _is_local(facts):
-        raise ModelError(f"`{name}` is a local folder: there is nothing to download")
+        raise ModelError(f"`{name}` is a local folder and needs no download")
     else:
         settings = invocation.settings
         with invocation.console.status(f"downloading {facts.name}") as progress:
@@ -112,26 +111,36 @@ def quantize(
     dtype: options.Dtype = None,
     offline: options.Offline = None,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove what is kept of this model instead.")
+        bool, typer.Option("--remove", help="Remove the stored weights of this model.")
     ] = False,
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Make small weights for the CPU once and keep them, so that a start takes seconds.
+    """Quantize a model for the CPU and store the weights, so that it starts in seconds.
 
-    Large models do so by themselves when they first run in 4bit or 8bit on a CPU.
+    Large models are stored automatically at their first run in 4bit or 8bit on a CPU.
     """
-    from idefics_cli.models.loading.loader import keep_quantized
-    from idefics_cli.models.loading.quantized_store import remove as remove_kept
-    from idefics_cli.models.planning.plan import PlanChoices, make_plan
-
     invocation = begin_command(context)
-    settings, root = invocation.settings, _kept_folder(invocation)
     facts = _facts(invocation, name)
     if remove:
-        freed = remove_kept(root, facts.repo)
-        invocation.console.note(f"{format_size(freed)} freed" if freed else "nothing was kept")
-        return
+        _remove_quantized(invocation, facts)
+    else:
+        _quantize(invocation, facts)
+
+
+def _remove_quantized(invocation: Invocation, facts: ModelFacts) -> None:
+    from idefics_cli.models.loading.quantized_store import remove
+
+    freed = remove(quantized_folder(invocation.services.environ), facts.repo)
+    note = f"{format_size(freed)} freed" if freed else "no weights were stored"
+    invocation.console.note(note)
+
+
+def _quantize(invocation: Invocation, facts: ModelFacts) -> None:
+    from idefics_cli.models.loading.loader import keep_quantized
+    from idefics_cli.models.planning.plan import PlanChoices, make_plan
+
+    settings, root = invocation.settings, quantized_folder(invocation.services.environ)
     method = "4bit" if settings.quantization in (None, "auto") else settings.quantization
     choices = PlanChoices(
         device="cpu",
@@ -146,10 +155,6 @@ def quantize(
         spec = replace(plan.spec, quantized_folder=str(root))
         folder = keep_quantized(spec, report=progress)
     invocation.console.line(str(folder))
-
-
-def _kept_folder(invocation: Invocation) -> Path:
-    return cache_folder(invocation.services.environ) / "quantized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +173,8 @@ def _row(invocation: Invocation, spec: ModelSpec, machine: Machine) -> _Row:
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
 
     facts = invocation.services.find_facts(spec.name, revision=None, offline=True)
-    kept = [
-        entry.size_bytes for entry in stored(_kept_folder(invocation)) if entry.repo == facts.repo
-    ]
+    entries = stored(quantized_folder(invocation.services.environ))
+    kept = [entry.size_bytes for entry in entries if entry.repo == facts.repo]
     size = 0 if facts.folder is None else size_on_disk(facts.folder)
     try:
         return _Row(spec, facts, size, sum(kept), make_plan(facts, PlanChoices(), machine), None)
@@ -190,7 +194,7 @@ def _is_local(facts: ModelFacts) -> bool:
 
 
 def _show(invocation: Invocation, rows: list[_Row]) -> None:
-    from idefics_cli.ui.views.plan import table
+    from idefics_cli.ui.views.plan import align_columns
 
     cells = [("NAME", "WEIGHTS", "ON DISK", "HERE", "")]
     for row in rows:
@@ -209,7 +213,7 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
                 row.spec.summary + kind,
             )
         )
-    for line in table(cells):
+    for line in align_columns(cells):
         invocation.console.report(line.removeprefix("  "))
 
 

@@ -199,7 +199,7 @@ def _list(invocation: Invocation) -> None:
 
 
 def _print(invocation: Invocation, infos: list[SessionInfo]) -> None:
-    from idefics_cli.ui.views.plan import table
+    from idefics_cli.ui.views.plan import align_columns
 
     if invocation.settings.json:
         invocation.console.json([_record(info) for info in infos])
@@ -218,7 +218,7 @@ def _print(invocation: Invocation, infos: list[SessionInfo]) -> None:
         )
         for info in infos
     ]
-    for line in table(rows):
+    for line in align_columns(rows):
         invocation.console.report(line.removeprefix("  "))
 
 

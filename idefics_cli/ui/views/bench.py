@@ -1,4 +1,4 @@
-"""A benchmark for people: a table, what to know about it, and what goes on meanwhile."""
+"""A benchmark as text: its progress, the table of figures, and remarks."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from idefics_cli.core.text import one_line
 from idefics_cli.ui.terminal.console import Console, write
 
 _HEAD = ("", "ours", "transformers", "ratio", "rounds from … to", "answers")
-# With less, cells of the table lose digits.
+# In a narrower terminal, rich would cut digits in the cells of the table.
 _LEAST_COLUMNS = 76
 _ERASE = "\r\x1b[2K"
 
 
 class BenchProgress:
-    """Tells on stderr what is being measured, and each figure when it is there.
+    """Shows on stderr what is being measured, and each figure.
 
-    No spinner: a thread that draws would take time from what is being measured.
+    There is no spinner, because its thread would take time from the measurement.
 
     Args:
-        console: Where to.
+        console: The output.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def say(self, text: str) -> None:
-        """Tell what is going on, on a line that the next one replaces on a terminal."""
+        """Show the current step, on a terminal only; the next step replaces it."""
         if self._console.quiet:
             return
         if self._console.draws:
             write(self._console.err, f"{_ERASE}{one_line(text)} …")
 
     def show(self, result: ReportRow | Skipped) -> None:
-        """Tell a figure, or why there is none."""
+        """Show a figure, or the reason why there is none."""
         self.clear()
         self._console.tell(_line(result))
 
@@ -46,7 +46,7 @@ class BenchProgress:
 
 
 def show_report(console: Console, report: Report, title: str) -> None:
-    """Write *report* to stdout: a table with colours on a terminal, plain lines elsewhere."""
+    """Write *report* to stdout: a coloured table on a terminal, otherwise plain lines."""
     if not (console.is_terminal and console.draws):
         console.line(render_report(report, title))
         return
@@ -96,7 +96,7 @@ def _show_table(console: Console, report: Report, title: str) -> None:
 
 
 def _paragraphs(report: Report) -> list[str]:
-    """Return what the table has, for a terminal that has no room for its columns."""
+    """Return the table as lines, for a narrow terminal."""
     lines = []
     for row in report.rows:
         name, ours, plain, ratio, spread, answers = _cells(row)
@@ -127,7 +127,7 @@ def _answers(row: ReportRow) -> str:
 
 
 def value(number: float, unit: str) -> str:
-    """Return *number* with its unit in three digits, as "12.3 ms" or "4.56 tokens/s"."""
+    """Return *number* with three digits and its unit, as "12.3 ms" or "4.56 tokens/s"."""
     if unit == "s" and number < 1:
         number, unit = number * 1000, "ms"
     return f"{_digits(number)} {unit}"

@@ -1,4 +1,4 @@
-"""The ratios of a benchmark as a picture: a bar for each figure, on a logarithmic axis."""
+"""The ratios of a benchmark as a bar chart with a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-# Drawn at twice the size and made smaller, so that edges are smooth.
+# The chart is drawn at twice its size and scaled down, for smooth edges.
 _SCALE = 2
 _WIDTH, _LEFT, _RIGHT = 1200, 330, 330
 _TOP, _ROW, _BOTTOM = 84, 34, 52
@@ -37,7 +37,7 @@ def draw_plot(report: Report, title: str) -> bytes:
 
 
 class _Chart:
-    """Draws parts of the plot; all lengths are pixels of the finished picture."""
+    """Draws the parts of the chart; all lengths are pixels of the finished picture."""
 
     def __init__(self, canvas: ImageDraw, report: Report) -> None:
         self._canvas = canvas
@@ -46,7 +46,7 @@ class _Chart:
         self._high = max([4.0, *ratios]) * 1.05
 
     def heading(self, title: str) -> None:
-        """Write what the plot shows."""
+        """Write the title."""
         self._text((24, 18), title, 20)
         told = "times as fast as plain transformers (median; line: least and greatest round)"
         self._text((24, 48), told, 14, _FAINT)

@@ -1,14 +1,14 @@
-"""A machine for people and for JSON."""
+"""A description of a machine as text and for JSON."""
 
 from __future__ import annotations
 
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.units import format_size
 from idefics_cli.hardware.machine import Machine
-from idefics_cli.ui.views.plan import table
+from idefics_cli.ui.views.plan import align_columns
 
-# The instruction sets that decide how fast a model runs.
-_TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "bf16")
+# The instruction sets that decide the speed of a model.
+_RELEVANT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "bf16")
 
 
 def machine_record(machine: Machine) -> dict[str, object]:
@@ -58,7 +58,9 @@ def render_machine(machine: Machine) -> str:
     if machine.mps_bytes is not None:
         rows.append(("mps", f"Apple GPU, {format_size(machine.mps_bytes)} usable"))
     rows.append(("cache", f"{display_path(machine.cache)}{_space(machine)}"))
-    return "\n".join(["machine", *table(rows), "versions", *table(_versions(machine))])
+    return "\n".join(
+        ["machine", *align_columns(rows), "versions", *align_columns(_versions(machine))]
+    )
 
 
 def _versions(machine: Machine) -> list[tuple[str, str]]:
@@ -74,7 +76,7 @@ def _versions(machine: Machine) -> list[tuple[str, str]]:
 
 
 def _flags(machine: Machine) -> list[str]:
-    return [flag for flag in _TELLING_FLAGS if flag in machine.cpu_flags]
+    return [flag for flag in _RELEVANT_FLAGS if flag in machine.cpu_flags]
 
 
 def _space(machine: Machine) -> str:

@@ -1,4 +1,4 @@
-"""A plan for people: what will run, why, and what memory it takes."""
+"""A plan as text: what will run, why, and how much memory it needs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from idefics_cli.core.units import format_parameters, format_size
 from idefics_cli.models.planning.plan import Plan
 
 
-def plan_record(plan: Plan) -> dict[str, object]:
-    """Return *plan* for JSON."""
-    return plan.to_dict()
-
-
 def render_plan(plan: Plan) -> str:
     """Return *plan* as lines of text, without a last newline.
 
-    Plain on purpose: the same on a terminal, in a pipe and in a bug report.
+    The text is plain, so that it is the same on a terminal, in a pipe and in a bug report.
     """
     facts = plan.facts
     kind = "chats" if facts.chats else "base model, completes only"
@@ -34,15 +29,15 @@ def render_plan(plan: Plan) -> str:
     ]
     lines = [
         one_line(title),
-        *table(choices),
+        *align_columns(choices),
         "memory for one picture and its answer",
-        *table(memory),
+        *align_columns(memory),
     ]
     lines += [one_line(f"! {warning}") for warning in plan.warnings]
     return "\n".join(lines)
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def align_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return *rows* as indented lines with aligned columns; the last column is not padded."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -23,7 +23,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output
         UsageError: If the output has a run of other settings.
     """
     from idefics_cli.caption.rehearsal import unreadable
-    from idefics_cli.ui.views.plan import plan_record, render_plan
+    from idefics_cli.ui.views.plan import render_plan
 
     console = invocation.console
     todo = _todo(invocation, plan, job, output)
@@ -37,7 +37,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output
     if invocation.settings.json:
         run = {"pictures": len(job.pictures), "left": left, "unreadable": bad}
         times = {"batch_size": job.batch_size, "seconds": seconds}
-        console.json({**plan_record(plan), **run, **times, **_asked(job)})
+        console.json({**plan.to_dict(), **run, **times, **_asked(job)})
         return
     console.report(render_plan(plan))
     if left < len(job.pictures):
