@@ -190,7 +190,7 @@ def test_a_picture_that_is_known_is_opened_and_no_more(
     def fail(*args: object) -> None:
         raise AssertionError("processed again")
 
-    monkeypatch.setattr(engine.loaded.family, "_tiles", fail)
+    monkeypatch.setattr(engine.loaded.family, "_make_tiles", fail)
     again = engine.prepare(request)
     assert again.pictures[0].size == (90, 60)
     assert again.shape_key == first.shape_key
