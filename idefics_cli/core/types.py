@@ -200,7 +200,7 @@ class LoadSpec:
     Attributes:
         repo: Hub id or absolute path of a local folder.
         revision: Branch, tag or commit of a Hub repository.
-        family: A key of `models.registry.FAMILIES`, which is the config's `model_type`.
+        family: Key of `FAMILIES` in `models/families/spec.py`: the `model_type` of the config.
         name: The name that the user gave: an alias or *repo*.
         chats: False for base models, which only complete a prompt.
         dtype: Dtype of all weights that are not quantized.
