@@ -1,0 +1,43 @@
+"""Prompts that no model can use, and text on stdin."""
+
+from __future__ import annotations
+
+from idefics_cli.core.errors import PromptError, UsageError
+from tests.support.bad_calls.call import Call
+from tests.support.bad_calls.folder import PICTURE
+
+EMPTY = "`idefics ask 'What is in the picture?' -i PICTURE`"
+BASE = "complete with `idefics ask --raw '<image>In this image,' -i PICTURE`"
+MARKS = "write `<image>` where each picture belongs, and `-i` for each"
+
+# fmt: off
+PROMPTS = (
+    Call("ask", PromptError, "the prompt is empty", EMPTY),
+    Call("ask ''", PromptError, "the prompt is empty", EMPTY),
+    Call("ask '  '", PromptError, "the prompt is empty", EMPTY),
+    Call("ask x", PromptError, "stdin holds binary data, not text",
+        "`-i -` takes a picture from stdin", stdin=PICTURE),
+    Call("ask '' -i good.png", PromptError, "the prompt is empty", EMPTY, stdin=b" \n\n"),
+    Call("ask --raw '<image> <image>' -i good.png", PromptError,
+        "the raw prompt has 2 `<image>`, and 1 picture is given", MARKS),
+    Call("ask --raw x -i good.png -i cut.png", PromptError,
+        "the raw prompt has 0 `<image>`, and 2 pictures are given", MARKS),
+    Call("ask --raw '<image>'", PromptError,
+        "the raw prompt has 1 `<image>`, and 0 pictures are given", MARKS),
+    Call("ask --raw '<image>' -i good.png -s 'Be kind.'", UsageError,
+        "--system does not apply to a raw prompt", "write the instruction into PROMPT"),
+    Call("ask x -m models/base -i good.png", PromptError,
+        "`models/base` is a base model: it completes texts and does not chat", BASE),
+    Call("chat -m demo", PromptError, "the prompt is empty", EMPTY),
+    Call("chat", PromptError, "the prompt is empty", EMPTY, stdin=b"\n"),
+    Call("chat", PromptError, "stdin holds binary data, not text",
+        "`-i -` takes a picture from stdin", stdin=b"a\x00b"),
+    Call("chat", PromptError, "the text on stdin is not UTF-8 (byte 4)",
+        "convert it, for example with `iconv -t utf-8`; `-i -` takes a picture", stdin=b"caf\xe9"),
+    Call("chat", PromptError, "the text on stdin is longer than 4,000,000 bytes",
+        "pipe a part of it; no model has such a long context", stdin=b"a " * 2000001),
+    Call("chat -m models/base", PromptError,
+        "`models/base` is a base model: it completes texts and does not chat", BASE,
+        stdin=b"What?"),
+)
+# fmt: on
