@@ -5,7 +5,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
 
     $table = @{
         'idefics' = @{
-            Commands = [ordered]@{ 'ask' = 'Answer one question about pictures'; 'chat' = 'Talk about pictures; or answer a question that is piped in'; 'caption' = 'Caption pictures, one line each: the path, a tab, the caption'; 'doctor' = 'Show this machine, what would run on it, and why'; 'bench' = 'Measure ours against plain transformers: same weights, same requests, in turns'; 'demo' = 'Write sample pictures for the built-in model'; 'sessions' = 'List the chats that are kept; show, export and remove them'; 'models' = 'List the models: size, download, and how each would run here'; 'config' = 'Show every setting with its value and its origin'; 'completion' = 'Set up the completion of commands, options, models and pictures with TAB' }
+            Commands = [ordered]@{ 'ask' = 'Answer one question about pictures'; 'chat' = 'Talk about pictures, or answer one question from a pipe'; 'caption' = 'Caption pictures, one line each: the path, a tab, the caption'; 'doctor' = 'Show this machine, what would run on it, and why'; 'bench' = 'Measure ours against plain transformers: same weights, same requests, in turns'; 'demo' = 'Write sample pictures for the built-in model'; 'sessions' = 'List saved chats; show, export and remove them'; 'models' = 'List the models: size, download, and how each would run here'; 'config' = 'Show every setting with its value and its origin'; 'completion' = 'Set up the completion of commands, options, models and pictures with TAB' }
             Flags = [ordered]@{ '--version' = 'Show the version and exit'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()
@@ -54,7 +54,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
             Repeated = ''
         }
         'idefics sessions' = @{
-            Commands = [ordered]@{ 'list' = 'List the sessions, the last one first'; 'show' = 'Print a session'; 'export' = 'Write a session with its pictures as one file: Markdown, JSON, or a page for a browser'; 'rm' = 'Remove sessions, and the copies of pictures that no other session has'; 'prune' = 'Remove old sessions; those with a name, or open just now, stay' }
+            Commands = [ordered]@{ 'list' = 'List the sessions, the last one first'; 'show' = 'Print a session'; 'export' = 'Write a session with its pictures as one file: Markdown, JSON, or a page for a browser'; 'rm' = 'Remove sessions, and the copies of pictures that no other session has'; 'prune' = 'Remove old sessions; named and open sessions stay' }
             Flags = [ordered]@{ '--json' = 'Print JSON'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()
@@ -90,7 +90,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
         }
         'idefics sessions prune' = @{
             Commands = [ordered]@{}
-            Flags = [ordered]@{ '--older-than' = 'Remove those unchanged for so long: 12h, 30d or 8w'; '--keep' = 'Never remove the last N'; '--json' = 'Print JSON'; '--dry-run' = 'Print what would run, and why; only `caption` loads the model, if it is downloaded'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Flags = [ordered]@{ '--older-than' = 'Remove sessions that did not change for this time: 12h, 30d or 8w'; '--keep' = 'Keep the last N sessions'; '--json' = 'Print JSON'; '--dry-run' = 'Print what would run, and why; only `caption` loads the model, if it is downloaded'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{ '--older-than' = 'text'; '--keep' = 'text' }
             Arguments = @()
             Repeated = ''

@@ -1,4 +1,4 @@
-"""A conversation as a value: turns, pictures, settings, and the request that they make."""
+"""A conversation as a value: turns, pictures, settings, and the request for the model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class ChatPicture:
     """A picture of a conversation.
 
     Attributes:
-        number: From 1, in order of appearance; what `[1]` in a text refers to.
-        source: How the user named it, for people.
-        attachment: Where its bytes are now, and their digest.
-        width: Pixels, as seen by a person; 0 when unknown.
-        height: As *width*.
-        is_dropped: It was taken out of the prompt.
-        is_missing: Its bytes are nowhere to be found, so it is out of the prompt as well.
+        number: Counted from 1 in order of appearance; `[1]` in a text refers to it.
+        source: The name that the user gave it.
+        attachment: The place of its bytes, and their digest.
+        width: Width in pixels, as a person sees the picture; 0 if unknown.
+        height: Height in pixels, as a person sees the picture; 0 if unknown.
+        is_dropped: Whether the user took it out of the prompt.
+        is_missing: Whether its bytes cannot be found, so that it is not in the prompt.
     """
 
     number: int
@@ -48,23 +48,23 @@ class ChatPicture:
 
     @property
     def is_in_prompt(self) -> bool:
-        """Whether the model is shown it, if it is shown the turn."""
+        """Whether it is in the prompt, if its turn is."""
         return not (self.is_dropped or self.is_missing)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said, and how it came about.
+    """An answer of the model, and how it was made.
 
     Attributes:
-        text: All of it, or what there was when it was interrupted.
-        finish: `cancelled` for an interrupted reply.
-        model: The name of the model that gave it.
+        text: The whole answer, or its beginning if it was interrupted.
+        finish: Why it ended; `cancelled` if it was interrupted.
+        model: The name of the model.
         sampling: How its tokens were chosen.
-        prompt_tokens: Of the request.
-        reused_tokens: Of those, how many came from the cache.
-        new_tokens: Of the reply.
-        seconds: From request to last token.
+        prompt_tokens: Number of tokens of the prompt.
+        reused_tokens: Number of prompt tokens that came from the KV cache.
+        new_tokens: Number of tokens of the answer.
+        seconds: Time from the request to the last token.
     """
 
     text: str
@@ -84,13 +84,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question with its pictures, and the reply when there is one.
+    """A question with its pictures, and its answer.
 
     Attributes:
-        text: What the user wrote, to the letter.
-        pictures: Those that came with it, in order; they precede the text.
-        reply: None while the model answers.
-        former: While a reply is made anew, the one that stands if that comes to nothing.
+        text: The text that the user wrote, unchanged.
+        pictures: The pictures that came with the text, in order; they precede it in the prompt.
+        reply: The answer; None while the model answers.
+        former: The earlier answer during a retry; it comes back if the retry fails.
     """
 
     text: str
@@ -105,11 +105,11 @@ class Conversation:
 
     Attributes:
         model: The name of the model that answers next.
-        name: Given by the user, if any.
+        name: The name that the user gave the conversation, if any.
         system: The instruction that precedes the conversation.
-        settings: What was set for this conversation, by name.
-        turns: In order; only the last may be without a reply.
-        forgotten: So many of the oldest turns are on record and out of the prompt.
+        settings: The settings of this conversation by name.
+        turns: The turns in order; only the last may have no answer.
+        forgotten: Number of the oldest turns that are saved but not in the prompt.
     """
 
     model: str
@@ -121,46 +121,45 @@ class Conversation:
 
     @property
     def pending(self) -> Turn | None:
-        """The turn that waits for its reply, if there is one."""
+        """The turn that waits for its answer, if there is one."""
         last = self.turns[-1] if self.turns else None
         return last if last is not None and last.reply is None else None
 
     @property
     def pictures(self) -> tuple[ChatPicture, ...]:
-        """Every picture, by number; dropped ones too."""
+        """All pictures by number, the dropped ones included."""
         return tuple(picture for turn in self.turns for picture in turn.pictures)
 
     @property
     def pictures_in_prompt(self) -> tuple[ChatPicture, ...]:
-        """The pictures that the model is shown, in order."""
+        """The pictures in the prompt, in order."""
         turns = self.turns[self.forgotten :]
         return tuple(p for turn in turns for p in turn.pictures if p.is_in_prompt)
 
     @property
     def missing(self) -> tuple[ChatPicture, ...]:
-        """The pictures that would be in the prompt if they could be found."""
+        """The pictures that are not in the prompt only because they cannot be found."""
         return tuple(p for p in self.pictures if p.is_missing and not p.is_dropped)
 
     @property
     def title(self) -> str:
-        """The name, or the first question on one line; "" when there is neither."""
+        """The name, or the first question on one line; "" if there is neither."""
         return self.name or (" ".join(self.turns[0].text.split()) if self.turns else "")
 
     def asked(self, text: str, pictures: Sequence[ChatPicture] = ()) -> Conversation:
-        """Return it with a question added; *pictures* get the next numbers.
+        """Return the conversation with one more question; *pictures* get the next numbers.
 
         Raises:
             ValueError: If a turn is pending.
         """
         self._require(pending=False)
-        # A number is free again only when the turn that brought it is gone: a text that stays
-        # may refer to it.
+        # A dropped picture keeps its number, because a text may refer to it.
         first = len(self.pictures) + 1
         numbered = tuple(replace(p, number=first + i) for i, p in enumerate(pictures))
         return replace(self, turns=(*self.turns, Turn(text, numbered)))
 
     def replied(self, reply: Reply) -> Conversation:
-        """Return it with the pending turn answered.
+        """Return the conversation with an answer to the pending turn.
 
         Raises:
             ValueError: If no turn is pending.
@@ -169,18 +168,18 @@ class Conversation:
         return self._with_last(replace(self.turns[-1], reply=reply, former=None))
 
     def retried(self) -> Conversation:
-        """Return it with the last turn pending again; its reply stands until there is another.
+        """Return the conversation with the last turn pending again; its answer becomes `former`.
 
         Raises:
             UsageError: If there is no turn.
-            ValueError: If one is pending.
+            ValueError: If a turn is pending.
         """
         self._require(pending=False)
         last = self._last("retry")
         return self._with_last(replace(last, reply=None, former=last.reply))
 
     def rolled_back(self) -> Conversation:
-        """Return it without the pending turn, or with the reply that it had before.
+        """Return the conversation without the pending turn, or with its former answer.
 
         Raises:
             ValueError: If no turn is pending.
@@ -192,7 +191,7 @@ class Conversation:
         return self._with_last(replace(last, reply=last.former, former=None))
 
     def undone(self) -> Conversation:
-        """Return it without the last turn, question and reply.
+        """Return the conversation without the last turn.
 
         Raises:
             UsageError: If there is no turn.
@@ -201,7 +200,7 @@ class Conversation:
         return self._cut(len(self.turns) - 1)
 
     def edited(self, number: int) -> Conversation:
-        """Return it without turn *number*, from 1, and all that follow: it is asked anew.
+        """Return the conversation without turn *number*, counted from 1, and all later turns.
 
         Raises:
             UsageError: If there is no such turn.
@@ -213,26 +212,26 @@ class Conversation:
         return self._cut(number - 1)
 
     def dropped(self, number: int) -> Conversation:
-        """Return it with picture *number* out of the prompt; the text of its turn stays.
+        """Return the conversation with picture *number* out of the prompt; its text stays.
 
         Raises:
-            UsageError: If there is no such picture, or it is dropped already.
+            UsageError: If there is no such picture, or it was dropped before.
         """
         pictures = self.pictures
         if not 1 <= number <= len(pictures):
             hint = _range_hint("pictures", len(pictures))
             raise UsageError(f"there is no picture {number}", hint=hint)
         if pictures[number - 1].is_dropped:
-            raise UsageError(f"picture {number} is dropped already")
+            raise UsageError(f"picture {number} is already dropped")
         return self._with_pictures(
             lambda p: replace(p, is_dropped=True) if p.number == number else p
         )
 
     def without_oldest(self, count: int) -> Conversation:
-        """Return it with *count* more of the oldest turns on record only, out of the prompt.
+        """Return the conversation with *count* more of the oldest turns out of the prompt.
 
         Raises:
-            UsageError: If that leaves no turn; `cleared` is meant then.
+            UsageError: If no turn would be left; `cleared` does that.
         """
         forgotten = self.forgotten + count
         if count < 1 or forgotten >= len(self.turns):
@@ -241,40 +240,40 @@ class Conversation:
         return replace(self, forgotten=forgotten)
 
     def cleared(self) -> Conversation:
-        """Return it without turns; name, model, system text and settings stay."""
+        """Return the conversation without turns; name, model, instruction and settings stay."""
         return self._cut(0)
 
     def changed(self, **fields: str | None) -> Conversation:
-        """Return it with another `model`, `name` or `system`."""
+        """Return the conversation with another `model`, `name` or `system`."""
         unknown = fields.keys() - {"model", "name", "system"}
         if unknown or fields.get("model", "") is None:
             raise ValueError(f"cannot change {fields}")
         return replace(self, **fields)  # type: ignore[arg-type]  # checked above
 
     def with_setting(self, key: str, value: Value) -> Conversation:
-        """Return it with the setting *key*; None takes it away."""
+        """Return the conversation with the setting *key*; None removes it."""
         others = {k: v for k, v in self.settings.items() if k != key}
         return replace(self, settings=others if value is None else {**others, key: value})
 
     def with_missing(self, digests: frozenset[str]) -> Conversation:
-        """Return it with the pictures of *digests*, and no others, marked as missing."""
+        """Return the conversation with the pictures of *digests*, and no others, as missing."""
         return self._with_pictures(lambda p: replace(p, is_missing=p.digest in digests))
 
     def unknown_references(self, text: str) -> tuple[int, ...]:
-        """Return the numbers of `[1]`, `[2]`… in *text* that are no picture in the prompt."""
+        """Return the numbers of `[1]`, `[2]`… in *text* that refer to no picture in the prompt."""
         known = {picture.number for picture in self.pictures_in_prompt}
         return tuple(n for n in references(text) if n not in known)
 
     def request(self, sampling: Sampling, *, sees_last_only: bool = False) -> GenerationRequest:
-        """Return what the model is asked now.
+        """Return the request for the pending turn.
 
-        `[1]` is written as "the first image", counted among the pictures in the prompt up to
-        there: so a later picture does not change an earlier turn, whose cache stays of use.
+        `[1]` becomes "the first image". It counts the pictures of the prompt up to its turn, so
+        that a later picture does not change an earlier turn, whose KV cache can be reused.
 
         Args:
             sampling: How to answer.
-            sees_last_only: The model sees only the last picture before a text, as IDEFICS-1:
-                the pictures that a text refers to are put before it once more.
+            sees_last_only: Whether the model sees only the last picture before a text, as
+                IDEFICS-1 does. Then the pictures that a text refers to are repeated before it.
 
         Raises:
             ValueError: If no turn is pending.
@@ -289,8 +288,8 @@ class Conversation:
             again = [] if meant == shown[-1:] else meant
             parts: list[Part] = [picture.attachment for picture in (*new, *again)]
             messages.append(Message("user", (*parts, _for_model(turn.text, meant or shown))))
-            # A silent example, of a reply that was stopped before its first word, would teach
-            # the model silence.
+            # An empty answer, which was stopped before its first word, is left out: it would be
+            # an example of saying nothing.
             if turn.reply is not None and turn.reply.text.strip():
                 messages.append(Message("assistant", (turn.reply.text,)))
         return GenerationRequest(tuple(messages), sampling)
@@ -315,8 +314,8 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
 
-# Not `a[1]`, which is code, nor `[1](address)`, which is a link. A word for a picture before it
-# is part of the reference: "in picture [1]" becomes "in the first picture".
+# `a[1]` is code and `[1](address)` is a link; neither is a reference. A word for a picture before
+# the number is part of the reference: "in picture [1]" becomes "in the first picture".
 _REFERENCE = re.compile(
     r"(?:\b(?:the\s+)?(?P<noun>image|picture|photo)\s+)?(?<![\w\])])\[(?P<number>[1-9]\d{0,2})\]"
     r"(?![\[(\w])",
@@ -337,7 +336,7 @@ def _range_hint(things: str, count: int) -> str:
 
 
 def _for_model(text: str, shown: Sequence[ChatPicture]) -> str:
-    """Return *text* with each `[1]` in words; a number that is not *shown* stays as it is."""
+    """Return *text* with each `[1]` in words; the number of no picture *shown* stays."""
     places = {picture.number: place for place, picture in enumerate(shown)}
 
     def in_words(match: re.Match[str]) -> str:

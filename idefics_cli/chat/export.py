@@ -1,6 +1,6 @@
-"""A conversation as one file for others: Markdown, JSON or HTML, the pictures inside.
+"""A conversation as one file to share: Markdown, JSON or HTML with the pictures inside.
 
-Of the path of a picture only the name is told: the rest is nobody's business.
+The file names of pictures are written without their folders, which are private.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from idefics_cli.core.types import ImageLimits
 from idefics_cli.images.formats import HEAD_BYTES, identify
 
 FORMAT = 1
-"""Version of the JSON."""
+"""Version of the JSON format."""
 
-# What every browser shows; other formats are converted.
+# Formats that every browser shows; other formats are converted.
 _MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",
@@ -38,10 +38,10 @@ _MEDIA_TYPES = {
 
 
 def to_markdown(conversation: Conversation) -> str:
-    """Return *conversation* as Markdown; the pictures stand at the end as `data:` URIs.
+    """Return *conversation* as Markdown, with the pictures at the end as `data:` URIs.
 
-    Questions are quoted, and every character in them means itself; replies are the Markdown
-    that they are.
+    Questions are quoted, and Markdown in them is escaped. Answers are written as they are,
+    because they are Markdown.
     """
     uris = {picture.number: _data_uri(picture) for picture in conversation.pictures}
     blocks = [f"# {_literal(_one_line(conversation.title)) or 'Conversation'}"]
@@ -69,7 +69,7 @@ def to_markdown(conversation: Conversation) -> str:
 def to_json(conversation: Conversation) -> str:
     """Return *conversation* as JSON, indented.
 
-    Texts are to the letter. `pictures` holds each one's bytes in base64, or null when they
+    Texts are unchanged. `pictures` holds the bytes of each picture in base64, or null if they
     cannot be found.
     """
     record = {
@@ -97,29 +97,31 @@ FORMATS: Mapping[str, Callable[[Conversation], str]] = MappingProxyType(
 )
 
 
-def kind_of(path: Path) -> str | None:
-    """Return the format that the name of *path* asks for, if any."""
+def format_of(path: Path) -> str | None:
+    """Return the format that the suffix of *path* means, if any."""
     suffix = path.suffix.lower().removeprefix(".")
     return {"markdown": "md", "htm": "html"}.get(suffix, suffix if suffix in FORMATS else None)
 
 
-def save(conversation: Conversation, kind: str, path: Path, *, overwrite: bool = False) -> None:
-    """Write *conversation* to *path*, readable by its owner only: all of it or nothing.
+def write_export(
+    conversation: Conversation, kind: str, path: Path, *, overwrite: bool = False
+) -> None:
+    """Write *conversation* to *path* atomically; only the owner can read the file.
 
     Args:
-        conversation: What to write.
+        conversation: The conversation.
         kind: A key of `FORMATS`.
-        path: A file in a folder that is there.
-        overwrite: Replace the file if it is there.
+        path: A file in an existing folder.
+        overwrite: Replace an existing file.
 
     Raises:
-        UsageError: If it is there and *overwrite* is off, or is a folder.
+        UsageError: If it exists and *overwrite* is off, or if it is a folder.
         IdeficsError: If it cannot be written.
     """
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint="give the name of a file in it")
     if path.exists() and not overwrite:
-        raise UsageError(f"`{path}` exists already", hint="take another name, or remove it first")
+        raise UsageError(f"`{path}` already exists", hint="choose another name, or remove it first")
     data = FORMATS[kind](conversation).encode("utf-8", "replace")
     try:
         if path.exists() and not path.is_file():  # a device or a pipe
@@ -234,7 +236,7 @@ def _as_png(data: bytes, source: str) -> bytes | None:
 
     buffer = io.BytesIO()
     try:
-        # It was within the limits of its time when it was attached.
+        # The picture was within the limits when it was attached.
         limits = ImageLimits(max_pixels=2**40)
         ImageLoader(limits, offline=True).open_stream(io.BytesIO(data), source).save(buffer, "PNG")
     except IdeficsError:
@@ -243,13 +245,13 @@ def _as_png(data: bytes, source: str) -> bytes | None:
 
 
 def _quoted(text: str) -> str:
-    # Two blanks at its end keep a line apart from the next.
+    # Two spaces at the end of a line are a line break in Markdown.
     lines = _literal(text).splitlines()
     return "  \n".join(f"> {line}".rstrip() for line in lines)
 
 
 def _literal(text: str) -> str:
-    """Return *text* as Markdown that reads as it was written."""
+    """Return *text* with Markdown escaped."""
     return re.sub(r"([\\`*_\[\]<&#])", r"\\\1", printable(text))
 
 
@@ -257,8 +259,8 @@ def _one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-# No script, and the policy forbids every other source: a page about private pictures calls
-# nobody.
+# The page has no scripts, and its policy forbids every request to a server: the pictures are
+# private.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>

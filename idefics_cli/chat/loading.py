@@ -1,4 +1,4 @@
-"""A model that is loaded in the background, while the first text is typed."""
+"""A model that loads in the background while the user types the first text."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from idefics_cli.engine.protocol import Engine
 _POLL_SECONDS = 0.05
 Load = Callable[[Progress], Engine]
 LoadPlan = Callable[[Callable[[str], None]], Load]
-"""Given what takes warnings, decides how a model runs here, and returns what loads it."""
+"""Plans how a model runs on this machine, passes warnings to its argument, returns the loader."""
 Phase = Callable[[str], None]
-"""Told what goes on until the first token: "loading demo", "reading 2 images", "thinking"."""
+"""Called with what goes on until the first token: "loading demo", "reading 2 images"."""
 
 
 class Loading:
-    """A model that is not loaded yet, is being loaded, or is there, or cannot be.
+    """A model that is to be loaded, is loading, is loaded, or failed to load.
 
     Args:
-        name: What the user calls it.
-        plan: Decides how it runs here; called in the background.
-        before_load: Called in the background when the plan is made, before any weight is read.
+        name: The name that the user calls it by.
+        plan: Plans how it runs on this machine; called in the background.
+        before_load: Called in the background after the plan and before the weights are read.
+
+    Attributes:
+        name: The name that the user calls it by.
+        phase: What goes on now, as "loading demo 40%".
     """
 
     def __init__(
@@ -40,35 +44,35 @@ class Loading:
         self._is_closed = False
 
     def start(self) -> None:
-        """Begin to load it, if that has not begun."""
+        """Start to load the model, unless that was started before."""
         if self._result is None:
             self._result = in_background(self._load, name=self.phase)
 
     def again(self) -> Loading:
-        """Return the same model, to be loaded anew if it was closed."""
+        """Return the same model; if it was closed, it can be loaded again."""
         return Loading(self.name, self._plan) if self._is_closed else self
 
     @property
     def is_ready(self) -> bool:
-        """Whether it answers at once."""
+        """Whether the model is loaded."""
         return self._result is not None and self._result.done() and self.error is None
 
     @property
     def error(self) -> IdeficsError | None:
-        """Why it cannot be loaded; None if it can, or while that is not known."""
+        """The reason why it failed to load; None if it is loaded, or still loading."""
         if self._result is None or not self._result.done():
             return None
         error = self._result.exception()
         return error if isinstance(error, IdeficsError) else None
 
     def take_warnings(self) -> list[str]:
-        """Return what there is to tell of how it runs, once."""
+        """Return the warnings of the plan that were not returned before."""
         warnings, self._warnings = self._warnings, []
         return warnings
 
     @property
     def engine(self) -> Engine:
-        """The model, waited for.
+        """The engine of the model; waits until it is loaded.
 
         Raises:
             IdeficsError: If it cannot be loaded.
@@ -78,22 +82,22 @@ class Loading:
         return self._result.result()
 
     def wait(self, cancel: Event, phase: Phase) -> Engine | None:
-        """Wait for the model; None if *cancel* is set before it is there.
+        """Wait for the model; return None if *cancel* is set before it is loaded.
 
         Raises:
             IdeficsError: If it cannot be loaded.
         """
         self.start()
         assert self._result is not None  # as above
-        told = ""
+        reported = ""
         while not self._result.done() and not cancel.wait(_POLL_SECONDS):
-            if told != self.phase:
-                told = self.phase
-                phase(told)
+            if reported != self.phase:
+                reported = self.phase
+                phase(reported)
         return self._result.result() if self._result.done() else None
 
     def close(self) -> None:
-        """Free its memory, as soon as it is loaded."""
+        """Free the memory of the model, as soon as it is loaded."""
         self._is_closed = True
         if self._result is not None:
             self._result.add_done_callback(_close)

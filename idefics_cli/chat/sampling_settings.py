@@ -1,4 +1,4 @@
-"""What can be set for one conversation."""
+"""The settings of one conversation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DISPLAY_KEYS = ("plain", "preview")
 
 
 def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Sampling:
-    """Return *sampling* with those of *settings* that are about it."""
+    """Return *sampling* with the values of *settings* that belong to it."""
     chosen = {
         key: value for key, value in settings.items() if key in SAMPLING_KEYS and value is not None
     }
@@ -24,10 +24,10 @@ def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Samplin
 
 
 def parse_setting(key: str, text: str) -> str | int | float | bool | None:
-    """Return the value of the setting *key* that *text* stands for.
+    """Return the value of the setting *key* that *text* means.
 
     Raises:
-        ValueError: If it is none; the text completes "`key` …".
+        ValueError: If *text* is not a value; the message continues "`key` …".
     """
     value = setting_table()[key].parse(text)
     if isinstance(value, float) and not math.isfinite(value):

@@ -41,7 +41,7 @@ class Turns:
         """
         if self.editing is not None:
             number, self.editing = self.editing, None
-            self._restage(self.session.edit(number))
+            self._stage_again(self.session.edit(number))
         self.session.ask(text, self.staged)
         self._sent = len(self.staged)
 
@@ -79,7 +79,7 @@ class Turns:
     def take_back(self) -> str:
         """Take back the question that a killed program left unanswered; return its text."""
         turn = self.session.roll_back()
-        self._restage(turn)
+        self._stage_again(turn)
         return turn.text
 
     def undo(self) -> str:
@@ -102,5 +102,5 @@ class Turns:
         """Replace each staged picture by what *change* returns."""
         self.staged = [change(staged) for staged in self.staged]
 
-    def _restage(self, turn: Turn) -> None:
-        self.staged = [*self.session.restage(turn), *self.staged]
+    def _stage_again(self, turn: Turn) -> None:
+        self.staged = [*self.session.staged_pictures(turn), *self.staged]

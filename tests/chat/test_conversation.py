@@ -154,7 +154,7 @@ def test_what_was_said_before_an_interruption_counts() -> None:
 WRONG: dict[str, tuple[Callable[[Conversation], Conversation], str]] = {
     "drop 0": (lambda c: c.dropped(0), "there is no picture 0"),
     "drop 4": (lambda c: c.dropped(4), "there is no picture 4"),
-    "drop twice": (lambda c: c.dropped(1).dropped(1), "picture 1 is dropped already"),
+    "drop twice": (lambda c: c.dropped(1).dropped(1), "picture 1 is already dropped"),
     "edit 0": (lambda c: c.edited(0), "there is no turn 0"),
     "edit 3": (lambda c: c.edited(3), "there is no turn 3"),
     "undo nothing": (lambda c: c.cleared().undone(), "there is nothing to undo"),

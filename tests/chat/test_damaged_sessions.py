@@ -24,11 +24,11 @@ DAMAGE: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "an empty line": (lambda lines: [b"", *lines], "line 1 is damaged"),
     "a later format": (
         lambda lines: [lines[0].replace(b'"format":1', b'"format":2'), *lines[1:]],
-        "it is of a later version: it has format 2, and this version reads 1",
+        "a later version of this program wrote it: it has format 2, and this version reads 1",
     ),
     "a later event": (
         lambda lines: [*lines, b'{"event":"sung"}'],
-        "it is of a later version: it has an unknown event `sung`",
+        "a later version of this program wrote it: it has an unknown event `sung`",
     ),
 }
 

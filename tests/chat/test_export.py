@@ -15,7 +15,7 @@ from PIL import Image
 
 from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.conversation import Conversation
-from idefics_cli.chat.export import FORMATS, kind_of, save, to_html, to_json, to_markdown
+from idefics_cli.chat.export import FORMATS, format_of, to_html, to_json, to_markdown, write_export
 from idefics_cli.chat.store.sessions import NullStore, SessionStore
 from idefics_cli.core.errors import IdeficsError, UsageError
 
@@ -174,13 +174,13 @@ def test_a_file_is_the_text_and_is_not_replaced_unasked(
     conversation: Conversation, tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "out.txt"
-    save(conversation, kind, path)
+    write_export(conversation, kind, path)
     assert path.read_bytes().decode() == FORMATS[kind](conversation)
     path.write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
-        save(conversation, kind, path)
+    with pytest.raises(UsageError, match="already exists"):
+        write_export(conversation, kind, path)
     assert path.read_text() == "mine"
-    save(conversation, kind, path, overwrite=True)
+    write_export(conversation, kind, path, overwrite=True)
     assert path.read_bytes().decode() == FORMATS[kind](conversation)
     if os.name != "nt":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -190,9 +190,9 @@ def test_a_file_that_cannot_be_written_is_an_error(
     conversation: Conversation, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="is a folder"):
-        save(conversation, "md", tmp_path)
+        write_export(conversation, "md", tmp_path)
     with pytest.raises(IdeficsError, match="no such file or directory"):
-        save(conversation, "md", tmp_path / "none" / "a.md")
+        write_export(conversation, "md", tmp_path / "none" / "a.md")
 
 
 @pytest.mark.parametrize(
@@ -200,4 +200,4 @@ def test_a_file_that_cannot_be_written_is_an_error(
     [("a.md", "md"), ("a.HTML", "html"), ("a.htm", "html"), ("a.json", "json"), ("a.txt", None)],
 )
 def test_the_name_of_a_file_tells_the_format(name: str, kind: str | None) -> None:
-    assert kind_of(Path(name)) == kind
+    assert format_of(Path(name)) == kind

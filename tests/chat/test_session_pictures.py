@@ -60,7 +60,7 @@ def test_a_dropped_picture_is_not_asked_again(store: SessionStore) -> None:
     with store.create("demo") as session:
         session.ask("both?", [staged("red"), staged("blue")])
         session.drop(1)
-        assert [s.data for s in session.restage(session.roll_back())] == [png("blue")]
+        assert [s.data for s in session.staged_pictures(session.roll_back())] == [png("blue")]
 
 
 def test_one_picture_is_kept_once(store: SessionStore) -> None:
@@ -80,7 +80,7 @@ def test_a_missing_picture_is_named_and_not_fatal(store: SessionStore) -> None:
     with store.open("last") as session:
         assert [picture.number for picture in session.conversation.missing] == [1]
         assert pixels(asked(session)) == [png("blue")]
-        assert session.restage(session.undo()) == (
+        assert session.staged_pictures(session.undo()) == (
             StagedPicture(shown_source("blue.png"), png("blue"), 8, 6),
         )
 

@@ -101,14 +101,14 @@ def test_every_change_is_on_disk_when_the_method_returns(store: SessionStore) ->
 def test_a_session_without_a_question_leaves_nothing(store: SessionStore, tmp_path: Path) -> None:
     with store.create("demo") as session:
         session.set_system("Be brief.")
-        session.set("seed", 1)
+        session.set_setting("seed", 1)
     assert kept(tmp_path) == []
 
 
 def test_what_was_set_before_the_first_question_is_kept_with_it(store: SessionStore) -> None:
     with store.create("demo", system="old", settings={"top_k": 2}) as session:
         session.set_system("Be brief.")
-        session.set("seed", 1)
+        session.set_setting("seed", 1)
         session.ask("a?")
     conversation = store.read("last")[1]
     assert (conversation.system, conversation.settings) == ("Be brief.", {"top_k": 2, "seed": 1})

@@ -49,7 +49,7 @@ def test_an_unfinished_turn_is_offered_again(store: SessionStore) -> None:
     with store.open("last") as session:
         turn = session.roll_back()
         assert turn.text == "a?"
-        assert [(s.data, s.width) for s in session.restage(turn)] == [(png("red"), 8)]
+        assert [(s.data, s.width) for s in session.staged_pictures(turn)] == [(png("red"), 8)]
         assert session.conversation.turns == ()
 
 
@@ -119,7 +119,7 @@ def test_ctrl_c_after_a_line_was_written_mixes_nothing_up(
         return size
 
     session = store.create("demo")
-    session.set("seed", 1)
+    session.set_setting("seed", 1)
     monkeypatch.setattr(SessionJournal, "append", interrupted)
     steps = [
         lambda: session.ask("a?"),

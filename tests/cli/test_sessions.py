@@ -45,7 +45,7 @@ def make(
 @pytest.mark.parametrize("arguments", [(), ("list",)])
 def test_without_sessions_a_note_says_so(run: Run, arguments: tuple[str, ...]) -> None:
     ran = run(*arguments)
-    assert tuple(ran) == (0, "", "note: there are no sessions yet; `idefics chat` begins one\n")
+    assert tuple(ran) == (0, "", "note: there are no sessions yet; `idefics chat` starts one\n")
     assert tuple(run("list", "--json")) == (0, "[]\n", "")
 
 
@@ -165,7 +165,7 @@ def test_a_file_is_replaced_only_when_asked(run: Run, tmp_path: Path) -> None:
     assert tuple(ran) == (
         2,
         "",
-        f"error: `{path}` exists already\nhint: `--overwrite` replaces it\n",
+        f"error: `{path}` already exists\nhint: `--overwrite` replaces it\n",
     )
     assert path.read_text() == "mine"
     assert run("export", "last", "-o", str(path), "--overwrite", "-q").err == ""
@@ -184,7 +184,7 @@ def test_a_missing_picture_is_named_in_an_export(run: Run, tmp_path: Path) -> No
         path.unlink()
     ran = run("export", "last")
     assert ran.code == 0
-    assert ran.err == "warning: picture 1, `/photos/cat.png`, cannot be found any more\n"
+    assert ran.err == "warning: picture 1, `/photos/cat.png`, is no longer found\n"
 
 
 def test_rm_removes_what_is_named_once(run: Run, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_prune_leaves_what_is_open(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ((), "error: prune what?\n"),
+        ((), "error: prune needs --older-than or --keep\n"),
         (("--older-than", "soon"), "not `soon`\nhint: as 12h, 30d or 8w\n"),
         (("--older-than", "6m"), "not `6m`\n"),
         (("--keep", "-1"), "'--keep'"),

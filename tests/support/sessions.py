@@ -62,7 +62,7 @@ def kept(tmp_path: Path) -> list[Path]:
 
 def talk(session: OpenSession) -> None:
     """Do everything that can be done to a conversation, at least once."""
-    session.set("temperature", 0.25)
+    session.set_setting("temperature", 0.25)
     session.ask("What is in [1]?", [staged("red")])
     session.reply("Red.", "stop", sampling=Sampling(seed=3), prompt_tokens=9, new_tokens=2)
     session.ask("And [2] \u2028 «ü» \udce9?", [staged("green"), staged("blue")])
@@ -83,8 +83,8 @@ def talk(session: OpenSession) -> None:
     session.ask("third again")
     session.reply("4", "stop")
     session.drop(2)
-    session.set("temperature", None)
-    session.set("top_k", 4)
+    session.set_setting("temperature", None)
+    session.set_setting("top_k", 4)
     session.rename("colours")
     session.forget(1)
 

@@ -1,13 +1,13 @@
-"""What may stand at the end of a line that is being typed."""
+"""Candidates for the last word of the line that the user types."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from idefics_cli.chat.commands.line import complete_path, escaped, split
+from idefics_cli.chat.commands.line import escape_word, find_paths, split_words
 
 _LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*$")
 
@@ -17,9 +17,9 @@ class Candidate:
     """One completion.
 
     Attributes:
-        text: What is inserted.
-        replaces: How many characters before the cursor it takes the place of.
-        description: What it is, in a few words.
+        text: The text to insert.
+        replaces: Number of characters before the cursor that the text replaces.
+        description: A few words about it.
     """
 
     text: str
@@ -27,23 +27,24 @@ class Candidate:
     description: str = ""
 
 
-Words = Callable[[], Iterable[tuple[str, str]]]
-"""Gives words that are possible, each with its description."""
-
-
-def of_paths(line: str) -> list[Candidate]:
-    """Return the pictures and folders that the last word of *line* may become."""
+def path_candidates(line: str) -> list[Candidate]:
+    """Return the pictures and folders whose paths begin with the last word of *line*."""
     word = _last_word(line)
     mark = "@" if word.startswith("@") else ""
-    typed = (split(word) or [""])[0].removeprefix("@")
+    typed = (split_words(word) or [""])[0].removeprefix("@")
     return [
-        Candidate(mark + escaped(path), len(word), "folder" if path.endswith(os.sep) else "")
-        for path in complete_path(typed)
+        Candidate(mark + escape_word(path), len(word), "folder" if path.endswith(os.sep) else "")
+        for path in find_paths(typed)
     ]
 
 
-def of_words(line: str, words: Iterable[tuple[str, str]]) -> list[Candidate]:
-    """Return those of *words* that the last word of *line* begins, in their order."""
+def word_candidates(line: str, words: Iterable[tuple[str, str]]) -> list[Candidate]:
+    """Return the *words* that begin with the last word of *line*, in their order.
+
+    Args:
+        line: The line up to the cursor.
+        words: Pairs of a word and its description.
+    """
     word = _last_word(line)
     return [
         Candidate(name, len(word), description)
@@ -52,8 +53,8 @@ def of_words(line: str, words: Iterable[tuple[str, str]]) -> list[Candidate]:
     ]
 
 
-def at_path(line: str) -> bool:
-    """Whether the last word of *line* is a picture after an `@`."""
+def ends_in_path(line: str) -> bool:
+    """Whether the last word of *line* is a path after an `@`."""
     return _last_word(line).startswith("@")
 
 

@@ -72,12 +72,14 @@ class Dispatcher:
         if match and line[match.end(1) :]:
             found = commands.get(match[1].lower())
             return list(found.complete(self._context, line)) if found and found.complete else []
-        if completion.at_path(line):
-            return completion.of_paths(line)
+        if completion.ends_in_path(line):
+            return completion.path_candidates(line)
         if not line.startswith("/"):
             return []
-        names = completion.of_words(line, ((f"/{c.name}", c.summary) for c in commands.values()))
-        return names or (completion.of_paths(line) if "/" in line[1:] else [])
+        names = completion.word_candidates(
+            line, ((f"/{c.name}", c.summary) for c in commands.values())
+        )
+        return names or (completion.path_candidates(line) if "/" in line[1:] else [])
 
     def _unknown_references(self, text: str) -> tuple[str, ...]:
         conversation = self.chat.conversation

@@ -35,7 +35,9 @@ def leave(context: CommandContext, words: str) -> CommandResult:
 
 def complete_names(context: CommandContext, line: str) -> Iterable[Candidate]:
     """Complete the name of a command."""
-    return completion.of_words(line, ((c.name, c.summary) for c in context.commands.values()))
+    return completion.word_candidates(
+        line, ((c.name, c.summary) for c in context.commands.values())
+    )
 
 
 def unknown_command(word: str, commands: Mapping[str, SlashCommand]) -> UsageError:

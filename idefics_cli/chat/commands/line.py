@@ -1,4 +1,4 @@
-"""Pictures that are named in a line: dragged in, after an `@`, or as the words of `/image`."""
+"""Pictures that a line names: dragged into it, after an `@`, or after `/image`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idefics_cli.core.errors import ImageError
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
 )  # fmt: skip
-# What a terminal makes of a dragged file: quoted, or with backslashes before blanks.
+# A word. A terminal quotes the path of a dragged file, or puts backslashes before spaces.
 _WORD = re.compile(
     r"""(?<!\S)(?P<at>@?)(?:'(?P<single>[^']+)'|"(?P<double>[^"]+)"|(?P<bare>(?:\\.|[^\s\\])+))""",
     re.DOTALL,
@@ -27,11 +27,11 @@ _MAGIC = re.compile(r"[*?[]")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What was typed, with the pictures taken out.
+    """A line without the pictures that it names.
 
     Attributes:
-        text: What is left to say.
-        sources: The pictures, in order; they need not exist.
+        text: The text without the names of the pictures.
+        sources: The pictures in order; they need not exist.
     """
 
     text: str
@@ -41,9 +41,9 @@ class Line:
 def read_line(line: str) -> Line:
     """Find the pictures that *line* names by an absolute path, `~`, `file://` or `@`.
 
-    A path without `@` counts when it is a file with the suffix of a picture; one with such a
-    suffix and no file is taken too, so that it is an error where it is looked at and not a
-    name that a model makes something up about. Every other text stays as it is.
+    A path without `@` must have the suffix of a picture. It is a picture even if there is no such
+    file: the user gets an error, and not an answer that the model makes up. All other text stays
+    as it is.
     """
     whole = _path(line.strip())
     if _is_absolute(line.strip()) and _is_file(whole) and _has_suffix(whole):
@@ -56,13 +56,13 @@ def read_line(line: str) -> Line:
             continue
         sources.append(source)
         kept += line[start : match.start()] + tail
-        # One of the two blanks around the word goes with it.
+        # Of the two spaces around the word, one is removed with it.
         start = match.end() + (line[match.end() : match.end() + 1] == " " and not tail)
     return Line((kept + line[start:]).strip() if sources else line, tuple(sources))
 
 
-def expand(words: str) -> tuple[str, ...]:
-    """Return the pictures that the words after `/image` name: paths, addresses and patterns.
+def expand_sources(words: str) -> tuple[str, ...]:
+    """Return the pictures that *words* name: paths, addresses and patterns.
 
     Raises:
         ImageError: If a pattern matches nothing.
@@ -70,16 +70,16 @@ def expand(words: str) -> tuple[str, ...]:
     whole = _path(words.strip())
     if _is_file(whole):
         return (whole,)
-    return tuple(source for word in split(words) for source in _expanded(word))
+    return tuple(source for word in split_words(words) for source in _expanded(word))
 
 
-def split(words: str) -> list[str]:
-    """Return the words of *words*; quotes and backslashes keep blanks within one."""
+def split_words(words: str) -> list[str]:
+    """Split *words* at spaces, except inside quotes and after backslashes."""
     return [_value(match) for match in _WORD.finditer(words)]
 
 
-def complete_path(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> list[str]:
-    """Return the folders and pictures that begin with *prefix*, written as it is, sorted."""
+def find_paths(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> list[str]:
+    """Return the paths of folders and pictures that begin with *prefix*, sorted."""
     folder, name = os.path.split(prefix)
     found = []
     try:
@@ -96,8 +96,8 @@ def complete_path(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) ->
     return sorted(found)
 
 
-def escaped(path: str) -> str:
-    """Return *path* as a shell word, which `split` reads back."""
+def escape_word(path: str) -> str:
+    """Return *path* with backslashes before spaces and quotes, as `split_words` reads it."""
     return re.sub(r"([\s\\'\"])", r"\\\1", path)
 
 
@@ -108,7 +108,7 @@ def _value(match: re.Match[str]) -> str:
 
 
 def _named(match: re.Match[str]) -> tuple[str | None, str]:
-    """Return the picture that a word means, or None, and the punctuation that follows it."""
+    """Return the picture that a word names, or None, and the punctuation after it."""
     value = _value(match).removeprefix("@")
     for word, tail in _readings(value):
         if match["at"] and _ADDRESS.match(word):
@@ -122,7 +122,7 @@ def _named(match: re.Match[str]) -> tuple[str | None, str]:
 
 
 def _readings(value: str) -> list[tuple[str, str]]:
-    """Return *value* as it is and, unless that is a file, without the punctuation at its end."""
+    """Return *value* as it is and, unless it is a file, without the punctuation at its end."""
     readings = [(value, "")]
     if (match := _TRAILING.search(value)) and not _is_file(_path(value)):
         readings.insert(0, (value[: match.start()], match[0]))

@@ -22,4 +22,6 @@ def complete_models(context: CommandContext, line: str) -> Iterable[Candidate]:
     """Complete the name of a model that chats."""
     from idefics_cli.models.hub.registry import MODELS
 
-    return completion.of_words(line, ((m.name, m.summary) for m in MODELS.values() if m.chats))
+    return completion.word_candidates(
+        line, ((m.name, m.summary) for m in MODELS.values() if m.chats)
+    )

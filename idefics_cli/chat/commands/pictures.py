@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.arguments import read_number, refuse_words, require_words
 from idefics_cli.chat.commands.completion import Candidate
-from idefics_cli.chat.commands.line import expand
+from idefics_cli.chat.commands.line import expand_sources
 from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
 from idefics_cli.chat.descriptions import (
     GOES_WITH_NEXT,
@@ -22,7 +22,7 @@ from idefics_cli.core.errors import UsageError
 def attach_pictures(context: CommandContext, words: str) -> CommandResult:
     """Attach pictures; they go with your next text."""
     require_words(words, "/image PATH, or drag a picture into the line", "a picture")
-    return CommandResult(attached=tuple(context.chat.attach(expand(words))))
+    return CommandResult(attached=tuple(context.chat.attach(expand_sources(words))))
 
 
 def paste_picture(context: CommandContext, words: str) -> CommandResult:
@@ -67,7 +67,7 @@ def drop_picture(context: CommandContext, words: str) -> CommandResult:
 
 def complete_paths(context: CommandContext, line: str) -> Iterable[Candidate]:
     """Complete the path of a picture."""
-    return completion.of_paths(line)
+    return completion.path_candidates(line)
 
 
 def _source(chat: Chat, number: int) -> str:

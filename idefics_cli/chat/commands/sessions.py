@@ -8,10 +8,10 @@ from pathlib import Path
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.arguments import require_words
 from idefics_cli.chat.commands.completion import Candidate
-from idefics_cli.chat.commands.line import split
+from idefics_cli.chat.commands.line import split_words
 from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
 from idefics_cli.chat.descriptions import describe_resumed
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import UsageError
 
 EXPORT_USAGE = "md|json|html [FILE]"
 _KINDS = ("md", "json", "html")
@@ -33,7 +33,7 @@ def load_session(context: CommandContext, words: str) -> CommandResult:
 
 def export_session(context: CommandContext, words: str) -> CommandResult:
     """Write the conversation to a file, with its pictures."""
-    from idefics_cli.chat.export import FORMATS
+    from idefics_cli.chat.export import FORMATS, write_export
 
     kind, _, name = words.partition(" ")
     if kind not in FORMATS:
@@ -41,24 +41,18 @@ def export_session(context: CommandContext, words: str) -> CommandResult:
             f"`{kind}` is not a format" if kind else "a format is missing",
             hint=f"/export {EXPORT_USAGE}",
         )
-    path = Path((split(name) or [f"chat.{kind}"])[0]).expanduser()
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(FORMATS[kind](context.chat.conversation))
-    except FileExistsError:
-        raise UsageError(f"`{path}` already exists", hint=f"/export {kind} OTHER_FILE") from None
-    except OSError as error:
-        raise IdeficsError(f"cannot write `{path}`: {error.strerror or error}") from error
+    path = Path((split_words(name) or [f"chat.{kind}"])[0]).expanduser()
+    write_export(context.chat.conversation, kind, path)
     return CommandResult((f"wrote {path}",))
 
 
 def complete_sessions(context: CommandContext, line: str) -> Iterable[Candidate]:
     """Complete the name of a saved conversation."""
-    return completion.of_words(line, context.chat.saved())
+    return completion.word_candidates(line, context.chat.saved())
 
 
 def complete_export(context: CommandContext, line: str) -> Iterable[Candidate]:
     """Complete the format, then the file."""
     if len(line.split()) <= 2 and not line.endswith(" md "):
-        return completion.of_words(line, ((kind, "") for kind in _KINDS))
-    return completion.of_paths(line)
+        return completion.word_candidates(line, ((kind, "") for kind in _KINDS))
+    return completion.path_candidates(line)

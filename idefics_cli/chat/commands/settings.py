@@ -30,7 +30,7 @@ def change_settings(context: CommandContext, words: str) -> CommandResult:
     chat = context.chat
     pairs = [read_pair(word, _KEYS) for word in words.split()]
     for key, value in pairs:
-        chat.turns.session.set(key, value)
+        chat.turns.session.set_setting(key, value)
     changed = [key for key, _ in pairs]
     return CommandResult(tuple(_shown(chat, key) for key in changed or _KEYS))
 
@@ -39,7 +39,7 @@ def complete_settings(context: CommandContext, line: str) -> Iterable[Candidate]
     """Complete the name of a setting, or its value if that is on or off."""
     words = [f"{key}=" for key in SAMPLING_KEYS]
     words += [f"{key}={value}" for key in DISPLAY_KEYS for value in ("on", "off")]
-    return completion.of_words(
+    return completion.word_candidates(
         line, ((word, setting_table()[word.partition("=")[0]].help) for word in words)
     )
 

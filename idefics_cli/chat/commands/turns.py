@@ -76,7 +76,7 @@ def write_question(context: CommandContext, words: str) -> CommandResult:
 
 def complete_sampling(context: CommandContext, line: str) -> Iterable[Candidate]:
     """Complete the name of a sampling setting."""
-    return completion.of_words(
+    return completion.word_candidates(
         line, ((f"{key}=", setting_table()[key].help) for key in SAMPLING_KEYS)
     )
 

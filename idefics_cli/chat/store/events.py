@@ -1,7 +1,7 @@
-"""What is written down of a conversation: one JSON object for each thing that happened to it.
+"""The events of a session: one JSON object for each change of the conversation.
 
-Every event, typed just now or read from a file, goes through `apply`: so a session that is
-loaded is the session that was typed.
+Every event goes through `apply`, whether it was typed just now or read from a file. So a session
+that is loaded equals the session that was typed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from idefics_cli.core.errors import IdeficsError, SessionError
 from idefics_cli.core.types import Attachment, Sampling
 
 FORMAT = 1
-"""Version of the file; a change that this program could not read raises it."""
+"""Version of the file format; it increases when older programs cannot read a new file."""
 
-# Any: the values of JSON, checked where they are used.
+# Any: JSON values, checked where they are used.
 Event = dict[str, Any]
 
-# Nothing else: the file may come from somebody else, and must not name any other file.
+# The name of a stored picture. A session may come from another person, and must not name any
+# other file.
 _STORED = re.compile(r"([0-9a-f]{64})\.[a-z0-9]{1,5}")
 
 
 def to_line(event: Event) -> bytes:
     """Return *event* as one line of JSON."""
-    # A lone surrogate, of a file name, becomes `\udcXX`, which is its escape in JSON too.
+    # A lone surrogate, from a file name, becomes `\udcXX`, which is also its escape in JSON.
     text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
@@ -39,11 +40,11 @@ def from_line(line: bytes) -> Event:
     """Return the event of a line.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the line is not an event.
     """
     event = json.loads(line.decode("utf-8"))
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-        raise ValueError("no event")
+        raise ValueError("not an event")
     return event
 
 
@@ -67,10 +68,10 @@ def replied(reply: Reply) -> Event:
 
 
 def replay(events: Iterable[Event], pictures: Path) -> Conversation:
-    """Return the conversation that *events* make.
+    """Return the conversation after all *events*.
 
     Args:
-        events: From the first on.
+        events: All events of a session, from the first on.
         pictures: The folder that holds the pictures.
 
     Raises:
@@ -90,18 +91,18 @@ def replay(events: Iterable[Event], pictures: Path) -> Conversation:
 
 
 def apply(conversation: Conversation | None, event: Event, pictures: Path) -> Conversation:
-    """Return *conversation* after *event*; None is the one before the first.
+    """Return *conversation* after *event*; before the first event there is none.
 
     Raises:
-        SessionError: If the event is of a later version of this program.
-        UsageError: If a user's operation is impossible.
+        SessionError: If a later version of this program wrote the event.
+        UsageError: If the change is not possible in this conversation.
         KeyError: If a field is missing; likewise `TypeError` and `ValueError`.
     """
     name = event["event"]
     if name == "started":
         return _started(event)
     if conversation is None:
-        raise ValueError("the session does not begin at its beginning")
+        raise ValueError("the first event is missing")
     if name == "asked":
         asked = [_picture(record, pictures) for record in event["pictures"]]
         return conversation.asked(_text(event["text"]), asked)
@@ -124,7 +125,8 @@ def _started(event: Event) -> Conversation:
 
 def _too_new(reason: str) -> SessionError:
     return SessionError(
-        f"it is of a later version: {reason}", hint="pip install --upgrade idefics-cli"
+        f"a later version of this program wrote it: {reason}",
+        hint="pip install --upgrade idefics-cli",
     )
 
 
@@ -147,7 +149,7 @@ _CHANGES: Mapping[str, Callable[[Conversation, Event], Conversation]] = MappingP
 
 
 def _reply(event: Event) -> Reply:
-    # What an earlier version did not note yet has its default.
+    # A field that an earlier version did not write has its default.
     names = Reply.__dataclass_fields__.keys() & event.keys() - {"sampling"}
     fields = {name: event[name] for name in names}
     _text(event["text"])
@@ -160,7 +162,7 @@ def _picture(record: Event, pictures: Path) -> ChatPicture:
     else:
         match = _STORED.fullmatch(record["file"])
         if match is None:
-            raise ValueError("no name of a stored picture")
+            raise ValueError("not the name of a stored picture")
         attachment = Attachment(str(pictures / match[0]), match[1])
     return ChatPicture(
         number=0,

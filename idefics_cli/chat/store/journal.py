@@ -57,7 +57,7 @@ class SessionJournal:
         return journal
 
     @classmethod
-    def hold(cls, path: Path) -> Self:
+    def lock_only(cls, path: Path) -> Self:
         """Lock the journal at *path* without reading or writing it.
 
         Raises:
@@ -119,5 +119,5 @@ def _locked(path: Path) -> FileLock:
     except HeldElsewhereError as error:
         raise HeldElsewhereError(
             f"session `{path.stem}` is open in {holder(lock)}",
-            hint="leave it there, or begin another with `idefics chat`",
+            hint="leave it there, or start another with `idefics chat`",
         ) from error

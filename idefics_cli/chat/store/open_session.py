@@ -1,4 +1,4 @@
-"""A conversation that is being held: what every change does, in memory and on disk."""
+"""A session that is open: every change, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from idefics_cli.core.types import Finish, Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What an open session needs of its store.
+class StoreAccess:
+    """The part of a store that an open session uses.
 
     Attributes:
-        folder: Where the pictures are.
-        now: The time.
-        guard: Locks the store, for moments.
-        check_name: Raises if a session other than the id may not have the name.
+        pictures: The folder of the pictures.
+        now: Returns the time.
+        lock_store: Locks the store for a moment.
+        check_name: Raises if the name may not be given to the session of the id.
     """
 
-    folder: PictureFolder
+    pictures: PictureFolder
     now: Callable[[], datetime]
-    guard: Callable[[], FileLock]
+    lock_store: Callable[[], FileLock]
     check_name: Callable[[str, str], None]
 
 
 class OpenSession:
-    """A conversation that is being held; every change is on disk when a method returns.
+    """A conversation that goes on; every change is on the disk when its method returns.
 
-    Made by a store. A method that raises has changed nothing. Close it, or use it in `with`.
+    A store makes it. A method that raises has changed nothing. Close it, or use it in `with`.
 
     Attributes:
-        id: "" when it is not saved.
+        id: The id of the session; "" if it is not saved.
     """
 
     def __init__(
         self,
         session_id: str,
         conversation: Conversation,
-        desk: Desk,
+        store: StoreAccess,
         journal: SessionJournal | None,
     ) -> None:
         self.id = session_id
-        # In one attribute, so that Ctrl-C cannot come between the two.
+        # One attribute, so that Ctrl-C cannot change one part without the other.
         self._state = (conversation, 0 if journal is None else journal.size)
-        self._desk = desk
+        self._store = store
         self._journal = journal
 
     @property
@@ -64,10 +64,10 @@ class OpenSession:
         return self._state[0]
 
     def ask(self, text: str, pictures: Sequence[StagedPicture] = ()) -> None:
-        """Add a question, which is then pending; `conversation.request` is what to send.
+        """Add a question, which is then pending.
 
         Raises:
-            SessionError: If it cannot be kept.
+            SessionError: If it cannot be saved.
         """
         if self._journal is None:
             records = [
@@ -78,9 +78,10 @@ class OpenSession:
         with ExitStack() as stack:
             try:
                 if pictures:
-                    # Nobody may sweep a picture away before the event that names it is written.
-                    stack.enter_context(self._desk.guard())
-                records = [_record(p) | {"file": self._desk.folder.add(p)} for p in pictures]
+                    # Until the event is written, another process would remove the picture as
+                    # one that no session uses.
+                    stack.enter_context(self._store.lock_store())
+                records = [_record(p) | {"file": self._store.pictures.add(p)} for p in pictures]
             except OSError as error:
                 raise unwritable("a picture", error) from error
             self._commit({"event": "asked", "text": text, "pictures": records})
@@ -96,9 +97,9 @@ class OpenSession:
         new_tokens: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """Add the reply to the pending question; *finish* is `cancelled` if interrupted.
+        """Add the answer to the pending question; see `conversation.Reply`.
 
-        A reply that is stopped before its first word is better rolled back.
+        If the answer was stopped before its first word, call `roll_back` instead.
         """
         reply = Reply(
             text=text,
@@ -113,36 +114,36 @@ class OpenSession:
         self._commit(events.replied(reply))
 
     def roll_back(self) -> Turn:
-        """Take the pending question back, or end a retry; return it as it was.
+        """Take back the pending question, or end a retry; return the turn as it was.
 
-        After a retry (`former` is set) the reply from before stands again.
+        After a retry (`former` is set) the former answer is back.
         """
         turn = self._pending()
         self._commit({"event": "rolled_back"})
         return turn
 
     def retry(self) -> None:
-        """Make the last question pending again; its reply stands until there is another.
+        """Make the last question pending again; its answer becomes `former`.
 
         Raises:
-            UsageError: If there is none.
+            UsageError: If there is no question.
         """
         self._commit({"event": "retried"})
 
     def undo(self) -> Turn:
-        """Take the last turn back, question and reply; return it.
+        """Take back the last turn; return it.
 
         Raises:
-            UsageError: If there is none.
+            UsageError: If there is no question.
         """
         turns = self.conversation.turns
         self._commit({"event": "undone"})
         return turns[-1]
 
     def edit(self, number: int) -> Turn:
-        """Take turn *number*, from 1, and all that follow back; return it, to be asked anew.
+        """Take back turn *number*, counted from 1, and all later turns; return that turn.
 
-        Call it when the new text is there: the turns are gone from then on.
+        Call it when the new text is known, because the turns are gone then.
 
         Raises:
             UsageError: If there is no such turn.
@@ -160,48 +161,48 @@ class OpenSession:
         self._commit({"event": "dropped", "picture": number})
 
     def forget(self, count: int) -> None:
-        """Take *count* more of the oldest turns out of the prompt; they stay on record.
+        """Take *count* more of the oldest turns out of the prompt; they stay in the session.
 
         Raises:
-            UsageError: If that leaves none.
+            UsageError: If no turn would be left.
         """
         self._commit({"event": "forgot", "turns": count})
 
     def clear(self) -> None:
-        """Begin anew, with the same model, system text and settings."""
+        """Remove all turns; model, instruction and settings stay."""
         self._commit({"event": "cleared"})
 
     def set_system(self, text: str | None) -> None:
-        """Change the instruction that precedes the conversation; None or "" takes it away."""
+        """Change the instruction that precedes the conversation; None or "" removes it."""
         self._commit({"event": "changed", "system": text or None})
 
     def set_model(self, name: str) -> None:
-        """Change who answers."""
+        """Change the model that answers."""
         self._commit({"event": "changed", "model": name})
 
-    def set(self, key: str, value: Value) -> None:
-        """Change a setting of this conversation; None takes it away."""
+    def set_setting(self, key: str, value: Value) -> None:
+        """Change a setting of this conversation; None removes it."""
         self._commit({"event": "set", "key": key, "value": value})
 
     def rename(self, name: str | None) -> None:
-        """Give the session a name, or take it away.
+        """Give the session a name; None removes it.
 
         Raises:
-            UsageError: If it is no name, or another session has it.
+            UsageError: If it is not a valid name, or another session has it.
         """
         if name is None:
             self._commit({"event": "changed", "name": None})
             return
         with ExitStack() as stack:
             if self._journal is not None:
-                stack.enter_context(self._desk.guard())
-            self._desk.check_name(name, self.id)
+                stack.enter_context(self._store.lock_store())
+            self._store.check_name(name, self.id)
             self._commit({"event": "changed", "name": name})
 
-    def restage(self, turn: Turn) -> tuple[StagedPicture, ...]:
-        """Return the pictures of a turn that was taken back, to be asked again.
+    def staged_pictures(self, turn: Turn) -> tuple[StagedPicture, ...]:
+        """Return the pictures of a turn that was taken back, for another question.
 
-        Those that were dropped or are missing are left out.
+        Dropped and missing pictures are left out.
         """
         staged = []
         for picture in turn.pictures:
@@ -213,7 +214,7 @@ class OpenSession:
         return tuple(staged)
 
     def close(self) -> None:
-        """Let others open it; idempotent. A session without name and question leaves nothing."""
+        """Close the session; idempotent. A session without name and question leaves no file."""
         if self._journal is not None:
             self._journal.close()
 
@@ -235,14 +236,15 @@ class OpenSession:
         return turn
 
     def _commit(self, event: Event) -> None:
-        line = events.to_line({**event, "at": self._desk.now().isoformat(timespec="milliseconds")})
-        # What is read back is applied, not what was meant: so typed and loaded are the same.
+        line = events.to_line({**event, "at": self._store.now().isoformat(timespec="milliseconds")})
+        # The event is applied as it is read back from its line, so that a session that is loaded
+        # equals the one that was typed.
         conversation = events.apply(
-            self.conversation, events.from_line(line), self._desk.folder.path
+            self.conversation, events.from_line(line), self._store.pictures.path
         )
         size = self._state[1]
         if self._journal is not None:
-            # Without a question or a name a session is nothing to come back to.
+            # Nobody opens a session without a question or a name again.
             may_wait = not (conversation.turns or conversation.name)
             size = self._journal.append(line, at=size, may_wait=may_wait)
         self._state = (conversation, size)

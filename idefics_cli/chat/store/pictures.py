@@ -1,4 +1,4 @@
-"""The pictures of sessions: read once, named by the hash of their bytes, kept for good."""
+"""The copies of pictures that sessions keep, named by the digest of their bytes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from idefics_cli.core.sources import describe_source, is_clipboard, without_pass
 
 
 class PictureFolder:
-    """A folder of picture files that are named by their content.
+    """A folder of picture files that are named by their digests.
 
     Args:
-        path: The folder; made, for its owner only, when the first picture is added.
+        path: The folder; made for its owner only when the first picture is added.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, staged: StagedPicture) -> str:
-        """Return the name of the file that holds the bytes of *staged*, written if need be.
+        """Return the name of the file with the bytes of *staged*; write it if it does not exist.
 
         Raises:
             OSError: If it cannot be written.
@@ -36,12 +36,12 @@ class PictureFolder:
         return name
 
     def restore(self, name: str, source: str) -> bool:
-        """Return whether the file *name* is there, copied again from *source* if need be."""
+        """Return whether the file *name* exists; copy it again from *source* if possible."""
         target = self.path / name
         if target.is_file():
             return True
         try:
-            # A pipe would be waited for.
+            # Opening a pipe would wait for a writer.
             if not os.path.isfile(source):
                 return False
             staged = StagedPicture(source, Path(source).read_bytes())
@@ -54,13 +54,13 @@ class PictureFolder:
         return True
 
     def unwanted(self, wanted: Collection[str]) -> list[Path]:
-        """Return the files that are not *wanted*, and what a killed program left half done."""
+        """Return the files that are not *wanted*, and the unfinished files of killed programs."""
         files = self.path.iterdir() if self.path.is_dir() else ()
         return [file for file in files if file.name not in wanted and file.is_file()]
 
 
 def make_private_folder(path: Path) -> None:
-    """Make the folder *path* and its parents, for their owner only, where they are not there."""
+    """Make the folder *path* and its missing parents for their owner only."""
     if path.is_dir():
         return
     if not path.parent.is_dir():
@@ -69,15 +69,15 @@ def make_private_folder(path: Path) -> None:
 
 
 def unwritable(what: str, error: OSError) -> SessionError:
-    """Return the error for a session or picture that cannot be written."""
+    """Return the error for *what* cannot be written: a session or a picture."""
     return SessionError(
-        f"cannot keep {what}: {(error.strerror or str(error)).lower()}",
+        f"cannot save {what}: {(error.strerror or str(error)).lower()}",
         hint="free some space or check the permissions; `--no-save` chats without keeping",
     )
 
 
 def shown_source(source: str) -> str:
-    """Return the name of a picture for records: absolute for a file, short for a `data:` URI."""
+    """Return *source* for records: an absolute path, or a short name of a `data:` URI."""
     if source[:5].lower() == "data:" or source == "-":
         return describe_source(source)
     if "://" in source[:12] or is_clipboard(source):

@@ -1,8 +1,8 @@
 """Sessions on disk: one append-only file of JSON lines each, and a folder of pictures.
 
-DATA/sessions/ID.jsonl    every event on a line, on the disk before the next prompt appears
-DATA/sessions/ID.lock     while it is open; holds the process id
-DATA/pictures/SHA256.ext  copies of all pictures, each once
+DATA/sessions/ID.jsonl    one event on each line, on the disk before the next prompt appears
+DATA/sessions/ID.lock     exists while the session is open; holds the process id
+DATA/pictures/SHA256.ext  a copy of each picture
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from idefics_cli.chat.store import events
 from idefics_cli.chat.store.events import Event
 from idefics_cli.chat.store.journal import SessionJournal, lock_path
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
-from idefics_cli.chat.store.open_session import Desk, OpenSession
+from idefics_cli.chat.store.open_session import OpenSession, StoreAccess
 from idefics_cli.chat.store.pictures import PictureFolder, make_private_folder, unwritable
 from idefics_cli.core.append_log import read_lines
 from idefics_cli.core.errors import SessionError, UsageError
@@ -33,7 +33,7 @@ __all__ = ["LAST", "NullStore", "OpenSession", "SessionInfo", "SessionStore", "c
 LAST = "last"
 _ID = re.compile(r"[a-z0-9]{8}")
 _PICTURE_NAME = re.compile(rb"\b[0-9a-f]{64}\.[a-z0-9]{1,5}\b")
-_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # no characters that look alike
 _NAME_CHARACTERS = 80
 _PATIENCE_SECONDS = 10.0
 _LEFT_OVER_SECONDS = 3600.0
@@ -41,19 +41,19 @@ _LEFT_OVER_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """What a listing tells of a session.
+    """One session in a list.
 
     Attributes:
         id: Eight letters and digits.
-        name: Given by the user, if any.
+        name: The name that the user gave it, if any.
         title: The name, or the first question on one line.
-        model: Its current model.
-        created: When it began.
-        updated: When it last changed.
-        turns: Questions that are answered.
-        pictures: All that came with these.
-        size_bytes: Of its file; pictures may be shared.
-        problem: Why it cannot be opened, if so.
+        model: The name of its current model.
+        created: Time of the first event.
+        updated: Time of the last event.
+        turns: Number of questions with an answer.
+        pictures: Number of pictures.
+        size_bytes: Size of its file in bytes, without the pictures.
+        problem: The reason why it cannot be opened, if any.
     """
 
     id: str
@@ -73,14 +73,16 @@ class SessionStore:
 
     Args:
         folder: `core.paths.data_folder`; made when something is written.
-        now: The time.
+        now: Returns the time; None is the system clock.
     """
 
     def __init__(self, folder: Path, *, now: Callable[[], datetime] | None = None) -> None:
         self._root = folder
         self._sessions = folder / "sessions"
         self.pictures = PictureFolder(folder / "pictures")
-        self._desk = Desk(self.pictures, now or _utc_now, self._guard, self._check_name)
+        self._access = StoreAccess(
+            self.pictures, now or _utc_now, self._lock_store, self._check_name
+        )
 
     def create(
         self,
@@ -90,34 +92,35 @@ class SessionStore:
         system: str | None = None,
         settings: Mapping[str, Value] | None = None,
     ) -> OpenSession:
-        """Return a new session; nothing is written before it has a name or a question.
+        """Return a new session; its file is written when it has a name or a question.
 
         Raises:
-            UsageError: If *name* is no name, or another session has it.
+            UsageError: If *name* is not valid, or another session has it.
         """
         session_id = _new_id()
         while self._path(session_id).exists():
             session_id = _new_id()
         with ExitStack() as stack:
             if name is not None:
-                stack.enter_context(self._guard())
+                stack.enter_context(self._lock_store())
                 self._check_name(name, session_id)
             journal = SessionJournal(self._path(session_id))
-            conversation = _begin(self._desk, journal, model, name, system, settings)
-        return OpenSession(session_id, conversation, self._desk, journal)
+            conversation = _begin(self._access, journal, model, name, system, settings)
+        return OpenSession(session_id, conversation, self._access, journal)
 
     def open(self, key: str) -> OpenSession:
-        """Return a session to go on with; see `find` for *key*.
+        """Open the session that `find` finds for *key*.
 
-        A pending turn means that the program ended while the model answered: `roll_back`
-        returns it. `conversation.missing` are the pictures that cannot be found any more.
+        A pending turn means that the program ended while the model answered; `roll_back` returns
+        it. `conversation.missing` are the pictures that are no longer found.
 
         Raises:
-            SessionError: If there is none, it is open elsewhere, damaged or of a later version.
+            SessionError: If there is none, it is open in another process, it is damaged, or a
+                later version of this program wrote it.
         """
         session_id = self.find(key)
         path = self._path(session_id)
-        # First, because nothing may be cut off a file that this version cannot read.
+        # Before the journal is resumed: a file that this version cannot read must not be changed.
         self._load(path)
         journal = SessionJournal.resume(path)
         try:
@@ -127,29 +130,32 @@ class SessionStore:
         except BaseException:
             journal.close()
             raise
-        return OpenSession(session_id, _with_missing(conversation), self._desk, journal)
+        return OpenSession(session_id, _with_missing(conversation), self._access, journal)
 
     def read(self, key: str) -> tuple[SessionInfo, Conversation]:
-        """Return a session as it is on disk, also while it is open elsewhere.
+        """Return a session as it is on disk, even if another process has it open.
 
         Raises:
-            SessionError: If there is none, it is damaged or of a later version.
+            SessionError: If there is none, it is damaged, or a later version wrote it.
         """
         path = self._path(self.find(key))
         conversation, log = self._load(path)
         return _info(path, conversation, log), _with_missing(conversation)
 
     def find(self, key: str) -> str:
-        """Return the id of a session: by id, name, beginning of the id, or `last`.
+        """Return the id of the session that *key* means.
+
+        Args:
+            key: An id, a name, the beginning of an id, or `last`.
 
         Raises:
-            SessionError: If there is none or more than one.
+            SessionError: If there is none, or more than one.
         """
         if _ID.fullmatch(key) and self._path(key).exists():
             return key
         infos = self.list()
         if key == LAST and infos:
-            # One that cannot be read is not where anybody left off.
+            # A session that cannot be read is not the last one that a user means.
             return next((info.id for info in infos if info.problem is None), infos[0].id)
         named = [info.id for info in infos if info.name == key]
         found = named or [info.id for info in infos if key and info.id.startswith(key)]
@@ -158,18 +164,18 @@ class SessionStore:
         if found:
             raise SessionError(f"`{key}` is the beginning of {len(found)} ids: {', '.join(found)}")
         if not infos:
-            raise SessionError("there are no sessions yet", hint="`idefics chat` begins one")
+            raise SessionError("there are no sessions yet", hint="`idefics chat` starts one")
         raise SessionError(f"no session `{key}`", hint="`idefics sessions` lists them")
 
     def list(self) -> list[SessionInfo]:
-        """Return every session, the last changed first."""
+        """Return all sessions, the one that changed last first."""
         infos = []
         for path in self._sessions.glob("*.jsonl"):
             if not _ID.fullmatch(path.stem):
                 continue
             try:
                 infos.append(_info(path, *self._load(path)))
-            except FileNotFoundError:  # removed just now
+            except FileNotFoundError:  # removed in the meantime
                 continue
             except SessionError as error:
                 infos.append(_damaged(path, str(error)))
@@ -186,22 +192,22 @@ class SessionStore:
         return False
 
     def remove(self, keys: Iterable[str], *, dry_run: bool = False) -> int:
-        """Remove sessions, and the pictures that no other has; return the bytes freed.
+        """Remove sessions, and the pictures that no other session has; return the bytes freed.
 
         Args:
-            keys: As `find` takes them.
-            dry_run: Only count the bytes.
+            keys: The sessions, as for `find`.
+            dry_run: Count the bytes without removing anything.
 
         Raises:
-            SessionError: If one is unknown, open or cannot be removed.
+            SessionError: If a session is unknown, open, or cannot be removed.
         """
         paths = {self._path(self.find(key)) for key in keys}
         if not self._root.is_dir():
             return 0
         with ExitStack() as stack:
             for path in sorted(paths):
-                stack.callback(SessionJournal.hold(path).close)
-            stack.enter_context(self._guard())
+                stack.callback(SessionJournal.lock_only(path).close)
+            stack.enter_context(self._lock_store())
             others = set(self._sessions.glob("*.jsonl")) - paths
             wanted = {name for path in others for name in _names_of_pictures(path)}
             files = [*paths, *self.pictures.unwanted(wanted), *self._left_over()]
@@ -215,7 +221,7 @@ class SessionStore:
         return freed
 
     def _left_over(self) -> Sequence[Path]:
-        """Return what a killed program left half done; not what another is doing just now."""
+        """Return the unfinished files of killed programs, but not those of running ones."""
         before = time.time() - _LEFT_OVER_SECONDS
         parts = self._sessions.glob(f"*{UNFINISHED}")
         return [path for path in parts if path.stat().st_mtime < before]
@@ -223,7 +229,7 @@ class SessionStore:
     def _path(self, session_id: str) -> Path:
         return self._sessions / f"{session_id}.jsonl"
 
-    def _guard(self) -> FileLock:
+    def _lock_store(self) -> FileLock:
         try:
             make_private_folder(self._root)
         except OSError as error:
@@ -236,7 +242,7 @@ class SessionStore:
             if info.name == name and info.id != session_id:
                 raise UsageError(
                     f"session {info.id} has the name `{name}`",
-                    hint="take another, or open that one",
+                    hint="choose another name, or open that session",
                 )
 
     def _load(self, path: Path) -> tuple[Conversation, Sequence[Event]]:
@@ -254,14 +260,16 @@ class SessionStore:
 
 
 class NullStore:
-    """Keeps nothing, for `--no-save`: pictures stay in memory."""
+    """Saves nothing, for `--no-save`; pictures stay in memory."""
 
     def __init__(self, *, now: Callable[[], datetime] | None = None) -> None:
         def no_lock() -> FileLock:
-            raise RuntimeError("nothing is kept, so there is nothing to lock")
+            raise RuntimeError("nothing is saved, so there is nothing to lock")
 
         folder = PictureFolder(Path("/nonexistent"))
-        self._desk = Desk(folder, now or _utc_now, no_lock, lambda name, _: check_name(name))
+        self._access = StoreAccess(
+            folder, now or _utc_now, no_lock, lambda name, _: check_name(name)
+        )
 
     def create(
         self,
@@ -272,45 +280,45 @@ class NullStore:
         settings: Mapping[str, Value] | None = None,
         start: Conversation | None = None,
     ) -> OpenSession:
-        """Return a new session that is not saved; *start* is a conversation to go on with.
+        """Return a new session that is not saved; it goes on with the conversation *start*, if any.
 
         Raises:
-            UsageError: If *name* is no name.
+            UsageError: If *name* is not valid.
         """
         if name is not None:
             check_name(name)
-        conversation = start or _begin(self._desk, None, model, name, system, settings)
-        return OpenSession("", conversation, self._desk, None)
+        conversation = start or _begin(self._access, None, model, name, system, settings)
+        return OpenSession("", conversation, self._access, None)
 
 
 def check_name(name: str) -> None:
-    """Check that a session can be called *name*.
+    """Check that *name* is valid for a session.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: If it is not.
     """
     if not name.strip() or not name.isprintable() or len(name) > _NAME_CHARACTERS:
         raise UsageError(
-            "that is no name for a session",
+            "this name is not valid for a session",
             hint=f"a name is one line of 1 to {_NAME_CHARACTERS} characters",
         )
     if name == LAST:
-        raise UsageError(f"`{LAST}` always means the last session", hint="take another name")
+        raise UsageError(f"`{LAST}` always means the last session", hint="choose another name")
 
 
 def _begin(
-    desk: Desk,
+    access: StoreAccess,
     journal: SessionJournal | None,
     model: str,
     name: str | None,
     system: str | None,
     settings: Mapping[str, Value] | None,
 ) -> Conversation:
-    at = desk.now().isoformat(timespec="milliseconds")
+    at = access.now().isoformat(timespec="milliseconds")
     line = events.to_line({**events.started(model, name, system, settings or {}), "at": at})
     if journal is not None:
         journal.append(line, at=0, may_wait=name is None)
-    return events.apply(None, events.from_line(line), desk.folder.path)
+    return events.apply(None, events.from_line(line), access.pictures.path)
 
 
 def _event(line: bytes, number: int) -> Event:
@@ -364,7 +372,7 @@ def _time(event: Event, otherwise: float) -> datetime:
 
 
 def _names_of_pictures(path: Path) -> set[str]:
-    # By their form, so that those of a damaged or later session stay as well.
+    # Found by their form, so that the pictures of a damaged or later session stay, too.
     found = _PICTURE_NAME.findall(path.read_bytes())
     return {name.decode("ascii") for name in found}
 

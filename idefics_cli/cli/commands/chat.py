@@ -69,11 +69,12 @@ def chat(
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Talk about pictures; or answer a question that is piped in.
+    """Talk about pictures, or answer one question from a pipe.
 
     `idefics chat -i photo.jpg` or `echo "What is in it?" | idefics chat -i photo.jpg`
 
-    In a chat `/help` lists the commands. Every turn is kept: `idefics chat -c` goes on.
+    In a chat, `/help` lists the commands. Every turn is saved; `idefics chat -c` continues the last
+    chat.
     """
     invocation = begin_command(context)
     sources = image or ()
@@ -184,10 +185,11 @@ def _with_model(invocation: Invocation, name: str) -> Invocation:
 
 
 def _find_model(invocation: Invocation, name: str) -> LoadPlan:
-    """Look the model *name* up, and return what plans and loads it.
+    """Look up the model *name*, and return what plans and loads it.
 
-    A model that is here is planned in the background, as that imports torch, which takes seconds.
-    Of one that is to be downloaded there may be something to ask first.
+    A model on this machine is planned in the background, because the plan imports torch, which
+    takes seconds. A model that must be downloaded is planned now, because the user may be asked
+    first.
 
     Raises:
         IdeficsError: If it is unknown or does not chat, or cannot be downloaded.

@@ -1,4 +1,4 @@
-"""`idefics sessions`: list, show, export and remove the chats that are kept."""
+"""`idefics sessions`: list, show, export and remove saved chats."""
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ Overwrite = Annotated[
 OlderThan = Annotated[
     str | None,
     typer.Option(
-        "--older-than", metavar="TIME", help="Remove those unchanged for so long: 12h, 30d or 8w."
+        "--older-than",
+        metavar="TIME",
+        help="Remove sessions that did not change for this time: 12h, 30d or 8w.",
     ),
 ]
 Keep = Annotated[
     int | None,
-    typer.Option("--keep", metavar="N", min=0, help="Never remove the last N."),
+    typer.Option("--keep", metavar="N", min=0, help="Keep the last N sessions."),
 ]
 
 
@@ -75,11 +77,11 @@ Keep = Annotated[
 def sessions(
     context: typer.Context, json: options.Json = None, quiet: options.Quiet = None
 ) -> None:
-    """List the chats that are kept; show, export and remove them."""
+    """List saved chats; show, export and remove them."""
     if context.invoked_subcommand is None:
         _list(begin_command(context))
     elif json or quiet:
-        # Each command has its own; silently ignored here, it would surprise.
+        # Each command has its own option; here it would be ignored silently.
         raise UsageError(
             "--json and --quiet belong after the command",
             hint=f"`idefics sessions {context.invoked_subcommand} --json`",
@@ -117,10 +119,10 @@ def export(
     quiet: options.Quiet = None,
 ) -> None:
     """Write a session with its pictures as one file: Markdown, JSON, or a page for a browser."""
-    from idefics_cli.chat.export import FORMATS, kind_of, save
+    from idefics_cli.chat.export import FORMATS, format_of, write_export
 
     invocation = begin_command(context)
-    kind = export_format or (kind_of(destination) if destination else None) or "md"
+    kind = export_format or (format_of(destination) if destination else None) or "md"
     if kind not in FORMATS:
         raise UsageError(f"--format must be md, json or html, not `{kind}`")
     info, conversation = _store(invocation).read(key)
@@ -130,8 +132,8 @@ def export(
         invocation.console.data(FORMATS[kind](conversation))
         return
     if destination.exists() and destination.is_file() and not replace:
-        raise UsageError(f"`{destination}` exists already", hint="`--overwrite` replaces it")
-    save(conversation, kind, destination, overwrite=True)
+        raise UsageError(f"`{destination}` already exists", hint="`--overwrite` replaces it")
+    write_export(conversation, kind, destination, overwrite=True)
     invocation.console.note(f"session {info.id} is in `{destination}`")
 
 
@@ -158,14 +160,15 @@ def prune(
     dry_run: options.DryRun = None,
     quiet: options.Quiet = None,
 ) -> None:
-    """Remove old sessions; those with a name, or open just now, stay.
+    """Remove old sessions; named and open sessions stay.
 
-    A session goes if it is older than `--older-than` and not among the last `--keep`.
+    A session is removed if it is older than `--older-than` and not one of the last `--keep`.
     """
     invocation = begin_command(context)
     if older_than is None and keep is None:
         raise UsageError(
-            "prune what?", hint="`--older-than 30d`, `--keep 20`, or both; `--dry-run` shows which"
+            "prune needs --older-than or --keep",
+            hint="`--older-than 30d`, `--keep 20`, or both; `--dry-run` shows which",
         )
     store = _store(invocation)
 
@@ -192,7 +195,7 @@ def _list(invocation: Invocation) -> None:
     infos = _store(invocation).list()
     _print(invocation, infos)
     if not infos and not invocation.settings.json:
-        invocation.console.note("there are no sessions yet; `idefics chat` begins one")
+        invocation.console.note("there are no sessions yet; `idefics chat` starts one")
     for info in infos:
         if info.problem:
             invocation.console.warn(info.problem)
@@ -298,7 +301,7 @@ def _ledger_line(picture: ChatPicture) -> str:
 
 
 def _missing(picture: ChatPicture) -> str:
-    return f"picture {picture.number}, `{picture.source}`, cannot be found any more"
+    return f"picture {picture.number}, `{picture.source}`, is no longer found"
 
 
 def _remove(invocation: Invocation, store: SessionStore, ids: list[str]) -> None:

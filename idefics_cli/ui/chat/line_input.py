@@ -1,4 +1,4 @@
-"""How a line is typed: with prompt-toolkit, or with nothing that redraws."""
+"""Line input: a line editor that draws, and plain input without redrawing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 QUOTES = '"""'
 Complete = Callable[[str], Iterable[Candidate]]
-"""The text before the cursor -> what may stand at its end."""
+"""Returns the candidates for the end of the text before the cursor."""
 _MENU_ROWS = 6
 _LONGEST_HISTORY = 2000
 _WATCH_SECONDS = 0.2
 
 
 class Stopped(Exception):
-    """Reading came to an end, as there is nobody to answer; *text* is what was typed so far."""
+    """No model can answer any more; *text* is the text typed so far."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -33,36 +33,36 @@ class Stopped(Exception):
 
 
 class LineInput(Protocol):
-    """Where the lines of a chat come from."""
+    """The source of the lines of a chat."""
 
     def read(self, prompt: str, *, text: str = "") -> str:
-        """Return what is typed after *prompt*; *text* is offered for editing.
+        """Return the text typed after *prompt*; *text* is offered for editing.
 
         Raises:
-            EOFError: At Ctrl-D on an empty line, and when the terminal is gone.
-            KeyboardInterrupt: At Ctrl-C on an empty line.
-            Stopped: If there is nobody to answer any more.
+            EOFError: After Ctrl-D on an empty line, or when the terminal is closed.
+            KeyboardInterrupt: After Ctrl-C on an empty line.
+            Stopped: If no model can answer any more.
         """
         ...
 
 
 class TypedAhead:
-    """Gives first what was typed before anything read the keyboard, line by line as it was sent.
+    """Returns first the lines that were typed before the program read the keyboard.
 
     Args:
-        typed: Its whole lines are taken as they are; what follows the last is offered for editing.
-        lines: Where the others come from.
-        tell: Shows each line that is taken, behind its prompt.
+        typed: The text typed. Its complete lines are returned; the rest is offered for editing.
+        lines: The source of all later lines.
+        tell: Shows each of these lines after its prompt.
     """
 
     def __init__(self, typed: str, lines: LineInput, tell: Callable[[str], None]) -> None:
-        # By itself, a terminal turns Enter into a line feed.
+        # Enter may arrive as a carriage return or as a line feed.
         *self._sent, self._begun = typed.replace("\r", "\n").split("\n")
         self._lines = lines
         self._tell = tell
 
     def read(self, prompt: str, *, text: str = "") -> str:
-        """Return what was, or is, typed; see `LineInput.read`."""
+        """See `LineInput.read`."""
         if text or not self._sent:
             if not text:
                 text, self._begun = self._begun, ""
@@ -78,7 +78,7 @@ class TypedAhead:
 
 
 def is_open(text: str) -> bool:
-    """Whether *text* began with three quotes and waits for three more."""
+    """Whether *text* begins with three quotes that are not closed yet."""
     stripped = text.strip()
     return stripped.startswith(QUOTES) and (
         len(stripped) < 2 * len(QUOTES) or not stripped.endswith(QUOTES)
@@ -94,13 +94,13 @@ def unquoted(text: str) -> str:
 
 
 class DrawnInput:
-    """A line editor: completion as a menu, several lines, history with search.
+    """A line editor with a menu of completions, several lines, and a searchable history.
 
     Args:
         out: The terminal to draw on.
-        complete: Gives the completions.
-        history: Where lines are kept across runs; None keeps them for this run only.
-        is_over: Whether there is nobody to answer any more; asked now and then.
+        complete: Returns the completions.
+        history: The file of the history; None keeps the history for this run only.
+        is_over: Returns whether no model can answer any more; called several times a second.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class DrawnInput:
         )
 
     def read(self, prompt: str, *, text: str = "") -> str:
-        """Return what is typed; see `LineInput.read`."""
+        """See `LineInput.read`."""
         return unquoted(self._session.prompt(prompt, default=text, pre_run=self._begin))
 
     def _begin(self) -> None:
@@ -141,19 +141,19 @@ class DrawnInput:
         while not self._is_over():
             await asyncio.sleep(_WATCH_SECONDS)
         buffer = self._session.default_buffer
-        buffer.append_to_history()  # one Up away in the next run
+        buffer.append_to_history()  # Up brings it back in the next run
         self._session.app.exit(exception=Stopped(buffer.text), style="class:aborting")
 
 
 class PlainInput:
-    """A line as the terminal itself edits it, with readline where Python has it.
+    """A line that the terminal edits, or readline if Python has it.
 
-    For screen readers and terminals that cannot move the cursor.
+    For screen readers, and for terminals that cannot move the cursor.
 
     Args:
-        tell: Says what stands ready for editing, where it cannot be put into the line.
-        complete: Gives the completions.
-        history: Where lines are kept across runs; None keeps them for this run only.
+        tell: Shows the text offered for editing if it cannot be put into the line.
+        complete: Returns the completions.
+        history: The file of the history; None keeps the history for this run only.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class PlainInput:
         self._is_loaded = False
 
     def read(self, prompt: str, *, text: str = "") -> str:
-        """Return what is typed; see `LineInput.read`."""
+        """See `LineInput.read`."""
         typed = self._line(prompt, text)
         while is_open(typed):
             typed += "\n" + self._line("... ", "")
@@ -186,7 +186,7 @@ class PlainInput:
             typed = input(prompt)
         finally:
             readline.set_startup_hook(None)
-        self._keep(typed)
+        self._add_to_history(typed)
         return typed
 
     def _load(self) -> None:
@@ -196,7 +196,7 @@ class PlainInput:
         readline.set_completer(self._candidate)
         readline.set_completer_delims(" \t\n")
         readline.parse_and_bind("tab: complete")
-        # Else every pasted text comes with escape sequences around it on some terminals.
+        # Otherwise some terminals put escape sequences around pasted text.
         readline.parse_and_bind("set enable-bracketed-paste off")
         readline.set_auto_history(False)
         readline.set_history_length(_LONGEST_HISTORY)
@@ -205,7 +205,7 @@ class PlainInput:
                 for line in _stored_lines(self._history):
                     readline.add_history(line.replace("\n", " "))
 
-    def _keep(self, typed: str) -> None:
+    def _add_to_history(self, typed: str) -> None:
         import readline
 
         if not typed.strip():
@@ -251,7 +251,7 @@ def _history(path: Path | None) -> History:
     if path is None:
         return InMemoryHistory()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Questions are nobody else's business on a shared machine.
+    # Other users of the machine must not read the questions.
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     return FileHistory(path)
 
@@ -259,13 +259,13 @@ def _history(path: Path | None) -> History:
 def _stored_lines(path: Path) -> list[str]:
     from prompt_toolkit.history import FileHistory
 
-    # It gives the newest first.
+    # The library returns the newest line first.
     return list(FileHistory(path).load_history_strings())[:_LONGEST_HISTORY][::-1]
 
 
 @contextlib.contextmanager
 def _ignored_os_errors() -> Iterator[None]:
-    # A history on a full or read-only disk is no reason to stop a chat.
+    # A chat goes on without a history if the disk is full or read-only.
     with contextlib.suppress(OSError):
         yield
 
@@ -276,13 +276,13 @@ def _keys() -> KeyBindings:
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
-    in_line = has_focus(DEFAULT_BUFFER)  # and not in the search, which has its own keys
+    in_line = has_focus(DEFAULT_BUFFER)  # not in the search, which has keys of its own
 
     @keys.add("enter", filter=in_line)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state and buffer.complete_state.current_completion:
-            buffer.complete_state = None  # takes the chosen word; the next Enter sends
+            buffer.complete_state = None  # accepts the chosen word; the next Enter sends
         elif is_open(buffer.text):
             buffer.insert_text("\n")
         else:
@@ -298,7 +298,7 @@ def _keys() -> KeyBindings:
         if not buffer.text:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
             return
-        # What was typed is one Up away.
+        # Up brings the line back.
         buffer.append_to_history()
         buffer.reset()
 

@@ -1,9 +1,8 @@
-"""Markdown that is styled while it grows: every character of the source stays on the screen.
+"""Markdown that is styled while it streams; every character of the source stays on the screen.
 
-A renderer that rewrites (rich's, say) drops HTML and link targets, renumbers lists and has to
-redraw what it has shown. This one only adds colours to the source and breaks lines at spaces,
-so there is nothing to flicker and nothing to lose: without its colours, and with a space for
-each break, what was shown is what was said.
+A renderer such as rich's drops HTML and link targets, renumbers lists, and redraws the screen. This
+one adds colours to the source and breaks lines at spaces. So nothing flickers and nothing is lost:
+without the colours, and with a space for each line break, the shown text equals the source.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import re
 from rich.cells import cell_len
 
 _RESET = "\x1b[0m"
-# No yellow, cyan or green, which a white ground swallows, and no blue, which a black one does.
+# Yellow, cyan and green are hard to read on a white ground, and blue on a black one.
 _STRONG, _EMPHASIS, _CODE, _HEADING, _QUOTE, _MARK = "1", "3", "35", "1;4", "2", "2"
-# A newline, other blanks, one wide character (CJK has no spaces to wait for), or a word; a very
-# long word is shown in pieces of this length, so that waiting for its end has an end.
+# A unit is a newline, other white space, one wide character (CJK text has no spaces), or a word. A
+# very long word is shown in pieces of this length.
 _WORD_CHARACTERS = 60
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60"
 _UNIT = re.compile(
@@ -25,19 +24,19 @@ _UNIT = re.compile(
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _HEADING_START = re.compile(r"#{1,6}")
 _LIST_START = re.compile(r"[-*+]|\d{1,9}[.)]")
-# An opening run stands before a letter, a closing one after it (CommonMark 0.31, 6.2, simplified).
+# An opening mark precedes a letter, a closing one follows it (CommonMark 0.31, 6.2, simplified).
 _INLINE = re.compile(r"`+|\*{1,3}|_{1,3}")
 _TAB = 8
 
 
 class MarkdownStream:
-    """Turns a text that arrives in pieces into what a terminal is to show.
+    """Turns a text that arrives in pieces into text for a terminal.
 
-    The pieces that come out join to the same whatever the pieces were that went in.
+    The output does not depend on where the text is cut into pieces.
 
     Args:
-        width: Columns; lines are broken at spaces to stay within. None breaks none.
-        styled: Whether to colour; without, only lines are broken.
+        width: Width in columns, in which lines are broken at spaces; None breaks no lines.
+        styled: Whether to add colours.
     """
 
     def __init__(self, *, width: int | None, styled: bool) -> None:
@@ -52,19 +51,19 @@ class MarkdownStream:
         self._inline: dict[str, str] = {}
 
     def feed(self, text: str) -> str:
-        """Return what can be shown now that *text* has come; the last word waits for its end."""
+        """Add *text*, and return the text to show now; the last word waits for its end."""
         self._pending += text
         units = _UNIT.findall(self._pending)
         if not units:
             return ""
-        # The last one may go on; a newline or wide character cannot.
+        # The last unit may continue, unless it is a newline or a wide character.
         is_whole = units[-1] == "\n" or re.fullmatch(f"[{_WIDE}]", units[-1])
         ready = units if is_whole else units[:-1]
         self._pending = self._pending[sum(map(len, ready)) :]
         return "".join(map(self._show, ready))
 
     def close(self) -> str:
-        """Return what was still waiting."""
+        """Return the rest of the text."""
         rest = "".join(map(self._show, _UNIT.findall(self._pending)))
         self._pending = ""
         return rest + self._take_space()
@@ -73,14 +72,14 @@ class MarkdownStream:
         if unit == "\n":
             return self._newline()
         if unit.isspace():
-            # It may yet become a line break.
+            # It may become a line break.
             self._space += unit
             return ""
         return self._break_or_space(unit) + self._word(unit)
 
     def _newline(self) -> str:
         shown = self._take_space() + "\n"
-        self._inline.clear()  # a mark that nobody closes colours one line only
+        self._inline.clear()  # a mark that is not closed colours one line only
         self._column, self._is_line_start, self._line_style = 0, True, ""
         return shown
 
@@ -89,7 +88,7 @@ class MarkdownStream:
         is_text = not self._is_line_start and not self._fence
         blank = len(self._space.expandtabs(_TAB))
         is_over = self._width is not None and self._column + blank + width > self._width
-        # Only a single blank is given up for a break; two or more mean something.
+        # Only a single space becomes a break; two or more have a meaning.
         if is_over and is_text and self._space == " ":
             self._space, self._column = "", width
             return "\n"
@@ -145,7 +144,7 @@ class MarkdownStream:
     def _inline_mark(self, mark: str, after: str, before: str) -> str:
         is_code = mark.startswith("`")
         if "`" in {key[0] for key in self._inline} and mark not in self._inline:
-            return self._paint(mark, self._codes())  # within code nothing else counts
+            return self._paint(mark, self._codes())  # inside code there are no other marks
         if mark in self._inline and (is_code or before):
             del self._inline[mark]
             return self._paint(mark, (_MARK,))

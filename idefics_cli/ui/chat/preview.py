@@ -1,4 +1,4 @@
-"""A picture shown in the terminal: as pixels, or as characters with two pixels in each."""
+"""Pictures in the terminal: as graphics, or as characters of two pixels each."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_COLUMNS, MAX_ROWS = 48, 12
 
 
 class Previews:
-    """Shows pictures on stderr, where that is a terminal that can be drawn on.
+    """Shows pictures on stderr, if that is a terminal with colours.
 
-    Where only the package for its graphics is missing, half blocks are drawn, and said so once.
+    If only the package for its graphics is missing, half blocks are drawn, and a note says so once.
 
     Args:
-        console: Where they go.
-        graphics: What the terminal understands; None draws half blocks.
+        console: The terminal.
+        graphics: The graphics that the terminal understands; None draws half blocks.
     """
 
     def __init__(self, console: Console, *, graphics: Graphics | None = None) -> None:
@@ -34,7 +34,7 @@ class Previews:
         self._depth = color_depth(console.err, environ) if draws_pictures(console) else 0
 
     def show(self, picture: Image) -> None:
-        """Show *picture*, which is RGB, at most `MAX_ROWS` high; nothing where it cannot be."""
+        """Show *picture*, which is RGB, at most `MAX_ROWS` high, if the terminal can show it."""
         if not self._depth:
             return
         columns = self._console.err_columns
@@ -54,12 +54,12 @@ class Previews:
 
 
 def draws_pictures(console: Console) -> bool:
-    """Whether pictures are drawn at all: never in pipes, dumb terminals and without colours."""
+    """Whether pictures are drawn: not in pipes, on dumb terminals or without colours."""
     return console.has_colors
 
 
 def fitted(picture: Image, *, columns: int) -> tuple[int, int]:
-    """Return how many half blocks wide and high *picture* is drawn; the height is even.
+    """Return the width and the height of *picture* in half blocks; the height is even.
 
     A character is about twice as high as wide, so a half block is about square.
     """
@@ -70,12 +70,12 @@ def fitted(picture: Image, *, columns: int) -> tuple[int, int]:
 
 
 def draw_picture(picture: Image, *, columns: int, depth: int) -> str:
-    """Return *picture* as lines of half blocks, each ended by a newline.
+    """Return *picture* as lines of half blocks, each with a newline.
 
     Args:
         picture: RGB.
-        columns: The width of the terminal; the drawing takes at most `MAX_COLUMNS` of it.
-        depth: Colours of the terminal: 24 for 2**24, else 8 for 2**8 (xterm's palette).
+        columns: Width of the terminal; the drawing is at most `MAX_COLUMNS` wide.
+        depth: Number of colours as an exponent of 2: 24, or 8 for xterm's palette.
     """
     width, height = fitted(picture, columns=columns)
     small = picture.resize((width, height), reducing_gap=2.0)
@@ -87,7 +87,7 @@ def draw_picture(picture: Image, *, columns: int, depth: int) -> str:
 
 
 def color_depth(out: TextIO, environ: dict[str, str] | None = None) -> int:
-    """Return the colours that the terminal *out* shows, as an exponent of 2; 0 for none."""
+    """Return the number of colours of the terminal *out* as an exponent of 2; 0 for none."""
     from rich.console import Console
 
     system = Console(file=out, _environ=environ).color_system

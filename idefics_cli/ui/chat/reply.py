@@ -1,4 +1,4 @@
-"""An answer of a chat while it is written, and Ctrl-C, which stops the answer only."""
+"""An answer of a chat while it is written; Ctrl-C stops only the answer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from idefics_cli.core.text import printable
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.ui.chat.markdown import MarkdownStream
 from idefics_cli.ui.terminal.console import Console, write
+from idefics_cli.ui.terminal.stream import LineEnds
 
 _SENTENCE = re.compile(r"[.!?:;]\s|\n")
 
@@ -22,10 +23,10 @@ _SENTENCE = re.compile(r"[.!?:;]\s|\n")
 def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finish:
     """Answer the pending question of *chat* on stdout; return how the answer ended.
 
-    Ctrl-C stops it within a token, and a second one at once, whatever the engine does.
+    Ctrl-C stops the answer after the current token. A second Ctrl-C stops it at once.
 
     Raises:
-        IdeficsError: As `Chat.reply`, after which the question is taken back.
+        IdeficsError: As `Chat.reply`; the question is taken back.
     """
     cancel = threading.Event()
     page = _ReplyPage(console, chat)
@@ -52,11 +53,11 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
 
 
 class _ReplyPage:
-    """Where the text of one answer goes."""
+    """Writes the text of one answer to stdout."""
 
     def __init__(self, console: Console, chat: Chat) -> None:
         self._console = console
-        self._pending = ""
+        self._line_ends = LineEnds()
         self._waiting = ""
         self._is_empty = True
         is_rich = console.is_terminal and console.draws and not chat.display("plain")
@@ -64,16 +65,14 @@ class _ReplyPage:
         self._markdown = MarkdownStream(width=width, styled=is_rich and console.has_colors)
 
     def add(self, text: str) -> None:
-        """Show what has come."""
-        # A carriage return may be the first half of a line end.
-        text = self._pending + text
-        whole = text.removesuffix("\r")
-        self._pending = text[len(whole) :]
-        self._write(self._markdown.feed(self._safe(whole)), is_last=False)
+        """Show more text."""
+        text = self._safe(self._line_ends.feed(text))
+        self._write(self._markdown.feed(text), is_last=False)
 
     def end(self) -> None:
-        """Show the rest, and begin a new line."""
-        self._write(self._markdown.feed(self._safe(self._pending)) + self._markdown.close())
+        """Show the rest, and end the line."""
+        text = self._safe(self._line_ends.close())
+        self._write(self._markdown.feed(text) + self._markdown.close())
         if not self._is_empty:
             write(self._console.out, "\n")
 
@@ -82,7 +81,7 @@ class _ReplyPage:
 
     def _write(self, text: str, *, is_last: bool = True) -> None:
         if self._console.accessible:
-            # A screen reader says what is written at once: sentences, not pieces of words.
+            # A screen reader reads each write at once, so write sentences, not parts of words.
             self._waiting += text
             ends = [match.end() for match in _SENTENCE.finditer(self._waiting)]
             cut = len(self._waiting) if is_last else (ends or [0])[-1]
@@ -94,7 +93,7 @@ class _ReplyPage:
 
 @contextmanager
 def _silent_keyboard() -> Iterator[None]:
-    """Keep what is typed meanwhile, `^C` among it, out of the answer; the next prompt gets it."""
+    """Do not echo what is typed, as `^C`, into the answer; the next prompt reads it."""
     try:
         import termios
     except ImportError:  # Windows
@@ -103,7 +102,7 @@ def _silent_keyboard() -> Iterator[None]:
     try:
         terminal = sys.stdin.fileno()
         former = termios.tcgetattr(terminal)
-    except (OSError, ValueError, termios.error):  # no keyboard there
+    except (OSError, ValueError, termios.error):  # stdin is not a terminal
         yield
         return
     modes = list(former)
@@ -117,7 +116,7 @@ def _silent_keyboard() -> Iterator[None]:
 
 @contextmanager
 def stopping(cancel: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set *cancel*, and each further one raise `KeyboardInterrupt`."""
+    """Let the first Ctrl-C set *cancel*, and each later one raise `KeyboardInterrupt`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

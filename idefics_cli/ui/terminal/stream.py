@@ -8,6 +8,25 @@ from idefics_cli.core.types import TokenChunk
 from idefics_cli.ui.terminal.console import Console
 
 
+class LineEnds:
+    """Holds back a carriage return at the end of a piece of text: its newline may follow."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """Add *text*, and return the text that can be shown."""
+        text = self._held + text
+        shown = text.removesuffix("\r")
+        self._held = text[len(shown) :]
+        return shown
+
+    def close(self) -> str:
+        """Return what is held back."""
+        held, self._held = self._held, ""
+        return held
+
+
 def show_stream(console: Console, chunks: Iterator[TokenChunk]) -> TokenChunk:
     """Write *chunks* to stdout as they arrive, then a newline; return the last chunk.
 
@@ -15,7 +34,7 @@ def show_stream(console: Console, chunks: Iterator[TokenChunk]) -> TokenChunk:
     and the next output starts on a new line.
     """
     last = TokenChunk("", 0)
-    pending = ""
+    line_ends = LineEnds()
     is_begun = False
     try:
         with console.status("reading"):
@@ -23,18 +42,10 @@ def show_stream(console: Console, chunks: Iterator[TokenChunk]) -> TokenChunk:
                 if last.text:
                     break
         is_begun = True
-        pending = _show(console, last.text)
+        console.data(line_ends.feed(last.text))
         for last in chunks:
-            pending = _show(console, pending + last.text)
+            console.data(line_ends.feed(last.text))
     finally:
         if is_begun:
-            console.data(pending + "\n")
+            console.data(line_ends.close() + "\n")
     return last
-
-
-def _show(console: Console, text: str) -> str:
-    # A carriage return may be the first half of `CR LF`: wait for the next chunk.
-    whole = text.removesuffix("\r")
-    if whole:
-        console.data(whole)
-    return text[len(whole) :]
