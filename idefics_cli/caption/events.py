@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from idefics_cli.caption.outcome import RunOutcome
+from idefics_cli.caption.resume.todo import Todo
 from idefics_cli.core.types import CaptionRecord
 
 
@@ -51,8 +54,59 @@ class Stopping:
     """The run was asked to stop: it finishes the current batch, and begins nothing else."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run continues an earlier one.
+
+    Attributes:
+        todo: What is left to do, and what was done before.
+        total: Number of pictures of the run.
+    """
+
+    todo: Todo
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimited:
+    """The run begins with *size* pictures at a time: before, more ran out of memory."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The captions and their files are written; only the report page may follow."""
+
+    outcome: RunOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """The report page is being written.
+
+    Attributes:
+        path: The page.
+        done: Number of pictures on it.
+        total: Number of pictures of the run.
+    """
+
+    path: Path
+    done: int
+    total: int
+
+
 ExecutorEvent = Ready | BatchReduced | CaptionRecord
 """An event that an executor yields."""
 
-RunEvent = Started | ModelLoading | Stopping | ExecutorEvent
+RunEvent = (
+    Started
+    | Resumed
+    | BatchLimited
+    | ModelLoading
+    | Stopping
+    | ExecutorEvent
+    | RunEnded
+    | Reporting
+)
 """An event of a run."""

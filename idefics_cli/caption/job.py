@@ -39,7 +39,8 @@ class CaptionJob:
         questions: At least one; several have names.
         mode: "chat", or "complete" for base models.
         sampling: A seed in it is that of the run: see `with_content_seed`.
-        batch_size: Most pictures answered at a time.
+        batch_size: Most requests answered at a time.
+        is_batch_automatic: Whether *batch_size* was chosen by the free memory, not by the user.
         readers: Threads that open pictures ahead of the model.
         columns: Names of the columns of lists, which prompts may have as fields.
         captions_folder: See `render`.
@@ -54,6 +55,7 @@ class CaptionJob:
     mode: Mode = "chat"
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
+    is_batch_automatic: bool = False
     readers: int = 4
     columns: tuple[str, ...] = ()
     captions_folder: str | None = None

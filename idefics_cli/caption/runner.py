@@ -1,102 +1,82 @@
-"""The run: pictures to an executor, its records to a sink in the order of the pictures."""
+"""From pictures to an executor, and from its records to the output in the order of the pictures."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from idefics_cli.caption.events import ExecutorEvent, ModelLoading, RunEvent, Started, Stopping
-from idefics_cli.caption.executors import EXECUTORS
+from idefics_cli.caption.events import ExecutorEvent, ModelLoading, RunEvent, Stopping
+from idefics_cli.caption.executors import LocalExecutor, MakeExecutor
 from idefics_cli.caption.interrupts import Interrupts
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
+from idefics_cli.caption.outcome import RunEnd, RunOutcome
 from idefics_cli.caption.records import failed
-from idefics_cli.caption.sinks.base import SidecarError, Sink
+from idefics_cli.caption.sinks.base import SidecarError
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine.protocol import EngineFactory
 
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        captioned: How many pictures were captioned.
-        failed: How many failed.
-        end: "done"; "interrupted", by Ctrl-C or SIGTERM; or "failures", when there were more
-            than the run was to stand.
-    """
-
-    captioned: int
-    failed: int
-    end: Literal["done", "interrupted", "failures"] = "done"
+OnEvent = Callable[[RunEvent], None]
 
 
 def run_captions(
     job: CaptionJob,
     factory: EngineFactory,
-    sink: Sink,
+    write: Callable[[CaptionRecord], None],
     *,
-    on_event: Callable[[RunEvent], None] = lambda event: None,
-    executor: str = "local",
+    on_event: OnEvent = lambda event: None,
+    make_executor: MakeExecutor = LocalExecutor,
     max_failures: int | None = None,
-) -> RunResult:
-    """Caption the pictures of *job* that *sink* has not got yet.
+) -> RunOutcome:
+    """Caption every picture of *job*, and write the records in the order of the pictures.
 
-    Records are written in the order of the pictures, each as soon as all before it are. When
-    the run is stopped, what is finished is written even past a gap, and the engine closed.
+    Each record is written as soon as all before it are. When the run is stopped, the finished
+    records are written even past a gap, and the engine is closed.
 
     Args:
-        job: What to do.
+        job: What to do; without pictures, no engine is made.
         factory: Makes the engine, in this process or in a worker.
-        sink: Already entered; the caller leaves it.
+        write: Stores a record; as `Sink.write`.
         on_event: Called with every event in this thread, with a record when it is written.
             `ModelLoading` may come in another thread, while this one waits for the model.
-        executor: A key of `EXECUTORS`.
+        make_executor: Makes the executor; a value of `EXECUTORS`.
         max_failures: Stop when more pictures than this have failed.
 
     Raises:
         IdeficsError: If the model cannot be loaded or the output not written. A picture that
             fails raises nothing.
-        KeyboardInterrupt: If Ctrl-C was pressed again, before the run had come to its end.
+        KeyboardInterrupt: If Ctrl-C was pressed again before the run had come to its end.
     """
-    completed = sink.completed()
-    todo = tuple(picture for picture in job.pictures if picture.key not in completed)
-    skipped = len(job.pictures) - len(todo)
-    job = replace(job, pictures=todo)
-    on_event(Started(len(todo), skipped))
-    if not todo:
-        return RunResult(0, 0)
+    if not job.pictures:
+        return RunOutcome(0, 0)
     interrupts = Interrupts(on_stop=lambda: on_event(Stopping()))
-    delivery = _Delivery(sink, on_event, len(todo))
-    events = EXECUTORS[executor](factory, job).caption(
-        delivery.noted(todo),
+    delivery = _Delivery(job.pictures, write, on_event)
+    events = make_executor(factory, job).caption(
+        delivery.requested(),
         interrupts.stop,
         progress=lambda phase, share: on_event(ModelLoading(phase, share)),
     )
     with closing(events), interrupts.handled():
-        return _deliver_all(events, delivery, interrupts, max_failures=max_failures)
+        return _deliver_all(events, delivery, interrupts, max_failures)
 
 
 def _deliver_all(
     events: Iterator[ExecutorEvent],
     delivery: _Delivery,
     interrupts: Interrupts,
-    *,
     max_failures: int | None,
-) -> RunResult:
+) -> RunOutcome:
     while (event := _next(events, interrupts, delivery)) is not None:
-        delivery.take(event)
+        delivery.deliver(event)
         interrupts.is_patient = True  # the model is loaded
         if max_failures is not None and delivery.failed > max_failures:
             return delivery.give_up("failures")
     if interrupts.stop.is_set() and not delivery.is_complete:
         return delivery.give_up("interrupted")
-    delivery.check()
-    return RunResult(delivery.captioned, delivery.failed)
+    delivery.check_complete()
+    return RunOutcome(delivery.captioned, delivery.failed)
 
 
 def _next(
@@ -113,52 +93,57 @@ def _next(
 class _Delivery:
     """Writes records in the order of the pictures, whatever the order in which they come."""
 
-    def __init__(self, sink: Sink, on_event: Callable[[RunEvent], None], total: int) -> None:
-        self._sink = sink
-        self._total = total
+    def __init__(
+        self,
+        pictures: tuple[CaptionItem, ...],
+        write: Callable[[CaptionRecord], None],
+        on_event: OnEvent,
+    ) -> None:
+        self._pictures = pictures
+        self._store = write
         self._on_event = on_event
-        self._asked: deque[str] = deque()
+        self._expected: deque[str] = deque()
         self._held: dict[str, CaptionRecord] = {}
         self.captioned = self.failed = 0
-
-    def noted(self, pictures: Iterable[CaptionItem]) -> Iterator[CaptionItem]:
-        """Yield *pictures*, and remember their order."""
-        for picture in pictures:
-            self._asked.append(picture.key)
-            yield picture
-
-    def take(self, event: ExecutorEvent) -> None:
-        """Pass *event* on, a record when all before it are written."""
-        if not isinstance(event, CaptionRecord):
-            self._on_event(event)
-            return
-        self._held[event.file_name] = event
-        while self._asked and self._asked[0] in self._held:
-            self._write(self._held.pop(self._asked.popleft()))
 
     @property
     def is_complete(self) -> bool:
         """Whether every picture has its record."""
-        return self.captioned + self.failed == self._total
+        return self.captioned + self.failed == len(self._pictures)
 
-    def give_up(self, end: Literal["interrupted", "failures"]) -> RunResult:
+    def requested(self) -> Iterable[CaptionItem]:
+        """Yield the pictures, and expect a record of each from then on."""
+        for picture in self._pictures:
+            self._expected.append(picture.key)
+            yield picture
+
+    def deliver(self, event: ExecutorEvent) -> None:
+        """Pass *event* on; a record waits until all before it are written."""
+        if not isinstance(event, CaptionRecord):
+            self._on_event(event)
+            return
+        self._held[event.file_name] = event
+        while self._expected and self._expected[0] in self._held:
+            self._write(self._held.pop(self._expected.popleft()))
+
+    def give_up(self, end: RunEnd) -> RunOutcome:
         """Write the finished records, even if a record before them will never come."""
-        for key in self._asked:
+        for key in self._expected:
             if key in self._held:
                 self._write(self._held.pop(key))
-        return RunResult(self.captioned, self.failed, end)
+        return RunOutcome(self.captioned, self.failed, end)
 
-    def check(self) -> None:
+    def check_complete(self) -> None:
         """Raise a RuntimeError if the executor lost a picture: a bug of ours."""
-        if self._asked:
-            raise RuntimeError(f"the executor gave no record for `{self._asked[0]}`")
+        if self._expected:
+            raise RuntimeError(f"the executor gave no record for `{self._expected[0]}`")
 
     def _write(self, record: CaptionRecord) -> None:
         try:
-            self._sink.write(record)
+            self._store(record)
         except SidecarError as error:
             record = replace(failed(record.file_name, error), stamp=record.stamp)
-            self._sink.write(record)
+            self._store(record)
         if record.error is None:
             self.captioned += 1
         else:

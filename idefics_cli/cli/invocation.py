@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import typer
 
+from idefics_cli.cli.choices import CHOICES
 from idefics_cli.cli.services import Services
 from idefics_cli.config.resolve import Resolved, resolve
 from idefics_cli.config.settings import Settings, setting_table
@@ -55,7 +56,7 @@ def begin_command(context: typer.Context) -> Invocation:
     services = services_of(context)
     flags = {name: value for name, value in context.params.items() if name in setting_table()}
     environ = services.environ
-    resolved = resolve(flags, environ, config_file(environ))
+    resolved = resolve(flags, environ, config_file(environ), choices=CHOICES)
     quiet, verbose = _verbosity(resolved)
     console = Console(
         sys.stdout,

@@ -13,7 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from idefics_cli.config.settings import Setting, setting_table
+from idefics_cli.cli.choices import CHOICES
+from idefics_cli.config.settings import Setting, with_choices
+
+_SETTINGS = with_choices(CHOICES)
 
 MODEL_PANEL = "Model"
 ANSWER_PANEL = "Answer"
@@ -29,7 +32,7 @@ def _option(
     metavar: str | None = None,
     complete: Callable[[str], list[tuple[str, str]]] | None = None,
 ) -> Any:
-    setting = setting_table()[name]
+    setting = _SETTINGS[name]
     if metavar is None:
         metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind)
     return typer.Option(

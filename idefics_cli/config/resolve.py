@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, get_args
 
-from idefics_cli.config.settings import Setting, Settings, Value, closest_name, setting_table
+from idefics_cli.config.settings import (
+    Setting,
+    Settings,
+    Value,
+    closest_name,
+    setting_table,
+    with_choices,
+)
 from idefics_cli.config.store import read_config
 from idefics_cli.core.errors import ConfigError, UsageError
 
@@ -51,23 +59,31 @@ class Resolved:
         return ranks[0] < ranks[1]
 
 
-def resolve(flags: Mapping[str, object], environ: Mapping[str, str], file: Path) -> Resolved:
+def resolve(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    file: Path,
+    *,
+    choices: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Resolved:
     """Merge all sources; the order of precedence is flag, environment, file, default.
 
     Args:
         flags: Values, or values as text, by field of `Settings`; None means "not given".
         environ: The environment; an empty variable means "not given".
         file: `config.toml`. A missing file is an error only if IDEFICS_CONFIG names it.
+        choices: As in `with_choices`.
 
     Raises:
         UsageError: If a flag has a wrong value.
         ConfigError: If a variable or the file has a wrong value or a setting that is for the
             command line only, or the file has an unknown key.
     """
-    stored = read_config(file, must_exist=bool(environ.get("IDEFICS_CONFIG")))
+    known = with_choices(choices)
+    stored = read_config(file, must_exist=bool(environ.get("IDEFICS_CONFIG")), known=known)
     values: dict[str, Value] = {}
     origins: dict[str, Origin] = {}
-    for name, setting in setting_table().items():
+    for name, setting in known.items():
         values[name], origins[name] = (
             _from_flag(setting, flags)
             or _from_environment(setting, environ)

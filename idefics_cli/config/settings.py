@@ -137,13 +137,12 @@ class Settings:
     )
     format: str | None = _setting(
         None,
-        help="Format of the captions; txt is a file beside each picture.",
-        choices=("tsv", "jsonl", "csv", "parquet", "txt"),
-        unset="by the extension of the output, otherwise tsv",
+        help="How captions are written, in one file or in one beside each picture.",
+        unset="by the extension of the output",
     )
     output: str | None = _setting(
         None,
-        help="Write the captions to this file, or with txt to this folder.",
+        help="Write the captions to this file, or to this folder if each picture gets a file.",
         unset="stdout, the same as `-`",
     )
     existing: str | None = _setting(
@@ -359,6 +358,18 @@ def setting_table() -> Mapping[str, Setting]:
         # The first argument of `str | None` is `str`; a plain type has no arguments.
         kind = (get_args(hints[row.name]) or (hints[row.name],))[0]
         rows[row.name] = Setting(row.name, kind, cast(Value, row.default), **row.metadata)
+    return MappingProxyType(rows)
+
+
+def with_choices(choices: Mapping[str, tuple[str, ...]]) -> Mapping[str, Setting]:
+    """Return `setting_table` with the allowed texts of settings that only a higher layer knows.
+
+    Args:
+        choices: Name of a setting -> its allowed texts.
+    """
+    rows = dict(setting_table())
+    for name, texts in choices.items():
+        rows[name] = dataclasses.replace(rows[name], choices=texts)
     return MappingProxyType(rows)
 
 

@@ -6,16 +6,19 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from idefics_cli.config.settings import Value, closest_name, setting_table
+from idefics_cli.config.settings import Setting, Value, closest_name, setting_table
 from idefics_cli.core.errors import ConfigError
 
 
-def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
+def read_config(
+    path: Path, *, must_exist: bool = False, known: Mapping[str, Setting] | None = None
+) -> Mapping[str, Value]:
     """Return the settings in the file at *path*; no settings if the file is missing.
 
     Args:
         path: A TOML file whose keys are fields of `Settings`.
         must_exist: Whether a missing file is an error, because the user named it.
+        known: The settings by name; None for `setting_table`.
 
     Raises:
         ConfigError: If the file cannot be read, or holds an unknown key, a wrong value or a
@@ -38,11 +41,12 @@ def read_config(path: Path, *, must_exist: bool = False) -> Mapping[str, Value]:
         raise ConfigError(f"`{path}` is not UTF-8 text (byte {error.start + 1})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"`{path}` is not valid TOML: {error}") from error
-    return {key: _checked(path, key, value) for key, value in values.items()}
+    table = setting_table() if known is None else known
+    return {key: _checked(path, table, key, value) for key, value in values.items()}
 
 
-def _checked(path: Path, key: str, value: object) -> Value:
-    setting = setting_table().get(key)
+def _checked(path: Path, table: Mapping[str, Setting], key: str, value: object) -> Value:
+    setting = table.get(key)
     if setting is None:
         raise ConfigError(f"unknown key `{key}` in `{path}`", hint=_hint(key, value))
     if setting.command_line_only:

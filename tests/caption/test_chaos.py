@@ -238,7 +238,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
         assert code == 1
         assert re.search(
             r"^error: cannot (keep the journal|write) `parts/out\.csv[^`]*`: File too large\n"
-            r"hint: when that is mended, the same command goes on\n",
+            r"hint: once that is fixed, the same command continues the run\n",
             err,
             re.MULTILINE,
         ), err

@@ -75,7 +75,7 @@ def test_each_has_one_row_and_the_readers_and_batches_change_nothing(
         )
         target = Target(Stream(terminal=False).buffer, Path(folder, "out.jsonl"))
         with SINKS["jsonl"](target) as sink:
-            run_captions(job, EngineOf(Decoding()), sink)
+            run_captions(job, EngineOf(Decoding()), sink.write)
         return contents(Path(folder))
 
     rows = caption("many", readers=readers, batch_size=7)

@@ -7,11 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 from PIL import Image
@@ -22,13 +19,13 @@ from idefics_cli.caption.events import (
     ModelLoading,
     Ready,
     RunEvent,
-    Started,
     Stopping,
 )
-from idefics_cli.caption.executors import EXECUTORS
+from idefics_cli.caption.executors import EXECUTORS, LocalExecutor, MakeExecutor
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_batch_size
-from idefics_cli.caption.runner import RunResult, run_captions
+from idefics_cli.caption.outcome import RunOutcome
+from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.errors import (
     IdeficsError,
     ImageError,
@@ -45,41 +42,23 @@ from idefics_cli.core.types import (
     Progress,
     Sampling,
 )
-from idefics_cli.engine.protocol import Engine, Prepared
+from idefics_cli.engine.protocol import Engine, EngineFactory, Prepared
 from idefics_cli.engine.protocol import Outcome as Answered
 from idefics_cli.models.families import picture as shown
 from idefics_cli.models.families.base import digest_of
 from tests.support.fakes import EngineOf, FakeEngine, FakeSession
 
 pytestmark = pytest.mark.usefixtures("patient_runs")
-every_executor = pytest.mark.parametrize("executor", EXECUTORS)
+every_executor = pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 NAMES = tuple(f"{number:02}.jpg" for number in range(25))
 SIZES = {name: [(640, 480), (480, 640), (800, 200)][i * i % 3] for i, name in enumerate(NAMES)}
 
 
 class ListSink:
-    """Keeps records, and says which keys it has already."""
+    """Keeps the records that are written."""
 
-    def __init__(self, completed: AbstractSet[str] = frozenset()) -> None:
+    def __init__(self) -> None:
         self.records: list[CaptionRecord] = []
-        self._completed = completed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    def completed(self) -> AbstractSet[str]:
-        return self._completed
-
-    def position(self) -> None:
-        return None
 
     def write(self, record: CaptionRecord) -> None:
         self.records.append(record)
@@ -101,9 +80,11 @@ def job(
     )
 
 
-def run(job: CaptionJob, engine: Engine, executor: str = "local") -> list[CaptionRecord]:
+def run(
+    job: CaptionJob, engine: Engine, executor: MakeExecutor = LocalExecutor
+) -> list[CaptionRecord]:
     sink = ListSink()
-    run_captions(job, EngineOf(engine), sink, executor=executor)
+    run_captions(job, EngineOf(engine), sink.write, make_executor=executor)
     return sink.records
 
 
@@ -117,7 +98,7 @@ EXPECTED = [(name, f"a picture of {name}") for name in NAMES]
 @every_executor
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 100])
 def test_any_batch_size_gives_the_captions_of_one_by_one_in_order(
-    executor: str, batch_size: int
+    executor: MakeExecutor, batch_size: int
 ) -> None:
     engine = FakeEngine(describe, sizes=SIZES)
 
@@ -127,7 +108,7 @@ def test_any_batch_size_gives_the_captions_of_one_by_one_in_order(
 
 
 @every_executor
-def test_any_order_of_the_pictures_gives_the_same_captions(executor: str) -> None:
+def test_any_order_of_the_pictures_gives_the_same_captions(executor: MakeExecutor) -> None:
     shuffled = sorted(NAMES, key=lambda name: name[::-1])
 
     records = run(job(shuffled), FakeEngine(describe, sizes=SIZES), executor)
@@ -186,7 +167,7 @@ def test_white_space_around_a_caption_is_dropped() -> None:
 
 
 @every_executor
-def test_one_bad_file_changes_nothing_for_the_others(executor: str) -> None:
+def test_one_bad_file_changes_nothing_for_the_others(executor: MakeExecutor) -> None:
     bad = {
         "03.jpg": ImageError("cannot read `03.jpg`: truncated", kind="truncated", hint="redo it"),
         "04.jpg": ImageError("no file `04.jpg`", kind="missing"),
@@ -212,12 +193,14 @@ def test_one_bad_file_changes_nothing_for_the_others(executor: str) -> None:
 
 
 @every_executor
-def test_a_run_of_bad_files_only_ends(executor: str) -> None:
+def test_a_run_of_bad_files_only_ends(executor: MakeExecutor) -> None:
     bad = {name: ImageError("bad", kind="not_an_image") for name in NAMES}
     engine = FakeEngine(image_errors=bad)
     sink = ListSink()
 
-    assert run_captions(job(), EngineOf(engine), sink, executor=executor) == RunResult(0, 25)
+    assert run_captions(job(), EngineOf(engine), sink.write, make_executor=executor) == RunOutcome(
+        0, 25
+    )
     assert [record.file_name for record in sink.records] == list(NAMES)
     assert engine.is_closed
 
@@ -232,7 +215,7 @@ def too_many(limit: int) -> Callable[[Sequence[GenerationRequest]], Exception | 
 @every_executor
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 def test_too_little_memory_gives_the_same_records_in_smaller_batches(
-    executor: str, limit: int
+    executor: MakeExecutor, limit: int
 ) -> None:
     engine = FakeEngine(describe, sizes=SIZES, completion_error=too_many(limit))
 
@@ -243,7 +226,7 @@ def test_too_little_memory_gives_the_same_records_in_smaller_batches(
 def test_the_batch_size_that_works_is_kept_and_told() -> None:
     engine = FakeEngine(describe, completion_error=too_many(3))
     events: list[RunEvent] = []
-    run_captions(job(batch_size=8), EngineOf(engine), ListSink(), on_event=events.append)
+    run_captions(job(batch_size=8), EngineOf(engine), ListSink().write, on_event=events.append)
 
     assert [event for event in events if isinstance(event, BatchReduced)] == [BatchReduced(2)]
     assert engine.batches[:3] == [8, 4, 2]
@@ -270,7 +253,7 @@ def test_a_picture_that_fits_nowhere_fails_alone_and_the_batches_stay_large() ->
 
 @every_executor
 @pytest.mark.parametrize("error", [PromptError("too long"), ValueError("a bug"), MemoryError()])
-def test_one_bad_prompt_does_not_fail_its_batch(executor: str, error: Exception) -> None:
+def test_one_bad_prompt_does_not_fail_its_batch(executor: MakeExecutor, error: Exception) -> None:
     def check(requests: Sequence[GenerationRequest]) -> Exception | None:
         bad = any(request.attachments[0].source == "05.jpg" for request in requests)
         return error if bad else None
@@ -299,47 +282,32 @@ def test_a_bug_in_a_reader_becomes_a_record_and_a_traceback_in_the_log(
 
 
 @every_executor
-def test_a_model_that_does_not_load_ends_the_run_with_its_error(executor: str) -> None:
+def test_a_model_that_does_not_load_ends_the_run_with_its_error(executor: MakeExecutor) -> None:
     def broken(*, progress: Progress | None = None) -> Engine:
         raise ModelError("no such model")
 
     before = threading.active_count()
     with pytest.raises(ModelError, match="no such model"):
-        run_captions(job(), broken, ListSink(), executor=executor)
+        run_captions(job(), broken, ListSink().write, make_executor=executor)
     assert threading.active_count() == before
 
 
 @every_executor
-def test_pictures_that_the_sink_has_are_not_done_again(executor: str) -> None:
-    sink = ListSink(completed={"00.jpg", "07.jpg"})
-    engine = FakeEngine(describe, sizes=SIZES)
-    events: list[RunEvent] = []
-
-    outcome = run_captions(job(), EngineOf(engine), sink, on_event=events.append, executor=executor)
-    assert outcome == RunResult(23, 0)
-    assert events[:2] == [Started(23, skipped=2), Ready("0123abc")]
-    assert texts(sink.records) == [t for t in EXPECTED if t[0] not in sink.completed()]
-
-
-@every_executor
-def test_what_the_model_reports_while_it_loads_is_an_event(executor: str) -> None:
+def test_what_the_model_reports_while_it_loads_is_an_event(executor: MakeExecutor) -> None:
     factory = EngineOf(FakeEngine(describe), phases=["downloading", "reading"])
     events: list[RunEvent] = []
 
-    run_captions(job("a"), factory, ListSink(), on_event=events.append, executor=executor)
-    assert events[:4] == [
-        Started(1),
-        ModelLoading("downloading"),
-        ModelLoading("reading"),
-        Ready("0123abc"),
-    ]
+    run_captions(
+        job("a"), factory, ListSink().write, on_event=events.append, make_executor=executor
+    )
+    assert events[:3] == [ModelLoading("downloading"), ModelLoading("reading"), Ready("0123abc")]
 
 
-def test_no_engine_is_made_when_everything_is_done() -> None:
+def test_no_engine_is_made_without_pictures() -> None:
     def never(*, progress: Progress | None = None) -> Engine:
         raise AssertionError
 
-    assert run_captions(job(), never, ListSink(completed=set(NAMES))) == RunResult(0, 0)
+    assert run_captions(job(()), never, ListSink().write) == RunOutcome(0, 0)
 
 
 def test_records_are_written_as_soon_as_all_before_them_are_done() -> None:
@@ -353,7 +321,7 @@ def test_records_are_written_as_soon_as_all_before_them_are_done() -> None:
             written_when_answered.append(len(sink.records))
             return super().complete(batch, cancel=cancel)
 
-    run_captions(job(), EngineOf(Watching(describe)), sink)
+    run_captions(job(), EngineOf(Watching(describe)), sink.write)
     assert written_when_answered == [0, 4, 8, 12, 16, 20, 24]
 
 
@@ -394,7 +362,7 @@ def test_a_long_caption_holds_neither_a_slot_of_others_nor_their_records() -> No
             read += 1
             yield picture
 
-    events = EXECUTORS["local"](EngineOf(Engine_(describe, sizes=SIZES)), chosen).caption(
+    events = LocalExecutor(EngineOf(Engine_(describe, sizes=SIZES)), chosen).caption(
         listed(), threading.Event()
     )
     for event in events:
@@ -424,7 +392,7 @@ def test_pictures_are_opened_a_few_batches_ahead_and_no_more() -> None:
         return made[-1]
 
     names = [f"{number:03}.jpg" for number in range(200)]
-    run_captions(job(names, batch_size=4), factory, ListSink())
+    run_captions(job(names, batch_size=4), factory, ListSink().write)
     assert 4 < most_ahead <= 4 * 5
     assert len(made[0].prepared) == 200
 
@@ -447,16 +415,19 @@ def test_few_big_pictures_are_held_open_at_a_time() -> None:
                 request, (shown.PreparedPicture(b"", (9000, 10_000), ((9000, 10_000),)),)
             )
 
-    run_captions(job(batch_size=4), EngineOf(Watching(describe)), ListSink())
+    run_captions(job(batch_size=4), EngineOf(Watching(describe)), ListSink().write)
     assert most_held <= 2 + 4 + 4, "0.4 GB, what is being opened, and the batch itself"
 
 
 class Scripted:
-    """An executor that does what a test says."""
+    """An executor that does what a test says, and what makes it."""
 
     def __init__(self, *script: ExecutorEvent | BaseException) -> None:
         self._script = script
         self.is_closed = False
+
+    def __call__(self, factory: EngineFactory, job: CaptionJob) -> Scripted:
+        return self
 
     def caption(
         self,
@@ -475,70 +446,51 @@ class Scripted:
             self.is_closed = True
 
 
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scripted]:
-    def make(*script: ExecutorEvent | BaseException) -> Scripted:
-        executor = Scripted(*script)
-        rows = {"scripted": lambda factory, job: executor}
-        monkeypatch.setattr("idefics_cli.caption.runner.EXECUTORS", rows)
-        return executor
-
-    return make
-
-
 def done(name: str) -> CaptionRecord:
     return CaptionRecord(name, caption=f"a picture of {name}")
 
 
-def test_records_that_come_in_any_order_are_written_in_that_of_the_pictures(
-    scripted: Callable[..., Scripted],
-) -> None:
-    scripted(done("c"), done("a"), Ready(), done("d"), done("b"))
+def test_records_that_come_in_any_order_are_written_in_that_of_the_pictures() -> None:
+    executor = Scripted(done("c"), done("a"), Ready(), done("d"), done("b"))
     sink = ListSink()
-    run_captions(job("abcd"), EngineOf(FakeEngine()), sink, executor="scripted")
+    run_captions(job("abcd"), EngineOf(FakeEngine()), sink.write, make_executor=executor)
 
     assert sink.records == [done(name) for name in "abcd"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), IdeficsError("the worker is gone")])
-def test_what_is_finished_is_written_when_the_run_is_stopped(
-    scripted: Callable[..., Scripted], error: BaseException
-) -> None:
-    executor = scripted(done("a"), done("d"), done("c"), error)
+def test_what_is_finished_is_written_when_the_run_is_stopped(error: BaseException) -> None:
+    executor = Scripted(done("a"), done("d"), done("c"), error)
     sink = ListSink()
 
     with pytest.raises(type(error)):
-        run_captions(job("abcd"), EngineOf(FakeEngine()), sink, executor="scripted")
+        run_captions(job("abcd"), EngineOf(FakeEngine()), sink.write, make_executor=executor)
     assert sink.records == [done("a"), done("c"), done("d")]
     assert executor.is_closed
 
 
-def test_an_output_that_breaks_stops_the_executor_at_once(
-    scripted: Callable[..., Scripted],
-) -> None:
+def test_an_output_that_breaks_stops_the_executor_at_once() -> None:
     class Broken(ListSink):
         def write(self, record: CaptionRecord) -> None:
             super().write(record)
             raise BrokenPipeError
 
-    executor = scripted(done("b"), done("a"), done("c"))
+    executor = Scripted(done("b"), done("a"), done("c"))
     sink = Broken()
     with pytest.raises(BrokenPipeError):
-        run_captions(job("abc"), EngineOf(FakeEngine()), sink, executor="scripted")
+        run_captions(job("abc"), EngineOf(FakeEngine()), sink.write, make_executor=executor)
     assert sink.records == [done("a")]
     assert executor.is_closed
 
 
-def test_an_executor_that_loses_a_picture_is_found_out(
-    scripted: Callable[..., Scripted],
-) -> None:
-    scripted(done("a"), done("c"))
+def test_an_executor_that_loses_a_picture_is_found_out() -> None:
+    executor = Scripted(done("a"), done("c"))
     with pytest.raises(RuntimeError, match="no record for `b`"):
-        run_captions(job("abc"), EngineOf(FakeEngine()), ListSink(), executor="scripted")
+        run_captions(job("abc"), EngineOf(FakeEngine()), ListSink().write, make_executor=executor)
 
 
 @every_executor
-def test_an_interrupt_in_the_model_cancels_and_closes_it(executor: str) -> None:
+def test_an_interrupt_in_the_model_cancels_and_closes_it(executor: MakeExecutor) -> None:
     seen: list[threading.Event | None] = []
 
     class Interrupted(FakeEngine):
@@ -553,7 +505,7 @@ def test_an_interrupt_in_the_model_cancels_and_closes_it(executor: str) -> None:
     engine = Interrupted(describe)
     sink = ListSink()
     with pytest.raises(KeyboardInterrupt):
-        run_captions(job(), EngineOf(engine), sink, executor=executor)
+        run_captions(job(), EngineOf(engine), sink.write, make_executor=executor)
     assert texts(sink.records) == EXPECTED[:8]
     assert engine.is_closed
     assert all(cancel is not None and cancel.is_set() for cancel in seen)
@@ -581,8 +533,8 @@ def test_the_first_signal_lets_the_batch_in_the_works_be_finished_and_written(
     engine, sink = Pressed(1, number), ListSink()
     events: list[RunEvent] = []
 
-    outcome = run_captions(job(), EngineOf(engine), sink, on_event=events.append)
-    assert outcome == RunResult(8, 0, "interrupted")
+    outcome = run_captions(job(), EngineOf(engine), sink.write, on_event=events.append)
+    assert outcome == RunOutcome(8, 0, "interrupted")
     assert texts(sink.records) == EXPECTED[:8]
     assert events.count(Stopping()) == 1
     assert engine.is_closed
@@ -593,7 +545,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
     engine, sink = Pressed(2), ListSink()
 
     with pytest.raises(KeyboardInterrupt):
-        run_captions(job(), EngineOf(engine), sink)
+        run_captions(job(), EngineOf(engine), sink.write)
     assert texts(sink.records) == EXPECTED[:4]
     assert engine.batches == [4]
     assert engine.is_closed
@@ -602,7 +554,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
 def test_ctrl_c_in_the_last_batch_is_no_interruption() -> None:
     engine, sink = Pressed(1), ListSink()
 
-    assert run_captions(job(NAMES[:8]), EngineOf(engine), sink) == RunResult(8, 0)
+    assert run_captions(job(NAMES[:8]), EngineOf(engine), sink.write) == RunOutcome(8, 0)
 
 
 def test_ctrl_c_while_the_model_loads_ends_the_run_at_once() -> None:
@@ -611,7 +563,7 @@ def test_ctrl_c_while_the_model_loads_ends_the_run_at_once() -> None:
         raise AssertionError("loaded to the end")
 
     with pytest.raises(KeyboardInterrupt):
-        run_captions(job(), loading, ListSink())
+        run_captions(job(), loading, ListSink().write)
 
 
 @pytest.mark.parametrize("presses", [1, 2, 3])
@@ -628,10 +580,10 @@ def test_ctrl_c_while_a_record_is_written_waits_for_it_twice(presses: int) -> No
     engine = FakeEngine(describe)
     sink = Pressing()
     if presses == 1:
-        run_captions(job(), EngineOf(engine), sink, on_event=told.append)
+        run_captions(job(), EngineOf(engine), sink.write, on_event=told.append)
     else:
         with pytest.raises(KeyboardInterrupt):
-            run_captions(job(), EngineOf(engine), sink, on_event=told.append)
+            run_captions(job(), EngineOf(engine), sink.write, on_event=told.append)
     # The batch of the record is done, and that which the model may have got meanwhile; the third
     # press does not even wait for its row.
     written = len(sink.records)
@@ -646,7 +598,9 @@ def test_a_run_ends_when_more_pictures_fail_than_it_is_to_stand() -> None:
     bad = {name: ImageError("bad", kind="truncated") for name in ("01.jpg", "05.jpg", "09.jpg")}
     for most, end in ((0, "failures"), (1, "failures"), (2, "failures"), (3, "done")):
         engine = FakeEngine(describe, image_errors=bad)
-        outcome = run_captions(job(batch_size=1), EngineOf(engine), ListSink(), max_failures=most)
+        outcome = run_captions(
+            job(batch_size=1), EngineOf(engine), ListSink().write, max_failures=most
+        )
         assert (outcome.end, outcome.failed) == (end, min(3, most + 1))
         assert engine.is_closed
 
@@ -660,7 +614,7 @@ def test_ctrl_c_that_is_handled_elsewhere_or_ignored_is_left_alone() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sink = Pressing()
-        run_captions(job(), EngineOf(FakeEngine(describe)), sink)
+        run_captions(job(), EngineOf(FakeEngine(describe)), sink.write)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -670,7 +624,7 @@ def test_ctrl_c_that_is_handled_elsewhere_or_ignored_is_left_alone() -> None:
 def test_a_run_in_another_thread_is_a_run() -> None:
     sink = ListSink()
     thread = threading.Thread(
-        target=run_captions, args=(job(), EngineOf(FakeEngine(describe)), sink)
+        target=run_captions, args=(job(), EngineOf(FakeEngine(describe)), sink.write)
     )
     thread.start()
     thread.join(timeout=30)

@@ -41,13 +41,19 @@ def record(key: str, caption: str = "a cat") -> CaptionRecord:
 FAILED = CaptionRecord("b.jpg", error="no", error_kind="missing")
 
 
-def write(target: Target, records: Iterable[CaptionRecord]) -> list[int | None]:
-    with SINKS["parquet"](target) as sink:
-        positions = [sink.position()]
-        for each in records:
-            sink.write(each)
-            positions.append(sink.position())
-    return positions
+def write(target: Target, records: Iterable[CaptionRecord]) -> None:
+    """Write a whole Parquet file, also if *records* raises in the middle."""
+    sink = SINKS["parquet"](target)
+    try:
+        with sink:
+            for each in records:
+                sink.write(each)
+    except UsageError:
+        raise
+    except BaseException:
+        sink.finish()
+        raise
+    sink.finish()
 
 
 def target(path: Path, existing: Existing = "error", **more: Any) -> Target:
@@ -171,10 +177,18 @@ def test_a_file_that_is_there_is_kept_replaced_or_gone_on_with(tmp_path: Path) -
     with SINKS["parquet"](target(path, "skip", pictures=pictures)) as sink:
         assert sink.completed() == {keys[0]}
         sink.write(record(keys[2]))
+    sink.finish()
     assert [row["file_name"] for row in read(path)] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 
     write(target(path, "overwrite"), [record("z.jpg")])
     assert [row["file_name"] for row in read(path)] == ["z.jpg"]
+
+
+@needs_pyarrow
+def test_a_device_cannot_be_replaced_by_a_parquet_file() -> None:
+    with pytest.raises(UsageError, match="cannot write `/dev/null`: parquet needs a file"):
+        write(target(Path("/dev/null")), [])
+    assert Path("/dev/null").is_char_device()
 
 
 @needs_pyarrow

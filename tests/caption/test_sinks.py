@@ -317,6 +317,7 @@ def test_every_format_gives_back_the_captions_that_it_got(
         for each in (records[0], records[1], failed):
             sink.write(each)
             assert sink.position() is None or sink.position() > 0
+    sink.finish()
 
     keys = {"a.txt": "a.jpg", "sub/b.txt": "sub/b.png"}
     found = {keys.get(key, key): text for key, text in given_back(name, path).items()}

@@ -88,7 +88,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(format_: str, 
         *_, error, hint = (line for line in ran.err.splitlines() if not line.startswith("note"))
         assert error.startswith("error: cannot ")
         assert error.endswith(": No space left on device")
-        assert hint == "hint: when that is mended, the same command goes on"
+        assert hint == "hint: once that is fixed, the same command continues the run"
 
         subprocess.run(["mount", "-o", "remount,size=1m", "parts"], check=True)
         assert caption(*into("parts", format_)).code == whole.code == 0
@@ -103,7 +103,7 @@ def test_an_output_folder_that_goes_ends_the_run_at_once(format_: str) -> None:
     error, hint = ran.err.splitlines()[-2:]
     assert error.startswith("error: cannot keep the journal `out/")
     assert error.endswith("`: it was removed while the run went on")
-    assert hint == "hint: when that is mended, the same command goes on"
+    assert hint == "hint: once that is fixed, the same command continues the run"
 
 
 @pytest.mark.parametrize("format_", sorted(SINKS.keys() - {"parquet"}))
@@ -134,7 +134,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_it_goes_on_when_it_is_
         assert ran.code == 1
         assert ran.err.splitlines()[-2:] == [
             "error: cannot write `photos/shelf/0.txt`: Read-only file system",
-            "hint: when that is mended, the same command goes on",
+            "hint: once that is fixed, the same command continues the run",
         ]
         subprocess.run(["mount", "-o", "remount,rw", str(shelf)], check=True)
         assert caption("-f", "txt").code == 0

@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import idefics_cli
-from idefics_cli.caption.sinks import SINKS
 from idefics_cli.cli import app as app_module
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.services import Services
@@ -251,10 +250,6 @@ def test_every_setting_is_an_option_of_some_command() -> None:
     assert isinstance(command, TyperGroup)
     names = {parameter.name for member in command.commands.values() for parameter in member.params}
     assert setting_table().keys() <= names
-
-
-def test_formats_that_can_be_chosen_are_those_that_can_be_written() -> None:
-    assert setting_table()["format"].choices == tuple(SINKS)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

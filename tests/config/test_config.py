@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,7 +132,11 @@ def test_each_source_hides_the_next(tmp_path: Path) -> None:
             "4bits",
             "must be auto, none, 8bit or 4bit, not `4bits`; did you mean `4bit`?",
         ),
-        ("format", "x" * 70, f"must be tsv, jsonl, csv, parquet or txt, not `{'x' * 60}…`"),
+        (
+            "existing",
+            "x" * 70,
+            f"must be error, skip, overwrite, append or prepend, not `{'x' * 60}…`",
+        ),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_it_must_be(name: str, text: str, message: str) -> None:
@@ -167,8 +172,8 @@ def test_a_wrong_flag_is_a_usage_error_that_names_the_flag() -> None:
         ("seed = 1979-05-27", "`seed` in `{}` must be a whole number, not `1979-05-27`", None),
         ("temperature = nan", "`temperature` in `{}` must be a finite number, not `nan`", None),
         (
-            "format = 'xml'",
-            "`format` in `{}` must be tsv, jsonl, csv, parquet or txt, not `xml`",
+            "on_truncate = 'xml'",
+            "`on_truncate` in `{}` must be keep, trim or extend, not `xml`",
             None,
         ),
     ],
@@ -182,6 +187,20 @@ def test_a_wrong_file_is_named_with_its_key(
         resolve({}, {}, file)
     assert str(caught.value) == message.format(file)
     assert caught.value.hint == hint
+
+
+def test_choices_of_a_higher_layer_hold_for_every_source(tmp_path: Path) -> None:
+    file = write(tmp_path / "config.toml", {"format": "xml"})
+    choices = {"format": ("red", "blue")}
+    for flags, environ, path, message in (
+        ({"format": "xml"}, {}, NOWHERE, "--format must be red or blue, not `xml`"),
+        ({}, {"IDEFICS_FORMAT": "xml"}, NOWHERE, "variable IDEFICS_FORMAT must be red or blue"),
+        ({}, {}, file, f"`format` in `{file}` must be red or blue, not `xml`"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            resolve(flags, environ, path, choices=choices)
+    resolved = resolve({"format": "red"}, {}, NOWHERE, choices=choices)
+    assert resolved.settings.format == "red"
 
 
 @pytest.mark.parametrize("content", [b"model = ", b"= 1", b"model = 'a'\nmodel = 'b'"])

@@ -14,7 +14,6 @@ FUNCTION_LINES = 40
 ALLOWED_MODULES = {}
 ALLOWED_FUNCTIONS = {
     "caption/gallery/report.py write_report": 46,
-    "caption/runner.py run_captions": 44,
     "cli/commands/models.py quantize": 42,
     "demo/build.py build_tokenizer": 56,
     "engine/local/decode/token_loop.py generate": 55,

@@ -1,4 +1,4 @@
-"""What a run was made with, for people and later programs: a JSON file beside the output."""
+"""The header of a run: a JSON file beside the output that says how the captions were made."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from idefics_cli import __version__
 from idefics_cli.caption.job import CaptionJob
-from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
+from idefics_cli.caption.resume.run_files import write_beside
 from idefics_cli.core.types import LoadSpec
 
 _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
 
 
-def run_settings(spec: LoadSpec, job: CaptionJob) -> dict[str, object]:
-    """Return what the captions of *job* depend on, by name, as JSON holds it.
+def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, object]:
+    """Return the settings on which the captions of a run depend, as JSON holds them.
 
-    Not the device, threads or batches, which change how fast they come.
+    The device, the threads and the batch size are not among them: they change the speed only.
     """
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
     return {
+        "format": format_,
         "model": spec.name or spec.repo,
         "revision": spec.revision,
         "dtype": spec.dtype,
@@ -38,8 +40,44 @@ def run_settings(spec: LoadSpec, job: CaptionJob) -> dict[str, object]:
     }
 
 
-def run_header(spec: LoadSpec, settings: Mapping[str, object]) -> dict[str, object]:
-    """Return the header of a run with the model *spec*: what is known before it begins."""
+class RunHeader:
+    """The header of one run, for people and for later programs.
+
+    Args:
+        spec: The model.
+        settings: As `run_settings` returns them.
+
+    Attributes:
+        has_begun: Whether the model is loaded. A header of an earlier run stays until then.
+    """
+
+    def __init__(self, spec: LoadSpec, settings: Mapping[str, object]) -> None:
+        self._fields = {**_about(spec, settings), "started": _now()}
+        self.has_begun = False
+
+    def begin(self, commit: str | None) -> None:
+        """Note the commit of the weights."""
+        self._fields["commit"] = commit
+        self.has_begun = True
+
+    def write(self, path: Path, *, end: str | None, pictures: Mapping[str, int]) -> None:
+        """Write the header to *path*, whole or not at all.
+
+        Args:
+            path: The file.
+            end: How the run ended; None while it goes on.
+            pictures: Number of pictures, by what became of them.
+
+        Raises:
+            IdeficsError: If the file cannot be written.
+        """
+        self._fields["end"] = end
+        self._fields["ended"] = _now() if end else None
+        self._fields["pictures"] = dict(pictures)
+        write_beside(path, json.dumps(self._fields, indent=2).encode() + b"\n")
+
+
+def _about(spec: LoadSpec, settings: Mapping[str, object]) -> dict[str, object]:
     versions = {"idefics-cli": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -55,24 +93,5 @@ def run_header(spec: LoadSpec, settings: Mapping[str, object]) -> dict[str, obje
     }
 
 
-def write_header(path: Path, header: Mapping[str, object]) -> None:
-    """Write *header* to *path*, whole or not at all.
-
-    Raises:
-        IdeficsError: If it cannot be written.
-    """
-    write_beside(path, json.dumps(header, indent=2).encode() + b"\n")
-
-
-def write_beside(path: Path, data: bytes) -> None:
-    """Write *data* to *path*, a file beside the output of this run: whole or not at all.
-
-    Raises:
-        IdeficsError: If it cannot be written.
-    """
-    try:
-        # One run at a time has the output, so what is unfinished is of one that was killed.
-        remove_unfinished(path)
-        write_whole(path, data)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What a run writes: rows to a sink, and beside them the journal by which it can go on."""
+"""The output of a run: rows in a sink, and beside them the journal from which it continues."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,31 +16,32 @@ from idefics_cli.caption.resume.stamp import stamp_of_file
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.files import cannot_write
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
-# What a sink of one format is made with.
 MakeSink = Callable[[Target], Sink]
+"""Makes a sink of one format."""
 
 
 class JournaledSink:
-    """A sink with a journal; see `Sink` for what it is to the runner.
+    """A sink with a journal.
 
-    A run of the same settings goes on where the last one ended, however that was; one of others
-    is refused, unless the target says what becomes of captions that are there. At the end there
-    is one row for each picture, in the order of the pictures: the row of one that was captioned
-    again takes the place of the former.
+    A run with the same settings continues where the last one ended, however it ended. A run with
+    other settings is refused, unless the target says what becomes of existing captions. In the
+    end there is one row for each picture, in the order of the pictures; a picture that was
+    captioned again has only its last row.
 
     Args:
         make_sink: Makes the sink of the format.
-        target: Where it writes; the pictures of the run are those of it.
-        journal: Where the journal is.
-        settings: What the captions depend on, by name, for people too.
-        retry_failed: Take the pictures that failed, and no others.
+        target: Where the sink writes; `target.pictures` are the pictures of the run.
+        journal: Path of the journal.
+        settings: The settings on which the captions depend, by a name that people can read.
+        retry_failed: Caption the pictures that failed, and no others.
 
     Attributes:
-        todo: What is to be done, once entered.
-        is_resumed: Whether an earlier run is continued, once entered.
+        todo: The pictures that are left to caption, once the sink is entered.
+        is_resumed: Whether the run continues an earlier one, once the sink is entered.
     """
 
     def __init__(
@@ -61,21 +61,22 @@ class JournaledSink:
         self._keys = {p.key: self._identity(p.key) for p in target.pictures}
         self._journal: RunJournal
         self._sink: Sink
+        self._rows = make_sink(target).rows_path
         self._was_there = False
         self.todo = Todo(())
         self.is_resumed = False
 
     def __enter__(self) -> Self:
-        """Lock the journal, and make the output ready to go on.
+        """Lock the journal, and prepare the output.
 
         Raises:
-            UsageError: If another run has it, its settings were others, the output was changed
-                by somebody else, or is one that the target protects.
+            UsageError: If another run has the journal, or its run had other settings, or another
+                program changed the output, or the target protects it.
         """
-        path = self._target.path
-        self._was_there = path is not None and path.exists()
-        # Before there is any file: a new run into what cannot be written leaves none.
+        self._was_there = self._rows is not None and self._rows.exists()
+        # Before the journal is created, so that a run whose output cannot be written leaves none.
         new = None if self._path.exists() else self._make_sink(self._target).__enter__()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = RunJournal(self._path)
         try:
             self.is_resumed = self._is_the_same_run()
@@ -94,28 +95,22 @@ class JournaledSink:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Bring the rows into order, if the run ended in order; cut a torn row off in any case."""
+        """Finish the output, with its rows in order if the run ended without an error."""
         with self._journal:
             self._sink.__exit__(kind, error, traceback)
             if kind is None:
-                self._tidy()
-                self._leave()
+                self._sort_rows()
+                self._note_output()
+                self._sink.finish()
                 return
             with contextlib.suppress(OSError, IdeficsError):
-                self._cut()
+                self._cut_torn_row()
                 if self._journal.entries or self.is_resumed:
-                    self._leave()
+                    self._note_output()
                 else:
                     self._journal.discard()
-                    self._remove_if_begun()
-
-    def completed(self) -> AbstractSet[str]:
-        """Return the keys of what is not `todo`; see `Sink.completed`."""
-        return self._keys.keys() - {picture.key for picture in self.todo.pictures}
-
-    def position(self) -> int | None:
-        """See `Sink.position`."""
-        return self._sink.position()
+                    self._remove_empty_output()
+                self._sink.finish()
 
     def write(self, record: CaptionRecord) -> None:
         """Write the row of *record*, then its line of the journal; see `Sink.write`."""
@@ -160,8 +155,10 @@ class JournaledSink:
         return [k for k, i in self._keys.items() if i in entries and entries[i].is_failed]
 
     def records(self) -> Iterator[CaptionRecord]:
-        """Yield the record of each picture of this run that has one, in order; also after it."""
+        """Yield the records of this run in the order of its pictures, also when it is closed."""
         keys = {key: i for key, i in self._keys.items() if i in self._journal.entries}
+        if not keys:  # a run that did not begin leaves no journal
+            return
         records = self._journal.records(keys.values())
         for key, record in zip(keys, records, strict=True):
             yield replace(record, file_name=key)
@@ -195,64 +192,62 @@ class JournaledSink:
         if target.existing in ("error", "skip"):
             # The first run has seen to that: what is there, and not in its journal, is its own.
             target = replace(target, existing="overwrite")
-        if self._has_rows():
-            self._check_unchanged()
+        if self._rows is not None:
+            self._check_unchanged(self._rows)
             kept = [key for key in journal.rows if key not in again]
             missing = journal.entries.keys() - journal.rows - again
-            if missing or len(kept) < len(journal.rows) or self._is_in_doubt():
-                self._rewrite(self._in_order([*kept, *missing]))
+            if missing or len(kept) < len(journal.rows) or self._lacks_rows(self._rows):
+                self._rewrite(self._rows, self._in_order([*kept, *missing]))
             target = replace(target, resume_at=journal.end)
         self._sink = self._make_sink(target).__enter__()
 
-    def _has_rows(self) -> bool:
-        """Whether the output is one file of rows, which can be cut and written anew."""
-        return self._make_sink(self._target).position() is not None
-
-    def _is_in_doubt(self) -> bool:
-        """Whether the output lacks rows that the journal says it has."""
-        assert self._target.path is not None
+    def _lacks_rows(self, path: Path) -> bool:
+        """Whether the file may lack rows that it has according to the journal."""
         end = self._journal.end
-        return end is None or not _reaches(self._target.path, end)
+        return end is None or not _reaches(path, end)
 
-    def _check_unchanged(self) -> None:
-        path, closed = self._target.path, self._journal.closed
-        assert path is not None
-        # Only an end in order tells how the output was left.
+    def _check_unchanged(self, path: Path) -> None:
+        closed = self._journal.closed
+        # A run that was killed has not noted how it left the output.
         if closed is not None and (now := stamp_of_file(path)) is not None and now != closed:
             raise UsageError(
                 f"`{path}` was changed by something else since the last run",
                 hint="name another output, or let `--overwrite` begin anew",
             )
 
-    def _tidy(self) -> None:
-        """Put the rows into the order of the pictures, if they are not, and add missing ones."""
-        if self._sink.position() is None:
+    def _sort_rows(self) -> None:
+        """Write the rows anew, if one is missing or they are not in the order of the pictures."""
+        if self._rows is None:
             return
         journal = self._journal
         wanted = self._in_order(journal.entries)
-        if wanted != list(journal.rows) or self._is_in_doubt():
-            self._rewrite(wanted)
+        if wanted != list(journal.rows) or self._lacks_rows(self._rows):
+            self._rewrite(self._rows, wanted)
 
     def _in_order(self, keys: Sequence[str] | Mapping[str, JournalEntry]) -> list[str]:
         """Return *keys* in the order of the pictures, those of other runs first."""
         order = {key: index for index, key in enumerate(self._keys.values())}
         return sorted(keys, key=lambda key: order.get(key, -1))
 
-    def _rewrite(self, keys: list[str]) -> None:
-        """Write the output anew with the rows of *keys*; at every moment there is a whole one."""
-        path, base = self._target.path, self._journal.base
-        assert path is not None
+    def _rewrite(self, path: Path, keys: list[str]) -> None:
+        """Replace the rows in *path* by those of *keys*; a whole file is there at any moment."""
+        base, output = self._journal.base, self._target.path
+        assert output is not None
+        target = replace(
+            self._target, path=output.with_name(f"{output.name}.rewriting"), resume_at=base
+        )
+        sink = self._make_sink(target)
+        temporary = sink.rows_path
+        assert temporary is not None
         self._journal.begin_rewriting()
-        temporary = path.with_name(f"{path.name}.rewriting")
         try:
             _copy_head(path, temporary, base)
-            sink = self._make_sink(replace(self._target, path=temporary, resume_at=base))
             with sink:
                 for record in self._records(keys):
                     sink.write(record)
             os.replace(temporary, path)
         except OSError as error:
-            raise IdeficsError(f"cannot write `{path}`: {error.strerror or error}") from error
+            raise cannot_write(path, error) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -265,26 +260,23 @@ class JournaledSink:
             name = names.get(key) or _reachable(key, self._path.parent)
             yield replace(record, file_name=name)
 
-    def _cut(self) -> None:
-        path, end = self._target.path, self._journal.end
-        is_file = self._sink.position() is not None
-        if path is None or not is_file or end is None or not path.exists():
+    def _cut_torn_row(self) -> None:
+        path, end = self._rows, self._journal.end
+        if path is None or end is None or not path.exists():
             return
         if path.stat().st_size > end:
             os.truncate(path, end)
 
-    def _remove_if_begun(self) -> None:
-        """Remove an output that came to be, and got no row: it would stop the next run."""
-        path = self._target.path
-        is_file = path is not None and self._sink.position() is not None
-        if path is None or not is_file or self._was_there or not path.exists():
+    def _remove_empty_output(self) -> None:
+        """Remove an output that this run created without a row: it would stop the next run."""
+        path = self._rows
+        if path is None or self._was_there or not path.exists():
             return
         if path.stat().st_size == 0:
             path.unlink()
 
-    def _leave(self) -> None:
-        path = self._target.path
-        stamp = None if path is None or self._sink.position() is None else stamp_of_file(path)
+    def _note_output(self) -> None:
+        stamp = None if self._rows is None else stamp_of_file(self._rows)
         entries = self._journal.entries
         done = entries.keys() | self._journal.skipped
         is_complete = all(identity in done for identity in self._keys.values())

@@ -1,18 +1,82 @@
-"""Where caption records go: one module per format."""
+"""The formats of captions: one module per format, one row in `SINKS`.
+
+Importing this package is cheap, because every command needs the names of the formats; a row
+imports its module when a run makes the sink.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
-from idefics_cli.caption.sinks.base import Sink, Target
-from idefics_cli.caption.sinks.csv import CsvSink
-from idefics_cli.caption.sinks.jsonl import JsonlSink
-from idefics_cli.caption.sinks.parquet import ParquetSink
-from idefics_cli.caption.sinks.tsv import TsvSink
-from idefics_cli.caption.sinks.txt import TxtSink
+from idefics_cli.caption.sinks.base import Sink, SinkFormat, Target
+from idefics_cli.core.errors import UsageError
 
-SINKS: Mapping[str, Callable[[Target], Sink]] = MappingProxyType(
-    {"tsv": TsvSink, "jsonl": JsonlSink, "csv": CsvSink, "parquet": ParquetSink, "txt": TxtSink}
+
+def _tsv(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.tsv import TsvSink
+
+    return TsvSink(target)
+
+
+def _jsonl(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.jsonl import JsonlSink
+
+    return JsonlSink(target)
+
+
+def _csv(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.csv import CsvSink
+
+    return CsvSink(target)
+
+
+def _parquet(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.parquet import ParquetSink
+
+    return ParquetSink(target)
+
+
+def _txt(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.txt import TxtSink
+
+    return TxtSink(target)
+
+
+SINKS: Mapping[str, SinkFormat] = MappingProxyType(
+    {
+        "tsv": SinkFormat(_tsv, extensions=(".tsv",)),
+        "jsonl": SinkFormat(_jsonl, extensions=(".jsonl", ".ndjson")),
+        "csv": SinkFormat(_csv, extensions=(".csv",)),
+        "parquet": SinkFormat(_parquet, extensions=(".parquet",), output="file"),
+        "txt": SinkFormat(_txt, output="folder"),
+    }
 )
-"""Name of a format -> what writes it."""
+"""Name of a format -> how it is written. The first is that of stdout and of other extensions."""
+
+_TABLE = "`-o captions.csv` is what a spreadsheet opens"
+# Extensions of outputs that no format can write.
+_HINTS = {
+    ".json": "`-o captions.jsonl` has one JSON object per line",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),
+    **dict.fromkeys((".html", ".htm"), "`--report gallery.html` writes a page"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), "`-o` names where captions go"),
+}
+
+
+def find_format(path: Path) -> str | None:
+    """Return the format that the extension of *path* means; None if it means none."""
+    extension = path.suffix.lower()
+    return next((name for name, row in SINKS.items() if extension in row.extensions), None)
+
+
+def format_for(path: Path | None) -> str:
+    """Return the format of an output at *path* when the user names none.
+
+    Raises:
+        UsageError: If the extension promises a format that does not exist.
+    """
+    if path is not None and (hint := _HINTS.get(path.suffix.lower())):
+        raise UsageError(f"no format for `{path}`", hint=hint)
+    return (find_format(path) if path else None) or next(iter(SINKS))

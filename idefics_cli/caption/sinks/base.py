@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +85,26 @@ class Sink(Protocol):
         """Return the keys of pictures to leave out: with `existing="skip"`, the captioned ones."""
         ...
 
-    def position(self) -> int | None:
-        """Return the bytes that are stored for good, as `Target.resume_at` takes them.
+    @property
+    def run_path(self) -> Path | None:
+        """Path of the output, whose name the files of a run extend: `out.csv.journal`.
+
+        None for an output that does not stay: stdout and devices.
+        """
+        ...
+
+    @property
+    def rows_path(self) -> Path | None:
+        """Path of the file that has the rows, which a run may cut and write anew.
 
         None for stdout, devices and sidecars.
+        """
+        ...
+
+    def position(self) -> int | None:
+        """Return the number of bytes that `rows_path` keeps, as `Target.resume_at` takes them.
+
+        None where there is no such file.
         """
         ...
 
@@ -101,3 +117,31 @@ class Sink(Protocol):
             BrokenPipeError: If nobody reads stdout any more.
         """
         ...
+
+    def finish(self) -> None:
+        """Make the output from the rows, once the sink is closed, however the run ended.
+
+        Raises:
+            IdeficsError: If the output cannot be written; the rows then stay.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SinkFormat:
+    """A format of captions.
+
+    Attributes:
+        make: Makes the sink that writes the format.
+        extensions: Extensions of output files that mean this format, in lower case.
+        output: What the format can write: a "stream" is stdout or a file, a "file" a file only;
+            a "folder" is one file for each picture, beside the pictures if no folder is named.
+    """
+
+    make: Callable[[Target], Sink]
+    extensions: tuple[str, ...] = ()
+    output: Literal["stream", "file", "folder"] = "stream"
+
+    def __call__(self, target: Target) -> Sink:
+        """Make the sink for *target*."""
+        return self.make(target)

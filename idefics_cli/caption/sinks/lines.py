@@ -79,12 +79,23 @@ class LineSink(ABC):
         names = self._stored(path)
         return {p.key for p in self._target.pictures if self.shown(file_name(p.key, path)) in names}
 
+    @property
+    def run_path(self) -> Path | None:
+        """See `Sink.run_path`."""
+        return self.rows_path
+
+    @property
+    def rows_path(self) -> Path | None:
+        """See `Sink.rows_path`."""
+        path = self._target.path
+        return None if path is None or (path.exists() and not path.is_file()) else path
+
     def position(self) -> int | None:
         """Return the size of what is written; see `Sink.position`."""
         if self._file is not None:
             return self._file.size
-        path = self._target.path
-        if path is None or (path.exists() and not path.is_file()):
+        path = self.rows_path
+        if path is None:
             return None
         keeps = self._target.existing in ("append", "skip") and path.exists()
         return path.stat().st_size if keeps else 0
@@ -94,6 +105,9 @@ class LineSink(ABC):
         line = self.line(record, file_name(record.file_name, self._target.path))
         if line is not None:
             self._put(line)
+
+    def finish(self) -> None:  # noqa: B027  # only some formats have something to do
+        """Do nothing: the rows are the output. See `Sink.finish`."""
 
     def _put(self, data: bytes) -> None:
         try:

@@ -6,21 +6,18 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
 from idefics_cli.caption.sinks.lines import check_file
 from idefics_cli.caption.sinks.rows import DETAILS, Value, escape, names
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import UsageError
 from idefics_cli.core.files import cannot_write
-from idefics_cli.core.types import CaptionRecord
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,68 +27,42 @@ _GROUP_ROWS = 10_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class RowsSink(JsonlSink):
-    """Writes the rows of a Parquet file to the JSON lines beside it; see `rows_file`.
+class ParquetSink(JsonlSink):
+    """Writes every record, failures too; a missing value is null. See `Sink`.
 
-    Args:
-        target: Its path is that of the JSON lines.
+    The rows go to the JSON lines beside the file (see `rows_file`). `finish` makes the file of
+    them; until then an older one stays.
     """
 
-    def __enter__(self) -> Self:
-        """Check the Parquet file too, and take its rows over to go on with; see `Sink`."""
-        target, rows = self._target, self._target.path
-        if rows is None:
+    def __init__(self, target: Target) -> None:
+        if target.path is None:
             raise UsageError("parquet needs a file", hint="`-o captions.parquet`")
+        super().__init__(replace(target, path=rows_file(target.path)))
+        self._path = target.path
+
+    def __enter__(self) -> Self:
+        """Check the file and its rows, and take the rows of the file over; see `Sink`."""
+        target, path = self._target, self._path
         check_pyarrow()
-        path = rows.with_name(rows.name.removesuffix(_ROWS))
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(f"cannot write `{path}`: parquet needs a file, not a device")
         if target.resume_at is None:
             check_file(path, target)
+            rows = rows_file(path)
             if target.existing in ("append", "skip") and path.exists() and not rows.exists():
                 _take_over(path, rows, target.columns)
         return super().__enter__()
 
+    @property
+    def run_path(self) -> Path:
+        """Path of the Parquet file; see `Sink.run_path`."""
+        return self._path
 
-class ParquetSink:
-    """Writes every record, failures too; a missing value is null. See `Sink`.
-
-    The file takes its place when the run ends, also by an error or Ctrl-C; until then an older
-    one stays. What a killed run wrote is in the JSON lines beside it.
-    """
-
-    def __init__(self, target: Target) -> None:
-        rows = rows_file(target.path) if target.path else None
-        self._target = target
-        self._rows = RowsSink(replace(target, path=rows))
-
-    def __enter__(self) -> Self:
-        self._rows.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._rows.__exit__(kind, error, traceback)
-        assert self._target.path is not None
-        try:
-            write_parquet(self._target.path, self._target.columns)
-        except IdeficsError:
-            if kind is None:
-                raise
-
-    def completed(self) -> AbstractSet[str]:
-        """See `Sink.completed`."""
-        return self._rows.completed()
-
-    def position(self) -> int | None:
-        """Return that of the JSON lines; see `Sink.position`."""
-        return self._rows.position()
-
-    def write(self, record: CaptionRecord) -> None:
-        """See `Sink.write`."""
-        self._rows.write(record)
+    def finish(self) -> None:
+        """Make the Parquet file of the rows; see `Sink.finish`."""
+        # Rows from before this run are not in its journal, so that it needs them to go on.
+        keeps = self._target.existing in ("append", "skip")
+        write_parquet(self._path, self._target.columns, keep_rows=keeps)
 
 
 def rows_file(path: Path) -> Path:

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -26,6 +26,8 @@ from idefics_cli.core.types import CaptionRecord
 
 # Every other picture would fail by them too.
 _ENDS_THE_RUN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+# Stands in the names of the files of a run, which lie in a folder with many outputs.
+_RUN_NAME = "idefics-caption"
 _TEMPORARY = re.compile(r"\.idefics-(?P<host>.*)-(?P<process>\d+)\.tmp")
 
 
@@ -65,7 +67,17 @@ class TxtSink:
         """Return the keys whose sidecars are there, to skip them; see `Sink.completed`."""
         return self._completed
 
-    def position(self) -> int | None:
+    @property
+    def run_path(self) -> Path:
+        """Path in the folder of the sidecars, or in one above all pictures; see `Sink.run_path`."""
+        return (self._target.path or _common_folder(self._target.pictures)) / _RUN_NAME
+
+    @property
+    def rows_path(self) -> None:
+        """None; see `Sink.rows_path`."""
+        return None
+
+    def position(self) -> None:
         """Return None; see `Sink.position`."""
         return None
 
@@ -84,6 +96,9 @@ class TxtSink:
             if error.errno in _ENDS_THE_RUN:
                 raise cannot_write(path, error) from error
             raise SidecarError(f"cannot write `{path}`: {error.strerror or error}") from error
+
+    def finish(self) -> None:
+        """Do nothing: every sidecar is whole. See `Sink.finish`."""
 
     def _joined(self, text: str, path: Path) -> str:
         """Return *text* with what is in the sidecar; text that was added before is not again."""
@@ -106,6 +121,14 @@ class TxtSink:
             f"{what} already{example}",
             hint="`--existing skip` leaves them alone; or overwrite, append, prepend",
         )
+
+
+def _common_folder(pictures: Sequence[CaptionItem]) -> Path:
+    folders = {os.path.dirname(os.path.abspath(picture.key)) for picture in pictures}
+    try:
+        return Path(os.path.relpath(os.path.commonpath(folders)))
+    except ValueError:  # on several drives
+        return Path()
 
 
 def sidecars(target: Target) -> dict[str, str]:

@@ -1,17 +1,21 @@
-"""How far a captioning run is, on stderr."""
+"""The progress of a captioning run, on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from idefics_cli.caption.events import (
+    BatchLimited,
     BatchReduced,
     ModelLoading,
     Ready,
+    Reporting,
+    Resumed,
+    RunEnded,
     RunEvent,
     Started,
     Stopping,
@@ -24,23 +28,23 @@ from idefics_cli.core.units import format_duration
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.terminal.noise import Noise
 
-# Without a terminal: the first line, and the least time from one to the next.
+# Without a bar: when the first line comes, and the least time from one line to the next.
 _FIRST_LINE_SECONDS = 10.0
 _LINE_SECONDS = 30.0
 _BAR_WIDTH = 24
 
 
 class CaptionProgress:
-    """Counts the pictures of a run and shows it: a bar on a terminal, else a line now and then.
+    """Shows a captioning run: as a bar on a terminal, otherwise as a line now and then.
 
-    Give `handle` to `run_captions`, and `stdout` to the sink, so that the bar and the captions
-    do not tear each other on one terminal.
+    Give `handle` to the run as its `on_event`, and `stdout` to its output: then the bar and the
+    captions do not tear each other on one terminal.
 
     Args:
-        console: The streams of the command; when quiet, only failures are told.
-        clock: Seconds.
-        model: Name of the model, to show while it loads.
-        verbose: Tell in the end what libraries wrote while there was a bar.
+        console: The streams of the command. A quiet console gets the failures only.
+        clock: Returns seconds.
+        model: Name of the model, which is shown while the model loads.
+        verbose: Print in the end what libraries wrote while there was a bar.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class CaptionProgress:
         self._verbose = verbose
         self._model = model
         self._status = ExitStack()
-        self._on_loading: Progress | None = None
+        self._show_phase: Progress = lambda phase, share: None
         self._noise = Noise(console.err)
         self._counts = _Counts()
         self._started = 0.0
@@ -73,7 +77,11 @@ class CaptionProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bar away, and let standard error be what it was."""
+        """Take the bar away, and restore standard error."""
+        is_bug = kind is not None and not issubclass(kind, (IdeficsError, KeyboardInterrupt))
+        self._stop(prints_noise=self._verbose or is_bug)
+
+    def _stop(self, *, prints_noise: bool) -> None:
         self._status.close()
         if self._bar is None:
             return
@@ -82,11 +90,8 @@ class CaptionProgress:
         finally:
             self._noise.stop()
             self._bar, self._console = None, replace(self._console, err=self._noise.terminal)
-        is_bug = kind is not None and not issubclass(kind, (IdeficsError, KeyboardInterrupt))
-        self._tell_noise(self._noise.lines(), in_full=self._verbose or is_bug)
-
-    def _tell_noise(self, lines: Sequence[str], *, in_full: bool) -> None:
-        if in_full:
+        lines = self._noise.lines()
+        if prints_noise:
             for line in lines:
                 self._console.note(line)
         elif lines:
@@ -95,52 +100,74 @@ class CaptionProgress:
 
     @property
     def stdout(self) -> ByteStream:
-        """Standard output, for bytes; the bar makes way while they are written."""
+        """Standard output as a stream of bytes; the bar makes way for every write."""
         buffer = self._console.out.buffer
-        return _Beside(self._line, buffer) if self._console.is_terminal else buffer
+        return _StdoutBesideBar(self._line, buffer) if self._console.is_terminal else buffer
 
     @property
     def total(self) -> int:
-        """How many pictures the run began with."""
+        """Number of pictures that the run had to caption."""
         return self._counts.total
 
     @property
     def cut(self) -> int:
-        """How many captions ended at the limit of tokens."""
+        """Number of captions that ended at the limit of tokens."""
         return self._counts.cut
 
     @property
     def summary(self) -> str:
-        """What has been done so far, on one line, as `captioned 198 of 200 in 21 s (9.4/s)`."""
+        """One line about what is done, as `captioned 198 of 200 in 21 s (9.4/s)`."""
         return self._counts.summary()
 
     def handle(self, event: RunEvent) -> None:
-        """Show *event*; a failure and a smaller batch get a line of their own."""
-        if isinstance(event, Started):
-            self._counts.total, self._counts.skipped = event.total, event.skipped
-            if event.total:
-                status = self._console.status(f"loading {self._model}")
-                self._on_loading = self._status.enter_context(status)
-        elif isinstance(event, ModelLoading):
-            if self._on_loading is not None:
-                self._on_loading(event.phase, event.share)
-        elif isinstance(event, Ready):
-            self._status.close()
-            self._started = self._clock()
-            self._draw()
-            self._show()
-        elif isinstance(event, Stopping):
-            with self._line():
-                self._console.note("finishing what is in the works; Ctrl-C again stops at once")
-        elif isinstance(event, BatchReduced):
-            pictures = "one picture" if event.size == 1 else f"{event.size} pictures"
-            with self._line():
-                self._console.warn(f"out of memory: going on with {pictures} at a time")
-        else:
-            self._count(event)
+        """Show *event*."""
+        match event:
+            case CaptionRecord():
+                self._count(event)
+            case Started():
+                self._counts.total, self._counts.skipped = event.total, event.skipped
+                if event.total:
+                    self._show_status(f"loading {self._model}")
+            case ModelLoading():
+                self._show_phase(event.phase, event.share)
+            case Ready():
+                self._status.close()
+                self._started = self._clock()
+                self._begin_bar()
+                self._show_counts()
+            case RunEnded():
+                self._stop(prints_noise=self._verbose)
+            case Reporting():
+                if not event.done:
+                    self._show_status(f"writing {event.path}")
+                share = min(1.0, event.done / max(1, event.total))
+                self._show_phase(f"writing {event.path}", share)
+            case _:
+                with self._line():
+                    self._print(event)
 
-    def _draw(self) -> None:
-        if _has_bar(self._console):
+    def _print(self, event: Resumed | BatchLimited | BatchReduced | Stopping) -> None:
+        console = self._console
+        match event:
+            case Resumed(todo, total):
+                parts = [f"{todo.captioned} of {total} are captioned"]
+                if todo.failed:
+                    parts.append(f"{todo.failed} failed before (`--retry-failed` tries them again)")
+                if todo.changed:
+                    parts.append(f"{todo.changed} changed since")
+                console.note(f"going on with the run: {', '.join(parts)}")
+            case BatchLimited(size):
+                console.note(f"{_pictures(size)} at a time: more ran out of memory before")
+            case BatchReduced(size):
+                console.warn(f"out of memory: going on with {_pictures(size)} at a time")
+            case Stopping():
+                console.note("finishing what is in the works; Ctrl-C again stops at once")
+
+    def _show_status(self, text: str) -> None:
+        self._show_phase = self._status.enter_context(self._console.status(text))
+
+    def _begin_bar(self) -> None:
+        if self._console.draws and not self._console.quiet:
             self._noise.start()
             self._console = replace(self._console, err=self._noise.terminal)
             self._bar = _Bar(self._console)
@@ -156,25 +183,25 @@ class CaptionProgress:
             counts.failed += 1
             with self._line():
                 self._console.error(self._failure(record, record.error))
-        self._show()
+        self._show_counts()
 
     def _failure(self, record: CaptionRecord, error: str) -> IdeficsError:
         name = record.file_name
         is_named = name in error or describe_source(name) in error
         text = error if is_named else f"{name}: {error}"
-        # A thousand pictures of one kind need the hint once.
+        # Many pictures may fail in the same way, and one hint is enough for them.
         hint = None if record.hint in self._hints else record.hint
         if hint:
             self._hints.add(hint)
         return IdeficsError(text, hint=hint)
 
-    def _show(self) -> None:
+    def _show_counts(self) -> None:
         counts = self._counts
         if self._bar is not None:
             self._bar.show(counts)
         elif counts.seconds >= self._next_line and counts.done < counts.total:
             self._console.note(counts.state())
-            # Nine hours make 200 lines: each waits a little longer than the one before.
+            # The intervals grow, so that a run of nine hours prints about 200 lines.
             self._next_line = max(counts.seconds + _LINE_SECONDS, counts.seconds * 1.02)
 
     @contextmanager
@@ -186,8 +213,8 @@ class CaptionProgress:
             yield
 
 
-def _has_bar(console: Console) -> bool:
-    return console.draws and not console.quiet
+def _pictures(count: int) -> str:
+    return "one picture" if count == 1 else f"{count} pictures"
 
 
 class _Counts:
@@ -283,8 +310,8 @@ class _Bar:
                 self._progress.start()
 
 
-class _Beside:
-    """Bytes to the terminal that the bar may be on."""
+class _StdoutBesideBar:
+    """Standard output on the terminal that may show the bar."""
 
     def __init__(
         self, line: Callable[[], AbstractContextManager[None]], stream: ByteStream

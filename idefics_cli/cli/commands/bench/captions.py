@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from idefics_cli.caption.executors.local import LocalExecutor  # noqa: F401  # run_captions does
 
@@ -20,34 +19,6 @@ if TYPE_CHECKING:
     from idefics_cli.bench.stage import CaptionTask
 
 
-class _Memory:
-    """A sink that keeps the captions."""
-
-    def __init__(self) -> None:
-        self.captions: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    def completed(self) -> frozenset[str]:
-        return frozenset()
-
-    def position(self) -> None:
-        return None
-
-    def write(self, record: CaptionRecord) -> None:
-        if record.caption is not None:
-            self.captions[record.file_name] = record.caption
-
-
 def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
     """Caption the pictures of *task* as `idefics caption` does; see `stage.CaptionRun`."""
     keys = {str(path): path for path in task.pictures}
@@ -60,9 +31,14 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
         # Random weights go in circles, and plain transformers does not mind.
         asks_again=False,
     )
-    with _Memory() as sink:
-        run_captions(job, lambda *, progress=None: engine, sink)
-    return {keys[key]: caption for key, caption in sink.captions.items()}
+    captions: dict[Path, str] = {}
+
+    def keep(record: CaptionRecord) -> None:
+        if record.caption is not None:
+            captions[keys[record.file_name]] = record.caption
+
+    run_captions(job, lambda *, progress=None: engine, keep)
+    return captions
 
 
 def draw_scenes(folder: Path, count: int) -> Sequence[Path]:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idefics_cli.cli.commands.caption.outputs import Output, chosen_wording
+from idefics_cli.cli.commands.caption.outputs import chosen_wording
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import check_prompt, image_limits, sampling
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
@@ -16,6 +16,7 @@ from idefics_cli.core.errors import PromptError, UsageError
 if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
+    from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.models.planning.plan import Plan
 
 _STDIN = "-"
@@ -129,13 +130,15 @@ def caption_job(
     listing: Listing,
     questions: tuple[CaptionQuestion, ...],
     plan: Plan,
-    output: Output,
+    output: CaptionOutput,
 ) -> CaptionJob:
     """Return what the run does, with the model's own prompt if there are no *questions*."""
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
+    from idefics_cli.caption.sinks import SINKS
     from idefics_cli.models.hub.registry import default_caption_prompt
 
     settings = invocation.settings
+    is_folder = SINKS[output.format].output == "folder"
     if not questions:
         prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
         questions = (CaptionQuestion(prompt),)
@@ -145,8 +148,9 @@ def caption_job(
         mode="chat" if plan.spec.chats else "complete",
         sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
         batch_size=settings.batch_size or automatic_batch(plan),
+        is_batch_automatic=settings.batch_size is None,
         columns=listing.columns,
-        captions_folder=str(output.path) if output.path and output.format == "txt" else None,
+        captions_folder=str(output.path) if output.path and is_folder else None,
         limits=image_limits(settings),
         wording=chosen_wording(settings),
     )

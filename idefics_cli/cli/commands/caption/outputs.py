@@ -1,9 +1,8 @@
-"""Where the captions of a run go, and in what format, by what the user said."""
+"""The output of a captioning run, by the settings of the user."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,84 +10,43 @@ from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from idefics_cli.caption.job import CaptionJob
-    from idefics_cli.caption.sinks.base import ByteStream, Existing, Target
+    from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.caption.sinks.base import Existing
     from idefics_cli.caption.wording import OnTruncate, Wording
     from idefics_cli.config.settings import Settings
 
 _STDOUT = "-"
-_FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-_TABLE = "`-o captions.csv` is what a spreadsheet opens"
-# What a name promises that would not be in the file.
-_OTHERS = {
-    ".json": "`-o captions.jsonl` has one JSON object per line",
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),
-    **dict.fromkeys((".html", ".htm"), "`--report gallery.html` writes a page"),
-    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), "`-o` names where captions go"),
-}
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Where the captions go.
-
-    Attributes:
-        format: A key of `SINKS`.
-        path: The file, or the folder for sidecars; None for stdout, or beside the pictures.
-        existing: What becomes of captions that are there already.
-        full_names: Sidecars keep the extension of the picture.
-        report: The page that shows them; None for none.
-    """
-
-    format: str
-    path: Path | None
-    existing: Existing
-    full_names: bool = False
-    report: Path | None = None
-
-    def target(
-        self, stdout: ByteStream, job: CaptionJob, *, resume_at: int | None = None
-    ) -> Target:
-        """Return the target of a sink for *job*; see `Target`."""
-        from idefics_cli.caption.sinks.base import Target
-
-        return Target(
-            stdout,
-            self.path,
-            existing=self.existing,
-            resume_at=resume_at,
-            columns=tuple(question.name for question in job.questions if question.name),
-            pictures=job.pictures,
-            full_names=self.full_names,
-        )
-
-
-def chosen_output(invocation: Invocation) -> Output:
-    """Return the output that the settings name; a doubtful one is told.
+def chosen_output(invocation: Invocation) -> CaptionOutput:
+    """Return the output that the settings name, with a warning if its name is misleading.
 
     Raises:
         UsageError: If the settings contradict each other.
     """
+    from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.caption.sinks import SINKS, find_format, format_for
+
     settings = invocation.settings
     if settings.output == "":
         raise UsageError("the name of the output file is empty", hint="`-` is stdout")
     path = None if settings.output in (None, _STDOUT) else Path(settings.output)
-    format_ = settings.format or _guessed(path)
-    if settings.format and path and _FORMATS.get(path.suffix.lower(), format_) != format_:
+    format_ = settings.format or format_for(path)
+    row = SINKS[format_]
+    if settings.format and path and (find_format(path) or format_) != format_:
         invocation.console.warn(f"`{path}` will hold {format_}, as `--format` says")
-    if format_ == "txt" and settings.output == _STDOUT:
-        raise UsageError("`--format txt` writes a file for each picture, not stdout")
-    if format_ == "parquet" and path is None:
-        raise UsageError("parquet needs a file", hint="`-o captions.parquet`")
-    existing = _existing(invocation)
-    report = _report(settings.report, path, overwrite=settings.overwrite)
-    return Output(format_, path, existing, settings.full_names, report)
+    if row.output == "folder" and settings.output == _STDOUT:
+        raise UsageError(f"`--format {format_}` writes a file for each picture, not stdout")
+    if row.output == "file" and path is None:
+        raise UsageError(f"{format_} needs a file", hint=f"`-o captions{row.extensions[0]}`")
+    return CaptionOutput(
+        format_,
+        path,
+        existing=_existing(invocation),
+        full_names=settings.full_names,
+        failures=Path(settings.failures) if settings.failures else None,
+        report=_report(settings.report, path, overwrite=settings.overwrite),
+    )
 
 
 def _report(name: str | None, output: Path | None, *, overwrite: bool) -> Path | None:
@@ -116,13 +74,6 @@ def chosen_wording(settings: Settings) -> Wording:
         strip_preamble=settings.strip_preamble,
         on_truncate=cast("OnTruncate", settings.on_truncate),
     )
-
-
-def _guessed(path: Path | None) -> str:
-    suffix = "" if path is None else path.suffix.lower()
-    if suffix in _OTHERS:
-        raise UsageError(f"no format for `{path}`", hint=_OTHERS[suffix])
-    return _FORMATS.get(suffix, "tsv")
 
 
 def _existing(invocation: Invocation) -> Existing:

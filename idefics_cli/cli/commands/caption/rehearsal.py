@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from idefics_cli.cli.commands.caption.outputs import Output
-from idefics_cli.cli.commands.caption.run import run_files
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
 from idefics_cli.core.units import format_duration
@@ -13,20 +11,23 @@ from idefics_cli.core.units import format_duration
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.resume.todo import Todo
+    from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.models.planning.plan import Plan
 
 
-def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> None:
+def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutput) -> None:
     """Print what would run; a model that is at hand is loaded, and captions three pictures.
 
     Raises:
         UsageError: If the output has a run of other settings.
     """
     from idefics_cli.caption.rehearsal import unreadable
+    from idefics_cli.caption.run import left_to_do
     from idefics_cli.ui.views.plan import render_plan
 
     console = invocation.console
-    todo = _todo(invocation, plan, job, output)
+    retry_failed = invocation.settings.retry_failed
+    todo = left_to_do(job, output, plan.spec, retry_failed=retry_failed)
     bad = 0
     with console.status("looking at the pictures"):
         for error in unreadable(todo.pictures, image_limits(invocation.settings)):
@@ -47,22 +48,6 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output
     if seconds is not None:
         console.line(f"about {format_duration(seconds)}, by a probe of three pictures")
     console.line(_summary(job))
-
-
-def _todo(invocation: Invocation, plan: Plan, job: CaptionJob, output: Output) -> Todo:
-    from idefics_cli.caption.resume.todo import Todo, todo_of
-    from idefics_cli.cli.commands.caption.run import settings_of
-
-    files = run_files(output, job)
-    if files is None or not files.journal.exists():
-        return Todo(job.pictures)
-    return todo_of(
-        job.pictures,
-        files.journal,
-        settings=settings_of(output.format, plan, job),
-        existing=output.existing,
-        retry_failed=invocation.settings.retry_failed,
-    )
 
 
 def _seconds(invocation: Invocation, plan: Plan, job: CaptionJob, todo: Todo) -> float | None:

@@ -1,0 +1,46 @@
+"""How a captioning run ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from idefics_cli.caption.resume.todo import Todo
+from idefics_cli.core.types import CaptionRecord
+
+RunEnd = Literal["done", "interrupted", "failures", "stopped"]
+"""How a run ends.
+
+"interrupted" is the first Ctrl-C or SIGTERM, after which the run finished its current batch, and
+"stopped" the second one. "failures" means that more pictures failed than the run allows.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """The outcome of one call of a run.
+
+    Attributes:
+        captioned: Number of pictures that this call captioned.
+        failed: Number of pictures that failed in this call.
+        end: How the run ended.
+        todo: What was left to do, and what earlier calls had done.
+        is_resumable: Whether the same call continues the run.
+        failures: File that lists the pictures that failed; None if there is none.
+        reported: Number of pictures on the report page; None if the page was not written.
+    """
+
+    captioned: int = 0
+    failed: int = 0
+    end: RunEnd = "done"
+    todo: Todo = field(default_factory=lambda: Todo(()))
+    is_resumable: bool = False
+    failures: Path | None = None
+    reported: int | None = None
+
+    def count(self, record: CaptionRecord) -> RunOutcome:
+        """Return the outcome with one record more."""
+        if record.error is None:
+            return replace(self, captioned=self.captioned + 1)
+        return replace(self, failed=self.failed + 1)

@@ -1,0 +1,60 @@
+"""The files of a run beside its output: where they are, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """The files of a run.
+
+    Attributes:
+        journal: The journal, from which the run continues.
+        header: The header, which says how the captions were made.
+        failures: List of the pictures that failed, one on a line.
+    """
+
+    journal: Path
+    header: Path
+    failures: Path
+
+    @classmethod
+    def beside(cls, path: Path) -> Self:
+        """Return the files of a run whose output is *path*; see `Sink.run_path`."""
+        ends = (".journal", ".run.json", ".failures.txt")
+        return cls(*(path.with_name(path.name + end) for end in ends))
+
+
+def write_failures(path: Path, names: Sequence[str]) -> None:
+    """List *names* in the file *path*; without names, there is no file.
+
+    Raises:
+        IdeficsError: If the file cannot be written.
+    """
+    if names:
+        # A name with a line break needs another separator; then all names have it.
+        end = "\0" if any("\n" in name for name in names) else "\n"
+        text = "".join(name + end for name in names)
+        write_beside(path, text.encode("utf-8", "surrogateescape"))
+    elif path.is_file():
+        path.unlink()
+
+
+def write_beside(path: Path, data: bytes) -> None:
+    """Write *data* to *path*, a file beside the output of this run, whole or not at all.
+
+    Raises:
+        IdeficsError: If the file cannot be written.
+    """
+    try:
+        # The run has locked the output, so an unfinished file is left from a run that was killed.
+        remove_unfinished(path)
+        write_whole(path, data)
+    except OSError as error:
+        raise cannot_write(path, error) from error

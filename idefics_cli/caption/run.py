@@ -1,0 +1,313 @@
+"""A captioning run as a library call: its output, its events and its outcome.
+
+    outcome = caption_pictures(job, CaptionOutput("jsonl", Path("out.jsonl")), plan.spec)
+
+Nothing here knows a terminal: whoever calls shows the events and puts the outcome into words.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from idefics_cli.caption.events import (
+    BatchLimited,
+    BatchReduced,
+    Ready,
+    Reporting,
+    Resumed,
+    RunEnded,
+    RunEvent,
+    Started,
+)
+from idefics_cli.caption.executors import EXECUTORS
+from idefics_cli.caption.job import CaptionJob
+from idefics_cli.caption.outcome import RunEnd, RunOutcome
+from idefics_cli.caption.resume.header import RunHeader, run_settings
+from idefics_cli.caption.resume.journaled_sink import JournaledSink
+from idefics_cli.caption.resume.run_files import RunFiles, write_failures
+from idefics_cli.caption.resume.todo import Todo, todo_of
+from idefics_cli.caption.runner import run_captions
+from idefics_cli.caption.sinks import SINKS
+from idefics_cli.caption.sinks.base import ByteStream, Existing, Target
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.types import CaptionRecord, LoadSpec
+from idefics_cli.engine.factory import engine_factory
+from idefics_cli.engine.protocol import EngineFactory
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionOutput:
+    """Where the captions of a run go.
+
+    Attributes:
+        format: A key of `SINKS`.
+        path: The file, or the folder of the sidecars; None for stdout, or beside the pictures.
+        existing: What becomes of captions that exist already.
+        full_names: Whether sidecars keep the extension of the picture in their names.
+        failures: File that lists the pictures that failed; None for one beside the output.
+        report: Page that shows the pictures with their captions; None for none.
+        stdout: Receives the captions when there is no *path*; None for the standard output.
+    """
+
+    format: str
+    path: Path | None = None
+    existing: Existing = "error"
+    full_names: bool = False
+    failures: Path | None = None
+    report: Path | None = None
+    stdout: ByteStream | None = None
+
+    def target(self, job: CaptionJob) -> Target:
+        """Return the target of a sink for *job*."""
+        return Target(
+            self.stdout or sys.stdout.buffer,
+            self.path,
+            existing=self.existing,
+            columns=tuple(question.name for question in job.questions if question.name),
+            pictures=job.pictures,
+            full_names=self.full_names,
+        )
+
+    def files(self, job: CaptionJob) -> RunFiles | None:
+        """Return the files of the run beside this output; None if the output does not stay."""
+        path = SINKS[self.format](self.target(job)).run_path
+        return None if path is None else RunFiles.beside(path)
+
+
+def caption_pictures(
+    job: CaptionJob,
+    output: CaptionOutput,
+    spec: LoadSpec,
+    *,
+    factory: EngineFactory | None = None,
+    executor: str = "local",
+    retry_failed: bool = False,
+    max_failures: int | None = None,
+    on_event: Callable[[RunEvent], None] = lambda event: None,
+) -> RunOutcome:
+    """Caption the pictures of *job* that have no caption in *output* yet.
+
+    With an output file, a later call with the same arguments continues the run, however this one
+    ended. The first Ctrl-C or SIGTERM finishes the current batch, the second ends the run at
+    once; neither raises, and the outcome says so.
+
+    Args:
+        job: What to do.
+        output: Where the captions go.
+        spec: The model.
+        factory: Makes the engine; None loads *spec*.
+        executor: A key of `EXECUTORS`.
+        retry_failed: Caption the pictures that failed before, and no others.
+        max_failures: Stop when more pictures than this have failed.
+        on_event: Called with every event, as in `run_captions`.
+
+    Raises:
+        UsageError: If the output cannot be written, or has a run with other settings.
+        IdeficsError: If the model cannot be loaded, or the output not written. A picture that
+            fails raises nothing.
+    """
+    factory = factory or engine_factory(spec)
+    run = _RunState(job, output, spec, factory, executor, max_failures, on_event)
+    return run.run(retry_failed=retry_failed)
+
+
+def left_to_do(
+    job: CaptionJob, output: CaptionOutput, spec: LoadSpec, *, retry_failed: bool = False
+) -> Todo:
+    """Return what `caption_pictures` would have left to do; nothing is written.
+
+    Raises:
+        UsageError: If the output has a run with other settings.
+    """
+    files = output.files(job)
+    if files is None or not files.journal.exists():
+        return Todo(job.pictures)
+    return todo_of(
+        job.pictures,
+        files.journal,
+        settings=run_settings(spec, job, output.format),
+        existing=output.existing,
+        retry_failed=retry_failed,
+    )
+
+
+@dataclass(slots=True)
+class _RunState:
+    """One run, and what became of it so far."""
+
+    job: CaptionJob
+    output: CaptionOutput
+    spec: LoadSpec
+    factory: EngineFactory
+    executor: str
+    max_failures: int | None
+    on_event: Callable[[RunEvent], None]
+    todo: Todo | None = None
+    outcome: RunOutcome = field(default_factory=lambda: RunOutcome(end="stopped"))
+    failures: list[str] = field(default_factory=list)
+    # For the report: the records of earlier calls, too, if there is a journal.
+    records: Callable[[], Iterable[CaptionRecord]] = tuple
+
+    def run(self, *, retry_failed: bool) -> RunOutcome:
+        """Caption what is left, and write every file of the run."""
+        files = self.output.files(self.job)
+        if files is None and retry_failed:
+            raise UsageError(
+                "only a run with an output file knows what failed", hint="give its `-o FILE`"
+            )
+        with suppress(KeyboardInterrupt):
+            if files is None:
+                self._caption_to_stream()
+            else:
+                self._caption_to_file(files, retry_failed=retry_failed)
+        self._write_failures(files)
+        self.on_event(RunEnded(self.outcome))
+        if self.output.report is not None:
+            self._write_report(self.output.report)
+        return self.outcome
+
+    def _caption_to_stream(self) -> None:
+        """Caption into an output that does not stay."""
+        kept: list[CaptionRecord] = []
+        self.records = lambda: kept
+
+        def note(event: RunEvent) -> None:
+            if isinstance(event, CaptionRecord):
+                if event.error:
+                    self.failures.append(event.file_name)
+                if self.output.report is not None:
+                    kept.append(event)
+
+        sink = SINKS[self.output.format](self.output.target(self.job))
+        with sink:
+            self._begin(Todo(self.job.pictures))
+            self._caption(sink.write, note)
+
+    def _caption_to_file(self, files: RunFiles, *, retry_failed: bool) -> None:
+        """Caption into an output that stays, and note in its journal what is done."""
+        settings = run_settings(self.spec, self.job, self.output.format)
+        header = RunHeader(self.spec, settings)
+        self.outcome = replace(self.outcome, is_resumable=True)
+        sink = JournaledSink(
+            SINKS[self.output.format],
+            self.output.target(self.job),
+            files.journal,
+            settings=settings,
+            retry_failed=retry_failed,
+        )
+        try:
+            with sink:
+                self._caption_journaled(sink, header, files)
+        except (IdeficsError, KeyboardInterrupt) as error:
+            # A header that cannot be written either is not worth an error of its own.
+            with suppress(IdeficsError):
+                self._write_header(header, files, end=self.outcome.end)
+            if isinstance(error, IdeficsError) and self.todo is not None and error.hint is None:
+                error.hint = "once that is fixed, the same command continues the run"
+            raise
+        self._write_header(header, files, end=self.outcome.end)
+
+    def _caption_journaled(self, sink: JournaledSink, header: RunHeader, files: RunFiles) -> None:
+        where = self._where()
+
+        def note(event: RunEvent) -> None:
+            if isinstance(event, Ready):
+                sink.check_commit(event.revision)
+                header.begin(event.revision)
+                self._write_header(header, files, end=None)
+            elif isinstance(event, BatchReduced):
+                sink.note_fit(event.size, where)
+
+        self.records = sink.records
+        self._begin(sink.todo)
+        if sink.is_resumed:
+            self.on_event(Resumed(sink.todo, len(self.job.pictures)))
+            self._limit_batch(sink.fit(where))
+        try:
+            self._caption(sink.write, note)
+        finally:
+            self.failures = sink.failures()
+
+    def _begin(self, todo: Todo) -> None:
+        self.todo = todo
+        self.outcome = replace(self.outcome, todo=todo)
+
+    def _caption(
+        self, write: Callable[[CaptionRecord], None], note: Callable[[RunEvent], None]
+    ) -> None:
+        assert self.todo is not None
+        pictures = self.todo.pictures
+
+        def on_event(event: RunEvent) -> None:
+            note(event)
+            if isinstance(event, CaptionRecord):
+                self.outcome = self.outcome.count(event)
+            self.on_event(event)
+
+        on_event(Started(len(pictures), len(self.job.pictures) - len(pictures)))
+        result = run_captions(
+            replace(self.job, pictures=pictures),
+            self.factory,
+            write,
+            on_event=on_event,
+            make_executor=EXECUTORS[self.executor],
+            max_failures=self.max_failures,
+        )
+        self.outcome = replace(self.outcome, end=result.end)
+
+    def _limit_batch(self, pictures: int | None) -> None:
+        """Begin with as many pictures at a time as the memory was enough for the last time."""
+        questions = len(self.job.questions)
+        if pictures is not None and pictures * questions < self.job.batch_size:
+            self.job = replace(self.job, batch_size=pictures * questions)
+            self.on_event(BatchLimited(pictures))
+
+    def _where(self) -> str:
+        """Return the circumstances on which it depends how many pictures fit into the memory."""
+        # A user who asks for another number wants that number to be tried.
+        asked = "automatic" if self.job.is_batch_automatic else self.job.batch_size
+        return f"{self.spec.device}, batch size {asked}"
+
+    def _write_header(self, header: RunHeader, files: RunFiles, *, end: RunEnd | None) -> None:
+        if header.has_begun:
+            pictures = {
+                "listed": len(self.job.pictures),
+                "captioned": self.outcome.todo.captioned + self.outcome.captioned,
+                "failed": len(self.failures),
+                "skipped": self.outcome.todo.skipped,
+            }
+            header.write(files.header, end=end, pictures=pictures)
+
+    def _write_failures(self, files: RunFiles | None) -> None:
+        """List the pictures that failed in a file, or remove the list if there are none."""
+        path = self.output.failures or (files.failures if files else None)
+        if path is not None:
+            write_failures(path, self.failures)
+            self.outcome = replace(self.outcome, failures=path if self.failures else None)
+
+    def _write_report(self, path: Path) -> None:
+        """Write the report page; Ctrl-C ends that without a page."""
+        from idefics_cli.caption.gallery.report import write_report
+
+        total, shown = len(self.job.pictures), 0
+
+        def on_row() -> None:
+            nonlocal shown
+            shown += 1
+            self.on_event(Reporting(path, shown, total))
+
+        self.on_event(Reporting(path, 0, total))
+        with suppress(KeyboardInterrupt):
+            write_report(
+                path,
+                self.records(),
+                columns=self.output.target(self.job).columns,
+                title=f"Captions by {self.spec.name or self.spec.repo}",
+                limits=self.spec.limits,
+                on_row=on_row,
+            )
+            self.outcome = replace(self.outcome, reported=shown)
