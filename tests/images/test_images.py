@@ -142,7 +142,7 @@ class Growing(Image.Image):
 
     size = (8, 8)
 
-    def load(self) -> None:  # type: ignore[override]  # the pixels are of no interest here
+    def load(self) -> None:
         self.size = (200, 200)
 
 
@@ -413,7 +413,8 @@ def test_files_are_closed_whether_they_open_or_not(format: str, tmp_path: Path) 
     loader = ImageLoader(ImageLimits())
     gc.collect()  # what earlier tests left, as mapped weights, would be freed in between
     before = len(os.listdir("/proc/self/fd"))
-    kept = []  # the pictures and errors outlive the call, their files must not
+    # The pictures and errors outlive the call; their files must not.
+    kept: list[object] = []
 
     for _ in range(3):
         for name in ("good", "cut", "head"):

@@ -96,6 +96,14 @@ def half(handler: Handler) -> None:
     handler.close_connection = True
 
 
+def stay_silent(handler: Handler) -> None:
+    handler.server.over.wait(20)
+
+
+def answer_with_escape(handler: Handler) -> None:
+    handler.wfile.write(b"HTTP/1.1 404 \x1b[31mred\r\n\r\n")
+
+
 def redirect(location: str, status: int = 302) -> Callable[[Handler], None]:
     return lambda handler: handler.answer(status, Location=location)
 
@@ -127,13 +135,11 @@ ROUTES: dict[str, Callable[[Handler], None]] = {
     "/announced": reply(b"x", Content_Length="9999999"),
     "/endless": endless,
     "/half": half,
-    "/silent": lambda handler: handler.server.over.wait(20) and None,
+    "/silent": stay_silent,
     "/drip": drip_body,
     "/pour": pour,
     "/drip-headers": drip_headers,
-    "/odd-reason": lambda handler: (
-        handler.wfile.write(b"HTTP/1.1 404 \x1b[31mred\r\n\r\n") and None
-    ),
+    "/odd-reason": answer_with_escape,
 }
 
 

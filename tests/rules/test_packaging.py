@@ -159,7 +159,9 @@ def installed(name: str, seen: dict[str, metadata.Distribution]) -> None:
 def licence(distribution: metadata.Distribution) -> str:
     about = distribution.metadata
     classifiers = [c for c in about.get_all("Classifier", []) if c.startswith("License")]
-    return about.get("License-Expression") or " ".join(classifiers) or about.get("License", "")
+    fields = {field: about[field] for field in ("License-Expression", "License") if field in about}
+    named = " ".join(classifiers) or fields.get("License", "")
+    return fields.get("License-Expression") or named
 
 
 def test_the_licences_of_the_dependencies_are_compatible_with_ours() -> None:

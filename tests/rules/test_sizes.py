@@ -11,10 +11,9 @@ MODULE_LINES = 400
 FUNCTION_LINES = 40
 
 # What is still too long, with its length. Entries may only shrink or go.
-ALLOWED_MODULES = {}
-ALLOWED_FUNCTIONS = {
+ALLOWED_MODULES: dict[str, int] = {}
+ALLOWED_FUNCTIONS: dict[str, int] = {
     "caption/gallery/report.py write_report": 46,
-    "cli/commands/models.py quantize": 42,
     "demo/build.py build_tokenizer": 56,
     "engine/local/decode/token_loop.py generate": 55,
     "engine/local/prompt/prefill.py prefill": 43,

@@ -221,8 +221,9 @@ class EngineOf:
 
     def __call__(self, *, progress: Progress | None = None) -> Engine:
         """Report the phases, and return the engine."""
-        for phase in self._phases if progress is not None else ():
-            progress(phase, None)
+        if progress is not None:
+            for phase in self._phases:
+                progress(phase, None)
         return self._engine
 
 

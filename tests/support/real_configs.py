@@ -46,7 +46,7 @@ def _idefics1(hidden: int, layers: int, heads: int, intermediate: int, extra: in
     }
 
 
-def _changed(name: str, text: Config | None = None, **changes: object) -> Config:
+def _changed(name: str, changes: Config, text: Config | None = None) -> Config:
     """Return the config of the model *name* with other values, those of its text model apart."""
     config = copy.deepcopy(SHAPES[name].config)
     text_config = config["text_config"]
@@ -61,7 +61,7 @@ def _sparse(vocabulary: int) -> Config:
 
 
 # The vocabulary of the larger SmolVLM2 is that of the smaller ones.
-_SMOLVLM2 = {"model_type": "smolvlm", "image_token_id": 49_190}
+_SMOLVLM2: Config = {"model_type": "smolvlm", "image_token_id": 49_190}
 CONFIGS: dict[str, Config] = {
     "idefics-9b": _idefics1(4096, 32, 32, 11_008, 2),
     "idefics-9b-instruct": _idefics1(4096, 32, 32, 11_008, 3),
@@ -71,9 +71,9 @@ CONFIGS: dict[str, Config] = {
     "idefics2-8b-chatty": _sparse(32_003),
     "idefics2-8b-base": _sparse(32_002),
     **{name: SHAPES[name].config for name in SHAPES if name != "idefics2-8b"},
-    "smolvlm2-256m": _changed("smolvlm-256m", **_SMOLVLM2),
-    "smolvlm2-500m": _changed("smolvlm-500m", **_SMOLVLM2),
-    "smolvlm2-2.2b": _changed("smolvlm-2.2b", {"vocab_size": 49_280}, **_SMOLVLM2),
+    "smolvlm2-256m": _changed("smolvlm-256m", _SMOLVLM2),
+    "smolvlm2-500m": _changed("smolvlm-500m", _SMOLVLM2),
+    "smolvlm2-2.2b": _changed("smolvlm-2.2b", _SMOLVLM2, {"vocab_size": 49_280}),
 }
 
 

@@ -162,9 +162,9 @@ def _become(order: dict[str, object], descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(folder)
-    sys.stdin = sys.__stdin__ = _stream(0, "r") if is_open[0] else None
-    sys.stdout = sys.__stdout__ = _stream(1, "w") if is_open[1] else None
-    sys.stderr = sys.__stderr__ = _stream(2, "w") if is_open[2] else None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = _stream(number, "w" if number else "r") if is_open[number] else None
+        vars(sys).update({name: stream, f"__{name}__": stream})
     sys.argv = ["-", *arguments]
 
 
