@@ -137,7 +137,7 @@ def test_a_wrong_configuration_stops_every_command_that_reads_it() -> None:
 def test_a_thread_that_is_at_work_at_the_end_does_not_change_the_exit(
     warm_python: tuple[str, ...],
 ) -> None:
-    # In torch, where a thread that Python stops by force ends the process with SIGABRT.
+    # Python stops a daemon thread by force; inside torch this ends the process with SIGABRT.
     program = textwrap.dedent(
         """
         import sys, threading, torch
@@ -200,8 +200,8 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
     assert (process.wait(), err) == (1, b"")
 
 
-# Inputs and outputs of one call, which are no settings.
-OF_ONE_CALL = {
+# Inputs and outputs, which differ in each call, so they are not settings.
+INPUTS_AND_OUTPUTS = {
     "ask": {"text", "image"},
     "chat": {"image", "resume", "session"},
     "caption": {"paths", "filelist", "null", "prompt_file", "ask"},
@@ -242,7 +242,7 @@ def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
     chosen = command.commands[name]
     members = [chosen, *(chosen.commands.values() if isinstance(chosen, TyperGroup) else ())]
     parameters = {parameter.name for member in members for parameter in member.params}
-    assert parameters <= setting_table().keys() | OF_ONE_CALL.get(name, set())
+    assert parameters <= setting_table().keys() | INPUTS_AND_OUTPUTS.get(name, set())
 
 
 def test_every_setting_is_an_option_of_some_command() -> None:
@@ -278,7 +278,7 @@ def test_a_closed_stdout_matters_to_nobody_who_writes_a_file(tmp_path: Path) -> 
     command = f"{shlex.quote(sys.executable)} -m idefics_cli completion install bash >&-"
     environ = {**os.environ, "XDG_DATA_HOME": str(out)}
     ran = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False, env=environ)
-    # The script is whole, and did not get the number of stdout, to which others write.
+    # The script is complete: its file did not get the descriptor of stdout.
     assert ran.returncode == 1
     script = next(out.rglob("idefics"))
     assert script.read_text("utf-8") == run("completion", "show", "bash").out

@@ -1,4 +1,4 @@
-"""`idefics ask` and a piped `idefics chat`: what the model is asked, and what comes out."""
+"""`idefics ask`, and `idefics chat` in a pipe: the request to the model, and the output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def asked(world: World) -> GenerationRequest:
     return request
 
 
-# What comes out
+# Output
 
 
 def test_in_a_pipe_stdout_is_the_answer_and_a_newline_in_one_write(picture: str) -> None:
@@ -134,7 +134,7 @@ def test_a_cut_answer_is_told_on_stderr_unless_quiet(terminal: bool) -> None:
     assert tuple(ran) == (0, "one two\n", "")
 
 
-# What the model is asked
+# Request
 
 
 def test_pictures_come_before_the_text_in_the_order_given(picture: str) -> None:
@@ -303,7 +303,7 @@ def test_a_system_instruction_has_no_place_in_a_raw_prompt_but_a_standing_one_ma
     assert asked(world).messages == (Message("user", ("x",)),)
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize("piped", [b"", b"\n", b" \n\t"])

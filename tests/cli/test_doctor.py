@@ -1,4 +1,4 @@
-"""`idefics doctor`: machine, plan, reasons and a last line that decides."""
+"""`idefics doctor`: machine, plan, reasons, and the verdict in the last line."""
 
 from __future__ import annotations
 

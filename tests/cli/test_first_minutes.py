@@ -1,4 +1,4 @@
-"""What people type in their first minutes: each mistake is told with the way out, in few lines."""
+"""Mistakes of new users: each gets an error and a hint, in few lines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support.fakes import FakeEngine
 
 NO_MODEL = "`idefics models` lists the names"
 
-# What was typed, and what must be in the error and in the hint.
+# The typed line, the exit code, and parts of the error and of the hint.
 MISTAKES = [
-    # A word in the place of a command.
+    # A word in place of a command.
     ("photo.jpg", 2, "no command `photo.jpg`", 'idefics ask "What is in it?" -i photo.jpg'),
     ("photo.jpg other.png", 2, "no command", "idefics caption photo.jpg other.png"),
     ("photos", 2, "no command `photos`", "idefics caption photos"),
@@ -48,7 +48,7 @@ MISTAKES = [
     ("-i photo.jpg", 2, "no such option: -i", "`idefics ask -i`"),
     ("--hlep", 2, "no such option", "--help"),
     ("help nonsense", 2, "no such command", "idefics --help"),
-    # Below a command.
+    # After a command.
     ("models list", 2, "no command", "`idefics models`"),
     ("models idefics2-8b", 2, "no command", "idefics models pull idefics2-8b"),
     ("models rm idefics2-8b", 2, "no command", "hf cache rm"),
@@ -176,7 +176,7 @@ def test_there_are_at_least_sixty_of_them() -> None:
 @pytest.mark.parametrize(("line", "code", "error", "hint"), MISTAKES, ids=str)
 def test_a_mistake_is_told_with_the_way_out(line: str, code: int, error: str, hint: str) -> None:
     engine = FakeEngine("a red picture")
-    # The real one, which knows what it has no files of: no mistake gets as far as a download.
+    # The real function: no mistake here leads to a download.
     services = replace(World(engine).services, find_facts=find_facts)
 
     ran = run(*shlex.split(line), services=services)

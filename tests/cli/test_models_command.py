@@ -1,4 +1,4 @@
-"""`idefics models`: the list, downloads, and where a model is."""
+"""`idefics models`: the list, downloads, and the folder of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text on stdin: what is read, what is refused, and that nothing waits for ever."""
+"""Text on stdin: limits of size and time, and refused data."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_flood_of_text_is_refused_without_reading_it_all() -> None:
 
     flood = Flood()
     with pytest.raises(PromptError, match="longer than 4,000,000 bytes"):
-        piped_text(flood, console(), silence_seconds=1)  # type: ignore[arg-type]
+        piped_text(flood, console(), silence_seconds=1)  # type: ignore[arg-type]  # it has the methods that piped_text calls
     assert flood.served < MAX_TEXT_BYTES + 100_000
     assert len(text_of(b"y" * MAX_TEXT_BYTES)) == MAX_TEXT_BYTES
 

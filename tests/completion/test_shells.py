@@ -125,7 +125,7 @@ class Terminal:
             pytest.fail(f"`{typed}` did not run: {ESCAPES.sub('', self.child.before)!r}")
         arguments = json.loads(self.child.match[1])
         self.child.expect_exact(PROMPT)
-        # zsh takes the slash of a folder away again when the line is sent.
+        # zsh removes the slash after a folder when it runs the line.
         return [argument.rstrip("/") for argument in arguments]
 
 

@@ -1,4 +1,4 @@
-"""Settings: one table, four sources, and errors that name the place."""
+"""Settings: one table, four sources, and errors that name the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports of large libraries: what they leave behind, and that they give the library's classes."""
+"""Faster imports of torch and transformers, and the classes that they give."""
 
 from __future__ import annotations
 

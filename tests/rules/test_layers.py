@@ -26,7 +26,7 @@ HEAVY = {
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yield the full name of every import in *tree*, wherever it stands."""
+    """Yield the full name of every import in *tree*, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,7 +49,7 @@ def imported_at_the_top(tree: ast.AST) -> Iterator[str]:
 
 
 def breaches(package: str, tree: ast.AST, rank: dict[str, int], prefix: str) -> set[str]:
-    """Return the packages below *prefix* that a module of *package* imports and must not."""
+    """Return the packages below *prefix* that a module of *package* must not import, but does."""
     names = (name.removeprefix(prefix) for name in imported(tree) if name.startswith(prefix))
     others = {name.split(".")[0] for name in names}
     return {
@@ -60,14 +60,14 @@ def breaches(package: str, tree: ast.AST, rank: dict[str, int], prefix: str) -> 
 
 
 def module_name(path: Path) -> str:
-    """Return the dotted name of the module in the file *path*; of a package, its own."""
+    """Return the dotted name of the module or package in the file *path*."""
     parts = path.relative_to(TOP).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
 
 
 @cache
 def arrows() -> dict[str, frozenset[str]]:
-    """Return for every module the modules of the package that it imports, anywhere in it."""
+    """Return the modules of this project that each module imports, also inside functions."""
     names = {module_name(path) for path in MODULES}
 
     def module_of(name: str) -> str:
@@ -84,7 +84,7 @@ def arrows() -> dict[str, frozenset[str]]:
 
 
 def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
-    """Return the names of one circle in *graph*, or nothing."""
+    """Return the names on one circle in *graph*; empty if there is none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -94,7 +94,7 @@ def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def siblings(package: str, graph: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
-    """Return the arrows between the modules and sub-packages that lie directly in *package*."""
+    """Return the arrows between the direct modules and sub-packages of *package*."""
     prefix = f"{package}."
     found: dict[str, set[str]] = {}
     for name, targets in graph.items():
@@ -169,7 +169,7 @@ def test_a_breach_of_the_ranks_is_seen(package: str, source: str) -> None:
 
 @cache
 def heavy_rooms() -> tuple[str, ...]:
-    """Return the folders whose modules may import a heavy library at the top, as ruff has them."""
+    """Return the folders whose modules may import a heavy library at the top, as set for ruff."""
     settings = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
     ignores = settings["tool"]["ruff"]["lint"]["per-file-ignores"]
     return tuple(
@@ -199,13 +199,13 @@ def test_a_heavy_import_at_the_top_is_seen_also_in_a_class_or_a_try() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_click_is_never_imported(path: Path) -> None:
-    # Typer has a Click of its own; the exceptions and types of another are not Typer's.
+    # Typer has its own copy of Click; exceptions and types of the package click are different.
     names = set(imported(parsed(path)))
     assert not {n for n in names if n.split(".")[0] == "click" or n.startswith("typer._")}
 
 
 def loaded_after_each(*codes: str) -> list[set[str]]:
-    """Return the top names in `sys.modules` after each of *codes* ran, one after the other."""
+    """Return the top names in `sys.modules` after each of *codes*, which run in order."""
     script = (
         "import contextlib, io, sys\n"
         "for code in sys.argv[1:]:\n"
@@ -223,7 +223,7 @@ def loaded_after_each(*codes: str) -> list[set[str]]:
 
 @cache
 def loaded_after() -> dict[str, set[str]]:
-    """Return what is loaded after each code below; what one has loaded the later have, too."""
+    """Return the loaded modules after each code below; they add up from code to code."""
     codes = [f"import {module}" for module in CHEAP_MODULES]
     codes += [command(*arguments) for arguments in CHEAP_COMMANDS]
     return dict(zip(codes, loaded_after_each(*codes), strict=True))

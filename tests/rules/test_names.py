@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "idefics_cli"
 
 
 def repeated_classes(sources: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return the names of classes that several definitions share, with the places of each."""
+    """Return the class names that occur more than once, with their modules."""
     places: defaultdict[str, list[str]] = defaultdict(list)
     for place, source in sources:
         for node in ast.walk(ast.parse(source)):

@@ -1,4 +1,4 @@
-"""What pyproject.toml says of the package is true; `.ci/check_wheel` tries the wheel itself."""
+"""The claims of pyproject.toml about the package; `.ci/check_wheel` tests the wheel itself."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MODULES = {
     "huggingface-hub": "huggingface_hub",
     "textual-image": "textual_image",
 }
-# Packages that transformers imports when we ask it to: models on several devices, quantization.
+# Packages that transformers imports for us, for models on several devices and quantization.
 THROUGH_TRANSFORMERS = {
     "accelerate": '"max_memory"',
     "bitsandbytes": "BitsAndBytesConfig",
     "flash-attn": "flash_attention_2",
 }
-# Parts of what another package gives or takes: its progress bars, its tokenizer, its errors.
+# Packages that are part of the interface of another: its progress bars, tokenizer and errors.
 PART_OF = {"tqdm": "huggingface-hub", "tokenizers": "transformers", "urllib3": "requests"}
 
 
@@ -45,7 +45,7 @@ def name_of(requirement: str) -> str:
 
 
 def imported() -> Iterator[str]:
-    """Yield the top name of every import, wherever it stands."""
+    """Yield the top name of every import, also inside functions."""
     for source in SOURCES.values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
@@ -85,7 +85,7 @@ def test_what_an_extra_gives_names_it_when_it_is_missing(extra: str) -> None:
     assert any(hint in source for source in SOURCES.values())
 
 
-@pytest.mark.parametrize("extra", sorted({*EXTRAS} - {"flash"}))  # which takes an hour to compile
+@pytest.mark.parametrize("extra", sorted({*EXTRAS} - {"flash"}))  # it takes an hour to compile
 def test_the_tests_run_with_every_extra(extra: str) -> None:
     extras = PROJECT["optional-dependencies"]
     assert set(extras[extra]) <= set(extras["dev"])
@@ -147,9 +147,9 @@ def installed(name: str, seen: dict[str, metadata.Distribution]) -> None:
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        return  # of another system, or an extra
+        return  # for another system, or an extra
     if name.startswith(("nvidia-", "cuda-")):
-        return  # NVIDIA's own, which torch's build for their GPUs brings
+        return  # NVIDIA packages of the CUDA build of torch
     seen[name] = distribution
     for row in distribution.requires or ():
         if "extra ==" not in row and name_of(row) not in seen:
@@ -170,9 +170,9 @@ def test_the_licences_of_the_dependencies_are_compatible_with_ours() -> None:
         installed(name, found)
     assert {"torch", "sympy"} <= found.keys()
     licences = {name: licence(distribution) for name, distribution in found.items()}
-    # An extra, which a user chooses: its older versions say that their wheels carry x265 (GPL).
+    # Users choose this extra; its older versions say that their wheels contain x265 (GPL).
     licences.pop("pillow-heif", None)
-    # None is copied into our wheel, so the Lesser GPL and the Mozilla licence ask nothing of it.
+    # Our wheel contains none of them, so the LGPL and the MPL make no demands on it.
     free = re.compile(r"MIT|BSD|Apache|ISC|PSF|Python|MPL|Mozilla|HPND|Zlib|LGPL|Lesser")
     strict = re.compile(r"\bA?GPL|(?<!Lesser )General Public", re.IGNORECASE)
     assert {n: text for n, text in licences.items() if not free.search(text)} == {}

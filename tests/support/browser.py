@@ -1,4 +1,4 @@
-"""A real browser without a screen, driven by the WebDriver protocol over plain HTTP."""
+"""A headless browser, controlled by the WebDriver protocol over plain HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars",
 )  # fmt: skip
-_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # by the WebDriver standard
+_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # a constant of the WebDriver standard
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Left": "\ue012", "Up": "\ue013"}
 KEYS |= {"Right": "\ue014", "Down": "\ue015", "End": "\ue010", "Home": "\ue011", "Tab": "\ue004"}
 
@@ -31,7 +31,7 @@ needs_browser = pytest.mark.skipif(
 
 
 class Browser:
-    """One window."""
+    """A browser with one window."""
 
     def __init__(self, address: str, folder: Path) -> None:
         self._http = requests.Session()
@@ -55,16 +55,16 @@ class Browser:
         self._send("POST", "/url", {"url": path.as_uri()})
 
     def run(self, script: str) -> Any:
-        """Return what the body *script* of a function returns in the page."""
+        """Run *script* as the body of a function in the page, and return its result."""
         return self._send("POST", "/execute/sync", {"script": script, "args": []})
 
     def settle(self) -> None:
-        """Wait until what was asked for has been drawn."""
+        """Wait until the browser has drawn all changes."""
         script = "const done = arguments[0]; requestAnimationFrame(() => setTimeout(done, 50));"
         self._send("POST", "/execute/async", {"script": script, "args": []})
 
     def press(self, *keys: str) -> None:
-        """Press *keys*, each a name in `KEYS` or the text itself, where the focus is."""
+        """Press *keys* at the focus: each is a name in `KEYS` or a text."""
         element = self._send("GET", "/element/active")[_ELEMENT]
         for key in keys:
             self._send("POST", f"/element/{element}/value", {"text": KEYS.get(key, key)})
@@ -77,7 +77,7 @@ class Browser:
         self.settle()
 
     def resize(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Give the page a size in pixels, also a phone's, and a colour scheme."""
+        """Set the size of the page in pixels, and its colour scheme."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._devtools("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -85,11 +85,11 @@ class Browser:
         self.settle()
 
     def messages(self) -> list[str]:
-        """Return what the console got since the last call: errors and breaches of the policy."""
+        """Return the messages of the console since the last call: errors and policy violations."""
         return [entry["message"] for entry in self._send("POST", "/se/log", {"type": "browser"})]
 
     def picture(self) -> bytes:
-        """Return a PNG of what is seen."""
+        """Return a PNG of the visible page."""
         return base64.b64decode(self._send("GET", "/screenshot"))
 
     def _devtools(self, command: str, parameters: dict[str, Any]) -> Any:
@@ -106,7 +106,7 @@ class Browser:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Browser]:
-    """Start a browser that keeps its files in *folder*, which is new."""
+    """Start a browser that stores its files in the new *folder*."""
     assert DRIVER
     command = [DRIVER, "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:

@@ -1,4 +1,4 @@
-"""Run `idefics` inside the test, with streams and services of its own."""
+"""Runs of `idefics` inside a test, with fake streams and services."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.fakes import FakeClock, FakeEngine
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run of the command left: exit code, stdout and stderr."""
+    """The result of a run: exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -38,7 +38,7 @@ class Ran:
 
     @property
     def record(self) -> Any:
-        """The JSON on stdout."""
+        """The JSON value on stdout."""
         return json.loads(self.out)
 
 
@@ -50,7 +50,7 @@ class Terminal(io.BytesIO):
 
 
 class Stream(io.TextIOWrapper):
-    """A text stream in memory, which can pass for a terminal."""
+    """A text stream in memory, which can claim to be a terminal."""
 
     def __init__(self, *, terminal: bool, encoding: str = "utf-8") -> None:
         super().__init__(io.BytesIO(), encoding=encoding, errors="strict", newline="")
@@ -60,7 +60,7 @@ class Stream(io.TextIOWrapper):
         return self.terminal
 
     def text(self) -> str:
-        """Return what was written, decoded byte by byte."""
+        """Return the written text; bytes that are not text become surrogates."""
         self.flush()
         buffer = self.buffer
         assert isinstance(buffer, io.BytesIO)
@@ -68,21 +68,21 @@ class Stream(io.TextIOWrapper):
 
 
 class World:
-    """The world outside a command: a fake model on a machine with a CPU and nothing else.
+    """The outside world of a command: a fake model on a machine with only a CPU.
 
     Args:
-        engine: What every load gives.
-        model: A name of the registry, whose facts every lookup gives.
-        is_cached: Whether its files are there already.
-        stdin: Standard input; None is a closed one.
-        facts_error: What looking a model up raises.
-        load_error: What loading raises.
-        notes: What was found on the machine and matters.
+        engine: The engine of every model.
+        model: The model of the registry that every lookup finds.
+        is_cached: Whether the files of the model are downloaded.
+        stdin: Standard input; None if it is closed.
+        facts_error: Error of a lookup.
+        load_error: Error of loading.
+        notes: Notes on the machine.
         environ: The environment.
 
     Attributes:
-        specs: What was loaded.
-        looked_up: The names of the models that were looked up.
+        specs: The specs of the loaded models.
+        looked_up: The names of the looked up models.
     """
 
     def __init__(
@@ -147,10 +147,10 @@ def run(
     """Run `idefics` with *arguments* to its end.
 
     Args:
-        arguments: As typed after `idefics`.
-        services: The world outside; the real one if absent.
+        arguments: The words after `idefics`.
+        services: The outside world; None uses the real one.
         terminal: Whether stdout and stderr are terminals.
-        encoding: Of stdout and stderr.
+        encoding: Encoding of stdout and stderr.
     """
     out = Stream(terminal=terminal, encoding=encoding)
     err = Stream(terminal=terminal, encoding=encoding)
@@ -165,7 +165,7 @@ def run(
 
 @cache
 def _command() -> TyperGroup:
-    # What `app()` does at every call; it takes longer than most commands.
+    # `app()` builds the commands at each call, which takes longer than most commands.
     command = get_command(app)
     assert isinstance(command, TyperGroup)
     return command

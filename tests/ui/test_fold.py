@@ -1,4 +1,4 @@
-"""Lines on a terminal end at spaces, whatever its width, and lose nothing."""
+"""Folding of lines at spaces, at every width and without loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_no_line_is_too_long_and_no_word_is_lost(seed: int) -> None:
     folded = fold(line, width)
     assert all(cell_len(part) <= width for part in folded)
     assert "".join(folded).replace(" ", "") == line.replace(" ", "")
-    # A word that fits is in one piece.
+    # A word that fits on a line is not split.
     assert {w for w in words if cell_len(w) <= width // 2} <= set(" ".join(folded).split())
 
 

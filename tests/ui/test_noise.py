@@ -1,4 +1,4 @@
-"""What C libraries write to standard error does not tear the bar, and is not lost."""
+"""Messages of C libraries on standard error: they do not tear the bar, and are not lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.screen import screen
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
 
-# A run whose libraries write from a thread, past Python, as fast as they can.
+# A run with a thread that writes to descriptor 2, as a C library does, at full speed.
 RUN = textwrap.dedent(
     """
     import faulthandler, os, signal, sys, threading, time
@@ -62,7 +62,7 @@ RUN = textwrap.dedent(
 
 
 def lines_on_a_terminal(end: str, *options: str) -> tuple[int, list[str]]:
-    """Return how a run ended, and the lines that its terminal of 70 columns has in the end."""
+    """Return the exit code of a run, and the last lines of its terminal of 70 columns."""
     import fcntl
     import struct
     import termios
@@ -88,7 +88,7 @@ def lines_on_a_terminal(end: str, *options: str) -> tuple[int, list[str]]:
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # how Linux tells that nobody has it open any more
+    except OSError:  # Linux reports this when all processes have closed the terminal
         return b""
 
 
@@ -119,7 +119,7 @@ def test_a_traceback_comes_after_the_noise_that_may_explain_it() -> None:
 
     assert (code, shown[:11]) == (1, CAPTIONS[:11])
     assert shown[11].startswith("note: libpng")
-    # What is written after the bar is gone goes to the terminal, as ever.
+    # Output after the end of the bar goes to the terminal.
     assert [line for line in shown if "libpng" not in line][-2:] == [
         "AssertionError: no such row",
         "",
