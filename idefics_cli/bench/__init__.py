@@ -1,1 +1,1 @@
-"""Ours against plain transformers, side by side in one run."""
+"""This tool against plain transformers, side by side in one run."""

@@ -1,4 +1,4 @@
-"""Whether both sides gave the same answers; where numbers are rounded, whether nearly so."""
+"""Whether both sides gave the same answers, or nearly the same where numbers are rounded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from idefics_cli.bench.measure import Round, Tokens
 from idefics_cli.core.types import GenerationRequest, LoadSpec
 
-# How much worse than the best a token of ours may be in plain transformers' own logits, in
-# standard deviations of these; a token chosen by chance is about 4 worse. With float32 nothing is
-# left to tolerance: the tokens must be equal. Weights of 4 bit instead of 16 move the logits of
-# random weights by half their standard deviation, and the worst of a hundred tokens by 1.9 to 2.3
+# How much worse than the best a token of ours may be in the logits of plain transformers, in
+# standard deviations of these logits. A random token is about 4 worse. With float32 there is no
+# tolerance: the tokens must be equal. Weights in 4 bit instead of 16 move the logits of random
+# weights by half their standard deviation, and the worst of a hundred tokens by 1.9 to 2.3
 # (idefics2-8b cut to 4 layers; our kernel, and torch's).
 TOLERANCES = {"bfloat16": 0.25, "float16": 0.1, "quantized": 0.5, "other format": 3.0}
-# Answers that are checked token by token where they need not be equal.
+# Number of differing answers whose gap is computed.
 _CHECKED = 4
 
 Gap = Callable[[GenerationRequest, Tokens], float]
@@ -25,12 +25,13 @@ class Agreement:
     """How the answers of both sides compare.
 
     Attributes:
-        agrees: Whether they are as alike as they must be.
-        equal: Tokens that are equal, from 0 to 1, of all up to the longer answer.
-        answers: How many answers were compared.
-        tolerance: Largest allowed *gap*; None where all tokens must be equal.
-        gap: The most that a token of ours was worse than the best one in plain transformers'
-            logits for the same tokens before it, in standard deviations; None if not looked at.
+        agrees: Whether they are as similar as they must be.
+        equal: Share of equal tokens, 0 to 1; the longer answer of each pair counts.
+        answers: Number of compared answers.
+        tolerance: Largest allowed *gap*; None if all tokens must be equal.
+        gap: How much worse than the best a token of ours is at most, in the logits of plain
+            transformers after the same tokens, in standard deviations; None if it was not
+            computed.
         text: The same in words.
     """
 
@@ -43,10 +44,10 @@ class Agreement:
 
 
 def tolerance(spec: LoadSpec, *, same_format: bool = True) -> float | None:
-    """Return what *spec* allows; None if all tokens must be equal.
+    """Return the largest allowed gap for *spec*; None if all tokens must be equal.
 
     Args:
-        spec: What ours runs.
+        spec: Choices of our side.
         same_format: Whether plain transformers has its weights in the same format.
     """
     if not same_format:
@@ -60,10 +61,9 @@ def compare(rounds: Iterable[Round], *, allowed: float | None, gap: Gap) -> Agre
     """Compare the answers of all *rounds*.
 
     Args:
-        rounds: What both sides answered.
-        allowed: See `tolerance`.
-        gap: How far a reply is from plain transformers' choice; see `Agreement.gap`. Asked only
-            about replies that differ.
+        rounds: Answers of both sides.
+        allowed: Largest allowed gap; see `tolerance`.
+        gap: Computes `Agreement.gap` of an answer; called only for answers that differ.
     """
     pairs = [
         (request, ours, plain)

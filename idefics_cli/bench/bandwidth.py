@@ -1,4 +1,4 @@
-"""What the hardware gives at this moment: reads of main memory, or copies on a GPU."""
+"""The memory bandwidth of the hardware at this moment."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from idefics_cli.bench.measure import Clock
 
-# Far larger than the caches.
+# Far larger than the caches of the processor.
 _CPU_BYTES = 256 * 2**20
 _GPU_BYTES = 2**30
 
 
 def reference(device: str, clock: Clock) -> Callable[[], float]:
-    """Return what measures the bandwidth of *device*, in GB/s.
+    """Return a function that measures the bandwidth of *device*, in GB/s.
 
-    On a CPU it sums 256 MiB with torch, in as many threads as the models have; on a GPU it
-    copies 1 GiB and counts what is read and what is written.
+    On a CPU it sums 256 MiB with torch, in as many threads as the models use. On a GPU it copies
+    1 GiB, and counts the bytes read and the bytes written.
     """
     import torch
 

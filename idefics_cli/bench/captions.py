@@ -1,4 +1,4 @@
-"""A folder of pictures captioned: our run against a plain loop at its best batch size."""
+"""The scenario `caption`: our captioning run against a plain loop at its best batch size."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from idefics_cli.core.types import Completion, GenerationRequest
 from idefics_cli.engine.protocol import Engine, Prepared, Session
 from idefics_cli.engine.protocol import Outcome as Answered
 
-# A loop that takes so many times as long as the best one is past the best batch size.
-_HOPELESS = 1.25
+# Smaller batches than one that takes this many times as long as the best are not tried.
+_TOO_SLOW = 1.25
 
 
 class Recorder:
-    """An engine that notes the tokens of every answer about a picture; the rest is passed on."""
+    """An engine that records the tokens of every answer about a picture.
+
+    Args:
+        engine: Engine that does the work.
+
+    Attributes:
+        tokens: Tokens of the last answer about each picture.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.tokens: dict[Path, Tokens] = {}
 
     def serve(self, *, slots: int, **options: object) -> Session:
-        """Open slots, and note the tokens of their answers; see `Engine.serve`."""
+        """Open a session that records its answers; see `Engine.serve`."""
         session = self._engine.serve(slots=slots, **options)  # type: ignore[arg-type]  # passed on
         return cast("Session", _Recording(session, self.tokens))
 
@@ -42,7 +49,7 @@ class Recorder:
 
 
 class _Recording:
-    """A session whose answers are noted."""
+    """A session that records the tokens of its answers."""
 
     def __init__(self, session: Session, tokens: dict[Path, Tokens]) -> None:
         self._session = session
@@ -71,7 +78,7 @@ class _Recording:
 
 
 class _Run:
-    """The seconds and answers of one way to caption."""
+    """Seconds and answers of one way to caption."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -87,7 +94,7 @@ def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
     )
     task = CaptionTask(pictures, choices.caption_prompt, choices.new_tokens, choices.caption_batch)
     requests = _requests(stage, task)
-    # Another engine for every round: what it remembers of the pictures must not count.
+    # Every round has a new engine, because an engine caches image features.
     plain = stage.plain
     ours, loops = _Run(), {size: _Run() for size in _sizes(stage, len(pictures))}
     watch = Watch(world.instruments)
@@ -96,7 +103,7 @@ def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
         for number in range(choices.pace.rounds):
             world.say(f"caption: {len(pictures)} pictures, round {number + 1}")
             _round(number, stage, task, ours, loops, plain, requests)
-            watch.refer()
+            watch.measure_reference()
             if world.instruments.clock() - began >= choices.pace.seconds:
                 break
     best = min(
@@ -114,12 +121,12 @@ def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
         _agreement(stage, requests, ours, best),
         watch.foreign_cores,
         watch.reference,
-        (_told(loops, len(pictures)),),
+        (_note(loops, len(pictures)),),
     )
 
 
 def _sizes(stage: Stage, count: int) -> list[int]:
-    """Return the batch sizes to try, largest first."""
+    """Return the batch sizes to try, the largest first."""
     return sorted({min(size, count) for size in stage.choices.batch_sizes}, reverse=True)
 
 
@@ -148,17 +155,17 @@ def _round(
             if number and not run.seconds:
                 break
             _plain(plain, stage, requests, size, run)
-            if number == 0 and _is_hopeless(run, loops.values()):
+            if number == 0 and _is_too_slow(run, loops.values()):
                 break
 
     for run in (run_ours, run_plain) if number % 2 == 0 else (run_plain, run_ours):
         run()
 
 
-def _is_hopeless(run: _Run, others: Iterable[_Run]) -> bool:
-    """Return whether batches smaller than those of *run*, which come next, cannot be the best."""
+def _is_too_slow(run: _Run, others: Iterable[_Run]) -> bool:
+    """Return whether *run* is so slow that the smaller batches after it cannot be the best."""
     best = min(Series(tuple(other.seconds)).median for other in others if other.seconds)
-    return Series(tuple(run.seconds)).median > _HOPELESS * best
+    return Series(tuple(run.seconds)).median > _TOO_SLOW * best
 
 
 def _ours(stage: Stage, task: CaptionTask, run: _Run) -> None:
@@ -209,7 +216,7 @@ def _agreement(
         for path, request in requests.items()
     ]
     found = compare_pairs(pairs, allowed=stage.allowed, gap=stage.plain.gap)
-    # What is written must be what was generated.
+    # The written caption must be the generated text.
     wrong = [
         path
         for path in requests
@@ -226,7 +233,7 @@ def _rates(run: _Run, count: int) -> Series:
     return Series(tuple(count / seconds for seconds in run.seconds))
 
 
-def _told(loops: Mapping[int, _Run], count: int) -> str:
+def _note(loops: Mapping[int, _Run], count: int) -> str:
     parts = [
         f"{_rates(run, count).median:.3g} with {size}" if run.seconds else f"{size} not tried"
         for size, run in sorted(loops.items())

@@ -1,4 +1,4 @@
-"""Ours as a contender: the engine, called from outside."""
+"""Our side of a benchmark: the engine, timed from outside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from idefics_cli.bench.measure import Clock, Measurement
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.engine.protocol import Engine
 
-# The engine's own clock begins after the pictures are open and its thread has the work.
+# The engine's own clock starts later than ours: when the pictures are open and its thread has the
+# requests. So the engine may report this share of our seconds at most.
 _SLACK = 1.02
 
 
@@ -16,7 +17,7 @@ class Ours:
     """Answers with an engine.
 
     Args:
-        engine: The caller closes it.
+        engine: Engine, which the caller closes.
         clock: Seconds.
     """
 
@@ -28,15 +29,15 @@ class Ours:
         """Open the pictures of *requests* and answer them; see `Contender.answer`.
 
         Raises:
-            RuntimeError: If the engine claims to have taken longer than it did.
+            RuntimeError: If the engine reports more seconds than passed.
         """
         started = self._clock()
         done = self.engine.complete([self.engine.prepare(request) for request in requests])
         seconds = self._clock() - started
-        # Rows that the engine took apart have clocks of their own; the slowest counts.
+        # Rows in different batches of the engine have clocks of their own; the slowest counts.
         decode = max(completion.decode_seconds for completion in done)
         if decode > seconds * _SLACK:
-            raise RuntimeError(f"the engine took {seconds:.3f} s and says {decode:.3f} s")
+            raise RuntimeError(f"the engine took {seconds:.3f} s and reports {decode:.3f} s")
         return Measurement(
             tokens=tuple(completion.token_ids for completion in done),
             texts=tuple(completion.text for completion in done),

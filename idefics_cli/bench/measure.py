@@ -1,4 +1,4 @@
-"""Two ways to do the same, timed in turns; what else the machine did meanwhile is told."""
+"""Two ways to do the same work, timed in turns, with the load of the machine meanwhile."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from idefics_cli.core.types import GenerationRequest
 
 Clock = Callable[[], float]
 Tokens = tuple[int, ...]
-# Cores that other programs keep busy before a measurement is marked.
+# Cores that other programs may keep busy before a measurement is marked as disturbed.
 FOREIGN_LIMIT = 0.25
-# A reference that moves by this factor within one measurement marks it, too.
+# The same for the factor by which the reference may change within one measurement.
 REFERENCE_LIMIT = 1.25
 
 
@@ -45,14 +45,14 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a contender made of a batch of requests, and how long it took.
+    """The answers of a contender to a batch of requests, and the time that they took.
 
     Attributes:
         tokens: New tokens of each request, the end token included.
-        texts: The same as text.
-        seconds: From the requests, with pictures as files, to the last token.
-        first_seconds: From there to the first token.
-        prompt_tokens: Of the longest prompt, image tokens included; 0 if unknown.
+        texts: Text of these tokens.
+        seconds: Time from the requests, with pictures as files, to the last token.
+        first_seconds: Time from the requests to the first token.
+        prompt_tokens: Length of the longest prompt, image tokens included; 0 if unknown.
     """
 
     tokens: tuple[Tokens, ...]
@@ -63,32 +63,32 @@ class Measurement:
 
     @property
     def decode_seconds(self) -> float:
-        """From the first token to the last."""
+        """Time from the first token to the last."""
         return self.seconds - self.first_seconds
 
     @property
     def steps(self) -> int:
-        """Tokens after the first of each request, which decoding made."""
+        """Number of tokens after the first of each request: those from decode steps."""
         return sum(max(0, len(tokens) - 1) for tokens in self.tokens)
 
 
 class Contender(Protocol):
-    """One of the two sides."""
+    """One of the two sides of a benchmark."""
 
     def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
-        """Answer *requests* as one batch, greedily, and say how long it took."""
+        """Answer *requests* greedily as one batch, and measure the time."""
         ...
 
 
 class MachineLoad(Protocol):
-    """What the machine is busy with."""
+    """The CPU time that the programs of the machine use."""
 
     def busy_seconds(self) -> float | None:
-        """Return the CPU seconds that all programs used since some moment; None if unknown."""
+        """Return the CPU seconds of all programs since a fixed moment; None if unknown."""
         ...
 
     def own_seconds(self) -> float:
-        """Return those that this program and its children used."""
+        """Return the CPU seconds of this program and its child processes."""
         ...
 
 
@@ -102,12 +102,12 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
-    """The rounds of one measurement.
+class PairedRounds:
+    """The rounds of one measurement, in which both sides took turns.
 
     Attributes:
-        rounds: Measured ones, in order.
-        warm_up: Not measured, but the answers count.
+        rounds: The measured rounds, in order.
+        warm_up: The first round. Its times do not count, its answers do.
         foreign_cores: Cores that other programs kept busy on average; None if unknown.
         reference: Values of the reference, one for each round.
     """
@@ -125,12 +125,11 @@ class Duel:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often to measure.
+    """Length of a measurement.
 
     Attributes:
-        rounds: At most, after one to warm up.
-        seconds: No further round begins when a measurement has taken this long; one is always
-            made.
+        rounds: Most rounds after the warm-up.
+        seconds: Time after which no further round begins. The first one always takes place.
     """
 
     rounds: int = 5
@@ -139,12 +138,12 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Instruments:
-    """What measures besides the contenders.
+    """Instruments for a measurement.
 
     Attributes:
         clock: Seconds.
-        load: Of the machine.
-        reference: Measures what the hardware gives at this moment, in GB/s; None for none.
+        load: Load of the machine.
+        reference: Measures the memory bandwidth of the hardware at this moment, in GB/s.
     """
 
     clock: Clock
@@ -154,7 +153,7 @@ class Instruments:
 
 @dataclass(slots=True)
 class Watch:
-    """The load and the reference while something is measured."""
+    """The load and the reference during a measurement."""
 
     instruments: Instruments
     foreign_cores: float | None = None
@@ -162,7 +161,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Count what other programs use during the block."""
+        """Measure the load of other programs during the block."""
         clock, load = self.instruments.clock, self.instruments.load
         began, busy, own = clock(), load.busy_seconds(), load.own_seconds()
         yield
@@ -170,33 +169,33 @@ class Watch:
         if busy is not None and busy_after is not None and wall > 0:
             self.foreign_cores = max(0.0, (busy_after - busy) - (own_after - own)) / wall
 
-    def refer(self) -> None:
+    def measure_reference(self) -> None:
         """Measure the reference once."""
         if self.instruments.reference is not None:
             self._references.append(self.instruments.reference())
 
     @property
     def reference(self) -> Series | None:
-        """What the reference gave, if anything."""
+        """Values of the reference; None without values."""
         return Series(tuple(self._references)) if self._references else None
 
 
-def duel(
+def measure_in_turns(
     make: Callable[[int], Sequence[GenerationRequest]],
     ours: Contender,
     plain: Contender,
     *,
     pace: Pace,
     instruments: Instruments,
-) -> Duel:
-    """Let both sides answer the same requests in turns; who is first changes with every round.
+) -> PairedRounds:
+    """Let both sides answer the same requests in turns; the first side changes with each round.
 
     Args:
-        make: Gives the requests of a round. No two rounds may share a prompt or a picture:
-            what one side remembers of them must not count.
-        ours: One side.
-        plain: The other.
-        pace: How often.
+        make: Makes the requests of a round. No two rounds may share a prompt or a picture,
+            because a side may cache them.
+        ours: Our side.
+        plain: The side of plain transformers.
+        pace: Length of the measurement.
         instruments: Clock, load and reference.
     """
     watch = Watch(instruments)
@@ -205,10 +204,10 @@ def duel(
         began = instruments.clock()
         for number in range(pace.rounds + 1):
             rounds.append(_round(number, tuple(make(number)), ours, plain))
-            watch.refer()
+            watch.measure_reference()
             if number and instruments.clock() - began >= pace.seconds:
                 break
-    return Duel(tuple(rounds[1:]), rounds[0], watch.foreign_cores, watch.reference)
+    return PairedRounds(tuple(rounds[1:]), rounds[0], watch.foreign_cores, watch.reference)
 
 
 def _round(
@@ -226,7 +225,7 @@ def _round(
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Collect garbage now, and none during the block."""
+    """Collect garbage now, and do not collect any during the block."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
@@ -241,7 +240,7 @@ class SystemLoad:
     """The load of this machine, from `/proc` (see proc(5)).
 
     Args:
-        proc: That folder; another in tests.
+        proc: The folder `/proc`.
     """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
@@ -254,23 +253,23 @@ class SystemLoad:
             fields = dict(zip(_FIELDS, map(int, first[1:]), strict=False))
         except (OSError, ValueError, IndexError):
             return None
-        # Time for guests is part of `user`; idle and iowait are not work.
+        # `user` includes the time of guests; `idle` and `iowait` are not work.
         return _ticks(fields) / os.sysconf("SC_CLK_TCK")
 
     def own_seconds(self) -> float:
         """Return the CPU seconds of this program; see `MachineLoad.own_seconds`."""
-        # Children count in these when they have ended.
+        # These include child processes only when they have ended.
         times = os.times()
         ended = times.user + times.system + times.children_user + times.children_system
         return ended + sum(map(self._child_seconds, self._proc.glob("[0-9]*/stat")))
 
     def _child_seconds(self, stat: Path) -> float:
-        """Return what a child used, and its own ended children; 0 for other processes."""
+        """Return the CPU seconds of a child and its ended children; 0 for other processes."""
         try:
             text = stat.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return 0.0
-        # The second field is a name, and may hold spaces and brackets.
+        # The second field is a name, which may contain spaces and brackets.
         fields = text.rpartition(")")[2].split()
         if fields[1] != str(os.getpid()):
             return 0.0

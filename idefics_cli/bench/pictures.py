@@ -1,4 +1,4 @@
-"""Pictures to measure with: drawn from a seed, so that no two are alike and all are repeatable."""
+"""Pictures to measure with, drawn from seeds: all are different, and all can be drawn again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 Size = tuple[int, int]
 
-# What people have: photos of two shapes, screenshots, portraits, a panorama, a thumbnail.
+# Typical pictures: photos of two shapes, screenshots, portraits, a panorama, a thumbnail.
 MIXED: tuple[Size, ...] = (
     (980, 653),
     (653, 980),
@@ -24,10 +24,10 @@ class Studio:
     """Draws pictures into a folder.
 
     Args:
-        folder: Where the files go.
+        folder: Folder of the files.
 
     Attributes:
-        folder: The same.
+        folder: The same folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class Studio:
         self._count = 0
 
     def draw(self, size: Size) -> Path:
-        """Draw a new picture of *size*, unlike all before, and return its file."""
+        """Draw a picture of *size* that differs from all earlier ones, and return its file."""
         self._count += 1
         path = self.folder / f"picture-{self._count:05}.png"
         draw(path, size, seed=self._count)
@@ -43,7 +43,7 @@ class Studio:
 
 
 def draw(path: Path, size: Size, *, seed: int) -> None:
-    """Write a PNG of *size* with some shapes on a ground that changes from corner to corner."""
+    """Write a PNG of *size* with some shapes on a background of four blended colours."""
     from PIL import Image, ImageDraw
 
     rng = random.Random(seed)

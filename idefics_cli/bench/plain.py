@@ -1,4 +1,4 @@
-"""Plain transformers as the other contender, called as the model documentation shows."""
+"""The side of plain transformers, called as the model documentation shows."""
 
 from __future__ import annotations
 
@@ -33,22 +33,27 @@ class GeneratingModel(Protocol):
 
 
 class CallableProcessor(Protocol):
-    """A transformers processor, called with all that it takes."""
+    """The call of a transformers processor."""
 
     def __call__(self, **arguments: object) -> Mapping[str, Tensor]:
-        """Return what the model takes."""
+        """Return the inputs of the model."""
         ...
 
 
 @dataclass(slots=True)
 class FirstToken:
-    """A stopping criterion that stops nothing and notes when the first token was there."""
+    """A stopping criterion that never stops, and records the time of the first token.
+
+    Attributes:
+        clock: Seconds.
+        seconds: Time of the first token; None before.
+    """
 
     clock: Clock
     seconds: float | None = None
 
     def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
-        """Take the time once; return false for each row."""
+        """Record the time at the first call; return False for each row."""
         import torch
 
         if self.seconds is None:
@@ -61,14 +66,14 @@ class FirstToken:
 class Plain:
     """Answers with `processor(...)` and `model.generate(...)`.
 
-    The weights are mapped from the same files as ours, so both share their memory while they
-    are not converted. What makes no difference to speed is set right, as a careful user would:
-    the config and the tokenizer flags that the checkpoint's authors meant, left padding, end
-    tokens, and the image tokens that no reply may hold.
+    Its weights are mapped from the same files as ours, so both sides share memory if neither
+    converts them. Settings that do not change the speed are correct, as a careful user would have
+    them: the config and the tokenizer flags that the authors of the checkpoint intended, left
+    padding, end tokens, and image tokens banned from replies.
 
     Args:
-        spec: As for ours; its attention is left to transformers.
-        folder: Of the checkpoint.
+        spec: The same choices as on our side, but transformers chooses the attention.
+        folder: Folder of the checkpoint.
         clock: Seconds.
     """
 
@@ -97,14 +102,14 @@ class Plain:
 
     @property
     def family(self) -> Family:
-        """Holds the processor."""
+        """The family, which holds the processor."""
         return self._family
 
     def answer(self, requests: Sequence[GenerationRequest]) -> Measurement:
         """Open the pictures of *requests* and answer them; see `Contender.answer`.
 
         Raises:
-            MemoryLimitError: If the device has not enough memory.
+            MemoryLimitError: If the device runs out of memory.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""What a run measured: rows of two sides, and what could not be measured."""
+"""The result of a run: rows with figures of both sides, and figures that are missing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class ReportRow:
     """One figure of both sides.
 
     Attributes:
-        scenario: A key of `scenarios.SCENARIOS`.
-        name: Which of its figures, as "batch 4, context 800".
+        scenario: A key of `run.SCENARIOS`.
+        name: Name of the figure in its scenario, as "batch 4, context 800".
         compares: What was timed, in words.
         unit: "s", "tokens/s", "pictures/s" or "GB".
-        more_is_better: Whether a larger value is a better one.
-        ours: A value for each round.
-        plain: The same of plain transformers.
-        agreement: Of the answers behind it.
+        more_is_better: Whether a larger value is better.
+        ours: Our value in each round.
+        plain: Value of plain transformers in each round.
+        agreement: Agreement of the answers of both sides.
         foreign_cores: Cores that other programs kept busy; None if unknown.
         reference: Values of the bandwidth reference meanwhile, in GB/s.
-        notes: What else a reader must know.
+        notes: More facts that a reader needs.
     """
 
     scenario: str
@@ -43,17 +43,17 @@ class ReportRow:
 
     @property
     def ratio(self) -> float:
-        """How many times better the median of ours is; below 1 when it is worse."""
+        """How many times better our median is; below 1 if it is worse."""
         return self._ratio(self.ours.median, self.plain.median)
 
     @property
     def best_ratio(self) -> float:
-        """The same for the best rounds, which noise spoils least."""
+        """The same ratio for the best rounds, which noise affects least."""
         return self._ratio(self.best(self.ours), self.best(self.plain))
 
     @property
     def range(self) -> tuple[float, float]:
-        """The least and the greatest ratio of a round."""
+        """The smallest and the largest ratio of a round."""
         ratios = [
             self._ratio(ours, plain)
             for ours, plain in zip(self.ours.values, self.plain.values, strict=False)
@@ -62,7 +62,7 @@ class ReportRow:
 
     @property
     def disturbances(self) -> tuple[str, ...]:
-        """Why the figures should be taken with care, in words."""
+        """What disturbed the figures, in words."""
         found = []
         if self.foreign_cores is not None and self.foreign_cores > FOREIGN_LIMIT:
             found.append(f"other programs kept {self.foreign_cores:.1f} cores busy")
@@ -85,10 +85,10 @@ class Skipped:
     """A figure that was not measured.
 
     Attributes:
-        scenario: Of the figure.
-        name: Of the figure; empty for the whole scenario.
-        why: The reason.
-        is_failure: Whether it should have been possible.
+        scenario: Scenario of the figure.
+        name: Name of the figure; empty for the whole scenario.
+        why: Reason.
+        is_failure: Whether the figure is missing because of an error.
     """
 
     scenario: str
@@ -99,12 +99,12 @@ class Skipped:
 
 @dataclass(slots=True)
 class Report:
-    """What a run measured so far.
+    """The figures that a run has measured so far.
 
     Attributes:
         about: Machine, versions, model and settings, for JSON.
-        rows: In the order measured.
-        skipped: What was left out.
+        rows: Figures, in the order of measurement.
+        skipped: Figures that were left out.
         is_interrupted: Whether the user stopped the run.
     """
 
@@ -115,12 +115,12 @@ class Report:
 
     @property
     def disagreements(self) -> list[ReportRow]:
-        """The rows whose answers differ more than they may."""
+        """Rows whose answers differ more than allowed."""
         return [row for row in self.rows if not row.agreement.agrees]
 
     @property
     def failures(self) -> list[Skipped]:
-        """What should have been measured and could not be."""
+        """Figures that are missing because of an error."""
         return [item for item in self.skipped if item.is_failure]
 
     def record(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A run: the scenarios one after the other, and a report that is whole at every moment."""
+"""A run: one scenario after the other, and a report that is valid at every moment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "caption": captions.caption,
     }
 )
-"""Name -> what measures it. Fresh processes come first, while nothing else is in memory."""
+"""Every scenario by name. Fresh processes come first, while this one has no model in memory."""
 
 
 def run(
@@ -38,15 +38,15 @@ def run(
     table: Mapping[str, Scenario] = SCENARIOS,
     on_result: Callable[[ReportRow | Skipped], None] = lambda result: None,
 ) -> None:
-    """Measure *names* and fill *report*, which holds what was measured also after Ctrl-C.
+    """Measure *names* and fill *report*, which also keeps its rows after Ctrl-C.
 
     Args:
-        names: Keys of *table*; measured in the order of the table.
-        world: The world outside.
-        choices: What the user chose.
-        report: Rows are added to it as they come.
-        table: The scenarios.
-        on_result: Told of every row, and of what is left out.
+        names: Keys of *table*, in any order: the table gives the order.
+        world: Connections to the outside.
+        choices: Choices of the user.
+        report: Report that gets a row for each figure at once.
+        table: Scenarios by name.
+        on_result: Called with every row, and with every figure that is left out.
     """
     with tempfile.TemporaryDirectory(prefix="idefics-bench-") as folder:
         stage = Stage(world, choices, Studio(Path(folder)))
@@ -67,14 +67,14 @@ def _run_one(
 ) -> None:
     try:
         for result in scenario(stage):
-            _keep(result, report, on_result)
+            _add_result(result, report, on_result)
     except IdeficsError as error:
         why = f"{error}" + (f" ({error.hint})" if error.hint else "")
-        _keep(Skipped(name, "", why, is_failure=True), report, on_result)
+        _add_result(Skipped(name, "", why, is_failure=True), report, on_result)
         stage.use(stage.world.spec)
 
 
-def _keep(
+def _add_result(
     result: ReportRow | Skipped, report: Report, on_result: Callable[[ReportRow | Skipped], None]
 ) -> None:
     if isinstance(result, ReportRow):

@@ -1,14 +1,14 @@
-"""What is measured with both models loaded: vision, prefill, decode and a chat's second turn."""
+"""The scenarios with both models in this process: vision, prefill, decode and chat."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from idefics_cli.bench.measure import Measurement
-from idefics_cli.bench.pictures import MIXED
+from idefics_cli.bench.pictures import MIXED, Size
 from idefics_cli.bench.report import ReportRow, Skipped
-from idefics_cli.bench.stage import QUESTION, Figure, Stage
+from idefics_cli.bench.stage import QUESTION, Figure, Prompts, Stage
 from idefics_cli.core.types import GenerationRequest
 
 Result = ReportRow | Skipped
@@ -17,10 +17,10 @@ _NEXT_QUESTION = "What are the colors in the second picture?"
 
 
 def vision(stage: Stage) -> Iterator[Result]:
-    """Time from one picture to the first token, by its shape and with or without tiles."""
+    """Time from a picture to the first token, by shape, with and without splitting."""
     given = stage.spec
     yield from _vision(stage, tail=_tiles(given.splitting))
-    # None: the family has no choice. With `--splitting` or without, the user has made it.
+    # Both, unless the user chose one, or the family cannot split (None).
     if stage.choices.both_splittings and given.splitting is not None:
         stage.use(replace(given, splitting=not given.splitting))
         yield from _vision(stage, tail=_tiles(stage.spec.splitting), only_one=True)
@@ -29,19 +29,16 @@ def vision(stage: Stage) -> Iterator[Result]:
 
 def prefill(stage: Stage) -> Iterator[Result]:
     """Time from a text to the first token, by the length of the prompt."""
+    compares = "text of one request to its first token"
     for context in stage.choices.contexts:
         name = f"context {context}"
         if skipped := _too_long(stage, "prefill", name, context + 1):
             yield skipped
             continue
         stage.world.say(f"prefill: {name}")
-        prompts = stage.prompts()
-        compares = "text of one request to its first token"
-        figure = Figure(
-            name, compares, "tokens/s", lambda o: o.prompt_tokens / o.seconds, more_is_better=True
-        )
-        fought = stage.duel(lambda _, c=context, p=prompts: [p.text(c, new_tokens=1)])  # type: ignore[misc]
-        yield from stage.rows("prefill", fought, [figure])
+        paired = stage.measure_in_turns(_Texts(stage.prompts(), context, new_tokens=1))
+        figure = Figure(name, compares, "tokens/s", _prefill_rate, more_is_better=True)
+        yield from stage.rows("prefill", paired, [figure])
 
 
 def decode(stage: Stage) -> Iterator[Result]:
@@ -52,7 +49,7 @@ def decode(stage: Stage) -> Iterator[Result]:
 
 
 def chat(stage: Stage) -> Iterator[Result]:
-    """The second turn of a chat with two pictures: first token, and whole answer."""
+    """Time to the first token and to the whole answer, in the second turn of a chat."""
     if not stage.spec.chats:
         yield Skipped("chat", "", "a base model does not chat")
         return
@@ -66,11 +63,11 @@ def chat(stage: Stage) -> Iterator[Result]:
         answer = done.text or "."
         return [prompts.reply(first, answer, _NEXT_QUESTION, new_tokens=stage.choices.new_tokens)]
 
-    fought = stage.duel(second_turn)
+    paired = stage.measure_in_turns(second_turn)
     compares = "second turn about two 640x480 pictures, the first turn done and not timed"
     yield from stage.rows(
         "chat",
-        fought,
+        paired,
         [
             Figure("second turn, first token", compares, "s", _first_seconds),
             Figure("second turn, whole answer", compares, "s", _seconds),
@@ -78,31 +75,58 @@ def chat(stage: Stage) -> Iterator[Result]:
     )
 
 
+class _Texts:
+    """Makes the requests of a round: texts of one length.
+
+    Args:
+        prompts: Makes a text.
+        tokens: Prompt tokens of each.
+        new_tokens: Length of an answer.
+        batch: Number of texts.
+        warm_up_tokens: Prompt tokens in the warm-up; None for *tokens*.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        tokens: int,
+        *,
+        new_tokens: int,
+        batch: int = 1,
+        warm_up_tokens: int | None = None,
+    ) -> None:
+        self._prompts, self._tokens, self._new_tokens = prompts, tokens, new_tokens
+        self._batch = batch
+        self._warm_up_tokens = tokens if warm_up_tokens is None else warm_up_tokens
+
+    def __call__(self, number: int) -> list[GenerationRequest]:
+        tokens = self._tokens if number else self._warm_up_tokens
+        return [self._prompts.text(tokens, new_tokens=self._new_tokens) for _ in range(self._batch)]
+
+
 def _vision(stage: Stage, *, tail: str, only_one: bool = False) -> Iterator[Result]:
-    choices, prompts = stage.choices, stage.prompts()
+    choices = stage.choices
     sizes = choices.sizes[1:2] or choices.sizes if choices.quick or only_one else choices.sizes
     compares = "picture file to first token: open, preprocess, encode, prefill"
     for size in sizes:
-        name = f"{size[0]}x{size[1]}{tail}"
-        stage.world.say(f"vision: {name}")
-        fought = stage.duel(
-            lambda _, size=size: [  # type: ignore[misc]
-                prompts.about([stage.studio.draw(size)], QUESTION, new_tokens=1)
-            ]
-        )
-        yield from stage.rows("vision", fought, [Figure(name, compares, "s", _seconds)])
-    if only_one:
-        return
-    shapes = MIXED[:4] if choices.quick else MIXED
-    name = f"{len(shapes)} of mixed shapes{tail}"
-    stage.world.say(f"vision: {name}")
-    fought = stage.duel(
-        lambda _: [
-            prompts.about([stage.studio.draw(size)], QUESTION, new_tokens=1) for size in shapes
-        ]
-    )
-    each = Figure(name, f"{compares}; per picture", "s", lambda o: o.seconds / len(shapes))
-    yield from stage.rows("vision", fought, [each])
+        figure = Figure(f"{size[0]}x{size[1]}{tail}", compares, "s", _seconds)
+        yield from _pictures(stage, [size], figure)
+    if not only_one:
+        shapes = MIXED[:4] if choices.quick else MIXED
+        name = f"{len(shapes)} of mixed shapes{tail}"
+        figure = Figure(name, f"{compares}; per picture", "s", _seconds_per_answer)
+        yield from _pictures(stage, shapes, figure)
+
+
+def _pictures(stage: Stage, sizes: Sequence[Size], figure: Figure) -> Iterator[Result]:
+    """Measure requests with one picture each, of *sizes*, in one batch."""
+    stage.world.say(f"vision: {figure.name}")
+    prompts = stage.prompts()
+
+    def make(number: int) -> list[GenerationRequest]:
+        return [prompts.about([stage.studio.draw(s)], QUESTION, new_tokens=1) for s in sizes]
+
+    yield from stage.rows("vision", stage.measure_in_turns(make), [figure])
 
 
 def _decode(stage: Stage, context: int, batch: int) -> Iterator[Result]:
@@ -112,22 +136,19 @@ def _decode(stage: Stage, context: int, batch: int) -> Iterator[Result]:
         yield skipped
         return
     stage.world.say(f"decode: {name}")
-    prompts = stage.prompts()
-    # Steps after the first are measured. On a CPU these are as warm after a short prompt; a GPU
-    # gets its memory, and makes its graphs, by length.
+    # Only the steps after the first are measured. A short prompt warms these up on a CPU. On a GPU
+    # memory and graphs depend on the length.
     warm_up = min(context, _WARM_UP_TOKENS) if stage.spec.device == "cpu" else context
-    fought = stage.duel(
-        lambda number: [
-            prompts.text(context if number else warm_up, new_tokens=new_tokens)
-            for _ in range(batch)
-        ]
+    texts = _Texts(
+        stage.prompts(), context, new_tokens=new_tokens, batch=batch, warm_up_tokens=warm_up
     )
-    if any(not outcome.steps for r in fought.rounds for outcome in (r.ours, r.plain)):
+    paired = stage.measure_in_turns(texts)
+    if any(not answered.steps for r in paired.rounds for answered in (r.ours, r.plain)):
         yield Skipped("decode", name, "the model ended its answer at once")
         return
     compares = f"tokens after the first of {new_tokens}, all rows of the batch together"
     figure = Figure(name, compares, "tokens/s", _decode_rate, more_is_better=True)
-    yield from stage.rows("decode", fought, [figure])
+    yield from stage.rows("decode", paired, [figure])
 
 
 def _too_long(stage: Stage, scenario: str, name: str, tokens: int) -> Skipped | None:
@@ -141,13 +162,21 @@ def _tiles(splitting: bool | None) -> str:
     return {None: "", True: ", split", False: ", whole"}[splitting]
 
 
-def _decode_rate(outcome: Measurement) -> float:
-    return outcome.steps / outcome.decode_seconds
+def _prefill_rate(answered: Measurement) -> float:
+    return answered.prompt_tokens / answered.seconds
 
 
-def _seconds(outcome: Measurement) -> float:
-    return outcome.seconds
+def _decode_rate(answered: Measurement) -> float:
+    return answered.steps / answered.decode_seconds
 
 
-def _first_seconds(outcome: Measurement) -> float:
-    return outcome.first_seconds
+def _seconds(answered: Measurement) -> float:
+    return answered.seconds
+
+
+def _seconds_per_answer(answered: Measurement) -> float:
+    return answered.seconds / len(answered.tokens)
+
+
+def _first_seconds(answered: Measurement) -> float:
+    return answered.first_seconds

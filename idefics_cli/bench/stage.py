@@ -1,4 +1,4 @@
-"""What scenarios work with: both contenders loaded, prompts, pictures, and the choices made."""
+"""The stage of a scenario: both contenders, prompts, pictures and the choices of the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Protocol
 from idefics_cli.bench.agreement import Agreement, Gap, compare, tolerance
 from idefics_cli.bench.cold_start.processes import Processes
 from idefics_cli.bench.contenders import Ours
-from idefics_cli.bench.measure import Contender, Duel, Instruments, Measurement, Pace, Series, duel
+from idefics_cli.bench.measure import (
+    Contender,
+    Instruments,
+    Measurement,
+    Pace,
+    PairedRounds,
+    Series,
+    measure_in_turns,
+)
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import ReportRow
 from idefics_cli.core.types import (
@@ -25,14 +33,14 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.protocol import Engine
 
-# Nobody ends an answer to this early: the built-in model goes on with "I I I …", and random
-# weights hardly ever find an end token.
+# No side ends an answer to this early: the built-in model goes on with "I I I …", and random
+# weights hardly ever give an end token.
 _FILLER = " Describe this image."
 QUESTION = "Describe this image."
 
 
 class PlainContender(Contender, Protocol):
-    """A contender that also knows how good a reply is."""
+    """A contender that can also rate the tokens of another."""
 
     def gap(self, request: GenerationRequest, tokens: tuple[int, ...]) -> float:
         """See `Agreement.gap`."""
@@ -41,13 +49,13 @@ class PlainContender(Contender, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CaptionTask:
-    """What a captioning run is asked for.
+    """A captioning run to measure.
 
     Attributes:
-        pictures: Files, in order.
-        prompt: About each.
-        max_new_tokens: Of a caption.
-        batch_size: Most at a time.
+        pictures: Picture files, in order.
+        prompt: Prompt for each picture.
+        max_new_tokens: Longest caption.
+        batch_size: Most pictures at a time.
     """
 
     pictures: tuple[Path, ...]
@@ -57,26 +65,27 @@ class CaptionTask:
 
 
 CaptionRun = Callable[[Engine, CaptionTask], Mapping[Path, str]]
-"""Captions every picture with an engine, which it closes; a picture that failed is left out."""
+"""Captions every picture with an engine and closes it; pictures that failed are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the user chose to measure.
+    """Choices of the user.
 
     Attributes:
-        batch_sizes: For decode, and of plain transformers for captions.
-        contexts: Prompt tokens, for prefill and decode.
-        new_tokens: Of an answer.
-        pace: How often.
-        quick: Fewer figures.
-        sizes: Width and height of the pictures of `vision`.
-        count: Pictures to caption.
-        pictures: Files to caption instead of drawn ones.
-        caption_prompt: What to ask about each.
-        caption_batch: Pictures at a time of our captioning.
-        both_splittings: Measure vision with and without splitting, where the model can do both.
-        plain_quantization: Of plain transformers; None is that of ours.
+        batch_sizes: Batch sizes of `decode`, and of plain transformers in `caption`.
+        contexts: Prompt tokens in `prefill` and `decode`.
+        new_tokens: Length of an answer.
+        pace: Length of a measurement.
+        quick: Whether to measure fewer figures.
+        sizes: Width and height of the pictures in `vision`.
+        count: Number of pictures to caption.
+        pictures: Files to caption instead of drawn pictures.
+        caption_prompt: Prompt for each of them.
+        caption_batch: Pictures at a time in our captioning.
+        both_splittings: Whether to measure vision with and without splitting, if the model can
+            do both.
+        plain_quantization: Quantization of plain transformers; None takes ours.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
@@ -95,19 +104,19 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a run needs of the world outside.
+    """Connections of a run to the outside.
 
     Attributes:
-        spec: What to load.
-        folder: Of its files.
-        name: What the user calls the model, for a command line.
-        make_engine: Loads ours.
+        spec: Model to load.
+        folder: Folder of its files.
+        name: Name of the model in a command line.
+        make_engine: Loads our engine.
         make_plain: Loads plain transformers.
         caption: Runs our captioning.
-        draw_scenes: Writes some pictures into a folder, for captions.
+        draw_scenes: Writes a number of pictures into a folder, for captions.
         processes: Starts fresh processes.
         instruments: Clock, load and reference.
-        say: Told what is being measured.
+        say: Called with a text about the measurement that begins.
     """
 
     spec: LoadSpec
@@ -123,11 +132,11 @@ class World:
 
 
 class Prompts:
-    """Makes requests of which no two begin alike.
+    """Makes requests that all begin differently, so that no prefix is reused.
 
     Args:
-        spec: Of the model; base models complete instead of chatting.
-        count: Tokens of a request's prompt.
+        spec: Model; base models complete instead of chatting.
+        count: Counts the tokens of a request's prompt.
     """
 
     def __init__(self, spec: LoadSpec, count: Callable[[GenerationRequest], int]) -> None:
@@ -137,7 +146,7 @@ class Prompts:
         self._repeats: dict[int, int] = {}
 
     def text(self, tokens: int, *, new_tokens: int) -> GenerationRequest:
-        """Return a request whose prompt has *tokens* tokens, or a few less."""
+        """Return a request with a prompt of *tokens* tokens, or a few less."""
         if tokens not in self._repeats:
             one, two = (self._count(self._text(n, new_tokens)) for n in (1, 2))
             self._repeats[tokens] = max(1, 1 + (tokens - one) // max(1, two - one))
@@ -150,7 +159,7 @@ class Prompts:
     def reply(
         self, request: GenerationRequest, answer: str, text: str, *, new_tokens: int
     ) -> GenerationRequest:
-        """Return *request* gone on with: its *answer*, and a next question."""
+        """Return *request* with its *answer* and a next question, *text*."""
         more = (Message("assistant", (answer,)), Message("user", (text,)))
         return replace(
             request,
@@ -160,7 +169,7 @@ class Prompts:
 
     def _text(self, repeats: int, new_tokens: int) -> GenerationRequest:
         self._made += 1
-        # First, so that nothing of it can be remembered from another prompt; of one width.
+        # The number comes first, so that no prefix is shared, and always has five digits.
         return self._request((f"{self._made:05}{_FILLER * repeats}",), new_tokens)
 
     def _request(self, parts: tuple[Part, ...], new_tokens: int) -> GenerationRequest:
@@ -176,14 +185,14 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What to make of the rounds of a duel.
+    """A figure to compute from measured rounds.
 
     Attributes:
-        name: Of the row.
-        compares: What it times, in words.
-        unit: Of its values.
-        value: Of an outcome of either side.
-        more_is_better: Whether a larger one is better.
+        name: Name of the row.
+        compares: What is timed, in words.
+        unit: Unit of the values.
+        value: Computes the value from the measurement of a side.
+        more_is_better: Whether a larger value is better.
     """
 
     name: str
@@ -194,11 +203,11 @@ class Figure:
 
 
 class Stage:
-    """Both contenders with one model, and what scenarios measure them with.
+    """Both contenders with one model.
 
     Args:
-        world: The world outside.
-        choices: What the user chose.
+        world: Connections to the outside.
+        choices: Choices of the user.
         studio: Draws pictures.
     """
 
@@ -212,18 +221,18 @@ class Stage:
 
     @property
     def spec(self) -> LoadSpec:
-        """What is loaded, or will be."""
+        """The model that is loaded, or will be."""
         return self._spec
 
     def use(self, spec: LoadSpec) -> None:
-        """Change what is loaded."""
+        """Load another model from now on."""
         if spec != self._spec:
             self.close()
             self._spec = spec
 
     @property
     def engine(self) -> Engine:
-        """Ours, loaded at the first use."""
+        """Our engine, loaded at the first use."""
         if self._engine is None:
             self.world.say("loading ours")
             self._engine = self.world.make_engine(self._spec)
@@ -251,10 +260,10 @@ class Stage:
             self._spec, lambda request: engine.measure(engine.prepare(request)).prompt_tokens
         )
 
-    def duel(self, make: Callable[[int], Sequence[GenerationRequest]]) -> Duel:
-        """Let both sides answer the requests of *make*; see `measure.duel`."""
+    def measure_in_turns(self, make: Callable[[int], Sequence[GenerationRequest]]) -> PairedRounds:
+        """Let both sides answer the requests of *make*; see `measure.measure_in_turns`."""
         ours = Ours(self.engine, self.world.instruments.clock)
-        return duel(
+        return measure_in_turns(
             make,
             ours,
             self.plain,
@@ -262,13 +271,15 @@ class Stage:
             instruments=self.world.instruments,
         )
 
-    def rows(self, scenario: str, fought: Duel, figures: Iterable[Figure]) -> Iterator[ReportRow]:
-        """Yield a row for each of *figures* of one duel."""
-        agreement = self.agreement(fought)
-        prompt = max(r.ours.prompt_tokens for r in fought.rounds)
+    def rows(
+        self, scenario: str, paired: PairedRounds, figures: Iterable[Figure]
+    ) -> Iterator[ReportRow]:
+        """Yield a row for each of *figures*, from the same rounds."""
+        agreement = self.agreement(paired)
+        prompt = max(r.ours.prompt_tokens for r in paired.rounds)
         for figure in figures:
-            ours = Series(tuple(figure.value(r.ours) for r in fought.rounds))
-            plain = Series(tuple(figure.value(r.plain) for r in fought.rounds))
+            ours = Series(tuple(figure.value(r.ours) for r in paired.rounds))
+            plain = Series(tuple(figure.value(r.plain) for r in paired.rounds))
             yield ReportRow(
                 scenario,
                 figure.name,
@@ -278,26 +289,26 @@ class Stage:
                 ours,
                 plain,
                 agreement,
-                fought.foreign_cores,
-                fought.reference,
+                paired.foreign_cores,
+                paired.reference,
                 (f"{prompt} prompt tokens",),
             )
 
-    def agreement(self, fought: Duel) -> Agreement:
-        """Compare the answers of *fought*."""
+    def agreement(self, paired: PairedRounds) -> Agreement:
+        """Compare the answers of *paired*."""
         gap: Gap = self.plain.gap
-        return compare(fought.all_rounds, allowed=self.allowed, gap=gap)
+        return compare(paired.all_rounds, allowed=self.allowed, gap=gap)
 
     @property
     def allowed(self) -> float | None:
-        """How far answers may differ; None if all tokens must be equal."""
+        """Largest allowed gap between answers; None if all tokens must be equal."""
         other = self.choices.plain_quantization not in (None, self._spec.quantization)
-        # transformers knows nf4 only.
+        # The only 4-bit format of transformers is nf4.
         int4 = self._spec.quantization == "4bit" and self._spec.format_4bit == "int4"
         return tolerance(self._spec, same_format=not other and not int4)
 
     def release(self) -> None:
-        """Free ours; it is loaded again at the next use."""
+        """Free our engine; the next use loads it again."""
         if self._engine is not None:
             self._engine.close()
         self._engine = None
@@ -309,7 +320,7 @@ class Stage:
 
     @contextmanager
     def opened(self) -> Iterator[Stage]:
-        """Close all at the end of the block; the models without waiting after Ctrl-C."""
+        """Free both models at the end of the block; after Ctrl-C, without waiting for them."""
         try:
             yield self
         except KeyboardInterrupt as error:

@@ -139,7 +139,7 @@ def _turns(stage: Stage, scenario: str, names: Sequence[_Name], watch: Watch) ->
         for name in names if number % 2 == 0 else names[::-1]:
             stage.world.say(f"{scenario}: {name}, round {number + 1}")
             yield name
-        watch.refer()
+        watch.measure_reference()
         if clock() - started >= pace.seconds:
             break
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.bench.measure import Duel, Instruments, Pace, Series, SystemLoad, duel
+from idefics_cli.bench.measure import (
+    Instruments,
+    Pace,
+    PairedRounds,
+    Series,
+    SystemLoad,
+    measure_in_turns,
+)
 from tests.support.bench import FakeContender, FakeLoad, ask
 from tests.support.fakes import FakeClock
 
@@ -24,21 +31,21 @@ def fight(
     seconds: float = 1e9,
     foreign: float = 0.0,
     readings: Iterator[float] | None = None,
-) -> tuple[Duel, list[tuple[str, str]]]:
+) -> tuple[PairedRounds, list[tuple[str, str]]]:
     log: list[tuple[str, str]] = []
     instruments = Instruments(
         clock or FakeClock(),
         FakeLoad(foreign),
         None if readings is None else lambda: next(readings),
     )
-    fought = duel(
+    paired = measure_in_turns(
         lambda number: [ask(f"round {number}")],
         FakeContender("ours", log, seconds=ours),
         FakeContender("plain", log, seconds=plain),
         pace=Pace(rounds, seconds),
         instruments=instruments,
     )
-    return fought, log
+    return paired, log
 
 
 def test_both_sides_answer_the_same_in_turns_and_the_first_changes() -> None:
@@ -56,10 +63,10 @@ def test_both_sides_answer_the_same_in_turns_and_the_first_changes() -> None:
 
 
 def test_the_warm_up_is_not_measured_but_its_answers_count() -> None:
-    fought, _ = fight(2, ours=(99.0, 1.0, 2.0))
-    assert [r.ours.seconds for r in fought.rounds] == [1.0, 2.0]
-    assert fought.warm_up.ours.seconds == 99.0
-    assert len(fought.all_rounds) == 3
+    paired, _ = fight(2, ours=(99.0, 1.0, 2.0))
+    assert [r.ours.seconds for r in paired.rounds] == [1.0, 2.0]
+    assert paired.warm_up.ours.seconds == 99.0
+    assert len(paired.all_rounds) == 3
 
 
 def test_no_round_begins_after_the_time_is_up_but_one_is_always_made() -> None:
@@ -72,7 +79,7 @@ def test_no_garbage_is_collected_while_a_side_answers() -> None:
     log: list[tuple[str, str]] = []
     sides = (FakeContender("ours", log), FakeContender("plain", log))
     assert gc.isenabled()
-    duel(
+    measure_in_turns(
         lambda number: [ask("x")],
         *sides,
         pace=Pace(1, 1e9),
@@ -88,9 +95,9 @@ def test_the_median_and_the_least_are_of_all_rounds() -> None:
 
 
 def test_foreign_load_is_what_others_used_by_the_wall_clock() -> None:
-    fought, _ = fight(1, foreign=3.0, clock=FakeClock(2.0))
+    paired, _ = fight(1, foreign=3.0, clock=FakeClock(2.0))
     # The clock is looked at before, for the pace twice, and after: 6 seconds pass.
-    assert fought.foreign_cores == pytest.approx(3.0 / 6.0)
+    assert paired.foreign_cores == pytest.approx(3.0 / 6.0)
 
 
 def test_the_load_is_read_from_the_first_line_of_proc_stat(tmp_path: Path) -> None:
