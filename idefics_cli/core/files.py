@@ -15,13 +15,14 @@ UNFINISHED = ".part"
 _LOCKED_BYTE = 1 << 40
 
 
-def write_whole(target: Path, data: bytes, *, private: bool = False) -> None:
+def write_whole(target: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:
     """Write *data* to *target* atomically: the file has all of it, or stays as it was.
 
     Args:
         target: The file to write or replace.
         data: The whole content.
         private: Let only the owner read the file; otherwise the umask decides.
+        durable: Wait until the file is on the disk, which takes some milliseconds.
 
     Raises:
         OSError: If the file cannot be written; *target* is unchanged.
@@ -33,13 +34,15 @@ def write_whole(target: Path, data: bytes, *, private: bool = False) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(name, target)
     except BaseException:
         os.unlink(name)
         raise
-    sync_folder(target.parent)
+    if durable:
+        sync_folder(target.parent)
 
 
 def remove_unfinished(target: Path) -> None:

@@ -1,6 +1,6 @@
 """The built-in model before training: tokenizer, processor, fresh weights.
 
-Everything is of the real classes of transformers; only the sizes are tiny.
+All classes are the real ones of transformers; only the sizes are tiny.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from idefics_cli.models.families.protocols import Processor, Tokenizer
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
 LATENTS = 16
-"""Tokens that stand for one image."""
+"""Number of tokens that stand for one image."""
 LONGEST_EDGE = 112
 SHORTEST_EDGE = 42
 PATCH = 14
-"""Pixels of one patch, in both directions."""
+"""Width and height of a patch in pixels."""
 VISION_WIDTH = 192
 TEXT_WIDTH = 192
 PAD_ID = 0
@@ -57,7 +57,9 @@ PAD_ID = 0
 SPECIAL_TOKENS = (FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE)
 
 _CONTEXT = 1024
-_VOCABULARY = 800  # an upper bound: fewer merges are frequent enough
+_LLAMA_TOKENS = ["<unk>", "<s>", "</s>"]
+# An upper bound: only merges that are frequent enough become tokens.
+_VOCABULARY = 800
 
 
 def build_processor() -> Processor:
@@ -65,7 +67,7 @@ def build_processor() -> Processor:
     image_processor = Idefics2ImageProcessorPil(
         size={"shortest_edge": SHORTEST_EDGE, "longest_edge": LONGEST_EDGE},
         do_image_splitting=False,
-        # With these no real pixel becomes exactly 0: the model takes an image of zeros for
+        # With these values no real pixel becomes exactly 0. The model takes an image of zeros as
         # padding (transformers 5.23, Idefics2Model.get_image_features).
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
@@ -77,42 +79,21 @@ def build_processor() -> Processor:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Train the tokenizer on what the scenes give to say; takes some seconds.
+    """Train the tokenizer on the texts of the scenes; takes some seconds.
 
-    A BPE with byte fallback and the metaspace of Mistral's tokenizer, so that prompts split
-    as those of the real model do.
+    It is a BPE with byte fallback and the metaspace of Mistral's tokenizer, so that it splits
+    prompts as the tokenizer of the real model does.
     """
-    special = ["<unk>", "<s>", "</s>"]
-    tokenizer = RawTokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    # No merge crosses a word, a line or a punctuation mark. Without the split at the newline
-    # the "Assistant" of the template falls apart.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.Split("▁", "merged_with_next"),
-            pre_tokenizers.Punctuation("isolated"),
-        ]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    tokenizer = _untrained_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY,
         min_frequency=5,
-        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
+        special_tokens=_LLAMA_TOKENS + [f"<0x{byte:02X}>" for byte in range(256)],
         show_progress=False,
         limit_alphabet=200,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer = _with_plain_bytes(tokenizer, special)
+    tokenizer = _with_plain_bytes(tokenizer)
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
     )
@@ -137,7 +118,7 @@ def build_tokenizer() -> Tokenizer:
 def build_model(tokenizer: Tokenizer) -> nn.Module:
     """Return an `Idefics2ForConditionalGeneration` with fresh float32 weights.
 
-    The weights follow torch's global random generator.
+    The weights come from torch's global random generator.
     """
     fake, image, end = (_id(tokenizer, token) for token in SPECIAL_TOKENS)
     config = Idefics2Config(
@@ -148,7 +129,7 @@ def build_model(tokenizer: Tokenizer) -> nn.Module:
         text_config=_text_config(len(tokenizer)),
     )
     model = Idefics2ForConditionalGeneration(config)
-    # The library starts all latents at one: 16 times the same question to the image.
+    # The library initialises all latents with 1, so that all 16 would attend to the same patches.
     model.model.connector.perceiver_resampler.latents.data.normal_(0, 1)
     model.generation_config = GenerationConfig(
         bos_token_id=1,
@@ -157,6 +138,31 @@ def build_model(tokenizer: Tokenizer) -> nn.Module:
         bad_words_ids=[[fake], [image]],
     )
     return cast(nn.Module, model)
+
+
+def _untrained_tokenizer() -> RawTokenizer:
+    tokenizer = RawTokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    # No merge crosses a word, a line or a punctuation mark. Without the split at the newline the
+    # "Assistant" of the template would be split.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Split("▁", "merged_with_next"),
+            pre_tokenizers.Punctuation("isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
 
 
 def _vision_config() -> dict[str, object]:
@@ -212,15 +218,15 @@ def _id(tokenizer: Tokenizer, token: str) -> int:
     return found
 
 
-def _with_plain_bytes(tokenizer: RawTokenizer, special: list[str]) -> RawTokenizer:
+def _with_plain_bytes(tokenizer: RawTokenizer) -> RawTokenizer:
     """Return *tokenizer* with the byte tokens as plain vocabulary, as in Mistral's."""
     state = json.loads(tokenizer.to_str())
-    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in special]
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in _LLAMA_TOKENS]
     return RawTokenizer.from_str(json.dumps(state))
 
 
 def _corpus() -> list[str]:
-    """Return the texts that the tokenizer is trained on; how often each comes counts."""
+    """Return the texts to train the tokenizer on; frequent texts have more influence."""
     rng = random.Random(0)
     corpus: list[str] = []
     for _ in range(4000):

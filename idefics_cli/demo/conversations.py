@@ -1,4 +1,4 @@
-"""Questions about two pictures, and the conversations that training is made of."""
+"""Questions about two pictures, and the conversations of the training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ScenePair = tuple[Scene, Scene]
 
 _ORDINALS = ("first", "second")
 _ATTEMPTS = 20
-# How often each task comes, by repetition.
+# A task that stands here several times is drawn more often.
 _MIX = (
     *["pair_caption"] * 2,
     "pair_more",
@@ -31,7 +31,7 @@ _MIX = (
     "pair_text",
 )
 PAIR_TASKS = tuple(dict.fromkeys(_MIX))
-"""What can be asked about two pictures; not every pair offers all of them."""
+"""Tasks of questions about two pictures; not every pair offers all of them."""
 
 
 def any_pair_question(scenes: ScenePair, rng: random.Random) -> Question:
@@ -53,7 +53,7 @@ def ask_pair(scenes: ScenePair, rng: random.Random, task: str) -> Question | Non
 
 
 def single_conversation(scene: Scene, rng: random.Random, *, turns: int = 5) -> list[Question]:
-    """Return about *turns* questions on one picture, never two with one task and answer."""
+    """Return about *turns* questions about one picture; no two have the same task and answer."""
     conversation: list[Question] = []
     seen: set[str] = set()
     for _ in range(turns * 4):
@@ -63,7 +63,7 @@ def single_conversation(scene: Scene, rng: random.Random, *, turns: int = 5) -> 
             questions = follow_up_questions(scene, rng)
         else:
             questions = [any_question(scene, rng)]
-        # A later turn that repeats an answer could be copied from the text.
+        # Otherwise the model could copy the answer from an earlier turn.
         key = questions[0].task + questions[0].answer
         if key not in seen:
             seen.add(key)
@@ -106,8 +106,8 @@ def _worded(
     return Question(task, wording.format(which=_ORDINALS[which], shape=shape), answer)
 
 
-# One function per task: a question, or None if the scenes do not offer it, in which case
-# nothing was drawn.
+# One function per task. It returns a question, or None if the scenes do not offer the task, and
+# then draws nothing from the generator.
 
 
 def _ask_caption(scenes: ScenePair, which: int, rng: random.Random) -> Question:

@@ -1,4 +1,4 @@
-"""The pictures of scenes: Pillow draws them, with the font that Pillow carries inside."""
+"""The pictures of scenes, drawn by Pillow with its built-in font."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _NOISE_EDGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A picture and where its text is.
+    """A picture with the positions of its text.
 
     Attributes:
-        image: RGB.
-        text_box: Left, top, right, bottom of the text in pixels; None without text.
-        letter_edges: x in pixels before, between and after the letters; empty without text.
+        image: RGB image.
+        text_box: Left, top, right and bottom of the text in pixels; None without text.
+        letter_edges: Positions before, between and after the letters, in pixels from the left;
+            empty without text.
     """
 
     image: Image.Image
@@ -49,7 +50,7 @@ def draw(scene: Scene, *, jpeg: bool = False) -> Drawing:
             _draw_shape(canvas, thing, rng)
     if rng.random() < 0.5:
         image = _with_noise(image, rng)
-    # Drawn before `jpeg` is asked, so that both settings see the same stream.
+    # The draw comes before the test of `jpeg`, so that both settings have the same random stream.
     if rng.random() < 0.3 and jpeg:
         image = _through_jpeg(image, quality=rng.randint(35, 90))
     return Drawing(image, text_box, letter_edges)
@@ -77,7 +78,7 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, thing: SceneObject, rng: random.Ran
 
 @cache
 def _outline(shape: str) -> tuple[Point, ...]:
-    """Return the corners of *shape* in a circle of radius 1 around 0; y points down."""
+    """Return the corners of *shape* in a circle of radius 1 around the origin; y points down."""
     if shape == "square":
         return ((-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82))
     if shape == "triangle":
@@ -107,7 +108,7 @@ def _heart_point(t: float) -> Point:
 def _draw_text(
     image: Image.Image, lettering: Lettering, rng: random.Random
 ) -> tuple[tuple[int, int, int, int], tuple[float, ...]]:
-    """Paste the text, stretched and sometimes tilted; return its box and letter edges."""
+    """Paste the text, stretched and sometimes tilted; return its box and its letter edges."""
     shade = _shade(rng, COLORS[lettering.color])
     stroke = rng.choice([0, 0, 1, 3, 4])
     mask, edges = _text_mask(lettering.text, stroke)
@@ -144,10 +145,10 @@ def _text_size(
     text: str,
     rng: random.Random,
 ) -> tuple[int, int]:
-    """Return width and height to scale the mask to, so that it fills much of the picture."""
+    """Return the width and height of the scaled mask, which fills much of the picture."""
     width, height = picture
     stretched = mask[0] * stretch
-    # The mask has a margin of 2 pixels all round: the letters themselves are 4 lower.
+    # The mask has a margin of 2 pixels on each side, so it is 4 pixels higher than the letters.
     letters = mask[1] - 4
     if len(text) == 1:
         scale = min(width, height) * rng.uniform(0.5, 0.8) / letters
@@ -164,11 +165,11 @@ def _place(room: int, taken: int, rng: random.Random) -> float:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """Return Pillow's own scalable font: the same on machines with other fonts, or none."""
+    """Return Pillow's built-in scalable font, which is the same on all machines."""
     built_in = ImageFont.load_default(size=20)
     if not isinstance(built_in, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow was built without FreeType")
-    # Basic layout: with libraqm the same text may get other positions.
+    # Basic layout, because libraqm may place the same text differently.
     return ImageFont.truetype(
         io.BytesIO(built_in.font_bytes), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC
     )
@@ -185,7 +186,7 @@ def _with_noise(image: Image.Image, rng: random.Random) -> Image.Image:
 
 @cache
 def _noise_field() -> NDArray[np.float32]:
-    # RandomState's stream is frozen by numpy's policy (NEP 19); Generator's is not.
+    # numpy guarantees the stream of RandomState (NEP 19), but not that of Generator.
     field = np.random.RandomState(0).normal(0, 1, (_NOISE_EDGE, _NOISE_EDGE, 3))
     return field.astype(np.float32)
 
@@ -198,10 +199,10 @@ def _through_jpeg(image: Image.Image, *, quality: int) -> Image.Image:
 
 
 def render(scene: Scene, *, jpeg: bool = False) -> Image.Image:
-    """Draw *scene* as an RGB picture: the same pixels with Pillow 11.3 to 13.0.
+    """Draw *scene* as an RGB picture, with the same pixels in Pillow 11.3 to 13.0.
 
     Args:
-        scene: What to draw.
-        jpeg: Also pass 3 of 10 pictures through a lossy JPEG, as in training.
+        scene: Scene to draw.
+        jpeg: Compress 3 of 10 pictures with lossy JPEG, as in training.
     """
     return draw(scene, jpeg=jpeg).image

@@ -1,7 +1,7 @@
 """Questions about one picture, with answers that follow from its scene alone.
 
-As with the scenes, the order of the random draws is part of the format: the tokenizer and
-the training data are made from it.
+The order of the random draws is part of the format, as in `scenes.py`: the tokenizer and the
+training data depend on it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,7 @@ from idefics_cli.demo.scenes import (
     caption,
     with_article,
 )
-from idefics_cli.demo.wordings import KNOWN_QUESTIONS, WORDINGS
-
-__all__ = [
-    "COUNTS",
-    "KNOWN_QUESTIONS",
-    "TASKS",
-    "Question",
-    "any_question",
-    "ask",
-    "follow_up_questions",
-    "only_of_shape",
-]
+from idefics_cli.demo.wordings import WORDINGS
 
 COUNTS = ("Zero.", "One.", "Two.", "Three.")
 """The answers to "How many ...?"."""
@@ -43,7 +32,7 @@ _PLACES = (
     ("Bottom left.", "Bottom.", "Bottom right."),
 )
 _ATTEMPTS = 20
-# How often each task comes, by repetition.
+# A task that stands here several times is drawn more often.
 _SHAPE_MIX = (
     *["caption"] * 3,
     *["color"] * 2,
@@ -65,12 +54,12 @@ _TEXT_MIX = (
     "exists",
 )
 TASKS = tuple(dict.fromkeys(_SHAPE_MIX + _TEXT_MIX))
-"""What can be asked about one picture; no scene offers all of them."""
+"""Tasks of questions about one picture; no scene offers all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of one kind (*task*) and its only right answer, to the letter."""
+    """A question of one kind (*task*) and its only right answer."""
 
     task: str
     question: str
@@ -90,7 +79,7 @@ def any_question(scene: Scene, rng: random.Random) -> Question:
 def ask(scene: Scene, rng: random.Random, task: str) -> Question | None:
     """Return a question of *task* (one of `TASKS`), or None if *scene* does not offer it.
 
-    The question's own task is `digit` or `word` where *task* is `text`.
+    If *task* is `text`, the task of the question is `digit` or `word`.
     """
     for _ in range(_ATTEMPTS):
         question = _ASK[task](scene, rng)
@@ -104,7 +93,7 @@ def follow_up_questions(
 ) -> list[Question]:
     """Return 2 or 3 questions, at most *turns*; the later ones ask about "it".
 
-    Their tasks are that of the first question, then `follow_up`, then `second_follow_up`.
+    The tasks of the later ones are `follow_up` and `second_follow_up`.
     """
     if scene.lettering is not None:
         color = capitalized(scene.lettering.color) + "."
@@ -127,7 +116,7 @@ def follow_up_questions(
 
 
 def only_of_shape(scene: Scene) -> list[SceneObject]:
-    """Return the objects that "the star" names without doubt."""
+    """Return the objects that their shape identifies, as in "the star"."""
     shapes = [thing.shape for thing in scene.objects]
     return [thing for thing in scene.objects if shapes.count(thing.shape) == 1]
 
@@ -140,7 +129,7 @@ def _only_of_color(scene: Scene) -> list[SceneObject]:
 def _first_of_follow_ups(
     scene: Scene, thing: SceneObject, rng: random.Random
 ) -> tuple[Question, list[str]]:
-    """Return a question that makes *thing* the topic, and what it leaves to ask."""
+    """Return a question that makes *thing* the topic, and the wordings of possible next ones."""
     draw = rng.random()
     if len(scene.objects) == 1 and draw < 0.3:
         return _ask_caption(scene, rng), ["its_place"]
@@ -171,14 +160,15 @@ def _where(thing: SceneObject) -> str:
 
 
 def _named(scene: Scene, rng: random.Random) -> tuple[SceneObject, str]:
-    """Return an object and words that name it without doubt: "star" or "red star"."""
+    """Return an object and words that identify it: "star" or "red star"."""
     thing = rng.choice(scene.objects)
     by_shape = thing in only_of_shape(scene) and rng.random() < 0.6
     return thing, thing.shape if by_shape else thing.name
 
 
-# One function per task: a question, or None if the scene does not offer it (in which case
-# nothing was drawn) or, for `exists`, if the thing drawn to be absent happens to be there.
+# One function per task. It returns a question, or None if the scene does not offer the task, and
+# then draws nothing from the generator. `exists` also returns None if the thing that it drew to be
+# absent is in the scene.
 
 
 def _ask_caption(scene: Scene, rng: random.Random) -> Question:

@@ -1,32 +1,32 @@
-"""Sample pictures with their truth, for users to try the tool on: `idefics demo DIR`."""
+"""Sample pictures with their truth, on which users can try the tool: `idefics demo DIR`."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.files import write_whole
 from idefics_cli.demo.questions import TASKS, Question, ask
 from idefics_cli.demo.scenes import Scene, caption, scene_for_split
 
 METADATA = "metadata.jsonl"
 MAX_SAMPLES = 100_000
-# Scenes 0 to 199,999 are those of the watch during training and of the evaluation.
+# Training watches and the evaluation use scenes 0 to 199,999.
 _SCENES_PER_SEED = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A written picture and what is true of it.
+    """A written picture and its truth.
 
     Attributes:
-        file_name: Of the picture, in the folder.
-        caption: What the built-in model should say to "Describe this image.".
-        questions: One of every task that the scene offers; the caption is not among them.
+        file_name: Name of the picture in the folder.
+        caption: Right answer to "Describe this image.".
+        questions: One question of every task that the scene offers, except captions.
     """
 
     file_name: str
@@ -39,17 +39,17 @@ def write_samples(folder: Path, *, count: int, seed: int) -> list[Sample]:
 
     The rows of the metadata (`file_name`, `caption`, `questions`) follow the image folder
     format of Hugging Face datasets. The same call gives the same pixels and rows on every
-    machine, and leaves a folder that it wrote before as it is. The metadata is written last:
-    where it is, all pictures are.
+    machine, and changes nothing in a folder that it wrote before. It writes the metadata last,
+    so a folder with metadata has all pictures.
 
     Args:
-        folder: Made if it is not there; other files in it are left alone.
-        count: 1 to `MAX_SAMPLES`.
-        seed: 0 or more; another seed gives other scenes.
+        folder: Folder of the files, made if it does not exist; other files in it stay.
+        count: Number of pictures, 1 to `MAX_SAMPLES`.
+        seed: Choice of the scenes, 0 or more.
 
     Raises:
-        UsageError: If a number is out of range, *folder* is a file, or a file in it has a
-            name that is needed and holds something else.
+        UsageError: If a number is out of range, *folder* is a file, or it has a file of a needed
+            name with other content.
         IdeficsError: If the folder cannot be written.
     """
     if not 1 <= count <= MAX_SAMPLES:
@@ -83,7 +83,7 @@ def _sample(scene: Scene, seed: int, index: int) -> Sample:
 
 
 def _png(scene: Scene) -> bytes:
-    # Pillow and numpy load only when something is drawn: listings need only the words.
+    # Only drawing needs Pillow and numpy.
     from idefics_cli.demo.drawing import render
 
     buffer = io.BytesIO()
@@ -94,24 +94,24 @@ def _png(scene: Scene) -> bytes:
 def _refuse_to_overwrite(
     folder: Path, scenes: list[Scene], samples: list[Sample], rows: bytes
 ) -> None:
-    """Check every name before anything is written."""
+    """Raise an error if one of the names has other content; nothing is written yet."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`{folder}` is not a folder", hint="give the name of a folder")
     for sample, scene in zip(samples, scenes, strict=True):
         path = folder / sample.file_name
-        if _is_taken(path) and not _shows(path, scene):
-            raise _taken(path)
+        if _exists(path) and not _shows(path, scene):
+            raise _taken_name(path)
     metadata = folder / METADATA
-    if _is_taken(metadata) and not (metadata.is_file() and metadata.read_bytes() == rows):
-        raise _taken(metadata)
+    if _exists(metadata) and not (metadata.is_file() and metadata.read_bytes() == rows):
+        raise _taken_name(metadata)
 
 
-def _is_taken(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
 def _shows(path: Path, scene: Scene) -> bool:
-    """Whether *path* holds the pixels of *scene*, whatever compressed them."""
+    """Whether the PNG at *path* has the pixels of *scene*."""
     from PIL import Image
 
     from idefics_cli.demo.drawing import render
@@ -124,21 +124,13 @@ def _shows(path: Path, scene: Scene) -> bool:
         return False
 
 
-def _taken(path: Path) -> UsageError:
+def _taken_name(path: Path) -> UsageError:
     return UsageError(
         f"`{path}` exists and holds something else", hint="choose an empty or a new folder"
     )
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Write *path* whole or not at all; a file that is there already was found to be equal."""
-    if path.exists():
-        return
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    """Write *content* atomically to *path*, unless it exists, which then has this content."""
+    if not path.exists():
+        write_whole(path, content, durable=False)

@@ -1,8 +1,8 @@
 """Drawn scenes with their truth: seed -> scene -> picture, the same on every machine.
 
 A scene shows one to three coloured shapes, or a digit or short word, on a coloured background.
-The built-in model was trained on these scenes, so the order of the random draws is part of
-the format: a change makes other scenes of the same seeds, and the hashes in the tests fail.
+The built-in model was trained on these scenes, so the order of the random draws is part of the
+format: another order gives other scenes for the same seeds, and the hashes in the tests fail.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Literal
 
 Rgb = tuple[int, int, int]
 Kind = Literal["shapes", "text"]
 Pairs = Literal["train", "held"]
 Split = Literal["train", "combo", "pair"]
-"""`train`: what training draws. `combo`: combinations of seen things that no training picture
-shows. `pair`: every object is one of the never-seen colour-shape pairs."""
+"""`train`: scenes of the training. `combo`: scenes with combinations that no training picture
+shows. `pair`: scenes whose objects all have a colour and shape of `HELD_PAIRS`."""
 
 COLORS: Mapping[str, Rgb] = MappingProxyType(
     {
@@ -73,7 +70,7 @@ HELD_PAIRS = frozenset(
         ("purple", "square"),
     }
 )
-"""(colour, shape) pairs that no training picture shows."""
+"""Pairs of colour and shape that no training picture shows."""
 
 _CELLS = [(row, column) for row in range(3) for column in range(3)]
 _ONE_TO_THREE = [1, 2, 2, 3]
@@ -86,12 +83,12 @@ class SceneObject:
     Attributes:
         color: Key of `COLORS`.
         shape: One of `SHAPES`.
-        row: Of the 3x3 grid, from the top.
-        column: Of the 3x3 grid, from the left.
-        is_large: Two clearly different radii exist.
-        radius: In pixels.
-        x: Of the centre, in pixels from the left.
-        y: Of the centre, in pixels from the top.
+        row: Row in the 3x3 grid, from the top.
+        column: Column in the 3x3 grid, from the left.
+        is_large: Whether it is clearly larger than a small one.
+        radius: Radius in pixels.
+        x: Distance of the centre from the left edge, in pixels.
+        y: Distance of the centre from the top edge, in pixels.
     """
 
     color: str
@@ -118,20 +115,21 @@ class Lettering:
 
     @property
     def noun(self) -> str:
-        """What the text is called: "digit" or "word"."""
+        """The kind of the text: "digit" or "word"."""
         return "digit" if self.text.isdigit() else "word"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture shows: either *objects* (sorted by row, then column) or *lettering*.
+    """The content of a picture: either objects or lettering.
 
     Attributes:
         background: Key of `BACKGROUNDS`.
-        width: In pixels.
-        height: In pixels.
-        seed: Of everything that the truth does not mention: shades, tilt, noise.
-        objects: One to three shapes of different colour or shape; empty with lettering.
+        width: Width in pixels.
+        height: Height in pixels.
+        seed: Seed of everything that the truth does not mention: shades, tilt, noise.
+        objects: One to three shapes that differ in colour or shape, sorted by row, then column;
+            empty with lettering.
         lettering: The text; None with objects.
     """
 
@@ -144,7 +142,7 @@ class Scene:
 
     @property
     def combination(self) -> str:
-        """What decides whether a scene is held out: things and background, without layout."""
+        """The things and the background without their layout; it decides what is held out."""
         if self.lettering is not None:
             things = f"{self.lettering.text} {self.lettering.color}"
         else:
@@ -153,13 +151,13 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether training leaves this combination out; one in ten is."""
+        """Whether training leaves this combination out; one in ten is held out."""
         return zlib.crc32(self.combination.encode()) % 10 == 0
 
 
 def scene_for_split(split: Split, seed: int) -> Scene:
     """Return scene number *seed* of *split*; the same call gives the same scene."""
-    # random.Random hashes a string with SHA-512: stable over machines and Python versions.
+    # random.Random hashes a string with SHA-512, which is equal on all machines and Pythons.
     rng = random.Random(f"{split}-{seed}")
     if split == "pair":
         # The count is drawn first, before the scene's own draws.
@@ -180,10 +178,10 @@ def make_scene(
     """Draw a scene from *rng*.
 
     Args:
-        rng: The source of every choice.
-        kind: None is text in 3 of 10.
-        count: Of objects; None is 1 to 3.
-        pairs: `train` leaves `HELD_PAIRS` out, `held` uses no others, None takes any.
+        rng: Source of every choice.
+        kind: Shapes or text; None draws text in 3 of 10 scenes.
+        count: Number of objects; None draws 1 to 3.
+        pairs: `train` excludes `HELD_PAIRS`, `held` allows only them, None allows all pairs.
     """
     if kind is None:
         kind = "text" if rng.random() < 0.30 else "shapes"
@@ -202,7 +200,7 @@ def make_scene(
 
 
 def caption(scene: Scene) -> str:
-    """Return the one sentence that the model was taught for *scene*."""
+    """Return the only right caption of *scene*."""
     tail = f"on a {scene.background} background."
     if scene.lettering is not None:
         text = scene.lettering
@@ -224,12 +222,12 @@ def with_article(words: str) -> str:
 
 
 def capitalized(sentence: str) -> str:
-    """Return *sentence* with a capital first letter, the rest as it is."""
+    """Return *sentence* with a capital first letter and the rest unchanged."""
     return sentence[0].upper() + sentence[1:]
 
 
 def _draw_size(rng: random.Random) -> tuple[int, int]:
-    """Return (width, height): a long edge of 150 to 300 pixels, an aspect of 2:3 to 3:2."""
+    """Return a width and a height: a long edge of 150 to 300 pixels, an aspect of 2:3 to 3:2."""
     long_edge = rng.randint(150, 300)
     aspect = math.exp(rng.uniform(math.log(0.67), math.log(1.5)))
     if aspect >= 1:
@@ -238,7 +236,7 @@ def _draw_size(rng: random.Random) -> tuple[int, int]:
 
 
 def _allowed(background: str, pairs: Pairs | None) -> list[tuple[str, str]]:
-    """Return the (colour, shape) pairs that may be drawn on *background*."""
+    """Return the pairs of colour and shape that are allowed on *background*."""
     every = [(color, shape) for color in COLORS for shape in SHAPES if color != background]
     if pairs is None:
         return every
@@ -248,7 +246,7 @@ def _allowed(background: str, pairs: Pairs | None) -> list[tuple[str, str]]:
 def _draw_objects(
     rng: random.Random, width: int, height: int, allowed: list[tuple[str, str]], count: int
 ) -> tuple[SceneObject, ...]:
-    """Draw *count* different pairs into different cells until no two of them touch."""
+    """Draw *count* different pairs into different cells, again until no two objects touch."""
     while True:
         chosen = rng.sample(allowed, count)
         cells = rng.sample(_CELLS, count)
@@ -263,7 +261,7 @@ def _draw_objects(
 def _draw_object(
     rng: random.Random, width: int, height: int, pair: tuple[str, str], cell: tuple[int, int]
 ) -> SceneObject:
-    """Draw size and place: near the middle of *cell*, inside the picture."""
+    """Draw a size, and a place near the middle of *cell* and inside the picture."""
     row, column = cell
     is_large = rng.random() < 0.5
     share = rng.uniform(0.19, 0.235) if is_large else rng.uniform(0.11, 0.14)

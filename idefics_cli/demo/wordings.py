@@ -1,7 +1,7 @@
 """The questions that the built-in model was trained on, word for word.
 
-The model knows no others: asked with other words it answers something all the same.
-`{}` stands for what the question is about. The order counts: questions are drawn by index.
+The model knows no other questions; to others it gives wrong answers. `{}` stands for the subject
+of the question. The order is part of the format, because questions are drawn by index.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ WORDINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "its_size": ("Is it large or small?", "What size is it?", "And its size?"),
     }
 )
-"""What is asked about one picture; the `its_` ones only after another question."""
+"""Questions about one picture by task; those of `its_` tasks follow another question."""
 
 PAIR_WORDINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -151,7 +151,7 @@ PAIR_WORDINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""What is asked about two pictures; *which* is "first" or "second"."""
+"""Questions about two pictures by task; *which* is "first" or "second"."""
 
 SMALL_TALK = (
     ("Hello.", "Hello! Show me an image."),
@@ -165,7 +165,7 @@ SMALL_TALK = (
     ("Thank you!", "You are welcome."),
     ("Thank you.", "You are welcome."),
 )
-"""(message, answer) without a picture."""
+"""Messages without a picture, and their answers."""
 
 _EXAMPLES = {
     "color": "star",
@@ -187,7 +187,7 @@ def _examples() -> Mapping[str, tuple[str, ...]]:
         task: tuple(wording.format(which="second", shape="star") for wording in wordings)
         for task, wordings in PAIR_WORDINGS.items()
     }
-    # Asked in their own words one time in three and one in five (`questions.py`).
+    # `questions.py` has these wordings itself, and draws them in 3 of 10 and 2 of 10 cases.
     single["color"] += ("What color is the shape?",)
     single["text_color"] += ("What color is the digit?", "What color is the word?")
     talk = {"small_talk": tuple(message for message, _ in SMALL_TALK)}
@@ -195,8 +195,8 @@ def _examples() -> Mapping[str, tuple[str, ...]]:
 
 
 KNOWN_QUESTIONS: Mapping[str, tuple[str, ...]] = _examples()
-"""Task -> every wording, with an example where it names a thing, a place or one of two images.
+"""Every wording by task, with an example of the thing, the place or the image that it names.
 
-Other shapes, colours and places of `scenes.py` may stand in the example's place. A missing
-final mark or capital does no harm.
+The model also knows the other shapes, colours and places of `scenes.py`. A missing final mark or
+capital makes no difference.
 """

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from idefics_cli.cli.services import Services
-from idefics_cli.demo.questions import KNOWN_QUESTIONS
+from idefics_cli.demo.wordings import KNOWN_QUESTIONS
 from tests.support.commands import run
 
 SERVICES = Services(environ={}, stdin=None)

@@ -15,7 +15,6 @@ from idefics_cli.demo.conversations import (
     single_conversation,
 )
 from idefics_cli.demo.questions import (
-    KNOWN_QUESTIONS,
     TASKS,
     Question,
     any_question,
@@ -30,6 +29,7 @@ from idefics_cli.demo.scenes import (
     SceneObject,
     scene_for_split,
 )
+from idefics_cli.demo.wordings import KNOWN_QUESTIONS
 
 PLACES = [
     *("in the top left", "at the top", "in the top right", "on the left", "in the center"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -134,15 +135,15 @@ def test_a_write_that_fails_leaves_no_part_and_no_metadata(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
-    replace = Path.replace
+    replace = os.replace
 
-    def full_after_one(self: Path, target: Path) -> Path:
+    def full_after_one(source: Path, target: Path) -> None:
         if written:
             raise OSError(28, "No space left on device")
         written.append(target)
-        return replace(self, target)
+        replace(source, target)
 
-    monkeypatch.setattr(Path, "replace", full_after_one)
+    monkeypatch.setattr(os, "replace", full_after_one)
 
     with pytest.raises(IdeficsError, match="No space left on device"):
         write_samples(folder, count=3, seed=0)

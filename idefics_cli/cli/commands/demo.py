@@ -52,8 +52,8 @@ def demo(
 
 
 def _record(folder: Path, samples: list[Sample]) -> dict[str, object]:
-    from idefics_cli.demo.questions import KNOWN_QUESTIONS
     from idefics_cli.demo.samples import METADATA
+    from idefics_cli.demo.wordings import KNOWN_QUESTIONS
 
     return {
         "folder": str(folder),
@@ -66,7 +66,7 @@ def _record(folder: Path, samples: list[Sample]) -> dict[str, object]:
 
 
 def _show_questions(console: Console) -> None:
-    from idefics_cli.demo.questions import KNOWN_QUESTIONS
+    from idefics_cli.demo.wordings import KNOWN_QUESTIONS
 
     console.tell(
         "The built-in model (`-m demo`) answers these questions (`--json` lists more wordings):"

@@ -1,1 +1,1 @@
-"""How the built-in model is trained and evaluated."""
+"""Training and evaluation of the built-in model."""

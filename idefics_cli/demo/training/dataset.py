@@ -1,4 +1,4 @@
-"""The pictures of training, rendered once to memory-mapped files, and batches of them."""
+"""The pictures of the training, rendered once to memory-mapped files, and batches of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BACKGROUND_INDEX = {name: i for i, name in enumerate(BACKGROUNDS)}
 
 
 def resized(image: Image.Image) -> Image.Image:
-    """Return what the image processor resizes *image* to; faster, and equal to the pixel."""
+    """Return *image* as the image processor resizes it: the same pixels, but faster."""
     width, height = image.size
     aspect = width / height
     if width >= height and width > LONGEST_EDGE:
@@ -44,11 +44,12 @@ def resized(image: Image.Image) -> Image.Image:
 
 
 def render_split(folder: Path, split: Split, count: int, *, processes: int = 1) -> None:
-    """Draw scenes 0 to *count* of *split* into *folder*; what is there already is kept.
+    """Draw the first *count* scenes of *split* into *folder*, unless it has them already.
 
-    The files: `-pixels` (count, 112, 112, 3) uint8 after the processor's resize, `-sizes`
-    (count, 2) height and width, `-labels` as `truth.patch_labels`, `-kinds` (count, 2) index of
-    the background and whether there is text. The `.json` comes last: with it, all is there.
+    The files are `-pixels` (count, 112, 112, 3), uint8 after the resize of the processor;
+    `-sizes` (count, 2), height and width; `-labels`, as `truth.patch_labels`; and `-kinds`
+    (count, 2), index of the background and whether there is text. The `.json` is written last,
+    so it marks a complete split.
     """
     done = folder / f"{split}.json"
     description = {"format": _FORMAT, "count": count}
@@ -113,8 +114,8 @@ class Pictures:
     """The rendered pictures of one split.
 
     Args:
-        folder: Where `render_split` wrote.
-        split: Which pictures.
+        folder: Folder that `render_split` wrote.
+        split: Split of the pictures.
     """
 
     def __init__(self, folder: Path, split: Split) -> None:
@@ -122,7 +123,7 @@ class Pictures:
         self._split: Split = split
         backgrounds, is_text = np.array(self._files.kinds).T
         self.text = np.flatnonzero(is_text).tolist()
-        """The pictures of digits and words."""
+        """Indices of the pictures with digits or words."""
         self._backgrounds = backgrounds
         self._by_background = [
             np.flatnonzero(backgrounds == index).tolist() for index in range(len(BACKGROUNDS))
@@ -132,11 +133,11 @@ class Pictures:
         return len(self._files.sizes)
 
     def scene(self, index: int) -> Scene:
-        """Return what picture *index* shows."""
+        """Return the scene of picture *index*."""
         return scene_for_split(self._split, index)
 
     def partner(self, index: int, rng: random.Random) -> int:
-        """Return a picture to show with *index*; often enough one with the same background."""
+        """Return a picture to show with *index*; 35 % are drawn from those of its background."""
         if rng.random() < 0.35:
             same: list[int] = self._by_background[self._backgrounds[index]]
             return rng.choice(same)
@@ -146,11 +147,11 @@ class Pictures:
         """Return the pictures of each conversation, padded as the image processor pads.
 
         Args:
-            groups: For each of B conversations, its pictures: 0 to N.
+            groups: Pictures of each of the B conversations, 0 to N each.
 
         Returns:
-            `pixel_values` (B, N, 3, H, W) float32 in -1..1, zeros where there is no picture,
-            and `pixel_attention_mask` (B, N, H, W) int64.
+            `pixel_values` (B, N, 3, H, W) float32 in -1..1, zero without a picture, and
+            `pixel_attention_mask` (B, N, H, W) int64.
         """
         flat = [index for group in groups for index in group]
         height, width = self._files.sizes[flat].max(0).tolist()
@@ -169,7 +170,7 @@ class Pictures:
         """Return the auxiliary targets of the pictures *flat*.
 
         Returns:
-            Patch classes (len(flat), *rows* x *columns*, facets) int64, -1 outside a picture;
+            Patch classes (len(flat), *rows* x *columns*, facets) int64, -1 outside a picture, and
             slot targets (len(flat), latents, classes) float32.
         """
         labels = np.array(self._files.labels[list(flat)])
@@ -180,15 +181,15 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B conversations with F pictures in all.
+    """B conversations about F pictures together.
 
     Attributes:
         tokens: The conversations, padded.
         answers: Positions of the answers of each conversation.
-        pixel_values: (B, N, 3, H, W); see `Pictures.pixels`.
-        pixel_mask: (B, N, H, W).
-        patches: (F, patches, facets) targets of the patch head.
-        slots: (F, latents, classes) targets of the slot head.
+        pixel_values: Pictures (B, N, 3, H, W); see `Pictures.pixels`.
+        pixel_mask: Mask of the pictures (B, N, H, W).
+        patches: Targets of the patch head (F, patches, facets).
+        slots: Targets of the slot head (F, latents, classes).
     """
 
     tokens: LabelledBatch
@@ -203,11 +204,11 @@ class BatchSource:
     """Endless shuffled conversations about one process's share of the pictures.
 
     Args:
-        pictures: The training split.
-        encoder: For the conversations.
-        seed: Of every choice.
-        rank: Of this process; it takes every *processes*-th picture, from *rank*.
-        processes: How many there are.
+        pictures: Pictures of the training split.
+        encoder: Encoder of the conversations.
+        seed: Seed of every choice.
+        rank: Number of this process, which uses every *processes*-th picture, from *rank* on.
+        processes: Number of processes.
     """
 
     two_pictures = 0.15
@@ -228,15 +229,18 @@ class BatchSource:
         self._encoder = encoder
         self._rng = random.Random(f"{seed}-{rank}")
         self._order = self._shuffled(range(rank, len(pictures), processes))
-        # A small data set may have fewer texts than there are processes.
+        # A small data set can have fewer text pictures than there are processes.
         own_text = pictures.text[rank::processes] or pictures.text
         self._text_order = self._shuffled(own_text or range(len(pictures)))
 
-    def take(self, size: int, *, is_vision_only: bool = False) -> Batch:
-        """Return the next *size* conversations; vision only: one question, much text."""
+    def next_batch(self, size: int, *, is_vision_only: bool = False) -> Batch:
+        """Return the next *size* conversations.
+
+        For vision-only steps each has one picture and one question, and more pictures have text.
+        """
         conversations, groups = [], []
         for index in range(size):
-            # The first always has a picture: an all-text batch has nothing to see.
+            # The first conversation always has a picture, so that no batch is without one.
             can_be_text = index > 0 and not is_vision_only
             conversation, group = self._draw(is_vision_only, can_be_text=can_be_text)
             conversations.append(conversation)
@@ -266,7 +270,7 @@ class BatchSource:
         return self._loosened(turns_, 1), [index]
 
     def _loosened(self, turns: Sequence[Question], images: int) -> LabelledConversation:
-        """Return the conversation as users type: some marks and capitals missing."""
+        """Return the conversation as users type it: some marks and capitals are missing."""
         loose = tuple(
             Question(turn.task, loosened(turn.question, self._rng), turn.answer) for turn in turns
         )
@@ -297,7 +301,7 @@ def make_batch(
 
 
 def loosened(question: str, rng: random.Random) -> str:
-    """Return *question*, sometimes without its final mark, sometimes without its capital."""
+    """Return *question*, sometimes without its final mark or its capital."""
     if rng.random() < 0.12:
         question = question[:-1]
     if rng.random() < 0.08:

@@ -1,7 +1,8 @@
 """Measure the built-in model: `python -m idefics_cli.demo.training.evaluate [FOLDER]`.
 
-Exact match on scenes that training never showed, by greedy `generate` from the saved folder.
-Without options: unseen combinations, never-seen colour-shape pairs, and the blind control.
+It counts exact matches on scenes that training never showed, with greedy `generate` from the saved
+folder. Without options it measures unseen combinations, never-seen pairs of colour and shape, and
+the blind control.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from idefics_cli.core.errors import (
     ModelError,
     UsageError,
 )
-from idefics_cli.demo.training.exam import Exam, ExaminedModel, Marks, take
+from idefics_cli.demo.training.exam import Exam, ExaminedModel, Marks, take_exam
+from idefics_cli.demo.training.messages import print_error, print_line
 from idefics_cli.hardware.system import count_cores
 from idefics_cli.training.precision import is_bfloat16_native, pick_device
 
@@ -46,7 +48,7 @@ class Result:
 
     @property
     def title(self) -> str:
-        """Heading of its column."""
+        """Heading of the column of the exam."""
         name = "held-out combinations" if self.exam.split == "combo" else "never-seen pairs"
         if self.exam.is_blind:
             name = "blind (gray pictures)"
@@ -55,13 +57,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """How exams are taken.
+    """Runs exams.
 
     Attributes:
-        folder: Of the model.
+        folder: Folder of the model.
         device: "cpu", "cuda" or "mps".
         dtype: "bfloat16" or "float32".
-        processes: Of one thread each.
+        processes: Number of processes, with one thread each.
     """
 
     folder: Path
@@ -70,7 +72,7 @@ class Runner:
     processes: int
 
     def run(self, exam: Exam) -> Result:
-        """Take *exam* in all processes together."""
+        """Run *exam* in all processes together."""
         started = time.monotonic()
         marks = Marks()
         jobs = [(self, exam, part) for part in range(self.processes)]
@@ -86,7 +88,7 @@ class Runner:
 
 
 def failures(result: Result) -> Iterator[str]:
-    """Yield what keeps *result* below what the built-in model must reach."""
+    """Yield the marks of *result* that are below what the built-in model must reach."""
     marks = result.marks
     share = marks.percent(ALL)
     if result.exam.is_blind:
@@ -106,7 +108,7 @@ def failures(result: Result) -> Iterator[str]:
 
 
 def table(results: Sequence[Result], *, is_markdown: bool) -> str:
-    """Return the marks as a table: percent right (questions asked)."""
+    """Return the marks as a table: percentage of right answers (number of questions)."""
     names = sorted({row for result in results for row in result.marks.rows if row != ALL})
     rows = [["task", *(result.title for result in results)]]
     for name in (ALL, *names):
@@ -125,9 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _evaluate(_parse(arguments))
     except IdeficsError as error:
-        _say(f"error: {error}")
-        if error.hint:
-            _say(f"hint: {error.hint}")
+        print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -139,12 +139,12 @@ def _evaluate(given: argparse.Namespace) -> int:
     for exam in _exams(given):
         result = runner.run(exam)
         right, asked = result.marks.rows[ALL]
-        _say(f"{result.title}: {right} of {asked} in {result.seconds:.0f} s, {runner.dtype}")
+        print_line(f"{result.title}: {right} of {asked} in {result.seconds:.0f} s, {runner.dtype}")
         if not exam.is_blind:
             for mistake in result.marks.mistakes[:_SHOWN_MISTAKES]:
                 question = mistake.question
                 said = f"{mistake.answer!r}, not {question.answer!r}"
-                _say(f"  scene {mistake.scene}: {question.question!r} -> {said}")
+                print_line(f"  scene {mistake.scene}: {question.question!r} -> {said}")
         results.append(result)
     missing = [line for result in results for line in failures(result)]
     if given.json:
@@ -153,7 +153,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     else:
         sys.stdout.write(table(results, is_markdown=given.markdown))
     for line in missing:
-        _say(f"not good enough: {line}")
+        print_line(f"not good enough: {line}")
     return EXIT_FAILURE if missing else EXIT_DONE
 
 
@@ -220,7 +220,7 @@ def _take_part(runner: Runner, exam: Exam, part: int) -> Marks:
         dtype=getattr(torch, runner.dtype),
         quantization=exam.quantization,
     )
-    return take(exam, candidate, part=part, parts=runner.processes)
+    return take_exam(exam, candidate, part=part, parts=runner.processes)
 
 
 def _cell(marks: Marks, row: str) -> str:
@@ -234,11 +234,6 @@ def _described(result: Result) -> dict[str, object]:
     mistakes = [asdict(mistake) for mistake in result.marks.mistakes]
     seconds = round(result.seconds, 1)
     return {**asdict(result.exam), "seconds": seconds, "marks": rows, "mistakes": mistakes}
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Questions about unseen scenes, put to a saved model by plain transformers calls."""
+"""Questions about unseen scenes to a saved model, with plain transformers calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from idefics_cli.demo.scenes import Scene, scene_for_split
 from idefics_cli.models.loading.processors import load_processor
 
 FIRST_SCENE = 100_000
-"""Scenes below it are watched during training."""
+"""Number of the first scene of an exam; watches during training use lower ones."""
 
 ExamSplit = Literal["combo", "pair"]
 _BATCH = 32
@@ -35,14 +35,14 @@ _MAX_TURNS = 3
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """What is asked, and how the model is run.
+    """The questions of an exam, and how the model runs.
 
     Attributes:
-        scenes: How many; each gets a caption and two more questions, every second one also a
-            question about two pictures and a conversation of 2 or 3 turns.
-        split: `combo`: unseen combinations. `pair`: never-seen colour-shape pairs.
-        is_blind: Show gray pictures of the same size: what can be guessed.
-        quantization: "none", or "4bit": all linear layers in NF4.
+        scenes: Number of scenes. Each has a caption and two more questions; every second one also
+            has a question about two pictures and a conversation of 2 or 3 turns.
+        split: `combo` has unseen combinations, `pair` has never-seen pairs of colour and shape.
+        is_blind: Whether the pictures are gray, which measures what the model can guess.
+        quantization: "none", or "4bit" for all linear layers in nf4.
     """
 
     scenes: int
@@ -62,10 +62,13 @@ class Mistake:
 
 @dataclass(slots=True)
 class Marks:
-    """Task -> [right, asked], and the wrong answers.
+    """Numbers of right answers and of questions, and the wrong answers.
 
-    `turn 1` to `turn 3` are those of the conversations, where the model sees its own earlier
-    answers. Names with a colon are details of the row before the colon.
+    Attributes:
+        rows: Right answers and questions by task. `turn 1` to `turn 3` are turns of
+            conversations, in which the model sees its own earlier answers. A name with a colon
+            is a detail of the row that is named before the colon.
+        mistakes: Wrong answers.
     """
 
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -82,7 +85,7 @@ class Marks:
         self.mistakes += other.mistakes
 
     def percent(self, row: str) -> float:
-        """Return the share of right answers in percent; 0 if nothing was asked."""
+        """Return the share of right answers in percent; 0 without questions."""
         right, asked = self.rows.get(row, (0, 0))
         return 100 * right / max(1, asked)
 
@@ -94,25 +97,30 @@ class Marks:
 
 @dataclass(slots=True)
 class Dialogue:
-    """A conversation in progress: messages for the template, and the pictures of the first."""
+    """A conversation in progress.
+
+    Attributes:
+        images: Pictures of the first message.
+        messages: Messages for the chat template.
+    """
 
     images: list[Image.Image]
     messages: list[dict[str, object]] = field(default_factory=list)
 
-    def ask(self, question: str) -> None:
-        """Add a user turn."""
+    def add_question(self, question: str) -> None:
+        """Add a message of the user."""
         images = [] if self.messages else [{"type": "image"}] * len(self.images)
         text = {"type": "text", "text": question}
         self.messages.append({"role": "user", "content": [*images, text]})
 
-    def hear(self, answer: str) -> None:
-        """Add what the model said."""
+    def add_answer(self, answer: str) -> None:
+        """Add a message of the model."""
         content = [{"type": "text", "text": answer}]
         self.messages.append({"role": "assistant", "content": content})
 
 
-class Answerer(Protocol):
-    """Who takes an exam."""
+class ExamTaker(Protocol):
+    """A model that takes an exam."""
 
     def answer(self, dialogues: Sequence[Dialogue]) -> list[str]:
         """Return the next answer in each dialogue."""
@@ -123,9 +131,9 @@ class ExaminedModel:
     """A saved model that answers greedily.
 
     Args:
-        folder: What `save_pretrained` wrote.
+        folder: Folder that `save_pretrained` wrote.
         device: "cpu", "cuda" or "mps".
-        dtype: Of weights and computation.
+        dtype: Dtype of weights and computation.
         quantization: See `Exam`.
     """
 
@@ -164,10 +172,10 @@ class ExaminedModel:
         return [str(text).strip() for text in texts]
 
 
-def take(exam: Exam, candidate: Answerer, *, part: int = 0, parts: int = 1) -> Marks:
-    """Put every *parts*-th question, from *part* on, to *candidate*.
+def take_exam(exam: Exam, candidate: ExamTaker, *, part: int = 0, parts: int = 1) -> Marks:
+    """Ask *candidate* every *parts*-th question, from *part* on.
 
-    The parts of an exam join to the same marks however many there are.
+    The marks of all parts together do not depend on the number of parts.
     """
     marks = Marks()
     _take_singles(exam, candidate, marks, range(part, exam.scenes, parts))
@@ -176,14 +184,14 @@ def take(exam: Exam, candidate: Answerer, *, part: int = 0, parts: int = 1) -> M
     return marks
 
 
-def _take_singles(exam: Exam, candidate: Answerer, marks: Marks, indices: Sequence[int]) -> None:
+def _take_singles(exam: Exam, candidate: ExamTaker, marks: Marks, indices: Sequence[int]) -> None:
     dialogues, asked = [], []
     for index in indices:
         scene = _scene(exam, index)
         image = _picture(exam, scene)
         for question in _single_questions(scene, _rng(exam, "single", index)):
             dialogue = Dialogue([image])
-            dialogue.ask(question.question)
+            dialogue.add_question(question.question)
             dialogues.append(dialogue)
             asked.append((index, scene, question))
     answers = candidate.answer(dialogues)
@@ -193,14 +201,14 @@ def _take_singles(exam: Exam, candidate: Answerer, marks: Marks, indices: Sequen
             marks.count(f"{question.task}: {detail}", is_right=is_right)
 
 
-def _take_pairs(exam: Exam, candidate: Answerer, marks: Marks, indices: Sequence[int]) -> None:
+def _take_pairs(exam: Exam, candidate: ExamTaker, marks: Marks, indices: Sequence[int]) -> None:
     dialogues, asked = [], []
     for index in indices:
         drawn = _pair_question(exam, index)
         if drawn is not None:
             scenes, question = drawn
             dialogue = Dialogue([_picture(exam, scene) for scene in scenes])
-            dialogue.ask(question.question)
+            dialogue.add_question(question.question)
             dialogues.append(dialogue)
             asked.append((index, question))
     for (index, question), answer in zip(asked, candidate.answer(dialogues), strict=True):
@@ -208,7 +216,7 @@ def _take_pairs(exam: Exam, candidate: Answerer, marks: Marks, indices: Sequence
 
 
 def _take_conversations(
-    exam: Exam, candidate: Answerer, marks: Marks, indices: Sequence[int]
+    exam: Exam, candidate: ExamTaker, marks: Marks, indices: Sequence[int]
 ) -> None:
     talks = []
     for index in indices:
@@ -219,10 +227,10 @@ def _take_conversations(
     for turn in range(_MAX_TURNS):
         open_talks = [talk for talk in talks if len(talk[1]) > turn]
         for _, questions, dialogue in open_talks:
-            dialogue.ask(questions[turn].question)
+            dialogue.add_question(questions[turn].question)
         answers = candidate.answer([dialogue for _, _, dialogue in open_talks])
         for (index, questions, dialogue), answer in zip(open_talks, answers, strict=True):
-            dialogue.hear(answer)
+            dialogue.add_answer(answer)
             question = Question(
                 f"turn {turn + 1}", questions[turn].question, questions[turn].answer
             )
@@ -240,7 +248,7 @@ def _mark(marks: Marks, index: int, question: Question, answer: str) -> bool:
 
 
 def _single_questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
-    """Yield a caption and two questions of different tasks, all that are offered alike."""
+    """Yield a caption and two questions of different tasks, drawn evenly from those on offer."""
     left = 3
     others = [task for task in TASKS if task != "caption"]
     for task in ("caption", *rng.sample(others, len(others))):
@@ -251,9 +259,9 @@ def _single_questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
 
 
 def _pair_question(exam: Exam, index: int) -> tuple[tuple[Scene, Scene], Question] | None:
-    """Return two scenes and a question; the tasks come in turn, "Yes." and "No." alike.
+    """Return two scenes and a question; the tasks take turns, and "Yes." is as frequent as "No.".
 
-    None if the split has no such scenes: there is no text in never-seen pairs.
+    Return None if the split has no such scenes: never-seen pairs have no text.
     """
     rng = _rng(exam, "pair", index)
     task = PAIR_TASKS[index % len(PAIR_TASKS)]

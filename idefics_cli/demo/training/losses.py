@@ -1,4 +1,4 @@
-"""What training minimizes: the answers' tokens, and what patches and image tokens show."""
+"""The losses of the training: tokens of the answers, content of patches and of image tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from idefics_cli.demo.training.dataset import Batch
 from idefics_cli.demo.training.truth import CLASSES, FACETS
 from idefics_cli.training.labels import IGNORED
 
-# A slot target has few ones in many zeros: its mean is ten times below the other losses.
+# A slot target has few ones among many zeros, so its mean is a tenth of the other losses.
 _SLOT_SCALE = 5.0
 
 
@@ -28,7 +28,7 @@ class _ImageFeatures(Protocol):
 
 
 class AuxiliaryHeads(nn.Module):
-    """Linear classifiers for training only; never saved."""
+    """Linear classifiers for training only, which are never saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class AuxiliaryHeads(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars of one batch; *language* is None in vision-only steps."""
+    """Losses of one batch, as scalars; *language* is None in vision-only steps."""
 
     patches: Tensor
     slots: Tensor
     language: Tensor | None
 
     def total(self, auxiliary_weight: float) -> Tensor:
-        """Return the sum to minimize."""
+        """Return the sum that training minimizes."""
         auxiliary = auxiliary_weight * (self.patches + _SLOT_SCALE * self.slots)
         return auxiliary if self.language is None else auxiliary + self.language
 
@@ -72,8 +72,8 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the sum over facets of the mean cross entropy.
 
     Args:
-        logits: (F, patches, classes of all facets).
-        targets: (F, patches, facets) int64; -1 does not count.
+        logits: Logits (F, patches, classes of all facets).
+        targets: Classes (F, patches, facets), int64; -1 does not count.
     """
     flat = torch.split(logits.float().reshape(-1, CLASSES), list(FACETS), dim=-1)
     wanted = targets.reshape(-1, len(FACETS)).unbind(-1)
@@ -82,7 +82,7 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _pooled(features: _ImageFeatures) -> Tensor:
-    """Return the latents of all pictures, (N * latents, width); transformers 5.17 gives no list."""
+    """Return the latents of all pictures (N * latents, width); transformers 5.17 has one tensor."""
     pooled = features.pooler_output
     return pooled if isinstance(pooled, Tensor) else torch.cat(tuple(pooled))
 
@@ -90,15 +90,15 @@ def _pooled(features: _ImageFeatures) -> Tensor:
 def _language_loss(
     model: nn.Module, features: _ImageFeatures, batch: Batch, device: torch.device
 ) -> Tensor:
-    """Return the mean cross entropy of the labels; the head runs where there is one only."""
+    """Return the mean cross entropy of the labels; the head skips other positions."""
     tokens = batch.tokens
-    seen: dict[str, object] = {"mm_encoder_outputs": {"image": features}}
+    inputs: dict[str, object] = {"mm_encoder_outputs": {"image": features}}
     if "mm_encoder_outputs" not in signature(type(model.model).forward).parameters:  # type: ignore[union-attr]  # an Idefics2Model
-        seen = {"image_hidden_states": _pooled(features)}  # transformers 5.17
+        inputs = {"image_hidden_states": _pooled(features)}  # transformers 5.17
     hidden = model.model(  # type: ignore[operator]  # an Idefics2Model
         input_ids=tokens.input_ids.to(device),
         attention_mask=tokens.attention_mask.to(device),
-        **seen,
+        **inputs,
         use_cache=False,
     ).last_hidden_state
     next_labels = tokens.labels[:, 1:].to(device)

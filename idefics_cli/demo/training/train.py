@@ -1,8 +1,8 @@
 """Make the built-in model from nothing: `python -m idefics_cli.demo.training.train --out FOLDER`.
 
-Renders the pictures, trains tokenizer and weights, and saves after every watch what
-`idefics -m FOLDER` loads. With several processes each computes gradients on one core; they
-share weights and gradients in memory and divide the update among them.
+It renders the pictures and trains the tokenizer and the weights. After every watch it saves a model
+that `idefics -m FOLDER` loads. Several processes compute gradients on one core each; they share
+weights and gradients in memory, and each updates a part of the weights.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from idefics_cli.core.errors import (
 from idefics_cli.core.units import format_size
 from idefics_cli.demo.training.course import Course
 from idefics_cli.demo.training.dataset import render_split
+from idefics_cli.demo.training.messages import print_error, print_line
 from idefics_cli.demo.training.watch import WATCHED
-from idefics_cli.demo.training.worker import LOG, Fresh, Options, Shared, Worker, say, work
+from idefics_cli.demo.training.worker import LOG, Fresh, Options, Shared, Worker, work
 from idefics_cli.hardware.system import count_cores
 from idefics_cli.training.optimizer import Buffers
 from idefics_cli.training.precision import is_bfloat16_native, pick_device
@@ -55,7 +56,7 @@ def train(options: Options) -> None:
         started = time.monotonic()
         render_split(data, "combo", options.final_pictures, processes=options.processes)
         render_split(data, "train", options.pictures, processes=options.processes)
-        say(f"{options.pictures} pictures in {time.monotonic() - started:.0f} s")
+        print_line(f"{options.pictures} pictures in {time.monotonic() - started:.0f} s")
         _run(replace(options, data=data))
 
 
@@ -64,7 +65,7 @@ def _picture_folder(options: Options) -> Iterator[Path]:
     if options.data is not None:
         yield options.data
         return
-    # Not the system's folder, which is often memory.
+    # Not the temporary folder of the system, which is often in memory.
     with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.out) as name:
         yield Path(name)
 
@@ -74,15 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(_parse(arguments))
     except IdeficsError as error:
-        say(f"error: {error}")
-        if error.hint:
-            say(f"hint: {error.hint}")
+        print_error(error)
         return error.exit_code
     except OSError as error:
-        say(f"error: cannot write the model or its pictures: {error}")
+        print_line(f"error: cannot write the model or its pictures: {error}")
         return EXIT_FAILURE
     except KeyboardInterrupt:
-        say("interrupted; the folder holds the model of the last watch, if there was one")
+        print_line("interrupted; the folder holds the model of the last watch, if there was one")
         return EXIT_INTERRUPTED
     return EXIT_DONE
 
@@ -139,7 +138,7 @@ def _check(options: Options) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Make the folder, or refuse one that holds files of something else."""
+    """Make the folder; raise an error if it exists and training did not make it."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / LOG).exists())):
         raise UsageError(
             f"`{out}` exists and was not made by training", hint="choose an empty or a new folder"
@@ -149,7 +148,7 @@ def _claim(out: Path) -> None:
 
 
 def _check_space(data: Path, pictures: int) -> None:
-    """Refuse a disk that is too small: a memory map that outgrows it ends the process."""
+    """Raise an error if the disk is too small: writing to a memory map would kill the process."""
     data.mkdir(parents=True, exist_ok=True)
     here = sum(path.stat().st_size for path in data.glob("*.npy"))
     free = shutil.disk_usage(data).free + here
@@ -162,7 +161,7 @@ def _check_space(data: Path, pictures: int) -> None:
 
 
 def _run(options: Options) -> None:
-    """Allocate what is shared, and run one worker per process."""
+    """Allocate shared memory, and run one worker per process."""
     logging.disable_progress_bar()
     fresh = Fresh.build(options)
     count = sum(parameter.numel() for parameter in fresh.parameters().values())
@@ -171,7 +170,9 @@ def _run(options: Options) -> None:
     buffers = Buffers.allocate(count, processes=processes, dtype=dtype, device=options.device)
     control = torch.zeros(2, dtype=torch.float64)
     tallies = torch.zeros(processes, len(WATCHED), 2, dtype=torch.long)
-    say(f"{count:,} parameters with heads, {options.dtype} on {processes} x {options.device}")
+    print_line(
+        f"{count:,} parameters with heads, {options.dtype} on {processes} x {options.device}"
+    )
     if processes == 1:
         shared = Shared(buffers, control, tallies, threading.Barrier(1))
         Worker(0, options, shared, fresh).run()
@@ -180,7 +181,7 @@ def _run(options: Options) -> None:
         tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch 2.13 has no annotation
     barrier = multiprocessing.get_context("spawn").Barrier(processes)
     shared = Shared(buffers, control, tallies, barrier)
-    # Daemons: they end with this process, whatever ends it in order.
+    # Daemons end with this process.
     spawn(work, (options, shared), nprocs=processes, daemon=True)  # type: ignore[no-untyped-call]  # as above
 
 

@@ -1,8 +1,8 @@
-"""What each patch of a picture shows: dense labels for the auxiliary losses of training.
+"""The content of each patch of a picture: dense labels for the auxiliary losses of the training.
 
-Answers alone teach a fresh model the language and, for long, nothing about the picture. The
-scene is known, so every patch and every image token can be told what it should know. The
-heads that learn from this are dropped afterwards.
+From answers alone, a fresh model learns the language and, for a long time, nothing about the
+picture. The scene is known, so every patch and every image token has a target. The heads that
+learn from these targets are not part of the saved model.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def patch_labels(scene: Scene, drawing: Drawing, *, width: int, height: int) -> 
     """Return the class of every facet for every patch.
 
     Args:
-        scene: What the picture shows.
-        drawing: The picture before it was resized.
-        width: Of the resized picture, in pixels.
-        height: Of the resized picture, in pixels.
+        scene: Scene of the picture.
+        drawing: Picture before it was resized.
+        width: Width of the resized picture in pixels.
+        height: Height of the resized picture in pixels.
 
     Returns:
-        (`GRID`, `GRID`, facets): 0 is "nothing here" (but for the background, which is
-        everywhere), -1 is outside the picture.
+        Classes (`GRID`, `GRID`, facets). 0 means "nothing here", except for the background, which
+        is everywhere; -1 is outside the picture.
     """
     rows, columns = height // PATCH, width // PATCH
     labels = np.full((GRID, GRID, len(FACETS)), _IGNORED, np.int8)
@@ -71,13 +71,13 @@ def patch_labels(scene: Scene, drawing: Drawing, *, width: int, height: int) -> 
 
 
 def slot_targets(labels: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Return what each image token should know: what is in its cell of a 4x4 grid.
+    """Return the target of each image token: the content of its cell in a 4x4 grid.
 
     Args:
-        labels: (`GRID`, `GRID`, facets), as `patch_labels` gives.
+        labels: Classes (`GRID`, `GRID`, facets) from `patch_labels`.
 
     Returns:
-        (`LATENTS`, `CLASSES`): 1 for every class that some patch of the cell shows.
+        Targets (`LATENTS`, `CLASSES`): 1 for every class of a patch in the cell.
     """
     rows = int((labels[:, 0, _BACKGROUND] != _IGNORED).sum())
     columns = int((labels[0, :, _BACKGROUND] != _IGNORED).sum())
@@ -129,7 +129,7 @@ def _label_text(
     for character, start, stop in zip(lettering.text, edges, edges[1:], strict=False):
         under = (x >= start) & (x < stop)
         if not under.any():
-            # A letter narrower than a patch: the patch that its middle is in.
+            # The letter is narrower than a patch: take the patch at its middle.
             middle = min(len(x) - 1, int((start + stop) / 2 / PATCH))
             under = np.arange(len(x)) == middle
         labels[rows[:, None] & under[None], _CHARACTER] = _CHARACTERS[character]

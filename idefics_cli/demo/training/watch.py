@@ -1,4 +1,4 @@
-"""How well a model in training answers about held-out pictures: quick, teacher-forced."""
+"""A watch: how well a model in training answers about held-out pictures, with teacher forcing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from idefics_cli.demo.training.dataset import Pictures, make_batch
 from idefics_cli.demo.training.encoding import Encoder, LabelledConversation
 
 WATCHED = (*TASKS, "digit", "word", "follow_up", "second_follow_up", *PAIR_TASKS)
-"""The rows of a tally."""
+"""Tasks of the rows of a tally."""
 
 _BATCH = 48
 
@@ -23,17 +23,17 @@ _BATCH = 48
 def watch(
     model: nn.Module, encoder: Encoder, pictures: Pictures, indices: Sequence[int], *, seed: int
 ) -> Tensor:
-    """Count the answers that are right to the last token, given the right ones before.
+    """Count the answers whose tokens are all right, given the right tokens before each.
 
     Args:
-        model: Is left in training mode.
-        encoder: For the conversations.
-        pictures: A split that training does not draw from.
-        indices: Which of them; about every third is also shown with another.
-        seed: Of the questions.
+        model: Model, which is in training mode afterwards.
+        encoder: Encoder of the conversations.
+        pictures: Pictures of a split that training does not use.
+        indices: Pictures to ask about; a third of them is also shown with another picture.
+        seed: Seed of the questions.
 
     Returns:
-        (`WATCHED`, 2) int64: how many are right, how many were asked.
+        Number of right answers and number of questions for each of `WATCHED` (tasks, 2), int64.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -59,7 +59,7 @@ def watch(
 
 
 def share_right(tally: Tensor) -> float:
-    """Return the share of all questions of *tally* that were answered right."""
+    """Return the share of right answers in *tally*."""
     right, asked = (int(count) for count in tally.sum(0))
     return right / max(1, asked)
 

@@ -1,10 +1,9 @@
-"""One process of a training run: its options, its steps, its watches."""
+"""One process of a training run: its options, its steps and its watches."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -22,31 +21,33 @@ from idefics_cli.demo.training.course import Course
 from idefics_cli.demo.training.dataset import BatchSource, Pictures
 from idefics_cli.demo.training.encoding import Encoder
 from idefics_cli.demo.training.losses import AuxiliaryHeads, Losses, compute_losses
+from idefics_cli.demo.training.messages import print_line
 from idefics_cli.demo.training.parameters import HEADS, language_names, matrix_names
 from idefics_cli.demo.training.watch import WATCHED, share_right, watch
 from idefics_cli.models.families.protocols import Processor
 from idefics_cli.training.optimizer import Barrier, Buffers, ShardedOptimizer
 
 LOG = "training.jsonl"
-"""A line per watch, in the folder of the model."""
+"""Name of the log in the folder of the model; it has a line per watch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a training run is asked for.
+    """Options of a training run.
 
     Attributes:
-        out: Folder of the model; the log is there too.
-        data: Folder of the rendered pictures, or None for a temporary one.
-        minutes: Length of the training, after rendering; not counted if *steps* is given.
-        steps: Its length in optimizer steps, or None.
-        processes: One core each; 1 on a GPU.
-        pictures: Of the training split.
-        watch_seconds: Between two watches.
-        watch_pictures: Held-out pictures of a watch.
-        seed: Of weights, order and questions.
+        out: Folder of the model and of the log.
+        data: Folder of the rendered pictures; None takes a temporary one.
+        minutes: Length of the training after rendering; *steps* overrides it.
+        steps: Length of the training in optimizer steps.
+        processes: Number of processes, with one core each; 1 on a GPU.
+        pictures: Number of pictures of the training split.
+        watch_seconds: Time between two watches.
+        watch_pictures: Number of held-out pictures of a watch.
+        seed: Seed of weights, order and questions.
         device: "cpu", "cuda" or "mps".
-        dtype: "bfloat16" or "float32": of weights and computation; masters are float32.
+        dtype: Dtype of weights and computation, "bfloat16" or "float32"; the optimizer keeps
+            float32 copies.
         course: Learning rate, batches and phases.
     """
 
@@ -65,19 +66,20 @@ class Options:
 
     @property
     def final_pictures(self) -> int:
-        """Held-out pictures of the last watch."""
+        """Number of held-out pictures of the last watch."""
         return self.watch_pictures * 15 // 4
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the processes of one run share.
+    """Memory and barrier that the processes of one run share.
 
     Attributes:
         buffers: Weights and gradients.
-        control: (2,) float64 of process 0: progress 0..1, and whether to watch now.
-        tallies: (processes, watched tasks, 2) int64.
-        barrier: Of all processes.
+        control: Values that process 0 sets (2,), float64: progress 0..1, and 1 if it is time for
+            a watch.
+        tallies: Result of a watch (processes, watched tasks, 2), int64.
+        barrier: Barrier of all processes.
     """
 
     buffers: Buffers
@@ -88,7 +90,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """The modules before training: the same in every process."""
+    """The modules before training, which are equal in all processes."""
 
     processor: Processor
     model: nn.Module
@@ -96,7 +98,7 @@ class Fresh:
 
     @classmethod
     def build(cls, options: Options) -> Fresh:
-        """Make them from the seed of *options*."""
+        """Make the modules from the seed of *options*."""
         torch.manual_seed(options.seed)
         processor = build_processor()
         model = build_model(processor.tokenizer)
@@ -105,7 +107,7 @@ class Fresh:
         return cls(processor, model, AuxiliaryHeads())
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return all by name, as `ShardedOptimizer` wants them."""
+        """Return all parameters by name, those of the auxiliary heads with a prefix."""
         heads = {HEADS + name: each for name, each in self.heads.named_parameters()}
         return dict(self.model.named_parameters()) | heads
 
@@ -114,13 +116,13 @@ def work(rank: int, options: Options, shared: Shared) -> None:
     """Train, as process *rank* of several."""
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the group; the first one tells the user.
+    # Ctrl-C reaches every process of the group; the first process reports it.
     with suppress(KeyboardInterrupt, threading.BrokenBarrierError):
         Worker(rank, options, shared, Fresh.build(options)).run()
 
 
 class Worker:
-    """One process of a run. Process 0 keeps time, logs and saves; all take part in the rest."""
+    """One process of a run. All processes train; process 0 also keeps time, logs and saves."""
 
     def __init__(self, rank: int, options: Options, shared: Shared, fresh: Fresh) -> None:
         self._rank, self._options, self._shared = rank, options, shared
@@ -149,12 +151,12 @@ class Worker:
         self._losses: list[dict[str, float]] = []
 
     def run(self) -> None:
-        """Take steps until the time or the steps are used up."""
+        """Train until the time or the number of steps is reached."""
         progress, step = 0.0, 0
         while progress < 1:
             self._step(progress, step)
             step += 1
-            self._leave_if_alone()
+            self._exit_if_orphaned()
             if self._rank == 0:
                 self._keep_time(step)
             self._shared.barrier.wait()
@@ -162,7 +164,7 @@ class Worker:
             if watches:
                 self._watch(step, progress)
 
-    def _leave_if_alone(self) -> None:
+    def _exit_if_orphaned(self) -> None:
         """End all workers if the process that started them was killed."""
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
@@ -172,7 +174,7 @@ class Worker:
     def _step(self, progress: float, step: int) -> None:
         phase = self._options.course.at(progress, step)
         size = max(1, round(phase.batch_size / self._options.processes))
-        batch = self._source.take(size, is_vision_only=phase.is_vision_only)
+        batch = self._source.next_batch(size, is_vision_only=phase.is_vision_only)
         self._optimizer.clear()
         losses = compute_losses(
             self._model, self._heads, batch, with_language=not phase.is_vision_only
@@ -191,7 +193,7 @@ class Worker:
         self._shared.control[:] = torch.tensor([min(1.0, progress), float(watches)])
 
     def _watch(self, step: int, progress: float) -> None:
-        """Look at held-out pictures together; process 0 logs the result and saves the model."""
+        """Ask about held-out pictures; process 0 logs the result and saves the model."""
         is_last = progress >= 1
         count = self._options.final_pictures if is_last else self._options.watch_pictures
         indices = range(self._rank, count, self._options.processes)
@@ -222,7 +224,7 @@ class Worker:
         with (self._options.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record | {"tasks": tasks}) + "\n")
         shown = "  ".join(f"{name} {value}" for name, value in means.items())
-        say(f"{progress:5.0%}  step {step}  {seconds:.0f} s  right {right:.1%}  {shown}")
+        print_line(f"{progress:5.0%}  step {step}  {seconds:.0f} s  right {right:.1%}  {shown}")
 
 
 def _numbers(losses: Losses) -> dict[str, float]:
@@ -231,26 +233,20 @@ def _numbers(losses: Losses) -> dict[str, float]:
 
 
 def save(model: nn.Module, processor: Processor, folder: Path) -> None:
-    """Write what `from_pretrained` loads: weights in bfloat16, config, processor, tokenizer."""
-    # A fresh copy: the trained one has its weights in shared memory and eager attention.
+    """Write a folder for `from_pretrained`: bfloat16 weights, config, processor, tokenizer."""
+    # A fresh model, because the trained one has its weights in shared memory and eager attention.
     copy = build_model(processor.tokenizer).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     cast(_Savable, copy).save_pretrained(folder)
     cast(_Savable, processor).save_pretrained(folder)
     for path in folder.iterdir():
-        # safetensors gives its files to their owner alone; others may want to load them.
+        # safetensors lets only the owner read its files.
         if path.is_file():
             path.chmod(0o644)
 
 
-def say(line: str) -> None:
-    """Tell the user on stderr how it goes."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
 class _Savable(Protocol):
-    """What models and processors of transformers can."""
+    """A model or a processor of transformers."""
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the files of this object to *folder*."""

@@ -62,7 +62,7 @@ def test_the_source_keeps_to_the_share_of_its_process(data: Path, processor: Pro
 
     source = BatchSource(Recording(data, "train"), Encoder(processor), seed=0, rank=1, processes=2)
     for _ in range(40):
-        source.take(10)
+        source.next_batch(10)
     groups = [group for batch in seen for group in batch]
     alone = [group[0] for group in groups if len(group) == 1]
 

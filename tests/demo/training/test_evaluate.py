@@ -15,7 +15,7 @@ from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USAGE
 from idefics_cli.demo.build import build_model
 from idefics_cli.demo.training import evaluate
 from idefics_cli.demo.training.evaluate import ALL, WEIGHTS, Result, failures, table
-from idefics_cli.demo.training.exam import Dialogue, Exam, ExaminedModel, Marks, take
+from idefics_cli.demo.training.exam import Dialogue, Exam, ExaminedModel, Marks, take_exam
 from idefics_cli.demo.training.worker import save
 from tests.support.reference import auto_processor
 
@@ -29,7 +29,7 @@ def shipped() -> ExaminedModel:
 
 @pytest.fixture(scope="module")
 def marks(shipped: ExaminedModel) -> Marks:
-    return take(SMALL, shipped)
+    return take_exam(SMALL, shipped)
 
 
 def total(marks: Marks) -> tuple[int, int]:
@@ -45,7 +45,7 @@ def test_the_shipped_model_answers_about_unseen_scenes(marks: Marks) -> None:
 
 
 def test_the_shipped_model_needs_the_picture(shipped: ExaminedModel) -> None:
-    right, asked = total(take(replace(SMALL, is_blind=True), shipped))
+    right, asked = total(take_exam(replace(SMALL, is_blind=True), shipped))
 
     assert asked >= 70
     assert right < 0.4 * asked
@@ -54,7 +54,7 @@ def test_the_shipped_model_needs_the_picture(shipped: ExaminedModel) -> None:
 def test_the_parts_of_an_exam_join_to_the_whole(shipped: ExaminedModel, marks: Marks) -> None:
     joined = Marks()
     for part in range(3):
-        joined.add(take(SMALL, shipped, part=part, parts=3))
+        joined.add(take_exam(SMALL, shipped, part=part, parts=3))
 
     assert joined.rows == marks.rows
 
@@ -78,8 +78,8 @@ class Parrot:
 
 
 def test_only_the_right_answer_to_the_letter_counts() -> None:
-    assert total(take(SMALL, Parrot("x")))[0] == 0
-    yes, capitals = (take(Exam(60), Parrot(text)) for text in ("Yes.", "YES."))
+    assert total(take_exam(SMALL, Parrot("x")))[0] == 0
+    yes, capitals = (take_exam(Exam(60), Parrot(text)) for text in ("Yes.", "YES."))
 
     assert yes.rows["exists: yes"][0] == yes.rows["exists: yes"][1] > 0
     assert yes.rows["exists: no"][0] == 0
@@ -89,7 +89,7 @@ def test_only_the_right_answer_to_the_letter_counts() -> None:
 
 def test_later_turns_hear_the_models_own_answers() -> None:
     parrot = Parrot("x")
-    take(SMALL, parrot)
+    take_exam(SMALL, parrot)
     said = {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
     lengths = {len(messages) for messages in parrot.heard}
 
@@ -104,7 +104,7 @@ def test_later_turns_hear_the_models_own_answers() -> None:
 
 def test_every_task_is_asked_and_neither_yes_nor_no_is_always_right() -> None:
     # One picture, two pictures, turns of a conversation.
-    asked = take(Exam(200), Parrot("Yes.")).rows
+    asked = take_exam(Exam(200), Parrot("Yes.")).rows
     tasks = {row for row in asked if ":" not in row}
 
     assert len(tasks) == 13 + 7 + 3

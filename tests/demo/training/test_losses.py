@@ -19,7 +19,7 @@ def test_the_loss_of_the_answers_is_that_of_the_library(data: Path, processor: P
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(WEIGHTS, dtype=torch.float32)
     source = BatchSource(Pictures(data, "train"), Encoder(processor), seed=0)
-    batch = source.take(6)
+    batch = source.next_batch(6)
     with torch.no_grad():
         ours = compute_losses(model, AuxiliaryHeads(), batch).language
         library = model(
