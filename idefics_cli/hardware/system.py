@@ -1,8 +1,13 @@
-"""What the operating system tells of processor and memory, limits of containers included."""
+"""Processor and memory as the operating system reports them, within the limits of a container.
+
+psutil reads the memory of the machine, on every system. What is here is what psutil does not
+have: the limits that control groups set to the memory and the processor time of a container, so
+that a plan fits in it; the physical cores among those that this process may use, where psutil
+counts those of the machine; and the name and the instruction sets of the processor.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -12,7 +17,7 @@ from pathlib import Path
 
 
 def read_processor(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
-    """Return the processor's name and instruction sets; what is unknown is left empty."""
+    """Return the name and the instruction sets of the processor, as far as they are known."""
     fields: dict[str, str] = {}
     for line in _read(root / "proc/cpuinfo").splitlines():
         key, separator, value = line.partition(":")
@@ -28,7 +33,7 @@ def read_processor(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
 
 
 def count_cores(root: Path = Path("/")) -> int:
-    """Return how many physical cores this process may use: affinity and CPU quota count."""
+    """Return how many physical cores this process may use, by its affinity and its CPU quota."""
     try:
         logical = sorted(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore] # not on macOS and Windows
     except AttributeError:
@@ -42,16 +47,16 @@ def count_cores(root: Path = Path("/")) -> int:
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
-def read_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Return total and available memory in bytes; a container's limit counts."""
-    info: dict[str, str] = dict(
-        re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
-    )
-    if "MemTotal" in info:
-        total = int(info["MemTotal"]) * 1024
-        free = int(info.get("MemAvailable", info.get("MemFree", "0"))) * 1024
-    else:
-        total, free = _other_memory()
+def read_memory(
+    root: Path = Path("/"), *, machine: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Return total and available memory in bytes; the limit of a container counts.
+
+    Args:
+        root: Folder that holds /proc and /sys.
+        machine: Total and available memory of the machine; None reads them.
+    """
+    total, free = machine or _machine_memory()
     for limit, used in _container_memory(root):
         if 0 < limit < total:
             total = limit
@@ -59,8 +64,15 @@ def read_memory(root: Path = Path("/")) -> tuple[int, int]:
     return total, free
 
 
+def _machine_memory() -> tuple[int, int]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
+
+
 def _container_memory(root: Path) -> list[tuple[int, int]]:
-    """Return limit and use of every control group above this process that has a limit."""
+    """Return limit and usage in bytes of every control group of this process with a limit."""
     found = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -78,13 +90,13 @@ def _container_memory(root: Path) -> list[tuple[int, int]]:
 
 
 def _group_limits(mount: Path, path: str, limit: str, use: str) -> list[tuple[int, int]]:
-    # Inside a container the path may name a group that is not mounted; the mount's root then
-    # is the container's own group.
+    # In a container the path may name a group that is not mounted. Then the root of the mount is
+    # the group of the container.
     group = mount / path.strip("/")
     found = []
     for folder in (group, *group.parents):
         value = _read(folder / limit).strip()
-        # Without a limit version 2 says "max", version 1 a number near 2**63.
+        # Without a limit, version 2 has "max", and version 1 a number near 2**63.
         if value.isdigit() and int(value) < 2**60:
             used = int(_read(folder / use).strip() or 0)
             found.append((int(value), max(0, used - _reclaimable(folder))))
@@ -94,7 +106,7 @@ def _group_limits(mount: Path, path: str, limit: str, use: str) -> list[tuple[in
 
 
 def _reclaimable(group: Path) -> int:
-    # The kernel drops file pages that nobody touched lately before it runs out.
+    # Before memory runs out, the kernel drops pages of files that were not used lately.
     match = re.search(r"^(?:total_)?inactive_file (\d+)", _read(group / "memory.stat"), re.M)
     return int(match[1]) if match else 0
 
@@ -116,35 +128,6 @@ def _cpu_quota(root: Path) -> float | None:
         if match and int(match[2]) > 0:
             quotas.append(int(match[1]) / int(match[2]))
     return min(quotas, default=None)
-
-
-def _other_memory() -> tuple[int, int]:
-    """Return total and available memory on macOS, Windows and the rest."""
-    if sys.platform == "win32":
-        return _windows_memory()
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # Pages that macOS gives up at once; compressed and wired ones stay.
-    text = _output(["vm_stat"])
-    size = re.search(r"page size of (\d+)", text)
-    pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", text, re.M)
-    free = sum(int(count) for count in pages) * int(size[1] or 0) if size else total // 2
-    return total, min(total, free)
-
-
-def _windows_memory() -> tuple[int, int]:
-    # MEMORYSTATUSEX of sysinfoapi.h: its size, a percentage, then seven sizes in bytes.
-    class Status(ctypes.Structure):
-        _fields_ = (
-            ("length", ctypes.c_ulong),
-            ("load", ctypes.c_ulong),
-            ("sizes", ctypes.c_ulonglong * 7),
-        )
-
-    status = Status(length=ctypes.sizeof(Status))
-    windows = getattr(ctypes, "windll", None)
-    if windows is None or not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-        return 0, 0
-    return int(status.sizes[0]), int(status.sizes[1])
 
 
 def _read(path: Path) -> str:

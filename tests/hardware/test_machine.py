@@ -13,7 +13,7 @@ from idefics_cli.hardware import machine
 from idefics_cli.hardware.machine import Machine, probe_machine, runs_on
 from idefics_cli.hardware.system import count_cores, read_memory, read_processor
 
-MEMINFO = "MemTotal:       16777216 kB\nMemFree:  1 kB\nMemAvailable:    8388608 kB\n"
+MEMORY = (16 * GIB, 8 * GIB)
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -25,8 +25,8 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 def test_memory_is_that_of_the_machine_without_a_container(tmp_path: Path) -> None:
-    write(tmp_path, {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/\n"})
-    assert read_memory(tmp_path) == (16 * GIB, 8 * GIB)
+    write(tmp_path, {"proc/self/cgroup": "0::/\n"})
+    assert read_memory(tmp_path, machine=MEMORY) == (16 * GIB, 8 * GIB)
 
 
 @pytest.mark.parametrize("folder", ["", "system.slice/app"])
@@ -35,7 +35,6 @@ def test_a_container_limit_of_version_2_counts(tmp_path: Path, folder: str) -> N
     write(
         tmp_path,
         {
-            "proc/meminfo": MEMINFO,
             "proc/self/cgroup": f"0::/{folder}\n",
             f"{base}/memory.max": str(4 * GIB),
             f"{base}/memory.current": str(3 * GIB),
@@ -43,21 +42,20 @@ def test_a_container_limit_of_version_2_counts(tmp_path: Path, folder: str) -> N
         },
     )
     # Of the 3 GiB in use, 1 is file pages that can go.
-    assert read_memory(tmp_path) == (4 * GIB, 2 * GIB)
+    assert read_memory(tmp_path, machine=MEMORY) == (4 * GIB, 2 * GIB)
 
 
 def test_the_limit_of_a_parent_group_counts(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
-            "proc/meminfo": MEMINFO,
             "proc/self/cgroup": "0::/outer/inner\n",
             "sys/fs/cgroup/outer/inner/memory.max": "max\n",
             "sys/fs/cgroup/outer/memory.max": str(6 * GIB),
             "sys/fs/cgroup/outer/memory.current": str(5 * GIB),
         },
     )
-    assert read_memory(tmp_path) == (6 * GIB, 1 * GIB)
+    assert read_memory(tmp_path, machine=MEMORY) == (6 * GIB, 1 * GIB)
 
 
 def test_a_container_limit_of_version_1_counts(tmp_path: Path) -> None:
@@ -65,7 +63,6 @@ def test_a_container_limit_of_version_1_counts(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
-            "proc/meminfo": MEMINFO,
             "proc/self/cgroup": "5:cpu:/\n4:memory:/docker/abc\n",
             # Inside the container, its own group is mounted as the root.
             f"{base}/memory.limit_in_bytes": str(2 * GIB),
@@ -73,7 +70,7 @@ def test_a_container_limit_of_version_1_counts(tmp_path: Path) -> None:
             f"{base}/memory.stat": f"total_inactive_file {GIB // 2}\n",
         },
     )
-    assert read_memory(tmp_path) == (2 * GIB, 3 * GIB // 2)
+    assert read_memory(tmp_path, machine=MEMORY) == (2 * GIB, 3 * GIB // 2)
 
 
 @pytest.mark.parametrize("limit", ["max", "9223372036854771712", ""])
@@ -81,13 +78,12 @@ def test_no_limit_is_no_limit(tmp_path: Path, limit: str) -> None:
     write(
         tmp_path,
         {
-            "proc/meminfo": MEMINFO,
             "proc/self/cgroup": "4:memory:/\n0::/\n",
             "sys/fs/cgroup/memory.max": limit,
             "sys/fs/cgroup/memory/memory.limit_in_bytes": limit,
         },
     )
-    assert read_memory(tmp_path) == (16 * GIB, 8 * GIB)
+    assert read_memory(tmp_path, machine=MEMORY) == (16 * GIB, 8 * GIB)
 
 
 def test_this_machine_has_memory_and_cores() -> None:
