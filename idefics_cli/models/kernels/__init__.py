@@ -1,1 +1,1 @@
-"""Layers and functions that compute on a CPU."""
+"""What computes on a CPU: layers and functions in place of those of torch and transformers."""

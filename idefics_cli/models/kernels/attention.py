@@ -49,7 +49,7 @@ class CpuAttention:
     """An attention function for transformers; implements `table.AttentionKernel`.
 
     Attributes:
-        name: Its name in transformers.
+        name: Its name in transformers, and in the table of kernels.
         tile_queries: Queries that are computed together among many patches in bfloat16; None
             leaves tiles to torch's kernel and pads the heads for it.
         many_queries: From so many queries on, patches are computed in one of these ways.
@@ -143,7 +143,6 @@ class CpuAttention:
 
 TILED = CpuAttention("cpu_sdpa_tiled", _TILE_QUERIES)
 PADDED = CpuAttention("cpu_sdpa", None)
-NAMES = (TILED.name, PADDED.name)
 
 
 def _decode(

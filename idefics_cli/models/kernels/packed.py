@@ -1,9 +1,9 @@
-"""Linear layers whose weights lie as the processor's kernels read them.
+"""Linear layers whose weights are stored in the order in which the processor's kernels read them.
 
-torch reorders a bfloat16 weight for oneDNN at every call. Done once, a layer reads its weights as
-fast as memory gives them: 2.1 times as fast for 1 row, 1.5 for 16, 1.08 for 768, with the same
-results (Mistral's seven layers, torch 2.13, AMD Zen 5 with AVX512_BF16). float32 gains nothing
-that counts: 0.8 for 1 row, 1.05 for 768 (a Xeon with AVX512).
+torch reorders a bfloat16 weight for oneDNN at every call. If the weight is reordered once, a layer
+is limited by memory bandwidth only: it is 2.1 times as fast for 1 row, 1.5 for 16, 1.08 for 768,
+with the same results (Mistral's seven layers, torch 2.13, AMD Zen 5 with AVX512_BF16). float32
+gains little: 0.8 for 1 row, 1.05 for 768 (a Xeon with AVX512).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import KernelLinear
 
-# Rows that the layout is made for; one layout serves every number of them equally well.
+# Number of rows for which oneDNN chooses the layout; it makes no difference that was measured.
 _ROWS_HINT = 1
 
 
 class PackedLinear(KernelLinear):
-    """A linear layer with a packed weight, in place of a layer that is not needed any more."""
+    """A linear layer with a packed weight; the original weight can be freed."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)

@@ -1,4 +1,7 @@
-"""One torch-free row for each kernel: what it computes, and which machine it needs."""
+"""One torch-free row for each kernel: the parts of a model it computes, and what it needs.
+
+To add a kernel, write a layer in a folder of its own and add a row here.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +53,14 @@ class LayerKernel(Protocol):
 
 
 class AttentionKernel(Protocol):
-    """A kernel that transformers calls for the attention of every layer."""
+    """A kernel that transformers calls for the attention of every layer, by the name of its row."""
 
     def passes_self_test(self) -> bool:
         """As `LayerKernel.passes_self_test`."""
         ...
 
     def register(self) -> str:
-        """Make the kernel known to transformers and return its name there; idempotent."""
+        """Make the kernel known to transformers, by the name that is returned; idempotent."""
         ...
 
 
@@ -251,7 +254,7 @@ _ROWS = (
         summary="fewer passes over the activations",
     ),
     Kernel(
-        "attention_tiled",
+        "cpu_sdpa_tiled",
         _ROOM + "attention:TILED",
         frozenset({"attention"}),
         "bfloat16",
@@ -261,7 +264,7 @@ _ROWS = (
         "tile",
     ),
     Kernel(
-        "attention_padded",
+        "cpu_sdpa",
         _ROOM + "attention:PADDED",
         frozenset({"attention"}),
         "any",
@@ -272,6 +275,6 @@ _ROWS = (
     ),
 )
 
-# In the order of preference: of the kernels for one part and one format, the first that a machine
-# can run comes first.
 KERNELS: Mapping[str, Kernel] = MappingProxyType({row.name: row for row in _ROWS})
+"""All kernels by name; of those for one part and one format of weights, the best comes first."""
+ATTENTION_KERNELS = tuple(row.name for row in _ROWS if "attention" in row.parts)

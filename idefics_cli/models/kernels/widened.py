@@ -1,9 +1,9 @@
 """Layers in bfloat16 for processors that cannot multiply bfloat16.
 
-torch lets oneDNN imitate bfloat16 there, which takes up to 4 times as long as float32. One row is
-read and summed by a kernel that needs no such instructions, as fast as memory gives the weights;
-many are multiplied in float32, with the weights widened part by part. Of torch's time for one
-layer this takes 0.72 for 1 row, 0.55 for 2, 1.0 for 16, 0.69 for 32, 0.28 for 256 (7,168 x 4,096,
+torch lets oneDNN imitate bfloat16 there, which takes up to 4 times as long as float32. A kernel of
+torch that needs no such instructions multiplies one row at the speed of the memory. Many rows are
+multiplied in float32, with the weights widened part by part. Of torch's time for one layer this
+takes 0.72 for 1 row, 0.55 for 2, 1.0 for 16, 0.69 for 32, 0.28 for 256 (7,168 x 4,096,
 torch 2.13, one core of a Xeon with AVX512 but not AVX512_BF16, interleaved).
 """
 
@@ -18,15 +18,15 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import KernelLinear, output_parts
 
-# Few rows are multiplied one by one, each reading all weights, if the weights are so many that
-# reading them is what takes time.
+# Few rows are multiplied one by one if there are so many weights that the time goes into reading
+# them.
 _LARGE_WEIGHTS = 2**20
 # From so many rows on, widening the weights costs less than it saves.
 _MANY_ROWS = 24
 
 
 class WidenedLinear(KernelLinear):
-    """A linear layer that multiplies bfloat16 without oneDNN's imitation; shares the weight."""
+    """A linear layer in bfloat16 without oneDNN's imitation; it shares the original weight."""
 
     FEW_ROWS = 4
 
@@ -68,9 +68,10 @@ class WidenedLinear(KernelLinear):
 
 
 class WidenedConv2d(nn.Module):
-    """The convolution that makes patches of a picture, in float32; shares the weight.
+    """The convolution that embeds the patches of a picture, computed in float32.
 
-    The imitation takes 9 times as long (980 x 980 pixels, 1,152 outputs).
+    It shares the original weight. oneDNN's imitation of bfloat16 takes 9 times as long (980 x 980
+    pixels, 1,152 outputs).
 
     Args:
         convolution: The layer whose place it takes.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from idefics_cli.models.kernels.bf16_12bit import kernel as compact_kernel
+from idefics_cli.models.kernels.bf16_12bit import kernel
 from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
 from tests.support.kernels import lying, needs_compiler, refusing, relative_error, torch_threads
 
@@ -19,63 +19,60 @@ def weights(outputs: int = 64, width: int = 72) -> Tensor:
 
 
 def unusual() -> Tensor:
-    """Weights of every size that bfloat16 has, zeros of both signs among them."""
+    """Weights of every size that bfloat16 has, and zeros of both signs."""
     weight = weights()
     weight[1] = 0
     weight[2, 3], weight[2, 4] = 0.0, -0.0
     weight[3] *= 1e-36
     weight[4] *= 1e36
-    weight[5, ::9] = 1e-40  # below what bfloat16 keeps all bits of
+    weight[5, ::9] = 1e-40  # subnormal
     weight[6, 7] = 3e38
     weight[7] = -(2.0 ** torch.arange(-36, 36)).to(torch.bfloat16)
     weight[8] = 1e-40
     return weight
 
 
-def unpacked(packed: compact_kernel.Compact) -> Tensor:
+def unpacked(packed: kernel.Compact) -> Tensor:
     outputs, width = packed.shape
     wide = torch.empty(width, outputs)
-    compact_kernel.unpack(packed, 0, wide)
+    kernel.unpack(packed, 0, wide)
     return wide.t()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_every_weight_comes_out_as_it_went_in(
-    threads: int, width_of_registers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compact_kernel, "_WEIGHTS_PER_NOTE", 1)
+def test_every_weight_is_unpacked_exactly(threads: int, width_of_registers: int) -> None:
     weight = unusual()
     with torch_threads(threads):
-        packed = compact_kernel.pack(weight)
+        packed = kernel.pack(weight, weights_per_outlier=1)
         assert packed is not None
         back = unpacked(packed)
-    # Bit by bit, but for the sign of a zero in an output of zeros.
+    # Bit by bit, except for the sign of a zero in an output of zeros.
     assert torch.equal(back, weight.float())
     kept = [row for row in range(64) if row != 1]
     as_bits = back.to(torch.bfloat16).view(torch.int16)
     assert torch.equal(as_bits[kept], weight.view(torch.int16)[kept])
 
 
-def test_12_bits_and_notes_for_few() -> None:
+def test_few_weights_are_outliers() -> None:
     weight = weights(256, 1024)
-    packed = compact_kernel.pack(weight)
+    packed = kernel.pack(weight)
     assert packed is not None
     assert packed.shape == (256, 1024)
     assert packed.packed.nbytes == 256 * 1024 * 12 // 8
-    # 2^-15 of the largest of a thousand gaussian numbers, and below.
+    # Gaussian numbers of at most 2^-15 of the largest of a thousand.
     share = len(packed.values) / weight.numel()
     assert 0 < share < 3e-4
     assert int(packed.starts[-1]) == len(packed.values)
 
 
-def test_what_12_bits_do_not_suit_is_left_alone() -> None:
+def test_weights_that_12_bits_do_not_suit_are_left_alone() -> None:
     infinite, wild = weights(), weights()
     infinite[2, 3] = torch.inf
     wild[:, ::2] *= 1e-20
-    assert compact_kernel.pack(infinite) is None
-    assert compact_kernel.pack(wild) is None
-    assert not compact_kernel.fits(weights(40, 72))
-    assert not compact_kernel.fits(weights(64, 70))
+    assert kernel.pack(infinite) is None
+    assert kernel.pack(wild) is None
+    assert not kernel.fits(weights(40, 72))
+    assert not kernel.fits(weights(64, 70))
     with torch.no_grad():
         linear = nn.Linear(72, 64, dtype=torch.bfloat16)
         linear.weight.copy_(wild)
@@ -85,20 +82,16 @@ def test_what_12_bits_do_not_suit_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 15, 40])
-def test_products_are_those_of_the_weights(
-    rows: int, width_of_registers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # More than one tile of rows, the last of them smaller.
-    monkeypatch.setattr(compact_kernel, "_TILE_BYTES", 16 * 72 * 4)
-    monkeypatch.setattr(compact_kernel, "_WEIGHTS_PER_NOTE", 1)
+def test_products_are_those_of_the_weights(rows: int, width_of_registers: int) -> None:
     weight = unusual()
-    weight[4], weight[6] = 0, 1  # what overflows has no product
-    packed = compact_kernel.pack(weight)
+    weight[4], weight[6] = 0, 1  # their products would overflow
+    packed = kernel.pack(weight, weights_per_outlier=1)
     assert packed is not None
     given = torch.randn(rows, 72, generator=torch.Generator().manual_seed(2))
-    product = compact_kernel.product(given, packed)
+    # More than one tile of rows, the last of them smaller.
+    product = kernel.product(given, packed, tile_bytes=16 * 72 * 4)
     exact = given.double() @ weight.double().t()
-    # Each output by itself: they are of very different sizes.
+    # Output by output: their sizes are very different.
     for output in range(64):
         if weight[output].any():
             assert relative_error(product[:, output], exact[:, output]) < 1e-4
@@ -109,13 +102,13 @@ def test_products_are_those_of_the_weights(
 def test_a_model_that_is_given_another_dtype_keeps_its_12_bits() -> None:
     ours = CompactLinear.layer_for(nn.Linear(72, 64, bias=False, dtype=torch.bfloat16))
     assert ours is not None
-    states = torch.randn(3, 72)
+    activations = torch.randn(3, 72)
     with torch.inference_mode():
-        before = ours(states)
-        assert torch.equal(nn.Sequential(ours).double()(states), before)
+        before = ours(activations)
+        assert torch.equal(nn.Sequential(ours).double()(activations), before)
 
 
 def test_kernels_that_refuse_or_lie_fail_their_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    for product in (refusing, lying(compact_kernel.product)):
-        monkeypatch.setattr(compact_kernel, "product", product)
+    for product in (refusing, lying(kernel.product)):
+        monkeypatch.setattr(kernel, "product", product)
         assert not CompactLinear.passes_self_test()

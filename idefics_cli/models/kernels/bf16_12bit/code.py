@@ -1,6 +1,6 @@
-"""The code of the kernels for weights of 12 bits, and how such weights lie.
+"""The code of the kernels for 12-bit weights, and the layout of such weights.
 
-What they take and give is told in `compact_kernel`, whose functions call them.
+The functions of `kernel.py` call these kernels and describe their arguments and results.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from idefics_cli.models.kernels.jit import Code, vector_bytes
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# Outputs that lie side by side, and how many of their weights along the width lie together.
+# Outputs that are stored side by side, and weights along the width that are stored together.
 LANES = 16
 GROUP = 8
-# Of a group of all lanes: sign and fraction of each weight, then for each lane its 8 exponents.
+# A group of all lanes: sign and fraction of each weight, then the 8 exponents of each lane.
 _EXPONENTS_AT = LANES * GROUP
 GROUP_BYTES = _EXPONENTS_AT + 4 * LANES
-# Exponents that are told: 0 stands for 2^-15 of the power of two below the largest weight.
-_LOWEST = 15
-_SMALLEST = 2.0**-_LOWEST
-# How far ahead weights are asked for, in bytes; see `int4_kernel`.
-_AHEAD = 3072
-# Rows whose sums are in registers together, where these are 64 bytes wide.
+# Levels of an exponent: level 15 is the power of two below the largest weight, level 0 is 2^-15
+# of it.
+_LEVELS = 15
+_SMALLEST = 2.0**-_LEVELS
+# Distance of the weights that are prefetched, in bytes; see `int4/kernel.py`.
+_PREFETCH_BYTES = 3072
+# Rows whose sums are in registers together, if the registers are 64 bytes wide.
 ROWS_TOGETHER = 8
 
 
 def write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the packing of 16 outputs."""
+    """Write the code that packs 16 outputs and counts their outliers."""
     groups, weight, highest, packed, counts = arguments
     build = code.builder
     first = build.mul(block, code.number(LANES))
@@ -42,21 +43,21 @@ def write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> No
         base = build.add(build.mul(block, groups), group)
         base = build.mul(base, code.number(GROUP_BYTES))
         with code.loop(code.number(0), code.number(LANES)) as lane:
-            given, below, is_told = _told(code, (block, lane, group), groups, weight, highest)
-            # What is noted counts as the smallest that 12 bits tell; see `write_product`.
+            given, below, fits = _representable(code, (block, lane, group), groups, weight, highest)
+            # An outlier is stored as the smallest number of 12 bits; see `write_product`.
             zeros = code.same(code.i16, GROUP, 0)
-            bytes_ = build.select(is_told, _signs_and_fractions(code, given), zeros)
+            bytes_ = build.select(fits, _signs_and_fractions(code, given), zeros)
             _store_bytes(code, bytes_, target, base, lane)
-            levels = build.sub(code.same(code.i16, GROUP, _LOWEST), below)
-            _store_levels(code, build.select(is_told, levels, zeros), target, base, lane)
-            missing = build.zext(build.not_(is_told), code.vector(code.i8, GROUP))
+            levels = build.sub(code.same(code.i16, GROUP, _LEVELS), below)
+            _store_levels(code, build.select(fits, levels, zeros), target, base, lane)
+            missing = build.zext(build.not_(fits), code.vector(code.i8, GROUP))
             more = code.call(f"llvm.vector.reduce.add.v{GROUP}i8", code.i8, missing)
             count.set(build.add(count.get(), build.zext(more, code.i64)))
     code.store(count.get(), code.pointer(counts), build.mul(block, code.number(8)))
 
 
 def _signs_and_fractions(code: Code, given: ir.Value) -> ir.Value:
-    """Return a sign and 7 bits of fraction of each weight, in the lower half of 16 bits."""
+    """Return sign and 7 bits of fraction of each weight, in the lower half of 16 bits."""
     build = code.builder
     signs = build.and_(
         build.lshr(given, code.same(code.i16, GROUP, 8)), code.same(code.i16, GROUP, 128)
@@ -67,31 +68,31 @@ def _signs_and_fractions(code: Code, given: ir.Value) -> ir.Value:
 def _store_bytes(
     code: Code, bytes_: ir.Value, target: ir.Value, base: ir.Value, lane: ir.Value
 ) -> None:
-    """Write the lower halves of 8 numbers of a lane, those of other lanes between them."""
+    """Write the lower halves of 8 numbers of a lane, interleaved with those of other lanes."""
     build = code.builder
     narrow = build.trunc(bytes_, code.vector(code.i8, GROUP))
     for number in range(GROUP):
         byte = build.extract_element(narrow, code.ir.Constant(code.i32, number))
-        place = build.add(base, build.add(lane, code.number(LANES * number)))
-        code.store(byte, target, place)
+        offset = build.add(base, build.add(lane, code.number(LANES * number)))
+        code.store(byte, target, offset)
 
 
 def _store_levels(
     code: Code, levels: ir.Value, target: ir.Value, base: ir.Value, lane: ir.Value
 ) -> None:
-    """Write 8 exponents of a lane, 4 bits each, as the word that `_word` reads."""
+    """Write 8 exponents of a lane, 4 bits each, as the word that `_load_word` reads."""
     build = code.builder
     wide = build.zext(levels, code.vector(code.i32, GROUP))
     shifts = code.ir.Constant(code.vector(code.i32, GROUP), list(range(0, 32, 4)))
     word = code.call(f"llvm.vector.reduce.or.v{GROUP}i32", code.i32, build.shl(wide, shifts))
-    place = build.add(base, build.mul(lane, code.number(4)))
-    code.store(word, target, build.add(place, code.number(_EXPONENTS_AT)))
+    offset = build.add(base, build.mul(lane, code.number(4)))
+    code.store(word, target, build.add(offset, code.number(_EXPONENTS_AT)))
 
 
 def _write_highest(
     code: Code, output: ir.Value, groups: ir.Value, weight: ir.Value, highest: ir.Value
 ) -> None:
-    """Write the search for the largest exponent of one output."""
+    """Write the code that finds the largest exponent of one output."""
     build, kind = code.builder, code.vector(code.i16, GROUP)
     width = build.mul(groups, code.number(GROUP))
     source = code.pointer(weight)
@@ -102,40 +103,50 @@ def _write_highest(
         exponents = _exponents(code, code.load(source, offset, kind))
         largest.set(code.call(f"llvm.umax.v{GROUP}i16", kind, largest.get(), exponents))
     whole = code.call(f"llvm.vector.reduce.umax.v{GROUP}i16", code.i16, largest.get())
-    place = build.mul(output, code.number(4))
-    code.store(build.zext(whole, code.i32), code.pointer(highest), place)
+    offset = build.mul(output, code.number(4))
+    code.store(build.zext(whole, code.i32), code.pointer(highest), offset)
 
 
-def write_notes(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the notes of the weights of 16 outputs that 12 bits do not tell."""
-    groups, weight, highest, starts, places, values = arguments
+def write_outliers(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
+    """Write the code that collects the outliers of 16 outputs: weights that 12 bits cannot hold."""
+    groups, weight, highest, starts, positions, values = arguments
     build = code.builder
-    begin = code.load(code.pointer(starts), build.mul(block, code.number(8)), code.i64)
-    next_ = code.variable(begin)
+    start = code.load(code.pointer(starts), build.mul(block, code.number(8)), code.i64)
+    index = code.variable(start)
     zero, lanes = code.number(0), code.number(LANES)
     with code.loop(zero, groups) as group, code.loop(zero, lanes) as lane:
-        given, _, is_told = _told(code, (block, lane, group), groups, weight, highest)
-        missing = build.bitcast(build.not_(is_told), code.i8)
+        given, _, fits = _representable(code, (block, lane, group), groups, weight, highest)
+        missing = build.bitcast(build.not_(fits), code.i8)
         with build.if_then(
             build.icmp_unsigned("!=", missing, code.ir.Constant(code.i8, 0)), likely=False
         ):
             for number in range(GROUP):
                 bit = code.ir.Constant(code.i32, number)
-                is_missing = build.not_(build.extract_element(is_told, bit))
-                with build.if_then(is_missing, likely=False):
-                    at = next_.get()
+                is_outlier = build.not_(build.extract_element(fits, bit))
+                with build.if_then(is_outlier, likely=False):
                     column = build.mul(group, code.number(GROUP))
                     column = build.add(column, code.number(number))
-                    place = build.mul(at, code.number(8))
-                    target = code.pointer(places)
-                    code.store(build.trunc(lane, code.i32), target, place)
-                    place = build.add(place, code.number(4))
-                    code.store(build.trunc(column, code.i32), target, place)
-                    bits = build.zext(build.extract_element(given, bit), code.i32)
-                    bits = build.shl(bits, code.ir.Constant(code.i32, 16))
-                    value = build.bitcast(bits, code.f32)
-                    code.store(value, code.pointer(values), build.mul(at, code.number(4)))
-                    next_.set(build.add(at, code.number(1)))
+                    value = build.extract_element(given, bit)
+                    _store_outlier(code, index.get(), (lane, column, value), positions, values)
+                    index.set(build.add(index.get(), code.number(1)))
+
+
+def _store_outlier(
+    code: Code,
+    index: ir.Value,
+    outlier: tuple[ir.Value, ir.Value, ir.Value],
+    positions: ir.Value,
+    values: ir.Value,
+) -> None:
+    """Write the outlier of number *index*: its lane, its column, and its bfloat16 value."""
+    (lane, column, value), build = outlier, code.builder
+    offset, target = build.mul(index, code.number(8)), code.pointer(positions)
+    code.store(build.trunc(lane, code.i32), target, offset)
+    offset = build.add(offset, code.number(4))
+    code.store(build.trunc(column, code.i32), target, offset)
+    bits = build.shl(build.zext(value, code.i32), code.ir.Constant(code.i32, 16))
+    wide = build.bitcast(bits, code.f32)
+    code.store(wide, code.pointer(values), build.mul(index, code.number(4)))
 
 
 def _exponents(code: Code, given: ir.Value) -> ir.Value:
@@ -144,15 +155,15 @@ def _exponents(code: Code, given: ir.Value) -> ir.Value:
     return build.and_(moved, code.same(code.i16, GROUP, 255))
 
 
-def _told(
+def _representable(
     code: Code,
-    place: tuple[ir.Value, ir.Value, ir.Value],
+    position: tuple[ir.Value, ir.Value, ir.Value],
     groups: ir.Value,
     weight: ir.Value,
     highest: ir.Value,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Return 8 weights, how far below the highest they are, and which of them 12 bits tell."""
-    (block, lane, group), build = place, code.builder
+    """Return 8 weights, how far below the highest they are, and which of them fit into 12 bits."""
+    (block, lane, group), build = position, code.builder
     output = build.add(build.mul(block, code.number(LANES)), lane)
     offset = build.mul(build.add(build.mul(output, groups), group), code.number(2 * GROUP))
     given = code.load(code.pointer(weight), offset, code.vector(code.i16, GROUP))
@@ -160,25 +171,25 @@ def _told(
     exponents = _exponents(code, given)
     zeros = code.same(code.i16, GROUP, 0)
     below = build.sub(code.spread(build.trunc(top, code.i16), GROUP), exponents)
-    is_near = build.icmp_unsigned("<=", below, code.same(code.i16, GROUP, _LOWEST))
-    # An exponent of 0 is that of 0 and of numbers without a leading 1.
-    is_told = build.and_(is_near, build.icmp_unsigned("!=", exponents, zeros))
-    # Where all are 0 the scale is, too, so that any number is right.
+    is_near = build.icmp_unsigned("<=", below, code.same(code.i16, GROUP, _LEVELS))
+    # An exponent of 0 is that of zero and of subnormal numbers.
+    fits = build.and_(is_near, build.icmp_unsigned("!=", exponents, zeros))
+    # If all weights are zero so is the scale, and any stored number gives zero.
     sizes = build.and_(given, code.same(code.i16, GROUP, 0x7FFF))
     all_zero = build.icmp_signed("==", top, code.ir.Constant(code.i32, 0))
     is_zero = build.and_(build.icmp_unsigned("==", sizes, zeros), code.spread(all_zero, GROUP))
-    return given, below, build.or_(is_told, is_zero)
+    return given, below, build.or_(fits, is_zero)
 
 
 def _wide(
     code: Code, packed: ir.Value, base: ir.Value, exponents: ir.Value, number: int, part: int
 ) -> ir.Value:
-    """Return the float32 of one place in the width, of as many lanes as a register holds."""
+    """Return the weights in one column of a group as float32, for the lanes of one register."""
     build, lanes = code.builder, vector_bytes() // 4
     kind = code.vector(code.i32, lanes)
     offset = build.add(base, code.number(LANES * number + lanes * part))
     rest = build.sext(code.load(packed, offset, code.vector(code.i8, lanes)), kind)
-    # The sign, spread by the extension, and the fraction.
+    # The sign, which the extension copied to the upper bits, and the fraction.
     rest = build.shl(rest, code.same(code.i32, lanes, 16))
     rest = build.and_(rest, code.same(code.i32, lanes, 0x807F0000 - 2**32))
     shift = 23 - 4 * number
@@ -187,15 +198,15 @@ def _wide(
         if shift > 0
         else build.lshr(exponents, code.same(code.i32, lanes, -shift))
     )
-    levels = build.and_(moved, code.same(code.i32, lanes, _LOWEST << 23))
+    levels = build.and_(moved, code.same(code.i32, lanes, _LEVELS << 23))
     # 112 ends in four zeros, so that "or" adds the level to it.
-    levels = build.or_(levels, code.same(code.i32, lanes, (127 - _LOWEST) << 23))
+    levels = build.or_(levels, code.same(code.i32, lanes, (127 - _LEVELS) << 23))
     return build.bitcast(build.or_(rest, levels), code.vector(code.f32, lanes))
 
 
 def write_unpack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the weights of 16 outputs as float32, one below the other."""
-    groups, blocks, packed, scale, starts, places, values, wide = arguments
+    """Write the code that unpacks 16 outputs to float32, transposed."""
+    groups, blocks, packed, scale, starts, positions, values, wide = arguments
     build, lanes = code.builder, vector_bytes() // 4
     source, target = code.pointer(packed), code.pointer(wide)
     line = build.mul(blocks, code.number(4 * LANES))
@@ -206,43 +217,43 @@ def write_unpack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> 
         with code.loop(code.number(0), groups) as group:
             base = build.add(build.mul(block, groups), group)
             base = build.mul(base, code.number(GROUP_BYTES))
-            exponents = _word(code, source, base, part)
+            exponents = _load_word(code, source, base, part)
             for number in range(GROUP):
                 value = _wide(code, source, base, exponents, number, part)
                 row = build.add(build.mul(group, code.number(GROUP)), code.number(number))
-                place = build.add(build.mul(row, line), at)
-                code.store(build.fmul(value, scales), target, place)
-    with _notes(code, block, starts, places, values) as (lane, column, value):
-        place = build.add(build.mul(column, line), first)
-        code.store(value, target, build.add(place, build.mul(lane, code.number(4))))
+                offset = build.add(build.mul(row, line), at)
+                code.store(build.fmul(value, scales), target, offset)
+    with _outliers(code, block, starts, positions, values) as (lane, column, value):
+        offset = build.add(build.mul(column, line), first)
+        code.store(value, target, build.add(offset, build.mul(lane, code.number(4))))
 
 
 class _CompactProduct(NamedTuple):
-    """What the kernel of products takes.
+    """Arguments of the kernel of products.
 
     Attributes:
-        groups: How many, along the width.
-        rows: How many.
-        states: Address of the rows (rows, in), float32.
-        packed: Addresses of the weights from here on, see `compact_kernel.Compact`.
+        groups: Number of groups along the width.
+        rows: Number of rows.
+        activations: Address of the rows (rows, in), float32.
+        packed: Address of `Compact.packed`; likewise the four that follow.
         out: Address of the products (rows, outputs), float32.
-        outputs: How many.
+        outputs: Number of outputs.
     """
 
     groups: ir.Value
     rows: ir.Value
-    states: ir.Value
+    activations: ir.Value
     packed: ir.Value
     scale: ir.Value
     starts: ir.Value
-    places: ir.Value
+    positions: ir.Value
     values: ir.Value
     out: ir.Value
     outputs: ir.Value
 
 
 def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the products of all rows with 16 outputs."""
+    """Write the code that multiplies all rows by 16 outputs."""
     given, build = _CompactProduct(*arguments), code.builder
     for portion in code.portions(
         given.rows, (ROWS_TOGETHER, 4, 1) if vector_bytes() == 64 else (2, 1)
@@ -251,21 +262,27 @@ def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) ->
             _write_rows(code, portion, block, part, given)
     width = build.mul(given.groups, code.number(GROUP))
     first = build.mul(block, code.number(LANES))
-    with _notes(code, block, given.starts, given.places, given.values) as (lane, column, value):
+    with _outliers(code, block, given.starts, given.positions, given.values) as (
+        lane,
+        column,
+        value,
+    ):
         output = build.add(first, lane)
-        place = build.mul(output, code.number(4))
-        told = build.fmul(
-            code.load(code.pointer(given.scale), place, code.f32),
+        offset = build.mul(output, code.number(4))
+        stored = build.fmul(
+            code.load(code.pointer(given.scale), offset, code.f32),
             code.ir.Constant(code.f32, _SMALLEST),
         )
-        # The products have it already with what 12 bits tell of it.
-        more = build.fsub(value, told)
+        # The products contain the outlier already, as the number that is stored for it.
+        more = build.fsub(value, stored)
         with code.loop(code.number(0), given.rows) as row:
-            place = build.mul(build.add(build.mul(row, width), column), code.number(4))
-            state = code.load(code.pointer(given.states), place, code.f32)
-            place = build.mul(build.add(build.mul(row, given.outputs), output), code.number(4))
-            so_far = code.load(code.pointer(given.out), place, code.f32)
-            code.store(build.fadd(so_far, build.fmul(more, state)), code.pointer(given.out), place)
+            offset = build.mul(build.add(build.mul(row, width), column), code.number(4))
+            activation = code.load(code.pointer(given.activations), offset, code.f32)
+            offset = build.mul(build.add(build.mul(row, given.outputs), output), code.number(4))
+            so_far = code.load(code.pointer(given.out), offset, code.f32)
+            code.store(
+                build.fadd(so_far, build.fmul(more, activation)), code.pointer(given.out), offset
+            )
 
 
 def _write_rows(
@@ -275,12 +292,12 @@ def _write_rows(
     part: int,
     given: _CompactProduct,
 ) -> None:
-    """Write the products of some rows with the outputs of one register."""
+    """Write the code that multiplies some rows by the outputs of one register."""
     (row, count), build, lanes = rows, code.builder, vector_bytes() // 4
-    source, states = code.pointer(given.packed), code.pointer(given.states)
+    source, activations = code.pointer(given.packed), code.pointer(given.activations)
     numbers = [build.add(row, code.number(each)) for each in range(count)]
     nothing = code.same(code.f32, lanes, 0.0)
-    # Several sums of each row: one product need not wait for the one before.
+    # Several sums for each row, so that a multiplication need not wait for the last one.
     chains = max(1, 4 // count)
     sums = [[code.variable(nothing) for _ in range(chains)] for _ in numbers]
     with code.loop(code.number(0), given.groups) as group:
@@ -288,53 +305,53 @@ def _write_rows(
         base = build.mul(base, code.number(GROUP_BYTES))
         if count == 1:
             for line in range(0, GROUP_BYTES, 64):
-                code.prefetch(source, build.add(base, code.number(_AHEAD + line)))
-        exponents = _word(code, source, base, part)
+                code.prefetch(source, build.add(base, code.number(_PREFETCH_BYTES + line)))
+        exponents = _load_word(code, source, base, part)
         for number in range(GROUP):
             value = _wide(code, source, base, exponents, number, part)
             for each, totals in zip(numbers, sums, strict=True):
-                place = build.add(build.mul(each, given.groups), group)
-                place = build.mul(place, code.number(4 * GROUP))
-                place = build.add(place, code.number(4 * number))
-                state = code.spread(code.load(states, place, code.f32), lanes)
+                offset = build.add(build.mul(each, given.groups), group)
+                offset = build.mul(offset, code.number(4 * GROUP))
+                offset = build.add(offset, code.number(4 * number))
+                activation = code.spread(code.load(activations, offset, code.f32), lanes)
                 total = totals[number % chains]
-                total.set(code.fused(value, state, total.get()))
+                total.set(code.fused(value, activation, total.get()))
     first = build.add(build.mul(block, code.number(4 * LANES)), code.number(4 * lanes * part))
     scales = code.load(code.pointer(given.scale), first, code.vector(code.f32, lanes))
     for each, totals in zip(numbers, sums, strict=True):
         whole = totals[0].get()
         for total in totals[1:]:
             whole = build.fadd(whole, total.get())
-        place = build.add(build.mul(build.mul(each, given.outputs), code.number(4)), first)
-        code.store(build.fmul(whole, scales), code.pointer(given.out), place)
+        offset = build.add(build.mul(build.mul(each, given.outputs), code.number(4)), first)
+        code.store(build.fmul(whole, scales), code.pointer(given.out), offset)
 
 
-def _word(code: Code, packed: ir.Value, base: ir.Value, part: int) -> ir.Value:
-    """Return the exponents of a group, 8 in the word of each lane."""
+def _load_word(code: Code, packed: ir.Value, base: ir.Value, part: int) -> ir.Value:
+    """Return the exponents of a group: a word of 8 for each lane."""
     lanes = vector_bytes() // 4
     offset = code.builder.add(base, code.number(_EXPONENTS_AT + 4 * lanes * part))
     return code.load(packed, offset, code.vector(code.i32, lanes))
 
 
 @contextmanager
-def _notes(
-    code: Code, block: ir.Value, starts: ir.Value, places: ir.Value, values: ir.Value
+def _outliers(
+    code: Code, block: ir.Value, starts: ir.Value, positions: ir.Value, values: ir.Value
 ) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
-    """Repeat the block's code for each note of 16 outputs: the lane, the column, the weight."""
+    """Repeat the code of the block for each outlier of 16 outputs: lane, column and weight."""
     build = code.builder
     at = build.mul(block, code.number(8))
-    begin, end = (
+    start, stop = (
         code.load(code.pointer(starts), build.add(at, code.number(8 * which)), code.i64)
         for which in range(2)
     )
-    with code.loop(begin, end) as note:
-        place = build.mul(note, code.number(8))
+    with code.loop(start, stop) as index:
+        offset = build.mul(index, code.number(8))
         lane, column = (
             build.zext(
-                code.load(code.pointer(places), build.add(place, code.number(offset)), code.i32),
+                code.load(code.pointer(positions), build.add(offset, code.number(field)), code.i32),
                 code.i64,
             )
-            for offset in (0, 4)
+            for field in (0, 4)
         )
-        value = code.load(code.pointer(values), build.mul(note, code.number(4)), code.f32)
+        value = code.load(code.pointer(values), build.mul(index, code.number(4)), code.f32)
         yield lane, column, value

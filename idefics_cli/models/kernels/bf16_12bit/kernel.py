@@ -1,9 +1,9 @@
 """bfloat16 weights in 12 bits, without loss, and their products with a few rows.
 
-The weights of one output are of much the same size: of the 8 bits of their exponents, 4 are enough
-to tell how far each is below the largest. Sign and fraction stay as they are. The few weights that
-are smaller by more than a factor of 2^15 (of gaussian ones one in 7,000) are noted one by one.
-For one row, where reading the weights is all that takes time, a quarter less is to be read. Others
+The weights of one output have similar sizes: 4 of the 8 bits of their exponents suffice to say
+how far each is below the largest. Sign and fraction stay as they are. The few weights that are
+smaller by more than a factor of 2^15 (one in 7,000 gaussian ones) are outliers, which are stored
+one by one. For one row the time goes into reading the weights, and a quarter less is read. Others
 compress exponents further, for GPUs (Zhang et al. 2025, "70% Size, 100% Accuracy", DFloat11).
 """
 
@@ -20,17 +20,17 @@ from idefics_cli.models.kernels.bf16_12bit.code import (
     GROUP_BYTES,
     LANES,
     ROWS_TOGETHER,
-    write_notes,
+    write_outliers,
     write_pack,
     write_product,
     write_unpack,
 )
 from idefics_cli.models.kernels.jit import LazyKernel
 
-# Where more are noted than one in so many, little is saved.
-_WEIGHTS_PER_NOTE = 64
-# Rows that go through all weights together: so much of them stays in a core's second cache.
-_TILE_BYTES = 2**20
+# With more outliers than one in so many weights, 12 bits save little.
+WEIGHTS_PER_OUTLIER = 64
+# Bytes of the rows that are multiplied together by all weights: so much stays in the L2 cache.
+TILE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ class Compact:
 
     Attributes:
         packed: (out / 16, in / 8, 192) uint8.
-        scale: (out,) float32, the power of two below the largest weight; 0 where all are 0.
-        starts: (out / 16 + 1,) int64, where the notes of each 16 outputs begin.
-        places: (notes, 2) int32: the output among the 16, and where in the width.
-        values: (notes,) float32, of the weights that are noted.
+        scale: (out,) float32, the power of two below the largest weight; 0 if all are 0.
+        starts: (out / 16 + 1,) int64, index of the first outlier of each 16 outputs.
+        positions: (outliers, 2) int32: the output among the 16, and the column in the width.
+        values: (outliers,) float32, the weights that are outliers.
     """
 
     packed: Tensor
     scale: Tensor
     starts: Tensor
-    places: Tensor
+    positions: Tensor
     values: Tensor
 
     @property
@@ -58,12 +58,18 @@ class Compact:
 
 
 def fits(weight: Tensor) -> bool:
-    """Tell whether lanes and groups of *weight* (out, in) come out even."""
+    """Whether *weight* (out, in) consists of whole groups and lanes."""
     return weight.shape[0] % LANES == 0 and weight.shape[1] % GROUP == 0
 
 
-def pack(weight: Tensor) -> Compact | None:
-    """Return *weight* (out, in) bfloat16 in 12 bits, or None if that saves nothing."""
+def pack(weight: Tensor, *, weights_per_outlier: int = WEIGHTS_PER_OUTLIER) -> Compact | None:
+    """Return *weight* in 12 bits, or None if that saves nothing.
+
+    Args:
+        weight: (out, in) bfloat16; not changed.
+        weights_per_outlier: If there are more outliers than one in so many weights, 12 bits save
+            nothing.
+    """
     weight = weight.detach().contiguous()
     outputs, width = weight.shape
     blocks, groups = outputs // LANES, width // GROUP
@@ -73,26 +79,26 @@ def pack(weight: Tensor) -> Compact | None:
     source = weight.data_ptr()
     _pack(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
     if bool((highest == 255).any()):
-        # Infinite, or no number.
+        # Infinite or NaN.
         return None
     starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    notes = int(starts[-1])
-    if notes > weight.numel() // _WEIGHTS_PER_NOTE:
+    outliers = int(starts[-1])
+    if outliers > weight.numel() // weights_per_outlier:
         return None
-    places, values = torch.empty(notes, 2, dtype=torch.int32), torch.empty(notes)
-    addresses = (tensor.data_ptr() for tensor in (highest, starts, places, values))
-    _note(blocks, groups, source, *addresses)
+    positions, values = torch.empty(outliers, 2, dtype=torch.int32), torch.empty(outliers)
+    addresses = (tensor.data_ptr() for tensor in (highest, starts, positions, values))
+    _collect(blocks, groups, source, *addresses)
     scale = torch.ldexp((highest > 0).float(), highest - 127)
-    return Compact(packed, scale, starts, places, values)
+    return Compact(packed, scale, starts, positions, values)
 
 
 def unpack(compact: Compact, first: int, wide: Tensor) -> None:
-    """Write the weights of some outputs, exactly.
+    """Unpack the weights of *count* blocks of 16 outputs, exactly.
 
     Args:
         compact: All weights.
-        first: The first block of 16 outputs.
-        wide: (in, count * 16) float32, one after the other; gets those of *count* blocks.
+        first: The first block.
+        wide: (in, count * 16) float32, contiguous; the weights are written to it.
     """
     _, width = compact.shape
     count = wide.shape[1] // LANES
@@ -102,7 +108,7 @@ def unpack(compact: Compact, first: int, wide: Tensor) -> None:
             compact.packed[first : first + count],
             compact.scale[first * LANES : (first + count) * LANES],
             compact.starts[first : first + count],
-            compact.places,
+            compact.positions,
             compact.values,
             wide,
         )
@@ -110,8 +116,14 @@ def unpack(compact: Compact, first: int, wide: Tensor) -> None:
     _unpack(count, width // GROUP, count, *addresses)
 
 
-def product(rows: Tensor, compact: Compact) -> Tensor:
-    """Return (N, out) float32, the products of *rows* (N, in) with the weights."""
+def product(rows: Tensor, compact: Compact, *, tile_bytes: int = TILE_BYTES) -> Tensor:
+    """Return (N, out) float32, the products of *rows* with the weights.
+
+    Args:
+        rows: (N, in), of any float dtype.
+        compact: The weights.
+        tile_bytes: Bytes of the rows that are multiplied together by all weights.
+    """
     rows = rows.float().contiguous()
     outputs, width = compact.shape
     out = torch.empty(len(rows), outputs)
@@ -119,10 +131,10 @@ def product(rows: Tensor, compact: Compact) -> Tensor:
         compact.packed.data_ptr(),
         compact.scale.data_ptr(),
         compact.starts.data_ptr(),
-        compact.places.data_ptr(),
+        compact.positions.data_ptr(),
         compact.values.data_ptr(),
     )
-    tile = max(ROWS_TOGETHER, _TILE_BYTES // (4 * width) // ROWS_TOGETHER * ROWS_TOGETHER)
+    tile = max(ROWS_TOGETHER, tile_bytes // (4 * width) // ROWS_TOGETHER * ROWS_TOGETHER)
     for first in range(0, len(rows), tile):
         _product(
             outputs // LANES,
@@ -158,6 +170,6 @@ def _computes_an_example() -> bool:
 
 
 _pack = LazyKernel(write_pack, arguments=5)
-_note = LazyKernel(write_notes, arguments=6)
+_collect = LazyKernel(write_outliers, arguments=6)
 _unpack = LazyKernel(write_unpack, arguments=8)
 _product = LazyKernel(write_product, arguments=10)

@@ -1,9 +1,9 @@
-"""Linear layers in bfloat16 that are kept in 12 bits, for processors that cannot multiply bfloat16.
+"""Linear layers with bfloat16 weights in 12 bits, for processors without bfloat16 instructions.
 
-Nothing is lost, a quarter less is to be read and kept, and a few rows are multiplied together.
-Of torch's time for one layer this takes 0.5 for 1 row, 0.35 for 4, 0.2 for 8, 0.3 for 32 and 0.4
-for 64, where oneDNN imitates bfloat16 (4,096 x 4,096, torch 2.13, 3 threads of a Xeon with AVX512
-but not AVX512_BF16, interleaved).
+Nothing is lost, a quarter less is read and kept, and a few rows are multiplied together. Of torch's
+time for one layer this takes 0.5 for 1 row, 0.35 for 4, 0.2 for 8, 0.3 for 32 and 0.4 for 64, where
+oneDNN imitates bfloat16 (4,096 x 4,096, torch 2.13, 3 threads of a Xeon with AVX512 but not
+AVX512_BF16, interleaved).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Linear layers with 4-bit weights whose kernel is compiled for this processor.
 
-Of the time of torch's kernel for 4 bit (see `int4.py`) it takes 0.57 for 1 row, 0.46 for 8 and
-0.39 for 32; of the time of float32 0.21 for 1 row, 0.39 for 32 and 0.96 for 512 (14,336 x 4,096,
-torch 2.13, 2 threads of a Xeon with AVX512, interleaved). Weights are rounded alike.
+Of the time of torch's kernel for 4-bit weights (see `linear.py`) it takes 0.57 for 1 row, 0.46 for
+8 and 0.39 for 32; of the time of float32, 0.21 for 1 row, 0.39 for 32 and 0.96 for 512 (14,336 x
+4,096, torch 2.13, 2 threads of a Xeon with AVX512, interleaved). Weights are rounded as for
+torch's kernel.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class CompiledInt4Linear(QuantizedLinear):
 
     @classmethod
     def layout(cls) -> str:
-        """Return a name, which tells it from the layouts for torch's kernel."""
+        """Return a name; the layouts for torch's kernel have numbers."""
         return "compiled"
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -54,13 +55,13 @@ def quantize(weight: Tensor) -> Tensor:
     """Return *weight* (out, in), which is not changed, as `CompiledInt4Linear` keeps it."""
     outputs, width = weight.shape
     packed = torch.empty(outputs // LANES, width // GROUP, GROUP_BYTES, dtype=torch.uint8)
-    # In parts, because a whole layer in float32 takes as much as several quantized ones.
+    # In parts, because a whole layer in float32 takes as much memory as several quantized ones.
     for part in output_parts(outputs):
         groups = weight.detach()[part].float().reshape(part.stop - part.start, -1, GROUP)
         lowest = groups.amin(2).to(torch.bfloat16)
         step = ((groups.amax(2) - lowest.float()) / _STEPS).to(torch.bfloat16)
-        # By the rounded values, which are those that the weights are made from again. A group of
-        # equal weights has no steps.
+        # With the rounded values, from which the weights are computed later. A group of equal
+        # weights has steps of size 0.
         divisor = torch.where(step > 0, step, torch.ones_like(step)).float()
         steps = (groups - lowest.float()[..., None]) / divisor[..., None]
         numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8).reshape(-1, width)

@@ -1,9 +1,9 @@
 """Products of 4-bit weights with rows of 8-bit numbers, in the integer units of the processor.
 
-A processor multiplies 64 pairs of bytes in the time of 16 of float32, so this is faster than
-float32 for one row, whose weights are read as fast as memory gives them, and for a prompt's
-hundreds. Rows are rounded to 8 bits with a scale for every 32 numbers, as llama.cpp does (its
-Q8_0): half a percent of error beside the eight percent that 4-bit weights have.
+A processor multiplies 64 pairs of bytes in the time of 16 pairs of float32. So this is faster than
+float32 for one row, where memory bandwidth is the limit, and for the hundreds of rows of a
+prompt. Rows are rounded to 8 bits with a scale for every 32 numbers, as in llama.cpp (Q8_0): an
+error of half a percent, where rounding the weights to 4 bits gives eight percent.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 # Weights along the width that share a step and a lowest value.
 GROUP = 32
-# Outputs that lie side by side.
+# Outputs that are stored side by side.
 LANES = 16
-# Of one group of all lanes: 4 bits for each weight, then steps, then lowest values, in bfloat16.
+# A group of all lanes: 4 bits for each weight, then steps, then lowest values, in bfloat16.
 _WEIGHT_BYTES = LANES * GROUP // 2
 _STEPS_AT, _LOWEST_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + 2 * LANES
 GROUP_BYTES = _WEIGHT_BYTES + 4 * LANES
-# Of one group of a row: its scale, and its sum.
+# A group of a row: its scale and its sum.
 _SCALE_BYTES = 8
-# Rows that go through all weights together: so many stay in a core's second cache.
-_TILE = 64
+# Rows that are multiplied together by all weights: so many stay in the L2 cache of a core.
+_TILE_ROWS = 64
 _HIGHEST = 127
-# How far before a row's weights are multiplied they are asked for, in bytes: what reads ahead by
-# itself stops at every page, and 0.85 to 0.9 of the time is left where this does not.
-_AHEAD = 2048
-# Bytes of a register -> instruction that multiplies bytes and adds two and two of the products,
-# and one that adds two and two numbers of 16 bit.
+# Distance of the weights that are prefetched, in bytes. The processor's own prefetcher stops at
+# every page; with this one, products of one row take 0.85 to 0.9 of the time.
+_PREFETCH_BYTES = 2048
+# Bytes of a register -> the instruction that multiplies bytes and adds pairs of products, and the
+# instruction that adds pairs of 16-bit numbers.
 _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
 _ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
 
@@ -50,12 +50,11 @@ def pack(numbers: Tensor, step: Tensor, lowest: Tensor) -> Tensor:
     Args:
         numbers: (out, in) uint8 from 0 to 15; *out* a multiple of 16, *in* of 32.
         step: (out, in / 32) bfloat16.
-        lowest: Likewise; a weight is its number times the step, and this.
+        lowest: As *step*; a weight is its number times the step, plus the lowest value.
 
     Returns:
-        (out / 16, in / 32, 320) uint8. Four numbers that follow each other along the width lie
-        side by side for each of 16 outputs, 16 numbers' worth of bytes; the next four are in the
-        upper half of the same bytes.
+        (out / 16, in / 32, 320) uint8. Four consecutive numbers of each of 16 outputs are in the
+        lower halves of 64 bytes, the next four in the upper halves of the same bytes.
     """
     outputs, width = numbers.shape
     shape = (outputs // LANES, LANES, width // GROUP)
@@ -80,7 +79,7 @@ def unpack(packed: Tensor) -> Tensor:
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return *rows* (N, in) as (N, in) int8, and (N, in / 32, 2) float32.
 
-    Of the latter the first is the scale of 32 numbers, the second the sum of what they became.
+    The latter holds the scale of 32 numbers, and the sum of the numbers after rounding.
     """
     count, width = rows.shape
     if rows.dtype == torch.bfloat16:
@@ -101,11 +100,11 @@ def product(rows: Tensor, packed: Tensor) -> Tensor:
     out = torch.empty(len(rows), blocks * LANES)
     # Addresses, because slices of tensors take as long as a small product.
     weights, first_number, first_scale = (t.data_ptr() for t in (packed, numbers, scales))
-    for first in range(0, len(rows), _TILE):
+    for first in range(0, len(rows), _TILE_ROWS):
         _product(
             blocks,
             groups,
-            min(_TILE, len(rows) - first),
+            min(_TILE_ROWS, len(rows) - first),
             weights,
             first_number + first * groups * GROUP,
             first_scale + first * groups * _SCALE_BYTES,
@@ -132,27 +131,27 @@ def _computes_an_example() -> bool:
 
 
 def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the products of all rows with 16 outputs."""
+    """Write the code that multiplies all rows by 16 outputs."""
     writer = _Int4Product(code, block, *arguments)
-    # As many rows at a time as registers hold sums of.
+    # As many rows at a time as there are registers for their sums.
     for row, count in code.portions(writer.rows, (8, 4, 1) if vector_bytes() == 64 else (2, 1)):
         for part in range(4 * LANES // vector_bytes()):
             writer.write(row, count, part)
 
 
 class _Int4Product:
-    """Writes code for the outputs of one block.
+    """Writes the code for the outputs of one block.
 
     Args:
-        code: Where to.
+        code: Gets the code.
         block: Number of the block.
-        groups: In the width.
-        rows: How many.
-        packed: Weights, from `pack`.
-        numbers: The rows, from `round_rows`.
-        scales: Likewise.
-        out: (rows, outputs) float32, one after the other.
-        outputs: Of all blocks.
+        groups: Number of groups along the width.
+        rows: Number of rows.
+        packed: Address of the weights, from `pack`.
+        numbers: Address of the rows, from `round_rows`.
+        scales: Address of their scales and sums, from `round_rows`.
+        out: Address of the products (rows, outputs), float32.
+        outputs: Number of outputs of all blocks.
     """
 
     def __init__(
@@ -178,48 +177,50 @@ class _Int4Product:
         self._lanes = vector_bytes() // 4
 
     def write(self, row: ir.Value, count: int, part: int) -> None:
-        """Write the products of *count* rows from *row* on with the outputs of one register."""
+        """Write the code that multiplies *count* rows by the outputs of one register."""
         code, build = self._code, self._code.builder
-        at = [build.add(row, code.number(number)) for number in range(count)]
-        nothing = code.same(code.f32, self._lanes, 0.0)
-        sums = [code.variable(nothing) for _ in at]
+        rows = [build.add(row, code.number(number)) for number in range(count)]
+        zeros = code.same(code.f32, self._lanes, 0.0)
+        sums = [code.variable(zeros) for _ in rows]
         with code.loop(code.number(0), self._groups) as group:
             weights = build.mul(group, code.number(GROUP_BYTES))
-            places = [build.add(build.mul(each, self._groups), group) for each in at]
+            positions = [build.add(build.mul(each, self._groups), group) for each in rows]
             if count == 1:
                 for line in range(0, GROUP_BYTES, 64):
-                    code.prefetch(self._weights, build.add(weights, code.number(_AHEAD + line)))
-            dots = self._dots(weights, places, part)
+                    code.prefetch(
+                        self._weights, build.add(weights, code.number(_PREFETCH_BYTES + line))
+                    )
+            dots = self._dots(weights, positions, part)
             step, lowest = (
-                self._bfloat16(weights, begin, part) for begin in (_STEPS_AT, _LOWEST_AT)
+                self._bfloat16(weights, start, part) for start in (_STEPS_AT, _LOWEST_AT)
             )
-            for place, dot, total in zip(places, dots, sums, strict=True):
-                offset = build.mul(place, code.number(_SCALE_BYTES))
+            for position, dot, total in zip(positions, dots, sums, strict=True):
+                offset = build.mul(position, code.number(_SCALE_BYTES))
                 scale = code.spread(code.load(self._scales, offset, code.f32), self._lanes)
                 whole = code.load(self._scales, build.add(offset, code.number(4)), code.f32)
                 now = code.fused(build.fmul(dot, scale), step, total.get())
                 total.set(code.fused(code.spread(whole, self._lanes), lowest, now))
-        for each, total in zip(at, sums, strict=True):
+        for each, total in zip(rows, sums, strict=True):
             offset = build.mul(each, self._out_bytes)
             offset = build.add(offset, code.number(4 * self._lanes * part))
             code.store(total.get(), self._out, offset)
 
-    def _dots(self, weights: ir.Value, places: Sequence[ir.Value], part: int) -> list[ir.Value]:
-        """Return for each row the sums of its numbers times those of a group, as float32."""
+    def _dots(self, weights: ir.Value, positions: Sequence[ir.Value], part: int) -> list[ir.Value]:
+        """Return for each row the dot products of a group of it and of the weights, as float32."""
         code, build, size = self._code, self._code.builder, vector_bytes()
         as_bytes, pairs = code.vector(code.i8, size), code.vector(code.i16, size // 2)
-        # 32 products of at most 15 * 127, two and two added up: 16 bits hold 8 such sums.
-        sums: list[ir.Value | None] = [None] * len(places)
+        # 16 bits hold the sum of 16 products of at most 15 * 127.
+        sums: list[ir.Value | None] = [None] * len(positions)
         for quarter in range(4):
             offset = build.add(weights, code.number(64 * quarter + size * part))
             both = code.load(self._weights, offset, as_bytes)
             lower = build.and_(both, code.same(code.i8, size, 15))
             upper = build.lshr(both, code.same(code.i8, size, 4))
             for half, numbers in enumerate((lower, upper)):
-                for row, place in enumerate(places):
-                    begin = build.mul(place, code.number(GROUP))
-                    begin = build.add(begin, code.number(8 * quarter + 4 * half))
-                    four = code.spread(code.load(self._numbers, begin, code.i32), size // 4)
+                for row, position in enumerate(positions):
+                    start = build.mul(position, code.number(GROUP))
+                    start = build.add(start, code.number(8 * quarter + 4 * half))
+                    four = code.spread(code.load(self._numbers, start, code.i32), size // 4)
                     found = code.call(_PAIRS[size], pairs, numbers, build.bitcast(four, as_bytes))
                     so_far = sums[row]
                     sums[row] = found if so_far is None else build.add(so_far, found)
@@ -229,9 +230,9 @@ class _Int4Product:
             build.sitofp(code.call(_ADJACENT[size], wide, each, ones), as_float) for each in sums
         ]
 
-    def _bfloat16(self, weights: ir.Value, begin: int, part: int) -> ir.Value:
+    def _bfloat16(self, weights: ir.Value, start: int, part: int) -> ir.Value:
         code = self._code
-        offset = code.builder.add(weights, code.number(begin + 2 * self._lanes * part))
+        offset = code.builder.add(weights, code.number(start + 2 * self._lanes * part))
         return code.from_bfloat16(
             code.load(self._weights, offset, code.vector(code.i16, self._lanes))
         )
@@ -240,11 +241,11 @@ class _Int4Product:
 def _write_rounding(
     code: Code, row: ir.Value, arguments: Sequence[ir.Value], *, halves: bool
 ) -> None:
-    """Write the rounding of one row."""
+    """Write the code that rounds one row."""
     groups, rows, numbers, scales = arguments
     build, f32 = code.builder, code.f32
     kind = code.vector(code.i16 if halves else f32, GROUP)
-    source, target, notes = (code.pointer(each) for each in (rows, numbers, scales))
+    source, target, scale_target = (code.pointer(each) for each in (rows, numbers, scales))
     first = build.mul(row, groups)
     with code.loop(first, build.add(first, groups)) as group:
         at = build.mul(group, code.number(GROUP))
@@ -252,7 +253,7 @@ def _write_rounding(
         values = code.from_bfloat16(values) if halves else values
         size = code.call(f"llvm.fabs.v{GROUP}f32", values.type, values)
         highest = code.call(f"llvm.vector.reduce.fmax.v{GROUP}f32", f32, size)
-        # A group of zeros has a scale of 0, and is divided by something else.
+        # A group of zeros has a scale of 0; it is divided by 1 instead.
         is_zero = build.fcmp_ordered("==", highest, code.ir.Constant(f32, 0.0))
         divisor = build.select(is_zero, code.ir.Constant(f32, 1.0), highest)
         factor = build.fdiv(code.ir.Constant(f32, float(_HIGHEST)), divisor)
@@ -262,10 +263,10 @@ def _write_rounding(
         code.store(build.trunc(wide, code.vector(code.i8, GROUP)), target, at)
         scale = build.fdiv(highest, code.ir.Constant(f32, float(_HIGHEST)))
         total = code.call(f"llvm.vector.reduce.add.v{GROUP}i32", code.i32, wide)
-        note = build.mul(group, code.number(_SCALE_BYTES))
-        code.store(scale, notes, note)
+        offset = build.mul(group, code.number(_SCALE_BYTES))
+        code.store(scale, scale_target, offset)
         whole = build.fmul(build.sitofp(total, f32), scale)
-        code.store(whole, notes, build.add(note, code.number(4)))
+        code.store(whole, scale_target, build.add(offset, code.number(4)))
 
 
 _product = LazyKernel(_write_product, arguments=7)

@@ -1,10 +1,10 @@
-"""Linear layers with 4-bit weights for every CPU, whether or not it knows bfloat16.
+"""Linear layers with 4-bit weights for every CPU, with or without bfloat16 instructions.
 
-bitsandbytes' nf4 has fast CPU kernels for AVX512_BF16 alone, and takes 15 to 35 times as long as
-float32 elsewhere. torch's kernel for weights of 4 bit needs no more than AVX2. Its 16 steps lie
-evenly between the lowest and the highest of 32 weights; the error is that of nf4 or below it
-(relative, nf4 with 64 weights to a scale : this one; gaussian weights 0.092 : 0.078, Student's t
-with 5 degrees of freedom 0.105 : 0.090), for 5 bits a weight against 4.1.
+bitsandbytes' nf4 has fast CPU kernels for AVX512_BF16 only, and takes 15 to 35 times as long as
+float32 elsewhere. torch's kernel for 4-bit weights needs no more than AVX2. Its 16 steps are
+evenly spaced between the lowest and the highest of 32 weights. The relative error is that of nf4
+or less (nf4 with 64 weights to a scale : this one; gaussian weights 0.092 : 0.078, Student's t with
+5 degrees of freedom 0.105 : 0.090). It takes 5 bits for a weight, nf4 takes 4.1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 GROUP = 32
 _STEPS = 15
 _MIDDLE = 8
-# Outputs that lie side by side in the kernels' layout: of AVX512, and of AVX2.
+# Outputs that are stored side by side for torch's kernels for AVX512 and AVX2.
 _BLOCKS = (64, 32)
 
 
@@ -29,9 +29,9 @@ class Int4Linear(QuantizedLinear):
     This class widens the weights for every product; its subclass has a kernel for few rows.
 
     Attributes:
-        weight: (out / block, in, block / 2) uint8. In the lower four bits the outputs of the first
-            half of a block, in the upper four those of the second.
-        scales: (in / 32, out, 2) bfloat16, the size of a step and the value of step 8.
+        weight: (out / block, in, block / 2) uint8. The lower four bits hold the outputs of the
+            first half of a block, the upper four those of the second half.
+        scales: (in / 32, out, 2) bfloat16: the size of a step, and the value of step 8.
     """
 
     NUMBERS = ("weight", "scales")
@@ -46,7 +46,7 @@ class Int4Linear(QuantizedLinear):
 
     @classmethod
     def layout(cls) -> int:
-        """Return how many outputs lie side by side."""
+        """Return how many outputs are stored side by side."""
         return _BLOCKS[0]
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -81,7 +81,7 @@ class TorchInt4Linear(Int4Linear):
 
     @classmethod
     def layout(cls) -> int:
-        """Return how many outputs lie side by side, as torch's kernel on this processor reads."""
+        """Return how many outputs torch's kernel on this processor reads side by side."""
         return _torchs_block() or super().layout()
 
     def _products(self, rows: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def quantize(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Args:
         weight: (out, in), in any dtype; not changed.
-        size: Outputs of a block.
+        size: Number of outputs of a block.
 
     Returns:
         The packed weights (out / size, in, size / 2) uint8 and the scales (in / 32, out, 2).
@@ -106,14 +106,14 @@ def quantize(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
     outputs, width = weight.shape
     packed = torch.empty(outputs // size, width, size // 2, dtype=torch.uint8)
     scales = torch.empty(width // GROUP, outputs, 2, dtype=torch.bfloat16)
-    # In parts, because a whole layer in float32 takes as much as several quantized ones.
+    # In parts, because a whole layer in float32 takes as much memory as several quantized ones.
     for part in output_parts(outputs):
         groups = weight.detach()[part].float().reshape(part.stop - part.start, -1, GROUP)
         low, high = groups.amin(2), groups.amax(2)
         step = ((high - low) / _STEPS).to(torch.bfloat16)
         middle = (low + _MIDDLE * step.float()).to(torch.bfloat16)
-        # By the rounded values, which are those that the weights are made from again. A group of
-        # equal weights has no steps, and all is in its middle.
+        # With the rounded values, from which the weights are computed later. A group of equal
+        # weights has steps of size 0; all its weights are in the middle.
         divisor = torch.where(step > 0, step, torch.ones_like(step)).float()
         steps = (groups - middle.float()[..., None]) / divisor[..., None] + _MIDDLE
         numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8)
@@ -125,7 +125,7 @@ def quantize(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(packed: Tensor, scales: Tensor) -> Tensor:
-    """Return (in, out) float32, the transposed weights that `quantize` made the arguments from."""
+    """Return (in, out) float32: the transposed weights that the results of `quantize` stand for."""
     blocks, width, half = packed.shape
     wide = torch.empty(width, blocks, 2, half)
     wide[:, :, 0] = (packed & 15).transpose(0, 1)
@@ -136,7 +136,7 @@ def dequantize(packed: Tensor, scales: Tensor) -> Tensor:
 
 
 def _torchs_block() -> int | None:
-    """Return how many outputs lie side by side for torch's kernel; None if it is not correct."""
+    """Return how many outputs torch's kernel reads side by side; None if it is missing or wrong."""
     return next((size for size in _BLOCKS if _computes_an_example(size)), None)
 
 
@@ -156,7 +156,7 @@ def _computes_an_example(size: int) -> bool:
 def _product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
     blocks, width, half = packed.shape
-    # torch counts two weights to a byte along the width.
+    # torch expects the two weights of a byte along the width.
     flat = packed.view(blocks * half * 2, width // 2)
     product: Tensor = multiply(rows, flat, GROUP, scales)
     return product
