@@ -1,4 +1,4 @@
-"""What this machine has: devices, memory, processor and library versions."""
+"""The devices, memory, processor and library versions of this machine."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ PACKAGES = (
     "flash-attn-3",
     "flash-attn-4",
 )
-# Instructions that multiply bfloat16 without widening it: x86 and ARM names of /proc/cpuinfo.
+# Instructions that multiply bfloat16 without widening it: names of x86 and ARM in /proc/cpuinfo.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Gpu:
 
     Attributes:
         index: As in `cuda:N`.
-        name: As the driver tells it.
-        total_bytes: Of its memory.
-        free_bytes: Of its memory, now.
+        name: Its name in the driver.
+        total_bytes: Size of its memory.
+        free_bytes: Free memory at present.
         capability: CUDA compute capability; (8, 0) is Ampere, (9, 0) Hopper.
     """
 
@@ -59,31 +60,36 @@ class Gpu:
         """The name of this device for torch."""
         return "cuda" if self.index == 0 else f"cuda:{self.index}"
 
+    @property
+    def has_native_bf16(self) -> bool:
+        """Whether the GPU multiplies bfloat16 natively."""
+        return self.capability >= _BF16_CAPABILITY
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan may count on.
+    """What a plan may use.
 
     Attributes:
         gpus: The CUDA devices that torch can use.
-        mps_bytes: What Metal lends to one process; None without Apple GPU.
-        mps_bf16: Whether Metal knows bfloat16 here.
-        cpu_name: For people.
+        mps_bytes: Memory that Metal gives to one process; None without an Apple GPU.
+        mps_bf16: Whether Metal supports bfloat16 here.
+        cpu_name: Name of the processor.
         cores: Physical cores that this process may use.
         cpu_flags: Instruction sets, by their names in /proc/cpuinfo.
         torch_cpu_capability: Instructions that torch's own kernels use: "AVX512", "AVX2", or
             another word of `torch.backends.cpu.get_cpu_capability`; "DEFAULT" is none.
-        ram_bytes: Memory of the machine or of the container, whichever is less.
-        free_ram_bytes: What can still be used of it; caches count as free.
+        ram_bytes: Memory of the machine, or of the container if that is less.
+        free_ram_bytes: Memory that is available; caches count as available.
         platform: Operating system and architecture.
-        python: Version.
-        versions: Distribution -> version; None when it is not installed.
-        broken: Package -> why it cannot be imported, as far as it was tried.
+        python: Version of Python.
+        versions: Version of each distribution; None if it is not installed.
+        broken: Packages that cannot be imported, with the reason; only some are tried.
         torch_build: "cpu", "cuda 12.8" or "rocm 6.4"; None without torch.
-        has_nvidia_driver: Whether there is an NVIDIA driver, whatever torch was built for.
-        notes: What was found on the way and matters.
+        has_nvidia_driver: Whether there is an NVIDIA driver, also if torch cannot use it.
+        notes: Problems that were found, for a user.
         cache: The Hugging Face cache.
-        cache_free_bytes: Free space on its disk; None if unknown.
+        cache_free_bytes: Free space on the disk of the cache; None if unknown.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -116,17 +122,17 @@ class Machine:
         return self.platform.endswith((" x86_64", " AMD64"))
 
     def has(self, distribution: str) -> bool:
-        """Tell whether *distribution* is installed and not known to be broken."""
+        """Whether *distribution* is installed and not known to be broken."""
         return bool(self.versions.get(distribution)) and distribution not in self.broken
 
 
 def probe_machine(*, root: Path = Path("/")) -> Machine:
-    """Look at this machine. Imports torch, and survives a torch that is missing or broken.
+    """Describe this machine. Imports torch; one that is missing or broken is reported.
 
     Args:
-        root: Where /proc and /sys are.
+        root: Folder that holds /proc and /sys.
     """
-    processor, torch = probe_processor(root=root), _TorchView.look()
+    processor, torch = probe_processor(root=root), _TorchView.probe()
     total, free = read_memory(root)
     cache = hub_cache(os.environ)
     return replace(
@@ -148,15 +154,15 @@ def probe_machine(*, root: Path = Path("/")) -> Machine:
 
 
 def probe_processor(*, root: Path = Path("/")) -> Machine:
-    """Look at the processor and the packages alone: what the kernels for a CPU depend on.
+    """Describe only the processor and the packages, on which the kernels for a CPU depend.
 
-    Imports torch, and survives a torch that is missing or broken.
+    Imports torch, if it can be imported.
 
     Args:
-        root: Where /proc is.
+        root: Folder that holds /proc.
     """
     name, flags = read_processor(root)
-    torch_flags, capability = _look_at_processor()
+    torch_flags, capability = _probe_torch_processor()
     return Machine(
         cpu_name=name,
         cpu_flags=flags | torch_flags,
@@ -167,20 +173,20 @@ def probe_processor(*, root: Path = Path("/")) -> Machine:
 
 
 def broken_packages() -> Mapping[str, str]:
-    """Import what a model needs, and return what cannot be imported, with the reason. Slow."""
+    """Import the packages that a model needs; return those that fail, with the reason. Slow."""
     errors = {}
     for name in ("transformers", "accelerate", "bitsandbytes"):
         if _version(name) is None:
             continue
         try:
             importlib.import_module(name)
-        except Exception as error:  # a broken install raises what it likes
+        except Exception as error:  # a broken installation raises any class
             errors[name] = _reason(error)
     return errors
 
 
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Tell whether a torch that was built for *architectures* runs on a GPU of *capability*.
+    """Whether a torch that was built for *architectures* runs on a GPU of *capability*.
 
     Machine code (`sm_86`) runs on its own generation from its minor version on, PTX
     (`compute_90`) on everything newer. CUDA C++ Programming Guide, section 3.1.
@@ -190,7 +196,7 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     for name in architectures:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
         if match is None:
-            return True  # ROCm's gfx names: torch does its own check
+            return True  # a gfx name of ROCm: torch does its own check
         built = (int(match[2]), int(match[3]))
         same_generation = built[0] == capability[0]
         if built <= capability and (match[1] == "compute" or same_generation):
@@ -200,7 +206,7 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _TorchView:
-    """What torch sees."""
+    """The GPUs that torch can use, and its build."""
 
     build: str | None = None
     gpus: tuple[Gpu, ...] = ()
@@ -210,30 +216,30 @@ class _TorchView:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def look(cls) -> _TorchView:
+    def probe(cls) -> _TorchView:
         try:
             with quick_imports():
                 import torch
-        except Exception as error:  # a broken install raises what it likes
+        except Exception as error:  # a broken installation raises any class
             return cls(broken={"torch": _reason(error)})
         build = "cpu"
         if torch.version.cuda:
             build = f"cuda {torch.version.cuda}"
         elif getattr(torch.version, "hip", None):
             build = f"rocm {torch.version.hip}"
-        gpus, notes = _look_at_gpus()
-        mps_bytes, mps_bf16 = _look_at_metal()
+        gpus, notes = _probe_gpus()
+        mps_bytes, mps_bf16 = _probe_metal()
         return cls(build, gpus, mps_bytes, mps_bf16, {}, notes)
 
 
-def _look_at_processor() -> tuple[frozenset[str], str]:
-    """Return the instruction sets that torch knows of, and which of them its kernels use."""
+def _probe_torch_processor() -> tuple[frozenset[str], str]:
+    """Return the instruction sets that torch finds, and the capability of its kernels."""
     try:
         with quick_imports():
             import torch
-    except Exception:  # a broken install raises what it likes; `_TorchView` reports it
+    except Exception:  # a broken installation raises any class; `_TorchView` reports it
         return frozenset(), "DEFAULT"
-    # Not all systems have /proc/cpuinfo. The functions are private, so absent is fine.
+    # Not all systems have /proc/cpuinfo. The functions are private, so another torch may lack them.
     names = {
         "avx512_bf16": "_is_avx512_bf16_supported",
         "amx_bf16": "_is_amx_tile_supported",
@@ -242,17 +248,17 @@ def _look_at_processor() -> tuple[frozenset[str], str]:
     return frozenset(flags), torch.backends.cpu.get_cpu_capability()
 
 
-def _look_at_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
+def _probe_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
     import torch
 
     gpus, notes = [], []
     try:
         with warnings.catch_warnings(record=True) as caught:
-            # Here torch warns of a driver that is too old, and then reports no GPU.
+            # If the driver is too old, torch warns here and then reports no GPU.
             warnings.simplefilter("always")
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             built_for = torch.cuda.get_arch_list() if count else []
-    except Exception as error:  # driver errors come in many classes
+    except Exception as error:  # errors of the driver have many classes
         return (), (f"CUDA does not start: {_reason(error)}",)
     notes += [_reason(warning.message) for warning in caught]
     for index in range(count):
@@ -264,21 +270,21 @@ def _look_at_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
                 notes.append(f"cuda:{index} ({name}) is left out: torch is built for {built}")
                 continue
             free, total = torch.cuda.mem_get_info(index)
-        except Exception as error:  # one broken or fully used GPU must not hide the others
+        except Exception as error:  # a GPU that is broken or in use must not hide the others
             notes.append(f"cuda:{index} is left out: {_reason(error)}")
             continue
         gpus.append(Gpu(index, name, total, free, capability))
     return tuple(gpus), tuple(notes)
 
 
-def _look_at_metal() -> tuple[int | None, bool]:
+def _probe_metal() -> tuple[int | None, bool]:
     import torch
 
     try:
         if not torch.backends.mps.is_available():
             return None, False
         size = int(torch.mps.recommended_max_memory())
-    except Exception:  # as above: then there is no usable Metal device
+    except Exception:  # errors of the driver have many classes
         return None, False
     try:
         torch.ones(1, dtype=torch.bfloat16, device="mps") * 2

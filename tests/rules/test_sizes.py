@@ -17,8 +17,6 @@ ALLOWED_FUNCTIONS: dict[str, int] = {
     "engine/local/decode/token_loop.py generate": 55,
     "engine/local/prompt/prefill.py prefill": 43,
     "engine/local/vision/encoding.py encode_pictures": 42,
-    "models/kernels/int8/kernel.py _write_rows": 44,
-    "models/planning/quantization.py find_problem": 46,
 }
 
 

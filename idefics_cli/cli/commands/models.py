@@ -129,9 +129,9 @@ def quantize(
 
 
 def _remove_quantized(invocation: Invocation, facts: ModelFacts) -> None:
-    from idefics_cli.models.loading.quantized_store import remove
+    from idefics_cli.models.loading.quantized_store import remove_stored
 
-    freed = remove(quantized_folder(invocation.services.environ), facts.repo)
+    freed = remove_stored(quantized_folder(invocation.services.environ), facts.repo)
     note = f"{format_size(freed)} freed" if freed else "no weights were stored"
     invocation.console.note(note)
 
@@ -169,11 +169,11 @@ class _Row:
 
 def _row(invocation: Invocation, spec: ModelSpec, machine: Machine) -> _Row:
     from idefics_cli.models.hub.cache import size_on_disk
-    from idefics_cli.models.loading.quantized_store import stored
+    from idefics_cli.models.loading.quantized_store import list_stored
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
 
     facts = invocation.services.find_facts(spec.name, revision=None, offline=True)
-    entries = stored(quantized_folder(invocation.services.environ))
+    entries = list_stored(quantized_folder(invocation.services.environ))
     kept = [entry.size_bytes for entry in entries if entry.repo == facts.repo]
     size = 0 if facts.folder is None else size_on_disk(facts.folder)
     try:

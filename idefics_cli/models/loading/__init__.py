@@ -1,1 +1,1 @@
-"""A LoadSpec becomes a model with its processor and its family."""
+"""Loads what a plan says: a LoadSpec becomes a model with its processor and its family."""

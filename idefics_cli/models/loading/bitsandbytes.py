@@ -1,4 +1,4 @@
-"""The configuration of bitsandbytes for a plan."""
+"""The settings of bitsandbytes for a plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def bitsandbytes_config(spec: LoadSpec) -> BitsAndBytesConfig | None:
-    """Return the settings for `from_pretrained`, or None when nothing is quantized."""
+    """Return the settings for `from_pretrained`, or None if nothing is quantized."""
     if spec.quantization == "none":
         return None
     import torch

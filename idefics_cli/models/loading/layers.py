@@ -1,4 +1,4 @@
-"""Layers of a model give way to those of the kernels that a plan names."""
+"""Replaces the layers of a model by those of the kernels that a plan names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part
 _log = logging.getLogger(__name__)
 _HEAD = "lm_head"
 _FILE = "layers.safetensors"
-# Changed whenever the numbers of a layer come to lie otherwise.
+# Raised whenever the layout of a layer's numbers changes.
 _LAYOUT = 3
 
 
@@ -32,7 +32,7 @@ class ChosenKernels:
 
     Args:
         choice: Their names.
-        machine: What the machine at hand has; see `probe_processor`.
+        machine: The machine at hand; see `probe_processor`.
         kernels: The kernels there are.
 
     Raises:
@@ -59,10 +59,11 @@ class ChosenKernels:
         return any(self._kernels[name].weights in ("int8", "int4") for name in names)
 
     def layout(self) -> tuple[str | int | None, ...]:
-        """Return what decides how quantized weights lie in memory, and in the files of them."""
-        found = [kernel for _, kernel in self._of_part("text")]
-        layers = [k for k in found if isinstance(k, type) and issubclass(k, QuantizedLinear)]
-        return (_LAYOUT, layers[0].layout())
+        """Return the layout of quantized weights in memory, and so in their files."""
+        for _, kernel in self._of_part("text"):
+            if isinstance(kernel, type) and issubclass(kernel, QuantizedLinear):
+                return (_LAYOUT, kernel.layout())
+        return (_LAYOUT,)
 
     def attention(self) -> str | None:
         """Return the name of the attention kernel in transformers; None if none is chosen."""
@@ -115,10 +116,10 @@ class ChosenKernels:
 
 
 class KeptLayers:
-    """Writes the layers of *model* that we quantized, and nothing else of it.
+    """The layers of a model that our kernels quantized, to be written to a file.
 
     Args:
-        model: After `quantize`.
+        model: The model, after `quantize`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -132,7 +133,7 @@ class KeptLayers:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes of numbers are written."""
+        """Size of the tensors."""
         return sum(tensor.nbytes for _, tensor in self._numbers())
 
     def _numbers(self) -> Iterator[tuple[str, Tensor]]:
@@ -143,7 +144,7 @@ class KeptLayers:
 
 
 def open_layers(folder: Path) -> Mapping[str, Tensor]:
-    """Return what `KeptLayers` wrote to *folder*, mapped from the file: tensors by full name.
+    """Return the tensors that `KeptLayers` wrote to *folder*, by full name, mapped from the file.
 
     Raises:
         OSError, RuntimeError: If it cannot be read.
@@ -179,18 +180,19 @@ def quantize(
         KeyError: If *kept* lacks a layer.
         ModelError: If no kernel fits a layer.
     """
-    places = [place for place in _places(model, family) if place.part in ("text", "head")]
-    for count, place in enumerate(places, start=1):
-        numbers = None if kept is None else _Numbers(kept, place.path)
-        layer = chosen.layer_for(place.part, place.module, numbers=numbers)
+    positions = [
+        position for position in _positions(model, family) if position.part in ("text", "head")
+    ]
+    for count, position in enumerate(positions, start=1):
+        numbers = None if kept is None else _Numbers(kept, position.path)
+        layer = chosen.layer_for(position.part, position.module, numbers=numbers)
         if layer is None:
-            raise ModelError(f"no kernel of the plan fits the layer `{place.path}`")
-        setattr(place.holder, place.name, layer)
+            raise ModelError(f"no kernel of the plan fits the layer `{position.path}`")
+        setattr(position.holder, position.name, layer)
         if kept is None and report is not None:
-            report("quantizing", count / len(places))
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
+            report("quantizing", count / len(positions))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def install(model: nn.Module, chosen: ChosenKernels, family: FamilySpec) -> None:
@@ -206,16 +208,16 @@ def install(model: nn.Module, chosen: ChosenKernels, family: FamilySpec) -> None
         for module in model.modules()
         for parameter in module.parameters(recurse=False)
     )
-    for place in list(_places(model, family)):
-        module = place.module
+    for position in list(_positions(model, family)):
+        module = position.module
         is_shared = holders[id(getattr(module, "weight", None))] > 1
-        layer = chosen.layer_for(place.part, module, is_shared=is_shared)
+        layer = chosen.layer_for(position.part, module, is_shared=is_shared)
         if layer is not None:
-            setattr(place.holder, place.name, layer)
+            setattr(position.holder, position.name, layer)
 
 
-class _Place(NamedTuple):
-    """Where a layer is: by its holder, so that a list of places keeps no layer alive."""
+class _Position(NamedTuple):
+    """A layer by its holder, so that a list of positions does not keep the layers alive."""
 
     path: str
     holder: nn.Module
@@ -227,14 +229,14 @@ class _Place(NamedTuple):
         return self.holder.get_submodule(self.name)
 
 
-def _places(model: nn.Module, family: FamilySpec) -> Iterator[_Place]:
-    """Yield the place of every layer that a kernel may take."""
+def _positions(model: nn.Module, family: FamilySpec) -> Iterator[_Position]:
+    """Yield the position of every layer that a kernel may replace."""
     for path, holder in model.named_modules():
         for name, child in holder.named_children():
             full = f"{path}.{name}".lstrip(".")
             part = _part_of(full, child, family)
             if part is not None:
-                yield _Place(full, holder, name, part)
+                yield _Position(full, holder, name, part)
 
 
 def _part_of(path: str, module: nn.Module, family: FamilySpec) -> Part | None:

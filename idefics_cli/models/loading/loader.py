@@ -41,12 +41,12 @@ class Loaded:
     """A model that is ready to answer.
 
     Attributes:
-        model: In eval mode, on its device or devices.
-        family: Makes its inputs; holds the processor.
-        folder: Where its files are.
+        model: The model, in eval mode, on its device or devices.
+        family: Makes the inputs of the model; holds the processor.
+        folder: Folder with the files of the model.
         revision: Commit of the Hub repository; None for a local folder.
-        context_tokens: Longest prompt and reply together.
-        vocabulary: Rows of the embedding.
+        context_tokens: Most tokens of prompt and reply together.
+        vocabulary: Number of rows of the embedding.
     """
 
     model: Model
@@ -67,9 +67,9 @@ def load(
     """Load the model of *spec*; the weights are mapped from the files, not read twice.
 
     Args:
-        spec: What to load, and how.
-        report: Called with what is going on.
-        machine: What this machine has; None looks.
+        spec: The model, and all choices for it.
+        report: Called with the phase of loading.
+        machine: This machine; None probes it.
         worth_keeping_bytes: Weights that are quantized from files of so many bytes are kept.
 
     Raises:
@@ -78,6 +78,7 @@ def load(
         MemoryLimitError: If it does not fit.
     """
     say = report or (lambda phase, share: None)
+    kernels = ChosenKernels(spec.kernels, machine or probe_processor())
     say("finding the model", None)
     folder, revision = _find(spec, say)
     with _quiet_library(), _as_model_error(spec):
@@ -85,7 +86,7 @@ def load(
         say("loading the processor", None)
         family = load_family(folder, spec, config)
         say("loading the weights", None)
-        source = _source(folder, config, spec, machine)
+        source = Source(folder, config, spec, kernels)
         model = load_weights(source, report=say, worth_keeping_bytes=worth_keeping_bytes)
     return Loaded(
         model=model,
@@ -103,24 +104,25 @@ def keep_quantized(
     """Quantize the model of *spec* and keep the weights, unless they are kept; return the folder.
 
     Args:
-        spec: What to load, and how.
-        report: Called with what is going on.
-        machine: What this machine has; None looks.
+        spec: The model, and all choices for it.
+        report: Called with the phase of loading.
+        machine: This machine; None probes it.
 
     Raises:
         ModelError: If the model is not there or broken, or the weights cannot be kept.
         MemoryLimitError: If it does not fit.
     """
     say = report or (lambda phase, share: None)
+    kernels = ChosenKernels(spec.kernels, machine or probe_processor())
     say("finding the model", None)
     folder, _ = _find(spec, say)
     with _quiet_library(), _as_model_error(spec):
-        source = _source(folder, load_config(folder), spec, machine)
+        source = Source(folder, load_config(folder), spec, kernels)
         return store_quantized(source, report=say)
 
 
 def load_config(folder: Path) -> Config:
-    """Return the config of the checkpoint in *folder*, with what its authors meant filled in."""
+    """Return the config of the checkpoint in *folder*, with values that its authors left out."""
     raw = read_json(folder / "config.json", folder.name)
     kind = str(raw.get("model_type"))
     config = cast("Config", config_class(kind).from_pretrained(folder))
@@ -132,7 +134,7 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
     """Load the processor in *folder* by the rules of its family.
 
     Raises:
-        ModelError: If its tokenizer would not give the ids that the model was trained on.
+        ModelError: If its tokenizer does not give the ids on which the model was trained.
     """
     processor = load_processor(folder, config)
     if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
@@ -156,13 +158,13 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
     token, which changes every prompt without an error.
 
     Raises:
-        ModelError: If it does not.
+        ModelError: If it gives others.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
         return
     raw = RawTokenizer.from_file(str(path))
-    # Base models have no chat token, and some checkpoints get their image tokens only later.
+    # Base models have no chat token, and some checkpoints add their image tokens later.
     tokens = (END_OF_UTTERANCE, FAKE_TOKEN, str(processor.tokenizer.bos_token))
     mark = next((token for token in tokens if raw.token_to_id(token) is not None), "")
     probe = f"User: Hi there{mark}\nAssistant: A cat"
@@ -170,22 +172,17 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
     actual = list(processor.tokenizer(probe, add_special_tokens=False)["input_ids"])
     if actual != expected:
         raise ModelError(
-            f"the tokenizer of `{name}` gives other tokens than the model was trained on",
-            hint="this version of transformers reads it wrongly; install one that is tested: "
+            f"the tokenizer of `{name}` gives other tokens than those the model was trained on",
+            hint="this version of transformers reads it wrongly; install a tested one: "
             "pip install 'transformers>=5.17,<5.25'",
         )
-
-
-def _source(folder: Path, config: Config, spec: LoadSpec, machine: Machine | None) -> Source:
-    kernels = ChosenKernels(spec.kernels, machine or probe_processor())
-    return Source(folder, config, spec, kernels)
 
 
 def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
     if spec.repo == DEMO:
         return facts.demo_folder(), None
     local = Path(spec.repo)
-    # A relative path is a Hub id, even where a folder has the same name.
+    # A relative path is a Hub id, even if there is a folder of the same name.
     if local.is_absolute():
         return local, None
     folder = cached_folder(spec.repo, spec.revision)
@@ -214,7 +211,7 @@ def _generation_stop_ids(folder: Path) -> list[int]:
 
 @contextmanager
 def _quiet_library() -> Iterator[None]:
-    """Keep the library's progress bars and advice from a user's terminal while it loads."""
+    """Keep progress bars and advice of the library off the terminal while a model loads."""
     bars = library_logging.is_progress_bar_enabled()
     level = library_logging.get_verbosity()
     noisy = os.environ.get("TRANSFORMERS_VERBOSITY") in ("debug", "info", "detail")
@@ -234,7 +231,7 @@ def _quiet_library() -> Iterator[None]:
 
 @contextmanager
 def _as_model_error(spec: LoadSpec) -> Iterator[None]:
-    """Turn what the libraries raise for a broken or too large checkpoint into our errors."""
+    """Turn errors of the libraries for a broken or too large checkpoint into ours."""
     name = spec.name or spec.repo
     try:
         yield
@@ -258,7 +255,7 @@ def _as_model_error(spec: LoadSpec) -> Iterator[None]:
             hint="its files may be damaged or incomplete; `idefics models pull` fetches them again",
         ) from error
     except Exception as error:
-        # safetensors and tokenizers raise classes of their own for damaged files.
+        # safetensors and tokenizers have classes of their own for damaged files.
         if type(error).__module__.partition(".")[0] in ("safetensors", "tokenizers", "builtins"):
             raise ModelError(
                 f"cannot load `{name}`: {_first_line(error)}", hint="its files are damaged"

@@ -1,8 +1,8 @@
-"""The processor of a checkpoint, put together from its files.
+"""The processor of a checkpoint, made from its files.
 
-transformers' `AutoProcessor` cannot be asked: for SmolVLM2 it wants torchvision and num2words,
-which only videos need, and version 5.17 wants torchvision for every family. The classes
-themselves need neither. The test suite holds what is made here equal to `AutoProcessor`.
+transformers' `AutoProcessor` is no option: for SmolVLM2 it needs torchvision and num2words, which
+only videos use, and version 5.17 needs torchvision for every family. The classes themselves need
+neither. Tests compare the result with that of `AutoProcessor`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from idefics_cli.models.hub.checkpoint import read_json, tile_tokens
 
 
 def load_processor(folder: Path, config: Config) -> Processor:
-    """Return the processor of the checkpoint in *folder*, with PIL and numpy inside.
+    """Return the processor of the checkpoint in *folder*, which works with PIL and numpy.
 
     Raises:
         ModelError: If it has no tokenizer.
     """
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        # transformers would make up an empty vocabulary without a word.
+        # transformers would silently invent an empty vocabulary.
         raise ModelError(f"`{folder.name}` has no tokenizer", hint="`tokenizer.json` is missing")
     family = find_family(config.model_type)
     image_class, processor_class = processor_classes(family.name)
-    # `legacy` keeps the word mark `▁` after special tokens; re-saved checkpoints lose the flag.
+    # `legacy` keeps the word mark `▁` after special tokens. Saved again, checkpoints lose the flag.
     legacy = {"legacy": True} if family.needs_legacy_tokenizer else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, **legacy)
     settings: dict[str, object] = {}
@@ -43,7 +43,7 @@ def load_processor(folder: Path, config: Config) -> Processor:
 
 
 def _image_tokens(folder: Path, family: FamilySpec) -> int:
-    """Return how many `<image>` tokens one image, or one tile, takes."""
+    """Return the number of `<image>` tokens for one image or one tile."""
     stated = read_json(folder / "processor_config.json", folder.name).get("image_seq_len")
     if isinstance(stated, int):
         return stated
@@ -51,7 +51,7 @@ def _image_tokens(folder: Path, family: FamilySpec) -> int:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """Return the template, from the newer or the older place for it."""
+    """Return the chat template from the newer or one of the older files."""
     path = folder / "chat_template.jinja"
     if path.exists():
         return path.read_text(encoding="utf-8")

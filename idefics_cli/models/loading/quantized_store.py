@@ -1,7 +1,7 @@
-"""Quantized weights, kept after they were made, so that the next start takes seconds.
+"""Quantized weights on the disk, which make the next start take seconds.
 
-One folder for each: what `save_pretrained` wrote, which is a checkpoint that loads as it is, and a
-manifest that is written last. Folders appear whole, by renaming, or not at all.
+Each has a folder: the files that `save_pretrained` wrote, and a manifest that is written last. A
+folder appears complete, by renaming, or not at all.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from idefics_cli.models.families.spec import find_family
 
 _MANIFEST = "idefics.json"
 _PARTIAL = ".partial-"
-# What a crash left behind is removed by the next that stores, unless it may still be written.
+# Files that a crash left behind are removed at the next saving, unless a process may still
+# be writing them.
 _PARTIAL_SECONDS = 24 * 3600
 _SPARE_BYTES = 2**30
 _CHUNK = 2**22
-# Packages that decide what is in the files.
+# Packages whose version changes the files.
 _MAKERS = ("bitsandbytes", "transformers")
 
 
-class Saves(Protocol):
-    """As a model of transformers."""
+class Savable(Protocol):
+    """Something that writes itself to a folder, as a model of transformers does."""
 
     def save_pretrained(self, save_directory: Path) -> object:
         """Write config and weights."""
@@ -46,10 +47,10 @@ class Stored:
     """Quantized weights on the disk.
 
     Attributes:
-        folder: Where they are.
-        repo: Of the model that they were made from.
-        quantization: How.
-        size_bytes: Of all files.
+        folder: Folder with the files.
+        repo: Repository of the original model.
+        quantization: Method of quantization.
+        size_bytes: Size of all files.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class Stored:
     size_bytes: int
 
 
-def place(
+def find_folder(
     root: Path, source: Path, spec: LoadSpec, *, layout: tuple[str | int | None, ...] = ()
 ) -> Path:
     """Return the folder for the quantized weights of *spec*, made from the files in *source*.
@@ -68,8 +69,8 @@ def place(
     Args:
         root: Folder of all quantized weights.
         source: Folder of the model.
-        spec: How it is loaded.
-        layout: What decides how the weights lie in the files; () for bitsandbytes.
+        spec: The choices for the model.
+        layout: Layout of the weights in the files; () for bitsandbytes.
     """
     files = [
         # In the Hugging Face cache these are links to files that are named by their content.
@@ -84,24 +85,24 @@ def place(
 
 
 def is_whole(folder: Path) -> bool:
-    """Tell whether *folder* holds what was written there, bit by bit."""
+    """Whether the files in *folder* are the ones that were written, by their checksums."""
     files = _read(folder).get("files")
     if not isinstance(files, dict) or not files:
         return False
     try:
-        return all(_sum(folder / name) == checksum for name, checksum in files.items())
+        return all(_checksum(folder / name) == checksum for name, checksum in files.items())
     except OSError:
         return False
 
 
-def save(model: Saves, folder: Path, spec: LoadSpec, *, needed_bytes: int) -> None:
-    """Write *model* to *folder*, which is there afterwards as a whole, or is not.
+def save_weights(model: Savable, folder: Path, spec: LoadSpec, *, needed_bytes: int) -> None:
+    """Write *model* to *folder*, completely or not at all.
 
     Args:
-        model: With quantized weights that have not been used yet.
-        folder: From `place`.
-        spec: What it was loaded by.
-        needed_bytes: What it may take.
+        model: A model with quantized weights that were not used yet.
+        folder: Folder from `find_folder`.
+        spec: The choices for the model.
+        needed_bytes: Largest size of the files.
 
     Raises:
         ModelError: If there is no room, or it cannot be written.
@@ -109,12 +110,12 @@ def save(model: Saves, folder: Path, spec: LoadSpec, *, needed_bytes: int) -> No
     partial = folder.with_name(f"{_PARTIAL}{os.getpid()}-{folder.name}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
+        _remove_partial(folder.parent)
         if shutil.disk_usage(folder.parent).free < needed_bytes + _SPARE_BYTES:
             raise ModelError(f"no room for quantized weights in `{folder.parent}`")
         try:
             model.save_pretrained(partial)
-            files = {path.name: _sum(path) for path in sorted(partial.iterdir())}
+            files = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
             about = {"repo": spec.repo, "quantization": spec.quantization, "files": files}
             (partial / _MANIFEST).write_text(json.dumps(about, indent=1), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
@@ -125,7 +126,7 @@ def save(model: Saves, folder: Path, spec: LoadSpec, *, needed_bytes: int) -> No
         raise ModelError(f"cannot store quantized weights in `{folder.parent}`: {error}") from error
 
 
-def stored(root: Path) -> Iterator[Stored]:
+def list_stored(root: Path) -> Iterator[Stored]:
     """Yield all quantized weights below *root*, in the order of their names."""
     for path in sorted(root.glob(f"*/{_MANIFEST}")):
         about = _read(path.parent)
@@ -135,18 +136,18 @@ def stored(root: Path) -> Iterator[Stored]:
             yield Stored(path.parent, repo, method, size)
 
 
-def remove(root: Path, repo: str) -> int:
-    """Remove all quantized weights of *repo* below *root*, and return how many bytes that frees."""
+def remove_stored(root: Path, repo: str) -> int:
+    """Remove all quantized weights of *repo* below *root*; return how many bytes that frees."""
     freed = 0
-    for entry in list(stored(root)):
+    for entry in list(list_stored(root)):
         if entry.repo == repo:
             shutil.rmtree(entry.folder)
             freed += entry.size_bytes
     return freed
 
 
-def discard(folder: Path) -> None:
-    """Remove one place, if it is there."""
+def remove_folder(folder: Path) -> None:
+    """Remove the weights in *folder*, if there are any."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -158,7 +159,7 @@ def _read(folder: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _sum(path: Path) -> list[int]:
+def _checksum(path: Path) -> list[int]:
     """Return size and CRC-32 of a file; a gigabyte takes about a second."""
     size = checksum = 0
     with path.open("rb") as file:
@@ -168,7 +169,7 @@ def _sum(path: Path) -> list[int]:
     return [size, checksum]
 
 
-def _sweep(root: Path) -> None:
+def _remove_partial(root: Path) -> None:
     for path in root.glob(f"{_PARTIAL}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _PARTIAL_SECONDS:

@@ -75,7 +75,7 @@ class Source:
             return None
         layout = self.kernels.layout() if self.kernels.quantizes else ()
         root = Path(spec.quantized_folder)
-        return quantized_store.place(root, self.folder, spec, layout=layout)
+        return quantized_store.find_folder(root, self.folder, spec, layout=layout)
 
 
 def load_weights(
@@ -87,7 +87,7 @@ def load_weights(
 
     Args:
         source: What to load.
-        report: Called with what is going on.
+        report: Called with the phase of loading.
         worth_keeping_bytes: Weights that are quantized from files of so many bytes are kept.
 
     Raises:
@@ -139,19 +139,19 @@ def _load_kept(folder: Path, source: Source) -> Model | None:
         except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
             # An older bitsandbytes may have written them; they are made again.
             _log.info("%s", error)
-    quantized_store.discard(folder)
+    quantized_store.remove_folder(folder)
     return None
 
 
 def _save(model: Model, folder: Path, source: Source) -> None:
     if source.kernels.quantizes:
         layers = KeptLayers(cast("nn.Module", model))
-        quantized_store.save(layers, folder, source.spec, needed_bytes=layers.size_bytes)
+        quantized_store.save_weights(layers, folder, source.spec, needed_bytes=layers.size_bytes)
         return
-    saves = cast("quantized_store.Saves", model)
+    saves = cast("quantized_store.Savable", model)
     # Quantized weights take less than the files that they were made from, unless the rest grows
     # to float32.
-    quantized_store.save(saves, folder, source.spec, needed_bytes=source.size_bytes)
+    quantized_store.save_weights(saves, folder, source.spec, needed_bytes=source.size_bytes)
 
 
 def _from_files(
@@ -225,14 +225,15 @@ def _bitsandbytes(source: Source) -> object | None:
     """Return the settings of bitsandbytes, or None when it quantizes nothing.
 
     Raises:
-        ValueError: If a plan asks for a format that bitsandbytes does not make.
+        ModelError: If a plan asks for a format that bitsandbytes does not make.
     """
     spec = source.spec
     if not source.is_stored and is_own(
         spec.quantization, spec.device, format_4bit=spec.format_4bit
     ):
-        raise ValueError(
-            f"the plan for {spec.quantization} on a CPU names no kernel; see `choose_kernels`"
+        raise ModelError(
+            f"the plan for {spec.quantization} on a CPU names no kernel",
+            hint="`choose_kernels` names those for a machine",
         )
     return bitsandbytes_config(spec)
 

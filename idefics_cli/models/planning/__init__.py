@@ -1,1 +1,1 @@
-"""A model and a machine become a LoadSpec, with the reason for each choice."""
+"""The choices for a model on a machine, as a LoadSpec, with a reason for each."""

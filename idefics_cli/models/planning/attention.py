@@ -1,4 +1,4 @@
-"""Attention implementations: what each needs of the model, the device and the packages."""
+"""Attention implementations: the model, the device and the packages that each needs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from idefics_cli.models.planning.quantization import Problem
 
 @dataclass(frozen=True, slots=True)
 class Flash:
-    """What a version of FlashAttention needs.
+    """The requirements of a version of FlashAttention.
 
     Attributes:
         distribution: Its package.
-        minimum: Oldest version of it that transformers takes.
-        capability: Oldest CUDA compute capability.
+        minimum: Oldest version of the package that transformers supports.
+        capability: Lowest CUDA compute capability.
         generation: Name of the GPUs of that capability.
-        install: How to get it.
+        install: How to install the package.
     """
 
     distribution: str
@@ -33,9 +33,10 @@ class Flash:
 
 
 # transformers 5.23, modeling_flash_attention_utils.py `FLASH_ATTENTION_COMPATIBILITY_MATRIX`.
-# FlashAttention 3's kernels are written for Hopper, though transformers lets Ampere pass.
-# The heads of these models, 64, 72, 96 and 128 wide, suit them all: 2 and 3 take multiples of 8 up
-# to 256, 4 up to 128 on Blackwell (flash_attn/cute/interface.py `_validate_head_dims`).
+# The kernels of FlashAttention 3 are written for Hopper, although transformers accepts Ampere.
+# All versions support the heads of these models, which are 64, 72, 96 and 128 wide: 2 and 3 take
+# multiples of 8 up to 256, 4 takes up to 128 on Blackwell (flash_attn/cute/interface.py
+# `_validate_head_dims`).
 FLASH: Mapping[Attention, Flash] = MappingProxyType(
     {
         "flash_attention_2": Flash(
@@ -43,7 +44,7 @@ FLASH: Mapping[Attention, Flash] = MappingProxyType(
             (2, 3, 3),
             (8, 0),
             "Ampere",
-            # Its build asks for the torch that is there, which an isolated build does not see.
+            # The build needs the installed torch, which an isolated build cannot see.
             "pip install --no-build-isolation 'idefics-cli[flash]'",
         ),
         "flash_attention_3": Flash(
@@ -69,7 +70,7 @@ def find_problem(
     gpus: tuple[Gpu, ...],
     machine: Machine,
 ) -> Problem | None:
-    """Return why *attention* cannot run on *gpus* (none: not on a CUDA device), or None."""
+    """Return why *attention* cannot run on *gpus*, or None; no GPUs stand for another device."""
     flash = FLASH.get(attention)
     if flash is None:
         return None

@@ -1,10 +1,10 @@
-"""How much memory a model takes: weights, KV cache and working memory, by arithmetic.
+"""The memory that a model takes, by arithmetic: weights, KV cache and working memory.
 
-The formulas were checked against the real architectures: parameters and caches exactly, by
-instantiating them without weights; working memory by adding up the tensors that are alive at
-the same time in a forward pass (within 25 %), and against the peaks that the Idefics2 model card
-tells for FlashAttention on an H100 (21.0 GB with and 18.1 GB without splitting; computed with
-the runtime's own: 21.0 and 18.2).
+The formulas were checked against the real architectures: parameters and caches exactly, on models
+without weights; working memory by adding up the tensors that are alive at the same time in a
+forward pass (within 25 %), and against the peaks in the Idefics2 model card for FlashAttention on
+an H100 (21.0 GB with and 18.1 GB without splitting; computed, with the runtime's own memory: 21.0
+and 18.2).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.hub.sizes import NUMBER_BYTES, quantized_weights
 from idefics_cli.models.planning.quantization import bytes_per_weight
 
-# What a plan is made for: one picture, so much text, such a reply.
+# A plan is made for one picture, so much text and such a reply.
 PROMPT_TEXT_TOKENS = 512
 REPLY_TOKENS = 512
-# Workspaces of the CUDA libraries and what the allocator cannot use again.
+# Workspaces of the CUDA libraries, and memory that the allocator cannot reuse.
 GPU_RUNTIME_BYTES = 2**29
-# Python, torch and transformers, measured (0.36 GB more than the weights), and a picture.
+# Python, torch and transformers (measured: 0.36 GB more than the weights), and a picture.
 CPU_RUNTIME_BYTES = 3 * 2**28
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """What of a model is in memory while it answers; bytes.
+    """The memory of a model that generates a reply; bytes.
 
     Attributes:
-        weights: All of them.
-        kv_cache: Of the whole conversation.
-        working: The largest set of intermediate results, and the runtime's own.
+        weights: All weights.
+        kv_cache: KV cache of the whole conversation.
+        working: The largest set of intermediate results.
     """
 
     weights: int
@@ -41,7 +41,7 @@ class MemoryNeed:
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """All of it."""
         return self.weights + self.kv_cache + self.working
 
 
@@ -62,7 +62,7 @@ def weight_bytes(
 
 
 def prompt_tokens(shape: Shape, *, splitting: bool, context: int) -> int:
-    """Return the length of the prompt that a plan is made for."""
+    """Return the length of the prompt for which a plan is made."""
     tiles = shape.tiles if splitting else 1
     return min(context, tiles * shape.tile_tokens + PROMPT_TEXT_TOKENS)
 
@@ -75,12 +75,12 @@ def kv_bytes(shape: Shape, *, dtype: DtypeName, tokens: int) -> int:
 def working_bytes(
     shape: Shape, *, dtype: DtypeName, attention: Attention, splitting: bool, tokens: int
 ) -> int:
-    """Return the bytes of intermediate results of one picture and a prompt of *tokens*.
+    """Return the bytes of intermediate results for one picture and a prompt of *tokens*.
 
-    The larger of two phases counts. Vision keeps five results of the widest layer for each
-    patch (three by tracing, five by the measured peaks); text keeps its feed-forward results
-    and eight of its width for each token. Only `eager` attention keeps its scores: once in the
-    model's dtype, twice as float32 for the softmax, so five times in 16 bit.
+    It is the larger of two phases. Vision keeps five results of the widest layer for each patch
+    (three by tracing, five by the measured peaks). Text keeps its feed-forward results and eight
+    results of its width for each token. Only `eager` attention keeps its scores: once in the
+    dtype of the model and twice in float32 for the softmax, which is five times in 16 bit.
     """
     size = NUMBER_BYTES[dtype]
     tiles = shape.tiles if splitting else 1
@@ -103,7 +103,7 @@ def model_load(
     context: int,
     format_4bit: Format4bit = "nf4",
 ) -> MemoryNeed:
-    """Return what a model takes while it answers on one picture, without the runtime's own."""
+    """Return the memory of a model for one picture and a reply, without that of the runtime."""
     prompt = prompt_tokens(shape, splitting=splitting, context=context)
     return MemoryNeed(
         weights=weight_bytes(

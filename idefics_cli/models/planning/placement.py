@@ -1,7 +1,7 @@
 """The ways to run a model on a machine, best first, and the memory that each takes.
 
-Order: on one GPU before several, whole before quantized, with tiles before without, any of
-these before a model that is partly in RAM, and a GPU before the CPU. On a processor without
+Order: one GPU before several, whole weights before quantized ones, tiles before none, all of these
+before a model that is partly in RAM, and a GPU before the CPU. On a processor without
 bitsandbytes' kernels, giving up tiles comes before quantizing, and 8 bit before 4.
 """
 
@@ -28,32 +28,31 @@ from idefics_cli.models.planning.memory import (
 )
 from idefics_cli.models.planning.quantization import choose_4bit, has_packed_nf4
 
-# Shares of the free memory that a plan may count on. What is free changes while a model loads:
-# on a GPU little, in RAM with every other program. The estimates have margins of their own.
+# Shares of the free memory that a plan may use. The free memory changes while a model loads: on a
+# GPU little, in RAM with every other program. The estimates have margins of their own.
 GPU_SHARE = 0.97
 RAM_SHARE = 0.90
-# Models this small are fast in any dtype, so they get the most exact one on every device.
+# Models with fewer parameters are fast in any dtype, so they get the most exact one.
 SMALL_PARAMETERS = 100_000_000
-_NATIVE_BF16 = (8, 0)
 # transformers plans quantized models with nine tenths of `max_memory` (`adjust_max_memory`).
 _QUANTIZER_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class PlanChoices:
-    """What the user chose; "auto" or None leaves it to the plan.
+    """The user's choices; "auto" or None leaves a choice to the plan.
 
     Attributes:
-        device: "auto", "cpu", "mps", "cuda" (all GPUs, and RAM for what they cannot hold) or
-            "cuda:N" (that GPU alone).
+        device: "auto", "cpu", "mps", "cuda" (all GPUs, and RAM for the rest) or "cuda:N" (that GPU
+            alone).
         dtype: "auto" or a `DtypeName`.
         quantization: "auto" or a `Quantization`.
         attention: "auto" or an `Attention`.
         splitting: Whether large pictures are cut into tiles.
-        offline: Never reach for the network.
-        threads: CPU threads.
+        offline: Do not use the network.
+        threads: Number of CPU threads.
         revision: Branch, tag or commit of a Hub repository.
-        limits: What the image loader accepts.
+        limits: Limits of the image loader.
     """
 
     device: str | None = None
@@ -72,13 +71,13 @@ class Placement:
     """One way to run a model.
 
     Attributes:
-        device: Where it runs; the first of several.
-        gpus: The GPUs that hold it; empty on mps and cpu.
-        dtype: Of what is not quantized.
-        quantization: Of the rest.
+        device: Device of the model; the first of several.
+        gpus: The GPUs that hold the model; empty on mps and cpu.
+        dtype: Dtype of the weights that are not quantized.
+        quantization: Quantization of the text model.
         splitting: Whether large pictures are cut into tiles.
-        offload: Whether RAM holds what the GPUs cannot.
-        format_4bit: What `4bit` is.
+        offload: Whether RAM holds the layers that do not fit on the GPUs.
+        format_4bit: Format of `4bit`.
     """
 
     device: Device
@@ -97,15 +96,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one device has to hold, and what it can; bytes.
+    """The memory that a model needs on one device, and the memory there is; bytes.
 
     Attributes:
         device: "cuda:N", "mps" or "cpu".
-        weights: Its share of them.
-        kv_cache: Its share of it.
-        working: Intermediate results and the runtime's own.
-        free: Of its memory, now.
-        usable: Of what is free, with a margin.
+        weights: Weights on this device.
+        kv_cache: KV cache on this device.
+        working: Intermediate results, and memory of the runtime.
+        free: Free memory at present.
+        usable: The part of the free memory that a plan may use.
     """
 
     device: str
@@ -117,12 +116,12 @@ class Need:
 
     @property
     def total(self) -> int:
-        """What it has to hold."""
+        """The memory that is needed."""
         return self.weights + self.kv_cache + self.working
 
     @property
     def missing(self) -> int:
-        """How many bytes are too few; 0 if it fits."""
+        """The memory that is missing; 0 if the model fits."""
         return max(0, self.total - self.usable)
 
 
@@ -144,10 +143,25 @@ def options(facts: ModelFacts, choices: PlanChoices, machine: Machine) -> Iterat
         yield from _on_cpu(machine, mixes)
 
 
+def is_small(facts: ModelFacts) -> bool:
+    """Whether a model is fast in any dtype and with few threads."""
+    return facts.parameters < SMALL_PARAMETERS
+
+
+def default_threads(option: Placement, facts: ModelFacts, machine: Machine) -> int | None:
+    """Return the CPU threads for *option*; None leaves them to torch."""
+    if option.device != "cpu":
+        return None
+    spared = machine.cores - 1 if machine.cores > 2 else machine.cores
+    # Measured on the built-in model: 1 to 3 threads within 20 %, but 25 times as long when
+    # another program keeps one of the cores busy.
+    return min(spared, 2, max(1, machine.cores - 1)) if is_small(facts) else spared
+
+
 def needs_of(
     option: Placement, facts: ModelFacts, attention: Attention, machine: Machine
 ) -> tuple[Need, ...]:
-    """Return what every device has to hold under *option*."""
+    """Return the memory that *option* needs on every device."""
     load = _load(option, facts, attention)
     if option.is_spread:
         return _spread(option, facts, load, machine)
@@ -164,16 +178,16 @@ def needs_of(
         free = min(free, machine.mps_bytes or 0)
     working = load.working + CPU_RUNTIME_BYTES
     if option.device == "cpu" and option.quantization == "4bit" and option.format_4bit == "nf4":
-        # Packing unfolds one layer's weights to 32-bit numbers and a copy in 8 bit.
+        # Packing unpacks the weights of one layer to 32-bit numbers and an 8-bit copy.
         working += facts.shape.hidden * facts.shape.intermediate * 6
     need = Need(option.device, load.weights, load.kv_cache, working, free, int(free * RAM_SHARE))
     return (need,)
 
 
 def max_memory(needs: tuple[Need, ...], option: Placement) -> Mapping[str, int] | None:
-    """Return how many bytes of weights each device may take, for accelerate; None if one does.
+    """Return the bytes of weights that each device may hold, for accelerate; None for one device.
 
-    Devices are filled in this order, so all but the last take their share and little more.
+    Devices are filled in this order, so all but the last get little more than their share.
     """
     if not option.is_spread:
         return None
@@ -191,7 +205,7 @@ def max_memory(needs: tuple[Need, ...], option: Placement) -> Mapping[str, int] 
 
 @dataclass(frozen=True, slots=True)
 class _Mixes:
-    """The combinations of what is not a device."""
+    """The combinations of all choices but the device."""
 
     facts: ModelFacts
     choices: PlanChoices
@@ -201,9 +215,9 @@ class _Mixes:
         if self.facts.stored is not None:
             return (self.facts.stored,)
         if chosen in (None, "auto"):
-            # 8bit is slower than 4bit wherever that has kernels, so only a wish leads to it.
+            # 8bit is slower than 4bit wherever 4bit has kernels, so it has to be asked for.
             return ("none", "4bit")
-        return (chosen,)  # type: ignore[return-value] # `make_plan` has checked it
+        return (chosen,)  # type: ignore[return-value] # `make_plan` checked it
 
     def splittings(self) -> tuple[bool, ...]:
         if self.choices.splitting is not None:
@@ -228,8 +242,8 @@ class _Mixes:
         if self.facts.stored_dtype is not None:
             return (self.facts.stored_dtype,)
         if chosen not in (None, "auto"):
-            return (chosen,)  # type: ignore[return-value] # as above
-        return ("float32",) if self.facts.parameters < SMALL_PARAMETERS else native
+            return (chosen,)  # type: ignore[return-value] # `make_plan` checked it
+        return ("float32",) if is_small(self.facts) else native
 
 
 def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes, *, offload: bool) -> Iterator[Placement]:
@@ -240,15 +254,15 @@ def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes, *, offload: bool) -> Iterator
             for dtype in mixes.dtypes(_gpu_dtypes(group)):
                 yield Placement(group[0].device, group, dtype, quantization, splitting)
     if not offload or "none" not in mixes.quantizations():
-        return  # bitsandbytes keeps no weights in RAM
+        return  # bitsandbytes cannot keep weights in RAM
     for splitting in mixes.splittings():
         for dtype in mixes.dtypes(_gpu_dtypes(gpus)):
             yield Placement(gpus[0].device, gpus, dtype, "none", splitting, offload=True)
 
 
 def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
-    # Without native bfloat16, float32 is several times as fast (measured on AVX512: 5 times for
-    # a prompt, equal for a reply), so bfloat16 only saves memory.
+    # Without native bfloat16, float32 is faster (measured on AVX512: 5 times for a prompt, equal
+    # for a reply), and bfloat16 only saves memory.
     native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
     is_stored = mixes.facts.stored is not None
     format_4bit = "nf4" if is_stored else choose_4bit(machine, mixes.facts.shape)
@@ -258,7 +272,7 @@ def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
 
 
 def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:
-    native = all(gpu.capability >= _NATIVE_BF16 for gpu in gpus)
+    native = all(gpu.has_native_bf16 for gpu in gpus)
     return ("bfloat16",) if native else ("float16",)
 
 
@@ -281,10 +295,10 @@ def _load(option: Placement, facts: ModelFacts, attention: Attention) -> MemoryN
 def _spread(
     option: Placement, facts: ModelFacts, load: MemoryNeed, machine: Machine
 ) -> tuple[Need, ...]:
-    """Return what each GPU, and RAM, takes of a model that one GPU cannot hold.
+    """Return the memory on each GPU, and in RAM, for a model that one GPU cannot hold.
 
-    Layers are not cut, so what is usable of each GPU leaves room for one more; and each holds
-    intermediate results.
+    Layers are not divided, so the usable memory of each GPU leaves room for one more layer; and
+    each GPU holds intermediate results.
     """
     shape = facts.shape
     layer = load.weights // max(1, shape.layers + shape.cross_layers)

@@ -1,4 +1,4 @@
-"""What will run, decided before any weight is read, with the reason for every choice."""
+"""How a model runs on a machine: every choice, made before any weight is read, with its reason."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from idefics_cli.models.planning.placement import (
     Need,
     Placement,
     PlanChoices,
+    default_threads,
     max_memory,
     needs_of,
     options,
@@ -47,14 +48,14 @@ _SUGGESTIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will run, and why.
+    """All choices for a model, and why they were made.
 
     Attributes:
-        spec: For the loader.
-        facts: What is known of the model.
+        spec: The choices, for the loader.
+        facts: What is known about the model.
         reasons: Why each choice was made.
-        needs: What each device has to hold.
-        warnings: What may disappoint.
+        needs: Memory that is needed on each device.
+        warnings: What a user should expect.
     """
 
     spec: LoadSpec
@@ -111,11 +112,10 @@ def _need_record(need: Need) -> dict[str, object]:
 def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan:
     """Decide how *model* runs on *machine*.
 
-    What *choices* leave open never fails for a reason that another choice avoids.
+    Of the ways that *choices* leave open, one that works is found if there is one.
 
     Raises:
-        PlanError: If the machine cannot do what was chosen, or the model does not fit it in
-            any way.
+        PlanError: If the machine cannot do what was chosen, or the model does not fit in any way.
     """
     _check_choices(choices, model)
     _check_device(choices.device or "auto", machine)
@@ -151,7 +151,7 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What is to say of one option."""
+    """Whether one option works."""
 
     option: Placement
     needs: tuple[Need, ...]
@@ -192,7 +192,7 @@ def _spec(
     machine: Machine,
 ) -> LoadSpec:
     option = chosen.option
-    # The checkpoint's own setting is left to the checkpoint.
+    # None leaves the checkpoint's own setting to the checkpoint.
     own = option.splitting == bool(model.splitting) and choices.splitting is None
     return LoadSpec(
         repo=model.repo,
@@ -209,7 +209,7 @@ def _spec(
         max_memory=max_memory(chosen.needs, option),
         splitting=None if own or model.splitting is None else option.splitting,
         offline=choices.offline,
-        threads=choices.threads or plan_reasons.default_threads(option, model, machine),
+        threads=choices.threads or default_threads(option, model, machine),
         limits=choices.limits,
     )
 
@@ -247,7 +247,7 @@ def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
 
 
 def _check_device(device: str, machine: Machine) -> None:
-    """Raise what is missing for an explicit *device*."""
+    """Raise a PlanError that says what *device* lacks, if it is not there."""
     if "torch" in machine.broken:
         raise PlanError(
             f"torch cannot be imported: {machine.broken['torch']}",
@@ -255,7 +255,7 @@ def _check_device(device: str, machine: Machine) -> None:
         )
     if device == "mps" and machine.mps_bytes is None:
         raise PlanError(
-            "there is no Apple GPU that torch can use", hint="`--device auto` takes what there is"
+            "there is no Apple GPU that torch can use", hint="`--device auto` uses what there is"
         )
     if not device.startswith("cuda"):
         return
@@ -268,19 +268,19 @@ def _check_device(device: str, machine: Machine) -> None:
         raise PlanError(
             f"`--device {device}` needs another torch: {machine.versions.get('torch')} is built "
             "for the CPU",
-            hint="https://pytorch.org/get-started/locally tells the `pip install` for a GPU",
+            hint="https://pytorch.org/get-started/locally has the `pip install` for a GPU",
         )
     raise PlanError(
         f"torch finds no GPU for `--device {device}`",
         hint="; ".join(machine.notes)
-        or "`nvidia-smi` tells whether the driver sees one; `--device auto` takes what there is",
+        or "`nvidia-smi` shows whether the driver sees one; `--device auto` uses what there is",
     )
 
 
 def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
-    """Raise why a GPU cannot hold quantized weights, if that sends the model to the CPU.
+    """Raise a PlanError if a model runs on the CPU only because a GPU lacks a package.
 
-    There it would run without a package, many times slower than the user expects.
+    The user asked for quantized weights and expects the speed of the GPU.
     """
     for verdict in verdicts:
         if verdict.option.gpus and verdict.problem is not None and not verdict.missing:
@@ -291,12 +291,12 @@ def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
 def _no_way(
     verdicts: Sequence[_Verdict], model: ModelFacts, choices: PlanChoices, machine: Machine
 ) -> PlanError:
-    """Return the error for a model that runs in none of the ways that were left open."""
+    """Return the error for a model that cannot run in any of the ways that *choices* leave open."""
     possible = [v for v in verdicts if v.problem is None]
     if not possible:
         problem = next(v.problem for v in verdicts if v.problem is not None)
         return PlanError(problem.message, hint=problem.hint)
-    # Would fit, if only something were installed.
+    # These options would fit if a package were installed.
     problems = [v.problem for v in verdicts if v.problem is not None and not v.missing]
     best = min(possible, key=lambda v: v.missing)
     short = max(best.needs, key=lambda need: need.missing)

@@ -1,4 +1,4 @@
-"""Smaller weights, by bitsandbytes or on the CPU: what each takes, and where it works."""
+"""Quantized weights, by bitsandbytes or our kernels: what they take, and where they work."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Method:
     """One way to store the weights of linear layers.
 
     Attributes:
-        bytes_per_weight: With its scales; None for the dtype of the model.
-        summary: For people.
+        bytes_per_weight: Bytes of a weight with its share of the scales; None for the dtype of
+            the model.
+        summary: Words for a user.
     """
 
     bytes_per_weight: float | None
@@ -32,7 +33,7 @@ class Method:
 METHODS: Mapping[Quantization, Method] = MappingProxyType(
     {
         "none": Method(None, "the weights as they are"),
-        # One float32 scale for each output row is next to nothing.
+        # The float32 scale of each output is negligible.
         "8bit": Method(
             1.0, "half the memory of 16 bit: LLM.int8() on a GPU, 8-bit weights on a CPU"
         ),
@@ -44,13 +45,13 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
     }
 )
 
-# Half a byte, and a scale and a zero of 16 bit for 32 weights; see `int4.py`.
+# Half a byte, and a scale and a zero of 16 bits for 32 weights; see `kernels/int4`.
 _INT4_BYTES = 0.5 + 4 / 32
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why something cannot be done here, and what would change that."""
+    """Why something cannot be done here, and what would help."""
 
     message: str
     hint: str
@@ -68,11 +69,11 @@ def find_problem(
     """Return why *quantization* cannot run on *device*, or None.
 
     Args:
-        quantization: What to find a problem of.
-        device: Where it is to run.
-        machine: What that has.
-        shape: Of the model.
-        format_4bit: What `4bit` is.
+        quantization: The quantization.
+        device: Device of the model.
+        machine: The machine with this device.
+        shape: Shape of the model.
+        format_4bit: Format of `4bit`.
         is_stored: Whether the files of the model hold weights that bitsandbytes made.
     """
     own = is_own(quantization, device, format_4bit=format_4bit)
@@ -83,6 +84,13 @@ def find_problem(
             f"`{quantization}` needs a CUDA GPU or a CPU; bitsandbytes does not run on Apple GPUs",
             "`--quantization none`, a smaller model, or `--device cpu`",
         )
+    problem = _package_problem(quantization, machine)
+    if problem is None and quantization == "4bit" and device == "cpu":
+        return _packing_problem(machine, shape)
+    return problem
+
+
+def _package_problem(quantization: Quantization, machine: Machine) -> Problem | None:
     for package in ("bitsandbytes", "accelerate"):
         if package in machine.broken:
             return Problem(
@@ -94,14 +102,18 @@ def find_problem(
             return Problem(
                 f"`{quantization}` needs the package {package}", f"pip install {package}"
             )
-    if quantization == "4bit" and device == "cpu" and has_packed_nf4(machine) and not _packs(shape):
-        return Problem(
-            "`4bit` cannot run on this processor: bitsandbytes packs layers whose height is a "
-            f"multiple of {_PACK_ROWS} and whose width is one of {_BLOCK}, and this model has "
-            "others",
-            "`--quantization none` or `--quantization 8bit`",
-        )
     return None
+
+
+def _packing_problem(machine: Machine, shape: Shape) -> Problem | None:
+    if not has_packed_nf4(machine) or _packs(shape):
+        return None
+    return Problem(
+        "`4bit` cannot run on this processor: bitsandbytes packs layers whose height is a "
+        f"multiple of {_PACK_ROWS} and whose width is one of {_BLOCK}, and this model has "
+        "others",
+        "`--quantization none` or `--quantization 8bit`",
+    )
 
 
 def has_packed_nf4(machine: Machine) -> bool:
@@ -113,17 +125,17 @@ def has_packed_nf4(machine: Machine) -> bool:
 
 
 def choose_4bit(machine: Machine, shape: Shape) -> Format4bit:
-    """Return what `4bit` is on the CPU of *machine* for a model that is not stored so.
+    """Return the format of `4bit` on the CPU of *machine*, for a model with plain weights.
 
-    nf4 is smaller, and as fast for one row and twice as fast for many, where bitsandbytes has
-    kernels for it (AMD Zen 5, torch 2.13). Elsewhere it takes 40 times as long.
+    Where bitsandbytes has kernels for it, nf4 is smaller than int4, as fast for one row and twice
+    as fast for many (AMD Zen 5, torch 2.13). Elsewhere it takes 40 times as long.
     """
     installed = all(machine.has(package) for package in ("bitsandbytes", "accelerate"))
     return "nf4" if has_packed_nf4(machine) and installed and _packs(shape) else "int4"
 
 
 def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> float | None:
-    """Return what a quantized weight takes with its scales; None if it keeps its dtype."""
+    """Return the bytes of a quantized weight with its scales; None if it keeps its dtype."""
     if quantization == "4bit" and format_4bit == "int4":
         return _INT4_BYTES
     return METHODS[quantization].bytes_per_weight
@@ -132,11 +144,11 @@ def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> flo
 def slowness(
     quantization: Quantization, *, device: str, machine: Machine, format_4bit: Format4bit
 ) -> str | None:
-    """Return how *quantization* costs time on *device*, or None."""
+    """Return a warning if *quantization* is slow on *device*, or None."""
     if device != "cpu" or quantization == "none":
         return None
     if quantization == "8bit":
-        # 0.5 of bfloat16's time for a word, where nf4 takes 0.3 (one row; see `int8.py`).
+        # For one row 0.5 of bfloat16's time, where nf4 takes 0.3.
         return (
             "`--quantization 4bit` is faster on this processor" if has_packed_nf4(machine) else None
         )
@@ -148,6 +160,13 @@ def slowness(
     return None
 
 
+def is_own(quantization: Quantization, device: str, *, format_4bit: Format4bit) -> bool:
+    """Whether our kernels do *quantization* on *device*, without bitsandbytes."""
+    return device == "cpu" and (
+        quantization == "8bit" or (quantization == "4bit" and format_4bit == "int4")
+    )
+
+
 def _packs(shape: Shape) -> bool:
     heights = (
         shape.hidden,
@@ -157,10 +176,3 @@ def _packs(shape: Shape) -> bool:
     )
     widths = (shape.hidden, shape.intermediate, shape.heads * shape.head_dim, shape.cross_inputs)
     return not any(h % _PACK_ROWS for h in heights) and not any(w % _BLOCK for w in widths)
-
-
-def is_own(quantization: Quantization, device: str, *, format_4bit: Format4bit) -> bool:
-    """Tell whether *quantization* on *device* is done by us, without bitsandbytes."""
-    return device == "cpu" and (
-        quantization == "8bit" or (quantization == "4bit" and format_4bit == "int4")
-    )

@@ -1,4 +1,4 @@
-"""Why a plan is as it is, and what may disappoint, in words."""
+"""The reasons for the choices of a plan, and what a user should expect, in words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS
-from idefics_cli.models.planning import attention, quantization
-from idefics_cli.models.planning.placement import SMALL_PARAMETERS, Need, Placement, PlanChoices
+from idefics_cli.models.planning import attention, decoding, quantization
+from idefics_cli.models.planning.placement import Need, Placement, PlanChoices, is_small
 
 _ASKED = "asked for"
 _OPTION_FIELDS = tuple(field.name for field in fields(Placement))
@@ -32,12 +32,12 @@ class Context:
     """What a plan was made from.
 
     Attributes:
-        facts: The model.
-        choices: The user's.
-        machine: Where it runs.
-        option: What was taken.
-        needs: What that takes.
-        tried: What was too large, in the order of preference, and what it would take.
+        facts: What is known about the model.
+        choices: The user's choices.
+        machine: The machine that runs the model.
+        option: The option that was chosen.
+        needs: The memory that it needs.
+        tried: Options that were too large, in the order of preference, and the memory they need.
     """
 
     facts: ModelFacts
@@ -48,13 +48,13 @@ class Context:
     tried: tuple[tuple[Placement, tuple[Need, ...]], ...]
 
     def asked(self, name: str) -> bool:
-        """Tell whether the user chose *name*."""
+        """Whether the user chose *name*."""
         return getattr(self.choices, name) not in (None, "auto")
 
     def too_large(self, unlike: str) -> str | None:
-        """Return what an option takes that was too large and differs in the field *unlike*.
+        """Return the memory of an option that was too large and differs in the field *unlike*.
 
-        Of several, the one that is else most like the choice.
+        Of several options, the one that is otherwise most like the chosen one counts.
         """
         mine = self.option
         others = [
@@ -77,7 +77,7 @@ def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     if context.option.device == "cpu":
         found.append(_products(context, spec))
     if context.option.gpus:
-        found.append(_decoding(context, spec))
+        found.append(_decoding(spec))
     if context.facts.splitting is not None:
         choice = "on" if context.option.splitting else "off"
         found.append(Reason("splitting", choice, _splitting(context)))
@@ -89,7 +89,7 @@ def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
 
 
 def warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
-    """Return what may disappoint."""
+    """Return what a user should expect."""
     option, facts = context.option, context.facts
     found = [
         _float16(context),
@@ -107,24 +107,10 @@ def warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
     ]
     if option.offload:
         found.append(
-            f"{format_size(context.needs[-1].weights)} of weights stay in RAM and cross to the GPU "
-            "for every word: expect seconds for each"
+            f"{format_size(context.needs[-1].weights)} of weights stay in RAM and are copied to "
+            "the GPU for every word: expect seconds per word"
         )
     return (*(text for text in found if text), *context.machine.notes)
-
-
-def default_threads(option: Placement, facts: ModelFacts, machine: Machine) -> int | None:
-    """Return the CPU threads for *option*; None leaves them to torch."""
-    if option.device != "cpu":
-        return None
-    spared = machine.cores - 1 if machine.cores > 2 else machine.cores
-    # Measured on the built-in model: 1 to 3 threads within 20 %, but 25 times as long when
-    # another program keeps one of the cores busy.
-    return min(spared, 2, max(1, machine.cores - 1)) if _is_small(facts) else spared
-
-
-def _is_small(facts: ModelFacts) -> bool:
-    return facts.parameters < SMALL_PARAMETERS
 
 
 def _files(context: Context) -> Reason:
@@ -154,7 +140,11 @@ def _device(context: Context) -> str:
         return "the Apple GPU is faster than the processor"
     if machine.gpus:
         needs = next((n for o, n in reversed(context.tried) if o.gpus), None)
-        return "the GPU cannot run it so" if needs is None else f"with the GPU, it {_short(needs)}"
+        return (
+            "the GPU cannot run it this way"
+            if needs is None
+            else f"with the GPU, it {_short(needs)}"
+        )
     if machine.mps_bytes is not None:
         return "too large for the Apple GPU, or not possible on it"
     if machine.has_nvidia_driver and machine.torch_build == "cpu":
@@ -167,9 +157,9 @@ def _dtype(context: Context) -> str:
     if context.asked("dtype"):
         return _ASKED
     if context.facts.stored_dtype is not None:
-        return "what the quantized weights are stored with"
-    if _is_small(context.facts):
-        return "the most exact, and fast enough for so small a model"
+        return "the dtype of the stored weights"
+    if is_small(context.facts):
+        return "the most exact, and fast enough for a model of this size"
     if option.gpus:
         capability = ".".join(map(str, min(gpu.capability for gpu in option.gpus)))
         word = "native" if option.dtype == "bfloat16" else "no native bfloat16"
@@ -186,12 +176,12 @@ def _dtype(context: Context) -> str:
 def _quantization(context: Context) -> str:
     option = context.option
     if context.facts.stored is not None:
-        return "the weights are stored so"
+        return "the weights are stored this way"
     if context.asked("quantization"):
         return _ASKED
     if option.quantization == "none":
         return f"fits: {_of(context.needs)}"
-    return f"whole, it {context.too_large('quantization')}"
+    return f"not quantized, it {context.too_large('quantization')}"
 
 
 def _attention(context: Context, spec: LoadSpec) -> str:
@@ -205,20 +195,16 @@ def _attention(context: Context, spec: LoadSpec) -> str:
     names = [f.distribution for f in attention.FLASH.values()]
     installed = [name for name in names if context.machine.has(name)]
     if installed and context.option.gpus:
-        return f"exact and proven; {installed[0]} is installed and can be asked for"
+        return f"exact and proven; {installed[0]} is installed and can be chosen"
     return "exact, fast, and needs no extra package"
 
 
-def _decoding(context: Context, spec: LoadSpec) -> Reason:
-    # As `slots_problem` and `graphs_problem` of the engine, which look at what was loaded.
-    plain = "one kernel at a time"
-    if context.option.is_spread:
-        return Reason("decoding", plain, "the model is spread over several devices")
-    if spec.attention in attention.FLASH:
-        return Reason("decoding", plain, f"{spec.attention} takes no mask for each reply")
-    if spec.quantization == "8bit":
-        return Reason("decoding", plain, "8bit looks at its numbers between kernels")
-    why = "a recorded step spares the GPU a thousand launches; if it fails, they come back"
+def _decoding(spec: LoadSpec) -> Reason:
+    problem = decoding.slots_problem(spec.attention, is_spread=spec.device_map is not None)
+    problem = problem or decoding.graphs_problem(spec.device, is_8bit=spec.quantization == "8bit")
+    if problem is not None:
+        return Reason("decoding", "one kernel at a time", problem)
+    why = "a recorded step replaces a thousand kernel launches"
     return Reason("decoding", "CUDA graphs", why)
 
 
@@ -246,19 +232,19 @@ def _splitting(context: Context) -> str:
 def _placement(context: Context) -> str:
     parts = ", ".join(f"{format_size(need.weights)} on {need.device}" for need in context.needs)
     alone = context.too_large("gpus") or context.too_large("offload")
-    return f"weights: {parts}" + (f"; else, it {alone}" if alone else "")
+    return f"weights: {parts}" + (f"; otherwise it {alone}" if alone else "")
 
 
 def _threads(context: Context) -> str:
     if context.choices.threads is not None:
         return _ASKED
     cores = context.machine.cores
-    if _is_small(context.facts):
-        return "so small a model gains nothing from more"
+    if is_small(context.facts):
+        return "a model of this size gains nothing from more"
     if cores <= 2:
         return f"all of {cores} cores"
-    # Measured: 3 threads on 4 cores with one of them busy took 9 times as long, 2 none.
-    return f"one of {cores} cores is left free: a busy one would hold up all others"
+    # Measured on 4 cores, one of them busy: 3 threads took 9 times as long, 2 took no longer.
+    return f"one of {cores} cores stays free: a busy core would delay all others"
 
 
 def _float16(context: Context) -> str | None:
@@ -282,9 +268,12 @@ def _emulated_bfloat16(context: Context) -> str | None:
     if option.dtype != "bfloat16":
         return None
     if option.device == "cpu" and not machine.cpu_bf16:
-        return "this processor lacks bfloat16: prompts take 1.4 times as long, words half as long"
-    if any(gpu.capability < (8, 0) for gpu in option.gpus):
-        return "bfloat16 is emulated on this GPU, and slow; `--dtype float16` is fast on it"
+        return (
+            "this processor lacks bfloat16: prompts take 1.4 times as long as in float32, words "
+            "half as long"
+        )
+    if not all(gpu.has_native_bf16 for gpu in option.gpus):
+        return "this GPU emulates bfloat16, which is slow; `--dtype float16` is fast on it"
     return None
 
 
@@ -297,7 +286,7 @@ def _large_quantized(context: Context) -> str | None:
     if seconds <= 20:
         return None
     about = format_duration(seconds)
-    return f"quantizing takes about {about} the first time, and is kept for later starts"
+    return f"quantizing takes about {about} the first time; later starts read the result"
 
 
 def _unsplit(context: Context) -> str | None:
@@ -309,7 +298,7 @@ def _unsplit(context: Context) -> str | None:
         return None
     return (
         "pictures are not cut into tiles, to save memory: small print may be missed; "
-        "`--splitting` cuts them nevertheless"
+        "`--splitting` cuts them anyway"
     )
 
 

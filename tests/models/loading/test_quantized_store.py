@@ -105,13 +105,13 @@ def test_our_own_layers_need_no_more_room_than_they_take(
     if spec.format_4bit == "nf4" and spec.quantization == "4bit":
         pytest.skip("bitsandbytes does not tell")
     needed: list[int] = []
-    original = quantized_store.save
+    original = quantized_store.save_weights
 
     def watched(*arguments: Any, needed_bytes: int) -> None:
         needed.append(needed_bytes)
         original(*arguments, needed_bytes=needed_bytes)
 
-    monkeypatch.setattr(quantized_store, "save", watched)
+    monkeypatch.setattr(quantized_store, "save_weights", watched)
     (file,) = keep_quantized(spec).glob("*.safetensors")
     # Beside the numbers there is a table of where they are.
     assert needed[0] < file.stat().st_size < needed[0] + 20_000
@@ -123,7 +123,7 @@ def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(spec: LoadSpec)
     assert not root.exists()
     first, phases = load_all(spec)
     assert "keeping the quantized weights" in phases
-    (entry,) = quantized_store.stored(root)
+    (entry,) = quantized_store.list_stored(root)
     assert (entry.repo, entry.quantization) == ("demo", spec.quantization)
     second, phases = load_all(spec)
     assert "keeping the quantized weights" not in phases
@@ -155,16 +155,16 @@ def test_another_file_method_or_dtype_has_another_place(spec: LoadSpec, tmp_path
     source = tmp_path / "source"
     shutil.copytree(demo_folder(), source)
     root = tmp_path / "kept"
-    here = quantized_store.place(root, source, spec)
-    assert here == quantized_store.place(root, source, spec)
+    here = quantized_store.find_folder(root, source, spec)
+    assert here == quantized_store.find_folder(root, source, spec)
     other = replace(spec, quantization="8bit" if spec.quantization == "4bit" else "4bit")
     others = {
-        quantized_store.place(root, source, replace(spec, dtype="bfloat16")),
-        quantized_store.place(root, source, spec, layout=("another",)),
-        quantized_store.place(root, source, other),
+        quantized_store.find_folder(root, source, replace(spec, dtype="bfloat16")),
+        quantized_store.find_folder(root, source, spec, layout=("another",)),
+        quantized_store.find_folder(root, source, other),
     }
     os.utime(source / "model.safetensors", ns=(1, 1))
-    others.add(quantized_store.place(root, source, spec))
+    others.add(quantized_store.find_folder(root, source, spec))
     assert len(others | {here}) == 5
 
 
@@ -180,9 +180,9 @@ class Broken:
 def test_a_failed_write_leaves_nothing_behind(spec: LoadSpec, tmp_path: Path) -> None:
     place = tmp_path / "kept/demo--4bit--0"
     with pytest.raises(ModelError, match="no space left"):
-        quantized_store.save(Broken(), place, spec, needed_bytes=0)
+        quantized_store.save_weights(Broken(), place, spec, needed_bytes=0)
     with pytest.raises(ModelError, match="no room"):
-        quantized_store.save(Broken(), place, spec, needed_bytes=2**60)
+        quantized_store.save_weights(Broken(), place, spec, needed_bytes=2**60)
     assert not list((tmp_path / "kept").iterdir())
 
 
@@ -192,9 +192,9 @@ def test_what_a_crash_left_is_swept_after_a_day(spec: LoadSpec, tmp_path: Path) 
         folder.mkdir(parents=True)
         (folder / "idefics.json").write_text("{}")
     os.utime(old, (0, 0))
-    assert not list(quantized_store.stored(tmp_path / "kept"))
+    assert not list(quantized_store.list_stored(tmp_path / "kept"))
     with pytest.raises(ModelError):
-        quantized_store.save(Broken(), tmp_path / "kept/x", spec, needed_bytes=0)
+        quantized_store.save_weights(Broken(), tmp_path / "kept/x", spec, needed_bytes=0)
     assert (old.exists(), new.exists()) == (False, True)
 
 

@@ -87,7 +87,7 @@ def test_every_machine_dtype_and_quantization_gets_what_is_fastest_there(
         vision=("bf16_widened",) if widened else (),
         patches=("bf16_widened_patches",) if widened else (),
         norm=("rms_norm",),
-        attention="attention_tiled" if native else "attention_padded",
+        attention="cpu_sdpa_tiled" if native else "cpu_sdpa",
         product_dtype="bfloat16" if native else "float32",
     )
     assert all(KERNELS[name].problem(MACHINES[machine]) is None for name in given.names)

@@ -85,7 +85,7 @@ MODELS = (
     Call("ask x -m demo --device cuda:3", PlanError, "there is no `cuda:3`",
         "this machine has cuda:0 (H100)", machine=ONE_H100),
     Call("ask x -m demo --device mps", PlanError, "there is no Apple GPU that torch can use",
-        "`--device auto` takes what there is"),
+        "`--device auto` uses what there is"),
     Call("ask x -m demo --quantization 4bit", PlanError, "`4bit` needs the package bitsandbytes",
         "pip install bitsandbytes; or `--device cpu`, which needs no package", machine=NO_4BIT),
     Call("ask x -m demo --attention flash_attention_2", PlanError,
@@ -98,6 +98,6 @@ MODELS = (
     Call("caption good.png -m idefics2-8b --dtype float32", PlanError,
         "`idefics2-8b` with `--dtype float32` needs ... free memory are usable", "..."),
     Call("caption good.png -m demo --device mps --dry-run", PlanError,
-        "there is no Apple GPU that torch can use", "`--device auto` takes what there is"),
+        "there is no Apple GPU that torch can use", "`--device auto` uses what there is"),
 )
 # fmt: on

@@ -17,6 +17,7 @@ from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.internals import has_8bit_layers
 from idefics_cli.models.families.protocols import Model
+from idefics_cli.models.planning import decoding
 
 _log = logging.getLogger(__name__)
 # How often each recording is compared: once with the inputs that it was made of, once with new.
@@ -113,11 +114,7 @@ def bucket(rows: int, most: int) -> int:
 
 def graphs_problem(model: Model) -> str | None:
     """Return why decode steps of *model* cannot be recorded, or None."""
-    if model.device.type != "cuda":
-        return "only CUDA records kernels"
-    if has_8bit_layers(model):
-        return "8bit looks at its numbers between kernels"
-    return None
+    return decoding.graphs_problem(model.device.type, is_8bit=has_8bit_layers(model))
 
 
 class CudaCapture:

@@ -17,7 +17,7 @@ from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import attention_of, is_spread
 from idefics_cli.models.families.kv_cache import drop_first
 from idefics_cli.models.families.protocols import Model
-from idefics_cli.models.kernels import attention as cpu_attention
+from idefics_cli.models.planning import decoding
 
 
 class Step(Protocol):
@@ -190,9 +190,5 @@ class SlotStep:
 
 def slots_problem(model: Model) -> str | None:
     """Return why rows of *model* cannot have their own lengths, or None."""
-    name = attention_of(model.config.get_text_config())
-    if name not in ("sdpa", "eager", *cpu_attention.NAMES):
-        return f"{name} takes no mask of its own for each row"
-    if is_spread(model):
-        return "the model is spread over several devices"
-    return None
+    attention = attention_of(model.config.get_text_config())
+    return decoding.slots_problem(attention, is_spread=is_spread(model))

@@ -17,12 +17,13 @@ from idefics_cli.models.families.internals import attention_of
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
+from idefics_cli.models.kernels.table import ATTENTION_KERNELS
 
 # A picture of Idefics2-8b takes 0.5 MB in bfloat16, 2.6 MB split; one of Idefics3-8B up to 24 MB.
 KEPT_BYTES = 256 * 2**20
 # With these a mask of padding gives what the tiles give alone. Flash attention in Idefics2's
 # perceiver once went wrong (see `attention.caution`), and is not asked to.
-_MASKING = ("sdpa", "eager", *cpu_attention.NAMES)
+_MASKING = ("sdpa", "eager", *ATTENTION_KERNELS)
 
 # Floating-point operations in the time that a layer takes however little it computes: Python,
 # and starting kernels. 1.6 ms and 47 GFLOP/s in float32 on one core of a Xeon with AVX512 at
