@@ -294,7 +294,9 @@ class Chat:
             SessionError: If it cannot be opened; the present one stays.
         """
         if isinstance(self._store, NullStore):
-            raise UsageError("nothing is kept here", hint="start without `--no-save`")
+            raise UsageError("nothing is saved here", hint="start without `--no-save`")
+        if self._store.find(key) == self.turns.session.id:
+            raise UsageError(f"`{key}` is open here already")
         found = self._store.open(key)
         self.turns.open(found)
         if found.conversation.pending:

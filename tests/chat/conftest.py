@@ -1,4 +1,4 @@
-"""What the tests of the chat share."""
+"""Fixtures of the chat tests."""
 
 from __future__ import annotations
 

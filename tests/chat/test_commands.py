@@ -70,9 +70,8 @@ def test_a_new_command_is_one_function_and_its_row(tmp_path: Path) -> None:
         here.dispatcher.run("/greet Ann")
 
 
-@pytest.mark.parametrize("name", [name for name, use in RIGHT.items() if use])
-def test_a_command_does_what_it_says(name: str, tmp_path: Path, pictures: Path) -> None:
-    line, told = RIGHT[name]  # type: ignore[misc]
+@pytest.mark.parametrize(("line", "told"), [use for use in RIGHT.values() if use])
+def test_a_command_does_what_it_says(line: str, told: str, tmp_path: Path, pictures: Path) -> None:
     here = world(tmp_path, "A red one.")
     here.models["other"] = FakeEngine(spec=replace(FAKE_SPEC, name="other"))
     _, err, _ = here.talk("@a.png What?", line)
@@ -223,10 +222,18 @@ def test_a_saved_chat_is_loaded_with_what_was_said(tmp_path: Path, pictures: Pat
     assert len(request.attachments) == 1
 
 
+def test_the_open_chat_cannot_be_loaded(tmp_path: Path) -> None:
+    here = world(tmp_path, "One.")
+    _, err, _ = here.talk("/save trip", "a", "/load trip", "/load last")
+    assert err.count("error: `trip` is open here already\n") == 1
+    assert err.count("error: `last` is open here already\n") == 1
+    assert here.questions == ["a"]
+
+
 def test_without_saving_nothing_can_be_loaded(tmp_path: Path) -> None:
     here = ChatWorld(tmp_path, FakeEngine("One."), NullStore())
     _, err, _ = here.talk("a", "/load trip")
-    assert "error: nothing is kept here" in err
+    assert "error: nothing is saved here" in err
     assert not (tmp_path / "data").exists()
 
 

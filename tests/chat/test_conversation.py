@@ -1,4 +1,4 @@
-"""A conversation as a value: every operation, and what the model is asked."""
+"""A conversation as a value: every operation, and the request for the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def said(text: str) -> Reply:
 
 
 def walk(*turns: tuple[str, tuple[str, ...], str]) -> Conversation:
-    """Return a conversation of questions, the names of their pictures, and replies."""
+    """Return a conversation of (question, names of its pictures, answer)."""
     conversation = Conversation("demo")
     for text, names, reply in turns:
         asked = conversation.asked(text, [picture(name) for name in names])
@@ -33,7 +33,7 @@ def walk(*turns: tuple[str, tuple[str, ...], str]) -> Conversation:
 
 
 def prompt(conversation: Conversation, text: str = "and?") -> list[tuple[str, tuple[str, ...]]]:
-    """Return what the model would be asked with *text*: role and parts, pictures in brackets."""
+    """Return the messages for *text*: role and parts, with pictures in brackets."""
     request = conversation.asked(text).request(Sampling())
     return [(m.role, tuple(shown(part) for part in m.parts)) for m in request.messages]
 

@@ -1,4 +1,4 @@
-"""Session files that are damaged, or of a later version."""
+"""Session files that are damaged, or that a later version wrote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.sessions import kept, make
 
 DAMAGE: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "a line that is no JSON": (lambda lines: [lines[0], b"{", *lines[1:]], "line 2 is damaged"),
-    "a line that is no event": (lambda lines: [*lines, b"[]"], "line 4 is damaged"),
+    "a line that is not an event": (lambda lines: [*lines, b"[]"], "line 4 is damaged"),
     "a line that is no text": (lambda lines: [*lines, b"\xff"], "line 4 is damaged"),
     "a field too few": (lambda lines: [*lines, b'{"event":"asked"}'], r"line 4 is damaged \(asked"),
     "an impossible event": (

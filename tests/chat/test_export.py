@@ -1,4 +1,4 @@
-"""Exports: one file that holds everything, and in which no text is anything but text."""
+"""Exports: one file with everything, in which user text is never markup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Collects the text and the tags of a page; complains when tags do not match."""
+    """Collects the text and the tags of a page; fails if tags do not match."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)

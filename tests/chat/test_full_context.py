@@ -20,7 +20,7 @@ LONG = "c " * 59 + "c"
 
 
 def crowded(tmp_path: Path) -> ChatWorld:
-    """Return a chat whose 53 tokens, 30 of them pictures, leave no room for `LONG` in 100."""
+    """Return a chat of 53 tokens, 30 of them for pictures, in a context of 100 tokens."""
     here = world(tmp_path, "One.", "Two.", "Three.", context_tokens=100)
     here.talk("/image *.png", "a " * 19 + "a", "b")
     return here

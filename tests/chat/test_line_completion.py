@@ -1,4 +1,4 @@
-"""Completion of the line that is typed."""
+"""Completion of the line that the user types."""
 
 from __future__ import annotations
 

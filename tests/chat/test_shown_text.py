@@ -70,5 +70,5 @@ def test_a_name_in_wide_characters_is_folded_once(tmp_path: Path, pictures: Path
     told = [line for line in err.splitlines() if "▀" not in line]
     assert len(told) == 6
     assert all(cell_len(line) <= 40 for line in told)
-    # What goes on below begins with a blank.
+    # A continued line begins with a space.
     assert [line[0] for line in told] == ["[", " ", " "] * 2

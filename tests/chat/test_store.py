@@ -1,4 +1,4 @@
-"""Sessions on disk: a session that is opened again is the one that was typed."""
+"""Sessions on disk: a session that is opened again equals the one that was typed."""
 
 from __future__ import annotations
 
@@ -147,12 +147,12 @@ def test_typed_loaded_and_asked_at_once_give_the_same_tokens(
         messages: list[Message] = []
         for photo, text in told:
             pictures = [] if photo is None else [stage(photo)]
-            # Turn by turn, each time from disk.
+            # Turn by turn, loaded from the disk each time.
             session.ask(text, pictures)
             session.close()
             session = store.open("last")
             typed = answer(session.conversation.request(GREEDY))
-            # The same messages, put together by hand from the files of the user.
+            # The same messages, made by hand from the files of the user.
             parts = () if photo is None else (Attachment(str(photo)),)
             words = text.replace("[2]", "the second image")
             messages.append(Message("user", (*parts, words)))
@@ -177,7 +177,7 @@ def test_a_session_is_found_by_id_name_prefix_and_last(store: SessionStore) -> N
 def test_an_unknown_or_ambiguous_key_is_an_error(store: SessionStore) -> None:
     with pytest.raises(SessionError, match="there are no sessions yet"):
         store.find("last")
-    make(store, *[None] * 40)  # more than letters and digits: two ids begin with the same
+    make(store, *[None] * 40)  # more ids than first characters: two ids begin alike
     starts = [info.id[0] for info in store.list()]
     twice = next(letter for letter in starts if starts.count(letter) > 1)
     with pytest.raises(SessionError, match="is the beginning of"):

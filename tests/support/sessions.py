@@ -48,7 +48,7 @@ def staged(color: str) -> StagedPicture:
 
 
 def asked(session: OpenSession, text: str = "and then?") -> GenerationRequest:
-    """Return what the model would be asked next."""
+    """Return the request for the next question."""
     return session.conversation.asked(text).request(GREEDY)
 
 
@@ -61,7 +61,7 @@ def kept(tmp_path: Path) -> list[Path]:
 
 
 def talk(session: OpenSession) -> None:
-    """Do everything that can be done to a conversation, at least once."""
+    """Change the conversation in every possible way at least once."""
     session.set_setting("temperature", 0.25)
     session.ask("What is in [1]?", [staged("red")])
     session.reply("Red.", "stop", sampling=Sampling(seed=3), prompt_tokens=9, new_tokens=2)

@@ -1,4 +1,4 @@
-"""How `idefics chat` begins at the keyboard: what is checked, and which conversation goes on."""
+"""The start of `idefics chat` at the keyboard: checks, and the conversation that goes on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.fakes import FakeEngine
 
 @pytest.fixture
 def person(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lines that are typed, each taken away when it was; Ctrl-D follows."""
+    """Lines to type, each removed when it is read; Ctrl-D follows."""
     lines: list[str] = []
 
     def read(prompt: str = "") -> str:
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_chat_with_its_code(
     person += ["What?", "And?"]
     ran = chat(here)
     assert (ran.code, ran.out) == (1, "")
-    # Without colours: it may be read out.
+    # Without colours, because a screen reader may read it.
     assert ran.err.endswith("\nerror: out of memory\nhint: a smaller model\n")
     assert kept(tmp_path).list() == []
 

@@ -1,4 +1,4 @@
-"""The chat driven through a pseudo-terminal, with the built-in model: are the answers right?"""
+"""The chat in a pseudo-terminal with the built-in model, whose answers must be right."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
 
 @dataclass(frozen=True)
 class Mode:
-    """A terminal to walk on."""
+    """A kind of terminal."""
 
     name: str
     columns: int = 80
@@ -51,7 +51,7 @@ class Terminal:
             "HOME": str(home),
             "TERM": "xterm-256color",
             "COLORTERM": "truecolor",
-            # Nobody answers the question for the position of the cursor here.
+            # This terminal does not report the position of its cursor.
             "PROMPT_TOOLKIT_NO_CPR": "1",
             "OMP_NUM_THREADS": "1",
             **mode.environ,
@@ -71,19 +71,19 @@ class Terminal:
         self.child.send(line + end)
 
     def see(self, text: str) -> str:
-        """Wait until *text* is shown, in lines of any length; return what was shown since."""
+        """Wait for *text*, in lines of any length; return the output up to its end."""
         self.child.expect(re.escape(text).replace(r"\ ", r"\s+"))
         shown: str = self.child.before + self.child.after
         self.raw += shown
         return ESCAPES.sub("", shown)
 
     def answer(self, question: str, answer: str) -> None:
-        """Ask *question*, and wait for a line that is *answer*."""
+        """Ask *question*, and wait for the line *answer*."""
         self.type(question)
         self.see(f"{answer}\r\n")
 
     def wait_for_prompt(self) -> None:
-        """Wait until a key is read by the prompt, and not by the terminal itself."""
+        """Wait until the prompt reads keys, and not the terminal itself."""
         self.child.expect(r"> ?(?:\x1b\[0m[^>]*\x1b\[\?25h)?$")
 
     def leave(self) -> int:
@@ -98,7 +98,7 @@ class Terminal:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, and what is true of it."""
+    """A picture, and facts about it."""
 
     path: Path
     questions: dict[str, tuple[str, str]]
@@ -110,7 +110,7 @@ class Sample:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """Pictures that offer a question each on background, number and place."""
+    """Pictures with a question each about background, number and place."""
     folder = tmp_path_factory.mktemp("my pictures")
     write_samples(folder, count=24, seed=3)
     rows = map(json.loads, (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
@@ -129,7 +129,7 @@ Open = Callable[..., Terminal]
 
 @pytest.fixture
 def open_terminal() -> Iterator[Open]:
-    """Return what opens a terminal with a chat."""
+    """Return a function that opens a terminal with a chat."""
     opened = []
 
     def get(home: Path, *arguments: str, mode: Mode = MODES[0]) -> Terminal:
@@ -168,7 +168,7 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
     killed.child.kill(9)
     killed.child.close(force=True)
     check_screen(killed.raw, MODES[0])
-    # The picture is gone from its place, and the chat has it still.
+    # The file of the picture was moved; the chat has a copy.
     first.path.rename(first.path.with_suffix(".moved"))
     try:
         question = first.ask("background")[0]
@@ -179,12 +179,12 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
         again = open_terminal(killed.home, "-c", mode=mode)
         again.see("2 questions, 1 picture")
         again.answer(*first.ask("count"))
-        # The last line again, by Up; one that Ctrl-C took from the line; one of an editor.
+        # The last line by Up; a line that Ctrl-C removed; a line from an editor.
         again.wait_for_prompt()
         again.answer("\x1b[A", first.ask("count")[1])
         again.wait_for_prompt()
         again.type(first.ask("position")[0], end="\x03")
-        time.sleep(0.5)  # nothing is drawn that could be waited for
+        time.sleep(0.5)  # no output marks the moment to wait for
         again.answer("\x1b[A", first.ask("position")[1])
         again.wait_for_prompt()
         again.child.send("\x18\x05")
@@ -240,19 +240,19 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     """Attach, ask, refer back, undo, retry, interrupt; every answer must be right."""
     first, second = samples[:2]
     here.see("Ctrl-D leaves")
-    # Attach: dragged in with a blank in its path, then ask, and refer back.
+    # Drag a picture with a space in its path into the line, ask, and refer to it.
     here.type(str(first.path).replace(" ", "\\ "))
     here.see("goes with your next text")
     here.answer(*first.ask("background"))
     here.answer(*first.ask("count"))
-    # Several lines, which are one question.
+    # One question of several lines.
     question, answer = first.ask("background")
     for line in ('"""', question):
         here.type(line)
     here.answer('"""', answer)
     here.type("/undo")
     here.see("took back: ")
-    # A second picture, and one that is not there.
+    # A second picture, and one that does not exist.
     here.type(f"/image '{second.path}'")
     here.see("[2]")
     here.type("/image nothere.png")
@@ -269,7 +269,9 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     here.type(f"/model {other_model}")
     here.see("now")
     here.type("Tell me a story.")
-    here.child.expect(r"(?:[^\s\x1b]+[ \r\n]+){6}")  # of the answer; the question has four words
+    here.child.expect(
+        r"(?:[^\s\x1b]+[ \r\n]+){6}"
+    )  # words of the answer; the question has four words
     here.child.sendintr()
     here.see("interrupted; what was said is kept")
     here.type("/undo")
@@ -281,7 +283,7 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
 
 
 def check_screen(raw: str, mode: Mode) -> None:
-    """Check that a terminal got nothing that it cannot do, or that was not wanted."""
+    """Check that the terminal got no escape sequences that its mode excludes."""
     assert "Traceback" not in raw
     assert ("▀" in raw) == (mode.draws and "NO_COLOR" not in mode.environ)
     if not mode.draws:

@@ -1,4 +1,4 @@
-"""What is typed at the prompt of a chat, and what is named in it."""
+"""Lines that are typed at the prompt of a chat, and the pictures that they name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CTRL_C, CTRL_R, ALT_ENTER, ENTER = "\x03", "\x12", "\x1b\r", "\r"
 
 
 class Terminal(Stream):
-    """A stream with a number, which prompt-toolkit wants."""
+    """A stream with a file descriptor, which prompt-toolkit needs."""
 
     def fileno(self) -> int:
         return 2
@@ -29,7 +29,7 @@ class Terminal(Stream):
 
 @contextmanager
 def keyboard(history: Path | None = None) -> Iterator[tuple[PipeInput, DrawnInput]]:
-    """Give a keyboard and what reads it."""
+    """Yield a keyboard, and the input that reads it."""
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         lines = DrawnInput(
             Terminal(terminal=True), lambda line: [Candidate("/image", len(line))], history
@@ -125,11 +125,11 @@ def test_pictures_named_in_a_line(line: str, text: str, sources: list[str], tmp_
     assert read_line(full(line)) == expected
 
 
-# What was typed before anything read it
+# Text typed before the program read the keyboard
 
 
 class Person:
-    """Takes what is offered, and adds a full stop."""
+    """Returns the text that is offered, with a full stop."""
 
     def __init__(self) -> None:
         self.offered: list[str] = []

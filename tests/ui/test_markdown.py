@@ -1,4 +1,4 @@
-"""Markdown on a terminal: nothing lost, nothing altered, the same however it arrives."""
+"""Markdown on a terminal: nothing is lost or changed, however the text is cut into pieces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ x = 2 * 3  # **not bold**
 
 
 def shown(text: str, *, width: int | None = None, styled: bool = True, sizes: int = 0) -> str:
-    """Return what `MarkdownStream` makes of *text*, fed in pieces by the seed *sizes*."""
+    """Return the output of `MarkdownStream` for *text* in pieces, whose sizes follow a seed."""
     stream = MarkdownStream(width=width, styled=styled)
     rng, out = random.Random(sizes), ""
     while text:
@@ -52,7 +52,7 @@ def test_breaking_lines_only_puts_newlines_for_blanks_and_keeps_the_width(width:
     text = "the quick brown fox jumps over the lazy dog and " * 5
     broken = shown(text, width=width, styled=False)
     assert broken.replace("\n", " ") == text
-    assert max(map(len, broken.split("\n"))) <= width + 1  # the blank that ends the text
+    assert max(map(len, broken.split("\n"))) <= width + 1  # the space that ends the text
     assert broken.count("\n") >= len(text) // width - 1
 
 

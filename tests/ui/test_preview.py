@@ -1,4 +1,4 @@
-"""Pictures in the terminal: what it says that it can, and what it is then sent."""
+"""Pictures in the terminal: the graphics that it reports, and the bytes that it gets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def picture() -> Image.Image:
 
 @contextmanager
 def emulator(answer: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
-    """Give a terminal, which is stdin too, that answers the first thing it is asked."""
+    """Yield a terminal, also as stdin, that answers the first query."""
     controller, terminal = pty.openpty()
 
     def run() -> None:
@@ -60,9 +60,9 @@ def emulator(answer: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
         (f"{NO_KITTY}\x1b[?62;c", TerminalReply()),
         ("\x1b[?62;4;22c", TerminalReply("sixel")),
         ("\x1b[?64;14;24c", TerminalReply()),
-        # WezTerm: it has both, and lacks the placeholders of kitty.
+        # WezTerm has both, but not the placeholders of kitty.
         (f"{KITTY}\x1b[?65;4;6c", TerminalReply("sixel")),
-        # Someone types meanwhile.
+        # The user types at the same time.
         (f"What{KITTY} is\x1b[D th\r\x1b[?62;c", TerminalReply("kitty", "What is th\n")),
     ],
 )
@@ -101,7 +101,7 @@ def test_in_tmux_what_iterm2_can_does_not_count(monkeypatch: pytest.MonkeyPatch)
 
 
 def drawn(graphics: Graphics) -> str:
-    """Return what a terminal that does not tell its pixels is sent, with stdout a terminal."""
+    """Return the output for a terminal that does not report its size in pixels."""
     controller, number = pty.openpty()
     try:
         with open(number, "w") as terminal:
@@ -150,7 +150,9 @@ def test_graphics_go_to_stderr_alone_and_ask_nothing(
 ) -> None:
     out, err = Stream(terminal=True), Stream(terminal=True)
     for name in [name for name in sys.modules if name.startswith("textual_image")]:
-        monkeypatch.delitem(sys.modules, name)  # it is imported anew, and asks then
+        monkeypatch.delitem(
+            sys.modules, name
+        )  # it is imported again, and queries the terminal then
     monkeypatch.setattr(sys, "__stdout__", out)
     console = Console(out, err, environ={"TERM": "xterm-256color"})
     Previews(console, graphics=graphics).show(picture())
