@@ -83,8 +83,8 @@ class PictureOpener:
     """Reads pictures from anywhere, and opens those of one chat.
 
     A model that is loaded opens a picture once, and the thumbnail comes from the same decoding.
-    Before a model is loaded nobody knows how small it lets a JPEG be decoded. Then the thumbnail
-    is decoded by itself, at a reduced size.
+    Before a model is loaded, the size at which it takes a JPEG is unknown. Then the thumbnail is
+    decoded separately at a reduced size, and the model decodes the picture once when it is loaded.
 
     Args:
         limits: Limits on the pictures that are accepted.

@@ -22,12 +22,12 @@ _PROBE = Message("user", ("x",))
 class TokenBudget:
     """Counts the tokens of conversations for one loaded model, without running it.
 
-    The number of tokens depends on the texts and on how each picture is cut, not on its pixels.
-    So the budget remembers by digest how each picture is cut, and asks the engine to tokenize a
-    prompt, but never to open a picture twice.
+    The number of tokens depends on the texts and on the tiles of each picture, not on its pixels.
+    The budget remembers the tiles of each picture by digest. So it asks the engine to tokenize
+    prompts, and each picture is opened once.
 
-    The tokens of a long conversation are a sum over its turns. A chat template may make a turn
-    depend on its neighbours, so a sum only says where to look: what is returned has been measured.
+    The tokens of a long conversation are the sum over its turns. A chat template may make a turn
+    depend on its neighbours. So the sum gives only a first guess, and the result is measured.
 
     Args:
         engine: The loaded model.
@@ -37,25 +37,25 @@ class TokenBudget:
     def __init__(self, engine: Engine, open_image: OpenImage) -> None:
         self.engine = engine
         self._open_image = open_image
-        # By the digests of their files: without pixels for good, with pixels while staged.
+        # By the digests of their files; only staged pictures keep their pixels.
         self._known: dict[str, PreparedPicture] = {}
         self._staged: dict[str, PreparedPicture] = {}
         self._turn_tokens: dict[tuple[Message, ...], int] = {}
 
     def request(self, conversation: Conversation, sampling: Sampling) -> GenerationRequest:
-        """Return what this model is asked when a turn of *conversation* is pending."""
+        """Return the request of this model for the pending turn of *conversation*."""
         last_only = find_family(self.engine.spec.family).sees_last_only
         return conversation.request(sampling, sees_last_only=last_only)
 
     def prepare(self, request: GenerationRequest) -> Prepared:
-        """Make *request* ready for the model, and learn how its pictures are cut.
+        """Make *request* ready for the model, and remember the tiles of its pictures.
 
         Raises:
             IdeficsError: See `Engine.prepare`.
         """
         prepared = self.engine.prepare(request, open_image=self._open_image)
         for attachment, picture in zip(request.attachments, prepared.pictures, strict=True):
-            self._learn(attachment, picture)
+            self._remember(attachment, picture)
         return prepared
 
     def stage(self, attachment: Attachment, open_image: OpenImage) -> int:
@@ -67,7 +67,7 @@ class TokenBudget:
         if attachment.digest not in self._staged:
             request = GenerationRequest((Message("user", (attachment, "x")),))
             (picture,) = self.engine.prepare(request, open_image=open_image).pictures
-            self._learn(attachment, picture)
+            self._remember(attachment, picture)
             self._staged[attachment.digest] = picture
         return self.picture_tokens(attachment)
 
@@ -85,7 +85,7 @@ class TokenBudget:
         return together.prompt_tokens - self._tokens((_PROBE,))
 
     def measure(self, request: GenerationRequest) -> Measure:
-        """Count the tokens of *request* as the engine would; opens no picture that is known."""
+        """Count the tokens of *request* as the engine does; opens no picture twice."""
         for attachment in request.attachments:
             if attachment.digest not in self._known:
                 self.prepare(GenerationRequest((Message("user", (attachment, "x")),)))
@@ -141,7 +141,7 @@ class TokenBudget:
             self._turn_tokens[messages] = measure.prompt_tokens
         return self._turn_tokens[messages]
 
-    def _learn(self, attachment: Attachment, picture: PreparedPicture) -> None:
+    def _remember(self, attachment: Attachment, picture: PreparedPicture) -> None:
         self._known[attachment.digest] = replace(picture, tiles=(), features=None)
 
 

@@ -65,7 +65,7 @@ class Chat:
         clock: Returns the time in seconds.
 
     Attributes:
-        turns: The conversation, and what is staged for the next question.
+        turns: The conversation, and the pictures that are staged for the next question.
         model: The model that answers.
         statistics: The cost of the answers so far.
     """
@@ -171,7 +171,7 @@ class Chat:
 
         Args:
             cancel: Stops the answer within a token.
-            phase: Called with what goes on until the first token.
+            phase: Called with the current phase until the first token; see `Phase`.
             sampling: How tokens are chosen for this answer only.
 
         Raises:
@@ -242,7 +242,7 @@ class Chat:
         return Measure(tokens, budget.engine.context_tokens)
 
     def turns_to_forget(self, text: str) -> int:
-        """Return how many of the oldest turns must go for *text* and what is staged to fit.
+        """Return how many of the oldest turns must go for *text* and the staged pictures to fit.
 
         Returns:
             0 if no number of turns would do.

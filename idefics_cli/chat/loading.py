@@ -16,7 +16,7 @@ Load = Callable[[Progress], Engine]
 LoadPlan = Callable[[Callable[[str], None]], Load]
 """Plans how a model runs on this machine, passes warnings to its argument, returns the loader."""
 Phase = Callable[[str], None]
-"""Called with what goes on until the first token: "loading demo", "reading 2 images"."""
+"""Called with the current phase until the first token: "loading demo", "reading 2 images"."""
 
 
 class Loading:
@@ -29,7 +29,7 @@ class Loading:
 
     Attributes:
         name: The name that the user calls it by.
-        phase: What goes on now, as "loading demo 40%".
+        phase: The current phase, as "loading demo 40%".
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The turns of one conversation: what is staged, asked, answered and taken back."""
+"""The turns of one conversation: stage pictures, ask, answer, and take back."""
 
 from __future__ import annotations
 

@@ -93,6 +93,11 @@ class AppendLog:
         if os.fstat(descriptor).st_size > size:
             os.ftruncate(descriptor, size)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._descriptor is None
+
     def close(self) -> None:
         """Close the file and release its lock; idempotent."""
         if self._descriptor is not None:

@@ -102,7 +102,7 @@ def test_an_output_folder_that_goes_ends_the_run_at_once(format_: str) -> None:
     assert ran.code == 1
     error, hint = ran.err.splitlines()[-2:]
     assert error.startswith("error: cannot keep the journal `out/")
-    assert error.endswith("`: it was removed while the run went on")
+    assert error.endswith("`: the file was removed while it was open")
     assert hint == "hint: once that is fixed, the same command continues the run"
 
 

@@ -55,7 +55,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(tmp_path: Path) -> None
     out, err, _ = here.talk("Count")
     (turn,) = here.chat.conversation.turns
     assert out == "0 1 2 \n"
-    assert err == "note: interrupted; what was said is kept\n"
+    assert err == "note: interrupted; the answer so far is kept\n"
     assert turn.reply is not None
     assert (turn.reply.text, turn.reply.is_interrupted) == ("0 1 2 ", True)
 

@@ -273,7 +273,7 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
         r"(?:[^\s\x1b]+[ \r\n]+){6}"
     )  # words of the answer; the question has four words
     here.child.sendintr()
-    here.see("interrupted; what was said is kept")
+    here.see("interrupted; the answer so far is kept")
     here.type("/undo")
     here.see("took back: Tell me")
     here.type("/model demo")

@@ -24,10 +24,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self, cast
 
+from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import lock
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
@@ -89,22 +89,17 @@ class RunJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._forget()
+        self._log = self._open()
         try:
-            # Never truncated here: another run may be at it.
-            self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b", buffering=0)
-        except OSError as error:
-            raise self._failure(error) from error
-        try:
-            self._lock()
             self._load()
         except BaseException:
-            self._file.close()
+            self._log.close()
             raise
 
     def begin(self, settings: Settings, *, base: int = 0, skipped: Iterable[str] = ()) -> None:
         """Forget what it holds, and begin the run with *settings*; see `base` and `skipped`."""
         self._forget()
-        self._truncate(0)
+        self._cut(0)
         line = {"journal": _VERSION, "settings": settings, "base": base, "skipped": sorted(skipped)}
         self._append(line)
         self._take_first(line)
@@ -150,16 +145,16 @@ class RunJournal:
     def discard(self) -> None:
         """Forget everything; `close` then leaves no file."""
         self._forget()
-        self._truncate(0)
+        self._cut(0)
 
     def close(self) -> None:
         """Let others open it; idempotent. One that did not begin leaves no file."""
-        if self._file.closed:
+        if self._log.is_closed:
             return
         if self._size == 0:
             with contextlib.suppress(OSError):  # Windows removes no open file
                 self.path.unlink()
-        self._file.close()
+        self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -179,10 +174,10 @@ class RunJournal:
         self.base, self._size = 0, 0
         self._change(None)
 
-    def _lock(self) -> None:
+    def _open(self) -> AppendLog:
         try:
-            lock(self._file.fileno())
-        except (BlockingIOError, PermissionError) as error:
+            return AppendLog(self.path, creates=True, is_locked=True, is_synced=False)
+        except BlockingIOError as error:
             raise UsageError(
                 f"another run is writing this output: it holds `{self.path}`",
                 hint="wait until it is done, end it, or name another output",
@@ -192,38 +187,28 @@ class RunJournal:
 
     def _load(self) -> None:
         try:
-            for offset, line in self._lines():
+            for offset, line in read_lines(self.path):
                 if not self._take(offset, line):
                     break
                 self._size = offset + len(line)
-            if (
-                self._size == 0
-                and self._file.seek(0, os.SEEK_END) > 0
-                and not self._is_torn_first()
-            ):
+            if self._size == 0 and not self._is_torn_first():
                 raise UsageError(
                     f"`{self.path}` is no journal of a captioning run",
                     hint="move it away, or name another output",
                 )
-            self._truncate(self._size)
+            self._cut(self._size)
         except OSError as error:
             raise self._failure(error) from error
 
     def _is_torn_first(self) -> bool:
-        self._file.seek(0)
-        return b'{"journal":'.startswith(self._file.read(11))
-
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        offset = 0
+        """Whether the file is empty, or has no more than a torn first line of ours."""
         with self.path.open("rb") as file:
-            for line in file:
-                yield offset, line
-                offset += len(line)
+            return b'{"journal":'.startswith(file.read(11))
 
     def _take(self, offset: int, line: bytes) -> bool:
         """Take over one line; return False if it is torn."""
         try:
-            fields = json.loads(line) if line.endswith(b"\n") else None
+            fields = json.loads(line)
         except ValueError:
             return False
         if not isinstance(fields, dict) or (offset == 0) != ("journal" in fields):
@@ -277,23 +262,13 @@ class RunJournal:
         line = json.dumps(fields).encode() + b"\n"
         offset = self._size
         try:
-            # What is written to a file that was removed is gone with us.
-            if os.fstat(self._file.fileno()).st_nlink == 0:
-                raise FileNotFoundError(2, "it was removed while the run went on")
-            self._file.seek(offset)
-            written = 0
-            while written < len(line):
-                written += self._file.write(line[written:]) or 0
-        except BaseException as error:
-            self._truncate(offset)
-            if isinstance(error, OSError):
-                raise self._failure(error) from error
-            raise
-        self._size = offset + len(line)
+            self._size = self._log.append(line, at=offset)
+        except OSError as error:
+            raise self._failure(error) from error
         return offset
 
-    def _truncate(self, size: int) -> None:
-        self._file.truncate(size)
+    def _cut(self, size: int) -> None:
+        self._log.cut(size)
         self._size = size
 
     def _failure(self, error: OSError) -> IdeficsError:

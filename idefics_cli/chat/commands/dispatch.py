@@ -64,7 +64,7 @@ class Dispatcher:
         return CommandResult(lines, attached, answers=True)
 
     def complete(self, line: str) -> list[Candidate]:
-        """Return what may stand at the end of *line*."""
+        """Return the candidates for the end of *line*."""
         if "\n" in line:
             return []
         commands = self._context.commands

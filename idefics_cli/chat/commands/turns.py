@@ -55,7 +55,7 @@ def forget_turns(context: CommandContext, words: str) -> CommandResult:
     left = len(conversation.turns) - conversation.forgotten
     if number >= left:
         questions = "is 1 question" if left == 1 else f"are {left} questions"
-        raise UsageError(f"there {questions}", hint="`/clear` starts anew")
+        raise UsageError(f"there {questions}", hint="`/clear` starts a new conversation")
     context.chat.turns.session.forget(number)
     questions = "question" if number == 1 else f"{number} questions"
     return CommandResult((f"left out the oldest {questions}",))

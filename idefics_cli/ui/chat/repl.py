@@ -219,7 +219,7 @@ class Repl:
         turns = self._chat.conversation.turns
         reply = turns[-1].reply if turns else None
         if reply is not None and reply.is_interrupted:
-            self._console.note("interrupted; what was said is kept")
+            self._console.note("interrupted; the answer so far is kept")
             return ""
         self._console.note("interrupted before the first word; the question is taken back")
         return question
