@@ -1,1 +1,1 @@
-"""Bytes from anywhere become an upright RGB image, within limits."""
+"""From the bytes of any source to an upright RGB image, with limits."""

@@ -1,4 +1,4 @@
-"""Pictures from the web: bounded in bytes, redirects and time."""
+"""Download of pictures, with limits of bytes, redirects and time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from idefics_cli.core.text import abbreviated
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import ImageLimits
 
-# One read may take `timeout_seconds`; a whole download this many times as long.
+# The time limit of a whole download, in units of `timeout_seconds`, the limit of one read.
 _DEADLINE_READS = 10
 _CHUNK_BYTES = 16_384
 _HEADERS = {
-    # Wikimedia and others refuse clients without a name.
+    # Wikimedia and other servers refuse clients without a name.
     "User-Agent": f"idefics-cli/{__version__}",
     "Accept": "image/avif,image/webp,image/*;q=0.9,*/*;q=0.5",
-    # Pictures are compressed already, and a compressed reply hides its real size.
+    # Pictures are already compressed, and a compressed reply hides its real size.
     "Accept-Encoding": "identity",
 }
 _HINTS = {
@@ -35,15 +35,15 @@ _HINTS = {
 
 
 def download(url: str, limits: ImageLimits) -> bytes:
-    """Return the body that *url* answers with.
+    """Return the bytes at *url*.
 
     Raises:
         ImageError: `fetch_failed`, or `too_large` for a body over `limits.max_bytes`.
     """
     seconds = limits.timeout_seconds * _DEADLINE_READS
     abandoned = Event()
-    # A timeout of requests bounds one wait only, so a server that sends a byte now and then would
-    # hold the caller for ever. The worker sees `abandoned` at its next chunk and ends.
+    # A timeout of requests limits only one wait, so a server that sends a byte now and then could
+    # block the caller forever. The worker stops at the next chunk after `abandoned` is set.
     result = in_background(lambda: _fetch(url, limits, abandoned), name="image-download")
     try:
         return result.result(timeout=seconds)
@@ -63,7 +63,7 @@ def _fetch(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
     except requests.exceptions.SSLError as error:
         raise _failed(url, "its certificate cannot be trusted", "check the address") from error
     except requests.ConnectionError as error:
-        # What a read timeout in the middle of a body becomes.
+        # requests raises this also for a read timeout in the middle of a body.
         if any(isinstance(cause, ReadTimeoutError) for cause in error.args):
             raise _timed_out(url, limits) from error
         raise _failed(
@@ -76,7 +76,7 @@ def _fetch(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
         requests.exceptions.ContentDecodingError,
     ) as e:
         raise _failed(url, "the connection broke off", "try again") from e
-    # ValueError: invalid addresses, of requests and of Python's IDNA codec.
+    # ValueError: an invalid address, from requests or from Python's IDNA codec.
     except (requests.RequestException, HTTPError, ValueError) as error:
         raise _failed(url, "not a valid address", "check the address") from error
 
@@ -141,6 +141,6 @@ def _timed_out(url: str, limits: ImageLimits) -> ImageError:
 
 
 def _failed(url: str, reason: str, hint: str) -> ImageError:
-    # The reason may hold what a server wrote.
+    # The reason may contain text from the server.
     message = f"cannot fetch `{describe_source(url)}`: {abbreviated(reason)}"
     return ImageError(message, kind="fetch_failed", hint=hint)

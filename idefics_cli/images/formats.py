@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes; names and extensions are not trusted."""
+"""The format of a file by its first bytes; names and extensions are not trusted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 HEAD_BYTES = 4096
-"""How much of a file `identify` wants to see."""
+"""Number of bytes that `identify` needs."""
 
 _CONVERT = "convert it to PNG or JPEG first"
 _SUPPORTED = "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, JPEG 2000, PSD and more"
@@ -16,13 +16,13 @@ _SUPPORTED = "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, JPEG 2000,
 
 @dataclass(frozen=True, slots=True)
 class FileFormat:
-    """What the first bytes of a file say it is.
+    """The format of a file by its first bytes.
 
     Attributes:
-        name: With its article, for messages: "a PNG picture", "a PDF document".
-        plugin: Pillow's name of the format; None when it is not a picture that can be read.
-        kind: `ImageError.kind` when *plugin* is None.
-        hint: What to do when *plugin* is None.
+        name: Name with its article, for messages: "a PNG picture", "a PDF document".
+        plugin: Pillow's name of the format; None if it is not a readable picture.
+        kind: `ImageError.kind` if *plugin* is None.
+        hint: Hint for the user if *plugin* is None.
     """
 
     name: str
@@ -32,7 +32,7 @@ class FileFormat:
 
 
 def identify(head: bytes) -> FileFormat:
-    """Tell what a file is from its first `HEAD_BYTES` bytes."""
+    """Return the format of a file with the first `HEAD_BYTES` bytes *head*."""
     if not head:
         return FileFormat("an empty file", hint="it may be an unfinished copy or download")
     for pattern, content in _SIGNATURES:
@@ -45,7 +45,7 @@ def identify(head: bytes) -> FileFormat:
         return _markup(text)
     if _TARGA.match(head):
         return _picture("TGA", "TGA")
-    return FileFormat("no picture in a known format")
+    return FileFormat("not a picture in a known format")
 
 
 def _picture(name: str, plugin: str) -> FileFormat:
@@ -73,8 +73,8 @@ def _compiled(*rows: tuple[bytes, FileFormat]) -> tuple[tuple[re.Pattern[bytes],
     return tuple((re.compile(pattern, re.DOTALL), content) for pattern, content in rows)
 
 
-# Only formats that a person would call a picture. Pillow opens more: EPS, which runs Ghostscript,
-# and scientific ones, which accept nearly any bytes.
+# Only the usual formats of pictures. Pillow opens more: EPS, which runs Ghostscript, and
+# scientific formats, which accept nearly any bytes.
 _SIGNATURES = _compiled(
     (rb"\xff\xd8\xff", _picture("JPEG", "JPEG")),
     (rb"\x89PNG\r\n\x1a\n", _picture("PNG", "PNG")),
@@ -82,7 +82,7 @@ _SIGNATURES = _compiled(
     (rb"RIFF.{4}WEBP", _picture("WebP", "WEBP")),
     (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]\x08\0|MMOR|IIU\0\x18", _RAW),
     (rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0", _picture("TIFF", "TIFF")),
-    # The size of the header that follows the 14 bytes: prose can begin with "BM" too.
+    # Includes the size of the header after the first 14 bytes: a text can begin with "BM", too.
     (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", _picture("BMP", "BMP")),
     (rb"\0\0\x01\0[^\0]", _picture("icon", "ICO")),
     (rb"icns", _picture("ICNS", "ICNS")),
@@ -114,7 +114,7 @@ _SIGNATURES = _compiled(
     ),
 )
 
-# Targa has no signature: colour map or not, a known image type and depth, a size above zero.
+# Targa has no signature: a flag for a colour map, a known type and depth, a size above zero.
 _TARGA = re.compile(
     rb".(?:\x01[\x01\x09].{4}[\x0f\x10\x18\x20]|\0[\x02\x03\x0a\x0b].{5}).{4}"
     rb"(?!\0\0)..(?!\0\0)..[\x01\x08\x0f\x10\x18\x20][\x00-\x3f]",
@@ -127,13 +127,13 @@ _AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P "}
 
 
 def _base_media(head: bytes) -> FileFormat:
-    """Tell the files of the ISO base media family (ISO/IEC 14496-12) apart by their brands."""
+    """Return the format of a file of the ISO base media family (ISO/IEC 14496-12) by its brands."""
     end = min(int.from_bytes(head[:4]), len(head))
     major = head[8:12]
     brands = {major} | {head[i : i + 4] for i in range(16, end - 3, 4)}
     if brands & _AVIF_BRANDS:
         return _picture("AVIF", "AVIF")
-    # `mif1` and `msf1` alone: a HEIF container that does not say how its pictures are coded.
+    # `mif1` or `msf1` alone: a HEIF container that does not name the codec of its pictures.
     if brands & _HEIC_BRANDS or major in (b"mif1", b"msf1"):
         return _picture("HEIC", "HEIF")
     if major == b"crx ":
@@ -142,10 +142,10 @@ def _base_media(head: bytes) -> FileFormat:
 
 
 def _text(head: bytes) -> str | None:
-    """Return *head* as text, or None if it is not text."""
+    """Return *head* as text; None if it is not text."""
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        # A longer file may be cut in the middle of a character.
+        # The head of a longer file may end in the middle of a character.
         whole = len(head) < HEAD_BYTES
         text = codecs.getincrementaldecoder(encoding)().decode(head, whole)
     except UnicodeDecodeError:
@@ -164,7 +164,7 @@ def _markup(text: str) -> FileFormat:
     stripped = text.lstrip()
     if _WEB_PAGE.match(stripped):
         return FileFormat("a web page", hint="give the address or file of the picture itself")
-    # Before its root there may be a prolog, comments, and a document type with a body of its own.
+    # A prolog, comments, and a document type with a body may come before the root.
     if stripped.startswith("<") and _SVG_ROOT.search(stripped):
         return _SVG
     return FileFormat("text")

@@ -1,4 +1,4 @@
-"""One way from any source to a picture as a person sees it, within limits."""
+"""The loader: from any source to an upright RGB image, with limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from idefics_cli.images.sources import ImageSources
 __all__ = ["ImageLoader", "describe_source"]
 
 _TAG_SUBFILE_TYPE, _TAG_HEIGHT, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 257, 330, 50706
-# Of others the decoded picture may be larger or turned.
+# In other formats the decoded picture may be larger than in the header, or turned.
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
 _UNSUPPORTED = re.compile(
     r"unsupported|not implemented|not available|not installed|cannot find loader"
@@ -38,12 +38,12 @@ _TOO_LARGE = re.compile(r"too large|too much memory|exceeds limit", re.IGNORECAS
 
 
 class ImageLoader:
-    """Opens pictures; may be used from any thread.
+    """Opens pictures; any thread may use it.
 
     Args:
-        limits: What is accepted.
-        offline: Refuse addresses.
-        stdin: Standard input as bytes; None takes that of the process when it is first needed.
+        limits: Limits of size and time.
+        offline: Refuse URLs.
+        stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class ImageLoader:
         raise_pixel_limit(limits.max_pixels)
 
     def open(self, attachment: Attachment, *, draft_edge: int | None = None) -> Image.Image:
-        """Return a picture as a person sees it: RGB, upright, decoded; the first frame.
+        """Return the first frame of a picture, decoded, upright and in RGB.
 
         Args:
-            attachment: Where it is.
-            draft_edge: A JPEG may come out reduced by 2, 4 or 8, both sides at least so long:
-                that is several times faster, when the model shrinks it anyway.
+            attachment: The picture.
+            draft_edge: Allow a JPEG to be reduced by 2, 4 or 8 while both sides stay at least this
+                long. That is several times faster, if the model reduces the picture anyway.
 
         Returns:
             An RGB image whose `info` has only `original_size`, (width, height) of the upright
             source in pixels.
 
         Raises:
-            ImageError: Of any kind.
+            ImageError: If the picture cannot be used.
         """
         source = attachment.source
         mute_warnings()
@@ -79,10 +79,10 @@ class ImageLoader:
             return self.open_stream(stream, source, draft_edge=draft_edge)
 
     def size(self, attachment: Attachment) -> tuple[int, int]:
-        """Return the `original_size` that `open` would give, from the header where that tells it.
+        """Return the `original_size` that `open` would give, if possible from the header alone.
 
         Raises:
-            ImageError: Of any kind; what is damaged behind its header may go unnoticed.
+            ImageError: If the picture cannot be used; damage after the header may stay unnoticed.
         """
         source = attachment.source
         mute_warnings()
@@ -100,12 +100,12 @@ class ImageLoader:
     def open_stream(
         self, stream: BinaryIO, source: str, *, draft_edge: int | None = None
     ) -> Image.Image:
-        """As `open`, of bytes that are here already; *source* is their name in errors.
+        """Return the picture in *stream*; see `open`.
 
         Args:
-            stream: Seekable, at its beginning; stays open.
-            source: As `Attachment.source`.
-            draft_edge: As in `open`.
+            stream: A seekable stream at its beginning; it stays open.
+            source: Name of the picture in errors.
+            draft_edge: See `open`.
         """
         content = _identify(stream, source)
         with _explained(content, source):
@@ -119,12 +119,12 @@ class ImageLoader:
             self._check_size(image, source)
             _check_tiff(image, content, source)
             header_size = image.size
-            # Others have drafts too: for pillow-heif it is the embedded thumbnail.
+            # Other plugins also have drafts: pillow-heif would give the embedded thumbnail.
             if draft_edge is not None and content.plugin == "JPEG":
                 image.draft(None, (draft_edge, draft_edge))
             is_reduced = image.size != header_size
             image.load()
-            # pillow-heif and icons: the size in the header may be another than that of the picture.
+            # With pillow-heif and icons, the picture may differ in size from its header.
             self._check_size(image, source)
             seen = as_seen(image)
         size = seen.size
@@ -145,7 +145,7 @@ class ImageLoader:
 
 
 def is_turned(data: bytes) -> bool:
-    """Whether the picture file *data*, which has been opened before, is turned to be upright."""
+    """Whether the readable picture file *data* has to be turned to be upright."""
     plugin = identify(data[:HEAD_BYTES]).plugin
     return plugin is not None and orientation(_open_with(plugin, io.BytesIO(data))) != 1
 
@@ -159,13 +159,13 @@ def _identify(stream: BinaryIO, source: str) -> FileFormat:
     try:
         head = stream.read(HEAD_BYTES)
         stream.seek(0)
-    except OSError as error:  # a failing disk, or a file of the kernel that is no file
+    except OSError as error:  # a failing disk, or a special file of the kernel
         raise ImageError(
             f"cannot read `{describe_source(source)}`: {abbreviated(error.strerror or '')}",
             kind="missing",
             hint="check the disk or the network folder",
         ) from error
-    content = identify(head or b"")  # None: nothing there yet, as in /proc
+    content = identify(head or b"")  # None: no data yet, as in /proc
     if content.plugin is None:
         hint = None
         if is_address(source) and content.name == "a web page":
@@ -199,8 +199,8 @@ def _register_heif(source: str) -> None:
 def _open_with(plugin: str, stream: BinaryIO) -> ImageFile.ImageFile:
     """Read the header with one plugin of Pillow.
 
-    `Image.open` would do the same, and then warn of every picture above its own limit, or refuse
-    it, before ours can be asked.
+    `Image.open` does the same, but warns of or refuses every picture above its own limit, before
+    our limit is checked.
     """
     if plugin not in Image.OPEN:
         Image.init()
@@ -212,12 +212,12 @@ def _open_with(plugin: str, stream: BinaryIO) -> ImageFile.ImageFile:
 def _check_tiff(image: Image.Image, content: FileFormat, source: str) -> None:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
-    # DNG, NEF, ARW: TIFF files whose first picture is only a thumbnail of the raw one.
+    # DNG, NEF, ARW: TIFF files whose first picture is only a thumbnail.
     tags = image.tag_v2
     is_thumbnail = tags.get(_TAG_SUBFILE_TYPE) == 1 and _TAG_SUB_IFDS in tags
     if _TAG_DNG_VERSION in tags or is_thumbnail:
         raise _unusable(CAMERA_RAW, source)
-    # Pillow leaves black what no strip covers. Its `height` is that of the upright picture.
+    # Pillow leaves missing strips black. `height` is the height of the upright picture.
     height = int(tags[_TAG_HEIGHT])
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
     if bottom < height:
@@ -226,7 +226,7 @@ def _check_tiff(image: Image.Image, content: FileFormat, source: str) -> None:
 
 @contextmanager
 def _explained(content: FileFormat, source: str) -> Iterator[None]:
-    """Turn whatever Pillow raises into an `ImageError`."""
+    """Convert any error of Pillow to an `ImageError`."""
     try:
         yield
     except ImageError:
@@ -236,7 +236,7 @@ def _explained(content: FileFormat, source: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise _too_large(content, source, "it has too many pixels") from error
     except Exception as error:
-        # Corrupt files make Pillow's plugins raise nearly every built-in error: OSError,
+        # With corrupt files, plugins of Pillow raise nearly every built-in error: OSError,
         # SyntaxError, struct.error, KeyError, OverflowError, ZeroDivisionError, zlib.error ...
         raise _damaged(content, source, str(error)) from error
 
@@ -271,7 +271,7 @@ _CLIPBOARD_CONTENT = FileFormat("a picture", "PNG")
 
 
 def _grab() -> Image.Image | str:
-    """Return the picture on the clipboard, or the path of the first file that was copied."""
+    """Return the picture on the clipboard, or the path of the first copied file."""
     with _explained(_CLIPBOARD_CONTENT, CLIPBOARD):
         try:
             grabbed = ImageGrab.grabclipboard()

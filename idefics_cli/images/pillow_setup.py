@@ -1,4 +1,4 @@
-"""Pillow's process-wide settings, as this program needs them."""
+"""The process-wide settings of Pillow."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NO_OUTPUT = logging.NullHandler()
 
 
 def mute_warnings() -> None:
-    """Keep what Pillow's plugins warn of and log in odd files away from the user.
+    """Hide the warnings and log messages of Pillow's plugins about odd files.
 
-    `warnings.catch_warnings` would undo the filters of other threads; a filter for Pillow's own
-    modules, set once, does not.
+    One filter for the modules of Pillow is set once, because `warnings.catch_warnings` would
+    undo the filters of other threads.
     """
-    # Without any handler, Python writes a library's errors to stderr.
+    # Without a handler, Python writes the errors of a library to stderr.
     logging.getLogger("PIL").addHandler(_NO_OUTPUT)
     with _LOCK:
         for muted in _MUTED:
@@ -33,12 +33,12 @@ def mute_warnings() -> None:
 
 
 def mute_libtiff() -> None:
-    """Stop libtiff from writing to the terminal what Pillow raises as an error anyway.
+    """Silence the messages of libtiff, because Pillow raises an error for each of them.
 
-    Where its functions cannot be reached (Pillow as one static library), its lines stay.
+    If its functions cannot be found (Pillow as one static library), the messages stay.
     """
     try:
-        # A look-up in Pillow's extension finds the symbols of the libraries that it links.
+        # A lookup in the extension module of Pillow finds the symbols of its libraries.
         library = ctypes.CDLL(str(_imaging.__file__))
         for function in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
             function.restype = ctypes.c_void_p
@@ -48,6 +48,6 @@ def mute_libtiff() -> None:
 
 
 def raise_pixel_limit(max_pixels: int) -> None:
-    """Let Pillow's own limit, which its plugins ask while they decode, not be under ours."""
+    """Raise the pixel limit of Pillow, which its plugins check, to at least *max_pixels*."""
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)

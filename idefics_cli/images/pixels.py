@@ -1,4 +1,4 @@
-"""From whatever Pillow decodes to the picture that a person sees: RGB, upright."""
+"""From a decoded image of any mode to an upright RGB image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-# EXIF 2.32, tag 0x0112: what undoes each orientation.
+# EXIF 2.32, tag 0x0112: the operation that undoes each orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -19,21 +19,21 @@ _UPRIGHT = {
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded image, 1 to 8; 1 when there is none.
+    """Return the EXIF orientation of a loaded image, 1 to 8; 1 if it has none.
 
-    Pillow turns TIFF files itself while loading, and then says 1.
+    Pillow turns TIFF files while it loads them, and sets their orientation to 1.
     """
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
-        # Metadata written by anything: Pillow's parser raises nearly every built-in error, and
-        # a picture with broken metadata is still a picture.
+        # Any program may have written the metadata, so Pillow's parser raises nearly every
+        # built-in error. A picture with broken metadata is still a picture.
         return 1
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
 def is_sideways(image: Image.Image) -> bool:
-    """Whether turning *image* upright swaps its width and height."""
+    """Whether the orientation of *image* swaps its width and height."""
     return orientation(image) >= 5
 
 
@@ -52,9 +52,9 @@ def as_seen(image: Image.Image) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:
-        # The colour key of a 16-bit PNG, whose samples Pillow has cut to 8 bits.
+        # The colour key of a 16-bit PNG; Pillow has cut its samples to 8 bits.
         image.info["transparency"] = tuple(value >> 8 for value in key)
-    if image.mode == "La":  # Pillow has no way from here to RGBA in one step
+    if image.mode == "La":  # Pillow cannot convert these to RGBA in one step
         image = image.convert("LA")
     layer = image.convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
@@ -62,7 +62,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey of 16 or 32 bits, or floats, to `L`; a colour key becomes white."""
+    """Convert grey of 16 or 32 bits or floats to `L`; a colour key becomes white."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         grey = (values >> 8).astype(np.uint8)
@@ -78,7 +78,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _from_integers(values: NDArray[np.int32], *, sixteen: bool) -> NDArray[np.uint8]:
     low, high = int(values.min()), int(values.max())
-    # Pillow scales a PNM of more than 8 bits to 0..65535; a TIFF says nothing about its range.
+    # Pillow scales a PNM of more than 8 bits to 0..65535; a TIFF does not define its range.
     if low >= 0 and high <= 65535 and (sixteen or high > 255):
         return (values >> 8).astype(np.uint8)
     if low >= 0 and high <= 255:
@@ -102,6 +102,6 @@ def _from_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _stretched(
     values: NDArray[np.int32] | NDArray[np.float32], low: float, high: float
 ) -> NDArray[np.uint8]:
-    # Data rather than a picture (heights, temperatures): viewers show its range as black to white.
+    # Data such as heights or temperatures: viewers show its range from black to white.
     share = (values.astype(np.float64) - low) / ((high - low) or 1)
     return np.rint(share * 255).astype(np.uint8)

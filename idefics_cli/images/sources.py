@@ -1,4 +1,4 @@
-"""The bytes of a picture, wherever they are: file, address, `data:` URI or stdin."""
+"""The bytes of a picture from a file, a URL, a `data:` URI or stdin."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from idefics_cli.core.sources import (
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import ImageLimits
 
-_NEIGHBOURS = 5000  # names of a folder that are compared with a misspelt one
+_NEIGHBOURS = 5000  # number of names in a folder that are compared with a misspelt name
 # RFC 8089: file:///path, file://localhost/path and file:/path.
 _FILE = re.compile(r"file:(?://([^/]*))?(/[^?#]*)", re.IGNORECASE | re.DOTALL)
 _WILD = re.compile(r"[*?[]")
 
 
 class ImageSources:
-    """Opens sources as streams of bytes; may be used from any thread.
+    """Opens sources as streams of bytes; any thread may use it.
 
     Args:
-        limits: `max_bytes` holds for downloads, `data:` URIs and stdin, not for files.
-        offline: Refuse addresses.
-        stdin: Standard input as bytes; None takes that of the process when it is first needed.
+        limits: `max_bytes` applies to downloads, `data:` URIs and stdin, not to files.
+        offline: Refuse URLs.
+        stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
     """
 
     def __init__(self, limits: ImageLimits, *, offline: bool, stdin: BinaryIO | None) -> None:
@@ -53,7 +53,7 @@ class ImageSources:
         """Return the bytes of *source* as a seekable stream; the caller closes it.
 
         Raises:
-            ImageError: If they cannot be had.
+            ImageError: If the source cannot be read.
         """
         if source == STDIN:
             return io.BytesIO(self._read_stdin())
@@ -70,13 +70,13 @@ class ImageSources:
                 kind="fetch_failed",
                 hint="run without --offline, or download it and give the file",
             )
-        # requests takes as long to import as the rest of this package.
+        # The import of requests takes as long as the rest of this package.
         from idefics_cli.images.download import download
 
         return download(url, self._limits)
 
     def _read_stdin(self) -> bytes:
-        # A pipe can be read once; every later `-` means the same picture.
+        # A pipe can be read only once; every later `-` is the same picture.
         with self._stdin_lock:
             if self._stdin_bytes is None:
                 self._stdin_bytes = self._drain_stdin()
@@ -89,7 +89,7 @@ class ImageSources:
         return self._stdin_bytes
 
     def _drain_stdin(self) -> bytes:
-        # None where a program has no standard input, whatever typeshed says.
+        # None if the process has no standard input; typeshed does not say so.
         process: object = sys.stdin
         stream = self._stdin or getattr(process, "buffer", None)
         try:
@@ -119,8 +119,8 @@ def _decode_data(uri: str, limits: ImageLimits) -> bytes:
     try:
         data = unquote_to_bytes(payload)
         if is_base64:
-            # Copies out of mails and style sheets have line ends, lack padding, or use the
-            # alphabet of URLs.
+            # Data copied from mails and style sheets can have line ends, lack padding, or use
+            # the alphabet for URLs.
             data = b"".join(data.split()).translate(_URL_ALPHABET).rstrip(b"=")
             data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, UnicodeError) as error:
@@ -162,10 +162,13 @@ def _local_path(source: str) -> str:
 def _open_file(path: str, source: str) -> BinaryIO:
     try:
         _check_regular(os.stat(path), source)
-        # Should it be replaced by a pipe just now, opening does not wait for a writer.
+        # If a pipe replaces the file at this moment, opening it does not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
-    except (OSError, ValueError) as error:  # ValueError: NUL, or characters no file name can have
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: NUL, or characters that no file name can have
         raise _unreadable(path, source, error) from error
     stream = os.fdopen(descriptor, "rb")
     try:
@@ -183,7 +186,7 @@ def _check_regular(status: os.stat_result, source: str) -> None:
             kind="not_an_image",
             hint="caption the pictures in it with `idefics caption -r FOLDER`",
         )
-    # A device as /dev/zero has no end, and a named pipe may have no beginning.
+    # A device such as /dev/zero has no end, and a named pipe may never send data.
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(
             f"`{describe_source(source)}` is not a regular file",
@@ -193,7 +196,7 @@ def _check_regular(status: os.stat_result, source: str) -> None:
 
 
 def no_such_file(source: str) -> ImageError:
-    """Return the error for the path or `file:` URI *source* that names nothing."""
+    """Return the error for the path or `file:` URI *source* of a missing file."""
     if not source:
         return ImageError("the name of a picture is empty", kind="missing")
     return ImageError(
@@ -207,8 +210,8 @@ def _unreadable(path: str, source: str, error: OSError | ValueError) -> ImageErr
     name = describe_source(source)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         if os.path.islink(path):
-            message = f"cannot read `{name}`: it is a link to a file that is not there"
-            return ImageError(message, kind="missing", hint="mend or remove the link")
+            message = f"cannot read `{name}`: it is a link to a file that does not exist"
+            return ImageError(message, kind="missing", hint="fix or remove the link")
         return no_such_file(source)
     hint = "check the permissions of the file" if isinstance(error, PermissionError) else None
     return ImageError(f"cannot read `{name}`: {_reason(error)}", kind="missing", hint=hint)
@@ -233,7 +236,7 @@ def _missing_hint(path: str) -> str:
     same = [name for name in names if name.casefold() == base.casefold()]
     if not same and _WILD.search(base):
         return "globs are for `idefics caption`; otherwise name each picture, with its own `-i`"
-    # Strict, as the extension alone makes many names alike.
+    # A high cutoff, because the extension alone makes many names similar.
     close = same or difflib.get_close_matches(base, names, n=1, cutoff=0.75)
     if close:
         return f"did you mean `{abbreviated(os.path.join(folder, close[0]))}`?"

@@ -1,4 +1,4 @@
-"""Limits, reduced decoding, and what each bad file is told."""
+"""Limits, reduced decoding, and the error of each bad file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.pictures import (
 
 
 def refusal(data: bytes, limits: ImageLimits | None = None) -> ImageError:
-    """Return the error that a file with these bytes gets; it must name the source and a way out."""
+    """Return the error for a file with these bytes; it must name the source and have a hint."""
     with pytest.raises(ImageError) as caught:
         opened(data, limits)
     error = caught.value
@@ -115,8 +115,8 @@ def test_the_pixel_limit_is_inclusive() -> None:
 
 @pytest.mark.parametrize("side", [10_001, 15_000, 60_000], ids=["100 MP", "225 MP", "3.6 GP"])
 def test_the_header_is_enough_to_refuse_a_bomb(side: int) -> None:
-    # No pixel is there: had it been decoded, it would be `truncated`. Pillow itself would warn of
-    # the first, and raise an error of its own for the others.
+    # The file has no pixels, so decoding it would give `truncated`. Pillow itself would warn of
+    # the first size and raise an error for the others.
     data = png(side, side, b"", depth=8, colour_type=2)
 
     assert refusal(data).kind == "too_large"
@@ -138,7 +138,7 @@ def test_an_icon_cannot_hide_a_large_picture() -> None:
 
 
 class Growing(Image.Image):
-    """Larger than it said, as a HEIC file can be once it is decoded."""
+    """A picture larger than its header, as a decoded HEIC file can be."""
 
     size = (8, 8)
 
@@ -251,13 +251,13 @@ def test_a_flipped_byte_in_a_png_is_noticed() -> None:
 
 def test_a_tiff_without_its_last_strips_is_not_black_at_the_bottom() -> None:
     data = bytearray(encoded(quadrants(), "TIFF"))
-    place = data.index(struct.pack("<HHI", 257, 4, 1))  # the tag of the height
+    place = data.index(struct.pack("<HHI", 257, 4, 1))  # the tag for the height
     data[place + 8 : place + 12] = struct.pack("<I", 96)
 
     assert refusal(bytes(data)).kind == "truncated"
 
 
-# What it is instead --------------------------------------------------------------------------
+# Other kinds of file --------------------------------------------------------------------------
 
 
 def ftyp(*brands: bytes) -> bytes:
@@ -299,8 +299,8 @@ OTHERS: dict[str, tuple[bytes, ImageErrorKind, str, str]] = {
     "raw-raf": (b"FUJIFILMCCD-RAW 0201", "unsupported", "raw", "develop"),
     "exr": (b"\x76\x2f\x31\x01" + bytes(40), "unsupported", "OpenEXR", "convert"),
     "dicom": (bytes(128) + b"DICM" + bytes(9), "unsupported", "DICOM", "convert"),
-    "zeros": (bytes(5000), "not_an_image", "no picture", "supported"),
-    "random": (bytes(range(200, 256)) * 9, "not_an_image", "no picture", "supported"),
+    "zeros": (bytes(5000), "not_an_image", "not a picture", "supported"),
+    "random": (bytes(range(200, 256)) * 9, "not_an_image", "not a picture", "supported"),
 }
 
 
@@ -355,7 +355,7 @@ def test_heic_with_the_extra_is_a_picture_like_any_other() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     stored = quadrants().transpose(Image.Transpose.ROTATE_90)
-    stored.info["exif"] = exif.tobytes()  # the writer makes an `irot` box of it
+    stored.info["exif"] = exif.tobytes()  # the writer stores it as an `irot` box
     data = encoded(stored, "HEIF", quality=95)
 
     image = opened(data, draft_edge=8)
@@ -391,10 +391,10 @@ def test_a_broken_tiff_adds_no_line_of_its_own(capfd: pytest.CaptureFixture[str]
 def test_an_odd_tiff_logs_nothing_to_stderr(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.root, "handlers", [])  # as in the command, unlike in pytest
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in the command; pytest differs
     info = TiffImagePlugin.ImageFileDirectory_v2()
     data = bytearray(encoded(quadrants(), "TIFF", tiffinfo=info))
-    # Tag 277, samples per pixel: Pillow logs that it cannot decode so many.
+    # Tag 277, samples per pixel: Pillow logs that it cannot decode this number.
     place = data.index(struct.pack("<HHI", 277, 3, 1))
     data[place + 8 : place + 10] = struct.pack("<H", 32_515)
 
@@ -411,7 +411,7 @@ def test_files_are_closed_whether_they_open_or_not(format: str, tmp_path: Path) 
     (tmp_path / "cut").write_bytes(data[: len(data) // 2])
     (tmp_path / "head").write_bytes(data[:24])
     loader = ImageLoader(ImageLimits())
-    gc.collect()  # what earlier tests left, as mapped weights, would be freed in between
+    gc.collect()  # frees objects of earlier tests, such as mapped weights, before the count
     before = len(os.listdir("/proc/self/fd"))
     # The pictures and errors outlive the call; their files must not.
     kept: list[object] = []
@@ -454,7 +454,7 @@ def test_many_threads_get_what_one_gets(tmp_path: Path) -> None:
 
 
 class Failure(Exception):
-    """Like nothing that Pillow documents."""
+    """An error that Pillow does not document."""
 
 
 @pytest.mark.parametrize(

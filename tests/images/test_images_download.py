@@ -1,4 +1,4 @@
-"""Pictures from the web, against a server on this machine."""
+"""Download of pictures, from a server on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICTURE = encoded(quadrants(), "PNG")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers a path with what `ROUTES` says."""
+    """Answers a path by `ROUTES`."""
 
     server: Server
 
@@ -32,10 +32,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             ROUTES[self.path.partition("?")[0]](self)
         except OSError:
-            self.close_connection = True  # the client has seen enough
+            self.close_connection = True  # the client closed the connection
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A server that knows what it was asked and when to stop dripping."""
+    """A server that records its requests, and has an event to stop slow replies."""
 
     daemon_threads = True
 
@@ -56,7 +56,7 @@ class Server(ThreadingHTTPServer):
         self.over = threading.Event()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that hang up."""
+        """Log nothing about clients that close the connection."""
 
 
 def drip_body(handler: Handler) -> None:
@@ -145,7 +145,7 @@ ROUTES: dict[str, Callable[[Handler], None]] = {
 
 @dataclass
 class Web:
-    """The server, and the loader's way to it."""
+    """A server and a loader for it."""
 
     server: Server
     limits: ImageLimits = field(default_factory=lambda: ImageLimits(timeout_seconds=5))
@@ -311,7 +311,7 @@ def test_offline_keeps_files(tmp_path: Path) -> None:
 def test_a_port_where_nobody_listens_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, but not listening: refuses
+        taken.bind(("127.0.0.1", 0))  # bound but not listening, so it refuses connections
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.png"
 
         with pytest.raises(ImageError, match=r"cannot connect to `127\.0\.0\.1`") as caught:

@@ -1,4 +1,4 @@
-"""Damaged files of every format: a picture or an `ImageError`, and nothing else."""
+"""Damaged files of every format: each gives a picture or an `ImageError`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _damage(data: bytes, chance: random.Random) -> bytes:
     way = chance.randrange(4)
     if way == 0:
         return data[: chance.randrange(len(data))]
-    if way == 1:  # headers above all: there are the sizes and offsets
+    if way == 1:  # mostly in the header, which holds sizes and offsets
         reach = chance.choice([64, 300, len(data)])
         for _ in range(chance.choice([1, 3, 12])):
             value = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_a_picture_or_an_image_error(
             assert (outcome.mode, list(outcome.info)) == ("RGB", ["original_size"])
 
     assert refused > 30
-    if name != "avif":  # the decoder in Pillow's wheels of before 12.2 writes to stderr
+    if name != "avif":  # the decoder in Pillow's wheels before 12.2 writes to stderr
         assert capfd.readouterr() == ("", "")
 
 

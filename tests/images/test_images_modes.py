@@ -1,4 +1,4 @@
-"""Whatever the file, the loader gives the picture that a person sees."""
+"""Modes, transparency and orientation: the loader gives the picture that a viewer shows."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_icns_gives_its_largest_picture() -> None:
 
 
 def luma(colour: Colour) -> Colour:
-    """ITU-R BT.601, as every grey conversion of Pillow."""
+    """Return the grey of a colour by ITU-R BT.601, as Pillow does."""
     value = round(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])
     return value, value, value
 
@@ -178,7 +178,7 @@ RAMP: NDArray[np.uint16] = (np.arange(64 * 32, dtype=np.uint16) * 32).reshape(32
 
 
 def grey(image: Image.Image) -> NDArray[np.uint8]:
-    """The samples of a picture without colour."""
+    """Return the samples of a grey picture."""
     pixels = np.asarray(image)
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0]
@@ -247,7 +247,7 @@ def test_a_float_picture_of_holes_only_is_black() -> None:
 
 
 def deep_rows() -> NDArray[np.uint8]:
-    """The quadrants with 16 bits per sample, big-endian, (48, 64 * 6)."""
+    """Return the quadrants with 16 bits per sample, big-endian, (48, 64 * 6)."""
     deep = np.asarray(quadrants()).astype(">u2") * 256 + 7
     return deep.astype(">u2").reshape(48, -1).view(np.uint8)
 
@@ -281,7 +281,7 @@ def test_the_colour_key_of_a_16_bit_grey_png_is_white() -> None:
 
 
 def half_clear() -> Image.Image:
-    """Left: drawn and opaque. Top right: clear. Bottom right: half clear, over green."""
+    """Return a picture: left opaque, top right clear, bottom right half clear green."""
     image = quadrants().convert("RGBA")
     pixels = np.array(image)
     pixels[:24, 32:, 3] = 0
@@ -367,7 +367,7 @@ def test_an_opaque_picture_is_untouched_by_the_white_below_it() -> None:
     assert difference(opened(encoded(image.convert("RGBA"), "PNG")), image) == 0
 
 
-# One picture, however stored -----------------------------------------------------------------
+# One picture in every format -----------------------------------------------------------------
 
 VARIANTS: dict[str, Callable[[Image.Image], bytes]] = {
     "png": lambda image: encoded(image, "PNG"),
@@ -403,14 +403,14 @@ def test_every_way_to_store_a_picture_gives_the_same_picture(name: str) -> None:
 
 
 def exif_of(orientation: object) -> Image.Exif:
-    """Metadata as a camera writes it."""
+    """Return metadata as a camera writes it."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     exif[ExifTags.Base.Make] = "a camera"
     return exif
 
 
-# How the sensor sees an upright scene, by the tables of EXIF 2.32, written with numpy alone.
+# The raw picture of an upright scene for each orientation of EXIF 2.32, made with numpy.
 STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     1: lambda scene: scene,
     2: lambda scene: scene[:, ::-1],

@@ -1,4 +1,4 @@
-"""Where pictures come from: files, `data:` URIs, stdin, the clipboard; and how they are named."""
+"""Sources of pictures: files, `data:` URIs, stdin, the clipboard; and their names in messages."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ def _below_a_file(path: Path) -> str:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], str], str, str, str]] = {
-    # name: how it comes about, kind, in the message, in the hint
+    # name: function that makes it, kind, part of the message, part of the hint
     "missing": (lambda path: str(path), "missing", "no such file", "check the path"),
     "no folder": (lambda path: f"{path}/b/a.png", "missing", "no such file", "no folder"),
     "below a file": (_below_a_file, "missing", "no such file", "no folder"),
     "folder": (_folder, "not_an_image", "is a folder", "idefics caption -r"),
     "pipe": (_pipe, "not_an_image", "not a regular file", "-i -"),
     "device": (lambda _: "/dev/zero", "not_an_image", "not a regular file", "-i -"),
-    "dangling": (_dangling, "missing", "a link to a file that is not there", "link"),
+    "dangling": (_dangling, "missing", "a link to a file that does not exist", "link"),
     "loop": (_loop, "missing", "symbolic link", ""),
     "empty": (_empty, "not_an_image", "an empty file", "unfinished"),
     "NUL": (lambda path: f"{path}\0.png", "missing", "null", ""),
@@ -151,7 +151,7 @@ def test_a_file_that_may_not_be_read_says_so(
     path = tmp_path / "a.png"
     path.write_bytes(PICTURE)
     path.chmod(0)
-    if os.geteuid() == 0:  # for whom there are no permissions
+    if os.geteuid() == 0:  # root ignores permissions
         monkeypatch.setattr(os, "open", _denied)
 
     error = refusal(str(path))
@@ -163,7 +163,7 @@ def test_a_file_that_may_not_be_read_says_so(
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs /proc")
 def test_a_file_that_cannot_be_read_where_it_begins_says_so() -> None:
-    # It opens, and claims to be a regular file.
+    # It can be opened, and claims to be a regular file.
     assert refusal("/proc/self/mem").kind == "missing"
 
 
@@ -334,7 +334,7 @@ def test_a_huge_data_uri_is_neither_decoded_nor_repeated() -> None:
 
 @pytest.fixture
 def clipboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return what puts a shell script in the place of the desktop's clipboard tool."""
+    """Return a function that replaces the clipboard tool of the desktop with a shell script."""
     if os.name != "posix" or os.uname().sysname == "Darwin":
         pytest.skip("the clipboard of a Linux desktop")
 
