@@ -1,4 +1,4 @@
-"""What tests share: checkpoints made once per run, pictures, and a quiet library."""
+"""Fixtures of all tests: tiny checkpoints, a home of their own, and a Python that starts fast."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from idefics_cli.engine.local.engine import LocalEngine
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Before torch is imported: models this small only lose by sharing out their work, and lose ten
-# times over where another process keeps a core busy.
+# Set before torch is imported: several threads make tiny models slower, and ten times slower while
+# another process keeps a core busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C,
-# which many of them are about.
+# If a shell starts the tests in the background, they and their children ignore Ctrl-C, which many
+# tests need.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Half a minute and more on one core each: first, so that no process of xdist's does its last file
-# long after the others have ended. By itself it takes those with the fewest tests last.
+# Files that take half a minute or more on one core. They run first, so that no process of xdist
+# still runs its last file long after the others have ended; by default, xdist runs the files with
+# the fewest tests last.
 LONG_FILES = (
     "caption/test_chaos.py",
     "ui/test_chat_terminal.py",
@@ -62,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def _make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Return what gives a new folder, which costs less than a `tmp_path` for every test."""
+    """Return a function that makes a new folder, which is cheaper than a `tmp_path` per test."""
     homes, numbers = tmp_path_factory.mktemp("homes"), count()
 
     def make() -> Path:
@@ -89,7 +90,7 @@ def _own_home(_make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -
 def patient_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a captioning run wait for its readers, so that its batches are those of an idle machine.
 
-    On a busy one a thread may need longer to read a picture than the model waits for it.
+    On a busy machine, a thread may take longer to read a picture than the model waits for it.
     """
     from idefics_cli.caption.executors import local
 
@@ -98,7 +99,7 @@ def patient_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return what gives the folder of a tiny random checkpoint of a kind in `tiny.KINDS`."""
+    """Return a function from a kind in `tiny.KINDS` to the folder of its tiny random checkpoint."""
     from tests.support import tiny
 
     made: dict[str, Path] = {}
@@ -113,18 +114,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], LocalEngine]]:
-    """Return what gives the engine of a tiny checkpoint whose replies end at their limits only.
+    """Return a function from a kind to its engine, whose replies end at their limits only.
 
-    Random weights end a reply by chance.
+    Random weights would end a reply by chance.
     """
-    from tests.support.prompts import open_engine
+    from tests.support.prompts import endless_inference, open_engine
 
     made: dict[str, LocalEngine] = {}
 
     def get(kind: str) -> LocalEngine:
         if kind not in made:
-            made[kind] = open_engine(checkpoint(kind), kind)
-            made[kind].loaded.family.stop_ids.clear()
+            made[kind] = open_engine(checkpoint(kind), kind, endless_inference)
         return made[kind]
 
     yield get
@@ -134,29 +134,29 @@ def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Local
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_library() -> None:
-    """Progress bars on stderr would count as output of the commands under test."""
+    """Switch progress bars off: they would count as output of the commands under test."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[tuple[str, ...]]:
-    """What stands for `python` in a command that would first import torch for seconds.
+    """The start of a command that replaces `python` and does not import torch for seconds.
 
-    See `warm.py`; `-m` and `-c` go after it as ever.
+    `-m` and `-c` follow it as usual; see `warm.py`.
     """
     if os.name == "nt":
         yield (sys.executable,)
         return
     program = str(Path(__file__).with_name("support") / "warm.py")
     with (
-        # Not below a `tmp_path`: the path of a socket has 104 characters at most.
+        # Not in a `tmp_path`, because the path of a socket has at most 104 characters.
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
             [sys.executable, "-W", "ignore", program, "serve", path := f"{folder}/socket"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **PLAIN_MEMORY},
-            # Ctrl-C at the tests is not meant for what is no longer started by them.
+            # Ctrl-C in the terminal of the tests must not reach this process.
             start_new_session=True,
         ) as process,
     ):

@@ -1,1 +1,1 @@
-"""Request in, text out. Importing this package is cheap; the work is in `local/`."""
+"""Engines: requests in, text out. The interface is cheap to import; `local/` does the work."""

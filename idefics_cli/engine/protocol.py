@@ -1,4 +1,4 @@
-"""The engine as its callers see it: no tensors, and cheap to import."""
+"""The interface of engines: no tensors, and cheap to import."""
 
 from __future__ import annotations
 
@@ -39,17 +39,21 @@ class Prepared:
 
     @property
     def shape_key(self) -> tuple[PictureShape, ...]:
-        """Requests of equal keys take as many image tokens and encode in the same shapes."""
+        """The shapes of the pictures.
+
+        Requests of equal keys have the same number of image tokens, and their pictures can be
+        encoded in one forward.
+        """
         return tuple(picture.shape for picture in self.pictures)
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """How much of the model's context a prompt takes.
+    """The size of a prompt, and of the model's context.
 
     Attributes:
-        prompt_tokens: Of the prompt, image tokens included.
-        context_tokens: What the model takes, prompt and reply together.
+        prompt_tokens: Number of tokens of the prompt, image tokens included.
+        context_tokens: Number of tokens that the model takes, prompt and reply together.
     """
 
     prompt_tokens: int
@@ -57,53 +61,54 @@ class Measure:
 
     @property
     def room(self) -> int:
-        """Tokens left for the reply; negative when the prompt itself is too long."""
+        """Tokens left for the reply; negative if the prompt is too long."""
         return self.context_tokens - self.prompt_tokens
 
 
 Outcome = Completion | Exception
-"""The answer to a request, or what made it fail alone."""
+"""The answer to a request, or the error that made it fail."""
 
 
 class Session(Protocol):
-    """Takes requests and gives their outcomes, in any order; for one thread.
+    """Takes requests and gives their outcomes, in any order. One thread owns it.
 
-    One request that fails costs no other its answer. When the memory runs out, what was in the
-    works is begun again with half as many at a time, down to one.
+    A request that fails does not affect the others. When the memory runs out, the active requests
+    start again with half as many at a time, down to one.
     """
 
     @property
     def slots(self) -> int:
-        """How many requests may be in the works; fewer since the memory ran out."""
+        """Most requests at a time; fewer after the memory ran out."""
         ...
 
     @property
     def room(self) -> int:
-        """How many more may be now."""
+        """Number of requests that may be added now."""
         ...
 
     def put_requests(self, requests: Sequence[Prepared]) -> None:
-        """Take *requests*, which are numbered from 0 as they come.
+        """Add *requests*, which are numbered from 0 in their order.
 
-        Those of one call begin together, as far as there is room and `batching.together` has it.
+        Requests of one call start together if there is room and `batching.choose_group` puts them
+        into one group.
         """
         ...
 
     def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
-        """Return the number and the outcome of a request, as soon as it ended.
+        """Return the number and the outcome of the next request that ends.
 
-        The seconds of an answer are its share of those of all that went on meanwhile.
+        The seconds of an answer are its share of the time of all requests that ran with it.
 
         Args:
-            timeout_seconds: How long to wait; 0 is not at all, None until one ends.
+            timeout_seconds: How long to wait; 0 does not wait, None waits until one ends.
 
         Returns:
-            None if none ended in time, is in the works, or will end since *cancel* is set.
+            None if no request ended in time, none is open, or *cancel* is set and no more will end.
         """
         ...
 
     def close(self) -> None:
-        """Cancel what is in the works; idempotent."""
+        """Cancel the open requests; idempotent."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -121,7 +126,7 @@ class Engine(Protocol):
 
     spec: LoadSpec
     revision: str | None
-    """The commit of the weights that were loaded, when the Hub cache knows it."""
+    """The commit of the loaded weights, if the Hub cache knows it."""
 
     @property
     def context_tokens(self) -> int:
@@ -131,17 +136,17 @@ class Engine(Protocol):
     def prepare(
         self, request: GenerationRequest, *, open_image: OpenImage | None = None
     ) -> Prepared:
-        """Open the images of *request*, and cut and scale them for the model; CPU only.
+        """Open the images of *request*, and cut and scale them for the model, on the CPU.
 
         An image that the engine remembers by `Attachment.digest` is not opened. An image that it
         remembers by its pixels is opened, but not cut and scaled again.
 
         Args:
-            request: What to prepare.
+            request: The request to prepare.
             open_image: Opens the images; None opens each by its `Attachment.source`.
 
         Raises:
-            ImageError: If one cannot be opened or is over a limit.
+            ImageError: If an image cannot be opened or exceeds a limit.
             PromptError: If the model cannot take this kind of request.
         """
         ...
@@ -153,37 +158,38 @@ class Engine(Protocol):
     def complete(
         self, batch: Sequence[Prepared], *, cancel: Event | None = None
     ) -> list[Completion]:
-        """Answer *batch* in order; blocks until the last is done.
+        """Answer *batch* in order; block until the last reply has ended.
 
         Args:
             batch: Requests of any prompt length, sampling and image count.
-            cancel: Setting it ends every answer after the current token; or, before the first,
-                after the current picture or some hundred tokens of the prompt.
+            cancel: Setting it ends every reply after the current token. Before the first token,
+                it ends them after the current picture or some hundred tokens of the prompt.
 
         Raises:
-            PromptError: If a prompt holds what the model cannot take.
-            MemoryLimitError: If the device has not enough memory for this batch.
-            ModelError: If the model computes what is no number.
+            PromptError: If the model cannot take a prompt.
+            MemoryLimitError: If the device has too little memory for this batch.
+            ModelError: If the logits contain NaN or infinity.
         """
         ...
 
     def serve(self, *, slots: int, cancel: Event | None = None) -> Session:
-        """Answer many requests, *slots* at a time: as one ends, another takes its place.
+        """Open a session that answers *slots* requests at a time: when one ends, the next starts.
 
         Args:
             slots: Most requests at a time.
-            cancel: Setting it ends every answer after the current token; requests that were not
-                begun have no outcome.
+            cancel: Setting it ends every reply after the current token; requests that have not
+                started get no outcome.
 
         Returns:
-            What takes the requests; no other work is done before it is closed.
+            The session. The engine does no other work until it is closed.
         """
         ...
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield one answer piece by piece; closing the iterator stops generation.
 
-        The texts join to what `complete` gives. After *cancel* is set, the last chunk says so.
+        The texts join to the text of `complete`. After *cancel* is set, the `finish` of the last
+        chunk is "cancelled".
         """
         ...
 

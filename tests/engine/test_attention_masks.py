@@ -1,10 +1,12 @@
-"""Where nothing is padded there are no masks, and every attention sees the same picture."""
+"""Without padding there are no masks, and every attention gives the same features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
 from idefics_cli.core.types import Sampling
-from idefics_cli.engine.local.vision import encoding as vision
-from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
+from idefics_cli.engine.local.inference import Inference
+from idefics_cli.engine.local.tuning import Tuning
+from idefics_cli.engine.local.vision.encoding import PictureEncoder
+from idefics_cli.engine.local.vision.tiles import ForwardCost
 from idefics_cli.models.kernels import attention as cpu_attention
 from tests.support import tiny
 from tests.support.prompts import CONVERSATIONS, as_request, open_engine, prepared_pictures
@@ -23,50 +27,46 @@ Masks = list[bool]
 
 
 @pytest.fixture
-def masks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Masks]:
-    """Of every attention that is computed, whether it has a mask."""
+def masks(monkeypatch: pytest.MonkeyPatch) -> Masks:
+    """Whether each attention that is computed has a mask."""
     seen: Masks = []
     attend = functional.scaled_dot_product_attention
 
-    def watched(*states: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
+    def watched(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
         seen.append(attn_mask is not None)
-        return attend(*states, attn_mask=attn_mask, **options)  # type: ignore[arg-type]
+        return attend(query, key, value, attn_mask=attn_mask, **options)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
     return seen
 
 
-@pytest.fixture
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of tiny models go apart too, as those of large ones."""
-    monkeypatch.setattr(vision, "_CPU_LAYER_OPERATIONS", 0)
+# With free forwards, a tiny model pads no picture, as a large model does.
+unpadded_inference = partial(Inference, tuning=Tuning(vision_cost=ForwardCost(0)))
 
 
-@pytest.mark.usefixtures("_apart")
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_pictures_of_any_shape_are_encoded_without_a_mask(
     kind: str, checkpoint: Callable[[str], Path], masks: Masks
 ) -> None:
     with open_engine(checkpoint(kind), kind) as engine:
-        loaded = engine.loaded
-        encode_pictures(
-            loaded.model, loaded.family, prepared_pictures(engine, [0, 1, 2]), FeatureCache()
-        )
+        encoder = PictureEncoder(engine.loaded.model, engine.loaded.family, cost=ForwardCost(0))
+        encoder.encode(prepared_pictures(engine, [0, 1, 2]))
     assert masks
     assert not any(masks)
 
 
-@pytest.mark.usefixtures("_apart")
 @pytest.mark.parametrize("kind", [kind for kind in tiny.CHATTING if kind != "idefics"])
 def test_prompts_of_one_length_and_their_replies_need_no_mask(
     kind: str, checkpoint: Callable[[str], Path], masks: Masks
 ) -> None:
-    with open_engine(checkpoint(kind), kind) as engine:
+    with open_engine(checkpoint(kind), kind, unpadded_inference) as engine:
         few = Sampling(max_new_tokens=4)
         batch = [as_request(engine, CONVERSATIONS["one image"], sampling=few)] * 2
         engine.complete(batch)
         assert not any(masks)
-        # Of two lengths they do.
+        # Prompts of two lengths need one.
         engine.complete([*batch, as_request(engine, CONVERSATIONS["no image"], sampling=few)])
     assert any(masks)
 
@@ -79,7 +79,7 @@ def test_every_attention_resamples_a_picture_to_the_same_features(
     kernel = cpu_attention.TILED if way == "tiled" else cpu_attention.PADDED
     name = "sdpa" if way == "sdpa" else kernel.register()
     if way in ("padded", "tiled"):
-        # As for thousands of patches.
+        # The way that thousands of patches take.
         replace(kernel, many_queries=1).register()
         request.addfinalizer(kernel.register)
     dtype = torch.bfloat16 if way == "tiled" else torch.float32
@@ -88,10 +88,9 @@ def test_every_attention_resamples_a_picture_to_the_same_features(
         model = AutoModelForImageTextToText.from_pretrained(
             folder, attn_implementation=attention, dtype=dtype
         ).eval()
-        family = engine.loaded.family
-        seen = encode_pictures(model, family, pictures, FeatureCache())
-        assert seen is not None
-        return [seen[picture.digest].float() for picture in pictures]
+        found = PictureEncoder(model, engine.loaded.family).encode(pictures)
+        assert found is not None
+        return [found[picture.digest].float() for picture in pictures]
 
     with open_engine(folder, "idefics2") as engine:
         pictures = prepared_pictures(engine, [0, 1, 2])

@@ -1,4 +1,4 @@
-"""The whole way, from arguments to stdout, with real models."""
+"""From the arguments to stdout, with real models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEW_TOKENS = 10
 
 
 def run(*arguments: str) -> Ran:
-    """Run the command on the real machine, with nothing on stdin."""
+    """Run the command on the real machine, with an empty stdin."""
     return run_with(*arguments, services=Services(environ=dict(os.environ), stdin=None))
 
 

@@ -1,4 +1,4 @@
-"""What is kept between requests changes how fast a reply comes, and never which."""
+"""The prefix cache changes how fast a reply comes, and never the reply."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ import random
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Attachment, Completion, GenerationRequest, Message, Sampling
-from idefics_cli.engine.local.decode.sampling import Scores
-from idefics_cli.engine.local.decode.token_loop import generate
+from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.local.inference import Inference
+from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.base import PrefixKey
+from idefics_cli.models.families.base import Inputs, PrefixKey
 from idefics_cli.models.families.picture import PreparedPicture
 from tests.support import tiny
-from tests.support.prompts import open_engine, picture
+from tests.support.prompts import open_engine, picture, reopen
 
 SLIDING = "idefics2 with a window of 24 tokens"
 GREEDY = Sampling(max_new_tokens=6)
-# A turn of the user, and the reply once there is one.
+# A turn of the user: the numbers of its pictures, and its text.
 Turn = tuple[tuple[int, ...], str]
 EngineOf = Callable[[str], LocalEngine]
 
@@ -71,14 +75,9 @@ def conversation(
         if index < len(replies):
             messages.append(Message("assistant", (replies[index],)))
     request = GenerationRequest(tuple(messages), sampling)
-    shown = [engine.preprocess(picture(int(a.source))) for a in request.attachments]
-    return Prepared(request, tuple(shown))
-
-
-def forget(engine: LocalEngine) -> None:
-    inference = engine.inference
-    inference._prefix.drop()
-    inference._features.clear()
+    return Prepared(
+        request, tuple(engine.preprocess(picture(int(a.source))) for a in request.attachments)
+    )
 
 
 def reply(engine: LocalEngine, prepared: Prepared) -> Completion:
@@ -96,7 +95,7 @@ def shared(one: list[PrefixKey], other: list[PrefixKey]) -> int:
 
 
 class Walk:
-    """A conversation in which turns are added, taken back, asked again and edited at random."""
+    """A conversation in which turns are added, undone, asked again and edited at random."""
 
     TEXTS = ("What is it?", "And this?", "How large is the circle?", "Hello.", "Why?")
 
@@ -106,7 +105,7 @@ class Walk:
         self.replies: list[str] = []
 
     def step(self, answer: str) -> None:
-        """Take the answer to the last turn, and go on somehow."""
+        """Add *answer* as the reply to the last turn, and change the conversation at random."""
         self.replies.append(answer)
         way = self._random.choice(["ask", "ask", "ask", "undo", "retry", "edit"])
         if way == "ask" and len(self.turns) < 5:
@@ -129,18 +128,19 @@ def test_any_walk_of_turns_gives_the_replies_of_a_fresh_engine(
     kind: str, seed: int, engine_of: EngineOf
 ) -> None:
     engine, fresh = engine_of(kind), engine_of(f"{kind} fresh")
-    forget(engine)
-    walk, before = Walk(seed), []
+    engine.inference.drop_caches()
+    walk = Walk(seed)
+    before: list[PrefixKey] = []
     reused = []
     for _ in range(10):
         prepared = conversation(engine, walk.turns, walk.replies)
         answer = reply(engine, prepared)
         here = prefix_keys(engine, prepared)
-        # The last token of a reply is never run, nor may the last of a prompt be left out.
+        # The last token of a reply is never run, and the last of a prompt is always run.
         assert answer.reused_tokens == shared(before, here[:-1])
         before = [*here, *answer.token_ids[:-1]]
         reused.append(answer.reused_tokens)
-        forget(fresh)
+        fresh.inference.drop_caches()
         expected = reply(fresh, conversation(fresh, walk.turns, walk.replies))
         assert answer.token_ids == expected.token_ids
         assert expected.reused_tokens == 0
@@ -157,17 +157,17 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
         preprocess(engine, Image.new("RGB", (90, 60), color)) for color in ("red", "blue")
     )
     request = conversation(engine, [((0,), "What is it?")], []).request
-    prompts = [Prepared(request, (shown,)) for shown in (one, other)]
+    prompts = [Prepared(request, (prepared,)) for prepared in (one, other)]
     family = engine.loaded.family
     ids = [family.encode([p.request], [p.pictures])["input_ids"].tolist() for p in prompts]
     assert ids[0] == ids[1]
     expected = []
     for prepared in prompts:
-        forget(engine)
+        engine.inference.drop_caches()
         expected.append(reply(engine, prepared).token_ids)
     assert expected[0] != expected[1]
 
-    forget(engine)
+    engine.inference.drop_caches()
     reply(engine, prompts[0])
     answer = reply(engine, prompts[1])
     assert answer.token_ids == expected[1]
@@ -175,9 +175,9 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
 
 
 def preprocess(engine: LocalEngine, image: Image.Image) -> PreparedPicture:
-    shown = engine.preprocess(image)
-    # Features that are remembered stay, whatever the test forgets: pixels are needed again.
-    return shown if shown.tiles else engine.loaded.family.preprocess(image)
+    prepared = engine.preprocess(image)
+    # A picture with features has no pixels, and keeps the features when the caches are dropped.
+    return prepared if prepared.tiles else engine.loaded.family.preprocess(image)
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
@@ -192,7 +192,7 @@ def test_the_same_request_again_computes_one_token_of_the_prompt(
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
-def test_a_stream_reuses_and_tells_as_a_whole_answer_does(kind: str, engine_of: EngineOf) -> None:
+def test_a_stream_reuses_and_reports_as_a_whole_answer_does(kind: str, engine_of: EngineOf) -> None:
     engine = engine_of(kind)
     prepared = conversation(engine, [((0, 1), "What is it?")], [])
     whole = reply(engine, prepared)
@@ -201,7 +201,7 @@ def test_a_stream_reuses_and_tells_as_a_whole_answer_does(kind: str, engine_of: 
     assert last.reused_tokens == whole.prompt_tokens - 1
 
 
-def test_a_batch_neither_uses_nor_disturbs_what_is_kept(engine_of: EngineOf) -> None:
+def test_a_batch_neither_uses_nor_disturbs_the_prefix(engine_of: EngineOf) -> None:
     engine = engine_of("idefics2")
     prepared = conversation(engine, [((0,), "What is it?")], [])
     first = reply(engine, prepared)
@@ -214,26 +214,27 @@ def test_a_batch_neither_uses_nor_disturbs_what_is_kept(engine_of: EngineOf) -> 
     assert again.token_ids == first.token_ids
 
 
-def test_an_error_leaves_nothing_that_could_be_reused(
-    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_leaves_no_states_to_reuse(engine_of: EngineOf) -> None:
     engine = engine_of("idefics2")
     prepared = conversation(engine, [((0,), "What is it?")], [])
     first = reply(engine, prepared)
-    broken = engine.loaded.model.model.text_model.layers[1]  # type: ignore[attr-defined]
+    # The states of layer 0 are in the cache already when layer 1 fails.
+    layer = cast("nn.Module", engine.loaded.model).get_submodule("model.text_model.layers.1")
 
-    def fail(*args: object, **more: object) -> object:
+    def fail(module: nn.Module, arguments: tuple[object, ...]) -> None:
         raise ZeroDivisionError
 
-    with monkeypatch.context() as patch:
-        patch.setattr(broken, "forward", fail)
+    hook = layer.register_forward_pre_hook(fail)
+    try:
         with pytest.raises(ZeroDivisionError):
             reply(engine, conversation(engine, [((0,), "What is this?")], []))
+    finally:
+        hook.remove()
     again = reply(engine, prepared)
     assert (again.reused_tokens, again.token_ids) == (0, first.token_ids)
 
 
-def test_what_is_kept_goes_first_when_the_memory_runs_out(
+def test_the_caches_are_dropped_first_when_the_memory_runs_out(
     engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of("idefics2")
@@ -242,69 +243,78 @@ def test_what_is_kept_goes_first_when_the_memory_runs_out(
     first = reply(engine, conversation(engine, turns, []))
     prepared = [conversation(engine, [((i,), "And this?")], []) for i in (1, 2)]
     expected = engine.complete(prepared)
-    asked = []
+    kept = []
+    encode = engine.loaded.family.encode
 
-    def full(*args: object, **more: object) -> None:
-        asked.append((bool(inference._prefix), len(inference._features) > 0))
-        if inference._prefix:
+    def check_memory(
+        requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
+    ) -> Inputs:
+        kept.append((len(inference.prefix) > 0, len(inference.features) > 0))
+        if len(inference.prefix) > 0:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        generate(*args, **more)  # type: ignore[arg-type]
+        return encode(requests, pictures)
 
-    monkeypatch.setattr("idefics_cli.engine.local.inference.generate", full)
-    reply(engine, conversation(engine, turns, []))
-    asked.clear()
+    monkeypatch.setattr(engine.loaded.family, "encode", check_memory)
     answers = engine.complete(prepared)
-    assert asked == [(True, True), (False, False)]
+    assert kept == [(True, True), (False, False)]
+    monkeypatch.undo()
     assert [a.token_ids for a in answers] == [a.token_ids for a in expected]
     assert reply(engine, conversation(engine, turns, [])).token_ids == first.token_ids
 
 
-def test_a_reply_that_was_begun_is_not_said_twice_when_the_memory_runs_out(
+def test_a_reply_that_has_started_is_not_repeated_when_the_memory_runs_out(
     engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of("idefics2")
     prepared = conversation(engine, [((0,), "What is it?")], [])
     reply(engine, prepared)
-    chosen = 0
+    calls = 0
+    choose_tokens = Scores.choose_tokens
 
-    def full(*args: object) -> None:
-        nonlocal chosen
-        chosen += 1
-        if chosen == 3:
+    def run_out_of_memory(scores: Scores, rows: Sequence[BatchRow]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        choose(*args)  # type: ignore[arg-type]
+        choose_tokens(scores, rows)
 
-    choose = Scores.choose
-    monkeypatch.setattr(Scores, "choose", full)
+    monkeypatch.setattr(Scores, "choose_tokens", run_out_of_memory)
     with pytest.raises(MemoryLimitError):
         list(engine.stream(prepared))
-    assert chosen == 3
+    assert calls == 3
 
 
-def test_closing_frees_what_was_kept(checkpoint: Callable[[str], Path]) -> None:
+def test_closing_frees_the_prefix(checkpoint: Callable[[str], Path]) -> None:
     engine = open_engine(checkpoint("idefics2"), "idefics2")
     reply(engine, conversation(engine, [((0,), "What is it?")], []))
-    cache = weakref.ref(engine.inference._prefix._cache)
-    assert cache() is not None
+    kept = engine.inference.prefix.cache
+    assert kept is not None
+    cache = weakref.ref(kept)
+    del kept
     engine.close()
     gc.collect()
     assert cache() is None
 
 
 class After:
-    """Is set when it was looked at so many times."""
+    """A flag that is set after it was checked *checks* times."""
 
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
+    def __init__(self, checks: int) -> None:
+        self.checks = checks
 
     def is_set(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
+        self.checks -= 1
+        return self.checks < 0
+
+
+def with_chunks(engine: LocalEngine, chunk_tokens: int) -> LocalEngine:
+    """Return an engine on the model of *engine* with prefill chunks of this size."""
+    return reopen(engine, partial(Inference, tuning=Tuning(chunk_tokens=chunk_tokens)))
 
 
 @pytest.mark.parametrize("kind", [*tiny.CHATTING, SLIDING])
-def test_a_prompt_in_pieces_gives_the_reply_of_a_prompt_at_once(
-    kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+def test_a_prompt_in_chunks_gives_the_reply_of_a_prompt_at_once(
+    kind: str, engine_of: EngineOf
 ) -> None:
     engine = engine_of(kind)
     batch = [
@@ -312,31 +322,27 @@ def test_a_prompt_in_pieces_gives_the_reply_of_a_prompt_at_once(
         conversation(engine, [((), "Hello.")], []),
     ]
     together = [a.token_ids for a in engine.complete(batch)]
-    monkeypatch.setattr("idefics_cli.engine.local.prompt.prefill._CPU_OPERATIONS", 1)
-    for piece in (1, 7, 64):
-        monkeypatch.setattr("idefics_cli.engine.local.prompt.prefill._FEWEST", piece)
-        forget(engine)
-        assert [a.token_ids for a in engine.complete(batch)] == together
-        forget(engine)
-        assert [reply(engine, prepared).token_ids for prepared in batch] == together
+    for chunk_tokens in (1, 7, 64):
+        with with_chunks(engine, chunk_tokens) as chunked:
+            assert [a.token_ids for a in chunked.complete(batch)] == together
+            chunked.inference.drop_caches()
+            assert [reply(chunked, prepared).token_ids for prepared in batch] == together
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
-def test_a_prompt_can_be_interrupted_between_pieces_which_are_kept(
-    kind: str, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+def test_a_prompt_can_be_interrupted_between_chunks_which_are_kept(
+    kind: str, engine_of: EngineOf
 ) -> None:
     engine = engine_of(kind)
     prepared = conversation(engine, [((0, 1), "What is it?")], [])
-    forget(engine)
+    engine.inference.drop_caches()
     whole = reply(engine, prepared)
-    monkeypatch.setattr("idefics_cli.engine.local.prompt.prefill._CPU_OPERATIONS", 1)
-    monkeypatch.setattr("idefics_cli.engine.local.prompt.prefill._FEWEST", 5)
-    forget(engine)
-    # The pictures are known, so that only pieces of the prompt look at the flag.
-    reply(engine, conversation(engine, [((0, 1), "Hello")], []))
-    engine.inference._prefix.drop()
-    cut = engine.inference.answer([prepared], After(3))
-    assert (cut.rows[0].finish, cut.rows[0].tokens) == ("cancelled", [])
-    answer = reply(engine, prepared)
+    with with_chunks(engine, 5) as chunked:
+        # The pictures are known, so that only chunks of the prompt check the flag.
+        reply(chunked, conversation(chunked, [((0, 1), "Hello")], []))
+        chunked.inference.prefix.drop()
+        cut = chunked.inference.answer([prepared], After(3))
+        assert (cut.rows[0].finish, cut.rows[0].tokens) == ("cancelled", [])
+        answer = reply(chunked, prepared)
     assert answer.reused_tokens == 15
     assert answer.token_ids == whole.token_ids

@@ -1,17 +1,18 @@
-"""Slots that are filled again as replies end give each request what it gets alone."""
+"""Continuous batching: requests that share slots get the replies that each gets alone."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import Cache
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError, ModelError
 from idefics_cli.core.types import Completion, Sampling
@@ -20,20 +21,33 @@ from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.decode.token_loop import BatchDecoder
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
-from idefics_cli.engine.local.prompt.prefill import prefill
+from idefics_cli.engine.local.scheduling import RequestSchedule
 from idefics_cli.engine.protocol import Prepared
+from idefics_cli.models.families.base import Inputs
+from idefics_cli.models.families.protocols import Model, StepOutput
+from idefics_cli.models.loading.loader import Loaded
 from tests.support import tiny
-from tests.support.prompts import CONVERSATIONS, as_request, ask, open_engine
-from tests.support.recording import CpuCapture, like_on_a_gpu
+from tests.support.prompts import (
+    CONVERSATIONS,
+    as_request,
+    ask,
+    endless_inference,
+    open_engine,
+    reopen,
+)
+from tests.support.recording import gpu_inference
 from tests.support.serving import LIMITS, Outcomes, serve, serve_all, tokens_of
 
 EngineOf = Callable[[str], LocalEngine]
+Alone = Callable[[str, Sampling], list[tuple[int, ...]]]
 NAMES = tuple(CONVERSATIONS)
+GREEDY = Sampling()
+DRAWN = Sampling(temperature=1.0, seed=3)
+SERVING = "idefics_cli.engine.local.serving"
 
 
-def asked(engine: LocalEngine, **ways: object) -> list[Prepared]:
-    """Requests with none to three pictures, whose replies are of many lengths."""
-    sampling = Sampling(**ways)  # type: ignore[arg-type]
+def mixed(engine: LocalEngine, sampling: Sampling = GREEDY) -> list[Prepared]:
+    """Return requests with none to three pictures, whose replies are of many lengths."""
     return [
         as_request(
             engine,
@@ -44,49 +58,53 @@ def asked(engine: LocalEngine, **ways: object) -> list[Prepared]:
     ]
 
 
-Alone = Callable[..., list[tuple[int, ...]]]
-
-
 @pytest.fixture(scope="module")
 def alone(checkpoint: Callable[[str], Path]) -> Iterator[Alone]:
-    """Return what gives the replies to `asked` one by one: by engines that no test changes."""
-    engines = {kind: open_engine(checkpoint(kind), kind) for kind in tiny.CHATTING}
+    """Return a function to the replies to `mixed` one by one, by engines that no test changes."""
+    engines = {
+        kind: open_engine(checkpoint(kind), kind, endless_inference) for kind in tiny.CHATTING
+    }
 
     @cache
-    def get(kind: str, **ways: object) -> list[tuple[int, ...]]:
+    def get(kind: str, sampling: Sampling) -> list[tuple[int, ...]]:
         engine = engines[kind]
-        engine.loaded.family.stop_ids.clear()
-        return [engine.complete([each])[0].token_ids for each in asked(engine, **ways)]
+        return [engine.complete([each])[0].token_ids for each in mixed(engine, sampling)]
 
     yield get
     for engine in engines.values():
         engine.close()
 
 
-@pytest.fixture(params=["steps", "recorded steps", "batches"])
+WAYS: dict[str, Callable[[Loaded], Inference]] = {
+    "steps": endless_inference,
+    "recorded steps": gpu_inference,
+    "batches": partial(Inference, stop_ids=(), uses_slots=False),
+}
+"""How rows are decoded: in slots, in slots with recordings, or padded in batches."""
+
+
+@pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
-    """How rows go on: in slots, in slots with recordings, or padded in batches."""
     return str(request.param)
 
 
 @pytest.fixture
-def served(endless: EngineOf, way: str) -> Iterator[Callable[[str], LocalEngine]]:
-    """The engines with an inference that goes the *way*."""
-    changed: list[tuple[LocalEngine, Inference]] = []
+def served(endless: EngineOf, way: str) -> Iterator[EngineOf]:
+    """Engines that decode in this *way*, on the models of `endless`."""
+    engines: list[LocalEngine] = []
 
     def get(kind: str) -> LocalEngine:
-        engine = endless(kind)
-        changed.append((engine, engine.inference))
-        if way == "recorded steps":
-            engine._inference = like_on_a_gpu(engine.loaded, CpuCapture())
-        else:
-            engine._inference = Inference(engine.loaded)
-            engine._inference.slots_problem = "none" if way == "batches" else None
-        return engine
+        engines.append(reopen(endless(kind), WAYS[way]))
+        return engines[-1]
 
     yield get
-    for engine, inference in reversed(changed):
-        engine._inference = inference
+    for engine in engines:
+        engine.close()
+
+
+def messages_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the messages of the server; the tokenizer warns of long prompts itself."""
+    return [record.getMessage() for record in caplog.records if record.name == SERVING]
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)
@@ -97,18 +115,20 @@ def test_each_request_gets_what_it_gets_alone(
     way: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.DEBUG, "idefics_cli.engine.local.serving")
+    caplog.set_level(logging.DEBUG, SERVING)
     if way != "steps" and kind in ("idefics2-split", "idefics3", "smolvlm"):
         pytest.skip("as idefics2 and smolvlm2")
     engine = served(kind)
-    for sampling in ({}, {"temperature": 1.0, "seed": 3}):
-        requests = asked(engine, **sampling)
-        expected = alone(kind, **sampling)
-        for slots in (1, 3, 8) if kind == "idefics2" and not sampling else (4,):
+    for sampling in (GREEDY, DRAWN):
+        requests = mixed(engine, sampling)
+        expected = alone(kind, sampling)
+        for slots in (1, 3, 8) if kind == "idefics2" and sampling == GREEDY else (4,):
             assert tokens_of(serve_all(engine, requests, slots)) == expected
-    assert engine.inference._graphs.failure is None
-    # None was answered alone after all, because it failed with the others.
-    assert caplog.messages == []
+    graphs = engine.inference.graphs
+    assert (graphs is None) == (way != "recorded steps")
+    assert graphs is None or graphs.failure is None
+    # No request was answered alone after a failure with the others.
+    assert messages_of(caplog) == []
 
 
 def test_a_long_reply_holds_no_other_back_and_requests_are_read_as_needed(
@@ -117,7 +137,8 @@ def test_a_long_reply_holds_no_other_back_and_requests_are_read_as_needed(
     engine = endless("idefics2")
     long = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=150))
     short = as_request(engine, CONVERSATIONS["system"], sampling=Sampling(max_new_tokens=5))
-    read, got = 0, []
+    read = 0
+    got: list[int] = []
 
     def requests() -> Iterator[Prepared]:
         nonlocal read
@@ -132,138 +153,178 @@ def test_a_long_reply_holds_no_other_back_and_requests_are_read_as_needed(
     assert got == [*range(1, 13), 0]
 
 
-def test_one_prompt_that_is_too_long_fails_alone(served: EngineOf, alone: Alone) -> None:
+def test_one_prompt_that_is_too_long_fails_alone(
+    served: EngineOf, alone: Alone, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = served("idefics2")
-    requests = asked(engine)
-    expected = alone("idefics2")
+    requests = mixed(engine)
     outcomes = serve_all(engine, [*requests[:5], ask("word " * 600), *requests[5:]], slots=8)
     assert isinstance(outcomes.pop(5), ContextError)
     rest = [outcome for _, outcome in sorted(outcomes.items())]
-    assert tokens_of(dict(enumerate(rest))) == expected
+    assert tokens_of(dict(enumerate(rest))) == alone("idefics2", GREEDY)
+    # The error is the outcome of the request, so it is no warning.
+    assert messages_of(caplog) == []
 
 
-def test_one_reply_that_is_no_number_fails_alone(
-    served: EngineOf, alone: Alone, monkeypatch: pytest.MonkeyPatch
+def test_one_reply_of_nan_fails_alone_and_warns_once(
+    served: EngineOf,
+    alone: Alone,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = served("idefics2")
-    requests = asked(engine)
-    expected = alone("idefics2")
+    requests = mixed(engine)
     broken = as_request(engine, [("user", [], "Break!")], sampling=Sampling(max_new_tokens=9))
     ids = engine.loaded.family.encode([broken.request], [()])["input_ids"][0].tolist()
+    choose_tokens = Scores.choose_tokens
 
-    def breaks(self: Scores, rows: Sequence[BatchRow], stop_ids: AbstractSet[int]) -> None:
+    def break_one(self: Scores, rows: Sequence[BatchRow]) -> None:
         if any(row.prompt == ids and len(row.tokens) == 3 for row in rows):
             raise ModelError("out of range")
-        choose(self, rows, stop_ids)
+        choose_tokens(self, rows)
 
-    choose = Scores.choose
-    monkeypatch.setattr(Scores, "choose", breaks)
-    outcomes = serve_all(engine, [*requests, broken], slots=4)
-    assert isinstance(outcomes.pop(len(requests)), ModelError)
-    assert tokens_of(outcomes) == expected
+    monkeypatch.setattr(Scores, "choose_tokens", break_one)
+    outcomes = serve_all(engine, [requests[0], broken, *requests[1:]], slots=4)
+    assert isinstance(outcomes.pop(1), ModelError)
+    rest = [outcome for _, outcome in sorted(outcomes.items())]
+    assert tokens_of(dict(enumerate(rest))) == alone("idefics2", GREEDY)
+    (message,) = messages_of(caplog)
+    assert "one by one" in message
+    assert message.endswith("ModelError: out of range")
 
 
-def test_what_fails_while_others_come_in_loses_nobody(
-    served: EngineOf, alone: Alone, way: str, monkeypatch: pytest.MonkeyPatch
+def test_a_failure_while_others_are_admitted_loses_no_reply(
+    served: EngineOf,
+    alone: Alone,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if way == "batches":
-        pytest.skip("nothing is admitted")
+        pytest.skip("no rows are admitted")
     engine = served("idefics2")
-    expected = alone("idefics2")
     failed = 0
+    settle = BatchDecoder.settle
 
-    def fails(self: BatchDecoder, rows: Sequence[BatchRow]) -> None:
+    def fail_once(self: BatchDecoder, rows: Sequence[BatchRow]) -> None:
         nonlocal failed
         if rows and not failed:
             failed = len(rows)
             raise ModelError("out of range")
         settle(self, rows)
 
-    settle = BatchDecoder.settle
-    monkeypatch.setattr(BatchDecoder, "settle", fails)
-    assert tokens_of(serve_all(engine, asked(engine), slots=4)) == expected
+    monkeypatch.setattr(BatchDecoder, "settle", fail_once)
+    assert tokens_of(serve_all(engine, mixed(engine), slots=4)) == alone("idefics2", GREEDY)
     assert failed
+    # Every request has its reply, so only the warning shows that these were answered twice.
+    (message,) = messages_of(caplog)
+    assert "one by one" in message
+    assert message.endswith("ModelError: out of range")
 
 
-def test_what_is_no_number_stays_with_the_reply_that_it_came_from(
+def test_nan_stays_with_the_reply_that_it_came_from(
     served: EngineOf, alone: Alone, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "idefics_cli.engine.local.serving")
+    caplog.set_level(logging.DEBUG, SERVING)
     if way != "recorded steps":
         pytest.skip("no buffers are kept")
     engine = served("idefics2")
-    expected = alone("idefics2")
-    assert tokens_of(serve_all(engine, asked(engine), slots=4)) == expected
-    slots = engine.inference._slots
-    assert slots is not None
+    expected = alone("idefics2", GREEDY)
+    assert tokens_of(serve_all(engine, mixed(engine), slots=4)) == expected
     with torch.inference_mode():
+        slots = engine.inference.take_slots(4)
+        assert len(slots.cache.layers) > 0
         for layer in slots.cache.layers:
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
-    assert tokens_of(serve_all(engine, asked(engine), slots=4)) == expected
-    # None had to be answered alone.
-    assert caplog.messages == []
+    assert tokens_of(serve_all(engine, mixed(engine), slots=4)) == expected
+    # No request had to be answered alone.
+    assert messages_of(caplog) == []
 
 
-@pytest.mark.parametrize("at", ["prefill", "admit", "step"])
-def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
-    at: str, served: EngineOf, alone: Alone, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = served("idefics2")
-    requests = asked(engine)
-    expected = alone("idefics2")
-    most = 0
+class FewRows:
+    """Memory for two rows at a time: `check` raises for more.
 
-    def check(rows: int) -> None:
-        nonlocal most
+    Attributes:
+        most: The highest number of rows that fitted.
+    """
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def check(self, rows: int) -> None:
         if rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        most = max(most, rows)
+        self.most = max(self.most, rows)
 
-    def checked_prefill(model: object, family: object, prompt: object, *more: object, **options):  # type: ignore[no-untyped-def]
-        check(len(prompt.inputs["input_ids"]))  # type: ignore[attr-defined]
-        return prefill(model, family, prompt, *more, **options)  # type: ignore[arg-type]
+    def limit_prefill(self, monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> None:
+        family = engine.loaded.family
+        forward = family.forward
 
-    admit = Slots.admit
+        def checked(
+            model: Model, inputs: Inputs, cache: Cache, *, mask: Tensor | None, positions: Tensor
+        ) -> StepOutput:
+            rows, length = positions.shape
+            if length > 1:
+                self.check(rows)
+            return forward(model, inputs, cache, mask=mask, positions=positions)
 
-    def checked_admit(self: Slots, cache: object, mask: object, *more: object, **options: bool):  # type: ignore[no-untyped-def]
-        check(len(self) + len(mask))  # type: ignore[arg-type]
-        admit(self, cache, mask, *more, **options)  # type: ignore[arg-type]
+        monkeypatch.setattr(family, "forward", checked)
 
-    def checked_choose(self: Scores, rows: Sequence[BatchRow], stop_ids: AbstractSet[int]) -> None:
-        check(len(rows))
-        choose(self, rows, stop_ids)
+    def limit_slots(self, monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> None:
+        admit_rows = Slots.admit_rows
 
-    choose = Scores.choose
+        def checked(
+            slots: Slots, cache: Cache, mask: Tensor, extra: Inputs, *, releases: bool = False
+        ) -> None:
+            self.check(len(slots) + len(mask))
+            admit_rows(slots, cache, mask, extra, releases=releases)
 
-    if at == "prefill":
-        monkeypatch.setattr("idefics_cli.engine.local.decode.token_loop.prefill", checked_prefill)
-        monkeypatch.setattr("idefics_cli.engine.local.serving.prefill", checked_prefill)
-    elif at == "admit":
-        if way == "batches":
-            pytest.skip("nothing is admitted")
-        monkeypatch.setattr(Slots, "admit", checked_admit)
-    else:
-        monkeypatch.setattr(Scores, "choose", checked_choose)
-    assert tokens_of(serve_all(engine, requests, slots=16)) == expected
-    assert most == 2
+        monkeypatch.setattr(Slots, "admit_rows", checked)
+
+    def limit_steps(self, monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> None:
+        choose_tokens = Scores.choose_tokens
+
+        def checked(scores: Scores, rows: Sequence[BatchRow]) -> None:
+            self.check(len(rows))
+            choose_tokens(scores, rows)
+
+        monkeypatch.setattr(Scores, "choose_tokens", checked)
 
 
-def test_what_does_not_fit_alone_is_the_outcome_of_each(
+@pytest.mark.parametrize("limit", [FewRows.limit_prefill, FewRows.limit_slots, FewRows.limit_steps])
+def test_less_memory_means_fewer_at_a_time_and_the_same_replies(
+    limit: Callable[[FewRows, pytest.MonkeyPatch, LocalEngine], None],
+    served: EngineOf,
+    alone: Alone,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if limit is FewRows.limit_slots and way == "batches":
+        pytest.skip("no rows are admitted")
+    engine = served("idefics2")
+    memory = FewRows()
+    limit(memory, monkeypatch, engine)
+    expected = alone("idefics2", GREEDY)
+    assert tokens_of(serve_all(engine, mixed(engine), slots=16)) == expected
+    assert memory.most == 2
+
+
+def test_a_request_that_does_not_fit_alone_has_that_as_its_outcome(
     served: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = served("idefics2")
 
-    def full(*args: object) -> None:
+    def run_out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Scores, "choose", full)
-    outcomes = serve_all(engine, asked(engine), slots=4)
+    monkeypatch.setattr(Scores, "choose_tokens", run_out_of_memory)
+    outcomes = serve_all(engine, mixed(engine), slots=4)
     assert len(outcomes) == len(LIMITS)
     assert {type(outcome) for outcome in outcomes.values()} == {MemoryLimitError}
 
 
-def test_cancelling_ends_what_was_begun_and_begins_nothing(served: EngineOf) -> None:
+def test_cancelling_ends_active_replies_and_starts_none(served: EngineOf) -> None:
     engine = served("idefics2")
     long = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=300))
     short = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=2))
@@ -280,16 +341,16 @@ def test_cancelling_ends_what_was_begun_and_begins_nothing(served: EngineOf) -> 
 
 def test_who_stops_listening_stops_the_work(served: EngineOf) -> None:
     engine = served("idefics2")
-    requests = asked(engine, max_new_tokens=9)
+    requests = mixed(engine)
     run = serve(engine, requests * 100, slots=3)
     next(run)
     run.close()
     assert engine.complete([requests[1]])[0].new_tokens == LIMITS[1]
 
 
-def test_an_error_of_whoever_makes_the_requests_reaches_him(served: EngineOf) -> None:
+def test_an_error_of_the_iterator_of_requests_reaches_the_caller(served: EngineOf) -> None:
     engine = served("idefics2")
-    requests = asked(engine)
+    requests = mixed(engine)
 
     def broken() -> Iterator[Prepared]:
         yield from requests[:4]
@@ -300,15 +361,17 @@ def test_an_error_of_whoever_makes_the_requests_reaches_him(served: EngineOf) ->
     assert engine.complete([requests[1]])[0].new_tokens == LIMITS[1]
 
 
-def test_an_error_of_ours_ends_the_run(endless: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_schedule_ends_the_run(
+    endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = endless("idefics2")
 
-    def broken(*args: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError("deep inside")
 
-    monkeypatch.setattr("idefics_cli.engine.local.scheduling.together", broken)
+    monkeypatch.setattr(RequestSchedule, "choose", fail)
     with pytest.raises(ZeroDivisionError, match="deep inside"):
-        list(serve(engine, asked(engine), slots=2))
+        list(serve(engine, mixed(engine), slots=2))
 
 
 def test_no_requests_have_no_outcomes(served: EngineOf) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that are encoded while others are answered change no answer."""
+"""Pictures that are encoded on a side stream while others are answered change no reply."""
 
 from __future__ import annotations
 
@@ -6,245 +6,281 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
 from idefics_cli.core.types import Sampling
 from idefics_cli.engine.local.decode.graphs import CudaCapture
 from idefics_cli.engine.local.engine import LocalEngine
-from idefics_cli.engine.local.vision.side_stream import CudaBeside
+from idefics_cli.engine.local.tuning import Tuning
+from idefics_cli.engine.local.vision.side_stream import CudaSideStream
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.base import Family
-from tests.support.prompts import as_request, prepared_pictures
-from tests.support.recording import CpuCapture, LateBeside, like_on_a_gpu
-from tests.support.serving import LIMITS, serve_all, tokens_of
+from idefics_cli.models.families.protocols import Model
+from tests.support.prompts import as_request, prepared_pictures, reopen
+from tests.support.recording import LateSideStream, gpu_inference
+from tests.support.serving import LIMITS, Outcomes, serve_all, tokens_of
 
 SLOTS = 4
-EngineOf = Callable[[str], LocalEngine]
+Sizes = list[tuple[int, int]] | None
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine with a side stream.
+
+    Attributes:
+        engine: The engine.
+        side_stream: Its side stream.
+        encoded: The number of tiles of every forward of the vision encoder.
+    """
+
+    engine: LocalEngine
+    side_stream: LateSideStream
+    encoded: list[int]
+
+    def requests(self) -> list[Prepared]:
+        """Return requests with a picture of their own each, whose replies are of many lengths."""
+        return [
+            as_request(
+                self.engine,
+                [("user", [number], "What is it?")],
+                sampling=Sampling(max_new_tokens=limit),
+            )
+            for number, limit in enumerate(LIMITS)
+        ]
+
+    def reply_one_by_one(self) -> list[tuple[int, ...]]:
+        """Return the replies without look-ahead, and drop the features."""
+        replies = tokens_of(serve_all(self.engine, self.requests(), 1))
+        self.engine.inference.features.clear()
+        return replies
+
+    def reply_together(self) -> list[tuple[int, ...]]:
+        """Serve more requests than there are slots, so that some wait; return their replies."""
+        outcomes: Outcomes = {}
+        requests = self.requests()
+        with self.engine.serve(slots=SLOTS) as session:
+            session.put_requests(requests)
+            while len(outcomes) < len(requests):
+                outcome = session.get_outcome()
+                assert outcome is not None
+                outcomes[outcome[0]] = outcome[1]
+        return tokens_of(outcomes)
+
+
+OpenServed = Callable[..., Served]
 
 
 @pytest.fixture
-def engine(endless: EngineOf) -> Iterator[LocalEngine]:
-    """An engine that encodes pictures beside its replies."""
-    engine = endless("idefics2")
-    before = engine._inference
-    engine._inference = like_on_a_gpu(engine.loaded, CpuCapture())
-    yield engine
-    engine._inference = before
+def open_served(
+    endless: Callable[[str], LocalEngine], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OpenServed]:
+    """Return a function that opens an engine with a side stream."""
+    engines = []
+
+    def open_one(error: Exception | None = None, tuning: Tuning | None = None) -> Served:
+        side_stream = LateSideStream(error)
+        make_inference = partial(gpu_inference, side_stream=side_stream, tuning=tuning)
+        engine = reopen(endless("idefics2"), make_inference)
+        engines.append(engine)
+        encoded: list[int] = []
+        encode_tiles = engine.loaded.family.encode_tiles
+
+        def watched(model: Model, tiles: Tensor, sizes: Sizes = None) -> Tensor:
+            encoded.append(len(tiles))
+            return encode_tiles(model, tiles, sizes)
+
+        monkeypatch.setattr(engine.loaded.family, "encode_tiles", watched)
+        return Served(engine, side_stream, encoded)
+
+    yield open_one
+    for engine in engines:
+        engine.close()
 
 
-def asked(engine: LocalEngine) -> list[Prepared]:
-    """Requests with a picture of their own each, whose replies are of many lengths."""
-    return [
-        as_request(
-            engine,
-            [("user", [number], "What is it?")],
-            sampling=Sampling(max_new_tokens=limit),
-        )
-        for number, limit in enumerate(LIMITS)
-    ]
-
-
-def ran_at_once(engine: LocalEngine) -> list[tuple[int, ...]]:
-    """Serve more requests than there are slots, so that some wait; return their replies."""
-    outcomes = {}
-    requests = asked(engine)
-    with engine.serve(slots=SLOTS) as session:
-        session.put_requests(requests)
-        while len(outcomes) < len(requests) and (outcome := session.get_outcome()) is not None:
-            outcomes[outcome[0]] = outcome[1]
-    return tokens_of(outcomes)
-
-
-def beside_of(engine: LocalEngine) -> LateBeside:
-    beside = engine.inference._beside
-    assert isinstance(beside, LateBeside)
-    return beside
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> list[int]:
-    """How many tiles the encoder was shown each time."""
-    counts: list[int] = []
-    family = type(engine.loaded.family)
-    see = family.encode_tiles
-
-    def watched(self: Family, model: object, tiles: torch.Tensor, *more: object) -> torch.Tensor:
-        counts.append(len(tiles))
-        return see(self, model, tiles, *more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(family, "encode_tiles", watched)
-    return counts
-
-
-def test_pictures_of_requests_that_wait_are_encoded_meanwhile_and_once(
-    engine: LocalEngine, seen: list[int]
+def test_pictures_of_waiting_requests_are_encoded_meanwhile_and_once(
+    open_served: OpenServed,
 ) -> None:
-    expected = tokens_of(serve_all(engine, asked(engine), 1))
-    once = sum(seen)
-    assert beside_of(engine).made == []
-    seen.clear()
-    engine.inference._features.clear()
+    served = open_served()
+    expected = served.reply_one_by_one()
+    once = sum(served.encoded)
+    assert served.side_stream.made == []
+    served.encoded.clear()
 
-    assert ran_at_once(engine) == expected
-    assert sum(beside_of(engine).made) > 0
-    assert beside_of(engine).borrowed == 2 * len(LIMITS)
-    assert sum(seen) == once
+    assert served.reply_together() == expected
+    assert sum(served.side_stream.made) > 0
+    assert served.side_stream.recorded == 2 * len(LIMITS)
+    assert sum(served.encoded) == once
 
 
-def test_what_is_encoded_at_a_time_is_of_one_shape_and_no_more_than_one_forward(
-    engine: LocalEngine, seen: list[int], monkeypatch: pytest.MonkeyPatch
+def test_pictures_that_are_encoded_ahead_have_one_shape_and_fit_into_one_forward(
+    open_served: OpenServed,
 ) -> None:
-    inference, cancel = engine.inference, threading.Event()
-    inference._features.clear()
+    engine = open_served().engine
     shapes = [prepared_pictures(engine, [number])[0].tile_sizes for number in range(9)]
     assert len(set(shapes[:3])) == 3
     assert shapes[0] == shapes[3] == shapes[6]
-    inference._features.clear()
-    waiting = [as_request(engine, [("user", [number], "?")]) for number in (0, 1, 3, 6)]
-    pixels = waiting[0].pictures[0].pixels
-    monkeypatch.setattr("idefics_cli.engine.local.inference.GPU_PIXELS", 2 * pixels)
+    pixels = prepared_pictures(engine, [0])[0].pixels
+
+    served = open_served(tuning=Tuning(vision_pixels=2 * pixels))
+    waiting = [as_request(served.engine, [("user", [number], "?")]) for number in (0, 1, 3, 6)]
     for _ in range(5):
         with torch.inference_mode():
-            inference.look_ahead(waiting, cancel)
-    assert seen == [2, 1, 1]
+            served.engine.inference.look_ahead.start_encoding(waiting, threading.Event())
+    assert served.encoded == [2, 1, 1]
 
 
-def test_nothing_more_is_begun_while_the_device_is_still_at_it(engine: LocalEngine) -> None:
-    beside_of(engine).is_busy = True
-    assert len(ran_at_once(engine)) == len(asked(engine))
-    assert beside_of(engine).made == []
+def test_no_work_is_submitted_while_the_side_stream_is_busy(open_served: OpenServed) -> None:
+    served = open_served()
+    served.side_stream.is_busy = True
+    assert len(served.reply_together()) == len(LIMITS)
+    assert served.side_stream.made == []
 
 
-def test_what_fails_meanwhile_fails_nobody_and_is_tried_no_more(
-    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+def test_an_error_on_the_side_stream_fails_no_request_and_switches_it_off_with_a_warning(
+    open_served: OpenServed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = tokens_of(serve_all(engine, asked(engine), 1))
-    inference = engine.inference
-    inference._features.clear()
-    tried = 0
-
-    def full(*args: object, **options: object) -> None:
-        nonlocal tried
-        tried += 1
-        encode(*args, **options)
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    encode = inference._encode_ahead
-    monkeypatch.setattr(inference, "_encode_ahead", full)
-    assert ran_at_once(engine) == expected
-    assert tried == 1
-    assert inference._beside is None
+    served = open_served(torch.OutOfMemoryError("CUDA out of memory"))
+    expected = served.reply_one_by_one()
+    assert served.reply_together() == expected
+    assert len(served.side_stream.made) == 1
+    assert not served.engine.inference.look_ahead.is_on
+    (message,) = caplog.messages
+    assert message.startswith("encoding pictures without a side stream: ")
+    assert message.endswith("CUDA out of memory")
 
 
-def test_pictures_of_which_few_are_kept_are_not_encoded_again_and_again(
-    engine: LocalEngine, seen: list[int], monkeypatch: pytest.MonkeyPatch
+def test_pictures_that_the_cache_cannot_hold_are_not_encoded_again_and_again(
+    open_served: OpenServed,
 ) -> None:
-    inference = engine.inference
-    monkeypatch.setattr(inference._features, "_max_bytes", 1)
-    ran_at_once(engine)
-    # When their turn comes, and before that those that do not begin at once.
-    assert sum(seen) <= 2 * len(LIMITS) - SLOTS, seen
-    assert inference._begun == set()
+    served = open_served(tuning=Tuning(feature_bytes=1))
+    served.reply_together()
+    # When their request starts, and once ahead if it has to wait.
+    assert sum(served.encoded) <= 2 * len(LIMITS) - SLOTS, served.encoded
+    # Every request has started, so that each picture may be encoded ahead again.
+    served.encoded.clear()
+    with torch.inference_mode():
+        for request in served.requests():
+            served.engine.inference.look_ahead.start_encoding([request], threading.Event())
+    assert len(served.encoded) == len(LIMITS)
 
 
 @dataclass
-class Stream:
-    """A stream of CUDA that notes what it is told, in order with the others."""
+class FakeStream:
+    """A CUDA stream that records its calls, in order with those of other streams."""
 
     name: str
-    told: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    events: list[FakeEvent] = field(default_factory=list)
 
-    def wait_stream(self, other: Stream) -> None:
-        self.told.append(f"{self.name} waits for {other.name}")
+    def wait_stream(self, other: FakeStream) -> None:
+        self.calls.append(f"{self.name} waits for {other.name}")
 
-    def record_event(self) -> Note:
-        self.told.append(f"{self.name} notes")
-        return Note(self.name)
+    def record_event(self) -> FakeEvent:
+        self.calls.append(f"{self.name} records an event")
+        self.events.append(FakeEvent(self.name))
+        return self.events[-1]
 
-    def wait_event(self, event: Note) -> None:
-        self.told.append(f"{self.name} waits for the note of {event.name}")
+    def wait_event(self, event: FakeEvent) -> None:
+        self.calls.append(f"{self.name} waits for the event of {event.name}")
 
     def __enter__(self) -> None:
-        self.told.append(f"on {self.name}:")
+        self.calls.append(f"on {self.name}:")
 
     def __exit__(self, *error: object) -> None:
-        self.told.append(f"off {self.name}")
+        self.calls.append(f"off {self.name}")
 
 
 @dataclass
-class Note:
-    """An event of CUDA."""
+class FakeEvent:
+    """A CUDA event."""
 
     name: str
-    is_over: bool = False
+    has_passed: bool = False
 
     def query(self) -> bool:
-        return self.is_over
+        return self.has_passed
+
+
+@dataclass
+class FakeCuda:
+    """The streams of a fake GPU.
+
+    Attributes:
+        calls: The calls of all streams, in order.
+        events: The events that were recorded.
+    """
+
+    calls: list[str] = field(default_factory=list)
+    events: list[FakeEvent] = field(default_factory=list)
+
+    def stream(self, name: str) -> FakeStream:
+        return FakeStream(name, self.calls, self.events)
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What streams are told, where there are some."""
-    told: list[str] = []
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream("main", told))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: Stream("side", told))
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """Replace the streams and graphs of `torch.cuda` by fakes."""
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: cuda.stream("main"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: cuda.stream("side"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append("all wait"))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Stream("graph", told))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: cuda.calls.append("all wait"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: cuda.stream("graph"))
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: graph)
-    return told
+    return cuda
 
 
-def test_streams_wait_for_each_other_also_when_the_work_fails(told: list[str]) -> None:
-    beside = CudaBeside(torch.device("cuda:0"))
-    beside.join()
-    assert (beside.is_busy, told) == (False, [])
+def test_streams_wait_for_each_other_also_when_the_work_fails(cuda: FakeCuda) -> None:
+    side_stream = CudaSideStream(torch.device("cuda:0"))
+    side_stream.join()
+    assert (side_stream.is_busy, cuda.calls) == (False, [])
 
-    beside.begin(lambda: told.append("work"))
-    beside.join()
-    assert told == [
-        *("side waits for main", "on side:", "work", "side notes", "off side"),
-        "main waits for the note of side",
+    side_stream.submit_work(lambda: cuda.calls.append("work"))
+    side_stream.join()
+    assert cuda.calls == [
+        *("side waits for main", "on side:", "work", "side records an event", "off side"),
+        "main waits for the event of side",
     ]
-    assert beside._job is not None
-    assert beside.is_busy
-    beside._job.result().is_over = True  # type: ignore[attr-defined]
-    assert not beside.is_busy
+    is_busy = [side_stream.is_busy]
+    cuda.events[-1].has_passed = True
+    assert [*is_busy, side_stream.is_busy] == [True, False]
 
-    told.clear()
-    beside.begin(lambda: 1 // 0)
+    cuda.calls.clear()
+    side_stream.submit_work(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        beside.join()
-    assert told == ["side waits for main", "on side:", "off side", "all wait"]
-    assert not beside.is_busy
+        side_stream.join()
+    assert cuda.calls == ["side waits for main", "on side:", "off side", "all wait"]
+    assert not side_stream.is_busy
 
 
-def test_the_work_holds_up_nobody_who_does_not_join(told: list[str]) -> None:
-    beside, may_end = CudaBeside(torch.device("cuda:0")), threading.Event()
-    beside.begin(lambda: may_end.wait(30))
-    assert beside.is_busy
+def test_the_work_delays_nobody_before_join(cuda: FakeCuda) -> None:
+    side_stream, may_end = CudaSideStream(torch.device("cuda:0")), threading.Event()
+    side_stream.submit_work(lambda: may_end.wait(30))
+    assert side_stream.is_busy
     may_end.set()
-    beside.join()
-    assert told[-1] == "main waits for the note of side"
+    side_stream.join()
+    assert cuda.calls[-1] == "main waits for the event of side"
 
 
 def test_a_recording_is_made_on_one_stream_which_is_left_also_when_it_fails(
-    told: list[str],
+    cuda: FakeCuda,
 ) -> None:
     capture = CudaCapture(torch.device("cuda:0"))
 
-    def run() -> torch.Tensor:
-        told.append("run")
-        if told.count("run") == 6:
+    def run() -> Tensor:
+        cuda.calls.append("run")
+        if cuda.calls.count("run") == 6:
             raise RuntimeError("operation not permitted when stream is capturing")
         return torch.zeros(1)
 
     capture(run)
     begun = ["side waits for main", "on side:", "run", "run", "on graph:", "run", "off graph"]
-    assert told == [*begun, "off side", "main waits for side"]
+    assert cuda.calls == [*begun, "off side", "main waits for side"]
     with pytest.raises(RuntimeError, match="not permitted"):
         capture(run)
-    assert told[-1] == "off side"
+    assert cuda.calls[-1] == "off side"

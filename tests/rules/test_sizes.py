@@ -14,9 +14,6 @@ FUNCTION_LINES = 40
 ALLOWED_MODULES: dict[str, int] = {}
 ALLOWED_FUNCTIONS: dict[str, int] = {
     "caption/gallery/report.py write_report": 46,
-    "engine/local/decode/token_loop.py generate": 55,
-    "engine/local/prompt/prefill.py prefill": 43,
-    "engine/local/vision/encoding.py encode_pictures": 42,
 }
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins for a model and a clock: they do what the real ones promise, without the work."""
+"""Fakes of an engine and a clock: they keep the promises of the real ones without the work."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ FAKE_SPEC = LoadSpec(repo="fake/model", family="idefics2", name="fake")
 
 
 class FakeEngine:
-    """Answers from a script and remembers what it was asked; a word is a token.
+    """Answers from a script and records its requests; a word is a token.
 
     Args:
         answers: One text for each request in turn; the last may be a function of the request,
-            which answers all that follow.
-        image_errors: What `prepare` raises, by the source of an attachment.
+            which answers all later requests.
+        image_errors: The error that `prepare` raises, by the source of an attachment.
         sizes: Width and height of the picture of a source; 64x48 if absent.
-        completion_error: Asked before each `complete` and each stream; what it returns is raised.
-        interrupt_after: Words after which the user presses Ctrl-C.
-        spec: What the engine says it has loaded.
-        revision: The commit that it says it has loaded.
-        context_tokens: Its context.
+        completion_error: Called before each `complete` and each stream; the error that it returns
+            is raised.
+        interrupt_after: Number of words after which the user presses Ctrl-C.
+        spec: The spec of the engine.
+        revision: The commit of its weights.
+        context_tokens: The length of its context.
 
     Attributes:
         requests: Every request answered, in order.
@@ -208,10 +209,10 @@ class FakeEngine:
 
 
 class EngineOf:
-    """A factory that gives an engine which is there already.
+    """A factory that returns an existing engine.
 
     Args:
-        engine: What every call gives.
+        engine: The engine that every call returns.
         phases: The phases of loading that every call reports.
     """
 
@@ -228,47 +229,47 @@ class EngineOf:
 
 
 class FakeSession:
-    """Answers what it was given by `complete`, in the batches of the schedule of the real one."""
+    """Answers requests by `complete`, in the batches that the real schedule chooses."""
 
     def __init__(self, engine: FakeEngine, slots: int, cancel: Event | None) -> None:
         self._engine = engine
         self._cancel = cancel
         self._schedule = RequestSchedule(slots)
         self._ended: deque[tuple[int, Outcome]] = deque()
-        self._taken = self._in_works = 0
+        self._count = self._open_count = 0
 
     @property
     def slots(self) -> int:
-        """How many requests may be in the works."""
+        """Most requests at a time."""
         return self._schedule.settled
 
     @property
     def room(self) -> int:
-        """How many more may be."""
-        return max(0, self.slots - self._in_works)
+        """Number of requests that may be added now."""
+        return max(0, self.slots - self._open_count)
 
     def put_requests(self, requests: Sequence[Prepared]) -> None:
-        """Take *requests*."""
-        self._schedule.add(Ticket(i, p) for i, p in enumerate(requests, start=self._taken))
-        self._taken += len(requests)
-        self._in_works += len(requests)
-        assert self._in_works <= self.slots, "more than there was room for"
+        """Add *requests*."""
+        self._schedule.add(Ticket(i, p) for i, p in enumerate(requests, start=self._count))
+        self._count += len(requests)
+        self._open_count += len(requests)
+        assert self._open_count <= self.slots, "more requests than there was room for"
 
     def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
-        """Return what ended; if it may wait, answer a batch before."""
+        """Return the next outcome; if it may wait, answer a batch first."""
         if timeout_seconds != 0:
-            while self._in_works and not self._ended:
+            while self._open_count and not self._ended:
                 self._answer(self._schedule.choose(0))
             if not self._ended:
-                assert timeout_seconds is not None, "nothing is in the works"
+                assert timeout_seconds is not None, "no request is open"
                 time.sleep(timeout_seconds)
         if not self._ended:
             return None
-        self._in_works -= 1
+        self._open_count -= 1
         return self._ended.popleft()
 
     def close(self) -> None:
-        """Do nothing: nothing goes on."""
+        """Do nothing: no request runs in the background."""
 
     def __enter__(self) -> Self:
         return self
@@ -282,15 +283,15 @@ class FakeSession:
         self.close()
 
     def _answer(self, tickets: Sequence[Ticket]) -> None:
-        assert tickets, "nothing waits, and something is in the works"
+        assert tickets, "a request is open, but none waits"
         try:
             batch = [ticket.prepared for ticket in tickets]
             completions = self._engine.complete(batch, cancel=self._cancel)
         except MemoryLimitError as error:
-            if (failed := self._schedule.run_short(tickets)) is not None:
+            if (failed := self._schedule.retry_with_fewer(tickets)) is not None:
                 self._end(failed, error)
         except Exception as error:
-            if (failed := self._schedule.set_apart(tickets, tried=len(tickets))) is not None:
+            if (failed := self._schedule.retry_singly(tickets, tried=len(tickets))) is not None:
                 self._end(failed, error)
         else:
             for ticket, completion in zip(tickets, completions, strict=True):
@@ -309,7 +310,7 @@ class FakeSession:
 
 
 class FakeClock:
-    """Tells a time that moves on by *step* seconds with every look."""
+    """A clock that advances by *step* seconds with every call."""
 
     def __init__(self, step: float = 1.0) -> None:
         self.now = 0.0

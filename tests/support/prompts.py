@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
+from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Role, Sampling
 from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.loading.loader import Loaded
 from tests.support.kernels import with_kernels
 
-Turns = Sequence[tuple[str, Sequence[int], str]]
+Turns = Sequence[tuple[Role, Sequence[int], str]]
 """The role, the numbers of the pictures, and the text of each message."""
 
 NEW_TOKENS = 12
@@ -51,11 +54,25 @@ REPLY_LIMITS = {
 """The most tokens of each reply to `mixed_requests`, whose prompts have four lengths."""
 
 
-def open_engine(folder: Path, kind: str) -> LocalEngine:
+def open_engine(
+    folder: Path, kind: str, make_inference: Callable[[Loaded], Inference] = Inference
+) -> LocalEngine:
     """Load the tiny checkpoint of *kind* in *folder*."""
     family = json.loads((folder / "config.json").read_text())["model_type"]
     spec = LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base"))
-    return LocalEngine(with_kernels(spec))
+    return LocalEngine(with_kernels(spec), make_inference=make_inference)
+
+
+def reopen(engine: LocalEngine, make_inference: Callable[[Loaded], Inference]) -> LocalEngine:
+    """Return another engine, with an inference of its own, on the model of *engine*."""
+    loaded = engine.loaded
+    return LocalEngine(
+        engine.spec, load=lambda spec, *, report: loaded, make_inference=make_inference
+    )
+
+
+endless_inference = partial(Inference, stop_ids=())
+"""Makes an inference whose replies end at their limits only: random weights end one by chance."""
 
 
 def picture(index: int) -> Image.Image:
@@ -79,8 +96,7 @@ def as_request(
 ) -> Prepared:
     """Return the request that *turns* make, with its pictures prepared."""
     messages = tuple(
-        Message(role, (*(Attachment(str(i)) for i in images), text))  # type: ignore[arg-type]
-        for role, images, text in turns
+        Message(role, (*(Attachment(str(i)) for i in images), text)) for role, images, text in turns
     )
     request = GenerationRequest(messages, sampling or Sampling(max_new_tokens=NEW_TOKENS))
     return Prepared(
@@ -106,9 +122,9 @@ def raw_prompt(engine: LocalEngine, text: str, images: Sequence[int]) -> Prepare
     return Prepared(request, prepared_pictures(engine, images))
 
 
-def mixed_requests(engine: LocalEngine, **ways: object) -> list[Prepared]:
+def mixed_requests(engine: LocalEngine, sampling: Sampling | None = None) -> list[Prepared]:
     """Return requests whose replies end after different numbers of tokens."""
-    sampling = Sampling(**ways)  # type: ignore[arg-type]
+    sampling = sampling or Sampling()
     return [
         as_request(engine, CONVERSATIONS[name], sampling=replace(sampling, max_new_tokens=limit))
         for name, limit in REPLY_LIMITS.items()

@@ -1,8 +1,8 @@
-"""What CUDA graphs do, on the CPU: kernels are recorded with their addresses and played back."""
+"""CUDA graphs and a side stream on the CPU: kernels are recorded and replayed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,23 +10,25 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from idefics_cli.engine.local.decode.graphs import Graphs
+from idefics_cli.engine.local.decode.graphs import Capture
 from idefics_cli.engine.local.inference import Inference
+from idefics_cli.engine.local.tuning import Tuning
+from idefics_cli.engine.local.vision.side_stream import SideStream
 from idefics_cli.models.loading.loader import Loaded
 
-# What a GPU cannot do while it is being recorded: the host would wait for it, or copy to it.
+# Operations that fail in a recording: the host waits for the GPU, or copies to it.
 _FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "unique")
 
 
 @dataclass
 class CpuCapture:
-    """Records every kernel that a function runs; a replay runs them again and nothing else.
+    """Records every kernel that a function runs; a replay runs the kernels again and nothing else.
 
-    No Python of the function runs in a replay: what it would read anew is as it was, as on a GPU.
+    As on a GPU, a replay runs no Python of the function, so values that it read stay as they were.
 
     Attributes:
-        recordings: Number of kernels of each.
-        replays: How many were played.
+        recordings: Number of kernels of each recording.
+        replays: Number of replays.
     """
 
     recordings: list[int] = field(default_factory=list)
@@ -46,28 +48,29 @@ class CpuCapture:
         return replay
 
 
-class LateBeside:
-    """What a GPU does on a stream of its own, on the CPU: what it made is right after `join` only.
+class LateSideStream:
+    """A side stream on the CPU, whose results hold NaN until `join`.
+
+    Args:
+        error: Raised by all work after it has run.
 
     Attributes:
-        made: How many tensors each work made.
-        borrowed: How many tensors were said to be used.
+        made: Number of tensors that each work made.
+        recorded: Number of tensors whose use was recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.made: list[int] = []
-        self.borrowed = 0
+        self.recorded = 0
         self.is_busy = False
+        self._work_error = error
         self._late: list[tuple[Tensor, Tensor]] = []
         self._error: Exception | None = None
 
-    def begin(self, work: Callable[[], object]) -> None:
-        try:
-            made = [tensor for tensor in tree_leaves(work()) if isinstance(tensor, Tensor)]
-        except Exception as error:
-            self._error = error
-            return
+    def submit_work(self, work: Callable[[], object]) -> None:
+        made = [tensor for tensor in tree_leaves(work()) if isinstance(tensor, Tensor)]
         self.made.append(len(made))
+        self._error = self._work_error
         for tensor in made:
             self._late.append((tensor, tensor.clone()))
             tensor.fill_(torch.nan)
@@ -79,30 +82,39 @@ class LateBeside:
         if self._error is not None:
             raise self._error
 
-    def borrow(self, tensors: Iterable[Tensor]) -> None:
-        self.borrowed += len(list(tensors))
+    def record_use(self, tensors: Iterable[Tensor]) -> None:
+        self.recorded += len(list(tensors))
 
 
-def like_on_a_gpu(loaded: Loaded, capture: object) -> Inference:
-    """Return an inference that records its steps by *capture*, and encodes pictures beside."""
-    inference = Inference(loaded)
-    inference._records = True
-    inference._graphs = Graphs(capture)  # type: ignore[arg-type]
-    inference._beside = LateBeside()
-    return inference
+def gpu_inference(
+    loaded: Loaded,
+    *,
+    capture: Capture | None = None,
+    side_stream: SideStream | None = None,
+    stop_ids: Collection[int] = (),
+    tuning: Tuning | None = None,
+) -> Inference:
+    """Return an inference that records its steps and encodes pictures ahead, as on a GPU."""
+    return Inference(
+        loaded,
+        stop_ids=stop_ids,
+        capture=capture or CpuCapture(),
+        side_stream=side_stream or LateSideStream(),
+        tuning=tuning,
+    )
 
 
-class _Tape(TorchDispatchMode):
+class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no types
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no types
         self.kernels: list[Callable[[], None]] = []
 
-    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]  # torch's method has no types
         self, function, types, args=(), kwargs=None
     ):
         kwargs = kwargs or {}
         name = function._schema.name.partition("::")[2]
-        # With one argument it is `nonzero`.
+        # `where` with one argument is `nonzero`.
         if name.startswith(_FORBIDDEN) or (name == "where" and len(args) == 1):
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         result = function(*args, **kwargs)
@@ -111,7 +123,7 @@ class _Tape(TorchDispatchMode):
             return result
         given = {_address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        # Views are no kernels.
+        # A view launches no kernel.
         if any(_address(tensor) not in given for tensor in made):
             self.kernels.append(lambda: _write(made, function(*args, **kwargs)))
         return result
@@ -129,6 +141,6 @@ def _write(made: list[Tensor], again: object) -> None:
 
 
 def record(function: Callable[[], Tensor]) -> None:
-    """Run *function* once, so that it raises what a GPU would not record."""
+    """Run *function* once; an operation that fails in a recording raises."""
     with torch.inference_mode(), _Tape():
         function()

@@ -1,9 +1,9 @@
-"""A Python that has imported all that `idefics` uses, and forks for each run of it.
+"""A Python server that has imported everything `idefics` uses, and forks for each run.
 
-A process of its own spends seconds on imports before it does what a test is about. Here one
-process spends them, and each run is a child of it: with the arguments, variables, folder and open
-files of whoever starts it, and with an end of its own. This file is the client, too: started in
-place of `python`, it hands over what it was given, passes signals on, and ends as the run does.
+A fresh process takes seconds for imports before it runs the code under test. This server imports
+once, and each run is a fork of it: with the arguments, variables, folder and open files of the
+caller, and with its own exit code. This file is also the client: started in place of `python`, it
+sends its arguments to the server, passes signals on, and exits as the run does.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import socket
 import sys
 
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH")
-# MKL's own allocator counts by threads, and searched for ever for those that a child does not have
-# (torch 2.13, Python 3.12, in `mm_account_ptr_by_tid`).
+# MKL's own allocator counts per thread. In a fork it looped for ever, because it searched for
+# threads that the fork does not have (torch 2.13, Python 3.12, in `mm_account_ptr_by_tid`).
 PLAIN_MEMORY = {"MKL_DISABLE_FAST_MM": "1"}
 MODULES = (
     "idefics_cli.caption.resume.journaled_sink",
@@ -39,7 +39,7 @@ MODELS = (
 
 
 def ask(path: str, arguments: list[str]) -> int:
-    """Have a run done; return its exit code, or the negative number of what killed it."""
+    """Run *arguments* on the server; return the exit code, or the negative number of a signal."""
     started = 0
 
     def pass_on(number: int, frame: object) -> None:
@@ -61,12 +61,12 @@ def ask(path: str, arguments: list[str]) -> int:
         passed = [descriptor for descriptor in range(3) if is_open[descriptor]]
         sent = socket.send_fds(connection, [text], passed)
         connection.sendall(text[sent:])
-        # Those of the run alone stay: a reader of a pipe learns when the run closes it.
+        # Only the copies of the run stay open, so that a reader sees when the run closes a pipe.
         for descriptor in passed:
             os.close(descriptor)
-        with connection.makefile("r") as told:
-            started = int(told.readline())
-            return int(told.readline() or -signal.SIGKILL)
+        with connection.makefile("r") as lines:
+            started = int(lines.readline())
+            return int(lines.readline() or -signal.SIGKILL)
 
 
 def _is_open(descriptor: int) -> bool:
@@ -80,19 +80,19 @@ def _is_open(descriptor: int) -> bool:
 def serve(path: str) -> None:
     """Import, then fork for each order on the socket, until standard input ends.
 
-    Returns in the children only, where what was ordered is still to be run.
+    Returns only in a fork, which must then call `run`.
     """
     _import_all()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for a run
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(path)
-        door.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks that wait for a run are not waited for
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
         os.write(1, b"ready\n")
-        while door in select.select([door, sys.stdin], [], [])[0]:
-            connection, _ = door.accept()
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
             if not os.fork():
-                door.close()
-                if _begin(connection):
+                listener.close()
+                if _fork_run(connection):
                     return
                 os._exit(0)
             connection.close()
@@ -102,7 +102,7 @@ def serve(path: str) -> None:
 def _import_all() -> None:
     for name in MODULES:
         importlib.import_module(name)
-    # What they import when they are used.
+    # Imports that happen at first use.
     importlib.import_module("PIL.Image").init()
     importlib.import_module("tests.support.commands").run("--version")
     classes = importlib.import_module("idefics_cli.models.families.classes")
@@ -112,8 +112,8 @@ def _import_all() -> None:
         classes.processor_classes(family)
 
 
-def _begin(connection: socket.socket) -> bool:
-    """Fork for the run; return True in it, and in the other False when it has ended."""
+def _fork_run(connection: socket.socket) -> bool:
+    """Fork for the run; return True in the fork, and False in the parent when the run has ended."""
     text, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     while not text.endswith(b"\n"):
         text += connection.recv(1 << 16)
@@ -122,19 +122,19 @@ def _begin(connection: socket.socket) -> bool:
     child = os.fork()
     if not child:
         connection.close()
-        _become(order, descriptors)
+        _adopt(order, descriptors)
         return True
     for descriptor in descriptors:
         os.close(descriptor)
     connection.sendall(b"%d\n" % child)
-    code = _end_of(child, connection)
+    code = _exit_code_of(child, connection)
     with contextlib.suppress(OSError):
         connection.sendall(b"%d\n" % code)
     return False
 
 
-def _end_of(child: int, connection: socket.socket) -> int:
-    """Wait for *child*, which is killed when the one who wanted it is gone."""
+def _exit_code_of(child: int, connection: socket.socket) -> int:
+    """Wait for *child*, and kill it if the client is gone."""
     ended = 0
     while not ended:
         if select.select([connection], [], [], 0.005)[0]:
@@ -143,15 +143,15 @@ def _end_of(child: int, connection: socket.socket) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _become(order: dict[str, object], descriptors: list[int]) -> None:
-    """Take the open files, variables, folder and arguments of *order*."""
+def _adopt(order: dict[str, object], descriptors: list[int]) -> None:
+    """Adopt the open files, variables, folder and arguments of *order*."""
     environ, folder, arguments = order["environ"], order["folder"], order["arguments"]
     assert isinstance(environ, dict)
     assert isinstance(folder, str)
     assert isinstance(arguments, list)
     is_open = order["open"]
     assert isinstance(is_open, list)
-    # Off the places that they go to.
+    # Duplicated first, because a descriptor may have the number of another one's target.
     moved = iter([os.dup(descriptor) for descriptor in descriptors])
     for descriptor in descriptors:
         os.close(descriptor)
@@ -181,15 +181,15 @@ def _stream(descriptor: int, mode: str) -> object:
 
 
 def run() -> None:
-    """Do what Python does with `-m MODULE` and `-c CODE`."""
-    _, way, what, *arguments = sys.argv
-    sys.argv = [way, *arguments]
-    if way == "-m":
+    """Run `-m MODULE` or `-c CODE` as Python does."""
+    _, option, target, *arguments = sys.argv
+    sys.argv = [option, *arguments]
+    if option == "-m":
         import runpy
 
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
-        exec(what, {"__name__": "__main__"})
+        exec(target, {"__name__": "__main__"})
 
 
 if __name__ == "__main__":
@@ -201,5 +201,5 @@ if __name__ == "__main__":
         if code < 0:
             signal.signal(-code, signal.SIG_DFL)
             os.kill(os.getpid(), -code)
-        # Not `sys.exit`, which would flush streams that are closed.
+        # `sys.exit` would flush closed streams.
         os._exit(code)

@@ -14,7 +14,7 @@ from idefics_cli.caption.executors.reading import Opened, open_picture
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.types import CaptionRecord, Progress
-from idefics_cli.engine.batching import together
+from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
 # As many pictures as are answered at a time, so many times, are open ahead of the model: enough
@@ -121,6 +121,6 @@ class _Groups:
         self._since = None
         if not waiting:
             return False
-        chosen = together([opened.first for opened in waiting], count)
+        chosen = choose_group([opened.first for opened in waiting], count)
         self._group += (waiting[index] for index in chosen)
         return True

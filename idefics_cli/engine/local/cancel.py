@@ -1,4 +1,4 @@
-"""How work that goes on in another thread is told to stop."""
+"""Flags that stop work in another thread."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Protocol
 
 
 class Flag(Protocol):
-    """Anything that can be set, as a `threading.Event`."""
+    """Anything that can be set, such as a `threading.Event`."""
 
     def is_set(self) -> bool:
-        """Return whether it is set."""
+        """Return whether the flag is set."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """Is set when one of several flags is."""
+    """A flag that is set when one of several flags is set."""
 
     flags: tuple[Flag, ...]
 
     def is_set(self) -> bool:
-        """Return whether one is set."""
+        """Return whether one of the flags is set."""
         return any(flag.is_set() for flag in self.flags)

@@ -1,4 +1,4 @@
-"""Running out of memory, on any device, as an error of ours."""
+"""Errors of torch: out of memory as a `MemoryLimitError`, and one line of any for a log."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from idefics_cli.core.errors import MemoryLimitError
 
 @contextmanager
 def as_memory_limit(batch_size: int) -> Iterator[None]:
-    """Turn what torch and Python raise when memory runs out into our error.
+    """Turn the out-of-memory errors of torch and Python into a `MemoryLimitError`.
 
     Raises:
-        MemoryLimitError: With the memory of the work that failed given back.
+        MemoryLimitError: If the body ran out of memory. The tensors of its frames are freed.
     """
     try:
         yield
@@ -24,7 +24,7 @@ def as_memory_limit(batch_size: int) -> Iterator[None]:
         _free_tensors(error)
         raise _memory_limit(batch_size) from error
     except RuntimeError as error:
-        # The CPU allocator and MPS have no class of their own for it (torch 2.13).
+        # The CPU allocator and MPS have no exception class of their own (torch 2.13).
         if "allocate memory" in str(error) or "out of memory" in str(error).lower():
             _free_tensors(error)
             raise _memory_limit(batch_size) from error
@@ -32,9 +32,9 @@ def as_memory_limit(batch_size: int) -> Iterator[None]:
 
 
 def _free_tensors(error: BaseException) -> None:
-    """Let go of what the frames below *error* hold, as the KV cache of the batch.
+    """Clear the frames of *error*, which hold tensors such as the KV cache of the batch.
 
-    Whoever tries a smaller batch next does so while the error may still be referred to.
+    The caller tries a smaller batch while the error may still be referenced.
     """
     traceback.clear_frames(error.__traceback__)
 
@@ -47,6 +47,11 @@ def _memory_limit(batch_size: int) -> MemoryLimitError:
     )
 
 
+def error_summary(error: BaseException) -> str:
+    """Return the class and the first line of *error*, for a log."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def peak_bytes(device: str) -> int:
-    """Return the most memory that was taken on *device*, as `cuda:0`, since the program began."""
+    """Return the peak memory use of *device*, such as `cuda:0`, since the program started."""
     return torch.cuda.max_memory_allocated(device)

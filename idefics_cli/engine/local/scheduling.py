@@ -1,14 +1,14 @@
-"""Who is answered next, and how many at a time; knows neither a model nor a device."""
+"""The queue of requests: which start next, and how many run at a time. No model, no device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from idefics_cli.engine.batching import together
+from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Prepared
 
-# Requests are let in when so large a part of the slots is free: a prompt at a time would leave
+# New requests start when this fraction of the slots is free: prompts one at a time would leave
 # a GPU idle, and pictures of one shape are encoded together.
 _SHARE = 4
 
@@ -18,94 +18,99 @@ class Ticket:
     """A request and its number.
 
     Attributes:
-        index: Its number.
+        index: The number of the request.
         prepared: The request.
-        is_apart: Whether it begins alone, because a group with it failed.
-        at_a_time: When it has ended: how many slots there were, if the memory had run out with
-            it before.
+        is_single: Whether the request starts alone, because a group that held it failed.
+        at_a_time: The number of slots when the request ended, if the memory ran out with it
+            before; None otherwise.
     """
 
     index: int
     prepared: Prepared
-    is_apart: bool = False
+    is_single: bool = False
     at_a_time: int | None = None
 
 
 class RequestSchedule:
-    """What waits for a slot, and how many slots there are.
+    """The requests that wait for a slot, and the number of slots.
 
-    When the memory runs out, there are half as many from then on. What does not fit alone says
-    nothing about the others: when it has ended, there are as many as before it came.
+    When the memory runs out, the number of slots is halved for the rest of the run. A request
+    that does not fit alone is no evidence about the others: when it has ended, the number is what
+    it was before that request started.
 
     Args:
         slots: Most requests at a time.
 
     Attributes:
-        slots: As given, or fewer since the memory ran out.
-        settled: As *slots*, but fewer only when all that had run out of memory has ended, so
-            that the number is known to be enough.
+        slots: The current number of slots.
+        settled: As *slots*, but a smaller number shows only when every request that ran out of
+            memory has ended, so that the number is known to be small enough.
     """
 
     def __init__(self, slots: int) -> None:
         self.slots = self.settled = slots
         self._waiting: list[Ticket] = []
         # By the number of a ticket, the slots that there were when the memory ran out with it.
-        self._short: dict[int, int] = {}
+        self._slots_before: dict[int, int] = {}
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits."""
+        """Whether no request waits."""
         return not self._waiting
 
     def add(self, tickets: Iterable[Ticket]) -> None:
-        """Let *tickets* wait, behind those that do."""
+        """Append *tickets* to the queue."""
         self._waiting += tickets
 
-    def choose(self, going: int) -> list[Ticket]:
-        """Return those that begin now, together, while *going* others go on; often none.
+    def choose(self, active: int) -> list[Ticket]:
+        """Remove the tickets that start now, together, from the queue, and return them.
 
-        They wait no longer.
+        Args:
+            active: How many requests are running.
+
+        Returns:
+            No ticket if too few slots are free.
         """
-        free = self.slots - going
-        if not self._waiting or free < 1 or (going and free < self.slots // _SHARE):
+        free = self.slots - active
+        if not self._waiting or free < 1 or (active and free < self.slots // _SHARE):
             return []
-        chosen = set(self._together(free))
+        chosen = set(self._next_group(free))
         tickets = [t for index, t in enumerate(self._waiting) if index in chosen]
         self._waiting = [t for index, t in enumerate(self._waiting) if index not in chosen]
         return tickets
 
     def upcoming(self) -> list[Ticket]:
-        """Return those that begin next, if none comes before that goes better with the first."""
+        """Return the tickets that start next, unless a better match for the first is added."""
         if not self._waiting:
             return []
-        return [self._waiting[index] for index in self._together(max(1, self.slots // _SHARE))]
+        return [self._waiting[index] for index in self._next_group(max(1, self.slots // _SHARE))]
 
-    def set_apart(self, tickets: Sequence[Ticket], *, tried: int) -> Ticket | None:
-        """Let those that are left of *tried* that failed try again, each alone.
+    def retry_singly(self, tickets: Sequence[Ticket], *, tried: int) -> Ticket | None:
+        """Put *tickets* back, each to start alone, because a group of *tried* requests failed.
 
         Returns:
-            The one that was tried alone.
+            The ticket that was alone already, and so failed for good; None if there is none.
         """
         if tried == 1:
             return tickets[0]
         for ticket in tickets:
-            ticket.is_apart = True
+            ticket.is_single = True
         self._waiting = [*tickets, *self._waiting]
         return None
 
-    def run_short(self, tickets: Sequence[Ticket], *, going: int = 0) -> Ticket | None:
-        """Let *tickets* begin again in half as many slots; the memory was not enough for them.
+    def retry_with_fewer(self, tickets: Sequence[Ticket], *, active: int = 0) -> Ticket | None:
+        """Put *tickets* back and halve the slots, because the memory ran out.
 
         Args:
-            tickets: Those that did not end; perhaps none.
-            going: How many others go on.
+            tickets: The requests that did not end; may be empty.
+            active: How many other requests go on.
 
         Returns:
-            The one that has had all the memory for itself, and does not fit.
+            The ticket that had all the memory for itself and does not fit; None if there is none.
         """
-        count = len(tickets) + going
+        count = len(tickets) + active
         for ticket in tickets:
-            self._short.setdefault(ticket.index, self.slots)
+            self._slots_before.setdefault(ticket.index, self.slots)
         if count == self.slots == 1 and tickets:
             return tickets[0]
         self.slots = max(1, min(self.slots, count) // 2)
@@ -114,16 +119,16 @@ class RequestSchedule:
 
     def end(self, ticket: Ticket, *, fits: bool = True) -> None:
         """Note that *ticket* has ended, and whether it fitted into the memory."""
-        before = self._short.pop(ticket.index, None)
+        before = self._slots_before.pop(ticket.index, None)
         if before is None:
             return
         ticket.at_a_time = self.slots
         if not fits:
             self.slots = max(self.slots, min(before, self.settled))
-        if not self._short:
+        if not self._slots_before:
             self.settled = min(self.settled, self.slots)
 
-    def _together(self, most: int) -> list[int]:
-        """Return the places among those that wait of up to *most* that are to begin together."""
-        most = 1 if self._waiting[0].is_apart else most
-        return together([ticket.prepared for ticket in self._waiting], most)
+    def _next_group(self, most: int) -> list[int]:
+        """Return the queue positions of up to *most* requests that start together."""
+        most = 1 if self._waiting[0].is_single else most
+        return choose_group([ticket.prepared for ticket in self._waiting], most)

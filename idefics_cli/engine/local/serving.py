@@ -1,4 +1,4 @@
-"""Many requests through a few slots: as one reply ends, the next request takes its place."""
+"""Continuous batching: when a reply ends, the next request takes its slot."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ from typing import Literal, Protocol
 import torch
 from transformers import Cache
 
-from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.core.errors import MemoryLimitError, PromptError
 from idefics_cli.engine.local.cancel import Flag
-from idefics_cli.engine.local.decode.sampling import BatchRow, Scores, banned_of, finish_all
-from idefics_cli.engine.local.decode.slots import Slots, kept_in_order
+from idefics_cli.engine.local.decode.sampling import BatchRow, banned_of, finish_all
+from idefics_cli.engine.local.decode.slots import Slots, rows_to_keep
 from idefics_cli.engine.local.decode.steps import SlotStep
 from idefics_cli.engine.local.decode.token_loop import BatchDecoder
 from idefics_cli.engine.local.inference import BatchAnswer, Inference
-from idefics_cli.engine.local.memory import as_memory_limit
-from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
+from idefics_cli.engine.local.memory import as_memory_limit, error_summary
+from idefics_cli.engine.local.prompt.prefill import Prompt
 from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.models.families.kv_cache import growing_cache
 
 _log = logging.getLogger(__name__)
-# Most requests whose pictures are encoded while others are answered: of Idefics3, split, they
-# are 0.2 GB, which is nearly what is kept of pictures.
+# Most requests whose pictures are encoded ahead. Eight split pictures of Idefics3 have 0.2 GB of
+# features, nearly as much as the feature cache holds.
 _AHEAD = 8
 
 Outcome = BatchAnswer | Exception
-"""An answer of one row, with its share of the seconds, or what made its request fail alone."""
+"""An answer of one row, with its share of the seconds; or the error of its request."""
 
 
 class Inbox(Protocol):
-    """Where requests come from."""
+    """The queue of new requests."""
 
-    def take(self, *, waits: bool) -> list[Ticket]:
-        """Return those that are here; if it *waits*, none only when no more will come."""
+    def take_tickets(self, *, waits: bool) -> list[Ticket]:
+        """Return the new requests.
+
+        Args:
+            waits: Wait for a request; the result is then empty only if no more will come.
+        """
         ...
 
 
 @dataclass(slots=True)
-class _Going:
-    """A reply in the making, and its share of the time."""
+class _ActiveReply:
+    """A reply while it is generated, and its share of the time."""
 
     ticket: Ticket
     row: BatchRow
@@ -55,29 +59,29 @@ class _Going:
 
 
 @dataclass(frozen=True, slots=True)
-class _Works:
-    """What holds the replies that go on, and what gives them their tokens."""
+class _Decoding:
+    """The slots that hold the active replies, and the decoder that gives them tokens."""
 
     slots: Slots
     decoder: BatchDecoder
 
 
-@dataclass(slots=True)
-class _Opened:
+@dataclass(frozen=True, slots=True)
+class _Prefilled:
     """Replies whose prompts are computed; no prompt when cancelled."""
 
-    going: list[_Going]
+    replies: list[_ActiveReply]
     prompt: Prompt | None
     cache: Cache
 
 
 class Server:
-    """Answers requests as slots get free; belongs to the thread of the inference.
+    """Answers requests as slots become free. The inference thread owns it.
 
     Args:
-        inference: Of the model.
-        schedule: Of the requests; nothing waits yet.
-        deliver: Told of each request's outcome, as soon as it ended.
+        inference: Runs the model.
+        schedule: An empty schedule.
+        deliver: Called with the outcome of each request as soon as it ended.
     """
 
     def __init__(
@@ -88,222 +92,233 @@ class Server:
     ) -> None:
         self._inference = inference
         self._schedule = schedule
-        self._tell = deliver
-        self._going: list[_Going] = []
+        self._on_outcome = deliver
+        self._active: list[_ActiveReply] = []
         self._cancel: Flag | None = None
+        self._has_warned = False
 
     @torch.inference_mode()
     def serve(self, inbox: Inbox, cancel: Flag) -> None:
-        """Answer what comes from *inbox* until no more will come, or *cancel* is set."""
+        """Answer the requests of *inbox* until no more will come, or *cancel* is set."""
         self._cancel = cancel
         try:
             if self._inference.slots_problem is None:
-                self._serve(inbox, cancel)
+                self._serve_slots(inbox, cancel)
             else:
                 self._serve_batches(inbox, cancel)
         finally:
-            self._inference.leave_slots()
+            self._inference.release_slots()
 
-    def _serve(self, inbox: Inbox, cancel: Flag) -> None:
-        works = self._new_works()
+    def _serve_slots(self, inbox: Inbox, cancel: Flag) -> None:
+        decoding = self._new_decoding()
         while not cancel.is_set():
-            self._fetch(inbox)
-            if tickets := self._schedule.choose(len(self._going)):
-                is_fine = self._let_in(works, tickets)
-            elif self._going:
-                is_fine = self._advance(works)
+            self._fetch_tickets(inbox)
+            if tickets := self._schedule.choose(len(self._active)):
+                is_intact = self._start_replies(decoding, tickets)
+            elif self._active:
+                is_intact = self._advance(decoding)
             else:
                 return
-            if not is_fine:
-                works = self._new_works()
+            if not is_intact:
+                decoding = self._new_decoding()
         finish_all(self._rows, "cancelled")
-        self._end(self._going)
+        self._end_replies(self._active)
 
-    def _fetch(self, inbox: Inbox) -> None:
-        is_idle = not self._going and self._schedule.is_empty
-        self._schedule.add(inbox.take(waits=is_idle))
+    def _fetch_tickets(self, inbox: Inbox) -> None:
+        is_idle = not self._active and self._schedule.is_empty
+        self._schedule.add(inbox.take_tickets(waits=is_idle))
 
-    def _let_in(self, works: _Works, tickets: list[Ticket]) -> bool:
-        """Prefill *tickets*; False if the slots are to be made anew."""
+    def _start_replies(self, decoding: _Decoding, tickets: list[Ticket]) -> bool:
+        """Prefill *tickets* and admit them to the slots; return False if the slots are lost."""
         try:
             with as_memory_limit(len(tickets)):
-                opened = self._prefill(tickets)
+                prefilled = self._prefill(tickets)
         except MemoryLimitError as error:
-            # Those that go on keep what they have.
-            return self._run_short(tickets, error, going=len(self._going))
+            # The active replies keep their states.
+            return self._retry_with_fewer(tickets, error, active=len(self._active))
         except Exception as error:
-            _log.debug("%d prompts failed", len(tickets), exc_info=True)
-            self._set_apart(tickets, error, tried=len(tickets))
+            self._log_failure(len(tickets), error)
+            self._retry_singly(tickets, error, tried=len(tickets))
             return True
         try:
-            with as_memory_limit(len(self._going) + len(tickets)):
-                self._admit(works, opened)
+            with as_memory_limit(len(self._active) + len(tickets)):
+                self._admit(decoding, prefilled)
         except MemoryLimitError as error:
-            return self._run_short(self._take_back(tickets), error)
-        except Exception:
-            return self._answer_alone(tickets)
+            return self._retry_with_fewer(self._take_back(tickets), error)
+        except Exception as error:
+            return self._answer_singly(error, tickets)
         return True
 
-    def _prefill(self, tickets: Sequence[Ticket]) -> _Opened:
+    def _prefill(self, tickets: Sequence[Ticket]) -> _Prefilled:
+        """Compute the prompts of *tickets* and their first tokens."""
         started = time.perf_counter()
-        model, family = self._inference.loaded.model, self._inference.loaded.family
-        rows, prompt = self._inference.begin([t.prepared for t in tickets], self._flag)
-        cache, output = growing_cache(), None
+        rows, prompt = self._inference.start_batch([t.prepared for t in tickets], self._flag)
+        cache, scores = growing_cache(), None
         if prompt is not None:
-            output = prefill(model, family, prompt, cache, cancel=self._flag)
-        if output is None:
+            scores = self._inference.new_loop().prefill(prompt, cache, cancel=self._flag)
+        if scores is None:
             finish_all(rows, "cancelled")
         else:
-            logits = output.logits[:, -1]
-            Scores(logits, banned_of(family, logits.device)).choose(rows, family.stop_ids)
+            scores.choose_tokens(rows)
         share = (time.perf_counter() - started) / len(tickets)
-        going = [_Going(ticket, row, share) for ticket, row in zip(tickets, rows, strict=True)]
-        return _Opened(going, None if output is None else prompt, cache)
+        replies = [_ActiveReply(t, row, share) for t, row in zip(tickets, rows, strict=True)]
+        return _Prefilled(replies, None if scores is None else prompt, cache)
 
-    def _admit(self, works: _Works, opened: _Opened) -> None:
-        if opened.prompt is None:
-            self._end(opened.going)
+    def _admit(self, decoding: _Decoding, prefilled: _Prefilled) -> None:
+        if prefilled.prompt is None:
+            self._end_replies(prefilled.replies)
             return
-        works.decoder.settle(self._rows)
-        inputs, image_features = opened.prompt.inputs, opened.prompt.image_features
+        decoding.decoder.settle(self._rows)
+        inputs, image_features = prefilled.prompt.inputs, prefilled.prompt.image_features
         extra = self._inference.loaded.family.next_inputs(inputs, image_features)
-        works.slots.admit(opened.cache, inputs["attention_mask"], extra, releases=True)
-        self._going += opened.going
-        self._drop_ended(works)
+        decoding.slots.admit_rows(prefilled.cache, inputs["attention_mask"], extra, releases=True)
+        self._active += prefilled.replies
+        self._drop_ended(decoding)
 
-    def _advance(self, works: _Works) -> bool:
-        """Give every row a token; False if the slots are to be made anew."""
+    def _advance(self, decoding: _Decoding) -> bool:
+        """Give every active reply a token; return False if the slots are lost."""
         started = time.perf_counter()
         self._look_ahead()
         rows = self._rows
         try:
             with as_memory_limit(len(rows)):
-                works.decoder.advance(rows)
+                decoding.decoder.advance(rows)
         except MemoryLimitError as error:
-            return self._run_short(self._take_back(), error)
-        except Exception:
-            return self._answer_alone()
-        for going in self._going:
-            going.decode_seconds += (time.perf_counter() - started) / len(rows)
-        self._drop_ended(works)
+            return self._retry_with_fewer(self._take_back(), error)
+        except Exception as error:
+            return self._answer_singly(error)
+        for reply in self._active:
+            reply.decode_seconds += (time.perf_counter() - started) / len(rows)
+        self._drop_ended(decoding)
         return True
 
     def _look_ahead(self) -> None:
-        if not self._inference.can_look_ahead:
-            return
-        if upcoming := self._schedule.upcoming()[:_AHEAD]:
-            self._inference.look_ahead([ticket.prepared for ticket in upcoming], self._flag)
+        look_ahead = self._inference.look_ahead
+        if look_ahead.can_start and (upcoming := self._schedule.upcoming()[:_AHEAD]):
+            look_ahead.start_encoding([ticket.prepared for ticket in upcoming], self._flag)
 
-    def _drop_ended(self, works: _Works) -> None:
-        kept = kept_in_order([row.finish is not None for row in self._rows])
-        if len(kept) < len(self._going):
-            ended = [going for going in self._going if going.row.finish]
-            works.decoder.keep(kept)
-            self._going = [self._going[index] for index in kept]
-            self._end(ended)
+    def _drop_ended(self, decoding: _Decoding) -> None:
+        kept = rows_to_keep([row.finish is not None for row in self._rows])
+        if len(kept) < len(self._active):
+            ended = [reply for reply in self._active if reply.row.finish]
+            decoding.decoder.keep_rows(kept)
+            self._active = [self._active[index] for index in kept]
+            self._end_replies(ended)
 
-    def _end(self, ended: Sequence[_Going]) -> None:
-        for going in ended:
-            self._deliver(going.ticket, going.answer)
+    def _end_replies(self, ended: Sequence[_ActiveReply]) -> None:
+        for reply in ended:
+            self._deliver(reply.ticket, reply.answer)
 
     def _deliver(self, ticket: Ticket, outcome: Outcome) -> None:
         self._schedule.end(ticket, fits=not isinstance(outcome, MemoryLimitError))
-        self._tell(ticket, outcome)
+        self._on_outcome(ticket, outcome)
 
-    def _set_apart(self, tickets: Sequence[Ticket], error: Exception, *, tried: int) -> None:
-        if (failed := self._schedule.set_apart(tickets, tried=tried)) is not None:
+    def _retry_singly(self, tickets: Sequence[Ticket], error: Exception, *, tried: int) -> None:
+        if (failed := self._schedule.retry_singly(tickets, tried=tried)) is not None:
             self._deliver(failed, error)
 
-    def _run_short(
-        self, tickets: Sequence[Ticket], error: MemoryLimitError, *, going: int = 0
+    def _retry_with_fewer(
+        self, tickets: Sequence[Ticket], error: MemoryLimitError, *, active: int = 0
     ) -> bool:
-        """Let *tickets* begin again with fewer at a time; False if in slots that are new."""
-        failed = self._schedule.run_short(tickets, going=going)
-        if going:
+        """Put *tickets* back, to start with fewer at a time; return False if the slots are lost."""
+        failed = self._schedule.retry_with_fewer(tickets, active=active)
+        if active:
             return True
-        self._inference.drop()
+        self._inference.drop_caches()
         if failed is not None:
             self._deliver(failed, error)
         return False
 
-    def _answer_alone(self, others: Sequence[Ticket] = ()) -> Literal[False]:
-        """Answer all that go on, and *others*, one by one: one of them failed."""
+    def _answer_singly(self, error: Exception, others: Sequence[Ticket] = ()) -> Literal[False]:
+        """Answer all active requests and *others* one by one, because one of them failed."""
         tickets = self._take_back(others)
-        _log.debug("%d replies failed", len(tickets), exc_info=True)
+        self._log_failure(len(tickets), error)
         for ticket in tickets:
             self._answer([ticket])
         return False
 
+    def _log_failure(self, count: int, error: Exception) -> None:
+        """Warn once that requests are answered one by one after *error*."""
+        # An error in a prompt is the outcome of its own request.
+        if count < 2 or isinstance(error, PromptError) or self._has_warned:
+            _log.debug("%d requests failed", count, exc_info=error)
+            return
+        self._has_warned = True
+        _log.warning(
+            "answering %d requests one by one, because they failed together: %s",
+            count,
+            error_summary(error),
+        )
+
     def _take_back(self, others: Sequence[Ticket] = ()) -> list[Ticket]:
-        """Return the tickets of all that go on, and *others*, which may be among them."""
-        tickets = [*(going.ticket for going in self._going), *others]
-        self._going = []
+        """Remove the active replies; return their tickets and *others*, each once."""
+        tickets = [*(reply.ticket for reply in self._active), *others]
+        self._active = []
         return list({ticket.index: ticket for ticket in tickets}.values())
 
-    def _new_works(self) -> _Works:
+    def _new_decoding(self) -> _Decoding:
         loaded = self._inference.loaded
         slots = self._inference.take_slots(self._schedule.slots)
         step = SlotStep(loaded.model, loaded.family, slots, graphs=self._inference.graphs)
-        banned = banned_of(loaded.family, loaded.model.device)
-        return _Works(slots, BatchDecoder(step, loaded.family, banned))
+        return _Decoding(slots, BatchDecoder(step, banned_of(loaded.family, loaded.model.device)))
 
     @property
     def _rows(self) -> list[BatchRow]:
-        return [going.row for going in self._going]
+        return [reply.row for reply in self._active]
 
     @property
     def _flag(self) -> Flag:
         if self._cancel is None:
-            raise RuntimeError("nothing is served")
+            raise RuntimeError("`serve` is not running")
         return self._cancel
 
     def _serve_batches(self, inbox: Inbox, cancel: Flag) -> None:
-        """Answer in batches, where rows cannot come while others go on."""
+        """Answer in batches, because rows cannot join while others go on."""
         while not cancel.is_set():
-            self._fetch(inbox)
+            self._fetch_tickets(inbox)
             tickets = self._schedule.choose(0)
             if not tickets:
                 return
             self._answer(tickets)
 
     def _answer(self, tickets: Sequence[Ticket]) -> None:
-        """Answer *tickets* as one batch; if that fails, those that have not ended wait again."""
+        """Answer *tickets* as one batch; if it fails, put back the tickets that have not ended."""
         batch = _Batch(tickets, self._deliver)
         try:
             answer = self._inference.answer(
                 [t.prepared for t in tickets], self._flag, batch.on_token
             )
         except MemoryLimitError as error:
-            self._run_short(batch.rest, error)
+            self._retry_with_fewer(batch.rest, error)
         except Exception as error:
-            _log.debug("a batch of %d failed", len(tickets), exc_info=True)
-            self._set_apart(batch.rest, error, tried=len(tickets))
+            self._log_failure(len(tickets), error)
+            self._retry_singly(batch.rest, error, tried=len(tickets))
         else:
-            # Cancelled before the first token.
+            # A batch that was cancelled before its first token has not called `on_token`.
             batch.on_token(answer.rows)
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Requests that are answered as a batch, whose rows are told as they end."""
+    """Requests that are answered as a batch; each reply is delivered when its row ends."""
 
     tickets: Sequence[Ticket]
     deliver: Callable[[Ticket, Outcome], None]
     seconds: float = 0.0
-    looked: float = field(default_factory=time.perf_counter)
-    told: set[int] = field(default_factory=set)
+    last_time: float = field(default_factory=time.perf_counter)
+    delivered: set[int] = field(default_factory=set)
 
     @property
     def rest(self) -> list[Ticket]:
-        """Those that have not ended."""
-        return [ticket for ticket in self.tickets if ticket.index not in self.told]
+        """The tickets that have not ended."""
+        return [ticket for ticket in self.tickets if ticket.index not in self.delivered]
 
     def on_token(self, rows: Sequence[BatchRow]) -> None:
         now, count = time.perf_counter(), len(self.rest)
-        # What the prompt took is not known before all have ended.
-        self.seconds += (now - self.looked) / max(1, count)
-        self.looked = now
+        # The time of the prompts is unknown until all replies have ended, so it counts as decoding.
+        self.seconds += (now - self.last_time) / max(1, count)
+        self.last_time = now
         for ticket, row in zip(self.tickets, rows, strict=True):
-            if row.finish and ticket.index not in self.told:
-                self.told.add(ticket.index)
+            if row.finish and ticket.index not in self.delivered:
+                self.delivered.add(ticket.index)
                 self.deliver(ticket, BatchAnswer([row], 0, 0.0, self.seconds))

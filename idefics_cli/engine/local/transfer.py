@@ -1,4 +1,4 @@
-"""Small numbers on their way to a GPU and back, without anybody waiting for it."""
+"""Asynchronous copies of small tensors between the host and a GPU."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from torch import Tensor
 
 
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Return *values* (N,) on *device*; a GPU copies them when it has come that far."""
+    """Return *values* (N,) on *device*; the copy to a GPU does not block the host."""
     is_cuda = device.type == "cuda"
-    # The memory that a copy still reads is not given out again (CUDA's host allocator).
+    # CUDA's host allocator does not reuse pinned memory while a copy still reads it.
     staging = torch.tensor(values, dtype=torch.long, pin_memory=is_cuda)
     return staging.to(device, non_blocking=is_cuda)
 
 
-class Arrival:
-    """A tensor that is sent to the host as soon as the device has computed it.
+class HostCopy:
+    """A copy of a tensor on the host, which starts at once and does not block the host.
 
     Args:
-        tensor: Anywhere; not to be changed afterwards.
+        tensor: A tensor on any device. Do not change it afterwards.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         is_cuda = tensor.device.type == "cuda"
-        # Into pinned memory, if it need not wait (torch 2.11, TensorConversions.cpp).
-        self._here = tensor.to("cpu", non_blocking=is_cuda)
-        self._sent: torch.cuda.Event | None = None
+        # A non-blocking copy goes into pinned memory (torch 2.11, TensorConversions.cpp).
+        self._host = tensor.to("cpu", non_blocking=is_cuda)
+        self._copied: torch.cuda.Event | None = None
         if is_cuda:
-            self._sent = torch.cuda.current_stream(tensor.device).record_event()
+            self._copied = torch.cuda.current_stream(tensor.device).record_event()
 
     def tolist(self) -> list[list[float]]:
-        """Return its numbers, when they are here; what the device was told since goes on."""
-        if self._sent is not None:
-            self._sent.synchronize()
-        numbers: list[list[float]] = self._here.tolist()
+        """Wait for the copy and return its numbers; later work of the device goes on."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        numbers: list[list[float]] = self._host.tolist()
         return numbers

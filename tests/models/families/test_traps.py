@@ -17,10 +17,10 @@ from transformers import DynamicCache
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
-from idefics_cli.engine.local.decode.token_loop import generate
+from idefics_cli.engine.local.decode.token_loop import TokenLoop
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.prompt.prefill import Prompt
-from idefics_cli.engine.local.vision.encoding import FeatureCache, encode_pictures
+from idefics_cli.engine.local.vision.encoding import PictureEncoder
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import cache_name
@@ -125,13 +125,19 @@ def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
             calls.append((tokens.shape[1], cache.get_seq_length()))
             return loaded.model(**arguments)
 
-    row = BatchRow(request.sampling, inputs["input_ids"][0].tolist(), limit=4)
+    row = BatchRow(
+        request.sampling,
+        inputs["input_ids"][0].tolist(),
+        limit=4,
+        stop_ids=loaded.family.stop_ids,
+    )
     picture = loaded.family.preprocess(PICTURE)
-    features = encode_pictures(loaded.model, loaded.family, [picture], FeatureCache())
+    features = PictureEncoder(loaded.model, loaded.family).encode([picture])
     assert features is not None
     image_features = loaded.family.place_features(loaded.model, [[features[picture.digest]]])
     watched = cast("Model", Watched())
-    generate(watched, loaded.family, Prompt(inputs, image_features), [row], growing_cache())
+    loop = TokenLoop(watched, loaded.family)
+    loop.generate(Prompt(inputs, image_features), [row], growing_cache())
     prompt = len(row.prompt)
     assert calls == [(prompt, 0), *((1, prompt + n) for n in range(len(row.tokens) - 1))]
 
@@ -390,8 +396,8 @@ def test_a_reply_never_holds_an_image_token(kind: str, loaded_of: LoadedOf) -> N
     for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):
         logits = torch.zeros(1, loaded_of(kind).vocabulary)
         logits[0, banned] = 100.0
-        row = BatchRow(sampling, prompt=[1], limit=9)
-        Scores(logits, torch.tensor(sorted(family.banned_ids))).choose([row], family.stop_ids)
+        row = BatchRow(sampling, prompt=[1], limit=9, stop_ids=family.stop_ids)
+        Scores(logits, torch.tensor(sorted(family.banned_ids))).choose_tokens([row])
         assert row.tokens[0] not in banned
 
 

@@ -1,4 +1,4 @@
-"""Token ids become text while they arrive, without half characters and without a second pass."""
+"""Text from token ids while they arrive: no half characters, no second pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class TokenDecoder(Protocol):
-    """The part of a tokenizer that is used here."""
+    """The part of a tokenizer that `Detokenizer` uses."""
 
     def decode(
         self,
@@ -25,7 +25,7 @@ class Detokenizer:
 
     Args:
         tokenizer: Decodes ids; special tokens are left out.
-        strip: Leave out white space around the reply, as chat formats put a space before it.
+        strip: Leave out white space around the reply, because chat formats put a space before it.
     """
 
     def __init__(self, tokenizer: TokenDecoder, *, strip: bool) -> None:
@@ -34,13 +34,13 @@ class Detokenizer:
         self._start = 0
         self._read = 0
         self._held = ""
-        self._begun = False
+        self._has_text = False
 
     def whole(self, tokens: Sequence[int]) -> str:
-        """Return the text of a reply that is complete, as its streamed pieces would join.
+        """Return the text of a complete reply, equal to its streamed pieces joined.
 
-        One decode of all tokens gives the same, save for bytes that are not UTF-8: there
-        SentencePiece decoders judge a whole run of bytes, which a stream cannot wait for.
+        One decode of all tokens gives the same text, except for bytes that are not UTF-8: there,
+        SentencePiece decoders judge a whole run of bytes, and a stream cannot wait for its end.
         """
         text = self._decode(tokens)
         if "\ufffd" not in text:
@@ -49,20 +49,19 @@ class Detokenizer:
         return "".join(self.feed(tokens[:n], last=n == len(tokens)) for n in ends)
 
     def feed(self, tokens: Sequence[int], *, last: bool = False) -> str:
-        """Return what is new in the text of *tokens*, which are all tokens so far.
+        """Return the new text of *tokens*, which are all tokens so far.
 
         Args:
-            tokens: Ids of the reply; each call has those of the one before, and more.
-            last: Nothing follows: give out what was held back.
+            tokens: Ids of the reply; each call passes those of the call before, and more.
+            last: No token follows, so text that was held back is returned.
         """
         before = self._decode(tokens[self._start : self._read])
         after = self._decode(tokens[self._start :])
-        # A replacement character at the end may be a character whose bytes are not all here.
+        # A replacement character at the end may be a character whose bytes are incomplete.
         if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
             return ""
-        # The last piece stays as context, for word marks. A window that began anywhere else
-        # could begin inside a character, and a SentencePiece decoder takes a whole run of bytes
-        # for invalid when its beginning is.
+        # The last piece stays as context, for word marks. A window that starts anywhere else may
+        # start inside a character, and a SentencePiece decoder then rejects the whole run of bytes.
         self._start = self._read
         self._read = len(tokens)
         return self._stripped(after[len(before) :], last=last)
@@ -70,7 +69,7 @@ class Detokenizer:
     def _decode(self, tokens: Sequence[int]) -> str:
         if not tokens:
             return ""
-        # "Cleaning up" joins a full stop to text that may have been given out already.
+        # Clean-up removes the space before a full stop, which may have been returned already.
         return self._tokenizer.decode(
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -79,10 +78,10 @@ class Detokenizer:
         if not self._strip:
             return text
         text = self._held + text
-        if not self._begun:
+        if not self._has_text:
             text = text.lstrip()
         kept = text.rstrip()
-        # White space at the end is given out once something follows it.
+        # White space at the end is held back until text follows it.
         self._held = "" if last else text[len(kept) :]
-        self._begun = self._begun or bool(kept)
+        self._has_text = self._has_text or bool(kept)
         return kept

@@ -1,7 +1,7 @@
-"""Decode steps recorded once and played back: a GPU is then told of one thing, not a thousand.
+"""CUDA graphs: a decode step is recorded once and replayed with one launch.
 
-None of this has run on a GPU yet. What is recorded is compared with what it was recorded from
-the first times that it is played, and given up where they differ.
+No part of this has run on a GPU yet. The first replays of each recording are compared with the
+function that was recorded, and graphs are switched off if the results differ.
 """
 
 from __future__ import annotations
@@ -14,33 +14,37 @@ import torch
 from torch import Tensor
 
 from idefics_cli.engine.local.decode.slots import Slots
+from idefics_cli.engine.local.memory import error_summary
 from idefics_cli.engine.local.transfer import to_device
 from idefics_cli.models.families.internals import has_8bit_layers
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.planning import decoding
 
 _log = logging.getLogger(__name__)
-# How often each recording is compared: once with the inputs that it was made of, once with new.
+# How often each recording is compared: once with the inputs of the recording, once with new ones.
 _CHECKS = 2
-# Of the largest logit. The kernels are the same, so equal results are to be expected.
+# Relative to the largest logit. The kernels are the same, so equal results are expected.
 _TOLERANCE = 0.02
 
 Replay = Callable[[], Tensor]
 
 
 class Capture(Protocol):
-    """Records what a function does to tensors."""
+    """Records the kernels of a function."""
 
     def __call__(self, function: Callable[[], Tensor]) -> Replay:
-        """Return what does it again, at the same addresses; its result is overwritten by that."""
+        """Return a function that replays *function* on the same addresses.
+
+        Each replay overwrites the result of the one before.
+        """
         ...
 
 
 class Forward(Protocol):
-    """One token of some rows; see `SlotStep`."""
+    """Runs one token of some rows; see `SlotStep`."""
 
     def __call__(self, inputs: Tensor, width: int) -> Tensor:
-        """Run ids and places (2, rows) within *width* places; logits (rows, V)."""
+        """Run ids and positions (2, rows) within *width* positions; return logits (rows, V)."""
         ...
 
 
@@ -48,31 +52,32 @@ class Graphs:
     """Recordings of decode steps, one for each number of rows: 1, 2, 4, 8 … and all slots.
 
     Args:
-        capture: Records.
+        capture: Records a step.
 
     Attributes:
-        failure: Why there are none any more; None while all is well.
+        failure: Why graphs are switched off; None while they are on.
     """
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
         self._replays: dict[int, Replay] = {}
-        self._plays: dict[int, int] = {}
+        self._replay_counts: dict[int, int] = {}
         self._inputs: Tensor | None = None
         self._recorded: tuple[Slots, int] | None = None
         self.failure: str | None = None
 
-    def play(self, slots: Slots, newest: Tensor, forward: Forward) -> Tensor | None:
-        """Run *newest* (rows,) of the rows of *slots*; return logits (rows, V), None if it cannot.
+    def run_step(self, slots: Slots, newest: Tensor, forward: Forward) -> Tensor | None:
+        """Run the *newest* tokens (rows,) of the rows of *slots* by a replay.
 
-        The logits are overwritten by the next call.
+        Returns:
+            Logits (rows, V), which the next call overwrites; None if graphs are switched off.
         """
         if self.failure is not None:
             return None
         if self._recorded is None or self._recorded != (slots, slots.version):
-            self._forget(slots)
-        rows = bucket(len(newest), slots.rows)
-        inputs = self._load(slots, newest)[:, :rows]
+            self._drop_recordings(slots)
+        rows = row_bucket(len(newest), slots.rows)
+        inputs = self._load_inputs(slots, newest)[:, :rows]
 
         def run() -> Tensor:
             return forward(inputs, slots.capacity)
@@ -81,24 +86,24 @@ class Graphs:
             if rows not in self._replays:
                 self._replays[rows] = self._capture(run)
             logits = self._replays[rows]()
-            self._plays[rows] = self._plays.get(rows, 0) + 1
-            if self._plays[rows] <= _CHECKS:
-                _check(logits[: len(newest)], run()[: len(newest)])
-        # Whatever it is, the plain way gives the answer, or an error that says more.
+            self._replay_counts[rows] = self._replay_counts.get(rows, 0) + 1
+            if self._replay_counts[rows] <= _CHECKS:
+                _check_equal(logits[: len(newest)], run()[: len(newest)])
+        # The plain step then gives the answer, or a clearer error.
         except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.failure = error_summary(error)
             _log.warning("decoding without CUDA graphs: %s", self.failure)
-            self._forget(slots)
+            self._drop_recordings(slots)
             return None
         return logits[: len(newest)]
 
-    def _forget(self, slots: Slots) -> None:
-        self._replays, self._plays = {}, {}
+    def _drop_recordings(self, slots: Slots) -> None:
+        self._replays, self._replay_counts = {}, {}
         self._recorded = (slots, slots.version)
         self._inputs = None
 
-    def _load(self, slots: Slots, newest: Tensor) -> Tensor:
-        """Return ids and places (2, all rows) in a buffer that stays; 0 where there is no row."""
+    def _load_inputs(self, slots: Slots, newest: Tensor) -> Tensor:
+        """Return ids and positions (2, all rows) in a fixed buffer; 0 for unused rows."""
         if self._inputs is None:
             self._inputs = newest.new_zeros(2, slots.rows)
         self._inputs.zero_()
@@ -107,8 +112,8 @@ class Graphs:
         return self._inputs
 
 
-def bucket(rows: int, most: int) -> int:
-    """Return the number of rows that a recording for *rows* has: a power of two, or *most*."""
+def row_bucket(rows: int, most: int) -> int:
+    """Return the number of rows of the recording for *rows*: a power of two, or *most*."""
     return min(1 << (rows - 1).bit_length(), most)
 
 
@@ -121,7 +126,7 @@ class CudaCapture:
     """Records CUDA kernels.
 
     Args:
-        device: Where the model is.
+        device: The device of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,7 +134,7 @@ class CudaCapture:
         self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, function: Callable[[], Tensor]) -> Replay:
-        """See `Capture`."""
+        """Record *function*; see `Capture`."""
         with torch.cuda.device(self._device):
             graph, output = self._record(function)
 
@@ -140,27 +145,27 @@ class CudaCapture:
         return replay
 
     def _record(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        # One stream for all recordings, and no other work: libraries have a workspace for each.
+        # One stream for all recordings and for nothing else: libraries keep a workspace for each.
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        # Around the recording too: one that fails leaves its stream behind (torch 2.13).
+        # This block also covers the recording: one that fails leaves its stream set (torch 2.13).
         with torch.cuda.stream(self._stream):
-            # The workspaces are made in the first calls, which must not be recorded.
+            # The first calls allocate workspaces, which must not be recorded.
             for _ in range(2):
                 function()
-            # Memory of its own for each: what is shared cannot be used again when all recordings
-            # are gone. Other threads may go on, as those that open and encode pictures.
+            # Each recording has memory of its own: a shared pool is not reused when all its
+            # recordings are gone. Other threads may go on, such as those that encode pictures.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 output = function()
         current.wait_stream(self._stream)
         return graph, output
 
 
-def _check(played: Tensor, computed: Tensor) -> None:
-    off, most = (played - computed).abs().max(), computed.abs().max()
-    # Not `>`, which is false of no numbers.
+def _check_equal(replayed: Tensor, computed: Tensor) -> None:
+    off, most = (replayed - computed).abs().max(), computed.abs().max()
+    # `not <=` instead of `>`, because a comparison with NaN is false.
     if not bool(off <= _TOLERANCE * most):
         raise RuntimeError(f"the recording is off by {float(off):.3g} of {float(most):.3g}")

@@ -1,4 +1,4 @@
-"""One token of every row through the model: how a reply goes on after its prompt."""
+"""Decode steps: one token of every row through the model."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ class Step(Protocol):
     """Runs one token of every row."""
 
     @property
-    def is_quick(self) -> bool:
-        """Whether the host is done with a step long before the device is."""
+    def is_async(self) -> bool:
+        """Whether a call returns long before the device has computed the step."""
         ...
 
     def __call__(self, newest: Tensor) -> Tensor:
-        """Run the *newest* token of each row, (rows,) ids where the model is.
+        """Run the *newest* token of each row, (rows,) ids on the model's device.
 
         Returns:
-            Logits (rows, V) of the next, which the next call may overwrite.
+            Logits (rows, V) of the next tokens; the next call may overwrite them.
         """
         ...
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with *rows* only, in this order; none comes before one whose place it takes."""
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only *rows*, in this order; no row may come before the row whose slot it takes."""
         ...
 
     def close(self) -> None:
-        """Leave the cache of a single row as if its reply had been part of the prompt."""
+        """Complete the cache of a single row, as if its reply had been part of the prompt."""
         ...
 
 
 class PlainStep:
-    """Goes on in the cache of the prompt, which grows; its rows stay padded to each other.
+    """Appends to the cache of the prompt; its rows stay padded to one length.
 
     Args:
         model: In eval mode.
-        family: Of the model.
-        prompt: What *cache* holds.
-        cache: Of the prompt; grows.
+        family: The family of the model.
+        prompt: The prompt that *cache* holds.
+        cache: The cache of the prompt; grows.
     """
 
     def __init__(self, model: Model, family: Family, prompt: Prompt, cache: Cache) -> None:
@@ -64,12 +64,12 @@ class PlainStep:
         self._extra = family.next_inputs(prompt.inputs, prompt.image_features)
 
     @property
-    def is_quick(self) -> bool:
-        """See `Step`; it launches a thousand kernels one by one."""
+    def is_async(self) -> bool:
+        """False: the host launches a thousand kernels one by one."""
         return False
 
     def __call__(self, newest: Tensor) -> Tensor:
-        """See `Step`."""
+        """Run the newest tokens; see `Step`."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(newest), 1)], dim=1)
         output = self._family.forward(
@@ -82,8 +82,8 @@ class PlainStep:
         self._positions = self._positions + 1
         return output.logits[:, -1]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `Step`; what pads all that remain goes too."""
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only *rows*; padding that all of them share is removed. See `Step`."""
         chosen = torch.tensor(rows, device=self._positions.device)
         self._cache.batch_select_indices(chosen)
         self._positions = self._positions[chosen]
@@ -96,18 +96,18 @@ class PlainStep:
         drop_first(self._cache, padding)
 
     def close(self) -> None:
-        """See `Step`; it is so."""
+        """Do nothing: the cache is complete after every step."""
 
 
 class SlotStep:
-    """Goes on in slots, where rows have their own lengths and may come at any time.
+    """Runs rows in slots, where each has its own length and may be admitted at any time.
 
     Args:
-        model: In eval mode, with none of `slots_problem`.
-        family: Of the model.
-        slots: What holds the rows.
-        graphs: Plays forwards back instead of launching each of their kernels; None does not.
-        source: The cache of a single prompt, to be brought up to date by `close`.
+        model: In eval mode; `slots_problem` returns None for it.
+        family: The family of the model.
+        slots: Holds the rows.
+        graphs: Replays forwards instead of launching each kernel; None launches them.
+        source: The cache of a single prompt, which `close` completes.
     """
 
     def __init__(
@@ -129,56 +129,54 @@ class SlotStep:
         self._adds_mask = attention_of(text) == "eager"
 
     @property
-    def is_quick(self) -> bool:
-        """See `Step`."""
+    def is_async(self) -> bool:
+        """Whether steps are replayed, each by one launch."""
         return self._graphs is not None and self._graphs.failure is None
 
     def __call__(self, newest: Tensor) -> Tensor:
-        """See `Step`."""
+        """Run the newest tokens; see `Step`."""
         slots = self.slots
-        slots.reserve(max(slots.lengths) + 1)
+        slots.reserve_tokens(max(slots.lengths) + 1)
         logits = None
         if self._graphs is not None:
-            logits = self._graphs.play(slots, newest, self._forward)
+            logits = self._graphs.run_step(slots, newest, self._forward)
         if logits is None:
             inputs = torch.stack([newest, to_device(slots.lengths, newest.device)])
-            logits = self._forward(inputs, max(slots.lengths) + 1, is_even=self._is_even())
+            has_one_length = len(set(slots.lengths)) == 1
+            logits = self._forward(inputs, max(slots.lengths) + 1, has_one_length=has_one_length)
         slots.lengths = [length + 1 for length in slots.lengths]
         return logits
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `Step`."""
-        self.slots.keep(rows)
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only *rows*; see `Step`."""
+        self.slots.keep_rows(rows)
 
     def close(self) -> None:
-        """See `Step`."""
+        """Append the states of the reply to the cache of its prompt; see `Step`."""
         if self._source is not None:
             self.slots.append_to(self._source)
 
-    def _is_even(self) -> bool:
-        return len(set(self.slots.lengths)) == 1
-
-    def _forward(self, inputs: Tensor, width: int, *, is_even: bool = False) -> Tensor:
-        """Run ids and places (2, rows) within the first *width* places; logits (rows, V)."""
-        ids, places = inputs
+    def _forward(self, inputs: Tensor, width: int, *, has_one_length: bool = False) -> Tensor:
+        """Run ids and positions (2, rows) within *width* positions; return logits (rows, V)."""
+        ids, positions = inputs
         named = {name: tensor[: len(ids)] for name, tensor in self.slots.extra.items()}
         named["inputs_embeds"] = self._family.embed(self._model, ids[:, None])
         output = self._family.forward(
             self._model,
             named,
-            self.slots.view(places, width),
-            # The library's own mask is right, and often none, where all rows are of one length.
-            mask=None if is_even else self._mask(places, width),
-            positions=places[:, None],
+            self.slots.view(positions, width),
+            # For rows of one length, the library's own mask is right, and often none is needed.
+            mask=None if has_one_length else self._mask(positions, width),
+            positions=positions[:, None],
         )
         return output.logits[:, -1]
 
-    def _mask(self, places: Tensor, width: int) -> Tensor:
-        """Return the mask (rows, 1, 1, width), in which each row sees itself and what it had."""
-        columns = torch.arange(width, device=places.device)
-        seen = columns <= places[:, None]
+    def _mask(self, positions: Tensor, width: int) -> Tensor:
+        """Return the mask (rows, 1, 1, width): each row attends to itself and what precedes it."""
+        columns = torch.arange(width, device=positions.device)
+        seen = columns <= positions[:, None]
         if self._window is not None:
-            seen &= columns > places[:, None] - self._window
+            seen &= columns > positions[:, None] - self._window
         mask = seen[:, None, None]
         if not self._adds_mask:
             return mask

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from transformers import Cache
 
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores, banned_of, finish_all
-from idefics_cli.engine.local.decode.slots import kept_in_order
+from idefics_cli.engine.local.decode.slots import rows_to_keep
 from idefics_cli.engine.local.decode.steps import PlainStep, Step
 from idefics_cli.engine.local.prompt.prefill import Prompt, prefill
 from idefics_cli.engine.local.transfer import to_device
@@ -22,115 +24,151 @@ StepOf = Callable[[Prompt, Cache], Step]
 
 
 class BatchDecoder:
-    """Gives rows their next tokens, with one step of the model each.
+    """Gives rows their next tokens, with one step of the model for each token.
 
-    Where the step is quick to begin, the next is begun before the host reads the tokens of the
-    last: the device then waits for nobody. A row that ended meanwhile had a step too many, of
-    its last token; what came out is never read.
+    If the step is asynchronous, the decoder starts a step before the host reads the tokens of the
+    step before, so that the device never waits for the host. A row that has ended by then runs one
+    step too many, whose output is never read.
 
     Args:
         step: Runs a token of every row.
-        family: Of the model.
-        banned: Of `banned_of`.
+        banned: The result of `banned_of`.
     """
 
-    def __init__(self, step: Step, family: Family, banned: Tensor) -> None:
+    def __init__(self, step: Step, banned: Tensor) -> None:
         self._step = step
-        self._stop_ids = family.stop_ids
         self._banned = banned
-        # Of the tokens after those that the rows have.
+        # The scores of a step that was started ahead.
         self._ahead: Scores | None = None
 
     def advance(self, rows: Sequence[BatchRow]) -> None:
-        """Append a token to each of *rows*, all that go on, and end those that it ends."""
+        """Append a token to each of *rows*, all active, and end the rows that it ends."""
         scores = self._ahead
         if scores is None:
-            scores = self._begin(to_device([row.tokens[-1] for row in rows], self._banned.device))
-        self._ahead = self._begin(scores.likeliest) if self._may_run_ahead(rows) else None
-        scores.choose(rows, self._stop_ids)
+            newest = to_device([row.tokens[-1] for row in rows], self._banned.device)
+            scores = self._start_step(newest)
+        self._ahead = self._start_step(scores.argmax) if self._may_run_ahead(rows) else None
+        scores.choose_tokens(rows)
 
     def settle(self, rows: Sequence[BatchRow]) -> None:
-        """Read the tokens of what was begun, and begin nothing."""
+        """Read the tokens of a step that was started ahead, and start none."""
         if self._ahead is not None:
             scores, self._ahead = self._ahead, None
-            scores.choose(rows, self._stop_ids)
+            scores.choose_tokens(rows)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with *rows* only; see `Step.keep`."""
-        self._step.keep(rows)
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only *rows*; see `Step.keep_rows`."""
+        self._step.keep_rows(rows)
         if self._ahead is not None:
-            self._ahead.keep(rows)
+            self._ahead.keep_rows(rows)
 
     def close(self) -> None:
-        """Read no more; see `Step.close`."""
+        """Complete the cache; see `Step.close`."""
         self._step.close()
 
-    def _begin(self, newest: Tensor) -> Scores:
+    def _start_step(self, newest: Tensor) -> Scores:
         return Scores(self._step(newest), self._banned)
 
     def _may_run_ahead(self, rows: Sequence[BatchRow]) -> bool:
-        """Whether to begin the step after the one that was begun for *rows*."""
+        """Return whether to start the step after the one that was started for *rows*."""
         return (
-            self._step.is_quick
-            and all(row.takes_likeliest for row in rows)
-            # Where all end with the token that is coming, none follows.
+            self._step.is_async
+            and all(row.is_argmax for row in rows)
+            # If the coming token is the last of every row, no step follows.
             and any(len(row.tokens) + 1 < row.limit for row in rows)
         )
 
 
-@torch.inference_mode()
-def generate(
-    model: Model,
-    family: Family,
-    prompt: Prompt,
-    rows: Sequence[BatchRow],
-    cache: Cache,
-    *,
-    cancel: Flag | None = None,
-    on_prefilled: Callable[[], None] | None = None,
-    on_token: OnToken | None = None,
-    step_of: StepOf | None = None,
-) -> None:
-    """Fill *rows* with tokens until each has a `finish`.
-
-    A row that ended leaves the batch: what its pad tokens would cost the others gain.
+class TokenLoop:
+    """Generates the replies to one batch of prompts.
 
     Args:
         model: In eval mode.
-        family: Of the model.
-        prompt: Of B rows.
-        rows: B replies to fill, in place.
-        cache: Holds the states of the prompts' first tokens, or none; afterwards those of the
-            rows that ended last, with or without each reply's last token, or as many as a
-            cancelled prefill came to.
-        cancel: Setting it ends every row after the current token, or piece of the prompt.
-        on_prefilled: Called once, after the prompt and before the first token.
-        on_token: Called after every step; what it raises ends the loop.
-        step_of: Makes what runs a token, when *cache* holds the prompt; None makes a `PlainStep`.
-
-    Raises:
-        ModelError: If the model computes what is no number.
+        family: The family of the model.
+        step_of: Returns the step to run when the cache holds the prompt; None uses a `PlainStep`.
+        chunk_tokens: See `prefill`.
     """
-    output = prefill(model, family, prompt, cache, cancel=cancel)
-    if output is None:
-        finish_all(rows, "cancelled")
-        return
-    if on_prefilled:
-        on_prefilled()
-    banned = banned_of(family, output.logits.device)
-    Scores(output.logits[:, -1], banned).choose(rows, family.stop_ids)
-    step = step_of(prompt, cache) if step_of else PlainStep(model, family, prompt, cache)
-    decoder, going = BatchDecoder(step, family, banned), list(rows)
+
+    def __init__(
+        self,
+        model: Model,
+        family: Family,
+        *,
+        step_of: StepOf | None = None,
+        chunk_tokens: int | None = None,
+    ) -> None:
+        self._model = model
+        self._family = family
+        self._step_of = step_of or partial(PlainStep, model, family)
+        self._chunk_tokens = chunk_tokens
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Prompt, cache: Cache, *, cancel: Flag | None = None) -> Scores | None:
+        """Run *prompt* into *cache*; return the scores of the first tokens, None when cancelled."""
+        output = prefill(
+            self._model, self._family, prompt, cache, cancel=cancel, chunk_tokens=self._chunk_tokens
+        )
+        if output is None:
+            return None
+        logits = output.logits[:, -1]
+        return Scores(logits, banned_of(self._family, logits.device))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Prompt,
+        rows: Sequence[BatchRow],
+        cache: Cache,
+        *,
+        cancel: Flag | None = None,
+        on_token: OnToken | None = None,
+    ) -> float | None:
+        """Fill *rows* with tokens until each has a `finish`.
+
+        Args:
+            prompt: The prompts of B rows.
+            rows: B replies, filled in place.
+            cache: Holds the states of the first tokens of the prompts, or none. Afterwards it
+                holds those of the rows that ended last, with or without the last token of each
+                reply, or those that a cancelled prefill computed.
+            cancel: Setting it ends every row after the current token, or chunk of the prompt.
+            on_token: Called after every step; an error that it raises ends the loop.
+
+        Returns:
+            The time by `time.perf_counter` when the prompts were computed; None when cancelled.
+
+        Raises:
+            ModelError: If the logits contain NaN or infinity.
+        """
+        scores = self.prefill(prompt, cache, cancel=cancel)
+        if scores is None:
+            finish_all(rows, "cancelled")
+            return None
+        prefilled = time.perf_counter()
+        scores.choose_tokens(rows)
+        decoder = BatchDecoder(self._step_of(prompt, cache), scores.banned)
+        _decode(decoder, rows, cancel, on_token)
+        return prefilled
+
+
+def _decode(
+    decoder: BatchDecoder, rows: Sequence[BatchRow], cancel: Flag | None, on_token: OnToken | None
+) -> None:
+    """Give *rows*, which have their first tokens, all others.
+
+    A row that ended leaves the batch, so that the other rows do not pay for its pad tokens.
+    """
+    active = list(rows)
     while True:
         if cancel is not None and cancel.is_set():
-            finish_all(going, "cancelled")
+            finish_all(active, "cancelled")
         if on_token:
             on_token(rows)
-        kept = kept_in_order([row.finish is not None for row in going])
+        kept = rows_to_keep([row.finish is not None for row in active])
         if not kept:
             decoder.close()
             return
-        if len(kept) < len(going):
-            decoder.keep(kept)
-            going = [going[index] for index in kept]
-        decoder.advance(going)
+        if len(kept) < len(active):
+            decoder.keep_rows(kept)
+            active = [active[index] for index in kept]
+        decoder.advance(active)

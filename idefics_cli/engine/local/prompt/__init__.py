@@ -1,1 +1,1 @@
-"""Prefill, the KV cache and the reuse of prefixes."""
+"""Prefill, the KV cache, and the reuse of prefixes."""

@@ -1,4 +1,4 @@
-"""A prompt through the model in pieces, from where a cache ends."""
+"""Prefill: a prompt runs through the model in chunks, from where a cache ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
 from idefics_cli.models.families.protocols import Model, StepOutput
 
-# Tokens of all rows in one forward, which cannot be interrupted. On 4 cores 512 take an 8B model
-# about 7 s, and much smaller pieces read the weights too often; small models can do more in that
-# time, and to begin a forward costs them more than some tokens.
+# A forward cannot be interrupted, so its tokens (of all rows) are limited. On 4 cores an 8B model
+# takes about 7 s for 512 tokens, and much smaller chunks read the weights too often. Small models
+# compute more in that time, and the start of a forward costs them more than some tokens.
 _CPU_OPERATIONS, _MOST_TOKENS = 7e12, 8192
-_FEWEST = 64
+_FEWEST_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Prompt:
     """B prompts on the model's device.
 
     Attributes:
-        inputs: Of `Family.encode`.
-        image_features: Of `Family.place_features`.
+        inputs: The result of `Family.encode`.
+        image_features: The result of `Family.place_features`.
     """
 
     inputs: Inputs
@@ -33,7 +33,7 @@ class Prompt:
 
     @property
     def mask(self) -> Tensor | None:
-        """The attention mask (B, T); None where no row is padded, so that kernels need none."""
+        """The attention mask (B, T); None if no row is padded, because kernels need none then."""
         mask = self.inputs["attention_mask"]
         return None if bool(mask.all()) else mask
 
@@ -46,29 +46,26 @@ def prefill(
     cache: Cache,
     *,
     cancel: Flag | None = None,
-    piece: int | None = None,
+    chunk_tokens: int | None = None,
 ) -> StepOutput | None:
-    """Run what *cache* does not hold yet of *prompt*, and return its last output.
+    """Run the tokens of *prompt* that *cache* does not hold, and return the last output.
 
     Args:
         model: In eval mode.
-        family: Of the model.
-        prompt: B prompts of T tokens, of which *cache* holds fewer than T.
-        cache: Grows by every piece.
-        cancel: Looked at before each piece.
-        piece: Tokens of a row in one forward; None goes by device and model.
+        family: The family of the model.
+        prompt: B prompts of T tokens; *cache* holds fewer than T.
+        cache: Grows by every chunk.
+        cancel: Checked before each chunk.
+        chunk_tokens: Tokens of a row in one forward; None chooses by device and model.
 
     Returns:
-        Logits (B, 1, V) of the last tokens; None when cancelled, with *cache* as far as it came.
+        Logits (B, 1, V) of the last tokens; None when cancelled, and *cache* holds what ran.
     """
-    ids, mask = prompt.inputs["input_ids"], prompt.mask
-    positions = left_padded_positions(prompt.inputs["attention_mask"])
-    rows, length = ids.shape
-    if piece is None:
-        piece = max(_FEWEST, _tokens(model) // rows)
-    start = cache.get_seq_length()
+    mask, positions = prompt.mask, left_padded_positions(prompt.inputs["attention_mask"])
+    (rows, length), start = positions.shape, cache.get_seq_length()
+    chunk_tokens = chunk_tokens or max(_FEWEST_TOKENS, _forward_tokens(model) // rows)
     while cancel is None or not cancel.is_set():
-        end = min(start + piece, length)
+        end = min(start + chunk_tokens, length)
         output = family.forward(
             model,
             family.text_inputs(model, prompt.inputs, prompt.image_features, start, end),
@@ -82,8 +79,8 @@ def prefill(
     return None
 
 
-def _tokens(model: Model) -> int:
-    """Return how many tokens one forward of *model* may have."""
+def _forward_tokens(model: Model) -> int:
+    """Return the most tokens of all rows for one forward of *model*."""
     if model.device.type != "cpu":
         return _MOST_TOKENS
     text = model.config.get_text_config()

@@ -1,4 +1,4 @@
-"""The KV cache of the last conversation, for the next turn of it."""
+"""The KV cache of the last conversation, for its next turn."""
 
 from __future__ import annotations
 
@@ -11,42 +11,48 @@ from idefics_cli.models.families.kv_cache import growing_cache
 
 
 class PrefixCache:
-    """Keeps the states of one prompt and its reply, and gives out what a new prompt shares.
+    """Keeps the KV states of one prompt and its reply, for prompts that begin alike.
 
-    States are reused for the longest run of keys (`Family.prefix_keys`: ids, and the content of
-    pictures) with which both prompts begin, so also after a turn was taken back, asked again or
-    edited. They are not reused
+    A new prompt reuses the states of the longest run of keys (`Family.prefix_keys`: token ids, and
+    the content of pictures) with which both prompts begin. So states are also reused after a turn
+    was undone, asked again or edited. They are not reused
 
-    - for a token whose id or picture, or any before it, is another;
-    - for the last token of a prompt, whose output chooses the reply's first;
-    - for batches of several prompts, whose rows are padded: those go by without a trace;
-    - after an error in the middle of a forward, when nothing is known of the states;
+    - for a token whose key, or any key before it, differs;
+    - for the last token of a prompt, because its output gives the first token of the reply;
+    - for batches of several prompts, whose rows are padded: batches leave the cache as it is;
+    - after an error in the middle of a forward, when the states are unknown;
     - if the cache does not have the length that it was cropped to.
 
-    What is reused was computed by the same weights from the same tokens at the same positions.
-    The results are equal but for rounding, as when the rows of a batch are computed together:
-    in float32 greedy replies do not change, in half precision a tie may fall the other way.
+    The same weights computed the reused states from the same tokens at the same positions. The
+    results are equal except for rounding, as when the rows of a batch are computed together:
+    greedy replies in float32 do not change; in half precision a tie may be broken differently.
     """
 
     def __init__(self) -> None:
         self._keys: list[PrefixKey] = []
         self._cache: DynamicCache | None = None
 
-    def __bool__(self) -> bool:
-        return self._cache is not None
+    def __len__(self) -> int:
+        """Return the number of tokens whose states are kept."""
+        return len(self._keys)
+
+    @property
+    def cache(self) -> DynamicCache | None:
+        """The KV cache that is kept."""
+        return self._cache
 
     def take_prefix(self, keys: Sequence[PrefixKey]) -> tuple[DynamicCache, int]:
-        """Return a cache for a prompt of *keys*, and how many of its tokens that holds.
+        """Return a cache for a prompt of *keys*, and the number of tokens that it holds.
 
-        What was kept is given away: `keep_prefix` gives it back after the reply.
+        The cache is handed over to the caller; `keep_prefix` returns it after the reply.
         """
         cache, kept = self._cache, self._keys
         self.drop()
-        shared = _shared(kept, keys[:-1])
+        shared = _shared_count(kept, keys[:-1])
         if cache is None or not shared:
             return growing_cache(), 0
         if len(kept) > shared:
-            # The number of states to remove; transformers 5.18 and later know no other way.
+            # A negative number of states to remove: the only form since transformers 5.18.
             cache.crop(shared - len(kept))
         if cache.get_seq_length() != shared:
             return growing_cache(), 0
@@ -55,16 +61,18 @@ class PrefixCache:
     def keep_prefix(self, keys: Sequence[PrefixKey], cache: DynamicCache) -> None:
         """Keep *cache*, which holds the states of the first of *keys*."""
         length = cache.get_seq_length()
-        self._keys = list(keys[:length])
-        self._cache = cache if length == len(self._keys) and length else None
+        if length and length <= len(keys):
+            self._keys, self._cache = list(keys[:length]), cache
+        else:
+            self.drop()
 
     def drop(self) -> None:
-        """Forget what was kept."""
+        """Drop the kept states."""
         self._keys, self._cache = [], None
 
 
-def _shared(one: Sequence[PrefixKey], other: Sequence[PrefixKey]) -> int:
-    """Return how many keys are equal from the beginning."""
+def _shared_count(one: Sequence[PrefixKey], other: Sequence[PrefixKey]) -> int:
+    """Return how many keys are equal from the start."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

@@ -1,1 +1,1 @@
-"""Image features: which tiles go into one forward, and where they run."""
+"""Image features: which tiles go into one forward, and where it runs."""

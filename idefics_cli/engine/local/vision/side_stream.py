@@ -1,4 +1,4 @@
-"""Work that a device does beside what it is at, as a GPU encodes pictures while it decodes."""
+"""A side stream: a GPU encodes pictures on it while it decodes on the main stream."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ import torch
 from torch import Tensor
 
 
-class Beside(Protocol):
-    """Takes work that nobody waits for yet; for the thread that uses the device otherwise too."""
+class SideStream(Protocol):
+    """Runs speculative work beside the main stream. Call it from the inference thread only."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether the device is still at what was begun."""
+        """Whether the device still runs the submitted work."""
         ...
 
-    def begin(self, work: Callable[[], object]) -> None:
-        """Begin *work*; what it makes may be used after `join` only."""
+    def submit_work(self, work: Callable[[], object]) -> None:
+        """Start *work*; its results may be used only after `join`."""
         ...
 
     def join(self) -> None:
-        """Let what the device is told of from now on come after what was begun.
+        """Make all later work of the main stream wait for the submitted work.
 
         Raises:
-            Exception: What the work raised.
+            Exception: The error of the work.
         """
         ...
 
-    def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """Say that *tensors* are used now: their memory is not given out before that is over."""
+    def record_use(self, tensors: Iterable[Tensor]) -> None:
+        """Keep the memory of *tensors* until the main stream has run what is queued now."""
         ...
 
 
-class CudaBeside:
-    """A stream of its own, and a thread; not tried on a GPU yet.
+class CudaSideStream:
+    """A CUDA stream with a thread of its own; not tried on a GPU yet.
 
-    The library looks at numbers while it encodes, and then waits for the device. In a thread of
-    its own that holds nobody up.
+    The library reads results on the host while it encodes, and then waits for the device. In a
+    thread of its own, this delays nobody.
 
     Args:
-        device: Where the model is.
+        device: The device of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside")
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="side-stream")
         self._stream: torch.cuda.Stream | None = None
         self._job: Future[torch.cuda.Event] | None = None
 
     @property
     def is_busy(self) -> bool:
-        """See `Beside`."""
+        """Whether the device still runs the submitted work."""
         if self._job is None:
             return False
         if not self._job.done():
@@ -61,37 +61,37 @@ class CudaBeside:
         has_failed = self._job.exception() is not None
         return not (has_failed or self._job.result().query())  # type: ignore[no-untyped-call]
 
-    def begin(self, work: Callable[[], object]) -> None:
-        """See `Beside`."""
+    def submit_work(self, work: Callable[[], object]) -> None:
+        """Start *work* in the thread; see `SideStream`."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        # What the other stream has been told of may be needed, as the weights.
+        # The work may read results of the main stream, such as the weights.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        self._job = self._worker.submit(self._do, work, self._stream)
+        self._job = self._worker.submit(self._run, work, self._stream)
 
     def join(self) -> None:
-        """See `Beside`."""
+        """Let the main stream wait for the work; see `SideStream`."""
         if self._job is None:
             return
         wait([self._job])
         if self._job.exception() is not None:
-            # Some of what the work made before it failed may be kept.
+            # Results from before the error may be kept, and no event marks their end.
             torch.cuda.synchronize(self._device)
         torch.cuda.current_stream(self._device).wait_event(self._job.result())
 
-    def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """See `Beside`."""
+    def record_use(self, tensors: Iterable[Tensor]) -> None:
+        """Record the main stream on *tensors*; see `SideStream`."""
         stream = torch.cuda.current_stream(self._device)
         for tensor in tensors:
             tensor.record_stream(stream)
 
-    def _do(self, work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.Event:
+    def _run(self, work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.Event:
         with torch.cuda.stream(stream):
             work()
             done: torch.cuda.Event = stream.record_event()
             return done
 
 
-def beside_of(device: torch.device) -> Beside | None:
-    """Return what does other work on *device* at the same time; None if nothing can."""
-    return CudaBeside(device) if device.type == "cuda" else None
+def side_stream_of(device: torch.device) -> SideStream | None:
+    """Return a side stream of *device*; None if the device has no streams."""
+    return CudaSideStream(device) if device.type == "cuda" else None

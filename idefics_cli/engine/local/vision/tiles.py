@@ -1,4 +1,4 @@
-"""Which tiles are encoded in one forward: equal ones, and others where padding is cheap."""
+"""Which tiles share one forward: tiles of one size, and others where padding is cheap."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ from typing import TypeAlias
 from idefics_cli.models.families.vision_work import VisionWork
 
 Tile: TypeAlias = tuple[bytes, int]
-"""A tile by its picture's digest and its place in the picture."""
+"""A tile, by the digest of its picture and its index in the picture."""
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 
-# One forward of the encoder, which cannot be interrupted. A GPU wants many tiles at once; a CPU
-# gains next to nothing (8 pictures of 980x980 by shape: 0.93 of the time of one by one).
-CPU_PIXELS, GPU_PIXELS = 1_000_000, 16_000_000
-
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What a forward costs besides its arithmetic, in operations that could be done meanwhile.
+class ForwardCost:
+    """The cost of a forward besides its arithmetic, in operations that take the same time.
 
     Attributes:
-        layer_operations: For each layer.
-        overlaps: Whether the device computes while the next kernels are started, so that only
+        layer_operations: The cost of each layer.
+        overlaps: Whether the device computes while the host starts the next kernels, so that only
             the longer of both counts.
     """
 
@@ -38,10 +34,10 @@ class Group:
     """Tiles for one forward.
 
     Attributes:
-        height: Of the highest in pixels.
-        width: Of the widest.
+        height: Height of the highest tile in pixels.
+        width: Width of the widest tile in pixels.
         tiles: In the order of the forward.
-        sizes: Of each tile.
+        sizes: The size of each tile.
     """
 
     height: int = 0
@@ -50,90 +46,93 @@ class Group:
     sizes: list[Size] = field(default_factory=list)
 
     @property
-    def pads(self) -> bool:
-        """Whether any tile is smaller than another."""
+    def has_padding(self) -> bool:
+        """Whether any tile is smaller than the group."""
         return any(size != (self.height, self.width) for size in self.sizes)
 
-    def covers(self, size: Size) -> Size:
-        """Return the height and width that it has with a tile of *size* as well."""
+    def size_with(self, size: Size) -> Size:
+        """Return the height and width of the group if a tile of *size* joined it."""
         return max(self.height, size[0]), max(self.width, size[1])
 
     def add(self, size: Size, tiles: Sequence[Tile]) -> None:
         """Add *tiles*, all of *size*."""
-        self.height, self.width = self.covers(size)
+        self.height, self.width = self.size_with(size)
         self.tiles += tiles
         self.sizes += [size] * len(tiles)
 
 
-def groups(
-    sizes: Mapping[Tile, Size], *, most_pixels: int, work: VisionWork | None, call: Call
+def group_tiles(
+    sizes: Mapping[Tile, Size], *, max_pixels: int, work: VisionWork | None, cost: ForwardCost
 ) -> Iterator[Group]:
-    """Yield groups of the tiles with *sizes*, so that all together cost little.
+    """Yield the tiles of *sizes* in groups that keep the total cost low.
 
-    Tiles of one size come together. Those of another size join them where the arithmetic for
-    padding costs less than a forward of their own, which for large models is hardly ever: there
-    padding doubles the time (5 shapes of photos, idefics2-8b on a CPU).
+    Tiles of one size share a group. Tiles of another size join it if the arithmetic of the padding
+    costs less than a forward of their own. For large models this is rare: padding doubles the time
+    (5 shapes of photos, idefics2-8b on a CPU).
 
     Args:
-        sizes: Of all tiles.
-        most_pixels: Of a group, with its padding; a larger tile comes alone.
-        work: Of the encoder; None if it cannot be shown tiles of several sizes.
-        call: What a forward costs.
+        sizes: The size of each tile.
+        max_pixels: Most pixels of a group, with its padding; a larger tile runs alone.
+        work: The arithmetic of the encoder; None if it takes tiles of one size only.
+        cost: The cost of a forward.
     """
     by_size: dict[Size, list[Tile]] = {}
     for tile, size in sizes.items():
         by_size.setdefault(size, []).append(tile)
     open_groups: list[Group] = []
-    # The largest first, so that those after it widen no group more than they must.
+    # The largest first, so that later tiles widen a group as little as possible.
     for size in sorted(by_size, key=lambda size: size[0] * size[1], reverse=True):
         tiles = by_size[size]
-        count = max(1, most_pixels // (size[0] * size[1]))
+        count = max(1, max_pixels // (size[0] * size[1]))
         rest = len(tiles) % count
         for start in range(0, len(tiles) - rest, count):
-            yield _group(size, tiles[start : start + count])
+            yield _new_group(size, tiles[start : start + count])
         if rest:
             last = tiles[-rest:]
             best = (
                 None
                 if work is None
-                else _cheapest(open_groups, size, rest, most_pixels, work, call)
+                else _cheapest_group(open_groups, size, rest, max_pixels, work, cost)
             )
             if best is None:
-                open_groups.append(_group(size, last))
+                open_groups.append(_new_group(size, last))
             else:
                 best.add(size, last)
     yield from open_groups
 
 
-def _group(size: Size, tiles: Sequence[Tile]) -> Group:
+def _new_group(size: Size, tiles: Sequence[Tile]) -> Group:
     group = Group()
     group.add(size, tiles)
     return group
 
 
-def _cheapest(
+def _cheapest_group(
     open_groups: Sequence[Group],
     size: Size,
     count: int,
-    most_pixels: int,
+    max_pixels: int,
     work: VisionWork,
-    call: Call,
+    cost: ForwardCost,
 ) -> Group | None:
-    """Return which group *count* tiles of *size* had better join, or None if none."""
-    best, least = None, _cost(work, call, count, size)
+    """Return the group that *count* tiles of *size* join at the lowest cost.
+
+    None if a forward of their own costs less.
+    """
+    best, least = None, _operations(work, cost, count, size)
     for group in open_groups:
-        covered, together = group.covers(size), len(group.tiles) + count
-        if covered[0] * covered[1] * together > most_pixels:
+        joined, together = group.size_with(size), len(group.tiles) + count
+        if joined[0] * joined[1] * together > max_pixels:
             continue
-        before = _cost(work, call, len(group.tiles), (group.height, group.width))
-        added = _cost(work, call, together, covered) - before
+        before = _operations(work, cost, len(group.tiles), (group.height, group.width))
+        added = _operations(work, cost, together, joined) - before
         if added < least:
             best, least = group, added
     return best
 
 
-def _cost(work: VisionWork, call: Call, count: int, size: Size) -> float:
+def _operations(work: VisionWork, cost: ForwardCost, count: int, size: Size) -> float:
     """Return the cost of a forward of *count* tiles, padded to *size*, in operations."""
     arithmetic = count * work.operations(*size)
-    overhead = work.layers * call.layer_operations
-    return max(arithmetic, overhead) if call.overlaps else arithmetic + overhead
+    overhead = work.layers * cost.layer_operations
+    return max(arithmetic, overhead) if cost.overlaps else arithmetic + overhead

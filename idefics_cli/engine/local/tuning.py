@@ -1,0 +1,29 @@
+"""Sizes that change the speed and the memory use of an inference, and no reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from idefics_cli.engine.local.decode.slots import BLOCK_TOKENS
+from idefics_cli.engine.local.vision.features import KEPT_BYTES
+from idefics_cli.engine.local.vision.tiles import ForwardCost
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The sizes of one `Inference`.
+
+    Attributes:
+        chunk_tokens: Tokens of a row in one forward of the prefill; None chooses by device and
+            model.
+        block_tokens: The buffers of slots grow in steps of this many tokens.
+        vision_pixels: Most pixels of one forward of the vision encoder; None chooses by device.
+        vision_cost: The cost of such a forward; None estimates it by device and dtype.
+        feature_bytes: Most bytes of image features that are kept between requests.
+    """
+
+    chunk_tokens: int | None = None
+    block_tokens: int = BLOCK_TOKENS
+    vision_pixels: int | None = None
+    vision_cost: ForwardCost | None = None
+    feature_bytes: int = KEPT_BYTES

@@ -1,0 +1,56 @@
+"""Prepared pictures that are found again by their content, so that none is prepared twice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from threading import Lock
+from weakref import WeakValueDictionary
+
+from idefics_cli.engine.local.vision.features import FeatureCache
+from idefics_cli.models.families.picture import PreparedPicture
+
+# An entry takes some 300 bytes; a run of captions may read millions of files.
+_MAX_FILES = 10_000
+
+
+class KnownPictures:
+    """Finds prepared pictures by the digest of their pixels or of their file. Safe in any thread.
+
+    Args:
+        features: Holds the features of encoded pictures.
+        max_files: Most files that are remembered.
+    """
+
+    def __init__(self, features: FeatureCache, *, max_files: int = _MAX_FILES) -> None:
+        self._features = features
+        # Pictures that wait for their request, such as several questions about one picture.
+        self._waiting: WeakValueDictionary[bytes, PreparedPicture] = WeakValueDictionary()
+        self._files: OrderedDict[str, tuple[bytes, tuple[int, int]]] = OrderedDict()
+        self._max_files = max_files
+        self._lock = Lock()
+
+    def add(self, picture: PreparedPicture) -> None:
+        """Add *picture* for as long as a request holds it."""
+        if picture.tiles:
+            self._waiting.setdefault(picture.digest, picture)
+
+    def add_file(self, file_digest: str, picture: PreparedPicture) -> None:
+        """Let `find_file` find *picture* by the SHA-256 of its file."""
+        with self._lock:
+            self._files[file_digest] = picture.digest, picture.size
+            self._files.move_to_end(file_digest)
+            if len(self._files) > self._max_files:
+                self._files.popitem(last=False)
+
+    def find(self, digest: bytes) -> PreparedPicture | None:
+        """Return the picture of this digest with its features or tiles, if either is here."""
+        return self._features.find_picture(digest) or self._waiting.get(digest)
+
+    def find_file(self, file_digest: str) -> PreparedPicture | None:
+        """Return the picture of a file with its features or tiles, if either is here."""
+        found = self._files.get(file_digest)
+        if found is None or (picture := self.find(found[0])) is None:
+            return None
+        size = found[1]
+        return picture if picture.size == size else replace(picture, size=size)

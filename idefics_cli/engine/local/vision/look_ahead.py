@@ -1,0 +1,90 @@
+"""Look-ahead: the pictures of waiting requests are encoded on a side stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from idefics_cli.engine.local.cancel import Flag
+from idefics_cli.engine.local.memory import as_memory_limit, error_summary
+from idefics_cli.engine.local.vision.encoding import PictureEncoder
+from idefics_cli.engine.local.vision.side_stream import SideStream
+from idefics_cli.engine.protocol import Prepared
+from idefics_cli.models.families.picture import PreparedPicture
+
+_log = logging.getLogger(__name__)
+
+
+class LookAhead:
+    """Encodes pictures of waiting requests while others are answered.
+
+    Args:
+        encoder: Encodes the pictures, and keeps their features.
+        side_stream: Runs the encoder; None switches look-ahead off.
+    """
+
+    def __init__(self, encoder: PictureEncoder, side_stream: SideStream | None) -> None:
+        self._encoder = encoder
+        self._side_stream = side_stream
+        # Digests of the pictures that were submitted and whose request has not started.
+        self._submitted: set[bytes] = set()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a side stream, and no work on it has failed."""
+        return self._side_stream is not None
+
+    @property
+    def can_start(self) -> bool:
+        """Whether the side stream is free."""
+        return self._side_stream is not None and not self._side_stream.is_busy
+
+    def start_encoding(self, waiting: Sequence[Prepared], cancel: Flag) -> None:
+        """Start to encode some pictures of *waiting*, which are answered soon.
+
+        The pictures are of one shape and fit into one forward, because the first request that
+        needs one of them waits for all.
+        """
+        missing = [
+            picture
+            for prepared in waiting
+            for picture in prepared.pictures
+            if picture.features is None
+            and picture.digest not in self._submitted
+            and picture.digest not in self._encoder.features
+        ]
+        if not missing or (side_stream := self._joined_stream()) is None:
+            return
+        alike = [each for each in missing if each.tile_sizes == missing[0].tile_sizes]
+        pictures = alike[: max(1, self._encoder.max_pixels // missing[0].pixels)]
+        # Each picture once: if the cache is too small for all, they would evict each other.
+        self._submitted.update(picture.digest for picture in pictures)
+        side_stream.submit_work(lambda: self._encode(pictures, cancel))
+
+    def finish(self, pictures: Iterable[PreparedPicture]) -> None:
+        """Wait for the submitted work, because the request of *pictures* starts now."""
+        self._joined_stream()
+        self._submitted.difference_update(picture.digest for picture in pictures)
+
+    def record_use(self, features: Iterable[Tensor]) -> None:
+        """Keep the memory of *features* until the main stream has used them."""
+        if self._side_stream is not None:
+            self._side_stream.record_use(features)
+
+    def _encode(self, pictures: Sequence[PreparedPicture], cancel: Flag) -> object:
+        with as_memory_limit(len(pictures)):
+            # The result is returned so that the side stream knows the tensors it made.
+            return self._encoder.encode(pictures, cancel=cancel)
+
+    def _joined_stream(self) -> SideStream | None:
+        """Wait for the submitted work; return the stream, or None after a failure."""
+        try:
+            if self._side_stream is not None:
+                self._side_stream.join()
+        # A persistent error is raised again when the pictures are encoded on the main stream.
+        except Exception as error:
+            _log.warning("encoding pictures without a side stream: %s", error_summary(error))
+            self._side_stream = None
+        return self._side_stream

@@ -1,0 +1,105 @@
+"""Sampling: seeds, penalties, top-k and top-p, and settings at the edge of their range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from idefics_cli.core.types import Sampling
+from idefics_cli.engine.local.decode.sampling import BatchRow, draw_token
+from idefics_cli.engine.local.engine import LocalEngine
+from tests.support.prompts import ask
+
+GREEDY = Sampling(max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def engine(endless: Callable[[str], LocalEngine]) -> LocalEngine:
+    return endless("idefics2")
+
+
+def test_the_same_seed_gives_the_same_reply_and_another_seed_another(engine: LocalEngine) -> None:
+    def reply(seed: int | None) -> tuple[int, ...]:
+        sampling = replace(GREEDY, temperature=1.5, seed=seed)
+        return engine.complete([ask(sampling=sampling)])[0].token_ids
+
+    assert reply(1) == reply(1)
+    assert reply(1) != reply(2)
+    assert reply(None) != reply(None)
+
+
+def test_each_row_of_a_batch_is_sampled_its_own_way(engine: LocalEngine) -> None:
+    ways = [
+        GREEDY,
+        replace(GREEDY, temperature=1.2, seed=5),
+        replace(GREEDY, temperature=0.7, top_k=5, seed=6),
+        replace(GREEDY, temperature=2.0, top_p=0.5, seed=7),
+        replace(GREEDY, repetition_penalty=1.8),
+        Sampling(max_new_tokens=3),
+    ]
+    batch = [ask(sampling=way) for way in ways]
+    alone = [engine.complete([prepared])[0] for prepared in batch]
+    together = engine.complete(batch)
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert len({a.token_ids for a in alone}) == len(ways)
+
+
+def test_repetition_penalty_equals_the_librarys(engine: LocalEngine) -> None:
+    loaded = engine.loaded
+    prepared = ask(sampling=replace(GREEDY, repetition_penalty=1.3))
+    inputs = loaded.family.encode([prepared.request], [()])
+    generate = getattr(loaded.model, "generate")  # noqa: B009  # the protocol has no `generate`
+    out = generate(
+        **inputs,
+        max_new_tokens=20,
+        do_sample=False,
+        repetition_penalty=1.3,
+        eos_token_id=None,
+        bad_words_ids=[[i] for i in loaded.family.banned_ids],
+        pad_token_id=0,
+    )
+    (answer,) = engine.complete([prepared])
+    assert list(answer.token_ids) == out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_top_k_and_top_p_leave_only_the_likeliest_tokens() -> None:
+    scores = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0])
+
+    def drawn(*, top_k: int = 0, top_p: float = 1.0) -> set[int]:
+        sampling = Sampling(temperature=1.0, seed=0, top_k=top_k, top_p=top_p)
+        row = BatchRow(sampling, prompt=[], limit=9)
+        return {draw_token(scores, row) for _ in range(400)}
+
+    # Probabilities: 0.636, 0.234, 0.086, 0.032, 0.012.
+    assert drawn(top_k=2) == {0, 1}
+    assert drawn(top_p=0.6) == {0}
+    assert drawn(top_p=0.7) == {0, 1}
+    assert drawn(top_p=0.9) == {0, 1, 2}
+    assert drawn() == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        replace(GREEDY, temperature=1e-46),
+        replace(GREEDY, temperature=1e-5),
+        replace(GREEDY, temperature=1e308),
+        replace(GREEDY, temperature=1.0, top_p=1e-9),
+        replace(GREEDY, temperature=1.0, top_p=1e-300),  # zero in float32
+        replace(GREEDY, temperature=1.0, top_k=10**9),
+        replace(GREEDY, repetition_penalty=1e-300),
+        replace(GREEDY, repetition_penalty=1e308),
+        replace(GREEDY, repetition_penalty=1e308, temperature=1e-46),
+    ],
+    ids=str,
+)
+def test_settings_at_the_edge_of_their_range_give_an_answer(
+    sampling: Sampling, engine: LocalEngine
+) -> None:
+    (answer,) = engine.complete([ask(sampling=replace(sampling, seed=1))])
+    assert answer.new_tokens == 20
+    if 0 < sampling.temperature <= 1e-5 and sampling.repetition_penalty == 1.0:
+        assert answer.token_ids == engine.complete([ask(sampling=GREEDY)])[0].token_ids
