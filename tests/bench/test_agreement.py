@@ -20,9 +20,9 @@ def rounds_of(*pairs: tuple[tuple[int, ...], tuple[int, ...]]) -> list[Round]:
     return [Round((ask("x"),), outcome(ours), outcome(plain)) for ours, plain in pairs]
 
 
-def test_equal_tokens_agree_and_nobody_is_asked_about_them() -> None:
+def test_equal_tokens_agree_and_no_gap_is_computed() -> None:
     def gap(request: GenerationRequest, tokens: tuple[int, ...]) -> float:
-        raise AssertionError("asked")
+        raise AssertionError("a gap was computed")
 
     found = compare(rounds_of(((1, 2), (1, 2)), ((3,), (3,))), allowed=None, gap=gap)
     assert (found.agrees, found.equal, found.answers, found.gap) == (True, 1.0, 2, None)

@@ -20,7 +20,7 @@ from tests.support.fakes import FakeEngine
 
 
 def test_bench_compares_both_sides_with_the_built_in_model(tmp_path: Path) -> None:
-    """The whole way, fresh processes left out: they take seconds each."""
+    """The scenarios of fresh processes are left out: they take seconds each."""
     arguments = "decode chat vision caption -m demo --quick --rounds 1 --contexts 60 --count 2"
     ran = commands.run(
         "bench",

@@ -71,7 +71,7 @@ def test_the_warm_up_is_not_measured_but_its_answers_count() -> None:
 
 def test_no_round_begins_after_the_time_is_up_but_one_is_always_made() -> None:
     assert len(fight(9, seconds=0.0)[0].rounds) == 1
-    # The clock moves by 1 with each look: one at the beginning and one after each round.
+    # The clock advances by 1 at each reading: one at the beginning and one after each round.
     assert len(fight(9, seconds=4.0)[0].rounds) == 4
 
 
@@ -96,7 +96,7 @@ def test_the_median_and_the_least_are_of_all_rounds() -> None:
 
 def test_foreign_load_is_what_others_used_by_the_wall_clock() -> None:
     paired, _ = fight(1, foreign=3.0, clock=FakeClock(2.0))
-    # The clock is looked at before, for the pace twice, and after: 6 seconds pass.
+    # The clock is read before, twice for the pace, and after: 6 seconds pass.
     assert paired.foreign_cores == pytest.approx(3.0 / 6.0)
 
 

@@ -67,7 +67,7 @@ def test_what_is_longer_than_the_context_is_left_out_and_told() -> None:
 def test_decode_counts_the_tokens_after_the_first_of_all_rows() -> None:
     report, _ = measured("decode")
     one, four = report.rows
-    # Plain: 2 tokens a row, of 8 seconds the second half is decoding.
+    # Plain transformers gives 2 tokens a row in 8 seconds, of which the second half is decoding.
     assert one.plain.values == (0.25, 0.25)
     assert four.plain.values == (1.0, 1.0)
     assert one.ours.median == pytest.approx(1 / 0.3)
@@ -144,11 +144,11 @@ def test_a_base_model_has_no_second_turn() -> None:
 def test_captions_are_compared_with_the_best_batch_size_of_the_plain_loop() -> None:
     report, stand = measured("caption")
     (row,) = report.rows
-    # An answer takes 8 seconds, whatever the batch, and a look at the clock 2: five answers of
-    # one picture take 42, one of four and one of one 18.
+    # A batch takes 8 seconds, and a reading of the clock 2: five batches of one picture take 42
+    # seconds, a batch of four and one of one 18.
     assert row.plain.values == (pytest.approx(5 / 18),) * 2
     assert row.notes[0].endswith("0.119 with 1, 0.278 with 4")
-    # A fresh engine for every round: nothing is remembered of a picture.
+    # Every round has a fresh engine, which has no picture in its cache.
     assert len(stand.engines) == 2
     assert all(engine.is_closed for engine in stand.engines)
 
@@ -156,7 +156,7 @@ def test_captions_are_compared_with_the_best_batch_size_of_the_plain_loop() -> N
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        # The fake takes as long for a batch as for one picture: 10, 18 and 42 seconds.
+        # The fake takes as long for a batch as for one picture: in all 10, 18 and 42 seconds.
         ((1, 4, 16), "1 not tried, 0.278 with 4, 0.5 with 5"),
         ((1, 3, 4), "0.119 with 1, 0.278 with 3, 0.278 with 4"),
     ],

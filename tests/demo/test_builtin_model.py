@@ -1,4 +1,4 @@
-"""The built-in model, which really sees: what changes speed or memory must not change answers."""
+"""The built-in model sees, and options for speed or memory do not change its answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from idefics_cli.core.types import (
     Attachment,
     Completion,
+    DtypeName,
     GenerationRequest,
     LoadSpec,
     Message,
@@ -30,7 +31,7 @@ SPEC = with_kernels(LoadSpec(repo="demo", family="idefics2", name="demo"))
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
-    """Scenes that no training picture shows, with the truth about each."""
+    """Return the metadata of scenes that no training picture shows."""
     folder = tmp_path_factory.mktemp("scenes")
     write_samples(folder, count=SCENES, seed=11)
     lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
@@ -50,7 +51,7 @@ def question(row: dict[str, object], text: str) -> GenerationRequest:
 
 
 def questions(rows: list[dict[str, object]]) -> list[tuple[GenerationRequest, str]]:
-    """Each row's caption question and two of its others, with the true answers."""
+    """Return the caption question and two other questions of each row, with the true answers."""
     asked = []
     for row in rows:
         asked.append((question(row, "Describe this image."), str(row["caption"])))
@@ -145,13 +146,13 @@ def test_without_the_picture_the_answers_are_wrong(
     ],
 )
 def test_smaller_weights_still_see(
-    dtype: str, quantization: Quantization, count: int, rows: list[dict[str, object]]
+    dtype: DtypeName, quantization: Quantization, count: int, rows: list[dict[str, object]]
 ) -> None:
     pytest.importorskip("bitsandbytes")
     spec = LoadSpec(
         repo="demo",
         family="idefics2",
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         quantization=quantization,
     )
     asked = questions(rows)[:count]
@@ -181,7 +182,7 @@ def test_pictures_of_other_sizes_and_formats_say_the_same(
         path = tmp_path / f"{index}.jpg"
         exif = Image.Exif()
         exif[0x0112] = 6
-        # Stored lying on its side, with the tag that turns it upright for a person.
+        # Stored on its side, with the tag that turns it upright.
         large.rotate(90, expand=True).save(path, exif=exif, quality=92)
         with Image.open(path) as stored:
             assert ImageOps.exif_transpose(stored).size == large.size
@@ -206,7 +207,7 @@ def test_pictures_of_other_sizes_and_formats_say_the_same(
 def test_prompts_have_the_tokens_that_the_librarys_processor_gives(
     texts: tuple[str, ...], pictures: int, rows: list[dict[str, object]], engine: LocalEngine
 ) -> None:
-    # This tokenizer, other than those of the tiny models, writes a space of its own as a token.
+    # Unlike those of the tiny models, this tokenizer has a token for a single space.
     attachments = [Attachment(str(row["path"])) for row in rows[:pictures]]
     messages = [Message("user", (*attachments, texts[0]))]
     for text in texts[1:]:

@@ -1,4 +1,4 @@
-"""Questions about scenes: each answer is what another route finds in the scene."""
+"""The answers of questions about scenes, found by another route."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`write_samples`: unseen scenes, true metadata, nothing of others overwritten."""
+"""`write_samples` writes unseen scenes and true metadata, and overwrites no other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scenes of the built-in model: their truth, their pictures, their splits."""
+"""The scenes of the built-in model: truth, pictures and splits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from idefics_cli.demo.scenes import (
 
 
 def canonical(scene: Scene) -> dict[str, object]:
-    """Return *scene* in the form that the hash of the training scenes was taken of."""
+    """Return *scene* in the form whose hash is known from the training scenes."""
     shared = {
         "kind": "text" if scene.lettering else "shapes",
         "bg": scene.background,
@@ -57,7 +57,7 @@ def test_scenes_are_those_that_the_weights_were_trained_on() -> None:
 
 
 def test_pictures_are_those_that_the_weights_were_trained_on() -> None:
-    # The same with Pillow 11.3, 12.0 and 13.0.
+    # Equal with Pillow 11.3, 12.0 and 13.0.
     pixels = b"".join(render(scene).tobytes() for scene in FIFTY)
 
     assert hashlib.sha256(pixels).hexdigest()[:16] == "2c7663d0da70a5e9"

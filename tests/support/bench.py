@@ -56,30 +56,34 @@ def words(request: GenerationRequest) -> int:
 
 
 class FakeLoad:
-    """A machine of which each look uses *foreign* CPU seconds more than the program itself."""
+    """A machine whose other programs use *foreign* CPU seconds between two measurements.
+
+    Args:
+        foreign: CPU seconds of other programs; this program uses 1 second.
+    """
 
     def __init__(self, foreign: float = 0.0) -> None:
         self.foreign = foreign
-        self.looks = 0
+        self.measurements = 0
 
     def busy_seconds(self) -> float | None:
-        self.looks += 1
-        return (1.0 + self.foreign) * self.looks
+        self.measurements += 1
+        return (1.0 + self.foreign) * self.measurements
 
     def own_seconds(self) -> float:
-        return 1.0 * self.looks
+        return 1.0 * self.measurements
 
 
 class FakeContender:
-    """Answers every request with the same tokens and takes seconds from a script.
+    """Answers every request with the same tokens, and takes its seconds from a list.
 
     Args:
-        name: What it writes into *log*.
-        log: Shared by the contenders: who answered what, in order.
-        seconds: Of each answer in turn; the last of all that follow.
-        tokens: Of each answer.
-        gap: How bad its judgement of the other side's tokens is.
-        clock: Moves on by the seconds of each answer.
+        name: Its name in *log*.
+        log: Names and texts of all answered requests, in order; shared by the contenders.
+        seconds: Seconds of the answers in order; the last value repeats.
+        tokens: Tokens of each answer.
+        gap: Gap of every answer of the other side.
+        clock: Clock that advances by the seconds of each answer.
 
     Attributes:
         collected_garbage: For each answer, whether Python's garbage collector was on.
@@ -114,7 +118,7 @@ class FakeContender:
 
 
 class TimedEngine(FakeEngine):
-    """Says what it took."""
+    """An engine that reports fixed seconds."""
 
     def complete(self, batch: Sequence[Prepared], *, cancel: object = None) -> list[Completion]:
         return [
@@ -158,9 +162,12 @@ class Stand:
     """A world with fakes on both sides.
 
     Attributes:
-        log: Who answered what.
-        said: What was told to be going on.
-        engines: Every engine that was made.
+        log: Names and texts of all answered requests.
+        said: Messages about the measurements.
+        engines: Every engine of our side.
+        specs: Choices of these engines.
+        plain_specs: Choices of the side of plain transformers.
+        plain_sides: Every contender of that side.
     """
 
     def __init__(

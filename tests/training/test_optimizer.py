@@ -1,4 +1,4 @@
-"""Muon against torch's, and several processes against one."""
+"""Our Muon against that of torch, and several processes against one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_our_muon_takes_the_steps_of_torchs() -> None:
         reference.step()
         muon.step([gradient], learning_rate=0.1)
 
-    # torch's iteration is in bfloat16.
+    # The iteration of torch is in bfloat16.
     moved = (theirs.detach() - start).norm()
     assert (ours - theirs.detach()).norm() < 0.02 * moved
 
@@ -112,7 +112,7 @@ def after_steps(
                 generator = torch.Generator().manual_seed(100 * step + index)
                 gradient = scale * torch.randn(parameter.shape, generator=generator)
                 assert parameter.grad is not None
-                # The same mean from different shares.
+                # The shares of the processes differ, but their mean does not.
                 parameter.grad += gradient * (1 + rank - (processes - 1) / 2)
             norm = made[rank].step(0.1, pauses=pauses)
             if rank == 0:
@@ -143,7 +143,7 @@ def test_a_step_that_pauses_leaves_the_pausable_parameters_alone() -> None:
 
 
 def test_a_gradient_above_norm_one_counts_as_one_of_norm_one() -> None:
-    """The first step leaves momentum behind: unclipped it would outweigh the second."""
+    """Without clipping, the momentum of the first step would outweigh the second step."""
     (_, (norm, _)) = after_steps(1, scales=(1.0, 0.05))
     clipped, norms = after_steps(2, scales=(1000.0, 0.05))
     scaled, unit_norms = after_steps(2, scales=(0.999 / norm, 0.05))

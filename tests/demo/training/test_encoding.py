@@ -35,7 +35,7 @@ def processed(
 ) -> list[int]:
     """Return the ids that template, processor and tokenizer give."""
     text = processor.apply_chat_template(messages, add_generation_prompt=prompt)
-    # The template ends a conversation with a newline; there is nothing to learn in it.
+    # The template ends a conversation with a newline, which is not learned.
     images = [[render(scene_for_split("train", i)) for i in shown]] if shown else None
     inputs = processor(text=text.removesuffix("\n"), images=images, return_tensors="pt")
     ids: list[int] = inputs["input_ids"][0].tolist()
@@ -46,7 +46,7 @@ def processed(
 def test_only_answers_and_their_end_are_learned(
     processor: Processor, conversation: LabelledConversation, shown: list[int]
 ) -> None:
-    """The other route: the template of the first n turns, with and without the answer."""
+    """The other route is the template of the first n turns, with and without the answer."""
     messages = conversation.messages()
     expected = [IGNORED] * len(processed(processor, messages, shown, prompt=False))
     for turn in range(len(conversation.turns)):

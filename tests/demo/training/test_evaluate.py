@@ -1,4 +1,4 @@
-"""The built-in model really sees, and the evaluation tells when one does not."""
+"""The evaluation passes the built-in model, and fails models that do not see."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,14 +67,18 @@ def test_marks_come_back_from_another_process(marks: Marks) -> None:
 
 
 class Parrot:
-    """Gives one answer to everything and remembers the dialogues."""
+    """Gives one answer to every question, and keeps the dialogues.
+
+    Attributes:
+        dialogues: Messages of every dialogue that it answered.
+    """
 
     def __init__(self, answer: str) -> None:
         self._answer = answer
-        self.heard: list[list[dict[str, object]]] = []
+        self.dialogues: list[list[dict[str, Any]]] = []
 
     def answer(self, dialogues: Sequence[Dialogue]) -> list[str]:
-        self.heard += [list(dialogue.messages) for dialogue in dialogues]
+        self.dialogues += [list(dialogue.messages) for dialogue in dialogues]
         return [self._answer] * len(dialogues)
 
 
@@ -87,17 +92,17 @@ def test_only_the_right_answer_to_the_letter_counts() -> None:
     assert total(yes)[0] + len(yes.mistakes) == total(yes)[1]
 
 
-def test_later_turns_hear_the_models_own_answers() -> None:
+def test_later_turns_contain_the_models_own_answers() -> None:
     parrot = Parrot("x")
     take_exam(SMALL, parrot)
     said = {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
-    lengths = {len(messages) for messages in parrot.heard}
+    lengths = {len(messages) for messages in parrot.dialogues}
 
     assert lengths == {1, 3, 5}
-    for messages in parrot.heard:
+    for messages in parrot.dialogues:
         assert messages[1::2] == [said] * (len(messages) // 2)
         contents = [message["content"] for message in messages]
-        images = [sum(part["type"] == "image" for part in content) for content in contents]  # type: ignore[attr-defined]
+        images = [sum(part["type"] == "image" for part in content) for content in contents]
         assert images[0] in (1, 2)
         assert not any(images[1:])
 

@@ -1,4 +1,4 @@
-"""Where the benchmark meets two other features: the captioning run, and drawn scenes."""
+"""Two other features that a benchmark uses: the captioning run, and drawn scenes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.caption.executors.local import LocalExecutor  # noqa: F401  # run_captions does
 
-# Here, so that nothing is imported while it is timed; only a benchmark that runs imports this.
+# At the top, so that the timed run imports nothing. Only a running benchmark imports this module.
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.runner import run_captions
@@ -28,16 +28,16 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
         mode="chat" if engine.spec.chats else "complete",
         sampling=Sampling(max_new_tokens=task.max_new_tokens),
         batch_size=task.batch_size,
-        # Random weights go in circles, and plain transformers does not mind.
+        # Random weights give repetitive replies, and plain transformers does not ask again.
         asks_again=False,
     )
     captions: dict[Path, str] = {}
 
-    def keep(record: CaptionRecord) -> None:
+    def collect_caption(record: CaptionRecord) -> None:
         if record.caption is not None:
             captions[keys[record.file_name]] = record.caption
 
-    run_captions(job, lambda *, progress=None: engine, keep)
+    run_captions(job, lambda *, progress=None: engine, collect_caption)
     return captions
 
 

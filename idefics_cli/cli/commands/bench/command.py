@@ -1,4 +1,4 @@
-"""`idefics bench`: ours against plain transformers on this machine, in one run."""
+"""`idefics bench`: this tool against plain transformers on this machine, in one run."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def bench(
 
     `idefics bench caption photos/ -m smolvlm-256m --plot captions.png`
 
-    Each figure is the median of interleaved rounds after one to warm up. The answers of both
-    sides are compared; where they differ, the exit code is 3. Ctrl-C shows what was measured.
+    Each figure is the median of interleaved rounds, after one round to warm up. If the answers
+    of the two sides differ, the exit code is 3. Ctrl-C shows the figures so far.
     """
     invocation = begin_command(context)
     has_model = invocation.resolved.is_given("model")

@@ -13,9 +13,9 @@ _PANEL = "Measuring"
 Scenarios = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SCENARIO]...",
-        help="start, load, vision, prefill, decode, chat or caption; all if absent. After "
-        "`caption`, a folder of pictures.",
+        metavar="SCENARIO",
+        help="start, load, vision, prefill, decode, chat or caption; without one, all. A folder "
+        "of pictures may follow `caption`.",
         show_default=False,
     ),
 ]
@@ -23,27 +23,35 @@ BatchSizes = Annotated[
     str | None,
     typer.Option(
         metavar="N,N",
-        help="Requests at a time. (default: 1,4,16; 1,4 for large models on a CPU)",
+        help="Numbers of requests at a time. (default: 1,4,16; 1,4 for large models on a CPU)",
         rich_help_panel=_PANEL,
     ),
 ]
 Contexts = Annotated[
     str | None,
-    typer.Option(metavar="N,N", help="Prompt tokens. (default: 800,2000)", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="N,N",
+        help="Lengths of the prompts in tokens. (default: 800,2000)",
+        rich_help_panel=_PANEL,
+    ),
 ]
 NewTokens = Annotated[
     str | None,
-    typer.Option(metavar="N", help="Length of an answer. (default: 24)", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="N", help="Length of an answer in tokens. (default: 24)", rich_help_panel=_PANEL
+    ),
 ]
 Rounds = Annotated[
     str | None,
-    typer.Option(metavar="N", help="Most rounds of a figure. (default: 5)", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="N", help="Most rounds for a figure. (default: 5)", rich_help_panel=_PANEL
+    ),
 ]
 Seconds = Annotated[
     str | None,
     typer.Option(
         metavar="X",
-        help="Begin no further round of a figure after so long. (default: 30; 1.5 for demo)",
+        help="Begin no more rounds for a figure after X seconds. (default: 30; 1.5 for demo)",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -52,7 +60,7 @@ Quick = Annotated[
     typer.Option(
         "--quick",
         metavar="",
-        help="Fewer figures and rounds.",
+        help="Measure fewer figures in fewer rounds.",
         rich_help_panel=_PANEL,
         show_default=False,
     ),
@@ -61,7 +69,7 @@ Shape = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Random weights of the real shape of smolvlm-256m, smolvlm-500m, smolvlm-2.2b, "
+        help="Measure random weights of the shape of smolvlm-256m, smolvlm-500m, smolvlm-2.2b, "
         "idefics2-8b or idefics3-8b; no download.",
         rich_help_panel=options.MODEL_PANEL,
     ),
@@ -70,7 +78,7 @@ Layers = Annotated[
     str | None,
     typer.Option(
         metavar="N",
-        help="Cut the shape to so many text layers, and as many vision layers.",
+        help="Cut the shape to N text layers and N vision layers.",
         rich_help_panel=options.MODEL_PANEL,
     ),
 ]
@@ -78,7 +86,7 @@ VisionLayers = Annotated[
     str | None,
     typer.Option(
         metavar="N",
-        help="Cut the shape to so many vision layers.",
+        help="Cut the shape to N vision layers.",
         rich_help_panel=options.MODEL_PANEL,
     ),
 ]
@@ -86,7 +94,7 @@ KeepWeights = Annotated[
     str | None,
     typer.Option(
         metavar="DIR",
-        help="Keep the random weights here and use them again.",
+        help="Keep the random weights in this folder and use them again.",
         rich_help_panel=options.MODEL_PANEL,
     ),
 ]
@@ -94,7 +102,7 @@ PlainQuantization = Annotated[
     str | None,
     typer.Option(
         metavar="METHOD",
-        help="Quantize plain transformers otherwise than ours: none, 8bit or 4bit.",
+        help="Quantization of plain transformers, if it is not that of ours: none, 8bit or 4bit.",
         rich_help_panel=options.MODEL_PANEL,
     ),
 ]
