@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_ctrl_c_after_a_line_was_written_mixes_nothing_up(
     session = store.create("demo")
     session.set_setting("seed", 1)
     monkeypatch.setattr(SessionJournal, "append", interrupted)
-    steps = [
+    steps: list[Callable[[], object]] = [
         lambda: session.ask("a?"),
         lambda: session.reply("A.", "stop"),
         lambda: session.ask("b?"),

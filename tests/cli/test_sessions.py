@@ -21,9 +21,9 @@ Run = Callable[..., Ran]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def run(*arguments: str, **more: bool) -> Ran:
+    def run(*arguments: str, terminal: bool = False) -> Ran:
         services = Services(environ={"XDG_DATA_HOME": str(tmp_path)}, stdin=None)
-        return run_with("sessions", *arguments, services=services, **more)
+        return run_with("sessions", *arguments, services=services, terminal=terminal)
 
     return run
 
