@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING
@@ -59,7 +59,7 @@ class TokenBudget:
         return prepared
 
     def stage(self, attachment: Attachment, open_image: OpenImage) -> int:
-        """Return the tokens of a picture, and keep it ready for the model until `release`.
+        """Return the tokens of a picture, and keep it ready for the model until `keep_staged`.
 
         Raises:
             ImageError: If it cannot be opened.
@@ -71,9 +71,9 @@ class TokenBudget:
             self._staged[attachment.digest] = picture
         return self.picture_tokens(attachment)
 
-    def release(self) -> None:
-        """Free the pixels of all staged pictures."""
-        self._staged.clear()
+    def keep_staged(self, digests: Collection[str]) -> None:
+        """Free the pixels of all staged pictures but those of *digests*."""
+        self._staged = {key: self._staged[key] for key in digests if key in self._staged}
 
     def picture_tokens(self, attachment: Attachment) -> int:
         """Return the tokens that a picture takes before a text.

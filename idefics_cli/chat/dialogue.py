@@ -228,7 +228,7 @@ class Chat:
         self.statistics.add(last, seconds)
         self._prompt_tokens = last.prompt_tokens
         if budget := self.model.budget:
-            budget.release()
+            budget.keep_staged([staged.digest for staged in self.turns.staged])
 
     # The context
 

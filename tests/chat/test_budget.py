@@ -40,12 +40,12 @@ class Opener:
         return ImageLoader(ImageLimits()).open(attachment, draft_edge=draft_edge)
 
 
-def pictures(folder: Path, count: int) -> list[ChatPicture]:
+def pictures(folder: Path, count: int, *, blue: int = 160) -> list[ChatPicture]:
     """Return pictures of many shapes, so that some are split and others are not."""
     made = []
     for number in range(count):
         path = folder / f"{number}.png"
-        Image.new("RGB", (20 + 35 * number, 90 - 10 * number), (25 * number, 90, 160)).save(path)
+        Image.new("RGB", (20 + 35 * number, 90 - 10 * number), (25 * number, 90, blue)).save(path)
         made.append(ChatPicture(0, path.name, Attachment(str(path), f"digest of {path.name}")))
     return made
 
@@ -218,15 +218,18 @@ def test_a_picture_is_decoded_once_however_often_it_is_asked_about(
     engine = endless(kind)
     store = SessionStore(tmp_path / "data") if is_saved else NullStore()
     person = talk(engine, store)
-    first, second = pictures(tmp_path, 2)
+    # The engine is that of other tests, and must not know the pictures.
+    first, second, third = pictures(tmp_path, 3, blue=30 if is_saved else 60)
     (staged,) = person.chat.attach([first.attachment.source])
     person.ask("What is it?")
     person.ask("And now?")
     person.chat.attach([second.attachment.source])
     person.ask("Which of [1] and [2]?")
-    person.retry()
+    person.chat.attach([third.attachment.source])
+    person.retry()  # its answer does not use the third picture
+    person.ask("And [3]?")
     counts = [person.chat.picture_tokens(p.attachment) for p in person.chat.conversation.pictures]
-    assert len(decoded) == 2
+    assert len(decoded) == 3
     assert counts[0] == staged.tokens
     assert (staged.width, staged.height) == (20, 90)
 
