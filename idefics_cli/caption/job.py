@@ -63,18 +63,31 @@ class CaptionJob:
     wording: Wording = field(default_factory=Wording)
     asks_again: bool = True
 
-    def requests(self, picture: CaptionItem) -> tuple[GenerationRequest, ...]:
-        """Return what to ask about *picture*, one request for each question; for any thread.
+    def requests(
+        self, picture: CaptionItem, *, data: bytes | None = None
+    ) -> tuple[GenerationRequest, ...]:
+        """Return the requests about *picture*, one for each question; for any thread.
+
+        Args:
+            picture: The picture.
+            data: The bytes of its file, if they were read already.
 
         Raises:
             PromptError: If a prompt has a field for which the picture has no value.
-            ImageError: If a prompt tells the size of the picture, and it cannot be read.
+            ImageError: If a prompt has the size of the picture, and its header cannot be read.
         """
-        return tuple(self._request(picture, question) for question in self.questions)
+        return tuple(self._request(picture, question, data) for question in self.questions)
 
-    def _request(self, picture: CaptionItem, question: CaptionQuestion) -> GenerationRequest:
-        template = parse_template(question.prompt, self.columns)
-        prompt = render(template, picture, limits=self.limits, captions_folder=self.captions_folder)
+    def _request(
+        self, picture: CaptionItem, question: CaptionQuestion, data: bytes | None
+    ) -> GenerationRequest:
+        prompt = render(
+            parse_template(question.prompt, self.columns),
+            picture,
+            limits=self.limits,
+            captions_folder=self.captions_folder,
+            data=data,
+        )
         # The space keeps the text apart from the image tokens, as the model card of
         # idefics2-8b-base writes it; chat templates put their own.
         text = f" {prompt}" if self.mode == "complete" else prompt

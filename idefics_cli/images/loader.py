@@ -85,17 +85,10 @@ class ImageLoader:
             ImageError: If the picture cannot be used; damage after the header may stay unnoticed.
         """
         source = attachment.source
-        mute_warnings()
         if is_clipboard(source):
             return _original_size(self.open(attachment))
         with self._sources.open(source) as stream:
-            content = _identify(stream, source)
-            if content.plugin not in _SIZE_IN_HEADER:
-                return _original_size(self.open_stream(stream, source))
-            with _explained(content, source):
-                image = _open_with(content.plugin, stream)
-                self._check_size(image, source)
-                return image.size[::-1] if is_sideways(image) else image.size
+            return self.stream_size(stream, source)
 
     def open_stream(
         self, stream: BinaryIO, source: str, *, draft_edge: int | None = None
@@ -107,10 +100,22 @@ class ImageLoader:
             source: Name of the picture in errors.
             draft_edge: See `open`.
         """
+        mute_warnings()
         content = _identify(stream, source)
         with _explained(content, source):
             image = _open_with(content.plugin or "", stream)
         return self._decode(image, content, source, draft_edge)
+
+    def stream_size(self, stream: BinaryIO, source: str) -> tuple[int, int]:
+        """As `size`, from bytes as in `open_stream`."""
+        mute_warnings()
+        content = _identify(stream, source)
+        if content.plugin not in _SIZE_IN_HEADER:
+            return _original_size(self.open_stream(stream, source))
+        with _explained(content, source):
+            image = _open_with(content.plugin, stream)
+            self._check_size(image, source)
+            return image.size[::-1] if is_sideways(image) else image.size
 
     def _decode(
         self, image: Image.Image, content: FileFormat, source: str, draft_edge: int | None

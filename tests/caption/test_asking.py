@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from idefics_cli.caption.executors.asking import Asker
-from idefics_cli.caption.executors.reading import Opened, open_picture
+from idefics_cli.caption.executors.reading import Opened, PictureReader
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.wording import Wording
@@ -49,7 +49,7 @@ def answered(asker: Asker, pictures: Sequence[Opened]) -> list[CaptionRecord]:
 
 
 def opened(job: CaptionJob, engine: FakeEngine) -> list[Opened]:
-    results = [open_picture(picture, job, engine) for picture in job.pictures]
+    results = map(PictureReader(job, engine).read, job.pictures)
     return [result for result in results if isinstance(result, Opened)]
 
 

@@ -14,14 +14,15 @@ from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import Target
-from idefics_cli.core.types import GenerationRequest, ImageLimits
-from idefics_cli.engine.protocol import Prepared
+from idefics_cli.core.types import Attachment, GenerationRequest, ImageLimits
+from idefics_cli.engine.protocol import OpenImage, Prepared
 from idefics_cli.images.loader import ImageLoader
 from tests.support.commands import Stream
 from tests.support.fakes import EngineOf, FakeEngine
 from tests.support.outputs import contents
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="such names are not allowed here")
+LIMITS = ImageLimits(max_pixels=1_000_000)
 GOOD = 5  # kinds of `spoil` that leave a picture that can be read
 
 
@@ -30,12 +31,17 @@ class Decoding(FakeEngine):
 
     def __init__(self) -> None:
         super().__init__(lambda request: "a picture")
-        self._loader = ImageLoader(ImageLimits(max_pixels=1_000_000))
+        self._loader = ImageLoader(LIMITS)
 
-    def prepare(self, request: GenerationRequest) -> Prepared:
+    def _open(self, attachment: Attachment, draft_edge: int) -> Image.Image:
+        return self._loader.open(attachment, draft_edge=draft_edge)
+
+    def prepare(
+        self, request: GenerationRequest, *, open_image: OpenImage | None = None
+    ) -> Prepared:
         for attachment in request.attachments:
-            self._loader.open(attachment)
-        return super().prepare(request)
+            (open_image or self._open)(attachment, 512)
+        return super().prepare(request, open_image=open_image)
 
 
 def spoil(folder: Path, number: int) -> None:
@@ -71,7 +77,11 @@ def test_each_has_one_row_and_the_readers_and_batches_change_nothing(
     def caption(folder: str, *, readers: int, batch_size: int) -> dict[str, str]:
         Path(folder).mkdir()
         job = CaptionJob(
-            pictures, (CaptionQuestion("What?"),), readers=readers, batch_size=batch_size
+            pictures,
+            (CaptionQuestion("What?"),),
+            readers=readers,
+            batch_size=batch_size,
+            limits=LIMITS,
         )
         target = Target(Stream(terminal=False).buffer, Path(folder, "out.jsonl"))
         with SINKS["jsonl"](target) as sink:

@@ -42,7 +42,7 @@ from idefics_cli.core.types import (
     Progress,
     Sampling,
 )
-from idefics_cli.engine.protocol import Engine, EngineFactory, Prepared
+from idefics_cli.engine.protocol import Engine, EngineFactory, OpenImage, Prepared
 from idefics_cli.engine.protocol import Outcome as Answered
 from idefics_cli.models.families import picture as shown
 from idefics_cli.models.families.base import digest_of
@@ -267,10 +267,12 @@ def test_a_bug_in_a_reader_becomes_a_record_and_a_traceback_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Buggy(FakeEngine):
-        def prepare(self, request: GenerationRequest) -> Prepared:
+        def prepare(
+            self, request: GenerationRequest, *, open_image: OpenImage | None = None
+        ) -> Prepared:
             if request.attachments[0].source == "02.jpg":
                 raise ZeroDivisionError("division\nby zero")
-            return super().prepare(request)
+            return super().prepare(request, open_image=open_image)
 
     with caplog.at_level(logging.DEBUG):
         records = run(job(NAMES[:4]), Buggy(describe))
@@ -408,7 +410,9 @@ def test_few_big_pictures_are_held_open_at_a_time() -> None:
             most_held = max(most_held, len(self.prepared) - len(self.requests))
             return super().complete(batch, cancel=cancel)
 
-        def prepare(self, request: GenerationRequest) -> Prepared:
+        def prepare(
+            self, request: GenerationRequest, *, open_image: OpenImage | None = None
+        ) -> Prepared:
             with self._lock:
                 self.prepared.append(request)
             return Prepared(
@@ -645,10 +649,12 @@ def test_a_reader_that_hangs_does_not_hold_back_an_interrupt() -> None:
     release = threading.Event()
 
     class Slow(FakeEngine):
-        def prepare(self, request: GenerationRequest) -> Prepared:
+        def prepare(
+            self, request: GenerationRequest, *, open_image: OpenImage | None = None
+        ) -> Prepared:
             if request.attachments[0].source == "09.jpg":
                 release.wait(30)
-            return super().prepare(request)
+            return super().prepare(request, open_image=open_image)
 
         def complete(
             self, batch: Sequence[Prepared], *, cancel: threading.Event | None = None
@@ -665,7 +671,9 @@ def test_a_reader_that_hangs_does_not_hold_back_an_interrupt() -> None:
 class PixelEngine(FakeEngine):
     """Opens the picture itself, and says which seed it got."""
 
-    def prepare(self, request: GenerationRequest) -> Prepared:
+    def prepare(
+        self, request: GenerationRequest, *, open_image: OpenImage | None = None
+    ) -> Prepared:
         with Image.open(request.attachments[0].source) as image:
             digest = digest_of([image.convert("RGB")])
         return Prepared(request, (shown.PreparedPicture(digest, (8, 8), ((8, 8),)),))

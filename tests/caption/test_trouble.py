@@ -13,7 +13,7 @@ import pytest
 
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.engine.protocol import Prepared
+from idefics_cli.engine.protocol import OpenImage, Prepared
 from idefics_cli.images.sources import no_such_file
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
@@ -40,10 +40,12 @@ class Eventful(FakeEngine):
         super().__init__(self._answer)
         self._event = event
 
-    def prepare(self, request: GenerationRequest) -> Prepared:
+    def prepare(
+        self, request: GenerationRequest, *, open_image: OpenImage | None = None
+    ) -> Prepared:
         if not os.path.exists(request.attachments[0].source):
             raise no_such_file(request.attachments[0].source)
-        return super().prepare(request)
+        return super().prepare(request, open_image=open_image)
 
     def _answer(self, request: GenerationRequest) -> str:
         if len(self.requests) == 3:

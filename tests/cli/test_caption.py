@@ -522,7 +522,7 @@ SLOW = textwrap.dedent(
         return "a cat"
 
     class Engine(FakeEngine):
-        def prepare(self, request):
+        def prepare(self, request, *, open_image=None):
             if request.attachments[0].source.endswith("/hangs.jpg"):
                 time.sleep(60)
             return super().prepare(request)

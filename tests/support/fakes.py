@@ -85,7 +85,7 @@ class FakeEngine:
     ) -> Prepared:
         """Make a picture for each attachment, a tile per 1000 pixels of its width.
 
-        What `open_image` opened once is remembered by the digest of the attachment.
+        Only an attachment with a digest is opened by `open_image`, and remembered by the digest.
         """
         with self._lock:
             self.prepared.append(request)
@@ -93,7 +93,7 @@ class FakeEngine:
         for attachment in request.attachments:
             if error := self._image_errors.get(attachment.source):
                 raise error
-            if open_image is not None and attachment.digest not in self.opened:
+            if open_image and attachment.digest and attachment.digest not in self.opened:
                 open_image(attachment, FAKE_DRAFT_EDGE)
                 self.opened.append(attachment.digest or attachment.source)
             size = self._sizes.get(attachment.source, (64, 48))

@@ -10,10 +10,10 @@ from threading import Event
 from idefics_cli.caption.events import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.executors.asking import Asker
 from idefics_cli.caption.executors.read_ahead import ReadAhead
-from idefics_cli.caption.executors.reading import Opened, open_picture
+from idefics_cli.caption.executors.reading import Opened, PictureReader
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
-from idefics_cli.core.types import CaptionRecord, Progress
+from idefics_cli.core.types import Progress
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
@@ -56,13 +56,10 @@ class LocalExecutor:
                 cancel.set()
 
     def _read_ahead(self, engine: Engine, pictures: Iterable[CaptionItem]) -> ReadAhead:
-        def open_(picture: CaptionItem) -> Opened | CaptionRecord:
-            return open_picture(picture, self._job, engine)
-
         size = self._job.batch_size
         return ReadAhead(
             pictures,
-            open_,
+            PictureReader(self._job, engine).read,
             threads=self._job.readers,
             in_flight=size,
             size=size * _GROUPS_AHEAD,

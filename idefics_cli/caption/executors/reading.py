@@ -1,17 +1,22 @@
-"""A picture read from its file, made ready for the model, and the record of one that was not."""
+"""Reading a picture: from its file to requests that are ready for the model."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, with_content_seed
 from idefics_cli.caption.records import failed
-from idefics_cli.caption.resume.stamp import FileContent, read_content, stamp_of
+from idefics_cli.caption.resume.stamp import FileContent, PictureFile, read_picture, stamp_of
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import describe_source
-from idefics_cli.core.types import CaptionRecord
-from idefics_cli.engine.protocol import Engine, Prepared
+from idefics_cli.core.types import Attachment, CaptionRecord
+from idefics_cli.engine.protocol import Engine, OpenImage, Prepared
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,9 +24,9 @@ class Opened:
     """A picture that waits for the model.
 
     Attributes:
-        picture: Which.
+        picture: The picture.
         prepared: A request for each question; they share the picture, which was opened once.
-        content: Of its file.
+        content: What identifies the content of its file.
     """
 
     picture: CaptionItem
@@ -30,32 +35,64 @@ class Opened:
 
     @property
     def first(self) -> Prepared:
-        """The request of the first question, to look at the picture."""
+        """The request of the first question."""
         return self.prepared[0]
 
 
-def open_picture(picture: CaptionItem, job: CaptionJob, engine: Engine) -> Opened | CaptionRecord:
-    """Read *picture* and make the questions of *job* about it ready; for any thread.
+class PictureReader:
+    """Reads the pictures of a job; may be used from any thread.
 
-    Returns:
-        The record of its failure, if it cannot be read or asked about.
+    The bytes of a file are read once: digest, size for the prompt and decoded picture come from
+    the same bytes. They are dropped when the picture is ready for the model.
+
+    Args:
+        job: What is asked about each picture.
+        engine: Makes the requests ready.
     """
-    # Before anything else: what is written to it from now on makes it another picture.
-    content = read_content(picture)
-    try:
-        return _opened(picture, content, job, engine)
-    except Exception as error:  # a worker's edge
-        return replace(failed(picture.key, error), sha256=content.sha256, stamp=content.stamp)
+
+    def __init__(self, job: CaptionJob, engine: Engine) -> None:
+        from idefics_cli.images.loader import ImageLoader
+
+        self._job = job
+        self._engine = engine
+        self._loader = ImageLoader(job.limits)
+
+    def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
+        """Read *picture*, and make the questions of the job about it ready.
+
+        Returns:
+            The record of the failure, if the picture cannot be read or asked about.
+        """
+        file = read_picture(picture)
+        try:
+            return self._opened(picture, file)
+        except Exception as error:  # a worker's edge
+            content = file.content
+            return replace(failed(picture.key, error), sha256=content.sha256, stamp=content.stamp)
+
+    def _opened(self, picture: CaptionItem, file: PictureFile) -> Opened:
+        if file.has_changed:
+            raise _changed(picture)
+        requests = self._job.requests(picture, data=file.data)
+        open_image = None if file.data is None else self._opener(file.data)
+        prepared = with_content_seed(self._engine.prepare(requests[0], open_image=open_image))
+        # Without its bytes, the engine has read the file a second time.
+        if file.data is None and stamp_of(picture) != file.content.stamp:
+            raise _changed(picture)
+        others = (with_content_seed(replace(prepared, request=request)) for request in requests[1:])
+        return Opened(picture, (prepared, *others), file.content)
+
+    def _opener(self, data: bytes) -> OpenImage:
+        def open_image(attachment: Attachment, draft_edge: int) -> Image:
+            stream = io.BytesIO(data)
+            return self._loader.open_stream(stream, attachment.source, draft_edge=draft_edge)
+
+        return open_image
 
 
-def _opened(picture: CaptionItem, content: FileContent, job: CaptionJob, engine: Engine) -> Opened:
-    requests = job.requests(picture)
-    prepared = with_content_seed(engine.prepare(requests[0]))
-    if stamp_of(picture) != content.stamp:
-        raise ImageError(
-            f"`{describe_source(picture.key)}` changed while it was read",
-            kind="truncated",
-            hint="run the same command again when it is whole",
-        )
-    others = (with_content_seed(replace(prepared, request=request)) for request in requests[1:])
-    return Opened(picture, (prepared, *others), content)
+def _changed(picture: CaptionItem) -> ImageError:
+    return ImageError(
+        f"`{describe_source(picture.key)}` changed while it was read",
+        kind="truncated",
+        hint="run the same command again when it is whole",
+    )

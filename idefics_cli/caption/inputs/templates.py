@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,7 +144,12 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def render(
-    template: Template, picture: CaptionItem, *, limits: ImageLimits, captions_folder: str | None
+    template: Template,
+    picture: CaptionItem,
+    *,
+    limits: ImageLimits,
+    captions_folder: str | None,
+    data: bytes | None = None,
 ) -> str:
     """Return the prompt for *picture*; for any thread.
 
@@ -156,6 +162,7 @@ def render(
         limits: What may be opened.
         captions_folder: Where the text files of `{existing}` lie, in the tree of the pictures;
             those beside the pictures come second.
+        data: The bytes of the picture, if they were read already.
 
     Raises:
         PromptError: If the picture has no value for a field, or the prompt is empty then.
@@ -167,7 +174,7 @@ def render(
     values = {name: columns[name] for name in template.fields if name in columns}
     missing = [name for name in template.fields if name not in values]
     if any(name in _SIZES for name in missing):
-        values.update(_size(picture, limits), **values)
+        values.update(_size(picture, limits, data), **values)
     for name in missing:
         if name not in values:
             values[name] = _value(name, picture, columns, captions_folder)
@@ -226,7 +233,7 @@ def _sidecars(picture: CaptionItem, folder: str | None) -> Iterator[str]:
         yield f"{place}.txt"
 
 
-def _size(picture: CaptionItem, limits: ImageLimits) -> dict[str, str]:
+def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict[str, str]:
     from idefics_cli.images.loader import ImageLoader
 
     # What is downloaded or piped in comes once, and the model needs it.
@@ -235,5 +242,9 @@ def _size(picture: CaptionItem, limits: ImageLimits) -> dict[str, str]:
             f"the size of `{picture.key}` is not known for the prompt",
             hint="`{width}` and `{height}` need files",
         )
-    width, height = ImageLoader(limits).size(picture.attachment)
+    loader, attachment = ImageLoader(limits), picture.attachment
+    if data is None:
+        width, height = loader.size(attachment)
+    else:
+        width, height = loader.stream_size(io.BytesIO(data), attachment.source)
     return {"width": str(width), "height": str(height)}

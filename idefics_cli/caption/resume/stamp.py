@@ -1,58 +1,116 @@
-"""What tells that a file is still the one that was captioned."""
+"""What identifies the content of a picture, so that a later run sees whether it has changed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field
+from io import BufferedReader, FileIO
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.sources import is_uri
 
+# Four readers hold up to this much each; a camera's JPEG has some 10 MB. A larger file is read
+# twice: for its digest, and by the decoder.
+_MAX_BYTES = 64 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """What was in a file: the fields of `CaptionRecord` of the same names."""
+    """What identifies the content of a file: the fields of `CaptionRecord` of the same names."""
 
     sha256: str | None = None
     stamp: str | None = None
 
 
-def read_content(picture: CaptionItem) -> FileContent:
-    """Return what identifies the content of *picture*; nothing for what is no readable file."""
-    source = picture.attachment.source
-    if is_uri(source):
-        return FileContent(None, stamp_of(picture))
-    # Read for its digest, a file is in the memory of the system when it is opened to be decoded.
-    stamp = stamp_of(picture)
-    if not os.path.isfile(source):  # a pipe may have no end
-        return FileContent(None, stamp)
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture as it was read.
+
+    Attributes:
+        content: What identifies the content.
+        data: The bytes of the file; None for a source that is no file, for a file that cannot be
+            read, and for a file that is too large to be held in memory.
+        has_changed: Whether the file changed while it was read.
+    """
+
+    content: FileContent
+    data: bytes | None = field(default=None, repr=False)
+    has_changed: bool = False
+
+
+def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> PictureFile:
+    """Read the file of *picture* once, for everything that is done with its bytes.
+
+    A file that cannot be read raises nothing here: whoever opens it says why.
+    """
     try:
-        with open(source, "rb") as file:
-            return FileContent(hashlib.file_digest(file, "sha256").hexdigest(), stamp)
-    except OSError:  # told by who opens it as a picture
-        return FileContent(None, stamp)
+        with _open_regular(picture.attachment.source) as file:
+            before = os.fstat(file.fileno())
+            data = file.read() if before.st_size <= max_bytes else None
+            sha256 = (
+                hashlib.sha256(data) if data is not None else hashlib.file_digest(file, "sha256")
+            )
+            after = os.fstat(file.fileno())
+    except (OSError, ValueError):  # ValueError: NUL in the name
+        return PictureFile(FileContent(None, stamp_of(picture)))
+    stamp = _with_columns(_stamp(before), picture)
+    content = FileContent(sha256.hexdigest(), stamp)
+    return PictureFile(content, data, has_changed=_stamp(before) != _stamp(after))
+
+
+def sha256_of(picture: CaptionItem) -> str | None:
+    """Return the digest of the file of *picture*; None if there is no file that can be read."""
+    try:
+        with _open_regular(picture.attachment.source) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def stamp_of(picture: CaptionItem) -> str | None:
-    """Return what tells that *picture* is as it was: its file's stamp, `#`, its columns' digest.
+    """Return the stamp of *picture*: the stamp of its file, `#`, and the digest of its columns.
 
-    While size and time of change are the same, the content of a file is taken to be. What is no
-    file has nothing before the `#`, and a picture without columns nothing from it on; with
-    neither it is None.
+    While size and time of change are the same, the content of a file is taken to be the same.
+    A source that is no file has nothing before the `#`. A picture without columns has no `#`;
+    with neither, the stamp is None.
     """
     source = picture.attachment.source
-    stamp = None if is_uri(source) else stamp_of_file(source)
+    return _with_columns(None if is_uri(source) else stamp_of_file(source), picture)
+
+
+def stamp_of_file(path: str | os.PathLike[str]) -> str | None:
+    """Return the size and the time of change of a file; None if there is no such file."""
+    try:
+        return _stamp(os.stat(path))
+    except (OSError, ValueError):  # ValueError: NUL in the name
+        return None
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _with_columns(stamp: str | None, picture: CaptionItem) -> str | None:
     if not picture.columns:
         return stamp
     columns = hashlib.sha256(repr(sorted(picture.columns)).encode("utf-8", "surrogateescape"))
     return f"{stamp or ''}#{columns.hexdigest()[:16]}"
 
 
-def stamp_of_file(path: str | os.PathLike[str]) -> str | None:
-    """Return the size and time of change of a file; None if it is not there."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: NUL in the name
-        return None
-    return f"{status.st_size}-{status.st_mtime_ns}"
+def _open_regular(source: str) -> BufferedReader:
+    """Open a regular file.
+
+    Raises:
+        OSError: If *source* is no regular file; a pipe or a device may have no end.
+    """
+    if is_uri(source):
+        raise FileNotFoundError(source)
+    # Opening a pipe must not wait for its writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(source, flags)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return BufferedReader(FileIO(descriptor))
+    os.close(descriptor)
+    raise OSError(f"`{source}` is no regular file")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.resume.journal import JournalEntry, RunJournal, Settings, identity
-from idefics_cli.caption.resume.stamp import read_content, stamp_of
+from idefics_cli.caption.resume.stamp import sha256_of, stamp_of
 from idefics_cli.caption.sinks.base import Existing
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.sources import is_uri
@@ -152,7 +152,7 @@ def _has_changed(picture: CaptionItem, entry: JournalEntry) -> bool:
     if not stamp or entry.sha256 is None:
         # It is gone: what was said of it stays. It failed unread, and now is there: try it.
         return bool(stamp)
-    return read_content(picture).sha256 != entry.sha256
+    return sha256_of(picture) != entry.sha256
 
 
 def _shown(value: object) -> str:
