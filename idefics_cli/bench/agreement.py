@@ -22,7 +22,7 @@ Gap = Callable[[GenerationRequest, Tokens], float]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How the answers of both sides compare.
+    """The comparison of the answers of both sides.
 
     Attributes:
         agrees: Whether they are as similar as they must be.

@@ -1,4 +1,4 @@
-"""Which device and dtype training and evaluation use when they are not told."""
+"""Default device and dtype of training and evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from idefics_cli.hardware.machine import probe_machine
 
 
 def pick_device(name: str) -> str:
-    """Return *name*, or the fastest device there is for "auto".
+    """Return the device *name*; for "auto", the fastest device of this machine.
 
     Raises:
         PlanError: If torch cannot use the device.
@@ -23,10 +23,10 @@ def pick_device(name: str) -> str:
 
 
 def is_bfloat16_native(device: str) -> bool:
-    """Tell whether *device* multiplies bfloat16 itself; emulated it is slower than float32."""
+    """Whether *device* has instructions for bfloat16; without them, float32 is faster."""
     machine = probe_machine()
     if device == "cuda":
-        return bool(machine.gpus) and machine.gpus[0].capability >= (8, 0)
+        return bool(machine.gpus) and machine.gpus[0].has_native_bf16
     return machine.mps_bf16 if device == "mps" else machine.cpu_bf16
 
 

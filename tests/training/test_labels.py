@@ -1,4 +1,4 @@
-"""Which tokens are learned, and how conversations are padded."""
+"""The labels of answers, of other tokens and of padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watch tells trained weights from fresh ones."""
+"""A watch distinguishes trained weights from fresh ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a benchmark ends: the table or JSON, its files, and the exit code."""
+"""The end of a benchmark: table or JSON, files, and exit code."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """What will be measured.
+    """The model to measure, and this machine.
 
     Attributes:
         plan: Plan of the model.
