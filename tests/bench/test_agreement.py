@@ -42,7 +42,7 @@ def test_other_tokens_agree_only_within_the_tolerance(
 
 
 def test_the_worst_answer_decides() -> None:
-    distances = {(1,): 0.1, (2,): 0.9}
+    distances: dict[tuple[int, ...], float] = {(1,): 0.1, (2,): 0.9}
     found = compare(
         rounds_of(((1,), (0,)), ((2,), (0,))), allowed=0.5, gap=lambda _, t: distances[t]
     )

@@ -11,7 +11,7 @@ from tests.support.fakes import FakeClock
 
 def test_ours_is_timed_from_outside_and_its_slowest_row_counts() -> None:
     outcome = Ours(TimedEngine(), FakeClock(5.0)).answer([ask("x"), ask("y")])
-    assert (outcome.seconds, outcome.decode_seconds) == (5.0, pytest.approx(0.4))
+    assert (outcome.seconds, outcome.decode_seconds) == pytest.approx((5.0, 0.4))
     assert (outcome.tokens, outcome.texts) == (((1, 2), (1, 2)), ("a b", "a b"))
     assert outcome.steps == 2
 

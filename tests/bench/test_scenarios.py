@@ -146,7 +146,7 @@ def test_captions_are_compared_with_the_best_batch_size_of_the_plain_loop() -> N
     (row,) = report.rows
     # A batch takes 8 seconds, and a reading of the clock 2: five batches of one picture take 42
     # seconds, a batch of four and one of one 18.
-    assert row.plain.values == (pytest.approx(5 / 18),) * 2
+    assert row.plain.values == pytest.approx((5 / 18, 5 / 18))
     assert row.notes[0].endswith("0.119 with 1, 0.278 with 4")
     # Every round has a fresh engine, which has no picture in its cache.
     assert len(stand.engines) == 2

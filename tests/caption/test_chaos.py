@@ -262,8 +262,10 @@ def test_the_built_in_model_killed_again_and_again_says_what_it_says_undisturbed
     Path("whole").mkdir()
     Path("parts").mkdir()
     chance = random.Random(6)
-    command = ("scenes/scene-*.png", "-m", "demo", "-o", "parts/out.jsonl", "--batch-size", "4")
-    command += ("--threads", "1")
+    command = [
+        *("scenes/scene-*.png", "-m", "demo", "-o", "parts/out.jsonl"),
+        *("--batch-size", "4", "--threads", "1"),
+    ]
     journal = Path("parts/out.jsonl.journal")
     with Zygote("demo", f"scenes/{samples[0].file_name}", python=warm_python) as zygote:
         assert zygote.run(*command[:3], "-o", "whole/out.jsonl", "--threads", "1")[0] == 0

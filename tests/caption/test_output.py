@@ -126,7 +126,7 @@ def test_overwrite_that_is_stored_is_an_error_before_anything_is_overwritten(in_
     Path("out.csv").write_text("mine")
     Path("config.toml").write_text("overwrite = true\n")
     stored = {"IDEFICS_CONFIG": "config.toml"} if in_file else {"IDEFICS_OVERWRITE": "1"}
-    ran = caption("-o", "out.csv", world=World(FakeEngine(name), **stored))
+    ran = caption("-o", "out.csv", world=World(FakeEngine(name), environ=stored))
 
     assert (ran.code, ran.out, Path("out.csv").read_text()) == (2, "", "mine")
     assert "`overwrite`" in ran.err

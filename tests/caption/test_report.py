@@ -119,7 +119,9 @@ def test_a_thumbnail_is_the_picture_as_it_is_seen(photos: Path) -> None:
     seen = Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2]))).convert("RGB")
     assert seen.size == (56, 224)
     for y, color in ((40, (255, 0, 0)), (180, (0, 0, 255))):
-        assert all(abs(a - b) < 40 for a, b in zip(seen.getpixel((28, y)), color, strict=True))
+        pixel = seen.getpixel((28, y))
+        assert isinstance(pixel, tuple)
+        assert all(abs(a - b) < 40 for a, b in zip(pixel, color, strict=True))
 
 
 def test_what_cannot_be_shown_has_a_place_without_a_thumbnail(photos: Path) -> None:

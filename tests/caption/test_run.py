@@ -81,7 +81,11 @@ def photo_job(*, batch_size: int = 2, is_batch_automatic: bool = False) -> Capti
 
 
 def caption(
-    output: CaptionOutput, engine: FakeEngine, job: CaptionJob | None = None, **options: bool
+    output: CaptionOutput,
+    engine: FakeEngine,
+    job: CaptionJob | None = None,
+    *,
+    retry_failed: bool = False,
 ) -> tuple[RunOutcome, list[RunEvent]]:
     events: list[RunEvent] = []
     outcome = caption_pictures(
@@ -90,7 +94,7 @@ def caption(
         FAKE_SPEC,
         factory=EngineOf(engine, phases=["reading"]),
         on_event=events.append,
-        **options,
+        retry_failed=retry_failed,
     )
     return outcome, events
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.caption.item import CaptionItem
-from idefics_cli.caption.sinks.base import Existing, SidecarError, Target
+from idefics_cli.caption.sinks.base import Existing, SidecarError, Sink, Target
 from idefics_cli.caption.sinks.txt import TxtSink, folds_case
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import Attachment, CaptionRecord
@@ -242,7 +242,8 @@ def test_a_file_that_is_there_is_an_error_before_anything_is_done(photos: Path) 
 
 def test_skip_names_the_pictures_that_have_one(photos: Path) -> None:
     (photos / "b.txt").write_text("by hand")
-    with TxtSink(target("photos/a.jpg", "photos/b.jpg", existing="skip")) as sink:
+    sink: Sink = TxtSink(target("photos/a.jpg", "photos/b.jpg", existing="skip"))
+    with sink:
         assert sink.completed() == {"photos/b.jpg"}
         assert sink.position() is None
 

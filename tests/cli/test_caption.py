@@ -95,7 +95,8 @@ def test_a_glob_that_no_shell_expanded_gives_the_same_lines(paths: list[str]) ->
 
 
 def test_sub_folders_are_taken_when_asked_for() -> None:
-    short, variable = (World(FakeEngine(name), **env) for env in ({}, {"IDEFICS_RECURSIVE": "1"}))
+    short = World(FakeEngine(name))
+    variable = World(FakeEngine(name), IDEFICS_RECURSIVE="1")
     ran = run("caption", "photos", "-r", services=short.services)
 
     assert ran == run("caption", "photos", services=variable.services)

@@ -14,7 +14,8 @@ from tests.support.reference import auto_processor
 
 @pytest.fixture(scope="session")
 def processor() -> Processor:
-    return auto_processor(WEIGHTS, "idefics2")
+    processor: Processor = auto_processor(WEIGHTS, "idefics2")
+    return processor
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,7 @@ def test_text_is_where_the_drawing_says() -> None:
         drawing = draw(scene)
         pixels = np.asarray(drawing.image).astype(int)
         assert drawing.text_box is not None
+        assert scene.lettering is not None
         left, top, right, bottom = drawing.text_box
         away = np.abs(pixels - np.median(pixels, axis=(0, 1))).max(-1) > 90
         inside = away[max(0, top) : bottom, max(0, left) : right]

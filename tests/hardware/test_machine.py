@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -253,7 +254,7 @@ def test_packages_that_cannot_be_imported_are_told(monkeypatch: pytest.MonkeyPat
             raise RuntimeError("CUDA Setup failed\ndetails")
         return ModuleType(name)
 
-    monkeypatch.setattr(machine.importlib, "import_module", fake_import)
+    monkeypatch.setattr(importlib, "import_module", fake_import)
     assert machine.broken_packages() == {"bitsandbytes": "CUDA Setup failed"}
 
 

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -170,7 +170,7 @@ def tiny_config(kind: str, **more: object) -> PreTrainedConfig:
     return classes.config_class(kind)(**shapes, image_token_id=39, **more)
 
 
-def tiny_model(kind: str, attention_name: str = "sdpa", **more: object) -> nn.Module:
+def tiny_model(kind: str, attention_name: str = "sdpa", **more: object) -> Any:
     torch.manual_seed(0)
     config = tiny_config(kind, **more)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention_name)
@@ -182,10 +182,11 @@ def tiny_model(kind: str, attention_name: str = "sdpa", **more: object) -> nn.Mo
     return model.eval()
 
 
-def run(model: nn.Module, **inputs: object) -> Tensor:
+def run(model: Any, **inputs: object) -> Tensor:
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        return model(**inputs, return_dict=True).logits
+        logits: Tensor = model(**inputs, return_dict=True).logits
+        return logits
 
 
 def states(tokens: int, *, rows: int = 1) -> tuple[Tensor, Tensor]:
@@ -297,10 +298,10 @@ def _() -> None:
 
 @relied_on("hf_device_map tells where a model lies", internals)
 def _() -> None:
-    from accelerate import dispatch_model
+    from accelerate import dispatch_model  # type: ignore[import-untyped]  # it has no types
 
     model = tiny_model("idefics3")
-    assert not internals.is_spread(model)  # type: ignore[arg-type]
+    assert not internals.is_spread(model)
     dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
     assert model.hf_device_map == {"": "cpu"}
 
@@ -311,10 +312,10 @@ def _() -> None:
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(load_in_8bit=True))
-    model = SimpleNamespace()
-    assert not internals.has_8bit_layers(model)  # type: ignore[arg-type]
+    model: Any = SimpleNamespace()
+    assert not internals.has_8bit_layers(model)
     quantizer._process_model_after_weight_loading(model)
-    assert internals.has_8bit_layers(model)  # type: ignore[arg-type]
+    assert internals.has_8bit_layers(model)
 
 
 # --- transformers: caches
@@ -386,7 +387,7 @@ def _() -> None:
         key: Tensor,
         value: Tensor,
         mask: Tensor,
-        **options: object,
+        **options: Any,
     ) -> tuple[Tensor, None]:
         called.append(set(options))
         return cpu_attention.PADDED(module, query, key, value, mask, **options)
@@ -724,7 +725,8 @@ def _() -> None:
     assert [each.name for each in schema.arguments] == [
         *("X", "W", "B", "attr", "scalars", "algorithm")
     ]
-    assert packed.PackedLinear.passes_self_test() or not torch.backends.mkldnn.is_available()
+    has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # of torch
+    assert packed.PackedLinear.passes_self_test() or not has_mkldnn
 
 
 @relied_on("aten._weight_int4pack_mm_for_cpu", int4, x86_linux=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -79,6 +79,7 @@ class World:
         load_error: Error of loading.
         notes: Notes on the machine.
         environ: The environment.
+        variables: More variables of the environment.
 
     Attributes:
         specs: The specs of the loaded models.
@@ -95,7 +96,8 @@ class World:
         facts_error: IdeficsError | None = None,
         load_error: IdeficsError | None = None,
         notes: tuple[str, ...] = (),
-        **environ: str,
+        environ: Mapping[str, str] | None = None,
+        **variables: str,
     ) -> None:
         self.engine = engine
         self.specs: list[LoadSpec] = []
@@ -106,7 +108,7 @@ class World:
             replace(facts, folder=Path("/cached"), download_bytes=0) if is_cached else facts
         )
         self.services = Services(
-            environ=dict(environ),
+            environ={**(environ or {}), **variables},
             stdin=stdin,
             make_factory=self._make_factory,
             probe=lambda: replace(MACHINE, notes=notes),

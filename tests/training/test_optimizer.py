@@ -38,7 +38,7 @@ def test_our_muon_takes_the_steps_of_torchs() -> None:
     for _ in range(4):
         gradient = torch.randn(8, 5)
         theirs.grad = gradient.clone()
-        reference.step()
+        reference.step()  # type: ignore[no-untyped-call]  # torch declares no types for it
         muon.step([gradient], learning_rate=0.1)
 
     # The iteration of torch is in bfloat16.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import torch
 
 from idefics_cli.demo.build import PAD_ID
 from idefics_cli.demo.conversations import pair_conversation, single_conversation
@@ -21,7 +23,8 @@ from idefics_cli.training.labels import IGNORED, pad_batch
 def conversations() -> list[tuple[LabelledConversation, list[int]]]:
     """Return conversations with 0, 1 and 2 images, before and after the question."""
     rng = random.Random(0)
-    found = [(LabelledConversation((Question("t", "Hello!", "Hello! Show me an image."),), 0), [])]
+    greeting = LabelledConversation((Question("t", "Hello!", "Hello! Show me an image."),), 0)
+    found: list[tuple[LabelledConversation, list[int]]] = [(greeting, [])]
     for i in range(12):
         scenes = (scene_for_split("train", i), scene_for_split("train", i + 1))
         one = LabelledConversation(tuple(single_conversation(scenes[0], rng)), 1, i % 2 == 0)
@@ -37,7 +40,8 @@ def processed(
     text = processor.apply_chat_template(messages, add_generation_prompt=prompt)
     # The template ends a conversation with a newline, which is not learned.
     images = [[render(scene_for_split("train", i)) for i in shown]] if shown else None
-    inputs = processor(text=text.removesuffix("\n"), images=images, return_tensors="pt")
+    library: Any = processor  # the protocol has less than the class of the library
+    inputs = library(text=text.removesuffix("\n"), images=images, return_tensors="pt")
     ids: list[int] = inputs["input_ids"][0].tolist()
     return ids
 
@@ -73,5 +77,6 @@ def test_padding_and_images_are_not_learned(processor: Processor) -> None:
     learned = batch.labels != IGNORED
     assert (batch.labels[learned] == batch.input_ids[learned]).all()
     end = processor.tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE)
+    assert end is not None
     turns = [len(each.turns) for each, _ in conversations()]
-    assert (batch.labels == end).sum(1).tolist() == turns
+    assert torch.eq(batch.labels, end).sum(1).tolist() == turns

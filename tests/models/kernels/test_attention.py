@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -50,10 +50,12 @@ def assert_as_the_library(
     qkv: list[Tensor],
     mask: Mask,
     attend: CpuAttention = PADDED,
-    **options: object,
+    **options: Any,
 ) -> None:
-    theirs, _ = sdpa_attention_forward(module, *qkv, mask, scaling=0.2, **options)
-    ours, scores = attend(module, *qkv, mask, scaling=0.2, **options)  # type: ignore[arg-type] # a stand-in
+    query, key, value = qkv
+    theirs, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.2, **options)
+    stand_in: Any = module
+    ours, scores = attend(stand_in, query, key, value, mask, scaling=0.2, **options)
     assert scores is None
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -80,11 +82,12 @@ def test_attention_among_many_patches_is_the_librarys(
 
     # Against float32: bfloat16 keeps three digits, and the probabilities are rounded once more.
     exact, _ = sdpa_attention_forward(module, *qkv, masks(KEYS, KEYS)[mask], scaling=0.2)
-    half = [part.to(torch.bfloat16) for part in qkv]
+    query, key, value = (part.to(torch.bfloat16) for part in qkv)
     given = masks(KEYS, KEYS)[mask]
     if given is not None and given.dtype != torch.bool:
         given = given.to(torch.bfloat16)
-    ours, _ = attend(module, *half, given, scaling=0.2, is_causal=False)  # type: ignore[arg-type] # a stand-in
+    stand_in: Any = module
+    ours, _ = attend(stand_in, query, key, value, given, scaling=0.2, is_causal=False)
     assert ours.dtype == torch.bfloat16
     assert (ours - exact).norm() / exact.norm() < 0.02
 

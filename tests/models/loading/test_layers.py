@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ class Parts(nn.Module):
 def test_12_bits_are_for_large_layers_with_few_rows_and_weights_of_their_own(
     is_tied: bool,
 ) -> None:
-    model = Parts()
+    model: Any = Parts()  # `install` replaces the layers by ones of other classes
     if is_tied:
         model.lm_head.weight = model.model.embed.weight
     both = ("bf16_12bit", "bf16_widened")
@@ -199,7 +200,7 @@ def test_the_built_in_model_says_the_same_with_12_bits() -> None:
     install(ours, chosen, IDEFICS2)
     assert any(isinstance(part, CompactLinear) for part in ours.modules())
     with torch.inference_mode():
-        wanted, given = (model(input_ids=ids).logits for model in (plain, ours))  # type: ignore[operator]
+        wanted, given = (model(input_ids=ids).logits for model in (plain, ours))
     torch.testing.assert_close(given, wanted, rtol=0.05, atol=0.25)
     assert torch.equal(given.argmax(-1)[0, -1], wanted.argmax(-1)[0, -1])
 

@@ -44,7 +44,7 @@ def chosen(machine: str, **choices: str) -> KernelChoice:
 
 def expected_text(machine: str, dtype: str, quantization: str) -> tuple[str, ...]:
     """The kernels of the text model, as they were chosen before plans named them."""
-    eight = ("int8_compiled", "int8_torch", "int8_widened")
+    eight: tuple[str, ...] = ("int8_compiled", "int8_torch", "int8_widened")
     eight = eight if machine in COMPILING else eight[1:]
     if quantization == "8bit":
         return eight
