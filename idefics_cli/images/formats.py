@@ -66,7 +66,7 @@ _SVG = _unsupported("an SVG drawing", _VECTOR_HINT)
 _PAGES_HINT = "render a page of it to PNG first: pdftoppm -png -r 150 FILE page"
 
 CAMERA_RAW = _RAW
-"""For TIFF files of which only the directory tells that they are camera raw."""
+"""The format of TIFF files that only their directory shows to be camera raw files."""
 
 
 def _compiled(*rows: tuple[bytes, FileFormat]) -> tuple[tuple[re.Pattern[bytes], FileFormat], ...]:

@@ -21,10 +21,8 @@ from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.formats import CAMERA_RAW, HEAD_BYTES, FileFormat, identify
 from idefics_cli.images.pillow_setup import mute_libtiff, mute_warnings, raise_pixel_limit
-from idefics_cli.images.pixels import as_seen, is_sideways, orientation
+from idefics_cli.images.pixels import exif_orientation, is_sideways, upright_rgb
 from idefics_cli.images.sources import ImageSources
-
-__all__ = ["ImageLoader", "describe_source"]
 
 _TAG_SUBFILE_TYPE, _TAG_HEIGHT, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 257, 330, 50706
 # In other formats the decoded picture may be larger than in the header, or turned.
@@ -102,17 +100,17 @@ class ImageLoader:
         """
         mute_warnings()
         content = _identify(stream, source)
-        with _explained(content, source):
+        with _as_image_error(content, source):
             image = _open_with(content.plugin or "", stream)
         return self._decode(image, content, source, draft_edge)
 
     def stream_size(self, stream: BinaryIO, source: str) -> tuple[int, int]:
-        """As `size`, from bytes as in `open_stream`."""
+        """Return the size of the picture in *stream*; see `size` and `open_stream`."""
         mute_warnings()
         content = _identify(stream, source)
         if content.plugin not in _SIZE_IN_HEADER:
             return _original_size(self.open_stream(stream, source))
-        with _explained(content, source):
+        with _as_image_error(content, source):
             image = _open_with(content.plugin, stream)
             self._check_size(image, source)
             return image.size[::-1] if is_sideways(image) else image.size
@@ -120,7 +118,7 @@ class ImageLoader:
     def _decode(
         self, image: Image.Image, content: FileFormat, source: str, draft_edge: int | None
     ) -> Image.Image:
-        with _explained(content, source):
+        with _as_image_error(content, source):
             self._check_size(image, source)
             _check_tiff(image, content, source)
             header_size = image.size
@@ -131,12 +129,12 @@ class ImageLoader:
             image.load()
             # With pillow-heif and icons, the picture may differ in size from its header.
             self._check_size(image, source)
-            seen = as_seen(image)
-        size = seen.size
+            upright = upright_rgb(image)
+        size = upright.size
         if is_reduced:
             size = header_size[::-1] if is_sideways(image) else header_size
-        seen.info["original_size"] = size
-        return seen
+        upright.info["original_size"] = size
+        return upright
 
     def _check_size(self, image: Image.Image, source: str) -> None:
         width, height = image.size
@@ -150,9 +148,9 @@ class ImageLoader:
 
 
 def is_turned(data: bytes) -> bool:
-    """Whether the readable picture file *data* has to be turned to be upright."""
+    """Return whether the readable picture file *data* has to be turned to be upright."""
     plugin = identify(data[:HEAD_BYTES]).plugin
-    return plugin is not None and orientation(_open_with(plugin, io.BytesIO(data))) != 1
+    return plugin is not None and exif_orientation(_open_with(plugin, io.BytesIO(data))) != 1
 
 
 def _original_size(image: Image.Image) -> tuple[int, int]:
@@ -230,7 +228,7 @@ def _check_tiff(image: Image.Image, content: FileFormat, source: str) -> None:
 
 
 @contextmanager
-def _explained(content: FileFormat, source: str) -> Iterator[None]:
+def _as_image_error(content: FileFormat, source: str) -> Iterator[None]:
     """Convert any error of Pillow to an `ImageError`."""
     try:
         yield
@@ -277,7 +275,7 @@ _CLIPBOARD_CONTENT = FileFormat("a picture", "PNG")
 
 def _grab() -> Image.Image | str:
     """Return the picture on the clipboard, or the path of the first copied file."""
-    with _explained(_CLIPBOARD_CONTENT, CLIPBOARD):
+    with _as_image_error(_CLIPBOARD_CONTENT, CLIPBOARD):
         try:
             grabbed = ImageGrab.grabclipboard()
         except (NotImplementedError, ChildProcessError, FileNotFoundError) as error:

@@ -18,7 +18,7 @@ _UPRIGHT = {
 }
 
 
-def orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of a loaded image, 1 to 8; 1 if it has none.
 
     Pillow turns TIFF files while it loads them, and sets their orientation to 1.
@@ -33,20 +33,20 @@ def orientation(image: Image.Image) -> int:
 
 
 def is_sideways(image: Image.Image) -> bool:
-    """Whether the orientation of *image* swaps its width and height."""
-    return orientation(image) >= 5
+    """Return whether the orientation of *image* swaps its width and height."""
+    return exif_orientation(image) >= 5
 
 
-def as_seen(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
     """Return a loaded image of any mode as a new RGB image, upright and without metadata."""
-    turn = _UPRIGHT.get(orientation(image))
+    turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
-    seen = _over_white(image) if image.has_transparency_data else image.convert("RGB")
+    upright = _over_white(image) if image.has_transparency_data else image.convert("RGB")
     if turn is not None:
-        seen = seen.transpose(turn)
-    seen.info = {}
-    return seen
+        upright = upright.transpose(turn)
+    upright.info = {}
+    return upright
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -165,10 +165,8 @@ def _open_file(path: str, source: str) -> BinaryIO:
         # If a pipe replaces the file at this moment, opening it does not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: NUL, or characters that no file name can have
+    # ValueError: NUL, or characters that no file name can have.
+    except (OSError, ValueError) as error:
         raise _unreadable(path, source, error) from error
     stream = os.fdopen(descriptor, "rb")
     try:

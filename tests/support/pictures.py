@@ -1,4 +1,4 @@
-"""Pictures whose pixels are known, and the loader on bytes, for the tests of images."""
+"""Pictures of known pixels, files of them, and the loader on bytes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.loader import ImageLoader
 
@@ -20,9 +22,26 @@ RED, BLUE, YELLOW, GREEN = (220, 40, 30), (20, 60, 200), (250, 240, 10), (30, 16
 QUADRANTS = (RED, BLUE, YELLOW, GREEN)
 """Top left, top right, bottom left, bottom right of `quadrants`."""
 
+FILE_FORMATS: dict[str, tuple[str, dict[str, object]]] = {
+    "jpeg": ("JPEG", {}),
+    "jpeg-progressive": ("JPEG", {"progressive": True}),
+    "png": ("PNG", {}),
+    "gif": ("GIF", {}),
+    "webp": ("WEBP", {}),
+    "webp-lossless": ("WEBP", {"lossless": True}),
+    "tiff": ("TIFF", {}),
+    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "bmp": ("BMP", {}),
+    "ppm": ("PPM", {}),
+    "qoi": ("QOI", {}),
+    "sgi": ("SGI", {}),
+    "pcx": ("PCX", {}),
+}
+"""Pillow's name and options of formats whose files end where their last pixel does."""
+
 
 def quadrants(width: int = 64, height: int = 48) -> Image.Image:
-    """Four colours, no two alike: any turn or flip shows."""
+    """Return a picture of four colours, so that every turn or flip changes it."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = RED
     pixels[: height // 2, width // 2 :] = BLUE
@@ -32,7 +51,7 @@ def quadrants(width: int = 64, height: int = 48) -> Image.Image:
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:
-    """The same hard-to-compress picture each time."""
+    """Return a picture that hardly compresses, the same at every call."""
     pixels = np.random.default_rng(7).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(pixels)
 
@@ -47,9 +66,20 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
 def opened(
     data: bytes, limits: ImageLimits | None = None, *, draft_edge: int | None = None
 ) -> Image.Image:
-    """Return what the loader makes of a file with these bytes."""
+    """Return the image that the loader makes of a file with these bytes."""
     loader = ImageLoader(limits or ImageLimits(), stdin=io.BytesIO(data))
     return loader.open(Attachment("-"), draft_edge=draft_edge)
+
+
+def refusal(data: bytes, limits: ImageLimits | None = None) -> ImageError:
+    """Return the error for a file with these bytes; it must name the source and have a hint."""
+    with pytest.raises(ImageError) as caught:
+        opened(data, limits)
+    error = caught.value
+    assert "`stdin`" in str(error)
+    assert error.hint
+    assert len(str(error)) < 250
+    return error
 
 
 def corners(image: Image.Image) -> list[Colour]:
@@ -77,15 +107,15 @@ def png(
     colour_type: int,
     extra: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """Return a PNG of any kind (PNG specification, 3rd edition), as Pillow cannot write all.
+    """Return a PNG of any kind (PNG specification, 3rd edition); Pillow cannot write all kinds.
 
     Args:
-        width: Pixels that the header claims.
-        height: As *width*.
+        width: Width in the header, in pixels.
+        height: Height in the header, in pixels.
         rows: The samples, each row led by its filter byte, 0.
         depth: Bits per sample.
         colour_type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
-        extra: Chunks between header and data.
+        extra: Chunks between the header and the data.
     """
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -97,5 +127,5 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def with_filter_bytes(samples: NDArray[np.uint8]) -> bytes:
-    """Return the rows of *samples* (H, bytes) as PNG wants them."""
+    """Return the rows of *samples* (H, bytes), each led by the filter byte 0."""
     return np.pad(samples, ((0, 0), (1, 0))).tobytes()

@@ -1,8 +1,7 @@
-"""Sources of pictures: files, `data:` URIs, stdin, the clipboard; and their names in messages."""
+"""Sources of pictures: files and stdin; and the names of sources in messages."""
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 import stat
@@ -11,31 +10,12 @@ from pathlib import Path
 from urllib.parse import quote, quote_from_bytes
 
 import pytest
-from PIL import Image, ImageGrab
 
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import Attachment, ImageLimits
-from idefics_cli.images.loader import ImageLoader, describe_source
-from tests.support.pictures import QUADRANTS, corners, encoded, quadrants
-
-PICTURE = encoded(quadrants(), "PNG")
-
-
-def load(source: str, **limits: int) -> Image.Image:
-    return ImageLoader(ImageLimits(**limits)).open(Attachment(source))
-
-
-def refusal(source: str, **limits: int) -> ImageError:
-    with pytest.raises(ImageError) as caught:
-        load(source, **limits)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 200
-    return caught.value
-
-
-def is_the_picture(image: Image.Image) -> bool:
-    return corners(image) == list(QUADRANTS)
-
+from idefics_cli.images.loader import ImageLoader
+from tests.support.sources import PICTURE, is_the_picture, load, load_error
 
 # Files ---------------------------------------------------------------------------------------
 
@@ -138,7 +118,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str, str, str]] = {
 def test_a_bad_file_is_told_what_is_wrong_at_once(name: str, tmp_path: Path) -> None:
     make, kind, message, hint = BAD_FILES[name]
 
-    error = refusal(make(tmp_path / "x"))
+    error = load_error(make(tmp_path / "x"))
 
     assert error.kind == kind
     assert message in str(error)
@@ -154,7 +134,7 @@ def test_a_file_that_may_not_be_read_says_so(
     if os.geteuid() == 0:  # root ignores permissions
         monkeypatch.setattr(os, "open", _denied)
 
-    error = refusal(str(path))
+    error = load_error(str(path))
 
     assert error.kind == "missing"
     assert "permission denied" in str(error)
@@ -164,7 +144,7 @@ def test_a_file_that_may_not_be_read_says_so(
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs /proc")
 def test_a_file_that_cannot_be_read_where_it_begins_says_so() -> None:
     # It can be opened, and claims to be a regular file.
-    assert refusal("/proc/self/mem").kind == "missing"
+    assert load_error("/proc/self/mem").kind == "missing"
 
 
 def _denied(path: str, flags: int) -> int:
@@ -180,7 +160,7 @@ def test_a_file_that_becomes_a_pipe_while_it_is_opened_does_not_hang(
     monkeypatch.setattr(os, "stat", lambda path: regular)
     assert stat.S_ISREG(os.stat(tmp_path / "pipe").st_mode)
 
-    assert "not a regular file" in str(refusal(str(tmp_path / "pipe")))
+    assert "not a regular file" in str(load_error(str(tmp_path / "pipe")))
 
 
 @pytest.mark.parametrize("wanted", ["HOLIDAY.PNG", "holidy.png", "holiday.jpg"])
@@ -189,7 +169,7 @@ def test_a_misspelt_name_gets_the_closest_one(wanted: str, tmp_path: Path) -> No
         (tmp_path / name).touch()
     folder = f"{tmp_path}/"
 
-    hint = refusal(folder + wanted).hint or ""
+    hint = load_error(folder + wanted).hint or ""
 
     assert hint.startswith("did you mean `")
     assert hint.endswith("holiday.png`?")
@@ -267,148 +247,6 @@ def test_an_endless_stdin_ends_at_the_byte_limit() -> None:
         assert caught.value.kind == "too_large"
 
     assert endless.given < 1_000_000
-
-
-# data: ---------------------------------------------------------------------------------------
-
-_BASE64 = base64.b64encode(PICTURE).decode()
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        f"data:image/png;base64,{_BASE64}",
-        f"DATA:image/png;BASE64,{_BASE64}",
-        f"data:image/png;name=a;base64,{_BASE64}",
-        f"data:;base64,{_BASE64}",
-        f"data:text/plain;base64,{_BASE64}",
-        f"data:image/png;base64,{_BASE64.rstrip('=')}",
-        f"data:image/png;base64,{quote(_BASE64)}",
-        f"data:image/png;base64,{base64.urlsafe_b64encode(PICTURE).decode()}",
-        "data:image/png;base64,\n" + "\r\n".join(_BASE64[i : i + 76] for i in range(0, 9999, 76)),
-        f"data:image/png,{quote_from_bytes(PICTURE)}",
-    ],
-    ids=["usual", "caps", "named", "no-type", "type", "pad", "percent", "url", "lines", "plain"],
-)
-def test_a_data_uri_is_a_picture(uri: str) -> None:
-    assert is_the_picture(load(uri))
-
-
-@pytest.mark.parametrize(
-    ("uri", "kind", "message"),
-    [
-        ("data:image/png;base64", "not_an_image", "no comma"),
-        ("data:image/png;base64,####", "not_an_image", "not base64"),
-        ("data:image/png;base64,abcde", "not_an_image", "not base64"),
-        ("data:image/png;base64,é", "not_an_image", "not base64"),
-        ("data:image/png;base64,", "not_an_image", "an empty file"),
-        ("data:,hello", "not_an_image", "text"),
-        ("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'/%3E", "unsupported", "SVG"),
-        (f"data:image/png;base64,{_BASE64[:100]}", "truncated", "cut off"),
-    ],
-)
-def test_a_bad_data_uri_is_told_what_is_wrong(uri: str, kind: str, message: str) -> None:
-    error = refusal(uri)
-
-    assert error.kind == kind
-    assert message in str(error)
-
-
-@pytest.mark.parametrize(
-    "uri", [f"data:image/png;base64,{_BASE64}", f"data:image/png,{quote_from_bytes(PICTURE)}"]
-)
-def test_the_byte_limit_of_a_data_uri_is_that_of_its_bytes(uri: str) -> None:
-    assert is_the_picture(load(uri, max_bytes=len(PICTURE)))
-    assert refusal(uri, max_bytes=len(PICTURE) - 1).kind == "too_large"
-
-
-def test_a_huge_data_uri_is_neither_decoded_nor_repeated() -> None:
-    error = refusal("data:image/png;base64," + "#" * 1_000_000, max_bytes=1000)
-
-    assert error.kind == "too_large"
-    assert "#" not in str(error)
-
-
-# The clipboard -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clipboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that replaces the clipboard tool of the desktop with a shell script."""
-    if os.name != "posix" or os.uname().sysname == "Darwin":
-        pytest.skip("the clipboard of a Linux desktop")
-
-    def install(script: str) -> None:
-        tool = tmp_path / "xclip"
-        tool.write_text(f"#!/bin/sh\n{script}\n")
-        tool.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setenv("DISPLAY", ":0")
-        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-
-    return install
-
-
-def test_the_clipboard_is_a_picture(clipboard: Callable[[str], None], tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(PICTURE)
-    clipboard(f"/bin/cat '{tmp_path}/a.png'")
-
-    for source in ("clipboard:", "Clipboard:"):
-        image = load(source)
-        assert is_the_picture(image)
-        assert image.info == {"original_size": (64, 48)}
-
-
-def test_the_clipboard_is_held_to_the_pixel_limit(
-    clipboard: Callable[[str], None], tmp_path: Path
-) -> None:
-    (tmp_path / "a.png").write_bytes(PICTURE)
-    clipboard(f"/bin/cat '{tmp_path}/a.png'")
-
-    assert refusal("clipboard:", max_pixels=3071).kind == "too_large"
-
-
-@pytest.mark.parametrize(
-    ("script", "kind", "message"),
-    [
-        ("echo 'Error: target image/png not available' >&2; exit 1", "missing", "no picture"),
-        ('echo "Error: Can\'t open display: :0" >&2; exit 1', "unsupported", "open display"),
-        ("printf '\\033[31mred\\n' >&2; exit 1", "unsupported", "\\x1b[31mred"),
-        ("echo not a picture", "truncated", "clipboard"),
-    ],
-)
-def test_a_clipboard_without_a_picture_says_so(
-    script: str, kind: str, message: str, clipboard: Callable[[str], None]
-) -> None:
-    clipboard(script)
-
-    error = refusal("clipboard:")
-
-    assert error.kind == kind
-    assert message in str(error)
-
-
-def test_a_machine_without_a_clipboard_names_what_to_install(
-    clipboard: Callable[[str], None], tmp_path: Path
-) -> None:
-    clipboard("")
-    (tmp_path / "xclip").unlink()
-
-    error = refusal("clipboard:")
-
-    assert error.kind == "unsupported"
-    assert "xclip" in (error.hint or "")
-
-
-def test_a_copied_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # macOS and Windows: copying a file puts its path on the clipboard.
-    (tmp_path / "a.png").write_bytes(PICTURE)
-    for paths in ([str(tmp_path / "a.png")], [str(tmp_path / "a.png"), "/b.png"]):
-        monkeypatch.setattr(ImageGrab, "grabclipboard", lambda paths=paths: paths)
-        assert is_the_picture(load("clipboard:"))
-
-    monkeypatch.setattr(ImageGrab, "grabclipboard", list)
-    assert refusal("clipboard:").kind == "missing"
 
 
 # Names ---------------------------------------------------------------------------------------
