@@ -6,6 +6,7 @@ import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -40,9 +41,9 @@ def file(path: str, **columns: str) -> CaptionItem:
     return CaptionItem(path, Attachment(path), path, tuple(columns.items()))
 
 
-def saved(path: str, size: tuple[int, int] = (20, 10), **how: object) -> CaptionItem:
+def saved(path: str, size: tuple[int, int] = (20, 10), **how: Any) -> CaptionItem:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    Image.new("RGB", size).save(path, **how)  # type: ignore[arg-type]
+    Image.new("RGB", size).save(path, **how)
     return file(path)
 
 

@@ -452,7 +452,9 @@ def _() -> None:
 
     assert set(attention.FLASH) == {f"flash_attention_{version}" for version in MATRIX}
     for version, needs in MATRIX.items():
-        ours = attention.FLASH[f"flash_attention_{version}"]  # type: ignore[index]
+        ours = {str(name): row for name, row in attention.FLASH.items()}[
+            f"flash_attention_{version}"
+        ]
         assert ours.capability[0] >= needs.get("cuda_min_major_version", 0)
 
 
@@ -785,11 +787,17 @@ def _() -> None:
     assert Path(_imaging.__file__).is_file()
 
 
+def ask_command() -> Any:
+    """Return the command `idefics ask`."""
+    root: Any = typer.main.get_command(app.app)
+    return root.commands["ask"]
+
+
 @relied_on("the plain help of Typer, and its formatter", groups, sections)
 def _() -> None:
     from typer.core import TyperArgument, TyperOption
 
-    child = typer.main.get_command(app.app).commands["ask"]  # type: ignore[attr-defined]
+    child = ask_command()
     context = typer.Context(child, info_name="ask")
     kinds = [type(parameter) for parameter in child.get_params(context)]
     assert set(kinds) == {TyperArgument, TyperOption}
@@ -802,12 +810,12 @@ def _() -> None:
 
 @relied_on("Typer's errors of usage, by their base and attributes", app)
 def _() -> None:
-    child = typer.main.get_command(app.app).commands["ask"]  # type: ignore[attr-defined]
+    child = ask_command()
     with pytest.raises(typer.TyperException) as raised:
         child.make_context("ask", ["--no-such-thing"])
-    error = raised.value
-    assert error.option_name == "--no-such-thing"  # type: ignore[attr-defined]
-    assert error.ctx.command_path == "ask"  # type: ignore[attr-defined]
+    error: Any = raised.value
+    assert error.option_name == "--no-such-thing"
+    assert error.ctx.command_path == "ask"
     assert "no such option" in str(error).lower()
 
 

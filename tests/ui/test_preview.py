@@ -18,10 +18,15 @@ from PIL import Image
 
 pty = pytest.importorskip("pty")  # no pseudo-terminals on Windows
 
-from idefics_cli.ui.chat.preview import Previews  # noqa: E402
+from idefics_cli.ui.chat.preview import Previews  # noqa: E402 (after the skip)
 from idefics_cli.ui.terminal.console import Console  # noqa: E402 (after the skip)
-from idefics_cli.ui.terminal.graphics import Graphics, TerminalReply, ask_terminal, draw_graphics  # noqa: E402
-from tests.support.commands import Stream  # noqa: E402
+from idefics_cli.ui.terminal.graphics import (  # noqa: E402 (after the skip)
+    Graphics,
+    TerminalReply,
+    ask_terminal,
+    draw_graphics,
+)
+from tests.support.commands import Stream  # noqa: E402 (after the skip)
 
 KITTY = "\x1b_Gi=31;OK\x1b\\"
 NO_KITTY = "\x1b_Gi=31;ENOTSUPPORTED:no\x1b\\"

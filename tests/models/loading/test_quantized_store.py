@@ -94,7 +94,8 @@ def test_kept_weights_are_those_that_were_made(spec: LoadSpec) -> None:
         with safe_open(place / "layers.safetensors", framework="pt") as file:
             assert sorted(file.keys()) == numbers(made)
     assert_same(kept, made)
-    assert getattr(kept, "config").perceiver_config.rms_norm_eps == 1e-5  # noqa: B009
+    config = getattr(kept, "config")  # noqa: B009 # untyped
+    assert config.perceiver_config.rms_norm_eps == 1e-5
     assert keep_quantized(spec) == place
     assert place.stat().st_mtime_ns == before
 

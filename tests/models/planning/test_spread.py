@@ -71,9 +71,9 @@ def placed(spec: LoadSpec) -> dict[Place, int]:
     ],
 )
 def test_what_the_plan_spreads_lands_where_there_is_room(
-    model: str, machine: Machine, choices: dict[str, str]
+    model: str, machine: Machine, choices: dict[str, Any]
 ) -> None:
-    plan = make_plan(find_facts(model), PlanChoices(**choices), machine)  # type: ignore[arg-type]
+    plan = make_plan(find_facts(model), PlanChoices(**choices), machine)
     assert plan.spec.device_map == "auto"
     places = placed(plan.spec)
     # Nothing on the disk, and RAM only where the plan counts on it.

@@ -59,12 +59,12 @@ class CudaSideStream:
         if not self._job.done():
             return True
         has_failed = self._job.exception() is not None
-        return not (has_failed or self._job.result().query())  # type: ignore[no-untyped-call]
+        return not (has_failed or self._job.result().query())  # type: ignore[no-untyped-call]  # of torch
 
     def submit_work(self, work: Callable[[], object]) -> None:
         """Start *work* in the thread; see `SideStream`."""
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # of torch
         # The work may read results of the main stream, such as the weights.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         self._job = self._worker.submit(self._run, work, self._stream)
