@@ -92,9 +92,9 @@ def patient_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     On a busy machine, a thread may take longer to read a picture than the model waits for it.
     """
-    from idefics_cli.caption.executors import local
+    from idefics_cli.caption.executors.local import LocalExecutor
 
-    monkeypatch.setattr(local, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(LocalExecutor, "patience_seconds", 60.0)
 
 
 @pytest.fixture(scope="session")

@@ -55,11 +55,16 @@ REPLY_LIMITS = {
 
 
 def open_engine(
-    folder: Path, kind: str, make_inference: Callable[[Loaded], Inference] = Inference
+    folder: Path,
+    kind: str,
+    make_inference: Callable[[Loaded], Inference] = Inference,
+    *,
+    device: str = "cpu",
 ) -> LocalEngine:
     """Load the tiny checkpoint of *kind* in *folder*."""
     family = json.loads((folder / "config.json").read_text())["model_type"]
-    spec = LoadSpec(repo=str(folder), family=family, chats=not kind.endswith("base"))
+    chats = not kind.endswith("base")
+    spec = LoadSpec(repo=str(folder), family=family, chats=chats, device=device)
     return LocalEngine(with_kernels(spec), make_inference=make_inference)
 
 

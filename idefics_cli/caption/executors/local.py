@@ -20,8 +20,6 @@ from idefics_cli.engine.protocol import Engine, EngineFactory
 # As many pictures as are answered at a time, so many times, are open ahead of the model: enough
 # to find some of one shape among them.
 _GROUPS_AHEAD = 4
-# How long pictures that are open wait for more, before some are chosen among fewer.
-_PATIENCE_SECONDS = 0.25
 # How often to look for pictures that were opened meanwhile.
 _POLL_SECONDS = 0.01
 
@@ -32,7 +30,13 @@ class LocalExecutor:
     Args:
         factory: Makes the engine; it is closed when the captions are done.
         job: What is asked, how many at a time, and how many threads read ahead.
+
+    Attributes:
+        patience_seconds: How long open pictures wait for others, before a group is chosen among
+            fewer of them.
     """
+
+    patience_seconds = 0.25
 
     def __init__(self, factory: EngineFactory, job: CaptionJob) -> None:
         self._factory = factory
@@ -51,7 +55,8 @@ class LocalExecutor:
             try:
                 yield Ready(engine.revision)
                 with engine.serve(slots=size, cancel=cancel) as session:
-                    yield from _caption(Asker(session, self._job), ahead, stop)
+                    groups = _Groups(ahead, self.patience_seconds)
+                    yield from _caption(Asker(session, self._job), ahead, groups, stop)
             finally:
                 cancel.set()
 
@@ -66,8 +71,9 @@ class LocalExecutor:
         )
 
 
-def _caption(asker: Asker, ahead: ReadAhead, stop: Event) -> Iterator[ExecutorEvent]:
-    groups = _Groups(ahead)
+def _caption(
+    asker: Asker, ahead: ReadAhead, groups: _Groups, stop: Event
+) -> Iterator[ExecutorEvent]:
     size = asker.pictures_at_a_time
     events: deque[ExecutorEvent] = deque()
     while True:
@@ -93,10 +99,12 @@ class _Groups:
 
     Args:
         ahead: Where they wait.
+        patience_seconds: See `LocalExecutor`.
     """
 
-    def __init__(self, ahead: ReadAhead) -> None:
+    def __init__(self, ahead: ReadAhead, patience_seconds: float) -> None:
         self._ahead = ahead
+        self._patience_seconds = patience_seconds
         self._group: deque[Opened] = deque()
         self._since: float | None = None
 
@@ -113,7 +121,7 @@ class _Groups:
         if self._ahead.is_opening and len(waiting) < count * (_GROUPS_AHEAD - 1):
             now = time.monotonic()
             self._since = now if self._since is None else self._since
-            if not waiting or now - self._since < _PATIENCE_SECONDS:
+            if not waiting or now - self._since < self._patience_seconds:
                 return False
         self._since = None
         if not waiting:
