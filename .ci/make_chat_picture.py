@@ -28,7 +28,7 @@ SOCKET = f"idefics-{os.getpid()}"
 
 
 def main() -> None:
-    """Talk, and write the picture of what the screen then shows."""
+    """Run the chat, and write the picture of the screen."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [sys.executable, "-m", "idefics_cli", "demo", f"{folder}/pictures", "--count", "6"],
@@ -42,7 +42,7 @@ def main() -> None:
     )  # fmt: skip
     console.print(Text.from_ansi(f"$ idefics chat -m demo\n{screen.rstrip()}"))
     svg = console.export_svg(title="idefics chat")
-    # Its fonts come from the network; the reader's own will do.
+    # rich loads fonts from the network; the fonts of the reader are enough.
     TARGET.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
@@ -64,7 +64,7 @@ def _talk(folder: Path) -> str:
 
 
 def _settle() -> None:
-    """Wait until the screen stands still."""
+    """Wait until the screen no longer changes."""
     former, stills = "", 0
     while stills < 8:
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Draw the picture of README from a real run: sample scenes, and what the model says of them."""
+"""Draw the picture of README from a real run: sample scenes and the captions of the model."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def main() -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as folder:
         for index, command in enumerate(COMMANDS):
-            # The first only writes the pictures, which are shown themselves.
+            # The first command only writes the pictures, which the drawing shows.
             said = _run(command, Path(folder))
             console.print(Text.assemble(("$ ", "bold green"), (command, "bold")), soft_wrap=True)
             if index:
                 console.print(Text(said), soft_wrap=False)
         svg = console.export_svg(title="idefics")
-        # Its fonts come from the network; the reader's own will do.
+        # rich loads fonts from the network; the fonts of the reader are enough.
         svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
         svg = _with_pictures(svg, sorted(Path(folder, "pictures").glob("*.png")))
     TARGET.parent.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def _run(command: str, folder: Path) -> str:
 
 
 def _with_pictures(svg: str, paths: list[Path]) -> str:
-    """Return *svg* with a row of thumbnails above what it shows."""
+    """Return *svg* with a row of thumbnails above its content."""
     found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     if not found:
         raise ValueError("rich's SVG has no viewBox")
