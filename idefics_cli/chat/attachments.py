@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import errno
 import hashlib
 import io
 from collections import OrderedDict
@@ -10,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from idefics_cli.core.sources import is_clipboard
+from idefics_cli.core.errors import ImageError
+from idefics_cli.core.files import read_regular_file
+from idefics_cli.core.sources import describe_source, is_clipboard, too_many_bytes
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.engine.protocol import OpenImage
 from idefics_cli.images.formats import HEAD_BYTES, identify
@@ -25,6 +29,7 @@ _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # others: Pill
 _DATA_START = "data:application/octet-stream;base64,"
 _THUMBNAIL_EDGE = 512
 _MOST_APPEARANCES = 16
+_MOST_KEPT_BYTES = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +153,16 @@ class PictureOpener:
         """
         from idefics_cli.images.loader import ImageLoader
 
+        try:
+            stream = io.BytesIO(read_back(attachment))
+        except OSError as error:
+            raise ImageError(
+                f"cannot read the copy of a picture, `{describe_source(attachment.source)}`: "
+                + (error.strerror or str(error)).lower(),
+                kind="missing",
+                hint="`/images` lists the pictures, `/drop N` takes one out",
+            ) from error
         loader = ImageLoader(self._limits)
-        if not attachment.source.startswith(_DATA_START):
-            return loader.open(attachment, draft_edge=draft_edge)
-        stream = io.BytesIO(read_back(attachment))
         return loader.open_stream(stream, "picture", draft_edge=draft_edge)
 
     def _read(self, source: str) -> tuple[StagedPicture, Image | None]:
@@ -165,7 +176,11 @@ class PictureOpener:
             return StagedPicture("clipboard", buffer.getvalue()), copied
         sources = ImageSources(self._limits, offline=self._offline, stdin=self._stdin)
         with sources.open(source) as stream:
-            return StagedPicture(source, stream.read()), None
+            # A sparse file can have more bytes than the memory.
+            data = stream.read(self._limits.max_bytes + 1)
+        if len(data) > self._limits.max_bytes:
+            raise too_many_bytes(source, self._limits)
+        return StagedPicture(source, data), None
 
     def _opener(self, staged: StagedPicture, copied: Image | None) -> OpenImage:
         def open_image(attachment: Attachment, draft_edge: int) -> Image:
@@ -200,12 +215,25 @@ def data_uri(data: bytes) -> str:
     return _DATA_START + base64.b64encode(data).decode("ascii")
 
 
+def is_data_uri(source: str) -> bool:
+    """Whether *source* is a `data_uri`."""
+    return source.startswith(_DATA_START)
+
+
 def read_back(attachment: Attachment) -> bytes:
     """Return the bytes of a picture of a session, from its file or from a `data_uri`.
 
     Raises:
-        OSError: If the file cannot be read.
+        OSError: If the file cannot be read, or does not hold the picture any more.
     """
-    if attachment.source.startswith(_DATA_START):
-        return base64.b64decode(attachment.source.removeprefix(_DATA_START))
-    return Path(attachment.source).read_bytes()
+    if is_data_uri(attachment.source):
+        try:
+            data = base64.b64decode(attachment.source.removeprefix(_DATA_START), validate=True)
+        except binascii.Error as error:
+            raise OSError(errno.EINVAL, "its data is not base64") from error
+    else:
+        data = read_regular_file(Path(attachment.source), limit_bytes=_MOST_KEPT_BYTES)
+    # A file with this name can hold other bytes: a link, or damage of the disk.
+    if attachment.digest and hashlib.sha256(data).hexdigest() != attachment.digest:
+        raise OSError(errno.EINVAL, "its bytes have changed")
+    return data

@@ -23,6 +23,25 @@ def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Samplin
     return replace(sampling, **chosen)  # type: ignore[arg-type]  # the table checked each
 
 
+def check_setting(key: str, value: object) -> str | int | float | bool | None:
+    """Return *value* if the setting *key* of a saved conversation can have it.
+
+    A key that this version does not know can have any text, number, truth value or None.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If it is not a value of that setting.
+    """
+    if value is None or key not in (*SAMPLING_KEYS, *DISPLAY_KEYS):
+        if value is not None and not isinstance(value, str | int | float):
+            raise TypeError("not the value of a setting")
+        return value
+    try:
+        return setting_table()[key].check(value)
+    except OverflowError as error:  # a whole number that no float can hold
+        raise ValueError("too large") from error
+
+
 def parse_setting(key: str, text: str) -> str | int | float | bool | None:
     """Return the value of the setting *key* that *text* means.
 

@@ -1,18 +1,45 @@
-"""Files that are written atomically, and locks on open files."""
+"""Files that are read with a limit or written atomically, and locks on open files."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
+import stat
 import sys
 from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError
 
 UNFINISHED = ".part"
+_UNFINISHED_NAME = re.compile(r"\.idefics-[0-9a-f]{8}-[0-9a-f]{16}\.part")
 # Windows makes locked bytes unreadable, so the locked byte is beyond the end of every file.
 _LOCKED_BYTE = 1 << 40
+
+
+def read_regular_file(path: Path, *, limit_bytes: int) -> bytes:
+    """Return the content of the file *path*; never wait for a pipe or read a device.
+
+    Args:
+        path: File, or a link to one.
+        limit_bytes: Largest size that is read.
+
+    Raises:
+        OSError: If the file cannot be read, is no regular file, or is larger than the limit.
+        ValueError: If no file can have this name.
+    """
+    # A pipe opens at once with O_NONBLOCK, so that its kind can be checked.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        content = file.read(limit_bytes + 1) if status.st_size <= limit_bytes else b""
+    if max(status.st_size, len(content)) > limit_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
 
 
 def write_whole(target: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:
@@ -52,6 +79,11 @@ def remove_unfinished(target: Path) -> None:
     """
     for left in target.parent.glob(f"{_prefix(target)}*{UNFINISHED}"):
         left.unlink(missing_ok=True)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether *name* is that of a temporary file of `write_whole`."""
+    return _UNFINISHED_NAME.fullmatch(name) is not None
 
 
 def _prefix(target: Path) -> str:

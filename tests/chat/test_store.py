@@ -221,7 +221,8 @@ def test_removing_a_session_leaves_the_pictures_of_others(
         with store.create("demo", name) as session:
             session.ask("a?", [staged(color) for color in colors])
             session.undo()
-    (store.pictures.path / "left.part").write_bytes(b"of a killed process")
+    left = f".idefics-{'0' * 8}-{'1' * 16}.part"
+    (store.pictures.path / left).write_bytes(b"of a killed process")
     before = sum(path.stat().st_size for path in kept(tmp_path))
     assert store.remove(["one"], dry_run=True) > 0
     assert sum(path.stat().st_size for path in kept(tmp_path)) == before

@@ -7,16 +7,18 @@ that is loaded equals the session that was typed.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
+from idefics_cli.chat.attachments import is_data_uri
 from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Value
+from idefics_cli.chat.sampling_settings import check_setting, with_settings
+from idefics_cli.chat.store.pictures import PICTURE_NAME
 from idefics_cli.core.errors import IdeficsError, SessionError
-from idefics_cli.core.types import Attachment, Sampling
+from idefics_cli.core.types import Attachment, Finish, Sampling
 
 FORMAT = 1
 """Version of the file format; it increases when older programs cannot read a new file."""
@@ -24,9 +26,7 @@ FORMAT = 1
 # Any: JSON values, checked where they are used.
 Event = dict[str, Any]
 
-# The name of a stored picture. A session may come from another person, and must not name any
-# other file.
-_STORED = re.compile(r"([0-9a-f]{64})\.[a-z0-9]{1,5}")
+_MOST = 2**53  # larger whole numbers are not exact in other JSON readers
 
 
 def to_line(event: Event) -> bytes:
@@ -90,8 +90,14 @@ def replay(events: Iterable[Event], pictures: Path) -> Conversation:
     return conversation
 
 
-def apply(conversation: Conversation | None, event: Event, pictures: Path) -> Conversation:
+def apply(conversation: Conversation | None, event: Event, pictures: Path | None) -> Conversation:
     """Return *conversation* after *event*; before the first event there is none.
+
+    Args:
+        conversation: The conversation so far.
+        event: The change.
+        pictures: The folder that holds the pictures; None if the session is not saved and its
+            events hold the pictures as `data:` URIs.
 
     Raises:
         SessionError: If a later version of this program wrote the event.
@@ -117,9 +123,9 @@ def _started(event: Event) -> Conversation:
         raise _too_new(f"it has format {event['format']}, and this version reads {FORMAT}")
     return Conversation(
         model=_text(event["model"]),
-        name=event["name"],
-        system=event["system"],
-        settings=dict(event["settings"]),
+        name=_optional_text(event["name"]),
+        system=_optional_text(event["system"]),
+        settings={key: check_setting(key, value) for key, value in event["settings"].items()},
     )
 
 
@@ -136,14 +142,20 @@ _CHANGES: Mapping[str, Callable[[Conversation, Event], Conversation]] = MappingP
         "rolled_back": lambda conversation, _: conversation.rolled_back(),
         "retried": lambda conversation, _: conversation.retried(),
         "undone": lambda conversation, _: conversation.undone(),
-        "edited": lambda conversation, event: conversation.edited(event["turn"]),
-        "dropped": lambda conversation, event: conversation.dropped(event["picture"]),
-        "forgot": lambda conversation, event: conversation.without_oldest(event["turns"]),
+        "edited": lambda conversation, event: conversation.edited(_count(event["turn"])),
+        "dropped": lambda conversation, event: conversation.dropped(_count(event["picture"])),
+        "forgot": lambda conversation, event: conversation.without_oldest(_count(event["turns"])),
         "cleared": lambda conversation, _: conversation.cleared(),
         "changed": lambda conversation, event: conversation.changed(
-            **{key: event[key] for key in ("model", "name", "system") if key in event}
+            **{
+                key: _optional_text(event[key])
+                for key in ("model", "name", "system")
+                if key in event
+            }
         ),
-        "set": lambda conversation, event: conversation.with_setting(event["key"], event["value"]),
+        "set": lambda conversation, event: conversation.with_setting(
+            _text(event["key"]), check_setting(event["key"], event["value"])
+        ),
     }
 )
 
@@ -151,16 +163,19 @@ _CHANGES: Mapping[str, Callable[[Conversation, Event], Conversation]] = MappingP
 def _reply(event: Event) -> Reply:
     # A field that an earlier version did not write has its default.
     names = Reply.__dataclass_fields__.keys() & event.keys() - {"sampling"}
-    fields = {name: event[name] for name in names}
-    _text(event["text"])
-    return Reply(**fields, sampling=Sampling(**event.get("sampling", {})))
+    fields = {name: _REPLY_FIELDS[name](event[name]) for name in names}
+    sampling = {key: check_setting(key, v) for key, v in event.get("sampling", {}).items()}
+    return Reply(**fields, sampling=with_settings(Sampling(), sampling))
 
 
-def _picture(record: Event, pictures: Path) -> ChatPicture:
-    if "attachment" in record:  # of a session that is not saved
-        attachment = Attachment(record["attachment"], record["digest"])
+def _picture(record: Event, pictures: Path | None) -> ChatPicture:
+    if pictures is None:
+        attachment = Attachment(_text(record["attachment"]), _text(record["digest"]))
+        if not is_data_uri(attachment.source):
+            raise ValueError("not the bytes of a picture")
     else:
-        match = _STORED.fullmatch(record["file"])
+        # A session may come from another person, and must not name any other file.
+        match = PICTURE_NAME.fullmatch(record["file"])
         if match is None:
             raise ValueError("not the name of a stored picture")
         attachment = Attachment(str(pictures / match[0]), match[1])
@@ -168,8 +183,8 @@ def _picture(record: Event, pictures: Path) -> ChatPicture:
         number=0,
         source=_text(record["source"]),
         attachment=attachment,
-        width=int(record["width"]),
-        height=int(record["height"]),
+        width=_count(record["width"]),
+        height=_count(record["height"]),
     )
 
 
@@ -177,3 +192,39 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
     return value
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _count(value: object) -> int:
+    # isinstance(True, int) is True.
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise TypeError("not a count")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
+        raise TypeError("not a time in seconds")
+    return float(value)
+
+
+def _finish(value: object) -> object:
+    if value not in get_args(Finish):
+        raise ValueError("not the end of an answer")
+    return value
+
+
+_REPLY_FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
+    {
+        "text": _text,
+        "finish": _finish,
+        "model": _text,
+        "prompt_tokens": _count,
+        "reused_tokens": _count,
+        "new_tokens": _count,
+        "seconds": _seconds,
+    }
+)

@@ -76,7 +76,9 @@ class FileLock:
     def _try(self) -> int | None:
         """Return the descriptor of the locked file; None if another process holds it."""
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            # A link would lead to a file that is not ours, and the file is emptied below.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
             raise _unlockable(self._path, error) from error
         try:

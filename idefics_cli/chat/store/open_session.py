@@ -239,9 +239,8 @@ class OpenSession:
         line = events.to_line({**event, "at": self._store.now().isoformat(timespec="milliseconds")})
         # The event is applied as it is read back from its line, so that a session that is loaded
         # equals the one that was typed.
-        conversation = events.apply(
-            self.conversation, events.from_line(line), self._store.pictures.path
-        )
+        pictures = None if self._journal is None else self._store.pictures.path
+        conversation = events.apply(self.conversation, events.from_line(line), pictures)
         size = self._state[1]
         if self._journal is not None:
             # Nobody opens a session without a question or a name again.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import stat
 from collections.abc import Collection
 from pathlib import Path
 
 from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.core.errors import SessionError
-from idefics_cli.core.files import write_whole
+from idefics_cli.core.files import is_unfinished, read_regular_file, write_whole
 from idefics_cli.core.sources import describe_source, is_clipboard, without_password
+
+PICTURE_NAME = re.compile(r"([0-9a-f]{64})\.[a-z0-9]{1,5}")
+"""The name of the copy of a picture: the SHA-256 of its bytes, and a suffix."""
+_MOST_BYTES = 1 << 31
 
 
 class PictureFolder:
@@ -41,10 +48,12 @@ class PictureFolder:
         if target.is_file():
             return True
         try:
-            # Opening a pipe would wait for a writer.
-            if not os.path.isfile(source):
+            # A session may come from another person and name any file: only the digest is read
+            # of a file that is not the picture.
+            if _digest(Path(source)) != name.partition(".")[0]:
                 return False
-            staged = StagedPicture(source, Path(source).read_bytes())
+            data = read_regular_file(Path(source), limit_bytes=_MOST_BYTES)
+            staged = StagedPicture(source, data)
             if staged.digest != name.partition(".")[0]:
                 return False
             make_private_folder(self.path)
@@ -53,10 +62,48 @@ class PictureFolder:
             return False
         return True
 
-    def unwanted(self, wanted: Collection[str]) -> list[Path]:
-        """Return the files that are not *wanted*, and the unfinished files of killed programs."""
-        files = self.path.iterdir() if self.path.is_dir() else ()
-        return [file for file in files if file.name not in wanted and file.is_file()]
+    def unwanted(self, wanted: Collection[str], former: Collection[str]) -> list[Path]:
+        """Return our files that no session needs; the folder can hold files of the user, too.
+
+        Ours are the pictures that a session named, pictures that are named by their own digest,
+        and unfinished files. If the folder is a link, only the first are known to be ours: the
+        user may keep a collection of pictures there.
+
+        Args:
+            wanted: The names of the pictures that a session needs.
+            former: The names of the pictures of the sessions that are removed.
+        """
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        return [
+            self.path / name
+            for name in names
+            if name not in wanted and (name in former or self._is_left_over(self.path / name))
+        ]
+
+    def _is_left_over(self, file: Path) -> bool:
+        """Whether a killed program left *file* here."""
+        if self.path.is_symlink() or file.is_symlink() or not file.is_file():
+            return False
+        if is_unfinished(file.name):
+            return True
+        match = PICTURE_NAME.fullmatch(file.name)
+        try:
+            return match is not None and _digest(file) == match[1]
+        except OSError:
+            return False
+
+
+def _digest(file: Path) -> str:
+    """Return the SHA-256 of *file* in hexadecimal; "" for a device, a pipe or a huge file.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def make_private_folder(path: Path) -> None:

@@ -11,9 +11,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,49 +22,29 @@ from idefics_cli.chat.store.events import Event
 from idefics_cli.chat.store.journal import SessionJournal, lock_path
 from idefics_cli.chat.store.lock import FileLock, HeldElsewhereError
 from idefics_cli.chat.store.open_session import OpenSession, StoreAccess
-from idefics_cli.chat.store.pictures import PictureFolder, make_private_folder, unwritable
-from idefics_cli.core.append_log import read_lines
+from idefics_cli.chat.store.pictures import (
+    PICTURE_NAME,
+    PictureFolder,
+    make_private_folder,
+    unwritable,
+)
+from idefics_cli.chat.store.session_info import (
+    SessionInfo,
+    describe_damaged,
+    describe_session,
+)
 from idefics_cli.core.errors import SessionError, UsageError
-from idefics_cli.core.files import UNFINISHED
+from idefics_cli.core.files import is_unfinished, read_regular_file
 
 __all__ = ["LAST", "NullStore", "OpenSession", "SessionInfo", "SessionStore", "check_name"]
 
 LAST = "last"
 _ID = re.compile(r"[a-z0-9]{8}")
-_PICTURE_NAME = re.compile(rb"\b[0-9a-f]{64}\.[a-z0-9]{1,5}\b")
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # no characters that look alike
 _NAME_CHARACTERS = 80
 _PATIENCE_SECONDS = 10.0
 _LEFT_OVER_SECONDS = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """One session in a list.
-
-    Attributes:
-        id: Eight letters and digits.
-        name: The name that the user gave it, if any.
-        title: The name, or the first question on one line.
-        model: The name of its current model.
-        created: Time of the first event.
-        updated: Time of the last event.
-        turns: Number of questions with an answer.
-        pictures: Number of pictures.
-        size_bytes: Size of its file in bytes, without the pictures.
-        problem: The reason why it cannot be opened, if any.
-    """
-
-    id: str
-    name: str | None
-    title: str
-    model: str
-    created: datetime
-    updated: datetime
-    turns: int = 0
-    pictures: int = 0
-    size_bytes: int = 0
-    problem: str | None = None
+_MOST_BYTES = 1 << 28  # a session holds texts; a larger file is none
 
 
 class SessionStore:
@@ -140,7 +119,7 @@ class SessionStore:
         """
         path = self._path(self.find(key))
         conversation, log = self._load(path)
-        return _info(path, conversation, log), _with_missing(conversation)
+        return describe_session(path, conversation, log), _with_missing(conversation)
 
     def find(self, key: str) -> str:
         """Return the id of the session that *key* means.
@@ -173,13 +152,15 @@ class SessionStore:
         for path in self._sessions.glob("*.jsonl"):
             if not _ID.fullmatch(path.stem):
                 continue
-            try:
-                infos.append(_info(path, *self._load(path)))
-            except FileNotFoundError:  # removed in the meantime
-                continue
-            except SessionError as error:
-                infos.append(_damaged(path, str(error)))
+            with suppress(FileNotFoundError):  # removed in the meantime
+                infos.append(self._describe(path))
         return sorted(infos, key=lambda info: (info.updated, info.id), reverse=True)
+
+    def _describe(self, path: Path) -> SessionInfo:
+        try:
+            return describe_session(path, *self._load(path))
+        except SessionError as error:
+            return describe_damaged(path, str(error))
 
     def is_open(self, session_id: str) -> bool:
         """Return whether a process has the session open."""
@@ -194,6 +175,8 @@ class SessionStore:
     def remove(self, keys: Iterable[str], *, dry_run: bool = False) -> int:
         """Remove sessions, and the pictures that no other session has; return the bytes freed.
 
+        The pictures stay if another session cannot be read, because it may have them.
+
         Args:
             keys: The sessions, as for `find`.
             dry_run: Count the bytes without removing anything.
@@ -207,12 +190,11 @@ class SessionStore:
         with ExitStack() as stack:
             for path in sorted(paths):
                 stack.callback(SessionJournal.lock_only(path).close)
+                _check_is_ours(path)
             stack.enter_context(self._lock_store())
-            others = set(self._sessions.glob("*.jsonl")) - paths
-            wanted = {name for path in others for name in _names_of_pictures(path)}
-            files = [*paths, *self.pictures.unwanted(wanted), *self._left_over()]
             try:
-                freed = sum(file.stat().st_size for file in files)
+                files = [*paths, *self._unwanted_pictures(paths), *self._left_over()]
+                freed = sum(file.lstat().st_size for file in files)
                 for file in () if dry_run else files:
                     file.unlink()
             except OSError as error:
@@ -222,9 +204,20 @@ class SessionStore:
 
     def _left_over(self) -> Sequence[Path]:
         """Return the unfinished files of killed programs, but not those of running ones."""
+        if not self._sessions.is_dir():
+            return ()
         before = time.time() - _LEFT_OVER_SECONDS
-        parts = self._sessions.glob(f"*{UNFINISHED}")
-        return [path for path in parts if path.stat().st_mtime < before]
+        parts = (path for path in self._sessions.iterdir() if is_unfinished(path.name))
+        return [path for path in parts if path.lstat().st_mtime < before]
+
+    def _unwanted_pictures(self, removed: Set[Path]) -> Sequence[Path]:
+        others = set(self._sessions.glob("*.jsonl")) - removed
+        try:
+            wanted = {name for path in others for name in _names_of_pictures(path)}
+            former = {name for path in removed for name in _names_of_pictures(path)}
+        except OSError:
+            return ()
+        return self.pictures.unwanted(wanted, former)
 
     def _path(self, session_id: str) -> Path:
         return self._sessions / f"{session_id}.jsonl"
@@ -247,7 +240,9 @@ class SessionStore:
 
     def _load(self, path: Path) -> tuple[Conversation, Sequence[Event]]:
         try:
-            log = [_event(line, number) for number, (_, line) in enumerate(read_lines(path), 1)]
+            # What follows the last newline was torn by a sudden end of the program.
+            *lines, _ = read_regular_file(path, limit_bytes=_MOST_BYTES).split(b"\n")
+            log = [_event(line, number) for number, line in enumerate(lines, 1)]
             return events.replay(log, self.pictures.path), log
         except FileNotFoundError:
             raise
@@ -334,47 +329,27 @@ def _with_missing(conversation: Conversation) -> Conversation:
     return conversation.with_missing(gone)
 
 
-def _info(path: Path, conversation: Conversation, log: Sequence[Event]) -> SessionInfo:
-    status = path.stat()
-    return SessionInfo(
-        id=path.stem,
-        name=conversation.name,
-        title=conversation.title,
-        model=conversation.model,
-        created=_time(log[0], status.st_mtime),
-        updated=_time(log[-1], status.st_mtime),
-        turns=sum(turn.reply is not None for turn in conversation.turns),
-        pictures=len(conversation.pictures),
-        size_bytes=status.st_size,
-    )
+def _check_is_ours(path: Path) -> None:
+    """Check that the file at *path* was a session, even if it is damaged now.
 
-
-def _damaged(path: Path, problem: str) -> SessionInfo:
-    status = path.stat()
-    changed = datetime.fromtimestamp(status.st_mtime, UTC)
-    return SessionInfo(
-        id=path.stem,
-        name=None,
-        title="",
-        model="",
-        created=changed,
-        updated=changed,
-        size_bytes=status.st_size,
-        problem=problem,
-    )
-
-
-def _time(event: Event, otherwise: float) -> datetime:
+    Raises:
+        SessionError: If it was not: a user can keep other files in the folder, or link to one.
+    """
     try:
-        return datetime.fromisoformat(event["at"]).astimezone(UTC)
-    except (KeyError, TypeError, ValueError):
-        return datetime.fromtimestamp(otherwise, UTC)
+        data = read_regular_file(path, limit_bytes=_MOST_BYTES)
+    except OSError as error:
+        raise SessionError(
+            f"cannot read `{path}`: {(error.strerror or str(error)).lower()}",
+            hint="if it is a session, remove the file yourself",
+        ) from error
+    if b'"event"' not in data and data.strip(b"\0"):
+        raise SessionError(f"`{path}` is not a session", hint="remove the file yourself")
 
 
 def _names_of_pictures(path: Path) -> set[str]:
     # Found by their form, so that the pictures of a damaged or later session stay, too.
-    found = _PICTURE_NAME.findall(path.read_bytes())
-    return {name.decode("ascii") for name in found}
+    data = read_regular_file(path, limit_bytes=_MOST_BYTES)
+    return {match[0] for match in PICTURE_NAME.finditer(data.decode("latin-1"))}
 
 
 def _new_id() -> str:
