@@ -1,4 +1,4 @@
-"""What is read of processor and memory, containers included; and broken libraries."""
+"""Processor, memory, GPUs and packages are found, in containers and with broken libraries too."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_container_limit_of_version_2_counts(tmp_path: Path, folder: str) -> N
             f"{base}/memory.stat": f"anon {GIB}\ninactive_file {GIB}\n",
         },
     )
-    # Of the 3 GiB in use, 1 is file pages that can go.
+    # Of the 3 GiB in use, 1 GiB is pages of files, which can be dropped.
     assert read_memory(tmp_path, machine=MEMORY) == (4 * GIB, 2 * GIB)
 
 
@@ -65,7 +65,7 @@ def test_a_container_limit_of_version_1_counts(tmp_path: Path) -> None:
         tmp_path,
         {
             "proc/self/cgroup": "5:cpu:/\n4:memory:/docker/abc\n",
-            # Inside the container, its own group is mounted as the root.
+            # In a container, its own group is mounted as the root.
             f"{base}/memory.limit_in_bytes": str(2 * GIB),
             f"{base}/memory.usage_in_bytes": str(1 * GIB),
             f"{base}/memory.stat": f"total_inactive_file {GIB // 2}\n",
@@ -175,7 +175,7 @@ def test_a_gpu_is_usable_if_torch_was_built_for_it(
 
 
 class FakeCuda(SimpleNamespace):
-    """The part of torch.cuda that is asked; GPU 1 fails as a broken one does."""
+    """The functions of torch.cuda that are used; the GPU named "broken" raises an error."""
 
     def __init__(self, *names: str) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class FakeCuda(SimpleNamespace):
         return 70 * GIB, 80 * GIB
 
 
-def test_gpus_are_found_and_unusable_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_found_and_unusable_ones_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch, "cuda", FakeCuda("A100", "broken", "old"))
@@ -232,7 +232,7 @@ def test_a_warning_of_the_driver_becomes_a_note(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("error", [ImportError("libcudart.so.13 is missing"), OSError("no")])
-def test_a_broken_torch_is_told_and_not_raised(
+def test_a_broken_torch_is_reported_and_not_raised(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     class Finder:
@@ -248,7 +248,7 @@ def test_a_broken_torch_is_told_and_not_raised(
     assert found.gpus == ()
 
 
-def test_packages_that_cannot_be_imported_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_cannot_be_imported_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fake_import(name: str) -> ModuleType:
         if name == "bitsandbytes":
             raise RuntimeError("CUDA Setup failed\ndetails")

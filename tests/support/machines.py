@@ -1,4 +1,4 @@
-"""Machines to plan for."""
+"""Imitated machines for plans."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ H100 = ("H100", 80, (9, 0))
 
 
 def cpu(ram: int, *flags: str, **more: object) -> Machine:
-    """Return an x86 machine without GPU: *ram* GiB, 1.5 of them taken, 8 cores, and *flags*."""
+    """Return an x86 machine without GPU: *ram* GiB, 1.5 of them in use, 8 cores, and *flags*."""
     return machine(ram, flags=("avx2", *flags), **more)
 
 
 def gpus(*cards: tuple[str, int, tuple[int, int]], ram: int = 64, **more: object) -> Machine:
-    """Return a machine with *cards* (name, GiB, capability), 0.4 GiB of each taken."""
+    """Return a machine with *cards* (name, GiB, capability), 0.4 GiB of each in use."""
     found = tuple(
         Gpu(i, name, size * GIB, int((size - 0.4) * GIB), capability)
         for i, (name, size, capability) in enumerate(cards)
@@ -42,7 +42,7 @@ def apple(ram: int, **more: object) -> Machine:
 
 
 def machine(ram: int, *, flags: tuple[str, ...], **more: object) -> Machine:
-    """Return a machine with *ram* GiB, 1.5 of them taken, and 8 cores."""
+    """Return a machine with *ram* GiB, 1.5 of them in use, and 8 cores."""
     is_avx512 = any(flag.startswith("avx512") for flag in flags)
     capability = "AVX512" if is_avx512 else "AVX2" if "avx2" in flags else "DEFAULT"
     fields: dict[str, object] = {

@@ -91,7 +91,7 @@ def find_problem(
     return _package_problem(attention, flash, machine)
 
 
-def caution(attention: Attention, family: str) -> str | None:
+def find_caution(attention: Attention, family: str) -> str | None:
     """Return what a user of *attention* should know, or None."""
     known = find_family(family).flash_caution
     return f"{attention} {known}" if known and attention in FLASH else None

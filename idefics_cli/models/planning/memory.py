@@ -92,7 +92,7 @@ def working_bytes(
     return max(vision, text)
 
 
-def model_load(
+def estimate_memory(
     parameters: int,
     shape: Shape,
     *,

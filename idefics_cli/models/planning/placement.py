@@ -24,7 +24,7 @@ from idefics_cli.models.planning.memory import (
     CPU_RUNTIME_BYTES,
     GPU_RUNTIME_BYTES,
     MemoryNeed,
-    model_load,
+    estimate_memory,
 )
 from idefics_cli.models.planning.quantization import choose_4bit, has_packed_nf4
 
@@ -125,7 +125,9 @@ class Need:
         return max(0, self.total - self.usable)
 
 
-def options(facts: ModelFacts, choices: PlanChoices, machine: Machine) -> Iterator[Placement]:
+def list_placements(
+    facts: ModelFacts, choices: PlanChoices, machine: Machine
+) -> Iterator[Placement]:
     """Yield the ways to run a model that *choices* leave open, best first."""
     device = choices.device or "auto"
     gpus = machine.gpus if device in ("auto", "cuda") else ()
@@ -277,7 +279,7 @@ def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:
 
 
 def _load(option: Placement, facts: ModelFacts, attention: Attention) -> MemoryNeed:
-    load = model_load(
+    load = estimate_memory(
         facts.parameters,
         facts.shape,
         dtype=option.dtype,

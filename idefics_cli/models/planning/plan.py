@@ -23,9 +23,9 @@ from idefics_cli.models.planning.placement import (
     Placement,
     PlanChoices,
     default_threads,
+    list_placements,
     max_memory,
     needs_of,
-    options,
 )
 from idefics_cli.models.planning.quantization import Problem
 from idefics_cli.models.planning.reasons import Reason
@@ -121,7 +121,8 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
     _check_device(choices.device or "auto", machine)
     attention = _attention(choices)
     verdicts = [
-        _judge(option, model, attention, machine) for option in options(model, choices, machine)
+        _judge(option, model, attention, machine)
+        for option in list_placements(model, choices, machine)
     ]
     chosen = next((v for v in verdicts if v.works), None)
     if chosen is None:
@@ -143,9 +144,9 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
     return Plan(
         spec=spec,
         facts=model,
-        reasons=plan_reasons.reasons(context, spec),
+        reasons=plan_reasons.explain_choices(context, spec),
         needs=chosen.needs,
-        warnings=plan_reasons.warnings(context, spec),
+        warnings=plan_reasons.list_warnings(context, spec),
     )
 
 
@@ -351,7 +352,7 @@ def _ways_out(
 
 
 def _first(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Placement | None:
-    for option in options(model, choices, machine):
+    for option in list_placements(model, choices, machine):
         if _judge(option, model, "sdpa", machine).works:
             return option
     return None

@@ -141,7 +141,7 @@ def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> flo
     return METHODS[quantization].bytes_per_weight
 
 
-def slowness(
+def find_slowness(
     quantization: Quantization, *, device: str, machine: Machine, format_4bit: Format4bit
 ) -> str | None:
     """Return a warning if *quantization* is slow on *device*, or None."""

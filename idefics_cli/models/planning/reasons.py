@@ -65,7 +65,7 @@ class Context:
         return _short(min(others, key=lambda other: other[0])[1]) if others else None
 
 
-def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
+def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     """Return why each choice of *spec* was made."""
     found = [
         _files(context),
@@ -88,19 +88,19 @@ def reasons(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     return tuple(found)
 
 
-def warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
+def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
     """Return what a user should expect."""
     option, facts = context.option, context.facts
     found = [
         _float16(context),
         _emulated_bfloat16(context),
-        quantization.slowness(
+        quantization.find_slowness(
             option.quantization,
             device=option.device,
             machine=context.machine,
             format_4bit=option.format_4bit,
         ),
-        attention.caution(spec.attention, facts.family),
+        attention.find_caution(spec.attention, facts.family),
         _large_quantized(context),
         _unsplit(context),
         _missing_files(context),

@@ -1,4 +1,4 @@
-"""Attention on the CPU gives what transformers' gives, by whichever way it goes."""
+"""Attention on the CPU gives the results of transformers' attention, in each of its ways."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Mask = Tensor | None
 MASKS = ["none", "bool", "added", "one for all", "one for each query"]
 
 
-def states(heads: int, kv_heads: int, queries: int, keys: int, width: int) -> list[Tensor]:
-    """Query, key and value as projections give them: transposed views."""
+def query_key_value(heads: int, kv_heads: int, queries: int, keys: int, width: int) -> list[Tensor]:
+    """Return query, key and value as transposed views, like those from projections."""
     torch.manual_seed(0)
     return [
         torch.randn(B, length, count, width).transpose(1, 2)
@@ -64,7 +64,7 @@ def assert_as_the_library(
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 6), (6, 1)])
 @pytest.mark.parametrize("queries", [1, 5])
 def test_text_attention_is_the_librarys(queries: int, heads: int, kv_heads: int, mask: str) -> None:
-    qkv = states(heads, kv_heads, queries, KEYS, 16)
+    qkv = query_key_value(heads, kv_heads, queries, KEYS, 16)
     module = layer(heads, kv_heads, causal=True)
     assert_as_the_library(module, qkv, masks(queries, KEYS)[mask], sliding_window=None)
 
@@ -76,7 +76,7 @@ def test_attention_among_many_patches_is_the_librarys(
     tile: int | None, width: int, mask: str
 ) -> None:
     attend = CpuAttention("test", tile, many_queries=20)
-    qkv = states(3, 3, KEYS, KEYS, width)
+    qkv = query_key_value(3, 3, KEYS, KEYS, width)
     module = layer(3, 3, causal=False)
     assert_as_the_library(module, qkv, masks(KEYS, KEYS)[mask], attend, is_causal=False)
 
@@ -98,12 +98,12 @@ def test_attention_among_many_patches_is_the_librarys(
 def test_the_end_of_a_prompt_sees_what_its_mask_says(
     queries: int, heads: int, kv_heads: int, hidden: str
 ) -> None:
-    qkv = [part[:1] for part in states(heads, kv_heads, queries, KEYS, 16)]
+    qkv = [part[:1] for part in query_key_value(heads, kv_heads, queries, KEYS, 16)]
     mask = torch.ones(queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
     if hidden == "a key":
         mask[:, 2] = False
     elif hidden == "the first":
-        # As a sliding window.
+        # Like a sliding window.
         mask &= ~torch.ones(queries, KEYS, dtype=torch.bool).tril(KEYS - queries - 9)
     elif hidden == "a query":
         mask[1, 1:4] = False
@@ -125,7 +125,9 @@ def test_each_way_is_taken_where_it_is_fastest() -> None:
         mask: Mask = None,
         **options: object,
     ) -> str:
-        query, key, _ = (part.to(dtype) for part in states(heads, kv_heads, queries, KEYS, 16))
+        query, key, _ = (
+            part.to(dtype) for part in query_key_value(heads, kv_heads, queries, KEYS, 16)
+        )
         module = cast("nn.Module", layer(heads, kv_heads, causal=causal))
         return tiled.choose_way(module, query, key, mask, **options)  # type: ignore[arg-type] # mixed options
 

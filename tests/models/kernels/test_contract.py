@@ -1,4 +1,4 @@
-"""What holds for every kernel of the table."""
+"""Every kernel of the table computes what float32 computes, within its tolerance."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tests.support.kernels import relative_error, torch_threads
 
 LINEAR = [name for name, row in KERNELS.items() if row.parts & {"text", "head", "vision"}]
 QUANTIZED = [name for name in LINEAR if KERNELS[name].weights in ("int8", "int4")]
-# Width and outputs. The last has more outputs than are converted to another format together, the
-# one before more weights than a cache holds.
+# Width and outputs. The last has more outputs than are converted to another format at a time, the
+# one before has more weights than the L2 cache holds.
 SHAPES = [(64, 64), (192, 192), (96, 192), (192, 66), (176, 95), (72, 80), (1024, 1024), (64, 1088)]
-# What rounding the outputs to 16 bits adds to the error.
+# Additional error from rounding the outputs to 16 bits.
 ROUNDING = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
 
 def usable(name: str) -> Kernel:
-    """Return the row of *name*; skip the test where the kernel cannot be used."""
+    """Return the row of *name*; skip the test if the kernel cannot be used here."""
     row = KERNELS[name]
     if not row.layer_kernel().passes_self_test():
         pytest.skip(f"{name} fails its self-test here")
@@ -40,35 +40,35 @@ def usable(name: str) -> Kernel:
 
 
 def linear(row: Kernel, width: int = 192, outputs: int = 192, *, bias: bool = False) -> nn.Linear:
-    """Return a layer of random weights in the dtype that the kernel is for."""
+    """Return a layer of random weights in the dtype of the kernel."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if row.weights == "bfloat16" else torch.float32
     return nn.Linear(width, outputs, bias=bias, dtype=dtype)
 
 
 def layer_of(row: Kernel, module: nn.Module) -> nn.Module:
-    """Return the kernel's layer for *module*, which it has to fit."""
+    """Return the kernel's layer for *module*, which must fit."""
     layer = row.layer_kernel().layer_for(module, product_dtype=torch.float32)
     assert layer is not None
     return layer.eval()
 
 
 def dtypes(row: Kernel) -> list[torch.dtype]:
-    """Return the dtypes of activations that the kernel is for."""
+    """Return the dtypes of the activations of the kernel."""
     if row.weights == "bfloat16":
         return [torch.bfloat16]
     return [torch.float32, torch.bfloat16, torch.float16]
 
 
 def effective_weight(layer: nn.Module, width: int, dtype: torch.dtype) -> Tensor:
-    """Return (out, in) float32, what *layer*, without bias, multiplies by."""
+    """Return (out, in) float32: the weights by which *layer*, without bias, multiplies."""
     with torch.inference_mode():
         product: Tensor = layer(torch.eye(width, dtype=dtype))
     return product.float().t()
 
 
 def counts(layer: nn.Module) -> Iterator[int]:
-    """Yield numbers of rows on both sides of every limit."""
+    """Yield numbers of rows below and above every limit."""
     yield from (0, 1, 2, 3, 5, 8, 17)
     if isinstance(layer, KernelLinear) and layer.FEW_ROWS:
         yield from (layer.FEW_ROWS, layer.FEW_ROWS + 1)
@@ -111,7 +111,7 @@ def test_a_kernel_multiplies_as_float32_does(name: str, shape: tuple[int, int]) 
                 assert (given.dtype, given.shape) == (dtype, (count, shape[1]))
                 exact = functional.linear(rows.float(), weight, addend)
                 if count:
-                    # Bfloat16 kernels are measured with outputs in bfloat16.
+                    # The tolerance of bfloat16 kernels includes outputs in bfloat16.
                     rounding = 0.0 if row.weights == "bfloat16" else ROUNDING[dtype]
                     assert relative_error(given, exact) < row.tolerance + rounding
 
@@ -132,7 +132,7 @@ def test_activations_have_any_number_of_dimensions_and_any_layout(name: str, thr
     layer = layer_of(row, linear(row, bias=True))
     dtype = dtypes(row)[0]
     for shape in ((), (1,), (2, 3), (2, 1, 20)):
-        # Transposed, so that the numbers of a row do not lie side by side.
+        # Transposed, so that rows are not contiguous.
         activations = torch.randn(192, *shape).movedim(0, -1).to(dtype)
         with torch.inference_mode(), torch_threads(threads):
             given = layer(activations)
@@ -153,7 +153,7 @@ def misaligned(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_activations_may_begin_anywhere_in_memory(name: str) -> None:
-    """Some of torch's kernels end the process otherwise."""
+    """Some of torch's kernels crash on other addresses."""
     row = usable(name)
     layer = layer_of(row, linear(row))
     for count in (1, 3, 5, 203):
@@ -192,7 +192,7 @@ def test_a_quantized_weight_is_off_by_little_more_than_half_a_step(
     row = usable(name)
     original = linear(row).to(dtype)
     weight = original.weight.detach()
-    # Not around zero, equal throughout, of one sign, and nothing.
+    # Weights around 5, equal weights, weights of one sign, and zeros.
     weight[3, :32] = 5 + weight[3, :32]
     weight[4] = 0.25
     weight[5] = weight[5].abs()
@@ -206,7 +206,8 @@ def test_a_quantized_weight_is_off_by_little_more_than_half_a_step(
     else:
         groups = before.float().reshape(192, 6, 32)
         steps = (groups.amax(2) - groups.amin(2)) / 15
-        # The ends are rounded to 8 bits of precision: 15 steps of 2^-9 of one, and the lowest's.
+        # Steps and lowest values are rounded to 8 bits of precision, which moves the highest of 15
+        # steps most.
         room = steps * (0.5 + 15 / 2**8) + groups.abs().amax(2) / 2**8
         room = room.repeat_interleave(32, 1)
     # torch's kernels round the product to bfloat16.

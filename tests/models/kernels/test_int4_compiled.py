@@ -1,4 +1,4 @@
-"""4-bit weights by a kernel compiled for this processor: exact, for every width of registers."""
+"""The compiled kernel for 4-bit weights is exact for every width of registers."""
 
 from __future__ import annotations
 

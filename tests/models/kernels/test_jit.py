@@ -1,4 +1,4 @@
-"""Kernels that are compiled here: every piece is done once, by all threads, and alone."""
+"""Compiled kernels do every piece of work once, in one thread and in several."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def count_up(code: jit.Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Add a number to the counter of the piece."""
+    """Write code that adds a number to the counter of the piece."""
     (counters, number), build = arguments, code.builder
     place = build.mul(piece, code.number(8))
     pointer = code.pointer(counters)

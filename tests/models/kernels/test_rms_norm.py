@@ -1,4 +1,4 @@
-"""Our norms give what the library's give."""
+"""Our norms give the results of the library's norms."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_every_norm_of_a_model_is_ours_and_gives_what_the_librarys_gives(
         torch.nn.init.normal_(ours[name].weight)
         theirs[name].weight.data = ours[name].weight.data
         for scale in (0.0, 1e-3, 1.0, 1e4):
-            states = torch.randn(2, 3, len(ours[name].weight)) * scale
+            activations = torch.randn(2, 3, len(ours[name].weight)) * scale
             with torch.inference_mode():
-                expected, given = theirs[name](states), ours[name](states)
+                expected, given = theirs[name](activations), ours[name](activations)
             torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -57,10 +57,10 @@ def test_in_16_bits_they_are_rounded_where_the_librarys_are(
     torch.nn.init.normal_(theirs.weight)
     ours = rms_norm.CpuRMSNorm(theirs)
     for scale in (0.0, 1e-3, 1.0, 1e2):
-        states = (torch.randn(20, 512) * scale).to(dtype)
+        activations = (torch.randn(20, 512) * scale).to(dtype)
         with torch.inference_mode():
-            expected, given = theirs(states), ours(states)
+            expected, given = theirs(activations), ours(activations)
         assert given.dtype == expected.dtype == dtype
-        # What lies between two numbers may fall the other way, but hardly ever does.
+        # A result between two numbers may be rounded to the other one, but rarely is.
         assert (given == expected).float().mean() > 0.999
         torch.testing.assert_close(given, expected, rtol=0.008, atol=1e-6)

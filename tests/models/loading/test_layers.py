@@ -60,7 +60,7 @@ def layers(model: nn.Module, kind: type[nn.Module]) -> set[str]:
 
 
 def with_12_bits_from(size: int) -> dict[str, Kernel]:
-    """Return the table, but for the size of the smallest weights that are kept in 12 bits."""
+    """Return the table with another size of the smallest layers that are kept in 12 bits."""
     row = KERNELS["bf16_12bit"]
     return {**KERNELS, row.name: replace(row, smallest_weights=size)}
 
@@ -93,7 +93,7 @@ def with_12_bits_from(size: int) -> dict[str, Kernel]:
         ),
         (
             machines.cpu(24), "float32", "int4",
-            # The keys of three heads of 32 are no block of 64, which torch's kernel needs.
+            # torch's kernel needs blocks of 64 outputs; three heads of 32 are no multiple of that.
             "TorchInt4Linear TorchInt8Linear TorchInt8Linear Linear Linear Linear Conv2d",
         ),
         (
@@ -157,7 +157,7 @@ def test_what_one_kernel_keeps_is_not_read_by_another(monkeypatch: pytest.Monkey
 
 
 class Parts(nn.Module):
-    """One layer of each kind that is told apart."""
+    """A model with one layer of each kind that is treated differently."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def test_12_bits_are_for_large_layers_with_few_rows_and_weights_of_their_own(
     assert type(model.model.text) is CompactLinear
     assert type(model.model.small) is WidenedLinear
     assert type(model.model.odd) is WidenedLinear
-    # The embedding needs the weights as they are, so nothing would be saved.
+    # The embedding keeps the weights in memory anyway, so 12 bits would save nothing.
     assert type(model.lm_head) is (WidenedLinear if is_tied else CompactLinear)
 
 
@@ -220,7 +220,7 @@ def test_a_model_in_bfloat16_gives_the_logits_of_torch(
         outside = set(find_family(spec.family).unquantized) - {"lm_head"}
         assert not {name for name in names if name.startswith(tuple(outside))}
         assert layers(plain, nn.Linear) - layers(ours, nn.Linear) == names
-    # More rows than the widening layers leave to torch.
+    # More rows than `WidenedLinear` leaves to torch.
     ids = torch.arange(5, 17).repeat(3)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if kind == "idefics":
@@ -228,7 +228,7 @@ def test_a_model_in_bfloat16_gives_the_logits_of_torch(
         inputs["image_attention_mask"] = torch.zeros(1, ids.shape[1], 1, dtype=torch.long)
     with torch.inference_mode():
         one, other = (model(**inputs).logits.float() for model in (ours, plain))
-    # Sums in another order, through layers of weights that are spread wide.
+    # The order of the sums differs, and random weights amplify the difference.
     assert (one - other).norm() < 0.03 * other.norm()
 
 

@@ -1,4 +1,4 @@
-"""Quantized models: what is quantized, and that the built-in model still sees."""
+"""Quantization leaves everything but the text model as it is."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_only_the_text_model_is_quantized(
         format_4bit="int4" if quantization == "int4" else "nf4",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bitsandbytes tells of its CPU kernels
+        warnings.simplefilter("ignore")  # bitsandbytes warns about its CPU kernels
         model = load(spec).model
     assert isinstance(model, nn.Module)
     quantized = linear_names(model, layer)

@@ -1,4 +1,4 @@
-"""Quantized weights that are kept: loaded again they are the same, and damage is noticed."""
+"""Kept quantized weights are the same when they are loaded, and damage is noticed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytest.importorskip("bitsandbytes")
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """bitsandbytes tells of its CPU kernels."""
+    """Ignore what bitsandbytes says about its CPU kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -51,7 +51,7 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> LoadSpec:
 
 
 def numbers(model: object) -> list[str]:
-    """The full names of the quantized weights of *model*."""
+    """Return the full names of the quantized weights of *model*."""
     assert isinstance(model, nn.Module)
     return sorted(
         f"{path}.{name}"
@@ -114,7 +114,7 @@ def test_our_own_layers_need_no_more_room_than_they_take(
 
     monkeypatch.setattr(quantized_store, "save_weights", watched)
     (file,) = keep_quantized(spec).glob("*.safetensors")
-    # Beside the numbers there is a table of where they are.
+    # The file has a table of the tensors too.
     assert needed[0] < file.stat().st_size < needed[0] + 20_000
 
 
@@ -170,7 +170,7 @@ def test_another_file_method_or_dtype_has_another_place(spec: LoadSpec, tmp_path
 
 
 class Broken:
-    """A model that fails when half of it is written."""
+    """A model that raises an error while it is written."""
 
     def save_pretrained(self, save_directory: Path) -> None:
         save_directory.mkdir()

@@ -1,4 +1,4 @@
-"""The registry's numbers and the memory formulas, against the real architectures."""
+"""The numbers of the registry and the memory formulas agree with the real architectures."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from idefics_cli.models.families.spec import FAMILIES
 from idefics_cli.models.hub import checkpoint
 from idefics_cli.models.hub.registry import MODELS
 from idefics_cli.models.hub.sizes import quantized_weights
-from idefics_cli.models.planning.memory import GPU_RUNTIME_BYTES, kv_bytes, model_load, weight_bytes
+from idefics_cli.models.planning.memory import (
+    GPU_RUNTIME_BYTES,
+    estimate_memory,
+    kv_bytes,
+    weight_bytes,
+)
 from tests.support.real_configs import CONFIGS, image_settings
 
-KV_KIB = {  # of a token in 16 bit, as counted from caches of the real classes
+KV_KIB = {  # KiB of a token in 16 bit, counted from caches of the real classes
     "idefics-9b": 512,
     "idefics-80b": 2560,
     "idefics2-8b": 128,
@@ -50,7 +55,7 @@ def test_parameters_are_those_of_the_real_architecture(name: str) -> None:
     linear = sum(
         module.weight.numel()
         for full_name, module in model.named_modules()
-        # As transformers' `replace_with_bnb_linear` chooses: no subclasses.
+        # transformers' `replace_with_bnb_linear` leaves subclasses out.
         if type(module) is nn.Linear and not full_name.startswith(skipped)
     )
     assert quantized_weights(spec.shape) == linear
@@ -100,7 +105,7 @@ def test_the_peak_of_idefics2_is_the_one_on_its_model_card(
     splitting: bool, gigabytes: float
 ) -> None:
     spec = MODELS["idefics2-8b"]
-    load = model_load(
+    load = estimate_memory(
         spec.parameters,
         spec.shape,
         dtype="float16",
@@ -116,7 +121,7 @@ def test_a_short_context_bounds_prompt_and_cache() -> None:
     spec = MODELS["smolvlm-500m"]
 
     def load(context: int) -> Any:
-        return model_load(
+        return estimate_memory(
             spec.parameters,
             spec.shape,
             dtype="bfloat16",

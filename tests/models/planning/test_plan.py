@@ -1,4 +1,4 @@
-"""What runs on which machine, and which wishes are refused."""
+"""The plans for many machines, and the choices that are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MACHINES = {
 
 
 def plan(model: str, machine: Machine, **choices: object) -> Plan:
-    return make_plan(FACTS[model], PlanChoices(**choices), machine)  # type: ignore[arg-type] # tests
+    return make_plan(FACTS[model], PlanChoices(**choices), machine)  # type: ignore[arg-type] # Literals
 
 
 def planned(model: str, machine: str) -> Plan | PlanError:
@@ -71,7 +71,7 @@ def summary(made: Plan) -> str:
         ("24 GiB, bf16", "demo", "cpu float32 none"),
         ("24 GiB, bf16", "smolvlm-500m", "cpu bfloat16 none"),
         ("24 GiB, bf16", "idefics2-8b", "cpu bfloat16 none"),
-        # Without fast 4 bit, whole pictures come before smaller weights.
+        # Without fast 4-bit kernels, giving up tiles comes before quantizing.
         ("8 GiB", "smolvlm-2.2b", "cpu bfloat16 none whole"),
         ("8 GiB, bf16", "smolvlm-2.2b", "cpu bfloat16 4bit"),
         ("64 GiB, bf16", "idefics-80b", "cpu bfloat16 4bit"),
@@ -134,7 +134,7 @@ def test_the_whole_model_comes_before_the_quantized_and_several_gpus_before_fewe
     limits = made.spec.max_memory
     assert limits is not None
     assert list(limits) == ["0", "1", "2"]
-    # Room for all weights, and less than the cards have.
+    # The limits hold all weights, and are below the memory of the cards.
     assert sum(limits.values()) >= 149 * GIB
     assert all(limit < 80 * GIB for limit in limits.values())
 
@@ -197,7 +197,7 @@ def test_int4_takes_more_memory_than_nf4() -> None:
         plan("idefics2-8b", machines.cpu(64, *flags), quantization="4bit", dtype="bfloat16")
         for flags in (["avx512_bf16"], [])
     )
-    # 7.0e9 weights of the text model, 0.109 bytes more for each.
+    # 0.109 bytes more for each of the 7.0e9 weights of the text model.
     assert 0.7e9 < large.needs[0].weights - small.needs[0].weights < 0.8e9
 
 
@@ -210,7 +210,7 @@ def test_the_gpu_with_most_free_memory_is_taken() -> None:
 def test_a_named_gpu_is_alone() -> None:
     two = machines.gpus(RTX_4090, RTX_4090)
     assert plan("smolvlm-2.2b", two, device="cuda:1").spec.device == "cuda:1"
-    # No second GPU and no RAM help a named one.
+    # Neither the second GPU nor RAM is used.
     error = refusal("idefics-80b", two, device="cuda:1")
     assert "on cuda:1" in str(error)
     assert "would fit" in str(error.hint)
@@ -324,8 +324,8 @@ def test_a_wish_that_the_machine_cannot_grant_is_refused_with_the_way_out(
     assert hint in str(error.hint)
 
 
-# The price of a choice that memory forces, and a thing that happens once.
-UNMENDABLE = ("this processor lacks bfloat16", "2 min the first time")
+# Warnings without a remedy: the memory forces the choice, or the wait happens once.
+WITHOUT_REMEDY = ("this processor lacks bfloat16", "2 min the first time")
 
 
 @pytest.mark.parametrize(
@@ -343,13 +343,12 @@ UNMENDABLE = ("this processor lacks bfloat16", "2 min the first time")
         ("smolvlm-500m", "4090", {"offline": True}, "`idefics models pull smolvlm-500m`"),
     ],
 )
-def test_what_may_disappoint_is_told_with_what_to_do(
+def test_a_warning_says_what_to_do(
     model: str, machine: str, choices: dict[str, object], warning: str
 ) -> None:
     made = plan(model, MACHINES[machine], **choices)
-    [told] = [text for text in made.warnings if warning in text]
-    # What it takes to mend it, where that can be told.
-    assert "`" in told or warning in UNMENDABLE
+    [found] = [text for text in made.warnings if warning in text]
+    assert "`" in found or warning in WITHOUT_REMEDY
 
 
 @pytest.mark.parametrize("machine", ["24 GiB, bf16", "4090", "H100", "Mac"])
@@ -374,7 +373,7 @@ def test_flash_attention_is_only_taken_when_asked_for(version: str) -> None:
 
 
 def test_eager_attention_needs_memory_for_its_scores() -> None:
-    # The Idefics2 card: 41.3 GB in bf16 with eager attention and tiles, 22.2 without tiles.
+    # Model card of Idefics2: 41.3 GB in bf16 with eager attention and tiles, 22.2 without tiles.
     split = plan("idefics2-8b", MACHINES["H100"], attention="eager", splitting=True)
     whole = plan("idefics2-8b", MACHINES["H100"], attention="eager", splitting=False)
     assert split.needs[0].total == pytest.approx(41.3e9, rel=0.06)
@@ -450,7 +449,7 @@ def test_a_plan_is_json_without_the_home_folder(monkeypatch: pytest.MonkeyPatch)
     }
 
 
-def test_a_full_disk_is_told_before_a_download() -> None:
+def test_a_full_disk_is_reported_before_a_download() -> None:
     tight = replace(MACHINES["4090"], cache_free_bytes=10 * GIB)
     (warning,) = plan("idefics2-8b", tight).warnings
     assert warning == "the download takes 31.3 GiB, and 10.0 GiB are free in ."

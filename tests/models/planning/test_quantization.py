@@ -1,4 +1,4 @@
-"""The settings of bitsandbytes, and checkpoints that are stored quantized."""
+"""Settings of bitsandbytes, and checkpoints with quantized weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """bitsandbytes tells of its CPU kernels."""
+    """Ignore what bitsandbytes says about its CPU kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_stored_quantized_loads_as_it_is(
     choices = PlanChoices(device="cpu", quantization=quantization, dtype="bfloat16")
     made = make_plan(find_facts("demo"), choices, machine).spec
     settings = bitsandbytes_config(made)
-    # By the library's own way: on a CPU `load` does 8 bit without bitsandbytes.
+    # With the library: on a CPU `load` quantizes to 8 bit without bitsandbytes.
     original = model_class("idefics2").from_pretrained(
         demo_folder(), quantization_config=settings, dtype=torch.bfloat16, device_map="cpu"
     )
@@ -97,13 +97,13 @@ def test_a_checkpoint_that_is_stored_quantized_loads_as_it_is(
 
     facts = find_facts(str(folder))
     assert (facts.stored, facts.stored_dtype) == (quantization, "bfloat16")
-    # Left alone, the plan takes what is stored, though small models get float32 otherwise.
+    # The plan keeps the stored dtype, although small models get float32 otherwise.
     plan = make_plan(facts, PlanChoices(device="cpu"), machine)
     assert (plan.spec.quantization, plan.spec.dtype) == (quantization, "bfloat16")
     again = load(plan.spec).model
     assert isinstance(original, nn.Module)
     assert isinstance(again, nn.Module)
-    # What is not quantized may be multiplied in another way.
+    # Layers that are not quantized may have other kernels.
     assert kinds(original) == kinds(again)
     saved, loaded = original.state_dict(), again.state_dict()
     assert saved.keys() == loaded.keys()

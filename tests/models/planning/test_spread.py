@@ -1,4 +1,4 @@
-"""Models over several devices: transformers' own placement fits where the plan says it does."""
+"""Models on several devices: transformers places them where the plan says that they fit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def placed(spec: LoadSpec) -> dict[Place, int]:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, spec.dtype))
     settings, quantizer = bitsandbytes_config(spec), None
-    # As `_get_device_map` of transformers 5.23 does for "sequential".
+    # Like `_get_device_map` of transformers 5.23 for "sequential".
     memory = get_max_memory(accelerate_memory(spec.max_memory))
     if settings is not None:
         quantizer = AutoHfQuantizer.from_config(settings)
@@ -76,7 +76,7 @@ def test_what_the_plan_spreads_lands_where_there_is_room(
     plan = make_plan(find_facts(model), PlanChoices(**choices), machine)
     assert plan.spec.device_map == "auto"
     places = placed(plan.spec)
-    # Nothing on the disk, and RAM only where the plan counts on it.
+    # Nothing is on the disk, and RAM is used only if the plan says so.
     assert set(places) == {
         int(need.device[5:]) if need.device.startswith("cuda") else "cpu" for need in plan.needs
     }
