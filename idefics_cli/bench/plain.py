@@ -83,21 +83,25 @@ class Plain:
         from transformers.utils import logging as library_logging
 
         from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
+        from idefics_cli.models.loading.errors import library_errors
         from idefics_cli.models.loading.loader import load_config, load_family
 
         self._spec, self._clock = spec, clock
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         library_logging.disable_progress_bar()
-        config = load_config(folder)
-        self._family = load_family(folder, spec, config)
-        arguments: dict[str, object] = {"config": config, "dtype": getattr(torch, spec.dtype)}
+        arguments: dict[str, object] = {"dtype": getattr(torch, spec.dtype)}
         settings = bitsandbytes_config(spec)
         if settings is not None:
             arguments["quantization_config"] = settings
         if settings is not None or spec.device != "cpu":
             arguments["device_map"] = {"": spec.device}
-        model = AutoModelForImageTextToText.from_pretrained(folder, **arguments)
+        with library_errors(spec):
+            config = load_config(folder)
+            self._family = load_family(folder, spec, config)
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, config=config, trust_remote_code=False, **arguments
+            )
         self._model = cast("GeneratingModel", model.eval())
 
     @property

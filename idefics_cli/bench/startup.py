@@ -39,8 +39,10 @@ folder, dtype, device, threads, splitting, picture, question = sys.argv[1:]
 if threads:
     torch.set_num_threads(int(threads))
 options = {"do_image_splitting": splitting == "True"} if splitting else {}
-processor = AutoProcessor.from_pretrained(folder, legacy=True, **options)
-model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
+processor = AutoProcessor.from_pretrained(folder, legacy=True, trust_remote_code=False, **options)
+model = AutoModelForImageTextToText.from_pretrained(
+    folder, dtype=getattr(torch, dtype), trust_remote_code=False
+)
 model = model.to(device).eval()
 content = [{"type": "image"}, {"type": "text", "text": question}]
 text = processor.apply_chat_template([{"role": "user", "content": content}],

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _IMAGES = ImageLimits()
 _SAMPLING = Sampling()
+_FLOAT_BITS = 1023
+_SHOWN_BITS = 10_000
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -288,7 +290,8 @@ class Setting:
                 sentence that begins with the name: "must be 0 or more, not -1".
         """
         if self.kind is float and type(value) is int:
-            value = float(value)
+            # An integer that no float can hold is as infinite as 1e999.
+            value = float(value) if value.bit_length() <= _FLOAT_BITS else math.inf
         # isinstance(True, int) is True, but a number must not be a bool.
         if type(value) is not self.kind:
             raise ValueError(f"must be {_WORDS[self.kind]}, not {_quoted(value)}")
@@ -326,7 +329,7 @@ class Setting:
             raise ValueError(f"must be {self.expectation}, not {_quoted(value)}")
 
     def _check_number(self, value: float) -> None:
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"must be a finite number, not {_quoted(value)}")
         limits = []
         if self.minimum is not None:
@@ -380,5 +383,7 @@ def closest_name(name: str, names: Mapping[str, object]) -> str | None:
 
 
 def _quoted(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return "a number of thousands of digits"  # which Python refuses to write
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return f"`{text if len(text) <= 60 else text[:60] + '…'}`"

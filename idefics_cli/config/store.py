@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from idefics_cli.config.settings import Setting, Value, closest_name, setting_table
 from idefics_cli.core.errors import ConfigError
+from idefics_cli.core.files import read_regular_file
+
+_LIMIT_BYTES = 2**20
 
 
 def read_config(
@@ -24,8 +28,10 @@ def read_config(
         ConfigError: If the file cannot be read, or holds an unknown key, a wrong value or a
             setting that is for the command line only.
     """
+    if str(path) == os.devnull:
+        return {}
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path, limit_bytes=_LIMIT_BYTES)
     except FileNotFoundError:
         if not must_exist:
             return {}
@@ -33,13 +39,16 @@ def read_config(
             f"no configuration file `{path}`",
             hint="create the file, or unset the variable IDEFICS_CONFIG, which names it",
         ) from None
-    except OSError as error:
-        raise ConfigError(f"cannot read `{path}`: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"cannot read `{path}`: {reason or error}") from error
     try:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"`{path}` is not UTF-8 text (byte {error.start + 1})") from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise ConfigError(f"`{path}` is not valid TOML: nested too deeply") from error
+    except ValueError as error:  # TOMLDecodeError; an integer of more than 4,300 digits
         raise ConfigError(f"`{path}` is not valid TOML: {error}") from error
     table = setting_table() if known is None else known
     return {key: _checked(path, table, key, value) for key, value in values.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -277,3 +278,39 @@ def test_the_table_is_valid_toml_by_name() -> None:
     assert tomllib.loads("\n".join(f"{name} = 0" for name in setting_table())) == dict.fromkeys(
         setting_table(), 0
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
+        (b"seed = " + b"1" * 5000, "not valid TOML"),
+        (b"seed = 0x" + b"f" * 20_000, "not a number of thousands of digits"),
+        (b"temperature = 1" + b"0" * 400, "must be a finite number"),
+        (b"timeout_seconds = -1" + b"0" * 400, "must be a finite number"),
+        (b"# " + b"x" * 2**20, "File too large"),
+    ],
+    ids=lambda value: str(value[:20]),
+)
+def test_a_file_of_any_content_is_an_error_of_ours(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "config.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match=r"cannot read `.*`: Not a regular file"):
+        read_config(path)
+
+
+def test_the_null_device_has_no_settings() -> None:
+    assert read_config(Path(os.devnull), must_exist=True) == {}

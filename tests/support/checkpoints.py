@@ -9,9 +9,11 @@ from pathlib import Path
 Content = dict[str, object]
 
 
-def safetensors(shapes: dict[str, list[int]], *, dtype: str = "F16", size: int = 2) -> bytes:
+def safetensors(
+    shapes: dict[str, list[int]], *, dtype: str = "F16", size: int = 2, made_for: str = "pt"
+) -> bytes:
     """Return a safetensors file with zeros of *shapes*; a number takes *size* bytes."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": made_for}}
     end = 0
     for name, shape in shapes.items():
         count = 1

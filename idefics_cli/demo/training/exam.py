@@ -140,14 +140,16 @@ class ExaminedModel:
     def __init__(
         self, folder: Path, *, device: str, dtype: torch.dtype, quantization: str = "none"
     ) -> None:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self._processor = cast(ProcessorMixin, load_processor(folder, config))
         settings: dict[str, object] = {"dtype": dtype, "device_map": {"": device}}
         if quantization == "4bit":
             settings["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
             )
-        self._model = AutoModelForImageTextToText.from_pretrained(folder, **settings).eval()
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            folder, trust_remote_code=False, **settings
+        ).eval()
         self._device = device
         self._dtype = dtype
 

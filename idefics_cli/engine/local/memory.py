@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.models.loading.errors import is_out_of_memory
 
 
 @contextmanager
@@ -20,15 +21,11 @@ def as_memory_limit(batch_size: int) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         _free_tensors(error)
         raise _memory_limit(batch_size) from error
-    except RuntimeError as error:
-        # The CPU allocator and MPS have no exception class of their own (torch 2.13).
-        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
-            _free_tensors(error)
-            raise _memory_limit(batch_size) from error
-        raise
 
 
 def _free_tensors(error: BaseException) -> None:

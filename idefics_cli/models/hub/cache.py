@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+from idefics_cli.core.files import read_regular_file
+from idefics_cli.core.json_text import parse_json
+from idefics_cli.core.text import SURROGATE
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# The index of a model of 80 B parameters has 0.2 MB.
+_INDEX_LIMIT_BYTES = 2**26
 
 
 def cache_root() -> Path:
@@ -67,15 +72,38 @@ def missing_files(folder: Path) -> tuple[str, ...]:
 
 
 def missing_weights(folder: Path) -> list[str]:
-    """Return the names of the weight files that *folder* lacks."""
+    """Return the names of the weight files that *folder* lacks; that of a broken index too."""
+    names = weight_files(folder)
+    if names is None:
+        return [INDEX]
+    return [name for name in names if not (folder / name).exists()]
+
+
+def weight_files(folder: Path) -> list[str] | None:
+    """Return the names of the weight files that belong into *folder*; None if its index is broken.
+
+    They are plain names: an index that names a file elsewhere is broken.
+    """
     index = folder / INDEX
     if not index.exists():
-        return [] if (folder / SINGLE).exists() else [SINGLE]
+        return [SINGLE]
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return [INDEX]
-    return sorted(name for name in names if not (folder / str(name)).exists())
+        content = parse_json(read_regular_file(index, limit_bytes=_INDEX_LIMIT_BYTES))
+    except (OSError, ValueError):
+        return None
+    parts = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(parts, dict) or not parts:
+        return None
+    names = list(parts.values())
+    if not all(isinstance(name, str) and _is_plain_name(name) for name in names):
+        return None
+    return sorted(set(names))
+
+
+def _is_plain_name(name: str) -> bool:
+    is_encodable = "\0" not in name and not SURROGATE.search(name)
+    is_weight_file = Path(name).name == name and name.endswith(".safetensors")
+    return is_encodable and len(name) <= 255 and is_weight_file
 
 
 def size_on_disk(folder: Path) -> int:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from dataclasses import dataclass
+import re
 from pathlib import Path
 from typing import get_args
 
 from idefics_cli.core.errors import ModelError
+from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import DtypeName, Quantization
 from idefics_cli.models.families import spec
 from idefics_cli.models.families.geometry import Json, section, whole_number
 from idefics_cli.models.families.spec import FamilySpec, Shape
-from idefics_cli.models.hub import cache
-from idefics_cli.models.hub.errors import no_safetensors
+from idefics_cli.models.hub.files import read_json, read_text
+from idefics_cli.models.hub.limits import check_config, check_image_settings
+from idefics_cli.models.hub.weights import adapter_error, mlx_error
 
 _TOKEN_FILES = (
     "tokenizer_config.json",
@@ -24,58 +24,29 @@ _TOKEN_FILES = (
     "tokenizer.json",
 )
 _TOKENS_AROUND_A_TILE = 2
-_LARGEST_HEADER = 100_000_000  # of the safetensors format
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The weights of a checkpoint, by the headers of their files.
-
-    Attributes:
-        parameters: Count of stored numbers; packed weights count as the numbers that hold them.
-        size_bytes: Size of all files.
-    """
-
-    parameters: int
-    size_bytes: int
+_TRAINER_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def read_config(folder: Path, name: str) -> Json:
     """Return the object in config.json of the checkpoint in *folder*; *name* is for errors.
 
     Raises:
-        ModelError: If the file is missing or broken.
+        ModelError: If the file is missing or broken, or holds absurd numbers.
     """
     path = folder / "config.json"
     if not path.exists():
         if any(folder.glob("*.gguf")):
             raise gguf_error(name)
-        hint = "a model folder holds config.json, *.safetensors and the processor's files"
         if (folder / "adapter_config.json").exists():
-            hint = "it holds a PEFT adapter: merge it into its base model first"
+            raise adapter_error(name)
+        hint = "a model folder holds config.json, *.safetensors and the processor's files"
+        if saved := _trainer_checkpoints(folder):
+            listed = ", ".join(f"`-m {Path(name, path.name)}`" for path in saved[:3])
+            hint = f"it is the folder of a training run; take one of its checkpoints: {listed}"
         raise ModelError(f"`{name}` has no config.json", hint=hint)
-    return read_json(path, name)
-
-
-def read_json(path: Path, name: str) -> Json:
-    """Return the object in the JSON file *path*, empty if there is no file.
-
-    Raises:
-        ModelError: If the file cannot be read or holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ModelError(f"cannot read {path.name} of `{name}`: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(
-            f"{path.name} of `{name}` is not valid JSON", hint="copy or download the file again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.name} of `{name}` holds no JSON object")
-    return content
+    config = read_json(path, name)
+    check_config(config, name)
+    return config
 
 
 def family_of(config: Json, name: str) -> FamilySpec:
@@ -88,7 +59,7 @@ def family_of(config: Json, name: str) -> FamilySpec:
     known = list(spec.FAMILIES)
     if kind in known:
         return spec.find_family(str(kind))
-    what = f"`{name}` is a model of type `{kind}`, which this tool does not run"
+    what = f"`{name}` is a model of type `{abbreviated(str(kind))}`, which this tool does not run"
     raise ModelError(
         what if kind else f"config.json of `{name}` has no model_type",
         hint=f"it runs {', '.join(known[:-1])} and {known[-1]}; `idefics models` lists models",
@@ -102,13 +73,16 @@ def stored_quantization(config: Json, name: str) -> Quantization | None:
         ModelError: If this tool does not read the quantization.
     """
     settings = section(config, "quantization_config")
+    # Conversions for MLX have `quantization`, and later ones both keys.
+    if "bits" in section(config, "quantization"):
+        raise mlx_error(name)
     if not settings:
         return None
     if settings.get("load_in_4bit"):
         return "4bit"
     if settings.get("load_in_8bit"):
         return "8bit"
-    method = settings.get("quant_method", "an unknown method")
+    method = abbreviated(str(settings.get("quant_method", "an unknown method")))
     raise ModelError(
         f"the weights of `{name}` are quantized with {method}, which this tool does not read",
         hint="take the plain checkpoint with `--quantization 4bit`",
@@ -121,53 +95,15 @@ def stored_dtype(config: Json) -> DtypeName | None:
     return next((dtype for dtype in get_args(DtypeName) if dtype == name), None)
 
 
-def read_weights(folder: Path, name: str) -> Weights:
-    """Return the weights in *folder*, from the headers of their files.
-
-    Raises:
-        ModelError: If files are missing, cut short, or in another format.
-    """
-    missing = cache.missing_weights(folder)
-    if missing == [cache.SINGLE]:
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-            raise no_safetensors(name)
-        raise ModelError(
-            f"`{name}` has no weights",
-            hint=f"the folder needs {cache.SINGLE}, or its parts with {cache.INDEX}",
-        )
-    if missing:
-        listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ModelError(
-            f"weights of `{name}` are missing: {listed}", hint="copy or download them again"
-        )
-    paths = _weight_paths(folder)
-    return Weights(
-        parameters=sum(_count(path, name) for path in paths),
-        size_bytes=sum(path.stat().st_size for path in paths),
-    )
-
-
-def guess_weights(size_bytes: int | None, config: Json, name: str) -> Weights:
-    """Return the weights of a repository from their size and the dtype in *config*.
-
-    Raises:
-        ModelError: If the repository has no safetensors weights, so *size_bytes* is 0 or None.
-    """
-    if not size_bytes:
-        raise no_safetensors(name)
-    plain = 4 if stored_dtype(config) == "float32" else 2
-    # Packed weights are numbers of one byte.
-    number_bytes = 1 if section(config, "quantization_config") else plain
-    return Weights(parameters=size_bytes // number_bytes, size_bytes=size_bytes)
-
-
 def chats(folder: Path, family: FamilySpec, name: str) -> bool:
     """Return whether the checkpoint in *folder* was tuned to chat.
 
     It then has a chat template or, in a family without templates, the token that ends a turn.
     """
     if family.prompt == "interleaved":
-        return any(family.turn_end in _text(folder / file) for file in _TOKEN_FILES)
+        return any(
+            family.turn_end in (read_text(folder / file, name) or "") for file in _TOKEN_FILES
+        )
     if any((folder / file).exists() for file in ("chat_template.jinja", "chat_template.json")):
         return True
     files = ("processor_config.json", "tokenizer_config.json")
@@ -184,7 +120,7 @@ def splitting(folder: Path, family: FamilySpec, name: str) -> bool | None:
     default = family.geometry.splits_by_default
     if default is None:
         return None
-    return bool(_image_settings(folder, name).get("do_image_splitting", default))
+    return bool(image_settings(folder, name).get("do_image_splitting", default))
 
 
 def tile_tokens(config: Json, family: FamilySpec) -> int:
@@ -196,7 +132,7 @@ def tile_tokens(config: Json, family: FamilySpec) -> int:
 def shape_of(config: Json, folder: Path, name: str) -> Shape:
     """Return the shape of the checkpoint in *folder*, from which its memory follows."""
     geometry = family_of(config, name).geometry
-    images = _image_settings(folder, name)
+    images = image_settings(folder, name)
     hidden = geometry.text_number(config, "hidden_size")
     heads = geometry.text_number(config, "num_attention_heads")
     layers = geometry.text_number(config, "num_hidden_layers")
@@ -223,6 +159,19 @@ def shape_of(config: Json, folder: Path, name: str) -> Shape:
     )
 
 
+def image_settings(folder: Path, name: str) -> Json:
+    """Return the settings of the image processor, from the newer or the older place for them.
+
+    Raises:
+        ModelError: If a file is broken, or holds absurd numbers.
+    """
+    merged = section(read_json(folder / "processor_config.json", name), "image_processor")
+    images = merged or read_json(folder / "preprocessor_config.json", name)
+    file = "processor_config.json" if merged else "preprocessor_config.json"
+    check_image_settings(images, file, name)
+    return images
+
+
 def gguf_error(name: str) -> ModelError:
     """Return the error for a model of llama.cpp."""
     return ModelError(
@@ -232,51 +181,11 @@ def gguf_error(name: str) -> ModelError:
     )
 
 
-def _weight_paths(folder: Path) -> list[Path]:
-    index = folder / cache.INDEX
-    if not index.exists():
-        return [folder / cache.SINGLE]
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / part for part in sorted(set(names))]
-
-
-def _count(path: Path, name: str) -> int:
-    """Return the count of numbers in the safetensors file *path*, and check its size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start == b"version ":
-            raise ModelError(
-                f"{path.name} of `{name}` is a Git LFS pointer, not the weights",
-                hint="run `git lfs pull` in the folder",
-            )
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        header = file.read(length) if 0 < length <= _LARGEST_HEADER else b""
-    try:
-        tensors = json.loads(header)
-        entries = [entry for key, entry in tensors.items() if key != "__metadata__"]
-        ends = [entry["data_offsets"][1] for entry in entries]
-        count = sum(int(math.prod(entry["shape"])) for entry in entries)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise ModelError(
-            f"{path.name} of `{name}` is not a safetensors file", hint="copy or download it again"
-        ) from error
-    expected = 8 + length + max(ends, default=0)
-    if size < expected:
-        raise ModelError(
-            f"{path.name} of `{name}` is cut short: {size} of {expected} bytes",
-            hint="copy or download it again",
-        )
-    return count
-
-
-def _image_settings(folder: Path, name: str) -> Json:
-    merged = section(read_json(folder / "processor_config.json", name), "image_processor")
-    return merged or read_json(folder / "preprocessor_config.json", name)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _trainer_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints that transformers' Trainer wrote into *folder*, the last one first."""
+    found = {
+        path: int(match[1])
+        for path in folder.glob("checkpoint-*/")
+        if (match := _TRAINER_CHECKPOINT.fullmatch(path.name)) and len(match[1]) < 20
+    }
+    return sorted(found, key=found.__getitem__, reverse=True)

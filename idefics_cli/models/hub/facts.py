@@ -13,11 +13,12 @@ from idefics_cli.models.families.geometry import Json
 from idefics_cli.models.families.spec import FamilySpec, Shape
 from idefics_cli.models.hub import checkpoint
 from idefics_cli.models.hub.cache import cached_folder, is_offline, missing_files
-from idefics_cli.models.hub.checkpoint import Weights
 from idefics_cli.models.hub.download import fetch_small_files, weight_bytes_on_hub
 from idefics_cli.models.hub.errors import not_cached
+from idefics_cli.models.hub.files import check_files
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec, find_model, unknown_model
 from idefics_cli.models.hub.sizes import NUMBER_BYTES, quantized_weights
+from idefics_cli.models.hub.weights import Weights, guess_weights, read_weights
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
@@ -148,9 +149,10 @@ def _facts_of_spec(
 
 
 def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
+    check_files(folder, name)
     config = checkpoint.read_config(folder, name)
     family = checkpoint.family_of(config, name)
-    weights = checkpoint.read_weights(folder, name)
+    weights = read_weights(folder, name)
     missing = missing_files(folder)
     if missing:
         raise ModelError(
@@ -166,14 +168,15 @@ def _facts_of_hub(repo: str, revision: str | None, *, offline: bool) -> ModelFac
     if complete is None and (offline or is_offline()):
         raise not_cached(repo, revision)
     folder = complete or fetch_small_files(repo, revision)
+    check_files(folder, repo)
     config = checkpoint.read_config(folder, repo)
     family = checkpoint.family_of(config, repo)
     download_bytes: int | None = 0
     if complete is not None:
-        weights = checkpoint.read_weights(complete, repo)
+        weights = read_weights(complete, repo)
     else:
         download_bytes = weight_bytes_on_hub(repo, revision)
-        weights = checkpoint.guess_weights(download_bytes, config, repo)
+        weights = guess_weights(download_bytes, config, checkpoint.stored_dtype(config), repo)
     facts = _facts_of_files(folder, repo, config, family, weights)
     return replace(facts, revision=revision, folder=complete, download_bytes=download_bytes)
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import torch
 from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor
 from transformers.utils import logging as library_logging
 
-from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
+from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.hardware.machine import Machine, probe_processor
 from idefics_cli.models.families.base import Family, family_class
@@ -24,8 +23,9 @@ from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, find_family
 from idefics_cli.models.hub import download, facts
 from idefics_cli.models.hub.cache import cached_folder
-from idefics_cli.models.hub.checkpoint import read_json
+from idefics_cli.models.hub.files import read_json
 from idefics_cli.models.hub.registry import DEMO
+from idefics_cli.models.loading.errors import library_errors
 from idefics_cli.models.loading.layers import ChosenKernels
 from idefics_cli.models.loading.processors import load_processor
 from idefics_cli.models.loading.weights import (
@@ -81,7 +81,7 @@ def load(
     kernels = ChosenKernels(spec.kernels, machine or probe_processor())
     say("finding the model", None)
     folder, revision = _find(spec, say)
-    with _quiet_library(), _as_model_error(spec):
+    with _quiet_library(), library_errors(spec):
         config = load_config(folder)
         say("loading the processor", None)
         family = load_family(folder, spec, config)
@@ -116,7 +116,7 @@ def keep_quantized(
     kernels = ChosenKernels(spec.kernels, machine or probe_processor())
     say("finding the model", None)
     folder, _ = _find(spec, say)
-    with _quiet_library(), _as_model_error(spec):
+    with _quiet_library(), library_errors(spec):
         source = Source(folder, load_config(folder), spec, kernels)
         return store_quantized(source, report=say)
 
@@ -227,42 +227,3 @@ def _quiet_library() -> Iterator[None]:
         library_logging.set_verbosity(level)
         if bars:
             library_logging.enable_progress_bar()
-
-
-@contextmanager
-def _as_model_error(spec: LoadSpec) -> Iterator[None]:
-    """Turn errors of the libraries for a broken or too large checkpoint into ours."""
-    name = spec.name or spec.repo
-    try:
-        yield
-    except IdeficsError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise MemoryLimitError(
-            f"`{name}` does not fit the memory of {spec.device}",
-            hint="try `--quantization 4bit`, a smaller model, or `--device cpu`",
-        ) from error
-    except (ImportError, RuntimeError) as error:
-        if "torchvision" in str(error):
-            raise ModelError(
-                "the installed torchvision does not match torch",
-                hint="`pip uninstall torchvision` (it is not needed), or install the matching one",
-            ) from error
-        raise ModelError(f"cannot load `{name}`: {_first_line(error)}") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"cannot load `{name}`: {_first_line(error)}",
-            hint="its files may be damaged or incomplete; `idefics models pull` fetches them again",
-        ) from error
-    except Exception as error:
-        # safetensors and tokenizers have classes of their own for damaged files.
-        if type(error).__module__.partition(".")[0] in ("safetensors", "tokenizers", "builtins"):
-            raise ModelError(
-                f"cannot load `{name}`: {_first_line(error)}", hint="its files are damaged"
-            ) from error
-        raise
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -16,7 +16,8 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.models.families.classes import processor_classes
 from idefics_cli.models.families.protocols import Config, Processor
 from idefics_cli.models.families.spec import FamilySpec, find_family
-from idefics_cli.models.hub.checkpoint import read_json, tile_tokens
+from idefics_cli.models.hub.checkpoint import tile_tokens
+from idefics_cli.models.hub.files import read_json, read_text
 
 
 def load_processor(folder: Path, config: Config) -> Processor:
@@ -32,7 +33,7 @@ def load_processor(folder: Path, config: Config) -> Processor:
     image_class, processor_class = processor_classes(family.name)
     # `legacy` keeps the word mark `▁` after special tokens. Saved again, checkpoints lose the flag.
     legacy = {"legacy": True} if family.needs_legacy_tokenizer else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **legacy)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **legacy)
     settings: dict[str, object] = {}
     if family.prompt == "template":
         settings["image_seq_len"] = _image_tokens(folder, family)
@@ -52,9 +53,9 @@ def _image_tokens(folder: Path, family: FamilySpec) -> int:
 
 def _chat_template(folder: Path) -> str | None:
     """Return the chat template from the newer or one of the older files."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
+    text = read_text(folder / "chat_template.jinja", folder.name)
+    if text is not None:
+        return text
     for name in ("chat_template.json", "processor_config.json"):
         template = read_json(folder / name, folder.name).get("chat_template")
         if isinstance(template, str):

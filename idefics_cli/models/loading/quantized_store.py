@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Protocol
 
 from idefics_cli.core.errors import ModelError
+from idefics_cli.core.files import read_regular_file
+from idefics_cli.core.json_text import parse_json
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.families.spec import find_family
 
 _MANIFEST = "idefics.json"
+_LIMIT_BYTES = 2**20
 _PARTIAL = ".partial-"
 # Files that a crash left behind are removed at the next saving, unless a process may still
 # be writing them.
@@ -90,8 +93,8 @@ def is_whole(folder: Path) -> bool:
     if not isinstance(files, dict) or not files:
         return False
     try:
-        return all(_checksum(folder / name) == checksum for name, checksum in files.items())
-    except OSError:
+        return all(_is_intact(folder, name, listed) for name, listed in files.items())
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
 
 
@@ -129,11 +132,16 @@ def save_weights(model: Savable, folder: Path, spec: LoadSpec, *, needed_bytes: 
 def list_stored(root: Path) -> Iterator[Stored]:
     """Yield all quantized weights below *root*, in the order of their names."""
     for path in sorted(root.glob(f"*/{_MANIFEST}")):
+        if path.parent.name.startswith(_PARTIAL):
+            continue
         about = _read(path.parent)
-        size = sum(file.stat().st_size for file in path.parent.iterdir())
-        repo, method = str(about.get("repo")), str(about.get("quantization"))
-        if not path.parent.name.startswith(_PARTIAL):
-            yield Stored(path.parent, repo, method, size)
+        repo, method = about.get("repo"), about.get("quantization")
+        yield Stored(
+            path.parent,
+            repo if isinstance(repo, str) else "unknown",
+            method if isinstance(method, str) else "unknown",
+            sum(file.lstat().st_size for file in path.parent.iterdir()),
+        )
 
 
 def remove_stored(root: Path, repo: str) -> int:
@@ -153,10 +161,19 @@ def remove_folder(folder: Path) -> None:
 
 def _read(folder: Path) -> dict[str, object]:
     try:
-        found = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        found = parse_json(read_regular_file(folder / _MANIFEST, limit_bytes=_LIMIT_BYTES))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_intact(folder: Path, name: str, listed: object) -> bool:
+    """Whether the file *name* in *folder* has the size and the checksum that the manifest lists."""
+    path = folder / name
+    # Another program may have written the manifest: it may name a pipe, or any other file.
+    if path.parent != folder or not path.is_file() or not isinstance(listed, list):
+        return False
+    return listed[:1] == [path.stat().st_size] and _checksum(path) == listed
 
 
 def _checksum(path: Path) -> list[int]:

@@ -174,7 +174,7 @@ def _from_files(
     """
     spec, family = source.spec, find_family(source.spec.family)
     model, found = model_class(source.config.model_type).from_pretrained(
-        source.folder, output_loading_info=True, **_arguments(source)
+        source.folder, output_loading_info=True, trust_remote_code=False, **_arguments(source)
     )
     if missing := sorted(found["missing_keys"]):
         # The library fills them with random numbers and only warns.

@@ -152,6 +152,38 @@ def test_what_is_damaged_is_made_again(spec: LoadSpec, damage: str) -> None:
     assert_same(model, load(replace(spec, quantized_folder=None)).model)
 
 
+def _about(**files: object) -> bytes:
+    return json.dumps({"repo": "demo", "quantization": "4bit", "files": files}).encode()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[" * 100_000,
+        b'{"files":' * 100_000,
+        b"1" * 5000,
+        b'{"repo": [1], "quantization": {}, "files": []}',
+        _about(**{"/dev/zero": [0, 0]}),
+        _about(**{"../idefics.json": [0, 0]}),
+        _about(**{"\0": [0, 0]}),
+        _about(pipe=[0, 0]),
+        _about(folder=[0, 0]),
+        _about(gone=[0, 0]),
+        _about(**{"idefics.json": 5}),
+    ],
+    ids=lambda manifest: str(manifest[:40]),
+)
+def test_a_manifest_of_any_content_is_read_or_refused(tmp_path: Path, manifest: bytes) -> None:
+    folder = tmp_path / "demo--4bit--0"
+    (folder / "folder").mkdir(parents=True)
+    os.mkfifo(folder / "pipe")
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "idefics.json").write_bytes(manifest)
+    assert not quantized_store.is_whole(folder)
+    (entry,) = quantized_store.list_stored(tmp_path)
+    assert entry.folder == folder
+
+
 def test_another_file_method_or_dtype_has_another_place(spec: LoadSpec, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(demo_folder(), source)

@@ -16,6 +16,7 @@ from idefics_cli.models.families.spec import FAMILIES
 from idefics_cli.models.hub import checkpoint
 from idefics_cli.models.hub.registry import MODELS
 from idefics_cli.models.hub.sizes import quantized_weights
+from idefics_cli.models.hub.weights import read_weights
 from idefics_cli.models.planning.memory import (
     GPU_RUNTIME_BYTES,
     estimate_memory,
@@ -74,7 +75,7 @@ def test_the_shape_of_the_built_in_model_is_the_one_read_from_its_files() -> Non
     config = checkpoint.read_config(folder, "demo")
     spec = MODELS["demo"]
     assert checkpoint.shape_of(config, folder, "demo") == spec.shape
-    assert checkpoint.read_weights(folder, "demo").parameters == spec.parameters
+    assert read_weights(folder, "demo").parameters == spec.parameters
     assert checkpoint.context_tokens(config, FAMILIES["idefics2"]) == spec.context_tokens
     assert checkpoint.splitting(folder, FAMILIES["idefics2"], "demo") is spec.splitting
     assert checkpoint.chats(folder, FAMILIES["idefics2"], "demo") is spec.chats

@@ -1,0 +1,97 @@
+"""Limits of the numbers in the files of a checkpoint.
+
+The library takes any number: it builds a model of -1 layers, which answers nonsense, and scales a
+picture to 40,000 pixels, which takes gigabytes. No checkpoint comes near these limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from idefics_cli.core.errors import ModelError
+from idefics_cli.core.text import abbreviated
+from idefics_cli.models.families.geometry import Json, section
+
+_SECTIONS = ("text_config", "vision_config", "perceiver_config")
+_WIDTH = (1, 2**20)
+_COUNT = (1, 4096)
+_EDGE = (1, 2**14)
+_CONFIG: Mapping[str, tuple[int, int]] = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": _WIDTH,
+    "embed_dim": _WIDTH,
+    "head_dim": _WIDTH,
+    "resampler_head_dim": _WIDTH,
+    "num_hidden_layers": _COUNT,
+    "num_attention_heads": _COUNT,
+    "num_key_value_heads": _COUNT,
+    "cross_layer_interval": _COUNT,
+    "resampler_depth": _COUNT,
+    "resampler_n_heads": _COUNT,
+    "resampler_n_latents": _COUNT,
+    "scale_factor": _COUNT,
+    "num_channels": _COUNT,
+    "image_size": _EDGE,
+    "patch_size": _EDGE,
+    "vocab_size": (1, 2**24),
+    "additional_vocab_size": (0, 2**24),
+    "max_position_embeddings": (1, 2**31),
+}
+_IMAGES: Mapping[str, tuple[int, int]] = dict.fromkeys(
+    ("longest_edge", "shortest_edge", "height", "width", "image_size"), _EDGE
+)
+
+
+def check_config(config: Json, name: str) -> None:
+    """Check the numbers in *config*, the object in config.json of the model *name*.
+
+    Raises:
+        ModelError: If one is no whole number, or out of all limits.
+    """
+    for part in ("", *_SECTIONS):
+        settings = section(config, part) if part else config
+        _check(settings, _CONFIG, f"config.json of `{name}`", part)
+
+
+def check_image_settings(images: Json, file: str, name: str) -> None:
+    """Check the numbers in the settings of an image processor.
+
+    Args:
+        images: The settings.
+        file: Name of the file that holds them.
+        name: Name of the model in errors.
+
+    Raises:
+        ModelError: If one is no whole number, or out of all limits.
+    """
+    where = f"{file} of `{name}`"
+    _check(images, _IMAGES, where, "")
+    for part in ("size", "max_image_size"):
+        _check(section(images, part), _IMAGES, where, part)
+
+
+def _check(settings: Json, limits: Mapping[str, tuple[int, int]], where: str, part: str) -> None:
+    for key, (least, most) in limits.items():
+        for value in _values(settings.get(key)):
+            if type(value) is not int or not least <= value <= most:
+                full = f"{part}.{key}" if part else key
+                raise ModelError(
+                    f"{where} says `{full}` is {abbreviated(_shown(value), 30)}, which no model "
+                    "of this family has",
+                    hint="copy or download the file again",
+                )
+
+
+def _values(value: object) -> Iterator[object]:
+    """Yield the numbers in a setting, which may be a list of one number for each axis."""
+    if isinstance(value, list) and value:
+        yield from value
+    elif value is not None:
+        yield value
+
+
+def _shown(value: object) -> str:
+    # Python refuses to write integers of more than 4,300 digits.
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a number of " + str(value.bit_length()) + " bits"
+    return str(value)

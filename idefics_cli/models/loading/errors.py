@@ -1,0 +1,82 @@
+"""What the libraries raise while they load a model, as errors of ours."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+
+import torch
+
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
+from idefics_cli.core.types import LoadSpec
+
+# The CPU allocator of torch, Metal, C++ and the memory map of safetensors have no class for it
+# (torch 2.13, safetensors 0.7).
+_NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether *error* means that memory ran out, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)
+
+
+@contextmanager
+def library_errors(spec: LoadSpec) -> Iterator[None]:
+    """Turn what the libraries raise while they load *spec* into errors of ours."""
+    try:
+        yield
+    except (IdeficsError, CancelledError):
+        raise
+    except Exception as error:  # the edge of the libraries
+        raise _loading_error(error, spec) from error
+
+
+def _loading_error(error: Exception, spec: LoadSpec) -> IdeficsError:
+    """Return the error of ours for *error*, which a library raised while it loaded *spec*.
+
+    The libraries raise any class for a damaged or strange file.
+    """
+    name = spec.name or spec.repo
+    if is_out_of_memory(error):
+        return _memory_error(spec)
+    if isinstance(error, ImportError | RuntimeError) and "torchvision" in str(error):
+        return ModelError(
+            "the installed torchvision does not match torch",
+            hint="`pip uninstall torchvision` (it is not needed), or install the matching one",
+        )
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"`{name}` brings its own Python code, which this tool never runs",
+            hint="take a checkpoint whose classes are those of transformers",
+        )
+    hint = "its files may be damaged or incomplete; `idefics models pull` fetches them again"
+    if spec.repo.startswith("/"):
+        hint = "its files may be damaged or incomplete; copy or download them again"
+    return ModelError(f"cannot load `{name}`: {_describe(error)}", hint=hint)
+
+
+def _memory_error(spec: LoadSpec) -> MemoryLimitError:
+    ways = ["a smaller model"]
+    if spec.quantization != "4bit":
+        ways.insert(0, "`--quantization 4bit`")
+    ways.append("more free memory" if spec.device == "cpu" else "`--device cpu`")
+    return MemoryLimitError(
+        f"`{spec.name or spec.repo}` does not fit the memory of {spec.device}",
+        hint=f"try {', '.join(ways[:-1])} or {ways[-1]}",
+    )
+
+
+def _describe(error: Exception) -> str:
+    """Return the first line of *error*; after its class, if that says more than the text."""
+    lines = str(error).strip().splitlines()
+    text = lines[0][:300] if lines else ""
+    if isinstance(error, OSError | ValueError | RuntimeError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
