@@ -86,17 +86,6 @@ def _own_home(_make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture
-def patient_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a captioning run wait for its readers, so that its batches are those of an idle machine.
-
-    On a busy machine, a thread may take longer to read a picture than the model waits for it.
-    """
-    from idefics_cli.caption.executors.local import LocalExecutor
-
-    monkeypatch.setattr(LocalExecutor, "patience_seconds", 60.0)
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from a kind in `tiny.KINDS` to the folder of its tiny random checkpoint."""

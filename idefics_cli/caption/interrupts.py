@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets the run come to its end in order, the second ends it."""
+"""Ctrl-C and SIGTERM: the first ends a run in an orderly way, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Turns the first signal into a flag, and the second into `KeyboardInterrupt`.
+    """Turns the first signal into a flag, and the second one into `KeyboardInterrupt`.
 
-    The second raises where nothing is half done, in an `allowed` block, so that a record is
-    written, told and counted, or none of the three; a third raises anywhere, as who writes to a
-    pipe that nobody reads must be stopped too. Only the main thread gets signals, and a handler
-    that somebody else installed is left alone.
+    The second signal raises only in an `allowed` block, where nothing is half done: a record is
+    written, shown and counted, or none of the three. A third signal raises anywhere, because a
+    run that writes to a pipe which nobody reads must be stoppable, too. Only the main thread
+    gets signals, and a handler that another program part installed stays.
 
     Args:
         on_stop: Called once, in an `allowed` block, after the first signal.
 
     Attributes:
         stop: Set by the first signal.
-        is_patient: Whether there is something to finish; otherwise the first signal raises.
+        is_patient: Whether there is a batch to finish; otherwise the first signal raises.
     """
 
     def __init__(self, on_stop: Callable[[], None] = lambda: None) -> None:
@@ -34,11 +34,11 @@ class Interrupts:
         self._on_stop = on_stop
         self._signals = 0
         self._is_allowed = False
-        self._is_told = False
+        self._has_called = False
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Take signals over in this block; a second one that came too late is raised after it."""
+        """Handle signals in this block; raise a second signal after it, if not before."""
         former = {}
         if threading.current_thread() is threading.main_thread():
             usual = (signal.default_int_handler, signal.SIG_DFL)
@@ -55,11 +55,11 @@ class Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let a second signal raise in this block, also one that came before."""
-        # In this order: from here on the handler acts by itself.
+        """Let a second signal raise in this block, also a signal that came before it."""
+        # Set before the call, so that a signal in between is handled by `_on_signal`.
         self._is_allowed = True
         try:
-            self._act()
+            self._react()
             yield
         finally:
             self._is_allowed = False
@@ -68,11 +68,11 @@ class Interrupts:
         self._signals += 1
         self.stop.set()
         if self._is_allowed or self._signals > 2:
-            self._act()
+            self._react()
 
-    def _act(self) -> None:
+    def _react(self) -> None:
         if self._signals > (1 if self.is_patient else 0):
             raise KeyboardInterrupt
-        if self._signals and not self._is_told:
-            self._is_told = True
+        if self._signals and not self._has_called:
+            self._has_called = True
             self._on_stop()

@@ -12,11 +12,11 @@ class CaptionItem:
     """One picture to caption.
 
     Attributes:
-        key: Its POSIX path as the user reaches it, or its URL: the `file_name` of its record.
-        attachment: Where the engine finds it.
-        relative: Its POSIX path under the folder that was named, for an output that keeps the
-            tree; the bare name of a file that was named itself, empty for what is no file.
-        columns: Names and values that its row in a list gave, for the prompt.
+        key: POSIX path as the user reaches the picture, or its URL; the `file_name` of its record.
+        attachment: Source from which the engine opens the picture.
+        relative: POSIX path under the folder that the user named, for an output that keeps the
+            tree. For a file that the user named, its bare name; empty for a source that is no file.
+        columns: Names and values of its row in a list, for the prompt.
     """
 
     key: str

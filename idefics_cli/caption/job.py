@@ -1,4 +1,4 @@
-"""What a captioning run does to each picture, decided before the model loads."""
+"""The job of a captioning run: pictures and questions, decided before the model loads."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from idefics_cli.engine.protocol import Prepared
 
 @dataclass(frozen=True, slots=True)
 class CaptionQuestion:
-    """What is asked about each picture.
+    """A question about each picture.
 
     Attributes:
-        prompt: The text, a template (see `parse_template`); for *mode* "complete", the beginning
-            that the model goes on with.
-        name: Of the column that its answers get; empty for the one caption of a run.
+        prompt: Template of the text (see `parse_template`). In the mode "complete", the model
+            continues this text.
+        name: Name of the column of the answers; empty for the single caption of a run.
     """
 
     prompt: str
@@ -32,22 +32,24 @@ class CaptionQuestion:
 
 @dataclass(frozen=True, slots=True)
 class CaptionJob:
-    """The pictures of a run and what is asked about each.
+    """The pictures of a run and the questions about each of them.
 
     Attributes:
-        pictures: In the order of the output; no key twice.
-        questions: At least one; several have names.
+        pictures: Pictures in the order of the output; no key twice.
+        questions: One question or more; several questions have names.
         mode: "chat", or "complete" for base models.
-        sampling: A seed in it is that of the run: see `with_content_seed`.
+        sampling: How tokens are chosen. Its seed is the seed of the run: see `with_content_seed`.
         batch_size: Most requests answered at a time.
         is_batch_automatic: Whether *batch_size* was chosen by the free memory, not by the user.
-        readers: Threads that open pictures ahead of the model.
+        readers: Number of threads that read pictures ahead of the model.
+        patience_seconds: How long opened pictures wait for others of their shape, before a batch
+            is chosen among fewer.
         columns: Names of the columns of lists, which prompts may have as fields.
-        captions_folder: See `render`.
-        limits: What may be opened to fill a prompt in.
-        wording: What becomes of a reply before it is a caption.
-        asks_again: Ask once more, with some chance in it, where a reply is empty or goes in
-            circles.
+        captions_folder: Folder of existing captions; see `render`.
+        limits: Limits for the pictures that are opened.
+        wording: How a reply becomes a caption.
+        asks_again: Whether an empty or repetitive reply is sampled once more, at a temperature
+            above 0.
     """
 
     pictures: tuple[CaptionItem, ...]
@@ -57,6 +59,7 @@ class CaptionJob:
     batch_size: int = 8
     is_batch_automatic: bool = False
     readers: int = 4
+    patience_seconds: float = 0.25
     columns: tuple[str, ...] = ()
     captions_folder: str | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -88,23 +91,23 @@ class CaptionJob:
             captions_folder=self.captions_folder,
             data=data,
         )
-        # The space keeps the text apart from the image tokens, as the model card of
-        # idefics2-8b-base writes it; chat templates put their own.
+        # A space separates the text from the image tokens, as in the model card of
+        # idefics2-8b-base; chat templates add their own.
         text = f" {prompt}" if self.mode == "complete" else prompt
         message = Message("user", (picture.attachment, text))
         return GenerationRequest((message,), self.sampling, self.mode)
 
 
 def named_questions(texts: Sequence[str]) -> tuple[CaptionQuestion, ...]:
-    """Return the questions of *texts*, each as `NAME=QUESTION`.
+    """Return the questions of *texts*, each of the form `NAME=QUESTION`.
 
     Raises:
-        UsageError: If a name is missing, given twice, or cannot be that of a column.
+        UsageError: If a name is missing, given twice, or not allowed for a column.
     """
     questions = tuple(_named_question(text) for text in texts)
     seen = set[str]()
     for question in questions:
-        # Spreadsheets and databases take `Mood` and `mood` for one column.
+        # In spreadsheets and databases, `Mood` and `mood` are one column.
         if question.name.casefold() in seen:
             raise UsageError(f"two questions are named `{question.name}`")
         seen.add(question.name.casefold())
@@ -139,24 +142,24 @@ _RESERVED = frozenset(names(())) - {CAPTION}
 def automatic_batch_size(
     device: str, parameters: int, *, spare_bytes: int, picture_bytes: int
 ) -> int:
-    """Return how many pictures to answer at a time when the user leaves it open.
+    """Return the number of pictures to answer at a time if the user gives none.
 
-    Decoding reads all weights once for each token, whatever the batch: 8 pictures of
-    smolvlm-256m make 4.5 times the tokens of one (4 cores; 159 against 35 per second), and 32
-    make 7.3 times.
+    A decode step reads all weights once, whatever the batch: with smolvlm-256m, 8 pictures at a
+    time give 4.5 times the tokens per second of one (4 cores; 159 against 35), and 32 give 7.3
+    times as many.
 
     Args:
         device: "cuda", "cuda:1", "mps" or "cpu".
         parameters: Number of weights of the model.
-        spare_bytes: Memory that is left when the model answers on one picture.
-        picture_bytes: What one more picture takes.
+        spare_bytes: Memory that is left while the model answers about one picture.
+        picture_bytes: Memory that one more picture needs.
     """
     if device.startswith("cuda"):
-        # An estimate that is too high costs one halved batch.
+        # Too high an estimate is cheap: the run halves its batch once.
         most, usable = 16, spare_bytes
     else:
-        # Out of memory, a Mac swaps and Linux ends the process: neither can be caught. And a
-        # large model takes minutes for a batch, in which no caption is seen.
+        # When the memory runs out, a Mac swaps and Linux kills the process: neither can be caught.
+        # A large model also needs minutes for a batch, during which the user sees no caption.
         sizes = ((1_000_000_000, 16), (4_000_000_000, 8))
         most = next((size for limit, size in sizes if parameters < limit), 4)
         usable = spare_bytes // 2
@@ -164,10 +167,10 @@ def automatic_batch_size(
 
 
 def with_content_seed(prepared: Prepared) -> Prepared:
-    """Return *prepared* with a seed made from its own seed and the pixels of its pictures.
+    """Return *prepared* with a seed that is computed from its seed and the pixels of its pictures.
 
-    So a sampled caption depends on the picture and the run's seed, and neither on the order of
-    the pictures nor on their batches. Greedy and unseeded requests are returned as they are.
+    So a sampled caption depends on the picture and on the seed of the run, but not on the order
+    of the pictures or on their batches. Greedy and unseeded requests are returned unchanged.
     """
     sampling = prepared.request.sampling
     if sampling.temperature == 0 or sampling.seed is None:
@@ -175,7 +178,7 @@ def with_content_seed(prepared: Prepared) -> Prepared:
     digest = hashlib.sha256(str(sampling.seed).encode())
     for picture in prepared.pictures:
         digest.update(picture.digest)
-    # Torch takes seeds of 63 bits without a sign.
+    # Torch accepts non-negative seeds of 63 bits.
     seed = int.from_bytes(digest.digest()[:8]) >> 1
     request = replace(prepared.request, sampling=replace(sampling, seed=seed))
     return replace(prepared, request=request)

@@ -1,4 +1,4 @@
-"""Records of what became of a picture."""
+"""The record of a picture: its caption, or the error why it has none."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CaptionReply:
-    """What the model said to one question about a picture.
+    """The reply to one question about a picture.
 
     Attributes:
-        name: Of the question; empty for the one caption of a run.
-        text: As it goes into the row.
-        finish: Why it ended.
-        new_tokens: Tokens generated for it.
-        seconds: Its share of the model's time.
+        name: Name of the question; empty for the single caption of a run.
+        text: Text for the row.
+        finish: Why the reply ended.
+        new_tokens: Number of generated tokens.
+        seconds: Share of this reply in the time of the model.
     """
 
     name: str
@@ -36,11 +36,11 @@ class CaptionReply:
 def captioned(
     key: str, prepared: Prepared, replies: Sequence[CaptionReply], *, notes: tuple[str, ...] = ()
 ) -> CaptionRecord:
-    """Return the record of a picture that was answered; *replies* are in the order asked."""
+    """Return the record of a picture with its *replies*, in the order of the questions."""
     width = height = None
     if prepared.pictures:
         width, height = prepared.pictures[0].size
-    # One that is cut makes the row one that is cut.
+    # If any reply was cut off, the row counts as cut off.
     cut = (reply.finish for reply in replies if reply.finish != "stop")
     return CaptionRecord(
         key,
@@ -58,8 +58,8 @@ def captioned(
 def failed(key: str, error: Exception) -> CaptionRecord:
     """Return the record of a picture that could not be captioned.
 
-    Its `error_kind` is `ImageError.kind`, the snake-case name of another class of ours, or
-    "bug" for an error that is none of ours; that one is also logged with its traceback.
+    Its `error_kind` is `ImageError.kind` or the snake-case name of another subclass of
+    `IdeficsError`. Any other error is a "bug", and is logged with its traceback.
     """
     if isinstance(error, IdeficsError):
         kind = error.kind if isinstance(error, ImageError) else _snake(type(error).__name__)

@@ -1,4 +1,4 @@
-"""What can be told of a run before it begins: what cannot be read, and how long it takes."""
+"""What `--dry-run` finds out: which pictures cannot be read, and how long the run takes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord, ImageLimits, Progress
 from idefics_cli.engine.protocol import EngineFactory
 
-PROBED = 3
+_PROBED = 3  # pictures that are captioned to estimate the time
 
 
 def unreadable(pictures: Iterable[CaptionItem], limits: ImageLimits) -> Iterator[ImageError]:
-    """Yield what is wrong with the headers of *pictures*; addresses are not looked at.
+    """Yield the errors in the headers of *pictures*; URLs are not opened.
 
-    A file may have a good header and be cut off behind it: only decoding finds that.
+    A file with a good header may be cut off after it: only decoding shows that.
     """
     from idefics_cli.images.loader import ImageLoader
 
@@ -60,7 +60,7 @@ def seconds_per_picture(
         IdeficsError: If the model cannot be loaded.
     """
     pictures = job.pictures
-    count = min(PROBED, len(pictures))
+    count = min(_PROBED, len(pictures))
     chosen = tuple(pictures[i * (len(pictures) - 1) // max(1, count - 1)] for i in range(count))
     begun, captioned = 0.0, 0
     executor = EXECUTORS["local"](factory, replace(job, pictures=chosen))

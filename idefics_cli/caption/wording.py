@@ -1,4 +1,4 @@
-"""What becomes of a reply before it is a caption: exact additions, and a cut by rules."""
+"""How a reply becomes a caption: additions, and parts that are removed by rules."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SEEN = (
     r"(?:(?:we|you|i|one)\s+(?:can\s+)?(?:clearly\s+)?(?:see|observe)"
     r"|there(?:\s+is|\s+are|['\u2019]s))"
 )
-# How models of this family, and others, begin before they come to the point. English only.
-# First, the name of what follows: "Sure! Here is a caption for the image:", "**Caption:**"
+# Openings that carry no information; English only.
+# First, a label for the text: "Sure! Here is a caption for the image:", "**Caption:**"
 _LABEL = re.compile(
     rf"(?:(?:sure|certainly|of\s+course)[,!.]\s*)?here(?:\s+is|['\u2019]s)\s+(?:a|an|the)\s+"
     rf"(?:\w+\s+){{0,2}}(?:caption|description)(?:\s+(?:of|for)\s+(?:{_THIS}|it))?:\s*"
     r"|\**(?:caption|description|answer|assistant)\**:\**\s+",
     re.IGNORECASE,
 )
-# Then one of these, and once: "The image shows a photo of a cat" is about a photo.
+# Then at most one of these: "The image shows a photo of a cat" is about a photo.
 _OPENING = re.compile(
     "|".join(
         (
@@ -43,7 +43,7 @@ _OPENING = re.compile(
     ),
     re.IGNORECASE,
 )
-# Where a sentence ends; not behind "Mr.", the initial of a name or the number of a list.
+# The end of a sentence; not after "Mr.", after an initial, or after the number of a list item.
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\be\.g)(?<!\bi\.e)"
     r"(?<!^\d)(?<!^\d\d)[.!?\u2026]+[\"'\u201d\u2019)\]*]*(?=\s|$)|[\u3002\uff01\uff1f][\u300d\u300f\u201d\uff09]*|(?<=\S)(?=\s*\n)",
@@ -53,16 +53,16 @@ _SENTENCE_END = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How a caption is made of what the model said.
+    """How a reply becomes a caption.
 
     Attributes:
-        prefix: Stands before the caption, exactly as it is.
-        suffix: Stands behind it, exactly as it is.
-        trigger: Stands before all that, with a comma, unless the caption has it as a word; the
-            first words of a caption are what trainers keep when they shuffle or drop others.
-        strip_preamble: Leave "The image shows" and the like out.
-        on_truncate: Of a reply that was cut off, "trim" takes the whole sentences only; "extend"
-            is the business of the run.
+        prefix: Text before the caption, added as it is.
+        suffix: Text after the caption, added as it is.
+        trigger: Words before all of that, with a comma, unless the caption contains them.
+            Trainers that shuffle or drop words of a caption keep the first ones.
+        strip_preamble: Whether to remove "The image shows" and similar openings.
+        on_truncate: What to do with a reply that was cut off: "keep" it, "trim" it to whole
+            sentences, or "extend" it by asking again, which the run does.
     """
 
     prefix: str = ""
@@ -72,7 +72,7 @@ class Wording:
     on_truncate: OnTruncate = "keep"
 
     def finish(self, text: str, finish: Finish) -> str:
-        """Return the caption for the reply *text*; nothing is added to an empty one."""
+        """Return the caption for the reply *text*; an empty reply stays empty."""
         text = text.strip()
         if self.on_truncate == "trim" and finish == "length":
             text = trimmed(text)
@@ -85,9 +85,9 @@ class Wording:
 
 
 def without_preamble(text: str) -> str:
-    """Return *text* without an opening like "The image shows"; its new beginning is upper case.
+    """Return *text* without an opening like "The image shows", with a capital letter first.
 
-    A text that would be empty, and one that begins otherwise, is returned as it is.
+    A text with another beginning, or with nothing after the opening, is returned unchanged.
     """
     rest = begin = text.lstrip()
     for pattern in (_LABEL, _OPENING):
@@ -95,13 +95,13 @@ def without_preamble(text: str) -> str:
             rest = rest[match.end() :]
     if rest == begin or not any(character.isalnum() for character in rest):
         return text
-    # "a cat" but not "iPhone" is a sentence in want of a capital.
+    # "a cat" gets a capital letter, "iPhone" does not.
     first = re.match(r"[^\W\d_]+", rest)
     return rest[0].upper() + rest[1:] if first and first[0].islower() else rest
 
 
 def trimmed(text: str) -> str:
-    """Return *text* up to the end of its last whole sentence or line; all of it without one."""
+    """Return *text* up to its last whole sentence or line; all of *text* if it has none."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else text
 

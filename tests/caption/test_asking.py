@@ -111,7 +111,7 @@ def test_a_reply_that_goes_in_circles_twice_is_kept_and_told_and_an_empty_one_fa
         "asked again: the reply goes in circles",
         "the reply goes in circles",
     )
-    assert (empty.caption, empty.error) == (None, "the model has no words for it")
+    assert (empty.caption, empty.error) == (None, "the model gave no words")
 
 
 def test_a_job_may_take_every_reply_as_it_is() -> None:

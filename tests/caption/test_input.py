@@ -126,7 +126,7 @@ def test_a_picture_that_lacks_a_field_is_a_failed_row_and_the_others_go_on() -> 
         3,
         lines(("b.jpg", "Bob")),
         "error: `photos/a.jpg` has no `who` for the prompt\n"
-        "hint: its row in the list must have that column; an empty text is one too\n",
+        "hint: its row in the list must have that column, even if the value is empty\n",
     )
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from idefics_cli.caption.resume.journal import RunJournal
 from idefics_cli.caption.sinks import SINKS
-from idefics_cli.core.errors import ImageError, MemoryLimitError, ModelError
+from idefics_cli.core.errors import ImageError, ModelError
 from idefics_cli.core.types import GenerationRequest
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 from tests.support.outputs import FORMATS, contents, destination
 
-CompletionError = Callable[[Sequence[GenerationRequest]], Exception | None]
-pytestmark = pytest.mark.usefixtures("patient_runs")
 NAMES = tuple(f"{number:02}.jpg" for number in range(12))
 BAD = ImageError("cannot read `photos/03.jpg`: it is cut off", kind="truncated")
 
@@ -43,8 +41,8 @@ def describe(request: GenerationRequest) -> str:
 class Ending(FakeEngine):
     """Ends the run after *count* pictures, as a second Ctrl-C does."""
 
-    def __init__(self, count: int, *, completion_error: CompletionError | None = None) -> None:
-        super().__init__(self._answer, completion_error=completion_error)
+    def __init__(self, count: int) -> None:
+        super().__init__(self._answer)
         self._left = count
 
     def _answer(self, request: GenerationRequest) -> str:
@@ -96,7 +94,7 @@ def test_the_same_command_again_does_nothing_and_changes_nothing(format_: str) -
 
     assert (ran.code, engine.requests, contents(Path("out"))) == (0, [], before)
     assert ran.err == (
-        "note: going on with the run: 12 of 12 are captioned\nnothing is left to caption\n"
+        "note: continuing the run: 12 of 12 are captioned\nnothing is left to caption\n"
     )
 
 
@@ -186,11 +184,11 @@ def test_other_settings_are_refused_with_what_changed_and_what_could_be_done(
     *_, error, hint = ran.err.splitlines()
     assert error == f"error: the run in `out.jsonl.journal` had other settings: {told}"
     assert hint == (
-        "hint: the former settings go on with it; another `-o` begins beside it; "
+        "hint: the former settings continue it; another `-o` begins a new run; "
         "`--overwrite` begins anew, without its 4 captions"
     )
     assert caption("-o", "out.jsonl", *changed, "--overwrite").code == 0
-    assert "going on with the run: 12 of 12" in caption("-o", "out.jsonl", *changed).err
+    assert "continuing the run: 12 of 12" in caption("-o", "out.jsonl", *changed).err
 
 
 def test_what_makes_a_run_faster_only_is_no_other_run() -> None:
@@ -211,34 +209,15 @@ def test_a_model_that_moved_on_is_refused_and_its_former_commit_goes_on() -> Non
 
     assert (ran.code, moved.requests, contents(Path())) == (2, [], before)
     assert ran.err.splitlines()[-2:] == [
-        f"error: the run in `out.jsonl.journal` was begun with commit {old[:12]} of the model, "
+        f"error: the run in `out.jsonl.journal` began with commit {old[:12]} of the model, "
         f"which is at {new[:12]} now",
-        f"hint: `--revision {old}` goes on with it; another `-o` begins beside it",
+        f"hint: `--revision {old}` continues it; another `-o` begins a new run",
     ]
     engine = FakeEngine(describe, revision=old)
     assert caption("-o", "out.jsonl", "--revision", old, engine=engine).code == 0
     assert len(engine.requests) == 8
     ran = caption("-o", "out.jsonl", "--revision", new)
     assert (ran.code, f"revision: not given, now `{new}`" in ran.err) == (2, True)
-
-
-def test_the_batch_that_fitted_is_begun_with_when_the_run_goes_on() -> None:
-    def at_most_three(requests: Sequence[GenerationRequest]) -> Exception | None:
-        return MemoryLimitError("out of memory") if len(requests) > 3 else None
-
-    def batches(*arguments: str, left: int) -> tuple[list[int], str]:
-        engine = Ending(left, completion_error=at_most_three)
-        ran = caption("-o", "out.jsonl", *arguments, engine=engine)
-        return engine.batches, ran.err
-
-    assert batches("--batch-size", "6", left=6)[0] == [6, 3, 3, 3]
-    # Who asks for another number gets it.
-    assert batches("--batch-size", "5", left=0)[0] == [5, 2]
-    again, err = batches("--batch-size", "6", left=3)
-    assert again == [3, 3]
-    assert "note: 3 pictures at a time: more ran out of memory before\n" in err
-    assert batches("--batch-size", "6", left=9)[0] == [3]
-    assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == len(NAMES)
 
 
 def test_overwrite_goes_on_with_its_own_unfinished_run_and_replaces_a_finished_one() -> None:
@@ -263,9 +242,7 @@ def test_a_picture_that_changed_is_captioned_again_and_its_row_replaced(format_:
     ran = caption(*arguments, engine=engine)
 
     assert [r.attachments[0].source for r in engine.requests] == ["photos/04.jpg"]
-    assert ran.err.startswith(
-        "note: going on with the run: 11 of 12 are captioned, 1 changed since\n"
-    )
+    assert ran.err.startswith("note: continuing the run: 11 of 12 are captioned, 1 changed since\n")
     now = "".join(contents(Path("out")).values())
     assert now.count("another caption") == 1
     assert now.count("a picture named") == 11
@@ -385,7 +362,7 @@ def test_a_file_that_is_no_journal_is_left_alone() -> None:
     ran = caption("-o", "out.jsonl")
 
     assert ran.code == 2
-    assert ran.err.startswith("error: `out.jsonl.journal` is no journal of a captioning run\n")
+    assert ran.err.startswith("error: `out.jsonl.journal` is not the journal of a captioning run\n")
     assert Path("out.jsonl.journal").read_text("utf-8") == "my diary\n"
 
 
@@ -407,7 +384,7 @@ def test_the_header_tells_what_the_captions_were_made_with() -> None:
 def test_a_hint_says_how_to_go_on() -> None:
     ran = caption("-o", "out.jsonl", engine=Ending(6))
 
-    assert ran.err.splitlines()[-1] == "note: the same command goes on from here"
+    assert ran.err.splitlines()[-1] == "note: the same command continues from here"
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -6,6 +6,8 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -35,10 +37,11 @@ from idefics_cli.engine.protocol import Engine
 from tests.support.commands import Stream
 from tests.support.fakes import FAKE_SPEC, EngineOf, FakeEngine
 
-pytestmark = pytest.mark.usefixtures("patient_runs")
 DEMO = LoadSpec(repo="demo", family="idefics2", name="demo", device="cpu", dtype="float32")
 SCRIPT = """
 import sys
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from idefics_cli.caption.inputs.discover import discover
@@ -71,12 +74,12 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def photo_job(*, batch_size: int = 2, is_batch_automatic: bool = False) -> CaptionJob:
+def photo_job(*, batch_size: int = 2) -> CaptionJob:
     return CaptionJob(
         discover(["photos"]).pictures,
         (CaptionQuestion("What?"),),
         batch_size=batch_size,
-        is_batch_automatic=is_batch_automatic,
+        patience_seconds=60,
     )
 
 
@@ -211,20 +214,36 @@ def test_without_anything_to_do_no_model_is_loaded(photos: Path) -> None:
 
 
 def test_a_run_that_continues_begins_with_as_many_pictures_as_fitted_before(photos: Path) -> None:
-    def check(requests: object) -> Exception | None:
-        count = len(list(requests))  # type: ignore[call-overload]  # a sequence
-        return MemoryLimitError("out of memory") if count > 1 else None
+    for number in range(9):
+        Path(f"photos/{number}.jpg").write_text(str(number))
 
-    output = CaptionOutput("jsonl", Path("out.jsonl"))
-    _, events = caption(output, FakeEngine(name_of, completion_error=check))
-    assert BatchReduced(1) in events
-    Path("photos/c.jpg").write_text("another picture")
+    def at_most_three(requests: Sequence[GenerationRequest]) -> Exception | None:
+        return MemoryLimitError("out of memory") if len(requests) > 3 else None
 
-    _, events = caption(output, FakeEngine(name_of))
-    assert events[1] == BatchLimited(1)
-    Path("photos/c.jpg").write_text("and another")
-    _, events = caption(output, FakeEngine(name_of), photo_job(batch_size=3))
-    assert not any(isinstance(event, BatchLimited) for event in events), "3 were never tried"
+    def batches(batch_size: int, *, until: int) -> tuple[list[int], list[RunEvent]]:
+        """Return the batches of a run that is interrupted after *until* pictures."""
+        answered = count()
+
+        def answer(request: GenerationRequest) -> str:
+            if next(answered) == until:
+                raise KeyboardInterrupt
+            return name_of(request)
+
+        engine = FakeEngine(answer, completion_error=at_most_three)
+        job = photo_job(batch_size=batch_size)
+        _, events = caption(CaptionOutput("jsonl", Path("out.jsonl")), engine, job)
+        return engine.batches, events
+
+    made, events = batches(6, until=6)
+    assert made == [6, 3, 3, 3]
+    assert BatchReduced(3) in events
+    # A user who asks for another number gets that number.
+    assert batches(5, until=0)[0] == [5, 2]
+    made, events = batches(6, until=3)
+    assert made == [3, 3]
+    assert events[1] == BatchLimited(3)
+    assert batches(6, until=9)[0] == [3]
+    assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == 12
 
 
 def test_an_output_that_does_not_stay_gets_the_captions_and_cannot_be_continued(

@@ -48,7 +48,6 @@ from idefics_cli.models.families import picture as shown
 from idefics_cli.models.families.base import digest_of
 from tests.support.fakes import EngineOf, FakeEngine, FakeSession
 
-pytestmark = pytest.mark.usefixtures("patient_runs")
 every_executor = pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 NAMES = tuple(f"{number:02}.jpg" for number in range(25))
 SIZES = {name: [(640, 480), (480, 640), (800, 200)][i * i % 3] for i, name in enumerate(NAMES)}
@@ -77,6 +76,7 @@ def job(
         sampling=sampling or Sampling(),
         batch_size=batch_size,
         readers=3,
+        patience_seconds=60,
     )
 
 

@@ -196,7 +196,7 @@ def test_a_device_cannot_be_replaced_by_a_parquet_file() -> None:
 def test_another_kind_of_file_is_not_gone_on_with(existing: Existing, tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     path.write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"cannot go on with `.*out.parquet`: "):
+    with pytest.raises(UsageError, match=r"cannot continue `.*out.parquet`: "):
         write(target(path, existing), [])
     assert path.read_bytes() == b"mine"
     path.unlink()

@@ -361,7 +361,7 @@ def test_a_folder_that_nothing_can_be_written_to_is_told_at_once(tmp_path: Path)
         write(target("nowhere/a.jpg"))
 
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot write to `file/x`: `file` is no folder"):
+    with pytest.raises(UsageError, match="cannot write to `file/x`: `file` is not a folder"):
         write(target("photos/a.jpg", path=Path("file/x")))
 
 

@@ -428,7 +428,7 @@ def test_another_kind_of_file_is_not_written_behind(
     path = tmp_path / "out"
     path.write_bytes(content)
 
-    with pytest.raises(UsageError, match=r"cannot go on with `.*out`: "):
+    with pytest.raises(UsageError, match=r"cannot continue `.*out`: "):
         write(name, Target(Recorder(), path, existing=existing), [record("a.jpg")])
     assert path.read_bytes() == content
 

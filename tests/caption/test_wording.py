@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from idefics_cli.caption.executors.degenerate import is_degenerate
+from idefics_cli.caption.executors.degenerate import degeneracy
 from idefics_cli.caption.wording import Wording, trimmed, without_preamble
 from idefics_cli.demo.scenes import caption, make_scene
 
@@ -80,20 +80,20 @@ BAD = [
 
 @pytest.mark.parametrize("text", GOOD, ids=range(len(GOOD)))
 def test_a_caption_is_none_the_worse_for_words_that_come_again(text: str) -> None:
-    assert is_degenerate(text) is None
+    assert degeneracy(text) is None
 
 
 @pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
 def test_a_reply_that_is_empty_or_goes_in_circles_is_told(text: str) -> None:
     has_words = any(character.isalnum() for character in text)
-    assert is_degenerate(text) == ("goes in circles" if has_words else "is empty")
+    assert degeneracy(text) == ("goes in circles" if has_words else "is empty")
 
 
 def test_no_true_caption_of_a_drawn_scene_is_taken_for_a_circle() -> None:
     captions = {caption(make_scene(random.Random(seed))) for seed in range(500)}
 
     assert len(captions) > 400
-    assert not [text for text in captions if is_degenerate(text)]
+    assert not [text for text in captions if degeneracy(text)]
 
 
 @pytest.mark.parametrize(

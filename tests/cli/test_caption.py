@@ -484,7 +484,7 @@ def test_too_little_memory_for_a_batch_is_told_and_gives_the_same_captions() -> 
     assert tuple(ran) == (
         0,
         ALL,
-        "warning: out of memory: going on with one picture at a time\n"
+        "warning: out of memory: continuing with one picture at a time\n"
         "captioned 3 of 3 in 3.0 s (1.0/s)\n",
     )
 
@@ -505,7 +505,7 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so() -> None:
         130,
         "photos/a.jpg\tone\nphotos/b.jpg\ttwo\n",
         "interrupted: captioned 2 of 3 in 2.0 s (1.0/s)\n"
-        "note: with `-o FILE` the same command could go on from here\n",
+        "note: with `-o FILE`, the same command could continue from here\n",
     )
     assert engine.is_closed
 
@@ -566,7 +566,7 @@ def test_ctrl_c_ends_a_running_command_with_whole_lines() -> None:
     assert lines == [f"many/{number:03}.jpg\ta cat\n" for number in range(len(lines))]
     assert process.returncode == 130
     told = err.splitlines()
-    assert told[0] == "note: finishing what is in the works; Ctrl-C again stops at once"
+    assert told[0] == "note: finishing the current batch; Ctrl-C again stops at once"
     assert told[1].startswith(f"interrupted: captioned {len(lines)} of 400")
     assert len(told) == 3
 

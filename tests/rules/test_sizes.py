@@ -12,9 +12,7 @@ FUNCTION_LINES = 40
 
 # Names that are still too long, with their lengths. Entries may only shrink or go.
 ALLOWED_MODULES: dict[str, int] = {}
-ALLOWED_FUNCTIONS: dict[str, int] = {
-    "caption/gallery/report.py write_report": 46,
-}
+ALLOWED_FUNCTIONS: dict[str, int] = {}
 
 
 def long_functions(source: str) -> Iterator[tuple[str, int]]:

@@ -236,8 +236,8 @@ def test_a_smaller_batch_is_told() -> None:
         progress.handle(BatchReduced(4))
         progress.handle(BatchReduced(1))
     assert err.text().splitlines() == [
-        "warning: out of memory: going on with 4 pictures at a time",
-        "warning: out of memory: going on with one picture at a time",
+        "warning: out of memory: continuing with 4 pictures at a time",
+        "warning: out of memory: continuing with one picture at a time",
     ]
 
 

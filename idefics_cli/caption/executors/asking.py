@@ -1,4 +1,4 @@
-"""The questions about pictures, from the first to a record of each picture."""
+"""Asking the questions about pictures, up to the record of each picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from idefics_cli.caption.executors.degenerate import is_degenerate
+from idefics_cli.caption.executors.degenerate import degeneracy
 from idefics_cli.caption.executors.reading import Opened
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion, with_content_seed
 from idefics_cli.caption.records import CaptionReply, captioned, failed
@@ -14,24 +14,25 @@ from idefics_cli.core.errors import MemoryLimitError, ModelError
 from idefics_cli.core.types import CaptionRecord, Completion, Finish, Sampling
 from idefics_cli.engine.protocol import Outcome, Prepared, Session
 
-# A reply in circles is drawn again with some chance in it.
+# A repetitive reply is sampled again, at this temperature or above.
 _RETRY_TEMPERATURE = 0.7
 _RETRY_TOP_P = 0.9
-# `--on-truncate extend`: how much longer the second reply may be.
+# With `--on-truncate extend`, the second reply may be this many times as long.
 _EXTENSION = 4
 
 
 class Asker:
-    """Asks the questions of a job about pictures that are open.
+    """Asks the questions of a job about opened pictures.
 
-    A picture has its record when the last of its questions is answered, whatever others wait
-    for: a failure, if any of them fails. A reply that is empty or goes in circles is asked for
-    once more, with a seed that depends on the picture and the run; one that was cut too, if the
-    wording says so. What does not fit into the memory alone is tried without its tiles.
+    A picture gets its record as soon as all of its questions are answered; if one of them fails,
+    the record is a failure. An empty or repetitive reply is sampled once more, with a seed that
+    depends on the picture and the run. With `on_truncate` "extend", a reply that was cut off is
+    asked for once more, too. A request that does not fit into the memory alone is tried without
+    its tiles.
 
     Args:
-        session: Answers; the caller closes it.
-        job: What is asked.
+        session: Answers the requests; the caller closes it.
+        job: The job, with its questions.
     """
 
     def __init__(self, session: Session, job: CaptionJob) -> None:
@@ -40,75 +41,75 @@ class Asker:
         self._waiting: deque[_Turn] = deque()
         self._asked: dict[int, _Turn] = {}
         self._turns: dict[Opened, list[_Turn]] = {}
-        self._numbers = 0
+        self._sent = 0
 
     @property
     def pictures_at_a_time(self) -> int:
-        """How many pictures to ask about together: fewer since the memory ran out."""
+        """Most pictures at a time; fewer after the memory ran out."""
         return max(1, self._session.slots // len(self._job.questions))
 
     @property
     def has_room(self) -> bool:
-        """Whether a question about another picture could be asked now."""
+        """Whether the session has room for a question about another picture."""
         return self._session.room > len(self._waiting)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is asked or is to be."""
+        """Whether no question waits for the session or for its answer."""
         return not self._waiting and not self._asked
 
     def add(self, opened: Opened) -> None:
-        """Let the questions about a picture be asked, after those that are to be."""
+        """Add the questions about a picture behind the waiting ones."""
         questions = zip(self._job.questions, opened.prepared, strict=True)
         turns = [_Turn(question, prepared, opened) for question, prepared in questions]
         self._turns[opened] = turns
         self._waiting += turns
 
     def ask(self) -> None:
-        """Ask as much of what is to be asked as there is room for, together."""
+        """Send as many of the waiting questions as the session has room for, in one call."""
         count = min(self._session.room, len(self._waiting))
         if not count:
             return
         turns = [self._waiting.popleft() for _ in range(count)]
-        self._asked |= enumerate(turns, start=self._numbers)
-        self._numbers += count
+        self._asked |= enumerate(turns, start=self._sent)
+        self._sent += count
         self._session.put_requests([turn.prepared for turn in turns])
 
     def settle(self, timeout_seconds: float | None = None) -> list[CaptionRecord]:
-        """Wait for an answer, and return the records of the pictures that have all theirs now.
+        """Wait for an answer, and return the records of the pictures that are complete now.
 
         Args:
-            timeout_seconds: How long to wait; None is until there is an answer.
+            timeout_seconds: How long to wait; None waits until there is an answer.
         """
         records, again = [], []
         found = self._session.get_outcome(timeout_seconds)
         while found is not None:
             index, outcome = found
             turn = self._asked.pop(index)
-            turn.take(outcome)
+            turn.receive(outcome)
             if self._asks_again(turn):
                 again.append(turn)
             elif all(other.outcome is not None for other in self._turns[turn.opened]):
                 records.append(self._record(turn.opened, self._turns.pop(turn.opened)))
             found = self._session.get_outcome(0)
-        # First of all: nothing else holds up the pictures that were listed after theirs.
+        # In front, because the records of all later pictures wait for these.
         self._waiting.extendleft(reversed(again))
         return records
 
     def _asks_again(self, turn: _Turn) -> bool:
-        """Make *turn* ready to be asked once more, if its reply is not good enough."""
+        """Prepare *turn* for a second request, if its reply is not good enough."""
         outcome = turn.outcome
         if isinstance(outcome, MemoryLimitError):
-            return turn.shrink()
+            return turn.drop_tiles()
         if not isinstance(outcome, Completion) or outcome.finish == "cancelled":
             return False
-        reason = is_degenerate(outcome.text) if self._job.asks_again else None
+        reason = degeneracy(outcome.text) if self._job.asks_again else None
         if reason and not turn.was_retried:
-            turn.retry(f"asked again: the reply {reason}")
+            turn.sample_again(f"asked again: the reply {reason}")
             return True
         extends = self._job.wording.on_truncate == "extend" and not turn.was_extended
         if outcome.finish == "length" and extends:
-            turn.extend()
+            turn.extend_limit()
             return True
         return False
 
@@ -117,23 +118,23 @@ class Asker:
         replies, notes = [], []
         for turn in turns:
             if isinstance(turn.outcome, Exception):
-                return _described(failed(key, turn.outcome), opened)
+                return _with_content(failed(key, turn.outcome), opened)
             text = turn.completion.text
-            reason = is_degenerate(text)
+            reason = degeneracy(text)
             if reason == "is empty":
-                error = ModelError("the model has no words for it", hint="try another `--prompt`")
-                return _described(failed(key, error), opened)
+                error = ModelError("the model gave no words", hint="try another `--prompt`")
+                return _with_content(failed(key, error), opened)
             if reason:
                 turn.note(f"the reply {reason}")
             replies.append(turn.reply(self._job.wording.finish))
             notes += turn.notes
         record = captioned(key, opened.first, replies, notes=tuple(notes))
-        return _described(record, opened)
+        return _with_content(record, opened)
 
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """One question about one picture, and what came of it."""
+    """One question about one picture, with its outcome."""
 
     question: CaptionQuestion
     prepared: Prepared
@@ -147,10 +148,10 @@ class _Turn:
     @property
     def completion(self) -> Completion:
         if not isinstance(self.outcome, Completion):
-            raise TypeError("there is no reply")
+            raise TypeError("the turn has no reply")
         return self.outcome
 
-    def take(self, outcome: Outcome) -> None:
+    def receive(self, outcome: Outcome) -> None:
         self.outcome = outcome
         if isinstance(outcome, Completion):
             self.seconds += outcome.prefill_seconds + outcome.decode_seconds
@@ -164,8 +165,8 @@ class _Turn:
         if text not in self.notes:
             self.notes.append(text)
 
-    def shrink(self) -> bool:
-        """Ask with less of the pictures; False if there is no less."""
+    def drop_tiles(self) -> bool:
+        """Prepare a request without the tiles of the pictures; False if they have none."""
         pictures = tuple(picture.without_tiles() for picture in self.prepared.pictures)
         if pictures == self.prepared.pictures:
             return False
@@ -174,7 +175,7 @@ class _Turn:
         self.prepared = replace(self.prepared, pictures=pictures)
         return True
 
-    def retry(self, note: str) -> None:
+    def sample_again(self, note: str) -> None:
         self.was_retried = True
         self.note(note)
         sampling = self.prepared.request.sampling
@@ -182,20 +183,20 @@ class _Turn:
             sampling,
             temperature=max(sampling.temperature, _RETRY_TEMPERATURE),
             top_p=min(sampling.top_p, _RETRY_TOP_P),
-            # Another than that of the first reply, if it had one.
+            # A seed other than that of the first reply, if it had one.
             seed=((sampling.seed or 0) + 1) % 2**63,
         )
-        self._ask(sampling)
+        self._replace_sampling(sampling)
         self.prepared = with_content_seed(self.prepared)
 
-    def extend(self) -> None:
+    def extend_limit(self) -> None:
         self.was_extended = True
         sampling = self.prepared.request.sampling
         limit = sampling.max_new_tokens
         self.note(f"asked again: cut after {limit} tokens")
-        self._ask(replace(sampling, max_new_tokens=limit * _EXTENSION))
+        self._replace_sampling(replace(sampling, max_new_tokens=limit * _EXTENSION))
 
-    def _ask(self, sampling: Sampling) -> None:
+    def _replace_sampling(self, sampling: Sampling) -> None:
         request = replace(self.prepared.request, sampling=sampling)
         self.outcome = None
         self.prepared = replace(self.prepared, request=request)
@@ -207,5 +208,5 @@ class _Turn:
         return CaptionReply(name, text, completion.finish, completion.new_tokens, self.seconds)
 
 
-def _described(record: CaptionRecord, opened: Opened) -> CaptionRecord:
+def _with_content(record: CaptionRecord, opened: Opened) -> CaptionRecord:
     return replace(record, sha256=opened.content.sha256, stamp=opened.content.stamp)

@@ -1,4 +1,4 @@
-"""Replies that are no captions: empty ones, and those that say one thing over and over."""
+"""Degenerate replies: empty replies, and replies that repeat themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-# A word; of scripts without spaces, a character.
+# A word; in scripts without spaces, a character.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f\n]+")
@@ -14,22 +14,22 @@ _NUMBER = re.compile(r"\d+")
 # "hahaha…" without spaces.
 _STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
 
-# How often words may follow upon themselves, by how many words they are: people write "very,
-# very, very", and count four cats one by one.
+# How often a phrase may follow itself, by its number of words: people write "very, very, very",
+# and list four cats one by one.
 _MOST_REPEATS = {1: 7, 2: 4, 3: 3, 4: 3}
 _MOST_REPEATS_OF_LONGER = 2
 _LONGEST_CIRCLE = 60
-# Items of a list that differ by their number only.
+# Items of a list that differ in their number only.
 _MOST_NUMBERED = 9
 _MOST_EQUAL_SENTENCES = 2
 
 
-def is_degenerate(text: str) -> str | None:
-    """Return why *text* is no caption, or None for one that may be.
+def degeneracy(text: str) -> str | None:
+    """Return why *text* cannot be a caption; None if it can.
 
     Returns:
-        "is empty" when it has neither a letter nor a digit; "goes in circles" when it repeats
-        a character, a word, a phrase, a line or a sentence more often than a description does.
+        "is empty" if the text has neither a letter nor a digit; "goes in circles" if it repeats a
+        character, a word, a phrase, a line or a sentence more often than descriptions do.
     """
     if not any(character.isalnum() for character in text):
         return "is empty"
@@ -40,7 +40,7 @@ def is_degenerate(text: str) -> str | None:
 
 def _stutters(text: str) -> bool:
     for match in _STUTTER.finditer(text):
-        # A drawn line, or a number with many zeros, is none.
+        # A drawn line and a number with many zeros are allowed.
         least = 24 if any(character.isalpha() for character in match["unit"]) else 80
         if len(match[0]) >= least:
             return True
@@ -50,7 +50,7 @@ def _stutters(text: str) -> bool:
 def _circles(text: str) -> bool:
     words = _WORD.findall(text.casefold())
     numbered = _WORD.findall(_NUMBER.sub("0", text.casefold()))
-    # What circles has words that come more often than the longest phrase may.
+    # A quick test: without a frequent word, no phrase can repeat too often.
     if max(Counter(numbered).values(), default=0) <= _MOST_REPEATS_OF_LONGER:
         return False
     has_numbers = numbered != words
@@ -64,7 +64,7 @@ def _circles(text: str) -> bool:
 
 
 def _repeats(words: Sequence[str], size: int) -> int:
-    """Return how often *size* words stand one after the other, at most."""
+    """Return how often in a row a phrase of *size* words occurs, at most."""
     longest = length = 0
     for index in range(size, len(words)):
         length = length + 1 if words[index] == words[index - size] else 0
@@ -81,5 +81,5 @@ def _repeats_sentences(text: str) -> bool:
 def _is_monotonous(text: str) -> bool:
     words = _WORD.findall(text.casefold())
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    # Descriptions have more than 0.8 of their triples once; 0.3 is a loop with variations.
+    # In descriptions, more than 0.8 of all triples are unique; 0.3 is a loop with variations.
     return len(words) >= 50 and len(triples) < 0.3 * (len(words) - 2)

@@ -1,4 +1,4 @@
-"""Captions made in this process, by one model."""
+"""The executor that makes captions in this process, with one engine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from idefics_cli.core.types import Progress
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
-# As many pictures as are answered at a time, so many times, are open ahead of the model: enough
-# to find some of one shape among them.
-_GROUPS_AHEAD = 4
-# How often to look for pictures that were opened meanwhile.
+# Pictures that are open ahead of the model, in batches: enough to find some of one shape.
+_BATCHES_AHEAD = 4
+# How often to look for newly opened pictures.
 _POLL_SECONDS = 0.01
 
 
@@ -28,15 +27,9 @@ class LocalExecutor:
     """Runs a job with one engine; see `Executor`.
 
     Args:
-        factory: Makes the engine; it is closed when the captions are done.
-        job: What is asked, how many at a time, and how many threads read ahead.
-
-    Attributes:
-        patience_seconds: How long open pictures wait for others, before a group is chosen among
-            fewer of them.
+        factory: Makes the engine, which is closed when the captions are done.
+        job: The job.
     """
-
-    patience_seconds = 0.25
 
     def __init__(self, factory: EngineFactory, job: CaptionJob) -> None:
         self._factory = factory
@@ -55,8 +48,8 @@ class LocalExecutor:
             try:
                 yield Ready(engine.revision)
                 with engine.serve(slots=size, cancel=cancel) as session:
-                    groups = _Groups(ahead, self.patience_seconds)
-                    yield from _caption(Asker(session, self._job), ahead, groups, stop)
+                    asker = Asker(session, self._job)
+                    yield from _caption(asker, ahead, stop, self._job.patience_seconds)
             finally:
                 cancel.set()
 
@@ -67,17 +60,18 @@ class LocalExecutor:
             PictureReader(self._job, engine).read,
             threads=self._job.readers,
             in_flight=size,
-            size=size * _GROUPS_AHEAD,
+            size=size * _BATCHES_AHEAD,
         )
 
 
 def _caption(
-    asker: Asker, ahead: ReadAhead, groups: _Groups, stop: Event
+    asker: Asker, ahead: ReadAhead, stop: Event, patience_seconds: float
 ) -> Iterator[ExecutorEvent]:
+    groups = _Groups(ahead, patience_seconds)
     size = asker.pictures_at_a_time
     events: deque[ExecutorEvent] = deque()
     while True:
-        # Before a record is written, so that the model does not wait for that.
+        # Before a record is yielded, so that the model works while the record is written.
         if not stop.is_set():
             events += ahead.collect()
             groups.supply(asker)
@@ -95,11 +89,15 @@ def _caption(
 
 
 class _Groups:
-    """Chooses which of the pictures that are open come next: some that go together.
+    """Chooses the next of the opened pictures, in groups that the model answers well together.
+
+    The engine groups the requests that wait for its slots by the same rule. It cannot do this
+    alone: a session takes no more requests than it has slots, and that is too few to find
+    pictures of one shape among them.
 
     Args:
-        ahead: Where they wait.
-        patience_seconds: See `LocalExecutor`.
+        ahead: Holds the opened pictures.
+        patience_seconds: How long to wait for more pictures before choosing among fewer.
     """
 
     def __init__(self, ahead: ReadAhead, patience_seconds: float) -> None:
@@ -109,16 +107,16 @@ class _Groups:
         self._since: float | None = None
 
     def supply(self, asker: Asker) -> None:
-        """Give *asker* pictures while it has room for them."""
+        """Give *asker* pictures as long as it has room for them."""
         while asker.has_room and (self._group or self._choose(asker.pictures_at_a_time)):
             opened = self._group.popleft()
             self._ahead.drop(opened)
             asker.add(opened)
 
     def _choose(self, count: int) -> bool:
-        """Choose up to *count* that go together; False if it is better to wait for others."""
+        """Choose a group of up to *count* pictures; False if it is better to wait for others."""
         waiting = self._ahead.waiting
-        if self._ahead.is_opening and len(waiting) < count * (_GROUPS_AHEAD - 1):
+        if self._ahead.is_opening and len(waiting) < count * (_BATCHES_AHEAD - 1):
             now = time.monotonic()
             self._since = now if self._since is None else self._since
             if not waiting or now - self._since < self._patience_seconds:

@@ -1,4 +1,4 @@
-"""Pictures opened in threads ahead of the model, bounded in number and in pixels."""
+"""Pictures that threads open ahead of the model, bounded in number and in pixels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from idefics_cli.core.types import CaptionRecord
 
 Result = Opened | CaptionRecord
 Open = Callable[[CaptionItem], Result]
-# Pictures that wait, with 12 bytes a pixel: 0.4 GB, and what is being opened on top.
+# Of the waiting pictures. At 12 bytes a pixel they take 0.4 GB; those being opened come on top.
 _MAX_PIXELS = 32_000_000
 # How long the end of a run waits for its readers.
-_PATIENCE_SECONDS = 0.5
+_CLOSE_SECONDS = 0.5
 
 
 class ReadAhead:
     """The next pictures of a run.
 
     Args:
-        pictures: Read as needed.
-        open_: Makes a picture ready, or tells its failure; called in the threads.
-        threads: How many.
-        in_flight: Most pictures being opened; at least *threads*.
-        size: Most pictures being opened or waiting.
+        pictures: Iterated as needed.
+        open_: Opens a picture, or returns the record of its failure; called in the threads.
+        threads: Number of threads.
+        in_flight: Most pictures that are being opened; at least *threads*.
+        size: Most pictures that are being opened or waiting.
     """
 
     def __init__(
@@ -47,31 +47,31 @@ class ReadAhead:
         self._pictures = iter(pictures)
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
-        # By their places in the run.
+        # By position in the run.
         self._opening: dict[int, Future[Result]] = {}
         self._waiting: list[tuple[int, Opened]] = []
         self._submitted = 0
-        # Of all that wait; counted as they come and go, not at every look.
+        # Of all waiting pictures.
         self._pixels = 0
         self._readers = _Readers(open_, threads)
 
     @property
     def waiting(self) -> list[Opened]:
-        """All that are open, in the order of the run."""
+        """The opened pictures, in the order of the run."""
         return [opened for _, opened in self._waiting]
 
     @property
     def is_opening(self) -> bool:
-        """Whether a thread is at a picture."""
+        """Whether a thread is opening a picture."""
         return bool(self._opening)
 
     @property
     def is_over(self) -> bool:
-        """Whether there are no more."""
+        """Whether there are no more pictures."""
         return not self._opening and not self._waiting
 
     def collect(self) -> list[CaptionRecord]:
-        """Note what threads have opened by now; return records of what failed to open."""
+        """Collect the pictures that the threads have opened; return the records of failures."""
         failures = []
         for number in [number for number, future in self._opening.items() if future.done()]:
             result = self._opening.pop(number).result()
@@ -84,7 +84,7 @@ class ReadAhead:
         return failures
 
     def drop(self, opened: Opened) -> None:
-        """Forget a picture, which the model has got, and begin to open another."""
+        """Drop a picture that the model has received, and begin to open another one."""
         before = len(self._waiting)
         self._waiting = [pair for pair in self._waiting if pair[1] is not opened]
         self._pixels -= _pixels(opened) * (before - len(self._waiting))
@@ -99,7 +99,7 @@ class ReadAhead:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Open no more pictures; those that a thread is at are abandoned."""
+        """Open no more pictures, and abandon those that are being opened."""
         for future in self._opening.values():
             future.cancel()
         self._readers.close()
@@ -120,9 +120,9 @@ def _pixels(opened: Opened) -> int:
 
 
 class _Readers:
-    """A thread pool that does not hold back the end of the program.
+    """A thread pool that does not delay the end of the program.
 
-    `ThreadPoolExecutor` does: whoever presses Ctrl-C would wait for every slow server.
+    `ThreadPoolExecutor` would: after Ctrl-C, the user would wait for every slow server.
     """
 
     def __init__(self, open_: Open, threads: int) -> None:
@@ -141,13 +141,13 @@ class _Readers:
         return future
 
     def close(self) -> None:
-        """End the threads; wait a moment for those that are not at a slow server.
+        """End the threads, and wait a moment for those that do not wait for a slow server.
 
-        A thread that is inside of torch when the interpreter ends takes the process down.
+        A thread that still runs in torch when the interpreter ends crashes the process.
         """
         for _ in self._threads:
             self._queue.put(None)
-        until = time.monotonic() + _PATIENCE_SECONDS
+        until = time.monotonic() + _CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 

@@ -28,15 +28,17 @@ if TYPE_CHECKING:
 
 _PARTS = Path(__file__).parent
 _MARK = b'<meta name="generator" content="idefics caption">'
+_THREADS = 4
 _ROWS_PER_BLOCK = 200
 _THUMBNAIL_EDGE = 224
-# About 20,000 pictures. Past it, the page shows the files themselves, when they are scrolled to.
+# Enough for about 20,000 pictures. After that, the page loads the files themselves when the reader
+# scrolls to them.
 _MAX_THUMBNAIL_BYTES = 128 * 1024 * 1024
 _NOT_SHOWN = "-"
 
 
 def check_report(path: Path, *, overwrite: bool = False) -> None:
-    """Raise a UsageError unless *path* can become a report: it is new, or was one."""
+    """Raise a UsageError unless *path* can become a report: a new file, or an earlier report."""
     if path.is_dir():
         raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
     if not path.parent.is_dir():
@@ -58,22 +60,19 @@ def write_report(
     columns: tuple[str, ...] = (),
     title: str = "Captions",
     limits: ImageLimits | None = None,
-    threads: int = 4,
     on_row: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the page for *records* to *path*, whole or not at all.
 
-    It needs no network, no other file and no library. Thumbnails are made from the files as
-    they are now; a file that is gone, or cannot be opened, has a place without one. Memory holds
-    a few hundred rows, whatever their number.
+    The page needs no network, no other file and no library. The thumbnails show the files as
+    they are now; a missing or unreadable file has none. The memory holds a few hundred rows.
 
     Args:
-        path: The page; what is there is replaced.
-        records: Named from the current folder.
+        path: The page; an existing file is replaced.
+        records: Records whose names hold from the current folder.
         columns: Names of the questions.
-        title: Of the page.
-        limits: Which pictures may be opened.
-        threads: That make thumbnails.
+        title: Title of the page.
+        limits: Limits for the pictures that are opened.
         on_row: Called after each row.
 
     Raises:
@@ -84,19 +83,30 @@ def write_report(
     loader = ImageLoader(limits or ImageLimits(), offline=True)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file, ThreadPoolExecutor(threads) as pool:
-            head, tail = _page(title)
-            file.write(head)
-            file.write(_block("columns", "application/json", _json(list(columns or (CAPTION,)))))
-            thumbnails = _Thumbnails(loader, pool)
-            _write_rows(file, _with(records, thumbnails), path, columns, on_row)
-            file.write(tail)
+        with ThreadPoolExecutor(_THREADS) as pool, temporary.open("wb") as file:
+            pairs = _with_thumbnails(records, _Thumbnails(loader, pool))
+            _write_page(file, pairs, path, title, columns, on_row)
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _write_page(
+    file: BinaryIO,
+    pairs: Iterator[tuple[CaptionRecord, str]],
+    path: Path,
+    title: str,
+    columns: tuple[str, ...],
+    on_row: Callable[[], None],
+) -> None:
+    head, tail = _page(title)
+    file.write(head)
+    file.write(_block("columns", "application/json", _json(list(columns or (CAPTION,)))))
+    _write_rows(file, pairs, path, columns, on_row)
+    file.write(tail)
 
 
 def _write_rows(
@@ -127,37 +137,37 @@ def _write_rows(
         end_block()
 
 
-def _with(
+def _with_thumbnails(
     records: Iterable[CaptionRecord], thumbnails: _Thumbnails
 ) -> Iterator[tuple[CaptionRecord, str]]:
-    """Yield each of *records* with its thumbnail, some of them made ahead."""
+    """Yield each record with its thumbnail; threads make some thumbnails ahead."""
     waiting: deque[tuple[CaptionRecord, Future[str]]] = deque()
     for record in records:
-        waiting.append((record, thumbnails.begin(record)))
+        waiting.append((record, thumbnails.submit(record)))
         if len(waiting) > 64:
             first, made = waiting.popleft()
-            yield first, thumbnails.take(made)
+            yield first, thumbnails.result(made)
     while waiting:
         first, made = waiting.popleft()
-        yield first, thumbnails.take(made)
+        yield first, thumbnails.result(made)
 
 
 class _Thumbnails:
-    """Makes thumbnails as `data:` URIs, in threads, until they have their bytes."""
+    """Makes thumbnails as `data:` URIs in threads, up to a total size."""
 
     def __init__(self, loader: ImageLoader, pool: ThreadPoolExecutor) -> None:
         self._loader = loader
         self._pool = pool
         self._left = _MAX_THUMBNAIL_BYTES
 
-    def begin(self, record: CaptionRecord) -> Future[str]:
+    def submit(self, record: CaptionRecord) -> Future[str]:
         if is_uri(record.file_name) or record.error_kind in get_args(ImageErrorKind):
             return _done(_NOT_SHOWN)
         if self._left <= 0:
             return _done("")
         return self._pool.submit(self._make, record.file_name)
 
-    def take(self, made: Future[str]) -> str:
+    def result(self, made: Future[str]) -> str:
         text = made.result()
         self._left -= len(text)
         return text
@@ -173,7 +183,7 @@ class _Thumbnails:
         image.thumbnail(edge, Image.Resampling.HAMMING, reducing_gap=2.0)
         kind = "webp" if features.check("webp") else "jpeg"
         data = io.BytesIO()
-        image.save(data, kind, quality=60, method=1)  # 4 would take three times as long
+        image.save(data, kind, quality=60, method=1)  # method 4 takes three times as long
         return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
@@ -184,11 +194,11 @@ def _done(text: str) -> Future[str]:
 
 
 def _page(title: str) -> tuple[bytes, bytes]:
-    """Return what stands before and after the rows."""
+    """Return the parts of the page before and after the rows."""
     page, style, script = (
         (_PARTS / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")
     )
-    # Nothing is fetched, and no script runs but this one, whatever a caption says.
+    # The browser fetches nothing and runs this script only, whatever a caption contains.
     policy = (
         f"default-src 'none'; img-src data: file: 'self'; style-src {_hash(style)};"
         f" script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
@@ -210,14 +220,14 @@ def _block(name: str, kind: str, text: str) -> bytes:
 
 
 def _json(value: object) -> str:
-    r"""Return *value* for a script element, which would end at `</script` and go on at `<!--`."""
+    r"""Return *value* as JSON for a script element, without the `<` of `</script` and `<!--`."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     text = text.replace("<", r"\u003c")
     return text.encode(errors="backslashreplace").decode()
 
 
 def _link(name: str, page: Path) -> str:
-    """Return the address of the picture *name*, seen from *page*; empty if it is no file."""
+    """Return the URL of the picture *name*, relative to *page*; empty for stdin and the like."""
     if is_uri(name):
         return name if name.lower().startswith(("http:", "https:")) else ""
     try:

@@ -1,4 +1,4 @@
-"""What the user named, as pictures: files, folders, globs, URLs and URIs, in a stable order."""
+"""The work list of the files, folders, globs, URLs and URIs of the user, in a stable order."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ from idefics_cli.core.types import Attachment
 from idefics_cli.images.sources import no_such_file
 
 _SEPARATORS = ("/", os.sep)
-# What the image loader takes besides paths; `C:` is none of them.
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The pictures of a run, each once, and the arguments that gave none.
+    """The pictures of a run, each once, and the arguments without pictures.
 
     Attributes:
-        pictures: In the order of the arguments; sorted by path inside each.
-        problems: What is wrong with an argument as a whole: a folder without pictures or that
-            cannot be listed, a glob without match.
+        pictures: Pictures in the order of the arguments, sorted by path inside each argument.
+        problems: Errors about whole arguments: a folder without pictures, a folder that cannot
+            be listed, a glob without a match.
         columns: Names of the columns of lists, for the prompt.
     """
 
@@ -54,24 +53,24 @@ def discover(
 ) -> Listing:
     """List the pictures that *arguments* name, then those of *lists*.
 
-    A file that is named is always taken. Of a folder, files with a known extension or with the
-    first bytes of an image are; hidden files and folders are not. A glob means what a shell
-    makes of it, and `**` any depth; in a list, a name is only a name. A picture that is reached
-    twice is listed once, with the columns of its row in a list.
+    A file that the user names is always listed. In a folder, only files with a known extension
+    or with the first bytes of an image are listed, and no hidden files and folders. A glob has
+    the meaning of a shell, and `**` matches any depth; in a list, a name has no wildcards. A
+    picture that is reached twice is listed once, with the columns of its row in a list.
 
-    Paths of a table are relative to its folder, as in `metadata.jsonl` of a data set, those of
-    a list of paths to the current folder. Where the first that can be found at all is found
-    only the other way round, all of the list is.
+    Paths in a table are relative to the folder of the table, as in `metadata.jsonl` of a data
+    set; paths in a list of paths are relative to the current folder. If the first file that
+    exists is found only in the other way, the whole list is read in that way.
 
     Args:
-        arguments: As typed: paths, globs that no shell expanded, URLs, URIs and `-`.
-        recursive: Also list the sub-folders of folders.
-        lists: In their order.
-        fields: The columns to keep, those that prompts use; None keeps all.
+        arguments: Arguments as typed: paths, globs that no shell expanded, URLs, URIs and `-`.
+        recursive: Whether to list the sub-folders of folders, too.
+        lists: The lists, in their order.
+        fields: The columns that prompts use; other columns are dropped. None keeps all.
 
     Raises:
-        ImageError: If there is nothing to caption, or no path that is named exists.
-        UsageError: If two rows give one picture different values in the columns to keep.
+        ImageError: If there is nothing to caption, or no named path exists.
+        UsageError: If two rows give one picture different values in the columns of *fields*.
     """
     lister = _Lister(recursive=recursive, fields=fields)
     for argument in arguments:
@@ -100,7 +99,7 @@ class _Lister:
             )
             return
         path = os.path.expanduser(argument) if argument.startswith("~") else argument
-        # A file may have a name that looks like a glob.
+        # The name of a file may look like a glob.
         if not has_wildcard(path) or os.path.lexists(path):
             self._add_path(path, None)
         elif matches := sorted(glob_paths(path), key=sort_key):
@@ -122,7 +121,7 @@ class _Lister:
             path = os.path.join(base, entry.path)
             if entry.path.startswith("~") and not os.path.lexists(path):
                 path = os.path.expanduser(entry.path)
-            # Only what has not the name of a picture is looked at: a disk may be slow.
+            # A disk may be slow, so paths with the extension of a picture are not checked.
             if not has_picture_name(path) and os.path.isdir(path):
                 self._add_folder(path, base)
                 continue
@@ -139,7 +138,7 @@ class _Lister:
     def _add_row(self, identity: str, picture: CaptionItem, line: tuple[str, int]) -> None:
         known = self.pictures.get(identity)
         if known is None or not known.columns:
-            # The columns of a row are also for a picture that was named before.
+            # A picture that was named before gets the columns of its row, too.
             row = picture if known is None else replace(known, columns=picture.columns)
             self.pictures[identity] = row
             self._lines[identity] = line
@@ -174,16 +173,16 @@ class _Lister:
             self.pictures[identity] = self._picture(path, relative)
 
     def _picture(self, path: str, relative: str, columns: Columns = ()) -> CaptionItem:
-        # The image loader takes a `~` for the home folder; here it is done with, or a name.
+        # The image loader would expand `~`. Here it is expanded already, or part of a name.
         is_special = is_uri(path) or path.startswith("~")
         source = os.path.join(os.curdir, path) if is_special else path
         key = posix(path)
-        # A file may be named as a URI or `-`: its key then says that it is none.
+        # The name of a file may look like a URI or be `-`: its key then starts with `./`.
         key = f"./{key}" if is_uri(key) else key
         return CaptionItem(key, Attachment(source), relative, columns)
 
     def _identity(self, path: str) -> str:
-        # Links are kept apart: each has a name that somebody looks for in the output.
+        # A link is a picture of its own, because the user looks for its name in the output.
         if not is_tidy(path):
             return os.path.normcase(os.path.abspath(path))
         return os.path.normcase(os.path.join(self._here, path))
@@ -193,9 +192,9 @@ class _Lister:
 
 
 def tree_path(path: str) -> str:
-    """Return the POSIX path of *path* in an output that keeps the tree; never out of it.
+    """Return the POSIX path of *path* in an output that keeps the tree; it never leaves the tree.
 
-    A root and a drive are left off, and a `..` goes no further up than the beginning.
+    A root and a drive are removed, and `..` never leads above the start of the path.
     """
     if is_tidy(path) and not os.path.isabs(path) and not os.path.splitdrive(path)[0]:
         return path
@@ -203,7 +202,7 @@ def tree_path(path: str) -> str:
 
 
 def inner_path(path: PurePath) -> str:
-    """As `tree_path`, of a path of any system."""
+    """Return `tree_path` for a path of any system."""
     parts: list[str] = []
     for part in path.parts[1 if path.anchor else 0 :]:
         if part != "..":
@@ -214,16 +213,16 @@ def inner_path(path: PurePath) -> str:
 
 
 def _below(path: str, root: str) -> str:
-    """Return the POSIX path of *path* below *root*, by which it was reached."""
+    """Return the POSIX path of *path* below *root*, through which it was found."""
     prefix = root if not root or root.endswith(_SEPARATORS) else root + os.sep
-    if not path.startswith(prefix):  # "." and a glob that begins with "./"
+    if not path.startswith(prefix):  # for ".", and for a glob that begins with "./"
         return tree_path(path)
     rest = path[len(prefix) :]
     return inner_path(PurePath(rest)) if not is_tidy(rest) else rest
 
 
 def _base(file_list: FileList) -> str:
-    """Return the folder that the paths of *file_list* are relative to."""
+    """Return the folder to which the paths in *file_list* are relative."""
     folders = [file_list.folder, ""] if file_list.is_table else ["", file_list.folder]
     if folders[0] == folders[1]:
         return folders[0]
@@ -248,7 +247,7 @@ def _may_exist(source: str) -> bool:
 
 
 def _uri_key(uri: str) -> str:
-    # A data: URI holds the whole picture; its digest names it as well, on a short line.
+    # A data: URI holds the whole picture; the digest makes a short name of it.
     if not uri.lower().startswith("data:"):
         return uri
     digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()

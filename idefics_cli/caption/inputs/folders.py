@@ -1,4 +1,4 @@
-"""Folders and globs: the files that they hold, and the form of their paths."""
+"""The files in folders and globs, and the form of their paths."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _PICTURE = re.compile(
     r"|tiff?|vda|vst|webp)",
     re.IGNORECASE,
 )
-# Camera files begin as TIFF does, and hold a thumbnail as one; their JPEG often lies beside them.
+# Camera files begin like TIFF files, and their first image is a thumbnail. Often, a JPEG of the
+# same picture lies beside them.
 _CAMERA_RAW = re.compile(r"\.(arw|cr2|dng|nef|nrw|orf|pef|rw2|sr2|srw)", re.IGNORECASE)
 _WILD = re.compile(r"[*?[]")
 
 
 class Walk:
-    """The files and folders below a folder; no folder is entered twice, by whatever link.
+    """The files and folders below a folder; links lead into no folder a second time.
 
     Attributes:
         folders: Paths of the folders, *root* first.
@@ -36,7 +37,7 @@ class Walk:
         self.unlisted: list[tuple[str, str]] = []
         self._seen: set[tuple[int, int]] = set()
         self._real, self._links = [root], deque[str]()
-        # A folder that a link reaches too keeps its real path: links come last.
+        # Links come last, so that a folder with a link to it keeps its real path.
         while self._real or self._links:
             self._list(self._real.pop() if self._real else self._links.popleft())
             if not recursive:
@@ -62,13 +63,13 @@ class Walk:
         self.folders.append(folder)
         prefix = os.path.join(folder, "")
         for entry in entries:
-            self._sort_in(entry, prefix + entry.name)
+            self._add(entry, prefix + entry.name)
 
-    def _sort_in(self, entry: os.DirEntry[str], path: str) -> None:
-        # Most systems tell the kind with the name: no further look at the disk.
+    def _add(self, entry: os.DirEntry[str], path: str) -> None:
+        # On most systems, the listing has the kind of each entry: no disk access is needed.
         if _is(entry.is_dir):
             (self._links if entry.is_symlink() else self._real).append(path)
-        # Not fifos and devices, which could block for ever; a broken link is a failure to tell.
+        # No pipes and devices, which could block for ever. A broken link becomes a failure.
         elif _is(entry.is_file) or entry.is_symlink():
             self.files.append(path)
 
@@ -81,7 +82,7 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 
 def has_picture_name(path: str) -> bool:
-    """Tell by the extension whether *path* may be a picture."""
+    """Whether *path* has the extension of a picture."""
     return _PICTURE.fullmatch(os.path.splitext(path)[1]) is not None
 
 
@@ -92,19 +93,19 @@ def has_wildcard(path: str) -> bool:
 
 def posix(path: str) -> str:
     """Return *path* as `PurePath.as_posix` would."""
-    # Making a `PurePath` takes most of the time of a long list; few need it.
+    # For a long list, `PurePath` takes most of the time, and few paths need it.
     return PurePath(path).as_posix() if not is_tidy(path) else path
 
 
 def is_tidy(path: str) -> bool:
-    """Tell whether a path surely has no shorter or other form: no `//`, `.`, `..`, backslash."""
+    """Whether *path* has no other form for sure: no `//`, `.`, `..` and no backslash."""
     return not (
         path.startswith(".") or "/." in path or "//" in path or "\\" in path or path.endswith("/")
     )
 
 
 def _looks_like_a_picture(path: str) -> bool:
-    """Tell by the extension, or else by the first bytes, whether *path* may be an image."""
+    """Whether *path* may be an image, by its extension or else by its first bytes."""
     if has_picture_name(path):
         return True
     if _CAMERA_RAW.fullmatch(os.path.splitext(path)[1]):
@@ -114,12 +115,12 @@ def _looks_like_a_picture(path: str) -> bool:
             plugin = identify(file.read(HEAD_BYTES)).plugin
     except OSError:
         return False
-    # Targa is told by a few small numbers, which other files have by chance too.
+    # Targa has no signature: other files may match by chance.
     return plugin is not None and plugin != "TGA"
 
 
 def sort_key(path: str) -> str:
-    """Return by what paths are sorted."""
+    """Return the key by which paths are sorted."""
     # By parts, so that the files of a folder stay together: "a/b" before "a-c/b".
     return posix(path).replace("/", "\0")
 
@@ -127,14 +128,14 @@ def sort_key(path: str) -> str:
 def fixed_part(pattern: str) -> str:
     """Return the folder before the first wildcard of *pattern*."""
     match = _WILD.search(pattern)
-    # As `glob_paths` has it in what matches.
+    # In the same form as in the results of `glob_paths`.
     return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
 
 
 def glob_paths(pattern: str) -> list[str]:
-    """Return what *pattern* matches, unsorted; a `**` at its end is every picture below.
+    """Return the paths that *pattern* matches, unsorted; a final `**` matches every picture below.
 
-    Not `glob.glob`, which goes round a loop of links 40 times, and doubles at each fork.
+    `glob.glob` would follow a loop of links 40 times, and double its work at each fork.
     """
     anchor = PurePath(pattern).anchor
     names = PurePath(pattern).parts[1 if anchor else 0 :]

@@ -1,4 +1,4 @@
-"""Lists of pictures in a file or on stdin: paths, one a line or with NUL, JSON lines and CSV."""
+"""Lists of pictures in a file or on stdin: one path a line, NUL-separated, JSON lines, or CSV."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ PATH_COLUMNS = (
     *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
     *("image_url", "url"),
 )
-"""The columns that may name the picture of a row; the first that is there does."""
-
+"""Columns that may name the picture of a row; the first that a row has counts."""
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _SEPARATED = (".csv", ".tsv")
-# Excel writes semicolons where the comma is that of decimals.
+# Excel writes semicolons in countries with a decimal comma.
 _SEPARATORS = (",", ";", "\t")
 _PATH_LIKE = re.compile(r"[./\\]")
 _QUOTES = ('"', "'")
@@ -37,10 +36,10 @@ class ListEntry:
     """One picture of a list.
 
     Attributes:
-        path: As it is written there: a path, which may hold bytes that are no UTF-8 (PEP 383),
-            or an address.
-        line: Where it begins, from 1.
-        columns: Names and values of its row, that of the path too; none in a list of paths.
+        path: Path or URL as written in the list. A path may hold bytes that are not UTF-8
+            (PEP 383).
+        line: Number of its first line, from 1.
+        columns: Names and values of its row, that of the path included; none in a list of paths.
     """
 
     path: str
@@ -50,13 +49,13 @@ class ListEntry:
 
 @dataclass(frozen=True, slots=True)
 class FileList:
-    """What a list holds.
+    """A list of pictures.
 
     Attributes:
-        source: Its path, or `-`.
-        entries: In the order of the list.
-        columns: All names of columns, in the order in which they come up.
-        is_table: Whether it has columns, as `metadata.jsonl` of a data set.
+        source: Path of the list, or `-`.
+        entries: Entries in the order of the list.
+        columns: Names of all columns, in the order of their first use.
+        is_table: Whether the list has columns, like `metadata.jsonl` of a data set.
     """
 
     source: str
@@ -66,31 +65,32 @@ class FileList:
 
     @property
     def folder(self) -> str:
-        """The folder of the file; empty for the current one, and for stdin."""
+        """Folder of the list; empty for the current folder and for stdin."""
         return "" if self.source == STDIN else os.path.dirname(self.source)
 
 
 def read_list(source: str, stdin: BinaryIO | None = None, *, null: bool = False) -> FileList:
     """Read a list of pictures.
 
-    Its extension tells the format (.csv, .tsv, .jsonl, .ndjson), for any other name and stdin
-    the first line: a JSON object, or the names of at least two columns. All else is a list of
-    paths. Blank lines are skipped; a byte order mark and the line ends of Windows are fine.
+    The extension gives the format (.csv, .tsv, .jsonl, .ndjson). With any other name, and on
+    stdin, the first line does: a JSON object, or the names of at least two columns. All other
+    lists are lists of paths. Blank lines are skipped; a byte order mark and Windows line ends
+    are allowed.
 
     Args:
-        source: Its path, or `-`.
-        stdin: What `-` reads.
-        null: Paths end with NUL instead of a line break, as `find -print0` writes them.
+        source: Path of the list, or `-`.
+        stdin: Stream that `-` reads.
+        null: Whether each path ends with NUL instead of a line break, as from `find -print0`.
 
     Raises:
-        UsageError: If it cannot be read, or a row makes no sense; it names the line.
+        UsageError: If the list cannot be read, or a row is wrong; the message names the line.
     """
     data = stdin.read() if source == STDIN and stdin is not None else _read(source)
     return parse_list(data, source, null=null)
 
 
 def parse_list(data: bytes, source: str = STDIN, *, null: bool = False) -> FileList:
-    """As `read_list`, of bytes that are here already; *source* is their name."""
+    """Return `read_list` for bytes that are in memory already; *source* is their name."""
     text = _decoded(data, source)
     if null:
         return _nul_paths(text, source)
@@ -143,7 +143,7 @@ def _read(source: str) -> bytes:
 
 
 def _decoded(data: bytes, source: str) -> str:
-    # PowerShell and Excel write UTF-16, which its mark tells.
+    # PowerShell and Excel write UTF-16, with a byte order mark.
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             return data.decode("utf-16")
@@ -163,7 +163,7 @@ def _nul_paths(text: str, source: str) -> FileList:
 
 
 def _unquoted(line: str) -> str:
-    # As "Copy as path" of Windows and `ls -Q` write it; a name may also be one with quotes.
+    # "Copy as path" of Windows and `ls -Q` write quotes; a file name may have quotes, too.
     is_quoted = len(line) > 2 and line[0] in _QUOTES and line[0] == line[-1]
     return line[1:-1] if is_quoted and not os.path.lexists(line) else line
 
@@ -179,12 +179,12 @@ def _is_object(line: str) -> bool:
 
 def _is_header(line: str) -> bool:
     separator = _separator(line)
-    # Not the path of one picture, which may have a comma too.
+    # The path of a single picture may have a comma, too.
     return separator is not None and separator in line and not _PATH_LIKE.search(line)
 
 
 def _separator(header: str) -> str | None:
-    """Return what stands between the names of *header*; None if none of them names a picture."""
+    """Return the separator of *header*; None if none of its names is one of `PATH_COLUMNS`."""
     for separator in _SEPARATORS:
         names = next(csv.reader([header], delimiter=separator), [])
         if not {name.strip().lower() for name in names}.isdisjoint(PATH_COLUMNS):
@@ -251,7 +251,7 @@ def _rows(text: str, source: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not blank, each with the number of its first line.
 
     Raises:
-        UsageError: If the first has no column that names pictures, or quotes do not match.
+        UsageError: If the first row has no column that names pictures, or quotes do not match.
     """
     first = next((line for line in text.split("\n", 100) if line.strip()), "").rstrip("\r")
     separator = _separator(first)
@@ -287,7 +287,7 @@ def _path(cells: dict[str, object] | dict[str, str], place: str) -> str:
 
 
 def _checked(columns: dict[str, str], path: str, place: str) -> Columns:
-    """Return *columns*; a path may have any bytes, what a prompt may be made of must be text."""
+    """Return *columns*, if all values but the path are text, because prompts may use them."""
     for name, value in columns.items():
         if not value.isascii() and value != path and not _is_text(value):
             raise UsageError(

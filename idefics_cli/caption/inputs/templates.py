@@ -1,4 +1,4 @@
-"""Prompts with fields such as `{stem}`, filled in for each picture."""
+"""Prompts with fields such as `{stem}`, which are filled in for each picture."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FIELDS: Mapping[str, str] = MappingProxyType(
     {
         "stem": "name of the file without its extension",
         "name": "name of the file",
-        "folder": "name of the folder that it lies in",
-        "existing": "caption that it has: of the list, or of the text file beside it",
+        "folder": "name of the folder of the file",
+        "existing": "existing caption: from the list, or from the text file beside the picture",
         "width": "pixels",
         "height": "pixels",
     }
 )
-"""What `{…}` may stand for in every prompt, besides the columns of a list."""
+"""The fields that every prompt may have, besides the columns of a list."""
 
 _SIZES = ("width", "height")
 _WORD = re.compile(r"[^\W\d]\w*")
@@ -39,37 +39,37 @@ _DECORATED = re.compile(r"\s*(?P<name>[^\W\d]\w*)\s*(?:[!:.\[].*)?")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A place of a template that is filled in."""
+    """A field of a template."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A prompt, cut at its fields."""
+    """A prompt as a sequence of texts and fields."""
 
     parts: tuple[str | Field, ...]
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names of its fields, each once."""
+        """Names of the fields, each once."""
         return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field)))
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """Return the prompt with *values* for its fields."""
+        """Return the prompt with *values* in place of the fields."""
         return "".join(values[p.name] if isinstance(p, Field) else p for p in self.parts)
 
 
 @lru_cache(maxsize=256)
 def parse_template(text: str, columns: tuple[str, ...] = ()) -> Template:
-    """Cut *text* at its fields.
+    """Split *text* at its fields.
 
-    `{word}` is a field, and so are braces around the name of one of *columns*, which may have
-    several words. `{{` is a brace, as is the `}}` that belongs to it. All other braces stand
-    for themselves, as those of `{"a": 1}`.
+    `{word}` is a field, and so are braces around a name of *columns*, which may have several
+    words. `{{` is a single brace, and so is the `}}` that closes it. All other braces, such as
+    those of `{"a": 1}`, stay as they are.
 
     Raises:
-        UsageError: If it has a field that is neither in `FIELDS` nor one of *columns*.
+        UsageError: If a field is neither in `FIELDS` nor in *columns*.
     """
     parts: list[str | Field] = []
     end = doubled = 0
@@ -91,10 +91,10 @@ def parse_template(text: str, columns: tuple[str, ...] = ()) -> Template:
 
 
 def used_fields(prompts: Sequence[str], columns: tuple[str, ...]) -> frozenset[str]:
-    """Return the fields of *prompts*, and the columns that may fill them in.
+    """Return the fields of *prompts*, and the columns from which they may be filled in.
 
     Raises:
-        UsageError: As `parse_template`.
+        UsageError: As in `parse_template`.
     """
     names = {name for text in prompts for name in parse_template(text, columns).fields}
     return frozenset(names | {"caption"} if "existing" in names else names)
@@ -151,22 +151,22 @@ def render(
     captions_folder: str | None,
     data: bytes | None = None,
 ) -> str:
-    """Return the prompt for *picture*; for any thread.
+    """Return the prompt for *picture*; may be called in any thread.
 
-    A column of its list wins over a field of `FIELDS` with its name. Of a file name, bytes that
-    are no UTF-8 become U+FFFD.
+    A column of the list has precedence over a field of `FIELDS` with the same name. Bytes of a
+    file name that are not UTF-8 become U+FFFD.
 
     Args:
         template: The prompt.
-        picture: Its header is read for `{width}` and `{height}`, as a person sees it.
-        limits: What may be opened.
-        captions_folder: Where the text files of `{existing}` lie, in the tree of the pictures;
-            those beside the pictures come second.
+        picture: The picture; `{width}` and `{height}` are those of the upright picture.
+        limits: Limits for the pictures that are opened.
+        captions_folder: Folder of the text files for `{existing}`, in the tree of the pictures.
+            The text files beside the pictures come second.
         data: The bytes of the picture, if they were read already.
 
     Raises:
-        PromptError: If the picture has no value for a field, or the prompt is empty then.
-        ImageError: If its header cannot be read.
+        PromptError: If the picture has no value for a field, or the prompt becomes empty.
+        ImageError: If the header of the picture cannot be read.
     """
     if not template.fields:
         return template.fill({})
@@ -190,7 +190,7 @@ def _value(name: str, picture: CaptionItem, columns: Mapping[str, str], folder: 
     if name not in FIELDS:
         raise PromptError(
             f"`{picture.key}` has no `{name}` for the prompt",
-            hint="its row in the list must have that column; an empty text is one too",
+            hint="its row in the list must have that column, even if the value is empty",
         )
     path = _path(picture)
     value = {"stem": path.stem, "name": path.name, "folder": path.parent.name}[name]
@@ -236,7 +236,7 @@ def _sidecars(picture: CaptionItem, folder: str | None) -> Iterator[str]:
 def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict[str, str]:
     from idefics_cli.images.loader import ImageLoader
 
-    # What is downloaded or piped in comes once, and the model needs it.
+    # A download or a pipe can be read only once, and the model needs it.
     if is_uri(picture.attachment.source) and not picture.attachment.source.startswith("data:"):
         raise PromptError(
             f"the size of `{picture.key}` is not known for the prompt",

@@ -1,1 +1,1 @@
-"""What a captioning run has done, so that a later run can continue it."""
+"""The record of what a captioning run has done, from which a later run continues."""

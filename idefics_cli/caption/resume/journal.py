@@ -1,17 +1,18 @@
-"""What a run has done, on disk: a line for each picture, whole or not there at all.
+"""The journal of a run: a file with a line for each picture.
 
-The journal is the truth of a run: it holds every record in full, so that the output can be cut
-back to its last whole row, or written anew, after any end. JSON lines, in the order written:
+The journal holds every record in full. So the output can be cut back to its last whole row, or
+written anew, however the run ended. It has JSON lines, in the order of the events:
 
     {"journal": 1, "settings": {...}, "base": 0, "skipped": []}
-                                                    first: of what run; where its rows begin, and
-                                                    which pictures had a caption before it
-    {"key": ..., "record": {...}, "end": 482}       a picture; the output's size after its row
-    {"rewriting": true}                             from here on the output is in doubt, until
+                                                    the first line: the settings of the run, the
+                                                    size of the output before its first row, and
+                                                    the pictures that had a caption before
+    {"key": ..., "record": {...}, "end": 482}       a picture, and the output's size after its row
+    {"rewriting": true}                             the rows of the output are uncertain, until
     {"rows": [offset, ...], "end": 963}             it has the records at these offsets, in order
-    {"closed": "963-170...", "complete": true}      the output as the run left it: size and time
-    {"commit": "0123abc..."}                        of the weights that answer
-    {"fits": 4, "where": "cuda"}                    more pictures at a time ran out of memory there
+    {"closed": "963-170...", "complete": true}      size and time of the output after the run
+    {"commit": "0123abc..."}                        the commit of the weights
+    {"fits": 4, "where": "cuda"}                    more pictures at a time ran out of memory
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class JournalEntry:
     """The last record of a picture.
 
     Attributes:
-        offset: Of its line in the journal.
-        is_failed: Whether it has an error.
-        sha256: Of the file, as in `CaptionRecord`.
-        stamp: Of the file, as in `CaptionRecord`.
+        offset: Offset of its line in the journal.
+        is_failed: Whether the record has an error.
+        sha256: Digest of the file, as in `CaptionRecord`.
+        stamp: Stamp of the file, as in `CaptionRecord`.
     """
 
     offset: int
@@ -53,26 +54,26 @@ class JournalEntry:
 
 
 class RunJournal:
-    """The journal at *path*, locked from here to `close`; a torn end is cut off.
+    """The journal at *path*, which is locked until `close`; a torn last line is cut off.
 
     Args:
-        path: Made if it is not there.
+        path: Path of the journal; a missing file is created.
 
     Attributes:
-        settings: Of the run that it is of; None when it has not begun.
-        entries: Key -> the last record of it.
-        rows: Keys, in order, of the records that the output has.
-        base: Size of the output before the first row.
-        skipped: Keys that had a caption before, and are left alone.
-        end: Size of the output after the last row; None when the output is in doubt.
-        closed: Size and time of the output when the last run ended in order; None if it did not.
-        is_complete: Whether that run had come to its end.
-        commit: Of the weights of the run, when it is known.
-        fits: Where -> how many pictures at a time the memory was enough for, once it was not.
+        settings: Settings of the run; None before it has begun.
+        entries: Key of a picture -> its last record.
+        rows: Keys of the records that the output has, in order.
+        base: Size of the output before its first row, in bytes.
+        skipped: Keys of the pictures that had a caption before the run.
+        end: Size of the output after its last row, in bytes; None if its rows are uncertain.
+        closed: Size and time of the output after the last run; None if that run was killed.
+        is_complete: Whether that run had left nothing to do.
+        commit: Commit of the weights, if it is known.
+        fits: Circumstances -> number of pictures at a time that fitted into the memory.
 
     Raises:
-        UsageError: If another process has it open, or it is no journal of ours.
-        IdeficsError: If it cannot be read or written.
+        UsageError: If another process has the journal open, or the file is another one.
+        IdeficsError: If the journal cannot be read or written.
     """
 
     settings: Settings | None
@@ -88,7 +89,7 @@ class RunJournal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._forget()
+        self._reset()
         self._log = self._open()
         try:
             self._load()
@@ -97,41 +98,41 @@ class RunJournal:
             raise
 
     def begin(self, settings: Settings, *, base: int = 0, skipped: Iterable[str] = ()) -> None:
-        """Forget what it holds, and begin the run with *settings*; see `base` and `skipped`."""
-        self._forget()
+        """Empty the journal, and begin a run with *settings*; see `base` and `skipped`."""
+        self._reset()
         self._cut(0)
         line = {"journal": _VERSION, "settings": settings, "base": base, "skipped": sorted(skipped)}
         self._append(line)
-        self._take_first(line)
+        self._apply_header(line)
 
     def add(self, key: str, record: CaptionRecord, *, end: int | None) -> None:
-        """Note *record*, whose row is written; *end* is then the size of the output."""
+        """Add the record of a picture; *end* is the size of the output after its row."""
         offset = self._append({"key": key, "record": asdict(record), "end": end})
-        self._note(key, record.error is not None, record.sha256, record.stamp, offset)
-        self._change(end)
+        self._set_entry(key, record.error is not None, record.sha256, record.stamp, offset)
+        self._set_end(end)
 
     def begin_rewriting(self) -> None:
-        """Note that the output is in doubt until `rewritten` is called."""
+        """Note that the rows of the output are uncertain until `end_rewriting` is called."""
         self._append({"rewriting": True})
-        self._change(None)
+        self._set_end(None)
 
-    def rewritten(self, keys: Sequence[str], *, end: int | None) -> None:
+    def end_rewriting(self, keys: Sequence[str], *, end: int | None) -> None:
         """Note that the output now has the last records of *keys*, in this order."""
         self._append({"rows": [self.entries[key].offset for key in keys], "end": end})
         self.rows, self.end = dict.fromkeys(keys), end
 
     def close_output(self, stamp: str | None, *, is_complete: bool) -> None:
-        """Note the output as it is left: its size and time, and whether nothing is left to do."""
+        """Note size and time of the output at the end of a run, and whether nothing is left."""
         self._append({"closed": stamp, "complete": is_complete})
         self.closed, self.is_complete = stamp, is_complete
 
     def note_commit(self, commit: str) -> None:
-        """Note by which weights the captions are."""
+        """Note the commit of the weights."""
         self._append({"commit": commit})
         self.commit = commit
 
     def note_fit(self, pictures: int, where: str) -> None:
-        """Note how many pictures at a time the memory is enough for."""
+        """Note how many pictures at a time fit into the memory."""
         self._append({"fits": pictures, "where": where})
         self.fits[where] = pictures
 
@@ -143,16 +144,16 @@ class RunJournal:
                 yield _record(json.loads(file.readline())["record"])
 
     def discard(self) -> None:
-        """Forget everything; `close` then leaves no file."""
-        self._forget()
+        """Empty the journal, so that `close` removes the file."""
+        self._reset()
         self._cut(0)
 
     def close(self) -> None:
-        """Let others open it; idempotent. One that did not begin leaves no file."""
+        """Unlock the journal; idempotent. An empty journal is removed."""
         if self._log.is_closed:
             return
         if self._size == 0:
-            with contextlib.suppress(OSError):  # Windows removes no open file
+            with contextlib.suppress(OSError):  # Windows does not remove an open file
                 self.path.unlink()
         self._log.close()
 
@@ -167,12 +168,12 @@ class RunJournal:
     ) -> None:
         self.close()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.settings = self.commit = None
         self.entries, self.rows, self.fits = {}, {}, {}
         self.skipped = frozenset()
         self.base, self._size = 0, 0
-        self._change(None)
+        self._set_end(None)
 
     def _open(self) -> AppendLog:
         try:
@@ -188,12 +189,12 @@ class RunJournal:
     def _load(self) -> None:
         try:
             for offset, line in read_lines(self.path):
-                if not self._take(offset, line):
+                if not self._apply(offset, line):
                     break
                 self._size = offset + len(line)
             if self._size == 0 and not self._is_torn_first():
                 raise UsageError(
-                    f"`{self.path}` is no journal of a captioning run",
+                    f"`{self.path}` is not the journal of a captioning run",
                     hint="move it away, or name another output",
                 )
             self._cut(self._size)
@@ -201,12 +202,12 @@ class RunJournal:
             raise self._failure(error) from error
 
     def _is_torn_first(self) -> bool:
-        """Whether the file is empty, or has no more than a torn first line of ours."""
+        """Whether the file is empty, or has only the start of a journal's first line."""
         with self.path.open("rb") as file:
             return b'{"journal":'.startswith(file.read(11))
 
-    def _take(self, offset: int, line: bytes) -> bool:
-        """Take over one line; return False if it is torn."""
+    def _apply(self, offset: int, line: bytes) -> bool:
+        """Apply one line; return False if it is torn."""
         try:
             fields = json.loads(line)
         except ValueError:
@@ -215,18 +216,18 @@ class RunJournal:
             return False
         if "journal" in fields:
             self._check_version(fields["journal"])
-            self._take_first(fields)
+            self._apply_header(fields)
         elif "record" in fields:
             record = fields["record"]
             failed = record["error"] is not None
-            self._note(fields["key"], failed, record["sha256"], record["stamp"], offset)
-            self._change(fields["end"])
+            self._set_entry(fields["key"], failed, record["sha256"], record["stamp"], offset)
+            self._set_end(fields["end"])
         elif "rows" in fields:
             keys = {entry.offset: key for key, entry in self.entries.items()}
             self.rows = dict.fromkeys(keys[at] for at in fields["rows"])
             self.end = fields["end"]
         elif "rewriting" in fields:
-            self._change(None)
+            self._set_end(None)
         elif "closed" in fields:
             self.closed, self.is_complete = fields["closed"], fields["complete"]
         elif "commit" in fields:
@@ -236,25 +237,25 @@ class RunJournal:
         return True
 
     # Any: JSON.
-    def _take_first(self, fields: Mapping[str, Any]) -> None:
+    def _apply_header(self, fields: Mapping[str, Any]) -> None:
         self.settings, self.skipped = fields["settings"], frozenset(fields["skipped"])
         self.base = self.end = fields["base"]
 
     def _check_version(self, version: object) -> None:
         if version != _VERSION:
             raise UsageError(
-                f"`{self.path}` is of another version of this program ({version})",
+                f"`{self.path}` is from another version of this program ({version})",
                 hint="continue with that version, or name another output",
             )
 
-    def _note(
+    def _set_entry(
         self, key: str, is_failed: bool, sha256: str | None, stamp: str | None, offset: int
     ) -> None:
         self.entries[key] = JournalEntry(offset, is_failed, sha256, stamp)
         self.rows.pop(key, None)
         self.rows[key] = None
 
-    def _change(self, end: int | None) -> None:
+    def _set_end(self, end: int | None) -> None:
         self.end, self.closed, self.is_complete = end, None, False
 
     def _append(self, fields: Mapping[str, object]) -> int:
@@ -277,11 +278,11 @@ class RunJournal:
 
 
 def identity(file_name: str, folder: Path) -> str:
-    """Return the key of a picture in a journal: the same from whatever folder a run is started.
+    """Return the key of a picture in a journal, which does not depend on the current folder.
 
     Args:
         file_name: As in `CaptionRecord`, from the current folder.
-        folder: Of the output.
+        folder: Folder of the output.
     """
     if is_uri(file_name):
         return file_name
@@ -298,4 +299,4 @@ def _record(fields: dict[str, object]) -> CaptionRecord:
     answers = cast("list[list[str]]", fields["answers"])
     notes = cast("list[str]", fields["notes"])
     rest = {**fields, "answers": tuple((n, a) for n, a in answers), "notes": tuple(notes)}
-    return CaptionRecord(**rest)  # type: ignore[arg-type] # as `asdict` gave it
+    return CaptionRecord(**rest)  # type: ignore[arg-type]  # the fields are from `asdict`

@@ -113,44 +113,44 @@ class JournaledSink:
                 self._sink.finish()
 
     def write(self, record: CaptionRecord) -> None:
-        """Write the row of *record*, then its line of the journal; see `Sink.write`."""
+        """Write the row of *record*, then its line in the journal; see `Sink.write`."""
         self._sink.write(record)
         self._journal.add(self._keys[record.file_name], record, end=self._sink.position())
 
     def check_commit(self, commit: str | None) -> None:
-        """Remember by which weights this run is, or check that they are those of its beginning.
+        """Note the commit of the weights, or check that a continued run has the same weights.
 
         Args:
-            commit: None when it is not known.
+            commit: The commit of the loaded weights; None if it is not known.
 
         Raises:
-            UsageError: If the model has moved on since then.
+            UsageError: If the run began with another commit.
         """
         former = self._journal.commit
         if commit is None or commit == former:
             return
         if former is not None:
             raise UsageError(
-                f"the run in `{self._path}` was begun with commit {former[:12]} of the model, "
+                f"the run in `{self._path}` began with commit {former[:12]} of the model, "
                 f"which is at {commit[:12]} now",
-                hint=f"`--revision {former}` goes on with it; another `-o` begins beside it",
+                hint=f"`--revision {former}` continues it; another `-o` begins a new run",
             )
         self._journal.note_commit(commit)
 
     def fit(self, where: str) -> int | None:
-        """Return how many pictures at a time the memory was enough for; None if it always was.
+        """Return how many pictures at a time fitted into the memory; None if it never ran out.
 
         Args:
-            where: On what device, and of how many that were asked for.
+            where: Circumstances on which this depends: the device and the chosen batch size.
         """
         return self._journal.fits.get(where)
 
     def note_fit(self, pictures: int, where: str) -> None:
-        """Remember, for the next time that this run goes on, what `fit` then returns."""
+        """Note what `fit` returns when this run continues."""
         self._journal.note_fit(pictures, where)
 
     def failures(self) -> list[str]:
-        """Return the keys of the pictures of this run that have failed, in order."""
+        """Return the keys of the failed pictures of this run, in order."""
         entries = self._journal.entries
         return [k for k, i in self._keys.items() if i in entries and entries[i].is_failed]
 
@@ -190,7 +190,7 @@ class JournaledSink:
         again = {self._keys[picture.key] for picture in self.todo.pictures}
         target = self._target
         if target.existing in ("error", "skip"):
-            # The first run has seen to that: what is there, and not in its journal, is its own.
+            # The first call has checked the output, so everything in it is from this run.
             target = replace(target, existing="overwrite")
         if self._rows is not None:
             self._check_unchanged(self._rows)
@@ -225,7 +225,7 @@ class JournaledSink:
             self._rewrite(self._rows, wanted)
 
     def _in_order(self, keys: Sequence[str] | Mapping[str, JournalEntry]) -> list[str]:
-        """Return *keys* in the order of the pictures, those of other runs first."""
+        """Return *keys* in the order of the pictures; keys of other pictures come first."""
         order = {key: index for index, key in enumerate(self._keys.values())}
         return sorted(keys, key=lambda key: order.get(key, -1))
 
@@ -251,10 +251,10 @@ class JournaledSink:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        self._journal.rewritten(keys, end=sink.position())
+        self._journal.end_rewriting(keys, end=sink.position())
 
     def _records(self, keys: Sequence[str]) -> Iterator[CaptionRecord]:
-        """Yield the records of *keys*, with names that hold from the current folder."""
+        """Yield the records of *keys*, with names relative to the current folder."""
         names = {identity: key for key, identity in self._keys.items()}
         for key, record in zip(keys, self._journal.records(keys), strict=True):
             name = names.get(key) or _reachable(key, self._path.parent)
@@ -300,5 +300,5 @@ def _copy_head(path: Path, copy: Path, size: int) -> None:
 
 
 def _reachable(key: str, folder: Path) -> str:
-    """Return the name, from the current folder, of what has *key* in a journal in *folder*."""
+    """Return the name, from the current folder, of the picture *key* of a journal in *folder*."""
     return key if is_uri(key) else Path(os.path.normpath(folder / key)).as_posix()

@@ -1,4 +1,4 @@
-"""What is left of a run to do, by its journal, and whether the journal is of that run."""
+"""What is left to do of a run, and whether a run continues the one in a journal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from idefics_cli.core.sources import is_uri
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """Which pictures of a run are left, and what the journal says of the others.
+    """The pictures of a run that are left to caption, and the state of the others.
 
     Attributes:
-        pictures: To be captioned, in order.
-        captioned: How many are done.
-        failed: How many have failed and are left alone.
-        changed: How many of *pictures* were done, and have changed since.
-        skipped: How many had a caption before the first run.
+        pictures: Pictures to caption, in order.
+        captioned: Number of pictures that are done.
+        failed: Number of pictures that failed before, and are not tried again.
+        changed: Number of *pictures* that were done, but have changed since.
+        skipped: Number of pictures that had a caption before the run.
     """
 
     pictures: tuple[CaptionItem, ...]
@@ -40,13 +40,13 @@ def find_todo(
     *,
     retry_failed: bool,
 ) -> Todo:
-    """Sort out which of *pictures* are left to do.
+    """Return which of *pictures* are left to do.
 
     Args:
-        pictures: Of the run.
+        pictures: The pictures of the run.
         keys: `CaptionItem.key` -> key in the journal.
-        journal: What is done.
-        retry_failed: Take those that failed, and no others.
+        journal: The journal of the run.
+        retry_failed: Whether the pictures that failed are left to do, and no others.
     """
     todo: list[CaptionItem] = []
     captioned = failed = changed = skipped = 0
@@ -79,10 +79,10 @@ def todo_of(
     existing: Existing,
     retry_failed: bool,
 ) -> Todo:
-    """Return what the run in the journal *path* would have left to do; see `JournaledSink`.
+    """Return what a run with the journal *path* has left to do; see `JournaledSink`.
 
     Raises:
-        UsageError: As entering a `JournaledSink` does.
+        UsageError: As in `JournaledSink.__enter__`.
     """
     with RunJournal(path) as journal:
         if not is_continued(journal, settings, existing, retry_failed=retry_failed):
@@ -94,7 +94,7 @@ def todo_of(
 def is_continued(
     journal: RunJournal, settings: Settings, existing: Existing, *, retry_failed: bool
 ) -> bool:
-    """Tell whether a run with *settings* goes on with what is in *journal*, or begins anew.
+    """Return whether a run with *settings* continues the one in *journal*, or begins anew.
 
     Raises:
         UsageError: If it may do neither.
@@ -108,14 +108,14 @@ def is_continued(
         return False
     former = journal.settings
     if journal.commit is not None and settings.get("revision") == journal.commit:
-        # It says by its number what the run began with.
+        # `--revision` with that commit means the weights with which the run began.
         former = {**former, "revision": journal.commit}
     if changes := differences(former, settings):
-        # One that came to no caption, as its model could not be had, binds nobody.
+        # A run without any record, for example because of a missing model, has nothing to protect.
         if existing == "error" and (journal.entries or journal.skipped or retry_failed):
             raise _other_settings(journal, changes)
         return False
-    # An unfinished run goes on, however it was begun: what it wrote is its own.
+    # Even `overwrite` continues an unfinished run, because the output is that of the run.
     return not (existing == "overwrite" and journal.is_complete and not retry_failed)
 
 
@@ -123,13 +123,13 @@ def _other_settings(journal: RunJournal, changes: Sequence[str]) -> UsageError:
     captions = sum(not entry.is_failed for entry in journal.entries.values())
     return UsageError(
         f"the run in `{journal.path}` had other settings: {'; '.join(changes)}",
-        hint="the former settings go on with it; another `-o` begins beside it; "
+        hint="the former settings continue it; another `-o` begins a new run; "
         f"`--overwrite` begins anew, without its {captions} captions",
     )
 
 
 def differences(former: Settings, now: Settings) -> list[str]:
-    """Return what *now* has otherwise than *former*, for people: `seed: 1, now 2`."""
+    """Return the settings in which *now* differs from *former*, as `seed: 1, now 2`."""
     return [
         f"{name}: {_shown(former.get(name))}, now {_shown(now.get(name))}"
         for name in {**former, **now}
@@ -138,19 +138,19 @@ def differences(former: Settings, now: Settings) -> list[str]:
 
 
 def _has_changed(picture: CaptionItem, entry: JournalEntry) -> bool:
-    """Tell whether *picture* is no longer what *entry* is of; reads it only if it may be."""
+    """Return whether *picture* has changed since *entry*; its file is read only if necessary."""
     source = picture.attachment.source
     stamp, _, columns = (stamp_of(picture) or "").partition("#")
     former, _, former_columns = (entry.stamp or "").partition("#")
     if columns != former_columns:
         return True
     if is_uri(source):
-        # What is piped in or copied is another picture each time; an address is what it names.
+        # Stdin and the clipboard have another picture each time; a URL means the same picture.
         return source == "-" or source.lower() == "clipboard:"
     if stamp == former:
         return False
     if not stamp or entry.sha256 is None:
-        # It is gone: what was said of it stays. It failed unread, and now is there: try it.
+        # The record of a missing file stays. A file that was missing and exists now is tried.
         return bool(stamp)
     return sha256_of(picture) != entry.sha256
 

@@ -1,4 +1,4 @@
-"""The protocol of what stores caption records."""
+"""The protocol of sinks, which store the records of captions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 
-# What becomes of captions that are there already.
 Existing = Literal["error", "skip", "overwrite", "append", "prepend"]
+"""What becomes of captions that exist already."""
 
 
 class ByteStream(Protocol):
-    """What bytes can be written to, as `sys.stdout.buffer`."""
+    """A stream of bytes, such as `sys.stdout.buffer`."""
 
     def write(self, data: bytes, /) -> object:
-        """Take all of *data*."""
+        """Write all of *data*."""
         ...
 
     def flush(self) -> object:
-        """Pass on what was written."""
+        """Pass on the bytes that were written."""
         ...
 
 
@@ -34,17 +34,17 @@ class Target:
     """Where a sink writes.
 
     Attributes:
-        stdout: Takes the records when there is no *path*.
-        path: The file to write; the folder, for sidecars, which lie beside the pictures if it
-            is None.
-        existing: What becomes of captions that are there already. Of one file: `append` and
-            `skip` write behind its rows, `skip` only of pictures that have no row in it.
-        resume_at: Go on with the file: cut it to so many bytes, and write behind them. None
-            begins it, by *existing*. Without meaning for sidecars and stdout.
-        columns: Names of the questions; empty for the one caption of a run.
-        pictures: All pictures of the run, done or not, for sinks that must know them before
-            the first record: sidecars, and `existing="skip"`.
-        full_names: Sidecars are named `a.jpg.txt` instead of `a.txt`.
+        stdout: Receives the records if there is no *path*.
+        path: The file to write, or the folder of the sidecars. Without a folder, sidecars are
+            written beside the pictures.
+        existing: What becomes of captions that exist already. In a single file, `append` and
+            `skip` add rows at its end, `skip` only for pictures without a row.
+        resume_at: Size in bytes to which the file is cut before rows are added. None begins the
+            file as *existing* says. Sidecars and stdout ignore it.
+        columns: Names of the questions; empty for the single caption of a run.
+        pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
+            before the first record.
+        full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`.
     """
 
     stdout: ByteStream
@@ -57,20 +57,20 @@ class Target:
 
 
 class SidecarError(IdeficsError):
-    """The caption of one picture cannot be stored; those of others may."""
+    """The caption of one picture cannot be stored, but those of other pictures may be."""
 
 
 class Sink(Protocol):
-    """Where caption records go. One writer, in the driver process; never called from a worker."""
+    """Stores records. There is one writer, in the process of the run; workers never write."""
 
     def __enter__(self) -> Self:
-        """Check that the target can be written; it is left alone until the first record.
+        """Check that the target can be written; it does not change until the first record.
 
-        Only a file that is resumed is touched: what a killed run left behind is cut off.
+        Only a file that is resumed changes at once: the torn row of a killed run is cut off.
 
         Raises:
-            UsageError: If it is there already, cannot be written, or would get two captions in
-                one place.
+            UsageError: If the target exists already, cannot be written, or would get two captions
+                in one place.
         """
         ...
 
@@ -82,7 +82,7 @@ class Sink(Protocol):
     ) -> None: ...
 
     def completed(self) -> AbstractSet[str]:
-        """Return the keys of pictures to leave out: with `existing="skip"`, the captioned ones."""
+        """Return the keys of pictures to skip: with `existing="skip"`, those with a caption."""
         ...
 
     @property
@@ -109,12 +109,12 @@ class Sink(Protocol):
         ...
 
     def write(self, record: CaptionRecord) -> None:
-        """Store *record* and flush. After an error, what was written before is still whole.
+        """Store *record* and flush. An error leaves the records before it whole.
 
         Raises:
             SidecarError: If only this record cannot be stored.
             IdeficsError: If the target cannot be written.
-            BrokenPipeError: If nobody reads stdout any more.
+            BrokenPipeError: If stdout is a pipe that was closed.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Comma-separated values by RFC 4180, but lines end in LF: UTF-8, one header line, `"` doubled."""
+"""Comma-separated values by RFC 4180, in UTF-8, with a header; but lines end with LF."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from idefics_cli.core.types import CaptionRecord
 class CsvSink(LineSink):
     """Writes every record, failures too. A missing value is empty; notes are joined by `; `.
 
-    Text that begins with `=` stays as it is: a spreadsheet may take it for a formula, which its
-    import as text prevents; data for training must not be altered.
+    Text that begins with `=` stays unchanged, because training data must not be altered. A
+    spreadsheet may read it as a formula, unless the column is imported as text.
     """
 
     def header(self) -> bytes:
@@ -42,7 +42,7 @@ class CsvSink(LineSink):
         return {cells[0] for cells in rows[1:] if cells[status : status + 1] == ["ok"]}
 
     def shown(self, file_name: str) -> str:
-        """Return *file_name* as the file has it."""
+        """Return *file_name* as it is written in the file."""
         return escaped(file_name)
 
 

@@ -1,4 +1,4 @@
-"""A JSON object per line, in the `metadata.jsonl` layout that dataset tools read."""
+"""One JSON object per line, in the layout of `metadata.jsonl` that dataset tools read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from idefics_cli.core.types import CaptionRecord
 
 
 class JsonlSink(LineSink):
-    """Writes every record, failures too; each row has every field, and `notes` if any."""
+    """Writes every record, failures too, with all columns; `notes` only if there are notes."""
 
     def line(self, record: CaptionRecord, file_name: str) -> bytes:
         """Return the row of *record*; see `encode`."""
@@ -34,12 +34,12 @@ class JsonlSink(LineSink):
 
 
 def encode(cells: Row) -> bytes:
-    r"""Return *cells* as one line of ASCII-safe UTF-8.
+    r"""Return *cells* as one line of UTF-8, with control characters escaped.
 
-    A byte of a file name that is no UTF-8 is written as its surrogate (`\udcff`, PEP 383),
+    A byte of a file name that is not UTF-8 is written as its surrogate (`\udcff`, PEP 383),
     which Python's `json` and `os.fsencode` turn back into the byte.
     """
     text = json.dumps(cells, ensure_ascii=False)
     text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    # What UTF-8 cannot hold is lone surrogates; Python escapes them as JSON does.
+    # UTF-8 cannot hold lone surrogates; Python escapes them in the same way as JSON.
     return text.encode(errors="backslashreplace") + b"\n"

@@ -1,4 +1,4 @@
-"""What the formats share that put each record on a line, or a few, of one file."""
+"""The base of the formats that write each record as a row of one file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 64 * 1024
 
 
 class LineSink(ABC):
-    """Writes each record as one row, to stdout or to one file; see `Sink`."""
+    """Writes each record as a row, to stdout or to a file; see `Sink`."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -29,14 +29,14 @@ class LineSink(ABC):
 
     @abstractmethod
     def line(self, record: CaptionRecord, file_name: str) -> bytes | None:
-        """Return the row of *record*, its end included, or None if it gets none."""
+        """Return the row of *record* with its line end; None if it gets no row."""
 
     def header(self) -> bytes:
-        """Return what a new output begins with."""
+        """Return the first line of a new output; empty if it has none."""
         return b""
 
     def shown(self, file_name: str) -> str:
-        """Return *file_name* as `stored` gives it."""
+        """Return *file_name* as `stored` returns it."""
         return file_name
 
     @abstractmethod
@@ -44,7 +44,7 @@ class LineSink(ABC):
         """Return the names of the pictures that have a caption in the file *path*.
 
         Raises:
-            ValueError: If it is no file of this format with these columns.
+            ValueError: If the file has another format or other columns.
         """
 
     def __enter__(self) -> Self:
@@ -61,7 +61,7 @@ class LineSink(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:  # a run without captions leaves an empty file, not an older one
+        if kind is None:  # a run without captions replaces an older file by an empty one
             self._put(b"")
         try:
             if self._file is not None:
@@ -71,7 +71,7 @@ class LineSink(ABC):
                 raise cannot_write(self._target.path, failure) from failure
 
     def completed(self) -> AbstractSet[str]:
-        """Return the keys that have a caption in a file to skip them in; see `Sink.completed`."""
+        """Return the keys with a caption in the file, for `skip`; see `Sink.completed`."""
         path = self._target.path
         is_begun = self._target.resume_at is not None
         if path is None or is_begun or self._target.existing != "skip" or not path.is_file():
@@ -91,7 +91,7 @@ class LineSink(ABC):
         return None if path is None or (path.exists() and not path.is_file()) else path
 
     def position(self) -> int | None:
-        """Return the size of what is written; see `Sink.position`."""
+        """Return the number of bytes that are written; see `Sink.position`."""
         if self._file is not None:
             return self._file.size
         path = self.rows_path
@@ -132,9 +132,9 @@ class LineSink(ABC):
 
     def _opened(self, path: Path) -> _File:
         if self._target.existing in ("append", "skip") and path.is_file():
-            self._stored(path)  # raises if it holds something else
+            self._stored(path)  # raises if the file has another format
             return _File.continued(path)
-        # A device or pipe is there always; only a file can be lost by opening it.
+        # Devices and pipes always exist, and only a file loses its content when it is opened.
         may_exist = self._target.existing == "overwrite" or (path.exists() and not path.is_file())
         return _File.begun(path, may_exist=may_exist)
 
@@ -143,15 +143,15 @@ class LineSink(ABC):
             return self.stored(path)
         except (ValueError, OSError) as error:
             raise UsageError(
-                f"cannot go on with `{path}`: {error}", hint="`--existing overwrite` replaces it"
+                f"cannot continue `{path}`: {error}", hint="`--existing overwrite` replaces it"
             ) from error
 
 
 class _File:
-    """A file at its end, without a buffer: what is written is either there whole or not at all.
+    """An unbuffered file, written at its end; a write is whole or leaves no trace.
 
     Attributes:
-        size: Bytes that are written; None for a device or pipe.
+        size: Number of bytes in the file; None for a device or a pipe.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -178,16 +178,16 @@ class _File:
         """Open *path* and cut it to *size* bytes.
 
         Raises:
-            IdeficsError: If it cannot be opened.
-            UsageError: If it is shorter.
+            IdeficsError: If the file cannot be opened.
+            UsageError: If the file is shorter.
         """
         try:
             file = cls(_open(path, os.O_RDWR | (0 if size else os.O_CREAT)))
             if file.size is None or file.size < size:
                 file.close()
                 raise UsageError(
-                    f"cannot go on with `{path}`: rows are missing that the last run wrote",
-                    hint="`--overwrite` starts anew",
+                    f"cannot continue `{path}`: rows are missing that the last run wrote",
+                    hint="`--overwrite` begins anew",
                 )
             file._cut(size)
         except OSError as error:
@@ -200,7 +200,7 @@ class _File:
             while left:
                 left = left[os.write(self._descriptor, left[:_CHUNK]) :]
         except BaseException:
-            # A full disk takes a part of a row: better none.
+            # A full disk may have stored a part of the row: remove it.
             if self.size is not None:
                 self._cut(self.size)
             raise

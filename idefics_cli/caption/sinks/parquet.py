@@ -1,4 +1,4 @@
-"""Parquet, which cannot be appended to: rows are kept as JSON lines until the run ends."""
+"""Parquet, to which no row can be added: a run keeps its rows as JSON lines until it ends."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class ParquetSink(JsonlSink):
     """Writes every record, failures too; a missing value is null. See `Sink`.
 
-    The rows go to the JSON lines beside the file (see `rows_file`). `finish` makes the file of
-    them; until then an older one stays.
+    Rows go to JSON lines beside the file (see `rows_file`). `finish` writes the file from them;
+    until then an older file stays.
     """
 
     def __init__(self, target: Target) -> None:
@@ -41,7 +41,7 @@ class ParquetSink(JsonlSink):
         self._path = target.path
 
     def __enter__(self) -> Self:
-        """Check the file and its rows, and take the rows of the file over; see `Sink`."""
+        """Check the file, and read the rows that it has already; see `Sink`."""
         target, path = self._target, self._path
         check_pyarrow()
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -50,7 +50,7 @@ class ParquetSink(JsonlSink):
             check_file(path, target)
             rows = rows_file(path)
             if target.existing in ("append", "skip") and path.exists() and not rows.exists():
-                _take_over(path, rows, target.columns)
+                _read_rows(path, rows, target.columns)
         return super().__enter__()
 
     @property
@@ -59,19 +59,19 @@ class ParquetSink(JsonlSink):
         return self._path
 
     def finish(self) -> None:
-        """Make the Parquet file of the rows; see `Sink.finish`."""
-        # Rows from before this run are not in its journal, so that it needs them to go on.
+        """Write the Parquet file from the rows; see `Sink.finish`."""
+        # The journal lacks the rows from before this run, which needs them to continue.
         keeps = self._target.existing in ("append", "skip")
         write_parquet(self._path, self._target.columns, keep_rows=keeps)
 
 
 def rows_file(path: Path) -> Path:
-    """Return the JSON lines in which the rows of the Parquet file *path* are until it is made."""
+    """Return the path of the JSON lines with the rows of the Parquet file *path*."""
     return path.with_name(path.name + _ROWS)
 
 
 def check_pyarrow() -> None:
-    """Raise a UsageError that says how to install what Parquet needs, if it is missing."""
+    """Raise a UsageError with the command to install pyarrow, if it is missing."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
             "parquet needs the library pyarrow", hint="pip install 'idefics-cli[parquet]'"
@@ -79,17 +79,17 @@ def check_pyarrow() -> None:
 
 
 def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = False) -> None:
-    """Make *path* of its JSON lines, which are then removed; without lines, do nothing.
+    """Write *path* from its JSON lines, and remove these; without JSON lines, do nothing.
 
-    Memory holds 10,000 rows at a time. Only whole lines are taken.
+    The memory holds 10,000 rows at a time. A torn last line is ignored.
 
     Args:
-        path: Written aside, then put into its place.
+        path: The Parquet file, which is replaced as a whole.
         columns: Names of the questions.
-        keep_rows: Leave the JSON lines, to go on with.
+        keep_rows: Whether the JSON lines stay, so that a run can continue them.
 
     Raises:
-        IdeficsError: If it cannot be written; the JSON lines then stay.
+        IdeficsError: If the file cannot be written; the JSON lines then stay.
     """
     rows, temporary = rows_file(path), path.with_name(f"{path.name}.tmp")
     if not rows.exists():
@@ -136,14 +136,15 @@ def _cells(cells: dict[str, Value]) -> dict[str, Value]:
 
 
 def _text(value: str) -> str:
-    # Its strings are UTF-8; a byte of a file name that is none becomes `\xff`.
+    # Strings in Parquet are UTF-8; a byte of a file name that is not becomes `\xff`.
     return _SURROGATE.sub(lambda match: escape(ord(match[0])), value)
 
 
-def _take_over(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
+def _read_rows(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
+    """Write the rows of the Parquet file *path* to the JSON lines *rows*."""
     from pyarrow import ArrowException, parquet
 
-    # Aside first: half of the rows would be taken for all of them by the next run.
+    # To a temporary file first, because the next run would take half of the rows for all of them.
     temporary = rows.with_name(f"{rows.name}.tmp")
     try:
         with parquet.ParquetFile(path) as file, temporary.open("wb") as lines:
@@ -157,5 +158,5 @@ def _take_over(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
             temporary.unlink()
         reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"cannot go on with `{path}`: {reason}", hint="`--existing overwrite` replaces it"
+            f"cannot continue `{path}`: {reason}", hint="`--existing overwrite` replaces it"
         ) from error

@@ -1,4 +1,4 @@
-"""The columns that all formats share, and how text is made fit for them."""
+"""The columns that all formats share, and the escapes in their text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = Mapping[str, Value]
 # Characters that end a line or a field, move the cursor, start an escape sequence or reorder a
 # line: category Cc, the line and paragraph separators, and the bidirectional controls.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-# The same in text that may have lines and tabs, with bytes that were no UTF-8.
+# The same without line feed and tab, which text may have, and with bytes that were not UTF-8.
 _UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 CAPTION = "caption"
@@ -32,7 +32,7 @@ DETAILS: Mapping[str, type] = {
     "seconds": float,
     "notes": list,
 }
-"""What a row tells besides the picture and its captions, in order."""
+"""Names and types of the columns after the picture and its captions, in order."""
 
 
 def names(columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -41,7 +41,10 @@ def names(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict[str, Value]:
-    """Return *record* by column, in the order of `names`; `notes` only if there are any."""
+    """Return the values of *record* by column, in the order of `names`.
+
+    There is a value for `notes` only if the record has notes.
+    """
     answers = dict(record.answers)
     cells: dict[str, Value] = {"file_name": file_name}
     if columns:
@@ -65,10 +68,10 @@ def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict
 
 
 def file_name(key: str, output: Path | None) -> str:
-    """Return how rows of *output* name the picture *key*.
+    """Return the name of the picture *key* in the rows of *output*.
 
-    A picture below the folder of the file is named from there, as `metadata.jsonl` has it; any
-    other, and all on stdout, as it was listed.
+    A picture below the folder of the output is named relative to it, as in `metadata.jsonl`. Any
+    other picture, and every picture on stdout, has its name from the work list.
     """
     if output is None or is_uri(key):
         return key
@@ -76,20 +79,20 @@ def file_name(key: str, output: Path | None) -> str:
     if not path.startswith(folder if folder.endswith(os.sep) else folder + os.sep):
         return key
     name = PurePath(os.path.relpath(path, folder)).as_posix()
-    # As in listings, a file with the name of a URI says that it is none.
+    # As in a work list, the name of a file that looks like a URI starts with `./`.
     return f"./{name}" if is_uri(name) else name
 
 
 def escaped(text: str) -> str:
-    r"""Return *text* with what could harm a terminal or is no UTF-8 as `\x1b`, `\u202e`, `\xff`.
+    r"""Return *text* with its control characters and non-UTF-8 bytes as `\x1b`, `\u202e`, `\xff`.
 
-    Lines and tabs stay. So a caption is only altered where it is no text.
+    Line feeds and tabs stay, so that proper text is never changed.
     """
     return _UNSAFE_IN_TEXT.sub(lambda match: escape(ord(match[0])), text)
 
 
 def escape(code: int) -> str:
-    r"""Return the character *code* as Python writes it; a byte that was no UTF-8 as `\xff`."""
+    r"""Return the escape of the character *code*, as in Python; `\xff` for a byte of PEP 383."""
     if 0xDC80 <= code <= 0xDCFF:  # by PEP 383
         return f"\\x{code - 0xDC00:02x}"
     # Above 0x7f, `\x` means a byte, so the characters there are written as `\u0085`.

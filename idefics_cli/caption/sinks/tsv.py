@@ -1,7 +1,8 @@
 r"""Lines of `path<TAB>caption`, or of the path and each answer.
 
-What would break a line is escaped as in C: `\t`, `\n`, `\r`, `\\`, `\x1b`, `\u202e`, and `\xff`
-for a byte of a file name that is no UTF-8. So each picture is one line, and can be had back.
+Characters that would break a line are escaped as in C: `\t`, `\n`, `\r`, `\\`, `\x1b`, `\u202e`,
+and `\xff` for a byte of a file name that is not UTF-8. So each picture has one line, from which
+its name and caption can be restored.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class TsvSink(LineSink):
     """Writes `path<TAB>caption`; a picture that failed has no line."""
 
     def line(self, record: CaptionRecord, file_name: str) -> bytes | None:
-        """Return the line for *record*; None if it has no caption."""
+        """Return the line of *record*; None if it has no caption."""
         if record.caption is None:
             return None
         answers = dict(record.answers)
@@ -43,7 +44,7 @@ class TsvSink(LineSink):
 
 
 def unescaped(text: str) -> str:
-    """Return what a field stands for."""
+    """Return the text of an escaped field."""
     return re.sub(r"\\(x..|u....|.)", lambda match: _meaning(match[1]), text)
 
 

@@ -1,4 +1,4 @@
-"""One text file per picture: a sidecar beside it, or in a tree of their own."""
+"""One text file per picture: a sidecar beside it, or in a separate tree."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from idefics_cli.core.files import cannot_write
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
-# Every other picture would fail by them too.
+# With these errors, every other picture would fail, too.
 _ENDS_THE_RUN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
-# Stands in the names of the files of a run, which lie in a folder with many outputs.
+# Start of the names of the files of a run.
 _RUN_NAME = "idefics-caption"
 _TEMPORARY = re.compile(r"\.idefics-(?P<host>.*)-(?P<process>\d+)\.tmp")
 
@@ -34,9 +34,9 @@ _TEMPORARY = re.compile(r"\.idefics-(?P<host>.*)-(?P<process>\d+)\.tmp")
 class TxtSink:
     """Writes the caption of each picture to a file of its own; see `Sink`.
 
-    Each is written to a temporary file in its folder, which then takes its place: nobody ever
-    sees half a caption. Nothing waits for the disk (no fsync); after a loss of power a file may
-    be missing or empty. A picture that failed has no file, and one that is there is left alone.
+    A caption is written to a temporary file, which then replaces the sidecar, so that no program
+    reads half a caption. There is no fsync: after a power failure, a file may be missing or
+    empty. A picture that failed gets no file, and an existing file stays.
     """
 
     def __init__(self, target: Target) -> None:
@@ -64,12 +64,12 @@ class TxtSink:
     ) -> None: ...
 
     def completed(self) -> AbstractSet[str]:
-        """Return the keys whose sidecars are there, to skip them; see `Sink.completed`."""
+        """Return the keys with an existing sidecar; see `Sink.completed`."""
         return self._completed
 
     @property
     def run_path(self) -> Path:
-        """Path in the folder of the sidecars, or in one above all pictures; see `Sink.run_path`."""
+        """Path in the folder of the sidecars, or in the common folder of all pictures."""
         return (self._target.path or _common_folder(self._target.pictures)) / _RUN_NAME
 
     @property
@@ -101,7 +101,7 @@ class TxtSink:
         """Do nothing: every sidecar is whole. See `Sink.finish`."""
 
     def _joined(self, text: str, path: Path) -> str:
-        """Return *text* with what is in the sidecar; text that was added before is not again."""
+        """Return *text* joined with the text of the sidecar, unless that contains it already."""
         existing = self._target.existing
         old = _read(path).rstrip() if existing in ("append", "prepend") else ""
         if old in ("", text.rstrip()):
@@ -132,11 +132,11 @@ def _common_folder(pictures: Sequence[CaptionItem]) -> Path:
 
 
 def sidecars(target: Target) -> dict[str, str]:
-    """Return the path of the sidecar of each picture of *target*, by its key.
+    """Return the path of the sidecar of each picture of *target*, by the key of the picture.
 
     Raises:
-        UsageError: If two pictures have one, or a sidecar is a picture itself, or would lie
-            beside something that is no file.
+        UsageError: If two pictures have the same sidecar, a sidecar is a picture of the run, or
+            a picture is not a file and has no folder.
     """
     paths: dict[str, str] = {}
     taken = {_identity(p.key): p.key for p in target.pictures if not is_uri(p.key)}
@@ -156,9 +156,9 @@ def sidecars(target: Target) -> dict[str, str]:
 
 @cache
 def folds_case(folder: str) -> bool:
-    """Return whether `A.txt` and `a.txt` are one file in *folder*, or where it will be made.
+    """Return whether `A.txt` and `a.txt` are one file in *folder*, or where it will be created.
 
-    Nothing is written to find out: what is there is looked up by its name in the other case.
+    The test writes nothing: it looks for existing files by their names in the other case.
     """
     while not os.path.isdir(folder):
         folder = os.path.dirname(os.path.abspath(folder))
@@ -173,7 +173,7 @@ def folds_case(folder: str) -> bool:
     return False
 
 
-# Strings: for 200,000 pictures, `Path` takes several times as long.
+# With strings, because `Path` takes several times as long for 200,000 pictures.
 def _sidecar(picture: CaptionItem, target: Target) -> str:
     if target.path is not None:
         relative = picture.relative or _name(picture.key)
@@ -197,7 +197,7 @@ def _name(key: str) -> str:
         return PurePosixPath(key).name
     if re.match("(data|clipboard):", key, re.IGNORECASE):
         return re.sub(r"[^\w.-]+", "-", key)
-    # A `%2F` must not make a folder.
+    # `%2F` must not become a folder separator.
     return unquote(urlsplit(key).path.rpartition("/")[2]).replace("/", "_").replace("\0", "_")
 
 
@@ -227,13 +227,13 @@ def _collision(
 
 
 def _check_folders(folders: Collection[Path], root: Path | None) -> None:
-    """Raise a UsageError when no sidecar at all can be written."""
+    """Raise a UsageError if no sidecar can be written at all."""
     if root is not None:
         folder = root
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         if not folder.is_dir():
-            raise UsageError(f"cannot write to `{root}`: `{folder}` is no folder")
+            raise UsageError(f"cannot write to `{root}`: `{folder}` is not a folder")
         folders = [folder]
     unwritable = [folder for folder in folders if not os.access(folder, os.W_OK | os.X_OK)]
     if unwritable and len(unwritable) == len(folders):
@@ -245,7 +245,7 @@ def _check_folders(folders: Collection[Path], root: Path | None) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of runs on this machine that were killed."""
+    """Remove the temporary files of killed runs on this machine."""
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if e.name.startswith(".idefics-")]
@@ -259,9 +259,9 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _runs(process: int) -> bool:
     if process == os.getpid():
-        return False  # an earlier one that had this number: we have written nothing yet
+        return False  # an earlier process with our number: this one has written nothing yet
     if os.name == "nt":
-        return True  # there, signal 0 is Ctrl-C
+        return True  # on Windows, signal 0 is Ctrl-C
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -155,13 +155,13 @@ class CaptionProgress:
                     parts.append(f"{todo.failed} failed before (`--retry-failed` tries them again)")
                 if todo.changed:
                     parts.append(f"{todo.changed} changed since")
-                console.note(f"going on with the run: {', '.join(parts)}")
+                console.note(f"continuing the run: {', '.join(parts)}")
             case BatchLimited(size):
                 console.note(f"{_pictures(size)} at a time: more ran out of memory before")
             case BatchReduced(size):
-                console.warn(f"out of memory: going on with {_pictures(size)} at a time")
+                console.warn(f"out of memory: continuing with {_pictures(size)} at a time")
             case Stopping():
-                console.note("finishing what is in the works; Ctrl-C again stops at once")
+                console.note("finishing the current batch; Ctrl-C again stops at once")
 
     def _show_status(self, text: str) -> None:
         self._show_phase = self._status.enter_context(self._console.status(text))
@@ -232,7 +232,7 @@ class _Counts:
         return self.captioned + self.failed
 
     def state(self, width: int | None = None) -> str:
-        """Return how far it is, without what matters least where *width* is not enough."""
+        """Return the counts on a line of up to *width* columns; the least important are omitted."""
         parts = self._state()
         for name in ("tokens", "skipped", "rate"):
             if width is None or len(", ".join(parts.values())) <= width:
@@ -264,7 +264,7 @@ class _Counts:
 
 
 class _Bar:
-    """A bar at the foot of the terminal, gone when it is stopped."""
+    """A progress bar in the last line of the terminal, which disappears when it is stopped."""
 
     def __init__(self, console: Console) -> None:
         from rich.console import Console as RichConsole
@@ -273,7 +273,7 @@ class _Bar:
         self._console = console
         self._rich = RichConsole(file=console.err)
         spinner, text = SpinnerColumn(), TextColumn("{task.description}", markup=False)
-        # Rich's own dark grey looks on a white ground as if all were done.
+        # On a white background, the dark grey of rich looks as if everything were done.
         bar = BarColumn(_BAR_WIDTH, style="dim")
         self._short, self._long = (spinner, text), (spinner, bar, text)
         self._progress = Progress(
@@ -284,7 +284,7 @@ class _Bar:
         self._task = self._progress.add_task("", total=None)
 
     def show(self, counts: _Counts) -> None:
-        # Rich asks descriptors 0, 1 and 2, none of which is the terminal now in `< in > out`.
+        # Rich asks descriptors 0, 1 and 2. With `< in > out`, none of them is the terminal.
         self._rich.width = self._console.err_columns
         room = self._rich.width - len("x ")
         state = counts.state(room)

@@ -76,7 +76,7 @@ def caption(
     `idefics caption photos/ -r --format jsonl -o photos.jsonl`
 
     In a path or caption, a line break is written as `\n`, a tab as `\t`, a backslash as `\\`.
-    Pictures that fail are told on stderr, and the others go on; the exit code is then 3.
+    A picture that fails is reported on stderr, and the run continues; the exit code is then 3.
     """
     invocation = begin_command(context)
     given = Inputs(tuple(paths or ()), tuple(filelist or ()), null, prompt_file, tuple(ask or ()))

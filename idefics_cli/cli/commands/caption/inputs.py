@@ -1,4 +1,4 @@
-"""What a captioning run takes in: the pictures, and the questions about each."""
+"""The inputs of a captioning run: the pictures, and the questions about each of them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The arguments that are no settings.
+    """The arguments of the command that are not settings.
 
     Attributes:
-        paths: Of pictures.
-        lists: Files that list pictures.
-        null: Whether their paths end with NUL.
-        prompt_file: Holds the prompt.
-        asked: Each as `NAME=QUESTION`.
+        paths: Paths of pictures.
+        lists: Paths of lists of pictures.
+        null: Whether each path in the lists ends with NUL.
+        prompt_file: Path of a file with the prompt.
+        asked: Named questions, each of the form `NAME=QUESTION`.
     """
 
     paths: tuple[str, ...]
@@ -41,10 +41,10 @@ class Inputs:
     asked: tuple[str, ...]
 
     def check(self, invocation: Invocation) -> None:
-        """Check that they fit together.
+        """Check that the arguments do not contradict each other.
 
         Raises:
-            UsageError: If there is no picture, or two of them take stdin or give the prompt.
+            UsageError: If there is no picture, or two arguments read stdin or give the prompt.
         """
         if not self.paths and not self.lists:
             raise UsageError(
@@ -84,11 +84,11 @@ class Inputs:
             raise _nothing_piped(taken[0])
 
     def questions(self, invocation: Invocation) -> tuple[CaptionQuestion, ...]:
-        """Return what the user wants to ask; nothing when the model's own prompt will do.
+        """Return the questions of the user; none if the default prompt of the model is wanted.
 
         Raises:
-            UsageError: If a question has no proper name.
-            PromptError: If one is empty or no text.
+            UsageError: If the name of a question is not allowed.
+            PromptError: If a question is empty or not text.
         """
         from idefics_cli.caption.job import CaptionQuestion, named_questions
 
@@ -106,11 +106,11 @@ class Inputs:
         return (CaptionQuestion(prompt),)
 
     def listing(self, invocation: Invocation, questions: tuple[CaptionQuestion, ...]) -> Listing:
-        """Return the pictures, with the columns that *questions* have as fields.
+        """Return the pictures, with the columns that *questions* use as fields.
 
         Raises:
-            ImageError: If there are none.
-            UsageError: If a list cannot be read, or a question has a field that is none.
+            ImageError: If there are no pictures.
+            UsageError: If a list cannot be read, or a question has an unknown field.
         """
         from idefics_cli.caption.inputs.discover import discover
         from idefics_cli.caption.inputs.lists import all_columns, read_list
@@ -132,7 +132,7 @@ def caption_job(
     plan: Plan,
     output: CaptionOutput,
 ) -> CaptionJob:
-    """Return what the run does, with the model's own prompt if there are no *questions*."""
+    """Return the job, with the default prompt of the model if there are no *questions*."""
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.caption.sinks import SINKS
     from idefics_cli.models.hub.registry import default_caption_prompt
@@ -182,7 +182,7 @@ def _prompt_in(file: str, invocation: Invocation) -> str:
 
 
 def automatic_batch(plan: Plan) -> int:
-    """Return how many pictures to answer at a time when the user leaves it open."""
+    """Return the number of pictures to answer at a time if the user gives none."""
     from idefics_cli.caption.job import automatic_batch_size
 
     return min(
@@ -197,7 +197,7 @@ def automatic_batch(plan: Plan) -> int:
 
 
 def _runtime_bytes(device: str) -> int:
-    """Return what a need for working memory has for the runtime, which pictures share."""
+    """Return the part of the working memory that is for the runtime, whatever the batch."""
     from idefics_cli.models.planning.memory import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
 
     return GPU_RUNTIME_BYTES if device.startswith("cuda") else CPU_RUNTIME_BYTES

@@ -64,7 +64,7 @@ def _report(name: str | None, output: Path | None, *, overwrite: bool) -> Path |
 
 
 def chosen_wording(settings: Settings) -> Wording:
-    """Return what becomes of a reply by *settings*."""
+    """Return how a reply becomes a caption under *settings*."""
     from idefics_cli.caption.wording import Wording
 
     return Wording(

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutput) -> None:
-    """Print what would run; a model that is at hand is loaded, and captions three pictures.
+    """Print what would run. A model that is downloaded is loaded, and captions three pictures.
 
     Raises:
-        UsageError: If the output has a run of other settings.
+        UsageError: If the output has a run with other settings.
     """
     from idefics_cli.caption.rehearsal import unreadable
     from idefics_cli.caption.run import left_to_do
@@ -29,7 +29,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
     retry_failed = invocation.settings.retry_failed
     todo = left_to_do(job, output, plan.spec, retry_failed=retry_failed)
     bad = 0
-    with console.status("looking at the pictures"):
+    with console.status("checking the pictures"):
         for error in unreadable(todo.pictures, image_limits(invocation.settings)):
             console.error(error)
             bad += 1
@@ -51,7 +51,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
 
 
 def _seconds(invocation: Invocation, plan: Plan, job: CaptionJob, todo: Todo) -> float | None:
-    """Return how long the pictures of *todo* would take; None if the model is not at hand."""
+    """Return how long the pictures of *todo* would take; None if the model is not downloaded."""
     from dataclasses import replace
 
     from idefics_cli.caption.rehearsal import seconds_per_picture

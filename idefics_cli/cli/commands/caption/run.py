@@ -82,9 +82,9 @@ def _print_end(
 
 def _print_how_to_continue(console: Console, outcome: RunOutcome) -> None:
     if outcome.is_resumable:
-        console.note("the same command goes on from here")
+        console.note("the same command continues from here")
     else:
-        console.note("with `-o FILE` the same command could go on from here")
+        console.note("with `-o FILE`, the same command could continue from here")
 
 
 def _print_report(console: Console, output: CaptionOutput, outcome: RunOutcome) -> None:
