@@ -13,8 +13,8 @@ def engine_factory(spec: LoadSpec) -> EngineFactory:
     """Return a factory of engines for *spec*: a picklable value that has loaded nothing yet.
 
     Raises (when called):
-        ModelError: If the model is not there, or broken.
-        MemoryLimitError: If it does not fit.
+        ModelError: If the model is missing or its files are broken.
+        MemoryLimitError: If the model does not fit.
     """
     return partial(_local_engine, spec)
 

@@ -78,7 +78,7 @@ class Session(Protocol):
 
     @property
     def slots(self) -> int:
-        """Most requests at a time; fewer after the memory ran out."""
+        """Maximum number of requests at a time; fewer after the memory ran out."""
         ...
 
     @property
@@ -176,7 +176,7 @@ class Engine(Protocol):
         """Open a session that answers *slots* requests at a time: when one ends, the next starts.
 
         Args:
-            slots: Most requests at a time.
+            slots: Maximum number of requests at a time.
             cancel: Setting it ends every reply after the current token; requests that have not
                 started get no outcome.
 

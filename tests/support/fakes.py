@@ -240,7 +240,7 @@ class FakeSession:
 
     @property
     def slots(self) -> int:
-        """Most requests at a time."""
+        """Maximum number of requests at a time."""
         return self._schedule.settled
 
     @property

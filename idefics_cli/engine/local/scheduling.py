@@ -39,7 +39,7 @@ class RequestSchedule:
     it was before that request started.
 
     Args:
-        slots: Most requests at a time.
+        slots: Maximum number of requests at a time.
 
     Attributes:
         slots: The current number of slots.
@@ -50,7 +50,7 @@ class RequestSchedule:
     def __init__(self, slots: int) -> None:
         self.slots = self.settled = slots
         self._waiting: list[Ticket] = []
-        # By the number of a ticket, the slots that there were when the memory ran out with it.
+        # By the index of a ticket: the number of slots when the memory first ran out with it.
         self._slots_before: dict[int, int] = {}
 
     @property

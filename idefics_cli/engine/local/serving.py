@@ -24,8 +24,8 @@ from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.models.families.kv_cache import growing_cache
 
 _log = logging.getLogger(__name__)
-# Most requests whose pictures are encoded ahead. Eight split pictures of Idefics3 have 0.2 GB of
-# features, nearly as much as the feature cache holds.
+# Maximum number of requests whose pictures are encoded ahead. Eight split pictures of Idefics3 have
+# 0.2 GB of features, nearly as much as the feature cache holds.
 _AHEAD = 8
 
 Outcome = BatchAnswer | Exception

@@ -25,7 +25,7 @@ class LocalSession:
     """Requests of one thread that the inference thread answers; see `protocol.Session`.
 
     Args:
-        slots: Most requests at a time.
+        slots: Maximum number of requests at a time.
         stop: Set when the work should stop.
         abandoned: Set by `close`; *stop* includes it.
         start: Starts a server in the inference thread.
@@ -43,7 +43,7 @@ class LocalSession:
 
     @property
     def slots(self) -> int:
-        """Most requests at a time; see `protocol.Session`."""
+        """Maximum number of requests at a time; see `protocol.Session`."""
         return self._schedule.settled
 
     @property

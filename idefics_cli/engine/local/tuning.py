@@ -17,9 +17,10 @@ class Tuning:
         chunk_tokens: Tokens of a row in one forward of the prefill; None chooses by device and
             model.
         block_tokens: The buffers of slots grow in steps of this many tokens.
-        vision_pixels: Most pixels of one forward of the vision encoder; None chooses by device.
+        vision_pixels: Maximum number of pixels of one forward of the vision encoder; None chooses
+            by device.
         vision_cost: The cost of such a forward; None estimates it by device and dtype.
-        feature_bytes: Most bytes of image features that are kept between requests.
+        feature_bytes: Maximum number of bytes of image features that are kept between requests.
     """
 
     chunk_tokens: int | None = None

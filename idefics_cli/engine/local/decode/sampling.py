@@ -25,7 +25,7 @@ class BatchRow:
     Attributes:
         sampling: How its tokens are chosen.
         prompt: Ids of the prompt without padding.
-        limit: Most tokens of the reply.
+        limit: Maximum number of tokens of the reply.
         stop_ids: Ids that end the reply.
         tokens: Ids generated so far.
         finish: Why the reply ended; None while it goes on.

@@ -22,7 +22,7 @@ class Slots:
     ends, the last row takes its slot, so that the active rows are always the first of the buffers.
 
     Args:
-        rows: Most rows at a time.
+        rows: Maximum number of rows at a time.
         block_tokens: The buffers grow in steps of this many tokens.
 
     Attributes:

@@ -40,7 +40,7 @@ class PictureEncoder:
         model: In eval mode.
         family: The family of the model.
         features: Searched first, and receives new features; None is an empty cache.
-        max_pixels: Most pixels of one forward; None chooses by device.
+        max_pixels: Maximum number of pixels of one forward; None chooses by device.
         cost: The cost of a forward; None estimates it by device and dtype.
     """
 

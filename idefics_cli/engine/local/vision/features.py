@@ -18,7 +18,7 @@ class FeatureCache:
     """Features of pictures by digest; the least recently used go first. Safe in any thread.
 
     Args:
-        max_bytes: Most bytes of features; larger features are not kept.
+        max_bytes: Maximum number of bytes of features; larger features are not kept.
     """
 
     def __init__(self, max_bytes: int = KEPT_BYTES) -> None:

@@ -19,7 +19,7 @@ class KnownPictures:
 
     Args:
         features: Holds the features of encoded pictures.
-        max_files: Most files that are remembered.
+        max_files: Maximum number of files that are remembered.
     """
 
     def __init__(self, features: FeatureCache, *, max_files: int = _MAX_FILES) -> None:

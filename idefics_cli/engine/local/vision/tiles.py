@@ -72,7 +72,7 @@ def group_tiles(
 
     Args:
         sizes: The size of each tile.
-        max_pixels: Most pixels of a group, with its padding; a larger tile runs alone.
+        max_pixels: Maximum number of pixels of a group, with its padding; a larger tile runs alone.
         work: The arithmetic of the encoder; None if it takes tiles of one size only.
         cost: The cost of a forward.
     """
