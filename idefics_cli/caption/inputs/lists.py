@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from idefics_cli.caption.item import Columns
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.sources import STDIN
 
-STDIN = "-"
 PATH_COLUMNS = (
     *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
     *("image_url", "url"),

@@ -12,14 +12,13 @@ from idefics_cli.cli.model_choice import check_prompt, image_limits, sampling
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.sources import STDIN
 
 if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.models.planning.plan import Plan
-
-_STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +71,12 @@ class Inputs:
 
     def _check_stdin(self, invocation: Invocation) -> None:
         readers = {
-            "`-`": _STDIN in self.paths,
-            "`--filelist -`": _STDIN in self.lists,
-            "`--prompt-file -`": self.prompt_file == _STDIN,
+            "`-`": STDIN in self.paths,
+            "`--filelist -`": STDIN in self.lists,
+            "`--prompt-file -`": self.prompt_file == STDIN,
         }
         taken = [name for name, takes in readers.items() if takes]
-        if len(taken) > 1 or self.lists.count(_STDIN) > 1:
+        if len(taken) > 1 or self.lists.count(STDIN) > 1:
             raise UsageError(f"{taken[0]} and {taken[-1]} cannot both read stdin")
         stdin = invocation.services.stdin
         if taken and (stdin is None or stdin.closed or stdin.isatty()):
@@ -117,7 +116,7 @@ class Inputs:
         from idefics_cli.caption.inputs.templates import used_fields
 
         stdin = invocation.services.stdin
-        if _STDIN in self.lists:
+        if STDIN in self.lists:
             tell_if_silent(stdin, invocation.console, "the list of pictures")
         lists = [read_list(source, stdin, null=self.null) for source in self.lists]
         fields = used_fields([question.prompt for question in questions], all_columns(lists))
@@ -163,7 +162,7 @@ def _nothing_piped(taker: str) -> UsageError:
 
 
 def _prompt_in(file: str, invocation: Invocation) -> str:
-    if file == _STDIN:
+    if file == STDIN:
         return piped_text(invocation.services.stdin, invocation.console, silence_seconds=None)
     try:
         with open(os.path.expanduser(file), "rb") as stream:
