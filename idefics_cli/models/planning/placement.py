@@ -267,10 +267,11 @@ def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
     # for a reply), and bfloat16 only saves memory.
     native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
     is_stored = mixes.facts.stored is not None
-    format_4bit = "nf4" if is_stored else choose_4bit(machine, mixes.facts.shape)
+    formats = ("nf4",) if is_stored else choose_4bit(machine, mixes.facts.shape)
     for quantization, splitting in mixes.fast() if has_packed_nf4(machine) else mixes.slow():
-        for dtype in mixes.dtypes(native):
-            yield Placement("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)
+        for format_4bit in formats if quantization == "4bit" else formats[:1]:
+            for dtype in mixes.dtypes(native):
+                yield Placement("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)
 
 
 def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:

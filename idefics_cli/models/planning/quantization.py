@@ -9,6 +9,7 @@ from types import MappingProxyType
 from idefics_cli.core.types import Format4bit, Quantization
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import Shape
+from idefics_cli.models.kernels.table import compiler_problem
 
 # Rows of one block of the packed CPU kernel, and weights that share a scale
 # (bitsandbytes 0.50, functional.py `_convert_weight_packed_for_cpu`, and nf4's block size).
@@ -40,7 +41,7 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
         # Half a byte, an 8-bit scale for 64 weights, a 32-bit scale for 256 of those scales.
         "4bit": Method(
             0.5 + 1 / 64 + 4 / (64 * 256),
-            "nf4 with double quantization; where a CPU has no kernels for it, groups of int4",
+            "nf4 with double quantization on a GPU, groups of int4 on most CPUs",
         ),
     }
 )
@@ -124,14 +125,18 @@ def has_packed_nf4(machine: Machine) -> bool:
     return "avx512_bf16" in machine.cpu_flags
 
 
-def choose_4bit(machine: Machine, shape: Shape) -> Format4bit:
-    """Return the format of `4bit` on the CPU of *machine*, for a model with plain weights.
+def choose_4bit(machine: Machine, shape: Shape) -> tuple[Format4bit, ...]:
+    """Return the formats of `4bit` on the CPU of *machine*, for plain weights, the best first.
 
-    Where bitsandbytes has kernels for it, nf4 is smaller than int4, as fast for one row and twice
-    as fast for many (AMD Zen 5, torch 2.13). Elsewhere it takes 40 times as long.
+    With compiled kernels, int4 decodes 1.3 to 1.9 times as fast as nf4 and loads in half the time
+    (AMD Zen 5, torch 2.13); nf4 takes 0.11 bytes a weight less, so it is the way out where int4
+    does not fit. Without compiled kernels, nf4 is as fast as int4 for one row and twice as fast
+    for many, where bitsandbytes has kernels for it. Elsewhere nf4 takes 40 times as long.
     """
     installed = all(machine.has(package) for package in ("bitsandbytes", "accelerate"))
-    return "nf4" if has_packed_nf4(machine) and installed and _packs(shape) else "int4"
+    if not (has_packed_nf4(machine) and installed and _packs(shape)):
+        return ("int4",)
+    return ("int4", "nf4") if compiler_problem(machine) is None else ("nf4",)
 
 
 def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> float | None:
@@ -148,7 +153,7 @@ def find_slowness(
     if device != "cpu" or quantization == "none":
         return None
     if quantization == "8bit":
-        # For one row 0.5 of bfloat16's time, where nf4 takes 0.3.
+        # For one row 0.5 of bfloat16's time, where 4 bit take 0.3.
         return (
             "`--quantization 4bit` is faster on this processor" if has_packed_nf4(machine) else None
         )

@@ -176,13 +176,26 @@ def test_a_broken_bitsandbytes_counts_as_missing() -> None:
         (machines.cpu(24, "avx512f", "avx2"), "int4"),
         (machines.cpu(24, "avx512_bf16", versions={**VERSIONS, "bitsandbytes": None}), "int4"),
         (machines.cpu(24, "avx512_bf16", broken={"accelerate": "no torch"}), "int4"),
+        (machines.cpu(24, "avx512_bf16", "fma", versions={**VERSIONS, "llvmlite": "0.50"}), "int4"),
         (machines.gpus(RTX_4090), "nf4"),
     ],
 )
-def test_four_bits_are_nf4_where_bitsandbytes_is_fast(machine: Machine, format_4bit: str) -> None:
+def test_four_bits_are_what_decodes_fastest(machine: Machine, format_4bit: str) -> None:
     made = plan("smolvlm-500m", machine, quantization="4bit")
     assert made.spec.format_4bit == made.to_dict()["format_4bit"] == format_4bit
     assert plan("smolvlm-500m", machine).to_dict()["format_4bit"] is None
+
+
+def test_four_bits_are_nf4_where_only_these_fit() -> None:
+    def choose(ram: int) -> str:
+        compiling = machines.cpu(
+            ram, "avx512_bf16", "fma", versions={**VERSIONS, "llvmlite": "0.50"}
+        )
+        return plan("idefics2-8b", compiling, quantization="4bit").spec.format_4bit
+
+    formats = [choose(ram) for ram in range(11, 17)]
+    assert set(formats) == {"nf4", "int4"}
+    assert formats == sorted(formats, reverse=True), "nf4 on the small machines only"
 
 
 def test_what_is_stored_in_nf4_stays_nf4_on_any_processor() -> None:
