@@ -66,7 +66,7 @@ from idefics_cli.models.families import (
 from idefics_cli.models.families import resize as shrinking
 from idefics_cli.models.hub import cache
 from idefics_cli.models.kernels import attention as cpu_attention
-from idefics_cli.models.kernels import jit, packed, rms_norm
+from idefics_cli.models.kernels import jit, openmp, packed, rms_norm
 from idefics_cli.models.kernels.int4 import linear as int4
 from idefics_cli.models.kernels.int8 import linear as int8
 from idefics_cli.models.loading import loader, processors, weights
@@ -764,10 +764,11 @@ def _() -> None:
     assert torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2", "DEFAULT", "NO AVX")
 
 
-@relied_on("libtorch_cpu.so reaches GOMP_parallel", jit, x86_linux=True)
+@relied_on("libtorch_cpu.so reaches its OpenMP library", jit, openmp, x86_linux=True)
 def _() -> None:
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     assert ctypes.CDLL(str(library)).GOMP_parallel
+    assert ctypes.CDLL(str(library)).omp_set_num_threads
 
 
 # --- Pillow, Typer

@@ -30,6 +30,7 @@ from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Inputs, check_token_ids
 from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.kernels.openmp import one_thread
 from idefics_cli.models.loading.loader import Loaded
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ class Inference:
 
     def preprocess(self, image: Image.Image) -> PreparedPicture:
         """Cut, scale and normalise an open picture, or find it again; safe in any thread."""
-        picture = self.loaded.family.preprocess(image, self.pictures.find)
+        with one_thread():
+            picture = self.loaded.family.preprocess(image, self.pictures.find)
         self.pictures.add(picture)
         return picture
 

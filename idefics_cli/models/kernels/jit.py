@@ -27,10 +27,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
+
+from idefics_cli.models.kernels.openmp import openmp_library
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -289,9 +290,7 @@ def _openmp() -> Callable[[int, int, int, int], None]:
     Its arguments are the address of the function, the address of its data, the number of threads
     and flags. It is of GCC's libgomp; the OpenMP libraries of LLVM and Intel offer it too.
     """
-    # Found through torch's library, so it is the OpenMP library that torch is linked with.
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    function = library.GOMP_parallel
+    function = openmp_library().GOMP_parallel
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     function.restype = None
     return cast("Callable[[int, int, int, int], None]", function)

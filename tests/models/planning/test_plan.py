@@ -186,16 +186,18 @@ def test_four_bits_are_what_decodes_fastest(machine: Machine, format_4bit: str) 
     assert plan("smolvlm-500m", machine).to_dict()["format_4bit"] is None
 
 
-def test_four_bits_are_nf4_where_only_these_fit() -> None:
-    def choose(ram: int) -> str:
+def test_four_bits_are_nf4_where_int4_does_not_fit() -> None:
+    def choose(free_bytes: int) -> str:
         compiling = machines.cpu(
-            ram, "avx512_bf16", "fma", versions={**VERSIONS, "llvmlite": "0.50"}
+            24,
+            *("avx512_bf16", "fma"),
+            versions={**VERSIONS, "llvmlite": "0.50"},
+            free_ram_bytes=free_bytes,
         )
         return plan("idefics2-8b", compiling, quantization="4bit").spec.format_4bit
 
-    formats = [choose(ram) for ram in range(11, 17)]
-    assert set(formats) == {"nf4", "int4"}
-    assert formats == sorted(formats, reverse=True), "nf4 on the small machines only"
+    assert choose(9 * GIB) == "nf4"
+    assert choose(20 * GIB) == "int4"
 
 
 def test_what_is_stored_in_nf4_stays_nf4_on_any_processor() -> None:
