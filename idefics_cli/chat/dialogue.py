@@ -91,6 +91,7 @@ class Chat:
         self._displays = displays
         self._clock = clock
         self._prompt_tokens = 0
+        self._uncountable: set[str] = set()
 
     @property
     def conversation(self) -> Conversation:
@@ -108,14 +109,20 @@ class Chat:
         return self._displays[key] if value is None else bool(value)
 
     def close(self) -> None:
-        """Close the conversation and the model."""
+        """Close the conversation and the model, at the end of the program."""
         self.turns.session.close()
-        self.model.close()
+        self.model.leave()
 
     # Pictures
 
     def attach(self, sources: Sequence[str]) -> list[StagedPicture]:
         """Open pictures and stage them for the next question: all of them, or none.
+
+        A picture that is still staged because its question was not answered is not staged twice:
+        the line that named it may be sent again.
+
+        Returns:
+            The pictures that are newly staged.
 
         Raises:
             ImageError: If one cannot be opened.
@@ -123,8 +130,7 @@ class Chat:
         budget = self.model.budget
         count_tokens = budget.stage if budget else None
         found = [self._pictures.stage(source, count_tokens) for source in sources]
-        self.turns.staged += found
-        return found
+        return self.turns.stage(found)
 
     def picture_tokens(self, attachment: Attachment) -> int | None:
         """Return the tokens that a picture takes of the context; None until a model is loaded."""
@@ -141,8 +147,10 @@ class Chat:
             return []
         first, counted = len(self.conversation.pictures) + 1, []
         for place, staged in enumerate(self.turns.staged):
-            if staged.tokens is None:
+            if staged.tokens is None and staged.digest not in self._uncountable:
+                self._uncountable.add(staged.digest)  # an error is raised once
                 known = self._pictures.count(staged, budget.stage)
+                self._uncountable.discard(staged.digest)
                 self.turns.staged[place] = known
                 counted.append((first + place, known))
         return counted
@@ -285,6 +293,7 @@ class Chat:
     def _after_switch(self) -> None:
         self.turns.session.set_model(self.model.name)
         self.turns.change_staged(lambda staged: replace(staged, tokens=None))
+        self._uncountable.clear()
         self._prompt_tokens = 0
 
     def load(self, key: str) -> None:

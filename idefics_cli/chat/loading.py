@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from threading import Event
 
-from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.errors import IdeficsError, ModelError
+from idefics_cli.core.text import abbreviated
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import Progress
 from idefics_cli.engine.protocol import Engine
 
 _POLL_SECONDS = 0.05
+_LEAVE_SECONDS = 1.0
 Load = Callable[[Progress], Engine]
 LoadPlan = Callable[[Callable[[str], None]], Load]
 """Plans how a model runs on this machine, passes warnings to its argument, returns the loader."""
@@ -102,10 +105,30 @@ class Loading:
         if self._result is not None:
             self._result.add_done_callback(_close)
 
+    def leave(self) -> None:
+        """Close the model at the end of the program; do not wait long for what it computes.
+
+        An answer that was abandoned goes on until its next token, which can take minutes.
+        """
+        self._is_closed = True
+        if self._result is None or not self._result.done():
+            return
+        result = self._result
+        closing = in_background(lambda: _close(result), name="closing the model")
+        with suppress(TimeoutError):
+            closing.result(_LEAVE_SECONDS)
+
     def _load(self) -> Engine:
-        load = self._plan(self._warnings.append)
-        self._before_load()
-        return load(self._progress)
+        try:
+            load = self._plan(self._warnings.append)
+            self._before_load()
+            return load(self._progress)
+        except IdeficsError:
+            raise
+        except Exception as error:  # a worker's edge: the chat goes on with another model
+            raise ModelError(
+                f"cannot load `{self.name}`: {abbreviated(f'{type(error).__name__}: {error}', 300)}"
+            ) from error
 
     def _progress(self, phase: str, share: float | None) -> None:
         self.phase = phase if share is None else f"{phase} {share:.0%}"

@@ -83,9 +83,9 @@ class ModelSwitch:
         self.loading.start()
         return True
 
-    def close(self) -> None:
-        """Free the memory of the model."""
-        self.loading.close()
+    def leave(self) -> None:
+        """Close the model at the end of the program; see `Loading.leave`."""
+        self.loading.leave()
 
     def _budget_of(self, engine: Engine) -> TokenBudget:
         if self._budget is None or self._budget.engine is not engine:

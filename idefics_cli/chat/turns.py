@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.conversation import ChatPicture, Conversation, Turn
@@ -27,11 +27,25 @@ class Turns:
         self.staged: list[StagedPicture] = []
         self.editing: int | None = None
         self._sent = 0
+        # Digests of staged pictures whose question was not answered.
+        self._returned: set[str] = set()
 
     @property
     def conversation(self) -> Conversation:
         """The conversation as it stands."""
         return self.session.conversation
+
+    def stage(self, pictures: Sequence[StagedPicture]) -> list[StagedPicture]:
+        """Stage *pictures*, without those that a failed question left staged; return the new."""
+        left = self._returned & {staged.digest for staged in self.staged}
+        new = [picture for picture in pictures if picture.digest not in left]
+        self.staged += new
+        return new
+
+    def unstage(self, pictures: Sequence[StagedPicture]) -> None:
+        """Undo `stage` for the *pictures* that it returned."""
+        if pictures:
+            del self.staged[-len(pictures) :]
 
     def ask(self, text: str) -> None:
         """Add *text* with the staged pictures to the conversation; no answer yet.
@@ -70,9 +84,11 @@ class Turns:
         )
         del self.staged[: self._sent]
         self._sent = 0
+        self._returned.clear()
 
     def roll_back(self) -> None:
         """Take the pending question back, or end a retry; its pictures are still staged."""
+        self._returned |= {staged.digest for staged in self.staged[: self._sent]}
         self.session.roll_back()
         self._sent = 0
 

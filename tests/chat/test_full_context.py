@@ -59,4 +59,4 @@ def test_out_of_memory_says_what_would_help(tmp_path: Path, pictures: Path) -> N
     told = " ".join(err.split())
     for help_ in ("/drop N", "fewer or smaller pictures", "--quantization 4bit"):
         assert help_ in told
-    assert person.drafts[-1] == "What?"
+    assert person.recalls[-1] == "What?"

@@ -33,7 +33,7 @@ class Opener(Lines):
         super().__init__(*lines)
         self._here, self._gate, self._number = here, gate, number
 
-    def read(self, prompt: str, *, text: str = "") -> str:
+    def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         if len(self.seen) == self._number:
             self._gate.opened.set()
             assert self._here.chat.model.engine
@@ -60,8 +60,8 @@ def test_when_another_model_cannot_be_loaded_the_former_answers_again(tmp_path: 
 
     here.loads |= {"other": fail, "fake": lambda progress: FakeEngine("One.")}
     out, err, person = here.talk("/model other", "a", "a")
-    assert "error: out of memory\nnote: fake answers again\n" in err
-    assert person.drafts == ["", "", "a", ""]
+    assert "error: out of memory\nnote: fake answers again\nnote: Up brings" in err
+    assert person.recalls == ["", "", "a", ""]
     assert here.engine.is_closed  # two models at a time may be more than the memory holds
     assert out == "One.\n"
 
@@ -92,7 +92,7 @@ def test_the_first_question_waits_for_the_model_and_ctrl_c_ends_the_wait(tmp_pat
     here = loading(tmp_path, Gate(FakeEngine("Red.")), interrupts=True)
     _, err, person = here.talk("What?")
     assert "the question is taken back" in err
-    assert person.drafts == ["", "What?"]
+    assert (person.drafts, person.recalls) == (["", ""], ["", "What?"])
     assert here.talk("What?")[0] == "Red.\n"
 
 

@@ -59,7 +59,7 @@ def test_a_missing_picture_is_an_error_at_once_and_nothing_is_asked(
     assert "error: " in err
     assert here.engine.requests == []
     assert len(here.chat.turns.staged) == 1
-    assert person.drafts[-1] == ("" if line.startswith("/") else line)
+    assert person.recalls[-1] == ("" if line.startswith("/") else line)
 
 
 def test_a_picture_that_exif_turns_is_told_so(tmp_path: Path, pictures: Path) -> None:

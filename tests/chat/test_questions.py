@@ -37,7 +37,7 @@ def test_an_empty_line_does_nothing(tmp_path: Path) -> None:
     assert here.engine.requests == []
 
 
-def test_an_error_takes_the_turn_back_and_offers_the_text_again(
+def test_an_error_takes_the_turn_back_and_up_brings_the_text_again(
     tmp_path: Path, pictures: Path
 ) -> None:
     errors: list[Exception | None] = [MemoryLimitError("out of memory", hint="fewer"), None]
@@ -45,7 +45,8 @@ def test_an_error_takes_the_turn_back_and_offers_the_text_again(
     out, err, person = here.talk("/image a.png", "What?", "What?")
     assert (out, errors) == ("Red.\n", [])
     assert "error: out of memory\n" in err
-    assert person.drafts[2] == "What?"
+    assert "note: Up brings the question back\n" in err
+    assert (person.drafts[2], person.recalls[2]) == ("", "What?")
     assert [prompt for prompt, _ in person.seen][2:] == ["1 picture > ", "> "]
     assert here.questions == ["What?"]
 
@@ -65,7 +66,7 @@ def test_ctrl_c_before_the_first_word_takes_the_question_back(tmp_path: Path) ->
     out, err, person = here.talk("Count")
     assert (out, here.questions) == ("", [])
     assert "taken back" in err
-    assert person.drafts == ["", "Count"]
+    assert (person.drafts, person.recalls) == (["", ""], ["", "Count"])
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_engine(tmp_path: Path) -> None:

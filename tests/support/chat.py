@@ -28,10 +28,12 @@ class Lines:
     def __init__(self, *lines: str | type[BaseException]) -> None:
         self._lines = list(lines)
         self.seen: list[tuple[str, str]] = []
+        self.recalls: list[str] = []
 
-    def read(self, prompt: str, *, text: str = "") -> str:
-        """Return the next line; remember *prompt* and *text*."""
+    def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
+        """Return the next line; remember what was offered."""
         self.seen.append((prompt, text))
+        self.recalls.append(recall)
         if not self._lines:
             raise EOFError
         line = self._lines.pop(0)

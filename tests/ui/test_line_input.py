@@ -17,7 +17,7 @@ from idefics_cli.chat.commands.line import Line, read_line
 from idefics_cli.ui.chat.line_input import DrawnInput, Stopped, TypedAhead, is_open, unquoted
 from tests.support.commands import Stream
 
-CTRL_C, CTRL_R, ALT_ENTER, ENTER = "\x03", "\x12", "\x1b\r", "\r"
+CTRL_C, CTRL_R, ALT_ENTER, ENTER, UP = "\x03", "\x12", "\x1b\r", "\r", "\x1b[A"
 
 
 class Terminal(Stream):
@@ -77,6 +77,17 @@ def test_a_text_that_is_offered_can_be_edited() -> None:
         assert lines.read("> ", text="What is it") == "What is it?"
 
 
+@pytest.mark.parametrize("before", ["one", "What is\nit?"])
+def test_one_press_of_up_brings_a_text_back_that_was_not_answered(before: str) -> None:
+    with keyboard() as (keys, lines):
+        keys.send_text(f'"""{before}"""{ENTER}')
+        assert lines.read("> ") == before
+        keys.send_text(f"{UP}{ENTER}")
+        assert lines.read("> ", recall="What is\nit?") == "What is\nit?"
+        keys.send_text(f"/exit{ENTER}")
+        assert lines.read("> ", recall="What is\nit?") == "/exit"
+
+
 def test_lines_are_found_again_in_the_next_run_and_by_nobody_else(tmp_path: Path) -> None:
     history = tmp_path / "data" / "history"
     with keyboard(history) as (keys, lines):
@@ -134,7 +145,7 @@ class Person:
     def __init__(self) -> None:
         self.offered: list[str] = []
 
-    def read(self, prompt: str, *, text: str = "") -> str:
+    def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         self.offered.append(text)
         return f"{text}."
 

@@ -43,6 +43,8 @@ class Dispatcher:
             IdeficsError: If that is not possible; then nothing has changed.
         """
         chat, commands = self.chat, self._context.commands
+        if chat.conversation.pending:  # its answer failed, and it could not be taken back then
+            chat.turns.roll_back()
         if not line.strip():
             chat.turns.editing = None
             return CommandResult()
@@ -58,9 +60,14 @@ class Dispatcher:
             raise unknown_command(line.split()[0], commands)
         attached = tuple(chat.attach(read.sources)) if read.sources else ()
         if not read.text.strip():
-            return CommandResult(attached=attached)
+            is_known = bool(read.sources) and not attached
+            return CommandResult(("it is attached already",) if is_known else (), attached)
         lines = self._unknown_references(read.text)
-        chat.ask(read.text)
+        try:
+            chat.ask(read.text)
+        except BaseException:
+            chat.turns.unstage(attached)  # the line is sent again as a whole
+            raise
         return CommandResult(lines, attached, answers=True)
 
     def complete(self, line: str) -> list[Candidate]:

@@ -35,8 +35,14 @@ class Stopped(Exception):
 class LineInput(Protocol):
     """The source of the lines of a chat."""
 
-    def read(self, prompt: str, *, text: str = "") -> str:
-        """Return the text typed after *prompt*; *text* is offered for editing.
+    def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
+        """Return the text typed after *prompt*.
+
+        Args:
+            prompt: What to show before the line.
+            text: Offered for editing in the line.
+            recall: The last line of the history, which one press of Up brings into the line;
+                "" leaves the history as it is.
 
         Raises:
             EOFError: After Ctrl-D on an empty line, or when the terminal is closed.
@@ -61,17 +67,17 @@ class TypedAhead:
         self._lines = lines
         self._tell = tell
 
-    def read(self, prompt: str, *, text: str = "") -> str:
+    def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         """See `LineInput.read`."""
         if text or not self._sent:
             if not text:
                 text, self._begun = self._begun, ""
-            return self._lines.read(prompt, text=text)
+            return self._lines.read(prompt, text=text, recall=recall)
         typed = self._sent.pop(0)
         while is_open(typed):
             if not self._sent:
                 begun, self._begun = self._begun, ""
-                return self._lines.read(prompt, text=f"{typed}\n{begun}")
+                return self._lines.read(prompt, text=f"{typed}\n{begun}", recall=recall)
             typed += "\n" + self._sent.pop(0)
         self._tell(prompt + typed)
         return unquoted(typed)
@@ -128,8 +134,11 @@ class DrawnInput:
             output=create_output(stdout=out),
         )
 
-    def read(self, prompt: str, *, text: str = "") -> str:
+    def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         """See `LineInput.read`."""
+        history = self._session.history
+        if recall and recall not in map(unquoted, history.get_strings()[-1:]):
+            history.append_string(recall)
         return unquoted(self._session.prompt(prompt, default=text, pre_run=self._begin))
 
     def _begin(self) -> None:
@@ -165,22 +174,25 @@ class PlainInput:
         self._found: list[str] = []
         self._is_loaded = False
 
-    def read(self, prompt: str, *, text: str = "") -> str:
+    def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         """See `LineInput.read`."""
-        typed = self._line(prompt, text)
+        typed = self._line(prompt, text, recall)
         while is_open(typed):
-            typed += "\n" + self._line("... ", "")
+            typed += "\n" + self._line("... ", "", "")
         return unquoted(typed)
 
-    def _line(self, prompt: str, text: str) -> str:
+    def _line(self, prompt: str, text: str, recall: str) -> str:
         try:
             import readline
         except ImportError:
-            if text:
-                self._tell(f"to send again: {text}")
+            if text or recall:
+                self._tell(f"to send again: {text or recall}")
             return input(prompt)
         if not self._is_loaded:
             self._load()
+        last = readline.get_history_item(readline.get_current_history_length())
+        if recall and recall != last:
+            readline.add_history(recall.replace("\n", " "))
         readline.set_startup_hook(lambda: readline.insert_text(text.replace("\n", " ")))
         try:
             typed = input(prompt)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.commands.dispatch import Dispatcher
 from idefics_cli.chat.commands.slash_command import CommandResult
 from idefics_cli.chat.descriptions import GOES_WITH_NEXT, describe_staged
-from idefics_cli.core.errors import ContextError, IdeficsError
+from idefics_cli.chat.unexpected import as_shown_error
+from idefics_cli.core.errors import ContextError
 from idefics_cli.core.text import printable
 from idefics_cli.core.types import Sampling
 from idefics_cli.ui.chat.editor import write_in_editor
@@ -22,6 +24,22 @@ _NEARLY_FULL = 0.85
 _NAME_WIDTH = 30
 _TWO_COLUMNS = 2 * _NAME_WIDTH
 _LEAVE_HINT = "Ctrl-D or /exit leaves"
+_RECALL_NOTE = "Up brings the question back"
+
+
+@dataclass(frozen=True, slots=True)
+class _LineBegin:
+    """How the next line begins, after a line was run.
+
+    Attributes:
+        draft: A text to offer for editing in the line.
+        recall: A text that one press of Up brings into the line.
+        is_over: Whether there is no next line, because the chat ends.
+    """
+
+    draft: str = ""
+    recall: str = ""
+    is_over: bool = False
 
 
 class Repl:
@@ -57,40 +75,37 @@ class Repl:
         Raises:
             IdeficsError: If no model can be loaded; the text typed so far has been shown.
         """
-        is_over = False
-        while not is_over:
-            self._show_load_results()
-            if self._chat.model.loading.error is not None:
-                draft = self._go_on_without(draft)
-            try:
-                line = self._lines.read(self._prompt(), text=draft)
-            except KeyboardInterrupt:
-                draft, self._chat.turns.editing = "", None
-                self._console.note(_LEAVE_HINT)
-                continue
-            except EOFError:
-                if self._chat.model.loading.error is not None:
-                    self._go_on_without("")
-                break
-            except Stopped as stopped:
-                draft = stopped.text  # the next round shows the reason
-                continue
-            draft, is_over = self._run_line(line)
+        begin = _LineBegin(draft)
+        while not begin.is_over:
+            begin = self._read_and_run(begin)
 
-    def _run_line(self, line: str) -> tuple[str, bool]:
-        """Run *line*; return a text to offer for editing, and whether the chat is over."""
+    def _read_and_run(self, begin: _LineBegin) -> _LineBegin:
+        """Read one line and run it; return how the next line begins."""
+        self._show_load_results()
+        if self._chat.model.loading.error is not None:
+            begin = self._go_on_without(begin)
         try:
-            result = self._dispatcher.run(line)
-            return self._show_result(result), result.is_over
-        except IdeficsError as error:
-            self._console.error(error)
-            return "" if line.startswith("/") else line, False
+            line = self._lines.read(self._prompt(), text=begin.draft, recall=begin.recall)
+        except KeyboardInterrupt:
+            self._chat.turns.editing = None
+            self._console.note(_LEAVE_HINT)
+            return _LineBegin()
+        except EOFError:
+            if self._chat.model.loading.error is not None:
+                self._go_on_without(_LineBegin())
+            return _LineBegin(is_over=True)
+        except Stopped as stopped:
+            return _LineBegin(stopped.text)  # the next round shows the reason
+        try:
+            return self._show_result(self._dispatcher.run(line))
         except KeyboardInterrupt:  # during a download
             self._console.note("stopped")
-            return line, False
+        except Exception as error:  # nothing that fails for one line may end the chat
+            self._console.error(as_shown_error(error))
+        return _LineBegin(recall="" if line.startswith("/") else line)
 
-    def _go_on_without(self, text: str) -> str:
-        """Go back to the former model, if there is one; return the text to offer for editing.
+    def _go_on_without(self, begin: _LineBegin) -> _LineBegin:
+        """Go back to the former model, if there is one; return *begin*.
 
         Raises:
             IdeficsError: If there is none: the reason why the model cannot be loaded.
@@ -99,19 +114,26 @@ class Repl:
         if error is None:
             raise RuntimeError("the model can be loaded")
         if not self._chat.go_back():
-            if text.strip():
+            if text := (begin.draft or begin.recall).strip():
                 self._console.tell(f"not asked: {text}")
             raise error
         self._console.error(error)
         self._console.note(f"{self._chat.model.name} answers again")
-        return text
+        if begin.recall:
+            self._console.note(_RECALL_NOTE)
+        return begin
 
     def _show_load_results(self) -> None:
         """Show the warnings of the model that is loaded, and the tokens of staged pictures."""
         for warning in self._chat.model.loading.take_warnings():
             self._console.warn(warning)
-        for number, staged in self._chat.count_staged():
-            self._tell(f"[{number}] takes {staged.tokens} tokens")
+        try:
+            for number, staged in self._chat.count_staged():
+                self._tell(f"[{number}] takes {staged.tokens} tokens")
+        except KeyboardInterrupt:
+            self._console.note("stopped")
+        except Exception as error:  # as in `_read_and_run`
+            self._console.error(as_shown_error(error))
 
     def show_attached(
         self, attached: Sequence[StagedPicture], first: int, *, is_asked: bool = False
@@ -135,8 +157,8 @@ class Repl:
         count = len(self._chat.turns.staged)
         return f"{count} picture{'s' if count > 1 else ''} > " if count else "> "
 
-    def _show_result(self, result: CommandResult) -> str:
-        """Show *result* and do what it asks for; return a text to offer for editing."""
+    def _show_result(self, result: CommandResult) -> _LineBegin:
+        """Show *result* and do what it asks for; return how the next line begins."""
         total = len(self._chat.conversation.pictures)
         if not result.answers:
             total += len(self._chat.turns.staged)
@@ -150,14 +172,14 @@ class Repl:
             return self._ask_from_editor()
         if result.answers:
             return self._answer(result.sampling)
-        return result.draft
+        return _LineBegin(result.draft, is_over=result.is_over)
 
-    def _ask_from_editor(self) -> str:
+    def _ask_from_editor(self) -> _LineBegin:
         """Ask the question that the user writes in an editor; return as `_show_result`."""
         text = write_in_editor(self._console.environ)
         if not text.strip():
             self._tell("nothing was written")
-            return ""
+            return _LineBegin()
         self._chat.ask(text)
         return self._answer(None)
 
@@ -181,8 +203,8 @@ class Repl:
             self._console.tell(name)
             self._tell(f"  {summary}")
 
-    def _answer(self, sampling: Sampling | None) -> str:
-        """Answer the pending question; return its text if there is no answer."""
+    def _answer(self, sampling: Sampling | None) -> _LineBegin:
+        """Answer the pending question; Up brings its text back if there is no answer."""
         pending = self._chat.conversation.pending
         if pending is None:
             raise RuntimeError("nothing is pending")
@@ -192,11 +214,13 @@ class Repl:
             finish = show_reply(self._console, self._chat, sampling)
         except ContextError as error:
             self._console.error(error)
-            return self._choose(question, sampling) if question else ""
-        except IdeficsError as error:
+            return self._choose(question, sampling) if question else _LineBegin()
+        except Exception as error:  # as in `_read_and_run`
             if error is not self._chat.model.loading.error:
-                self._console.error(error)
-            return question
+                self._console.error(as_shown_error(error))
+                if question:
+                    self._console.note(_RECALL_NOTE)
+            return _LineBegin(recall=question)
         if finish == "cancelled":
             return self._tell_interrupted(question)
         if finish == "length":
@@ -206,7 +230,7 @@ class Repl:
             self._tell_picture_tokens()
         if self._console.draws:
             self._console.tell("")
-        return ""
+        return _LineBegin()
 
     def _tell_picture_tokens(self) -> None:
         """Show the tokens of the last pictures, which were attached before the model was loaded."""
@@ -215,14 +239,16 @@ class Repl:
                 f"[{picture.number}] takes {self._chat.picture_tokens(picture.attachment)} tokens"
             )
 
-    def _tell_interrupted(self, question: str) -> str:
+    def _tell_interrupted(self, question: str) -> _LineBegin:
         turns = self._chat.conversation.turns
         reply = turns[-1].reply if turns else None
         if reply is not None and reply.is_interrupted:
             self._console.note("interrupted; the answer so far is kept")
-            return ""
+            return _LineBegin()
         self._console.note("interrupted before the first word; the question is taken back")
-        return question
+        if question:
+            self._console.note(_RECALL_NOTE)
+        return _LineBegin(recall=question)
 
     def _tell_cut(self) -> None:
         used = self._chat.used()
@@ -242,7 +268,7 @@ class Repl:
             )
         self._is_warned = is_near
 
-    def _choose(self, question: str, sampling: Sampling | None) -> str:
+    def _choose(self, question: str, sampling: Sampling | None) -> _LineBegin:
         """Let the user choose what to leave out so that *question* fits.
 
         Nothing is left out without a choice.
@@ -259,7 +285,7 @@ class Repl:
         try:
             choice = self._lines.read("choose: ").strip()
         except (KeyboardInterrupt, EOFError):
-            return question
+            return _LineBegin(recall=question)
         if choice == "1" and turns:
             chat.turns.session.forget(turns)
         elif choice == "2" and pictures:
@@ -268,6 +294,6 @@ class Repl:
         elif choice == "3" and chat.conversation.turns:
             chat.turns.session.clear()
         else:
-            return question
+            return _LineBegin(question)
         chat.ask(question)
         return self._answer(sampling)

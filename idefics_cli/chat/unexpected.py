@@ -1,0 +1,25 @@
+"""Errors of libraries, and bugs of ours, as errors that a chat can show and survive."""
+
+from __future__ import annotations
+
+import logging
+
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError
+from idefics_cli.core.text import abbreviated
+
+_log = logging.getLogger(__name__)
+_MESSAGE_CHARACTERS = 300
+
+
+def as_shown_error(error: Exception) -> IdeficsError:
+    """Return *error* itself if it is one of ours, else an error that names it."""
+    if isinstance(error, IdeficsError):
+        return error
+    _log.debug("unexpected error", exc_info=error)
+    if isinstance(error, MemoryError):
+        return MemoryLimitError("out of memory", hint="fewer or smaller pictures need less")
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    return IdeficsError(
+        f"unexpected error: {abbreviated(text, _MESSAGE_CHARACTERS)}",
+        hint="the chat goes on; for a bug report, `idefics doctor --json` describes this computer",
+    )
