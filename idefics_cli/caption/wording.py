@@ -46,7 +46,8 @@ _OPENING = re.compile(
 # The end of a sentence; not after "Mr.", after an initial, or after the number of a list item.
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\be\.g)(?<!\bi\.e)"
-    r"(?<!^\d)(?<!^\d\d)[.!?\u2026]+[\"'\u201d\u2019)\]*]*(?=\s|$)|[\u3002\uff01\uff1f][\u300d\u300f\u201d\uff09]*|(?<=\S)(?=\s*\n)",
+    r"(?<!^\d)(?<!^\d\d)(?<![.!?\u2026])[.!?\u2026]+[\"'\u201d\u2019)\]*]*(?=\s|$)"
+    r"|[\u3002\uff01\uff1f][\u300d\u300f\u201d\uff09]*|(?<=\S)(?=\s*\n)",
     re.MULTILINE,
 )
 

@@ -153,18 +153,36 @@ def _text(head: bytes) -> str | None:
     return None if any(c < " " and c not in "\t\n\v\f\r\x1b" for c in text) else text
 
 
-_WEB_PAGE = re.compile(
-    r"(?:(?:<!--.*?-->|<[?!][^>]*>)\s*)*<(?:html|head|body|title|meta|script)\b|<!doctype html",
-    re.DOTALL | re.IGNORECASE,
-)
+_WEB_ROOT = re.compile(r"<(?:!doctype\s+html|html|head|body|title|meta|script)\b", re.IGNORECASE)
 _SVG_ROOT = re.compile(r"<(?:\w+:)?svg\b", re.IGNORECASE)
+# The parts that can come before the root of a document: comments, processing instructions and
+# declarations, each with its end (XML 1.0, section 2.8).
+_PROLOG = (("<!--", "-->"), ("<?", ">"), ("<!", ">"))
 
 
 def _markup(text: str) -> FileFormat:
-    stripped = text.lstrip()
-    if _WEB_PAGE.match(stripped):
+    start = _root_start(text)
+    if _WEB_ROOT.match(text, start):
         return FileFormat("a web page", hint="give the address or file of the picture itself")
-    # A prolog, comments, and a document type with a body may come before the root.
-    if stripped.startswith("<") and _SVG_ROOT.search(stripped):
+    # A document type with a body may come before the root.
+    if text.lstrip().startswith("<") and _SVG_ROOT.search(text):
         return _SVG
     return FileFormat("text")
+
+
+def _root_start(text: str) -> int:
+    """Return where the root of a document, or its `<!doctype html`, begins.
+
+    One regular expression for a prolog took exponential time, because a comment is also a
+    declaration.
+    """
+    start = 0
+    while True:
+        start = len(text) - len(text[start:].lstrip())
+        if _WEB_ROOT.match(text, start):
+            return start
+        end = next((end for begin, end in _PROLOG if text.startswith(begin, start)), None)
+        after = text.find(end, start) if end else -1
+        if end is None or after < 0:
+            return start
+        start = after + len(end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 
 import pytest
 from PIL import ExifTags, Image, TiffImagePlugin, features
@@ -159,6 +160,30 @@ def test_a_file_that_is_no_picture_is_told_what_it_is(name: str) -> None:
 def test_text_that_is_cut_in_the_middle_of_a_character_is_text() -> None:
     assert refusal("é".encode() * 2047 + b"x" + "é".encode() * 9).kind == "not_an_image"
     assert identify(("x" + "é" * 3000).encode()[:4096]).name == "text"
+
+
+@pytest.mark.parametrize(
+    ("prolog", "root", "name"),
+    [
+        ("<!-- a -->\n" * 300, "<svg/>", "an SVG drawing"),
+        ("<!-- a -->\n" * 300, "<note/>", "text"),
+        ("<?a?><!b>" * 400, "<HTML>", "a web page"),
+        ("<!-- <html> -->", "<svg/>", "an SVG drawing"),
+        ("<!-- a > b -->", "<body>", "a web page"),
+        ("<!-- never ends", "<html>", "text"),
+        ("<!--" * 1000, "<html>", "text"),
+        ("<?" * 2000, "", "text"),
+        ("<!DOCTYPE svg [<!ENTITY a 'b'>]>", "<svg/>", "an SVG drawing"),
+    ],
+)
+def test_a_document_is_known_by_its_root_after_any_prolog(
+    prolog: str, root: str, name: str
+) -> None:
+    start = time.thread_time()
+
+    assert identify((prolog + root).encode()).name == name
+
+    assert time.thread_time() - start < 0.1
 
 
 @pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1, 330: 8}], ids=["dng", "nef"])

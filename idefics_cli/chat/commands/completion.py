@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from idefics_cli.chat.commands.line import escape_word, find_paths, split_words
 
-_LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*$")
+_WORD = re.compile(r"(?:\\.|[^\s\\])+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +59,7 @@ def ends_in_path(line: str) -> bool:
 
 
 def _last_word(line: str) -> str:
-    match = _LAST_WORD.search(line)
-    return match[0] if match else ""
+    # From the left and with a match for each word: a search for the end of the line tries every
+    # character as a beginning, which took seconds for a long word.
+    last = max(_WORD.finditer(line), key=re.Match.end, default=None)
+    return last[0] if last and last.end() == len(line) else ""

@@ -20,7 +20,7 @@ _WORD = re.compile(
     r"""(?<!\S)(?P<at>@?)(?:'(?P<single>[^']+)'|"(?P<double>[^"]+)"|(?P<bare>(?:\\.|[^\s\\])+))""",
     re.DOTALL,
 )
-_TRAILING = re.compile(r"[?!.,;:)]+$")
+_TRAILING = "?!.,;:)"
 _ADDRESS = re.compile(r"https?://\S", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?[]")
 
@@ -124,8 +124,9 @@ def _named(match: re.Match[str]) -> tuple[str | None, str]:
 def _readings(value: str) -> list[tuple[str, str]]:
     """Return *value* as it is and, unless it is a file, without the punctuation at its end."""
     readings = [(value, "")]
-    if (match := _TRAILING.search(value)) and not _is_file(_path(value)):
-        readings.insert(0, (value[: match.start()], match[0]))
+    bare = value.rstrip(_TRAILING)
+    if bare != value and not _is_file(_path(value)):
+        readings.insert(0, (bare, value[len(bare) :]))
     return readings
 
 

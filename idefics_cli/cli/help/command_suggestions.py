@@ -118,7 +118,7 @@ def _suggest_for_input(words: Sequence[str]) -> str | None:
     files = [word for word in words if os.path.exists(word)]
     if re.match(r"https?://", first, re.IGNORECASE):
         return f'`idefics ask "What is in it?" -i {shlex.quote(first)}`'
-    if re.search(r"[*?[]\S*\.\w+$", first):
+    if re.fullmatch(r"[^*?[]*[*?[]\S*\.\w+", first):
         return (
             f"no picture matches `{first}` here; `idefics caption FOLDER` captions a whole folder"
         )

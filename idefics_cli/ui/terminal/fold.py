@@ -24,7 +24,7 @@ def fold(line: str, width: int, *, indent: int | None = None) -> list[str]:
         return [line]
     indent = _last_column(line, width) if indent is None else min(indent, width // 2)
     lines, current = [], ""
-    for piece in re.findall(r" *[^ ]+", line):
+    for piece in re.split(r"(?<=[^ ])(?= )", line.rstrip(" ")):
         if current.strip() and cell_len(current + piece) > width:
             lines.append(current)
             current, piece = " " * indent, piece.lstrip(" ")
