@@ -85,6 +85,7 @@ _SIGNATURES = _compiled(
     # Includes the size of the header after the first 14 bytes: a text can begin with "BM", too.
     (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", _picture("BMP", "BMP")),
     (rb"\0\0\x01\0[^\0]", _picture("icon", "ICO")),
+    (rb"\0\0\x02\0[^\0]\0.{3}\0", _picture("cursor", "ICO")),
     (rb"icns", _picture("ICNS", "ICNS")),
     (rb"P[1-6]\s+[#\d]|Pf\s", _picture("PNM", "PPM")),
     (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", _picture("JPEG 2000", "JPEG2000")),

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, ImageGrab, TiffImagePlugin
+from PIL import Image, ImageFile
 
 from idefics_cli.core.errors import ImageError
-from idefics_cli.core.sources import (
-    CLIPBOARD,
-    describe_source,
-    is_address,
-    is_clipboard,
-)
+from idefics_cli.core.sources import describe_source, is_address
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import Attachment, ImageLimits
-from idefics_cli.images.formats import CAMERA_RAW, HEAD_BYTES, FileFormat, identify
+from idefics_cli.images.failures import as_image_error, unusable
+from idefics_cli.images.formats import HEAD_BYTES, FileFormat, identify
+from idefics_cli.images.header import check_header, read_facts
+from idefics_cli.images.icons import select_icon
 from idefics_cli.images.pillow_setup import mute_libtiff, mute_warnings, raise_pixel_limit
-from idefics_cli.images.pixels import exif_orientation, is_sideways, upright_rgb
+from idefics_cli.images.pixels import exif_orientation, is_sideways, show_first_visible, upright_rgb
 from idefics_cli.images.sources import ImageSources
 
-_TAG_SUBFILE_TYPE, _TAG_HEIGHT, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 257, 330, 50706
 # In other formats the decoded picture may be larger than in the header, or turned.
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
-_UNSUPPORTED = re.compile(
-    r"unsupported|not implemented|not available|not installed|cannot find loader"
-    r"|conversion .*not supported|unknown (?:pixel|data organization|pcx mode)",
-    re.IGNORECASE,
-)
-_TOO_LARGE = re.compile(r"too large|too much memory|exceeds limit", re.IGNORECASE)
 
 
 class ImageLoader:
@@ -68,11 +56,6 @@ class ImageLoader:
         """
         source = attachment.source
         mute_warnings()
-        if is_clipboard(source):
-            grabbed = _grab()
-            if isinstance(grabbed, Image.Image):
-                return self._decode(grabbed, _CLIPBOARD_CONTENT, source, None)
-            source = grabbed
         with self._sources.open(source) as stream:
             return self.open_stream(stream, source, draft_edge=draft_edge)
 
@@ -83,8 +66,6 @@ class ImageLoader:
             ImageError: If the picture cannot be used; damage after the header may stay unnoticed.
         """
         source = attachment.source
-        if is_clipboard(source):
-            return _original_size(self.open(attachment))
         with self._sources.open(source) as stream:
             return self.stream_size(stream, source)
 
@@ -100,9 +81,8 @@ class ImageLoader:
         """
         mute_warnings()
         content = _identify(stream, source)
-        with _as_image_error(content, source):
-            image = _open_with(content.plugin or "", stream)
-        return self._decode(image, content, source, draft_edge)
+        with as_image_error(content, source):
+            return self._decode(content.plugin or "", stream, source, draft_edge)
 
     def stream_size(self, stream: BinaryIO, source: str) -> tuple[int, int]:
         """Return the size of the picture in *stream*; see `size` and `open_stream`."""
@@ -110,34 +90,40 @@ class ImageLoader:
         content = _identify(stream, source)
         if content.plugin not in _SIZE_IN_HEADER:
             return _original_size(self.open_stream(stream, source))
-        with _as_image_error(content, source):
+        with as_image_error(content, source):
             image = _open_with(content.plugin, stream)
-            self._check_size(image, source)
+            self._check_size(image.size, source)
             return image.size[::-1] if is_sideways(image) else image.size
 
     def _decode(
-        self, image: Image.Image, content: FileFormat, source: str, draft_edge: int | None
+        self, plugin: str, stream: BinaryIO, source: str, draft_edge: int | None
     ) -> Image.Image:
-        with _as_image_error(content, source):
-            self._check_size(image, source)
-            _check_tiff(image, content, source)
-            header_size = image.size
-            # Other plugins also have drafts: pillow-heif would give the embedded thumbnail.
-            if draft_edge is not None and content.plugin == "JPEG":
-                image.draft(None, (draft_edge, draft_edge))
-            is_reduced = image.size != header_size
-            image.load()
-            # With pillow-heif and icons, the picture may differ in size from its header.
-            self._check_size(image, source)
-            upright = upright_rgb(image)
+        if plugin == "ICO":
+            stream, size = select_icon(stream)
+            self._check_size(size, source)
+        check_header(plugin, stream)
+        image = _open_with(plugin, stream)
+        self._check_size(image.size, source)
+        facts = read_facts(image, stream)
+        self._check_size(image.size, source)
+        header_size = image.size
+        # Other plugins also have drafts: pillow-heif would give the embedded thumbnail.
+        if draft_edge is not None and plugin == "JPEG":
+            image.draft(None, (draft_edge, draft_edge))
+        is_reduced = image.size != header_size
+        image.load()
+        show_first_visible(image)
+        # With pillow-heif and icons, the picture may differ in size from its header.
+        self._check_size(image.size, source)
+        upright = upright_rgb(image, facts)
         size = upright.size
         if is_reduced:
             size = header_size[::-1] if is_sideways(image) else header_size
         upright.info["original_size"] = size
         return upright
 
-    def _check_size(self, image: Image.Image, source: str) -> None:
-        width, height = image.size
+    def _check_size(self, size: tuple[int, int], source: str) -> None:
+        width, height = size
         if width * height > self._limits.max_pixels:
             raise ImageError(
                 f"`{describe_source(source)}` is too large: {width}x{height} pixels,"
@@ -173,18 +159,10 @@ def _identify(stream: BinaryIO, source: str) -> FileFormat:
         hint = None
         if is_address(source) and content.name == "a web page":
             hint = "open it in a browser, and copy the address of the picture itself"
-        raise _unusable(content, source, hint)
+        raise unusable(content, source, hint)
     if content.plugin == "HEIF":
         _register_heif(source)
     return content
-
-
-def _unusable(content: FileFormat, source: str, hint: str | None = None) -> ImageError:
-    return ImageError(
-        f"cannot read `{describe_source(source)}`: it is {content.name}",
-        kind=content.kind,
-        hint=hint or content.hint,
-    )
 
 
 def _register_heif(source: str) -> None:
@@ -210,82 +188,3 @@ def _open_with(plugin: str, stream: BinaryIO) -> ImageFile.ImageFile:
     if plugin == "TIFF":
         mute_libtiff()
     return Image.OPEN[plugin][0](stream, "")
-
-
-def _check_tiff(image: Image.Image, content: FileFormat, source: str) -> None:
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return
-    # DNG, NEF, ARW: TIFF files whose first picture is only a thumbnail.
-    tags = image.tag_v2
-    is_thumbnail = tags.get(_TAG_SUBFILE_TYPE) == 1 and _TAG_SUB_IFDS in tags
-    if _TAG_DNG_VERSION in tags or is_thumbnail:
-        raise _unusable(CAMERA_RAW, source)
-    # Pillow leaves missing strips black. `height` is the height of the upright picture.
-    height = int(tags[_TAG_HEIGHT])
-    bottom = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
-    if bottom < height:
-        raise _damaged(content, source, f"only {bottom} of {height} rows")
-
-
-@contextmanager
-def _as_image_error(content: FileFormat, source: str) -> Iterator[None]:
-    """Convert any error of Pillow to an `ImageError`."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except MemoryError as error:
-        raise _too_large(content, source, "it needs too much memory") from error
-    except Image.DecompressionBombError as error:
-        raise _too_large(content, source, "it has too many pixels") from error
-    except Exception as error:
-        # With corrupt files, plugins of Pillow raise nearly every built-in error: OSError,
-        # SyntaxError, struct.error, KeyError, OverflowError, ZeroDivisionError, zlib.error ...
-        raise _damaged(content, source, str(error)) from error
-
-
-def _damaged(content: FileFormat, source: str, reason: str) -> ImageError:
-    name = describe_source(source)
-    reason = abbreviated(reason or "no reason given")
-    if _TOO_LARGE.search(reason):
-        return _too_large(content, source, reason)
-    if _UNSUPPORTED.search(reason):
-        return ImageError(
-            f"cannot read `{name}`: {content.name} of a rare kind ({reason})",
-            kind="unsupported",
-            hint="convert it to PNG or JPEG first",
-        )
-    return ImageError(
-        f"cannot read `{name}`: {content.name} that is cut off or damaged ({reason})",
-        kind="truncated",
-        hint="copy or download it again",
-    )
-
-
-def _too_large(content: FileFormat, source: str, reason: str) -> ImageError:
-    return ImageError(
-        f"cannot read `{describe_source(source)}`: {content.name} that is too large ({reason})",
-        kind="too_large",
-        hint="shrink it first",
-    )
-
-
-_CLIPBOARD_CONTENT = FileFormat("a picture", "PNG")
-
-
-def _grab() -> Image.Image | str:
-    """Return the picture on the clipboard, or the path of the first copied file."""
-    with _as_image_error(_CLIPBOARD_CONTENT, CLIPBOARD):
-        try:
-            grabbed = ImageGrab.grabclipboard()
-        except (NotImplementedError, ChildProcessError, FileNotFoundError) as error:
-            raise ImageError(
-                f"cannot read `clipboard`: {abbreviated(str(error))}",
-                kind="unsupported",
-                hint="on Linux install wl-clipboard or xclip; without a desktop give a file",
-            ) from error
-    if not grabbed:
-        raise ImageError(
-            "the clipboard holds no picture", kind="missing", hint="copy a picture first"
-        )
-    return grabbed[0] if isinstance(grabbed, list) else grabbed

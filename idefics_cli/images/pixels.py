@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from idefics_cli.images.facts import PixelFacts
+
 # EXIF 2.32, tag 0x0112: the operation that undoes each orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -16,6 +18,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_PLAIN = PixelFacts()
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -37,12 +42,49 @@ def is_sideways(image: Image.Image) -> bool:
     return exif_orientation(image) >= 5
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return a loaded image of any mode as a new RGB image, upright and without metadata."""
+def show_first_visible(image: Image.Image) -> None:
+    """Go to the first frame of a loaded animation that is not wholly clear, if it is near."""
+    for frame in range(1, _MOST_CLEAR_FRAMES):
+        if not _is_animation(image) or not _is_clear(image):
+            return
+        try:
+            image.seek(frame)
+            image.load()
+        except Exception:  # damaged later frames do not matter; see `exif_orientation`
+            image.seek(0)
+            return
+
+
+_MOST_CLEAR_FRAMES = 8
+
+
+def _is_animation(image: Image.Image) -> bool:
+    # The further frames of a Photoshop file are its layers, and of a TIFF its pages.
+    return image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
+
+
+def _is_clear(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    return image.convert("RGBA").getchannel("A").getbbox() is None
+
+
+def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN) -> Image.Image:
+    """Return a loaded image of any mode as a new RGB image, upright and without metadata.
+
+    Args:
+        image: The image.
+        facts: How its pixels are to be read.
+    """
     turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
-    upright = _over_white(image) if image.has_transparency_data else image.convert("RGB")
+        image = _eight_bits(image, facts)
+    has_alpha = facts.has_alpha and image.has_transparency_data
+    upright = _over_white(image) if has_alpha else image.convert("RGB")
+    if facts.frame is not None:
+        canvas = Image.new("RGB", upright.size, "white")
+        canvas.paste(upright.crop(facts.frame), facts.frame[:2])
+        upright = canvas
     if turn is not None:
         upright = upright.transpose(turn)
     upright.info = {}
@@ -61,28 +103,35 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
     """Convert grey of 16 or 32 bits or floats to `L`; a colour key becomes white."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
-        grey = (values >> 8).astype(np.uint8)
+        grey = (values >> (facts.grey_bits - 8)).astype(np.uint8)
     elif image.mode == "I":
+        values = values.view(np.uint32) if facts.is_unsigned else values
         grey = _from_integers(values, sixteen=image.format == "PPM")
     else:
         grey = _from_floats(values)
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey[values == key] = 255
+    elif facts.is_white_zero:
+        grey = 255 - grey
     return Image.fromarray(grey)
 
 
-def _from_integers(values: NDArray[np.int32], *, sixteen: bool) -> NDArray[np.uint8]:
+def _from_integers(
+    values: NDArray[np.int32] | NDArray[np.uint32], *, sixteen: bool
+) -> NDArray[np.uint8]:
     low, high = int(values.min()), int(values.max())
     # Pillow scales a PNM of more than 8 bits to 0..65535; a TIFF does not define its range.
     if low >= 0 and high <= 65535 and (sixteen or high > 255):
         return (values >> 8).astype(np.uint8)
     if low >= 0 and high <= 255:
         return values.astype(np.uint8)
+    if low >= 0 and high >= 2**31:  # unsigned, and the highest bit is used
+        return (values >> 24).astype(np.uint8)
     return _stretched(values, low, high)
 
 
@@ -100,7 +149,7 @@ def _from_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _stretched(
-    values: NDArray[np.int32] | NDArray[np.float32], low: float, high: float
+    values: NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.float32], low: float, high: float
 ) -> NDArray[np.uint8]:
     # Data such as heights or temperatures: viewers show its range from black to white.
     share = (values.astype(np.float64) - low) / ((high - low) or 1)

@@ -1,4 +1,4 @@
-"""The bytes of a picture from a file, a URL, a `data:` URI or stdin."""
+"""The bytes of a picture from a file, a URL, a `data:` URI, stdin or the clipboard."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from idefics_cli.core.sources import (
     describe_source,
     has_scheme,
     is_address,
+    is_clipboard,
     match_data_uri,
     too_many_bytes,
 )
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import ImageLimits
+from idefics_cli.images.clipboard import read_clipboard
 
 _NEIGHBOURS = 5000  # number of names in a folder that are compared with a misspelt name
 # RFC 8089: file:///path, file://localhost/path and file:/path.
@@ -61,6 +63,11 @@ class ImageSources:
             return io.BytesIO(self._download(source))
         if source[:5].lower() == "data:":
             return io.BytesIO(_decode_data(source, self._limits))
+        if is_clipboard(source):
+            content = read_clipboard(self._limits)
+            if isinstance(content, bytes):
+                return io.BytesIO(content)
+            return _open_file(content, content)
         return _open_file(_local_path(source), source)
 
     def _download(self, url: str) -> bytes:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.support.chat import ChatWorld, world
 from tests.support.fakes import FAKE_SPEC, FakeEngine
+from tests.support.sources import install_xclip
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,8 @@ def test_a_picture_on_the_clipboard_is_attached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = Image.new("RGB", (9, 7), "red")
-    monkeypatch.setattr("PIL.ImageGrab.grabclipboard", lambda: image)
+    image.save(tmp_path / "copied.png")
+    install_xclip(f"/bin/cat '{tmp_path}/copied.png'", tmp_path, monkeypatch)
     here = world(tmp_path, "Red.")
     _, err, _ = here.talk("/paste", "What?")
     assert "[1] clipboard, 9x7 landscape, 10 tokens" in err

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import ImageGrab
 
-from tests.support.sources import PICTURE, is_the_picture, load, load_error
+from tests.support.pictures import encoded, png, quadrants
+from tests.support.sources import PICTURE, install_xclip, is_the_picture, load, load_error
 
 
 @pytest.fixture
 def clipboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Return a function that replaces the clipboard tool of the desktop with a shell script."""
-    if os.name != "posix" or os.uname().sysname == "Darwin":
-        pytest.skip("the clipboard of a Linux desktop")
-
-    def install(script: str) -> None:
-        tool = tmp_path / "xclip"
-        tool.write_text(f"#!/bin/sh\n{script}\n")
-        tool.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setenv("DISPLAY", ":0")
-        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-
-    return install
+    return lambda script: install_xclip(script, tmp_path, monkeypatch)
 
 
 def test_the_clipboard_is_a_picture(clipboard: Callable[[str], None], tmp_path: Path) -> None:
@@ -54,7 +42,7 @@ def test_the_clipboard_is_held_to_the_pixel_limit(
         ("echo 'Error: target image/png not available' >&2; exit 1", "missing", "no picture"),
         ('echo "Error: Can\'t open display: :0" >&2; exit 1', "unsupported", "open display"),
         ("printf '\\033[31mred\\n' >&2; exit 1", "unsupported", "\\x1b[31mred"),
-        ("echo not a picture", "truncated", "clipboard"),
+        ("echo not a picture", "not_an_image", "clipboard"),
     ],
 )
 def test_a_clipboard_without_a_picture_says_so(
@@ -80,12 +68,62 @@ def test_a_machine_without_a_clipboard_names_what_to_install(
     assert "xclip" in (error.hint or "")
 
 
-def test_a_copied_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # macOS and Windows: copying a file puts its path on the clipboard.
-    (tmp_path / "a.png").write_bytes(PICTURE)
-    for paths in ([str(tmp_path / "a.png")], [str(tmp_path / "a.png"), "/b.png"]):
-        monkeypatch.setattr(ImageGrab, "grabclipboard", lambda paths=paths: paths)
-        assert is_the_picture(load("clipboard:"))
+@pytest.mark.parametrize("rest", ["", "file:///b.png\r\n"])
+def test_a_copied_file_is_opened(
+    rest: str, clipboard: Callable[[str], None], tmp_path: Path
+) -> None:
+    (tmp_path / "a b.png").write_bytes(PICTURE)
+    uri = (tmp_path / "a b.png").as_uri()
+    (tmp_path / "list").write_text(f"# copied\r\n{uri}\r\n{rest}")
+    clipboard(
+        f"""case "$*" in
+        *TARGETS) echo text/uri-list;;
+        *text/uri-list) /bin/cat '{tmp_path}/list';;
+        *) exit 1;; esac"""
+    )
 
-    monkeypatch.setattr(ImageGrab, "grabclipboard", list)
-    assert load_error("clipboard:").kind == "missing"
+    assert is_the_picture(load("clipboard:"))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unsupported"),
+        (b"<svg/>", "unsupported"),
+        (png(10_001, 10_001, b"", depth=8, colour_type=2), "too_large"),
+    ],
+    ids=["eps", "svg", "100 MP"],
+)
+def test_the_clipboard_goes_through_the_same_checks_as_a_file(
+    content: bytes, kind: str, clipboard: Callable[[str], None], tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho started >'{tmp_path}/started'\n")
+    (tmp_path / "gs").chmod(0o755)
+    clipboard(f"/bin/cat '{tmp_path}/a'")
+
+    assert load_error("clipboard:").kind == kind
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_clipboard_without_end_or_answer_is_refused(clipboard: Callable[[str], None]) -> None:
+    clipboard("exec /usr/bin/yes")
+    assert load_error("clipboard:", max_bytes=1000).kind == "too_large"
+
+    clipboard("exec /bin/sleep 60")
+    error = load_error("clipboard:", timeout_seconds=1)
+    assert (error.kind, "no answer in 1 s" in str(error)) == ("unsupported", True)
+
+
+def test_a_picture_of_another_format_is_taken(
+    clipboard: Callable[[str], None], tmp_path: Path
+) -> None:
+    (tmp_path / "a.bmp").write_bytes(encoded(quadrants(), "BMP"))
+    clipboard(
+        f"""case "$*" in
+        *TARGETS) echo TARGETS; echo text/html; echo image/bmp;;
+        *image/bmp) /bin/cat '{tmp_path}/a.bmp';;
+        *) exit 1;; esac"""
+    )
+
+    assert is_the_picture(load("clipboard:"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -31,3 +34,15 @@ def load_error(source: str, **limits: int) -> ImageError:
 def is_the_picture(image: Image.Image) -> bool:
     """Return whether *image* shows `PICTURE`."""
     return corners(image) == list(QUADRANTS)
+
+
+def install_xclip(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the clipboard tool of a Linux desktop with a shell script in *folder*."""
+    if os.name != "posix" or os.uname().sysname == "Darwin":
+        pytest.skip("the clipboard of a Linux desktop")
+    tool = folder / "xclip"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

@@ -1,0 +1,98 @@
+"""The facts of each format that Pillow ignores or misreads in the header."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import BinaryIO
+
+from PIL import ImageFile, PsdImagePlugin, TiffImagePlugin
+
+from idefics_cli.images.facts import PixelFacts, RareKind
+from idefics_cli.images.psd import check_psd_header, read_psd_facts
+from idefics_cli.images.tiff import read_tiff_facts
+
+
+def check_header(plugin: str, stream: BinaryIO) -> None:
+    """Refuse a file that a plugin of Pillow cannot open, if its own error would mislead.
+
+    Raises:
+        RareKind: If the file is of a kind that Pillow does not know.
+    """
+    if plugin == "PSD":
+        check_psd_header(stream)
+
+
+def read_facts(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    """Correct what Pillow has read from the header of an unloaded *image*.
+
+    Args:
+        image: Its frame, tiles and palette are changed where they are wrong.
+        stream: The file.
+
+    Raises:
+        RareKind: If the decoded pixels would be wrong.
+    """
+    read = _READERS.get(image.format or "")
+    return read(image, stream) if read else PixelFacts()
+
+
+# GIF and PNG -----------------------------------------------------------------------------------
+
+
+def _gif(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    # Pillow fills the rest of the canvas with the background colour; viewers leave it clear.
+    box = image.tile[0].extents if image.tile else None
+    is_part = box is not None and box != (0, 0, *image.size)
+    return PixelFacts(frame=box if is_part and "transparency" not in image.info else None)
+
+
+def _png(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    # A default image that is not a frame is for programs that know no animations.
+    if getattr(image, "default_image", False):
+        image.seek(1)
+    return PixelFacts()
+
+
+# Targa -----------------------------------------------------------------------------------------
+
+
+def _tga(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    # The low four bits of the descriptor count the bits of alpha (Truevision TGA 2.0, field 5.6).
+    stream.seek(17)
+    return PixelFacts(has_alpha=bool(stream.read(1)[0] & 0x0F))
+
+
+def _psd(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    assert isinstance(image, PsdImagePlugin.PsdImageFile)
+    return read_psd_facts(image, stream)
+
+
+def _tiff(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    return read_tiff_facts(image)
+
+
+# JPEG 2000 -------------------------------------------------------------------------------------
+
+
+def _jpeg2000(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    # Pillow rounds deeper samples to 8 bits, and the largest ones overflow to 0: white is black.
+    stream.seek(0)
+    head = stream.read(1 << 20)
+    start = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ (ISO/IEC 15444-1, A.5.1)
+    count = int.from_bytes(head[start + 40 : start + 42])
+    depths = [(byte & 0x7F) + 1 for byte in head[start + 42 : start + 42 + 3 * count : 3]]
+    if start < 0 or (max(depths, default=8) > 8 and not image.mode.startswith("I")):
+        raise RareKind(f"with {max(depths, default=0)} bits a sample")
+    return PixelFacts()
+
+
+Reader = Callable[[ImageFile.ImageFile, BinaryIO], PixelFacts]
+_READERS: dict[str, Reader] = {
+    "GIF": _gif,
+    "PNG": _png,
+    "TGA": _tga,
+    "PSD": _psd,
+    "TIFF": _tiff,
+    "JPEG2000": _jpeg2000,
+}

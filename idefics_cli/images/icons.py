@@ -1,0 +1,76 @@
+"""Icons and cursors: the best picture of the file, as an icon that Pillow reads rightly."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+_MOST_ENTRIES = 256
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One picture of an icon; the size and depth are those of the picture itself."""
+
+    width: int
+    height: int
+    bits: int
+    is_png: bool
+    offset: int
+    length: int
+
+
+def select_icon(stream: BinaryIO) -> tuple[BinaryIO, tuple[int, int]]:
+    """Return the largest and deepest picture of an icon or cursor as an icon of its own.
+
+    Pillow takes the shallowest of the largest pictures, and decodes it before its size is known.
+    It also takes the fourth byte of a pixel for alpha when all of them are 0; then the mask counts.
+
+    Returns:
+        The icon as a stream, and its (width, height) in pixels.
+
+    Raises:
+        ValueError: If the file has no picture.
+    """
+    stream.seek(0)
+    head = stream.read(6)
+    (count,) = struct.unpack("<H", head[4:6])
+    rows = [stream.read(16) for _ in range(min(count, _MOST_ENTRIES))]
+    entries = [entry for row in rows if (entry := _read_entry(stream, row)) is not None]
+    if not entries:
+        raise ValueError("no picture in the icon")
+    best = max(entries, key=lambda entry: (entry.width * entry.height, entry.bits))
+    stream.seek(best.offset)
+    data = stream.read(best.length)
+    bits = 24 if best.bits == 32 and not best.is_png and _is_clear(data, best) else best.bits
+    row = struct.pack(
+        "<BBBBHHII", best.width % 256, best.height % 256, 0, 0, 1, bits, len(data), 22
+    )
+    return io.BytesIO(b"\0\0\1\0\1\0" + row + data), (best.width, best.height)
+
+
+def _read_entry(stream: BinaryIO, row: bytes) -> _Entry | None:
+    if len(row) < 16:
+        return None
+    length, offset = struct.unpack("<II", row[8:16])
+    stream.seek(offset)
+    head = stream.read(32)
+    if head.startswith(_PNG) and len(head) >= 26:
+        width, height, depth, kind = struct.unpack(">IIBB", head[16:26])
+        return _Entry(width, height, depth * _PNG_CHANNELS.get(kind, 4), True, offset, length)
+    if len(head) < 16 or head[:4] != b"\x28\0\0\0":
+        return None
+    # The height of the bitmap includes the mask.
+    width, height, _, bits = struct.unpack("<iiHH", head[4:16])
+    return _Entry(abs(width), abs(height) // 2, bits, False, offset, length)
+
+
+def _is_clear(data: bytes, entry: _Entry) -> bool:
+    pixels = entry.width * entry.height * 4
+    row = (entry.width + 31) // 32 * 4
+    has_mask = len(data) >= 40 + pixels + row * entry.height
+    return has_mask and not any(data[43 : 40 + pixels : 4])

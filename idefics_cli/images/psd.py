@@ -1,0 +1,91 @@
+"""Photoshop files: the channels of the merged picture."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+from PIL import ImageFile, PsdImagePlugin
+
+from idefics_cli.images.facts import PixelFacts, RareKind
+
+_PSD_VERSION_INFO = 1057
+_PSD_MULTICHANNEL = 7
+
+
+def check_psd_header(stream: BinaryIO) -> None:
+    """Refuse a Photoshop file of more than 8 bits; see `check_header`."""
+    stream.seek(22)
+    bits = int.from_bytes(stream.read(2))
+    stream.seek(0)
+    if bits > 8:
+        raise RareKind(f"with {bits} bits a sample", _PSD_HINT)
+
+
+def read_psd_facts(image: PsdImagePlugin.PsdImageFile, stream: BinaryIO) -> PixelFacts:
+    """Correct the channels of a Photoshop file; see `read_facts`."""
+    for number, _, data in image.resources:
+        if number == _PSD_VERSION_INFO and data[4:5] == b"\0":
+            raise RareKind("saved without its merged picture", _PSD_HINT)
+    stream.seek(0)
+    (channels,) = struct.unpack(">H", stream.read(14)[12:])
+    stream.seek(24)
+    if int.from_bytes(stream.read(2)) == _PSD_MULTICHANNEL:
+        raise RareKind("with multichannel colours", _PSD_HINT)
+    is_clear = _has_merged_alpha(image, stream)
+    if image.mode == "RGBA" and not is_clear:
+        image._mode = "RGB"  # the fourth channel is a saved selection
+    elif image.mode == "RGB" and is_clear and channels > 3:
+        image._mode = "RGBA"
+    image.tile = _psd_tiles(image, stream, channels)
+    return PixelFacts()
+
+
+_PSD_HINT = "export it as PNG, or save it with 8 bits and `maximize compatibility`"
+
+
+def _has_merged_alpha(image: PsdImagePlugin.PsdImageFile, stream: BinaryIO) -> bool:
+    """Whether the first channel after the colours is the transparency of the merged picture.
+
+    Then the number of layers is negative (Adobe Photoshop File Formats, "Layer info").
+    """
+    start = _psd_section(stream, 2)
+    stream.seek(start)
+    section_bytes, layers_bytes, count = struct.unpack(">IIh", stream.read(10).ljust(10, b"\0"))
+    return bool(section_bytes >= 6 and layers_bytes >= 2 and count < 0)
+
+
+def _psd_section(stream: BinaryIO, number: int) -> int:
+    """Return where a section after the header begins: 1 resources, 2 layers, 3 pixels."""
+    position = 26
+    for _ in range(number):
+        stream.seek(position)
+        position += 4 + int.from_bytes(stream.read(4))
+    return position
+
+
+def _psd_tiles(
+    image: PsdImagePlugin.PsdImageFile, stream: BinaryIO, channels: int
+) -> list[ImageFile._Tile]:
+    """Return the tiles by the rows of all channels; Pillow takes a table of its own channels."""
+    width, height = image.size
+    start = _psd_section(stream, 3)
+    stream.seek(start)
+    compression = int.from_bytes(stream.read(2))
+    if compression == 0:
+        sizes = [(width + 7) // 8 * height if image.mode == "1" else width * height] * channels
+        offset = start + 2
+    elif compression == 1:
+        table = stream.read(2 * channels * height)
+        rows = struct.unpack(f">{channels * height}H", table)
+        sizes = [sum(rows[i * height : (i + 1) * height]) for i in range(channels)]
+        offset = start + 2 + len(table)
+    else:
+        raise RareKind("with a compression of layers", _PSD_HINT)
+    tiles = []
+    for band, size in zip(image.getbands(), sizes, strict=False):
+        inverted = ";I" if image.mode in ("CMYK", "1") else ""
+        codec = "packbits" if compression else "raw"
+        tiles.append(ImageFile._Tile(codec, (0, 0, width, height), offset, band + inverted))
+        offset += size
+    return tiles
