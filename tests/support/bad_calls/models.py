@@ -9,6 +9,7 @@ from tests.support.bad_calls.call import Call
 from tests.support.machines import H100, RTX_2080_TI, VERSIONS, gpus
 
 AGAIN = "copy or download it again"
+AGAIN_FILE = "copy or download the file again"
 NAMES = "`idefics models` lists the names; a Hub id `owner/name` or a local folder works too"
 GGUF = "take the original checkpoint with `--quantization 4bit`; `idefics models` lists models"
 
@@ -35,13 +36,15 @@ MODELS = (
         "`models/gguf` is a GGUF model, which this tool does not run", GGUF),
     Call("ask x -m models/no_config", ModelError, "`models/no_config` has no config.json", "..."),
     Call("ask x -m models/vacant", ModelError, "`models/vacant` has no config.json", "..."),
-    Call("ask x -m models/adapter", ModelError, "`models/adapter` has no config.json",
-        "it holds a PEFT adapter: merge it into its base model first"),
+    Call("ask x -m models/adapter", ModelError,
+        "`models/adapter` holds a PEFT adapter, which this tool does not run by itself",
+        "merge it into its base model first: `merge_and_unload()`, then `save_pretrained(...)`; "
+        "if its weights are merged, remove adapter_config.json"),
     Call("ask x -m models/broken_config", ModelError,
         "config.json of `models/broken_config` is not valid JSON",
-        "copy or download the file again"),
+        AGAIN_FILE),
     Call("ask x -m models/list_config", ModelError,
-        "config.json of `models/list_config` holds no JSON object"),
+        "config.json of `models/list_config` holds no JSON object", AGAIN_FILE),
     Call("ask x -m models/no_type", ModelError,
         "config.json of `models/no_type` has no model_type", "..."),
     Call("ask x -m models/llava", ModelError,
