@@ -32,8 +32,10 @@ def _import_all(family: str) -> None:
     import idefics_cli.bench.contenders
     import idefics_cli.bench.plain
     import idefics_cli.engine.local.engine  # noqa: F401  # both sides have the same imports
-    from idefics_cli.models.families.classes import model_class, processor_classes
+    from idefics_cli.models.families.classes import import_class, model_class, processor_classes
+    from idefics_cli.models.families.spec import find_family
 
+    import_class(find_family(family).runner)
     model_class(family)
     processor_classes(family)
 
