@@ -1,10 +1,11 @@
-"""What is done for a reply that is none, for several questions, and when memory runs out."""
+"""Asking: empty and repetitive replies, several questions, and too little memory."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from idefics_cli.caption.executors.asking import Asker
 from idefics_cli.caption.executors.reading import Opened, PictureReader
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
-from idefics_cli.caption.wording import Wording
+from idefics_cli.caption.wording import OnTruncate, Wording
 from idefics_cli.core.errors import MemoryLimitError, PromptError
 from idefics_cli.core.types import (
     Attachment,
@@ -27,10 +28,10 @@ from tests.support.fakes import FakeEngine
 LOOP = "a cat and " * 40
 
 
-def job(**fields: object) -> CaptionJob:
+def job(**fields: Any) -> CaptionJob:
     pictures = tuple(CaptionItem(f"{n}.jpg", Attachment(f"{n}.jpg")) for n in "abcdefgh")
     made = CaptionJob(pictures, (CaptionQuestion("Describe it."),), batch_size=8)
-    return replace(made, **fields)  # type: ignore[arg-type] # ours
+    return replace(made, **fields)
 
 
 def ask(job: CaptionJob, engine: FakeEngine) -> list[CaptionRecord]:
@@ -58,7 +59,7 @@ def name(request: GenerationRequest) -> str:
 
 
 def first_says(text: str, *names: str) -> Callable[[GenerationRequest], str]:
-    """Answer well, but for the greedy requests about *names*."""
+    """Answer well, except to greedy requests about *names*."""
 
     def answer(request: GenerationRequest) -> str:
         is_bad = name(request) in names and request.sampling.temperature == 0
@@ -71,7 +72,7 @@ def first_says(text: str, *names: str) -> Callable[[GenerationRequest], str]:
     ("text", "note"),
     [(LOOP, "the reply goes in circles"), ("", "the reply is empty"), (" .", "the reply is empty")],
 )
-def test_a_reply_that_is_none_is_asked_for_once_more_and_the_others_do_not_wait(
+def test_a_bad_reply_is_asked_for_once_more_and_the_others_do_not_wait(
     text: str, note: str
 ) -> None:
     engine = FakeEngine(first_says(text, "b", "c"))
@@ -82,13 +83,15 @@ def test_a_reply_that_is_none_is_asked_for_once_more_and_the_others_do_not_wait(
     assert records["b.jpg"].notes == (f"asked again: {note}",)
     assert records["a.jpg"].notes == ()
     assert engine.batches == [8, 2]
-    # The share of two batches.
+    # The shares in two batches.
     assert records["b.jpg"].seconds == 0.75 / 8 + 0.75 / 2
 
 
 def test_the_seed_of_the_second_try_depends_on_the_picture_and_the_run_alone() -> None:
-    def seeds(names: str, **sampling: float) -> dict[str, int | None]:
-        made = job(sampling=Sampling(**sampling))  # type: ignore[arg-type] # ours
+    def seeds(
+        names: str, *, temperature: float = 0.0, seed: int | None = None
+    ) -> dict[str, int | None]:
+        made = job(sampling=Sampling(temperature=temperature, seed=seed))
         chosen = tuple(p for p in made.pictures if p.key[0] in names)
         engine = FakeEngine(lambda request: LOOP)
         ask(replace(made, pictures=chosen), engine)
@@ -101,7 +104,7 @@ def test_the_seed_of_the_second_try_depends_on_the_picture_and_the_run_alone() -
     assert seeds("a", temperature=1.0, seed=7) == seeds("a", temperature=1.0, seed=7)
 
 
-def test_a_reply_that_goes_in_circles_twice_is_kept_and_told_and_an_empty_one_fails() -> None:
+def test_a_reply_that_is_repetitive_twice_is_kept_with_a_note_and_an_empty_one_fails() -> None:
     def answer(request: GenerationRequest) -> str:
         return LOOP if name(request) == "a" else ""
 
@@ -130,10 +133,10 @@ def test_a_job_may_take_every_reply_as_it_is() -> None:
     ],
 )
 def test_a_reply_that_was_cut_is_kept_or_trimmed_or_asked_for_at_more_length(
-    on_truncate: str, expected: str, notes: tuple[str, ...]
+    on_truncate: OnTruncate, expected: str, notes: tuple[str, ...]
 ) -> None:
     engine = FakeEngine(lambda request: "one two. three four five.")
-    made = job(sampling=Sampling(max_new_tokens=3), wording=Wording(on_truncate=on_truncate))  # type: ignore[arg-type] # ours
+    made = job(sampling=Sampling(max_new_tokens=3), wording=Wording(on_truncate=on_truncate))
 
     (record, *_) = ask(made, engine)
     assert (record.caption, record.notes) == (expected, notes)
@@ -238,6 +241,6 @@ def test_a_picture_that_does_not_fit_alone_is_answered_without_its_tiles() -> No
     assert {key: record.caption for key, record in records.items()} == {n: n for n in "abcdefgh"}
     assert records.pop("c").notes == ("answered without tiles: out of memory",)
     assert {r.notes for r in records.values()} == {("answered 3 at a time: out of memory",)}
-    # What does not fit alone says nothing about the others.
+    # A picture that does not fit alone does not reduce the batch of the others.
     assert asker.pictures_at_a_time == 3
     assert engine.batches[:3] == [3, 3, 1]

@@ -1,4 +1,4 @@
-"""A run is killed, interrupted and starved at random moments, and loses and doubles nothing."""
+"""A run that is killed, interrupted or out of space at random moments loses no picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.warm import PLAIN_MEMORY
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
 
-# Imports once, and forks for each command line that it reads: a start then takes milliseconds.
+# Imports everything once, and forks for each command line: a start then takes milliseconds.
 ZYGOTE = textwrap.dedent(
     """
     import contextlib, json, os, resource, signal, sys, time
@@ -43,15 +43,15 @@ ZYGOTE = textwrap.dedent(
         return "a picture of " + request.attachments[0].source
 
     services = Services() if sys.argv[1] == "demo" else World(FakeEngine(answer)).services
-    # All that a run imports. With one thread there is no pool of OpenMP, whose threads a
-    # child does not have and would wait for, busily and for ever.
+    # Everything that a run imports. With one thread, OpenMP has no pool. A child would not have
+    # its threads, and would wait for them for ever.
     words = ["caption", sys.argv[2], "-m", "demo", "-q", "-o", os.devnull, "--threads", "1"]
     idefics = get_command(app)
     try:
         idefics.main(words, obj=services)
     except SystemExit:
         pass
-    # A signal while it is imported would be told as its absence.
+    # A signal during this import would be reported as a missing library.
     with contextlib.suppress(ImportError):
         import pyarrow.parquet
 
@@ -75,7 +75,7 @@ ZYGOTE = textwrap.dedent(
 
 
 class Zygote:
-    """Runs `idefics` again and again in one process's children."""
+    """Runs `idefics` many times, in children of one process."""
 
     def __init__(
         self, *kind: str, python: Sequence[str] = (sys.executable, "-W", "ignore")
@@ -100,11 +100,11 @@ class Zygote:
         """Run `idefics` and return its exit code and stderr.
 
         Args:
-            arguments: As typed.
-            number: The signal that it gets, if any.
-            seconds: When, counted from its start, or
-            after: from when this file has grown.
-            limit: Most bytes that a file may have; 0 for any.
+            arguments: Arguments as typed.
+            number: Signal that the run gets; 0 for none.
+            seconds: Time of the signal after the start, or after *after*.
+            after: File that must have grown before the time counts.
+            limit: Most bytes that a file may have; 0 for no limit.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -116,7 +116,7 @@ class Zygote:
         child = int(self._process.stdout.readline())
         if number:
             deadline = time.monotonic() + 20
-            # Of one that has ended there is nothing to wait for.
+            # A run that has ended gets no signal.
             with contextlib.suppress(ProcessLookupError):
                 while after is not None and _size(after) == size and time.monotonic() < deadline:
                     os.kill(child, 0)
@@ -167,7 +167,7 @@ def pictures(count: int) -> None:
 
 
 def whole_rows(path: Path) -> list[str]:
-    """Return the names in JSON lines, all of which but the last must be whole."""
+    """Return the names in JSON lines; only the last line may be torn."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [json.loads(line)["file_name"] for line in lines]
 
@@ -186,7 +186,7 @@ def test_a_run_killed_at_fifty_random_moments_has_every_picture_once(fake: Zygot
             *command,
             number=signal.SIGKILL,
             seconds=chance.uniform(0, 0.02),
-            # Some before the first row, as while what is there is read.
+            # Sometimes before the first row, while the existing rows are read.
             after=journal if chance.random() < 0.8 else None,
         )
         names = whole_rows(Path("parts/out.jsonl"))
@@ -218,7 +218,7 @@ def test_any_signal_and_any_format_end_in_the_output_of_a_run_without(
     ]
     codes = [code for code, _ in ends]
     if number != signal.SIGKILL:
-        # The journal is there a moment before the run takes signals over.
+        # The journal exists a moment before the run handles signals.
         assert set(codes) <= {0, 130, -signal.SIGTERM}, ends
         assert 130 in codes
     assert fake.run(*command)[0] == 0

@@ -1,4 +1,4 @@
-"""Hundreds of pictures, most of them bad, give one row each in any number of threads."""
+"""Hundreds of pictures, most of them bad, give one row each with any number of threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.outputs import contents
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="such names are not allowed here")
 LIMITS = ImageLimits(max_pixels=1_000_000)
-GOOD = 5  # kinds of `spoil` that leave a picture that can be read
+GOOD = 5  # kinds of pictures from `spoil` that can be read
 
 
 class Decoding(FakeEngine):
@@ -72,7 +72,7 @@ def test_each_has_one_row_and_the_readers_and_batches_change_nothing(
     for number in range(25):
         spoil(Path("photos"), number)
     pictures = discover(["photos"]).pictures
-    assert len(pictures) == 25 * 11  # a folder is none
+    assert len(pictures) == 25 * 11  # folders are not pictures
 
     def caption(folder: str, *, readers: int, batch_size: int) -> dict[str, str]:
         Path(folder).mkdir()

@@ -10,9 +10,12 @@ from pathlib import Path
 from idefics_cli.caption.sinks import SINKS, find_format
 
 PACKAGE = Path(__file__).parents[2] / "idefics_cli"
-# What may use other files that happen to have the extension of a format: lists of pictures, the
-# sidecars that a prompt quotes, and the journals of chats.
-OTHER_FILES = ("caption/sinks/", "caption/inputs/", "chat/", "completion/", "demo/", "bench/")
+# Rooms whose own files have the extension of a format: lists of pictures, the sidecars that a
+# prompt quotes, the journals of chats, the files of checkpoints.
+OTHER_FILES = (
+    *("caption/sinks/", "caption/inputs/", "chat/", "completion/", "demo/", "bench/"),
+    *("models/", "training/"),
+)
 
 
 def named_formats(source: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What `idefics caption` takes in, with a fake model: which pictures, and what is asked of each."""
+"""The inputs of `idefics caption`, with a fake model: the pictures and the questions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def echo(request: GenerationRequest) -> str:
-    """Answer with the question, so that a caption tells what was asked."""
+    """Answer with the question, so that the caption shows it."""
     return request.messages[0].text
 
 
@@ -140,7 +140,7 @@ def test_the_limit_of_pixels_holds_for_the_fields_of_a_prompt() -> None:
 def test_captions_in_a_folder_are_improved_in_place() -> None:
     flags = ("photos", "-r", "--format", "txt", "-o", "out", "-q")
     assert asked(*flags, "-p", "one").code == 0
-    # Those beside the pictures come second.
+    # The text files beside the pictures come second.
     Path("photos/a.txt").write_text("beside", "utf-8")
 
     assert asked(*flags, "--existing", "overwrite", "-p", "more than {existing}").code == 0
@@ -221,7 +221,7 @@ def test_a_list_that_does_not_come_is_waited_for_and_that_is_said() -> None:
             os.close(writing)
             return super().read(-1)
 
-    # Closed here: its end as garbage would be the error of a later test.
+    # Closed here, because the garbage collector would raise in a later test.
     with Late(reading) as late:
         services = World(FakeEngine(echo), stdin=late).services
         ran = run("caption", "--filelist", "-", "-p", "x", services=services)

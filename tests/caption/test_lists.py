@@ -1,4 +1,4 @@
-"""Lists of pictures: whatever wrote them, each entry comes out as it went in."""
+"""Lists of pictures: each entry is read as it was written, whatever program wrote it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TestTables:
         for source in ("-", "list.txt", "list"):
             assert paths(b'\n{"path": "a.jpg"}\n', source) == ["a.jpg"]
             assert paths(b"subject;path\nx;a.jpg\n", source) == ["a.jpg"]
-            # One word is as good a name of a file, and an extension rules.
+            # A single word may be the name of a file, and an extension has precedence.
             assert paths(b"path\na.jpg\n", source) == ["path", "a.jpg"]
         assert paths(b"path\na.jpg\n", "list.CSV") == ["a.jpg"]
 
@@ -127,7 +127,7 @@ class TestTables:
     def test_a_path_of_any_bytes_survives_and_other_text_must_be_utf8(self) -> None:
         (path,) = paths(b"path,x\ncaf\xe9.jpg,y\n", "l.csv")
         assert os.fsencode(path) == b"caf\xe9.jpg"
-        # As our own rows escape them.
+        # The escapes of our own rows.
         (path,) = paths(b'{"file_name": "caf\\udce9.jpg"}', "l.jsonl")
         assert os.fsencode(path) == b"caf\xe9.jpg"
         assert str(error(b"path,x\na.jpg,caf\xe9\n", "l.csv")) == (
@@ -184,7 +184,8 @@ def test_a_list_is_read_from_a_file_or_stdin(
         read_list(".")
 
 
-# Not lone `\r` in lines: they are the ends of Windows. Surrogates are bytes that are no UTF-8.
+# Without a lone `\r` in lines, because Windows lines end with it. Surrogates are bytes that are
+# not UTF-8.
 LETTERS = "ab1 ,;\"'\t{}[]:/\\.-=é日\u2028\udcff"
 
 

@@ -1,4 +1,4 @@
-"""`idefics caption`: formats, what is there already, wording and the gallery, with a fake model."""
+"""`idefics caption`: formats, existing captions, wording and the gallery, with a fake model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAPTION = "a picture named {}"
 
 @pytest.fixture(autouse=True)
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files that the fake model takes for pictures; it fails on one of them."""
+    """A folder with files that the fake model takes for pictures; it fails on one of them."""
     folder = tmp_path / "here" / "photos"
     (folder / "sub").mkdir(parents=True)
     for name in ("a.jpg", "b.jpg", "sub/c.png"):
@@ -43,7 +43,7 @@ def caption(*arguments: str, world: World | None = None) -> Any:
 
 
 def rows(path: str) -> list[tuple[str, str | None]]:
-    """Return the names and captions that *path* holds, by its extension."""
+    """Return the names and captions in *path*, whose extension gives the format."""
     if path.endswith(".jsonl"):
         lines = map(json.loads, Path(path).read_text("utf-8").splitlines())
         return [(row["file_name"], row["caption"]) for row in lines]
@@ -278,5 +278,5 @@ def test_a_page_of_somebody_else_is_kept_and_told_before_the_model_is_loaded() -
     ran = caption("--report", "gallery.html", world=world)
 
     assert (ran.code, world.specs) == (2, [])
-    assert ran.err.startswith("error: `gallery.html` exists already, and is no report\n")
+    assert ran.err.startswith("error: `gallery.html` exists already, and is not a report\n")
     assert Path("gallery.html").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""The gallery of a run: one page that holds all rows, shows them, and runs nothing they say."""
+"""The gallery of a run: one page that holds and shows all rows, and executes none of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from PIL import Image
 
-from idefics_cli.caption.gallery import report
 from idefics_cli.caption.gallery.report import check_report, write_report
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import CaptionRecord
@@ -50,7 +49,7 @@ def draw(path: str, color: str = "red", size: tuple[int, int] = (400, 300)) -> s
 
 
 class Page(HTMLParser):
-    """The elements of a page in order, and the texts of its blocks of data by class."""
+    """The elements of a page in order, and the texts of its data blocks by class."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -112,7 +111,7 @@ def test_a_thumbnail_is_the_picture_as_it_is_seen(photos: Path) -> None:
     image = Image.new("RGB", (800, 200), "red")
     image.paste("blue", (400, 0, 800, 200))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter: what is left is seen on top
+    exif[0x0112] = 6  # rotated by 90 degrees: the left side of the file is the top of the picture
     image.save(photos / "a.jpg", exif=exif)
     (text,) = made(record("photos/a.jpg")).thumbnails
 
@@ -188,11 +187,9 @@ def test_a_link_leads_to_the_file_from_where_the_page_is(name: str) -> None:
     assert re.fullmatch(r"[\w./~%-]+", row["href"], re.ASCII)
 
 
-def test_past_the_bytes_for_thumbnails_the_files_themselves_are_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(report, "_MAX_THUMBNAIL_BYTES", 1)
-    page = made(*(record(draw(f"photos/{number}.png", size=(8, 6))) for number in range(100)))
+def test_after_the_last_thumbnail_that_fits_the_page_names_the_files() -> None:
+    records = [record(draw(f"photos/{number}.png", size=(8, 6))) for number in range(100)]
+    page = made(*records, max_thumbnail_bytes=1)
 
     shown = [bool(text) for text in page.thumbnails]
     assert shown == sorted(shown, reverse=True)
@@ -246,7 +243,7 @@ def test_only_a_page_of_ours_is_replaced(photos: Path) -> None:
     check_report(path)
 
     path.write_text("<title>mine</title>")
-    with pytest.raises(UsageError, match=r"`gallery.html` exists already, and is no report"):
+    with pytest.raises(UsageError, match=r"`gallery.html` exists already, and is not a report"):
         check_report(path)
     check_report(path, overwrite=True)
     with pytest.raises(UsageError, match="it is a folder"):

@@ -1,4 +1,4 @@
-"""The same command again: every picture once, whatever ended the run before."""
+"""The same command again captions every picture once, however the run before ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = tuple(f"{number:02}.jpg" for number in range(12))
 BAD = ImageError("cannot read `photos/03.jpg`: it is cut off", kind="truncated")
 
 every_format = pytest.mark.parametrize("format_", FORMATS)
-# Those of one file that can be cut.
+# The formats with one file that can be cut.
 every_file = pytest.mark.parametrize("format_", sorted(SINKS.keys() - {"txt", "parquet"}))
 
 
@@ -39,7 +39,7 @@ def describe(request: GenerationRequest) -> str:
 
 
 class Ending(FakeEngine):
-    """Ends the run after *count* pictures, as a second Ctrl-C does."""
+    """Ends the run after *count* pictures, like a second Ctrl-C."""
 
     def __init__(self, count: int) -> None:
         super().__init__(self._answer)
@@ -105,7 +105,7 @@ def test_what_a_sudden_end_tore_is_cut_off_and_done_again(format_: str, torn: in
     arguments = ("-f", format_, "-o", "parts/out")
     caption(*arguments, engine=Ending(6))
     output, journal = Path("parts/out"), Path("parts/out.journal")
-    # A row that was being written, and its line of the journal that was not begun, or not whole.
+    # A torn row, whose line in the journal is missing or torn.
     with output.open("ab") as file:
         file.write(b'{"file_name": "photos/06' * 40)
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -237,7 +237,7 @@ def test_a_picture_that_changed_is_captioned_again_and_its_row_replaced(format_:
     arguments = ("-f", format_, "-o", destination("out", format_))
     caption(*arguments)
     Path("photos/04.jpg").write_text("another picture", "utf-8")
-    os.utime("photos/05.jpg", (1, 1))  # touched, and the same
+    os.utime("photos/05.jpg", (1, 1))  # another time, but the same content
     engine = FakeEngine("another caption")
     ran = caption(*arguments, engine=engine)
 

@@ -1,4 +1,4 @@
-"""One text file per picture, whole or not there at all."""
+"""One text file per picture, which is whole or does not exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import Existing, SidecarError, Sink, Target
-from idefics_cli.caption.sinks.txt import TxtSink, folds_case
+from idefics_cli.caption.sinks.txt import TxtSink, folds_case, temporary_name
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import Attachment, CaptionRecord
 
@@ -136,7 +136,7 @@ def test_a_caption_is_text_that_harms_no_terminal(caption: str, text: str, photo
     assert (photos / "a.txt").read_bytes() == text.encode()
 
 
-# Two captions in one place
+# Two captions for one file
 
 
 @pytest.mark.parametrize(
@@ -179,16 +179,18 @@ def test_two_captions_in_one_place_are_refused_or_have_full_names(
     ],
 )
 def test_captions_that_differ_in_case_alone_are_refused_where_that_is_one_file(
-    keys: list[str], hint: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+    keys: list[str], hint: str, photos: Path
 ) -> None:
     write(target(*keys))
     assert texts(photos) == {"A.txt": "a cat\n", "a.txt": "a cat\n"}
     for name in ("A.txt", "a.txt"):
         (photos / name).unlink()
 
-    monkeypatch.setattr("idefics_cli.caption.sinks.txt.folds_case", lambda folder: True)
-    with pytest.raises(UsageError) as caught:
-        write(target(*keys))
+    with (
+        pytest.raises(UsageError) as caught,
+        TxtSink(target(*keys), folds_case=lambda folder: True),
+    ):
+        pass
     assert str(caught.value) == (
         f"the captions of `{keys[0]}` and `{keys[1]}` would both be `photos/a.txt`: "
         "upper and lower case are one there"
@@ -197,12 +199,12 @@ def test_captions_that_differ_in_case_alone_are_refused_where_that_is_one_file(
     assert texts(photos) == {}
 
 
-def test_whether_case_is_one_is_seen_by_what_is_there(
+def test_existing_files_tell_whether_upper_and_lower_case_are_one(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not folds_case(str(photos))
     folds_case.cache_clear()
-    # As a disk that takes them for one; a file is itself by any spelling.
+    # As on a disk where upper and lower case are one: a file is found by any spelling.
     same = os.path.samefile
 
     def exists(path: str) -> bool:
@@ -225,7 +227,7 @@ def test_pictures_of_two_folders_can_meet_in_one() -> None:
     assert caught.value.hint == "caption them in two runs, or leave `-o` out"
 
 
-# Captions that are there already
+# Existing captions
 
 
 def test_a_file_that_is_there_is_an_error_before_anything_is_done(photos: Path) -> None:
@@ -278,7 +280,7 @@ def test_an_old_caption_keeps_bytes_that_are_no_utf8(photos: Path) -> None:
     assert (photos / "a.txt").read_bytes() == b"caf\xe9 a cat\n"
 
 
-# Whole or not at all
+# Whole files
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
@@ -315,18 +317,17 @@ def test_a_name_that_is_too_long_is_the_failure_of_its_picture(photos: Path) -> 
     assert texts(photos) == {"b.jpg.txt": "a cat\n"}
 
 
-def test_what_a_killed_run_left_is_removed_but_nothing_of_a_run_that_goes_on(photos: Path) -> None:
+def test_the_files_of_a_killed_run_are_removed_but_not_those_of_a_running_one(photos: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         write(target("photos/a.jpg"))
-        host = _host()
-        ended = photos / f".idefics-{host}-{_ended()}.tmp"
-        going_on = photos / f".idefics-{host}-{other.pid}.tmp"
-        elsewhere = photos / f".idefics-x{host}-{_ended()}.tmp"
-        for path in (ended, going_on, elsewhere):
+        ended = photos / temporary_name(_ended())
+        running = photos / temporary_name(other.pid)
+        elsewhere = photos / temporary_name(_ended()).replace(".idefics-", ".idefics-x")
+        for path in (ended, running, elsewhere):
             path.touch()
         write(target("photos/b.jpg"))
         assert not ended.exists()
-        assert going_on.exists()
+        assert running.exists()
         assert elsewhere.exists()
         other.communicate(b"\n")
 
@@ -335,12 +336,6 @@ def _ended() -> int:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     return process.pid
-
-
-def _host() -> str:
-    from idefics_cli.caption.sinks.txt import _host
-
-    return _host()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no umask here")

@@ -1,4 +1,4 @@
-"""Every format stores each record as one line that can be had back."""
+"""Each format writes a row that a script can read back, whatever the names and captions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,29 @@ import pytest
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks import SINKS
-from idefics_cli.caption.sinks.base import Existing, Sink, Target
+from idefics_cli.caption.sinks.base import Existing, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import Attachment, CaptionRecord
+from tests.support.outputs import (
+    NON_UTF8_NAME,
+    Recorder,
+    enter,
+    every_sink,
+    record,
+    write_records,
+    written_bytes,
+)
 
-# One line per picture; of a CSV row, a caption may have several lines.
+# The formats with one line per picture; in CSV, a caption may have several lines.
 ON_LINES = ("tsv", "jsonl")
-OF_ONE_FILE = ("tsv", "jsonl", "csv")
-every_sink = pytest.mark.parametrize("name", OF_ONE_FILE)
+
+
 on_lines = pytest.mark.parametrize("name", ON_LINES)
+
+
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 WEIRD = [
     "new\nline",
     "tab\there",
@@ -42,36 +55,6 @@ WEIRD = [
     " spaces ",
     "",
 ]
-BYTES = os.fsdecode(b"caf\xe9 \xff\xfe.jpg")
-
-
-class Recorder:
-    """A stream in memory that counts its flushes."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.flushed = b""
-
-    def write(self, data: bytes) -> int:
-        self.data += data
-        return len(data)
-
-    def flush(self) -> None:
-        self.flushed = self.data
-
-
-def record(key: str, caption: str = "a cat") -> CaptionRecord:
-    return CaptionRecord(
-        key, caption=caption, finish="stop", width=640, height=480, new_tokens=3, seconds=0.12345
-    )
-
-
-def written(name: str, records: Iterable[CaptionRecord]) -> bytes:
-    stream = Recorder()
-    with SINKS[name](Target(stream)) as sink:
-        for each in records:
-            sink.write(each)
-    return stream.data
 
 
 def read(name: str, data: bytes) -> list[tuple[str, str]]:
@@ -110,19 +93,19 @@ def unescaped(text: str) -> str:
 
 
 @on_lines
-@pytest.mark.parametrize("text", [*WEIRD, BYTES], ids=ascii)
+@pytest.mark.parametrize("text", [*WEIRD, NON_UTF8_NAME], ids=ascii)
 def test_any_path_and_caption_is_one_line_and_comes_back(name: str, text: str) -> None:
     given = [record("a.jpg", text), record(f"{text}.jpg"), record("z.jpg")]
 
-    data = written(name, given)
+    data = written_bytes(name, given)
     assert data.count(b"\n") == 3
     assert read(name, data) == [(each.file_name, each.caption) for each in given]
 
 
 @every_sink
-@pytest.mark.parametrize("text", [*WEIRD, BYTES], ids=ascii)
+@pytest.mark.parametrize("text", [*WEIRD, NON_UTF8_NAME], ids=ascii)
 def test_no_control_character_gets_into_the_output(name: str, text: str) -> None:
-    lines = written(name, [record(text, text)]).decode()
+    lines = written_bytes(name, [record(text, text)]).decode()
 
     assert not CONTROL.search(lines)
 
@@ -146,7 +129,7 @@ def test_a_file_holds_what_stdout_would_get(name: str, tmp_path: Path) -> None:
     with SINKS[name](Target(stdout, path)) as sink:
         for each in given:
             sink.write(each)
-    assert path.read_bytes() == written(name, given)
+    assert path.read_bytes() == written_bytes(name, given)
     assert stdout.data == b""
 
 
@@ -163,7 +146,7 @@ def test_a_file_that_is_there_is_kept_unless_told(name: str, tmp_path: Path) -> 
     with SINKS[name](Target(Recorder(), path, existing="overwrite")) as sink:
         assert path.read_bytes() == b"mine", "nothing is lost before there is something to write"
         sink.write(record("a.jpg"))
-    assert path.read_bytes() == written(name, [record("a.jpg")])
+    assert path.read_bytes() == written_bytes(name, [record("a.jpg")])
 
 
 @every_sink
@@ -194,7 +177,7 @@ def test_a_run_that_breaks_before_the_first_caption_leaves_an_old_file_alone(
 def test_a_run_without_captions_leaves_an_empty_file(name: str, tmp_path: Path) -> None:
     with SINKS[name](Target(Recorder(), tmp_path / "out")):
         pass
-    assert (tmp_path / "out").read_bytes() == written(name, [])
+    assert (tmp_path / "out").read_bytes() == written_bytes(name, [])
 
 
 @every_sink
@@ -256,14 +239,14 @@ def test_a_new_output_has_nothing_completed(name: str) -> None:
 def test_a_line_of_text_is_path_tab_caption_and_failures_have_none() -> None:
     failed = CaptionRecord("b.jpg", error="cannot read `b.jpg`", error_kind="truncated")
 
-    data = written("tsv", [record("a.jpg"), failed, record("c.jpg", "a dog")])
+    data = written_bytes("tsv", [record("a.jpg"), failed, record("c.jpg", "a dog")])
     assert data == b"a.jpg\ta cat\nc.jpg\ta dog\n"
 
 
 def test_a_json_row_has_every_field_and_failures_have_a_row() -> None:
     failed = CaptionRecord("b.jpg", error="cannot read `b.jpg`", error_kind="truncated")
 
-    data = written("jsonl", [record("a.jpg"), failed])
+    data = written_bytes("jsonl", [record("a.jpg"), failed])
     assert data == (
         b'{"file_name": "a.jpg", "caption": "a cat", "status": "ok", "error": null, '
         b'"error_kind": null, "finish": "stop", "width": 640, "height": 480, "sha256": null, '
@@ -275,12 +258,9 @@ def test_a_json_row_has_every_field_and_failures_have_a_row() -> None:
 
 
 def test_a_file_name_that_is_no_text_comes_back_from_json_byte_by_byte() -> None:
-    row = json.loads(written("jsonl", [record(BYTES)]))
+    row = json.loads(written_bytes("jsonl", [record(NON_UTF8_NAME)]))
 
     assert os.fsencode(row["file_name"]) == b"caf\xe9 \xff\xfe.jpg"
-
-
-# Every format, by what it gives back
 
 
 def given_back(name: str, path: Path) -> dict[str, str]:
@@ -325,146 +305,6 @@ def test_every_format_gives_back_the_captions_that_it_got(
     assert found == {key: text for key, text in captions.items() if key != "c.webp"}
 
 
-# Going on with a file
-
-
-def write(name: str, target: Target, records: Iterable[CaptionRecord]) -> list[int | None]:
-    """Write *records* and return the position before them and after each."""
-    with SINKS[name](target) as sink:
-        positions = [sink.position()]
-        for each in records:
-            sink.write(each)
-            positions.append(sink.position())
-    return positions
-
-
-@every_sink
-def test_a_position_is_the_size_of_the_file(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    with SINKS[name](Target(Recorder(), path)) as sink:
-        assert sink.position() == 0
-        for number in range(3):
-            sink.write(record(f"{number}.jpg", "Zürich\n漢"))
-            assert sink.position() == path.stat().st_size
-
-
-@every_sink
-@pytest.mark.parametrize("torn", [b"", b'{"file_name": "x', b"whole but not in the journal\n"])
-@pytest.mark.parametrize("done", [0, 1, 2, 3])
-def test_a_resumed_file_is_that_of_one_run(
-    name: str, done: int, torn: bytes, tmp_path: Path
-) -> None:
-    given = [record("a.jpg"), record("b.jpg", "two\nlines"), record("c.jpg")]
-    path = tmp_path / "out"
-    positions = write(name, Target(Recorder(), path), given[:done])
-    with path.open("ab") as file:
-        file.write(torn)
-
-    write(name, Target(Recorder(), path, resume_at=positions[-1]), given[done:])
-    assert path.read_bytes() == written(name, given)
-
-
-@every_sink
-def test_a_torn_tail_is_cut_off_even_if_nothing_is_left_to_do(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    (_, end) = write(name, Target(Recorder(), path), [record("a.jpg")])
-    whole = path.read_bytes()
-    path.write_bytes(whole + b"torn")
-
-    write(name, Target(Recorder(), path, resume_at=end), [])
-    assert path.read_bytes() == whole
-
-
-@every_sink
-def test_a_file_that_lost_rows_is_not_gone_on_with(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    path.write_bytes(b"short")
-
-    with pytest.raises(UsageError, match="rows are missing that the last run wrote"):
-        enter(SINKS[name](Target(Recorder(), path, resume_at=6)))
-    assert path.read_bytes() == b"short"
-
-
-@every_sink
-def test_a_stream_has_no_position(name: str) -> None:
-    assert write(name, Target(Recorder()), [record("a.jpg")]) == [None, None]
-    if os.path.exists("/dev/null"):
-        target = Target(Recorder(), Path("/dev/null"))
-        assert write(name, target, [record("a.jpg")]) == [None, None]
-
-
-@every_sink
-def test_appending_gives_what_one_run_would(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    target = Target(Recorder(), path, existing="append")
-    write(name, target, [record("a.jpg")])
-    write(name, target, [record("b.jpg")])
-    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as some editors leave it
-    write(name, target, [record("c.jpg")])
-
-    assert path.read_bytes() == written(name, [record(f"{each}.jpg") for each in "abc"])
-
-
-@every_sink
-def test_skipping_leaves_out_what_has_a_caption_in_the_file(name: str, tmp_path: Path) -> None:
-    keys = [str(tmp_path / each) for each in ("a.jpg", 'b,\n\t"\\.jpg', BYTES, "c.jpg")]
-    pictures = [CaptionItem(key, Attachment(key)) for key in [*keys, "elsewhere.jpg"]]
-    target = Target(Recorder(), tmp_path / "out", existing="skip", pictures=pictures)
-    failure = CaptionRecord(keys[3], error="no", error_kind="missing")
-    write(name, target, [*map(record, keys[:3]), failure])
-
-    with SINKS[name](target) as sink:
-        assert sink.completed() == set(keys[:3])
-
-
-@pytest.mark.parametrize("existing", ["append", "skip"])
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("tsv", b"no tab\n"), ("jsonl", b"{}\n"), ("jsonl", b"torn"), ("csv", b"file,text\na,b\n")],
-)
-def test_another_kind_of_file_is_not_written_behind(
-    name: str, content: bytes, existing: Existing, tmp_path: Path
-) -> None:
-    path = tmp_path / "out"
-    path.write_bytes(content)
-
-    with pytest.raises(UsageError, match=r"cannot continue `.*out`: "):
-        write(name, Target(Recorder(), path, existing=existing), [record("a.jpg")])
-    assert path.read_bytes() == content
-
-
-@every_sink
-def test_nothing_is_put_before_the_rows_of_a_file(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`--existing prepend` is for files of one caption each"):
-        enter(SINKS[name](Target(Recorder(), tmp_path / "out", existing="prepend")))
-
-
-@every_sink
-def test_a_disk_that_fills_up_in_a_row_leaves_the_rows_before(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, write_ = tmp_path / "out", os.write
-
-    def full(descriptor: int, data: bytes) -> int:
-        if len(data) < 9:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write_(descriptor, data[:9])
-
-    with SINKS[name](Target(Recorder(), path)) as sink:
-        sink.write(record("a.jpg"))
-        before = path.read_bytes()
-        monkeypatch.setattr(os, "write", full)
-        with pytest.raises(IdeficsError, match="No space left"):
-            sink.write(record("b.jpg"))
-        monkeypatch.undo()
-        assert path.read_bytes() == before
-        sink.write(record("b.jpg"))
-    assert path.read_bytes() == written(name, [record("a.jpg"), record("b.jpg")])
-
-
-# Names and columns
-
-
 @pytest.mark.parametrize("name", ["tsv", "jsonl", "csv"])
 def test_a_picture_is_named_from_the_folder_of_the_file_if_it_lies_below(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -481,9 +321,9 @@ def test_a_picture_is_named_from_the_folder_of_the_file_if_it_lies_below(
         "-": "-",
     }
     path = Path("photos/out")
-    write(name, Target(Recorder(), path), map(record, names))
+    write_records(name, Target(Recorder(), path), map(record, names))
     assert [name for name, _ in read(name, path.read_bytes())] == list(names.values())
-    assert [key for key, _ in read(name, written(name, map(record, names)))] == list(names)
+    assert [key for key, _ in read(name, written_bytes(name, map(record, names)))] == list(names)
 
 
 @pytest.mark.parametrize("name", ["tsv", "jsonl", "csv"])
@@ -493,7 +333,7 @@ def test_every_question_has_a_column(name: str) -> None:
     )
     failed = CaptionRecord("b.jpg", error="no", error_kind="missing")
     stream = Recorder()
-    write(name, Target(stream, columns=("subject", "mood")), [answered, failed])
+    write_records(name, Target(stream, columns=("subject", "mood")), [answered, failed])
 
     if name == "tsv":
         assert stream.data == b"a.jpg\ta cat\tcalm\n"
@@ -506,23 +346,20 @@ def test_every_question_has_a_column(name: str) -> None:
 
 def test_notes_are_in_a_json_row_when_there_are_any_and_always_a_column() -> None:
     noted = replace(record("a.jpg"), notes=("answered alone: out of memory", "asked again"))
-    rows = list(read_rows("jsonl", written("jsonl", [noted, record("b.jpg")])))
+    rows = list(read_rows("jsonl", written_bytes("jsonl", [noted, record("b.jpg")])))
     assert rows[0]["notes"] == ["answered alone: out of memory", "asked again"]
     assert "notes" not in rows[1]
 
-    rows = list(read_rows("csv", written("csv", [noted, record("b.jpg")])))
+    rows = list(read_rows("csv", written_bytes("csv", [noted, record("b.jpg")])))
     assert rows[0]["notes"] == "answered alone: out of memory; asked again"
     assert rows[1]["notes"] == ""
 
 
-@pytest.mark.parametrize("text", [*WEIRD, BYTES, "=1+1", "-2", '"', 'a,"b"\n,c', "\n"], ids=ascii)
+@pytest.mark.parametrize(
+    "text", [*WEIRD, NON_UTF8_NAME, "=1+1", "-2", '"', 'a,"b"\n,c', "\n"], ids=ascii
+)
 def test_a_csv_cell_comes_back_but_for_what_is_no_text(text: str) -> None:
-    (row,) = read_rows("csv", written("csv", [record(text, text)]))
+    (row,) = read_rows("csv", written_bytes("csv", [record(text, text)]))
 
-    is_text = not (CONTROL.search(text) or set(text) & set("\r\u2028") or text is BYTES)
+    is_text = not (CONTROL.search(text) or set(text) & set("\r\u2028") or text is NON_UTF8_NAME)
     assert row["caption"] == text if is_text else unescaped(row["caption"]) == text
-
-
-def enter(sink: Sink) -> None:
-    with sink:
-        pass

@@ -1,4 +1,4 @@
-"""Prompts with fields: what is a field, what stands for itself, and what fills it in."""
+"""Prompts with fields: which braces are fields, and which values fill them in."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestBraces:
         compared = 0
         for _ in range(2000):
             text = "".join(random_.choice(pieces) for _ in range(random_.randint(0, 7)))
-            # What closes nothing stands for itself here, and `{{{{x}}` is for Python alone.
+            # A brace that closes nothing is allowed here, but not in Python, and `{{{{x}}` differs.
             depth = [text[:end].count("{{") - text[:end].count("}}") for end in range(len(text))]
             if min(depth, default=0) < 0 or text.count("{{") != text.count("}}"):
                 continue

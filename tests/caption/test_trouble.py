@@ -1,4 +1,4 @@
-"""Disks that fill up, folders that go, pictures that vanish, all in the middle of a run."""
+"""Disks that fill up, and folders and pictures that vanish, in the middle of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Eventful(FakeEngine):
-    """Looks for the files of pictures, and has *event* happen at the third reply."""
+    """Checks that the files of pictures exist, and calls *event* at the third reply."""
 
     def __init__(self, event: Callable[[], object] = lambda: None) -> None:
         super().__init__(self._answer)
@@ -65,7 +65,7 @@ def into(folder: str, format_: str) -> tuple[str, ...]:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    """Have a file system in memory at *folder*, or skip the test where that is not allowed."""
+    """Mount a file system in memory at *folder*, or skip the test where that is not allowed."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:

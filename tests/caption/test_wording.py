@@ -1,4 +1,4 @@
-"""A reply becomes a caption by exact additions, and is judged before."""
+"""A reply becomes a caption by additions, after a check for degenerate replies."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ BAD = [
     " ".join(f"the {word} is on the table and the" for word in ("cup", "pen") * 12),
     "The dog is on the grass. A man walks by. The dog is on the grass. It is a sunny day. The "
     "dog is on the grass.",
-    # Two phrases in the order of Thue and Morse, in which nothing comes three times in a row.
+    # Two phrases in a Thue-Morse sequence, in which nothing occurs three times in a row.
     " ".join(("a tall tree,", "a white house,")[n.bit_count() % 2] for n in range(32)),
     "<unk><unk><unk><unk><unk><unk><unk><unk>",
 ]

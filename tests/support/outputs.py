@@ -1,31 +1,90 @@
-"""What captioning runs leave on disk, for comparison."""
+"""Outputs of captioning: streams and records for sinks, and files on disk for comparison."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from idefics_cli.caption.sinks import SINKS
+from idefics_cli.caption.sinks.base import Sink, Target
+from idefics_cli.core.types import CaptionRecord
 
 _HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 _NEEDS = {"parquet": pytest.mark.skipif(not _HAS_PYARROW, reason="pyarrow is not installed")}
 FORMATS = [pytest.param(name, marks=_NEEDS.get(name, ())) for name in SINKS]
 """Every format, as the values of a parameter."""
 
+# A file name that is not UTF-8.
+NON_UTF8_NAME = os.fsdecode(b"caf\xe9 \xff\xfe.jpg")
+# The formats that can be written to a stream.
+OF_ONE_FILE = ("tsv", "jsonl", "csv")
+every_sink = pytest.mark.parametrize("name", OF_ONE_FILE)
+
+
+class Recorder:
+    """A stream in memory that counts its flushes."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.flushed = b""
+
+    def write(self, data: bytes) -> int:
+        """Keep *data*."""
+        self.data += data
+        return len(data)
+
+    def flush(self) -> None:
+        """Note that all data is flushed."""
+        self.flushed = self.data
+
+
+def record(key: str, caption: str = "a cat") -> CaptionRecord:
+    """Return the record of a picture with a caption."""
+    return CaptionRecord(
+        key, caption=caption, finish="stop", width=640, height=480, new_tokens=3, seconds=0.12345
+    )
+
+
+def written_bytes(name: str, records: Iterable[CaptionRecord]) -> bytes:
+    """Return the bytes that a sink writes to a stream."""
+    stream = Recorder()
+    with SINKS[name](Target(stream)) as sink:
+        for each in records:
+            sink.write(each)
+    return stream.data
+
+
+def write_records(name: str, target: Target, records: Iterable[CaptionRecord]) -> list[int | None]:
+    """Write *records*; return the position before them and after each of them."""
+    with SINKS[name](target) as sink:
+        positions = [sink.position()]
+        for each in records:
+            sink.write(each)
+            positions.append(sink.position())
+    return positions
+
+
+def enter(sink: Sink) -> None:
+    """Enter and leave *sink*."""
+    with sink:
+        pass
+
 
 def destination(folder: str, format_: str) -> str:
-    """Return what `-o` is for the outputs of *folder*."""
+    """Return the argument of `-o` for outputs in *folder*."""
     return folder if format_ == "txt" else f"{folder}/out"
 
 
 def contents(folder: Path) -> dict[str, str]:
     """Return the outputs in *folder* by name, without the seconds that they took.
 
-    The files by which a run goes on are no outputs.
+    The journal and the header of a run are not outputs.
     """
     return {
         str(path.relative_to(folder)): re.sub(r'("seconds": |(?<=,))\d+\.\d+', "?", _text(path))

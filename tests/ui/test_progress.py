@@ -1,4 +1,4 @@
-"""What a person sees of a captioning run, on a terminal and in a log."""
+"""The progress of a captioning run, on a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_captions_failures_and_the_bar_share_a_terminal_without_tearing() -> Non
             progress.stdout.flush()
             progress.handle(done())
             progress.handle(failed(f"bad{number}.jpg"))
-        time.sleep(0.25)  # the bar is drawn ten times a second
+        wait_for(lambda: "20 of 30" in screen(terminal.text())[-1])
         shown = screen(terminal.text())
 
     bar = shown.pop()
@@ -85,7 +85,7 @@ def test_on_a_narrow_terminal_what_matters_most_stays(width: int, expected: str)
             progress.handle(replace(done(), new_tokens=2))
         for number in range(3):
             progress.handle(failed(f"{number}.jpg"))
-        time.sleep(0.25)  # the bar is drawn ten times a second
+        wait_for(lambda: "1003 of" in screen(terminal.text())[-1])
         shown = screen(terminal.text())[-1]
 
     assert (shown.endswith(expected), len(shown) <= width) == (True, True)
@@ -113,13 +113,13 @@ def test_nothing_loads_and_nothing_is_shown_when_nothing_is_left_to_do() -> None
     assert terminal.text() == ""
 
 
-def test_what_is_not_done_is_faint_on_any_ground() -> None:
+def test_the_rest_of_the_bar_is_faint_on_any_background() -> None:
     terminal = Stream(terminal=True)
     with CaptionProgress(Console(terminal, terminal), clock=FakeClock(0.5)) as progress:
         progress.handle(Started(30))
         progress.handle(Ready())
         progress.handle(done())
-        time.sleep(0.25)
+        wait_for(lambda: "1 of 30" in terminal.text())
     assert re.search(r"\x1b\[2m[^\x1b]*━{20,}\x1b\[0m", terminal.text())
 
 

@@ -24,7 +24,7 @@ from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import Attachment, CaptionRecord, ImageLimits
 
 if TYPE_CHECKING:
-    from idefics_cli.images.loader import ImageLoader
+    pass
 
 _PARTS = Path(__file__).parent
 _MARK = b'<meta name="generator" content="idefics caption">'
@@ -49,7 +49,8 @@ def check_report(path: Path, *, overwrite: bool = False) -> None:
         with path.open("rb") as file:
             if _MARK not in file.read(1024):
                 raise UsageError(
-                    f"`{path}` exists already, and is no report", hint="`--overwrite` replaces it"
+                    f"`{path}` exists already, and is not a report",
+                    hint="`--overwrite` replaces it",
                 )
 
 
@@ -60,12 +61,13 @@ def write_report(
     columns: tuple[str, ...] = (),
     title: str = "Captions",
     limits: ImageLimits | None = None,
+    max_thumbnail_bytes: int = _MAX_THUMBNAIL_BYTES,
     on_row: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the page for *records* to *path*, whole or not at all.
 
-    The page needs no network, no other file and no library. The thumbnails show the files as
-    they are now; a missing or unreadable file has none. The memory holds a few hundred rows.
+    The page needs no network and no other file. The thumbnails show the files as they are now; a
+    missing or unreadable file has none. The memory holds a few hundred rows.
 
     Args:
         path: The page; an existing file is replaced.
@@ -73,18 +75,17 @@ def write_report(
         columns: Names of the questions.
         title: Title of the page.
         limits: Limits for the pictures that are opened.
+        max_thumbnail_bytes: Size of all thumbnails, after which the page shows the files.
         on_row: Called after each row.
 
     Raises:
         IdeficsError: If the page cannot be written.
     """
-    from idefics_cli.images.loader import ImageLoader
-
-    loader = ImageLoader(limits or ImageLimits(), offline=True)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with ThreadPoolExecutor(_THREADS) as pool, temporary.open("wb") as file:
-            pairs = _with_thumbnails(records, _Thumbnails(loader, pool))
+            thumbnails = _Thumbnails(limits or ImageLimits(), pool, max_thumbnail_bytes)
+            pairs = _with_thumbnails(records, thumbnails)
             _write_page(file, pairs, path, title, columns, on_row)
         os.replace(temporary, path)
     except OSError as error:
@@ -155,10 +156,12 @@ def _with_thumbnails(
 class _Thumbnails:
     """Makes thumbnails as `data:` URIs in threads, up to a total size."""
 
-    def __init__(self, loader: ImageLoader, pool: ThreadPoolExecutor) -> None:
-        self._loader = loader
+    def __init__(self, limits: ImageLimits, pool: ThreadPoolExecutor, max_bytes: int) -> None:
+        from idefics_cli.images.loader import ImageLoader
+
+        self._loader = ImageLoader(limits, offline=True)
         self._pool = pool
-        self._left = _MAX_THUMBNAIL_BYTES
+        self._left = max_bytes
 
     def submit(self, record: CaptionRecord) -> Future[str]:
         if is_uri(record.file_name) or record.error_kind in get_args(ImageErrorKind):

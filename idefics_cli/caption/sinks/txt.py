@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -37,15 +37,20 @@ class TxtSink:
     A caption is written to a temporary file, which then replaces the sidecar, so that no program
     reads half a caption. There is no fsync: after a power failure, a file may be missing or
     empty. A picture that failed gets no file, and an existing file stays.
+
+    Args:
+        target: Where the sink writes.
+        folds_case: Returns whether upper and lower case are one in a folder; None looks there.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, folds_case: Callable[[str], bool] | None = None) -> None:
         self._target = target
+        self._folds_case = folds_case
         self._paths: dict[str, str] = {}
         self._completed: AbstractSet[str] = frozenset()
 
     def __enter__(self) -> Self:
-        self._paths = sidecars(self._target)
+        self._paths = sidecars(self._target, self._folds_case or folds_case)
         folders = {Path(f) for f in set(map(os.path.dirname, self._paths.values()))}
         _check_folders(folders, self._target.path)
         if self._target.existing in ("error", "skip"):
@@ -131,8 +136,12 @@ def _common_folder(pictures: Sequence[CaptionItem]) -> Path:
         return Path()
 
 
-def sidecars(target: Target) -> dict[str, str]:
+def sidecars(target: Target, folds_case: Callable[[str], bool]) -> dict[str, str]:
     """Return the path of the sidecar of each picture of *target*, by the key of the picture.
+
+    Args:
+        target: Where the sink writes.
+        folds_case: As in `TxtSink`.
 
     Raises:
         UsageError: If two pictures have the same sidecar, a sidecar is a picture of the run, or
@@ -279,7 +288,7 @@ def _read(path: Path) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".idefics-{_host()}-{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(os.getpid()))
     try:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
         os.replace(temporary, path)
@@ -287,6 +296,11 @@ def _replace(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(process: int) -> str:
+    """Return the name of the temporary file of a process on this machine."""
+    return f".idefics-{_host()}-{process}.tmp"
 
 
 @cache
