@@ -112,12 +112,18 @@ def _growing(pump: str) -> Iterator[str]:
 USES = {f"{use.name}-{use.method}-{number}": use for number, use in enumerate(_uses())}
 
 
+def _seconds(use: Use, text: str) -> float:
+    start = time.thread_time()
+    use.run(text)
+    return time.thread_time() - start
+
+
 @pytest.mark.parametrize("name", USES)
 def test_a_pattern_needs_time_in_proportion_to_the_text(name: str) -> None:
     use = USES[name]
     for family in _texts(use.pattern.pattern):
         for text in family:
-            start = time.thread_time()
-            use.run(text)
-            seconds = time.thread_time() - start
+            seconds = _seconds(use, text)
+            if seconds >= _MOST_SECONDS:  # a disturbed machine, unless it happens each time
+                seconds = min(_seconds(use, text) for _ in range(5))
             assert seconds < _MOST_SECONDS, f"{seconds:.1f} s for {text[:40]!r} x {len(text)}"
