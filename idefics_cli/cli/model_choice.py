@@ -26,6 +26,7 @@ def image_limits(settings: Settings) -> ImageLimits:
         max_pixels=settings.max_pixels,
         max_bytes=settings.max_bytes,
         timeout_seconds=settings.timeout_seconds,
+        keeps_truncated=settings.truncated == "keep",
     )
 
 

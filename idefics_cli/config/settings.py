@@ -131,6 +131,11 @@ class Settings:
         help="Longest wait for the next data of a download or a pipe.",
         above=0,
     )
+    truncated: str = _setting(
+        "refuse",
+        help="Accept or refuse pictures of which the end is missing.",
+        choices=("keep", "refuse"),
+    )
     batch_size: int | None = _setting(
         None,
         help="Number of pictures to caption at the same time.",

@@ -150,12 +150,14 @@ class ImageLimits:
         max_bytes: Size of one download, of a `data:` URI or of stdin.
         timeout_seconds: Time limit of one connect or read.
         max_redirects: Number of HTTP redirects to follow.
+        keeps_truncated: Accept pictures of which the end is missing.
     """
 
     max_pixels: int = 100_000_000
     max_bytes: int = 100_000_000
     timeout_seconds: float = 20.0
     max_redirects: int = 5
+    keeps_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,24 @@ from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import describe_source, is_address
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import Attachment, ImageLimits
+from idefics_cli.images.cut import is_nearly_whole, with_end
+from idefics_cli.images.facts import CameraRaw, RareKind
 from idefics_cli.images.failures import as_image_error, unusable
 from idefics_cli.images.formats import HEAD_BYTES, FileFormat, identify
 from idefics_cli.images.header import check_header, read_facts
 from idefics_cli.images.icons import select_icon
-from idefics_cli.images.pillow_setup import mute_libtiff, mute_warnings, raise_pixel_limit
+from idefics_cli.images.pillow_setup import (
+    lenient_decoding,
+    mute_libtiff,
+    mute_warnings,
+    raise_pixel_limit,
+)
 from idefics_cli.images.pixels import exif_orientation, is_sideways, show_first_visible, upright_rgb
+from idefics_cli.images.salvage import without_broken_metadata
 from idefics_cli.images.sources import ImageSources
 
 # In other formats the decoded picture may be larger than in the header, or turned.
+_MOST_RESCUED_BYTES = 1 << 29  # damaged files are read into memory
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
 
 
@@ -81,8 +90,17 @@ class ImageLoader:
         """
         mute_warnings()
         content = _identify(stream, source)
+        plugin = content.plugin or ""
         with as_image_error(content, source):
-            return self._decode(content.plugin or "", stream, source, draft_edge)
+            try:
+                return self._decode(plugin, stream, source, draft_edge)
+            except (ImageError, RareKind, CameraRaw, MemoryError, Image.DecompressionBombError):
+                raise
+            except Exception:  # see `as_image_error`
+                image = self._rescue(plugin, stream, source, draft_edge)
+                if image is None:
+                    raise
+                return image
 
     def stream_size(self, stream: BinaryIO, source: str) -> tuple[int, int]:
         """Return the size of the picture in *stream*; see `size` and `open_stream`."""
@@ -90,13 +108,51 @@ class ImageLoader:
         content = _identify(stream, source)
         if content.plugin not in _SIZE_IN_HEADER:
             return _original_size(self.open_stream(stream, source))
-        with as_image_error(content, source):
+        try:
             image = _open_with(content.plugin, stream)
+        except Exception:  # perhaps only its metadata is broken
+            stream.seek(0)
+            return _original_size(self.open_stream(stream, source))
+        with as_image_error(content, source):
             self._check_size(image.size, source)
             return image.size[::-1] if is_sideways(image) else image.size
 
-    def _decode(
+    def _rescue(
         self, plugin: str, stream: BinaryIO, source: str, draft_edge: int | None
+    ) -> Image.Image | None:
+        """Return a damaged picture, if only metadata or a bit of the end is lost."""
+
+        def decode(data: bytes, icc_profile: bytes | None = None) -> Image.Image | None:
+            try:
+                return self._decode(plugin, io.BytesIO(data), source, draft_edge, icc_profile)
+            except (ImageError, MemoryError):
+                raise
+            except Exception:  # see `as_image_error`
+                return None
+
+        stream.seek(0)
+        data = stream.read(_MOST_RESCUED_BYTES)
+        image = None
+        if salvaged := without_broken_metadata(plugin, data):
+            data = salvaged.data
+            image = decode(data, salvaged.icc_profile)
+        keeps_cut = self._limits.keeps_truncated
+        if image is None and plugin == "JPEG":
+            whole = with_end(data)
+            if whole is not None and (keeps_cut or is_nearly_whole(data)):
+                image = decode(whole)
+        elif image is None and keeps_cut:
+            with lenient_decoding():
+                image = decode(data)
+        return image
+
+    def _decode(
+        self,
+        plugin: str,
+        stream: BinaryIO,
+        source: str,
+        draft_edge: int | None,
+        icc_profile: bytes | None = None,
     ) -> Image.Image:
         if plugin == "ICO":
             stream, size = select_icon(stream)
@@ -112,6 +168,8 @@ class ImageLoader:
             image.draft(None, (draft_edge, draft_edge))
         is_reduced = image.size != header_size
         image.load()
+        if icc_profile is not None:
+            image.info["icc_profile"] = icc_profile
         show_first_visible(image)
         # With pillow-heif and icons, the picture may differ in size from its header.
         self._check_size(image.size, source)
@@ -135,8 +193,16 @@ class ImageLoader:
 
 def is_turned(data: bytes) -> bool:
     """Return whether the readable picture file *data* has to be turned to be upright."""
-    plugin = identify(data[:HEAD_BYTES]).plugin
-    return plugin is not None and exif_orientation(_open_with(plugin, io.BytesIO(data))) != 1
+    plugin = identify(data[:HEAD_BYTES]).plugin or ""
+    salvaged = without_broken_metadata(plugin, data)
+    for version in (data, salvaged.data if salvaged else None):
+        try:
+            return version is not None and (
+                exif_orientation(_open_with(plugin, io.BytesIO(version))) != 1
+            )
+        except Exception:  # see `as_image_error`
+            continue
+    return False
 
 
 def _original_size(image: Image.Image) -> tuple[int, int]:

@@ -6,9 +6,11 @@ import ctypes
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 
-from PIL import Image, _imaging
+from PIL import Image, ImageFile, _imaging
 
 _MODULES = re.compile(r"PIL\.")
 _MUTED = tuple(
@@ -51,3 +53,18 @@ def raise_pixel_limit(max_pixels: int) -> None:
     """Raise the pixel limit of Pillow, which its plugins check, to at least *max_pixels*."""
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+
+
+@contextmanager
+def lenient_decoding() -> Iterator[None]:
+    """Let Pillow leave the missing part of a cut file black, in one thread at a time."""
+    with _LENIENT:
+        before = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+_LENIENT = Lock()

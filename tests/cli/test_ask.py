@@ -222,12 +222,13 @@ def test_the_choices_reach_the_load_spec() -> None:
     world = World(FakeEngine("x"), model="demo")
     run("ask", "Hi", "--device", "cpu", "--dtype", "bfloat16", "--attn-implementation", "eager",
         "--no-splitting", "--offline", "--threads", "3", "--max-pixels", "5", "--max-bytes", "6",
-        "--timeout-seconds", "7", services=world.services)  # fmt: skip
+        "--timeout-seconds", "7", "--truncated", "keep", services=world.services)  # fmt: skip
     (spec,) = world.specs
     assert (spec.device, spec.dtype, spec.attention) == ("cpu", "bfloat16", "eager")
     assert (spec.splitting, spec.offline, spec.threads) == (False, True, 3)
     limits = spec.limits
     assert (limits.max_pixels, limits.max_bytes, limits.timeout_seconds) == (5, 6, 7.0)
+    assert limits.keeps_truncated
 
 
 def test_the_model_of_the_flag_the_variable_or_the_default_is_looked_up() -> None:

@@ -6,6 +6,7 @@ import struct
 import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import ExifTags, Image, TiffImagePlugin, features
 
@@ -51,7 +52,9 @@ def test_any_beginning_of_a_file_is_an_error_or_the_whole_picture(name: str) -> 
         except ImageError:
             refused += 1
         else:
-            assert difference(image, whole) == 0
+            # A JPEG may lack its last bytes; see `test_salvage.py`.
+            off = np.abs(np.asarray(image, np.int64) - np.asarray(whole, np.int64)).mean()
+            assert off <= (4 if format == "JPEG" else 0)
     assert refused > 20
 
 

@@ -41,6 +41,7 @@ def ask(
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
+    truncated: options.Truncated = None,
     json: options.Json = None,
     stream: options.Stream = None,
     dry_run: options.DryRun = None,

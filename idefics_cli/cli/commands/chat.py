@@ -59,6 +59,7 @@ def chat(
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
+    truncated: options.Truncated = None,
     json: options.Json = None,
     stream: options.Stream = None,
     plain: options.Plain = None,

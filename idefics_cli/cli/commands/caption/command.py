@@ -57,6 +57,7 @@ def caption(
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
+    truncated: options.Truncated = None,
     format: options.Format = None,
     output: options.Output = None,
     existing: options.Existing = None,
