@@ -34,6 +34,8 @@ class PixelFacts:
         is_white_zero: Whether 0 is white in grey pictures of 16 bits or floats.
         grey_bits: Bits of a sample of mode `I;16`.
         is_unsigned: Whether samples of mode `I` are unsigned.
+        transfer: `colour.PQ` or `colour.HLG` for high dynamic range; 0 for all else.
+        primaries: Colour primaries of high dynamic range (ITU-T H.273).
     """
 
     has_alpha: bool = True
@@ -41,3 +43,5 @@ class PixelFacts:
     is_white_zero: bool = False
     grey_bits: int = 16
     is_unsigned: bool = False
+    transfer: int = 0
+    primaries: int = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import BinaryIO
 
 from PIL import ImageFile, PsdImagePlugin, TiffImagePlugin
 
+from idefics_cli.images.colour import HLG, PQ
 from idefics_cli.images.facts import PixelFacts, RareKind
 from idefics_cli.images.psd import check_psd_header, read_psd_facts
 from idefics_cli.images.tiff import read_tiff_facts
@@ -50,7 +52,29 @@ def _png(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
     # A default image that is not a frame is for programs that know no animations.
     if getattr(image, "default_image", False):
         image.seek(1)
-    return PixelFacts()
+    stream.seek(0)
+    head = stream.read(_HEAD_BYTES)
+    return _hdr_facts(head[: head.find(b"IDAT")], b"cICP", "BB")
+
+
+_HEAD_BYTES = 1 << 16
+
+
+def _base_media(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    # With a tone map (ISO 21496-1), the picture itself is for screens of standard range.
+    stream.seek(0)
+    head = stream.read(_HEAD_BYTES)
+    return PixelFacts() if b"tmap" in head[:256] else _hdr_facts(head, b"colrnclx", ">HH")
+
+
+def _hdr_facts(head: bytes, name: bytes, layout: str) -> PixelFacts:
+    """Return the colour primaries and transfer characteristics of high dynamic range."""
+    place = head.find(name)
+    if place < 0 or place + 12 > len(head):
+        return PixelFacts()
+    primaries, transfer = struct.unpack_from(layout, head, place + len(name))
+    is_hdr = transfer in (PQ, HLG)
+    return PixelFacts(transfer=transfer, primaries=primaries) if is_hdr else PixelFacts()
 
 
 # Targa -----------------------------------------------------------------------------------------
@@ -91,6 +115,8 @@ Reader = Callable[[ImageFile.ImageFile, BinaryIO], PixelFacts]
 _READERS: dict[str, Reader] = {
     "GIF": _gif,
     "PNG": _png,
+    "AVIF": _base_media,
+    "HEIF": _base_media,
     "TGA": _tga,
     "PSD": _psd,
     "TIFF": _tiff,

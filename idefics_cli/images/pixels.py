@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from idefics_cli.images.colour import to_srgb, tone_mapped
 from idefics_cli.images.facts import PixelFacts
 
 # EXIF 2.32, tag 0x0112: the operation that undoes each orientation.
@@ -79,8 +80,12 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN) -> Image.Image:
     turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, facts)
+    if facts.transfer == 0:
+        image = to_srgb(image)
     has_alpha = facts.has_alpha and image.has_transparency_data
     upright = _over_white(image) if has_alpha else image.convert("RGB")
+    if facts.transfer:
+        upright = tone_mapped(upright, facts.transfer, facts.primaries)
     if facts.frame is not None:
         canvas = Image.new("RGB", upright.size, "white")
         canvas.paste(upright.crop(facts.frame), facts.frame[:2])
@@ -118,7 +123,9 @@ def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
         grey[values == key] = 255
     elif facts.is_white_zero:
         grey = 255 - grey
-    return Image.fromarray(grey)
+    eight = Image.fromarray(grey)
+    eight.info = {k: v for k, v in image.info.items() if k == "icc_profile"}
+    return eight
 
 
 def _from_integers(

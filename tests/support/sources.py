@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,12 +18,12 @@ PICTURE = encoded(quadrants(), "PNG")
 """The file of the picture that the tests of sources load."""
 
 
-def load(source: str, **limits: int) -> Image.Image:
+def load(source: str, **limits: Any) -> Image.Image:
     """Return the picture of *source*."""
     return ImageLoader(ImageLimits(**limits)).open(Attachment(source))
 
 
-def load_error(source: str, **limits: int) -> ImageError:
+def load_error(source: str, **limits: Any) -> ImageError:
     """Return the error for *source*, which must be short and printable."""
     with pytest.raises(ImageError) as caught:
         load(source, **limits)
