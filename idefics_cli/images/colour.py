@@ -23,7 +23,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """Return *image* in sRGB, converted by its ICC profile if that makes a visible difference.
 
     Args:
-        image: An image of any mode of 8 bits. It is returned itself if nothing changes.
+        image: A loaded image of any mode of 8 bits. It is changed itself where that is possible.
     """
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or not profile:
@@ -37,6 +37,9 @@ def to_srgb(image: Image.Image) -> Image.Image:
     transform = _transform(profile, plain.mode)
     if transform is None:
         return image
+    if plain.mode in ("RGB", "RGBA"):
+        ImageCms.applyTransform(plain, transform, inPlace=True)
+        return plain
     converted = ImageCms.applyTransform(plain, transform)
     if converted is None:
         return image

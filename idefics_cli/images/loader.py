@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from PIL import Image, ImageFile
@@ -17,11 +18,12 @@ from idefics_cli.images.failures import as_image_error, unusable
 from idefics_cli.images.formats import HEAD_BYTES, FileFormat, identify
 from idefics_cli.images.header import check_header, read_facts
 from idefics_cli.images.icons import select_icon
+from idefics_cli.images.memory import MemoryBudget, decoding_bytes, timed_stream
 from idefics_cli.images.pillow_setup import (
     lenient_decoding,
     mute_libtiff,
     mute_warnings,
-    raise_pixel_limit,
+    set_pixel_limit,
 )
 from idefics_cli.images.pixels import exif_orientation, is_sideways, show_first_visible, upright_rgb
 from idefics_cli.images.salvage import without_broken_metadata
@@ -32,6 +34,28 @@ _MOST_RESCUED_BYTES = 1 << 29  # damaged files are read into memory
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
 
 
+_MEMORY = MemoryBudget()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """How one file is decoded.
+
+    Attributes:
+        plugin: Pillow's name of the format.
+        source: Name of the picture in errors.
+        draft_edge: See `ImageLoader.open`.
+        icc_profile: A profile that Pillow does not read from the file.
+        is_alone: Whether no other picture is decoded at the same time.
+    """
+
+    plugin: str
+    source: str
+    draft_edge: int | None = None
+    icc_profile: bytes | None = None
+    is_alone: bool = False
+
+
 class ImageLoader:
     """Opens pictures; any thread may use it.
 
@@ -39,14 +63,24 @@ class ImageLoader:
         limits: Limits of size and time.
         offline: Refuse URLs.
         stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
+        memory: Budget of memory for decoding; by default all loaders share one.
+        decode_seconds: Time limit of decoding one JPEG.
     """
 
     def __init__(
-        self, limits: ImageLimits, *, offline: bool = False, stdin: BinaryIO | None = None
+        self,
+        limits: ImageLimits,
+        *,
+        offline: bool = False,
+        stdin: BinaryIO | None = None,
+        memory: MemoryBudget = _MEMORY,
+        decode_seconds: float = 60.0,
     ) -> None:
         self._limits = limits
+        self._memory = memory
+        self._decode_seconds = decode_seconds
         self._sources = ImageSources(limits, offline=offline, stdin=stdin)
-        raise_pixel_limit(limits.max_pixels)
+        set_pixel_limit(limits.max_pixels)
 
     def open(self, attachment: Attachment, *, draft_edge: int | None = None) -> Image.Image:
         """Return the first frame of a picture, decoded, upright and in RGB.
@@ -90,14 +124,17 @@ class ImageLoader:
         """
         mute_warnings()
         content = _identify(stream, source)
-        plugin = content.plugin or ""
+        job = _Job(content.plugin or "", source, draft_edge)
         with as_image_error(content, source):
             try:
-                return self._decode(plugin, stream, source, draft_edge)
-            except (ImageError, RareKind, CameraRaw, MemoryError, Image.DecompressionBombError):
+                return self._decode(job, stream)
+            except MemoryError:
+                # Other pictures may have taken the memory.
+                return self._decode(replace(job, is_alone=True), stream)
+            except (ImageError, RareKind, CameraRaw, Image.DecompressionBombError):
                 raise
             except Exception:  # see `as_image_error`
-                image = self._rescue(plugin, stream, source, draft_edge)
+                image = self._rescue(job, stream)
                 if image is None:
                     raise
                 return image
@@ -117,14 +154,12 @@ class ImageLoader:
             self._check_size(image.size, source)
             return image.size[::-1] if is_sideways(image) else image.size
 
-    def _rescue(
-        self, plugin: str, stream: BinaryIO, source: str, draft_edge: int | None
-    ) -> Image.Image | None:
+    def _rescue(self, job: _Job, stream: BinaryIO) -> Image.Image | None:
         """Return a damaged picture, if only metadata or a bit of the end is lost."""
 
         def decode(data: bytes, icc_profile: bytes | None = None) -> Image.Image | None:
             try:
-                return self._decode(plugin, io.BytesIO(data), source, draft_edge, icc_profile)
+                return self._decode(replace(job, icc_profile=icc_profile), io.BytesIO(data))
             except (ImageError, MemoryError):
                 raise
             except Exception:  # see `as_image_error`
@@ -133,11 +168,11 @@ class ImageLoader:
         stream.seek(0)
         data = stream.read(_MOST_RESCUED_BYTES)
         image = None
-        if salvaged := without_broken_metadata(plugin, data):
+        if salvaged := without_broken_metadata(job.plugin, data):
             data = salvaged.data
             image = decode(data, salvaged.icc_profile)
         keeps_cut = self._limits.keeps_truncated
-        if image is None and plugin == "JPEG":
+        if image is None and job.plugin == "JPEG":
             whole = with_end(data)
             if whole is not None and (keeps_cut or is_nearly_whole(data)):
                 image = decode(whole)
@@ -146,34 +181,32 @@ class ImageLoader:
                 image = decode(data)
         return image
 
-    def _decode(
-        self,
-        plugin: str,
-        stream: BinaryIO,
-        source: str,
-        draft_edge: int | None,
-        icc_profile: bytes | None = None,
-    ) -> Image.Image:
-        if plugin == "ICO":
+    def _decode(self, job: _Job, stream: BinaryIO) -> Image.Image:
+        stream.seek(0)
+        if job.plugin == "ICO":
             stream, size = select_icon(stream)
-            self._check_size(size, source)
-        check_header(plugin, stream)
-        image = _open_with(plugin, stream)
-        self._check_size(image.size, source)
+            self._check_size(size, job.source)
+        check_header(job.plugin, stream)
+        is_jpeg = job.plugin == "JPEG"
+        timed = timed_stream(stream, self._decode_seconds) if is_jpeg else stream
+        image = _open_with(job.plugin, timed)
+        self._check_size(image.size, job.source)
         facts = read_facts(image, stream)
-        self._check_size(image.size, source)
+        self._check_size(image.size, job.source)
         header_size = image.size
         # Other plugins also have drafts: pillow-heif would give the embedded thumbnail.
-        if draft_edge is not None and plugin == "JPEG":
-            image.draft(None, (draft_edge, draft_edge))
+        if job.draft_edge is not None and is_jpeg:
+            image.draft(None, (job.draft_edge, job.draft_edge))
         is_reduced = image.size != header_size
-        image.load()
-        if icc_profile is not None:
-            image.info["icc_profile"] = icc_profile
-        show_first_visible(image)
-        # With pillow-heif and icons, the picture may differ in size from its header.
-        self._check_size(image.size, source)
-        upright = upright_rgb(image, facts)
+        count = decoding_bytes(image, header_size[0] * header_size[1])
+        with self._memory.reserve(None if job.is_alone else count):
+            image.load()
+            if job.icc_profile is not None:
+                image.info["icc_profile"] = job.icc_profile
+            show_first_visible(image)
+            # With pillow-heif and icons, the picture may differ in size from its header.
+            self._check_size(image.size, job.source)
+            upright = upright_rgb(image, facts)
         size = upright.size
         if is_reduced:
             size = header_size[::-1] if is_sideways(image) else header_size

@@ -49,10 +49,19 @@ def mute_libtiff() -> None:
         return
 
 
-def raise_pixel_limit(max_pixels: int) -> None:
-    """Raise the pixel limit of Pillow, which its plugins check, to at least *max_pixels*."""
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+def set_pixel_limit(max_pixels: int) -> None:
+    """Let the plugins of Pillow decode *max_pixels*, and not more, before our limit is checked.
+
+    Icons in ICNS files and the parts of other containers are decoded by plugins without our
+    check. Pillow refuses twice its limit. The largest limit of all loaders counts.
+    """
+    limit = (max_pixels + 1) // 2
+    current = Image.MAX_IMAGE_PIXELS
+    if current is not None:
+        Image.MAX_IMAGE_PIXELS = limit if current == _DEFAULT_LIMIT else max(current, limit)
+
+
+_DEFAULT_LIMIT = Image.MAX_IMAGE_PIXELS
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
@@ -22,6 +24,7 @@ _UPRIGHT = {
 
 
 _PLAIN = PixelFacts()
+_BAND_PIXELS = 1 << 20
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -103,9 +106,19 @@ def _over_white(image: Image.Image) -> Image.Image:
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.mode == "La":  # Pillow cannot convert these to RGBA in one step
         image = image.convert("LA")
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
+    seen = Image.new("RGB", image.size, "white")
+    for box in _bands(*image.size):
+        layer = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        seen.paste(Image.alpha_composite(white, layer).convert("RGB"), box)
+    return seen
+
+
+def _bands(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the boxes of bands of rows, so that only a band has intermediate copies."""
+    rows = max(1, _BAND_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
 
 
 def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
@@ -143,21 +156,37 @@ def _from_integers(
 
 
 def _from_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    low, high = np.inf, -np.inf
+    for _, top, _, bottom in _bands(values.shape[1], values.shape[0]):
+        finite = values[top:bottom][np.isfinite(values[top:bottom])]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
         return np.zeros(values.shape, np.uint8)
-    low, high = float(finite.min()), float(finite.max())
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     if low >= 0 and high <= 1:
-        return _stretched(values, 0, 1)
+        return _stretched(values, 0, 1, low, high)
     if low >= 0 and high <= 255:
-        return _stretched(values, 0, 255)
+        return _stretched(values, 0, 255, low, high)
     return _stretched(values, low, high)
 
 
 def _stretched(
-    values: NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.float32], low: float, high: float
+    values: NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.float32],
+    black: float,
+    white: float,
+    low: float | None = None,
+    high: float | None = None,
 ) -> NDArray[np.uint8]:
+    """Return *values* from *black* to *white* as 0 to 255.
+
+    Infinite values count as *low* and *high*, by default black and white, and NaN as *low*.
+    """
+    low, high = black if low is None else low, white if high is None else high
     # Data such as heights or temperatures: viewers show its range from black to white.
-    share = (values.astype(np.float64) - low) / ((high - low) or 1)
-    return np.rint(share * 255).astype(np.uint8)
+    stretched = np.empty(values.shape, np.uint8)
+    for _, top, _, bottom in _bands(values.shape[1], values.shape[0]):
+        band = np.nan_to_num(
+            values[top:bottom].astype(np.float64), nan=low, posinf=high, neginf=low
+        )
+        stretched[top:bottom] = np.rint((band - black) / ((white - black) or 1) * 255)
+    return stretched

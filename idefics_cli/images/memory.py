@@ -1,0 +1,107 @@
+"""The memory and the time that decoding may take, over all threads."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition, Lock
+from typing import BinaryIO, cast
+
+from PIL import Image
+
+from idefics_cli.images.facts import RareKind
+
+DECODING_BYTES = 1_000_000_000
+"""Most memory of all pictures that are decoded at the same time; a larger one is decoded alone."""
+
+_MOST_SCANS = 500  # as Chromium and libjpeg-turbo's fuzzers allow
+# Bytes of a pixel that a decoder holds besides the image, by format; measured with Pillow 13.
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 16, "ICO": 8, "ICNS": 8}
+_BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
+_RGB_BYTES = 4  # of a pixel of an RGB image of Pillow
+_COEFFICIENT_BYTES = 6  # of a pixel of a progressive JPEG, before any reduction
+
+
+def decoding_bytes(image: Image.Image, pixels: int) -> int:
+    """Return about how much memory the decoding of *image* takes, with its RGB copies.
+
+    Args:
+        image: The image before it is loaded, with its reduced size if it has one.
+        pixels: Number of pixels of the whole picture.
+    """
+    own = _BYTES_OF_MODE.get(image.mode, 4)
+    each = own + 2 * _RGB_BYTES + _DECODER_BYTES.get(image.format or "", 0)
+    progressive = _COEFFICIENT_BYTES * pixels if image.info.get("progressive") else 0
+    return image.width * image.height * each + progressive
+
+
+class MemoryBudget:
+    """A number of bytes that threads share; they wait for their turn.
+
+    Args:
+        total_bytes: The size of the budget.
+    """
+
+    def __init__(self, total_bytes: int = DECODING_BYTES) -> None:
+        self._total = total_bytes
+        self._free = total_bytes
+        self._turn = Lock()
+        self._changed = Condition()
+
+    @contextmanager
+    def reserve(self, count: int | None) -> Iterator[None]:
+        """Hold *count* bytes, at most the whole budget; None holds the whole budget.
+
+        Threads are served in their order, so that a large picture gets its turn.
+        """
+        count = self._total if count is None else min(count, self._total)
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= count)
+            self._free -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += count
+                self._changed.notify_all()
+
+
+class _TimedStream(io.RawIOBase):
+    """See `timed_stream`."""
+
+    def __init__(self, stream: BinaryIO, seconds: float) -> None:
+        self._stream = stream
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+        self._scans = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if time.monotonic() > self._until:
+            raise RareKind(f"that takes longer than {self._seconds:g} s to decode")
+        data = self._stream.read(size)
+        self._scans += data.count(b"\xff\xda")
+        if self._scans > _MOST_SCANS:
+            raise RareKind(f"with more than {_MOST_SCANS} scans")
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def timed_stream(stream: BinaryIO, seconds: float) -> BinaryIO:
+    """Return *stream* so that the decoding of a JPEG ends when it takes too long.
+
+    Each scan of a progressive file changes the whole picture, so a small file can take hours. The
+    number of scans has a limit, too.
+
+    Args:
+        stream: The file; it stays open.
+        seconds: Time from now. Then reading raises `RareKind`.
+    """
+    return cast("BinaryIO", _TimedStream(stream, seconds))
