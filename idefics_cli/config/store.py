@@ -26,7 +26,7 @@ def read_config(
 
     Raises:
         ConfigError: If the file cannot be read, or holds an unknown key, a wrong value or a
-            setting that is for the command line only.
+            setting that is for the command line only; its default is ignored.
     """
     if str(path) == os.devnull:
         return {}
@@ -51,14 +51,16 @@ def read_config(
     except ValueError as error:  # TOMLDecodeError; an integer of more than 4,300 digits
         raise ConfigError(f"`{path}` is not valid TOML: {error}") from error
     table = setting_table() if known is None else known
-    return {key: _checked(path, table, key, value) for key, value in values.items()}
+    checked = {key: _checked(path, table, key, value) for key, value in values.items()}
+    return {key: value for key, value in checked.items() if not table[key].command_line_only}
 
 
 def _checked(path: Path, table: Mapping[str, Setting], key: str, value: object) -> Value:
     setting = table.get(key)
     if setting is None:
         raise ConfigError(f"unknown key `{key}` in `{path}`", hint=_hint(key, value))
-    if setting.command_line_only:
+    # Earlier versions wrote these keys with their defaults when `idefics config` made the file.
+    if setting.command_line_only and value is not setting.default:
         raise ConfigError(
             f"`{key}` in `{path}` is for the command line only",
             hint=f"remove the key, and give `{setting.flag}` to the command that needs it",

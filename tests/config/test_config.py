@@ -53,6 +53,7 @@ def test_defaults_agree_with_those_of_the_values_they_fill() -> None:
     assert Settings().timeout_seconds == ImageLimits().timeout_seconds
 
 
+COMMAND_LINE_ONLY = ("overwrite", "retry_failed", "dry_run", "yes")
 STORED = {
     name: setting for name, setting in setting_table().items() if not setting.command_line_only
 }
@@ -81,13 +82,13 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(
     assert from_file.settings == from_environment.settings == from_flag.settings
 
 
-@pytest.mark.parametrize("name", ["overwrite", "retry_failed", "dry_run", "yes"])
+@pytest.mark.parametrize("name", COMMAND_LINE_ONLY)
 @pytest.mark.parametrize("value", [True, False])
 def test_what_decides_about_one_call_is_for_the_command_line_only(
     name: str, value: bool, tmp_path: Path
 ) -> None:
     setting = setting_table()[name]
-    file = write(tmp_path / "config.toml", {name: value})
+    file = write(tmp_path / "config.toml", {name: value or 0})
     with pytest.raises(ConfigError) as of_file:
         resolve({}, {}, file)
     with pytest.raises(ConfigError) as of_variable:
@@ -101,6 +102,14 @@ def test_what_decides_about_one_call_is_for_the_command_line_only(
     assert of_file.value.hint == f"remove the key{end}"
     assert of_variable.value.hint == f"unset the variable{end}"
     assert resolve({}, {setting.variable: ""}, NOWHERE).origins[name] == Origin("default")
+
+
+def test_a_file_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    # Its `idefics config` printed every setting, and called that a valid config.toml.
+    old = {**dict.fromkeys(COMMAND_LINE_ONLY, False), "top_k": 3}
+    resolved = resolve({}, {}, write(tmp_path / "config.toml", old))
+    assert resolved.settings.top_k == 3
+    assert {resolved.origins[name] for name in COMMAND_LINE_ONLY} == {Origin("default")}
 
 
 def test_each_source_hides_the_next(tmp_path: Path) -> None:
