@@ -409,3 +409,48 @@ def test_a_run_that_was_killed_before_its_first_caption_binds_nobody() -> None:
     assert caption("-o", "out.jsonl", "--retry-failed").code == 2
     assert caption("-o", "out.jsonl").code == 0
     assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"key": "photos/06.jpg", "record": 5, "end": 1},
+        {"key": "photos/06.jpg", "record": {"error": None}, "end": 1},
+        {"record": {}},
+        {"rows": [7], "end": 1},
+        {"rows": [], "end": "x"},
+        {"fits": "many", "where": "cpu"},
+        {"fits": 1, "where": []},
+    ],
+)
+def test_from_a_line_that_is_not_of_a_journal_on_the_run_is_done_again(
+    line: dict[str, object],
+) -> None:
+    expected = whole("jsonl")
+    Path("parts").mkdir()
+    arguments = ("-f", "jsonl", "-o", destination("parts", "jsonl"))
+    assert caption(*arguments, engine=Ending(5)).code == 130
+    (journal,) = Path("parts").glob("*.journal")
+    with journal.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+    assert caption(*arguments).code == 0
+    assert contents(Path("parts")) == expected
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"journal": 1},
+        {"journal": 1, "settings": 3, "base": 0, "skipped": []},
+        {"journal": 1, "settings": {}, "base": "x", "skipped": []},
+        {"journal": 1, "settings": {}, "base": 0, "skipped": 4},
+    ],
+)
+def test_a_journal_with_another_first_line_is_refused_and_stays(header: dict[str, object]) -> None:
+    journal = Path("out.jsonl.journal")
+    journal.write_text(json.dumps(header) + "\n")
+    ran = caption("-o", "out.jsonl")
+    assert ran.code == 2
+    assert ran.err.startswith("error: `out.jsonl.journal` is not the journal of a captioning run\n")
+    assert json.loads(journal.read_text()) == header

@@ -204,28 +204,37 @@ class RunJournal:
     def _is_torn_first(self) -> bool:
         """Whether the file is empty, or has only the start of a journal's first line."""
         with self.path.open("rb") as file:
-            return b'{"journal":'.startswith(file.read(11))
+            first = file.readline()
+        return b'{"journal":'.startswith(first[:11]) and not first.endswith(b"\n")
 
     def _apply(self, offset: int, line: bytes) -> bool:
-        """Apply one line; return False if it is torn."""
+        """Apply one line; return False if it is torn, or not a line of a journal."""
         try:
             fields = json.loads(line)
         except ValueError:
             return False
         if not isinstance(fields, dict) or (offset == 0) != ("journal" in fields):
             return False
+        try:
+            self._apply_fields(offset, fields)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return False
+        return True
+
+    # Any: JSON.
+    def _apply_fields(self, offset: int, fields: Mapping[str, Any]) -> None:
         if "journal" in fields:
             self._check_version(fields["journal"])
             self._apply_header(fields)
         elif "record" in fields:
-            record = fields["record"]
-            failed = record["error"] is not None
-            self._set_entry(fields["key"], failed, record["sha256"], record["stamp"], offset)
-            self._set_end(fields["end"])
+            record = _record(fields["record"])
+            failed = record.error is not None
+            self._set_entry(str(fields["key"]), failed, record.sha256, record.stamp, offset)
+            self._set_end(_size(fields["end"]))
         elif "rows" in fields:
             keys = {entry.offset: key for key, entry in self.entries.items()}
             self.rows = dict.fromkeys(keys[at] for at in fields["rows"])
-            self.end = fields["end"]
+            self.end = _size(fields["end"])
         elif "rewriting" in fields:
             self._set_end(None)
         elif "closed" in fields:
@@ -233,13 +242,13 @@ class RunJournal:
         elif "commit" in fields:
             self.commit = fields["commit"]
         elif "fits" in fields:
-            self.fits[fields["where"]] = fields["fits"]
-        return True
+            self.fits[fields["where"]] = int(fields["fits"])
 
     # Any: JSON.
     def _apply_header(self, fields: Mapping[str, Any]) -> None:
-        self.settings, self.skipped = fields["settings"], frozenset(fields["skipped"])
-        self.base = self.end = fields["base"]
+        settings, skipped = dict(fields["settings"]), frozenset(fields["skipped"])
+        self.base = self.end = int(fields["base"])
+        self.settings, self.skipped = settings, skipped
 
     def _check_version(self, version: object) -> None:
         if version != _VERSION:
@@ -292,6 +301,17 @@ def identity(file_name: str, folder: Path) -> str:
     except ValueError:  # another drive
         return path
     return path.replace(os.sep, "/")
+
+
+def _size(end: object) -> int | None:
+    """Return *end*, the size of an output.
+
+    Raises:
+        TypeError: If it is not a size.
+    """
+    if end is not None and type(end) is not int:
+        raise TypeError(end)
+    return end
 
 
 # Any: JSON.
