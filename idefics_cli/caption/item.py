@@ -15,7 +15,7 @@ class CaptionItem:
         key: POSIX path as the user reaches the picture, or its URL; the `file_name` of its record.
         attachment: Source from which the engine opens the picture.
         relative: POSIX path under the folder that the user named, for an output that keeps the
-            tree. For a file that the user named, its bare name; empty for a source that is no file.
+            tree. For a file that the user named, its bare name; empty for other sources.
         columns: Names and values of its row in a list, for the prompt.
     """
 

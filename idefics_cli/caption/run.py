@@ -217,7 +217,7 @@ class _RunState:
         def note(event: RunEvent) -> None:
             if isinstance(event, Ready):
                 sink.check_commit(event.revision)
-                header.begin(event.revision)
+                header.begin_run(event.revision)
                 self._write_header(header, files, end=None)
             elif isinstance(event, BatchReduced):
                 sink.note_fit(event.size, where)

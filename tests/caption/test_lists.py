@@ -144,7 +144,7 @@ class TestTables:
             (b'{"path": "a"}\n["b"]\n', "l.jsonl", "line 2: no JSON object"),
             (b"[" * 9999, "l.jsonl", "line 1: no valid JSON"),
             (b'\n{"name": "a"}\n', "l.jsonl", "line 2: no column names the picture"),
-            (b'{"path": 7}\n', "l.jsonl", "line 1: `path` is no text"),
+            (b'{"path": 7}\n', "l.jsonl", "line 1: `path` is not text"),
             (b'{"path": " "}\n', "l.jsonl", "line 1: `path` is empty"),
             (b'{"path": "a\\u0000b"}\n', "l.jsonl", "line 1: `path` holds a NUL character"),
             (b"name,subject\na,b\n", "l.csv", "line 1: no column names the pictures"),

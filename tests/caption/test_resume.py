@@ -403,9 +403,9 @@ def test_a_model_that_could_not_be_loaded_leaves_nothing_that_refuses_another(
     assert (ran.code, "error" in ran.err) == (0, False)
 
 
-def test_a_run_that_was_killed_before_its_first_caption_binds_nobody() -> None:
+def test_a_run_that_was_killed_before_its_first_caption_can_be_replaced() -> None:
     with RunJournal(Path("out.jsonl.journal")) as journal:
-        journal.begin({"model": "another"})
+        journal.begin_run({"model": "another"})
     assert caption("-o", "out.jsonl", "--retry-failed").code == 2
     assert caption("-o", "out.jsonl").code == 0
     assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == len(NAMES)

@@ -278,7 +278,7 @@ def _path(cells: dict[str, object] | dict[str, str], place: str) -> str:
         raise UsageError(f"{place}: no column names the picture", hint=_KNOWN)
     path = cells[name]
     if not isinstance(path, str):
-        raise UsageError(f"{place}: `{name}` is no text")
+        raise UsageError(f"{place}: `{name}` is not text")
     if not path.strip():
         raise UsageError(f"{place}: `{name}` is empty")
     if "\0" in path:

@@ -55,7 +55,7 @@ class RunHeader:
         self._fields = {**_about(spec, settings), "started": _now()}
         self.has_begun = False
 
-    def begin(self, commit: str | None) -> None:
+    def begin_run(self, commit: str | None) -> None:
         """Note the commit of the weights."""
         self._fields["commit"] = commit
         self.has_begun = True
@@ -65,7 +65,7 @@ class RunHeader:
 
         Args:
             path: The file.
-            end: How the run ended; None while it goes on.
+            end: How the run ended; None while it is running.
             pictures: Number of pictures, by what became of them.
 
         Raises:

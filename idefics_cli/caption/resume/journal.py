@@ -97,7 +97,7 @@ class RunJournal:
             self._log.close()
             raise
 
-    def begin(self, settings: Settings, *, base: int = 0, skipped: Iterable[str] = ()) -> None:
+    def begin_run(self, settings: Settings, *, base: int = 0, skipped: Iterable[str] = ()) -> None:
         """Empty the journal, and begin a run with *settings*; see `base` and `skipped`."""
         self._reset()
         self._cut(0)

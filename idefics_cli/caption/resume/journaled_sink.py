@@ -178,7 +178,7 @@ class JournaledSink:
         self._sink = sink
         done = sink.completed()
         skipped = [self._keys[key] for key in done]
-        self._journal.begin(self._settings, base=sink.position() or 0, skipped=skipped)
+        self._journal.begin_run(self._settings, base=sink.position() or 0, skipped=skipped)
         pictures = tuple(p for p in self._target.pictures if p.key not in done)
         self.todo = Todo(pictures, skipped=len(done))
 

@@ -30,7 +30,7 @@ class PictureFile:
 
     Attributes:
         content: What identifies the content.
-        data: The bytes of the file; None for a source that is no file, for a file that cannot be
+        data: The bytes of the file; None for a source other than a file, for a file that cannot be
             read, and for a file that is too large to be held in memory.
         has_changed: Whether the file changed while it was read.
     """
@@ -61,7 +61,7 @@ def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> Pictur
 
 
 def sha256_of(picture: CaptionItem) -> str | None:
-    """Return the digest of the file of *picture*; None if there is no file that can be read."""
+    """Return the digest of the file of *picture*; None if no file can be read."""
     try:
         with _open_regular(picture.attachment.source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -73,7 +73,7 @@ def stamp_of(picture: CaptionItem) -> str | None:
     """Return the stamp of *picture*: the stamp of its file, `#`, and the digest of its columns.
 
     While size and time of change are the same, the content of a file is taken to be the same.
-    A source that is no file has nothing before the `#`. A picture without columns has no `#`;
+    A source other than a file has nothing before the `#`. A picture without columns has no `#`;
     with neither, the stamp is None.
     """
     source = picture.attachment.source
@@ -103,7 +103,7 @@ def _open_regular(source: str) -> BufferedReader:
     """Open a regular file.
 
     Raises:
-        OSError: If *source* is no regular file; a pipe or a device may have no end.
+        OSError: If *source* is not a regular file; a pipe or a device may have no end.
     """
     if is_uri(source):
         raise FileNotFoundError(source)
@@ -113,4 +113,4 @@ def _open_regular(source: str) -> BufferedReader:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return BufferedReader(FileIO(descriptor))
     os.close(descriptor)
-    raise OSError(f"`{source}` is no regular file")
+    raise OSError(f"`{source}` is not a regular file")

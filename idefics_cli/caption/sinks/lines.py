@@ -62,7 +62,7 @@ class LineSink(ABC):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None:  # a run without captions replaces an older file by an empty one
-            self._put(b"")
+            self._write_bytes(b"")
         try:
             if self._file is not None:
                 self._file.close()
@@ -104,12 +104,12 @@ class LineSink(ABC):
         """Write the row of *record*; see `Sink.write`."""
         line = self.line(record, file_name(record.file_name, self._target.path))
         if line is not None:
-            self._put(line)
+            self._write_bytes(line)
 
     def finish(self) -> None:  # noqa: B027  # only some formats have something to do
         """Do nothing: the rows are the output. See `Sink.finish`."""
 
-    def _put(self, data: bytes) -> None:
+    def _write_bytes(self, data: bytes) -> None:
         try:
             if self._target.path is None:
                 self._print(self._target.stdout, data)
