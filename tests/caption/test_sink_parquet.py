@@ -226,3 +226,15 @@ def test_a_full_disk_leaves_the_old_file_and_the_rows(
         "out.parquet",
         "out.parquet.rows.jsonl",
     ]
+
+
+@needs_pyarrow
+def test_a_relative_name_with_a_colon_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("run-10:30.parquet")
+    pictures = tuple(CaptionItem(key, Attachment(key)) for key in ("a.jpg", "b.jpg"))
+    write(target(path), [record("a.jpg")])
+    write(target(path, "skip", pictures=pictures), [record("b.jpg")])
+    assert [row["file_name"] for row in read(path.absolute())] == ["a.jpg", "b.jpg"]

@@ -111,7 +111,8 @@ def _convert(rows: Path, path: Path, columns: tuple[str, ...]) -> None:
     from pyarrow import parquet
 
     schema = _schema(columns)
-    with rows.open("rb") as lines, parquet.ParquetWriter(path, schema) as writer:
+    # Absolute, because pyarrow takes a relative name with a colon for a URI.
+    with rows.open("rb") as lines, parquet.ParquetWriter(path.absolute(), schema) as writer:
         whole = (line for line in lines if line.endswith(b"\n"))
         while group := [_cells(json.loads(line)) for line in islice(whole, _GROUP_ROWS)]:
             writer.write_batch(pyarrow.RecordBatch.from_pylist(group, schema=schema))
@@ -147,7 +148,7 @@ def _read_rows(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
     # To a temporary file first, because the next run would take half of the rows for all of them.
     temporary = rows.with_name(f"{rows.name}.tmp")
     try:
-        with parquet.ParquetFile(path) as file, temporary.open("wb") as lines:
+        with parquet.ParquetFile(path.absolute()) as file, temporary.open("wb") as lines:
             if tuple(file.schema_arrow.names) != names(columns):
                 raise ValueError("it has other columns")
             for batch in file.iter_batches():
