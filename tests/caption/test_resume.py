@@ -12,7 +12,7 @@ import pytest
 from idefics_cli.caption.resume.journal import RunJournal
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.core.errors import ImageError, ModelError
-from idefics_cli.core.types import GenerationRequest
+from idefics_cli.core.types import CaptionRecord, GenerationRequest
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 from tests.support.outputs import FORMATS, contents, destination
@@ -454,3 +454,36 @@ def test_a_journal_with_another_first_line_is_refused_and_stays(header: dict[str
     assert ran.code == 2
     assert ran.err.startswith("error: `out.jsonl.journal` is not the journal of a captioning run\n")
     assert json.loads(journal.read_text()) == header
+
+
+def test_a_journal_of_another_version_is_refused_and_stays() -> None:
+    journal = Path("out.jsonl.journal")
+    journal.write_text('{"journal": 2, "settings": {}, "base": 0, "skipped": []}\n')
+    ran = caption("-o", "out.jsonl")
+    assert ran.code == 2
+    assert ran.err.startswith(
+        "error: `out.jsonl.journal` is from another version of this program (2)\n"
+    )
+    assert json.loads(journal.read_text())["journal"] == 2
+
+
+def test_a_picture_that_is_captioned_again_moves_to_the_end_of_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "out.journal"
+    with RunJournal(path) as journal:
+        journal.begin({})
+        for end, key in enumerate(("a", "b", "a"), 1):
+            journal.add(key, CaptionRecord(key, caption="a cat"), end=end)
+        assert list(journal.rows) == ["b", "a"]
+    with RunJournal(path) as journal:
+        assert list(journal.rows) == ["b", "a"]
+
+
+def test_opening_a_journal_cuts_a_torn_line_off(tmp_path: Path) -> None:
+    path = tmp_path / "out.journal"
+    with RunJournal(path) as journal:
+        journal.begin({})
+    with path.open("ab") as file:
+        file.write(b'{"key": "a", "rec')
+    with RunJournal(path):
+        pass
+    assert path.read_bytes().endswith(b"}\n")

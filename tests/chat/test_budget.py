@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Event
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 from PIL import Image
@@ -282,3 +284,31 @@ def test_a_full_context_is_measured_by_its_turns_and_prepares_nothing_again(
     # A few for each turn, and not one of the whole conversation for each number of turns.
     assert len(engine.measured) - measured < 3 * 8 + 8
     assert len(engine.opened) == opened == 8
+
+
+def test_pixels_are_kept_only_while_their_picture_is_staged(
+    endless: EngineOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = endless(CHATTING[0])
+    prepare, pixels = engine.prepare, list[weakref.ref[object]]()
+
+    def watched(request: GenerationRequest, **more: Any) -> Prepared:
+        prepared = prepare(request, **more)
+        pixels.extend(weakref.ref(tile) for each in prepared.pictures for tile in each.tiles)
+        return prepared
+
+    monkeypatch.setattr(engine, "prepare", watched)
+    opener = Opener([])
+    budget = TokenBudget(engine, opener)
+    (one,) = pictures(tmp_path, 1)
+    tokens = budget.stage(one.attachment, opener)
+    gc.collect()
+    assert pixels
+    assert all(tile() is not None for tile in pixels)
+    budget.keep_staged([one.attachment.digest])
+    assert all(tile() is not None for tile in pixels)
+    budget.keep_staged([])
+    gc.collect()
+    assert all(tile() is None for tile in pixels)
+    assert budget.picture_tokens(one.attachment) == tokens
+    assert opener.opened == [one.attachment.digest]
