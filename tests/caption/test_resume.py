@@ -487,3 +487,14 @@ def test_opening_a_journal_cuts_a_torn_line_off(tmp_path: Path) -> None:
     with RunJournal(path):
         pass
     assert path.read_bytes().endswith(b"}\n")
+
+
+def test_without_an_output_file_the_failures_are_listed_in_the_named_file() -> None:
+    def answer(request: GenerationRequest) -> str:
+        if request.attachments[0].source == "photos/03.jpg":
+            raise BAD
+        return describe(request)
+
+    ran = caption("--failures", "failed.txt", engine=FakeEngine(answer))
+    assert ran.code == 3
+    assert Path("failed.txt").read_text("utf-8") == "photos/03.jpg\n"

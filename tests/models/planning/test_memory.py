@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from idefics_cli.core.types import Attention
 from idefics_cli.models.families.spec import FAMILIES
 from idefics_cli.models.hub import checkpoint
 from idefics_cli.models.hub.registry import MODELS
@@ -22,6 +23,7 @@ from idefics_cli.models.planning.memory import (
     estimate_memory,
     kv_bytes,
     weight_bytes,
+    working_bytes,
 )
 from tests.support.real_configs import CONFIGS, image_settings
 
@@ -134,3 +136,18 @@ def test_a_short_context_bounds_prompt_and_cache() -> None:
 
     assert load(1000).kv_cache == kv_bytes(spec.shape, dtype="bfloat16", tokens=1000)
     assert load(8192).kv_cache > load(1000).kv_cache
+
+
+@pytest.mark.parametrize("name", KV_KIB)
+def test_eager_attention_keeps_the_scores_of_a_long_prompt(name: str) -> None:
+    shape, tokens = MODELS[name].shape, 4096
+
+    def working(attention: Attention) -> int:
+        return working_bytes(
+            shape, dtype="float16", attention=attention, splitting=False, tokens=tokens
+        )
+
+    eager, sdpa = working("eager"), working("sdpa")
+    scores = shape.heads * tokens**2 * 2
+    # Once in float16 and twice in float32.
+    assert sdpa + 4 * scores < eager <= sdpa + 5 * scores
