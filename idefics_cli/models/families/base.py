@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 Inputs: TypeAlias = dict[str, Tensor]
 """Named tensors of B prompts; `input_ids` and `attention_mask` (B, T) among them."""
 
+# Longer than a side of any JPEG.
+_NO_DRAFT_EDGE = 2**16
+
 PrefixKey: TypeAlias = int | bytes
 """The identity of one token of a prompt: its id, or the digest of its picture."""
 
@@ -59,9 +62,12 @@ class Family:
         image_id: Id of the image token; -1 if the tokenizer has none.
         vision_work: Arithmetic of the vision encoder, if it takes tiles of several sizes at
             once; else None.
+        template_fault: Why the chat template cannot be used, as the end of a sentence; None if
+            it can be, or the family has none.
     """
 
     vision_work: VisionWork | None = None
+    template_fault: str | None = None
 
     def __init__(
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
@@ -100,7 +106,17 @@ class Family:
         It is twice the longest side that the model sees: tiles are cut before they are scaled
         down, and the box filter of a decoder is coarser than the filter of the processor.
         """
-        return 2 * max(edge for edge in dict(self.processor.image_processor.size).values() if edge)
+        processor = self.processor.image_processor
+        edges = [edge for edge in dict(processor.size).values() if edge]
+        # A processor that does not scale pictures shows every pixel to the model.
+        return 2 * max(edges) if edges and processor.do_resize else _NO_DRAFT_EDGE
+
+    def find_tile_fault(self, height: int, width: int) -> str | None:
+        """Return why the model does not take a tile of this size in pixels; None if it does.
+
+        The text is the end of a sentence that begins "the tiles of a picture are".
+        """
+        return None
 
     def image_tokens(self) -> tuple[str, ...]:
         """Return the tokens that stand for pictures, which no reply may hold."""

@@ -33,6 +33,9 @@ class Geometry:
         projects_patches: Whether every patch passes a layer as wide as the feed-forward layers
             of the text model.
         has_cross_attention: Whether the text model attends to pictures in layers of their own.
+        tile_settings: Takes the edge in pixels of the vision model's input and returns the
+            settings with which the image processor makes tiles of that size; None if the vision
+            model takes tiles of any size.
     """
 
     vision_defaults: Mapping[str, int]
@@ -44,6 +47,7 @@ class Geometry:
     is_tile_limited: bool = False
     projects_patches: bool = False
     has_cross_attention: bool = False
+    tile_settings: Callable[[int], Json] | None = None
 
     def text_number(self, config: Json, key: str, default: int = 0) -> int:
         """Return the setting *key* of the text model.
@@ -76,6 +80,16 @@ class Geometry:
             edge = min(edge, limit)
         patch = max(1, self.vision_number(config, "patch_size"))
         return int(max(1, edge // patch) ** 2)
+
+
+def scale_to_edge(edge: int) -> Json:
+    """Return the settings of an image processor that scales pictures to squares."""
+    return {"size": {"height": edge, "width": edge}}
+
+
+def cut_to_edge(edge: int) -> Json:
+    """Return the settings of an image processor that cuts pictures into squares."""
+    return {"max_image_size": {"longest_edge": edge}}
 
 
 def one_tile(images: Json) -> int:

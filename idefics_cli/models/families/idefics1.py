@@ -38,6 +38,7 @@ class Idefics1(Family):
             "perceiver_embeddings" if config.use_resampler else "image_encoder_embeddings"
         )
         self._width = config.vision_config.embed_dim
+        self._edge = config.vision_config.image_size
 
     def render(self, request: GenerationRequest) -> str:
         """Return the prompt as text, with its pictures in the form of the training data.
@@ -137,6 +138,13 @@ class Idefics1(Family):
         if image_features is None:
             raise ValueError("this family needs image features even for prompts without a picture")
         return {self._states_name: image_features}
+
+    def find_tile_fault(self, height: int, width: int) -> str | None:
+        """See `Family.find_tile_fault`; the position embeddings are for one size."""
+        if height == width == self._edge:
+            return None
+        edge = self._edge
+        return f"of {width} x {height} pixels, and the model takes {edge} x {edge}"
 
     def _pieces(self, image: Image) -> Sequence[Image]:
         size = dict(self.processor.image_processor.size)

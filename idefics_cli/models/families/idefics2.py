@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
@@ -16,6 +15,7 @@ from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.families.base import Family, Inputs, pad_left
 from idefics_cli.models.families.geometry import section
 from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.prompt_template import PromptTemplate
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.resize import normalize, shrink
@@ -33,28 +33,28 @@ _WORD_AT_IMAGE = re.compile(rf"{re.escape(FAKE_TOKEN)}(?=[^\s<])")
 class TemplateFamily(Family):
     """A family whose processor has a chat template, and takes text and pictures apart."""
 
+    def __init__(
+        self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
+    ) -> None:
+        super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
+        self._template = None if processor.chat_template is None else PromptTemplate(processor)
+        if chats and self._template is not None:
+            self.template_fault = self._template.fault
+
     def render(self, request: GenerationRequest) -> str:
         """Return the prompt as text, with one `<image>` for each picture.
 
         Raises:
             PromptError: If a raw prompt has more or fewer `<image>` than pictures, or the
                 template refuses the conversation.
+            ModelError: If the template fails.
         """
         if request.mode == "complete":
             return raw_text(request)
-        conversation: list[dict[str, object]] = []
-        for message in request.messages:
-            # These templates silently drop content that is a plain string.
-            content = [
-                {"type": "image"} if part is None else {"type": "text", "text": part}
-                for part in self._parts(message)
-            ]
-            conversation.append({"role": message.role, "content": content})
-        try:
-            return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
-        except TemplateError as error:
-            # The template of a fine-tuned checkpoint may refuse a role or an order of turns.
-            raise PromptError(f"the model's chat template refuses this: {error}") from error
+        turns = [(message.role, self._parts(message)) for message in request.messages]
+        if self._template is None:
+            raise PromptError("the model has no chat template", hint="use `--raw`")
+        return self._template.render(turns)
 
     def encode(
         self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
@@ -166,6 +166,12 @@ class Idefics2(TemplateFamily):
         states = core.vision_model(pixel_values=tiles.to(core.dtype), patch_attention_mask=real)
         features: Tensor = core.connector(states.last_hidden_state, attention_mask=real.flatten(1))
         return features
+
+    def find_tile_fault(self, height: int, width: int) -> str | None:
+        """See `Family.find_tile_fault`."""
+        if min(height, width) < self._patch:
+            return f"of {width} x {height} pixels, less than a patch of {self._patch} pixels"
+        return None
 
     def _pieces(self, image: Image) -> Sequence[Image]:
         processor = self.processor.image_processor

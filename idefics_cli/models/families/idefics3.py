@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idefics_cli.models.families.idefics2 import TemplateFamily, strip_padding
 from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.protocols import Config, Processor
 from idefics_cli.models.families.resize import shrink
 from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN
 
@@ -22,6 +23,24 @@ _TILE_TOKEN = re.compile(r"<global-img>|<row_\d+_col_\d+>")
 
 class Idefics3(TemplateFamily):
     """SigLIP on tiles, pixel shuffle, and Llama 3 or SmolLM2."""
+
+    def __init__(
+        self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
+    ) -> None:
+        super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
+        self._patch = config.vision_config.patch_size
+        self._scale = config.scale_factor
+
+    def find_tile_fault(self, height: int, width: int) -> str | None:
+        """See `Family.find_tile_fault`; pixel shuffle merges squares of patches."""
+        size = f"of {width} x {height} pixels"
+        rows, columns = height // self._patch, width // self._patch
+        if rows != columns or not rows or rows % self._scale:
+            return f"{size}, which are no square of {self._scale * self._patch} pixels"
+        features = (rows // self._scale) ** 2
+        if features != self.processor.image_seq_len:
+            return f"{size}, so {features} features, for {self.processor.image_seq_len} tokens"
+        return None
 
     def image_tokens(self) -> tuple[str, ...]:
         """See `Family.image_tokens`; SmolVLM has a token for each position of a tile."""

@@ -92,6 +92,7 @@ class TextConfig(Protocol):
 class VisionConfig(Protocol):
     """The part of a vision model's config that the loader and families use."""
 
+    image_size: int
     patch_size: int
     embed_dim: int
     hidden_size: int
@@ -113,6 +114,8 @@ class Config(Protocol):
     vision_config: VisionConfig
     perceiver_config: PerceiverConfig
     use_resampler: bool
+    scale_factor: int
+    tie_word_embeddings: bool
 
     def get_text_config(self) -> TextConfig: ...
 

@@ -12,11 +12,13 @@ from typing import Literal, TypeAlias
 
 from idefics_cli.models.families.geometry import (
     Geometry,
+    cut_to_edge,
     grid_and_whole,
     one_tile,
     one_token,
     perceiver_latents,
     quarters_and_whole,
+    scale_to_edge,
     shuffled_patches,
 )
 
@@ -158,6 +160,7 @@ _IDEFICS1 = FamilySpec(
         text_model="idefics",
         splits_by_default=None,
         has_cross_attention=True,
+        tile_settings=scale_to_edge,
     ),
     unquantized=("model.vision_model", "model.perceiver_resampler", "lm_head"),
     patch_modules=("model.vision_model",),
@@ -215,6 +218,7 @@ _IDEFICS3_GEOMETRY = Geometry(
     },
     count_tiles=grid_and_whole,
     count_tile_tokens=shuffled_patches,
+    tile_settings=cut_to_edge,
 )
 # Llama 3 may also end a turn in its own way.
 _LLAMA3_ENDS = (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")

@@ -14,7 +14,7 @@ from idefics_cli.models.families import spec
 from idefics_cli.models.families.geometry import Json, section, whole_number
 from idefics_cli.models.families.spec import FamilySpec, Shape
 from idefics_cli.models.hub.files import read_json, read_text
-from idefics_cli.models.hub.limits import check_config, check_image_settings
+from idefics_cli.models.hub.limits import check_config, check_image_settings, check_scaling
 from idefics_cli.models.hub.weights import adapter_error, mlx_error
 
 _TOKEN_FILES = (
@@ -123,16 +123,11 @@ def splitting(folder: Path, family: FamilySpec, name: str) -> bool | None:
     return bool(image_settings(folder, name).get("do_image_splitting", default))
 
 
-def tile_tokens(config: Json, family: FamilySpec) -> int:
-    """Return the number of image tokens of one tile."""
-    geometry = family.geometry
-    return geometry.count_tile_tokens(config, geometry.patches(config, {}))
-
-
 def shape_of(config: Json, folder: Path, name: str) -> Shape:
     """Return the shape of the checkpoint in *folder*, from which its memory follows."""
     geometry = family_of(config, name).geometry
     images = image_settings(folder, name)
+    check_scaling(images, config, geometry, name)
     hidden = geometry.text_number(config, "hidden_size")
     heads = geometry.text_number(config, "num_attention_heads")
     layers = geometry.text_number(config, "num_hidden_layers")

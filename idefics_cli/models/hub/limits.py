@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.text import abbreviated
-from idefics_cli.models.families.geometry import Json, section
+from idefics_cli.models.families.geometry import Geometry, Json, section
 
+# Vision models with position embeddings for any size take somewhat larger pictures.
+_LARGEST_SCALE = 4
 _SECTIONS = ("text_config", "vision_config", "perceiver_config")
 _WIDTH = (1, 2**20)
 _COUNT = (1, 4096)
@@ -68,6 +70,33 @@ def check_image_settings(images: Json, file: str, name: str) -> None:
     _check(images, _IMAGES, where, "")
     for part in ("size", "max_image_size"):
         _check(section(images, part), _IMAGES, where, part)
+
+
+def check_scaling(images: Json, config: Json, geometry: Geometry, name: str) -> None:
+    """Check that pictures are not scaled far beyond the input of the vision model.
+
+    Args:
+        images: Settings of the image processor.
+        config: Config of the model.
+        geometry: That of the family.
+        name: Name of the model in errors.
+
+    Raises:
+        ModelError: If they are: one picture could take all memory.
+    """
+    edge = geometry.vision_number(config, "image_size")
+    size, tile = section(images, "size"), section(images, "max_image_size")
+    stated = [images.get("image_size"), size.get("height"), size.get("width")]
+    stated.append(tile.get("longest_edge"))
+    if geometry.is_tile_limited:
+        stated += [size.get("longest_edge"), size.get("shortest_edge")]
+    largest = max((value for value in stated if isinstance(value, int)), default=0)
+    if largest > _LARGEST_SCALE * edge:
+        raise ModelError(
+            f"the image processor of `{name}` scales pictures to {largest} pixels, and its vision "
+            f"model was made for {edge}",
+            hint="correct the sizes in preprocessor_config.json",
+        )
 
 
 def _check(settings: Json, limits: Mapping[str, tuple[int, int]], where: str, part: str) -> None:

@@ -56,10 +56,22 @@ def _loading_error(error: Exception, spec: LoadSpec) -> IdeficsError:
             f"`{name}` brings its own Python code, which this tool never runs",
             hint="take a checkpoint whose classes are those of transformers",
         )
-    hint = "its files may be damaged or incomplete; `idefics models pull` fetches them again"
+    if "ignore_mismatched_sizes" in str(error):
+        return ModelError(
+            f"the weights of `{name}` have other shapes than its config.json says",
+            hint="copy config.json and the weights from one checkpoint",
+        )
+    return ModelError(
+        f"cannot load `{name}`: {_describe(error)}",
+        hint=f"its files may be damaged or incomplete; {fetch_again(spec)}",
+    )
+
+
+def fetch_again(spec: LoadSpec) -> str:
+    """Return how the user gets the files of *spec* once more, as a clause."""
     if spec.repo.startswith("/"):
-        hint = "its files may be damaged or incomplete; copy or download them again"
-    return ModelError(f"cannot load `{name}`: {_describe(error)}", hint=hint)
+        return "copy or download them again"
+    return "`idefics models pull` fetches them again"
 
 
 def _memory_error(spec: LoadSpec) -> MemoryLimitError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from tokenizers import Tokenizer as RawTokenizer
+import transformers
 from torch import Tensor
 from transformers.utils import logging as library_logging
 
@@ -19,20 +19,30 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.hardware.machine import Machine, probe_processor
 from idefics_cli.models.families.base import Family, family_class
 from idefics_cli.models.families.classes import config_class
+from idefics_cli.models.families.geometry import Json, section
 from idefics_cli.models.families.protocols import Config, Model, Processor
-from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, find_family
+from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub import download, facts
 from idefics_cli.models.hub.cache import cached_folder
 from idefics_cli.models.hub.files import read_json
 from idefics_cli.models.hub.registry import DEMO
+from idefics_cli.models.hub.weights import tensor_names
 from idefics_cli.models.loading.errors import library_errors
+from idefics_cli.models.loading.family_check import check_family
 from idefics_cli.models.loading.layers import ChosenKernels
-from idefics_cli.models.loading.processors import load_processor
+from idefics_cli.models.loading.processors import gives_ids_of_file, load_processor
 from idefics_cli.models.loading.weights import (
     WORTH_KEEPING_BYTES,
     Source,
     load_weights,
     store_quantized,
+)
+
+_TOKENIZER_HINT = (
+    "tokenizer.json and tokenizer_config.json do not fit together: copy both from one checkpoint"
+    if (5, 17) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 25)
+    else "this version of transformers reads it wrongly; install a tested one: "
+    "pip install 'transformers>=5.17,<5.25'"
 )
 
 
@@ -127,14 +137,24 @@ def load_config(folder: Path) -> Config:
     kind = str(raw.get("model_type"))
     config = cast("Config", config_class(kind).from_pretrained(folder))
     family_class(kind).complete_config(config, raw)
+    if _ties_in_text_only(raw) and "lm_head.weight" not in tensor_names(folder, folder.name):
+        # The library reads the setting of the whole model, and would fill the head at random.
+        config.tie_word_embeddings = True
     return config
+
+
+def _ties_in_text_only(raw: Json) -> bool:
+    """Return whether only the text model's settings say that head and embedding are one."""
+    text = section(raw, "text_config")
+    return text.get("tie_word_embeddings") is True and "tie_word_embeddings" not in raw
 
 
 def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
     """Load the processor in *folder* by the rules of its family.
 
     Raises:
-        ModelError: If its tokenizer does not give the ids on which the model was trained.
+        ModelError: If its tokenizer does not give the ids on which the model was trained, or
+            prompts and pictures do not come out in the form that the model takes.
     """
     processor = load_processor(folder, config)
     if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
@@ -146,35 +166,23 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
             f"`{spec.name or spec.repo}` has no chat template",
             hint="copy chat_template.jinja into its folder; `idefics models pull` fetches it again",
         )
-    return family_class(config.model_type)(
+    family = family_class(config.model_type)(
         processor, config, chats=spec.chats, stop_ids=_generation_stop_ids(folder)
     )
+    check_family(family, name=spec.name or spec.repo)
+    return family
 
 
 def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
     """Check that the loaded tokenizer gives the ids of the checkpoint's `tokenizer.json`.
 
-    transformers 5 rebuilds Llama tokenizers and may drop the word mark `▁` after a special
-    token, which changes every prompt without an error.
-
     Raises:
         ModelError: If it gives others.
     """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return
-    raw = RawTokenizer.from_file(str(path))
-    # Base models have no chat token, and some checkpoints add their image tokens later.
-    tokens = (END_OF_UTTERANCE, FAKE_TOKEN, str(processor.tokenizer.bos_token))
-    mark = next((token for token in tokens if raw.token_to_id(token) is not None), "")
-    probe = f"User: Hi there{mark}\nAssistant: A cat"
-    expected = raw.encode(probe, add_special_tokens=False).ids
-    actual = list(processor.tokenizer(probe, add_special_tokens=False)["input_ids"])
-    if actual != expected:
+    if not gives_ids_of_file(processor.tokenizer, folder):
         raise ModelError(
             f"the tokenizer of `{name}` gives other tokens than those the model was trained on",
-            hint="this version of transformers reads it wrongly; install a tested one: "
-            "pip install 'transformers>=5.17,<5.25'",
+            hint=_TOKENIZER_HINT,
         )
 
 
@@ -203,10 +211,15 @@ def _rows(model: Model) -> int:
 
 
 def _generation_stop_ids(folder: Path) -> list[int]:
-    ids = read_json(folder / "generation_config.json", folder.name).get("eos_token_id")
-    if isinstance(ids, int):
-        return [ids]
-    return [int(i) for i in ids] if isinstance(ids, list) else []
+    stated = read_json(folder / "generation_config.json", folder.name).get("eos_token_id")
+    listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    ids = [i for i in listed if type(i) is int and i >= 0]
+    if len(ids) < len(listed):
+        raise ModelError(
+            f"generation_config.json of `{folder.name}` has an eos_token_id that is no token",
+            hint="copy or download the file again",
+        )
+    return ids
 
 
 @contextmanager

@@ -7,17 +7,29 @@ neither. Tests compare the result with that of `AutoProcessor`.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+from tokenizers import Tokenizer as RawTokenizer
 from transformers import AutoTokenizer
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.models.families.classes import processor_classes
-from idefics_cli.models.families.protocols import Config, Processor
-from idefics_cli.models.families.spec import FamilySpec, find_family
-from idefics_cli.models.hub.checkpoint import tile_tokens
+from idefics_cli.models.families.geometry import Json
+from idefics_cli.models.families.protocols import Config, Processor, Tokenizer
+from idefics_cli.models.families.spec import (
+    END_OF_UTTERANCE,
+    FAKE_TOKEN,
+    FamilySpec,
+    find_family,
+)
+from idefics_cli.models.hub.checkpoint import image_settings
 from idefics_cli.models.hub.files import read_json, read_text
+from idefics_cli.models.hub.limits import check_scaling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_processor(folder: Path, config: Config) -> Processor:
@@ -31,24 +43,85 @@ def load_processor(folder: Path, config: Config) -> Processor:
         raise ModelError(f"`{folder.name}` has no tokenizer", hint="`tokenizer.json` is missing")
     family = find_family(config.model_type)
     image_class, processor_class = processor_classes(family.name)
-    # `legacy` keeps the word mark `▁` after special tokens. Saved again, checkpoints lose the flag.
-    legacy = {"legacy": True} if family.needs_legacy_tokenizer else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **legacy)
+    tokenizer = load_tokenizer(folder, family)
+    raw = read_json(folder / "config.json", folder.name)
+    images = image_settings(folder, folder.name)
+    check_scaling(images, raw, family.geometry, folder.name)
+    image_processor = image_class.from_pretrained(folder, **_tile_settings(images, raw, family))
     settings: dict[str, object] = {}
     if family.prompt == "template":
-        settings["image_seq_len"] = _image_tokens(folder, family)
+        settings["image_seq_len"] = _image_tokens(image_processor, raw, family)
         settings["chat_template"] = _chat_template(folder) or tokenizer.chat_template
-    image_processor = image_class.from_pretrained(folder)
     made = processor_class(image_processor=image_processor, tokenizer=tokenizer, **settings)
     return cast("Processor", made)
 
 
-def _image_tokens(folder: Path, family: FamilySpec) -> int:
-    """Return the number of `<image>` tokens for one image or one tile."""
-    stated = read_json(folder / "processor_config.json", folder.name).get("image_seq_len")
-    if isinstance(stated, int):
-        return stated
-    return tile_tokens(read_json(folder / "config.json", folder.name), family)
+def load_tokenizer(folder: Path, family: FamilySpec) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the checkpoint in *folder*, as its authors meant it.
+
+    `legacy` keeps the word mark `▁` after special tokens. Saved again, checkpoints lose the flag;
+    some were trained without it. `tokenizer.json` decides.
+
+    Raises:
+        ModelError: If it needs a package that is not installed.
+    """
+    has_own_format = (folder / "tokenizer.json").exists()
+    if not has_own_format and find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"`{folder.name}` has only tokenizer.model, which needs the package sentencepiece",
+            hint="pip install sentencepiece; or add tokenizer.json to the folder",
+        )
+    options = {"legacy": True} if family.needs_legacy_tokenizer else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    if options and has_own_format and not gives_ids_of_file(tokenizer, folder):
+        plain = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if gives_ids_of_file(plain, folder):
+            return plain
+    return tokenizer
+
+
+def gives_ids_of_file(tokenizer: Tokenizer, folder: Path) -> bool:
+    """Return whether *tokenizer* gives the ids of `tokenizer.json`, if there is one.
+
+    transformers 5 rebuilds Llama tokenizers and may drop the word mark `▁` after a special
+    token, which changes every prompt without an error.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return True
+    raw = RawTokenizer.from_file(str(path))
+    # Base models have no chat token, and some checkpoints add their image tokens later.
+    tokens = (END_OF_UTTERANCE, FAKE_TOKEN, str(tokenizer.bos_token))
+    mark = next((token for token in tokens if raw.token_to_id(token) is not None), "")
+    probe = f"User: Hi there{mark}\nAssistant: A cat"
+    expected = raw.encode(probe, add_special_tokens=False).ids
+    return list(tokenizer(probe, add_special_tokens=False)["input_ids"]) == expected
+
+
+def _tile_settings(images: Json, config: Json, family: FamilySpec) -> Json:
+    """Return the settings of tiles that the image processor's file leaves out.
+
+    The library fills them in with those of the largest models of the family.
+    """
+    geometry = family.geometry
+    if geometry.tile_settings is None:
+        return {}
+    needed = geometry.tile_settings(geometry.vision_number(config, "image_size"))
+    if images.get("image_size") is not None:  # IDEFICS-1's own name for its size
+        return {}
+    return {key: value for key, value in needed.items() if images.get(key) is None}
+
+
+def _image_tokens(image_processor: object, config: Json, family: FamilySpec) -> int:
+    """Return the number of `<image>` tokens for one tile.
+
+    It follows from the model: processors that were saved again may state the number of another.
+    """
+    geometry = family.geometry
+    edge = dict(getattr(image_processor, "max_image_size", None) or {}).get("longest_edge")
+    patch = geometry.vision_number(config, "patch_size")
+    patches = (edge // patch) ** 2 if edge else geometry.patches(config, {})
+    return geometry.count_tile_tokens(config, patches)
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from idefics_cli.models.families.protocols import Config, Model
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
+from idefics_cli.models.loading.errors import fetch_again
 from idefics_cli.models.loading.layers import (
     ChosenKernels,
     KeptLayers,
@@ -30,6 +32,9 @@ from idefics_cli.models.planning.quantization import is_own
 
 # Files of this size take 15 seconds to quantize on a CPU.
 WORTH_KEEPING_BYTES = 2 * 2**30
+
+# Not the buffers that earlier versions of the library saved, as `rotary_emb.inv_freq`.
+_OF_A_LAYER = re.compile(r"\.layers\.\d+\..*_proj\.weight$")
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +185,13 @@ def _from_files(
         # The library fills them with random numbers and only warns.
         raise ModelError(
             f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
-            hint="its files are incomplete; `idefics models pull` fetches them again",
+            hint=f"its files are incomplete; {fetch_again(spec)}",
+        )
+    if further := sorted(key for key in found["unexpected_keys"] if _OF_A_LAYER.search(key)):
+        raise ModelError(
+            f"`{spec.name or spec.repo}` has weights for more layers than its config.json says, "
+            f"as `{further[0]}`",
+            hint="copy config.json and the weights from one checkpoint",
         )
     if source.kernels.quantizes:
         dtype = getattr(torch, spec.dtype)

@@ -1,0 +1,117 @@
+"""Prompts by the chat template of a checkpoint, which may be any program in Jinja."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from jinja2 import TemplateError
+
+from idefics_cli.core.errors import IdeficsError, ModelError, PromptError
+from idefics_cli.core.threads import in_background
+from idefics_cli.core.types import Role
+from idefics_cli.models.families.protocols import Processor
+from idefics_cli.models.families.spec import IMAGE_TOKEN
+
+Turn: TypeAlias = tuple[Role, Sequence[str | None]]
+"""The role and the content of a message: texts, and None for each picture."""
+
+_PROBE = "What is it?"
+# A template takes milliseconds; one with endless loops must not keep a user waiting.
+_PROBE_SECONDS = 10.0
+
+
+class PromptTemplate:
+    """Renders conversations with the chat template of a checkpoint.
+
+    Most templates take the content of a message as a list of parts. Those of many fine-tunes on
+    text take a string; they get one, with `<image>` for each picture.
+
+    Args:
+        processor: Processor of the checkpoint, with a template.
+        probe_seconds: Longest time for the first prompt.
+
+    Attributes:
+        fault: Why the template cannot be used, as the end of a sentence; None if it can be.
+    """
+
+    def __init__(self, processor: Processor, *, probe_seconds: float = _PROBE_SECONDS) -> None:
+        self._processor = processor
+        self._form: Callable[[Sequence[str | None]], object] = _as_parts
+        self.fault = self._choose_form(probe_seconds)
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """Return the prompt of a conversation, with one `<image>` for each picture.
+
+        Raises:
+            PromptError: If the template refuses the conversation, or has no place for a picture.
+            ModelError: If the template fails.
+        """
+        try:
+            text = self._apply(turns)
+        except TemplateError as error:
+            # The template of a fine-tuned checkpoint may refuse a role or an order of turns.
+            raise PromptError(f"the model's chat template refuses this: {error}") from error
+        except (MemoryError, IdeficsError):
+            raise
+        except Exception as error:  # a template is a program: it raises any class
+            raise ModelError(
+                f"the model's chat template fails: {_describe(error)}",
+                hint="correct the template, or use `--raw` without one",
+            ) from error
+        pictures = sum(part is None for _, content in turns for part in content)
+        if (marks := text.count(IMAGE_TOKEN)) != pictures:
+            raise PromptError(
+                f"the model's chat template writes {marks} `{IMAGE_TOKEN}` for {pictures} pictures",
+                hint="give one picture, in the last message",
+            )
+        return text
+
+    def _choose_form(self, probe_seconds: float) -> str | None:
+        """Choose the form of content that the template takes; return why it takes none."""
+        faults = []
+        for form in (_as_parts, _as_text):
+            self._form = form
+            work = in_background(lambda: self._apply([("user", [None, _PROBE])]), name="template")
+            try:
+                text = work.result(timeout=probe_seconds)
+            except TimeoutError:
+                return f"does not end within {probe_seconds:g} seconds"
+            except Exception as error:  # as in `render`
+                if type(error) is TemplateError:
+                    # `raise_exception`: the template may want a system message, for example.
+                    return None
+                faults.append(f"fails: {_describe(error)}")
+                continue
+            marks = text.count(IMAGE_TOKEN)
+            if marks == 1 and _PROBE in text:
+                return None
+            lost = f"{marks} `{IMAGE_TOKEN}` for a picture" if marks != 1 else "no text"
+            faults.append(f"writes {lost}")
+        self._form = _as_parts
+        return faults[0]
+
+    def _apply(self, turns: Sequence[Turn]) -> str:
+        conversation: list[dict[str, object]] = [
+            {"role": role, "content": self._form(content)} for role, content in turns
+        ]
+        text = self._processor.apply_chat_template(conversation, add_generation_prompt=True)
+        if not isinstance(text, str):
+            raise TypeError("the template gives no text")
+        return text
+
+
+def _as_parts(content: Sequence[str | None]) -> object:
+    # Templates for parts silently drop content that is a plain string.
+    return [
+        {"type": "image"} if part is None else {"type": "text", "text": part} for part in content
+    ]
+
+
+def _as_text(content: Sequence[str | None]) -> object:
+    return "".join(IMAGE_TOKEN if part is None else part for part in content)
+
+
+def _describe(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,54 @@
+"""One check of a loaded processor: a prompt and a picture come out as the model takes them."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from idefics_cli.core.errors import ModelError
+from idefics_cli.core.types import Attachment, GenerationRequest, Message
+from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.spec import IMAGE_TOKEN
+
+# Wide, so that families that cut pictures into a grid make one row of tiles.
+_SIZE = (128, 16)
+
+
+def check_family(family: Family, *, name: str) -> None:
+    """Check that *family* makes one mark for each picture, and a token for each image feature.
+
+    Without it, the first question would end in an error of the library, or the model would answer
+    without having got the picture. It takes the time of one small picture.
+
+    Args:
+        family: With the processor of the checkpoint.
+        name: Name of the model in errors.
+
+    Raises:
+        ModelError: If it does not. The message says what is wrong in which file.
+    """
+    if family.template_fault is not None:
+        raise ModelError(
+            f"the chat template of `{name}` {family.template_fault}",
+            hint=f"write a template with one `{IMAGE_TOKEN}` for each picture to "
+            "chat_template.jinja in its folder; without any template, `--raw` prompts work",
+        )
+    picture = family.preprocess(Image.new("RGB", _SIZE, (127, 127, 127)))
+    for height, width in picture.tile_sizes:
+        if fault := family.find_tile_fault(height, width):
+            raise ModelError(
+                f"the image processor of `{name}` does not fit its model: the tiles of a picture "
+                f"are {fault}",
+                hint="correct the sizes in preprocessor_config.json, or image_size and patch_size "
+                "in config.json",
+            )
+    # Without the template, which may refuse a conversation without a system message, for example.
+    message = Message("user", (Attachment("picture"), " What is it?"))
+    request = GenerationRequest((message,), mode="complete")
+    (ids,) = family.encode([request], [[picture]])["input_ids"].tolist()
+    try:
+        family.prefix_keys(ids, [picture])
+    except ValueError as error:
+        raise ModelError(
+            f"the tokenizer of `{name}` does not know `{IMAGE_TOKEN}` as one token",
+            hint="copy the tokenizer's files of the base model next to the weights",
+        ) from error

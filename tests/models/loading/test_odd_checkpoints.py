@@ -1,0 +1,321 @@
+"""Checkpoints whose files are odd: each runs rightly, or is refused for the true reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from idefics_cli.cli.services import Services
+from idefics_cli.core.errors import IdeficsError, ModelError, PromptError
+from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
+from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.models.families.prompt_template import PromptTemplate
+from idefics_cli.models.families.protocols import Processor
+from idefics_cli.models.hub.facts import find_facts
+from idefics_cli.models.loading.loader import load
+from idefics_cli.models.loading.processors import gives_ids_of_file
+from idefics_cli.models.planning.plan import PlanChoices, make_plan
+from tests.support import machines
+from tests.support.commands import run
+from tests.support.pictures import quadrants
+
+Change = Callable[[dict[str, object]], object]
+QUESTION = "What is in this image?"
+
+
+@pytest.fixture
+def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """Return what copies the checkpoint of a kind and changes the object in one of its files."""
+
+    def make(kind: str, file: str = "config.json", change: Change = lambda content: None) -> Path:
+        folder = tmp_path / "odd"
+        shutil.copytree(checkpoint(kind), folder)
+        path = folder / file
+        content = json.loads(path.read_text()) if path.exists() else {}
+        change(content)
+        path.write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    quadrants(90, 60).save(path)
+    return path
+
+
+def spec_of(folder: Path) -> LoadSpec:
+    facts = find_facts(str(folder))
+    return make_plan(facts, PlanChoices(dtype="float32"), machines.cpu(16)).spec
+
+
+def answer(folder: Path, picture: Path) -> tuple[int, ...]:
+    """Return the tokens of a greedy answer about *picture*."""
+    request = GenerationRequest(
+        (Message("user", (Attachment(str(picture)), QUESTION)),), Sampling(max_new_tokens=6)
+    )
+    with LocalEngine(spec_of(folder)) as engine:
+        (completion,) = engine.complete([engine.prepare(request)])
+    return completion.token_ids
+
+
+def set_to(**values: object) -> Change:
+    return lambda content: content.update(values)
+
+
+def without(*keys: str) -> Change:
+    return lambda content: [content.pop(key) for key in keys]
+
+
+def in_text(**values: object) -> Change:
+    return lambda content: content["text_config"].update(values)  # type: ignore[attr-defined]  # JSON
+
+
+RIGHT: list[tuple[str, str, Change]] = [
+    ("idefics3", "preprocessor_config.json", without("max_image_size")),
+    ("smolvlm2", "preprocessor_config.json", without("max_image_size")),
+    ("idefics", "preprocessor_config.json", without("image_size", "size")),
+    ("idefics3", "processor_config.json", set_to(image_seq_len=169)),
+    ("idefics3", "processor_config.json", without("image_seq_len")),
+    ("idefics2", "processor_config.json", set_to(image_seq_len=10**7)),
+    ("idefics2", "processor_config.json", set_to(image_seq_len="x")),
+]
+
+
+@pytest.mark.parametrize(("kind", "file", "change"), RIGHT)
+def test_settings_that_follow_from_the_model_may_be_missing_or_stale(
+    kind: str,
+    file: str,
+    change: Change,
+    copy: Callable[..., Path],
+    checkpoint: Callable[[str], Path],
+    picture: Path,
+) -> None:
+    assert answer(copy(kind, file, change), picture) == answer(checkpoint(kind), picture)
+
+
+def test_a_tokenizer_without_the_legacy_flag_is_read_as_its_file(copy: Callable[..., Path]) -> None:
+    folder = copy("idefics2", "tokenizer_config.json", set_to(legacy=False))
+    plain = AutoTokenizer.from_pretrained(folder, legacy=False)
+    plain.save_pretrained(folder)
+    # As transformers without arguments gives them; with `legacy`, they differ.
+    assert gives_ids_of_file(AutoTokenizer.from_pretrained(folder), folder)
+    assert not gives_ids_of_file(AutoTokenizer.from_pretrained(folder, legacy=True), folder)
+    tokenizer = load(spec_of(folder)).family.tokenizer
+    text = "User: Hi<end_of_utterance>\nAssistant: A cat"
+    assert tokenizer(text)["input_ids"] == plain(text)["input_ids"]
+
+
+def test_a_head_that_only_the_text_settings_tie_is_tied(
+    copy: Callable[..., Path], picture: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy("idefics3", "config.json", set_to(tie_word_embeddings=True))
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    expected = answer(folder, picture)
+    config = json.loads((folder / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    assert answer(folder, picture) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}<end_of_utterance>\n"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+    ],
+)
+def test_a_template_for_strings_gets_strings(template: str, copy: Callable[..., Path]) -> None:
+    folder = copy("idefics3", "chat_template.json", set_to(chat_template=template))
+    family = load(spec_of(folder)).family
+    message = Message("user", (Attachment("a.png"), QUESTION))
+    request = GenerationRequest((message, Message("assistant", ("A cat.",)), message))
+    prepared = family.preprocess(quadrants())
+    (ids,) = family.encode([request], [[prepared, prepared]])["input_ids"].tolist()
+    # The library, called with the strings that the template's authors had in mind.
+    turns = [
+        ("user", f"<image>{QUESTION}"),
+        ("assistant", "A cat."),
+        ("user", f"<image>{QUESTION}"),
+    ]
+    text = "".join(f"{role}: {content}<end_of_utterance>\n" for role, content in turns)
+    library = family.processor(text=[text + "assistant:"], images=[[quadrants(), quadrants()]])  # type: ignore[call-arg]  # the protocol has no pictures
+    assert ids == library["input_ids"][0]
+
+
+def _edges(longest: int, shortest: int) -> dict[str, int]:
+    return {"longest_edge": longest, "shortest_edge": shortest}
+
+
+REFUSED: list[tuple[str, str, Change, str, str]] = [
+    ("idefics", "preprocessor_config.json", set_to(image_size=56, size={"height": 56, "width": 56}),
+     "are of 56 x 56 pixels, and the model takes 28 x 28", "preprocessor_config.json"),
+    ("idefics", "preprocessor_config.json", set_to(do_resize=False),
+     "and the model takes 28 x 28", "preprocessor_config.json"),
+    ("idefics3", "preprocessor_config.json", set_to(max_image_size={"longest_edge": 42}),
+     "are of 42 x 42 pixels, which are no square of 28", "preprocessor_config.json"),
+    ("idefics2", "preprocessor_config.json", set_to(size=_edges(16000, 28)),
+     "scales pictures to 16000 pixels, and its vision model was made for 70", "preprocessor"),
+    ("idefics2", "preprocessor_config.json", set_to(size=_edges(70, 16000)),
+     "scales pictures to 16000 pixels", "preprocessor_config.json"),
+    ("idefics3", "preprocessor_config.json", set_to(max_image_size={"longest_edge": 16000}),
+     "scales pictures to 16000 pixels", "preprocessor_config.json"),
+    ("idefics3", "preprocessor_config.json", set_to(image_mean=[0.5] * 7),
+     "mean must have 3 elements", "copy or download"),
+    ("idefics3", "preprocessor_config.json", set_to(resample=99),
+     "Unknown resampling filter", "copy or download"),
+    ("idefics2", "config.json", in_text(num_hidden_layers=1),
+     "has weights for more layers than its config.json says", "from one checkpoint"),
+    ("idefics2", "config.json", in_text(num_hidden_layers=3), "lacks 9 of its weights", "again"),
+    ("idefics2", "config.json", in_text(hidden_size=64), "have other shapes", "one checkpoint"),
+    ("idefics3", "config.json", in_text(hidden_act="nope"), "KeyError: 'nope'", "damaged"),
+    ("idefics3", "config.json", in_text(model_type="evil"), "Unrecognized model type", "damaged"),
+    ("idefics3", "generation_config.json", set_to(eos_token_id=["x", None]),
+     "an eos_token_id that is no token", "again"),
+    ("idefics2", "tokenizer_config.json", set_to(tokenizer_class="BertTokenizer"),
+     "gives other tokens", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "file", "change", "message", "hint"), REFUSED)
+def test_what_cannot_run_rightly_is_refused_while_loading(
+    kind: str, file: str, change: Change, message: str, hint: str, copy: Callable[..., Path]
+) -> None:
+    folder = copy(kind, file, change)
+    with pytest.raises(ModelError) as caught:
+        load(spec_of(folder))
+    assert message in str(caught.value)
+    assert hint in str(caught.value.hint)
+
+
+def test_a_tokenizer_in_one_file_of_sentencepiece_needs_its_package(
+    copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy("idefics2")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    # `find_spec` takes a module that is None for one that is not there.
+    monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
+    with pytest.raises(ModelError, match="needs the package sentencepiece") as caught:
+        load(spec_of(folder))
+    assert "pip install sentencepiece" in str(caught.value.hint)
+
+
+FAULTS = [
+    ("{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}",
+     "writes 0 `<image>` for a picture"),
+    ("{% for m in messages %}<image><image>{{ m.content }}{% endfor %}",
+     "writes 2 `<image>` for a picture"),
+    ("<image>", "writes no text"),
+    ("{{ 1 // 0 }}", "fails: ZeroDivisionError"),
+    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "fails: RecursionError"),
+    ("{{ 'x' * 10**15 }}", "fails: MemoryError"),
+    ("{{ messages[5].content.x }}", "fails: UndefinedError"),
+    ("{% for %}", "fails: TemplateSyntaxError"),
+    ("{% if 1 %}" * 2000 + "x" + "{% endif %}" * 2000, "fails: RecursionError"),
+    ("{{ range(10**9) }}", "fails: OverflowError"),
+    ("{{ ''.__class__.__mro__ }}<image>", "fails: SecurityError"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "fault"), FAULTS, ids=[fault for _, fault in FAULTS])
+def test_a_template_without_one_mark_for_a_picture_is_refused_while_loading(
+    template: str, fault: str, copy: Callable[..., Path]
+) -> None:
+    folder = copy("idefics3", "chat_template.json", set_to(chat_template=template))
+    with pytest.raises(ModelError) as caught:
+        load(spec_of(folder))
+    assert f"the chat template of `{folder}` {fault}" in str(caught.value)
+    assert "chat_template.jinja" in str(caught.value.hint)
+
+
+def test_a_run_of_captions_ends_at_once_with_a_template_that_cannot_be_used(
+    copy: Callable[..., Path], picture: Path
+) -> None:
+    folder = copy("idefics3", "chat_template.json", set_to(chat_template="{{ 1 // 0 }}"))
+    services = Services(probe=lambda: machines.cpu(24))
+    ran = run("caption", "-m", str(folder), str(picture), str(picture), services=services)
+    assert (ran.code, ran.out) == (1, "")
+    assert "fails: ZeroDivisionError" in ran.err
+    assert "Traceback" not in ran.err
+
+
+class Rendered:
+    """A processor whose template is a function of the conversation."""
+
+    def __init__(self, template: Callable[[list[dict[str, object]]], str]) -> None:
+        self.template = template
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, object]], *, add_generation_prompt: bool
+    ) -> str:
+        return self.template(conversation)
+
+
+def template_of(
+    function: Callable[[list[dict[str, object]]], str], **options: float
+) -> PromptTemplate:
+    processor: Processor = Rendered(function)  # type: ignore[assignment]  # a part of one
+    return PromptTemplate(processor, **options)
+
+
+def test_a_template_that_does_not_end_is_refused() -> None:
+    import threading
+
+    gone = threading.Event()
+    template = template_of(lambda turns: str(gone.wait(20)), probe_seconds=0.05)
+    gone.set()
+    assert template.fault == "does not end within 0.05 seconds"
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "message"),
+    [
+        (ZeroDivisionError("division by zero"), ModelError, "fails: ZeroDivisionError: division"),
+        (TypeError(), ModelError, "fails: TypeError"),
+        ("<image>", PromptError, "writes 1 `<image>` for 2 pictures"),
+        (None, ModelError, "the template gives no text"),
+    ],
+)
+def test_a_template_that_fails_later_is_an_error_of_ours(
+    result: object, kind: type[IdeficsError], message: str
+) -> None:
+    def render(turns: list[dict[str, object]]) -> str:
+        if len(turns) == 1:
+            return "<image>What is it?"
+        if isinstance(result, Exception):
+            raise result
+        return result  # type: ignore[return-value]  # what a template may give
+
+    template = template_of(render)
+    assert template.fault is None
+    with pytest.raises(kind, match=message) as caught:
+        template.render([("user", [None, "a"]), ("assistant", ["b"]), ("user", [None, "c"])])
+    assert caught.value.hint
+
+
+def test_pictures_that_are_not_scaled_are_not_reduced_while_decoding(
+    copy: Callable[..., Path],
+) -> None:
+    folder = copy("idefics2", "preprocessor_config.json", set_to(do_resize=False))
+    family = load(spec_of(folder)).family
+    assert family.draft_edge > 65_000
+    prepared = family.preprocess(Image.new("RGB", (140, 70)))
+    assert prepared.tile_sizes == ((70, 140),)
+    assert torch.equal(prepared.tiles[0], torch.full((3, 70, 140), -1.0))
