@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.imports import import_transformers, quick_imports
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
+
+# Of the dynamic linker: glibc's dl-load.c, and the text of ENOMEM.
+_NO_MEMORY = ("failed to map segment", "annot allocate memory")
 
 
 def engine_factory(spec: LoadSpec) -> EngineFactory:
@@ -15,13 +19,30 @@ def engine_factory(spec: LoadSpec) -> EngineFactory:
     Raises (when called):
         ModelError: If the model is missing or its files are broken.
         MemoryLimitError: If the model does not fit.
+        IdeficsError: If the libraries cannot be imported.
     """
     return partial(_local_engine, spec)
 
 
 def _local_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:
-    with quick_imports():
-        import_transformers()
-        from idefics_cli.engine.local.engine import LocalEngine
-
+    try:
+        with quick_imports():
+            import_transformers()
+            from idefics_cli.engine.local.engine import LocalEngine
+    except (ImportError, OSError, MemoryError) as error:
+        raise _import_error(error) from error
     return LocalEngine(spec, progress=progress)
+
+
+def _import_error(error: ImportError | OSError | MemoryError) -> IdeficsError:
+    """Return the error for libraries that cannot be imported."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return MemoryLimitError(
+            "the libraries that run models do not fit the free memory",
+            hint="close other programs, or raise the limit of memory",
+        )
+    return IdeficsError(
+        f"the libraries that run models cannot be imported: {text[:300]}",
+        hint="`idefics doctor` lists the packages; install them again with pip",
+    )
