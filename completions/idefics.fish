@@ -149,6 +149,7 @@ complete -c idefics -n '__idefics_at chat' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at chat' -s h -l help -d 'Show this message and exit'
 
 complete -c idefics -n '__idefics_at caption' -s r -l recursive -l no-recursive -d 'Include the pictures of subfolders'
+complete -c idefics -n '__idefics_at caption' -l follow-links -l no-follow-links -d 'Enter folders outside of the given ones that links lead to'
 complete -c idefics -n '__idefics_at caption' -l filelist -r -F -d 'Read a list of pictures: paths, JSON lines or CSV; `-` is stdin'
 complete -c idefics -n '__idefics_at caption' -s 0 -l null -d 'The paths of a list end with NUL, as `find -print0` writes them'
 complete -c idefics -n '__idefics_at caption' -l batch-size -x -d 'Number of pictures to caption at the same time. (default: chosen by free memory)'

@@ -189,6 +189,10 @@ BatchSize = Annotated[str | None, _option("batch_size", panel=IMAGES_PANEL)]
 Recursive = Annotated[
     bool | None, _option("recursive", "--recursive/--no-recursive", "-r", panel=IMAGES_PANEL)
 ]
+FollowLinks = Annotated[
+    bool | None,
+    _option("follow_links", "--follow-links/--no-follow-links", panel=IMAGES_PANEL),
+]
 Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
 
 Format = Annotated[str | None, _option("format", "--format", "-f", panel=OUTPUT_PANEL)]

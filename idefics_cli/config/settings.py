@@ -195,6 +195,9 @@ class Settings:
         None, help="Stop the run when more pictures than this fail.", minimum=0, unset="never"
     )
     recursive: bool = _setting(False, help="Include the pictures of subfolders.")
+    follow_links: bool = _setting(
+        False, help="Enter folders outside of the given ones that links lead to."
+    )
     count: int = _setting(8, help="Number of sample pictures.", minimum=1)
     json: bool = _setting(False, help="Print JSON.")
     stream: bool | None = _setting(

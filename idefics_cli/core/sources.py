@@ -10,6 +10,9 @@ from idefics_cli.core.types import ImageLimits
 
 STDIN = "-"
 CLIPBOARD = "clipboard:"
+MOST_FILE_BYTES = 4 * 2**30
+"""Size of a file that is refused unread; a sparse file can claim any size."""
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
 _URI = re.compile(r"(https?|file|data|clipboard):", re.IGNORECASE)

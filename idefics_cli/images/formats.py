@@ -81,13 +81,18 @@ _SIGNATURES = _compiled(
     (rb"GIF8[79]a", _picture("GIF", "GIF")),
     (rb"RIFF.{4}WEBP", _picture("WebP", "WEBP")),
     (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]\x08\0|MMOR|IIU\0\x18", _RAW),
-    (rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0", _picture("TIFF", "TIFF")),
+    (rb"MM\0\+", _unsupported("a big-endian BigTIFF picture")),
+    (rb"II[*+]\0|MM\0\*|II\0\*|MM\*\0", _picture("TIFF", "TIFF")),
     # Includes the size of the header after the first 14 bytes: a text can begin with "BM", too.
     (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", _picture("BMP", "BMP")),
     (rb"\0\0\x01\0[^\0]", _picture("icon", "ICO")),
     (rb"\0\0\x02\0[^\0]\0.{3}\0", _picture("cursor", "ICO")),
     (rb"icns", _picture("ICNS", "ICNS")),
-    (rb"P[1-6]\s+[#\d]|Pf\s", _picture("PNM", "PPM")),
+    (
+        rb"P[4-6](?:\s+#[^\n]*)*\s+\d+(?:\s+#[^\n]*)*\s+\d+\s"
+        rb"|P[1-3](?:\s+#[^\n]*)*\s+\d+(?:\s+#[^\n]*)*\s+\d+\s+[\d#]|Pf\s",
+        _picture("PNM", "PPM"),
+    ),
     (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", _picture("JPEG 2000", "JPEG2000")),
     (rb"8BPS\0\x01", _picture("Photoshop", "PSD")),
     (rb"qoif", _picture("QOI", "QOI")),

@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import (
+    MOST_FILE_BYTES,
     STDIN,
     describe_source,
     has_scheme,
@@ -27,6 +28,7 @@ from idefics_cli.core.sources import (
 )
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import ImageLimits
+from idefics_cli.core.units import format_size
 from idefics_cli.images.clipboard import read_clipboard
 
 _NEIGHBOURS = 5000  # number of names in a folder that are compared with a misspelt name
@@ -177,7 +179,9 @@ def _open_file(path: str, source: str) -> BinaryIO:
         raise _unreadable(path, source, error) from error
     stream = os.fdopen(descriptor, "rb")
     try:
-        _check_regular(os.fstat(descriptor), source)
+        status = os.fstat(descriptor)
+        _check_regular(status, source)
+        _check_length(status.st_size, source)
     except ImageError:
         stream.close()
         raise
@@ -197,6 +201,16 @@ def _check_regular(status: os.stat_result, source: str) -> None:
             f"`{describe_source(source)}` is not a regular file",
             kind="not_an_image",
             hint=f"for a pipe, {_PIPE_HINT}",
+        )
+
+
+def _check_length(size: int, source: str) -> None:
+    if size > MOST_FILE_BYTES:
+        raise ImageError(
+            f"`{describe_source(source)}` is too large: {format_size(size)},"
+            f" the limit is {format_size(MOST_FILE_BYTES)}",
+            kind="too_large",
+            hint="shrink it first",
         )
 
 

@@ -19,8 +19,9 @@ from tests.support.photo_folder import touch
 linux_names = pytest.mark.skipif(os.name == "nt", reason="such a name is not allowed here")
 
 
-def keys(*arguments: str, recursive: bool = False) -> list[str]:
-    return [picture.key for picture in discover(arguments, recursive=recursive).pictures]
+def keys(*arguments: str, recursive: bool = False, follow_links: bool = False) -> list[str]:
+    listing = discover(arguments, recursive=recursive, follow_links=follow_links)
+    return [picture.key for picture in listing.pictures]
 
 
 def sources(*arguments: str) -> list[str]:
@@ -204,7 +205,41 @@ class TestFolders:
         os.symlink("z", "photos/a-link-to-z")
         os.symlink("../elsewhere", "photos/linked")
 
-        assert keys("photos", recursive=True) == ["photos/linked/b.jpg", "photos/z/a.jpg"]
+        assert keys("photos", recursive=True, follow_links=True) == [
+            "photos/linked/b.jpg",
+            "photos/z/a.jpg",
+        ]
+
+    def test_a_link_out_of_the_folder_is_followed_only_if_that_is_asked_for(self) -> None:
+        touch("photos/z/a.jpg", "elsewhere/b.jpg", "photos-2/c.jpg")
+        os.symlink("z", "photos/a-link-to-z")
+        os.symlink("../elsewhere", "photos/linked")
+        os.symlink("../photos-2", "photos/second")
+        os.symlink("photos", "by-link")
+
+        listing = discover(["photos"], recursive=True)
+
+        assert [picture.key for picture in listing.pictures] == ["photos/z/a.jpg"]
+        assert listing.notes == (
+            "left out the link `photos/linked` and 1 more to folders outside of `photos`;"
+            " `--follow-links` includes them",
+        )
+        assert listing.problems == ()
+        assert keys("photos/**/*.jpg") == ["photos/z/a.jpg"]
+        assert keys("photos/**/*.jpg", follow_links=True)[0] == "photos/linked/b.jpg"
+        assert keys("photos/linked") == ["photos/linked/b.jpg"]
+        assert keys("by-link", recursive=True) == ["by-link/z/a.jpg"]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+    def test_links_to_pipes_and_devices_are_skipped_without_waiting(self) -> None:
+        touch("photos/a.jpg")
+        os.mkfifo("pipe")
+        for name in ("notes", "b.jpg"):
+            os.symlink("../pipe", f"photos/{name}")
+        os.symlink("/dev/zero", "photos/zero")
+        os.symlink("/dev/zero", "photos/zero.png")
+
+        assert keys("photos") == ["photos/a.jpg"]
 
     def test_the_files_of_a_folder_stay_together(self) -> None:
         touch("p/a/z.jpg", "p/a-b/c.jpg", "p/a.jpg", "p/B.jpg")

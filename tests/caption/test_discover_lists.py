@@ -26,7 +26,8 @@ def error(*arguments: str, recursive: bool = False) -> ImageError:
 
 
 def relatives(*arguments: str, recursive: bool = True) -> dict[str, str]:
-    return {p.key: p.relative for p in discover(arguments, recursive=recursive).pictures}
+    listing = discover(arguments, recursive=recursive, follow_links=True)
+    return {p.key: p.relative for p in listing.pictures}
 
 
 def listed(data: str, source: str = "-", *arguments: str) -> list[tuple[str, str]]:

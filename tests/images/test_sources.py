@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_from_bytes
@@ -285,3 +286,18 @@ def test_a_name_of_a_million_characters_is_short_soon(letter: str) -> None:
     for source in (letter * 1_000_000, f"data:{letter * 1_000_000}", "http://h/" + letter * 10**6):
         assert len(describe_source(source)) <= 80
         assert describe_source(source).isprintable()
+
+
+def test_a_sparse_file_of_any_size_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PICTURE)
+    try:
+        os.truncate(path, 400 * 2**30)
+    except OSError:
+        pytest.skip("no sparse files here")
+    start = time.monotonic()
+
+    error = load_error(str(path))
+
+    assert (error.kind, "the limit is" in str(error)) == ("too_large", True)
+    assert time.monotonic() - start < 1

@@ -37,17 +37,20 @@ class Listing:
         problems: Errors about whole arguments: a folder without pictures, a folder that cannot
             be listed, a glob without a match.
         columns: Names of the columns of lists, for the prompt.
+        notes: What was left out on purpose.
     """
 
     pictures: tuple[CaptionItem, ...]
     problems: tuple[IdeficsError, ...] = ()
     columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def discover(
     arguments: Sequence[str],
     *,
     recursive: bool = False,
+    follow_links: bool = False,
     lists: Sequence[FileList] = (),
     fields: Collection[str] | None = None,
 ) -> Listing:
@@ -65,6 +68,7 @@ def discover(
     Args:
         arguments: Arguments as typed: paths, globs that no shell expanded, URLs, URIs and `-`.
         recursive: Whether to list the sub-folders of folders, too.
+        follow_links: Whether to enter folders outside of a folder that its links lead to.
         lists: The lists, in their order.
         fields: The columns that prompts use; other columns are dropped. None keeps all.
 
@@ -72,25 +76,33 @@ def discover(
         ImageError: If there is nothing to caption, or no named path exists.
         UsageError: If two rows give one picture different values in the columns of *fields*.
     """
-    lister = _Lister(recursive=recursive, fields=fields)
+    lister = _Lister(recursive=recursive, follow_links=follow_links, fields=fields)
     for argument in arguments:
         lister.add(argument)
     for file_list in lists:
         lister.add_list(file_list)
-    listing = Listing(tuple(lister.pictures.values()), tuple(lister.problems), all_columns(lists))
+    listing = lister.listing(all_columns(lists))
     if not any(_may_exist(picture.attachment.source) for picture in listing.pictures):
         raise _nothing(listing)
     return listing
 
 
 class _Lister:
-    def __init__(self, *, recursive: bool, fields: Collection[str] | None) -> None:
+    def __init__(
+        self, *, recursive: bool, follow_links: bool, fields: Collection[str] | None
+    ) -> None:
         self._recursive = recursive
+        self._follow_links = follow_links
         self._fields = fields
         self._here = os.getcwd()
         self._lines: dict[str, tuple[str, int]] = {}
         self.pictures: dict[str, CaptionItem] = {}
         self.problems: list[IdeficsError] = []
+        self.notes: list[str] = []
+
+    def listing(self, columns: tuple[str, ...]) -> Listing:
+        pictures, problems = tuple(self.pictures.values()), tuple(self.problems)
+        return Listing(pictures, problems, columns, tuple(self.notes))
 
     def add(self, argument: str) -> None:
         if is_uri(argument):
@@ -102,7 +114,7 @@ class _Lister:
         # The name of a file may look like a glob.
         if not has_wildcard(path) or os.path.lexists(path):
             self._add_path(path, None)
-        elif matches := sorted(glob_paths(path), key=sort_key):
+        elif matches := sorted(glob_paths(path, follow_links=self._follow_links), key=sort_key):
             root = fixed_part(path)
             for match in matches:
                 self._add_path(match, root)
@@ -156,7 +168,13 @@ class _Lister:
             self._add_file(path, root)
 
     def _add_folder(self, folder: str, root: str) -> None:
-        walk = Walk(folder, recursive=self._recursive)
+        walk = Walk(folder, recursive=self._recursive, follow_links=self._follow_links)
+        if walk.outside:
+            more = f" and {len(walk.outside) - 1} more" if len(walk.outside) > 1 else ""
+            self.notes.append(
+                f"left out the link `{walk.outside[0]}`{more} to folders outside of `{folder}`;"
+                " `--follow-links` includes them"
+            )
         for path, reason in walk.unlisted:
             self._problem(f"cannot list folder `{path}`: {reason}")
         pictures = walk.pictures()

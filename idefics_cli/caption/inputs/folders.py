@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import PurePath
@@ -25,27 +26,46 @@ _WILD = re.compile(r"[*?[]")
 class Walk:
     """The files and folders below a folder; links lead into no folder a second time.
 
+    Args:
+        root: The folder.
+        recursive: Also enter the folders below it.
+        follow_links: Also enter folders outside of *root* that links lead to.
+
     Attributes:
         folders: Paths of the folders, *root* first.
         files: Paths of the files that are not hidden, unsorted.
         unlisted: Folders that could not be listed, each with the reason.
+        outside: Links to folders outside of *root* that were not followed.
     """
 
-    def __init__(self, root: str, *, recursive: bool) -> None:
+    def __init__(self, root: str, *, recursive: bool, follow_links: bool = False) -> None:
         self.folders: list[str] = []
         self.files: list[str] = []
         self.unlisted: list[tuple[str, str]] = []
+        self.outside: list[str] = []
+        self._root = None if follow_links else os.path.realpath(root or os.curdir)
         self._seen: set[tuple[int, int]] = set()
         self._real, self._links = [root], deque[str]()
         # Links come last, so that a folder with a link to it keeps its real path.
         while self._real or self._links:
-            self._list(self._real.pop() if self._real else self._links.popleft())
+            if self._real:
+                self._list(self._real.pop())
+            elif self._is_inside(link := self._links.popleft()):
+                self._list(link)
+            else:
+                self.outside.append(link)
             if not recursive:
                 break
 
     def pictures(self) -> list[str]:
         """Return the files that may be images, sorted."""
         return sorted(filter(_looks_like_a_picture, self.files), key=sort_key)
+
+    def _is_inside(self, link: str) -> bool:
+        if self._root is None:
+            return True
+        target = os.path.realpath(link)
+        return target == self._root or target.startswith(os.path.join(self._root, ""))
 
     def _list(self, folder: str) -> None:
         try:
@@ -70,7 +90,7 @@ class Walk:
         if _is(entry.is_dir):
             (self._links if entry.is_symlink() else self._real).append(path)
         # No pipes and devices, which could block for ever. A broken link becomes a failure.
-        elif _is(entry.is_file) or entry.is_symlink():
+        elif _is(entry.is_file) or (entry.is_symlink() and not _exists(path)):
             self.files.append(path)
 
 
@@ -78,6 +98,13 @@ def _is(kind: Callable[[], bool]) -> bool:
     try:
         return kind()
     except OSError:  # a loop of links, or a server that is gone
+        return False
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except OSError:
         return False
 
 
@@ -111,12 +138,23 @@ def _looks_like_a_picture(path: str) -> bool:
     if _CAMERA_RAW.fullmatch(os.path.splitext(path)[1]):
         return False
     try:
-        with open(path, "rb") as file:
-            plugin = identify(file.read(HEAD_BYTES)).plugin
+        plugin = identify(_read_head(path)).plugin
     except OSError:
         return False
     # Targa has no signature: other files may match by chance.
     return plugin is not None and plugin != "TGA"
+
+
+def _read_head(path: str) -> bytes:
+    """Return the first bytes of a regular file; nothing of what has no end or may block."""
+    # Opening a pipe must not wait for its writer; a file of the kernel may have no data yet.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return os.read(descriptor, HEAD_BYTES) if is_regular else b""
+    finally:
+        os.close(descriptor)
 
 
 def sort_key(path: str) -> str:
@@ -132,7 +170,7 @@ def fixed_part(pattern: str) -> str:
     return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
 
 
-def glob_paths(pattern: str) -> list[str]:
+def glob_paths(pattern: str, *, follow_links: bool = False) -> list[str]:
     """Return the paths that *pattern* matches, unsorted; a final `**` matches every picture below.
 
     `glob.glob` would follow a loop of links 40 times, and double its work at each fork.
@@ -142,7 +180,7 @@ def glob_paths(pattern: str) -> list[str]:
     found = [anchor]
     for index, name in enumerate(names):
         if name == "**":
-            walks = [Walk(base, recursive=True) for base in found]
+            walks = [Walk(base, recursive=True, follow_links=follow_links) for base in found]
             is_last = index == len(names) - 1
             found = [path for w in walks for path in (w.pictures() if is_last else w.folders)]
         elif _WILD.search(name):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 
 from idefics_cli.caption.item import CaptionItem
-from idefics_cli.core.sources import is_uri
+from idefics_cli.core.sources import MOST_FILE_BYTES, is_uri
 
 # Four readers hold up to this much each; a camera's JPEG has some 10 MB. A larger file is read
 # twice: for its digest, and by the decoder.
@@ -48,6 +48,8 @@ def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> Pictur
     try:
         with _open_regular(picture.attachment.source) as file:
             before = os.fstat(file.fileno())
+            if before.st_size > MOST_FILE_BYTES:  # the loader refuses it
+                return PictureFile(FileContent(None, stamp_of(picture)))
             data = file.read() if before.st_size <= max_bytes else None
             sha256 = (
                 hashlib.sha256(data) if data is not None else hashlib.file_digest(file, "sha256")
@@ -64,6 +66,8 @@ def sha256_of(picture: CaptionItem) -> str | None:
     """Return the digest of the file of *picture*; None if no file can be read."""
     try:
         with _open_regular(picture.attachment.source) as file:
+            if os.fstat(file.fileno()).st_size > MOST_FILE_BYTES:
+                return None
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None

@@ -27,6 +27,7 @@ def caption(
         ),
     ] = None,
     recursive: options.Recursive = None,
+    follow_links: options.FollowLinks = None,
     filelist: options.FileLists = None,
     null: options.Null = False,
     batch_size: options.BatchSize = None,
@@ -85,6 +86,8 @@ def caption(
     destination = chosen_output(invocation)
     questions = given.questions(invocation)
     listing = given.listing(invocation, questions)
+    for note in listing.notes:
+        invocation.console.note(note)
     plan = plan_for(invocation)
     job = caption_job(invocation, listing, questions, plan, destination)
     if invocation.settings.dry_run:

@@ -120,8 +120,13 @@ class Inputs:
             tell_if_silent(stdin, invocation.console, "the list of pictures")
         lists = [read_list(source, stdin, null=self.null) for source in self.lists]
         fields = used_fields([question.prompt for question in questions], all_columns(lists))
-        recursive = invocation.settings.recursive
-        return discover(self.paths, recursive=recursive, lists=lists, fields=fields)
+        return discover(
+            self.paths,
+            recursive=invocation.settings.recursive,
+            follow_links=invocation.settings.follow_links,
+            lists=lists,
+            fields=fields,
+        )
 
 
 def caption_job(
