@@ -57,10 +57,14 @@ def _unsupported(name: str, hint: str = _CONVERT) -> FileFormat:
     return FileFormat(name, None, "unsupported", hint)
 
 
+_DEVELOP = "it has no preview that shows the photo: develop it to JPEG or TIFF first"
 _VIDEO = _unsupported(
     "a video", "save a frame of it as a picture: ffmpeg -i VIDEO -vframes 1 a.png"
 )
-_RAW = _unsupported("a camera raw file", "develop it to JPEG or TIFF first")
+RAW_PLUGIN = "RAW"
+"""Stands for no plugin of Pillow: the loader reads the preview of a camera raw file."""
+
+_RAW = FileFormat("a camera raw file", RAW_PLUGIN, "unsupported", _DEVELOP)
 _VECTOR_HINT = "it is a drawing without pixels: render it to PNG first"
 _SVG = _unsupported("an SVG drawing", _VECTOR_HINT)
 _PAGES_HINT = "render a page of it to PNG first: pdftoppm -png -r 150 FILE page"

@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 from PIL import ImageFile, PsdImagePlugin, TiffImagePlugin
 
+from idefics_cli.images.camera_raw import is_camera_raw
 from idefics_cli.images.colour import HLG, PQ
-from idefics_cli.images.facts import PixelFacts, RareKind
+from idefics_cli.images.facts import CameraRaw, PixelFacts, RareKind
 from idefics_cli.images.psd import check_psd_header, read_psd_facts
 from idefics_cli.images.tiff import read_tiff_facts
 
@@ -19,9 +20,14 @@ def check_header(plugin: str, stream: BinaryIO) -> None:
 
     Raises:
         RareKind: If the file is of a kind that Pillow does not know.
+        CameraRaw: If it is a camera raw file.
     """
     if plugin == "PSD":
         check_psd_header(stream)
+    if plugin == "TIFF":
+        if is_camera_raw(stream):
+            raise CameraRaw
+        stream.seek(0)
 
 
 def read_facts(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:

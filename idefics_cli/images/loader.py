@@ -12,10 +12,11 @@ from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import describe_source, is_address
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import Attachment, ImageLimits
+from idefics_cli.images.camera_raw import read_preview
 from idefics_cli.images.cut import is_nearly_whole, with_end
 from idefics_cli.images.facts import CameraRaw, RareKind
 from idefics_cli.images.failures import as_image_error, unusable
-from idefics_cli.images.formats import HEAD_BYTES, FileFormat, identify
+from idefics_cli.images.formats import HEAD_BYTES, RAW_PLUGIN, FileFormat, identify
 from idefics_cli.images.header import check_header, read_facts
 from idefics_cli.images.icons import select_icon
 from idefics_cli.images.memory import MemoryBudget, decoding_bytes, timed_stream
@@ -25,7 +26,13 @@ from idefics_cli.images.pillow_setup import (
     mute_warnings,
     set_pixel_limit,
 )
-from idefics_cli.images.pixels import exif_orientation, is_sideways, show_first_visible, upright_rgb
+from idefics_cli.images.pixels import (
+    exif_orientation,
+    is_sideways,
+    show_first_visible,
+    turned,
+    upright_rgb,
+)
 from idefics_cli.images.salvage import without_broken_metadata
 from idefics_cli.images.sources import ImageSources
 
@@ -127,11 +134,15 @@ class ImageLoader:
         job = _Job(content.plugin or "", source, draft_edge)
         with as_image_error(content, source):
             try:
+                if job.plugin == RAW_PLUGIN:
+                    return self._decode_raw(job, stream)
                 return self._decode(job, stream)
+            except CameraRaw:
+                return self._decode_raw(job, stream)
             except MemoryError:
                 # Other pictures may have taken the memory.
                 return self._decode(replace(job, is_alone=True), stream)
-            except (ImageError, RareKind, CameraRaw, Image.DecompressionBombError):
+            except (ImageError, RareKind, Image.DecompressionBombError):
                 raise
             except Exception:  # see `as_image_error`
                 image = self._rescue(job, stream)
@@ -180,6 +191,11 @@ class ImageLoader:
             with lenient_decoding():
                 image = decode(data)
         return image
+
+    def _decode_raw(self, job: _Job, stream: BinaryIO) -> Image.Image:
+        preview = read_preview(stream)
+        image = self._decode(replace(job, plugin="JPEG"), io.BytesIO(preview.data))
+        return turned(image, preview.orientation)
 
     def _decode(self, job: _Job, stream: BinaryIO) -> Image.Image:
         stream.seek(0)

@@ -99,6 +99,17 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN) -> Image.Image:
     return upright
 
 
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image of the loader turned upright from an EXIF orientation."""
+    turn = _UPRIGHT.get(orientation)
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    width, height = image.info["original_size"]
+    upright.info["original_size"] = (height, width) if orientation >= 5 else (width, height)
+    return upright
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from PIL import ImagePalette, TiffImagePlugin
 
-from idefics_cli.images.facts import CameraRaw, PixelFacts, RareKind
+from idefics_cli.images.facts import PixelFacts, RareKind
 
 # TIFF 6.0, section 8, and Adobe's technical notes.
 _SUBFILE_TYPE, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 257, 258, 259, 262
-_SAMPLES, _STRIP_BYTES, _PLANAR, _COLOR_MAP, _SUB_IFDS, _INK_SET = 277, 279, 284, 320, 330, 332
-_SAMPLE_FORMAT, _SUBSAMPLING, _DNG_VERSION = 339, 530, 50706
+_SAMPLES, _STRIP_BYTES, _PLANAR, _COLOR_MAP, _INK_SET = 277, 279, 284, 320, 332
+_SAMPLE_FORMAT, _SUBSAMPLING = 339, 530
 _WHITE_IS_ZERO, _SEPARATED, _YCBCR = 0, 5, 6
 _IN_PLANES, _SIGNED, _CMYK_INKS = 2, 2, 1
 _REDUCED, _MASK = 1, 4  # bits of the subfile type
@@ -25,14 +25,9 @@ def read_tiff_facts(image: TiffImagePlugin.TiffImageFile) -> PixelFacts:
 
     Raises:
         RareKind: If the decoded pixels would be wrong.
-        CameraRaw: If it is a camera raw file.
         MissingRows: If strips are missing.
     """
     tags = image.tag_v2
-    # DNG, NEF, ARW.
-    is_thumbnail = tags.get(_SUBFILE_TYPE) == _REDUCED and _SUB_IFDS in tags
-    if _DNG_VERSION in tags or is_thumbnail:
-        raise CameraRaw
     _find_picture(image)
     _refuse_rare(image)
     _check_rows(image)

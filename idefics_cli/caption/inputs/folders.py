@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import PurePath
 
-from idefics_cli.images.formats import HEAD_BYTES, identify
+from idefics_cli.images.formats import HEAD_BYTES, RAW_PLUGIN, identify
 
 _PICTURE = re.compile(
     r"\.(avif|bmp|dib|gif|hei[cf]|ic[bo]|j2k|jfif|jp[2ex]|jpe?g|jxl|p[bgnp]m|pcx|png|qoi|sgi|tga"
@@ -141,8 +141,9 @@ def _looks_like_a_picture(path: str) -> bool:
         plugin = identify(_read_head(path)).plugin
     except OSError:
         return False
-    # Targa has no signature: other files may match by chance.
-    return plugin is not None and plugin != "TGA"
+    # Targa has no signature: other files may match by chance. The JPEG of a camera raw file often
+    # lies beside it.
+    return plugin not in (None, "TGA", RAW_PLUGIN)
 
 
 def _read_head(path: str) -> bytes:
