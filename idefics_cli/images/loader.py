@@ -204,8 +204,9 @@ class ImageLoader:
             self._check_size(size, job.source)
         check_header(job.plugin, stream)
         is_jpeg = job.plugin == "JPEG"
-        timed = timed_stream(stream, self._decode_seconds) if is_jpeg else stream
-        image = _open_with(job.plugin, timed)
+        image = _open_with(job.plugin, stream)
+        if is_jpeg and "progressive" in image.info:
+            image.fp = timed_stream(stream, self._decode_seconds)
         self._check_size(image.size, job.source)
         facts = read_facts(image, stream)
         self._check_size(image.size, job.source)

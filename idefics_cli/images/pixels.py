@@ -49,7 +49,7 @@ def is_sideways(image: Image.Image) -> bool:
 def show_first_visible(image: Image.Image) -> None:
     """Go to the first frame of a loaded animation that is not wholly clear, if it is near."""
     for frame in range(1, _MOST_CLEAR_FRAMES):
-        if not _is_animation(image) or not _is_clear(image):
+        if not _is_clear_animation(image):
             return
         try:
             image.seek(frame)
@@ -62,15 +62,12 @@ def show_first_visible(image: Image.Image) -> None:
 _MOST_CLEAR_FRAMES = 8
 
 
-def _is_animation(image: Image.Image) -> bool:
+def _is_clear_animation(image: Image.Image) -> bool:
     # The further frames of a Photoshop file are its layers, and of a TIFF its pages.
-    return image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
-
-
-def _is_clear(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
+    if image.format not in ("GIF", "PNG", "WEBP") or not image.has_transparency_data:
         return False
-    return image.convert("RGBA").getchannel("A").getbbox() is None
+    is_animated = getattr(image, "is_animated", False)
+    return is_animated and image.convert("RGBA").getchannel("A").getbbox() is None
 
 
 def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN) -> Image.Image:
@@ -117,12 +114,18 @@ def _over_white(image: Image.Image) -> Image.Image:
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.mode == "La":  # Pillow cannot convert these to RGBA in one step
         image = image.convert("LA")
-    seen = Image.new("RGB", image.size, "white")
+    if image.width * image.height <= _BAND_PIXELS:
+        return _flattened(image)
+    seen = Image.new("RGB", image.size)
     for box in _bands(*image.size):
-        layer = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        seen.paste(Image.alpha_composite(white, layer).convert("RGB"), box)
+        seen.paste(_flattened(image.crop(box)), box)
     return seen
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _bands(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
