@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from idefics_cli.images.avif import with_item_sizes, without_exif
+
 _MOST_PROFILE_BYTES = 16 << 20
 _MOST_TEXT_BYTES = 1 << 20
 
@@ -33,7 +35,7 @@ def without_broken_metadata(plugin: str, data: bytes) -> Salvaged | None:
     salvage = _SALVAGES.get(plugin)
     try:
         salvaged = salvage(data) if salvage else None
-    except (struct.error, IndexError, zlib.error):
+    except (struct.error, IndexError, OverflowError, zlib.error):
         return None
     return salvaged if salvaged and salvaged.data != data else None
 
@@ -142,16 +144,8 @@ def jpeg_segments(data: bytes, start: int = 2) -> Iterator[tuple[int, bytes, int
         place = end
 
 
-# AVIF ------------------------------------------------------------------------------------------
-
-
 def _avif(data: bytes) -> Salvaged:
-    # In the list of items, EXIF data gets a type that no decoder looks for.
-    start = data.find(b"iinf")
-    if start < 0:
-        return Salvaged(data)
-    end = start + int.from_bytes(data[start - 4 : start])
-    return Salvaged(data[:start] + data[start:end].replace(b"Exif", b"skip") + data[end:])
+    return Salvaged(with_item_sizes(without_exif(data)))
 
 
 _SALVAGES: dict[str, Callable[[bytes], Salvaged]] = {"PNG": _png, "JPEG": _jpeg, "AVIF": _avif}

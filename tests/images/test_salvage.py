@@ -228,6 +228,23 @@ def test_a_broken_exif_item_costs_no_avif() -> None:
     assert difference(corners(opened(bytes(data))), QUADRANTS) <= 6
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_the_alpha_of_an_avif_needs_no_size_of_its_own() -> None:
+    clear = quadrants().convert("RGBA")
+    clear.putalpha(Image.new("L", (64, 48), 255))
+    clear.paste((0, 0, 0, 0), (0, 0, 32, 24))
+    data = bytearray(encoded(clear, "AVIF", quality=95))
+    # The associations of item 2, the alpha channel: its size comes first. Old encoders of cavif
+    # left it out; the table keeps its length here, with a free byte after it.
+    place = data.index(b"\0\2\4\1", data.index(b"ipma"))
+    data[place : place + 7] = data[place : place + 2] + b"\3" + data[place + 4 : place + 7] + b"\0"
+
+    image = opened(bytes(data))
+
+    expected = [(255, 255, 255), *QUADRANTS[1:]]
+    assert difference(corners(image), expected) <= 6
+
+
 # Profiles ------------------------------------------------------------------------------------
 
 
