@@ -13,7 +13,6 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from idefics_cli.chat.commands.completion import Candidate
-from idefics_cli.chat.commands.line import Line, read_line
 from idefics_cli.ui.chat.line_input import DrawnInput, Stopped, TypedAhead, is_open, unquoted
 from tests.support.commands import Stream
 
@@ -108,32 +107,6 @@ def test_three_quotes_open_a_text(text: str, expected: bool) -> None:
     assert is_open(text) == expected
     if not expected:
         assert '"""' not in unquoted(text)
-
-
-@pytest.mark.parametrize(
-    ("line", "text", "sources"),
-    [
-        ("{f}/a.png", "", ["{f}/a.png"]),
-        ("'{f}/my dog.png' and {f}/a.png?", "and ?", ["{f}/my dog.png", "{f}/a.png"]),
-        ("{f}/my dog.png", "", ["{f}/my dog.png"]),
-        ('compare "{f}/a.png" with the first', "compare with the first", ["{f}/a.png"]),
-        ("file://{f}/my%20dog.png hi", "hi", ["{f}/my dog.png"]),
-        ("~/x.jpg hi", "hi", ["{h}/x.jpg"]),
-        ("@https://x.org/a.png?b=1 hi", "hi", ["https://x.org/a.png?b=1"]),
-        ("see {f}/note.txt", "see {f}/note.txt", []),
-        ("a/b.png is relative", "a/b.png is relative", []),
-        ("it's 'so'", "it's 'so'", []),
-    ],
-)
-def test_pictures_named_in_a_line(line: str, text: str, sources: list[str], tmp_path: Path) -> None:
-    for name in ("a.png", "my dog.png", "note.txt"):
-        (tmp_path / name).touch()
-
-    def full(word: str) -> str:
-        return word.replace("{f}", str(tmp_path)).replace("{h}", os.environ["HOME"])
-
-    expected = Line(full(text), tuple(map(full, sources)))
-    assert read_line(full(line)) == expected
 
 
 # Text typed before the program read the keyboard

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from idefics_cli.chat.commands.line import escape_word, find_paths, split_words
+from idefics_cli.chat.commands.line import find_paths, split_words
+from idefics_cli.chat.commands.words import escape_word
 
 _WORD = re.compile(r"(?:\\.|[^\s\\])+")
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.help import unknown_command
-from idefics_cli.chat.commands.line import read_line
+from idefics_cli.chat.commands.line import Line, read_line
 from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult, SlashCommand
 from idefics_cli.chat.commands.table import COMMANDS
 from idefics_cli.chat.dialogue import Chat
+from idefics_cli.core.errors import ImageError
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 
@@ -55,10 +58,12 @@ class Dispatcher:
         if match and found:
             chat.turns.editing = None  # after any command the next text is a new question
             return found.run(self._context, line[match.end() :].strip())
+        if match and not os.path.exists(line.split()[0]):
+            raise unknown_command(line.split()[0], commands)
         read = read_line(line)
         if not read.sources and line.startswith("/"):
             raise unknown_command(line.split()[0], commands)
-        attached = tuple(chat.attach(read.sources)) if read.sources else ()
+        attached = self._attach(read)
         if not read.text.strip():
             is_known = bool(read.sources) and not attached
             return CommandResult(("it is attached already",) if is_known else (), attached)
@@ -69,6 +74,19 @@ class Dispatcher:
             chat.turns.unstage(attached)  # the line is sent again as a whole
             raise
         return CommandResult(lines, attached, answers=True)
+
+    def _attach(self, read: Line) -> tuple[StagedPicture, ...]:
+        if not read.sources:
+            return ()
+        try:
+            return tuple(self.chat.attach(read.sources))
+        except ImageError as error:
+            if error.kind == "missing" and read.is_guess:
+                hint = f"{error.hint}; " if error.hint else ""
+                raise ImageError(
+                    str(error), kind=error.kind, hint=f"{hint}a name in `backquotes` is text"
+                ) from error
+            raise
 
     def complete(self, line: str) -> list[Candidate]:
         """Return the candidates for the end of *line*."""

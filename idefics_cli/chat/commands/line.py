@@ -1,28 +1,44 @@
-"""Pictures that a line names: dragged into it, after an `@`, or after `/image`."""
+"""Pictures that a line names: dragged into it, typed, after an `@`, or after `/image`."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes, urlsplit
 
+from idefics_cli.chat.commands.words import Word, escape_word, is_windows_path, scan_words
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.sources import is_address
+from idefics_cli.images.formats import HEAD_BYTES, identify
 
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
 )  # fmt: skip
-# A word. A terminal quotes the path of a dragged file, or puts backslashes before spaces.
-_WORD = re.compile(
-    r"""(?<!\S)(?P<at>@?)(?:'(?P<single>[^']+)'|"(?P<double>[^"]+)"|(?P<bare>(?:\\.|[^\s\\])+))""",
-    re.DOTALL,
+# Files that a person may take for a picture. Such a name in a sentence may also be only a name.
+_OTHER_SUFFIXES = (
+    ".jfif", ".jpe", ".jp2", ".jxl", ".ico", ".icns", ".psd", ".tga", ".ppm", ".pgm", ".pbm",
+    ".dds", ".svg", ".pdf", ".eps", ".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".mp4",
+    ".mov", ".m4v", ".mkv", ".avi", ".webm",
+)  # fmt: skip
+_MOST_PICTURES = 100
+_WORDS_OF_A_NAME = 8
+_LEADING = re.compile(r"[(\[{<\"'\u201c\u2018\u201e\u00ab\u300c\u300e\uff08\u3010]+")
+_TRAILING = re.compile(
+    r"(?:'s|\u2019s)?[?!.,;:)\]}>\"'\u2019\u201d\u00bb\u2026\u3002\uff0c\u3001\uff1f\uff01\uff1a"
+    r"\uff1b\uff09\u300d\u300f\u3011]*$"
 )
-_TRAILING = "?!.,;:)"
-_ADDRESS = re.compile(r"https?://\S", re.IGNORECASE)
+# The suffix of a picture with a text behind it that has no spaces, as in Chinese and Japanese.
+_SUFFIX_IN_TEXT = re.compile(
+    rf"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?=[^\x00-\x7f])", re.IGNORECASE
+)
+_LOCAL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?[]")
+_CODE = frozenset('<>="|{}')
+_FENCE = re.compile(r"^\s*```", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,50 +48,70 @@ class Line:
     Attributes:
         text: The text without the names of the pictures.
         sources: The pictures in order; they need not exist.
+        is_guess: Whether a name without `@` was taken for a picture.
     """
 
     text: str
     sources: tuple[str, ...]
+    is_guess: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The pictures that one word names, and the place in the line that they take."""
+
+    sources: tuple[str, ...]
+    start: int
+    tail: str = ""
 
 
 def read_line(line: str) -> Line:
-    """Find the pictures that *line* names by an absolute path, `~`, `file://` or `@`.
+    """Find the pictures that *line* names: paths, addresses, patterns and folders.
 
-    A path without `@` must have the suffix of a picture. It is a picture even if there is no such
-    file: the user gets an error, and not an answer that the model makes up. All other text stays
-    as it is.
+    A name that looks like that of a picture is a picture even if there is no such file: the user
+    gets an error, and not an answer that the model makes up. A name in backquotes is text. All
+    other text stays as it is.
+
+    Raises:
+        ImageError: If a folder is named, or a pattern that matches nothing.
     """
     whole = _path(line.strip())
-    if _is_absolute(line.strip()) and _is_file(whole) and _has_suffix(whole):
+    if _has_suffix(whole, PICTURE_SUFFIXES) and _is_file(whole):
         return Line("", (whole,))
     sources: list[str] = []
-    kept, start = "", 0
-    for match in _WORD.finditer(line):
-        source, tail = _named(match)
-        if source is None:
+    kept, start, is_guess = "", 0, False
+    words = [] if _FENCE.search(line) else list(scan_words(line))
+    for place, word in enumerate(words):
+        is_edge = place in (0, len(words) - 1) and "\n" not in line
+        named = _named(word, is_edge=is_edge)
+        if named is None:
             continue
-        sources.append(source)
-        kept += line[start : match.start()] + tail
+        before = words[max(0, place - _WORDS_OF_A_NAME) : place]
+        named = _with_spaces(line, word, named, [w for w in before if w.start >= start])
+        sources += named.sources
+        is_guess |= not word.is_marked
+        kept += line[start : named.start] + named.tail
         # Of the two spaces around the word, one is removed with it.
-        start = match.end() + (line[match.end() : match.end() + 1] == " " and not tail)
-    return Line((kept + line[start:]).strip() if sources else line, tuple(sources))
+        start = word.end + (line[word.end : word.end + 1] == " " and not named.tail)
+    text = (kept + line[start:]).strip() if sources else line
+    return Line(text, tuple(sources), is_guess)
 
 
 def expand_sources(words: str) -> tuple[str, ...]:
     """Return the pictures that *words* name: paths, addresses and patterns.
 
     Raises:
-        ImageError: If a pattern matches nothing.
+        ImageError: If a pattern matches nothing, or a folder is named.
     """
     whole = _path(words.strip())
     if _is_file(whole):
         return (whole,)
-    return tuple(source for word in split_words(words) for source in _expanded(word))
+    return tuple(source for word in scan_words(words) for source in _expanded(word.value))
 
 
 def split_words(words: str) -> list[str]:
     """Split *words* at spaces, except inside quotes and after backslashes."""
-    return [_value(match) for match in _WORD.finditer(words)]
+    return ["@" * word.is_marked + word.value for word in scan_words(words)]
 
 
 def find_paths(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> list[str]:
@@ -96,63 +132,161 @@ def find_paths(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> li
     return sorted(found)
 
 
-def escape_word(path: str) -> str:
-    """Return *path* with backslashes before spaces and quotes, as `split_words` reads it."""
-    return re.sub(r"([\s\\'\"])", r"\\\1", path)
+def _named(word: Word, *, is_edge: bool) -> _Named | None:
+    """Return the pictures that *word* names, if any.
+
+    Args:
+        word: A word of the line.
+        is_edge: Whether it is the first or the last word.
+    """
+    if word.value.startswith("`"):
+        return None
+    if len(word.quoted) > 1 and not _is_file(_path(word.value)):
+        # Two names that were dragged into the line one after the other.
+        names = [_path(piece) for piece in word.quoted]
+        if all(_is_absolute(name) and _has_suffix(name, PICTURE_SUFFIXES) for name in names):
+            return _Named(tuple(names), word.start)
+    for value, tail in _readings(word):
+        sources = _sources(value, word, is_edge=is_edge)
+        if sources:
+            lead = 0 if word.quoted else len(word.value) - len(_without_lead(word.value))
+            return _Named(sources, word.start + lead, tail)
+    return None
 
 
-def _value(match: re.Match[str]) -> str:
-    quoted = match["single"] or match["double"]
-    value = quoted if quoted is not None else re.sub(r"\\(.)", r"\1", match["bare"])
-    return match["at"] + value
+def _readings(word: Word) -> Iterator[tuple[str, str]]:
+    """Yield what *word* may name, and the text behind it, the likeliest first."""
+    whole = word.value
+    if _is_file(_path(whole)):
+        yield whole, ""
+        return
+    value = whole if word.quoted else _without_lead(whole)
+    match = _TRAILING.search(value)
+    cut = match.start() if match else len(value)
+    if (inside := _SUFFIX_IN_TEXT.search(value)) and not _is_file(_path(value[:cut])):
+        yield value[: inside.end()], value[inside.end() :]
+    if cut < len(value):
+        yield value[:cut], value[cut:]
+    yield value, ""
 
 
-def _named(match: re.Match[str]) -> tuple[str | None, str]:
-    """Return the picture that a word names, or None, and the punctuation after it."""
-    value = _value(match).removeprefix("@")
-    for word, tail in _readings(value):
-        if match["at"] and _ADDRESS.match(word):
-            return word, tail
-        path = _path(word)
-        if match["at"] and (_is_file(path) or _has_suffix(path)):
-            return path, tail
-        if not match["at"] and _is_absolute(word) and _has_suffix(path):
-            return path, tail
-    return None, ""
+def _without_lead(value: str) -> str:
+    match = _LEADING.match(value)
+    return value[match.end() :] if match else value
 
 
-def _readings(value: str) -> list[tuple[str, str]]:
-    """Return *value* as it is and, unless it is a file, without the punctuation at its end."""
-    readings = [(value, "")]
-    bare = value.rstrip(_TRAILING)
-    if bare != value and not _is_file(_path(value)):
-        readings.insert(0, (bare, value[len(bare) :]))
-    return readings
+def _sources(value: str, word: Word, *, is_edge: bool) -> tuple[str, ...]:
+    """Return the pictures that the text *value* of *word* names; none if it is only text."""
+    if not value:
+        return ()
+    if is_address(value):
+        names = word.is_marked or is_edge or _names_picture_on_server(value)
+        return (value,) if names else ()
+    if value[:5].lower() == "data:":
+        return (value,) if word.is_marked or value[5:11].lower() == "image/" else ()
+    path = _path(value)
+    if value[:5].lower() == "file:" and "/" in value[5:6]:
+        return (path,)
+    if os.path.isdir(path):
+        is_meant = word.is_marked or (is_edge and "/" in value.rstrip("/") + value[1:])
+        return tuple(_expanded(value)) if is_meant and path.strip("/.") else ()
+    if _is_file(path):
+        return (path,) if word.is_marked or _is_picture_file(value, path) else ()
+    if not _looks_like_picture(value, word, is_edge=is_edge):
+        return ()
+    if _MAGIC.search(path) and not word.quoted:
+        return tuple(_expanded(value)) if word.is_marked or "/" in path or is_edge else ()
+    return (path,)
+
+
+def _is_picture_file(value: str, path: str) -> bool:
+    """Whether a file that a text names is meant as a picture: by its suffix or its first bytes."""
+    if _has_suffix(path, (*PICTURE_SUFFIXES, *_OTHER_SUFFIXES)):
+        return True
+    if os.sep not in value:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return identify(file.read(HEAD_BYTES)).plugin is not None
+    except OSError:
+        return False
+
+
+def _looks_like_picture(value: str, word: Word, *, is_edge: bool) -> bool:
+    """Whether *value*, which is no file, is the name of a picture all the same."""
+    is_clear = word.is_marked or is_edge or "/" in value or is_windows_path(value)
+    if not _has_suffix(value, PICTURE_SUFFIXES):
+        return is_clear and _has_suffix(value, _OTHER_SUFFIXES)
+    # A pasted piece of code names many files.
+    around = value
+    for piece in word.quoted:
+        around = around.replace(piece, "", 1)
+    return word.is_marked or not _CODE & set(around)
+
+
+def _with_spaces(line: str, word: Word, named: _Named, before: Sequence[Word]) -> _Named:
+    """Return *named*, or a file whose name has spaces and ends with *word*.
+
+    Some terminals paste the name of a dragged file as it is.
+    """
+    if word.quoted or len(named.sources) != 1 or _is_file(named.sources[0]):
+        return named
+    end = word.end - len(named.tail)
+    for first in reversed(before):
+        path = _path(line[first.start + first.is_marked : end])
+        if _is_file(path):
+            return _Named((path,), first.start, named.tail)
+    return named
 
 
 def _expanded(word: str) -> list[str]:
     path = _path(word.removeprefix("@"))
-    if _ADDRESS.match(path) or not _MAGIC.search(path) or _is_file(path):
+    if os.path.isdir(path):
+        raise ImageError(
+            f"`{path}` is a folder, not a picture",
+            kind="not_an_image",
+            hint=f"`/image {escape_word(os.path.join(path, ''))}*` attaches the pictures in it",
+        )
+    if is_address(path) or not _MAGIC.search(path) or _is_file(path):
         return [path]
-    found = sorted(glob.glob(path, recursive=True))
-    pictures = [name for name in found if _has_suffix(name)] or found
+    found = sorted(name for name in glob.glob(path, recursive=True) if _is_file(name))
+    pictures = [name for name in found if _has_suffix(name, PICTURE_SUFFIXES)] or found
     if not pictures:
         raise ImageError(f"no picture matches `{word}`", kind="missing")
+    if len(pictures) > _MOST_PICTURES:
+        raise ImageError(
+            f"`{word}` matches {len(pictures)} pictures, and a question takes {_MOST_PICTURES}",
+            kind="too_large",
+            hint="`idefics caption` describes any number of pictures",
+        )
     return pictures
 
 
 def _path(word: str) -> str:
-    if word.lower().startswith("file://"):
-        return unquote(re.sub(r"^file://(localhost)?", "", word, flags=re.IGNORECASE))
+    if match := _LOCAL.match(word):
+        return os.fsdecode(unquote_to_bytes(word[match.end() :]))
     return os.path.expanduser(word)
 
 
-def _is_absolute(word: str) -> bool:
-    return word.startswith(("/", "~/")) or word.lower().startswith("file://")
+def _is_absolute(path: str) -> bool:
+    return os.path.isabs(path) or is_windows_path(path)
 
 
-def _has_suffix(path: str) -> bool:
-    return path.lower().endswith(PICTURE_SUFFIXES)
+def _has_suffix(path: str, suffixes: Sequence[str]) -> bool:
+    name = re.split(r"[/\\]", path)[-1].lower()
+    stem, dot, suffix = name.rpartition(".")
+    return f"{dot}{suffix}" in suffixes and any(
+        character.isalnum() or character in "*?" for character in stem
+    )
+
+
+def _names_picture_on_server(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    values = re.split(r"[&=]", parts.query)
+    return any(_has_suffix(text, PICTURE_SUFFIXES) for text in (parts.path, *values))
 
 
 def _is_file(path: str) -> bool:

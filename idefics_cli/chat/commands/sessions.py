@@ -41,7 +41,9 @@ def export_session(context: CommandContext, words: str) -> CommandResult:
             f"`{kind}` is not a format" if kind else "a format is missing",
             hint=f"/export {EXPORT_USAGE}",
         )
-    path = Path((split_words(name) or [f"chat.{kind}"])[0]).expanduser()
+    given = split_words(name)
+    # Without quotes, a name with spaces is the whole rest of the line.
+    path = Path(given[0] if len(given) == 1 else name.strip() or f"chat.{kind}").expanduser()
     write_export(context.chat.conversation, kind, path)
     return CommandResult((f"wrote {path}",))
 
