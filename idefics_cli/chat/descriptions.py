@@ -9,7 +9,7 @@ from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.conversation import ChatPicture, Conversation
 from idefics_cli.core.sources import describe_source
 
-GOES_WITH_NEXT = ", goes with your next text"
+GOES_WITH_NEXT = ", goes with your next message"
 # A picture of 224 by 225 pixels looks square.
 _SQUARE = 1.02
 

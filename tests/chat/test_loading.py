@@ -74,7 +74,7 @@ def test_while_the_model_loads_everything_but_an_answer_works(
     lines = ("/image a.png", "/images", "/stats", "/set top_k=2", "", "What?")
     out, err = here.talk_as(Opener(here, gate, 4, *lines))
     shown = err.splitlines()
-    listed = "[1] a.png, 8x6 landscape, goes with your next text"
+    listed = "[1] a.png, 8x6 landscape, goes with your next message"
     assert shown[:3] == [listed, listed, "model: slow, loading 40%"]
     assert "[1] takes 10 tokens" in shown
     assert out == "Red.\n"

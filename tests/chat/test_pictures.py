@@ -45,7 +45,7 @@ def test_staged_pictures_are_shown_and_sent_with_the_next_text_only(
     assert [len(r.attachments) for r in here.engine.requests] == [3, 3]
     assert [prompt for prompt, _ in person.seen] == ["> ", "3 pictures > ", "> ", "> "]
     assert err.startswith(
-        "[1] a.png, 8x6 landscape, 10 tokens, goes with your next text\n[2] b.png, 10x4 l"
+        "[1] a.png, 8x6 landscape, 10 tokens, goes with your next message\n[2] b.png, 10x4 l"
     )
 
 

@@ -208,7 +208,7 @@ def test_a_terminal_with_graphics_shows_the_picture_itself(
     here.wait_for_prompt()
     here.type(f"@'{samples[0].path}'")
     here.see(drawing)
-    here.see("goes with your next text")
+    here.see("goes with your next message")
     assert "\u2580" not in here.raw
     here.answer(*samples[0].ask("background"))
     assert here.leave() == 0, here.raw[-800:]
@@ -242,7 +242,7 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     here.see("Ctrl-D leaves")
     # Drag a picture with a space in its path into the line, ask, and refer to it.
     here.type(str(first.path).replace(" ", "\\ "))
-    here.see("goes with your next text")
+    here.see("goes with your next message")
     here.answer(*first.ask("background"))
     here.answer(*first.ask("count"))
     # One question of several lines.
@@ -258,7 +258,7 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     here.type("/image nothere.png")
     here.see("no such file")
     here.type("/images")
-    here.see("next text")
+    here.see("next message")
     here.type("/drop 2")
     here.see("dropped [2]")
     # Undo and retry.

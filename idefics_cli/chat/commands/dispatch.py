@@ -56,7 +56,7 @@ class Dispatcher:
         match = _NAME.match(line)
         found = commands.get(match[1].lower()) if match else None
         if match and found:
-            chat.turns.editing = None  # after any command the next text is a new question
+            chat.turns.editing = None  # after any command the next message is a new question
             return found.run(self._context, line[match.end() :].strip())
         if match and not os.path.exists(line.split()[0]):
             raise unknown_command(line.split()[0], commands)

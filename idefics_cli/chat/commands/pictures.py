@@ -20,7 +20,7 @@ from idefics_cli.core.errors import UsageError
 
 
 def attach_pictures(context: CommandContext, words: str) -> CommandResult:
-    """Attach pictures; they go with your next text."""
+    """Attach pictures; they go with your next message."""
     require_words(words, "/image PATH, or drag a picture into the line", "a picture")
     return CommandResult(attached=tuple(context.chat.attach(expand_sources(words))))
 
@@ -32,7 +32,7 @@ def paste_picture(context: CommandContext, words: str) -> CommandResult:
 
 
 def list_pictures(context: CommandContext, words: str) -> CommandResult:
-    """List the pictures of the conversation, and those that go with your next text."""
+    """List the pictures of the conversation, and those that go with your next message."""
     refuse_words(words, "images")
     chat, folder = context.chat, context.folder
     lines = []

@@ -17,7 +17,7 @@ from idefics_cli.core.errors import UsageError
 
 
 def undo_turn(context: CommandContext, words: str) -> CommandResult:
-    """Take back the last question and its answer."""
+    """Take back the last question, its pictures and its answer."""
     refuse_words(words, "undo")
     _require_turns(context.chat)
     return CommandResult((f"took back: {shorten(context.chat.turns.undo())}",))
@@ -69,7 +69,7 @@ def clear_turns(context: CommandContext, words: str) -> CommandResult:
 
 
 def write_question(context: CommandContext, words: str) -> CommandResult:
-    """Write your next text in the editor that VISUAL or EDITOR names, and send it."""
+    """Write your next message in the editor that VISUAL or EDITOR names, and send it."""
     refuse_words(words, "editor")
     return CommandResult(wants_editor=True)
 

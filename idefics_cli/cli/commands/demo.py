@@ -69,7 +69,9 @@ def _show_questions(console: Console) -> None:
     from idefics_cli.demo.wordings import KNOWN_QUESTIONS
 
     console.tell(
-        "The built-in model (`-m demo`) answers these questions (`--json` lists more wordings):"
+        "The built-in model (`-m demo`) answers questions like these about what a scene really "
+        "holds; ask about another shape or place, and the answer is wrong. `--json` lists more "
+        "wordings:"
     )
     width = max(map(len, KNOWN_QUESTIONS))
     for task, texts in KNOWN_QUESTIONS.items():
