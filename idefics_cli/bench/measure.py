@@ -128,7 +128,7 @@ class Pace:
     """Length of a measurement.
 
     Attributes:
-        rounds: Most rounds after the warm-up.
+        rounds: Largest number of rounds, without the warm-up.
         seconds: Time after which no further round begins. The first one always takes place.
     """
 

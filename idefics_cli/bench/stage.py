@@ -55,7 +55,7 @@ class CaptionTask:
         pictures: Picture files, in order.
         prompt: Prompt for each picture.
         max_new_tokens: Longest caption.
-        batch_size: Most pictures at a time.
+        batch_size: Largest number of pictures at a time.
     """
 
     pictures: tuple[Path, ...]

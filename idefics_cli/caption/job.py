@@ -39,7 +39,7 @@ class CaptionJob:
         questions: One question or more; several questions have names.
         mode: "chat", or "complete" for base models.
         sampling: How tokens are chosen. Its seed is the seed of the run: see `with_content_seed`.
-        batch_size: Most requests answered at a time.
+        batch_size: Largest number of requests that are answered at a time.
         is_batch_automatic: Whether *batch_size* was chosen by the free memory, not by the user.
         readers: Number of threads that read pictures ahead of the model.
         patience_seconds: How long opened pictures wait for others of their shape, before a batch

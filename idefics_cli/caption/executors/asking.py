@@ -45,7 +45,7 @@ class Asker:
 
     @property
     def pictures_at_a_time(self) -> int:
-        """Most pictures at a time; fewer after the memory ran out."""
+        """Largest number of pictures at a time; smaller after the memory ran out."""
         return max(1, self._session.slots // len(self._job.questions))
 
     @property

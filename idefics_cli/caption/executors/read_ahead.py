@@ -31,8 +31,8 @@ class ReadAhead:
         pictures: Iterated as needed.
         open_: Opens a picture, or returns the record of its failure; called in the threads.
         threads: Number of threads.
-        in_flight: Most pictures that are being opened; at least *threads*.
-        size: Most pictures that are being opened or waiting.
+        in_flight: Largest number of pictures that are being opened; at least *threads*.
+        size: Largest number of pictures that are being opened or wait to be captioned.
     """
 
     def __init__(

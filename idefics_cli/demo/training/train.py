@@ -102,7 +102,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     add("--processes", type=int, help="one core each (default: up to 4; 1 on a GPU)")
     add("--pictures", type=int, default=150_000, help="to train on (default: 150000)")
     add("--watch-seconds", type=float, default=180.0, help="between checkpoints (default: 180)")
-    add("--watch-pictures", type=int, default=160, help="held-out, to watch (default: 160)")
+    add("--watch-pictures", type=int, default=160, help="held-out, per check (default: 160)")
     add("--seed", type=int, default=0)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     add("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")

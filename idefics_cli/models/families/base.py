@@ -218,7 +218,7 @@ class Family:
     def next_inputs(self, inputs: Inputs, image_features: Tensor | None) -> Inputs:
         """Return the inputs of every decode step besides ids, mask, positions and cache.
 
-        The first dimension of each tensor is B.
+        The first dimension of each tensor is the batch.
         """
         return {}
 

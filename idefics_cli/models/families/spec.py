@@ -220,7 +220,7 @@ _IDEFICS3_GEOMETRY = Geometry(
     count_tile_tokens=shuffled_patches,
     tile_settings=cut_to_edge,
 )
-# Llama 3 may also end a turn in its own way.
+# Idefics3 is built on Llama 3, which may also end a turn with one of its own tokens.
 _LLAMA3_ENDS = (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
 _IDEFICS3 = FamilySpec(

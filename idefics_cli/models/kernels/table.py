@@ -260,8 +260,8 @@ _ROWS = (
         "bfloat16",
         (native_bf16_problem,),
         tolerance=1e-5,
-        summary="exact; words are grouped by the heads that share keys, many patches go tile by "
-        "tile",
+        summary="exact; the text model computes heads that share keys together, the vision model "
+        "takes large pictures in blocks",
     ),
     Kernel(
         "cpu_sdpa",
@@ -270,8 +270,8 @@ _ROWS = (
         "any",
         (),
         tolerance=1e-5,
-        summary="exact; words are grouped by the heads that share keys, many patches go in heads "
-        "as wide as a register",
+        summary="exact; the text model computes heads that share keys together, the vision model "
+        "pads its heads for large pictures",
     ),
 )
 

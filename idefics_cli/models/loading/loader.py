@@ -55,7 +55,7 @@ class Loaded:
         family: Makes the inputs of the model; holds the processor.
         folder: Folder with the files of the model.
         revision: Commit of the Hub repository; None for a local folder.
-        context_tokens: Most tokens of prompt and reply together.
+        context_tokens: Largest number of tokens, prompt and reply together.
         vocabulary: Number of rows of the embedding.
     """
 

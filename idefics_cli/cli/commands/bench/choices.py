@@ -42,7 +42,7 @@ class Asked:
         batch_sizes: Requests at a time.
         contexts: Prompt tokens.
         new_tokens: Length of an answer.
-        rounds: Most rounds of a figure.
+        rounds: Largest number of rounds for a figure.
         seconds: Time after which no further round of a figure begins.
         quick: Whether to measure fewer figures.
         plain_quantization: Quantization of plain transformers; None takes ours.

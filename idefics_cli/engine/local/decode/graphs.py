@@ -44,7 +44,10 @@ class Forward(Protocol):
     """Runs one token of some rows; see `SlotStep`."""
 
     def __call__(self, inputs: Tensor, width: int) -> Tensor:
-        """Run ids and positions (2, rows) within *width* positions; return logits (rows, V)."""
+        """Run *inputs* (2, rows), the ids and then the positions; return logits (rows, V).
+
+        Attention covers the first *width* positions of the cache.
+        """
         ...
 
 

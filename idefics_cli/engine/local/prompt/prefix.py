@@ -52,7 +52,8 @@ class PrefixCache:
         if cache is None or not shared:
             return growing_cache(), 0
         if len(kept) > shared:
-            # A negative number of states to remove: the only form since transformers 5.18.
+            # A negative argument is the number of states to remove; transformers 5.18 and later
+            # take no other form.
             cache.crop(shared - len(kept))
         if cache.get_seq_length() != shared:
             return growing_cache(), 0
