@@ -470,7 +470,7 @@ def test_a_journal_of_another_version_is_refused_and_stays() -> None:
 def test_a_picture_that_is_captioned_again_moves_to_the_end_of_the_rows(tmp_path: Path) -> None:
     path = tmp_path / "out.journal"
     with RunJournal(path) as journal:
-        journal.begin({})
+        journal.begin_run({})
         for end, key in enumerate(("a", "b", "a"), 1):
             journal.add(key, CaptionRecord(key, caption="a cat"), end=end)
         assert list(journal.rows) == ["b", "a"]
@@ -481,7 +481,7 @@ def test_a_picture_that_is_captioned_again_moves_to_the_end_of_the_rows(tmp_path
 def test_opening_a_journal_cuts_a_torn_line_off(tmp_path: Path) -> None:
     path = tmp_path / "out.journal"
     with RunJournal(path) as journal:
-        journal.begin({})
+        journal.begin_run({})
     with path.open("ab") as file:
         file.write(b'{"key": "a", "rec')
     with RunJournal(path):
