@@ -98,9 +98,11 @@ class Turns:
         self._stage_again(turn)
         return turn.text
 
-    def undo(self) -> str:
-        """Take back the last question and its answer; return the text of the question."""
-        return self.session.undo().text
+    def undo(self) -> Turn:
+        """Take back the last question and its answer; its pictures are staged again."""
+        turn = self.session.undo()
+        self._stage_again(turn)
+        return turn
 
     def clear(self) -> None:
         """Begin a new conversation with the same model and settings."""

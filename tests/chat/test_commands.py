@@ -157,6 +157,15 @@ def test_a_retry_leaves_what_is_staged_for_the_next_text(tmp_path: Path, picture
     assert len(here.chat.turns.staged) == 1
 
 
+def test_undo_gives_the_pictures_back(tmp_path: Path, pictures: Path) -> None:
+    here = world(tmp_path, "One.", "Two.")
+    _, err, person = here.talk("@a.png What?", "/undo", "What is it?")
+    told = " ".join(err.split())
+    assert "took back: What? its picture goes with your next text" in told
+    assert person.seen[2][0] == "1 picture > "
+    assert [len(request.attachments) for request in here.engine.requests] == [1, 1]
+
+
 def test_edit_offers_a_question_and_goes_back_when_it_is_asked(
     tmp_path: Path, pictures: Path
 ) -> None:

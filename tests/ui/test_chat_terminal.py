@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,15 @@ import pytest
 
 pexpect = pytest.importorskip("pexpect")  # no pseudo-terminals on Windows
 
+import termios  # noqa: E402 (not on Windows)
+
 from idefics_cli.demo.samples import write_samples  # noqa: E402 (after the skip)
 from tests.support.tiny import CHATTING  # noqa: E402 (after the skip)
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
+
+# A prompt that reads keys.
+PROMPT = r"> ?(?:\x1b\[0m[^>]*\x1b\[\?25h)?$"
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,6 @@ class Terminal:
             "HOME": str(home),
             "TERM": "xterm-256color",
             "COLORTERM": "truecolor",
-            # This terminal does not report the position of its cursor.
-            "PROMPT_TOOLKIT_NO_CPR": "1",
             "OMP_NUM_THREADS": "1",
             **mode.environ,
         }
@@ -84,7 +88,7 @@ class Terminal:
 
     def wait_for_prompt(self) -> None:
         """Wait until the prompt reads keys, and not the terminal itself."""
-        self.child.expect(r"> ?(?:\x1b\[0m[^>]*\x1b\[\?25h)?$")
+        self.child.expect(PROMPT)
 
     def leave(self) -> int:
         """Leave with Ctrl-D; return the exit code."""
@@ -236,6 +240,64 @@ def test_every_chatting_family_goes_on_with_the_conversation(
     assert here.leave() == 0, here.raw[-800:]
 
 
+@pytest.mark.parametrize("mode", [MODES[0], MODES[3]], ids=lambda mode: mode.name)
+def test_sigterm_at_the_prompt_leaves_the_terminal_as_it_was(
+    mode: Mode, tmp_path: Path, open_terminal: Open
+) -> None:
+    here = open_terminal(tmp_path, "--no-preview", mode=mode)
+    before = termios.tcgetattr(here.child.child_fd)[3]
+    here.see("Ctrl-D leaves")
+    here.wait_for_prompt()
+    time.sleep(0.5)  # the prompt is drawn before it reads
+    here.child.kill(signal.SIGTERM)
+    here.child.expect(pexpect.EOF)
+    assert termios.tcgetattr(here.child.child_fd)[3] == before
+    here.child.close()
+    assert here.child.exitstatus == 128 + signal.SIGTERM
+    assert "Traceback" not in here.child.before
+
+
+def test_pasted_lines_are_one_question_for_a_screen_reader(
+    tmp_path: Path, open_terminal: Open
+) -> None:
+    here = open_terminal(tmp_path, mode=MODES[3])
+    here.see("Ctrl-D leaves")
+    here.wait_for_prompt()
+    time.sleep(0.5)  # as above
+    here.child.send("What is\nthe weather\nlike?")
+    here.see("like?")
+    time.sleep(0.5)  # nothing is sent before Enter
+    here.type("")
+    here.wait_for_prompt()
+    here.type(f"/export json {tmp_path}/chat.json")
+    here.see("wrote")
+    (turn,) = json.loads((tmp_path / "chat.json").read_text())["turns"]
+    assert turn["text"] == "What is\nthe weather\nlike?"
+
+
+def test_ctrl_z_suspends_and_the_line_goes_on(tmp_path: Path) -> None:
+    environ = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm-256color", "PS1": "shell$ "}
+    shell = pexpect.spawn("bash", ["--norc", "-i"], env=environ, timeout=60, encoding="utf-8")
+    shell.expect_exact("shell$ ")
+    shell.send(f"{sys.executable} -m idefics_cli chat -m demo --no-preview --no-save\r")
+    shell.expect("Ctrl-D leaves")
+    shell.expect(PROMPT)
+    time.sleep(0.5)  # as above
+    shell.send("/st\x1a")
+    shell.expect("Stopped")
+    shell.expect_exact("shell$ ")
+    shell.send("fg\r")
+    shell.expect("/st")
+    time.sleep(0.5)
+    shell.send("ats\r")
+    shell.expect("model: demo")
+    shell.send("\x04")
+    shell.expect_exact("shell$ ")
+    shell.send("exit\r")
+    shell.expect(pexpect.EOF)
+    shell.close()
+
+
 def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     """Attach, ask, refer back, undo, retry, interrupt; every answer must be right."""
     first, second = samples[:2]
@@ -285,6 +347,7 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
 def check_screen(raw: str, mode: Mode) -> None:
     """Check that the terminal got no escape sequences that its mode excludes."""
     assert "Traceback" not in raw
+    assert "\x1b[6n" not in raw  # an answer about the cursor may come late
     assert ("▀" in raw) == (mode.draws and "NO_COLOR" not in mode.environ)
     if not mode.draws:
         # Readline may ask for meta keys and bracketed paste; nothing else.

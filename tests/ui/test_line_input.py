@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from prompt_toolkit.application import create_app_session
-from prompt_toolkit.input import PipeInput, create_pipe_input
-from prompt_toolkit.output import DummyOutput
 
-from idefics_cli.chat.commands.completion import Candidate
-from idefics_cli.ui.chat.line_input import DrawnInput, Stopped, TypedAhead, is_open, unquoted
-from tests.support.commands import Stream
-
-CTRL_C, CTRL_R, ALT_ENTER, ENTER, UP = "\x03", "\x12", "\x1b\r", "\r", "\x1b[A"
-
-
-class Terminal(Stream):
-    """A stream with a file descriptor, which prompt-toolkit needs."""
-
-    def fileno(self) -> int:
-        return 2
-
-
-@contextmanager
-def keyboard(history: Path | None = None) -> Iterator[tuple[PipeInput, DrawnInput]]:
-    """Yield a keyboard, and the input that reads it."""
-    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        lines = DrawnInput(
-            Terminal(terminal=True), lambda line: [Candidate("/image", len(line))], history
-        )
-        yield keys, lines
+from idefics_cli.ui.chat.line_input import (
+    DrawnInput,
+    PlainInput,
+    Stopped,
+    TypedAhead,
+    is_open,
+    unquoted,
+)
+from tests.support.keyboard import ALT_ENTER, CTRL_C, CTRL_R, ENTER, UP, Terminal, keyboard
 
 
 @pytest.mark.parametrize(
@@ -147,3 +129,46 @@ def test_lines_that_were_typed_early_are_sent_and_the_last_is_offered(
 def test_a_draft_comes_before_lines_that_were_typed_early() -> None:
     ahead = TypedAhead("And?\n", Person(), lambda line: None)
     assert [ahead.read("> ", text="What?"), ahead.read("> ")] == ["What?.", "And?"]
+
+
+# A history that cannot be kept, and pasted lines without a line editor
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "pipe", "too long", "device"])
+def test_a_folder_that_cannot_be_written_keeps_the_history_for_this_run(
+    kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    history = {
+        "missing": Path("/proc/nothere/idefics/history"),
+        "a file": tmp_path / "file" / "history",
+        "pipe": tmp_path / "pipe",
+        "too long": tmp_path / ("x" * 300) / "history",
+        "device": Path("/dev/full"),
+    }[kind]
+    if kind == "pipe":
+        os.mkfifo(history)
+    with keyboard(history) as (keys, lines):
+        for typed in (f"one{ENTER}", f"{UP}{ENTER}"):
+            keys.send_text(typed)
+            assert lines.read("> ") == "one"
+
+
+@pytest.mark.parametrize(
+    ("typed", "waits", "expected"),
+    [
+        (["a", "b", "c", "d"], [False, True, True, False], ["a\nb\nc"]),  # pasted
+        (["a", "b"], [True, True, False, False], ["a", "b"]),  # typed while the model answered
+        (["/set x=1", "a"], [False, False, False], ["/set x=1", "a"]),
+        (['"""', "a", '"""', "b"], [False, False], ["a"]),
+    ],
+)
+def test_pasted_lines_are_one_text_without_a_line_editor(
+    typed: list[str],
+    waits: list[bool],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda prompt: typed.pop(0))
+    lines = PlainInput(print, lambda line: [], None, lambda **_: waits.pop(0))
+    assert [lines.read("> ") for _ in expected] == expected

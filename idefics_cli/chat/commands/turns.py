@@ -20,7 +20,14 @@ def undo_turn(context: CommandContext, words: str) -> CommandResult:
     """Take back the last question, its pictures and its answer."""
     refuse_words(words, "undo")
     _require_turns(context.chat)
-    return CommandResult((f"took back: {shorten(context.chat.turns.undo())}",))
+    chat = context.chat
+    before = len(chat.turns.staged)
+    lines = [f"took back: {shorten(chat.turns.undo().text)}"]
+    count = len(chat.turns.staged) - before
+    if count:
+        pictures = "its picture goes" if count == 1 else f"its {count} pictures go"
+        lines.append(f"{pictures} with your next text; `/images` lists, `/drop N` takes one out")
+    return CommandResult(tuple(lines))
 
 
 def retry_turn(context: CommandContext, words: str) -> CommandResult:

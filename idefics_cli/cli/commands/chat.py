@@ -145,6 +145,7 @@ def _run(
     from idefics_cli.ui.chat.preview import Previews, draws_pictures
     from idefics_cli.ui.chat.repl import Repl
     from idefics_cli.ui.terminal.graphics import TerminalReply, ask_terminal
+    from idefics_cli.ui.terminal.keyboard import leaving_on_termination
 
     console, talk = invocation.console, dispatcher.chat
     conversation = talk.conversation
@@ -160,7 +161,8 @@ def _run(
             console.tell(line)
     first = len(conversation.pictures) + len(talk.turns.staged) - len(pictures) + 1
     repl.show_attached(pictures, first)
-    repl.run(draft=draft)
+    with leaving_on_termination():
+        repl.run(draft=draft)
 
 
 def _open_session(

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from idefics_cli.chat.commands.completion import Candidate
+from idefics_cli.ui.chat.history import LONGEST_HISTORY, open_history, stored_lines
+from idefics_cli.ui.terminal.keyboard import has_typed_text
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
-    from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 QUOTES = '"""'
+_CONTINUED = "... "
 Complete = Callable[[str], Iterable[Candidate]]
 """Returns the candidates for the end of the text before the cursor."""
 _MENU_ROWS = 6
-_LONGEST_HISTORY = 2000
 _WATCH_SECONDS = 0.2
 
 
@@ -117,21 +117,30 @@ class DrawnInput:
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.application import get_app_session
         from prompt_toolkit.output import create_output
 
-        self._is_over = is_over
+        from idefics_cli.ui.terminal.answers import without_answers
 
+        self._is_over = is_over
+        output = create_output(stdout=out)
+        # The terminal is not asked for the position of its cursor: an answer over a slow line is
+        # typed into the text, and a terminal without an answer gets a warning into it.
+        if hasattr(output, "enable_cpr"):
+            output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
-            prompt_continuation="... ",
+            prompt_continuation=_CONTINUED,
             completer=_completer(complete),
             complete_while_typing=True,
-            history=_history(history),
+            history=open_history(history),
             key_bindings=_keys(),
             enable_open_in_editor=True,
+            enable_suspend=True,
             tempfile_suffix=".md",
             reserve_space_for_menu=_MENU_ROWS,
-            output=create_output(stdout=out),
+            input=without_answers(get_app_session().input),
+            output=output,
         )
 
     def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
@@ -163,22 +172,33 @@ class PlainInput:
         tell: Shows the text offered for editing if it cannot be put into the line.
         complete: Returns the completions.
         history: The file of the history; None keeps the history for this run only.
+        has_typed: Whether text waits on the keyboard, as `has_typed_text`.
     """
 
     def __init__(
-        self, tell: Callable[[str], None], complete: Complete, history: Path | None
+        self,
+        tell: Callable[[str], None],
+        complete: Complete,
+        history: Path | None,
+        has_typed: Callable[..., bool] = has_typed_text,
     ) -> None:
         self._tell = tell
         self._complete = complete
         self._history = history
+        self._has_typed = has_typed
         self._found: list[str] = []
         self._is_loaded = False
 
     def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         """See `LineInput.read`."""
+        # Lines that were typed while the model answered are single questions. What arrives
+        # together with the end of this line was pasted, and is one text with it.
+        is_typed_ahead = self._has_typed(wait_seconds=0.0)
         typed = self._line(prompt, text, recall)
-        while is_open(typed):
-            typed += "\n" + self._line("... ", "", "")
+        takes_paste = not is_typed_ahead and not typed.startswith("/")
+        while is_open(typed) or (takes_paste and self._has_typed()):
+            typed += "\n" + self._line(_CONTINUED, "", "")
+        self._add_to_history(typed)
         return unquoted(typed)
 
     def _line(self, prompt: str, text: str, recall: str) -> str:
@@ -195,11 +215,9 @@ class PlainInput:
             readline.add_history(recall.replace("\n", " "))
         readline.set_startup_hook(lambda: readline.insert_text(text.replace("\n", " ")))
         try:
-            typed = input(prompt)
+            return input(prompt)
         finally:
             readline.set_startup_hook(None)
-        self._add_to_history(typed)
-        return typed
 
     def _load(self) -> None:
         import readline
@@ -211,21 +229,19 @@ class PlainInput:
         # Otherwise some terminals put escape sequences around pasted text.
         readline.parse_and_bind("set enable-bracketed-paste off")
         readline.set_auto_history(False)
-        readline.set_history_length(_LONGEST_HISTORY)
-        if self._history is not None and self._history.exists():
-            with _ignored_os_errors():
-                for line in _stored_lines(self._history):
-                    readline.add_history(line.replace("\n", " "))
+        readline.set_history_length(LONGEST_HISTORY)
+        if self._history is not None:
+            for line in stored_lines(self._history):
+                readline.add_history(line.replace("\n", " "))
 
     def _add_to_history(self, typed: str) -> None:
-        import readline
-
         if not typed.strip():
             return
-        readline.add_history(typed)
-        if self._history is not None:
-            with _ignored_os_errors():
-                _history(self._history).store_string(typed)
+        open_history(self._history).store_string(typed)
+        with contextlib.suppress(ImportError):
+            import readline
+
+            readline.add_history(unquoted(typed).replace("\n", " "))
 
     def _candidate(self, word: str, state: int) -> str | None:
         import readline
@@ -255,31 +271,6 @@ def _completer(complete: Complete) -> Completer:
                 )
 
     return Adapter()
-
-
-def _history(path: Path | None) -> History:
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    if path is None:
-        return InMemoryHistory()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Other users of the machine must not read the questions.
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-    return FileHistory(path)
-
-
-def _stored_lines(path: Path) -> list[str]:
-    from prompt_toolkit.history import FileHistory
-
-    # The library returns the newest line first.
-    return list(FileHistory(path).load_history_strings())[:_LONGEST_HISTORY][::-1]
-
-
-@contextlib.contextmanager
-def _ignored_os_errors() -> Iterator[None]:
-    # A chat goes on without a history if the disk is full or read-only.
-    with contextlib.suppress(OSError):
-        yield
 
 
 def _keys() -> KeyBindings:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from idefics_cli.ui.terminal.answers import is_cut_off, remove_answers
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -61,7 +63,7 @@ def ask_terminal(
         return TerminalReply()
     said = _query(terminal, timeout_seconds)
     attributes, kitty = _ATTRIBUTES.search(said), _KITTY.search(said)
-    typed = _KEY_SEQUENCE.sub("", _ATTRIBUTES.sub("", _KITTY.sub("", said)))
+    typed = _KEY_SEQUENCE.sub("", remove_answers(said))
     # WezTerm and Konsole have both, but lack the placeholders that textual-image uses for kitty.
     if attributes and _SIXEL in attributes[1].split(";"):
         return TerminalReply("sixel", typed)
@@ -80,13 +82,15 @@ def _query(terminal: TextIO, timeout_seconds: float) -> str:
         former = termios.tcgetattr(keyboard)
     except (OSError, ValueError, AttributeError, termios.error):  # stdin is not a terminal
         return ""
-    said, until = "", time.monotonic() + timeout_seconds
+    said, begun = "", time.monotonic()
     try:
         tty.setcbreak(keyboard, termios.TCSANOW)
         terminal.write(_QUERY)
         terminal.flush()
         while not _ATTRIBUTES.search(said):
-            left = until - time.monotonic()
+            # An answer that has begun is awaited to its end.
+            patience = timeout_seconds * (1 + is_cut_off(said))
+            left = begun + patience - time.monotonic()
             if left <= 0 or not select.select([keyboard], [], [], left)[0]:
                 break
             said += os.read(keyboard, 1024).decode(errors="replace")
