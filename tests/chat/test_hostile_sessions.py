@@ -280,9 +280,10 @@ def test_a_lock_that_is_a_link_empties_no_file(store: SessionStore, tmp_path: Pa
 def test_a_picture_with_a_hole_after_it_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sparse.png"
     path.write_bytes(png("red"))
-    os.truncate(path, 10**11)
-    with pytest.raises(ImageError, match="is larger than 1000000 bytes"):
-        PictureOpener(ImageLimits(max_bytes=10**6), offline=True).stage(str(path))
+    for size, message in ((2 * 10**9, "is larger than 1000000 bytes"), (10**11, "is too large")):
+        os.truncate(path, size)
+        with pytest.raises(ImageError, match=message):
+            PictureOpener(ImageLimits(max_bytes=10**6), offline=True).stage(str(path))
 
 
 def test_a_session_makes_no_program_read_a_device_or_huge_file(tmp_path: Path) -> None:
