@@ -13,7 +13,7 @@ def main() -> None:
 
         complete(sys.argv[2:])
     try:
-        # Inside, so that Ctrl-C while Python is still importing is no traceback either.
+        # Inside, so that Ctrl-C during the imports prints no traceback.
         from idefics_cli.cli.app import main as run
 
         run()

@@ -29,7 +29,7 @@ def check_setting(key: str, value: object) -> str | int | float | bool | None:
     A key that this version does not know can have any text, number, truth value or None.
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If the value is not a text, a number, a truth value or None.
         ValueError: If it is not a value of that setting.
     """
     if value is None or key not in (*SAMPLING_KEYS, *DISPLAY_KEYS):

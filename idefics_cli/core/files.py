@@ -27,7 +27,7 @@ def read_regular_file(path: Path, *, limit_bytes: int) -> bytes:
         limit_bytes: Largest size that is read.
 
     Raises:
-        OSError: If the file cannot be read, is no regular file, or is larger than the limit.
+        OSError: If the file cannot be read, is not a regular file, or is larger than the limit.
         ValueError: If no file can have this name.
     """
     # A pipe opens at once with O_NONBLOCK, so that its kind can be checked.

@@ -104,7 +104,7 @@ def _piece_value(match: re.Match[str]) -> tuple[str, bool]:
     if kind == "ansi":
         return _from_ansi(text), True
     if kind == "double":
-        # Windows Terminal quotes paths too, and their backslashes are no escapes.
+        # Windows Terminal quotes paths too, and their backslashes escape nothing.
         is_path = is_windows_path(text)
         return (text if is_path else re.sub(r'\\([\\"$`])', r"\1", text)), True
     if kind == "escaped" and os.name == "nt" and not text.isspace():

@@ -44,7 +44,7 @@ _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # no characters that look alike
 _NAME_CHARACTERS = 80
 _PATIENCE_SECONDS = 10.0
 _LEFT_OVER_SECONDS = 3600.0
-_MOST_BYTES = 1 << 28  # a session holds texts; a larger file is none
+_MOST_BYTES = 1 << 28  # a session holds texts; a larger file is not a session
 
 
 class SessionStore:

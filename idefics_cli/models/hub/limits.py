@@ -48,7 +48,7 @@ def check_config(config: Json, name: str) -> None:
     """Check the numbers in *config*, the object in config.json of the model *name*.
 
     Raises:
-        ModelError: If one is no whole number, or out of all limits.
+        ModelError: If a value is not a whole number, or is outside the limits.
     """
     for part in ("", *_SECTIONS):
         settings = section(config, part) if part else config
@@ -64,7 +64,7 @@ def check_image_settings(images: Json, file: str, name: str) -> None:
         name: Name of the model in errors.
 
     Raises:
-        ModelError: If one is no whole number, or out of all limits.
+        ModelError: If a value is not a whole number, or is outside the limits.
     """
     where = f"{file} of `{name}`"
     _check(images, _IMAGES, where, "")
