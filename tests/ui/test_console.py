@@ -168,7 +168,7 @@ def test_no_colour_is_one_that_a_white_or_a_black_ground_swallows() -> None:
     console.error(IdeficsError("a", hint="b"))
     console.warn("c")
     console.note("d")
-    shown = MarkdownStream(width=80, styled=True)
+    shown = MarkdownStream(styled=True)
     markdown = shown.feed("# A\n`b` **c** *d*\n> e\n\n```\nf\n```\n") + shown.close()
     codes = re.findall(r"\x1b\[([\d;]*)m", text(console.err) + markdown)
     assert len(codes) > 8

@@ -24,9 +24,9 @@ x = 2 * 3  # **not bold**
 \ttab 漢字かな交じり文 Zürich naïve """
 
 
-def shown(text: str, *, width: int | None = None, styled: bool = True, sizes: int = 0) -> str:
+def shown(text: str, *, styled: bool = True, sizes: int = 0) -> str:
     """Return the output of `MarkdownStream` for *text* in pieces, whose sizes follow a seed."""
-    stream = MarkdownStream(width=width, styled=styled)
+    stream = MarkdownStream(styled=styled)
     rng, out = random.Random(sizes), ""
     while text:
         count = rng.randint(1, 7) if sizes else len(text)
@@ -35,10 +35,8 @@ def shown(text: str, *, width: int | None = None, styled: bool = True, sizes: in
     return out + stream.close()
 
 
-@pytest.mark.parametrize("width", [None, 40, 20])
-def test_however_a_text_is_cut_it_is_shown_the_same(width: int | None) -> None:
-    whole = shown(TEXT, width=width)
-    assert {shown(TEXT, width=width, sizes=seed) for seed in range(1, 40)} == {whole}
+def test_however_a_text_is_cut_it_is_shown_the_same() -> None:
+    assert {shown(TEXT, sizes=seed) for seed in range(1, 40)} == {shown(TEXT)}
 
 
 def test_without_its_colours_a_styled_text_is_the_text() -> None:
@@ -47,32 +45,12 @@ def test_without_its_colours_a_styled_text_is_the_text() -> None:
     assert styled != TEXT
 
 
-@pytest.mark.parametrize("width", [20, 40, 80])
-def test_breaking_lines_only_puts_newlines_for_blanks_and_keeps_the_width(width: int) -> None:
-    text = "the quick brown fox jumps over the lazy dog and " * 5
-    broken = shown(text, width=width, styled=False)
-    assert broken.replace("\n", " ") == text
-    assert max(map(len, broken.split("\n"))) <= width + 1  # the space that ends the text
-    assert broken.count("\n") >= len(text) // width - 1
-
-
-def test_blanks_that_mean_something_are_never_given_up_for_a_break() -> None:
-    text = "one two  three   four  "
-    assert shown(text, width=8, styled=False) == "one two  three   four  "
-
-
-def test_code_is_never_broken() -> None:
-    code = "```\n" + "word " * 30 + "\n```\n"
-    assert shown(code, width=20, styled=False) == code
-    assert SGR.sub("", shown(code, width=20)) == code
-
-
 def test_wide_characters_are_shown_as_they_come() -> None:
-    stream = MarkdownStream(width=None, styled=False)
+    stream = MarkdownStream(styled=False)
     assert stream.feed("漢字") == "漢字"
 
 
-def test_without_style_and_width_a_text_is_itself() -> None:
+def test_without_style_a_text_is_itself() -> None:
     assert shown(TEXT, styled=False) == TEXT
 
 

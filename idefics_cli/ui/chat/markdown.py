@@ -1,15 +1,13 @@
 """Markdown that is styled while it streams; every character of the source stays on the screen.
 
 A renderer such as rich's drops HTML and link targets, renumbers lists, and redraws the screen. This
-one adds colours to the source and breaks lines at spaces. So nothing flickers and nothing is lost:
-without the colours, and with a space for each line break, the shown text equals the source.
+one only adds colours to the source, so nothing flickers and nothing is lost. It breaks no lines:
+only a line that the terminal wraps is copied as one line, and follows a change of the width.
 """
 
 from __future__ import annotations
 
 import re
-
-from rich.cells import cell_len
 
 _RESET = "\x1b[0m"
 # Yellow, cyan and green are hard to read on a white ground, and blue on a black one.
@@ -26,7 +24,6 @@ _HEADING_START = re.compile(r"#{1,6}")
 _LIST_START = re.compile(r"[-*+]|\d{1,9}[.)]")
 # An opening mark precedes a letter, a closing one follows it (CommonMark 0.31, 6.2, simplified).
 _INLINE = re.compile(r"`+|\*{1,3}|_{1,3}")
-_TAB = 8
 
 
 class MarkdownStream:
@@ -35,16 +32,12 @@ class MarkdownStream:
     The output does not depend on where the text is cut into pieces.
 
     Args:
-        width: Width in columns, in which lines are broken at spaces; None breaks no lines.
         styled: Whether to add colours.
     """
 
-    def __init__(self, *, width: int | None, styled: bool) -> None:
-        self._width = width
+    def __init__(self, *, styled: bool) -> None:
         self._is_styled = styled
         self._pending = ""
-        self._column = 0
-        self._space = ""
         self._is_line_start = True
         self._fence = ""
         self._line_style = ""
@@ -66,44 +59,14 @@ class MarkdownStream:
         """Return the rest of the text."""
         rest = "".join(map(self._show, _UNIT.findall(self._pending)))
         self._pending = ""
-        return rest + self._take_space()
+        return rest
 
     def _show(self, unit: str) -> str:
         if unit == "\n":
-            return self._newline()
-        if unit.isspace():
-            # It may become a line break.
-            self._space += unit
-            return ""
-        return self._break_or_space(unit) + self._word(unit)
-
-    def _newline(self) -> str:
-        shown = self._take_space() + "\n"
-        self._inline.clear()  # a mark that is not closed colours one line only
-        self._column, self._is_line_start, self._line_style = 0, True, ""
-        return shown
-
-    def _break_or_space(self, word: str) -> str:
-        width = cell_len(word)
-        is_text = not self._is_line_start and not self._fence
-        blank = len(self._space.expandtabs(_TAB))
-        is_over = self._width is not None and self._column + blank + width > self._width
-        # Only a single space becomes a break; two or more have a meaning.
-        if is_over and is_text and self._space == " ":
-            self._space, self._column = "", width
-            return "\n"
-        if self._space:
-            lead = self._take_space()
-            self._column += width
-            return lead
-        self._column += width
-        return ""
-
-    def _take_space(self) -> str:
-        space, self._space = self._space, ""
-        for character in space:
-            self._column += _TAB - self._column % _TAB if character == "\t" else 1
-        return space
+            self._inline.clear()  # a mark that is not closed colours one line only
+            self._is_line_start, self._line_style = True, ""
+            return unit
+        return unit if unit.isspace() else self._word(unit)
 
     def _word(self, word: str) -> str:
         if self._is_line_start:

@@ -61,8 +61,7 @@ class _ReplyPage:
         self._waiting = ""
         self._is_empty = True
         is_rich = console.is_terminal and console.draws and not chat.display("plain")
-        width = console.out_columns if is_rich else None
-        self._markdown = MarkdownStream(width=width, styled=is_rich and console.has_colors)
+        self._markdown = MarkdownStream(styled=is_rich and console.has_colors)
 
     def add(self, text: str) -> None:
         """Show more text."""
