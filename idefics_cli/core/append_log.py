@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from idefics_cli.core.files import lock
 
-_BINARY = getattr(os, "O_BINARY", 0)
+# A pipe or a device opens at once with O_NONBLOCK, so that its kind can be checked.
+_FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_LONGEST_LINE = 64 * 2**20
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -17,11 +21,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     A last line without a newline was torn by a sudden end of the program, and is left out.
 
     Raises:
-        OSError: If the file cannot be read.
+        OSError: If the file cannot be read, or has a line of more than 64 MiB, as a sparse file.
     """
     offset = 0
     with path.open("rb") as file:
-        for line in file:
+        while line := file.readline(_LONGEST_LINE + 1):
+            if len(line) > _LONGEST_LINE:
+                raise OSError(errno.EFBIG, "a line is longer than 64 MiB", str(path))
             if line.endswith(b"\n"):
                 yield offset, line
             offset += len(line)
@@ -39,18 +45,19 @@ class AppendLog:
 
     Raises:
         BlockingIOError: If another process has locked the file.
-        OSError: If it cannot be opened or locked.
+        OSError: If it cannot be opened or locked, or is not a regular file.
     """
 
     def __init__(self, path: Path, *, creates: bool, is_locked: bool, is_synced: bool) -> None:
         self._is_synced = is_synced
         # Not truncated here, because another process may have it open.
-        flags = os.O_RDWR | _BINARY | (os.O_CREAT if creates else 0)
+        flags = _FLAGS | (os.O_CREAT if creates else 0)
         self._descriptor: int | None = os.open(path, flags, 0o666)
-        if not is_locked:
-            return
         try:
-            lock(self._descriptor)
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+            if is_locked:
+                lock(self._descriptor)
         except BaseException:
             self.close()
             raise

@@ -1,9 +1,10 @@
 """The journal of a run: a file with a line for each picture.
 
 The journal holds every record in full. So the output can be cut back to its last whole row, or
-written anew, however the run ended. It has JSON lines, in the order of the events:
+written anew, however the run ended. It has JSON lines, each with a checksum as its last field, in
+the order of the events:
 
-    {"journal": 1, "settings": {...}, "base": 0, "skipped": []}
+    {"journal": 2, "settings": {...}, "base": 0, "skipped": []}
                                                     the first line: the settings of the run, the
                                                     size of the output before its first row, and
                                                     the pictures that had a caption before
@@ -13,26 +14,39 @@ written anew, however the run ended. It has JSON lines, in the order of the even
     {"closed": "963-170...", "complete": true}      size and time of the output after the run
     {"commit": "0123abc..."}                        the commit of the weights
     {"fits": 4, "where": "cuda"}                    more pictures at a time ran out of memory
+
+A sudden end tears only the last line, and then it has no newline. Any other line that is not valid
+is damage, and the journal is refused as it is: to cut it there would remove finished captions.
+Version 1 had no checksums.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
+from idefics_cli.caption.resume.journal_lines import (
+    decode_line,
+    decode_record,
+    encode_line,
+    number,
+    text,
+    texts,
+)
 from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
-_VERSION = 1
+_VERSION = 2
+_READABLE_VERSIONS = (1, 2)
+_FIRST = b'{"journal":'
 Settings = Mapping[str, object]
 
 
@@ -73,7 +87,7 @@ class RunJournal:
 
     Raises:
         UsageError: If another process has the journal open, or the file is another one.
-        IdeficsError: If the journal cannot be read or written.
+        IdeficsError: If the journal cannot be read or written, or is damaged.
     """
 
     settings: Settings | None
@@ -141,7 +155,8 @@ class RunJournal:
         with self.path.open("rb") as file:
             for key in keys:
                 file.seek(self.entries[key].offset)
-                yield _record(json.loads(file.readline())["record"])
+                fields = decode_line(file.readline(), needs_checksum=False)
+                yield decode_record(fields["record"])
 
     def discard(self) -> None:
         """Empty the journal, so that `close` removes the file."""
@@ -172,7 +187,7 @@ class RunJournal:
         self.settings = self.commit = None
         self.entries, self.rows, self.fits = {}, {}, {}
         self.skipped = frozenset()
-        self.base, self._size = 0, 0
+        self.base, self._size, self._version = 0, 0, _VERSION
         self._set_end(None)
 
     def _open(self) -> AppendLog:
@@ -188,15 +203,14 @@ class RunJournal:
 
     def _load(self) -> None:
         try:
-            for offset, line in read_lines(self.path):
-                if not self._apply(offset, line):
-                    break
+            for index, (offset, line) in enumerate(read_lines(self.path)):
+                try:
+                    self._apply(offset, line)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise self._damage(index + 1, line) from error
                 self._size = offset + len(line)
             if self._size == 0 and not self._is_torn_first():
-                raise UsageError(
-                    f"`{self.path}` is not the journal of a captioning run",
-                    hint="move it away, or name another output",
-                )
+                raise self._other_file()
             self._cut(self._size)
         except OSError as error:
             raise self._failure(error) from error
@@ -204,54 +218,57 @@ class RunJournal:
     def _is_torn_first(self) -> bool:
         """Whether the file is empty, or has only the start of a journal's first line."""
         with self.path.open("rb") as file:
-            first = file.readline()
-        return b'{"journal":'.startswith(first[:11]) and not first.endswith(b"\n")
+            first = file.readline(len(_FIRST) + 1)
+        return _FIRST.startswith(first[: len(_FIRST)]) and not first.endswith(b"\n")
 
-    def _apply(self, offset: int, line: bytes) -> bool:
-        """Apply one line; return False if it is torn, or not a line of a journal."""
-        try:
-            fields = json.loads(line)
-        except ValueError:
-            return False
-        if not isinstance(fields, dict) or (offset == 0) != ("journal" in fields):
-            return False
-        try:
-            self._apply_fields(offset, fields)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return False
-        return True
+    def _apply(self, offset: int, line: bytes) -> None:
+        """Apply one line.
 
-    # Any: JSON.
-    def _apply_fields(self, offset: int, fields: Mapping[str, Any]) -> None:
+        Raises:
+            KeyError: If it lacks a field, or names a line that does not exist.
+            TypeError: If it has one value where a list belongs.
+            ValueError: If it is not a line of a journal.
+            UsageError: If it is of a version that cannot be read.
+        """
+        fields = decode_line(line, needs_checksum=offset > 0 and self._version > 1)
+        if (offset == 0) != ("journal" in fields):
+            raise ValueError("the header is the first line")
         if "journal" in fields:
             self._check_version(fields["journal"])
+            decode_line(line, needs_checksum=fields["journal"] > 1)
             self._apply_header(fields)
         elif "record" in fields:
-            record = _record(fields["record"])
-            failed = record.error is not None
-            self._set_entry(str(fields["key"]), failed, record.sha256, record.stamp, offset)
+            record = decode_record(fields["record"])
+            failed, key = record.error is not None, text(fields["key"])
+            self._set_entry(key, failed, record.sha256, record.stamp, offset)
             self._set_end(_size(fields["end"]))
         elif "rows" in fields:
             keys = {entry.offset: key for key, entry in self.entries.items()}
-            self.rows = dict.fromkeys(keys[at] for at in fields["rows"])
+            self.rows = dict.fromkeys(keys[number(at)] for at in fields["rows"])
             self.end = _size(fields["end"])
         elif "rewriting" in fields:
             self._set_end(None)
         elif "closed" in fields:
-            self.closed, self.is_complete = fields["closed"], fields["complete"]
+            stamp = fields["closed"]
+            self.closed = None if stamp is None else text(stamp)
+            self.is_complete = fields["complete"] is True
         elif "commit" in fields:
-            self.commit = fields["commit"]
+            self.commit = text(fields["commit"])
         elif "fits" in fields:
-            self.fits[fields["where"]] = int(fields["fits"])
+            self.fits[text(fields["where"])] = number(fields["fits"])
+        else:
+            raise ValueError("it has none of the known fields")
 
     # Any: JSON.
     def _apply_header(self, fields: Mapping[str, Any]) -> None:
-        settings, skipped = dict(fields["settings"]), frozenset(fields["skipped"])
-        self.base = self.end = int(fields["base"])
-        self.settings, self.skipped = settings, skipped
+        if not isinstance(fields["settings"], dict):
+            raise ValueError("it has no settings")
+        self.skipped = frozenset(texts(fields["skipped"]))
+        self.base = self.end = number(fields["base"])
+        self.settings, self._version = fields["settings"], fields["journal"]
 
     def _check_version(self, version: object) -> None:
-        if version != _VERSION:
+        if type(version) is not int or version not in _READABLE_VERSIONS:
             raise UsageError(
                 f"`{self.path}` is from another version of this program ({version})",
                 hint="continue with that version, or name another output",
@@ -269,7 +286,7 @@ class RunJournal:
 
     def _append(self, fields: Mapping[str, object]) -> int:
         """Write one line, whole or not at all; return its offset."""
-        line = json.dumps(fields).encode() + b"\n"
+        line = encode_line(fields)
         offset = self._size
         try:
             self._size = self._log.append(line, at=offset)
@@ -280,6 +297,21 @@ class RunJournal:
     def _cut(self, size: int) -> None:
         self._log.cut(size)
         self._size = size
+
+    def _other_file(self) -> UsageError:
+        return UsageError(
+            f"`{self.path}` is not the journal of a captioning run",
+            hint="move it away, or name another output",
+        )
+
+    def _damage(self, line_number: int, line: bytes) -> IdeficsError:
+        if line_number == 1 and not line.startswith(_FIRST):
+            return self._other_file()
+        return IdeficsError(
+            f"line {line_number} of the journal `{self.path}` is damaged; nothing was changed",
+            hint="put an undamaged copy back; or move the journal away and give `--existing skip`,"
+            " which keeps the captions that the output has, and makes the others",
+        )
 
     def _failure(self, error: OSError) -> IdeficsError:
         reason = error.strerror or str(error)
@@ -304,19 +336,5 @@ def identity(file_name: str, folder: Path) -> str:
 
 
 def _size(end: object) -> int | None:
-    """Return *end*, the size of an output.
-
-    Raises:
-        TypeError: If it is not a size.
-    """
-    if end is not None and type(end) is not int:
-        raise TypeError(end)
-    return end
-
-
-# Any: JSON.
-def _record(fields: dict[str, object]) -> CaptionRecord:
-    answers = cast("list[list[str]]", fields["answers"])
-    notes = cast("list[str]", fields["notes"])
-    rest = {**fields, "answers": tuple((n, a) for n, a in answers), "notes": tuple(notes)}
-    return CaptionRecord(**rest)  # type: ignore[arg-type]  # the fields are from `asdict`
+    """Return *end*, the size of an output, else raise a ValueError."""
+    return None if end is None else number(end)

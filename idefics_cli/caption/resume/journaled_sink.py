@@ -214,6 +214,14 @@ class JournaledSink:
                 f"`{path}` was changed by something else since the last run",
                 hint="name another output, or let `--overwrite` begin anew",
             )
+        end = self._journal.end
+        if self._retry_failed and closed is None and end is not None and _has_line(path, end):
+            # A loss of power may have taken lines of the journal. The row of a picture that is not
+            # tried again would be cut off.
+            raise UsageError(
+                f"`{path}` has rows that are missing in its journal",
+                hint="give the same command without `--retry-failed` first: it captions them again",
+            )
 
     def _sort_rows(self) -> None:
         """Write the rows anew, if one is missing or they are not in the order of the pictures."""
@@ -286,6 +294,16 @@ class JournaledSink:
 def _reaches(path: Path, size: int) -> bool:
     try:
         return path.stat().st_size >= size
+    except FileNotFoundError:
+        return False
+
+
+def _has_line(path: Path, offset: int) -> bool:
+    """Whether a line ends after *offset*."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return any(b"\n" in block for block in iter(lambda: file.read(1 << 20), b""))
     except FileNotFoundError:
         return False
 
