@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from idefics_cli.bench.agreement import Agreement
-from idefics_cli.bench.cold_start.processes import LoadOrder, LoadReport, Side
+from idefics_cli.bench.cold_start.processes import LoadOrder, LoadReport, Side, python_command
 from idefics_cli.bench.measure import Series, Watch
 from idefics_cli.bench.report import ReportRow, Skipped
 from idefics_cli.bench.stage import QUESTION, Stage
@@ -73,7 +72,7 @@ def start(stage: Stage) -> Iterator[ReportRow | Skipped]:
     watch = Watch(stage.world.instruments)
     with watch.watching():
         for name in _turns(stage, "start", list(commands), watch):
-            taken, texts[name] = stage.world.processes.time_first_output(commands[name])
+            taken, texts[name] = stage.world.processes.time_first_output(name, commands[name])
             seconds[name].append(taken)
     ours, plain, imported = (Series(tuple(values)) for values in seconds.values())
     yield ReportRow(
@@ -164,14 +163,14 @@ def _commands(stage: Stage, model_class: str) -> dict[str, list[str]]:
     imports = _IMPORTS.format(model_class=model_class.partition(":")[2])
     return {
         "ours": _our_command(stage, picture),
-        "plain": [sys.executable, "-c", _SCRIPT, *_script_arguments(stage, picture)],
-        "imports": [sys.executable, "-c", imports],
+        "plain": python_command("-c", _SCRIPT, *_script_arguments(stage, picture)),
+        "imports": python_command("-c", imports),
     }
 
 
 def _our_command(stage: Stage, picture: Path) -> list[str]:
     spec = stage.spec
-    command = [sys.executable, "-m", "idefics_cli", "ask", QUESTION, "-i", str(picture)]
+    command = python_command("-m", "idefics_cli", "ask", QUESTION, "-i", str(picture))
     command += ["-m", stage.world.name, "--max-new-tokens", "1", "--stream", "--offline"]
     command += ["--device", spec.device, "--dtype", spec.dtype, "--quantization", "none"]
     command += ["--attention", spec.attention, "--temperature", "0"]

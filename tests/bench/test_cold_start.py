@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 import idefics_cli
-from idefics_cli.bench.cold_start.processes import FreshProcesses, LoadOrder, LoadReport, Side
+from idefics_cli.bench.cold_start.processes import (
+    FreshProcesses,
+    LoadOrder,
+    LoadReport,
+    Side,
+    python_command,
+)
 from idefics_cli.bench.measure import Pace, SystemLoad
 from idefics_cli.bench.pictures import draw
 from idefics_cli.bench.report import Report
@@ -23,7 +29,7 @@ from tests.support.bench import QUICK, SPEC, FakeProcesses, Stand
 from tests.support.fakes import FakeClock
 
 ORDER = LoadOrder("ours", SPEC, Path("model"), Path("picture.png"), 4)
-FAILED = r"a process of the benchmark failed \(-c\): "
+FAILED = "a process of the benchmark failed "
 
 
 # Processes
@@ -51,10 +57,10 @@ print(json.dumps(dict(load_seconds=0.5, peak_bytes=7, tokens=[order.max_new_toke
     ],
 )
 def test_a_process_that_fails_gives_its_last_line(program: str, message: str) -> None:
-    with pytest.raises(IdeficsError, match=f"^{FAILED}{message}$"):
+    with pytest.raises(IdeficsError, match=rf"^{FAILED}\(load ours\): {message}$"):
         FreshProcesses(FakeClock(), child=program).load(ORDER)
-    with pytest.raises(IdeficsError, match=f"^{FAILED}{message}$"):
-        FreshProcesses(FakeClock()).time_first_output([sys.executable, "-c", program])
+    with pytest.raises(IdeficsError, match=rf"^{FAILED}\(plain\): {message}$"):
+        FreshProcesses(FakeClock()).time_first_output("plain", python_command("-c", program))
 
 
 def test_the_time_ends_with_the_first_byte_and_the_output_is_whole() -> None:
@@ -62,7 +68,7 @@ def test_the_time_ends_with_the_first_byte_and_the_output_is_whole() -> None:
     command = [sys.executable, "-c", program + "sys.stdout.write(' star' + input)"]
 
     # The clock is read at the start and after the first byte.
-    assert FreshProcesses(FakeClock(3.0)).time_first_output(command) == (3.0, "A star")
+    assert FreshProcesses(FakeClock(3.0)).time_first_output("ours", command) == (3.0, "A star")
 
 
 def test_the_child_refuses_what_is_not_an_order() -> None:
@@ -92,6 +98,43 @@ print(json.dumps([before, peak_resident_bytes()]))
     before, after = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
     assert after - before == pytest.approx(2 * SIZE, rel=0.1)
+
+
+# The current folder
+
+STOP = "import json\nraise SystemExit(1)\n"
+TRAP = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+def test_no_process_runs_a_file_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torch", "json", "idefics_cli"):
+        (tmp_path / f"{module}.py").write_text(TRAP, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    processes = FakeProcesses()
+    measured("start", processes=processes)
+    assert sorted(processes.commands) == ["imports", "ours", "plain"]
+    for name, command in processes.commands.items():
+        # The imports of torch take seconds. The model of our command is made up, so it fails.
+        quick = [part.replace("import torch\n", STOP) for part in command]
+        with pytest.raises(IdeficsError):
+            FreshProcesses(FakeClock()).time_first_output(name, quick)
+        assert not (tmp_path / "ran").exists(), name
+    with pytest.raises(IdeficsError):
+        FreshProcesses(FakeClock(), child=STOP).load(ORDER)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_python_is_started_in_one_place() -> None:
+    package = Path(idefics_cli.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "sys.executable" in path.read_text("utf-8")
+    }
+    assert found == {"bench/cold_start/processes.py"}
 
 
 # Scenarios

@@ -137,6 +137,7 @@ class FakeProcesses:
 
     Attributes:
         started: Which commands were timed, in order.
+        commands: The last command of each name.
         orders: Every order to load.
     """
 
@@ -144,13 +145,14 @@ class FakeProcesses:
         self._outputs = {"ours": (4.0, "A"), "plain": (8.0, plain_text), "imports": (2.0, "0")}
         self._start_error = start_error
         self.started: list[str] = []
+        self.commands: dict[str, list[str]] = {}
         self.orders: list[LoadOrder] = []
 
-    def time_first_output(self, command: Sequence[str]) -> tuple[float, str]:
+    def time_first_output(self, name: str, command: Sequence[str]) -> tuple[float, str]:
         if self._start_error is not None:
             raise IdeficsError(self._start_error)
-        name = "ours" if "idefics_cli" in command else "plain" if len(command) > 3 else "imports"
         self.started.append(name)
+        self.commands[name] = list(command)
         return self._outputs[name]
 
     def load(self, order: LoadOrder) -> LoadReport:

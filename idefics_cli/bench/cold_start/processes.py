@@ -65,8 +65,12 @@ class LoadReport:
 class Processes(Protocol):
     """Starts fresh processes."""
 
-    def time_first_output(self, command: Sequence[str]) -> tuple[float, str]:
+    def time_first_output(self, name: str, command: Sequence[str]) -> tuple[float, str]:
         """Return the seconds until *command* wrote its first byte, and all of its output.
+
+        Args:
+            name: What the command measures, for messages.
+            command: Program and arguments; see `python_command`.
 
         Raises:
             IdeficsError: If the process failed.
@@ -94,7 +98,7 @@ class FreshProcesses:
         self._clock = clock
         self._child = child
 
-    def time_first_output(self, command: Sequence[str]) -> tuple[float, str]:
+    def time_first_output(self, name: str, command: Sequence[str]) -> tuple[float, str]:
         """Run *command*; see `Processes.time_first_output`."""
         started = self._clock()
         # Errors go to a file: a full pipe that nobody reads would stop the process. Without a
@@ -114,29 +118,36 @@ class FreshProcesses:
                 raise
             if process.returncode:
                 errors.seek(0)
-                raise _failed(command, process.returncode, errors.read())
+                raise _failed(name, process.returncode, errors.read())
         return seconds, (head + tail).decode("utf-8", "replace").strip()
 
     def load(self, order: LoadOrder) -> LoadReport:
         """Run the child with *order*; see `Processes.load`."""
-        command = [sys.executable, "-c", self._child]
         done = subprocess.run(
-            command,
+            python_command("-c", self._child),
             input=pickle.dumps(order),
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
         )
         if done.returncode:
-            raise _failed(command, done.returncode, done.stderr)
+            raise _failed(f"load {order.side}", done.returncode, done.stderr)
         record = json.loads(done.stdout)
         return LoadReport(record["load_seconds"], record["peak_bytes"], tuple(record["tokens"]))
 
 
-def _failed(command: Sequence[str], code: int, errors: bytes) -> IdeficsError:
-    """Return the error for a process of *command* that ended with *code* and wrote *errors*."""
+def python_command(*arguments: str) -> list[str]:
+    """Return the command of this Python with *arguments*, which imports nothing from the folder.
+
+    Without `-P`, a file `torch.py` in the current folder would be run in place of torch.
+    """
+    return [sys.executable, "-P", *arguments]
+
+
+def _failed(name: str, code: int, errors: bytes) -> IdeficsError:
+    """Return the error for the process *name* that ended with *code* and wrote *errors*."""
     lines = errors.decode("utf-8", "replace").strip().splitlines()
     if code < 0:
         lines.append(f"signal {-code} ended it")
     message = lines[-1] if lines else "no message"
-    return IdeficsError(f"a process of the benchmark failed ({command[1]}): {message}")
+    return IdeficsError(f"a process of the benchmark failed ({name}): {message}")
