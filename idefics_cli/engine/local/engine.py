@@ -25,6 +25,7 @@ from idefics_cli.engine.local.cancel import AnyOf, Flag
 from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.decode.sampling import BatchRow
 from idefics_cli.engine.local.inference import BatchAnswer, Inference
+from idefics_cli.engine.local.memory import free_device_memory
 from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.engine.local.serving import Inbox, Server
 from idefics_cli.engine.local.serving import Outcome as ServerOutcome
@@ -207,8 +208,8 @@ class LocalEngine:
         self._closing.set()
         self._worker.shutdown(wait=wait, cancel_futures=True)
         self._inference = None
-        if wait and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if wait:
+            free_device_memory()
 
     def _stop_flag(self, cancel: Event | None, abandoned: Event) -> Flag:
         """Return a flag that is set when the caller cancels or is gone, or the engine closes."""

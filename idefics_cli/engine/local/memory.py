@@ -1,7 +1,9 @@
-"""Errors of torch: out of memory as a `MemoryLimitError`, and one line of any for a log."""
+"""Memory of devices, and errors of torch: out of memory as ours, and one line of any for a log."""
 
 from __future__ import annotations
 
+import gc
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ import torch
 
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.models.loading.errors import is_out_of_memory
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -47,6 +51,20 @@ def _memory_limit(batch_size: int) -> MemoryLimitError:
 def error_summary(error: BaseException) -> str:
     """Return the class and the first line of *error*, for a log."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def free_device_memory() -> None:
+    """Return all unused memory of GPUs to the driver, also that of tensors in reference cycles.
+
+    Never raises: at the end of a program, an error here would follow complete replies.
+    """
+    gc.collect()
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        _log.warning("the memory of the GPU was not freed: %s", error_summary(error))
 
 
 def peak_bytes(device: str) -> int:

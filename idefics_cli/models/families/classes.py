@@ -6,10 +6,14 @@ processors that need further packages (see `loading/processors.py`), and importi
 
 from __future__ import annotations
 
+import gc
 import importlib
+import sys
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from idefics_cli.core.imports import quick_imports
+from idefics_cli.core.threads import in_background
 from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
@@ -21,9 +25,18 @@ if TYPE_CHECKING:
 def import_class(path: str) -> type:
     """Return the class that *path* names, as "module:Class"."""
     module, _, name = path.partition(":")
+    if module not in sys.modules:
+        # `quick_imports` keeps all garbage of the moment for ever. Optional imports that fail leave
+        # tracebacks behind, whose frames hold the callers of the import with their variables, such
+        # as the model that they load. So earlier garbage is freed, and the import has no callers.
+        gc.collect()
+        in_background(partial(_import, module), name=f"importing {module}").result()
+    return cast("type", getattr(sys.modules[module], name))
+
+
+def _import(module: str) -> None:
     with quick_imports():
-        found = getattr(importlib.import_module(module), name)
-    return cast("type", found)
+        importlib.import_module(module)
 
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:

@@ -1,0 +1,81 @@
+"""A closed engine leaves nothing behind, so that the next model finds all memory free."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.prompts import open_engine
+
+# In a fresh process, because the first imports of the libraries are part of the fault.
+_LOAD_TWICE = """
+import json, weakref
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.engine.factory import engine_factory
+from idefics_cli.hardware.machine import probe_machine
+
+probe_machine()
+is_alive = []
+for _ in range(2):
+    spec = LoadSpec(repo="demo", family="idefics2", threads=1, offline=True)
+    engine = engine_factory(spec)()
+    parameter = weakref.ref(engine.loaded.model.get_input_embeddings().weight)
+    engine.close()
+    is_alive.append(parameter() is not None)
+print(json.dumps(is_alive))
+"""
+
+
+@pytest.fixture
+def _without_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_every_model_of_a_process_is_freed_when_its_engine_is_closed() -> None:
+    done = subprocess.run([sys.executable, "-c", _LOAD_TWICE], capture_output=True, check=True)
+    assert json.loads(done.stdout) == [False, False]
+
+
+@pytest.mark.usefixtures("_without_collection")
+def test_tensors_in_cycles_are_freed_before_the_memory_of_the_gpu_is_given_back(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    engine = open_engine(checkpoint("idefics2"), "idefics2")
+    parameter = weakref.ref(engine.loaded.model.get_input_embeddings().weight)
+    cycle: list[object] = [engine.loaded]
+    cycle.append(cycle)
+    del cycle
+    was_freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: was_freed.append(parameter() is None))
+    engine.close()
+    assert was_freed == [True]
+
+
+def test_an_engine_closes_although_the_allocator_is_broken(
+    checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    engine = open_engine(checkpoint("idefics2"), "idefics2")
+    with caplog.at_level(logging.WARNING):
+        engine.close()
+    (message,) = caplog.messages
+    assert message.startswith("the memory of the GPU was not freed: RuntimeError: captures_")
+    assert "\n" not in message
