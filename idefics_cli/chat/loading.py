@@ -28,7 +28,7 @@ class Loading:
     Args:
         name: The name that the user calls it by.
         plan: Plans how it runs on this machine; called in the background.
-        before_load: Called in the background after the plan and before the weights are read.
+        before_plan: Called in the background before the plan; frees the memory of a former model.
 
     Attributes:
         name: The name that the user calls it by.
@@ -36,12 +36,12 @@ class Loading:
     """
 
     def __init__(
-        self, name: str, plan: LoadPlan, *, before_load: Callable[[], None] = lambda: None
+        self, name: str, plan: LoadPlan, *, before_plan: Callable[[], None] = lambda: None
     ) -> None:
         self.name = name
         self.phase = f"loading {name}"
         self._plan = plan
-        self._before_load = before_load
+        self._before_plan = before_plan
         self._warnings: list[str] = []
         self._result: Future[Engine] | None = None
         self._is_closed = False
@@ -120,8 +120,9 @@ class Loading:
 
     def _load(self) -> Engine:
         try:
+            # The plan counts the memory that is free, which must include that of a former model.
+            self._before_plan()
             load = self._plan(self._warnings.append)
-            self._before_load()
             return load(self._progress)
         except IdeficsError:
             raise

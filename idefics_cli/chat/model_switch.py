@@ -71,7 +71,7 @@ class ModelSwitch:
         if former is not self.loading:
             self.loading.close()
         # Two large models at a time may be more than the memory holds.
-        self.loading = Loading(name, plan, before_load=former.close)
+        self.loading = Loading(name, plan, before_plan=former.close)
         self._former = former
         self.loading.start()
 

@@ -107,25 +107,30 @@ def report_warnings(invocation: Invocation, plan: Plan) -> None:
             too full, or the user declines.
     """
     if plan.facts.folder is None:
-        _confirm_download(invocation, plan)
+        confirm_download(invocation, plan.facts)
     for warning in plan.warnings:
         invocation.console.warn(warning)
 
 
-def _confirm_download(invocation: Invocation, plan: Plan) -> None:
+def confirm_download(invocation: Invocation, facts: ModelFacts) -> None:
+    """Ask before the download of a model that is not on this machine.
+
+    Raises:
+        ModelError: If the network is switched off, the disk is too full, or the user declines.
+    """
     from idefics_cli.models.hub.cache import cache_root
     from idefics_cli.models.hub.download import check_space
     from idefics_cli.models.hub.errors import not_cached
 
-    spec, size = plan.spec, plan.facts.download_bytes
-    if spec.offline:
-        raise not_cached(spec.repo, spec.revision)
-    check_space(spec.repo, size or 0)
-    name, root = spec.name or spec.repo, cache_root()
+    size = facts.download_bytes
+    if invocation.settings.offline:
+        raise not_cached(facts.repo, facts.revision)
+    check_space(facts.repo, size or 0)
+    name, root = facts.name or facts.repo, cache_root()
     weight = f"about {format_size(size)}" if size else "of unknown size"
     console, stdin = invocation.console, invocation.services.stdin
     console.tell(
-        f"`{name}` is not downloaded yet: {weight} from the Hugging Face Hub ({spec.repo}) "
+        f"`{name}` is not downloaded yet: {weight} from the Hugging Face Hub ({facts.repo}) "
         f"into {display_path(root)}"
     )
     if stdin is None or stdin.closed or not (stdin.isatty() and console.err.isatty()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from idefics_cli.chat.store.sessions import SessionStore
 from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.hardware.machine import Machine
 from tests.support import commands
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
@@ -170,3 +172,21 @@ def test_a_system_text_and_settings_reach_the_model(tmp_path: Path, person: list
     (request,) = here.engine.requests
     assert [m.role for m in request.messages] == ["system", "user"]
     assert request.sampling.temperature == 0.5
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_another_model_is_planned_when_the_memory_of_the_former_is_free(
+    is_cached: bool, tmp_path: Path, person: list[str]
+) -> None:
+    person += ["What?", "/model smolvlm-2.2b", "And?"]
+    stdin = commands.Terminal(b"y\n" * 2)
+    here = World(FakeEngine("A.", "B."), is_cached=is_cached, stdin=stdin, HOME=str(tmp_path))
+    was_closed: list[bool] = []
+
+    def probe() -> Machine:
+        was_closed.append(here.engine.is_closed)
+        return here.services.probe()
+
+    services = replace(here.services, probe=probe)
+    ran = run("chat", "--accessible", services=services, terminal=True)
+    assert (ran.out, was_closed) == ("A.\nB.\n", [False, True])

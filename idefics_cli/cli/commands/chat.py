@@ -14,7 +14,13 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.answer import answer_once
 from idefics_cli.cli.invocation import Invocation, begin_command
-from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
+from idefics_cli.cli.model_choice import (
+    confirm_download,
+    image_limits,
+    plan_for,
+    report_warnings,
+    sampling,
+)
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
@@ -187,12 +193,12 @@ def _with_model(invocation: Invocation, name: str) -> Invocation:
     return replace(invocation, resolved=replace(invocation.resolved, settings=settings))
 
 
-def _find_model(invocation: Invocation, name: str) -> LoadPlan:
+def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = False) -> LoadPlan:
     """Look up the model *name*, and return what plans and loads it.
 
     A model on this machine is planned in the background, because the plan imports torch, which
     takes seconds. A model that must be downloaded is planned now, because the user may be asked
-    first.
+    first; but one that *replaces_other* is planned when the memory of the other is free again.
 
     Raises:
         IdeficsError: If it is unknown or does not chat, or cannot be downloaded.
@@ -202,7 +208,9 @@ def _find_model(invocation: Invocation, name: str) -> LoadPlan:
     facts = services.find_facts(name, revision=settings.revision, offline=settings.offline)
     if not facts.chats:
         raise base_model_error(name)
-    if facts.folder is None:
+    if facts.folder is None and replaces_other:
+        confirm_download(chosen, facts)
+    elif facts.folder is None:
         plan = plan_for(chosen, facts=facts)
         report_warnings(chosen, plan)
         return lambda warn: partial(_load, services, plan.spec)
@@ -235,7 +243,7 @@ def _chat(
         loading,
         session,
         store=store,
-        find_model=lambda name: _find_model(invocation, name),
+        find_model=lambda name: _find_model(invocation, name, replaces_other=True),
         sampling=sampling(settings, default_tokens=ANSWER_TOKENS),
         displays={"plain": settings.plain, "preview": settings.preview},
         pictures=opener,
