@@ -71,21 +71,23 @@ def test_while_the_model_loads_everything_but_an_answer_works(
 ) -> None:
     gate = Gate(FakeEngine("Red."))
     here = loading(tmp_path, gate)
-    lines = ("/image a.png", "/images", "/stats", "/set top_k=2", "", "What?")
+    lines = ("/image a.png", "/images", "/stats", "/set top_k=2", "/images", "What?")
     out, err = here.talk_as(Opener(here, gate, 4, *lines))
     shown = err.splitlines()
     listed = "[1] a.png, 8x6 landscape, goes with your next message"
     assert shown[:3] == [listed, listed, "model: slow, loading 40%"]
-    assert "[1] takes 10 tokens" in shown
+    assert "[1] a.png, 8x6 landscape, 10 tokens, goes with your next message" in shown
     assert out == "Red.\n"
 
 
-def test_the_tokens_of_a_picture_are_shown_after_the_first_answer(
+def test_no_line_about_tokens_stands_between_an_answer_and_the_next_question(
     tmp_path: Path, pictures: Path
 ) -> None:
     here = loading(tmp_path, Gate(FakeEngine("Red.", "Yes.")))
     _, err, _ = here.talk("@a.png What?", "Sure?")
-    assert err == "[1] a.png, 8x6 landscape\n[1] takes 10 tokens\n\n\n"
+    assert err == "[1] a.png, 8x6 landscape\n\n\n"
+    _, err, _ = here.talk("/images")
+    assert err == "[1] a.png, 8x6 landscape, turn 1, 10 tokens\n"
 
 
 def test_the_first_question_waits_for_the_model_and_ctrl_c_ends_the_wait(tmp_path: Path) -> None:

@@ -95,12 +95,12 @@ def test_pictures_of_the_command_line_go_with_the_first_text(
     tmp_path: Path, person: list[str]
 ) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
-    person += ["What?"]
+    person += ["What?", "/images"]
     here = world(tmp_path, "A cat.")
     ran = chat(here, "-i", str(tmp_path / "a.png"))
     shown = " ".join(ran.err.split())
     assert "8x6 landscape, goes with your next message" in shown
-    assert "[1] takes 10 tokens" in shown
+    assert "8x6 landscape, turn 1, 10 tokens" in shown
     assert len(here.engine.requests[0].attachments) == 1
 
 

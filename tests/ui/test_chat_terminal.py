@@ -155,6 +155,7 @@ def test_a_walk_through_a_chat(
 ) -> None:
     here = open_terminal(tmp_path, mode=mode)
     walk(here, samples, checkpoint("idefics2"))
+    time.sleep(0.5)  # the prompt is drawn before it reads
     here.child.sendintr()
     here.see("Ctrl-D or /exit leaves")
     assert here.leave() == 0, here.raw[-800:]
@@ -273,6 +274,35 @@ def test_pasted_lines_are_one_question_for_a_screen_reader(
     here.see("wrote")
     (turn,) = json.loads((tmp_path / "chat.json").read_text())["turns"]
     assert turn["text"] == "What is\nthe weather\nlike?"
+
+
+def test_no_key_is_shown_in_the_output_of_the_program(tmp_path: Path, open_terminal: Open) -> None:
+    here = open_terminal(tmp_path, "--no-preview", mode=MODES[3])
+    # The program reads no keys yet.
+    here.see("Ctrl-D leaves")
+    here.type("/stats\rHello.\rHello.\r/undo")
+    shown = here.see("took back: Hello.")
+    lines = [line for line in shown.replace("\r", "\n").split("\n") if line.strip()]
+    typed = ("/stats", "Hello.", "/undo")
+    assert not [line for line in lines if line in typed], shown
+    assert not re.search(r"[^> ]/(?:stats|undo)", shown), shown
+
+
+def test_ctrl_c_in_a_begun_line_ends_it_before_the_note(
+    tmp_path: Path, open_terminal: Open
+) -> None:
+    here = open_terminal(tmp_path, mode=MODES[3])
+    here.see("Ctrl-D leaves")
+    here.wait_for_prompt()
+    time.sleep(0.5)  # as above
+    here.type("x", end="")
+    here.see("x")
+    here.child.sendintr()
+    assert "> x" not in here.see("note: Ctrl-D").split("\r\n")[-1]
+    here.wait_for_prompt()
+    here.child.sendeof()
+    here.child.expect(pexpect.EOF)
+    assert here.child.before == "\r\n"
 
 
 def test_ctrl_z_suspends_and_the_line_goes_on(tmp_path: Path) -> None:

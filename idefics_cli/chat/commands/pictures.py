@@ -35,6 +35,7 @@ def list_pictures(context: CommandContext, words: str) -> CommandResult:
     """List the pictures of the conversation, and those that go with your next message."""
     refuse_words(words, "images")
     chat, folder = context.chat, context.folder
+    chat.count_staged()  # the model may be loaded by now
     lines = []
     for turn_number, turn in enumerate(chat.conversation.turns, start=1):
         is_forgotten = turn_number <= chat.conversation.forgotten

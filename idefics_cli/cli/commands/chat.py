@@ -122,7 +122,10 @@ def _talk(
     from idefics_cli.chat.attachments import PictureOpener
     from idefics_cli.chat.commands.dispatch import Dispatcher
     from idefics_cli.chat.loading import Loading
+    from idefics_cli.ui.terminal.keyboard import leaving_on_termination, silent_keyboard
 
+    stack.enter_context(leaving_on_termination())
+    stack.enter_context(silent_keyboard())
     opener = PictureOpener(image_limits(invocation.settings), offline=invocation.settings.offline)
     # Before the model: a bad picture ends the command at once.
     pictures = [opener.stage(source) for source in sources]
@@ -151,7 +154,6 @@ def _run(
     from idefics_cli.ui.chat.preview import Previews, draws_pictures
     from idefics_cli.ui.chat.repl import Repl
     from idefics_cli.ui.terminal.graphics import TerminalReply, ask_terminal
-    from idefics_cli.ui.terminal.keyboard import leaving_on_termination
 
     console, talk = invocation.console, dispatcher.chat
     conversation = talk.conversation
@@ -167,8 +169,7 @@ def _run(
             console.tell(line)
     first = len(conversation.pictures) + len(talk.turns.staged) - len(pictures) + 1
     repl.show_attached(pictures, first)
-    with leaving_on_termination():
-        repl.run(draft=draft)
+    repl.run(draft=draft)
 
 
 def _open_session(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError
+from idefics_cli.ui.terminal.keyboard import echoing_keyboard
 
 _VARIABLES = ("VISUAL", "EDITOR")
 
@@ -29,7 +30,8 @@ def write_in_editor(environ: Mapping[str, str]) -> str:
         file = Path(folder) / "question.md"
         file.touch()
         try:
-            subprocess.run([*shlex.split(command), str(file)], check=True)
+            with echoing_keyboard():
+                subprocess.run([*shlex.split(command), str(file)], check=True)
             return file.read_text(encoding="utf-8").strip("\n")
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             raise IdeficsError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.ui.chat.history import LONGEST_HISTORY, open_history, stored_lines
-from idefics_cli.ui.terminal.keyboard import has_typed_text
+from idefics_cli.ui.terminal.keyboard import echoing_keyboard, has_typed_text
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -194,10 +194,14 @@ class PlainInput:
         # Lines that were typed while the model answered are single questions. What arrives
         # together with the end of this line was pasted, and is one text with it.
         is_typed_ahead = self._has_typed(wait_seconds=0.0)
-        typed = self._line(prompt, text, recall)
-        takes_paste = not is_typed_ahead and not typed.startswith("/")
-        while is_open(typed) or (takes_paste and self._has_typed()):
-            typed += "\n" + self._line(_CONTINUED, "", "")
+        try:
+            typed = self._line(prompt, text, recall)
+            takes_paste = not is_typed_ahead and not typed.startswith("/")
+            while is_open(typed) or (takes_paste and self._has_typed()):
+                typed += "\n" + self._line(_CONTINUED, "", "")
+        except (KeyboardInterrupt, EOFError):
+            self._tell("")  # ends the line of the prompt
+            raise
         self._add_to_history(typed)
         return unquoted(typed)
 
@@ -207,7 +211,7 @@ class PlainInput:
         except ImportError:
             if text or recall:
                 self._tell(f"to send again: {text or recall}")
-            return input(prompt)
+            return _typed(prompt)
         if not self._is_loaded:
             self._load()
         last = readline.get_history_item(readline.get_current_history_length())
@@ -215,7 +219,7 @@ class PlainInput:
             readline.add_history(recall.replace("\n", " "))
         readline.set_startup_hook(lambda: readline.insert_text(text.replace("\n", " ")))
         try:
-            return input(prompt)
+            return _typed(prompt)
         finally:
             readline.set_startup_hook(None)
 
@@ -255,6 +259,12 @@ class PlainInput:
                 if len(line) - candidate.replaces >= begin
             ]
         return self._found[state] if state < len(self._found) else None
+
+
+def _typed(prompt: str) -> str:
+    # Readline shows keys only if the terminal does, and asks it now.
+    with echoing_keyboard():
+        return input(prompt)
 
 
 def _completer(complete: Complete) -> Completer:

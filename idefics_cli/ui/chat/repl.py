@@ -19,6 +19,7 @@ from idefics_cli.ui.chat.preview import Previews
 from idefics_cli.ui.chat.reply import show_reply
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.terminal.fold import fold
+from idefics_cli.ui.terminal.keyboard import silent_keyboard
 
 _NEARLY_FULL = 0.85
 _NAME_WIDTH = 30
@@ -97,7 +98,8 @@ class Repl:
         except Stopped as stopped:
             return _LineBegin(stopped.text)  # the next round shows the reason
         try:
-            return self._show_result(self._dispatcher.run(line))
+            with silent_keyboard():
+                return self._show_result(self._dispatcher.run(line))
         except KeyboardInterrupt:  # during a download
             self._console.note("stopped")
         except Exception as error:  # nothing that fails for one line may end the chat
@@ -124,12 +126,11 @@ class Repl:
         return begin
 
     def _show_load_results(self) -> None:
-        """Show the warnings of the model that is loaded, and the tokens of staged pictures."""
+        """Show the warnings of the model that is loaded, and errors of the staged pictures."""
         for warning in self._chat.model.loading.take_warnings():
             self._console.warn(warning)
         try:
-            for number, staged in self._chat.count_staged():
-                self._tell(f"[{number}] takes {staged.tokens} tokens")
+            self._chat.count_staged()
         except KeyboardInterrupt:
             self._console.note("stopped")
         except Exception as error:  # as in `_read_and_run`
@@ -209,7 +210,6 @@ class Repl:
         if pending is None:
             raise RuntimeError("nothing is pending")
         question = "" if pending.former else pending.text
-        is_new = not self._chat.model.loading.is_ready
         try:
             finish = show_reply(self._console, self._chat, sampling)
         except ContextError as error:
@@ -226,18 +226,9 @@ class Repl:
         if finish == "length":
             self._tell_cut()
         self._warn_of_context()
-        if is_new:
-            self._tell_picture_tokens()
         if self._console.draws:
             self._console.tell("")
         return _LineBegin()
-
-    def _tell_picture_tokens(self) -> None:
-        """Show the tokens of the last pictures, which were attached before the model was loaded."""
-        for picture in self._chat.conversation.turns[-1].pictures:
-            self._tell(
-                f"[{picture.number}] takes {self._chat.picture_tokens(picture.attachment)} tokens"
-            )
 
     def _tell_interrupted(self, question: str) -> _LineBegin:
         turns = self._chat.conversation.turns

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
     begin = "thinking" if chat.model.loading.is_ready else chat.model.loading.phase
     finish: Finish | None = None
     try:
-        with _silent_keyboard(), stopping(cancel), console.status(begin) as progress:
+        with stopping(cancel), console.status(begin) as progress:
             chunks = chat.reply(
                 cancel=cancel, phase=lambda phase: progress(phase, None), sampling=sampling
             )
@@ -41,7 +40,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
         if first is not None:
             page.add(first.text)
             finish = first.finish
-        with _silent_keyboard(), stopping(cancel):
+        with stopping(cancel):
             for chunk in chunks:
                 page.add(chunk.text)
                 finish = chunk.finish or finish
@@ -88,29 +87,6 @@ class _ReplyPage:
         if text:
             self._is_empty = False
             write(self._console.out, text)
-
-
-@contextmanager
-def _silent_keyboard() -> Iterator[None]:
-    """Do not echo what is typed, as `^C`, into the answer; the next prompt reads it."""
-    try:
-        import termios
-    except ImportError:  # Windows
-        yield
-        return
-    try:
-        terminal = sys.stdin.fileno()
-        former = termios.tcgetattr(terminal)
-    except (OSError, ValueError, termios.error):  # stdin is not a terminal
-        yield
-        return
-    modes = list(former)
-    modes[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSANOW, modes)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSANOW, former)
 
 
 @contextmanager

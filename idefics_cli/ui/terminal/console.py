@@ -14,6 +14,7 @@ from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.text import SURROGATE, one_line, printable
 from idefics_cli.core.types import Progress
 from idefics_cli.ui.terminal.fold import fold
+from idefics_cli.ui.terminal.keyboard import echoing_keyboard
 
 
 def to_json(value: object) -> str:
@@ -104,7 +105,8 @@ class Console:
         while True:
             write(self.err, f"{printable(question)} [Y/n] ")
             try:
-                line = keyboard.readline()
+                with echoing_keyboard():
+                    line = keyboard.readline()
             except KeyboardInterrupt:
                 write(self.err, "\n")
                 raise
