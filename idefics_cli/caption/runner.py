@@ -14,7 +14,7 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.outcome import RunEnd, RunOutcome
 from idefics_cli.caption.records import failed
-from idefics_cli.caption.sinks.base import SidecarError
+from idefics_cli.caption.sinks.base import RecordError
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine.protocol import EngineFactory
 
@@ -141,7 +141,7 @@ class _Delivery:
     def _write(self, record: CaptionRecord) -> None:
         try:
             self._store(record)
-        except SidecarError as error:
+        except RecordError as error:
             record = replace(failed(record.file_name, error), stamp=record.stamp)
             self._store(record)
         if record.error is None:

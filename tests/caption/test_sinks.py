@@ -18,6 +18,7 @@ import pytest
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import Existing, Target
+from idefics_cli.caption.sinks.rows import escaped_name, plain_name
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import Attachment, CaptionRecord
 from tests.support.outputs import (
@@ -62,7 +63,7 @@ def read(name: str, data: bytes) -> list[tuple[str, str]]:
     lines = data.decode().splitlines()
     if name == "jsonl":
         rows = [json.loads(line) for line in lines]
-        return [(row["file_name"], row["caption"]) for row in rows]
+        return [(plain_name(row["file_name"]), plain_name(row["caption"] or "")) for row in rows]
     if name == "csv":
         return [(row["file_name"], row["caption"]) for row in read_rows(name, data)]
     fields = [line.split("\t") for line in lines]
@@ -258,9 +259,34 @@ def test_a_json_row_has_every_field_and_failures_have_a_row() -> None:
 
 
 def test_a_file_name_that_is_no_text_comes_back_from_json_byte_by_byte() -> None:
-    row = json.loads(written_bytes("jsonl", [record(NON_UTF8_NAME)]))
+    failed = CaptionRecord("b.jpg", error=f"cannot read `{NON_UTF8_NAME}`", error_kind="missing")
+    named, told = map(
+        json.loads, written_bytes("jsonl", [record(NON_UTF8_NAME), failed]).splitlines()
+    )
 
-    assert os.fsencode(row["file_name"]) == b"caf\xe9 \xff\xfe.jpg"
+    # Lone surrogates are JSON that pyarrow, pandas and jq refuse, with the whole file.
+    assert named["file_name"] == r"caf\xe9 \xff\xfe.jpg"
+    assert os.fsencode(plain_name(named["file_name"])) == b"caf\xe9 \xff\xfe.jpg"
+    assert told["error"] == r"cannot read `caf\xe9 \xff\xfe.jpg`"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a\\b.jpg", "a\\b.jpg"),
+        ("\\", "\\"),
+        ("a\x1b[2J.jpg", r"a\x1b[2J.jpg"),
+        ("a\x1b\\b.jpg", r"a\x1b\\b.jpg"),
+        ("\x85\u202e\udcff", r"\u0085\u202e\xff"),
+        (r"a\x1b[2J.jpg", r"a\\x1b[2J.jpg"),
+        (r"a\\b.jpg", r"a\\\\b.jpg"),
+        (r"\u202e\b", r"\u202e\b"),
+        ("two\nlines\t.jpg", "two\nlines\t.jpg"),
+    ],
+)
+def test_a_name_is_escaped_only_if_it_must_be(name: str, expected: str) -> None:
+    assert escaped_name(name) == expected
+    assert plain_name(expected) == name
 
 
 def given_back(name: str, path: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from idefics_cli.caption.inputs.folders import (
 )
 from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
 from idefics_cli.caption.item import CaptionItem, Columns
+from idefics_cli.caption.sinks.rows import plain_name
 from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import Attachment
@@ -130,14 +131,15 @@ class _Lister:
                 picture = CaptionItem(_uri_key(entry.path), Attachment(entry.path), "", columns)
                 self._add_row(entry.path, picture, (file_list.source, entry.line))
                 continue
-            path = os.path.join(base, entry.path)
-            if entry.path.startswith("~") and not os.path.lexists(path):
-                path = os.path.expanduser(entry.path)
+            name = _file_name(entry.path, base, file_list)
+            path = os.path.join(base, name)
+            if name.startswith("~") and not os.path.lexists(path):
+                path = os.path.expanduser(name)
             # A disk may be slow, so paths with the extension of a picture are not checked.
             if not has_picture_name(path) and os.path.isdir(path):
                 self._add_folder(path, base)
                 continue
-            picture = self._picture(path, tree_path(entry.path), columns)
+            picture = self._picture(path, tree_path(name), columns)
             self._add_row(self._identity(path), picture, (file_list.source, entry.line))
         if not file_list.entries:
             self._problem(f"no pictures in {shown(file_list.source)}")
@@ -239,6 +241,12 @@ def _below(path: str, root: str) -> str:
     return inner_path(PurePath(rest)) if not is_tidy(rest) else rest
 
 
+def _file_name(text: str, base: str, file_list: FileList) -> str:
+    """Return the name that *text* means in a list: the rows of a run have escapes in odd names."""
+    name = plain_name(text) if file_list.is_table else text
+    return name if name == text or os.path.lexists(os.path.join(base, name)) else text
+
+
 def _base(file_list: FileList) -> str:
     """Return the folder to which the paths in *file_list* are relative."""
     folders = [file_list.folder, ""] if file_list.is_table else ["", file_list.folder]
@@ -247,7 +255,7 @@ def _base(file_list: FileList) -> str:
     for entry in file_list.entries:
         if not is_uri(entry.path):
             for folder in folders:
-                if os.path.lexists(os.path.join(folder, entry.path)):
+                if os.path.lexists(os.path.join(folder, _file_name(entry.path, folder, file_list))):
                     return folder
     return folders[0]
 

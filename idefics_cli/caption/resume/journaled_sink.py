@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.caption.resume.journal import JournalEntry, RunJournal, Settings, identity
+from idefics_cli.caption.resume.journal import RunJournal, Settings, identity
 from idefics_cli.caption.resume.stamp import stamp_of_file
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
-from idefics_cli.caption.sinks.base import Sink, Target
+from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write
 from idefics_cli.core.sources import is_uri
@@ -30,7 +30,8 @@ class JournaledSink:
     A run with the same settings continues where the last one ended, however it ended. A run with
     other settings is refused, unless the target says what becomes of existing captions. In the
     end there is one row for each picture, in the order of the pictures; a picture that was
-    captioned again has only its last row.
+    captioned again has only its last row. A data set has no row of a picture that is gone; the
+    journal keeps its record, and the row comes back with the picture.
 
     Args:
         make_sink: Makes the sink of the format.
@@ -194,8 +195,8 @@ class JournaledSink:
             target = replace(target, existing="overwrite")
         if self._rows is not None:
             self._check_unchanged(self._rows)
-            kept = [key for key in journal.rows if key not in again]
-            missing = journal.entries.keys() - journal.rows - again
+            kept = [key for key in journal.rows if key not in again and self._has_row(key)]
+            missing = set(filter(self._has_row, journal.entries.keys() - journal.rows - again))
             if missing or len(kept) < len(journal.rows) or self._lacks_rows(self._rows):
                 self._rewrite(self._rows, self._in_order([*kept, *missing]))
             target = replace(target, resume_at=journal.end)
@@ -228,11 +229,17 @@ class JournaledSink:
         if self._rows is None:
             return
         journal = self._journal
-        wanted = self._in_order(journal.entries)
+        wanted = self._in_order([key for key in journal.entries if self._has_row(key)])
         if wanted != list(journal.rows) or self._lacks_rows(self._rows):
             self._rewrite(self._rows, wanted)
 
-    def _in_order(self, keys: Sequence[str] | Mapping[str, JournalEntry]) -> list[str]:
+    def _has_row(self, key: str) -> bool:
+        """Whether the output has a row for the picture *key* of the journal."""
+        if not self._target.is_dataset:
+            return True
+        return os.path.isfile(_reachable(key, self._path.parent))
+
+    def _in_order(self, keys: Sequence[str]) -> list[str]:
         """Return *keys* in the order of the pictures; keys of other pictures come first."""
         order = {key: index for index, key in enumerate(self._keys.values())}
         return sorted(keys, key=lambda key: order.get(key, -1))
@@ -252,7 +259,8 @@ class JournaledSink:
             _copy_head(path, temporary, base)
             with sink:
                 for record in self._records(keys):
-                    sink.write(record)
+                    with contextlib.suppress(RecordError):  # a picture of an earlier run
+                        sink.write(record)
             os.replace(temporary, path)
         except OSError as error:
             raise cannot_write(path, error) from error

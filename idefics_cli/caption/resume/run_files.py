@@ -38,8 +38,8 @@ def write_failures(path: Path, names: Sequence[str]) -> None:
         IdeficsError: If the file cannot be written.
     """
     if names:
-        # A name with a line break needs another separator; then all names have it.
-        end = "\0" if any("\n" in name for name in names) else "\n"
+        # A name that a list of lines would change needs another separator; then all names have it.
+        end = "\0" if any("\n" in name or name != name.strip() for name in names) else "\n"
         text = "".join(name + end for name in names)
         write_beside(path, text.encode("utf-8", "surrogateescape"))
     elif path.is_file():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.sinks.dataset import is_dataset
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 
@@ -45,6 +46,8 @@ class Target:
         pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
             before the first record.
         full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`.
+        is_dataset: Whether the file has only rows that `datasets` reads: captions of pictures
+            that are there. The name of the first *path* decides.
     """
 
     stdout: ByteStream
@@ -54,10 +57,23 @@ class Target:
     columns: tuple[str, ...] = ()
     pictures: Sequence[CaptionItem] = ()
     full_names: bool = False
+    is_dataset: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if is_dataset(self.path):
+            object.__setattr__(self, "is_dataset", True)
 
 
-class SidecarError(IdeficsError):
+class RecordError(IdeficsError):
     """The caption of one picture cannot be stored, but those of other pictures may be."""
+
+
+class SidecarError(RecordError):
+    """The sidecar of a picture cannot be written."""
+
+
+class FileNameError(RecordError):
+    """The name of a picture cannot be in the output."""
 
 
 class Sink(Protocol):
@@ -112,7 +128,7 @@ class Sink(Protocol):
         """Store *record* and flush. An error leaves the records before it whole.
 
         Raises:
-            SidecarError: If only this record cannot be stored.
+            RecordError: If only this record cannot be stored.
             IdeficsError: If the target cannot be written.
             BrokenPipeError: If stdout is a pipe that was closed.
         """

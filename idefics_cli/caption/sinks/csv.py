@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import Value, escaped, names, row
+from idefics_cli.caption.sinks.rows import Value, escaped, escaped_name, names, plain_name, row
 from idefics_cli.core.types import CaptionRecord
 
 
@@ -25,8 +25,12 @@ class CsvSink(LineSink):
 
     def line(self, record: CaptionRecord, file_name: str) -> bytes:
         """Return the row of *record*."""
-        cells = row(record, file_name, self._target.columns)
+        cells = row(record, self.written(file_name), self._target.columns)
         return _encode([cells.get(name) for name in names(self._target.columns)])
+
+    def written(self, file_name: str) -> str:
+        """Return *file_name* with escapes for control characters."""
+        return escaped_name(file_name)
 
     def stored(self, path: Path) -> AbstractSet[str]:
         """Return the names with a caption; see `LineSink.stored`."""
@@ -39,11 +43,7 @@ class CsvSink(LineSink):
                 raise ValueError(str(error)) from error
         if rows and tuple(rows[0]) != header:
             raise ValueError("it has other columns")
-        return {cells[0] for cells in rows[1:] if cells[status : status + 1] == ["ok"]}
-
-    def shown(self, file_name: str) -> str:
-        """Return *file_name* as it is written in the file."""
-        return escaped(file_name)
+        return {plain_name(cells[0]) for cells in rows[1:] if cells[status : status + 1] == ["ok"]}
 
 
 def _encode(cells: list[Value]) -> bytes:

@@ -7,16 +7,38 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import UNSAFE, Row, row
+from idefics_cli.caption.sinks.rows import (
+    NOT_UTF8,
+    UNSAFE,
+    Row,
+    escape,
+    escaped_name,
+    plain_name,
+    row,
+)
 from idefics_cli.core.types import CaptionRecord
 
 
 class JsonlSink(LineSink):
-    """Writes every record, failures too, with all columns; `notes` only if there are notes."""
+    """Writes every record, failures too, with all columns; `notes` only if there are notes.
+
+    A data set has captions only, and always `notes`, as one text.
+    """
+
+    has_types = False
+    """Whether the format of the output has types for its columns."""
 
     def line(self, record: CaptionRecord, file_name: str) -> bytes:
         """Return the row of *record*; see `encode`."""
-        return encode(row(record, file_name, self._target.columns))
+        cells = row(record, self.written(file_name), self._target.columns)
+        if self._target.is_dataset and not self.has_types:
+            # `datasets` takes the columns and their types from the first rows.
+            cells["notes"] = "; ".join(record.notes)
+        return encode(cells)
+
+    def written(self, file_name: str) -> str:
+        """Return *file_name* with escapes for what is not UTF-8; JSON has others of its own."""
+        return escaped_name(file_name, NOT_UTF8)
 
     def stored(self, path: Path) -> AbstractSet[str]:
         """Return the names with a caption; see `LineSink.stored`."""
@@ -29,17 +51,17 @@ class JsonlSink(LineSink):
                 if not isinstance(cells, dict) or not isinstance(cells.get("file_name"), str):
                     raise ValueError(f"line {number} has no `file_name`")
                 if cells.get("status", "ok") == "ok":
-                    names.add(cells["file_name"])
+                    names.add(plain_name(cells["file_name"]))
         return names
 
 
 def encode(cells: Row) -> bytes:
     r"""Return *cells* as one line of UTF-8, with control characters escaped.
 
-    A byte of a file name that is not UTF-8 is written as its surrogate (`\udcff`, PEP 383),
-    which Python's `json` and `os.fsencode` turn back into the byte.
+    A byte that is not UTF-8 becomes the text `\xff`: other programs refuse a file with the lone
+    surrogates of PEP 383.
     """
     text = json.dumps(cells, ensure_ascii=False)
     text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    # UTF-8 cannot hold lone surrogates; Python escapes them in the same way as JSON.
-    return text.encode(errors="backslashreplace") + b"\n"
+    text = NOT_UTF8.sub(lambda match: f"\\{escape(ord(match[0]))}", text)
+    return text.encode() + b"\n"

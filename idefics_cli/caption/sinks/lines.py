@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.caption.sinks.base import ByteStream, Target
+from idefics_cli.caption.sinks.base import ByteStream, FileNameError, Target
+from idefics_cli.caption.sinks.dataset import check_dataset, unreadable_part
 from idefics_cli.caption.sinks.rows import file_name
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.files import cannot_write
@@ -31,13 +32,13 @@ class LineSink(ABC):
     def line(self, record: CaptionRecord, file_name: str) -> bytes | None:
         """Return the row of *record* with its line end; None if it gets no row."""
 
+    def written(self, file_name: str) -> str:
+        """Return *file_name* as a row has it."""
+        return file_name
+
     def header(self) -> bytes:
         """Return the first line of a new output; empty if it has none."""
         return b""
-
-    def shown(self, file_name: str) -> str:
-        """Return *file_name* as `stored` returns it."""
-        return file_name
 
     @abstractmethod
     def stored(self, path: Path) -> AbstractSet[str]:
@@ -51,6 +52,9 @@ class LineSink(ABC):
         target = self._target
         if target.path is not None:
             check_file(target.path, target)
+            if target.is_dataset:
+                keys = (picture.key for picture in target.pictures)
+                check_dataset(self.run_path or target.path, keys, target.columns)
             if target.resume_at is not None:
                 self._file = _File.resumed(target.path, target.resume_at)
         return self
@@ -77,7 +81,7 @@ class LineSink(ABC):
         if path is None or is_begun or self._target.existing != "skip" or not path.is_file():
             return frozenset()
         names = self._stored(path)
-        return {p.key for p in self._target.pictures if self.shown(file_name(p.key, path)) in names}
+        return {p.key for p in self._target.pictures if file_name(p.key, path) in names}
 
     @property
     def run_path(self) -> Path | None:
@@ -102,7 +106,17 @@ class LineSink(ABC):
 
     def write(self, record: CaptionRecord) -> None:
         """Write the row of *record*; see `Sink.write`."""
-        line = self.line(record, file_name(record.file_name, self._target.path))
+        name = file_name(record.file_name, self._target.path)
+        if self._target.is_dataset:
+            if record.caption is None:
+                return
+            if reason := unreadable_part(name, self.written(name)):
+                raise FileNameError(
+                    f"no row for `{record.file_name}` in `{self.run_path}`: `datasets` cannot "
+                    f"read a name {reason}",
+                    hint="rename the picture, and run the same command again",
+                )
+        line = self.line(record, name)
         if line is not None:
             self._write_bytes(line)
 

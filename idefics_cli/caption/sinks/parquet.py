@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
 from idefics_cli.caption.sinks.lines import check_file
-from idefics_cli.caption.sinks.rows import DETAILS, Value, escape, names
+from idefics_cli.caption.sinks.rows import DETAILS, NOT_UTF8, Value, escape, names
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.files import cannot_write
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _ROWS = ".rows.jsonl"
 _GROUP_ROWS = 10_000
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ParquetSink(JsonlSink):
@@ -33,6 +31,8 @@ class ParquetSink(JsonlSink):
     Rows go to JSON lines beside the file (see `rows_file`). `finish` writes the file from them;
     until then an older file stays.
     """
+
+    has_types = True
 
     def __init__(self, target: Target) -> None:
         if target.path is None:
@@ -137,8 +137,8 @@ def _cells(cells: dict[str, Value]) -> dict[str, Value]:
 
 
 def _text(value: str) -> str:
-    # Strings in Parquet are UTF-8; a byte of a file name that is not becomes `\xff`.
-    return _SURROGATE.sub(lambda match: escape(ord(match[0])), value)
+    # Strings in Parquet are UTF-8. The rows of version 0.1.0 have surrogates for other bytes.
+    return NOT_UTF8.sub(lambda match: escape(ord(match[0])), value)
 
 
 def _read_rows(path: Path, rows: Path, columns: tuple[str, ...]) -> None:

@@ -16,8 +16,13 @@ Row = Mapping[str, Value]
 # Characters that end a line or a field, move the cursor, start an escape sequence or reorder a
 # line: category Cc, the line and paragraph separators, and the bidirectional controls.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-# The same without line feed and tab, which text may have, and with bytes that were not UTF-8.
-_UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Bytes that were not UTF-8, by PEP 383.
+NOT_UTF8 = re.compile("[\ud800-\udfff]")
+# Both, but without line feed and tab, which text may have.
+UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# A name in which every backslash is part of an escape of `escape`, or doubled.
+_ESCAPED_NAME = re.compile(r"(?:[^\\]|\\(?:\\|x[0-9a-f]{2}|u[0-9a-f]{4}))*")
+_IN_NAME = re.compile(r"\\(\\|x..|u....)")
 
 CAPTION = "caption"
 DETAILS: Mapping[str, type] = {
@@ -73,14 +78,19 @@ def file_name(key: str, output: Path | None) -> str:
     A picture below the folder of the output is named relative to it, as in `metadata.jsonl`. Any
     other picture, and every picture on stdout, has its name from the work list.
     """
-    if output is None or is_uri(key):
+    if output is None or not is_below(key, output.parent):
         return key
-    path, folder = os.path.abspath(key), os.path.abspath(output.parent)
-    if not path.startswith(folder if folder.endswith(os.sep) else folder + os.sep):
-        return key
-    name = PurePath(os.path.relpath(path, folder)).as_posix()
+    name = PurePath(os.path.relpath(key, output.parent)).as_posix()
     # As in a work list, the name of a file that looks like a URI starts with `./`.
     return f"./{name}" if is_uri(name) else name
+
+
+def is_below(key: str, folder: Path) -> bool:
+    """Return whether the picture *key* lies in *folder* or below it."""
+    if is_uri(key):
+        return False
+    path, start = os.path.abspath(key), os.path.abspath(folder)
+    return path.startswith(start if start.endswith(os.sep) else start + os.sep)
 
 
 def escaped(text: str) -> str:
@@ -88,7 +98,35 @@ def escaped(text: str) -> str:
 
     Line feeds and tabs stay, so that proper text is never changed.
     """
-    return _UNSAFE_IN_TEXT.sub(lambda match: escape(ord(match[0])), text)
+    return UNSAFE_IN_TEXT.sub(lambda match: escape(ord(match[0])), text)
+
+
+def escaped_name(name: str, unsafe: re.Pattern[str] = UNSAFE_IN_TEXT) -> str:
+    r"""Return the file name *name* as rows have it; `plain_name` is the way back.
+
+    A name with characters that are *unsafe* has the escapes of `escape` for them and `\\` for
+    each backslash. Almost every other name is unchanged, with its backslashes, so that other
+    programs find the file: only if it looks like an escaped name are its backslashes doubled.
+    """
+    is_safe = unsafe.search(name) is None
+    if is_safe and ("\\" not in name or not _ESCAPED_NAME.fullmatch(name)):
+        return name
+    doubled = name.replace("\\", r"\\")
+    return unsafe.sub(lambda match: escape(ord(match[0])), doubled)
+
+
+def plain_name(text: str) -> str:
+    """Return the file name that `escaped_name` wrote as *text*."""
+    if "\\" not in text or not _ESCAPED_NAME.fullmatch(text):
+        return text
+    return _IN_NAME.sub(lambda match: _meaning(match[1]), text)
+
+
+def _meaning(code: str) -> str:
+    if code == "\\":
+        return code
+    number = int(code[1:], 16)
+    return chr(0xDC00 + number if code[0] == "x" and number >= 0x80 else number)
 
 
 def escape(code: int) -> str:

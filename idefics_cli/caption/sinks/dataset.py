@@ -1,0 +1,75 @@
+"""Outputs that `datasets` reads together with their pictures: `metadata.jsonl` and its like.
+
+Its builder "imagefolder" takes every row for a picture below the folder of the file, and raises
+an error for the whole data set at a row without one (datasets 5.2, folder_based_builder.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from idefics_cli.caption.sinks.rows import is_below
+from idefics_cli.core.errors import UsageError
+
+_NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
+# What fsspec and `os.path.expandvars`, to which `datasets` gives the name, change in it.
+_UNREADABLE = {
+    "\\": re.compile(r"\\"),
+    "::": re.compile("::"),
+    "$": re.compile(r"\$[\w{]"),
+}
+
+
+def is_dataset(path: Path | None) -> bool:
+    """Return whether `datasets` takes the file *path* for the rows of a data set."""
+    return path is not None and path.name in _NAMES
+
+
+def check_dataset(path: Path, keys: Iterable[str], columns: Iterable[str]) -> None:
+    """Check that the data set *path* can have these pictures and questions.
+
+    Args:
+        path: The output.
+        keys: The pictures.
+        columns: Names of the questions.
+
+    Raises:
+        UsageError: If `datasets` cannot read them.
+    """
+    other = f"or another name than `{path.name}`"
+    for key in keys:
+        if not is_below(key, path.parent):
+            raise UsageError(
+                f"`{path}` is a data set, and the picture `{key}` is not below its folder",
+                hint=f"`-o FOLDER/{path.name}`, with the folder of the pictures, {other}",
+            )
+    for column in columns:
+        # "imagefolder" takes such columns for the names of further pictures.
+        if column == "image" or re.fullmatch(r"(?:\w+_)?file_names?", column):
+            raise UsageError(
+                f"`{path}` is a data set, in which `{column}` cannot be the name of a question",
+                hint=f"name the question differently, {other}",
+            )
+
+
+def unreadable_part(name: str, written: str) -> str | None:
+    """Return why `datasets` does not find the picture *name*, as the end of a sentence.
+
+    Args:
+        name: The name.
+        written: The name as the row would have it.
+
+    Returns:
+        None if it finds the picture.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "that is not UTF-8"
+    if (
+        part := next((p for p, form in _UNREADABLE.items() if form.search(name)), None)
+    ) is not None:
+        return f"with `{part}`"
+    return None if written == name else "with control characters"
