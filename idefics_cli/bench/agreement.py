@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from idefics_cli.bench.measure import Round, Tokens
 from idefics_cli.core.types import GenerationRequest, LoadSpec
+from idefics_cli.core.units import counted
 
 # How much worse than the best a token of ours may be in the logits of plain transformers, in
 # standard deviations of these logits. A random token is about 4 worse. With float32 there is no
@@ -83,7 +84,7 @@ def compare_pairs(
     places = sum(max(len(ours), len(plain)) for _, ours, plain in pairs)
     same = sum(_same(ours, plain) for _, ours, plain in pairs)
     equal = same / places if places else 1.0
-    answers = f"{len(pairs)} answer{'' if len(pairs) == 1 else 's'}"
+    answers = counted(len(pairs), "answer")
     if not differing:
         return Agreement(True, equal, len(pairs), allowed, None, f"all tokens equal in {answers}")
     worst = max(gap(request, ours) for request, ours in differing[:_CHECKED])

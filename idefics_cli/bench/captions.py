@@ -12,6 +12,7 @@ from idefics_cli.bench.measure import Measurement, Series, Tokens, Watch, withou
 from idefics_cli.bench.report import ReportRow, Skipped
 from idefics_cli.bench.stage import CaptionTask, PlainContender, Prompts, Stage
 from idefics_cli.core.types import Completion, GenerationRequest
+from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Engine, Prepared, Session
 from idefics_cli.engine.protocol import Outcome as Answered
 
@@ -101,7 +102,7 @@ def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
     with watch.watching():
         began = world.instruments.clock()
         for number in range(choices.pace.rounds):
-            world.say(f"caption: {len(pictures)} pictures, round {number + 1}")
+            world.say(f"caption: {counted(len(pictures), 'picture')}, round {number + 1}")
             _round(number, stage, task, ours, loops, plain, requests)
             watch.measure_reference()
             if world.instruments.clock() - began >= choices.pace.seconds:
@@ -112,7 +113,7 @@ def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
     )
     yield ReportRow(
         "caption",
-        f"{len(pictures)} pictures",
+        counted(len(pictures), "picture"),
         "files to captions, models loaded; plain transformers in a loop at its best batch size",
         "pictures/s",
         True,

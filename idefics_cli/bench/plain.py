@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from idefics_cli.bench.measure import Clock, Measurement, Tokens
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message
+from idefics_cli.core.units import counted
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class Plain:
                 tokens = [self._cut(row) for row in ids[:, width:].tolist()]
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise MemoryLimitError(
-                f"plain transformers ran out of memory with {len(requests)} requests at a time",
+                "plain transformers ran out of memory with "
+                f"{counted(len(requests), 'request')} at a time",
                 hint="smaller `--batch-sizes` or `--contexts`",
             ) from error
         ended = self._clock()

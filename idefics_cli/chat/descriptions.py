@@ -8,6 +8,7 @@ from pathlib import Path
 from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.conversation import ChatPicture, Conversation
 from idefics_cli.core.sources import describe_source
+from idefics_cli.core.units import counted
 
 GOES_WITH_NEXT = ", goes with your next message"
 # A picture of 224 by 225 pixels looks square.
@@ -49,7 +50,7 @@ def describe_asked(
 
 
 def describe_resumed(conversation: Conversation, *, model: str, folder: Path) -> list[str]:
-    """Return lines about a conversation that goes on: its size, its last turn and its losses.
+    """Return lines about a conversation that is continued: its size, what is in force, its end.
 
     Args:
         conversation: The conversation.
@@ -58,9 +59,14 @@ def describe_resumed(conversation: Conversation, *, model: str, folder: Path) ->
     """
     count, pictures = len(conversation.turns), len(conversation.pictures)
     lines = [
-        f"going on with {conversation.title or 'a chat'}: {_counted(count, 'question')}, "
-        + _counted(pictures, "picture")
+        f"continuing {conversation.title or 'a chat'}: {counted(count, 'question')}, "
+        + counted(pictures, "picture")
     ]
+    if conversation.system:
+        lines.append(f"instruction: {shorten(conversation.system, 200)}")
+    changed = {key: value for key, value in conversation.settings.items() if value is not None}
+    if changed:
+        lines.append("settings: " + ", ".join(map(describe_setting, changed, changed.values())))
     last = conversation.turns[-1].reply if conversation.turns else None
     if last is not None:
         lines += [f"> {shorten(conversation.turns[-1].text, 200)}", shorten(last.text, 400)]
@@ -69,6 +75,13 @@ def describe_resumed(conversation: Conversation, *, model: str, folder: Path) ->
     missing = (f"[{p.number}] {picture_name(p.source, folder)}" for p in conversation.missing)
     lines += [f"no longer found, so the model does not see it: {name}" for name in missing]
     return lines
+
+
+def describe_setting(key: str, value: object) -> str:
+    """Return the setting *key* with its value, as `plain = on`; None is a random value."""
+    if value is None:
+        return f"{key} = random"
+    return f"{key} = {('off', 'on')[value] if isinstance(value, bool) else value}"
 
 
 def picture_name(source: str, folder: Path) -> str:
@@ -82,12 +95,8 @@ def shorten(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def _cost(tokens: int | None) -> str:
-    return "" if tokens is None else f", {tokens} tokens"
+    return "" if tokens is None else f", {counted(tokens, 'token')}"
 
 
 def _size(width: int, height: int) -> str:

@@ -16,9 +16,11 @@ from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
 from idefics_cli.chat.turns import Turns
 from idefics_cli.core.errors import ContextError, MemoryLimitError, UsageError
 from idefics_cli.core.types import Attachment, Sampling, TokenChunk
+from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Measure
 
-_MEMORY_HINT = (
+_MEMORY_HINT = "`/forget N` leaves out the oldest questions; `--quantization 4bit` needs less"
+_MEMORY_HINT_PICTURES = (
     "`/drop N` takes a picture out, `/forget N` the oldest questions; fewer or smaller pictures,"
     " `--no-splitting` or `--quantization 4bit` need less"
 )
@@ -215,7 +217,7 @@ class Chat:
         request = budget.request(self.conversation, sampling)
         count = len(request.attachments)
         if count:
-            phase(f"reading {count} image{'s' if count > 1 else ''}")
+            phase(f"reading {counted(count, 'picture')}")
         prepared = budget.prepare(request)
         phase("thinking")
         try:
@@ -226,10 +228,13 @@ class Chat:
                 f" and the model takes {error.context_tokens}",
                 prompt_tokens=error.prompt_tokens,
                 context_tokens=error.context_tokens,
-                hint="drop the oldest turns (`/forget N`) or pictures (`/drop N`), or `/clear`",
+                hint="`/forget N` leaves out the oldest questions, "
+                + ("`/drop N` a picture, " if count else "")
+                + "`/clear` all",
             ) from error
         except MemoryLimitError as error:
-            raise MemoryLimitError(str(error), hint=_MEMORY_HINT) from error
+            hint = _MEMORY_HINT_PICTURES if count else _MEMORY_HINT
+            raise MemoryLimitError(str(error), hint=hint) from error
 
     def _keep_answer(self, text: str, last: TokenChunk, sampling: Sampling, seconds: float) -> None:
         self.turns.answer(text, last, sampling, seconds)
@@ -297,7 +302,7 @@ class Chat:
         self._prompt_tokens = 0
 
     def load(self, key: str) -> None:
-        """Go on with another conversation; the present one is closed.
+        """Continue another conversation; the present one is closed.
 
         Raises:
             SessionError: If it cannot be opened; the present one stays.

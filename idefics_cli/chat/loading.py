@@ -19,7 +19,7 @@ Load = Callable[[Progress], Engine]
 LoadPlan = Callable[[Callable[[str], None]], Load]
 """Plans how a model runs on this machine, passes warnings to its argument, returns the loader."""
 Phase = Callable[[str], None]
-"""Called with the current phase until the first token: "loading demo", "reading 2 images"."""
+"""Called with the current phase until the first token: "loading demo", "reading 2 pictures"."""
 
 
 class Loading:
@@ -126,7 +126,7 @@ class Loading:
             return load(self._progress)
         except IdeficsError:
             raise
-        except Exception as error:  # a worker's edge: the chat goes on with another model
+        except Exception as error:  # a worker's edge: the chat continues with another model
             raise ModelError(
                 f"cannot load `{self.name}`: {abbreviated(f'{type(error).__name__}: {error}', 300)}"
             ) from error

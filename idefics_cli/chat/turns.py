@@ -110,7 +110,7 @@ class Turns:
         self.staged.clear()
 
     def open(self, session: OpenSession) -> None:
-        """Close the conversation, and go on with *session*."""
+        """Close the conversation, and continue *session*."""
         self.session.close()
         self.session = session
         self.staged.clear()

@@ -17,9 +17,10 @@ def as_shown_error(error: Exception) -> IdeficsError:
         return error
     _log.debug("unexpected error", exc_info=error)
     if isinstance(error, MemoryError):
-        return MemoryLimitError("out of memory", hint="fewer or smaller pictures need less")
+        hint = "fewer or smaller pictures, or a shorter conversation, need less"
+        return MemoryLimitError("out of memory", hint=hint)
     text = f"{type(error).__name__}: {error}".rstrip(": ")
     return IdeficsError(
         f"unexpected error: {abbreviated(text, _MESSAGE_CHARACTERS)}",
-        hint="the chat goes on; for a bug report, `idefics doctor --json` describes this computer",
+        hint="the chat continues; `idefics doctor --json` describes this computer for a bug report",
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,9 @@ from idefics_cli.core.types import (
     GenerationRequest,
     ImageLimits,
     Message,
+    TokenChunk,
 )
+from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Engine, Prepared
 from idefics_cli.models.families.raw_prompt import raw_parts
 from idefics_cli.models.hub.registry import base_model_error
@@ -65,11 +68,13 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
         loaded = clock()
         prepared = engine.prepare(request)
         times = _Times(loaded - started, clock() - loaded)
-        finish = _respond(invocation, engine, prepared, times)
+        finish, is_empty = _respond(invocation, engine, prepared, times)
+    if is_empty:
+        invocation.console.note("the answer is empty: the model ended it before the first word")
     if finish == "length":
         limit = request.sampling.max_new_tokens
         invocation.console.note(
-            f"the answer was cut after {limit} tokens; `--max-new-tokens` sets the limit"
+            f"the answer was cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
         )
 
 
@@ -139,9 +144,22 @@ def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) ->
     else:
         patience = None if text is None else invocation.settings.timeout_seconds
         piped = piped_text(stdin, invocation.console, silence_seconds=patience)
+        if text is not None and piped:
+            _tell_if_list(invocation, piped)
     prompt = "\n".join(part for part in (piped, text) if part)
     check_prompt(prompt, hint="`idefics ask 'What is in the picture?' -i PICTURE`")
     return prompt
+
+
+def _tell_if_list(invocation: Invocation, piped: str) -> None:
+    """Say that file names on stdin are in the prompt: a `while read` loop loses its list so."""
+    names = [name.strip() for name in re.split("[\t,;]", piped.partition("\n")[0])]
+    if any(0 < len(n) < 256 and "\0" not in n and os.path.isfile(n) for n in names):
+        lines = counted(piped.count("\n") + 1, "line")
+        invocation.console.note(
+            f"the prompt begins with {lines} from stdin, a list of files; "
+            "in a loop such as `while read`, add `</dev/null`"
+        )
 
 
 def _check_is_question(text: str) -> None:
@@ -163,22 +181,34 @@ def _check_stdin_image(invocation: Invocation, sources: Sequence[str]) -> None:
         )
 
 
-def _respond(invocation: Invocation, engine: Engine, prepared: Prepared, times: _Times) -> Finish:
+def _respond(
+    invocation: Invocation, engine: Engine, prepared: Prepared, times: _Times
+) -> tuple[Finish, bool]:
+    """Write the answer to stdout; return how it ended, and whether it is empty."""
     console, stream = invocation.console, invocation.settings.stream
     if not invocation.settings.json and (console.is_terminal if stream is None else stream):
         from idefics_cli.ui.terminal.stream import show_stream
 
-        finish = show_stream(console, engine.stream(prepared)).finish
+        texts: list[str] = []
+        chunks = engine.stream(prepared)
+        finish = show_stream(console, _recorded(chunks, texts)).finish
         if finish is None:
             raise RuntimeError("the engine ended a stream without a reason")
-        return finish
+        return finish, not "".join(texts).strip()
     with console.status("answering"):
         completion = engine.complete([prepared])[0]
     if invocation.settings.json:
         console.json(_record(engine, prepared.request, completion, times))
     else:
         console.line(completion.text)
-    return completion.finish
+    return completion.finish, not completion.text.strip()
+
+
+def _recorded(chunks: Iterator[TokenChunk], texts: list[str]) -> Iterator[TokenChunk]:
+    """Yield *chunks*, and add their texts to *texts*."""
+    for chunk in chunks:
+        texts.append(chunk.text)
+        yield chunk
 
 
 def _record(

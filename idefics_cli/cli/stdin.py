@@ -6,6 +6,7 @@ import select
 from typing import BinaryIO
 
 from idefics_cli.core.errors import PromptError
+from idefics_cli.core.units import counted
 from idefics_cli.ui.terminal.console import Console
 
 MAX_TEXT_BYTES = 4_000_000  # beyond the context of every model
@@ -61,7 +62,7 @@ def _await_first_byte(
     console.note("waiting for text on stdin; add `</dev/null` if there is none")
     if not _is_readable(stdin, silence_seconds - notice_seconds):
         raise PromptError(
-            f"stdin is open, but no text came for {silence_seconds:g} seconds",
+            f"stdin is open, but no text came for {counted(float(silence_seconds), 'second')}",
             hint="add `</dev/null`, or wait longer with `--timeout-seconds`",
         )
 

@@ -339,20 +339,23 @@ class Setting:
     def _check_number(self, value: float) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"must be a finite number, not {_quoted(value)}")
-        limits = []
-        if self.minimum is not None:
-            limits.append(f"{self.minimum:g} or more")
-        if self.above is not None:
-            limits.append(f"more than {self.above:g}")
-        if self.maximum is not None:
-            limits.append(f"{self.maximum} or less")
         inside = (
             (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
             and (self.maximum is None or value <= self.maximum)
         )
         if not inside:
-            raise ValueError(f"must be {' and '.join(limits)}, not {_quoted(value)}")
+            raise ValueError(f"must be {self._range}, not {_quoted(value)}")
+
+    @property
+    def _range(self) -> str:
+        """The numbers that are allowed, for people."""
+        if self.above is not None:
+            end = "" if self.maximum is None else f" and at most {self.maximum}"
+            return f"more than {self.above:g}{end}"
+        if self.maximum is None:
+            return f"{self.minimum:g} or more"
+        return f"from {self.minimum:g} to {self.maximum}"
 
 
 _WORDS: Mapping[type, str] = MappingProxyType(

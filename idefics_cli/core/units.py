@@ -1,9 +1,15 @@
-"""Quantities as text for people: sizes, durations and numbers of parameters."""
+"""Quantities as text for people: counts, sizes, durations and numbers of parameters."""
 
 from __future__ import annotations
 
 MIB = 2**20
 GIB = 2**30
+
+
+def counted(count: float, noun: str) -> str:
+    """Return *count* with its noun, as `1 picture`, `3 pictures` or `0.5 seconds`."""
+    number = f"{count:g}" if isinstance(count, float) else count
+    return f"{number} {noun}{'' if count == 1 else 's'}"
 
 
 def format_size(size_bytes: float) -> str:

@@ -14,6 +14,7 @@ from idefics_cli.core.sources import describe_source, too_many_bytes
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import ImageLimits
+from idefics_cli.core.units import counted
 
 # The time limit of a whole download, in units of `timeout_seconds`, the limit of one read.
 _DEADLINE_READS = 10
@@ -49,7 +50,7 @@ def download(url: str, limits: ImageLimits) -> bytes:
         return result.result(timeout=seconds)
     except TimeoutError:
         raise _failed(
-            url, f"took longer than {seconds:g} seconds", "raise --timeout-seconds"
+            url, f"took longer than {counted(float(seconds), 'second')}", "raise --timeout-seconds"
         ) from None
     finally:
         abandoned.set()
@@ -98,7 +99,7 @@ def _follow(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
             current = _next(url, current, target)
     raise _failed(
         url,
-        f"more than {limits.max_redirects} redirects",
+        f"more than {counted(limits.max_redirects, 'redirect')}",
         "give the address where they end",
     )
 
@@ -136,7 +137,9 @@ def _host(url: str) -> str:
 
 def _timed_out(url: str, limits: ImageLimits) -> ImageError:
     return _failed(
-        url, f"no answer within {limits.timeout_seconds:g} seconds", "raise --timeout-seconds"
+        url,
+        f"no answer within {counted(float(limits.timeout_seconds), 'second')}",
+        "raise --timeout-seconds",
     )
 
 

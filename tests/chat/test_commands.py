@@ -96,7 +96,7 @@ def test_a_command_does_what_it_says(line: str, told: str, tmp_path: Path, pictu
         ("/forget 1", "there is 1 question"),
         ("/clear all", "/clear takes nothing after it, not `all`"),
         ("/set temprature=1", "no setting `temprature`"),
-        ("/set top_p=3", "`top_p` must be more than 0 and 1 or less, not `3.0`"),
+        ("/set top_p=3", "`top_p` must be more than 0 and at most 1, not `3.0`"),
         ("/set top_p", "a value for `top_p` is missing"),
         ("/model nope", "unknown model `nope`"),
         ("/stats x", "/stats takes nothing after it, not `x`"),
@@ -124,12 +124,47 @@ def test_wrong_use_is_an_error_and_changes_nothing(
 
 @pytest.mark.parametrize(
     ("line", "hint"),
-    [("/imgae x", "did you mean `/image`?"), ("/zzz", "`/help` lists the commands")],
+    [
+        ("/imgae x", "did you mean `/image`?"),
+        ("/zzz", "`/help` lists the commands"),
+        ("/copi", "`/help` lists the commands"),
+        ("/regne", "did you mean `/regen`?"),
+        ("/st", "did you mean `/stats`?"),
+        ("/temperature 1", "`/set temperature=VALUE` sets it"),
+        (
+            "/History",
+            "Up and Ctrl-R bring back what you typed, `/export md` writes the conversation",
+        ),
+        ("/read notes.txt", "`/image PATH` attaches a picture; paste a text into the line"),
+    ],
 )
 def test_an_unknown_command_comes_with_a_suggestion(line: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         world(tmp_path).dispatcher.run(line)
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("regen", "retry"), ("Quit", "exit"), ("bye", "exit"), ("q", "exit"), ("?", "help")],
+)
+def test_an_alias_is_its_command(alias: str, name: str, tmp_path: Path) -> None:
+    aliased, named = world(tmp_path / "a", "One.", "Two."), world(tmp_path / "b", "One.", "Two.")
+    assert aliased.talk("What?", f"/{alias}")[:2] == named.talk("What?", f"/{name}")[:2]
+    assert aliased.engine.requests == named.engine.requests
+    assert aliased.dispatcher.run(f"/help {alias}") == named.dispatcher.run(f"/help {name}")
+
+
+def test_names_and_aliases_are_all_different() -> None:
+    names = [*COMMANDS, *(alias for command in COMMANDS.values() for alias in command.aliases)]
+    assert len(set(names)) == len(names)
+
+
+def test_help_lists_an_alias_once_beside_its_command(tmp_path: Path) -> None:
+    rows = dict(world(tmp_path).dispatcher.run("/help").rows)
+    assert len(rows) == len(COMMANDS)
+    summary = "Start a new conversation; model and settings stay; also `/reset`, `/new`"
+    assert rows["/clear"] == summary
 
 
 def test_retry_asks_the_same_again_with_other_sampling_for_once(tmp_path: Path) -> None:
@@ -201,6 +236,13 @@ def test_dropped_pictures_are_out_of_the_prompt(tmp_path: Path, pictures: Path) 
     assert [len(r.attachments) for r in here.engine.requests] == [2, 1]
 
 
+def test_dropping_a_staged_picture_tells_the_new_numbers(tmp_path: Path, pictures: Path) -> None:
+    here = world(tmp_path, "One.")
+    _, err, _ = here.talk("/image a.png b.png 'my dog.png'", "/drop 2", "/drop 2", "What?")
+    assert "dropped [2] b.png\nnew numbers: [2] my dog.png\ndropped [2] my dog.png\n" in err
+    assert [picture.number for picture in here.chat.conversation.pictures] == [1]
+
+
 def test_settings_of_a_chat_go_into_its_requests_and_are_kept(tmp_path: Path) -> None:
     here = world(tmp_path, "One.")
     here.talk("/set temperature=0.5", "/system Be brief.", "/save trip", "a")
@@ -225,10 +267,21 @@ def test_a_saved_chat_is_loaded_with_what_was_said(tmp_path: Path, pictures: Pat
     first.chat.turns.session.close()
     second = world(tmp_path, "Two.")
     _, err, _ = second.talk("/load trip", "b")
-    assert "going on with trip: 1 question, 1 picture\n> a\nOne.\n" in err
+    assert "continuing trip: 1 question, 1 picture\n> a\nOne.\n" in err
     (request,) = second.engine.requests
     assert [m.text for m in request.messages] == ["a", "One.", "b"]
     assert len(request.attachments) == 1
+
+
+def test_a_loaded_chat_tells_its_instruction_and_settings(tmp_path: Path) -> None:
+    first = world(tmp_path, "One.")
+    first.talk("/save trip", "/system Be brief.", "/set temperature=0.5 plain=on top_p=", "a")
+    first.chat.turns.session.close()
+    _, err, _ = world(tmp_path).talk("/load trip")
+    assert (
+        "continuing trip: 1 question, 0 pictures\ninstruction: Be brief.\n"
+        "settings: temperature = 0.5, plain = on\n> a\nOne.\n"
+    ) in err
 
 
 def test_the_open_chat_cannot_be_loaded(tmp_path: Path) -> None:

@@ -41,6 +41,25 @@ def test_a_full_context_offers_what_would_help_and_changes_nothing_by_itself(
     assert person.seen[-1] == ("> ", LONG)
 
 
+def test_the_ways_out_are_numbered_without_gaps(tmp_path: Path) -> None:
+    here = world(tmp_path, "One.", "Two.", context_tokens=80)
+    out, err, _ = here.talk("a " * 19 + "a", LONG, "2")
+    assert (
+        "1: leave out the oldest question\n2: start a new conversation with this question\n"
+        "Enter: change the question\n"
+    ) in err
+    assert out == "One.\nTwo.\n"
+    assert [m.text for m in here.engine.requests[-1].messages] == [LONG]
+    assert "`/drop N`" not in err
+
+
+def test_out_of_memory_without_pictures_names_none(tmp_path: Path) -> None:
+    here = world(tmp_path, completion_error=lambda _: MemoryLimitError("out of memory"))
+    _, err, _ = here.talk("What?")
+    assert "picture" not in err
+    assert "/forget N" in err
+
+
 @pytest.mark.parametrize(("choice", "messages", "images"), [("1", 3, 0), ("2", 5, 0), ("3", 1, 0)])
 def test_after_the_choice_the_question_is_answered(
     choice: str, messages: int, images: int, tmp_path: Path, pictures: Path

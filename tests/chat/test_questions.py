@@ -83,6 +83,13 @@ def test_a_second_ctrl_c_does_not_wait_for_the_engine(tmp_path: Path) -> None:
     assert here.chat.conversation.turns[0].reply is not None
 
 
+@pytest.mark.parametrize("answer", ["", " \n "])
+def test_an_empty_answer_is_told(answer: str, tmp_path: Path) -> None:
+    _, err, _ = world(tmp_path, answer, "Red.").talk("What?", "And?")
+    told = "note: the answer is empty: the model ended it before the first word"
+    assert err.count(told) == 1
+
+
 @pytest.mark.parametrize("word", ["exit", "quit", "Quit ", "bye", ":q"])
 def test_a_word_that_leaves_other_tools_leaves_this_one(tmp_path: Path, word: str) -> None:
     here = world(tmp_path)

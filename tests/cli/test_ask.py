@@ -53,6 +53,30 @@ def test_in_a_pipe_stdout_is_the_answer_and_a_newline_in_one_write(picture: str)
     assert world.engine.batches == [1]
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_empty_answer_is_told_on_stderr(is_terminal: bool) -> None:
+    for answer, told in (("", True), (" \n", True), ("Red.", False)):
+        world = World(FakeEngine(answer))
+        ran = run("ask", "What?", services=world.services, terminal=is_terminal)
+        assert ran.code == 0
+        note = "the answer is empty: the model ended it before the first word\n"
+        assert (note in ran.err) == told
+
+
+def test_a_list_of_files_on_stdin_is_told_because_a_loop_loses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.png").touch()
+    cases = {b"b.png\nc.png\n": "2 lines", b"b.png,What?\n": "1 line", b"my notes\nb.png\n": ""}
+    for data, told in cases.items():
+        world = World(FakeEngine("Red."), stdin=io.BytesIO(data))
+        ran = run("ask", "What?", services=world.services)
+        note = f"note: the prompt begins with {told} from stdin, a list of files; "
+        note += "in a loop such as `while read`, add `</dev/null`\n"
+        assert ran.err == (note if told else "")
+
+
 def test_streamed_on_a_terminal_equals_whole_in_a_pipe(picture: str) -> None:
     pipe, terminal, off = (World(FakeEngine("A red picture.")) for _ in range(3))
     arguments = ("ask", "What?", "-i", picture)

@@ -67,7 +67,7 @@ def test_a_dry_run_of_a_run_that_was_begun_says_what_is_left_and_changes_nothing
     world = World(FakeEngine(), is_cached=False)
     ran = run(*command, "--dry-run", services=world.services)
 
-    assert ran.out.splitlines()[-2] == "2 of 3 pictures are left to caption"
+    assert ran.out.splitlines()[-2] == "left to caption: 2 of 3 pictures"
     assert {path: path.read_bytes() for path in Path().glob("out*")} == before
     other = run(*command, "--dry-run", "-p", "What?", services=World(FakeEngine()).services)
     assert (other.code, "had other settings: prompt:" in other.err) == (2, True)

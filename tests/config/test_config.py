@@ -128,12 +128,12 @@ def test_each_source_hides_the_next(tmp_path: Path) -> None:
         ("temperature", "-1", "must be 0 or more, not `-1.0`"),
         ("temperature", "nan", "must be a finite number, not `nan`"),
         ("temperature", "inf", "must be a finite number, not `inf`"),
-        ("top_p", "0", "must be more than 0 and 1 or less, not `0.0`"),
-        ("top_p", "1.5", "must be more than 0 and 1 or less, not `1.5`"),
+        ("top_p", "0", "must be more than 0 and at most 1, not `0.0`"),
+        ("top_p", "1.5", "must be more than 0 and at most 1, not `1.5`"),
         ("top_k", "1.5", "must be a whole number, not `1.5`"),
         ("top_k", "many", "must be a whole number, not `many`"),
         ("max_new_tokens", "0", "must be 1 or more, not `0`"),
-        ("seed", "-1", "must be 0 or more and 9223372036854775807 or less, not `-1`"),
+        ("seed", "-1", "must be from 0 to 9223372036854775807, not `-1`"),
         ("offline", "maybe", "must be true or false, not `maybe`"),
         ("device", "gpu", "must be auto, cpu, mps, cuda or cuda:N, not `gpu`"),
         ("device", "cpux", "must be auto, cpu, mps, cuda or cuda:N, not `cpux`"),
@@ -159,7 +159,7 @@ def test_a_wrong_variable_is_named_with_what_it_must_be(name: str, text: str, me
 def test_a_wrong_flag_is_a_usage_error_that_names_the_flag() -> None:
     with pytest.raises(UsageError) as caught:
         resolve({"top_p": 2.0}, {}, NOWHERE)
-    assert str(caught.value) == "--top-p must be more than 0 and 1 or less, not `2.0`"
+    assert str(caught.value) == "--top-p must be more than 0 and at most 1, not `2.0`"
     assert not isinstance(caught.value, ConfigError)
 
 

@@ -4,7 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from idefics_cli.core.units import GIB, format_duration, format_parameters, format_size
+from idefics_cli.core.units import (
+    GIB,
+    counted,
+    format_duration,
+    format_parameters,
+    format_size,
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 tokens"),
+        (1, "1 token"),
+        (1.0, "1 token"),
+        (2.5, "2.5 tokens"),
+        (12_345_678, "12345678 tokens"),
+    ],
+)
+def test_a_count_of_one_has_a_singular(count: float, text: str) -> None:
+    assert counted(count, "token") == text
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,9 @@ def test_logits_that_are_nan_are_an_error_and_no_empty_answer(
     head = cast("nn.Module", engine.loaded.model).get_submodule("lm_head")
     weight = head.get_parameter("weight")
     monkeypatch.setattr(weight, "data", torch.full_like(weight.data, torch.nan))
-    with pytest.raises(ModelError, match="out of range in float32"):
+    with pytest.raises(ModelError, match="out of range in float32") as caught:
         engine.complete([ask(sampling=Sampling(max_new_tokens=20, temperature=temperature))])
+    assert caught.value.hint == "try `--dtype bfloat16`; else its weights may be damaged"
 
 
 def test_an_exception_in_the_inference_thread_reaches_the_caller(

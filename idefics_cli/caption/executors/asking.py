@@ -12,6 +12,7 @@ from idefics_cli.caption.job import CaptionJob, CaptionQuestion, with_content_se
 from idefics_cli.caption.records import CaptionReply, captioned, failed
 from idefics_cli.core.errors import MemoryLimitError, ModelError
 from idefics_cli.core.types import CaptionRecord, Completion, Finish, Sampling
+from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Outcome, Prepared, Session
 
 # A repetitive reply is sampled again, at this temperature or above.
@@ -193,7 +194,7 @@ class _Turn:
         self.was_extended = True
         sampling = self.prepared.request.sampling
         limit = sampling.max_new_tokens
-        self.note(f"asked again: cut after {limit} tokens")
+        self.note(f"asked again: cut after {counted(limit, 'token')}")
         self._replace_sampling(replace(sampling, max_new_tokens=limit * _EXTENSION))
 
     def _replace_sampling(self, sampling: Sampling) -> None:

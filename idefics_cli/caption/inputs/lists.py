@@ -15,6 +15,7 @@ from typing import BinaryIO
 from idefics_cli.caption.item import Columns
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.sources import STDIN
+from idefics_cli.core.units import counted
 
 PATH_COLUMNS = (
     *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
@@ -236,7 +237,7 @@ def _separated(text: str, source: str) -> FileList:
     for number, cells in rows:
         place = where(source, number)
         if len(cells) != len(names):
-            columns = f"{len(cells)} column{'' if len(cells) == 1 else 's'}"
+            columns = counted(len(cells), "column")
             raise UsageError(
                 f"{place}: {columns}, and the first line has {len(names)}",
                 hint="a value with a separator, quote or line break needs quotes around it",

@@ -12,6 +12,7 @@ from idefics_cli.caption.resume.stamp import sha256_of, stamp_of
 from idefics_cli.caption.sinks.base import Existing
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.sources import is_uri
+from idefics_cli.core.units import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def _other_settings(journal: RunJournal, changes: Sequence[str]) -> UsageError:
     return UsageError(
         f"the run in `{journal.path}` had other settings: {'; '.join(changes)}",
         hint="the former settings continue it; another `-o` begins a new run; "
-        f"`--overwrite` begins anew, without its {captions} captions",
+        f"`--overwrite` begins anew, without its {counted(captions, 'caption')}",
     )
 
 

@@ -12,7 +12,12 @@ from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.help import unknown_command
 from idefics_cli.chat.commands.line import Line, read_line
-from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult, SlashCommand
+from idefics_cli.chat.commands.slash_command import (
+    CommandContext,
+    CommandResult,
+    SlashCommand,
+    find_command,
+)
 from idefics_cli.chat.commands.table import COMMANDS
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.core.errors import ImageError
@@ -54,7 +59,7 @@ class Dispatcher:
         if bare := _BARE_WORDS.get(line.strip().lower()):
             line = f"/{bare}"
         match = _NAME.match(line)
-        found = commands.get(match[1].lower()) if match else None
+        found = find_command(commands, match[1]) if match else None
         if match and found:
             chat.turns.editing = None  # after any command the next message is a new question
             return found.run(self._context, line[match.end() :].strip())
@@ -95,7 +100,7 @@ class Dispatcher:
         commands = self._context.commands
         match = _NAME.match(line)
         if match and line[match.end(1) :]:
-            found = commands.get(match[1].lower())
+            found = find_command(commands, match[1])
             return list(found.complete(self._context, line)) if found and found.complete else []
         if completion.ends_in_path(line):
             return completion.path_candidates(line)
@@ -104,6 +109,10 @@ class Dispatcher:
         names = completion.word_candidates(
             line, ((f"/{c.name}", c.summary) for c in commands.values())
         )
+        if line != "/":  # the list of all commands has each of them once
+            names += completion.word_candidates(
+                line, ((f"/{a}", f"/{c.name}") for c in commands.values() for a in c.aliases)
+            )
         return names or (completion.path_candidates(line) if "/" in line[1:] else [])
 
     def _unknown_references(self, text: str) -> tuple[str, ...]:

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.completion import Candidate
-from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult, SlashCommand
+from idefics_cli.chat.commands.slash_command import (
+    CommandContext,
+    CommandResult,
+    SlashCommand,
+    find_command,
+)
+from idefics_cli.chat.sampling_settings import DISPLAY_KEYS, SAMPLING_KEYS
 from idefics_cli.core.errors import UsageError
 
+_SAVED = "`/load NAME` opens a saved chat; Tab after `/load ` lists the names"
+# Commands of other chat tools that have no counterpart of the same meaning here.
+_ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "history": "Up and Ctrl-R bring back what you typed, `/export md` writes the conversation",
+        "read": "`/image PATH` attaches a picture; paste a text into the line",
+        "file": "`/image PATH` attaches a picture; paste a text into the line",
+        "list": "`/images` lists the pictures, `idefics models` the models",
+        "show": "`/stats` shows the model and the context, `/set` the settings",
+        "info": "`/stats` shows the model and the context, `/set` the settings",
+        "sessions": _SAVED,
+        "resume": _SAVED,
+        **{key: f"`/set {key}=VALUE` sets it" for key in (*SAMPLING_KEYS, *DISPLAY_KEYS)},
+    }
+)
+# Two of three letters agree: less suggested `/drop` for `/copy`.
+_CUTOFF = 0.67
 _KEYS = (
     "A picture dragged into the line, or @PATH, is attached too; [1] in a text is picture 1.",
     'Several lines: Alt-Enter, or """ before and after. Editor: Ctrl-X Ctrl-E. Search: Ctrl-R.',
@@ -20,7 +44,7 @@ _KEYS = (
 def show_help(context: CommandContext, words: str) -> CommandResult:
     """List the commands."""
     if words:
-        found = context.commands.get(words.removeprefix("/"))
+        found = find_command(context.commands, words.removeprefix("/"))
         if found is None:
             raise unknown_command(words, context.commands)
         return CommandResult((f"{found.shown}: {found.summary}",))
@@ -43,10 +67,13 @@ def complete_names(context: CommandContext, line: str) -> Iterable[Candidate]:
 def unknown_command(word: str, commands: Mapping[str, SlashCommand]) -> UsageError:
     """Return the error for a line whose first *word* is not a command, with a suggestion."""
     name = word.removeprefix("/").lower()
-    close = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
-    close = close or [known for known in commands if name and known.startswith(name)][:1]
     if "/" in name:
         return UsageError(f"no picture `{word}`", hint="begin a text with a blank to send it")
+    if name in _ELSEWHERE:
+        return UsageError(f"no command `{word}`", hint=_ELSEWHERE[name])
+    names = [*commands, *(alias for command in commands.values() for alias in command.aliases)]
+    close = [known for known in names if name and known.startswith(name)][:1]
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=_CUTOFF)
     return UsageError(
         f"no command `{word}`",
         hint=f"did you mean `/{close[0]}`?" if close else "`/help` lists the commands",

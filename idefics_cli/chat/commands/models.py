@@ -10,7 +10,7 @@ from idefics_cli.chat.commands.slash_command import CommandContext, CommandResul
 
 
 def change_model(context: CommandContext, words: str) -> CommandResult:
-    """Go on with another model; the conversation stays."""
+    """Change the model; the conversation stays."""
     chat = context.chat
     if not words or words == chat.model.name:
         return CommandResult((f"the model is {chat.model.name}",))

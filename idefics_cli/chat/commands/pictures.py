@@ -58,12 +58,20 @@ def drop_picture(context: CommandContext, words: str) -> CommandResult:
     chat = context.chat
     number = read_number(words, "/drop N, where `/images` lists the numbers")
     place = number - len(chat.conversation.pictures) - 1
+    lines = []
     if 0 <= place < len(chat.turns.staged):
         source = chat.turns.staged.pop(place).source
+        # Numbers of staged pictures have no gap, because the model counts what it gets.
+        later = [
+            f"[{new}] {picture_name(staged.source, context.folder)}"
+            for new, staged in enumerate(chat.turns.staged[place:], start=number)
+        ]
+        if later:
+            lines = [f"new numbers: {', '.join(later)}"]
     else:
         source = _source(chat, number)
         chat.turns.session.drop(number)
-    return CommandResult((f"dropped [{number}] {picture_name(source, context.folder)}",))
+    return CommandResult((f"dropped [{number}] {picture_name(source, context.folder)}", *lines))
 
 
 def complete_paths(context: CommandContext, line: str) -> Iterable[Candidate]:

@@ -24,7 +24,7 @@ def save_session(context: CommandContext, words: str) -> CommandResult:
 
 
 def load_session(context: CommandContext, words: str) -> CommandResult:
-    """Go on with a saved conversation."""
+    """Continue a saved conversation."""
     chat = context.chat
     chat.load(require_words(words, "/load NAME", "a name"))
     lines = describe_resumed(chat.conversation, model=chat.model.name, folder=context.folder)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from idefics_cli.chat.commands import completion
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
+from idefics_cli.chat.descriptions import describe_setting
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.chat.sampling_settings import DISPLAY_KEYS, SAMPLING_KEYS, parse_setting
 from idefics_cli.config.settings import setting_table
@@ -68,8 +69,4 @@ def read_pair(word: str, keys: tuple[str, ...]) -> tuple[str, str | int | float 
 
 def _shown(chat: Chat, key: str) -> str:
     value: object = getattr(chat.sampling, key) if key in SAMPLING_KEYS else chat.display(key)
-    if value is None:
-        shown = "random"
-    else:
-        shown = ("off", "on")[value] if isinstance(value, bool) else str(value)
-    return f"{key} = {shown}"
+    return describe_setting(key, value)

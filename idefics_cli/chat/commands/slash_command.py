@@ -67,12 +67,14 @@ class SlashCommand:
         usage: The words that follow the name, for `/help`.
         run: Runs the command; the first line of its docstring is the text of `/help`.
         complete: Completes the words; None if there is nothing to complete.
+        aliases: Other names that run it, from other tools.
     """
 
     name: str
     usage: str
     run: Run
     complete: Complete | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -81,5 +83,14 @@ class SlashCommand:
 
     @property
     def summary(self) -> str:
-        """One line for `/help`."""
-        return (self.run.__doc__ or "").partition("\n")[0].removesuffix(".")
+        """One line for `/help`, with the aliases."""
+        text = (self.run.__doc__ or "").partition("\n")[0].removesuffix(".")
+        also = ", ".join(f"`/{alias}`" for alias in self.aliases)
+        return f"{text}; also {also}" if also else text
+
+
+def find_command(commands: Mapping[str, SlashCommand], name: str) -> SlashCommand | None:
+    """Return the command with this name or alias, in any case; None if there is none."""
+    name = name.lower()
+    by_alias = (command for command in commands.values() if name in command.aliases)
+    return commands.get(name) or next(by_alias, None)

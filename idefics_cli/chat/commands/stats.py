@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from idefics_cli.chat.commands.arguments import refuse_words
 from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
 from idefics_cli.chat.dialogue import Chat
-from idefics_cli.core.units import format_size
+from idefics_cli.core.units import counted, format_size
 
 
 def show_stats(context: CommandContext, words: str) -> CommandResult:
@@ -20,11 +20,14 @@ def show_stats(context: CommandContext, words: str) -> CommandResult:
     if used:
         share = used.prompt_tokens / used.context_tokens
         lines.append(f"context: {used.prompt_tokens} of {used.context_tokens} tokens, {share:.0%}")
-    lines.append(f"prompts: {done.computed_tokens} tokens computed, {done.reused_tokens} reused")
+    lines.append(
+        f"prompts: {counted(done.computed_tokens, 'token')} computed, {done.reused_tokens} reused"
+    )
     if done.replies:
         speed = done.new_tokens / done.seconds if done.seconds else 0.0
         lines.append(
-            f"answers: {done.replies}, {done.new_tokens} tokens, {speed:.1f} tokens per second"
+            f"answers: {done.replies}, {counted(done.new_tokens, 'token')},"
+            f" {speed:.1f} tokens per second"
         )
     if memory := ", ".join(f"{format_size(peak)} {where}" for where, peak in _peaks(chat)):
         lines.append(f"memory: at most {memory}")

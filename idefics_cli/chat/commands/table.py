@@ -15,10 +15,12 @@ _ROWS = (
     SlashCommand("images", "", pictures.list_pictures),
     SlashCommand("drop", "N", pictures.drop_picture),
     SlashCommand("undo", "", turns.undo_turn),
-    SlashCommand("retry", "[KEY=VALUE…]", turns.retry_turn, turns.complete_sampling),
+    SlashCommand(
+        "retry", "[KEY=VALUE…]", turns.retry_turn, turns.complete_sampling, aliases=("regen",)
+    ),
     SlashCommand("edit", "N", turns.edit_turn),
     SlashCommand("forget", "N", turns.forget_turns),
-    SlashCommand("clear", "", turns.clear_turns),
+    SlashCommand("clear", "", turns.clear_turns, aliases=("reset", "new")),
     SlashCommand("editor", "", turns.write_question),
     SlashCommand("system", "[TEXT]", settings.set_instruction),
     SlashCommand("set", "[KEY=VALUE…]", settings.change_settings, settings.complete_settings),
@@ -29,8 +31,14 @@ _ROWS = (
     SlashCommand(
         "export", sessions.EXPORT_USAGE, sessions.export_session, sessions.complete_export
     ),
-    SlashCommand("help", "[COMMAND]", help_commands.show_help, help_commands.complete_names),
-    SlashCommand("exit", "", help_commands.leave),
+    SlashCommand(
+        "help",
+        "[COMMAND]",
+        help_commands.show_help,
+        help_commands.complete_names,
+        aliases=("?",),
+    ),
+    SlashCommand("exit", "", help_commands.leave, aliases=("quit", "bye", "q")),
 )
 COMMANDS: Mapping[str, SlashCommand] = MappingProxyType({row.name: row for row in _ROWS})
 """Every slash command by name, in the order of `/help`."""

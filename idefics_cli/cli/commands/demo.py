@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from idefics_cli.demo.samples import Sample
 
 
+# The names of the pictures and these questions fit on a small screen together.
+_EXAMPLES = ("caption", "count", "color", "position", "text")
+
+
 def demo(
     context: typer.Context,
     folder: Annotated[
@@ -68,11 +72,7 @@ def _record(folder: Path, samples: list[Sample]) -> dict[str, object]:
 def _show_questions(console: Console) -> None:
     from idefics_cli.demo.wordings import KNOWN_QUESTIONS
 
-    console.tell(
-        "The built-in model (`-m demo`) answers questions like these about what a scene really "
-        "holds; ask about another shape or place, and the answer is wrong. `--json` lists more "
-        "wordings:"
-    )
-    width = max(map(len, KNOWN_QUESTIONS))
-    for task, texts in KNOWN_QUESTIONS.items():
-        console.tell(f"  {task:<{width}}  {texts[0]}")
+    console.tell("Ask the built-in model (`-m demo`) about what a scene really holds:")
+    for task in _EXAMPLES:
+        console.tell(f"  {KNOWN_QUESTIONS[task][0]}")
+    console.tell("Its answers to other questions are wrong; `--json` lists all that it knows.")

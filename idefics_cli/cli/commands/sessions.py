@@ -14,7 +14,7 @@ from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.paths import data_folder
-from idefics_cli.core.units import format_size
+from idefics_cli.core.units import counted, format_size
 
 if TYPE_CHECKING:
     from idefics_cli.chat.conversation import ChatPicture, Conversation
@@ -307,7 +307,7 @@ def _missing(picture: ChatPicture) -> str:
 def _remove(invocation: Invocation, store: SessionStore, ids: list[str]) -> None:
     is_trial = invocation.settings.dry_run
     freed = store.remove(ids, dry_run=is_trial)
-    things = f"{len(ids)} session{'' if len(ids) == 1 else 's'}"
+    things = counted(len(ids), "session")
     verb = "would remove" if is_trial else "removed"
     invocation.console.note(f"{verb} {things}, {format_size(freed)}")
 

@@ -243,7 +243,9 @@ class Inference:
                     f"the prompt has {len(prompt)} tokens, and the model takes {context_tokens}",
                     prompt_tokens=len(prompt),
                     context_tokens=context_tokens,
-                    hint="fewer or smaller images, `--no-splitting`, or a shorter text",
+                    hint="fewer or smaller pictures, `--no-splitting`, or a shorter text"
+                    if prepared.pictures
+                    else "give a shorter text",
                 )
             sampling = prepared.request.sampling
             limit = min(sampling.max_new_tokens, room)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.core.units import counted
 from idefics_cli.models.loading.errors import is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -42,9 +43,9 @@ def _free_tensors(error: BaseException) -> None:
 
 def _memory_limit(batch_size: int) -> MemoryLimitError:
     return MemoryLimitError(
-        f"out of memory with {batch_size} prompt{'s' if batch_size > 1 else ''} at a time",
-        hint="try fewer or smaller images, `--no-splitting`, `--quantization 4bit`"
-        + (", or a smaller `--batch-size`" if batch_size > 1 else ""),
+        f"out of memory with {counted(batch_size, 'prompt')} at a time",
+        hint="try `--quantization 4bit`, a shorter text, fewer or smaller pictures, "
+        "`--no-splitting`" + (", or a smaller `--batch-size`" if batch_size > 1 else ""),
     )
 
 

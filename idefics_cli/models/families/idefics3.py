@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from idefics_cli.core.units import counted
 from idefics_cli.models.families.idefics2 import TemplateFamily, strip_padding
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Processor
@@ -39,7 +40,8 @@ class Idefics3(TemplateFamily):
             return f"{size}, which are no square of {self._scale * self._patch} pixels"
         features = (rows // self._scale) ** 2
         if features != self.processor.image_seq_len:
-            return f"{size}, so {features} features, for {self.processor.image_seq_len} tokens"
+            tokens = counted(self.processor.image_seq_len, "token")
+            return f"{size}, so {counted(features, 'feature')}, for {tokens}"
         return None
 
     def image_tokens(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from idefics_cli.core.errors import IdeficsError, ModelError, PromptError
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import Role
+from idefics_cli.core.units import counted
 from idefics_cli.models.families.protocols import Processor
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
@@ -62,7 +63,8 @@ class PromptTemplate:
         pictures = sum(part is None for _, content in turns for part in content)
         if (marks := text.count(IMAGE_TOKEN)) != pictures:
             raise PromptError(
-                f"the model's chat template writes {marks} `{IMAGE_TOKEN}` for {pictures} pictures",
+                f"the model's chat template writes {marks} `{IMAGE_TOKEN}` for "
+                + counted(pictures, "picture"),
                 hint="give one picture, in the last message",
             )
         return text
@@ -76,7 +78,7 @@ class PromptTemplate:
             try:
                 text = work.result(timeout=probe_seconds)
             except TimeoutError:
-                return f"does not end within {probe_seconds:g} seconds"
+                return f"does not end within {counted(float(probe_seconds), 'second')}"
             except Exception as error:  # as in `render`
                 if type(error) is TemplateError:
                     # `raise_exception`: the template may want a system message, for example.

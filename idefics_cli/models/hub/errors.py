@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from idefics_cli.core.errors import IdeficsError, ModelError
 from idefics_cli.core.paths import display_path
 from idefics_cli.models.hub.cache import cache_root
+from idefics_cli.models.hub.registry import find_model
 
 
 def not_cached(repo: str, revision: str | None = None) -> ModelError:
     """Return the error for a model that is not in the cache while the network is switched off."""
     return ModelError(
-        f"`{_named(repo, revision)}` is not in the cache ({display_path(cache_root())}), "
+        f"{_named(repo, revision)} is not in the cache ({display_path(cache_root())}), "
         "and the network is switched off",
         hint="fetch it once with the network: "
-        f"`idefics models pull {repo}`; `--model demo` is built in",
+        f"`idefics models pull {_alias(repo) or repo}`; `--model demo` is built in",
     )
 
 
@@ -82,11 +83,18 @@ def _unreachable(repo: str, revision: str | None, cause: BaseException | None) -
     code = getattr(getattr(cause, "response", None), "status_code", None)
     why = f"answered {code}" if code is not None else "cannot be reached"
     return ModelError(
-        f"`{_named(repo, revision)}` is not in the cache ({display_path(cache_root())}), "
+        f"{_named(repo, revision)} is not in the cache ({display_path(cache_root())}), "
         f"and {constants.ENDPOINT} {why}",
         hint="check the network and try again; `--model demo` is built in and needs none",
     )
 
 
 def _named(repo: str, revision: str | None) -> str:
-    return repo if revision is None else f"{repo}@{revision}"
+    """Return the alias and the Hub id: who took the default model never typed its Hub id."""
+    alias, full = _alias(repo), repo if revision is None else f"{repo}@{revision}"
+    return f"`{alias}` ({full})" if alias else f"`{full}`"
+
+
+def _alias(repo: str) -> str | None:
+    known = find_model(repo)
+    return known.name if known else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.core.units import GIB, format_duration, format_size
+from idefics_cli.core.units import GIB, counted, format_duration, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
@@ -149,7 +149,7 @@ def _device(context: Context) -> str:
         return "too large for the Apple GPU, or not possible on it"
     if machine.has_nvidia_driver and machine.torch_build == "cpu":
         return "there is an NVIDIA driver, but this torch is built for the CPU only"
-    return f"no GPU; {machine.cpu_name}, {machine.cores} cores"
+    return f"no GPU; {machine.cpu_name}, {counted(machine.cores, 'core')}"
 
 
 def _dtype(context: Context) -> str:
@@ -242,7 +242,7 @@ def _threads(context: Context) -> str:
     if is_small(context.facts):
         return "a model of this size gains nothing from more"
     if cores <= 2:
-        return f"all of {cores} cores"
+        return "the only core" if cores == 1 else "both cores"
     # Measured on 4 cores, one of them busy: 3 threads took 9 times as long, 2 took no longer.
     return f"one of {cores} cores stays free: a busy core would delay all others"
 

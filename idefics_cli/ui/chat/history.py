@@ -20,7 +20,7 @@ LONGEST_HISTORY = 2000
 def open_history(path: Path | None) -> History:
     """Return the history in the file *path*; None keeps it for this run only.
 
-    A chat goes on without a file if the disk is full or read-only.
+    A chat continues without a file if the disk is full or read-only.
     """
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 

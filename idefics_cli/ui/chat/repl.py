@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.commands.dispatch import Dispatcher
 from idefics_cli.chat.commands.slash_command import CommandResult
 from idefics_cli.chat.descriptions import GOES_WITH_NEXT, describe_staged
+from idefics_cli.chat.store.sessions import OpenSession
 from idefics_cli.chat.unexpected import as_shown_error
 from idefics_cli.core.errors import ContextError
 from idefics_cli.core.text import printable
 from idefics_cli.core.types import Sampling
+from idefics_cli.core.units import counted
 from idefics_cli.ui.chat.editor import write_in_editor
 from idefics_cli.ui.chat.line_input import LineInput, Stopped
 from idefics_cli.ui.chat.preview import Previews
@@ -156,7 +159,7 @@ class Repl:
         if self._chat.turns.editing is not None:
             return f"edit {self._chat.turns.editing} > "
         count = len(self._chat.turns.staged)
-        return f"{count} picture{'s' if count > 1 else ''} > " if count else "> "
+        return f"{counted(count, 'picture')} > " if count else "> "
 
     def _show_result(self, result: CommandResult) -> _LineBegin:
         """Show *result* and do what it asks for; return how the next line begins."""
@@ -225,6 +228,7 @@ class Repl:
             return self._tell_interrupted(question)
         if finish == "length":
             self._tell_cut()
+        self._tell_if_empty()
         self._warn_of_context()
         if self._console.draws:
             self._console.tell("")
@@ -241,13 +245,23 @@ class Repl:
             self._console.note(_RECALL_NOTE)
         return _LineBegin(recall=question)
 
+    def _tell_if_empty(self) -> None:
+        reply = self._chat.conversation.turns[-1].reply
+        if reply is not None and not reply.text.strip():
+            self._console.note(
+                "the answer is empty: the model ended it before the first word;"
+                " `/retry temperature=0.7` asks again, `/undo` takes the question back"
+            )
+
     def _tell_cut(self) -> None:
         used = self._chat.used()
         if used is not None and used.room < 1:
             self._console.note("the answer was cut: the context is full")
             return
         limit = self._chat.sampling.max_new_tokens
-        self._console.note(f"the answer was cut after {limit} tokens; `/set max_new_tokens=N`")
+        self._console.note(
+            f"the answer was cut after {counted(limit, 'token')}; `/set max_new_tokens=N`"
+        )
 
     def _warn_of_context(self) -> None:
         used = self._chat.used()
@@ -264,27 +278,35 @@ class Repl:
 
         Nothing is left out without a choice.
         """
-        chat, tell = self._chat, self._console.tell
-        turns, pictures = chat.turns_to_forget(question), chat.pictures_to_drop(question)
-        if turns:
-            tell(f"1: leave out the oldest {'question' if turns == 1 else f'{turns} questions'}")
-        if pictures:
-            tell("2: leave out " + ", ".join(f"[{number}]" for number in pictures))
-        if chat.conversation.turns:
-            tell("3: start a new conversation with this question")
-        tell("Enter: change the question")
+        ways = self._ways_out(question)
+        for number, (text, _) in enumerate(ways, start=1):
+            self._tell(f"{number}: {text}")
+        self._tell("Enter: change the question")
         try:
             choice = self._lines.read("choose: ").strip()
         except (KeyboardInterrupt, EOFError):
             return _LineBegin(recall=question)
-        if choice == "1" and turns:
-            chat.turns.session.forget(turns)
-        elif choice == "2" and pictures:
-            for number in pictures:
-                chat.turns.session.drop(number)
-        elif choice == "3" and chat.conversation.turns:
-            chat.turns.session.clear()
-        else:
+        if choice not in map(str, range(1, len(ways) + 1)):
             return _LineBegin(question)
-        chat.ask(question)
+        ways[int(choice) - 1][1]()
+        self._chat.ask(question)
         return self._answer(sampling)
+
+    def _ways_out(self, question: str) -> list[tuple[str, Callable[[], None]]]:
+        """Return what would make room for *question*: a text for the user, and what does it."""
+        chat = self._chat
+        session, ways = chat.turns.session, list[tuple[str, Callable[[], None]]]()
+        if turns := chat.turns_to_forget(question):
+            oldest = "question" if turns == 1 else f"{turns} questions"
+            ways.append((f"leave out the oldest {oldest}", partial(session.forget, turns)))
+        if pictures := chat.pictures_to_drop(question):
+            names = ", ".join(f"[{number}]" for number in pictures)
+            ways.append((f"leave out {names}", partial(_drop, session, pictures)))
+        if chat.conversation.turns:
+            ways.append(("start a new conversation with this question", session.clear))
+        return ways
+
+
+def _drop(session: OpenSession, pictures: Sequence[int]) -> None:
+    for number in pictures:
+        session.drop(number)

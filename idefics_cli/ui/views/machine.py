@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idefics_cli.core.paths import display_path
-from idefics_cli.core.units import format_size
+from idefics_cli.core.units import counted, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.ui.views.plan import align_columns
 
@@ -45,7 +45,10 @@ def render_machine(machine: Machine) -> str:
     """Return *machine* as lines of text, without a last newline."""
     rows = [
         ("system", f"{machine.platform}, Python {machine.python}"),
-        ("processor", f"{machine.cpu_name}, {machine.cores} cores; {' '.join(_flags(machine))}"),
+        (
+            "processor",
+            f"{machine.cpu_name}, {counted(machine.cores, 'core')}; {' '.join(_flags(machine))}",
+        ),
         (
             "memory",
             f"{format_size(machine.free_ram_bytes)} of {format_size(machine.ram_bytes)} free",

@@ -127,6 +127,13 @@ def test_offline_a_cached_model_is_enough_and_another_is_an_error(hub: FakeHub) 
     assert "--model demo" in str(error.hint)
 
 
+def test_a_known_model_is_named_by_its_alias_too(hub: FakeHub) -> None:
+    error = failure("HuggingFaceTB/SmolVLM-500M-Instruct", offline=True)
+    named = "`smolvlm-500m` (HuggingFaceTB/SmolVLM-500M-Instruct) is not in the cache"
+    assert str(error).startswith(named)
+    assert "`idefics models pull smolvlm-500m`" in str(error.hint)
+
+
 def test_the_offline_variable_counts(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "network is switched off" in str(failure())

@@ -10,6 +10,7 @@ from idefics_cli.cli.commands.bench.choices import Asked
 from idefics_cli.cli.commands.bench.planned import BenchPlan
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PARTIAL, IdeficsError
+from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
     from idefics_cli.bench.report import Report
@@ -54,7 +55,7 @@ def _title(plan: BenchPlan, asked: Asked) -> str:
         own = own.replace("4bit", f"4bit ({spec.format_4bit})")
         plain = plain.replace("4bit", "4bit (nf4)")
     what = own if own == plain else f"{own} against {plain}"
-    threads = f", {spec.threads} threads" if spec.threads else ""
+    threads = f", {counted(spec.threads, 'thread')}" if spec.threads else ""
     gpu = next((g.name for g in plan.machine.gpus if spec.device.startswith("cuda")), None)
     return f"{plan.title}, {what} on {gpu or plan.machine.cpu_name}{threads}"
 

@@ -13,6 +13,7 @@ from idefics_cli.cli.commands.bench.choices import Asked, RandomWeights
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import plan_for, report_warnings
 from idefics_cli.core.errors import ModelError
+from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
     from idefics_cli.hardware.machine import Machine
@@ -96,7 +97,7 @@ def _random_weights(
     )
     plan = plan_for(changed, machine)
     report_warnings(invocation, plan)
-    cut = f", {weights.layers} text layers" if weights.layers else ""
+    cut = f", {counted(weights.layers, 'text layer')}" if weights.layers else ""
     title = f"random weights of the shape of {weights.shape}{cut} ({format_parameters(count)})"
     return BenchPlan(plan, folder, str(folder), title, machine)
 

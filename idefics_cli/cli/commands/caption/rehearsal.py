@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
-from idefics_cli.core.units import format_duration
+from idefics_cli.core.units import counted, format_duration
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
@@ -42,7 +42,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
         return
     console.report(render_plan(plan))
     if left < len(job.pictures):
-        console.line(f"{left} of {len(job.pictures)} pictures are left to caption")
+        console.line(f"left to caption: {left} of {counted(len(job.pictures), 'picture')}")
     if bad:
         console.line(f"{bad} cannot be read")
     if seconds is not None:
@@ -71,7 +71,7 @@ def _summary(job: CaptionJob) -> str:
     count = len(job.pictures)
     prompts = [f"`{question.prompt}`" for question in job.questions]
     return (
-        f"{count} picture{'' if count == 1 else 's'}, {job.batch_size} at a time, "
+        f"{counted(count, 'picture')}, {job.batch_size} at a time, "
         f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
     )
 

@@ -13,6 +13,7 @@ from idefics_cli.core.errors import (
     EXIT_PARTIAL,
     UsageError,
 )
+from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
     from idefics_cli.caption.events import RunEvent
@@ -73,7 +74,9 @@ def _print_end(
     if progress.cut:
         captions = "one caption was" if progress.cut == 1 else f"{progress.cut} captions were"
         limit = job.sampling.max_new_tokens
-        console.note(f"{captions} cut after {limit} tokens; `--max-new-tokens` sets the limit")
+        console.note(
+            f"{captions} cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
+        )
     if outcome.end == "failures":
         _print_how_to_continue(console, outcome)
     if outcome.failures is not None:

@@ -154,9 +154,10 @@ def _bounded(value: float) -> float:
 
 def _overflow(dtype: torch.dtype) -> ModelError:
     name = str(dtype).removeprefix("torch.")
+    others = " or ".join(f"`--dtype {n}`" for n in ("bfloat16", "float32") if n != name)
     return ModelError(
         f"the model's numbers went out of range in {name}, so it has no answer",
-        hint="try `--dtype bfloat16` or `--dtype float32`; else its weights may be damaged",
+        hint=f"try {others}; else its weights may be damaged",
     )
 
 
