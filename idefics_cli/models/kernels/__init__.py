@@ -1,1 +1,1 @@
-"""What computes on a CPU: layers and functions in place of those of torch and transformers."""
+"""CPU kernels: layers and functions that replace those of torch and transformers."""

@@ -1,7 +1,7 @@
-"""Attention on a CPU: torch's own kernels, with the heads laid out so that they run fast.
+"""Attention on a CPU by torch's own kernels, with the heads laid out so that these run fast.
 
-transformers' `sdpa` computes all that is not known to be faster here. Figures are of torch 2.13 on
-one core of a Xeon with AVX512, medians of interleaved runs.
+If no faster way is known for a case, transformers' `sdpa` computes it. Figures are medians of
+interleaved runs with torch 2.13 on one core of a Xeon with AVX512.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# A head of SigLIP is 72 wide. Padded with zeros to a multiple of 16, the float32 numbers of a
-# register, its kernel takes 0.74 of the time in float32 and 0.61 in bfloat16 (4,900 patches).
+# Heads are padded with zeros to a multiple of 16, the number of float32 values in a register.
+# A head of SigLIP is 72 wide: padded to 80, it takes 0.74 of the time in float32 and 0.61 in
+# bfloat16 (4,900 patches).
 _WIDTH = 16
-# Below so many queries the copies cost more than padding saves.
+# With fewer queries, the copies for padding cost more time than padding saves.
 _MANY_QUERIES = 1024
-# Queries of a tile: the scores of 4,900 patches then stay in the cache. It takes 0.45 of the
-# kernel's time where bfloat16 is multiplied natively (AMD Zen 5), 1.3 to 3 times elsewhere.
+# `_tiled` computes so many queries together: their scores for 4,900 patches stay in the processor's
+# cache. This takes 0.45 of the time of torch's kernel on a processor with bfloat16 instructions
+# (AMD Zen 5), and 1.3 to 3 times as long on others.
 _TILE_QUERIES = 384
 # Attribute of a mask that holds the result of `_is_end_of_prompt`.
 _MARK = "is_end_of_prompt"
@@ -50,9 +52,10 @@ class CpuAttention:
 
     Attributes:
         name: Its name in transformers, and in the table of kernels.
-        tile_queries: Queries that are computed together among many patches in bfloat16; None
-            leaves tiles to torch's kernel and pads the heads for it.
-        many_queries: From so many queries on, patches are computed in one of these ways.
+        tile_queries: Number of queries that are computed together, for large pictures in
+            bfloat16; None pads the heads of all large pictures for torch's kernel instead.
+        many_queries: A picture with at least so many patches is large. transformers' `sdpa`
+            computes smaller ones.
     """
 
     name: str
@@ -60,16 +63,16 @@ class CpuAttention:
     many_queries: int = _MANY_QUERIES
 
     def passes_self_test(self) -> bool:
-        """Whether it can be used here: everywhere."""
+        """Return True: this attention needs nothing but torch and transformers."""
         return True
 
     def register(self) -> str:
-        """Make the attention known to transformers and return its name there; idempotent."""
+        """Register this attention in transformers and return its name; idempotent."""
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
 
         AttentionInterface.register(self.name, self)
-        # Without a mask function of its own it would get no masks at all.
+        # transformers makes masks only for an attention whose name has a mask function.
         AttentionMaskInterface.register(self.name, sdpa_mask)
         return self.name
 
@@ -87,16 +90,16 @@ class CpuAttention:
         """Return what transformers' `sdpa` returns, by the fastest way that is known.
 
         Args:
-            module: The attention layer, for the library's function.
+            module: The attention layer; read for `is_causal`, and passed on to `sdpa`.
             query: (B, heads, queries, width).
             key: (B, KV heads, keys, width).
             value: As *key*.
-            attention_mask: (B or 1, 1, queries or 1, keys), bool (true: attended to) or added to
-                the scores. None attends to all keys, or to those up to the query's own if the
-                layer is causal.
+            attention_mask: (B or 1, 1, queries or 1, keys): either bool, where True means that
+                the query attends to the key, or numbers that are added to the scores. With None,
+                a query attends to all keys or, in a causal layer, to those up to its own position.
             dropout: Dropout of the scores.
             scaling: Factor of the scores; None is 1 / sqrt(width).
-            options: Other arguments of the library.
+            options: Other arguments of transformers.
 
         Returns:
             (B, queries, heads, width), and None for the scores.
@@ -123,7 +126,7 @@ class CpuAttention:
         dropout: float = 0.0,
         **options: object,
     ) -> Way:
-        """Return the fastest way that is known to be exact; the arguments are as for a call."""
+        """Return the fastest exact way for a call with these arguments; see `__call__`."""
         shared = attention_mask is None or attention_mask.shape[1] == 1
         unusual = dropout or not shared or options.get("position_bias") is not None
         if unusual or query.device.type != "cpu" or options.get("cache") is not None:
@@ -148,10 +151,11 @@ PADDED = CpuAttention("cpu_sdpa", None)
 def _decode(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
 ) -> Tensor:
-    """Attend from one token, (B, heads, 1, width): heads that share keys are rows of one product.
+    """Attend from one token: *query* is (B, heads, 1, width).
 
-    transformers repeats the keys or, without a mask, uses a kernel of torch that is 16 times
-    slower in bfloat16 and 1.7 times in float32 (32 heads of 8, 2,048 keys).
+    All heads that share keys become the rows of one matrix product. transformers instead copies
+    the keys for each head or, without a mask, calls a kernel of torch that is slower: 16 times in
+    bfloat16, 1.7 times in float32 (32 heads, 8 KV heads, 2,048 keys).
     """
     batch, heads, _, width = query.shape
     grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], width)
@@ -162,9 +166,9 @@ def _decode(
 
 
 def _is_end_of_prompt(mask: Tensor) -> bool:
-    """Whether *mask* (B, 1, queries, keys) is causal for the last tokens of a prompt.
+    """Whether *mask* (B, 1, queries, keys) is the causal mask of the last tokens of a prompt.
 
-    Also false if so many keys are before all queries that `_end_of_prompt` is slower.
+    False too if the KV cache holds so many of the keys that `_end_of_prompt` would be slower.
     """
     rows, _, queries, keys = mask.shape
     if rows != 1 or mask.dtype != torch.bool or not queries < keys < 2 * queries:
@@ -173,16 +177,17 @@ def _is_end_of_prompt(mask: Tensor) -> bool:
     if known is None:
         expected = torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
         known = torch.equal(mask[0, 0], expected)
-        # All layers of a forward pass get the same mask.
+        # All layers of a forward get the same mask object, so it is compared only once.
         setattr(mask, _MARK, known)
     return known
 
 
 def _end_of_prompt(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attend from the last tokens of a prompt; the KV cache holds the first ones.
+    """Attend from the last tokens of a prompt; the KV cache holds the first tokens.
 
-    Without a mask the kernel skips the keys after each query. That takes half the time, although
-    queries for the first tokens, whose results are dropped, have to be added.
+    With `is_causal` instead of a mask, torch's kernel skips the keys after each query. It then
+    needs a query for every key, so zeros stand for the queries of the first tokens, and the results
+    of these are dropped. This still takes only half the time.
     """
     before = key.shape[2] - query.shape[2]
     out = functional.scaled_dot_product_attention(
@@ -199,7 +204,7 @@ def _end_of_prompt(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
 def _padded(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
 ) -> Tensor:
-    """Attend with heads that are padded to a width that suits the registers."""
+    """Attend with heads that are padded to a multiple of `_WIDTH`."""
     width = query.shape[3]
     scaling = width**-0.5 if scaling is None else scaling
     if missing := -width % _WIDTH:
@@ -217,7 +222,7 @@ def _tiled(
     *,
     tile_queries: int,
 ) -> Tensor:
-    """Attend head by head, some queries at a time, as matrix products into one buffer."""
+    """Attend head by head, *tile_queries* queries at a time, by matrix products into one buffer."""
     batch, heads, queries, width = query.shape
     scaling = width**-0.5 if scaling is None else scaling
     out = query.new_empty(batch, queries, heads, value.shape[3])
@@ -241,7 +246,7 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
     if mask.dtype != torch.bool:
         scores += mask
     else:
-        # Not minus infinity: a row that attends to nothing would become NaN.
+        # Not minus infinity: softmax would give NaN for a query that attends to no key.
         scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
 
 

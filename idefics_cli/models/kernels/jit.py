@@ -1,11 +1,11 @@
-"""Kernels that are compiled for this processor when they are first needed, within a second.
+"""A compiler of kernels for this processor: each is compiled at its first use, within a second.
 
-They read weights in formats for which torch has no kernel, or a slower one, and run in the threads
-of torch's OpenMP pool: a second pool would compete with it for the cores.
+The kernels read weights in formats for which torch has no kernel, or a slower one. They run in the
+threads of torch's OpenMP pool, because a second pool would compete with it for the cores.
 
-Why they are written with llvmlite, the binding of LLVM that numba uses, and not otherwise
-(figures: AMD Zen 5 with AVX512_BF16, 3 threads, torch 2.13; time of the seven linear layers of one
-layer of Mistral 7B for one row, which torch multiplies in bfloat16 in 19 ms):
+They are written with llvmlite, the binding of LLVM that numba uses, for the following reasons. The
+figures are times of the seven linear layers of one layer of Mistral 7B for one row, which torch
+multiplies in bfloat16 in 19 ms (AMD Zen 5 with AVX512_BF16, 3 threads, torch 2.13).
 
 - torchao 0.18 needs `torch.compile` for its 8-bit kernels: they take 180 to 273 ms without it, and
   with it a first call took 26 s. Its 4-bit kernel (4.1 ms) is no faster than the one in torch
@@ -14,10 +14,10 @@ layer of Mistral 7B for one row, which torch multiplies in bfloat16 in 19 ms):
 - A C++ extension of torch needs a compiler on the user's computer, or a wheel of ours for each
   platform. llvmlite's wheel brings the compiler along.
 - KleidiAI is a library for ARM processors. These kernels are for x86.
-- oneDNN has no format of 12 bits. It imitates bfloat16 on processors without it, in up to 4 times
-  the time of float32 (`widened.py`). Where the processor has bfloat16, oneDNN is what we use
-  (`packed.py`). torch's dynamic 8-bit layers (FBGEMM or oneDNN) round a batch of activations with
-  one scale: the error is 27 % when one input is 60 times as large as the others.
+- oneDNN has no format of 12 bits. On processors without bfloat16 instructions it emulates them, in
+  up to 4 times the time of float32 (`widened.py`). On processors with these instructions we use
+  oneDNN (`packed.py`). torch's dynamic 8-bit layers (FBGEMM or oneDNN) round a batch of
+  activations with one scale: the error is 27 % when one input is 60 times as large as the others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from llvmlite import ir
 
 _NAME = "kernel"
-# Chunks of work for each thread: if another program delays one thread, the others do its work.
+# The work of a kernel is divided into so many chunks per thread. If another program delays one
+# thread, the others then do its remaining chunks.
 _CHUNKS_PER_THREAD = 8
-# Chosen by `compiled_for`; None is the widest.
+# Width of the registers that `compiled_for` chose; None is the widest of this processor.
 _vector_bytes: ContextVar[int | None] = ContextVar("vector_bytes", default=None)
 
 
@@ -47,7 +48,7 @@ class Body(Protocol):
     """Writes the code for one piece of a kernel's work."""
 
     def __call__(self, code: Code, piece: ir.Value, arguments: Sequence[ir.Value], /) -> None:
-        """Write it to *code*, for the number of the piece and the kernel's arguments."""
+        """Write the code to *code*; *piece* is the number of the piece, from 0."""
         ...
 
 
@@ -66,9 +67,10 @@ class CompiledKernel:
         self._engine = _compiled(body, arguments)
         address = self._engine.get_function_address(_NAME)
         self._address = address
-        # Called directly when one thread does all the work.
+        # One thread alone calls the function directly, without OpenMP.
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        # The next piece, the number of pieces, the pieces of a chunk, and the arguments.
+        # What the threads share: the next piece, the number of pieces, the pieces of a chunk, and
+        # the arguments.
         self._buffer = ctypes.c_int64 * (3 + arguments)
 
     def __call__(self, pieces: int, *arguments: int) -> None:
@@ -76,7 +78,8 @@ class CompiledKernel:
 
         Args:
             pieces: Number of pieces.
-            arguments: Numbers, and addresses of tensors, which must not be freed meanwhile.
+            arguments: Numbers, and addresses of tensors. The caller keeps these tensors alive
+                until the call returns.
         """
         threads = max(1, min(torch.get_num_threads(), pieces))
         chunk = max(1, pieces // (threads * _CHUNKS_PER_THREAD))
@@ -100,7 +103,11 @@ class LazyKernel:
         self._kernels: dict[int, CompiledKernel] = {}
 
     def __call__(self, pieces: int, *arguments: int) -> None:
-        """See `CompiledKernel`; raises as its constructor does."""
+        """Run the kernel, compiled if it is not yet; see `CompiledKernel.__call__`.
+
+        Raises:
+            RuntimeError: If it cannot be compiled.
+        """
         kernel = self._kernels.get(width := vector_bytes())
         if kernel is None:
             kernel = self._kernels[width] = CompiledKernel(self._body, arguments=self._arguments)
@@ -108,10 +115,10 @@ class LazyKernel:
 
 
 class Code:
-    """A builder of LLVM's instructions, with those that kernels use most.
+    """A writer of LLVM instructions, with methods for those that kernels use most.
 
     Args:
-        function: The function that gets the code.
+        function: The function to which the instructions are added.
     """
 
     def __init__(self, function: ir.Function) -> None:
@@ -128,7 +135,7 @@ class Code:
         return self.ir.Constant(self.i64, value)
 
     def same(self, kind: ir.Type, count: int, value: float) -> ir.Value:
-        """Return a constant vector of *count* times *value*."""
+        """Return a constant vector that holds *value* *count* times."""
         return self.ir.Constant(self.vector(kind, count), [value] * count)
 
     def vector(self, kind: ir.Type, count: int) -> ir.Type:
@@ -152,7 +159,7 @@ class Code:
         return Variable(self, value)
 
     def spread(self, value: ir.Value, count: int) -> ir.Value:
-        """Return a vector of *count* times *value*."""
+        """Return a vector that holds *value* *count* times."""
         kind, ir_ = self.vector(value.type, count), self.ir
         nothing = ir_.Constant(kind, ir_.Undefined)
         first = self.builder.insert_element(nothing, value, ir_.Constant(self.i32, 0))
@@ -229,7 +236,7 @@ class Variable:
 
     def __init__(self, code: Code, value: ir.Value) -> None:
         self._code, self._kind = code, value.type
-        # At the entry of the function: in a loop the stack would grow.
+        # `alloca` stands at the entry of the function: in a loop, each pass would grow the stack.
         with code.builder.goto_entry_block():
             self._place = code.builder.alloca(value.type)
         self.set(value)
@@ -246,8 +253,8 @@ class Variable:
 def passes(check: Callable[[], bool]) -> bool:
     """Whether *check*, which compiles and runs kernels, returns True and raises nothing.
 
-    What a machine needs is in `table.compiler_problem`. The rest is known by trying only: whether
-    the compiler knows the processor, and whether torch's library offers its thread pool.
+    `table.compiler_problem` says what a machine needs. Two more conditions show only in a trial:
+    the compiler knows the processor, and torch's library offers its thread pool.
     """
     try:
         return check()
@@ -256,19 +263,19 @@ def passes(check: Callable[[], bool]) -> bool:
 
 
 def vector_bytes() -> int:
-    """Return the width of the registers that kernels are compiled for."""
+    """Return the width in bytes of the registers for which kernels are compiled."""
     return _vector_bytes.get() or widest_vector_bytes()
 
 
 @cache
 def widest_vector_bytes() -> int:
-    """Return the width of the widest registers of this processor."""
+    """Return the width in bytes of the widest registers of this processor."""
     return 64 if {"avx512f", "avx512bw", "avx512vl"} <= _features() else 32
 
 
 @contextmanager
 def compiled_for(width: int) -> Iterator[None]:
-    """Compile kernels for registers of *width* bytes in the block, 32 or 64."""
+    """Compile kernels for registers of *width* bytes, 32 or 64, within this block."""
     token = _vector_bytes.set(width)
     try:
         yield
@@ -288,7 +295,7 @@ def _openmp() -> Callable[[int, int, int, int], None]:
     """Return `GOMP_parallel`, which runs a function in threads of torch's OpenMP pool.
 
     Its arguments are the address of the function, the address of its data, the number of threads
-    and flags. It is of GCC's libgomp; the OpenMP libraries of LLVM and Intel offer it too.
+    and flags. GCC's libgomp defines it; the OpenMP libraries of LLVM and Intel have it too.
     """
     function = openmp_library().GOMP_parallel
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -297,7 +304,7 @@ def _openmp() -> Callable[[int, int, int, int], None]:
 
 
 class _Engine:
-    """Compiled code; it is freed with this object.
+    """The owner of compiled code: the code is freed with this object.
 
     Args:
         text: The code in LLVM's assembly language.
@@ -310,7 +317,7 @@ class _Engine:
         llvm.initialize_native_asmprinter()
         features = llvm.get_host_cpu_features().flatten()
         if vector_bytes() == 64:
-            # LLVM avoids 512-bit registers because they lowered the clock of older processors.
+            # By default LLVM avoids 512-bit registers, which lowered the clock of older processors.
             features += ",-prefer-256-bit"
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=features, opt=3

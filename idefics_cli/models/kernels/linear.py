@@ -1,4 +1,9 @@
-"""What all linear layers with weights in another format share."""
+"""The base classes of all linear layers that have a CPU kernel.
+
+A row is the vector of activations of one token or patch. A decode step multiplies few rows, a
+prefill many. To widen weights means to convert them to a dtype of more bits, in which torch
+multiplies whole matrices fast.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-# Outputs whose weights are converted to another format at a time: 16 MiB of float32 at a width
-# of 4,096.
+# Number of outputs whose weights are converted at a time. In float32 and at a width of 4,096,
+# these weights take 16 MiB.
 _OUTPUTS_AT_A_TIME = 1024
 
 
 def output_parts(outputs: int) -> Iterator[slice]:
-    """Yield the slices of *outputs* whose weights are converted together."""
+    """Divide *outputs* outputs into slices; the weights of one slice are converted together."""
     for first in range(0, outputs, _OUTPUTS_AT_A_TIME):
         yield slice(first, min(first + _OUTPUTS_AT_A_TIME, outputs))
 
@@ -23,12 +28,12 @@ class KernelLinear(nn.Module):
     """A linear layer with a kernel of its own; implements `table.LayerKernel`.
 
     Args:
-        linear: The layer whose place it takes.
+        linear: The layer to replace.
     """
 
     FEW_ROWS: ClassVar[int] = 0
-    """Up to so many rows are multiplied without widening the weights for a matrix product, which
-    is faster there; 0 if all numbers of rows are multiplied alike."""
+    """Up to so many rows, the kernel is faster than widening the weights for a matrix product; 0 if
+    the layer multiplies every number of rows in the same way."""
 
     bias: Tensor | None
 
@@ -55,7 +60,7 @@ class KernelLinear(nn.Module):
         numbers: Mapping[str, Tensor] | None = None,
     ) -> Self | None:
         """See `table.LayerKernel.layer_for`."""
-        # Subclasses of `nn.Linear` do more than a product.
+        # The exact type is required, because subclasses of `nn.Linear` may do more than a product.
         return cls(module) if type(module) is nn.Linear and cls.fits(module) else None
 
     def forward(self, activations: Tensor) -> Tensor:
@@ -64,13 +69,14 @@ class KernelLinear(nn.Module):
 
 
 class QuantizedLinear(KernelLinear):
-    """A linear layer whose weights are small numbers, kept in buffers.
+    """A linear layer with quantized weights, which are kept in buffers.
 
     Args:
-        linear: The layer whose place it takes; see `fits`.
-        numbers: From `numbers` of a layer that was made from the same weights; None makes them.
-        product_dtype: Dtype to which weights are widened for many rows of that dtype; float32 for
-            rows of any other.
+        linear: The layer to replace; `fits` accepts it.
+        numbers: The quantized weights, as `numbers()` of an earlier layer with the same weights
+            returned them; None quantizes the weights of *linear*.
+        product_dtype: For many rows of this dtype, the weights are widened to it; for rows of any
+            other dtype, to float32.
     """
 
     NUMBERS: ClassVar[tuple[str, ...]]
@@ -106,7 +112,7 @@ class QuantizedLinear(KernelLinear):
 
     @classmethod
     def layout(cls) -> str | int | None:
-        """Return what decides how the numbers lie in memory, if that differs between machines."""
+        """Return a key of the order of the numbers in memory; None if all machines share one."""
         return None
 
     def numbers(self) -> dict[str, Tensor]:

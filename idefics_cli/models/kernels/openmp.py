@@ -1,7 +1,7 @@
-"""The OpenMP library with which torch is linked.
+"""Access to the OpenMP library with which torch is linked.
 
-OpenMP keeps a pool of threads for every thread that starts parallel work. The idle threads of one
-pool spin for a while, and so slow down the work of another.
+OpenMP keeps one pool of threads for each thread that starts parallel work. After its work, a pool
+spins for a while, which takes processor time from the other pools.
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ def openmp_library() -> ctypes.CDLL:
     """Return a handle that finds the functions of torch's OpenMP library.
 
     Raises:
-        OSError: If torch is built in another way than on Linux.
+        OSError: If torch has no `libtorch_cpu.so`, as on Windows and macOS.
     """
-    # Found through torch's own library, so it is the OpenMP library with which torch is linked.
+    # A handle of torch's own library also finds functions of the libraries with which torch is
+    # linked, so it finds no other OpenMP library that may be installed.
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch work in the calling thread alone within this block.
+    """Restrict torch's work in the calling thread to this one thread, within the block.
 
-    Without it, a thread that makes tensors of a picture opens a pool beside that of the thread
-    that runs the model, and every later token takes 1.2 to 1.35 times as long (SmolVLM-500M, AMD
-    Zen 5, 2 threads). `torch.set_num_threads` would hold for all threads that start later.
+    Without this block, a thread that preprocesses pictures opens a pool of its own. That pool
+    slows down the thread that runs the model: every later token takes 1.2 to 1.35 times as long
+    (SmolVLM-500M, AMD Zen 5, 2 threads). `torch.set_num_threads` is no substitute, because it
+    also changes all threads that start later.
     """
     try:
         set_threads = openmp_library().omp_set_num_threads
     except (OSError, AttributeError):
-        yield  # no such library here: the pool is opened, which costs time only
+        yield  # no such library here: a pool is opened, which only costs time
         return
-    # torch sets the number of a thread at its first call there, and would undo ours later.
+    # At its first call in a thread, torch sets OpenMP's number of threads for that thread. This
+    # call comes before ours, so that torch does not overwrite our number later.
     before = torch.get_num_threads()
     set_threads(1)
     try:

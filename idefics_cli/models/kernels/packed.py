@@ -1,9 +1,9 @@
 """Linear layers whose weights are stored in the order in which the processor's kernels read them.
 
-torch reorders a bfloat16 weight for oneDNN at every call. If the weight is reordered once, a layer
-is limited by memory bandwidth only: it is 2.1 times as fast for 1 row, 1.5 for 16, 1.08 for 768,
-with the same results (Mistral's seven layers, torch 2.13, AMD Zen 5 with AVX512_BF16). float32
-gains little: 0.8 for 1 row, 1.05 for 768 (a Xeon with AVX512).
+torch reorders a bfloat16 weight for oneDNN at every call. If the weight is reordered only once, a
+layer is limited by memory bandwidth alone: it is 2.1 times as fast for 1 row, 1.5 for 16, 1.08 for
+768, with the same results (Mistral's seven layers, torch 2.13, AMD Zen 5 with AVX512_BF16). In
+float32 packing does not pay: 0.8 times as fast for 1 row, 1.05 for 768 (a Xeon with AVX512).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import KernelLinear
 
-# Number of rows for which oneDNN chooses the layout; it makes no difference that was measured.
+# oneDNN chooses the layout of a weight for this number of rows. Other numbers changed no figure.
 _ROWS_HINT = 1
 
 
@@ -23,7 +23,7 @@ class PackedLinear(KernelLinear):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
-        # Not a buffer: it has no storage that a module could move or save.
+        # Not a buffer: a packed weight has no storage that a module could move or save.
         self._packed = _pack(linear.weight.detach())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 

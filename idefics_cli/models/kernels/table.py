@@ -1,6 +1,7 @@
-"""One torch-free row for each kernel: the parts of a model it computes, and what it needs.
+"""The table of CPU kernels: for each, the parts of a model that it computes, and its requirements.
 
-To add a kernel, write a layer in a folder of its own and add a row here.
+The table imports no torch, so that a plan can be made without it. To add a kernel, write a layer in
+a folder of its own and add a row here. `linear.py` explains the words "row" and "widen".
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Requirement = Callable[[Machine], str | None]
 
 
 class LayerKernel(Protocol):
-    """A kernel that takes the place of a layer; a class of layers implements it."""
+    """A kernel that replaces a layer of a model; a class of layers implements it."""
 
     def passes_self_test(self) -> bool:
         """Whether the kernel can be used here and computes a small example correctly."""
@@ -44,7 +45,8 @@ class LayerKernel(Protocol):
         Args:
             module: On the CPU; not changed.
             product_dtype: Dtype to which quantized weights are widened for many rows.
-            numbers: Quantized weights by name, made from the same weights earlier; None makes them.
+            numbers: Quantized weights by name, if they were made earlier from the same weights;
+                None quantizes the weights of *module*.
 
         Raises:
             KeyError: If *numbers* lacks a tensor.
@@ -53,14 +55,17 @@ class LayerKernel(Protocol):
 
 
 class AttentionKernel(Protocol):
-    """A kernel that transformers calls for the attention of every layer, by the name of its row."""
+    """A kernel for attention, which transformers calls in every layer.
+
+    transformers knows it by the name of its row in the table.
+    """
 
     def passes_self_test(self) -> bool:
         """As `LayerKernel.passes_self_test`."""
         ...
 
     def register(self) -> str:
-        """Make the kernel known to transformers, by the name that is returned; idempotent."""
+        """Register the kernel in transformers and return its name; a second call is harmless."""
         ...
 
 
@@ -71,15 +76,15 @@ class Kernel:
     Attributes:
         name: Key of the row.
         path: "module:name" of the `LayerKernel` or `AttentionKernel`.
-        parts: The parts of a model for which it is known to be faster.
-        weights: Format of the weights that it reads.
-        requirements: What a machine must have.
-        tolerance: Largest error of its outputs relative to float32 with the same weights, by the
-            norm; rows of float32.
-        summary: How it computes, for people.
-        copies_weights: Whether it keeps a copy of the weights, so that weights that another module
-            shares would be in memory twice.
-        smallest_weights: Layers with fewer weights are left as they are.
+        parts: The parts of a model for which the kernel is known to be faster.
+        weights: Format of the weights that the kernel reads.
+        requirements: Checks of what a machine must have.
+        tolerance: Largest allowed error of the outputs for rows of float32: the norm of the
+            difference from a float32 product with the same weights, relative to that product.
+        summary: A sentence for users that says how the kernel computes.
+        copies_weights: Whether the kernel keeps its own copy of the weights. If another module
+            shares them, they are then in memory twice.
+        smallest_weights: The kernel does not replace layers with fewer weights.
     """
 
     name: str
@@ -93,7 +98,7 @@ class Kernel:
     smallest_weights: int = 0
 
     def problem(self, machine: Machine) -> str | None:
-        """Return why the kernel cannot run on *machine*, or is no gain there; None if it is."""
+        """Return why *machine* cannot run the kernel, or would not gain from it, or None."""
         found = (requirement(machine) for requirement in self.requirements)
         return next((problem for problem in found if problem is not None), None)
 
@@ -120,31 +125,34 @@ def compiler_problem(machine: Machine) -> str | None:
 
 
 def native_bf16_problem(machine: Machine) -> str | None:
-    """Return why *machine* is no x86 processor that multiplies bfloat16 natively, or None.
+    """Return why *machine* has no x86 processor with bfloat16 instructions, or None if it has one.
 
-    On others, oneDNN's bfloat16 kernels are not measured.
+    oneDNN's bfloat16 kernels were measured on x86 only, so other processors count as a problem.
     """
     if machine.is_x86 and machine.cpu_bf16:
         return None
     return "the processor has no bfloat16 instructions of x86"
 
 
-def imitated_bf16_problem(machine: Machine) -> str | None:
-    """Return why torch does not imitate bfloat16 on *machine* with kernels of x86, or None."""
+def emulated_bf16_problem(machine: Machine) -> str | None:
+    """Return why torch does not emulate bfloat16 with x86 vectors on *machine*, or None if so."""
     if native_bf16_problem(machine) is None:
         return "the processor multiplies bfloat16 natively"
     return vector_problem(machine)
 
 
 def vector_problem(machine: Machine) -> str | None:
-    """Return why torch has only slow stand-ins for its x86 kernels on *machine*, or None."""
+    """Return why torch's x86 vector kernels do not run on *machine*, or None if they do.
+
+    Where they do not run, torch has slow replacements.
+    """
     has_vectors = machine.torch_cpu_capability in ("AVX512", "AVX2")
     return None if has_vectors else "torch uses no AVX2 or AVX512 instructions"
 
 
 _LINEAR: frozenset[Part] = frozenset({"text", "head", "connector", "vision"})
 _QUANTIZED: frozenset[Part] = frozenset({"text", "head"})
-# So many weights that reading them is what takes time for a few rows.
+# In layers with so many weights, reading them takes most of the time for a few rows.
 _LARGE_WEIGHTS = 2**20
 _ROOM = "idefics_cli.models.kernels."
 
@@ -152,7 +160,7 @@ _ROWS = (
     Kernel(
         "bf16_packed",
         _ROOM + "packed:PackedLinear",
-        # Vision has so many rows that it gains nothing.
+        # A picture has hundreds of patches; a product of so many rows gains nothing from packing.
         frozenset({"text", "head"}),
         "bfloat16",
         (native_bf16_problem,),
@@ -165,7 +173,7 @@ _ROWS = (
         _ROOM + "bf16_12bit.linear:CompactLinear",
         frozenset({"text", "head", "connector"}),
         "bfloat16",
-        (imitated_bf16_problem, compiler_problem),
+        (emulated_bf16_problem, compiler_problem),
         tolerance=4e-3,
         summary="weights are kept in 12 bits without loss where few rows are multiplied, "
         "many rows in float32",
@@ -177,7 +185,7 @@ _ROWS = (
         _ROOM + "widened:WidenedLinear",
         _LINEAR,
         "bfloat16",
-        (imitated_bf16_problem,),
+        (emulated_bf16_problem,),
         tolerance=4e-3,
         summary="few rows are multiplied one by one, many rows in float32",
     ),
@@ -186,7 +194,7 @@ _ROWS = (
         _ROOM + "widened:WidenedConv2d",
         frozenset({"patches"}),
         "bfloat16",
-        (imitated_bf16_problem,),
+        (emulated_bf16_problem,),
         tolerance=4e-3,
         summary="in float32",
     ),
@@ -276,5 +284,5 @@ _ROWS = (
 )
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType({row.name: row for row in _ROWS})
-"""All kernels by name; of those for one part and one format of weights, the best comes first."""
+"""All kernels by name. Among kernels for the same part and format of weights, the best is first."""
 ATTENTION_KERNELS = tuple(row.name for row in _ROWS if "attention" in row.parts)

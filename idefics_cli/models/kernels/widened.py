@@ -1,10 +1,13 @@
-"""Layers in bfloat16 for processors that cannot multiply bfloat16.
+"""Layers with bfloat16 weights for processors without bfloat16 instructions.
 
-torch lets oneDNN imitate bfloat16 there, which takes up to 4 times as long as float32. A kernel of
-torch that needs no such instructions multiplies one row at the speed of the memory. Many rows are
-multiplied in float32, with the weights widened part by part. Of torch's time for one layer this
-takes 0.72 for 1 row, 0.55 for 2, 1.0 for 16, 0.69 for 32, 0.28 for 256 (7,168 x 4,096,
-torch 2.13, one core of a Xeon with AVX512 but not AVX512_BF16, interleaved).
+On such processors torch lets oneDNN emulate bfloat16, which takes up to 4 times as long as float32.
+torch's product of a matrix and a vector needs no such instructions, and multiplies one row at the
+speed of the memory. So few rows are multiplied one by one, and many rows in float32, with the
+weights widened part by part.
+
+Time relative to torch's for one layer: 0.72 for 1 row, 0.55 for 2, 1.0 for 16, 0.69 for 32, 0.28
+for 256 (7,168 x 4,096, torch 2.13, one core of a Xeon with AVX512 but not AVX512_BF16,
+interleaved).
 """
 
 from __future__ import annotations
@@ -18,15 +21,15 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import KernelLinear, output_parts
 
-# Few rows are multiplied one by one if there are so many weights that the time goes into reading
-# them.
+# Few rows are multiplied one by one only in layers with at least so many weights: there, reading
+# the weights takes most of the time.
 _LARGE_WEIGHTS = 2**20
-# From so many rows on, widening the weights costs less than it saves.
+# With at least so many rows, widening the weights costs less time than it saves.
 _MANY_ROWS = 24
 
 
 class WidenedLinear(KernelLinear):
-    """A linear layer in bfloat16 without oneDNN's imitation; it shares the original weight."""
+    """A bfloat16 linear layer that avoids oneDNN's emulation; it shares the original weight."""
 
     FEW_ROWS = 4
 
@@ -70,11 +73,11 @@ class WidenedLinear(KernelLinear):
 class WidenedConv2d(nn.Module):
     """The convolution that embeds the patches of a picture, computed in float32.
 
-    It shares the original weight. oneDNN's imitation of bfloat16 takes 9 times as long (980 x 980
+    It shares the original weight. oneDNN's emulation of bfloat16 takes 9 times as long (980 x 980
     pixels, 1,152 outputs).
 
     Args:
-        convolution: The layer whose place it takes.
+        convolution: The layer to replace.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -85,7 +88,7 @@ class WidenedConv2d(nn.Module):
 
     @classmethod
     def passes_self_test(cls) -> bool:
-        """Whether it can be used here: everywhere."""
+        """Return True: this layer needs nothing but torch."""
         return True
 
     @classmethod

@@ -1,1 +1,1 @@
-"""The choices for a model on a machine, as a LoadSpec, with a reason for each."""
+"""Planning: all choices for a model on a machine, as a `LoadSpec`, with a reason for each."""

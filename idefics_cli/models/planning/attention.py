@@ -1,4 +1,4 @@
-"""Attention implementations: the model, the device and the packages that each needs."""
+"""The requirements of attention implementations: a family, a device and a package."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Flash:
 
 # transformers 5.23, modeling_flash_attention_utils.py `FLASH_ATTENTION_COMPATIBILITY_MATRIX`.
 # The kernels of FlashAttention 3 are written for Hopper, although transformers accepts Ampere.
-# All versions support the heads of these models, which are 64, 72, 96 and 128 wide: 2 and 3 take
-# multiples of 8 up to 256, 4 takes up to 128 on Blackwell (flash_attn/cute/interface.py
-# `_validate_head_dims`).
+# No check of the width of heads is needed: the heads of these models are 64, 72, 96 and 128 wide.
+# Versions 2 and 3 take multiples of 8 up to 256, version 4 takes up to 128 on Blackwell
+# (flash_attn/cute/interface.py `_validate_head_dims`).
 FLASH: Mapping[Attention, Flash] = MappingProxyType(
     {
         "flash_attention_2": Flash(
@@ -44,7 +44,7 @@ FLASH: Mapping[Attention, Flash] = MappingProxyType(
             (2, 3, 3),
             (8, 0),
             "Ampere",
-            # The build needs the installed torch, which an isolated build cannot see.
+            # The package imports torch while it is built, and an isolated build cannot see torch.
             "pip install --no-build-isolation 'idefics-cli[flash]'",
         ),
         "flash_attention_3": Flash(
@@ -70,7 +70,7 @@ def find_problem(
     gpus: tuple[Gpu, ...],
     machine: Machine,
 ) -> Problem | None:
-    """Return why *attention* cannot run on *gpus*, or None; no GPUs stand for another device."""
+    """Return why *attention* cannot run on *gpus*, or None; no *gpus* means a CPU or Apple GPU."""
     flash = FLASH.get(attention)
     if flash is None:
         return None
@@ -92,7 +92,7 @@ def find_problem(
 
 
 def find_caution(attention: Attention, family: str) -> str | None:
-    """Return what a user of *attention* should know, or None."""
+    """Return a known weakness of *attention* with *family*, or None."""
     known = find_family(family).flash_caution
     return f"{attention} {known}" if known and attention in FLASH else None
 

@@ -1,4 +1,7 @@
-"""Which ways of decoding a model allows: a plan says so before, the engine asks after loading."""
+"""Checks whether a model can decode in slots and with CUDA graphs.
+
+A plan asks before loading, to tell the user; the engine asks after loading, to choose.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from idefics_cli.models.kernels.table import ATTENTION_KERNELS
 
 
 def slots_problem(attention: str, *, is_spread: bool) -> str | None:
-    """Return why the rows of a batch cannot have their own lengths, or None.
+    """Return why a model cannot decode in slots, whose rows have different lengths, or None.
 
     Args:
         attention: Name of the attention of the text model in transformers.
-        is_spread: Whether several devices hold the model.
+        is_spread: Whether the model is divided between several devices.
     """
     if attention not in ("sdpa", "eager", *ATTENTION_KERNELS):
         return f"{attention} takes no mask of its own for each row"

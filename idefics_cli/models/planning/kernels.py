@@ -1,4 +1,4 @@
-"""Which kernels compute a model on a CPU."""
+"""The choice of the kernels that compute a model on a CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def choose_kernels(
     is_stored: bool = False,
     kernels: Mapping[str, Kernel] = KERNELS,
 ) -> KernelChoice:
-    """Return the kernels for the model of *spec* on *machine*; none unless the CPU holds it all.
+    """Return the kernels for the model of *spec*; none if any part of it is not on the CPU.
 
     Args:
         spec: All other choices.
@@ -41,7 +41,7 @@ def choose_kernels(
         patches=table.names("patches", *plain),
         norm=table.names("norm", "any"),
         attention=attentions[0] if attentions else None,
-        # Other processors imitate 16 bit, which takes up to 4 times as long.
+        # Other processors emulate 16 bit, which takes up to 4 times as long.
         product_dtype="bfloat16" if is_native else "float32",
     )
 
@@ -60,11 +60,12 @@ def _text_and_head(
     if spec.quantization == "none":
         return table.names("text", *plain), table.names("head", *plain)
     if is_stored or not is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
-        # bitsandbytes has layers of its own, and leaves the head as it is.
+        # bitsandbytes brings its own layers for the text model, and does not quantize the head.
+        # The head then gets the kernels of the connector, which is not quantized either.
         return (), table.names("connector", *plain)
-    # Layers whose shape 4 bit does not suit get 8. So does the head, the scores of all tokens of
-    # the vocabulary: it is read for each word, so 8 bit save a tenth of the time in the largest
-    # models, and rounding it costs next to nothing.
+    # A text layer whose shape does not suit 4 bits gets 8 bits. The head, which computes the
+    # logits, gets 8 bits too: rounding it costs hardly any quality, and because it is read for
+    # every token, 8 bits save a tenth of the time in the largest models.
     formats: tuple[Weights, ...] = ("int4", "int8") if spec.quantization == "4bit" else ("int8",)
     return table.names("text", *formats), table.names("head", "int8")
 
@@ -77,7 +78,7 @@ class _Usable:
     machine: Machine
 
     def names(self, part: Part, *formats: Weights) -> tuple[str, ...]:
-        """Return the kernels for *part* and each of *formats*, the preferred first."""
+        """Return the names of the kernels for *part* and *formats*, in the order of preference."""
         return tuple(
             name
             for weights in formats

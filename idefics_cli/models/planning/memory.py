@@ -1,10 +1,10 @@
-"""The memory that a model takes, by arithmetic: weights, KV cache and working memory.
+"""Formulas for the memory that a model takes: weights, KV cache and working memory.
 
-The formulas were checked against the real architectures: parameters and caches exactly, on models
-without weights; working memory by adding up the tensors that are alive at the same time in a
-forward pass (within 25 %), and against the peaks in the Idefics2 model card for FlashAttention on
-an H100 (21.0 GB with and 18.1 GB without splitting; computed, with the runtime's own memory: 21.0
-and 18.2).
+They were checked against the real architectures. Parameters and KV caches agree exactly with models
+that were made without weights. Working memory agrees within 25 % with the sum of the tensors that
+are alive at the same time in a forward. The peaks in the Idefics2 model card for FlashAttention on
+an H100 are 21.0 GB with and 18.1 GB without splitting; the formulas, with the runtime's own memory,
+give 21.0 and 18.2.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.hub.sizes import NUMBER_BYTES, quantized_weights
 from idefics_cli.models.planning.quantization import bytes_per_weight
 
-# A plan is made for one picture, so much text and such a reply.
+# A plan makes room for a prompt of one picture and so many tokens of text, and for such a reply.
 PROMPT_TEXT_TOKENS = 512
 REPLY_TOKENS = 512
-# Workspaces of the CUDA libraries, and memory that the allocator cannot reuse.
+# Memory for workspaces of the CUDA libraries, and for what the allocator cannot reuse.
 GPU_RUNTIME_BYTES = 2**29
-# Python, torch and transformers (measured: 0.36 GB more than the weights), and a picture.
+# Memory of Python, torch and transformers (measured: 0.36 GB above the weights), and of a picture.
 CPU_RUNTIME_BYTES = 3 * 2**28
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """The memory of a model that generates a reply; bytes.
+    """The memory of a model while it generates a reply, in bytes.
 
     Attributes:
         weights: All weights.
@@ -41,7 +41,7 @@ class MemoryNeed:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of the three parts."""
         return self.weights + self.kv_cache + self.working
 
 
@@ -53,7 +53,7 @@ def weight_bytes(
     quantization: Quantization,
     format_4bit: Format4bit = "nf4",
 ) -> int:
-    """Return the bytes of all weights; only the text model's layers are quantized."""
+    """Return the bytes of all weights; quantization changes only the layers of the text model."""
     small = bytes_per_weight(quantization, format_4bit)
     if small is None:
         return parameters * NUMBER_BYTES[dtype]
@@ -77,10 +77,11 @@ def working_bytes(
 ) -> int:
     """Return the bytes of intermediate results for one picture and a prompt of *tokens*.
 
-    It is the larger of two phases. Vision keeps five results of the widest layer for each patch
-    (three by tracing, five by the measured peaks). Text keeps its feed-forward results and eight
-    results of its width for each token. Only `eager` attention keeps its scores: once in the
-    dtype of the model and twice in float32 for the softmax, which is five times in 16 bit.
+    The vision tower and the text model run one after the other, so the larger need counts. For
+    each patch, the vision tower keeps five results of its widest layer: a trace shows three, but
+    the measured peaks need five. For each token, the text model keeps its feed-forward results and
+    eight results of its width. Only `eager` attention keeps its scores: once in the dtype of the
+    model and twice in float32 for the softmax, together five times their size in 16 bit.
     """
     size = NUMBER_BYTES[dtype]
     tiles = shape.tiles if splitting else 1
@@ -103,7 +104,7 @@ def estimate_memory(
     context: int,
     format_4bit: Format4bit = "nf4",
 ) -> MemoryNeed:
-    """Return the memory of a model for one picture and a reply, without that of the runtime."""
+    """Return the memory of a model for one picture and a reply; the runtime's own is not in it."""
     prompt = prompt_tokens(shape, splitting=splitting, context=context)
     return MemoryNeed(
         weights=weight_bytes(

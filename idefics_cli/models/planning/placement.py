@@ -1,8 +1,10 @@
 """The ways to run a model on a machine, best first, and the memory that each takes.
 
-Order: one GPU before several, whole weights before quantized ones, tiles before none, all of these
-before a model that is partly in RAM, and a GPU before the CPU. On a processor without
-bitsandbytes' kernels, giving up tiles comes before quantizing, and 8 bit before 4.
+If a model does not fit, the following ways give up something, the least important first. On GPUs:
+use several instead of one, then quantize the weights, then do without tiles, then keep a part of
+the weights in RAM. The CPU comes after all of these. It quantizes before it does without tiles, but
+only if bitsandbytes has fast kernels for it; otherwise it first does without tiles, then quantizes
+to 8 bits, and then to 4.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from idefics_cli.models.planning.memory import (
 )
 from idefics_cli.models.planning.quantization import choose_4bit, has_packed_nf4
 
-# Shares of the free memory that a plan may use. The free memory changes while a model loads: on a
-# GPU little, in RAM with every other program. The estimates have margins of their own.
+# Shares of the free memory that a plan may use, because free memory changes while a model loads:
+# little on a GPU, more in RAM, which all programs use. The estimates have margins of their own.
 GPU_SHARE = 0.97
 RAM_SHARE = 0.90
 # Models with fewer parameters are fast in any dtype, so they get the most exact one.
 SMALL_PARAMETERS = 100_000_000
-# transformers plans quantized models with nine tenths of `max_memory` (`adjust_max_memory`).
+# For quantized models, transformers fills only nine tenths of `max_memory` (`adjust_max_memory`).
 _QUANTIZER_SHARE = 0.9
 
 
@@ -43,13 +45,13 @@ class PlanChoices:
     """The user's choices; "auto" or None leaves a choice to the plan.
 
     Attributes:
-        device: "auto", "cpu", "mps", "cuda" (all GPUs, and RAM for the rest) or "cuda:N" (that GPU
-            alone).
+        device: "auto", "cpu", "mps", "cuda" (all GPUs, and RAM for what does not fit) or "cuda:N"
+            (only that GPU).
         dtype: "auto" or a `DtypeName`.
         quantization: "auto" or a `Quantization`.
         attention: "auto" or an `Attention`.
         splitting: Whether large pictures are cut into tiles.
-        offline: Do not use the network.
+        offline: Whether the network must not be used.
         threads: Number of CPU threads.
         revision: Branch, tag or commit of a Hub repository.
         limits: Limits of the image loader.
@@ -71,13 +73,13 @@ class Placement:
     """One way to run a model.
 
     Attributes:
-        device: Device of the model; the first of several.
+        device: Device of the model; if there are several, the first.
         gpus: The GPUs that hold the model; empty on mps and cpu.
         dtype: Dtype of the weights that are not quantized.
         quantization: Quantization of the text model.
         splitting: Whether large pictures are cut into tiles.
         offload: Whether RAM holds the layers that do not fit on the GPUs.
-        format_4bit: Format of `4bit`.
+        format_4bit: Format of the weights if *quantization* is "4bit".
     """
 
     device: Device
@@ -90,13 +92,13 @@ class Placement:
 
     @property
     def is_spread(self) -> bool:
-        """Whether more than one memory holds the model."""
+        """Whether the model is divided between several GPUs, or between GPUs and RAM."""
         return self.offload or len(self.gpus) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The memory that a model needs on one device, and the memory there is; bytes.
+    """The memory that a model needs on one device, and what the device has, in bytes.
 
     Attributes:
         device: "cuda:N", "mps" or "cpu".
@@ -116,7 +118,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """The memory that is needed."""
+        """Sum of weights, KV cache and working memory."""
         return self.weights + self.kv_cache + self.working
 
     @property
@@ -128,7 +130,7 @@ class Need:
 def list_placements(
     facts: ModelFacts, choices: PlanChoices, machine: Machine
 ) -> Iterator[Placement]:
-    """Yield the ways to run a model that *choices* leave open, best first."""
+    """Yield the ways to run a model that agree with *choices*, best first."""
     device = choices.device or "auto"
     gpus = machine.gpus if device in ("auto", "cuda") else ()
     if device.startswith("cuda:"):
@@ -151,12 +153,12 @@ def is_small(facts: ModelFacts) -> bool:
 
 
 def default_threads(option: Placement, facts: ModelFacts, machine: Machine) -> int | None:
-    """Return the CPU threads for *option*; None leaves them to torch."""
+    """Return the number of CPU threads for *option*; None leaves the number to torch."""
     if option.device != "cpu":
         return None
     spared = machine.cores - 1 if machine.cores > 2 else machine.cores
-    # Measured on the built-in model: 1 to 3 threads within 20 %, but 25 times as long when
-    # another program keeps one of the cores busy.
+    # Measured with the built-in model: the times for 1 to 3 threads differ by less than 20 %, but a
+    # reply takes 25 times as long when another program keeps one of the cores busy.
     return min(spared, 2, max(1, machine.cores - 1)) if is_small(facts) else spared
 
 
@@ -176,20 +178,22 @@ def needs_of(
         )
     free = machine.free_ram_bytes
     if option.device == "mps":
-        # Apple GPUs use the machine's memory.
+        # Apple GPUs share the RAM of the machine.
         free = min(free, machine.mps_bytes or 0)
     working = load.working + CPU_RUNTIME_BYTES
     if option.device == "cpu" and option.quantization == "4bit" and option.format_4bit == "nf4":
-        # Packing unpacks the weights of one layer to 32-bit numbers and an 8-bit copy.
+        # To pack nf4 weights for the CPU, bitsandbytes unpacks those of one layer to 32-bit numbers
+        # and an 8-bit copy.
         working += facts.shape.hidden * facts.shape.intermediate * 6
     need = Need(option.device, load.weights, load.kv_cache, working, free, int(free * RAM_SHARE))
     return (need,)
 
 
 def max_memory(needs: tuple[Need, ...], option: Placement) -> Mapping[str, int] | None:
-    """Return the bytes of weights that each device may hold, for accelerate; None for one device.
+    """Return for accelerate how many bytes of weights each device may hold; None for one device.
 
-    Devices are filled in this order, so all but the last get little more than their share.
+    accelerate fills the devices in this order. So each device but the last is limited to its share
+    of the weights and two layers more, and the later ones get their share too.
     """
     if not option.is_spread:
         return None
@@ -207,7 +211,7 @@ def max_memory(needs: tuple[Need, ...], option: Placement) -> Mapping[str, int] 
 
 @dataclass(frozen=True, slots=True)
 class _Mixes:
-    """The combinations of all choices but the device."""
+    """The combinations of quantization, splitting and dtype that agree with the user's choices."""
 
     facts: ModelFacts
     choices: PlanChoices
@@ -217,7 +221,7 @@ class _Mixes:
         if self.facts.stored is not None:
             return (self.facts.stored,)
         if chosen in (None, "auto"):
-            # 8bit is slower than 4bit wherever 4bit has kernels, so it has to be asked for.
+            # Where 4bit has kernels, 8bit is slower than 4bit, so only a user chooses 8bit.
             return ("none", "4bit")
         return (chosen,)  # type: ignore[return-value] # `make_plan` checked it
 
@@ -227,13 +231,13 @@ class _Mixes:
         return (True, False) if self.facts.splitting else (False,)
 
     def fast(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield the mixes for a device that is fast with 4 bit."""
+        """Yield the combinations for a device that is fast with 4 bits."""
         for splitting in self.splittings():
             for quantization in self.quantizations():
                 yield quantization, splitting
 
     def slow(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield the mixes for a CPU on which 8 bit is nearly as fast as 4, and better."""
+        """Yield the combinations for a CPU on which 8 bits are nearly as fast as 4, and better."""
         is_open = self.quantizations() == ("none", "4bit")
         for quantization in ("none", "8bit", "4bit") if is_open else self.quantizations():
             for splitting in self.splittings():
@@ -263,8 +267,8 @@ def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes, *, offload: bool) -> Iterator
 
 
 def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
-    # Without native bfloat16, float32 is faster (measured on AVX512: 5 times for a prompt, equal
-    # for a reply), and bfloat16 only saves memory.
+    # Without bfloat16 instructions, bfloat16 only saves memory. Measured with AVX512: float32 is 5
+    # times as fast for a prompt, and equally fast for a reply.
     native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
     is_stored = mixes.facts.stored is not None
     formats = ("nf4",) if is_stored else choose_4bit(machine, mixes.facts.shape)
@@ -300,8 +304,8 @@ def _spread(
 ) -> tuple[Need, ...]:
     """Return the memory on each GPU, and in RAM, for a model that one GPU cannot hold.
 
-    Layers are not divided, so the usable memory of each GPU leaves room for one more layer; and
-    each GPU holds intermediate results.
+    A layer cannot be divided, so one layer's bytes of each GPU may stay empty and do not count as
+    usable. Each GPU also needs working memory.
     """
     shape = facts.shape
     layer = load.weights // max(1, shape.layers + shape.cross_layers)

@@ -1,4 +1,4 @@
-"""How a model runs on a machine: every choice, made before any weight is read, with its reason."""
+"""Plans: how a model runs on a machine, decided before any weight is read, with reasons."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Plan:
         spec: The choices, for the loader.
         facts: What is known about the model.
         reasons: Why each choice was made.
-        needs: Memory that is needed on each device.
-        warnings: What a user should expect.
+        needs: The memory that the model needs on each device.
+        warnings: Drawbacks that a user should expect, such as slowness.
     """
 
     spec: LoadSpec
@@ -112,10 +112,10 @@ def _need_record(need: Need) -> dict[str, object]:
 def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan:
     """Decide how *model* runs on *machine*.
 
-    Of the ways that *choices* leave open, one that works is found if there is one.
+    The plan is the first of `list_placements` that works.
 
     Raises:
-        PlanError: If the machine cannot do what was chosen, or the model does not fit in any way.
+        PlanError: If the machine cannot do what *choices* ask for, or if no way works.
     """
     _check_choices(choices, model)
     _check_device(choices.device or "auto", machine)
@@ -193,7 +193,7 @@ def _spec(
     machine: Machine,
 ) -> LoadSpec:
     option = chosen.option
-    # None leaves the checkpoint's own setting to the checkpoint.
+    # For splitting, None keeps the setting in the files of the checkpoint.
     own = option.splitting == bool(model.splitting) and choices.splitting is None
     return LoadSpec(
         repo=model.repo,
@@ -248,7 +248,7 @@ def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
 
 
 def _check_device(device: str, machine: Machine) -> None:
-    """Raise a PlanError that says what *device* lacks, if it is not there."""
+    """Raise a PlanError if *device* cannot be used; it says what is missing."""
     if "torch" in machine.broken:
         raise PlanError(
             f"torch cannot be imported: {machine.broken['torch']}",
@@ -281,7 +281,8 @@ def _check_device(device: str, machine: Machine) -> None:
 def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
     """Raise a PlanError if a model runs on the CPU only because a GPU lacks a package.
 
-    The user asked for quantized weights and expects the speed of the GPU.
+    A user who asks for quantized weights expects the speed of the GPU. So an error that names the
+    package is better than a slow run on the CPU.
     """
     for verdict in verdicts:
         if verdict.option.gpus and verdict.problem is not None and not verdict.missing:
@@ -292,12 +293,12 @@ def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
 def _no_way(
     verdicts: Sequence[_Verdict], model: ModelFacts, choices: PlanChoices, machine: Machine
 ) -> PlanError:
-    """Return the error for a model that cannot run in any of the ways that *choices* leave open."""
+    """Return the error for a model that cannot run in any way that agrees with *choices*."""
     possible = [v for v in verdicts if v.problem is None]
     if not possible:
         problem = next(v.problem for v in verdicts if v.problem is not None)
         return PlanError(problem.message, hint=problem.hint)
-    # These options would fit if a package were installed.
+    # These problems are of options that would fit into memory, and lack only a package.
     problems = [v.problem for v in verdicts if v.problem is not None and not v.missing]
     best = min(possible, key=lambda v: v.missing)
     short = max(best.needs, key=lambda need: need.missing)

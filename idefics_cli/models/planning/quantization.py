@@ -1,4 +1,4 @@
-"""Quantized weights, by bitsandbytes or our kernels: what they take, and where they work."""
+"""Quantization by bitsandbytes or by our kernels: the bytes per weight, and where each works."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.kernels.table import compiler_problem
 
-# Rows of one block of the packed CPU kernel, and weights that share a scale
-# (bitsandbytes 0.50, functional.py `_convert_weight_packed_for_cpu`, and nf4's block size).
+# bitsandbytes' packed CPU kernel reads blocks of so many rows of the weight matrix
+# (bitsandbytes 0.50, functional.py `_convert_weight_packed_for_cpu`).
 _PACK_ROWS = 32
+# Weights of nf4 that share a scale.
 _BLOCK = 64
 
 
@@ -22,9 +23,9 @@ class Method:
     """One way to store the weights of linear layers.
 
     Attributes:
-        bytes_per_weight: Bytes of a weight with its share of the scales; None for the dtype of
-            the model.
-        summary: Words for a user.
+        bytes_per_weight: Bytes of a weight with its share of the scales; None means that weights
+            keep the dtype of the model.
+        summary: A description for users.
     """
 
     bytes_per_weight: float | None
@@ -46,7 +47,7 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
     }
 )
 
-# Half a byte, and a scale and a zero of 16 bits for 32 weights; see `kernels/int4`.
+# Half a byte, and two numbers of 16 bits for each group of 32 weights; see `kernels/int4`.
 _INT4_BYTES = 0.5 + 4 / 32
 
 
@@ -75,7 +76,7 @@ def find_problem(
         machine: The machine with this device.
         shape: Shape of the model.
         format_4bit: Format of `4bit`.
-        is_stored: Whether the files of the model hold weights that bitsandbytes made.
+        is_stored: Whether the files of the model hold weights that bitsandbytes quantized.
     """
     own = is_own(quantization, device, format_4bit=format_4bit)
     if quantization == "none" or (own and not is_stored):
@@ -110,28 +111,31 @@ def _packing_problem(machine: Machine, shape: Shape) -> Problem | None:
     if not has_packed_nf4(machine) or _packs(shape):
         return None
     return Problem(
-        "`4bit` cannot run on this processor: bitsandbytes packs layers whose height is a "
-        f"multiple of {_PACK_ROWS} and whose width is one of {_BLOCK}, and this model has "
-        "others",
+        "`4bit` cannot run on this processor: bitsandbytes packs only layers whose height is a "
+        f"multiple of {_PACK_ROWS} and whose width is a multiple of {_BLOCK}, and this model has "
+        "other layers",
         "`--quantization none` or `--quantization 8bit`",
     )
 
 
 def has_packed_nf4(machine: Machine) -> bool:
-    """Whether bitsandbytes has its fast kernels for nf4 on the processor of *machine*.
+    """Whether bitsandbytes has fast kernels for nf4 on the processor of *machine*.
 
-    bitsandbytes 0.50, `functional.has_avx512bf16`: AVX512_BF16 and nothing less.
+    They need AVX512_BF16 (bitsandbytes 0.50, `functional.has_avx512bf16`).
     """
     return "avx512_bf16" in machine.cpu_flags
 
 
 def choose_4bit(machine: Machine, shape: Shape) -> tuple[Format4bit, ...]:
-    """Return the formats of `4bit` on the CPU of *machine*, for plain weights, the best first.
+    """Return the formats for `4bit` on the CPU of *machine*, the best first.
 
-    With compiled kernels, int4 decodes 1.3 to 1.9 times as fast as nf4 and loads in half the time
-    (AMD Zen 5, torch 2.13); nf4 takes 0.11 bytes a weight less, so it is the way out where int4
-    does not fit. Without compiled kernels, nf4 is as fast as int4 for one row and twice as fast
-    for many, where bitsandbytes has kernels for it. Elsewhere nf4 takes 40 times as long.
+    This is for checkpoints that are not quantized yet. Where bitsandbytes has no fast kernels for
+    nf4, nf4 takes 40 times as long as int4. Where it has them, the compiler decides:
+
+    - With compiled kernels, int4 decodes 1.3 to 1.9 times as fast as nf4 and loads in half the time
+      (AMD Zen 5, torch 2.13). nf4 comes second, because it takes 0.11 bytes per weight less and
+      may fit where int4 does not.
+    - Without compiled kernels, nf4 is as fast as int4 for one row and twice as fast for many.
     """
     installed = all(machine.has(package) for package in ("bitsandbytes", "accelerate"))
     if not (has_packed_nf4(machine) and installed and _packs(shape)):
@@ -140,7 +144,7 @@ def choose_4bit(machine: Machine, shape: Shape) -> tuple[Format4bit, ...]:
 
 
 def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> float | None:
-    """Return the bytes of a quantized weight with its scales; None if it keeps its dtype."""
+    """Return the bytes of a quantized weight with its scales; None if weights keep their dtype."""
     if quantization == "4bit" and format_4bit == "int4":
         return _INT4_BYTES
     return METHODS[quantization].bytes_per_weight
@@ -153,7 +157,7 @@ def find_slowness(
     if device != "cpu" or quantization == "none":
         return None
     if quantization == "8bit":
-        # For one row 0.5 of bfloat16's time, where 4 bit take 0.3.
+        # For one row, 8 bits take 0.5 of the time of bfloat16, and 4 bits take 0.3.
         return (
             "`--quantization 4bit` is faster on this processor" if has_packed_nf4(machine) else None
         )
@@ -166,7 +170,7 @@ def find_slowness(
 
 
 def is_own(quantization: Quantization, device: str, *, format_4bit: Format4bit) -> bool:
-    """Whether our kernels do *quantization* on *device*, without bitsandbytes."""
+    """Whether our own kernels compute *quantization* on *device*, without bitsandbytes."""
     return device == "cpu" and (
         quantization == "8bit" or (quantization == "4bit" and format_4bit == "int4")
     )

@@ -1,4 +1,4 @@
-"""The reasons for the choices of a plan, and what a user should expect, in words."""
+"""The texts of a plan: the reasons for its choices, and warnings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OPTION_FIELDS = tuple(field.name for field in fields(Placement))
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why one choice was made."""
+    """The reason for one choice, in words for a user."""
 
     subject: str
     choice: str
@@ -29,15 +29,15 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a plan was made from.
+    """All that the reasons of a plan refer to.
 
     Attributes:
         facts: What is known about the model.
         choices: The user's choices.
         machine: The machine that runs the model.
-        option: The option that was chosen.
-        needs: The memory that it needs.
-        tried: Options that were too large, in the order of preference, and the memory they need.
+        option: The placement that the plan chose.
+        needs: The memory that the chosen placement needs.
+        tried: Better placements that were too large, best first, and the memory that they need.
     """
 
     facts: ModelFacts
@@ -48,13 +48,14 @@ class Context:
     tried: tuple[tuple[Placement, tuple[Need, ...]], ...]
 
     def asked(self, name: str) -> bool:
-        """Whether the user chose *name*."""
+        """Whether the user gave a value for *name*, a field of `PlanChoices`."""
         return getattr(self.choices, name) not in (None, "auto")
 
     def too_large(self, unlike: str) -> str | None:
-        """Return the memory of an option that was too large and differs in the field *unlike*.
+        """Return in words the memory of a placement that was too large, or None.
 
-        Of several options, the one that is otherwise most like the chosen one counts.
+        Only placements count that differ from the chosen one in the field *unlike*. Of these, the
+        one with the fewest other differences is described.
         """
         mine = self.option
         others = [
@@ -89,7 +90,7 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
 
 
 def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
-    """Return what a user should expect."""
+    """Return the drawbacks of *spec* that a user should expect."""
     option, facts = context.option, context.facts
     found = [
         _float16(context),
@@ -243,7 +244,8 @@ def _threads(context: Context) -> str:
         return "a model of this size gains nothing from more"
     if cores <= 2:
         return "the only core" if cores == 1 else "both cores"
-    # Measured on 4 cores, one of them busy: 3 threads took 9 times as long, 2 took no longer.
+    # Measured on 4 cores while another program kept one busy: 3 threads took 9 times as long, 2
+    # threads no longer than without that program.
     return f"one of {cores} cores stays free: a busy core would delay all others"
 
 

@@ -1,4 +1,4 @@
-"""Layers for processors that imitate bfloat16."""
+"""Layers for processors that emulate bfloat16."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from tests.support.kernels import HERE, lying, needs_compiler, spec_of, with_ker
 
 VERSIONS = {**machines.VERSIONS, "llvmlite": "0.46.0"}
 NATIVE = machines.cpu(24, "fma", "avx512f", "avx512_bf16", versions=VERSIONS)
-IMITATING = machines.cpu(24, "fma", "avx512f", versions=VERSIONS)
+EMULATING = machines.cpu(24, "fma", "avx512f", versions=VERSIONS)
 BARE = machines.machine(24, flags=())
 IDEFICS2 = find_family("idefics2")
 DEMO = LoadSpec(repo="demo", family="idefics2")
@@ -82,12 +82,12 @@ def with_12_bits_from(size: int) -> dict[str, Kernel]:
             "CompiledInt4Linear CompiledInt4Linear CompiledInt8Linear Linear Linear Linear Conv2d",
         ),
         (
-            IMITATING, "bfloat16", "none",
+            EMULATING, "bfloat16", "none",
             "WidenedLinear WidenedLinear WidenedLinear WidenedLinear WidenedLinear WidenedLinear "
             "WidenedConv2d",
         ),
         (
-            IMITATING, "bfloat16", "8bit",
+            EMULATING, "bfloat16", "8bit",
             "CompiledInt8Linear CompiledInt8Linear CompiledInt8Linear WidenedLinear "
             "WidenedLinear WidenedLinear WidenedConv2d",
         ),
@@ -181,7 +181,7 @@ def test_12_bits_are_for_large_layers_with_few_rows_and_weights_of_their_own(
         model.lm_head.weight = model.model.embed.weight
     both = ("bf16_12bit", "bf16_widened")
     choice = KernelChoice(text=both, head=both, vision=("bf16_widened",))
-    install(model, ChosenKernels(choice, IMITATING, kernels=with_12_bits_from(32 * 32)), IDEFICS2)
+    install(model, ChosenKernels(choice, EMULATING, kernels=with_12_bits_from(32 * 32)), IDEFICS2)
     assert type(model.model.vision_model.patches) is WidenedLinear
     assert type(model.model.text) is CompactLinear
     assert type(model.model.small) is WidenedLinear
@@ -192,11 +192,11 @@ def test_12_bits_are_for_large_layers_with_few_rows_and_weights_of_their_own(
 
 @needs_compiler
 def test_the_built_in_model_says_the_same_with_12_bits() -> None:
-    spec = with_kernels(replace(DEMO, dtype="bfloat16"), IMITATING)
+    spec = with_kernels(replace(DEMO, dtype="bfloat16"), EMULATING)
     ids = torch.arange(5, 45)[None]
-    plain, ours = loaded(spec, IMITATING), load(replace(spec, kernels=KernelChoice())).model
+    plain, ours = loaded(spec, EMULATING), load(replace(spec, kernels=KernelChoice())).model
     assert isinstance(ours, nn.Module)
-    chosen = ChosenKernels(spec.kernels, IMITATING, kernels=with_12_bits_from(0))
+    chosen = ChosenKernels(spec.kernels, EMULATING, kernels=with_12_bits_from(0))
     install(ours, chosen, IDEFICS2)
     assert any(isinstance(part, CompactLinear) for part in ours.modules())
     with torch.inference_mode():
@@ -205,7 +205,7 @@ def test_the_built_in_model_says_the_same_with_12_bits() -> None:
     assert torch.equal(given.argmax(-1)[0, -1], wanted.argmax(-1)[0, -1])
 
 
-@pytest.mark.parametrize("machine", [NATIVE, IMITATING], ids=["native", "imitating"])
+@pytest.mark.parametrize("machine", [NATIVE, EMULATING], ids=["native", "emulating"])
 @pytest.mark.parametrize("kind", tiny.CHATTING)
 def test_a_model_in_bfloat16_gives_the_logits_of_torch(
     kind: str, machine: Machine, checkpoint: Callable[[str], Path]

@@ -1,1 +1,1 @@
-"""bfloat16 weights stored in 12 bits, without loss."""
+"""Linear layers with bfloat16 weights in 12 bits, without loss, and their kernels."""

@@ -14,19 +14,21 @@ from idefics_cli.models.kernels.jit import Code, vector_bytes
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# Outputs that are stored side by side, and weights along the width that are stored together.
+# Outputs that are stored side by side: each is one lane of a register.
 LANES = 16
+# Weights along the width that are stored together.
 GROUP = 8
-# A group of all lanes: sign and fraction of each weight, then the 8 exponents of each lane.
+# Layout of one group of 16 lanes: first a byte for each weight with its sign and fraction, then a
+# 32-bit word for each lane with its 8 exponents.
 _EXPONENTS_AT = LANES * GROUP
 GROUP_BYTES = _EXPONENTS_AT + 4 * LANES
-# Levels of an exponent: level 15 is the power of two below the largest weight, level 0 is 2^-15
-# of it.
+# An exponent is stored as a level from 0 to 15. Level 15 is the exponent of the largest weight of
+# the output; level 0 stands for 2^-15 of that power of two.
 _LEVELS = 15
 _SMALLEST = 2.0**-_LEVELS
-# Distance of the weights that are prefetched, in bytes; see `int4/kernel.py`.
+# The kernel prefetches the weights at this distance in bytes; `int4/kernel.py` says why.
 _PREFETCH_BYTES = 3072
-# Rows whose sums are in registers together, if the registers are 64 bytes wide.
+# Number of rows that are multiplied together if the registers are 64 bytes wide.
 ROWS_TOGETHER = 8
 
 
@@ -44,7 +46,8 @@ def write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> No
         base = build.mul(base, code.number(GROUP_BYTES))
         with code.loop(code.number(0), code.number(LANES)) as lane:
             given, below, fits = _representable(code, (block, lane, group), groups, weight, highest)
-            # An outlier is stored as the smallest number of 12 bits; see `write_product`.
+            # In place of an outlier stands the smallest number that 12 bits hold. `write_product`
+            # replaces it by the outlier.
             zeros = code.same(code.i16, GROUP, 0)
             bytes_ = build.select(fits, _signs_and_fractions(code, given), zeros)
             _store_bytes(code, bytes_, target, base, lane)
@@ -162,7 +165,7 @@ def _representable(
     weight: ir.Value,
     highest: ir.Value,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Return 8 weights, how far below the highest they are, and which of them fit into 12 bits."""
+    """Return 8 weights, their exponents' distances from the highest, and which fit into 12 bits."""
     (block, lane, group), build = position, code.builder
     output = build.add(build.mul(block, code.number(LANES)), lane)
     offset = build.mul(build.add(build.mul(output, groups), group), code.number(2 * GROUP))
@@ -172,9 +175,9 @@ def _representable(
     zeros = code.same(code.i16, GROUP, 0)
     below = build.sub(code.spread(build.trunc(top, code.i16), GROUP), exponents)
     is_near = build.icmp_unsigned("<=", below, code.same(code.i16, GROUP, _LEVELS))
-    # An exponent of 0 is that of zero and of subnormal numbers.
+    # Zero and subnormal numbers have the exponent 0; 12 bits cannot represent them.
     fits = build.and_(is_near, build.icmp_unsigned("!=", exponents, zeros))
-    # If all weights are zero so is the scale, and any stored number gives zero.
+    # If all weights of an output are zero, its scale is zero too, and any stored number gives zero.
     sizes = build.and_(given, code.same(code.i16, GROUP, 0x7FFF))
     all_zero = build.icmp_signed("==", top, code.ir.Constant(code.i32, 0))
     is_zero = build.and_(build.icmp_unsigned("==", sizes, zeros), code.spread(all_zero, GROUP))
@@ -199,7 +202,7 @@ def _wide(
         else build.lshr(exponents, code.same(code.i32, lanes, -shift))
     )
     levels = build.and_(moved, code.same(code.i32, lanes, _LEVELS << 23))
-    # 112 ends in four zeros, so that "or" adds the level to it.
+    # The four lowest bits of 127 - 15 = 112 are zero, so "or" adds the level to it.
     levels = build.or_(levels, code.same(code.i32, lanes, (127 - _LEVELS) << 23))
     return build.bitcast(build.or_(rest, levels), code.vector(code.f32, lanes))
 
@@ -235,7 +238,8 @@ class _CompactProduct(NamedTuple):
         groups: Number of groups along the width.
         rows: Number of rows.
         activations: Address of the rows (rows, in), float32.
-        packed: Address of `Compact.packed`; likewise the four that follow.
+        packed: Address of `Compact.packed`. The next four are addresses of the fields of `Compact`
+            with the same names.
         out: Address of the products (rows, outputs), float32.
         outputs: Number of outputs.
     """
@@ -273,7 +277,7 @@ def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) ->
             code.load(code.pointer(given.scale), offset, code.f32),
             code.ir.Constant(code.f32, _SMALLEST),
         )
-        # The products contain the outlier already, as the number that is stored for it.
+        # The products already contain the number that is stored in place of the outlier.
         more = build.fsub(value, stored)
         with code.loop(code.number(0), given.rows) as row:
             offset = build.mul(build.add(build.mul(row, width), column), code.number(4))
@@ -297,7 +301,7 @@ def _write_rows(
     source, activations = code.pointer(given.packed), code.pointer(given.activations)
     numbers = [build.add(row, code.number(each)) for each in range(count)]
     nothing = code.same(code.f32, lanes, 0.0)
-    # Several sums for each row, so that a multiplication need not wait for the last one.
+    # Several sums for each row, so that a multiplication does not wait for the one before it.
     chains = max(1, 4 // count)
     sums = [[code.variable(nothing) for _ in range(chains)] for _ in numbers]
     with code.loop(code.number(0), given.groups) as group:
@@ -337,7 +341,10 @@ def _load_word(code: Code, packed: ir.Value, base: ir.Value, part: int) -> ir.Va
 def _outliers(
     code: Code, block: ir.Value, starts: ir.Value, positions: ir.Value, values: ir.Value
 ) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
-    """Repeat the code of the block for each outlier of 16 outputs: lane, column and weight."""
+    """Repeat the code of the `with` block for each outlier of 16 outputs.
+
+    The block gets the lane, the column and the weight of the outlier.
+    """
     build = code.builder
     at = build.mul(block, code.number(8))
     start, stop = (

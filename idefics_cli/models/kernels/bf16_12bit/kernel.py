@@ -1,10 +1,11 @@
-"""bfloat16 weights in 12 bits, without loss, and their products with a few rows.
+"""Storage of bfloat16 weights in 12 bits, without loss, and their products with a few rows.
 
-The weights of one output have similar sizes: 4 of the 8 bits of their exponents suffice to say
-how far each is below the largest. Sign and fraction stay as they are. The few weights that are
-smaller by more than a factor of 2^15 (one in 7,000 gaussian ones) are outliers, which are stored
-one by one. For one row the time goes into reading the weights, and a quarter less is read. Others
-compress exponents further, for GPUs (Zhang et al. 2025, "70% Size, 100% Accuracy", DFloat11).
+The weights of one output have similar sizes. So 4 bits instead of 8 hold an exponent: its distance
+from the largest exponent of the output. Sign and fraction stay as they are. A weight that is
+smaller than the largest by more than a factor of 2^15 is an outlier, and is stored apart; this is
+one weight in 7,000 if they are gaussian. For one row, reading the weights takes most of the time,
+and 12 bits are a quarter less to read. DFloat11 compresses exponents further, on GPUs (Zhang et al.
+2025, "70% Size, 100% Accuracy").
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from idefics_cli.models.kernels.bf16_12bit.code import (
 )
 from idefics_cli.models.kernels.jit import LazyKernel
 
-# With more outliers than one in so many weights, 12 bits save little.
+# If more than one in so many weights is an outlier, 12 bits save little memory.
 WEIGHTS_PER_OUTLIER = 64
-# Bytes of the rows that are multiplied together by all weights: so much stays in the L2 cache.
+# Rows of so many bytes are multiplied by all weights before the next rows: they stay in the L2
+# cache of a core.
 TILE_BYTES = 2**20
 
 
@@ -39,9 +41,10 @@ class Compact:
 
     Attributes:
         packed: (out / 16, in / 8, 192) uint8.
-        scale: (out,) float32, the power of two below the largest weight; 0 if all are 0.
-        starts: (out / 16 + 1,) int64, index of the first outlier of each 16 outputs.
-        positions: (outliers, 2) int32: the output among the 16, and the column in the width.
+        scale: (out,) float32, the power of two with the exponent of the largest weight of an
+            output; 0 if all its weights are 0.
+        starts: (out / 16 + 1,) int64, the index of the first outlier of each block of 16 outputs.
+        positions: (outliers, 2) int32: the output within its block, and the column in the width.
         values: (outliers,) float32, the weights that are outliers.
     """
 
@@ -63,12 +66,11 @@ def fits(weight: Tensor) -> bool:
 
 
 def pack(weight: Tensor, *, weights_per_outlier: int = WEIGHTS_PER_OUTLIER) -> Compact | None:
-    """Return *weight* in 12 bits, or None if that saves nothing.
+    """Return *weight* in 12 bits, or None if it has infinities, NaN or too many outliers.
 
     Args:
         weight: (out, in) bfloat16; not changed.
-        weights_per_outlier: If there are more outliers than one in so many weights, 12 bits save
-            nothing.
+        weights_per_outlier: More than one outlier in so many weights are too many.
     """
     weight = weight.detach().contiguous()
     outputs, width = weight.shape
@@ -79,7 +81,7 @@ def pack(weight: Tensor, *, weights_per_outlier: int = WEIGHTS_PER_OUTLIER) -> C
     source = weight.data_ptr()
     _pack(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
     if bool((highest == 255).any()):
-        # Infinite or NaN.
+        # The highest exponent of bfloat16 is that of infinity and NaN.
         return None
     starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     outliers = int(starts[-1])
@@ -122,7 +124,7 @@ def product(rows: Tensor, compact: Compact, *, tile_bytes: int = TILE_BYTES) -> 
     Args:
         rows: (N, in), of any float dtype.
         compact: The weights.
-        tile_bytes: Bytes of the rows that are multiplied together by all weights.
+        tile_bytes: Bytes of the rows that are multiplied by all weights before the next rows.
     """
     rows = rows.float().contiguous()
     outputs, width = compact.shape

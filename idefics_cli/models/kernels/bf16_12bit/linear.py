@@ -1,9 +1,9 @@
 """Linear layers with bfloat16 weights in 12 bits, for processors without bfloat16 instructions.
 
-Nothing is lost, a quarter less is read and kept, and a few rows are multiplied together. Of torch's
-time for one layer this takes 0.5 for 1 row, 0.35 for 4, 0.2 for 8, 0.3 for 32 and 0.4 for 64, where
-oneDNN imitates bfloat16 (4,096 x 4,096, torch 2.13, 3 threads of a Xeon with AVX512 but not
-AVX512_BF16, interleaved).
+The weights stay exact and take a quarter less memory, and the kernel multiplies several rows
+together. Time relative to torch's for one layer, where oneDNN emulates bfloat16: 0.5 for 1 row,
+0.35 for 4, 0.2 for 8, 0.3 for 32 and 0.4 for 64 (4,096 x 4,096, torch 2.13, 3 threads of a Xeon
+with AVX512 but not AVX512_BF16, interleaved).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from idefics_cli.models.kernels.linear import KernelLinear, output_parts
 
 
 class CompactLinear(KernelLinear):
-    """A linear layer whose weights are in 12 bits.
+    """A linear layer with weights in 12 bits.
 
     Args:
-        linear: The layer whose place it takes.
-        compact: Its weights, from `kernel.pack`.
+        linear: The layer to replace.
+        compact: The weights of *linear*, from `kernel.pack`.
     """
 
     FEW_ROWS = 128
@@ -33,7 +33,7 @@ class CompactLinear(KernelLinear):
     def __init__(self, linear: nn.Linear, compact: Compact) -> None:
         super().__init__(linear)
         self.bias: nn.Parameter | None = linear.bias
-        # No buffers: a module would give them another dtype or device than the kernels read.
+        # Not buffers: `Module.to` would convert them to a dtype or device that kernels cannot read.
         self._compact = compact
 
     @classmethod
@@ -55,7 +55,7 @@ class CompactLinear(KernelLinear):
         product_dtype: torch.dtype = torch.float32,
         numbers: Mapping[str, Tensor] | None = None,
     ) -> Self | None:
-        """See `table.LayerKernel.layer_for`; None also where 12 bits save nothing."""
+        """See `table.LayerKernel.layer_for`; None also if `kernel.pack` returns None."""
         if type(module) is not nn.Linear or not cls.fits(module):
             return None
         compact = kernel.pack(module.weight)

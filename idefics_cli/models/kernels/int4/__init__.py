@@ -1,1 +1,1 @@
-"""4-bit weights."""
+"""Linear layers with 4-bit weights, and their kernels."""

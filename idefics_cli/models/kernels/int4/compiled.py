@@ -1,9 +1,9 @@
 """Linear layers with 4-bit weights whose kernel is compiled for this processor.
 
-Of the time of torch's kernel for 4-bit weights (see `linear.py`) it takes 0.57 for 1 row, 0.46 for
-8 and 0.39 for 32; of the time of float32, 0.21 for 1 row, 0.39 for 32 and 0.96 for 512 (14,336 x
-4,096, torch 2.13, 2 threads of a Xeon with AVX512, interleaved). Weights are rounded as for
-torch's kernel.
+The weights are rounded as for torch's kernel for 4-bit weights (see `linear.py`). Time relative to
+that kernel: 0.57 for 1 row, 0.46 for 8 and 0.39 for 32. Time relative to float32: 0.21 for 1 row,
+0.39 for 32 and 0.96 for 512 (14,336 x 4,096, torch 2.13, 2 threads of a Xeon with AVX512,
+interleaved).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _STEPS = 15
 
 
 class CompiledInt4Linear(QuantizedLinear):
-    """A linear layer whose weights are 4-bit numbers, 32 to a step and a lowest value.
+    """A linear layer whose weights are 4-bit numbers.
+
+    Each group of 32 weights shares a step and a lowest value.
 
     Attributes:
         packed: (out / 16, in / 32, 320) uint8, see `kernel.pack`.
@@ -41,7 +43,7 @@ class CompiledInt4Linear(QuantizedLinear):
 
     @classmethod
     def layout(cls) -> str:
-        """Return a name; the layouts for torch's kernel have numbers."""
+        """Return the name of this layout; the layouts for torch's kernel are numbers."""
         return "compiled"
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -60,8 +62,8 @@ def quantize(weight: Tensor) -> Tensor:
         groups = weight.detach()[part].float().reshape(part.stop - part.start, -1, GROUP)
         lowest = groups.amin(2).to(torch.bfloat16)
         step = ((groups.amax(2) - lowest.float()) / _STEPS).to(torch.bfloat16)
-        # With the rounded values, from which the weights are computed later. A group of equal
-        # weights has steps of size 0.
+        # The kernel computes the weights from the rounded step and lowest value, so the numbers are
+        # chosen for these. In a group of equal weights the step is 0, which cannot divide.
         divisor = torch.where(step > 0, step, torch.ones_like(step)).float()
         steps = (groups - lowest.float()[..., None]) / divisor[..., None]
         numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8).reshape(-1, width)

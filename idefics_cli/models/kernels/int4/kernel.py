@@ -1,9 +1,10 @@
 """Products of 4-bit weights with rows of 8-bit numbers, in the integer units of the processor.
 
-A processor multiplies 64 pairs of bytes in the time of 16 pairs of float32. So this is faster than
-float32 for one row, where memory bandwidth is the limit, and for the hundreds of rows of a
-prompt. Rows are rounded to 8 bits with a scale for every 32 numbers, as in llama.cpp (Q8_0): an
-error of half a percent, where rounding the weights to 4 bits gives eight percent.
+The kernel is faster than float32 for one row, where memory bandwidth is the limit, because there
+are fewer bytes to read. It is also faster for the hundreds of rows of a prompt, because a processor
+multiplies 64 pairs of bytes in the time of 16 pairs of float32. Rows are rounded to 8 bits with a
+scale for every 32 numbers, as in llama.cpp (Q8_0). This adds an error of half a percent; rounding
+the weights to 4 bits gives eight percent.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ if TYPE_CHECKING:
 GROUP = 32
 # Outputs that are stored side by side.
 LANES = 16
-# A group of all lanes: 4 bits for each weight, then steps, then lowest values, in bfloat16.
+# Layout of one group of 16 outputs: 4 bits for each weight, then the steps, then the lowest values,
+# both in bfloat16.
 _WEIGHT_BYTES = LANES * GROUP // 2
 _STEPS_AT, _LOWEST_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + 2 * LANES
 GROUP_BYTES = _WEIGHT_BYTES + 4 * LANES
-# A group of a row: its scale and its sum.
+# Bytes for each group of a row: its scale and its sum, both in float32.
 _SCALE_BYTES = 8
-# Rows that are multiplied together by all weights: so many stay in the L2 cache of a core.
+# So many rows are multiplied by all weights before the next rows: they stay in a core's L2 cache.
 _TILE_ROWS = 64
 _HIGHEST = 127
-# Distance of the weights that are prefetched, in bytes. The processor's own prefetcher stops at
-# every page; with this one, products of one row take 0.85 to 0.9 of the time.
+# The kernel prefetches the weights at this distance in bytes, because the processor's own
+# prefetcher stops at every page. With it, products of one row take 0.85 to 0.9 of the time.
 _PREFETCH_BYTES = 2048
-# Bytes of a register -> the instruction that multiplies bytes and adds pairs of products, and the
-# instruction that adds pairs of 16-bit numbers.
+# Two instructions by the bytes of a register: `_PAIRS` multiplies bytes and adds pairs of products,
+# `_ADJACENT` adds pairs of 16-bit numbers.
 _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
 _ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
 
@@ -77,9 +79,10 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return *rows* (N, in) as (N, in) int8, and (N, in / 32, 2) float32.
+    """Return *rows* (N, in) rounded to (N, in) int8, and (N, in / 32, 2) float32.
 
-    The latter holds the scale of 32 numbers, and the sum of the numbers after rounding.
+    The second tensor holds two values for each group of 32 numbers: the scale, and the sum of the
+    rounded numbers times the scale.
     """
     count, width = rows.shape
     if rows.dtype == torch.bfloat16:
@@ -98,7 +101,7 @@ def product(rows: Tensor, packed: Tensor) -> Tensor:
     numbers, scales = round_rows(rows)
     blocks, groups, _ = packed.shape
     out = torch.empty(len(rows), blocks * LANES)
-    # Addresses, because slices of tensors take as long as a small product.
+    # Addresses instead of slices of tensors, because slicing takes as long as a small product.
     weights, first_number, first_scale = (t.data_ptr() for t in (packed, numbers, scales))
     for first in range(0, len(rows), _TILE_ROWS):
         _product(
@@ -133,7 +136,7 @@ def _computes_an_example() -> bool:
 def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that multiplies all rows by 16 outputs."""
     writer = _Int4Product(code, block, *arguments)
-    # As many rows at a time as there are registers for their sums.
+    # As many rows at a time as the processor has registers for their sums.
     for row, count in code.portions(writer.rows, (8, 4, 1) if vector_bytes() == 64 else (2, 1)):
         for part in range(4 * LANES // vector_bytes()):
             writer.write(row, count, part)
@@ -143,13 +146,13 @@ class _Int4Product:
     """Writes the code for the outputs of one block.
 
     Args:
-        code: Gets the code.
-        block: Number of the block.
+        code: Where the code is written.
+        block: Number of the block, from 0.
         groups: Number of groups along the width.
         rows: Number of rows.
         packed: Address of the weights, from `pack`.
-        numbers: Address of the rows, from `round_rows`.
-        scales: Address of their scales and sums, from `round_rows`.
+        numbers: Address of the rounded rows, from `round_rows`.
+        scales: Address of the scales and sums of the rows, from `round_rows`.
         out: Address of the products (rows, outputs), float32.
         outputs: Number of outputs of all blocks.
     """
@@ -206,10 +209,10 @@ class _Int4Product:
             code.store(total.get(), self._out, offset)
 
     def _dots(self, weights: ir.Value, positions: Sequence[ir.Value], part: int) -> list[ir.Value]:
-        """Return for each row the dot products of a group of it and of the weights, as float32."""
+        """Return for each row the dot products of one group with its weights, as float32."""
         code, build, size = self._code, self._code.builder, vector_bytes()
         as_bytes, pairs = code.vector(code.i8, size), code.vector(code.i16, size // 2)
-        # 16 bits hold the sum of 16 products of at most 15 * 127.
+        # Each element adds 16 products of at most 15 * 127, which 16 bits can hold.
         sums: list[ir.Value | None] = [None] * len(positions)
         for quarter in range(4):
             offset = build.add(weights, code.number(64 * quarter + size * part))

@@ -1,10 +1,11 @@
 """Linear layers with 4-bit weights for every CPU, with or without bfloat16 instructions.
 
-bitsandbytes' nf4 has fast CPU kernels for AVX512_BF16 only, and takes 15 to 35 times as long as
-float32 elsewhere. torch's kernel for 4-bit weights needs no more than AVX2. Its 16 steps are
-evenly spaced between the lowest and the highest of 32 weights. The relative error is that of nf4
-or less (nf4 with 64 weights to a scale : this one; gaussian weights 0.092 : 0.078, Student's t with
-5 degrees of freedom 0.105 : 0.090). It takes 5 bits for a weight, nf4 takes 4.1.
+bitsandbytes has fast CPU kernels for nf4 only on processors with AVX512_BF16; on others, nf4 takes
+15 to 35 times as long as float32. torch's kernel for 4-bit weights needs only AVX2. Its 16 values
+are evenly spaced between the lowest and the highest of 32 weights. The relative error is not larger
+than that of nf4 with 64 weights to a scale: 0.078 against 0.092 for gaussian weights, 0.090 against
+0.105 for weights of Student's t with 5 degrees of freedom. The format takes 5 bits for a weight,
+nf4 takes 4.1.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
-# Weights, along the width, that share a scale and a zero.
+# Weights along the width that share a scale and a middle value.
 GROUP = 32
 _STEPS = 15
 _MIDDLE = 8
-# Outputs that are stored side by side for torch's kernels for AVX512 and AVX2.
+# Outputs that are stored side by side: for torch's AVX512 kernel, and for its AVX2 kernel.
 _BLOCKS = (64, 32)
 
 
 class Int4Linear(QuantizedLinear):
-    """A linear layer whose weights are 4-bit numbers, 32 to a scale and a zero.
+    """A linear layer whose weights are 4-bit numbers; 32 of them share a step and a middle value.
 
     This class widens the weights for every product; its subclass has a kernel for few rows.
 
@@ -69,9 +70,9 @@ class Int4Linear(QuantizedLinear):
 class TorchInt4Linear(Int4Linear):
     """An `Int4Linear` that multiplies few rows by torch's kernel."""
 
-    # The time of torch's kernel, as a multiple of the time of float32: 0.27 for 1 row, 0.23 for 4,
-    # 0.72 for 32, 1.6 for 128, and 2.1 for 512. Widening takes 1.4 for 512 rows (7,168 x 4,096,
-    # torch 2.13, one core of a Xeon with AVX512, interleaved).
+    # Time of torch's kernel relative to float32: 0.27 for 1 row, 0.23 for 4, 0.72 for 32, 1.6 for
+    # 128, and 2.1 for 512. Widening takes 1.4 for 512 rows (7,168 x 4,096, torch 2.13, one core of
+    # a Xeon with AVX512, interleaved).
     FEW_ROWS = 192
 
     @classmethod
@@ -87,8 +88,8 @@ class TorchInt4Linear(Int4Linear):
     def _products(self, rows: Tensor) -> Tensor:
         if len(rows) > self.FEW_ROWS:
             return super()._products(rows)
-        # In float32 the kernel is 30 times as slow. Rounding activations to bfloat16 adds a
-        # thirtieth of the error that the weights have.
+        # The kernel takes 30 times as long with float32 activations. Rounding them to bfloat16
+        # adds a thirtieth of the error that the weights have.
         half = rows.to(torch.bfloat16).contiguous()
         return _product(half, self.weight, self.scales).to(rows.dtype)
 
@@ -112,8 +113,8 @@ def quantize(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
         low, high = groups.amin(2), groups.amax(2)
         step = ((high - low) / _STEPS).to(torch.bfloat16)
         middle = (low + _MIDDLE * step.float()).to(torch.bfloat16)
-        # With the rounded values, from which the weights are computed later. A group of equal
-        # weights has steps of size 0; all its weights are in the middle.
+        # The kernel computes the weights from the rounded step and middle, so the numbers are
+        # chosen for these. In a group of equal weights the step is 0, and all are in the middle.
         divisor = torch.where(step > 0, step, torch.ones_like(step)).float()
         steps = (groups - middle.float()[..., None]) / divisor[..., None] + _MIDDLE
         numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8)
@@ -125,7 +126,7 @@ def quantize(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(packed: Tensor, scales: Tensor) -> Tensor:
-    """Return (in, out) float32: the transposed weights that the results of `quantize` stand for."""
+    """Return the transposed weights (in, out) in float32, from the results of `quantize`."""
     blocks, width, half = packed.shape
     wide = torch.empty(width, blocks, 2, half)
     wide[:, :, 0] = (packed & 15).transpose(0, 1)

@@ -1,1 +1,1 @@
-"""8-bit weights."""
+"""Linear layers with 8-bit weights, and their kernels."""

@@ -1,7 +1,7 @@
 """Linear layers with 8-bit weights for the CPU.
 
-bitsandbytes' LLM.int8() rounds activations as well, and on a CPU takes 4 times as long as float32
-for one row and 30 times for 64 (one core with AVX512). Here only the weights are rounded.
+These layers round only the weights. bitsandbytes' LLM.int8() rounds the activations too, and on a
+CPU takes 4 times as long as float32 for one row and 30 times for 64 (one core with AVX512).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn import functional
 from idefics_cli.models.kernels.int8 import kernel
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
-# Numbers along the width that torch's kernel reads at a time; it gives nonsense, or crashes, where
-# the width is not a multiple (torch 2.13).
+# torch's kernel reads so many numbers along the width at a time. If the width is not a multiple of
+# it, the kernel returns nonsense or crashes (torch 2.13).
 _TORCH_STEP = 16
-# Where torch puts its own tensors. Its kernel's code for the last rows and outputs uses
-# instructions that crash elsewhere, as in a mapped file (torch 2.13).
+# The addresses of torch's own tensors are multiples of so many bytes. For the last rows and outputs
+# its kernel uses instructions that crash at other addresses, as in a mapped file (torch 2.13).
 _ALIGNMENT = 64
 
 
@@ -53,7 +53,7 @@ class Int8Linear(QuantizedLinear):
         return quantize(weight)
 
     def _products(self, rows: Tensor) -> Tensor:
-        # 8 bits are exact in every dtype that a model runs in.
+        # Every dtype in which a model runs holds 8-bit numbers exactly.
         dtype, rows = rows.dtype, rows.to(self._widened_dtype(rows))
         out = rows.new_empty(len(rows), self.out_features)
         buffer: Tensor | None = None
@@ -68,9 +68,9 @@ class Int8Linear(QuantizedLinear):
 class CompiledInt8Linear(Int8Linear):
     """An `Int8Linear` that multiplies few rows by a kernel compiled for this processor."""
 
-    # Of the time of float32, torch's kernel takes 0.44 for 1 row, 0.52 for 16, 1.15 for 64 and
-    # 2.9 for 768, where widening takes 1.05; this one is faster than torch's (4,096 x 6,144,
-    # torch 2.13, one core of a Xeon with AVX512, interleaved).
+    # Time of torch's kernel relative to float32: 0.44 for 1 row, 0.52 for 16, 1.15 for 64 and 2.9
+    # for 768. Widening takes 1.05 for 768 rows. The compiled kernel is faster than torch's
+    # (4,096 x 6,144, torch 2.13, one core of a Xeon with AVX512, interleaved).
     FEW_ROWS = 32
 
     @classmethod
@@ -80,7 +80,7 @@ class CompiledInt8Linear(Int8Linear):
 
     @classmethod
     def fits(cls, linear: nn.Linear) -> bool:
-        """Whether the width of *linear* is a multiple of what the kernel reads at a time."""
+        """Whether the kernel can multiply by a weight of this shape; see `kernel.fits`."""
         return kernel.fits(linear.weight)
 
     def _products(self, rows: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class CompiledInt8Linear(Int8Linear):
 class TorchInt8Linear(Int8Linear):
     """An `Int8Linear` that multiplies few rows by torch's kernel."""
 
-    # See `CompiledInt8Linear`.
+    # `CompiledInt8Linear.FEW_ROWS` has the figures.
     FEW_ROWS = 32
 
     @classmethod
@@ -112,21 +112,22 @@ class TorchInt8Linear(Int8Linear):
         # error that the 8-bit weights have.
         half = aligned(rows.to(torch.bfloat16).contiguous())
         ones = torch.ones(self.out_features, dtype=torch.bfloat16)
-        # Scaled afterwards: a scale that is rounded to bfloat16 would be wrong for its whole row.
+        # The kernel rounds its scales to bfloat16, which would shift all weights of an output. So
+        # it gets ones, and the products are scaled here.
         return (torch._weight_int8pack_mm(half, self.weight, ones) * self.scale).to(rows.dtype)
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Return *tensor*, or a copy that torch's kernel can read."""
+    """Return *tensor* if torch's kernel can read it at its address, else a copy."""
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (out, in) as 8-bit numbers from -127 to 127, and the scale (out,) of each output."""
+    """Return *weight* (out, in) as int8 from -127 to 127, and the scale (out,) of each output."""
     wide = weight.detach().float()
     highest = wide.abs().amax(dim=1)
     scale = torch.where(highest > 0, highest / 127, torch.ones_like(highest))
-    # Not in place: a float32 weight is its own `float()`, and may be mapped from its file.
+    # Not in place: `float()` returns a float32 weight itself, which may be mapped from its file.
     return (wide / scale[:, None]).round_().to(torch.int8), scale
 
 
