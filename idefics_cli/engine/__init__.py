@@ -1,1 +1,1 @@
-"""Engines: requests in, text out. The interface is cheap to import; `local/` does the work."""
+"""Engines, which answer requests with text. `protocol` and `factory` are cheap to import."""

@@ -1,4 +1,4 @@
-"""Which requests to start together: requests of about the same cost and of one shape."""
+"""The choice of the requests that start together: they have one shape and about the same cost."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from statistics import median_low
 
 from idefics_cli.engine.protocol import Prepared
 
-# Only the comparison of requests matters, so these need not be exact for every family: a patch has
-# 14x14 pixels, a tile becomes 64 tokens of the prompt, and a token has four letters.
+# These figures only serve to compare requests, so they need not be exact for every family: a patch
+# has 14x14 pixels, a tile becomes 64 tokens of the prompt, and a token has four letters.
 _PATCH_PIXELS = 14 * 14
 _TILE_TOKENS = 64
 _TOKEN_LETTERS = 4
 # Captions have some dozens of tokens, and nearly all end before their limit.
 _USUAL_REPLY_TOKENS = 64
-# A group may cost this many times as much as the same number of average requests.
+# A group may cost at most this many times as much as a full group of median requests.
 _SLACK = 2
 
 
 def cost(prepared: Prepared) -> int:
     """Return an estimate of the cost of a request: patches, prompt tokens and new tokens.
 
-    A patch counts as much as a token, although it takes less time. Between the requests of one
-    run this makes little difference: a request that is large by one is large by the other.
+    A patch counts as much as a token, although it takes less time. This hardly changes the order of
+    the requests of one run, because a request with many patches also has many image tokens.
     """
     patches = sum(picture.pixels for picture in prepared.pictures) // _PATCH_PIXELS
     tiles = sum(len(picture.tile_sizes) for picture in prepared.pictures)
@@ -34,14 +34,14 @@ def cost(prepared: Prepared) -> int:
 def choose_group(waiting: Sequence[Prepared], most: int) -> list[int]:
     """Return the indices of up to *most* requests of *waiting* to start together.
 
-    The group always holds the first request, so that no request waits for ever. Then come requests
-    whose pictures have the same shapes, because one forward encodes them all, and then requests of
-    the nearest cost. Requests with another number of image tokens are left out, because shorter
-    prompts are padded to the longest.
+    The group always holds the first request, so that no request waits for ever. The next choice is
+    requests whose pictures have the same shapes, because one forward encodes them all, and then
+    requests of similar cost. A request with another number of image tokens is left out, because
+    shorter prompts are padded to the longest.
 
     The whole group costs at most twice as much as *most* requests of median cost. So a huge
-    picture among many small ones starts alone. In a full group, it would delay the small ones and
-    need the memory of all.
+    picture among many small ones starts alone. In a full group, it would delay the small ones, and
+    its memory would be needed at the same time as theirs.
 
     Returns:
         Ascending indices.

@@ -1,4 +1,4 @@
-"""Picklable factories of engines; nothing loads before one is called."""
+"""Picklable factories of engines. A factory loads nothing until it is called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from idefics_cli.core.imports import import_transformers, quick_imports
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
-# Of the dynamic linker: glibc's dl-load.c, and the text of ENOMEM.
+# Parts of the dynamic linker's messages about too little memory: glibc's dl-load.c, and the text
+# of ENOMEM, with an upper or lower case C.
 _NO_MEMORY = ("failed to map segment", "annot allocate memory")
 
 

@@ -1,4 +1,4 @@
-"""The interface of engines: no tensors, and cheap to import."""
+"""The interface of engines. It holds no tensors and is cheap to import."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 OpenImage = Callable[[Attachment, int], "Image"]
 """Opens the image of an attachment, RGB and upright, with `info["original_size"]`.
 
-The number is the draft edge of the model in pixels: a JPEG may be decoded at a reduced size as long
-as both its sides are at least this long. See `ImageLoader.open`.
+The second argument is the draft edge in pixels: a JPEG may be decoded at a reduced size whose sides
+are both at least this long. See `ImageLoader.open`.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request whose pictures are ready for the model, in the order of the conversation."""
+    """A request, and its preprocessed pictures in the order of the conversation."""
 
     request: GenerationRequest
     pictures: tuple[PreparedPicture, ...] = ()
@@ -70,7 +70,7 @@ Outcome = Completion | Exception
 
 
 class Session(Protocol):
-    """Takes requests and gives their outcomes, in any order. One thread owns it.
+    """Answers requests, and returns their outcomes in any order. One thread owns the session.
 
     A request that fails does not affect the others. When the memory runs out, the active requests
     start again with half as many at a time, down to one.
@@ -78,7 +78,7 @@ class Session(Protocol):
 
     @property
     def slots(self) -> int:
-        """Maximum number of requests at a time; fewer after the memory ran out."""
+        """Maximum number of requests at a time; it becomes smaller when the memory runs out."""
         ...
 
     @property
@@ -87,23 +87,25 @@ class Session(Protocol):
         ...
 
     def put_requests(self, requests: Sequence[Prepared]) -> None:
-        """Add *requests*, which are numbered from 0 in their order.
+        """Add *requests*.
 
-        Requests of one call start together if there is room and `batching.choose_group` puts them
-        into one group.
+        The session numbers its requests from 0 in the order in which they are added. Requests of
+        one call start together if there is room and `batching.choose_group` puts them into one
+        group.
         """
         ...
 
     def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
         """Return the number and the outcome of the next request that ends.
 
-        The seconds of an answer are its share of the time of all requests that ran with it.
+        Requests that ran together share their time: the seconds of each answer are its part.
 
         Args:
             timeout_seconds: How long to wait; 0 does not wait, None waits until one ends.
 
         Returns:
-            None if no request ended in time, none is open, or *cancel* is set and no more will end.
+            None if no request ended in time, if no request is open, or if `cancel` of
+            `Engine.serve` is set and no request will end any more.
         """
         ...
 
@@ -136,10 +138,10 @@ class Engine(Protocol):
     def prepare(
         self, request: GenerationRequest, *, open_image: OpenImage | None = None
     ) -> Prepared:
-        """Open the images of *request*, and cut and scale them for the model, on the CPU.
+        """Open and preprocess the images of *request*, on the CPU.
 
-        An image that the engine remembers by `Attachment.digest` is not opened. An image that it
-        remembers by its pixels is opened, but not cut and scaled again.
+        If the engine already knows a file by `Attachment.digest`, it does not open it again. If it
+        only knows the pixels of an image, it opens the image, but does not preprocess it again.
 
         Args:
             request: The request to prepare.
@@ -162,8 +164,8 @@ class Engine(Protocol):
 
         Args:
             batch: Requests of any prompt length, sampling and image count.
-            cancel: Setting it ends every reply after the current token. Before the first token,
-                it ends them after the current picture or some hundred tokens of the prompt.
+            cancel: When it is set, every reply ends after the current token. Replies without a
+                token end after the current picture, or after some hundred tokens of the prompt.
 
         Raises:
             PromptError: If the model cannot take a prompt.
@@ -177,11 +179,11 @@ class Engine(Protocol):
 
         Args:
             slots: Maximum number of requests at a time.
-            cancel: Setting it ends every reply after the current token; requests that have not
-                started get no outcome.
+            cancel: When it is set, every reply ends after the current token, and requests that
+                have not started get no outcome.
 
         Returns:
-            The session. The engine does no other work until it is closed.
+            The session. Until it is closed, the engine does no other work.
         """
         ...
 
@@ -208,8 +210,8 @@ class Engine(Protocol):
 
 
 class EngineFactory(Protocol):
-    """Makes an engine, in this process or in another one that it was pickled to."""
+    """Makes an engine. A factory can be pickled and called in another process."""
 
     def __call__(self, *, progress: Progress | None = None) -> Engine:
-        """Load the model; *progress* may be called in another thread meanwhile."""
+        """Load the model. Until it is loaded, another thread may call *progress*."""
         ...

@@ -1,4 +1,4 @@
-"""The engine on this machine: one thread owns the model, and any thread may call."""
+"""The local engine: one thread owns the model, and any thread may call the engine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.hub.registry import base_model_error
 from idefics_cli.models.loading.loader import Loaded, load
 
-# Processors tell channels from pixels by the length of a side, and cut pictures in four.
+# A side of 1 or 3 pixels would look like channels, which image processors recognise by the length
+# of a side. Some also cut a picture in four. So 4 is the shortest side.
 _SHORTEST_SIDE = 4
 
 
@@ -59,8 +60,8 @@ class LocalEngine:
         spec: The model, and how to load it.
         progress: Called with each phase of loading.
         load: Loads the model.
-        make_inference: Makes the inference on the loaded model; `functools.partial` of `Inference`
-            sets its options.
+        make_inference: Makes the `Inference` for the loaded model. To set options, pass a
+            `functools.partial` of `Inference`.
 
     Raises:
         ModelError: If the model is missing or its files are broken.
@@ -144,7 +145,7 @@ class LocalEngine:
         try:
             return result_of(self._worker.submit(self._complete, tuple(batch), stop))
         finally:
-            # Ctrl-C arrives here, while the work goes on in the other thread.
+            # Ctrl-C interrupts this thread, and would leave the inference thread running.
             abandoned.set()
 
     def serve(self, *, slots: int, cancel: Event | None = None) -> Session:
@@ -163,7 +164,8 @@ class LocalEngine:
         queue: SimpleQueue[TokenChunk | None] = SimpleQueue()
         stop = self._stop_flag(cancel, abandoned)
         job = self._worker.submit(self._stream, prepared, stop, queue.put)
-        # A callback, because a closing engine drops work that has not started.
+        # The end mark comes from a callback, because an engine that closes drops jobs that have
+        # not started, and `_stream` then puts nothing.
         job.add_done_callback(lambda _: queue.put(None))
         try:
             while (chunk := queue.get()) is not None:
@@ -203,8 +205,8 @@ class LocalEngine:
         return picture
 
     def _shut_down(self, *, wait: bool) -> None:
-        # After Ctrl-C nobody waits: a prefill and the reading of weights may take minutes, and
-        # neither can be interrupted.
+        # Callers pass False after Ctrl-C: a prefill, and the reading of weights, may take minutes
+        # and cannot be interrupted.
         self._closing.set()
         self._worker.shutdown(wait=wait, cancel_futures=True)
         self._inference = None
@@ -212,8 +214,8 @@ class LocalEngine:
             free_device_memory()
 
     def _stop_flag(self, cancel: Event | None, abandoned: Event) -> Flag:
-        """Return a flag that is set when the caller cancels or is gone, or the engine closes."""
-        # The caller's event is never set here, because it may belong to other requests too.
+        """Return a flag that is set when *cancel* or *abandoned* is, or when the engine closes."""
+        # A new flag, because *cancel* may belong to other requests too and must not be set here.
         return AnyOf(
             (abandoned, self._closing) if cancel is None else (cancel, abandoned, self._closing)
         )
@@ -225,7 +227,7 @@ class LocalEngine:
 
     def _reporter(self, progress: Progress | None) -> Progress:
         def report(phase: str, share: float | None) -> None:
-            # A download reports often, so this is where it ends when the engine closes.
+            # A download calls this often. The error is what ends it when the engine closes.
             if self._closing.is_set():
                 raise CancelledError
             if progress is not None:
@@ -308,7 +310,7 @@ def _strips(prepared: Prepared) -> bool:
 
 def _enlarged(image: Image.Image) -> Image.Image:
     """Return *image* with no side so short that a processor takes it for the channels."""
-    # Only the short side grows: scaled as a whole, a line of a million pixels would become
-    # gigabytes, and the processor shrinks its length anyway.
+    # Only the short side grows. If the long side grew too, a line of a million pixels would become
+    # gigabytes, although the processor then shrinks it.
     size = (max(image.width, _SHORTEST_SIDE), max(image.height, _SHORTEST_SIDE))
     return image if size == image.size else image.resize(size, Image.Resampling.NEAREST)

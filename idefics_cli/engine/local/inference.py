@@ -1,4 +1,4 @@
-"""Answers to batches of requests with one model, and the state that later requests reuse."""
+"""The inference of one model: answers to batches, and the state that later requests reuse."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class BatchAnswer:
 
     Attributes:
         rows: One for each request, each with a `finish`.
-        reused_tokens: Prompt tokens that an earlier turn computed; 0 for several rows.
-        prefill_seconds: Time of the pictures and the prompts.
+        reused_tokens: Number of prompt tokens whose KV states came from an earlier request; 0 if
+            there are several rows.
+        prefill_seconds: Time for the pictures and the prompts.
         decode_seconds: Time of the token loop.
     """
 
@@ -56,24 +57,26 @@ class BatchAnswer:
 class Inference:
     """Answers batches. One thread owns it; `preprocess` and *pictures* are safe in any thread.
 
-    It keeps the features of pictures and the KV cache of the last request that was answered
-    alone. Both are dropped first when the memory runs out.
+    An inference keeps image features, and the KV cache of the last request that was answered
+    alone. When the memory runs out, it drops both and tries again.
 
     Args:
         loaded: The model.
         stop_ids: Token ids that end a reply; None takes those of the family.
-        uses_slots: False pads the rows of a batch to one length, as if the model had no slots.
-        capture: Records decode steps; None records on a CUDA device only.
-        side_stream: Encodes pictures while others are answered; None has one on a CUDA device
-            only.
+        uses_slots: False pads the rows of a batch to one length, as for a model that cannot decode
+            in slots.
+        capture: Records decode steps; None records them with CUDA graphs on a CUDA device, and
+            not at all on another device.
+        side_stream: Encodes pictures while other requests are answered; None uses a CUDA stream on
+            a CUDA device, and no side stream on another device.
         tuning: Sizes for speed and memory.
 
     Attributes:
         loaded: The model.
-        slots_problem: Why rows cannot have their own lengths; None if they can.
+        slots_problem: Why the model cannot decode in slots; None if it can.
         features: The features of pictures that were encoded.
         prefix: The KV cache of the last request that was answered alone.
-        pictures: Finds prepared pictures again.
+        pictures: The preprocessed pictures that are known, by digest.
         look_ahead: Encodes the pictures of waiting requests.
     """
 
@@ -115,7 +118,7 @@ class Inference:
         return self._graphs
 
     def preprocess(self, image: Image.Image) -> PreparedPicture:
-        """Cut, scale and normalise an open picture, or find it again; safe in any thread."""
+        """Preprocess an open picture, unless it is known already; safe in any thread."""
         with one_thread():
             picture = self.loaded.family.preprocess(image, self.pictures.find)
         self.pictures.add(picture)
@@ -132,7 +135,8 @@ class Inference:
 
         Args:
             batch: B requests.
-            cancel: Setting it ends every reply after the current token or chunk of the prompt.
+            cancel: When it is set, every reply ends after the current token, or after the current
+                chunk of the prompt.
             on_token: Called after every step.
         """
         has_tokens = False
@@ -158,20 +162,23 @@ class Inference:
     def start_batch(
         self, batch: Sequence[Prepared], cancel: Flag
     ) -> tuple[list[BatchRow], Prompt | None]:
-        """Return an empty reply for each of *batch*, and their prompts; None when cancelled."""
+        """Return an empty reply for each of *batch*, and the prompts (None when cancelled)."""
         inputs = self._encode(batch)
         rows = self._new_rows(batch, inputs)
         return rows, self._place_prompt(batch, inputs, cancel)
 
     def take_slots(self, rows: int) -> Slots:
-        """Return at least *rows* empty slots; those of the last call are used again if enough."""
+        """Return at least *rows* empty slots, in the buffers of the last call if they suffice.
+
+        The slots of the last call must not be used any more.
+        """
         if self._slots is None or self._slots.rows < rows:
             self._slots = Slots(rows, block_tokens=self._tuning.block_tokens)
         self._slots.clear()
         return self._slots
 
     def release_slots(self) -> None:
-        """Free the slots, unless steps were recorded for them."""
+        """Free the slots. They stay if CUDA graphs are on, because steps were recorded for them."""
         if self._graphs is None:
             self._slots = None
 
@@ -209,7 +216,7 @@ class Inference:
         return BatchAnswer(rows, reused, prefilled - started, ended - prefilled)
 
     def _slot_step(self, prompt: Prompt, cache: Cache) -> Step:
-        """Move the rows of a prompt into slots, for which steps are recorded."""
+        """Move the rows of a prompt into slots, and return the step that decodes them."""
         mask = prompt.inputs["attention_mask"]
         slots = self.take_slots(len(mask))
         is_alone = len(mask) == 1

@@ -1,4 +1,4 @@
-"""Memory of devices, and errors of torch: out of memory as ours, and one line of any for a log."""
+"""The memory of devices, out-of-memory errors as `MemoryLimitError`, and summaries of errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def as_memory_limit(batch_size: int) -> Iterator[None]:
     """Turn the out-of-memory errors of torch and Python into a `MemoryLimitError`.
 
     Raises:
-        MemoryLimitError: If the body ran out of memory. The tensors of its frames are freed.
+        MemoryLimitError: If the body ran out of memory. The tensors that its functions held in
+            local variables are freed.
     """
     try:
         yield
@@ -36,7 +37,8 @@ def as_memory_limit(batch_size: int) -> Iterator[None]:
 def _free_tensors(error: BaseException) -> None:
     """Clear the frames of *error*, which hold tensors such as the KV cache of the batch.
 
-    The caller tries a smaller batch while the error may still be referenced.
+    Without this, the tensors would live as long as the error, and the caller tries a smaller batch
+    before the error is gone.
     """
     traceback.clear_frames(error.__traceback__)
 

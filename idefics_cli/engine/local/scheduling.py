@@ -1,4 +1,4 @@
-"""The queue of requests: which start next, and how many run at a time. No model, no device."""
+"""The queue of requests: which start next, and how many run at a time; without any tensors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Prepared
 
-# New requests start when this fraction of the slots is free: prompts one at a time would leave
-# a GPU idle, and pictures of one shape are encoded together.
+# New requests start when a quarter of the slots is free. Starting them together is faster: a single
+# prompt does not fill a GPU, and pictures of one shape are encoded in one forward.
 _SHARE = 4
 
 
@@ -20,9 +20,9 @@ class Ticket:
     Attributes:
         index: The number of the request.
         prepared: The request.
-        is_single: Whether the request starts alone, because a group that held it failed.
-        at_a_time: The number of slots when the request ended, if the memory ran out with it
-            before; None otherwise.
+        is_single: Whether the request must start alone, because an earlier group with it failed.
+        at_a_time: If the memory ran out while the request was active: the number of slots when the
+            request ended. None otherwise.
     """
 
     index: int
@@ -34,23 +34,23 @@ class Ticket:
 class RequestSchedule:
     """The requests that wait for a slot, and the number of slots.
 
-    When the memory runs out, the number of slots is halved for the rest of the run. A request
-    that does not fit alone is no evidence about the others: when it has ended, the number is what
-    it was before that request started.
+    When the memory runs out, the number of slots is halved for the rest of the run. But if the
+    cause is a request that does not fit even alone, the other requests may fit: when it has failed,
+    the number of slots becomes what it was before that request.
 
     Args:
         slots: Maximum number of requests at a time.
 
     Attributes:
         slots: The current number of slots.
-        settled: As *slots*, but a smaller number shows only when every request that ran out of
-            memory has ended, so that the number is known to be small enough.
+        settled: The last number of slots that is known to be small enough. It follows *slots* when
+            every request that ran out of memory has ended.
     """
 
     def __init__(self, slots: int) -> None:
         self.slots = self.settled = slots
         self._waiting: list[Ticket] = []
-        # By the index of a ticket: the number of slots when the memory first ran out with it.
+        # Index of a ticket -> the number of slots when the memory first ran out with that request.
         self._slots_before: dict[int, int] = {}
 
     @property
@@ -63,10 +63,10 @@ class RequestSchedule:
         self._waiting += tickets
 
     def choose(self, active: int) -> list[Ticket]:
-        """Remove the tickets that start now, together, from the queue, and return them.
+        """Remove the tickets that start together now from the queue, and return them.
 
         Args:
-            active: How many requests are running.
+            active: Number of requests that hold a slot.
 
         Returns:
             No ticket if too few slots are free.
@@ -80,16 +80,19 @@ class RequestSchedule:
         return tickets
 
     def upcoming(self) -> list[Ticket]:
-        """Return the tickets that start next, unless a better match for the first is added."""
+        """Return the tickets that will start next, as far as is known.
+
+        A request that is added later may still fit better to the first of them.
+        """
         if not self._waiting:
             return []
         return [self._waiting[index] for index in self._next_group(max(1, self.slots // _SHARE))]
 
     def retry_singly(self, tickets: Sequence[Ticket], *, tried: int) -> Ticket | None:
-        """Put *tickets* back, each to start alone, because a group of *tried* requests failed.
+        """Put *tickets* back after a group of *tried* requests failed; each then starts alone.
 
         Returns:
-            The ticket that was alone already, and so failed for good; None if there is none.
+            If the group was a single request: its ticket, which is not put back. None otherwise.
         """
         if tried == 1:
             return tickets[0]
@@ -103,10 +106,10 @@ class RequestSchedule:
 
         Args:
             tickets: The requests that did not end; may be empty.
-            active: How many other requests go on.
+            active: Number of other requests, which keep their slots.
 
         Returns:
-            The ticket that had all the memory for itself and does not fit; None if there is none.
+            If a request does not fit even alone: its ticket, which is not put back. None otherwise.
         """
         count = len(tickets) + active
         for ticket in tickets:

@@ -24,12 +24,12 @@ from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
 from idefics_cli.models.families.kv_cache import growing_cache
 
 _log = logging.getLogger(__name__)
-# Maximum number of requests whose pictures are encoded ahead. Eight split pictures of Idefics3 have
-# 0.2 GB of features, nearly as much as the feature cache holds.
+# Maximum number of requests whose pictures are encoded before a slot is free. The features of eight
+# split pictures of Idefics3 take 0.2 GB, nearly as much as the feature cache holds.
 _AHEAD = 8
 
 Outcome = BatchAnswer | Exception
-"""An answer of one row, with its share of the seconds; or the error of its request."""
+"""The answer to one request, with its share of the seconds, or the error of the request."""
 
 
 class Inbox(Protocol):
@@ -39,14 +39,15 @@ class Inbox(Protocol):
         """Return the new requests.
 
         Args:
-            waits: Wait for a request; the result is then empty only if no more will come.
+            waits: Whether to wait for a request. The result is then empty only if no more requests
+                will come.
         """
         ...
 
 
 @dataclass(slots=True)
 class _ActiveReply:
-    """A reply while it is generated, and its share of the time."""
+    """A reply while it is generated, with its share of the time of all active replies."""
 
     ticket: Ticket
     row: BatchRow
@@ -68,7 +69,7 @@ class _Decoding:
 
 @dataclass(frozen=True, slots=True)
 class _Prefilled:
-    """Replies whose prompts are computed; no prompt when cancelled."""
+    """Replies after the prefill of their prompts; `prompt` is None when cancelled."""
 
     replies: list[_ActiveReply]
     prompt: Prompt | None
@@ -129,12 +130,16 @@ class Server:
         self._schedule.add(inbox.take_tickets(waits=is_idle))
 
     def _start_replies(self, decoding: _Decoding, tickets: list[Ticket]) -> bool:
-        """Prefill *tickets* and admit them to the slots; return False if the slots are lost."""
+        """Prefill *tickets* and admit them to the slots.
+
+        Returns:
+            False if the slots are lost, so that new ones are needed.
+        """
         try:
             with as_memory_limit(len(tickets)):
                 prefilled = self._prefill(tickets)
         except MemoryLimitError as error:
-            # The active replies keep their states.
+            # The failed prefill did not touch the slots, so the active replies go on.
             return self._retry_with_fewer(tickets, error, active=len(self._active))
         except Exception as error:
             self._log_failure(len(tickets), error)
@@ -150,7 +155,7 @@ class Server:
         return True
 
     def _prefill(self, tickets: Sequence[Ticket]) -> _Prefilled:
-        """Compute the prompts of *tickets* and their first tokens."""
+        """Run the prompts of *tickets* through the model, and choose the first tokens."""
         started = time.perf_counter()
         rows, prompt = self._inference.start_batch([t.prepared for t in tickets], self._flag)
         cache, scores = growing_cache(), None
@@ -176,7 +181,7 @@ class Server:
         self._drop_ended(decoding)
 
     def _advance(self, decoding: _Decoding) -> bool:
-        """Give every active reply a token; return False if the slots are lost."""
+        """Give every active reply a token; return False if the slots are lost by an error."""
         started = time.perf_counter()
         self._look_ahead()
         rows = self._rows
@@ -220,7 +225,11 @@ class Server:
     def _retry_with_fewer(
         self, tickets: Sequence[Ticket], error: MemoryLimitError, *, active: int = 0
     ) -> bool:
-        """Put *tickets* back, to start with fewer at a time; return False if the slots are lost."""
+        """Put *tickets* back and halve the number of slots.
+
+        Returns:
+            True if *active* replies go on in their slots; False if the slots were dropped.
+        """
         failed = self._schedule.retry_with_fewer(tickets, active=active)
         if active:
             return True
@@ -230,7 +239,7 @@ class Server:
         return False
 
     def _answer_singly(self, error: Exception, others: Sequence[Ticket] = ()) -> Literal[False]:
-        """Answer all active requests and *others* one by one, because one of them failed."""
+        """Answer all active requests and *others* one by one, because they failed together."""
         tickets = self._take_back(others)
         self._log_failure(len(tickets), error)
         for ticket in tickets:
@@ -239,7 +248,7 @@ class Server:
 
     def _log_failure(self, count: int, error: Exception) -> None:
         """Warn once that requests are answered one by one after *error*."""
-        # An error in a prompt is the outcome of its own request.
+        # One failed request, or an error in its prompt, is an outcome and needs no warning.
         if count < 2 or isinstance(error, PromptError) or self._has_warned:
             _log.debug("%d requests failed", count, exc_info=error)
             return
@@ -273,7 +282,7 @@ class Server:
         return self._cancel
 
     def _serve_batches(self, inbox: Inbox, cancel: Flag) -> None:
-        """Answer in batches, because rows cannot join while others go on."""
+        """Answer in batches, for a model that cannot decode in slots."""
         while not cancel.is_set():
             self._fetch_tickets(inbox)
             tickets = self._schedule.choose(0)
@@ -294,7 +303,7 @@ class Server:
             self._log_failure(len(tickets), error)
             self._retry_singly(batch.rest, error, tried=len(tickets))
         else:
-            # A batch that was cancelled before its first token has not called `on_token`.
+            # If the batch was cancelled before its first token, nothing has called `on_token` yet.
             batch.on_token(answer.rows)
 
 
@@ -315,7 +324,8 @@ class _Batch:
 
     def on_token(self, rows: Sequence[BatchRow]) -> None:
         now, count = time.perf_counter(), len(self.rest)
-        # The time of the prompts is unknown until all replies have ended, so it counts as decoding.
+        # `Inference.answer` returns the time of the prompts only when all replies have ended. So
+        # the time of the prompts counts as decoding here.
         self.seconds += (now - self.last_time) / max(1, count)
         self.last_time = now
         for ticket, row in zip(self.tickets, rows, strict=True):

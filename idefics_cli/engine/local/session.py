@@ -17,7 +17,7 @@ from idefics_cli.engine.protocol import Outcome, Prepared
 
 OnOutcome = Callable[[tuple[int, Outcome]], None]
 StartServing = Callable[[Inbox, RequestSchedule, Flag, OnOutcome], "Future[None]"]
-# How often a thread that waits for requests checks whether it should stop.
+# While the inference thread waits for requests, it checks after so many seconds if it should stop.
 _POLL_SECONDS = 0.1
 
 
@@ -37,7 +37,8 @@ class LocalSession:
         self._outbox = SimpleQueue[tuple[int, Outcome] | None]()
         self._inbox = _QueueInbox(stop)
         self._job = start(self._inbox, self._schedule, stop, self._outbox.put)
-        # A callback, because a closing engine drops work that has not started.
+        # The end mark comes from a callback, because an engine that closes drops jobs that have
+        # not started.
         self._job.add_done_callback(lambda _: self._outbox.put(None))
         self._count = self._open_count = 0
 
@@ -53,7 +54,7 @@ class LocalSession:
 
     def put_requests(self, requests: Sequence[Prepared]) -> None:
         """Add *requests*; see `protocol.Session`."""
-        # One queue item, so that the other thread finds them together.
+        # One item of the queue for all, so that the inference thread can start them together.
         self._inbox.put_tickets([Ticket(i, p) for i, p in enumerate(requests, start=self._count)])
         self._count += len(requests)
         self._open_count += len(requests)

@@ -17,10 +17,10 @@ def to_device(values: Sequence[int], device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """A copy of a tensor on the host, which starts at once and does not block the host.
+    """A copy of a tensor to the host; it starts at once and does not block the host.
 
     Args:
-        tensor: A tensor on any device. Do not change it afterwards.
+        tensor: A tensor on any device. It must not change until `tolist` has returned.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -32,7 +32,7 @@ class HostCopy:
             self._copied = torch.cuda.current_stream(tensor.device).record_event()
 
     def tolist(self) -> list[list[float]]:
-        """Wait for the copy and return its numbers; later work of the device goes on."""
+        """Wait for the copy and return its numbers; the call does not wait for later GPU work."""
         if self._copied is not None:
             self._copied.synchronize()
         numbers: list[list[float]] = self._host.tolist()

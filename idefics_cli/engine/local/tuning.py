@@ -1,4 +1,4 @@
-"""Sizes that change the speed and the memory use of an inference, and no reply."""
+"""Sizes that change the speed and the memory use of an inference, but not its replies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ class Tuning:
     """The sizes of one `Inference`.
 
     Attributes:
-        chunk_tokens: Tokens of a row in one forward of the prefill; None chooses by device and
-            model.
+        chunk_tokens: Number of tokens of each row in one forward of the prefill; None chooses by
+            device and model.
         block_tokens: The buffers of slots grow in steps of this many tokens.
         vision_pixels: Maximum number of pixels of one forward of the vision encoder; None chooses
             by device.
-        vision_cost: The cost of such a forward; None estimates it by device and dtype.
+        vision_cost: The cost of one forward of the vision encoder; None estimates it by device and
+            dtype.
         feature_bytes: Maximum number of bytes of image features that are kept between requests.
     """
 

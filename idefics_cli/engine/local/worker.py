@@ -1,4 +1,4 @@
-"""Results of the inference thread."""
+"""The wait for results of the inference thread."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Decode steps: the token loop, slots, sampling and CUDA graphs."""
+"""Decoding: the token loop, slots, sampling, CUDA graphs, and text from tokens."""

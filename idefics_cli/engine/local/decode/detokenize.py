@@ -1,4 +1,4 @@
-"""Text from token ids while they arrive: no half characters, no second pass."""
+"""A detokenizer for streams: it turns token ids into text as they arrive, in whole characters."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class TokenDecoder(Protocol):
 
 
 class Detokenizer:
-    """Gives the text of a growing reply in pieces that join to the text of the whole.
+    """Returns the text of a growing reply in pieces, which join to the text of the whole reply.
 
     Args:
         tokenizer: Decodes ids; special tokens are left out.
-        strip: Leave out white space around the reply, because chat formats put a space before it.
+        strip: Whether to remove white space around the reply. Chat formats put a space before it.
     """
 
     def __init__(self, tokenizer: TokenDecoder, *, strip: bool) -> None:
@@ -39,8 +39,9 @@ class Detokenizer:
     def whole(self, tokens: Sequence[int]) -> str:
         """Return the text of a complete reply, equal to its streamed pieces joined.
 
-        One decode of all tokens gives the same text, except for bytes that are not UTF-8: there,
-        SentencePiece decoders judge a whole run of bytes, and a stream cannot wait for its end.
+        One decode of all tokens gives the same text, except for bytes that are not UTF-8. These
+        are fed token by token, because a SentencePiece decoder replaces or accepts a run of bytes
+        as a whole, and a stream cannot wait for the end of the run.
         """
         text = self._decode(tokens)
         if "\ufffd" not in text:
@@ -52,16 +53,18 @@ class Detokenizer:
         """Return the new text of *tokens*, which are all tokens so far.
 
         Args:
-            tokens: Ids of the reply; each call passes those of the call before, and more.
-            last: No token follows, so text that was held back is returned.
+            tokens: Ids of the reply. Each call passes all ids of the call before, and new ones.
+            last: Whether no token follows, so that text that was held back is returned.
         """
         before = self._decode(tokens[self._start : self._read])
         after = self._decode(tokens[self._start :])
-        # A replacement character at the end may be a character whose bytes are incomplete.
+        # A replacement character at the end may stand for a character with bytes still to come.
         if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
             return ""
-        # The last piece stays as context, for word marks. A window that starts anywhere else may
-        # start inside a character, and a SentencePiece decoder then rejects the whole run of bytes.
+        # The next call decodes the last piece again as context, because some decoders drop the
+        # space before the first word. Only the start of a piece is safe as the start of the window:
+        # elsewhere it could be inside a character, and a SentencePiece decoder would then reject
+        # the whole run of bytes.
         self._start = self._read
         self._read = len(tokens)
         return self._stripped(after[len(before) :], last=last)
@@ -69,7 +72,8 @@ class Detokenizer:
     def _decode(self, tokens: Sequence[int]) -> str:
         if not tokens:
             return ""
-        # Clean-up removes the space before a full stop, which may have been returned already.
+        # Clean-up would remove the space before a full stop, but that space may already have been
+        # returned.
         return self._tokenizer.decode(
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

@@ -21,9 +21,11 @@ from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.planning import decoding
 
 _log = logging.getLogger(__name__)
-# How often each recording is compared: once with the inputs of the recording, once with new ones.
+# Number of replays of each recording that are compared: the first has the inputs of the recording,
+# the second has new ones.
 _CHECKS = 2
-# Relative to the largest logit. The kernels are the same, so equal results are expected.
+# Allowed difference, relative to the largest logit. Equal results are expected, because the kernels
+# are the same.
 _TOLERANCE = 0.02
 
 Replay = Callable[[], Tensor]
@@ -92,7 +94,7 @@ class Graphs:
             self._replay_counts[rows] = self._replay_counts.get(rows, 0) + 1
             if self._replay_counts[rows] <= _CHECKS:
                 _check_equal(logits[: len(newest)], run()[: len(newest)])
-        # The plain step then gives the answer, or a clearer error.
+        # After any error, the step runs without graphs. It gives the answer, or a clearer error.
         except Exception as error:
             self.failure = error_summary(error)
             _log.warning("decoding without CUDA graphs: %s", self.failure)
@@ -148,19 +150,21 @@ class CudaCapture:
         return replay
 
     def _record(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        # One stream for all recordings and for nothing else: libraries keep a workspace for each.
+        # All recordings share one stream, because libraries keep a workspace for each stream.
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        # This block also covers the recording: one that fails leaves its stream set (torch 2.13).
+        # A recording that fails leaves its stream set as the current one (torch 2.13). So the
+        # recording is inside this block, which resets the stream.
         with torch.cuda.stream(self._stream):
             # The first calls allocate workspaces, which must not be recorded.
             for _ in range(2):
                 function()
-            # Each recording has memory of its own: a shared pool is not reused when all its
-            # recordings are gone. Other threads may go on, such as those that encode pictures.
+            # Each recording has its own memory pool, because torch does not reuse a shared pool
+            # after its recordings are gone. "thread_local" lets other threads use the GPU
+            # meanwhile, such as the thread that encodes pictures.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 output = function()
         current.wait_stream(self._stream)

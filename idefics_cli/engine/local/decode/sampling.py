@@ -1,4 +1,4 @@
-"""The choice of the next token, greedy or sampled, and the end of a reply."""
+"""Sampling: the choice of the next token, greedy or random, and the end of a reply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.engine.local.transfer import HostCopy, to_device
 from idefics_cli.models.families.base import Family
 
-# float32 does not overflow within this range, and values beyond it change no result.
+# Temperatures, penalties and penalized scores are limited to this range, so that float32 does not
+# overflow. Values beyond it would give the same tokens.
 _LEAST, _MOST = 1e-30, 1e30
 
 
@@ -23,7 +24,7 @@ class BatchRow:
     """One reply while it is generated.
 
     Attributes:
-        sampling: How its tokens are chosen.
+        sampling: How the tokens are chosen.
         prompt: Ids of the prompt without padding.
         limit: Maximum number of tokens of the reply.
         stop_ids: Ids that end the reply.
@@ -47,7 +48,8 @@ class BatchRow:
 
     def __post_init__(self) -> None:
         if self.sampling.temperature > 0:
-            # On the CPU, so that a seed gives the same draws on every device and in every batch.
+            # One generator for each row, on the CPU: a seed then gives the same draws on every
+            # device and in every batch.
             self.generator = torch.Generator(device="cpu")
             if self.sampling.seed is None:
                 self.generator.seed()
@@ -59,17 +61,17 @@ class Scores:
     """The logits of the next tokens of B rows; a GPU may still be computing them.
 
     Args:
-        logits: (B, V); copied, so that they may be overwritten.
-        banned: Ids that no reply may hold, on the device of *logits*.
+        logits: (B, V). They are copied, so the caller may overwrite them.
+        banned: Ids that no reply may contain, on the device of *logits*.
 
     Attributes:
         argmax: (B,) ids of the highest logits, on the device of *logits*.
-        banned: As given.
+        banned: The argument of this name.
     """
 
     def __init__(self, logits: Tensor, banned: Tensor) -> None:
         self._logits_dtype = logits.dtype
-        # float32, as in transformers 5.23, generation/utils.py.
+        # transformers also chooses tokens in float32 (5.23, generation/utils.py).
         self._scores = logits.to(dtype=torch.float32, copy=True)
         self.banned = banned
         self._rows: Sequence[int] = range(len(logits))
@@ -81,10 +83,10 @@ class Scores:
         self.argmax = self.argmax[to_device(rows, self.argmax.device)]
 
     def choose_tokens(self, rows: Sequence[BatchRow]) -> None:
-        """Append one token to each of *rows* that goes on, and end the rows that it ends.
+        """Append one token to each active row, and set `finish` of the rows that it ends.
 
         Args:
-            rows: B replies.
+            rows: B replies; rows with a `finish` stay as they are.
 
         Raises:
             ModelError: If the logits contain NaN or infinity.
@@ -108,21 +110,21 @@ class Scores:
                 row.finish = "length"
 
     def _find_argmax(self) -> tuple[Tensor, HostCopy]:
-        """Return the ids (B,) of the highest scores; and scores and ids (2, B) for the host."""
+        """Return the ids (B,) of the highest scores, and a copy of scores and ids to the host."""
         highest, ids = self._scores.index_fill_(1, self.banned, float("-inf")).max(dim=-1)
         # float32 holds ids below 2**24 exactly.
         return ids, HostCopy(torch.stack([highest, ids.to(highest)]))
 
 
 def banned_of(family: Family, device: torch.device) -> Tensor:
-    """Return the ids that no reply may hold, for `Scores`."""
+    """Return the ids that no reply may contain, for `Scores`."""
     return to_device(sorted(family.banned_ids), device)
 
 
 def draw_token(scores: Tensor, row: BatchRow) -> int:
-    """Draw a token from *scores* (V,): temperature, then top-k, then top-p."""
+    """Draw a token from *scores* (V,), after temperature, top-k and top-p in this order."""
     sampling = row.sampling
-    # The highest score becomes 0, so that no temperature makes it overflow.
+    # The highest score becomes 0, so that no temperature can make the scores overflow.
     scores = (scores - scores.max()) / _bounded(sampling.temperature)
     if sampling.top_k:
         kept = scores.topk(min(sampling.top_k, scores.numel())).values
@@ -140,7 +142,10 @@ def draw_token(scores: Tensor, row: BatchRow) -> int:
 
 
 def _penalize(scores: Tensor, row: BatchRow) -> None:
-    """Divide positive and multiply negative *scores* (V,) of tokens seen (arXiv:1909.05858)."""
+    """Lower the *scores* (V,) of all tokens of *row* by the repetition penalty (arXiv:1909.05858).
+
+    Positive scores are divided by the penalty, negative scores are multiplied by it.
+    """
     seen = to_device(sorted({*row.prompt, *row.tokens}), scores.device)
     penalty = _bounded(row.sampling.repetition_penalty)
     values = scores[seen]
@@ -162,7 +167,7 @@ def _overflow(dtype: torch.dtype) -> ModelError:
 
 
 def finish_all(rows: Sequence[BatchRow], finish: Finish) -> None:
-    """End every row that goes on."""
+    """Set the `finish` of every row that has none."""
     for row in rows:
         if row.finish is None:
             row.finish = finish

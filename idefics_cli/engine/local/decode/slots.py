@@ -1,4 +1,4 @@
-"""The KV states of rows that come and go, each of its own length, in buffers that stay."""
+"""Slots: buffers for the KV states of rows that have different lengths, and that come and go."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from transformers import Cache
 from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.kv_cache import SlotLayer, SlotView
 
-# Buffers grow in steps of this many tokens, to which CUDA kernels also align their masks.
+# Buffers grow in steps of this many tokens. CUDA kernels align their masks to the same number.
 BLOCK_TOKENS = 256
 
 
 class Slots:
-    """Holds the states of up to *rows* prompts with their replies, without padding.
+    """Holds the KV states of up to *rows* prompts with their replies, without padding.
 
-    The states of row *i* are at positions 0 to `lengths[i]` of row *i* of the buffers. When a row
-    ends, the last row takes its slot, so that the active rows are always the first of the buffers.
+    Row *i* of a buffer holds the states of row *i* at the positions below `lengths[i]`. When a row
+    ends, the last row moves into its slot, so that the active rows are always the first ones.
 
     Args:
         rows: Maximum number of rows at a time.
@@ -30,7 +30,8 @@ class Slots:
         lengths: Number of tokens of each row.
         extra: The result of `Family.next_inputs`, (rows, …); unused rows hold arbitrary values.
         capacity: Number of positions of the buffers.
-        version: Changes when the buffers are replaced, so that no recording uses an old address.
+        version: A number that changes when the buffers are replaced. A CUDA graph of an older
+            version would read freed addresses.
     """
 
     def __init__(self, rows: int, *, block_tokens: int = BLOCK_TOKENS) -> None:
@@ -59,10 +60,10 @@ class Slots:
         """Append the rows of a left-padded batch.
 
         Args:
-            cache: The states of the rows; all have the same length.
+            cache: The states of the rows, padded to one length.
             mask: (B, T), 1 for real tokens.
             extra: The result of `Family.next_inputs` for the rows.
-            releases: Empty *cache*, layer by layer.
+            releases: Whether to empty *cache*, layer by layer.
         """
         lengths = [int(length) for length in mask.sum(-1).tolist()]
         first, held = len(self.lengths), cache.get_seq_length()
@@ -84,7 +85,11 @@ class Slots:
         self.lengths += lengths
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only *rows*, in this order; no row may come before the row whose slot it takes."""
+        """Keep only *rows*, in this order; `rows_to_keep` returns a suitable order.
+
+        A row may move only to a lower position, because moves run in order and must not overwrite
+        a row that moves later.
+        """
         for target, source in enumerate(rows):
             if target != source:
                 length = self.lengths[source]
@@ -98,7 +103,8 @@ class Slots:
     def reserve_tokens(self, length: int) -> None:
         """Grow the buffers to at least *length* positions."""
         self._set_capacity(length)
-        # An error between two layers leaves them of different sizes, so all are checked.
+        # All layers are checked, because an error in an earlier call may have left some of them
+        # with the old size.
         if any(layer.keys.shape[2] != self.capacity for layer in self.cache.layers):
             for layer in self.cache.layers:
                 self._grow(layer)
@@ -107,8 +113,8 @@ class Slots:
         """Return the cache for a forward of one token of the first rows.
 
         Args:
-            positions: (rows,) the positions of their new states.
-            width: Number of positions that the forward attends to, from the first.
+            positions: (rows,) the position of the new state of each row.
+            width: The forward attends to the first *width* positions.
         """
         view = SlotView(torch.arange(len(positions), device=positions.device), positions, width)
         for layer in self.cache.layers:
@@ -116,7 +122,7 @@ class Slots:
         return self.cache
 
     def append_to(self, cache: Cache) -> None:
-        """Append to *cache* the states of the only row that it lacks; it holds the first ones."""
+        """Append to *cache* the states of the only row that come after those in *cache*."""
         held, (length,) = cache.get_seq_length(), self.lengths
         for index, layer in enumerate(self.cache.layers):
             new = layer.keys[:1, :, held:length], layer.values[:1, :, held:length]
@@ -142,7 +148,8 @@ class Slots:
         widest = tensor.shape[1:] if old is None else map(max, old.shape[1:], tensor.shape[1:])
         shape = (self.rows, *widest)
         if old is None or old.shape != shape:
-            # IDEFICS-1: all rows have as many images as the row with the most; zeros are masked.
+            # In IDEFICS-1 the inputs of all rows are as wide as those of the row with the most
+            # images. The zeros in between are masked.
             self.extra[name] = tensor.new_zeros(shape)
             self.version += 1
             if old is not None:
@@ -153,7 +160,10 @@ class Slots:
 
 
 def rows_to_keep(ended: Sequence[bool]) -> list[int]:
-    """Return the rows that did not end; the last of them take the slots of the rows that ended."""
+    """Return the rows that did not end, in the order of their new slots.
+
+    The last of these rows move into the slots of rows that ended; the others stay in place.
+    """
     active = [row for row, has_ended in enumerate(ended) if not has_ended]
     count = len(active)
     late = iter(reversed([row for row in active if row >= count]))

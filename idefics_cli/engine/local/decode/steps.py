@@ -1,4 +1,4 @@
-"""Decode steps: one token of every row through the model."""
+"""Decode steps: each runs the newest token of every row through the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from idefics_cli.models.planning import decoding
 
 
 class Step(Protocol):
-    """Runs one token of every row."""
+    """Runs the newest token of every row through the model.
+
+    `PlainStep` needs padded rows of one length. `SlotStep` needs slots.
+    """
 
     @property
     def is_async(self) -> bool:
@@ -37,22 +40,22 @@ class Step(Protocol):
         ...
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only *rows*, in this order; no row may come before the row whose slot it takes."""
+        """Keep only *rows*, in this order; a row may move only to a lower position."""
         ...
 
     def close(self) -> None:
-        """Complete the cache of a single row, as if its reply had been part of the prompt."""
+        """If there is a single row, complete its cache with the states of the reply."""
         ...
 
 
 class PlainStep:
-    """Appends to the cache of the prompt; its rows stay padded to one length.
+    """A step that appends to the cache of the prompts, whose rows stay padded to one length.
 
     Args:
         model: In eval mode.
         family: The family of the model.
-        prompt: The prompt that *cache* holds.
-        cache: The cache of the prompt; grows.
+        prompt: The prompts whose states *cache* holds.
+        cache: The KV cache of the prompts; each step appends to it.
     """
 
     def __init__(self, model: Model, family: Family, prompt: Prompt, cache: Cache) -> None:
@@ -65,7 +68,7 @@ class PlainStep:
 
     @property
     def is_async(self) -> bool:
-        """False: the host launches a thousand kernels one by one."""
+        """False, because the host is busy launching some thousand kernels one by one."""
         return False
 
     def __call__(self, newest: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ class PlainStep:
         return output.logits[:, -1]
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only *rows*; padding that all of them share is removed. See `Step`."""
+        """Keep only *rows*, and remove the padding that all of them share; see `Step`."""
         chosen = torch.tensor(rows, device=self._positions.device)
         self._cache.batch_select_indices(chosen)
         self._positions = self._positions[chosen]
@@ -100,14 +103,14 @@ class PlainStep:
 
 
 class SlotStep:
-    """Runs rows in slots, where each has its own length and may be admitted at any time.
+    """A step for rows in slots, which have different lengths and may be admitted at any time.
 
     Args:
         model: In eval mode; `slots_problem` returns None for it.
         family: The family of the model.
         slots: Holds the rows.
-        graphs: Replays forwards instead of launching each kernel; None launches them.
-        source: The cache of a single prompt, which `close` completes.
+        graphs: Replays recorded forwards; None launches each kernel.
+        source: The KV cache of a single prompt, to which `close` appends the states of the reply.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class SlotStep:
 
     @property
     def is_async(self) -> bool:
-        """Whether steps are replayed, each by one launch."""
+        """Whether steps are replayed; each replay is one launch, after which the host is free."""
         return self._graphs is not None and self._graphs.failure is None
 
     def __call__(self, newest: Tensor) -> Tensor:
@@ -165,14 +168,15 @@ class SlotStep:
             self._model,
             named,
             self.slots.view(positions, width),
-            # For rows of one length, the library's own mask is right, and often none is needed.
+            # If all rows have one length, transformers makes the right mask, or finds that it needs
+            # none.
             mask=None if has_one_length else self._mask(positions, width),
             positions=positions[:, None],
         )
         return output.logits[:, -1]
 
     def _mask(self, positions: Tensor, width: int) -> Tensor:
-        """Return the mask (rows, 1, 1, width): each row attends to itself and what precedes it."""
+        """Return the mask (rows, 1, 1, width): each token attends to itself and those before it."""
         columns = torch.arange(width, device=positions.device)
         seen = columns <= positions[:, None]
         if self._window is not None:
@@ -181,12 +185,13 @@ class SlotStep:
         if not self._adds_mask:
             return mask
         dtype = self._model.model.dtype
-        # As `eager_mask` of transformers 5.23, masking_utils.py.
+        # `eager` attention adds its mask to the scores (`eager_mask` in masking_utils.py,
+        # transformers 5.23).
         added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         return added.masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def slots_problem(model: Model) -> str | None:
-    """Return why rows of *model* cannot have their own lengths, or None."""
+    """Return why *model* cannot decode in slots, whose rows have different lengths, or None."""
     attention = attention_of(model.config.get_text_config())
     return decoding.slots_problem(attention, is_spread=is_spread(model))

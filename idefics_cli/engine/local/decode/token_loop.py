@@ -1,4 +1,4 @@
-"""The token loop: prefill, then one step per token, with each row sampled its own way."""
+"""The token loop: a prefill, then one step per token; each row has its own sampling settings."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ StepOf = Callable[[Prompt, Cache], Step]
 
 
 class BatchDecoder:
-    """Gives rows their next tokens, with one step of the model for each token.
+    """Appends tokens to rows, with one step of the model for each token.
 
-    If the step is asynchronous, the decoder starts a step before the host reads the tokens of the
-    step before, so that the device never waits for the host. A row that has ended by then runs one
-    step too many, whose output is never read.
+    If the step is asynchronous, the decoder runs ahead: it starts the next step before the host
+    reads the tokens of the current one, so that the device never waits for the host. A row that
+    ends with the current step then runs one step too many, whose output is not used.
 
     Args:
-        step: Runs a token of every row.
+        step: Runs the newest token of every row.
         banned: The result of `banned_of`.
     """
 
@@ -42,7 +42,7 @@ class BatchDecoder:
         self._ahead: Scores | None = None
 
     def advance(self, rows: Sequence[BatchRow]) -> None:
-        """Append a token to each of *rows*, all active, and end the rows that it ends."""
+        """Append a token to each of *rows*, which are all active; some of them may end by it."""
         scores = self._ahead
         if scores is None:
             newest = to_device([row.tokens[-1] for row in rows], self._banned.device)
@@ -51,7 +51,7 @@ class BatchDecoder:
         scores.choose_tokens(rows)
 
     def settle(self, rows: Sequence[BatchRow]) -> None:
-        """Read the tokens of a step that was started ahead, and start none."""
+        """If a step was started ahead, append its tokens to *rows*; start no new step."""
         if self._ahead is not None:
             scores, self._ahead = self._ahead, None
             scores.choose_tokens(rows)
@@ -70,11 +70,11 @@ class BatchDecoder:
         return Scores(self._step(newest), self._banned)
 
     def _may_run_ahead(self, rows: Sequence[BatchRow]) -> bool:
-        """Return whether to start the step after the one that was started for *rows*."""
+        """Whether the next step of *rows* may start before the host has read their tokens."""
         return (
             self._step.is_async
             and all(row.is_argmax for row in rows)
-            # If the coming token is the last of every row, no step follows.
+            # If every row reaches its limit with the current token, no further step is needed.
             and any(len(row.tokens) + 1 < row.limit for row in rows)
         )
 
@@ -85,8 +85,8 @@ class TokenLoop:
     Args:
         model: In eval mode.
         family: The family of the model.
-        step_of: Returns the step to run when the cache holds the prompt; None uses a `PlainStep`.
-        chunk_tokens: See `prefill`.
+        step_of: Called after the prefill; returns the step that decodes. None uses a `PlainStep`.
+        chunk_tokens: See `prefill.prefill`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TokenLoop:
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, cache: Cache, *, cancel: Flag | None = None) -> Scores | None:
-        """Run *prompt* into *cache*; return the scores of the first tokens, None when cancelled."""
+        """Prefill *cache*, and return the scores of the first tokens; None when cancelled."""
         output = prefill(
             self._model, self._family, prompt, cache, cancel=cancel, chunk_tokens=self._chunk_tokens
         )
@@ -128,14 +128,15 @@ class TokenLoop:
         Args:
             prompt: The prompts of B rows.
             rows: B replies, filled in place.
-            cache: Holds the states of the first tokens of the prompts, or none. Afterwards it
-                holds those of the rows that ended last, with or without the last token of each
-                reply, or those that a cancelled prefill computed.
-            cancel: Setting it ends every row after the current token, or chunk of the prompt.
+            cache: A KV cache that is empty, or holds the states of the first tokens of the prompts.
+                Afterwards it holds the states of the rows that ended last; the last token of each
+                reply may be missing. After a cancelled prefill, it holds what was computed.
+            cancel: When it is set, every row ends after the current token, or after the current
+                chunk of the prompt.
             on_token: Called after every step; an error that it raises ends the loop.
 
         Returns:
-            The time by `time.perf_counter` when the prompts were computed; None when cancelled.
+            The time, by `time.perf_counter`, at which the prefill ended; None when cancelled.
 
         Raises:
             ModelError: If the logits contain NaN or infinity.
@@ -154,9 +155,9 @@ class TokenLoop:
 def _decode(
     decoder: BatchDecoder, rows: Sequence[BatchRow], cancel: Flag | None, on_token: OnToken | None
 ) -> None:
-    """Give *rows*, which have their first tokens, all others.
+    """Decode until each of *rows*, which already have their first token, has a `finish`.
 
-    A row that ended leaves the batch, so that the other rows do not pay for its pad tokens.
+    A row that ended leaves the batch, so that no step spends time on it.
     """
     active = list(rows)
     while True:

@@ -1,1 +1,1 @@
-"""Prefill, the KV cache, and the reuse of prefixes."""
+"""Prefill, and the reuse of the KV cache of an earlier prompt."""

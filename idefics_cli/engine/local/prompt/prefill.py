@@ -1,4 +1,4 @@
-"""Prefill: a prompt runs through the model in chunks, from where a cache ends."""
+"""Prefill: the part of a prompt that a KV cache lacks runs through the model, in chunks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
 from idefics_cli.models.families.protocols import Model, StepOutput
 
-# A forward cannot be interrupted, so its tokens (of all rows) are limited. On 4 cores an 8B model
-# takes about 7 s for 512 tokens, and much smaller chunks read the weights too often. Small models
-# compute more in that time, and the start of a forward costs them more than some tokens.
+# A forward cannot be interrupted, so its operations are limited on a CPU. On 4 cores, an 8B model
+# takes about 7 s for 512 tokens of all rows together. Smaller chunks would read the weights more
+# often. A smaller model gets more tokens, up to a maximum.
 _CPU_OPERATIONS, _MOST_TOKENS = 7e12, 8192
+# A chunk has at least so many tokens of each row.
 _FEWEST_TOKENS = 64
 
 
@@ -33,7 +34,7 @@ class Prompt:
 
     @property
     def mask(self) -> Tensor | None:
-        """The attention mask (B, T); None if no row is padded, because kernels need none then."""
+        """The attention mask (B, T); None if no row is padded, because then no mask is needed."""
         mask = self.inputs["attention_mask"]
         return None if bool(mask.all()) else mask
 
@@ -54,12 +55,13 @@ def prefill(
         model: In eval mode.
         family: The family of the model.
         prompt: B prompts of T tokens; *cache* holds fewer than T.
-        cache: Grows by every chunk.
+        cache: Each chunk appends its states.
         cancel: Checked before each chunk.
-        chunk_tokens: Tokens of a row in one forward; None chooses by device and model.
+        chunk_tokens: Number of tokens of each row in one forward; None chooses by device and model.
 
     Returns:
-        Logits (B, 1, V) of the last tokens; None when cancelled, and *cache* holds what ran.
+        Logits (B, 1, V) of the last tokens. None when cancelled; *cache* then holds the chunks
+        that were run.
     """
     mask, positions = prompt.mask, left_padded_positions(prompt.inputs["attention_mask"])
     (rows, length), start = positions.shape, cache.get_seq_length()
@@ -80,7 +82,7 @@ def prefill(
 
 
 def _forward_tokens(model: Model) -> int:
-    """Return the most tokens of all rows for one forward of *model*."""
+    """Return the maximum number of tokens, of all rows together, for one forward of *model*."""
     if model.device.type != "cpu":
         return _MOST_TOKENS
     text = model.config.get_text_config()

@@ -1,4 +1,4 @@
-"""The KV cache of the last conversation, for its next turn."""
+"""The prefix cache: it keeps the KV cache of one request, for later prompts that begin alike."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from idefics_cli.models.families.kv_cache import growing_cache
 
 
 class PrefixCache:
-    """Keeps the KV states of one prompt and its reply, for prompts that begin alike.
+    """Keeps the KV states of one prompt and its reply, for later prompts that begin alike.
 
-    A new prompt reuses the states of the longest run of keys (`Family.prefix_keys`: token ids, and
-    the content of pictures) with which both prompts begin. So states are also reused after a turn
-    was undone, asked again or edited. They are not reused
+    Each token has a key (`Family.prefix_keys`): its id, or the content of its picture. A new prompt
+    reuses the states of the longest run of equal keys with which both prompts begin. So states are
+    also reused after a turn was undone, asked again or edited. They are not reused in these cases:
 
     - for a token whose key, or any key before it, differs;
     - for the last token of a prompt, because its output gives the first token of the reply;
-    - for batches of several prompts, whose rows are padded: batches leave the cache as it is;
+    - for batches of several prompts, whose rows are padded; a batch leaves this cache as it is;
     - after an error in the middle of a forward, when the states are unknown;
-    - if the cache does not have the length that it was cropped to.
+    - if the cache does not have the length to which it was cropped.
 
-    The same weights computed the reused states from the same tokens at the same positions. The
-    results are equal except for rounding, as when the rows of a batch are computed together:
-    greedy replies in float32 do not change; in half precision a tie may be broken differently.
+    The same weights computed the reused states from the same tokens at the same positions, so the
+    results are equal except for rounding. Greedy replies in float32 do not change. In half
+    precision, a tie between two tokens may be broken differently.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class PrefixCache:
     def take_prefix(self, keys: Sequence[PrefixKey]) -> tuple[DynamicCache, int]:
         """Return a cache for a prompt of *keys*, and the number of tokens that it holds.
 
-        The cache is handed over to the caller; `keep_prefix` returns it after the reply.
+        The caller owns the returned cache, and may give it back to `keep_prefix` after the reply.
         """
         cache, kept = self._cache, self._keys
         self.drop()
@@ -52,15 +52,15 @@ class PrefixCache:
         if cache is None or not shared:
             return growing_cache(), 0
         if len(kept) > shared:
-            # A negative argument is the number of states to remove; transformers 5.18 and later
-            # take no other form.
+            # The argument is negative: the number of states to remove. transformers 5.18 and later
+            # accept no other form.
             cache.crop(shared - len(kept))
         if cache.get_seq_length() != shared:
             return growing_cache(), 0
         return cache, shared
 
     def keep_prefix(self, keys: Sequence[PrefixKey], cache: DynamicCache) -> None:
-        """Keep *cache*, which holds the states of the first of *keys*."""
+        """Keep *cache*, which holds the states of *keys*, or of the first of them."""
         length = cache.get_seq_length()
         if length and length <= len(keys):
             self._keys, self._cache = list(keys[:length]), cache
@@ -73,7 +73,7 @@ class PrefixCache:
 
 
 def _shared_count(one: Sequence[PrefixKey], other: Sequence[PrefixKey]) -> int:
-    """Return how many keys are equal from the start."""
+    """Return the number of equal keys with which *one* and *other* begin."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

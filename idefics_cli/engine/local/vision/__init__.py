@@ -1,1 +1,1 @@
-"""Image features: which tiles go into one forward, and where it runs."""
+"""Image features: how pictures are encoded, when, and how long the features are kept."""

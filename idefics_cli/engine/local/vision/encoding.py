@@ -1,4 +1,4 @@
-"""Pictures become image features: each once, and with little padding."""
+"""The encoder of pictures: it computes the image features of each picture once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels.table import ATTENTION_KERNELS
 
-# A forward of the encoder cannot be interrupted. A GPU needs many tiles at once; a CPU gains next
-# to nothing (8 pictures of 980x980 by shape: 0.93 of the time of one by one).
+# Maximum number of pixels in one forward. A forward cannot be interrupted, so the number is small
+# on a CPU, which gains next to nothing from more: 8 pictures of 980x980 together take 0.93 of the
+# time that they take one by one. A GPU needs many tiles at once.
 _CPU_PIXELS, _GPU_PIXELS = 1_000_000, 16_000_000
-# With these, a mask of the padding gives the same features as each tile alone. Flash attention in
-# the perceiver of Idefics2 was wrong once (see `attention.caution`), so it is left out.
+# With these attentions, padded tiles with a mask get the same features as each tile alone. Flash
+# attention is left out, because it was once wrong in the perceiver of Idefics2 (`flash_caution` in
+# `families/spec.py`).
 _MASKING = ("sdpa", "eager", *ATTENTION_KERNELS)
 
-# Floating-point operations in the time that a layer takes for Python and for starting its kernels.
-# 1.6 ms and 47 GFLOP/s in float32 on one core of a Xeon with AVX512 at 2.5 GHz; on a faster core
-# both numbers improve. More threads and native bfloat16 speed up the arithmetic only.
+# Each layer costs time for Python and for starting its kernels. This number of floating-point
+# operations takes the same time: 1.6 ms at 47 GFLOP/s in float32, on one core of a Xeon with AVX512
+# at 2.5 GHz. On a faster core both figures improve. More threads and native bfloat16 speed up only
+# the arithmetic, so the number is multiplied by their speed.
 _CPU_LAYER_OPERATIONS = 5e7
 _NATIVE_BF16_SPEED = 4
-# Estimates, not measured: 0.2 ms, and 100 TFLOP/s in 16 bit; 10 TFLOP/s on Apple's GPUs.
+# Estimates, not measured: 0.2 ms at 100 TFLOP/s in 16 bit, and at 10 TFLOP/s on Apple's GPUs.
 _GPU_LAYER_OPERATIONS, _MPS_LAYER_OPERATIONS = 2e10, 2e9
 
 
@@ -39,7 +42,8 @@ class PictureEncoder:
     Args:
         model: In eval mode.
         family: The family of the model.
-        features: Searched first, and receives new features; None is an empty cache.
+        features: The cache that is searched first, and that keeps new features; None makes an
+            empty one.
         max_pixels: Maximum number of pixels of one forward; None chooses by device.
         cost: The cost of a forward; None estimates it by device and dtype.
     """
@@ -73,7 +77,7 @@ class PictureEncoder:
             cancel: Checked before each forward.
 
         Returns:
-            None when cancelled; *features* then holds the pictures that were complete.
+            None when cancelled; the features of complete pictures are then in the cache.
         """
         features, missing = self._find_features(pictures)
         encoded: dict[Tile, Tensor] = {}
@@ -102,7 +106,7 @@ class PictureEncoder:
             },
             max_pixels=self.max_pixels,
             work=family.vision_work if attention in _MASKING else None,
-            # The number of threads belongs to the thread that calls this.
+            # Estimated here and not in `__init__`: each thread has its own number of torch threads.
             cost=self._cost
             or _estimated_cost(model.device, is_native_bf16=attention == cpu_attention.TILED.name),
         )
@@ -110,7 +114,7 @@ class PictureEncoder:
     def _find_features(
         self, pictures: Sequence[PreparedPicture]
     ) -> tuple[dict[bytes, Tensor], dict[bytes, PreparedPicture]]:
-        """Return the known features by digest, and the pictures without."""
+        """Return the known features by digest, and the pictures whose features are not known."""
         features: dict[bytes, Tensor] = {}
         missing: dict[bytes, PreparedPicture] = {}
         for picture in pictures:
@@ -125,7 +129,7 @@ class PictureEncoder:
 
 
 def _estimated_cost(device: torch.device, *, is_native_bf16: bool) -> ForwardCost:
-    """Return the cost of a forward on *device*, in this thread."""
+    """Return an estimate of the cost of a forward in this thread, on *device*."""
     if device.type != "cpu":
         is_mps = device.type == "mps"
         operations = _MPS_LAYER_OPERATIONS if is_mps else _GPU_LAYER_OPERATIONS

@@ -1,4 +1,4 @@
-"""Image features kept between requests, by the content of the picture."""
+"""The feature cache: it keeps image features between requests, by the digest of the picture."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from idefics_cli.models.families.picture import PreparedPicture
 
-# A picture of Idefics2-8b takes 0.5 MB in bfloat16, 2.6 MB split; one of Idefics3-8B up to 24 MB.
+# The features of one picture in bfloat16 take 0.5 MB for Idefics2-8b, 2.6 MB if it is split, and up
+# to 24 MB for Idefics3-8B.
 KEPT_BYTES = 256 * 2**20
 
 
 class FeatureCache:
-    """Features of pictures by digest; the least recently used go first. Safe in any thread.
+    """Features of pictures by digest. The least recently used are dropped. Safe in any thread.
 
     Args:
         max_bytes: Maximum number of bytes of features; larger features are not kept.
@@ -39,7 +40,7 @@ class FeatureCache:
         return None if found is None else found[1]
 
     def find_picture(self, digest: bytes) -> PreparedPicture | None:
-        """Return a picture with its features and without pixels, if they are kept."""
+        """Return a picture with its features but without pixels, if the features are kept."""
         found = self._find(digest)
         return None if found is None else replace(found[0], features=found[1])
 
@@ -48,7 +49,7 @@ class FeatureCache:
         size = features.numel() * features.element_size()
         if size > self._max_bytes:
             return
-        # Without the pixels, which are far larger.
+        # The pixels are not kept, because they are far larger than the features.
         bare = replace(picture, tiles=(), features=None)
         with self._lock:
             self._drop(picture.digest)

@@ -1,4 +1,4 @@
-"""Prepared pictures that are found again by their content, so that none is prepared twice."""
+"""Known pictures: preprocessed pictures by digest, so that none is preprocessed twice."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from weakref import WeakValueDictionary
 from idefics_cli.engine.local.vision.features import FeatureCache
 from idefics_cli.models.families.picture import PreparedPicture
 
-# An entry takes some 300 bytes; a run of captions may read millions of files.
+# An entry takes some 300 bytes, and a captioning run may read millions of files.
 _MAX_FILES = 10_000
 
 
 class KnownPictures:
-    """Finds prepared pictures by the digest of their pixels or of their file. Safe in any thread.
+    """Finds preprocessed pictures by the digest of their pixels or file. Safe in any thread.
 
     Args:
         features: Holds the features of encoded pictures.
@@ -24,7 +24,7 @@ class KnownPictures:
 
     def __init__(self, features: FeatureCache, *, max_files: int = _MAX_FILES) -> None:
         self._features = features
-        # Pictures that wait for their request, such as several questions about one picture.
+        # Pictures whose request still waits. Another question about the same picture finds it here.
         self._waiting: WeakValueDictionary[bytes, PreparedPicture] = WeakValueDictionary()
         self._files: OrderedDict[str, tuple[bytes, tuple[int, int]]] = OrderedDict()
         self._max_files = max_files
@@ -44,11 +44,14 @@ class KnownPictures:
                 self._files.popitem(last=False)
 
     def find(self, digest: bytes) -> PreparedPicture | None:
-        """Return the picture of this digest with its features or tiles, if either is here."""
+        """Return the picture with this digest of its pixels, with its features or its tiles.
+
+        None if neither features nor tiles are in memory any more.
+        """
         return self._features.find_picture(digest) or self._waiting.get(digest)
 
     def find_file(self, file_digest: str) -> PreparedPicture | None:
-        """Return the picture of a file with its features or tiles, if either is here."""
+        """Return the picture of a file by the digest of the file; see `find`."""
         found = self._files.get(file_digest)
         if found is None or (picture := self.find(found[0])) is None:
             return None

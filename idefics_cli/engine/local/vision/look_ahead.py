@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class LookAhead:
-    """Encodes pictures of waiting requests while others are answered.
+    """Encodes pictures of waiting requests while other requests are answered.
 
     Args:
         encoder: Encodes the pictures, and keeps their features.
@@ -28,7 +28,7 @@ class LookAhead:
     def __init__(self, encoder: PictureEncoder, side_stream: SideStream | None) -> None:
         self._encoder = encoder
         self._side_stream = side_stream
-        # Digests of the pictures that were submitted and whose request has not started.
+        # Digests of the pictures that were submitted, and whose request has not started yet.
         self._submitted: set[bytes] = set()
 
     @property
@@ -59,7 +59,8 @@ class LookAhead:
             return
         alike = [each for each in missing if each.tile_sizes == missing[0].tile_sizes]
         pictures = alike[: max(1, self._encoder.max_pixels // missing[0].pixels)]
-        # Each picture once: if the cache is too small for all, they would evict each other.
+        # Each picture is submitted only once. Otherwise, if the cache is too small for all, they
+        # would push each other out of it and be encoded again and again.
         self._submitted.update(picture.digest for picture in pictures)
         side_stream.submit_work(lambda: self._encode(pictures, cancel))
 
@@ -75,7 +76,7 @@ class LookAhead:
 
     def _encode(self, pictures: Sequence[PreparedPicture], cancel: Flag) -> object:
         with as_memory_limit(len(pictures)):
-            # The result is returned so that the side stream knows the tensors it made.
+            # The result is returned so that a side stream of a test can see the tensors.
             return self._encoder.encode(pictures, cancel=cancel)
 
     def _joined_stream(self) -> SideStream | None:
@@ -83,7 +84,7 @@ class LookAhead:
         try:
             if self._side_stream is not None:
                 self._side_stream.join()
-        # A persistent error is raised again when the pictures are encoded on the main stream.
+        # The error is only logged: if it persists, encoding on the main stream raises it again.
         except Exception as error:
             _log.warning("encoding pictures without a side stream: %s", error_summary(error))
             self._side_stream = None

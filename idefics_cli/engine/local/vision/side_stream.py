@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class SideStream(Protocol):
-    """Runs speculative work beside the main stream. Call it from the inference thread only."""
+    """Runs work beside the main stream, before it is needed. Only the inference thread calls it."""
 
     @property
     def is_busy(self) -> bool:
@@ -36,10 +36,10 @@ class SideStream(Protocol):
 
 
 class CudaSideStream:
-    """A CUDA stream with a thread of its own; not tried on a GPU yet.
+    """A CUDA stream with its own thread; it has not run on a GPU yet.
 
-    The library reads results on the host while it encodes, and then waits for the device. In a
-    thread of its own, this delays nobody.
+    While transformers encodes pictures, it reads some results on the host, and waits for the device
+    to compute them. In its own thread, this wait does not delay decoding.
 
     Args:
         device: The device of the model.
@@ -75,12 +75,13 @@ class CudaSideStream:
             return
         wait([self._job])
         if self._job.exception() is not None:
-            # Results from before the error may be kept, and no event marks their end.
+            # The cache may hold features from before the error, and no event marks when the device
+            # has computed them. So all work of the device must end.
             torch.cuda.synchronize(self._device)
         torch.cuda.current_stream(self._device).wait_event(self._job.result())
 
     def record_use(self, tensors: Iterable[Tensor]) -> None:
-        """Record the main stream on *tensors*; see `SideStream`."""
+        """Tell torch that the main stream uses *tensors*; see `SideStream`."""
         stream = torch.cuda.current_stream(self._device)
         for tensor in tensors:
             tensor.record_stream(stream)

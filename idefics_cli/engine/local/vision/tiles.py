@@ -1,4 +1,4 @@
-"""Which tiles share one forward: tiles of one size, and others where padding is cheap."""
+"""The grouping of tiles for forwards: tiles of one size, and others if padding them is cheap."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ Size: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ForwardCost:
-    """The cost of a forward besides its arithmetic, in operations that take the same time.
+    """The overhead of a forward: the cost that comes on top of its arithmetic.
 
     Attributes:
-        layer_operations: The cost of each layer.
-        overlaps: Whether the device computes while the host starts the next kernels, so that only
-            the longer of both counts.
+        layer_operations: The overhead of each layer, as the number of floating-point operations
+            that take the same time.
+        overlaps: Whether the device computes while the host starts the next kernels. Then only the
+            larger of arithmetic and overhead counts, not their sum.
     """
 
     layer_operations: float
@@ -66,9 +67,9 @@ def group_tiles(
 ) -> Iterator[Group]:
     """Yield the tiles of *sizes* in groups that keep the total cost low.
 
-    Tiles of one size share a group. Tiles of another size join it if the arithmetic of the padding
-    costs less than a forward of their own. For large models this is rare: padding doubles the time
-    (5 shapes of photos, idefics2-8b on a CPU).
+    Tiles of one size share a group. Tiles of another size join the group if the arithmetic of the
+    padding costs less than a separate forward. For large models this is rare: padding all tiles to
+    one size doubles the time (5 shapes of photos, idefics2-8b on a CPU).
 
     Args:
         sizes: The size of each tile.
@@ -80,7 +81,7 @@ def group_tiles(
     for tile, size in sizes.items():
         by_size.setdefault(size, []).append(tile)
     open_groups: list[Group] = []
-    # The largest first, so that later tiles widen a group as little as possible.
+    # The largest tiles come first, so that later tiles rarely make a group larger.
     for size in sorted(by_size, key=lambda size: size[0] * size[1], reverse=True):
         tiles = by_size[size]
         count = max(1, max_pixels // (size[0] * size[1]))
@@ -115,9 +116,9 @@ def _cheapest_group(
     work: VisionWork,
     cost: ForwardCost,
 ) -> Group | None:
-    """Return the group that *count* tiles of *size* join at the lowest cost.
+    """Return the group that *count* tiles of *size* can join at the lowest cost.
 
-    None if a forward of their own costs less.
+    None if a separate forward for these tiles costs less.
     """
     best, least = None, _operations(work, cost, count, size)
     for group in open_groups:
