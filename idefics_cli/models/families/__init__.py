@@ -1,1 +1,1 @@
-"""One module per prompt format and set of processor rules."""
+"""Model families: how each makes prompts, pictures and inputs for its models."""

@@ -1,4 +1,4 @@
-"""The base of all model families: it turns prompts and pictures into tensors.
+"""The base class of all model families, which turn prompts and pictures into tensors.
 
 Shape letters, here and in `engine/`: B batch, N images or tiles per row, T tokens, H W pixels,
 V vocabulary, L features per image or tile, D width of a hidden state.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Inputs: TypeAlias = dict[str, Tensor]
 """Named tensors of B prompts; `input_ids` and `attention_mask` (B, T) among them."""
 
-# Longer than a side of any JPEG.
+# A draft edge longer than a side of any JPEG: the decoder then never shrinks a picture.
 _NO_DRAFT_EDGE = 2**16
 
 PrefixKey: TypeAlias = int | bytes
@@ -51,19 +51,19 @@ class Family:
     Args:
         processor: Processor of the checkpoint; its tokenizer is set to pad on the left.
         config: Config of the checkpoint.
-        chats: False for base models.
-        stop_ids: Further end tokens, from the generation config of the checkpoint.
+        chats: Whether the model was trained for chats; False for base models.
+        stop_ids: Ids of further tokens that end a reply, from the checkpoint's generation config.
 
     Attributes:
-        spec: Row of the family.
+        spec: The row of the family in `FAMILIES`.
         stop_ids: Ids of all tokens that end a reply.
-        banned_ids: Ids of the tokens that no reply may hold.
+        banned_ids: Ids of the tokens that no reply may contain.
         pad_id: Id of the token that pads prompts.
         image_id: Id of the image token; -1 if the tokenizer has none.
-        vision_work: Arithmetic of the vision encoder, if it takes tiles of several sizes at
-            once; else None.
+        vision_work: The arithmetic of the vision encoder, if one forward can take tiles of several
+            sizes; None if it cannot.
         template_fault: Why the chat template cannot be used, as the end of a sentence; None if
-            it can be, or the family has none.
+            the template works, or if the family has no template.
     """
 
     vision_work: VisionWork | None = None
@@ -75,14 +75,15 @@ class Family:
         self.spec = find_family(config.model_type)
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        # With right padding, pad tokens between prompt and reply give wrong tokens and no error.
+        # With right padding, there would be pad tokens between prompt and reply. The model would
+        # then reply with wrong tokens, without an error.
         self.tokenizer.padding_side = "left"
         self.chats = chats
         self.stop_ids = self._known_ids(self.stop_tokens()) | set(stop_ids)
         if self.tokenizer.eos_token_id is not None:
             self.stop_ids.add(self.tokenizer.eos_token_id)
-        # A generated image token is embedded as text now, but as a picture when the conversation
-        # is prefilled again.
+        # A reply must not contain image tokens: decoding would embed such a token as text, but a
+        # later prefill of the conversation would take it for a picture.
         self.banned_ids = self._known_ids(self.image_tokens()) - self.stop_ids
         pad = self.tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else min(self.stop_ids)
@@ -92,19 +93,20 @@ class Family:
 
     @classmethod
     def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
-        """Correct defaults of the library that differ from those of the model's authors.
+        """Correct the defaults of transformers that differ from those of the model's authors.
 
         Args:
-            config: Config with the library's defaults; changed in place.
+            config: Config with the defaults of transformers; changed in place.
             stated: The object in config.json, without any default.
         """
 
     @property
     def draft_edge(self) -> int:
-        """Smallest length in pixels of both sides to which a JPEG decoder may shrink a picture.
+        """The draft edge in pixels: a JPEG decoder must not shrink a side below this length.
 
-        It is twice the longest side that the model sees: tiles are cut before they are scaled
-        down, and the box filter of a decoder is coarser than the filter of the processor.
+        It is twice the longest side that the model gets. The factor leaves enough pixels for tiles,
+        which are cut before they are scaled down. It also leaves most of the scaling to the image
+        processor, whose filter is finer than the box filter of a decoder.
         """
         processor = self.processor.image_processor
         edges = [edge for edge in dict(processor.size).values() if edge]
@@ -112,14 +114,14 @@ class Family:
         return 2 * max(edges) if edges and processor.do_resize else _NO_DRAFT_EDGE
 
     def find_tile_fault(self, height: int, width: int) -> str | None:
-        """Return why the model does not take a tile of this size in pixels; None if it does.
+        """Return why the model does not take tiles of this size in pixels, or None if it does.
 
         The text is the end of a sentence that begins "the tiles of a picture are".
         """
         return None
 
     def image_tokens(self) -> tuple[str, ...]:
-        """Return the tokens that stand for pictures, which no reply may hold."""
+        """Return the tokens that stand for pictures; no reply may contain them."""
         return (IMAGE_TOKEN, FAKE_TOKEN)
 
     def stop_tokens(self) -> tuple[str, ...]:
@@ -134,7 +136,7 @@ class Family:
 
         Args:
             image: RGB and upright; `info["original_size"]` is its size before any scaling.
-            recall: Takes a digest and returns the remembered picture with it, or None.
+            recall: Takes the digest of a picture; returns the picture if it is known, or None.
         """
         size = image.info.get("original_size", image.size)
         pieces = self._pieces(image)
@@ -157,11 +159,11 @@ class Family:
 
         Args:
             requests: B requests.
-            pictures: Pictures of each request, in the order of its parts.
+            pictures: The pictures of each request, in the order of its parts.
 
         Returns:
             `input_ids` and `attention_mask` (B, T) int64, and further tensors that
-            `text_inputs` of the family needs. All on the CPU.
+            `text_inputs` of the family needs. All are on the CPU.
 
         Raises:
             PromptError: If the model cannot take a request.
@@ -176,8 +178,8 @@ class Family:
         Args:
             model: In eval mode.
             tiles: On the device of the model.
-            sizes: (height, width) of each tile in pixels without the padding at its right and
-                bottom; None if no tile is padded. Only for families with `vision_work`.
+            sizes: (height, width) of each tile in pixels, without the padding at its right and
+                bottom; None if no tile is padded. Only families with `vision_work` take padding.
         """
         raise NotImplementedError
 
@@ -185,11 +187,11 @@ class Family:
         """Return image features in the form that `text_inputs` takes, on the model's device.
 
         Args:
-            model: Model that will run them.
+            model: The model that will take the features.
             features: Features (tokens, D) of each picture of each row.
 
         Returns:
-            One tensor; None if no row has a picture and the family then needs none.
+            One tensor. None if no row has a picture, unless the family needs a tensor even then.
         """
         raise NotImplementedError
 
@@ -206,17 +208,17 @@ class Family:
             end: Position after the last one to run.
 
         Returns:
-            All inputs but mask, positions and cache.
+            All inputs except the mask, the positions and the cache.
         """
         raise NotImplementedError
 
     def embed(self, model: Model, ids: Tensor) -> Tensor:
-        """Return the embeddings (B, T, D) of *ids* (B, T) without synchronizing with the device."""
+        """Return the embeddings (B, T, D) of *ids* (B, T), without a wait for the device."""
         embeds: Tensor = model.get_input_embeddings()(ids)
         return embeds
 
     def next_inputs(self, inputs: Inputs, image_features: Tensor | None) -> Inputs:
-        """Return the inputs of every decode step besides ids, mask, positions and cache.
+        """Return the inputs that every decode step needs besides ids, mask, positions and cache.
 
         The first dimension of each tensor is the batch.
         """
@@ -235,12 +237,12 @@ class Family:
 
         Args:
             model: In eval mode.
-            inputs: Result of `text_inputs`; or of `next_inputs`, with the ids of one more token
-                of each row.
-            cache: KV cache, which grows by *inputs*.
-            mask: (B, T of the cache and of *inputs*), 1 where a token is real, or (B, 1, 1, T)
-                as the attention takes it; None masks nothing.
-            positions: Position ids (B, T of *inputs*).
+            inputs: Result of `text_inputs`; or the result of `next_inputs`, and the ids of one
+                new token for each row.
+            cache: KV cache; the states of *inputs* are appended.
+            mask: (B, T), 1 where a token is real, for the tokens in *cache* and *inputs*; or
+                (B, 1, 1, T) in the form that the attention takes. None masks nothing.
+            positions: Position ids (B, T) of the tokens in *inputs*.
 
         Returns:
             Logits (B, 1, V) of the last token of each row.
@@ -258,13 +260,13 @@ class Family:
     def prefix_keys(
         self, ids: Sequence[int], pictures: Sequence[PreparedPicture]
     ) -> list[PrefixKey]:
-        """Return the key of each token of a prompt; image tokens are known by their picture.
+        """Return the key of each token of a prompt; see `PrefixKey`.
 
-        The KV states of a token depend on the keys up to it and on nothing else, so two prompts
-        share the states of the keys with which both begin.
+        The KV states of a token depend only on its key and the keys before it. So two prompts share
+        the states of the equal keys with which both begin.
 
         Raises:
-            ValueError: If *ids* hold more or fewer image tokens than *pictures* take.
+            ValueError: If *ids* have more or fewer image tokens than *pictures* need.
         """
         shown = chain.from_iterable(repeat(p.digest, self._count_tokens(p)) for p in pictures)
         keys: list[PrefixKey] = [next(shown, b"") if i == self.image_id else i for i in ids]
@@ -273,7 +275,7 @@ class Family:
         return keys
 
     def check(self, request: GenerationRequest) -> None:
-        """Check what can be checked without opening an image.
+        """Check *request* as far as this is possible without opening an image.
 
         Raises:
             PromptError: If the model cannot take this kind of request.
@@ -290,15 +292,18 @@ class Family:
     def break_control_tokens(self, text: str) -> str:
         """Return *text* with a space in every control token, so that it stays text.
 
-        `<image>` becomes `< image>`: the model can read it, and it is several tokens.
+        `<image>` becomes `< image>`, which the model can still read as text.
         """
-        # Repeated, because the first pass may leave a token, as in `<im<image>age>`.
+        # Repeated, because a pass may leave a new control token, as in `<im<image>age>`.
         while self._control.search(text):
             text = self._control.sub(lambda m: m.group()[0] + " " + m.group()[1:], text)
         return text
 
     def _parts(self, message: Message) -> list[str | None]:
-        """Return texts without control tokens, joined, and None for each picture."""
+        """Return the texts of *message*, without control tokens, and None for each picture.
+
+        Texts that follow each other are joined first, because a token may be divided between them.
+        """
         parts: list[str | None] = []
         for part in message.parts:
             if not isinstance(part, str):
@@ -310,11 +315,14 @@ class Family:
         return [None if part is None else self.break_control_tokens(part) for part in parts]
 
     def _library_inputs(self, inputs: Inputs) -> Inputs:
-        """Return *inputs* of `forward` in the form of the installed transformers."""
+        """Return *inputs* of `forward` in the form that the installed transformers takes."""
         return inputs
 
     def _pieces(self, image: Image) -> Sequence[Image]:
-        """Return the images that `_make_tiles` needs; they are all it may depend on."""
+        """Return the images from which `_make_tiles` makes the tiles.
+
+        The digest of a picture is made from these images, so the tiles must depend on nothing else.
+        """
         return [image]
 
     def _make_tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
@@ -326,16 +334,16 @@ class Family:
         raise NotImplementedError
 
     def _known_ids(self, tokens: Iterable[str]) -> set[int]:
-        # The tokenizer returns the id of <unk>, or None, for a token that it lacks.
+        # For a token that it lacks, the tokenizer returns None or the id of <unk>.
         ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
         return {i for i in ids if i is not None and i != self.tokenizer.unk_token_id}
 
 
 def check_token_ids(input_ids: Tensor, rows: int) -> None:
-    """Check that every id (B, T) has one of the *rows* of the embedding.
+    """Check that the embedding, which has *rows* rows, has a row for every id (B, T).
 
     Base checkpoints lack rows for the chat tokens that the processor adds to the tokenizer. On
-    a GPU such an id is a device-side assertion, after which the process is unusable.
+    a GPU such an id causes a device-side assertion, after which the process is unusable.
 
     Raises:
         PromptError: If an id has no row.
@@ -349,7 +357,7 @@ def check_token_ids(input_ids: Tensor, rows: int) -> None:
 
 
 def family_class(model_type: str) -> type[Family]:
-    """Return our class that makes prompts and tensors for *model_type*."""
+    """Return the subclass of `Family` for *model_type*."""
     return cast("type[Family]", import_class(find_family(model_type).runner))
 
 
@@ -377,7 +385,7 @@ def digest_of(images: Sequence[Image]) -> bytes:
 
 
 def _control_pattern(added: Iterable[str]) -> re.Pattern[str]:
-    # Byte tokens such as `<0x0A>` are ordinary vocabulary; one character cannot be broken up.
+    # Byte tokens such as `<0x0A>` are not among *added*. A token of one character cannot be broken.
     tokens = {token for token in added if len(token) > 1 and not token.isspace()}
     tokens |= {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>"}
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

@@ -1,4 +1,4 @@
-"""The chat template of the families that have one, for checkpoints that are made here."""
+"""The chat template for checkpoints that this package makes itself."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{message['role'].capitalize()}}"

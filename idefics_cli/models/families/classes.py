@@ -1,7 +1,8 @@
-"""The classes that run a family, imported when they are asked for.
+"""Access to the classes that run a family; each is imported when it is asked for.
 
-The library's own tables (`AutoConfig` and the like) know its classes too, but they choose
-processors that need further packages (see `loading/processors.py`), and importing them takes time.
+The tables of transformers (`AutoConfig` and the like) name these classes too. They are not used,
+because they take time to import, and choose processors that need further packages (see
+`loading/processors.py`).
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ def _import(module: str) -> None:
 
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:
-    """Return the library's class of the config of *model_type*."""
+    """Return transformers' class for the config of *model_type*."""
     return cast("type[PreTrainedConfig]", import_class(find_family(model_type).classes.config))
 
 
 def model_class(model_type: str) -> type[PreTrainedModel]:
-    """Return the library's class of the models of *model_type*."""
+    """Return transformers' class for the models of *model_type*."""
     return cast("type[PreTrainedModel]", import_class(find_family(model_type).classes.model))
 
 
 def processor_classes(model_type: str) -> tuple[type[BaseImageProcessor], type[ProcessorMixin]]:
-    """Return the library's classes of the image processor (by PIL) and of the processor."""
+    """Return transformers' classes for the image processor, which uses PIL, and the processor."""
     classes = find_family(model_type).classes
     return (
         cast("type[BaseImageProcessor]", import_class(classes.image_processor)),

@@ -1,4 +1,4 @@
-"""Rules by which the size of a model follows from its configuration files; no torch."""
+"""Rules that compute the sizes of a model from its configuration files, without torch."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ Json: TypeAlias = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How the size of a model follows from its configuration files.
+    """The rules of one family: how the sizes of a model follow from its configuration files.
 
     Attributes:
-        vision_defaults: Values that the vision model's settings may leave out, from the config
+        vision_defaults: Values that the settings of the vision model may leave out, from the config
             classes of transformers 5.23: `image_size`, `patch_size`, `intermediate_size` and
             `num_attention_heads`.
-        count_tiles: Takes the settings of the image processor and returns the largest number of
+        count_tiles: Takes the settings of the image processor; returns the largest number of
             tiles of one picture.
-        count_tile_tokens: Takes the config and the number of patches of one tile and returns the
+        count_tile_tokens: Takes the config and the number of patches of one tile; returns the
             number of image tokens of that tile.
         text_section: Key of the text model's settings in the config; None if they are in the
             config itself.
-        text_model: Type of the text model where its settings do not state one.
-        splits_by_default: Whether the image processor splits pictures where its settings do not
+        text_model: Type of the text model, if its settings do not state one.
+        splits_by_default: Whether the image processor splits pictures if its settings do not
             say so; None if the family cannot split pictures.
-        is_tile_limited: Whether a tile has at most the longest edge of the image processor,
-            because the vision model takes tiles of any size.
-        projects_patches: Whether every patch passes a layer as wide as the feed-forward layers
-            of the text model.
-        has_cross_attention: Whether the text model attends to pictures in layers of their own.
-        tile_settings: Takes the edge in pixels of the vision model's input and returns the
-            settings with which the image processor makes tiles of that size; None if the vision
+        is_tile_limited: Whether the image processor limits the longest edge of a tile. This is the
+            case if the vision model takes tiles of any size.
+        projects_patches: Whether every patch passes through a layer that is as wide as the
+            feed-forward layers of the text model.
+        has_cross_attention: Whether the text model has separate layers that attend to pictures.
+        tile_settings: Takes the edge in pixels of the vision model's input; returns the
+            settings with which the image processor makes tiles of that size. None if the vision
             model takes tiles of any size.
     """
 
@@ -53,9 +53,9 @@ class Geometry:
         """Return the setting *key* of the text model.
 
         Args:
-            config: Of the whole model.
-            key: As transformers spells it.
-            default: For a setting that neither the config nor its class has.
+            config: The config of the whole model.
+            key: The name of the setting in transformers.
+            default: The value if neither the config nor its class has the setting.
         """
         text = config if self.text_section is None else section(config, self.text_section)
         stated = None if self.text_section is None else text.get("model_type")
@@ -68,11 +68,11 @@ class Geometry:
         return whole_number(vision.get(key), self.vision_defaults[key])
 
     def patches(self, config: Json, images: Json) -> int:
-        """Return the number of patches of one tile, at most.
+        """Return the largest number of patches of one tile.
 
         Args:
-            config: Of the model.
-            images: Settings of the image processor.
+            config: The config of the model.
+            images: The settings of the image processor.
         """
         edge = self.vision_number(config, "image_size")
         limit = longest_edge(images, "size")
@@ -83,30 +83,30 @@ class Geometry:
 
 
 def scale_to_edge(edge: int) -> Json:
-    """Return the settings of an image processor that scales pictures to squares."""
+    """Return settings that let an image processor scale pictures to squares of *edge* pixels."""
     return {"size": {"height": edge, "width": edge}}
 
 
 def cut_to_edge(edge: int) -> Json:
-    """Return the settings of an image processor that cuts pictures into squares."""
+    """Return settings that let an image processor cut pictures into squares of *edge* pixels."""
     return {"max_image_size": {"longest_edge": edge}}
 
 
 def one_tile(images: Json) -> int:
-    """Return the number of tiles of a family that cannot split pictures."""
+    """Return 1, the number of tiles in a family that cannot split pictures."""
     return 1
 
 
 def quarters_and_whole(images: Json) -> int:
-    """Return the number of tiles of a picture that is cut into quarters."""
+    """Return 5, the number of tiles of a picture that is cut into quarters: these and the whole."""
     return 5
 
 
 def grid_and_whole(images: Json) -> int:
     """Return the largest number of tiles of a picture that is cut into a grid.
 
-    A tile of the grid is as large as the input of the vision model; the whole picture, scaled
-    down, is one more tile.
+    A tile of the grid is as large as the input of the vision model. The whole picture, scaled
+    down, is one tile more.
     """
     whole = longest_edge(images, "size") or 4 * 364
     tile = longest_edge(images, "max_image_size") or 364
@@ -114,7 +114,7 @@ def grid_and_whole(images: Json) -> int:
 
 
 def one_token(config: Json, patches: int) -> int:
-    """Return the number of image tokens of a family whose text attends to the pictures."""
+    """Return 1, the number of image tokens of a tile in a family with cross attention."""
     return 1
 
 
@@ -146,8 +146,8 @@ def longest_edge(images: Json, key: str) -> int:
     return whole_number(section(images, key).get("longest_edge"), 0)
 
 
-# Values that the settings of a text model may leave out, by its type; from the config classes of
-# transformers 5.23.
+# Values that the settings of a text model may leave out, from the config classes of
+# transformers 5.23: first for every type, then what differs for some types.
 TEXT_DEFAULT = {
     "hidden_size": 4096,
     "intermediate_size": 11_008,

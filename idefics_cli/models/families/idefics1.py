@@ -1,4 +1,4 @@
-"""IDEFICS (arXiv:2306.16527): Llama with gated cross attention to CLIP, like Flamingo."""
+"""The family IDEFICS-1 (arXiv:2306.16527): Llama with gated cross attention to CLIP."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 
 class Idefics1(Family):
-    """The first family: it has no chat template, and prompts have an image token per picture.
+    """The family IDEFICS-1. It has no chat template, and one image token for each picture.
 
-    Each token attends only to the last picture before it, so a question belongs right after its
-    picture.
+    Each token attends only to the last picture before it. So a question must follow its picture.
     """
 
     def __init__(
@@ -41,10 +40,10 @@ class Idefics1(Family):
         self._edge = config.vision_config.image_size
 
     def render(self, request: GenerationRequest) -> str:
-        """Return the prompt as text, with its pictures in the form of the training data.
+        """Return the prompt as text, with the tokens for its pictures written as in training.
 
-        The library's processor is not used: it downloads text that looks like a URL, and no
-        longer writes the end of an utterance (transformers 5.23, processing_idefics.py).
+        The processor of transformers is not used, because it downloads text that looks like a URL,
+        and no longer writes the end of an utterance (transformers 5.23, processing_idefics.py).
         """
         parts: list[str | None] = []
         if request.mode == "complete":
@@ -57,7 +56,7 @@ class Idefics1(Family):
                 name = message.role.capitalize()
                 if content:
                     _join(parts, [f"{name}:" if content[0] is None else f"{name}: "])
-                # An instruct model rambles if a turn lacks the end token.
+                # If a turn lacks the end token, an instruct model does not stop where it should.
                 _join(parts, [*content, f"{END_OF_UTTERANCE}\n"])
             _join(parts, ["Assistant:"])
         return self._with_images(parts)
@@ -67,8 +66,8 @@ class Idefics1(Family):
     ) -> Inputs:
         """See `Family.encode`.
 
-        Adds `image_attention_mask` (B, T, N) int64, 1 where a token attends to a picture; N is
-        at least 1.
+        The result also has `image_attention_mask` (B, T, N) int64: 1 where a token attends to a
+        picture. N is at least 1.
         """
         texts = [self.render(request) for request in requests]
         rows = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
@@ -77,23 +76,29 @@ class Idefics1(Family):
         visible = torch.tensor(
             [self._visible_pictures(row) for row in inputs["input_ids"].tolist()]
         )
-        # -1, which means no picture, equals no number of a picture.
+        # In *visible*, -1 means no picture. It equals no number of a picture, so its row is 0.
         mask = visible[..., None] == torch.arange(most)
         return {**inputs, "image_attention_mask": mask.long()}
 
     def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
-        """See `Family.encode_tiles`; the first part of `IdeficsModel.forward` (5.23)."""
+        """See `Family.encode_tiles`.
+
+        This is the first part of `IdeficsModel.forward` (transformers 5.23).
+        """
         core = model.model
         states = core.vision_model(pixel_values=tiles.to(core.dtype)).last_hidden_state
         return core.perceiver_resampler(states) if self._resamples else states
 
     def place_features(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor:
-        """See `Family.place_features`: (B, N, L, D), with zeros where a row has fewer pictures."""
+        """See `Family.place_features`.
+
+        The result is (B, N, L, D). A row with fewer pictures than N has zeros in their place.
+        """
         shapes = [each.shape for row in features for each in row]
         most = max(1, *(len(row) for row in features))
-        # The model needs one picture even where there is none; it is masked everywhere.
+        # The model needs at least one picture. If there is none, it gets zeros, which are masked.
         shape = shapes[0] if shapes else (1, self._width)
         image_features = torch.zeros(len(features), most, *shape, device=model.device)
         image_features = image_features.to(model.model.dtype)
@@ -113,7 +118,11 @@ class Idefics1(Family):
         }
 
     def embed(self, model: Model, ids: Tensor) -> Tensor:
-        """See `Family.embed`; the library's own waits for the device to tell its tables apart."""
+        """See `Family.embed`.
+
+        The embedding of transformers has two tables. To choose between them, it waits for the
+        device, so this method does not call it.
+        """
         table = cast("DecoupledEmbedding", model.get_input_embeddings())
         count = table.num_embeddings
         embeds = functional.embedding(ids.clamp(max=count - 1), table.weight)
@@ -123,7 +132,7 @@ class Idefics1(Family):
         return torch.where((ids < count)[..., None], embeds, added)
 
     def next_inputs(self, inputs: Inputs, image_features: Tensor | None) -> Inputs:
-        """See `Family.next_inputs`: a reply attends to the same picture as its prompt's end."""
+        """See `Family.next_inputs`. A reply attends to the picture of the end of its prompt."""
         return {
             "image_attention_mask": inputs["image_attention_mask"][:, -1:],
             **self._states(image_features),
@@ -140,7 +149,7 @@ class Idefics1(Family):
         return {self._states_name: image_features}
 
     def find_tile_fault(self, height: int, width: int) -> str | None:
-        """See `Family.find_tile_fault`; the position embeddings are for one size."""
+        """See `Family.find_tile_fault`. The position embeddings fit only one size."""
         if height == width == self._edge:
             return None
         edge = self._edge
@@ -163,11 +172,11 @@ class Idefics1(Family):
         return 1
 
     def _with_images(self, parts: Sequence[str | None]) -> str:
-        """Return *parts* as one text; spaces around each part are cut, as in training."""
+        """Return *parts* as one text, without the spaces around each part, as in training."""
         text = str(self.tokenizer.bos_token)
         for index, part in enumerate(parts):
             if part is not None:
-                # A begin token that the user wrote would be the second.
+                # The text already begins with the begin token, so one that the user wrote is cut.
                 own = part.removeprefix(text) if index == 0 else part
                 text += own.strip(" ")
             elif index and parts[index - 1] is None:

@@ -1,4 +1,4 @@
-"""Idefics2 (arXiv:2405.02246), and the base of all families with a chat template."""
+"""The family Idefics2 (arXiv:2405.02246), and the base class of families with a chat template."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# A word right after a picture gets a space, which is a token of its own for some tokenizers.
+# Finds a picture with a word right after it. transformers puts a space in between.
 _WORD_AT_IMAGE = re.compile(rf"{re.escape(FAKE_TOKEN)}(?=[^\s<])")
 
 
 class TemplateFamily(Family):
-    """A family whose processor has a chat template, and takes text and pictures apart."""
+    """A family whose processor has a chat template, and takes text and pictures separately."""
 
     def __init__(
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
@@ -45,7 +45,7 @@ class TemplateFamily(Family):
         """Return the prompt as text, with one `<image>` for each picture.
 
         Raises:
-            PromptError: If a raw prompt has more or fewer `<image>` than pictures, or the
+            PromptError: If a raw prompt has more or fewer `<image>` than pictures, or if the
                 template refuses the conversation.
             ModelError: If the template fails.
         """
@@ -59,9 +59,10 @@ class TemplateFamily(Family):
     def encode(
         self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
     ) -> Inputs:
-        """See `Family.encode`; adds nothing."""
-        # The prompts of a captioning run differ only by their pictures, most of which have equal
-        # tokens; rendering a template takes a tenth of the time of a small model's decode step.
+        """See `Family.encode`. The result has no further tensors."""
+        # The prompts of a captioning run differ only in their pictures, and most pictures have the
+        # same image tokens. So equal prompts are rendered once: rendering a template takes a tenth
+        # of the time of a small model's decode step.
         made: dict[Hashable, list[int]] = {}
         rows = []
         for request, row in zip(requests, pictures, strict=True):
@@ -74,37 +75,41 @@ class TemplateFamily(Family):
     def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
-        """See `Family.encode_tiles`; the tiles have no padding."""
-        # The library takes rows of images: here one row of B. Without a mask no pixel is padding.
+        """See `Family.encode_tiles`. The tiles have no padding."""
+        # transformers takes rows of images, so the tiles are one row of B images. Without a mask,
+        # it takes no pixel for padding.
         features = model.model.get_image_features(tiles[None]).pooler_output
         if not isinstance(features, Tensor):
-            # transformers 5.21 and later give one tensor for each row.
+            # transformers 5.21 and later return one tensor for each row.
             features = torch.cat(list(features))
         return features.reshape(len(tiles), -1, features.shape[-1])
 
     def place_features(self, model: Model, features: Sequence[Sequence[Tensor]]) -> Tensor | None:
-        """See `Family.place_features`: (tokens, D) of all rows, one after the other."""
+        """See `Family.place_features`. The result is (tokens, D), all rows after each other."""
         every = [each for row in features for each in row]
         return torch.cat(every).to(model.device) if every else None
 
     def text_inputs(
         self, model: Model, inputs: Inputs, image_features: Tensor | None, start: int, end: int
     ) -> Inputs:
-        """See `Family.text_inputs`: embeddings (B, T, D), with features at the image tokens."""
+        """See `Family.text_inputs`.
+
+        The result has the embeddings (B, T, D), with image features at the image tokens.
+        """
         ids = inputs["input_ids"]
         embeds = model.get_input_embeddings()(ids[:, start:end])
         if image_features is not None:
             is_image = ids == self.image_id
             numbers = (is_image.flatten().cumsum(0) - 1).view_as(ids)[:, start:end]
             here = is_image[:, start:end]
-            # Not in place: the embeddings may share memory with the weights of their table.
+            # Not in place, because the embeddings may share memory with the weights.
             embeds = embeds.masked_scatter(
                 here.to(embeds.device)[..., None], image_features[numbers[here]].to(embeds)
             )
         return {"inputs_embeds": embeds}
 
     def _drop_second_begin(self, text: str) -> str:
-        """Return *text* without its begin token if the tokenizer adds one."""
+        """Return *text* without its begin token, if the tokenizer adds a begin token itself."""
         bos = self.tokenizer.bos_token
         if not bos or not text.startswith(bos):
             return text
@@ -112,7 +117,7 @@ class TemplateFamily(Family):
         return text.removeprefix(bos) if written else text
 
     def _tokenize(self, text: str, pictures: Sequence[PreparedPicture]) -> list[int]:
-        """Return the ids of *text* after each `<image>` became the tokens of its picture."""
+        """Return the ids of *text*, with each `<image>` replaced by the tokens of its picture."""
         raise NotImplementedError
 
     def _count_tokens(self, picture: PreparedPicture) -> int:
@@ -128,7 +133,7 @@ class TemplateFamily(Family):
 
 
 class Idefics2(TemplateFamily):
-    """SigLIP, a perceiver with 64 latents per tile, and Mistral."""
+    """The family Idefics2: SigLIP, a perceiver with 64 latents per tile, and Mistral."""
 
     def __init__(
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
@@ -141,8 +146,8 @@ class Idefics2(TemplateFamily):
     def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
         """See `Family.complete_config`.
 
-        The Hub's configs leave out the epsilon of the perceiver. The original code took the
-        1e-5 of the text model; transformers 5 takes the 1e-6 of its class.
+        The configs on the Hub leave out the epsilon of the perceiver. The original code used the
+        epsilon of the text model, 1e-5. transformers 5 uses the default of its config class, 1e-6.
         """
         if "rms_norm_eps" not in section(stated, "perceiver_config"):
             config.perceiver_config.rms_norm_eps = config.get_text_config().rms_norm_eps
@@ -152,8 +157,8 @@ class Idefics2(TemplateFamily):
     ) -> Tensor:
         """See `Family.encode_tiles`.
 
-        As `get_image_features` of transformers 5.23, modeling_idefics2.py, which takes the
-        patches without padding from a mask of pixels; here they follow from *sizes*.
+        This does the same as `get_image_features` of transformers 5.23, modeling_idefics2.py, which
+        finds the patches without padding in a mask of pixels. Here *sizes* give these patches.
         """
         count, _, height, width = tiles.shape
         rows, columns = height // self._patch, width // self._patch
@@ -206,18 +211,21 @@ class Idefics2(TemplateFamily):
         first, *rest = text.split(IMAGE_TOKEN)
         for picture, part in zip(pictures, rest, strict=True):
             first += self._spell_picture(picture) + part
-        # The rules of transformers 5.23, processing_idefics2.py.
+        # transformers applies the same rules (5.23, processing_idefics2.py).
         text = _WORD_AT_IMAGE.sub(f"{FAKE_TOKEN} ", first.replace(FAKE_TOKEN * 2, FAKE_TOKEN))
         return self.tokenizer(text)["input_ids"]
 
     def _spell_picture(self, picture: PreparedPicture) -> str:
-        """Return the tokens of one picture as text: of its quarters, then of the whole."""
+        """Return the tokens of one picture as text: first for its quarters, then for the whole."""
         images = IMAGE_TOKEN * self.processor.image_seq_len
         return f"{FAKE_TOKEN}{images}{FAKE_TOKEN}" * len(picture.tile_sizes)
 
 
 def _prompt_key(request: GenerationRequest, pictures: Sequence[PreparedPicture]) -> Hashable:
-    """Return a key of the prompt's tokens, which do not depend on the pixels of its pictures."""
+    """Return a key of the prompt: prompts with equal keys have equal tokens.
+
+    The pixels of the pictures are not in the key, because the tokens do not depend on them.
+    """
     messages = tuple(
         (message.role, tuple(part if isinstance(part, str) else None for part in message.parts))
         for message in request.messages
@@ -227,7 +235,7 @@ def _prompt_key(request: GenerationRequest, pictures: Sequence[PreparedPicture])
 
 
 def _quarters(image: Image) -> Iterator[Image]:
-    """Yield the four quarters of *image* row by row, in the library's order."""
+    """Yield the four quarters of *image* row by row, in the order of transformers."""
     width, height = image.size
     for top, bottom in ((0, height // 2), (height // 2, height)):
         for left, right in ((0, width // 2), (width // 2, width)):
@@ -239,7 +247,7 @@ def count_vision_work(config: Config) -> VisionWork:
     vision, text = config.vision_config, config.get_text_config()
     layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
     projection = (2 * vision.hidden_size + text.hidden_size) * text.intermediate_size
-    # Each weight is one multiplication and one addition; attention is two matrix products.
+    # Each weight costs a multiplication and an addition. Attention is two matrix products.
     return VisionWork(
         patch=vision.patch_size,
         layers=vision.num_hidden_layers + config.perceiver_config.resampler_depth,
@@ -249,10 +257,10 @@ def count_vision_work(config: Config) -> VisionWork:
 
 
 def strip_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the tiles of one picture (3, H, W), each in its own size.
+    """Return the tiles (3, H, W) of one picture, each in its own size.
 
     Args:
-        encoded: Result of the library's image processor for one picture.
+        encoded: Result of the image processor of transformers for one picture.
     """
     tiles = encoded["pixel_values"][0]
     if "pixel_attention_mask" not in encoded:
@@ -260,6 +268,6 @@ def strip_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
     cut = []
     for tile, mask in zip(tiles, encoded["pixel_attention_mask"][0], strict=True):
         height, width = int(mask.any(1).sum()), int(mask.any(0).sum())
-        # A copy, because a view keeps the padding in memory.
+        # A copy, because a view would keep the padding in memory.
         cut.append(tile[:, :height, :width].contiguous())
     return cut

@@ -1,4 +1,7 @@
-"""Idefics3 (arXiv:2408.12637) and SmolVLM (arXiv:2504.05299), which differ only in size."""
+"""The families Idefics3 (arXiv:2408.12637) and SmolVLM (arXiv:2504.05299).
+
+They differ only in size, so one class runs both.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _TILE_TOKEN = re.compile(r"<global-img>|<row_\d+_col_\d+>")
 
 
 class Idefics3(TemplateFamily):
-    """SigLIP on tiles, pixel shuffle, and Llama 3 or SmolLM2."""
+    """The families Idefics3 and SmolVLM: SigLIP on tiles, pixel shuffle, Llama 3 or SmolLM2."""
 
     def __init__(
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
@@ -33,7 +36,7 @@ class Idefics3(TemplateFamily):
         self._scale = config.scale_factor
 
     def find_tile_fault(self, height: int, width: int) -> str | None:
-        """See `Family.find_tile_fault`; pixel shuffle merges squares of patches."""
+        """See `Family.find_tile_fault`. Pixel shuffle needs whole squares of patches."""
         size = f"of {width} x {height} pixels"
         rows, columns = height // self._patch, width // self._patch
         if rows != columns or not rows or rows % self._scale:
@@ -45,7 +48,7 @@ class Idefics3(TemplateFamily):
         return None
 
     def image_tokens(self) -> tuple[str, ...]:
-        """See `Family.image_tokens`; SmolVLM has a token for each position of a tile."""
+        """See `Family.image_tokens`. SmolVLM has a token for each place of a tile in the grid."""
         tiles = (t for t in self.tokenizer.get_added_vocab() if _TILE_TOKEN.fullmatch(t))
         return (*super().image_tokens(), *tiles)
 
@@ -81,9 +84,9 @@ class Idefics3(TemplateFamily):
         return self.tokenizer(first)["input_ids"]
 
     def _spell_picture(self, picture: PreparedPicture) -> str:
-        """Return the tokens of one picture as text: of its tiles row by row, then of the whole.
+        """Return the tokens of one picture as text: for its tiles row by row, then for the whole.
 
-        As `replace_image_token` of transformers 5.23, processing_idefics3.py.
+        This does the same as `replace_image_token` of transformers 5.23, processing_idefics3.py.
         """
         images = IMAGE_TOKEN * self.processor.image_seq_len
         whole = f"{FAKE_TOKEN}<global-img>{images}{FAKE_TOKEN}"

@@ -1,6 +1,6 @@
-"""Reliances on undocumented parts of transformers' models.
+"""All reading of undocumented parts of transformers' models.
 
-`tests/models/test_upstream.py` checks each of them against the installed version.
+`tests/models/test_upstream.py` checks each part against the installed version.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from idefics_cli.models.families.protocols import Model
 
 @cache
 def cache_name(model_type: str) -> str:
-    """Return the name of the KV cache in the forward of the models of *model_type*.
+    """Return the name of the argument for the KV cache in the forward of *model_type*.
 
-    `past_key_values` became `cache` in transformers 5.24, which warns about the former name.
+    transformers 5.24 renamed `past_key_values` to `cache`, and warns about the old name.
     """
     taken = inspect.signature(model_class(model_type).forward).parameters
     return "cache" if "cache" in taken else "past_key_values"
@@ -28,8 +28,9 @@ def cache_name(model_type: str) -> str:
 def takes_flat_states() -> bool:
     """Return whether IDEFICS-1 takes the features of all images as one batch (B * N, L, D).
 
-    It does since transformers 5.24, which passes the features on in the shape of the encoder's
-    output and returns that output as a whole. Before, it took (B, N, L, D).
+    transformers 5.24 and later take this shape, which is that of the encoder's output. Earlier
+    versions take (B, N, L, D). The versions differ in a field of the model's output, which this
+    function looks for.
     """
     module = importlib.import_module("transformers.models.idefics.modeling_idefics")
     returned = fields(module.IdeficsBaseModelOutputWithPast)
@@ -37,12 +38,12 @@ def takes_flat_states() -> bool:
 
 
 def attention_of(config: object) -> str:
-    """Return the name of the attention in *config*, of a model or of a part of one."""
+    """Return the name of the attention in *config*, the config of a model or of a part of it."""
     return str(getattr(config, "_attn_implementation", ""))
 
 
 def is_spread(model: Model) -> bool:
-    """Return whether *model* is spread over several devices."""
+    """Return whether *model* is divided between several devices."""
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 

@@ -1,4 +1,4 @@
-"""KV caches: one that grows without copying its states for each token, and one of slots."""
+"""KV caches: one that grows without copying all states for each token, and the layers of slots."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-# A full buffer grows by so many tokens, which take 32 MiB in an 8B model.
+# A full buffer grows by so many tokens. Their states take 32 MiB in an 8B model.
 _SPARE_TOKENS = 256
 
 
 def growing_cache(*, spare_tokens: int = _SPARE_TOKENS) -> DynamicCache:
     """Return an empty KV cache that keeps all states, and can be cropped anywhere.
 
-    The cache of transformers copies the states of all tokens into new memory for each token; on
-    a CPU that takes up to five times as long as the attention to them.
+    For each new token, the cache of transformers copies the states of all tokens into new memory.
+    On a CPU this takes up to five times as long as the attention to these states.
 
-    A cache that is made from a config drops the states before a sliding window, and cannot be
-    cropped after that. The attention mask applies the window too, so the results are equal.
+    The cache is not made from the model's config. A cache that knows the sliding window of the
+    model drops the states before the window, and cannot be cropped after that. The results are
+    equal, because the attention mask applies the window too.
 
     Args:
-        spare_tokens: Number of further tokens for which a full buffer makes room.
+        spare_tokens: A full buffer grows by so many tokens.
     """
     cache = DynamicCache()
     cache.layer_class_to_replicate = partial(GrowingLayer, spare_tokens)
@@ -40,15 +41,15 @@ def drop_first(cache: Cache, count: int) -> None:
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
     """The states of one layer: `keys` and `values` (B, heads, T, width) are views of buffers.
 
-    The library selects and repeats rows by putting other tensors in the place of these two; the
-    next update then allocates new buffers. After a crop, the next update overwrites the states
-    that were cut off.
+    To select or repeat rows, transformers assigns other tensors to `keys` and `values`. The next
+    update then allocates new buffers. After a crop, the next update overwrites the states that
+    were cut off.
 
     Args:
-        spare_tokens: Number of further tokens for which a full buffer makes room.
+        spare_tokens: A full buffer grows by so many tokens.
 
     Attributes:
-        buffers: The buffer of the keys and that of the values; None before the next update
+        buffers: The buffer of the keys and the buffer of the values; None until an update
             allocates them.
     """
 
@@ -99,9 +100,9 @@ class SlotView:
     """The part of the buffers that one forward uses: the first rows and the first positions.
 
     Attributes:
-        index: Row numbers (rows,): 0, 1, 2…
-        positions: Position (rows,) of the new state of each row.
-        width: Number of positions.
+        index: (rows,) the row numbers 0, 1, 2…
+        positions: (rows,) the position of the new state of each row.
+        width: Number of positions that the forward uses.
     """
 
     index: Tensor
@@ -125,7 +126,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no typ
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write the states (rows, heads, 1, width) of one token, and return those of the view."""
+        """Write the states (rows, heads, 1, width) of one token; return all states of the view."""
         view = self._current_view()
         self.keys[view.index, :, view.positions] = key_states[:, :, 0]
         self.values[view.index, :, view.positions] = value_states[:, :, 0]
@@ -133,11 +134,11 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no typ
         return self.keys[:rows, :, : view.width], self.values[:rows, :, : view.width]
 
     def get_seq_length(self) -> int:
-        """Return the number of positions before the newest."""
+        """Return the number of positions of the view before the newest one."""
         return self._current_view().width - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number of positions of the view, and the first of them."""
+        """Return the number of positions of the view, and the first position."""
         return self._current_view().width, 0
 
     def _current_view(self) -> SlotView:
@@ -147,12 +148,12 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no typ
 
 
 def _is_start(old: Tensor, buffer: Tensor, kept: int) -> bool:
-    """Return whether *old*, of *kept* tokens, is the start of *buffer* with all its rows."""
+    """Return whether *old*, with *kept* tokens, is a view of the start of all rows of *buffer*."""
     return (
         kept > 0
         and old.data_ptr() == buffer.data_ptr()
         and old.stride() == buffer.stride()
         and old.shape[:2] == buffer.shape[:2]
-        # A buffer from inference mode cannot be written outside of it.
+        # A buffer that was made in inference mode cannot be written outside of that mode.
         and torch.is_inference(buffer) == torch.is_inference_mode_enabled()
     )

@@ -1,4 +1,4 @@
-"""A picture that is ready for a model: cut, scaled, normalized, and known by its content."""
+"""Preprocessed pictures: cut, scaled and normalized for a model, with a digest of the content."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ PictureShape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PreparedPicture:
-    """One picture, ready for the vision encoder.
+    """One picture, preprocessed for the vision encoder.
 
     Attributes:
-        digest: Digest of the images that the tiles are made from. Within one loaded model,
+        digest: Digest of the images from which the tiles are made. Within one loaded model,
             equal digests mean equal tiles.
         size: (width, height) of the upright source in pixels, before any scaling.
         tile_sizes: (height, width) of each tile in pixels, in the order of the image tokens.
         grid: Rows and columns of tiles; (0, 0) if the family cuts no grid.
-        tiles: Pixels (3, H, W) of each tile, float32, on the CPU; empty with *features*.
-        features: Image features (tokens, D) of an equal picture; see `Family.encode_tiles`.
+        tiles: Pixels (3, H, W) of each tile, float32, on the CPU; empty if *features* are given.
+        features: Image features (tokens, D), if an equal picture was encoded before; see
+            `Family.encode_tiles`.
     """
 
     digest: bytes
@@ -35,16 +36,16 @@ class PreparedPicture:
 
     @property
     def shape(self) -> PictureShape:
-        """Grid and tile sizes: pictures that share them cost the same and share a batch."""
+        """Grid and tile sizes. Pictures of equal shape cost the same, and can share a batch."""
         return self.grid, self.tile_sizes
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of all tiles; each takes 12 bytes until the picture is encoded."""
+        """Number of pixels of all tiles. Each pixel takes 12 bytes until the picture is encoded."""
         return sum(height * width for height, width in self.tile_sizes)
 
     def without_tiles(self) -> PreparedPicture:
-        """Return the picture without splitting: only with its last tile.
+        """Return the picture as if it were not split: only with its last tile.
 
         In all families that split pictures, the last tile is the whole picture, scaled down.
         """

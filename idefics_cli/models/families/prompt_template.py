@@ -1,4 +1,4 @@
-"""Prompts by the chat template of a checkpoint, which may be any program in Jinja."""
+"""Prompts made with the chat template of a checkpoint, which may be any program in Jinja."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ Turn: TypeAlias = tuple[Role, Sequence[str | None]]
 """The role and the content of a message: texts, and None for each picture."""
 
 _PROBE = "What is it?"
-# A template takes milliseconds; one with endless loops must not keep a user waiting.
+# A template takes milliseconds. The limit ends a template with an endless loop.
 _PROBE_SECONDS = 10.0
 
 
 class PromptTemplate:
     """Renders conversations with the chat template of a checkpoint.
 
-    Most templates take the content of a message as a list of parts. Those of many fine-tunes on
-    text take a string; they get one, with `<image>` for each picture.
+    Most templates take the content of a message as a list of parts. Templates of many checkpoints
+    that were fine-tuned on text take a string instead. They get a string with `<image>` for each
+    picture. A first prompt, the probe, shows which form a template takes.
 
     Args:
         processor: Processor of the checkpoint, with a template.
-        probe_seconds: Longest time for the first prompt.
+        probe_seconds: Longest time for the probe.
 
     Attributes:
-        fault: Why the template cannot be used, as the end of a sentence; None if it can be.
+        fault: Why the template cannot be used, as the end of a sentence; None if it works.
     """
 
     def __init__(self, processor: Processor, *, probe_seconds: float = _PROBE_SECONDS) -> None:
@@ -70,7 +71,7 @@ class PromptTemplate:
         return text
 
     def _choose_form(self, probe_seconds: float) -> str | None:
-        """Choose the form of content that the template takes; return why it takes none."""
+        """Choose the form of content that the template takes; if it takes none, return why."""
         faults = []
         for form in (_as_parts, _as_text):
             self._form = form
@@ -81,7 +82,8 @@ class PromptTemplate:
                 return f"does not end within {counted(float(probe_seconds), 'second')}"
             except Exception as error:  # as in `render`
                 if type(error) is TemplateError:
-                    # `raise_exception`: the template may want a system message, for example.
+                    # The template refuses the probe by `raise_exception`, for example because it
+                    # wants a system message. This is no fault.
                     return None
                 faults.append(f"fails: {_describe(error)}")
                 continue
@@ -104,7 +106,7 @@ class PromptTemplate:
 
 
 def _as_parts(content: Sequence[str | None]) -> object:
-    # Templates for parts silently drop content that is a plain string.
+    # Even a text alone is a list: templates for parts ignore content that is a plain string.
     return [
         {"type": "image"} if part is None else {"type": "text", "text": part} for part in content
     ]

@@ -1,4 +1,4 @@
-"""Raw prompts, which are completed as they are, with `<image>` for each picture; no torch."""
+"""Raw prompts: text that the model continues, with `<image>` for each picture; without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 
 def raw_parts(prompt: str, pictures: Sequence[Attachment]) -> tuple[Part, ...]:
-    """Return *prompt* with one of *pictures* at each `<image>`, in order.
+    """Return the parts of *prompt*, with one of *pictures* in place of each `<image>`, in order.
 
     Raises:
         PromptError: If the prompt has more or fewer `<image>` than there are pictures.
@@ -24,10 +24,10 @@ def raw_parts(prompt: str, pictures: Sequence[Attachment]) -> tuple[Part, ...]:
 
 
 def raw_text(request: GenerationRequest) -> str:
-    """Return the prompt of a completion as it is, with `<image>` for each picture.
+    """Return the raw prompt of *request* as text, with `<image>` for each picture.
 
     Raises:
-        PromptError: If the text itself holds further `<image>`.
+        PromptError: If the text itself contains further `<image>`.
     """
     parts = [part for message in request.messages for part in message.parts]
     text = "".join(part if isinstance(part, str) else IMAGE_TOKEN for part in parts)

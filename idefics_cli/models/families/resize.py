@@ -1,4 +1,4 @@
-"""Scaling and normalizing as the library's image processors do, with fewer copies."""
+"""Scaling and normalizing with the results of transformers' image processors, in less time."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ if TYPE_CHECKING:
 def shrink(
     image: Image, processor: ImageProcessor, scaled: Callable[[int, int], tuple[int, int]]
 ) -> Image:
-    """Return *image* scaled down as *processor* does it, or unchanged if that enlarges it.
+    """Return *image* scaled down as *processor* would do it, or unchanged if it would grow.
 
-    The processor uses Pillow too, but first converts the image to numpy and back, which takes
-    more time for a photo than the rest of its work (transformers 5.23, image_transforms.py
-    `resize`). It leaves an image of the right size unchanged, so the tiles are equal to the bit.
+    *processor* would get the same pixels with Pillow. But first it converts the image to numpy and
+    back, which takes more time for a photo than the rest of its work (transformers 5.23,
+    image_transforms.py `resize`). It does not change an image that already has the right size, so
+    the tiles are equal to the bit.
 
     Args:
         image: RGB.
-        processor: Image processor of the library.
-        scaled: Takes a height and width, and returns those to which *processor* scales them.
+        processor: Image processor of transformers.
+        scaled: Takes a height and a width; returns those to which *processor* scales them.
     """
     size = scaled(image.height, image.width)
     is_smaller = size[0] * size[1] < image.height * image.width
     if not is_smaller or not processor.do_resize or not isinstance(processor.resample, int):
         return image
-    # The processor would scale it a second time.
+    # The processor would scale the smaller image a second time.
     if scaled(*size) != size:
         return image
     return image.resize((size[1], size[0]), resample=processor.resample)
 
 
 def normalize(image: Image, processor: ImageProcessor) -> Tensor:
-    """Return the pixels (3, H, W) of *image*, RGB, as *processor* makes them without resizing.
+    """Return the pixels (3, H, W) of an RGB *image* as *processor* makes them without scaling.
 
-    The processor itself takes twice the time for the thumbnails of a small model, because it
+    The processor itself takes twice as long for the thumbnails of a small model, because it
     checks all its settings for every picture.
     """
     pixels: Pixels = np.asarray(image).transpose(2, 0, 1)

@@ -1,6 +1,6 @@
-"""One row for each model family: everything that the rest of the package knows of it, no torch.
+"""The table of model families: all that the rest of the package knows about each, without torch.
 
-A new family is a module in this folder and a row in `FAMILIES`.
+To add a family, write a module in this folder and a row of `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from idefics_cli.models.families.geometry import (
 )
 
 PromptKind: TypeAlias = Literal["template", "interleaved"]
-"""How the library's processor takes a prompt: a text made with a chat template and its pictures
-apart, or a list of texts and pictures."""
+"""How transformers' processor takes a prompt: "template" is a text from a chat template with its
+pictures in a separate list, "interleaved" is one list of texts and pictures."""
 
 IMAGE_TOKEN = "<image>"
-"""Stands for a picture in a prompt, also where a user writes a raw prompt."""
+"""The token that stands for a picture in a prompt. In a raw prompt, the user writes it."""
 FAKE_TOKEN = "<fake_token_around_image>"
 END_OF_UTTERANCE = "<end_of_utterance>"
-"""Ends each turn of a conversation."""
+"""The token that ends each turn of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,18 @@ class Shape:
 
     Attributes:
         hidden: Width of the text model.
-        intermediate: Width of its feed-forward layers.
-        layers: Number of its layers.
-        heads: Query heads of a layer.
-        kv_heads: Key and value heads of a layer.
+        intermediate: Width of the feed-forward layers of the text model.
+        layers: Number of layers of the text model.
+        heads: Number of query heads of a layer.
+        kv_heads: Number of key and value heads of a layer.
         head_dim: Width of a head.
-        patches: Patches of one image tile, at most.
-        vision_heads: Heads of a layer of the vision model.
-        widest: Width of the widest layer that computes single patches.
-        tiles: Tiles of a large picture when it is split, at most; 1 without splitting.
-        tile_tokens: Prompt tokens of one tile.
-        cross_layers: Layers of cross attention to the pictures (IDEFICS-1).
-        cross_inputs: Width of what these layers attend to.
+        patches: Largest number of patches of one tile.
+        vision_heads: Number of heads of a layer of the vision model.
+        widest: Width of the widest layer through which single patches pass.
+        tiles: Largest number of tiles of a split picture; 1 if the family cannot split.
+        tile_tokens: Number of prompt tokens of one tile.
+        cross_layers: Number of layers with cross attention to the pictures (IDEFICS-1).
+        cross_inputs: Width of the image features to which these layers attend.
     """
 
     hidden: int
@@ -70,9 +70,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class LibraryClasses:
-    """The classes of the library that run a family, each as "module:Class".
+    """The classes of transformers that run a family, each as "module:Class".
 
-    The class of the tokenizer is not here: it differs between checkpoints of a family, and
+    The class of the tokenizer is not here, because it differs between checkpoints of a family.
     `AutoTokenizer` reads it from their files.
     """
 
@@ -87,26 +87,27 @@ class FamilySpec:
     """One model family.
 
     Attributes:
-        name: The `model_type` of its configs.
-        title: Its name in messages.
+        name: The `model_type` in the configs of the family.
+        title: The name of the family in messages.
         runner: Our subclass of `Family`, as "module:Class".
-        classes: Classes of the library.
-        prompt: How the library's processor takes a prompt.
-        geometry: How the size of a model follows from its configuration files.
+        classes: Classes of transformers.
+        prompt: How transformers' processor takes a prompt.
+        geometry: The rules that compute the sizes of a model from its configuration files.
         unquantized: Full names of the modules that quantization leaves in the model's dtype.
-        patch_modules: Full names of the modules that compute all patches of a picture, so
+        patch_modules: Full names of the modules that compute all patches of a picture, which are
             hundreds of rows at once.
-        rms_norms: Class names of the library's RMS norms in its models.
+        rms_norms: Names of the classes of RMS norms in the models of the family.
         stop_tokens: Tokens that end every reply.
-        turn_end: Token that ends a turn of a conversation, and the replies of models that chat.
-        needs_legacy_tokenizer: Whether its tokenizers need the flag `legacy`, which keeps the word
-            mark `▁` after special tokens; checkpoints that transformers saved again lack it.
-        sees_last_only: Whether a text in the prompt attends to the last picture before it only.
-        supports_flash: `_supports_flash_attn` of the library's model class.
-        flash_caution: What a user of flash attention should know, after the name of the
-            attention.
+        turn_end: Token that ends a turn of a conversation. It ends the replies of models that chat.
+        needs_legacy_tokenizer: Whether tokenizers of the family need the flag `legacy`, which keeps
+            the word mark `▁` after special tokens; see `loading/processors.py`.
+        sees_last_only: Whether a text in the prompt attends only to the last picture before it.
+        supports_flash: `_supports_flash_attn` of transformers' model class.
+        flash_caution: A known weakness of flash attention in this family, as the rest of a sentence
+            that begins with the name of the attention.
         float16_caution: Why float16 may give wrong replies.
-        float16_caution_parameters: Number of weights from which on *float16_caution* holds.
+        float16_caution_parameters: *float16_caution* holds for models with at least so many
+            weights.
     """
 
     name: str
@@ -128,10 +129,11 @@ class FamilySpec:
     float16_caution_parameters: int = 0
 
 
-# transformers matches from the start of a module's full name, so "vision_model" would skip
-# nothing, and a list of ours replaces its own, which holds lm_head. The widths of the vision
-# tower (1152, 4304) crash the packed CPU kernels, and quantizing the modules between vision and
-# text costs quality (the AWQ checkpoints of the authors spare them).
+# These are full names, because transformers matches from the start of a module's full name. The
+# vision tower stays unquantized, because its widths (1152, 4304) crash bitsandbytes' packed CPU
+# kernels. The connector stays unquantized, because rounding it costs quality; the authors' AWQ
+# checkpoints leave it out too. lm_head is here, because our list replaces that of transformers,
+# which contains it.
 _UNQUANTIZED = ("model.vision_model", "model.connector", "lm_head")
 _PATCH_MODULES = ("model.vision_model", "model.connector.modality_projection")
 _TEXT_NORMS = ("LlamaRMSNorm", "MistralRMSNorm")
@@ -220,7 +222,7 @@ _IDEFICS3_GEOMETRY = Geometry(
     count_tile_tokens=shuffled_patches,
     tile_settings=cut_to_edge,
 )
-# Idefics3 is built on Llama 3, which may also end a turn with one of its own tokens.
+# Idefics3 is built on Llama 3, and may also end a turn with one of the tokens of Llama 3.
 _LLAMA3_ENDS = (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
 _IDEFICS3 = FamilySpec(
@@ -249,7 +251,7 @@ _SMOLVLM = FamilySpec(
         "transformers.models.smolvlm.configuration_smolvlm:SmolVLMConfig",
         "transformers.models.smolvlm.modeling_smolvlm:SmolVLMForConditionalGeneration",
         "transformers.models.smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil",
-        # It gives the same ids and pixels as SmolVLM's own, without the half for videos.
+        # It gives the same ids and pixels as SmolVLM's own processor, and has no code for videos.
         "transformers.models.idefics3.processing_idefics3:Idefics3Processor",
     ),
     prompt="template",

@@ -1,4 +1,4 @@
-"""The arithmetic of a vision encoder by the size of its tiles."""
+"""The number of operations of a vision encoder for a tile of any size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class VisionWork:
-    """The arithmetic of a vision encoder that takes tiles of several sizes at once.
+    """The arithmetic of a vision encoder that takes tiles of several sizes in one forward.
 
     Attributes:
         patch: Edge of a patch in pixels.

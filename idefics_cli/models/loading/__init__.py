@@ -1,1 +1,1 @@
-"""Loads what a plan says: a LoadSpec becomes a model with its processor and its family."""
+"""Loading: a `LoadSpec` becomes a model with its processor and its family."""

@@ -1,4 +1,4 @@
-"""The settings of bitsandbytes for a plan."""
+"""The settings of bitsandbytes for a `LoadSpec`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the libraries raise while they load a model, as errors of ours."""
+"""The conversion of errors that libraries raise while a model loads to errors of this package."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec
 
-# The CPU allocator of torch, Metal, C++ and the memory map of safetensors have no class for it
-# (torch 2.13, safetensors 0.7).
+# Parts of messages that mean "out of memory" but have no error class: those of torch's CPU
+# allocator, Metal, C++ and the memory map of safetensors (torch 2.13, safetensors 0.7).
 _NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether *error* means that memory ran out, on any device."""
+    """Return whether *error* means that the memory of a device ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -29,20 +29,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def library_errors(spec: LoadSpec) -> Iterator[None]:
-    """Turn what the libraries raise while they load *spec* into errors of ours."""
+    """Turn any error of a library into an `IdeficsError`, while *spec* is loaded in the block."""
     try:
         yield
     except (IdeficsError, CancelledError):
         raise
-    except Exception as error:  # the edge of the libraries
+    except Exception as error:  # libraries raise any class for a damaged or strange file
         raise _loading_error(error, spec) from error
 
 
 def _loading_error(error: Exception, spec: LoadSpec) -> IdeficsError:
-    """Return the error of ours for *error*, which a library raised while it loaded *spec*.
-
-    The libraries raise any class for a damaged or strange file.
-    """
+    """Return our error for *error*, which a library raised while it loaded *spec*."""
     name = spec.name or spec.repo
     if is_out_of_memory(error):
         return _memory_error(spec)
@@ -68,7 +65,7 @@ def _loading_error(error: Exception, spec: LoadSpec) -> IdeficsError:
 
 
 def fetch_again(spec: LoadSpec) -> str:
-    """Return how the user gets the files of *spec* once more, as a clause."""
+    """Return a clause that says how the user gets the files of *spec* once more."""
     if spec.repo.startswith("/"):
         return "copy or download them again"
     return "`idefics models pull` fetches them again"
@@ -86,7 +83,7 @@ def _memory_error(spec: LoadSpec) -> MemoryLimitError:
 
 
 def _describe(error: Exception) -> str:
-    """Return the first line of *error*; after its class, if that says more than the text."""
+    """Return the first line of *error*, with the name of its class if the text is not enough."""
     lines = str(error).strip().splitlines()
     text = lines[0][:300] if lines else ""
     if isinstance(error, OSError | ValueError | RuntimeError) and text:

@@ -1,4 +1,4 @@
-"""One check of a loaded processor: a prompt and a picture come out as the model takes them."""
+"""A check of a loaded processor: its prompts and pictures must have the form the model takes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from idefics_cli.core.types import Attachment, GenerationRequest, Message
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
-# Wide, so that families that cut pictures into a grid make one row of tiles.
+# The picture is wide, so that families that cut pictures into a grid make only one row of tiles.
 _SIZE = (128, 16)
 
 
 def check_family(family: Family, *, name: str) -> None:
-    """Check that *family* makes one mark for each picture, and a token for each image feature.
+    """Check that the processor writes one mark for each picture, and a token for each feature.
 
-    Without it, the first question would end in an error of the library, or the model would answer
-    without having got the picture. It takes the time of one small picture.
+    Without this check, the first question would end in an error of transformers, or the model
+    would answer without having got the picture. The check preprocesses one small picture.
 
     Args:
-        family: With the processor of the checkpoint.
+        family: The family, with the processor of the checkpoint.
         name: Name of the model in errors.
 
     Raises:
-        ModelError: If it does not. The message says what is wrong in which file.
+        ModelError: If a check fails. The message says what is wrong in which file.
     """
     if family.template_fault is not None:
         raise ModelError(
@@ -41,7 +41,7 @@ def check_family(family: Family, *, name: str) -> None:
                 hint="correct the sizes in preprocessor_config.json, or image_size and patch_size "
                 "in config.json",
             )
-    # Without the template, which may refuse a conversation without a system message, for example.
+    # A raw prompt, because a template may refuse it, for example if it wants a system message.
     message = Message("user", (Attachment("picture"), " What is it?"))
     request = GenerationRequest((message,), mode="complete")
     (ids,) = family.encode([request], [[picture]])["input_ids"].tolist()

@@ -1,4 +1,4 @@
-"""Replaces the layers of a model by those of the kernels that a plan names."""
+"""The replacement of a model's layers by those of the kernels that a plan names."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part
 _log = logging.getLogger(__name__)
 _HEAD = "lm_head"
 _FILE = "layers.safetensors"
-# Raised whenever the layout of a layer's numbers changes.
+# Version of the layout of quantized weights. It goes up by 1 whenever the layout changes, so that
+# files in an older layout are not read.
 _LAYOUT = 3
 
 
 class ChosenKernels:
-    """The kernels that a plan names, checked on the machine at hand.
+    """The kernels that a plan names, checked on this machine.
 
     Args:
-        choice: Their names.
-        machine: The machine at hand; see `probe_processor`.
-        kernels: The kernels there are.
+        choice: The names of the kernels.
+        machine: This machine, from `probe_processor`.
+        kernels: The table of all kernels.
 
     Raises:
         ModelError: If the machine cannot run one of them.
@@ -54,19 +55,19 @@ class ChosenKernels:
 
     @property
     def quantizes(self) -> bool:
-        """Whether the layers of the text model get quantized weights."""
+        """Whether the kernels of the text model read quantized weights of ours."""
         names = self._choice.text
         return any(self._kernels[name].weights in ("int8", "int4") for name in names)
 
     def layout(self) -> tuple[str | int | None, ...]:
-        """Return the layout of quantized weights in memory, and so in their files."""
+        """Return a key of the layout of quantized weights in memory, which their files share."""
         for _, kernel in self._of_part("text"):
             if isinstance(kernel, type) and issubclass(kernel, QuantizedLinear):
                 return (_LAYOUT, kernel.layout())
         return (_LAYOUT,)
 
     def attention(self) -> str | None:
-        """Return the name of the attention kernel in transformers; None if none is chosen."""
+        """Register the attention kernel, and return its name in transformers; None without one."""
         name = self._choice.attention
         return None if name is None else self._kernels[name].attention_kernel().register()
 
@@ -78,13 +79,13 @@ class ChosenKernels:
         is_shared: bool = False,
         numbers: Mapping[str, Tensor] | None = None,
     ) -> nn.Module | None:
-        """Return the layer that takes the place of *module*; None if it stays.
+        """Return the layer that replaces *module*; None if *module* stays.
 
         Args:
-            part: The part of the model that *module* belongs to.
-            module: Not changed.
+            part: The part of the model to which *module* belongs.
+            module: A layer of the model; not changed.
             is_shared: Whether another module holds the same weights.
-            numbers: Quantized weights that were kept; None makes them.
+            numbers: Quantized weights from an earlier start; None quantizes the weights.
 
         Raises:
             KeyError: If *numbers* lacks a tensor.
@@ -100,7 +101,7 @@ class ChosenKernels:
         return None
 
     def _of_part(self, part: Part) -> Iterator[tuple[Kernel, LayerKernel]]:
-        """Yield the kernels for *part* that pass their self-tests; warn of those that fail."""
+        """Yield the kernels for *part* that pass their self-test; log a warning for the others."""
         names: tuple[str, ...] = getattr(self._choice, part)
         for name in names:
             row = self._kernels[name]
@@ -116,7 +117,7 @@ class ChosenKernels:
 
 
 class KeptLayers:
-    """The layers of a model that our kernels quantized, to be written to a file.
+    """The quantized layers of a model, which can be written to a file.
 
     Args:
         model: The model, after `quantize`.
@@ -126,14 +127,14 @@ class KeptLayers:
         self._model = model
 
     def save_pretrained(self, save_directory: Path) -> None:
-        """Write the layers to *save_directory*, which is made."""
+        """Write the layers to *save_directory*, which must not exist yet."""
         save_directory.mkdir(parents=True)
         tensors = {name: tensor.contiguous() for name, tensor in self._numbers()}
         save_file(tensors, save_directory / _FILE)
 
     @property
     def size_bytes(self) -> int:
-        """Size of the tensors."""
+        """Size of all tensors."""
         return sum(tensor.nbytes for _, tensor in self._numbers())
 
     def _numbers(self) -> Iterator[tuple[str, Tensor]]:
@@ -144,10 +145,12 @@ class KeptLayers:
 
 
 def open_layers(folder: Path) -> Mapping[str, Tensor]:
-    """Return the tensors that `KeptLayers` wrote to *folder*, by full name, mapped from the file.
+    """Return the tensors that `KeptLayers` wrote to *folder*, by full name.
+
+    The tensors are mapped from the file, so they take no memory before they are used.
 
     Raises:
-        OSError, RuntimeError: If it cannot be read.
+        OSError, RuntimeError: If the file cannot be read.
     """
     with safe_open(folder / _FILE, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # not a dict
@@ -162,19 +165,19 @@ def quantize(
     kept: Mapping[str, Tensor] | None = None,
     report: Progress | None = None,
 ) -> None:
-    """Quantize the text model and the head of *model*, in place, and bring the rest to *dtype*.
+    """Quantize the text model and the head of *model* in place, and convert the rest to *dtype*.
 
-    Layer by layer, so that a model whose weights are mapped from its files is never in memory
-    as a whole.
+    This goes layer by layer, so that a model whose weights are mapped from its files is never in
+    memory as a whole.
 
     Args:
         model: On the CPU.
         chosen: Kernels for quantized weights.
-        family: The family of the model; `unquantized` is left, with all that is in it, but for the
-            head if it is no more than a linear layer.
-        dtype: Dtype of the rest.
-        kept: Quantized weights from `open_layers`, made from the same files; None makes them.
-        report: Called with the share that is done, where weights are quantized.
+        family: The family of the model. The modules of `FamilySpec.unquantized` stay as they are,
+            except a head that is a plain linear layer.
+        dtype: Dtype of all other weights.
+        kept: Quantized weights from `open_layers`, made from the same files; None quantizes.
+        report: Called with the share of the layers that is quantized, if *kept* is None.
 
     Raises:
         KeyError: If *kept* lacks a layer.
@@ -196,7 +199,7 @@ def quantize(
 
 
 def install(model: nn.Module, chosen: ChosenKernels, family: FamilySpec) -> None:
-    """Give the layers of *model* the kernels of the plan, in place.
+    """Replace the layers of *model* in place by those of the kernels of the plan.
 
     Args:
         model: On the CPU, in the dtype of the plan.
@@ -217,7 +220,11 @@ def install(model: nn.Module, chosen: ChosenKernels, family: FamilySpec) -> None
 
 
 class _Position(NamedTuple):
-    """A layer by its holder, so that a list of positions does not keep the layers alive."""
+    """The place of a layer: its name in the module that holds it.
+
+    It refers to the holder and not to the layer, so that a list of positions does not keep
+    replaced layers in memory.
+    """
 
     path: str
     holder: nn.Module
@@ -240,12 +247,12 @@ def _positions(model: nn.Module, family: FamilySpec) -> Iterator[_Position]:
 
 
 def _part_of(path: str, module: nn.Module, family: FamilySpec) -> Part | None:
-    """Return the part of the model that *module* belongs to; None if no kernel is for it."""
+    """Return the part of the model to which *module* belongs; None if no kernel computes it."""
     if isinstance(module, nn.Conv2d):
         return "patches"
     if type(module).__name__ in family.rms_norms:
         return "norm"
-    # Subclasses do more than a product.
+    # The exact type is required, because subclasses of `nn.Linear` may do more than a product.
     if type(module) is not nn.Linear:
         return None
     if path == _HEAD:
@@ -260,7 +267,7 @@ def _is_within(path: str, modules: Sequence[str]) -> bool:
 
 
 class _Numbers(Mapping[str, Tensor]):
-    """The kept tensors of one layer, by their names in it.
+    """The kept tensors of one layer, by their names within the layer.
 
     Args:
         kept: Tensors by full name.

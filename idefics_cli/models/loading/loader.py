@@ -1,4 +1,4 @@
-"""A `LoadSpec` becomes a model, its processor and its family."""
+"""The loader: a `LoadSpec` becomes a model with its processor and its family."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Loaded:
 
     Attributes:
         model: The model, in eval mode, on its device or devices.
-        family: Makes the inputs of the model; holds the processor.
+        family: Makes the inputs of the model, with the processor of the checkpoint.
         folder: Folder with the files of the model.
         revision: Commit of the Hub repository; None for a local folder.
         context_tokens: Largest number of tokens, prompt and reply together.
@@ -74,13 +74,14 @@ def load(
     machine: Machine | None = None,
     worth_keeping_bytes: int = WORTH_KEEPING_BYTES,
 ) -> Loaded:
-    """Load the model of *spec*; the weights are mapped from the files, not read twice.
+    """Load the model of *spec*. The weights are mapped from the files, not copied.
 
     Args:
         spec: The model, and all choices for it.
         report: Called with the phase of loading.
         machine: This machine; None probes it.
-        worth_keeping_bytes: Weights that are quantized from files of so many bytes are kept.
+        worth_keeping_bytes: Weights that were quantized from files of at least so many bytes are
+            kept on the disk for the next start.
 
     Raises:
         ModelError: If the model is not there, its files are broken, or this machine cannot run
@@ -111,7 +112,7 @@ def load(
 def keep_quantized(
     spec: LoadSpec, *, report: Progress | None = None, machine: Machine | None = None
 ) -> Path:
-    """Quantize the model of *spec* and keep the weights, unless they are kept; return the folder.
+    """Quantize the model of *spec*, unless this was done before; return the folder of the weights.
 
     Args:
         spec: The model, and all choices for it.
@@ -132,29 +133,34 @@ def keep_quantized(
 
 
 def load_config(folder: Path) -> Config:
-    """Return the config of the checkpoint in *folder*, with values that its authors left out."""
+    """Return the config of the checkpoint in *folder*, with the values that config.json leaves out.
+
+    These are the values with which the model was trained, as far as they differ from the defaults
+    of transformers.
+    """
     raw = read_json(folder / "config.json", folder.name)
     kind = str(raw.get("model_type"))
     config = cast("Config", config_class(kind).from_pretrained(folder))
     family_class(kind).complete_config(config, raw)
     if _ties_in_text_only(raw) and "lm_head.weight" not in tensor_names(folder, folder.name):
-        # The library reads the setting of the whole model, and would fill the head at random.
+        # transformers reads this setting of the whole model, and not that of the text model. It
+        # would fill the head, which is not in the files, with random numbers.
         config.tie_word_embeddings = True
     return config
 
 
 def _ties_in_text_only(raw: Json) -> bool:
-    """Return whether only the text model's settings say that head and embedding are one."""
+    """Return whether only the settings of the text model say that head and embedding are one."""
     text = section(raw, "text_config")
     return text.get("tie_word_embeddings") is True and "tie_word_embeddings" not in raw
 
 
 def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
-    """Load the processor in *folder* by the rules of its family.
+    """Load the processor in *folder*, and return the family of the model with it.
 
     Raises:
-        ModelError: If its tokenizer does not give the ids on which the model was trained, or
-            prompts and pictures do not come out in the form that the model takes.
+        ModelError: If the tokenizer does not give the ids on which the model was trained, or if
+            prompts and pictures do not have the form that the model takes.
     """
     processor = load_processor(folder, config)
     if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
@@ -177,7 +183,7 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
     """Check that the loaded tokenizer gives the ids of the checkpoint's `tokenizer.json`.
 
     Raises:
-        ModelError: If it gives others.
+        ModelError: If it gives other ids.
     """
     if not gives_ids_of_file(processor.tokenizer, folder):
         raise ModelError(
@@ -196,7 +202,7 @@ def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
     folder = cached_folder(spec.repo, spec.revision)
     if folder is None:
         folder = download.pull(spec.repo, spec.revision, offline=spec.offline, report=say)
-    # Snapshots in the Hugging Face cache are named by their commit.
+    # The name of a snapshot folder in the Hugging Face cache is its commit.
     return folder, folder.name
 
 
@@ -224,7 +230,7 @@ def _generation_stop_ids(folder: Path) -> list[int]:
 
 @contextmanager
 def _quiet_library() -> Iterator[None]:
-    """Keep progress bars and advice of the library off the terminal while a model loads."""
+    """Keep progress bars and warnings of transformers off the terminal while a model loads."""
     bars = library_logging.is_progress_bar_enabled()
     level = library_logging.get_verbosity()
     noisy = os.environ.get("TRANSFORMERS_VERBOSITY") in ("debug", "info", "detail")

@@ -1,8 +1,8 @@
 """The processor of a checkpoint, made from its files.
 
-transformers' `AutoProcessor` is no option: for SmolVLM2 it needs torchvision and num2words, which
-only videos use, and version 5.17 needs torchvision for every family. The classes themselves need
-neither. Tests compare the result with that of `AutoProcessor`.
+This module does not use transformers' `AutoProcessor`, which needs torchvision and num2words for
+SmolVLM2, although only videos use them; in version 5.17 it needs torchvision for every family. The
+processor classes themselves need neither. Tests compare the result with that of `AutoProcessor`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 def load_processor(folder: Path, config: Config) -> Processor:
-    """Return the processor of the checkpoint in *folder*, which works with PIL and numpy.
+    """Return the processor of the checkpoint in *folder*; it works with PIL and numpy.
 
     Raises:
-        ModelError: If it has no tokenizer.
+        ModelError: If the checkpoint has no tokenizer.
     """
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        # transformers would silently invent an empty vocabulary.
+        # transformers would make a tokenizer with an empty vocabulary, without an error.
         raise ModelError(f"`{folder.name}` has no tokenizer", hint="`tokenizer.json` is missing")
     family = find_family(config.model_type)
     image_class, processor_class = processor_classes(family.name)
@@ -57,13 +57,15 @@ def load_processor(folder: Path, config: Config) -> Processor:
 
 
 def load_tokenizer(folder: Path, family: FamilySpec) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the checkpoint in *folder*, as its authors meant it.
+    """Return the tokenizer of the checkpoint in *folder*, with the ids of the training.
 
-    `legacy` keeps the word mark `▁` after special tokens. Saved again, checkpoints lose the flag;
-    some were trained without it. `tokenizer.json` decides.
+    Some families need the flag `legacy`, which keeps the word mark `▁` after special tokens. The
+    files do not tell whether a checkpoint was trained with it, because a checkpoint that was saved
+    again has lost the flag. So a tokenizer is made with the flag and, if this does not give the ids
+    of `tokenizer.json`, one without it.
 
     Raises:
-        ModelError: If it needs a package that is not installed.
+        ModelError: If the tokenizer needs a package that is not installed.
     """
     has_own_format = (folder / "tokenizer.json").exists()
     if not has_own_format and find_spec("sentencepiece") is None:
@@ -83,14 +85,15 @@ def load_tokenizer(folder: Path, family: FamilySpec) -> PreTrainedTokenizerBase:
 def gives_ids_of_file(tokenizer: Tokenizer, folder: Path) -> bool:
     """Return whether *tokenizer* gives the ids of `tokenizer.json`, if there is one.
 
-    transformers 5 rebuilds Llama tokenizers and may drop the word mark `▁` after a special
-    token, which changes every prompt without an error.
+    transformers 5 builds Llama tokenizers anew, and may then drop the word mark `▁` after a special
+    token. This changes every prompt without an error.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
         return True
     raw = RawTokenizer.from_file(str(path))
-    # Base models have no chat token, and some checkpoints add their image tokens later.
+    # The probe needs a special token that the checkpoint has: base models have no chat token, and
+    # some checkpoints add their image tokens later.
     tokens = (END_OF_UTTERANCE, FAKE_TOKEN, str(tokenizer.bos_token))
     mark = next((token for token in tokens if raw.token_to_id(token) is not None), "")
     probe = f"User: Hi there{mark}\nAssistant: A cat"
@@ -101,7 +104,7 @@ def gives_ids_of_file(tokenizer: Tokenizer, folder: Path) -> bool:
 def _tile_settings(images: Json, config: Json, family: FamilySpec) -> Json:
     """Return the settings of tiles that the image processor's file leaves out.
 
-    The library fills them in with those of the largest models of the family.
+    transformers would fill in the settings of the largest models of the family instead.
     """
     geometry = family.geometry
     if geometry.tile_settings is None:
@@ -115,7 +118,8 @@ def _tile_settings(images: Json, config: Json, family: FamilySpec) -> Json:
 def _image_tokens(image_processor: object, config: Json, family: FamilySpec) -> int:
     """Return the number of `<image>` tokens for one tile.
 
-    It follows from the model: processors that were saved again may state the number of another.
+    The number is computed from the model's config. Processor files that were saved again may state
+    the number of another model.
     """
     geometry = family.geometry
     edge = dict(getattr(image_processor, "max_image_size", None) or {}).get("longest_edge")
@@ -125,7 +129,7 @@ def _image_tokens(image_processor: object, config: Json, family: FamilySpec) -> 
 
 
 def _chat_template(folder: Path) -> str | None:
-    """Return the chat template from the newer or one of the older files."""
+    """Return the chat template from `chat_template.jinja`, or from one of the older JSON files."""
     text = read_text(folder / "chat_template.jinja", folder.name)
     if text is not None:
         return text

@@ -1,7 +1,8 @@
-"""Quantized weights on the disk, which make the next start take seconds.
+"""The store of quantized weights on the disk, so that only the first start has to quantize.
 
-Each has a folder: the files that `save_pretrained` wrote, and a manifest that is written last. A
-folder appears complete, by renaming, or not at all.
+The weights of each model have a folder, with the files that `save_pretrained` wrote, and a manifest
+that is written last. A folder is written under another name and then renamed, so that it appears
+complete or not at all.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from idefics_cli.models.families.spec import find_family
 _MANIFEST = "idefics.json"
 _LIMIT_BYTES = 2**20
 _PARTIAL = ".partial-"
-# Files that a crash left behind are removed at the next saving, unless a process may still
-# be writing them.
+# The next save removes folders that a crash left behind. Younger folders stay, because another
+# process may still be writing them.
 _PARTIAL_SECONDS = 24 * 3600
 _SPARE_BYTES = 2**30
 _CHUNK = 2**22
-# Packages whose version changes the files.
+# Packages whose files may differ between versions.
 _MAKERS = ("bitsandbytes", "transformers")
 
 
 class Savable(Protocol):
-    """Something that writes itself to a folder, as a model of transformers does."""
+    """A model, or a part of one, that writes itself to a folder as models of transformers do."""
 
     def save_pretrained(self, save_directory: Path) -> object:
-        """Write config and weights."""
+        """Write all files to *save_directory*."""
         ...
 
 
@@ -67,7 +68,7 @@ def find_folder(
 ) -> Path:
     """Return the folder for the quantized weights of *spec*, made from the files in *source*.
 
-    Another file, method, layout or version of a library has another folder.
+    If a file, the method, the layout or the version of a library changes, so does the folder.
 
     Args:
         root: Folder of all quantized weights.
@@ -76,7 +77,7 @@ def find_folder(
         layout: Layout of the weights in the files; () for bitsandbytes.
     """
     files = [
-        # In the Hugging Face cache these are links to files that are named by their content.
+        # In the Hugging Face cache these files are links to files that are named by their content.
         (path.name, (real := path.resolve()).name, real.stat().st_size, real.stat().st_mtime_ns)
         for path in [*sorted(source.glob("*.safetensors")), source / "config.json"]
     ]
@@ -88,7 +89,7 @@ def find_folder(
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the files in *folder* are the ones that were written, by their checksums."""
+    """Whether the files in *folder* have the sizes and checksums with which they were written."""
     files = _read(folder).get("files")
     if not isinstance(files, dict) or not files:
         return False
@@ -102,13 +103,13 @@ def save_weights(model: Savable, folder: Path, spec: LoadSpec, *, needed_bytes: 
     """Write *model* to *folder*, completely or not at all.
 
     Args:
-        model: A model with quantized weights that were not used yet.
+        model: A model with quantized weights, before its first forward.
         folder: Folder from `find_folder`.
         spec: The choices for the model.
         needed_bytes: Largest size of the files.
 
     Raises:
-        ModelError: If there is no room, or it cannot be written.
+        ModelError: If there is no room, or the files cannot be written.
     """
     partial = folder.with_name(f"{_PARTIAL}{os.getpid()}-{folder.name}")
     try:
@@ -177,7 +178,7 @@ def _is_intact(folder: Path, name: str, listed: object) -> bool:
 
 
 def _checksum(path: Path) -> list[int]:
-    """Return size and CRC-32 of a file; a gigabyte takes about a second."""
+    """Return the size and the CRC-32 of a file; this takes about a second for a gigabyte."""
     size = checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

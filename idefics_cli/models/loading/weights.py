@@ -1,4 +1,7 @@
-"""The weights of a model: from its files, quantized on the way, or kept from an earlier start."""
+"""The weights of a model: read from its files and quantized, or read from an earlier start's copy.
+
+"Kept" weights are quantized weights that an earlier start wrote to `quantized_store`.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,11 @@ from idefics_cli.models.loading.layers import (
 )
 from idefics_cli.models.planning.quantization import is_own
 
-# Files of this size take 15 seconds to quantize on a CPU.
+# A CPU takes 15 seconds to quantize files of this size.
 WORTH_KEEPING_BYTES = 2 * 2**30
 
-# Not the buffers that earlier versions of the library saved, as `rotary_emb.inv_freq`.
+# Names of the weights of a layer. The pattern leaves out buffers that earlier versions of
+# transformers saved, such as `rotary_emb.inv_freq`.
 _OF_A_LAYER = re.compile(r"\.layers\.\d+\..*_proj\.weight$")
 
 _log = logging.getLogger(__name__)
@@ -41,13 +45,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a model is loaded from, and how.
+    """All that is needed to load the weights of a model.
 
     Attributes:
-        folder: Folder with its files.
-        config: Its config.
-        spec: The plan.
-        kernels: The kernels of the plan, checked on this machine.
+        folder: Folder with the files of the model.
+        config: The config of the model.
+        spec: All choices for the model.
+        kernels: The kernels that *spec* names, checked on this machine.
     """
 
     folder: Path
@@ -57,7 +61,7 @@ class Source:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the files hold quantized weights, which bitsandbytes made."""
+        """Whether the files hold weights that bitsandbytes quantized."""
         return getattr(self.config, "quantization_config", None) is not None
 
     @property
@@ -72,7 +76,7 @@ class Source:
 
     @property
     def kept_folder(self) -> Path | None:
-        """Folder for the quantized weights; None if they are not kept."""
+        """Folder of the kept weights; None if weights of this kind are not kept."""
         spec = self.spec
         if spec.quantized_folder is None or spec.quantization == "none":
             return None
@@ -88,12 +92,12 @@ def load_weights(
 ) -> Model:
     """Return the model of *source* in eval mode, on its device or devices.
 
-    Weights that were quantized on a CPU, which is slow, are kept and loaded the next time.
+    Quantizing on a CPU is slow, so the result is kept, and the next start loads it.
 
     Args:
         source: What to load.
         report: Called with the phase of loading.
-        worth_keeping_bytes: Weights that are quantized from files of so many bytes are kept.
+        worth_keeping_bytes: Weights are kept if the files have at least so many bytes.
 
     Raises:
         ModelError: If the files lack weights.
@@ -109,7 +113,8 @@ def load_weights(
         try:
             _save(model, folder, source)
         except ModelError as error:
-            # The model is loaded and works; `idefics models quantize` reports the error.
+            # The model is loaded and works, so this is no error here. `idefics models quantize`
+            # reports it.
             _log.info("%s", error)
     return model
 
@@ -134,7 +139,7 @@ def store_quantized(source: Source, *, report: Progress) -> Path:
 
 
 def _load_kept(folder: Path, source: Source) -> Model | None:
-    """Return the model whose weights are kept in *folder*; remove damaged ones and return None."""
+    """Return the model with the weights in *folder*; remove damaged weights and return None."""
     if quantized_store.is_whole(folder):
         try:
             if source.kernels.quantizes:
@@ -142,7 +147,7 @@ def _load_kept(folder: Path, source: Source) -> Model | None:
             config = config_class(source.config.model_type).from_pretrained(folder)
             return _from_files(replace(source, folder=folder, config=cast("Config", config)))
         except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
-            # An older bitsandbytes may have written them; they are made again.
+            # An older bitsandbytes may have written the weights. They are quantized again.
             _log.info("%s", error)
     quantized_store.remove_folder(folder)
     return None
@@ -154,8 +159,8 @@ def _save(model: Model, folder: Path, source: Source) -> None:
         quantized_store.save_weights(layers, folder, source.spec, needed_bytes=layers.size_bytes)
         return
     saves = cast("quantized_store.Savable", model)
-    # Quantized weights take less than the files that they were made from, unless the rest grows
-    # to float32.
+    # The size of the original files is enough: quantized weights take less, unless the weights that
+    # are not quantized grow to float32.
     quantized_store.save_weights(saves, folder, source.spec, needed_bytes=source.size_bytes)
 
 
@@ -169,20 +174,19 @@ def _from_files(
 
     Args:
         source: What to load.
-        kept: Layers that were quantized before; None quantizes them, if the plan has kernels
-            for that.
+        kept: Kept weights of the layers; None quantizes them, if the plan names kernels for this.
         report: Called with the share of the layers that is quantized.
 
     Raises:
         ModelError: If weights are missing.
-        KeyError: If *kept* lacks one.
+        KeyError: If *kept* lacks a layer.
     """
     spec, family = source.spec, find_family(source.spec.family)
     model, found = model_class(source.config.model_type).from_pretrained(
         source.folder, output_loading_info=True, trust_remote_code=False, **_arguments(source)
     )
     if missing := sorted(found["missing_keys"]):
-        # The library fills them with random numbers and only warns.
+        # transformers fills missing weights with random numbers, and only warns.
         raise ModelError(
             f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
             hint=f"its files are incomplete; {fetch_again(spec)}",
@@ -197,7 +201,7 @@ def _from_files(
         dtype = getattr(torch, spec.dtype)
         quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
     install(model, source.kernels, family)
-    # bitsandbytes' packed CPU kernels are used in eval mode only.
+    # bitsandbytes uses its packed CPU kernels only in eval mode.
     return cast("Model", model.eval())
 
 
@@ -206,37 +210,40 @@ def _arguments(source: Source) -> dict[str, object]:
     spec = source.spec
     arguments: dict[str, object] = {
         "config": source.config,
-        # Without it transformers obeys config.json, which says float32 for several 8B models.
+        # Without this argument, transformers takes the dtype of config.json, which is float32 for
+        # several 8B models.
         "dtype": getattr(torch, spec.dtype),
         "attn_implementation": source.kernels.attention() or spec.attention,
         "use_safetensors": True,
     }
     settings = None
     if source.kernels.quantizes:
-        # The dtype of the files: weights are mapped, and converted one layer at a time.
+        # With the dtype of the files, the weights are mapped and not copied. `quantize` then
+        # converts one layer at a time.
         arguments["dtype"] = _dtype_of_files(source.folder) or arguments["dtype"]
     else:
         settings = _bitsandbytes(source)
     if settings is not None:
         arguments["quantization_config"] = settings
-        # It warns on every call of every layer that the CPU works in float16.
+        # bitsandbytes would warn at every call of every layer that the CPU computes in float16.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if spec.device_map is not None:
-        # transformers' "auto" halves a model between two GPUs however unlike they are, and puts
-        # the rest on the disk; the plan's limits are made for filling one after the other.
+        # "sequential" fills one device after the other, as the limits of the plan expect. "auto"
+        # of transformers divides a model equally between two GPUs, even if their memories differ,
+        # and puts the rest on the disk.
         arguments["device_map"] = "sequential"
         arguments["max_memory"] = accelerate_memory(spec.max_memory)
     elif settings is not None or spec.device != "cpu":
-        # Weights go straight to the device, without a copy in RAM.
+        # With this map, weights go straight to the device, without a copy in RAM.
         arguments["device_map"] = {"": spec.device}
     return arguments
 
 
 def _bitsandbytes(source: Source) -> object | None:
-    """Return the settings of bitsandbytes, or None when it quantizes nothing.
+    """Return the settings of bitsandbytes, or None if it quantizes nothing.
 
     Raises:
-        ModelError: If a plan asks for a format that bitsandbytes does not make.
+        ModelError: If the plan needs kernels of ours for its quantization, but names none.
     """
     spec = source.spec
     if not source.is_stored and is_own(
@@ -262,7 +269,7 @@ def _dtype_of_files(folder: Path) -> torch.dtype | None:
 
 
 def accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:
-    """Return `LoadSpec.max_memory` as accelerate takes it: GPUs by number."""
+    """Return `LoadSpec.max_memory` as accelerate takes it: with an int as the key of a GPU."""
     if memory is None:
         return None
     return {int(key) if key.isdigit() else key: size for key, size in memory.items()}

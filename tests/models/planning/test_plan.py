@@ -440,7 +440,7 @@ def test_layers_that_the_packed_kernels_cannot_take_are_not_in_nf4() -> None:
     odd = replace(FACTS["smolvlm-500m"], shape=replace(FACTS["smolvlm-500m"].shape, hidden=1000))
     packed = machines.cpu(24, "avx512_bf16")
     stored = replace(odd, stored="4bit", stored_dtype="bfloat16")
-    with pytest.raises(PlanError, match="packs layers"):
+    with pytest.raises(PlanError, match="packs only layers"):
         make_plan(stored, PlanChoices(quantization="4bit"), packed)
     made = make_plan(odd, PlanChoices(quantization="4bit"), packed)
     assert made.spec.format_4bit == "int4"
