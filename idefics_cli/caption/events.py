@@ -68,6 +68,13 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unlocked:
+    """The file system of the journal at *path* has no locks, so that another run could write."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class BatchLimited:
     """The run begins with *size* pictures at a time: before, more ran out of memory."""
 
@@ -102,6 +109,7 @@ ExecutorEvent = Ready | BatchReduced | CaptionRecord
 RunEvent = (
     Started
     | Resumed
+    | Unlocked
     | BatchLimited
     | ModelLoading
     | Stopping

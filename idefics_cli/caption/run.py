@@ -22,6 +22,7 @@ from idefics_cli.caption.events import (
     RunEnded,
     RunEvent,
     Started,
+    Unlocked,
 )
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.job import CaptionJob
@@ -224,6 +225,8 @@ class _RunState:
 
         self.records = sink.records
         self._begin(sink.todo)
+        if sink.lacks_lock:
+            self.on_event(Unlocked(files.journal))
         if sink.is_resumed:
             self.on_event(Resumed(sink.todo, len(self.job.pictures)))
             self._limit_batch(sink.fit(where))

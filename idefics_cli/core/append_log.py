@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from idefics_cli.core.files import lock
+from idefics_cli.core.files import lacks_locks, lock
 
 # A pipe or a device opens at once with O_NONBLOCK, so that its kind can be checked.
 _FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -43,6 +43,10 @@ class AppendLog:
             lock of its own needs none.
         is_synced: Write each line to the disk before `append` returns.
 
+    Attributes:
+        lacks_lock: Whether the file is not locked although it should be: its file system has no
+            locks.
+
     Raises:
         BlockingIOError: If another process has locked the file.
         OSError: If it cannot be opened or locked, or is not a regular file.
@@ -50,6 +54,7 @@ class AppendLog:
 
     def __init__(self, path: Path, *, creates: bool, is_locked: bool, is_synced: bool) -> None:
         self._is_synced = is_synced
+        self.lacks_lock = False
         # Not truncated here, because another process may have it open.
         flags = _FLAGS | (os.O_CREAT if creates else 0)
         self._descriptor: int | None = os.open(path, flags, 0o666)
@@ -57,7 +62,7 @@ class AppendLog:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file", str(path))
             if is_locked:
-                lock(self._descriptor)
+                self._lock(self._descriptor)
         except BaseException:
             self.close()
             raise
@@ -110,6 +115,14 @@ class AppendLog:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            lock(descriptor)
+        except OSError as error:
+            if not lacks_locks(error):
+                raise
+            self.lacks_lock = True
 
     def _open_descriptor(self) -> int:
         if self._descriptor is None:

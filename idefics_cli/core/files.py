@@ -125,6 +125,11 @@ def lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def lacks_locks(error: OSError) -> bool:
+    """Whether *error* of `lock` means that the file system has no locks, as NFS without a lockd."""
+    return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
 def cannot_write(path: Path | None, error: OSError) -> IdeficsError:
     """Return the error for a failed write to *path*, or to stdout if *path* is None."""
     name = f"`{path}`" if path else "stdout"

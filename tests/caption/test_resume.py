@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -355,6 +357,38 @@ def test_a_second_run_into_one_output_is_refused() -> None:
         )
     ]
     assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == len(NAMES)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_without_locks_a_run_captions_and_says_so(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    note = (
+        "note: the file system of `out.jsonl.journal` has no locks: "
+        "start no other run with this output\n"
+    )
+    first = caption("-o", "out.jsonl", engine=Ending(6))
+    assert (first.code, note in first.err) == (130, True)
+    second = caption("-o", "out.jsonl")
+    assert (second.code, note in second.err) == (0, True)
+    assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == len(NAMES)
+
+
+def test_a_lock_that_fails_leaves_no_empty_journal(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    ran = caption("-o", "out.jsonl")
+    assert ran.code == 1
+    assert ran.err.startswith("error: cannot keep the journal `out.jsonl.journal`: Input/output")
+    assert sorted(path.name for path in here.iterdir()) == ["photos"]
 
 
 def test_a_file_that_is_no_journal_is_left_alone() -> None:

@@ -190,7 +190,13 @@ class RunJournal:
         self.base, self._size, self._version = 0, 0, _VERSION
         self._set_end(None)
 
+    @property
+    def lacks_lock(self) -> bool:
+        """Whether the journal is not locked, because its file system has no locks."""
+        return self._log.lacks_lock
+
     def _open(self) -> AppendLog:
+        is_new = not self.path.exists()
         try:
             return AppendLog(self.path, creates=True, is_locked=True, is_synced=False)
         except BlockingIOError as error:
@@ -199,6 +205,9 @@ class RunJournal:
                 hint="wait until it is done, end it, or name another output",
             ) from error
         except OSError as error:
+            with contextlib.suppress(OSError):
+                if is_new and self.path.stat().st_size == 0:
+                    self.path.unlink()
             raise self._failure(error) from error
 
     def _load(self) -> None:

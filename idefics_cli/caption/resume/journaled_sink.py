@@ -150,6 +150,11 @@ class JournaledSink:
         """Note what `fit` returns when this run continues."""
         self._journal.note_fit(pictures, where)
 
+    @property
+    def lacks_lock(self) -> bool:
+        """Whether another run could write this output, because its file system has no locks."""
+        return self._journal.lacks_lock
+
     def failures(self) -> list[str]:
         """Return the keys of the failed pictures of this run, in order."""
         entries = self._journal.entries

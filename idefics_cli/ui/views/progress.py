@@ -19,6 +19,7 @@ from idefics_cli.caption.events import (
     RunEvent,
     Started,
     Stopping,
+    Unlocked,
 )
 from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
@@ -146,7 +147,7 @@ class CaptionProgress:
                 with self._line():
                     self._print(event)
 
-    def _print(self, event: Resumed | BatchLimited | BatchReduced | Stopping) -> None:
+    def _print(self, event: Resumed | Unlocked | BatchLimited | BatchReduced | Stopping) -> None:
         console = self._console
         match event:
             case Resumed(todo, total):
@@ -156,6 +157,10 @@ class CaptionProgress:
                 if todo.changed:
                     parts.append(f"{todo.changed} changed since")
                 console.note(f"continuing the run: {', '.join(parts)}")
+            case Unlocked(path):
+                console.note(
+                    f"the file system of `{path}` has no locks: start no other run with this output"
+                )
             case BatchLimited(size):
                 console.note(f"{_pictures(size)} at a time: more ran out of memory before")
             case BatchReduced(size):
