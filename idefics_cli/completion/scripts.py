@@ -14,6 +14,7 @@ from idefics_cli.completion.powershell import powershell_script
 from idefics_cli.completion.spec import ShellCommand
 from idefics_cli.completion.zsh import zsh_script
 from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.files import write_whole
 from idefics_cli.core.paths import data_folder
 from idefics_cli.models.hub.registry import MODELS
 
@@ -112,7 +113,8 @@ def install(path: Path, script: str, *, dry_run: bool = False) -> bool:
             return False
         if not dry_run:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(script.encode())
+            # Whole or not at all: each new shell reads it. A link to the file of the user stays.
+            write_whole(Path(os.path.realpath(path)), script.encode())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise IdeficsError(

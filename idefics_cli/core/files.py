@@ -7,14 +7,24 @@ import hashlib
 import os
 import re
 import secrets
+import socket
 import stat
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from io import BufferedWriter
 from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError
 
 UNFINISHED = ".part"
-_UNFINISHED_NAME = re.compile(r"\.idefics-[0-9a-f]{8}-[0-9a-f]{16}\.part")
+# A sink may add an extension of its own.
+_UNFINISHED_NAME = re.compile(
+    r"\.idefics-[0-9a-f]{8}-(?P<host>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{16}\.part[.\w]*"
+)
+_LEFT_SECONDS = 24 * 3600
 # Windows makes locked bytes unreadable, so the locked byte is beyond the end of every file.
 _LOCKED_BYTE = 1 << 40
 
@@ -54,41 +64,102 @@ def write_whole(target: Path, data: bytes, *, private: bool = False, durable: bo
     Raises:
         OSError: If the file cannot be written; *target* is unchanged.
     """
+    with replacing(target, private=private, durable=durable) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(
+    target: Path, *, private: bool = False, durable: bool = False
+) -> Iterator[BufferedWriter]:
+    """Yield an open file that replaces *target* when the block ends without an error.
+
+    Args:
+        target: The file to write or replace.
+        private: As in `write_whole`.
+        durable: As in `write_whole`.
+
+    Raises:
+        OSError: If the file cannot be written; *target* is unchanged.
+    """
     # With O_EXCL and a random name, no link is followed and no file of the user is overwritten.
-    name = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}{UNFINISHED}")
+    name = unfinished_path(target)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(name, flags, 0o600 if private else 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(name, target)
     except BaseException:
-        os.unlink(name)
+        with suppress(OSError):
+            os.unlink(name)
         raise
     if durable:
         sync_folder(target.parent)
 
 
-def remove_unfinished(target: Path) -> None:
-    """Remove the temporary files that killed programs left beside *target*.
+def unfinished_path(target: Path, *, process: int | None = None) -> Path:
+    """Return a name beside *target* for a temporary file, which nobody can guess.
 
-    The caller must hold a lock: a temporary file of a running program would be removed, too.
+    Args:
+        target: The file that the temporary file becomes.
+        process: Process that writes it; None is this one.
     """
-    for left in target.parent.glob(f"{_prefix(target)}*{UNFINISHED}"):
-        left.unlink(missing_ok=True)
+    # A digest instead of the name: a name of 255 bytes leaves no room for a suffix.
+    owner = f"{_digest(target.name)}-{_host()}-{process or os.getpid()}"
+    return target.with_name(f".idefics-{owner}-{secrets.token_hex(8)}{UNFINISHED}")
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether *name* is that of a temporary file of `write_whole`."""
+    """Whether *name* is that of a temporary file of this program; see `unfinished_path`."""
     return _UNFINISHED_NAME.fullmatch(name) is not None
 
 
-def _prefix(target: Path) -> str:
-    # A digest instead of the name: a name of 255 bytes leaves no room for a suffix.
-    return f".idefics-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}-"
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files in *folder* that killed programs left there.
+
+    Those of another computer, which may share the folder, are removed when they are a day old.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.name.startswith(".idefics-")]
+    except OSError:
+        return
+    for name in names:
+        match = _UNFINISHED_NAME.fullmatch(name)
+        with suppress(OSError):
+            if match and _is_left(folder / name, match["host"], int(match["process"])):
+                (folder / name).unlink()
+
+
+def _is_left(path: Path, host: str, process: int) -> bool:
+    if host == _host() and not _runs(process):
+        return True
+    return time.time() - path.lstat().st_mtime > _LEFT_SECONDS
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":
+        return True  # on Windows, signal 0 is Ctrl-C
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@cache
+def _host() -> str:
+    return _digest(socket.gethostname())
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 
 def sync_folder(path: Path) -> None:

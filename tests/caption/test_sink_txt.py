@@ -16,8 +16,9 @@ import pytest
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import Existing, SidecarError, Sink, Target
-from idefics_cli.caption.sinks.txt import TxtSink, folds_case, temporary_name
+from idefics_cli.caption.sinks.txt import TxtSink, folds_case
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.files import unfinished_path
 from idefics_cli.core.types import Attachment, CaptionRecord
 
 
@@ -320,9 +321,9 @@ def test_a_name_that_is_too_long_is_the_failure_of_its_picture(photos: Path) -> 
 def test_the_files_of_a_killed_run_are_removed_but_not_those_of_a_running_one(photos: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         write(target("photos/a.jpg"))
-        ended = photos / temporary_name(_ended())
-        running = photos / temporary_name(other.pid)
-        elsewhere = photos / temporary_name(_ended()).replace(".idefics-", ".idefics-x")
+        ended = unfinished_path(photos / "c.txt", process=_ended())
+        running = unfinished_path(photos / "c.txt", process=other.pid)
+        elsewhere = photos / ended.name.replace(".idefics-", ".idefics-x")
         for path in (ended, running, elsewhere):
             path.touch()
         write(target("photos/b.jpg"))

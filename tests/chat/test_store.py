@@ -10,6 +10,7 @@ import pytest
 from idefics_cli.chat.store.lock import HeldElsewhereError
 from idefics_cli.chat.store.sessions import NullStore, SessionStore
 from idefics_cli.core.errors import SessionError, UsageError
+from idefics_cli.core.files import unfinished_path
 from idefics_cli.core.types import (
     Attachment,
     Completion,
@@ -221,7 +222,7 @@ def test_removing_a_session_leaves_the_pictures_of_others(
         with store.create("demo", name) as session:
             session.ask("a?", [staged(color) for color in colors])
             session.undo()
-    left = f".idefics-{'0' * 8}-{'1' * 16}.part"
+    left = unfinished_path(Path("a.png"), process=10**9).name
     (store.pictures.path / left).write_bytes(b"of a killed process")
     before = sum(path.stat().st_size for path in kept(tmp_path))
     assert store.remove(["one"], dry_run=True) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from typer.main import get_command
 from idefics_cli.chat.store.sessions import SessionStore
 from idefics_cli.cli.app import app
 from idefics_cli.completion import answers
-from idefics_cli.completion.scripts import SHELLS, catalog
+from idefics_cli.completion.scripts import SHELLS, catalog, install
 from idefics_cli.completion.spec import ANSWER, Kind, ShellCommand, ShellOption, read_commands
+from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.paths import data_folder
 from idefics_cli.models.hub.cache import cached_folder
 from idefics_cli.models.hub.registry import DEMO, MODELS
@@ -165,6 +167,27 @@ def test_install_writes_one_file_and_leaves_the_others_alone(name: str, tmp_path
     assert {file for file in home.rglob("*") if file.is_file()} == {Path(written), *rc}
     assert all(file.read_text() == "mine\n" for file in rc)
     assert Path(written).read_bytes() == run("completion", "show", name).out.encode()
+
+
+def test_a_full_disk_leaves_the_script_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "fish" / "idefics.fish"
+    install(path, "old script\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(IdeficsError, match="file too large"):
+            install(path, "# new\n" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {p.name: p.read_text() for p in path.parent.iterdir()} == {path.name: "old script\n"}
+
+
+def test_a_link_to_the_script_stays_a_link(tmp_path: Path) -> None:
+    kept, link = tmp_path / "dotfiles.fish", tmp_path / "idefics.fish"
+    kept.write_text("old")
+    link.symlink_to(kept)
+    assert install(link, "new")
+    assert (link.is_symlink(), kept.read_text()) == (True, "new")
 
 
 def test_install_says_what_is_in_the_way(tmp_path: Path) -> None:

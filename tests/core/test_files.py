@@ -1,14 +1,24 @@
-"""Files that are read with a limit."""
+"""Files that are read with a limit, and files that are written whole."""
 
 from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from idefics_cli.core.files import read_regular_file
+from idefics_cli.core.files import (
+    is_unfinished,
+    read_regular_file,
+    remove_unfinished,
+    replacing,
+    unfinished_path,
+    write_whole,
+)
 from idefics_cli.core.json_text import parse_json
 
 
@@ -32,6 +42,63 @@ def test_nothing_but_a_regular_file_is_read(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     with pytest.raises(OSError, match=r"(?i)not a regular file|is a directory"):
         read_regular_file(path, limit_bytes=10)
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_whole(path, b"old")
+
+    def stop(file: BinaryIO) -> None:
+        file.write(b"new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        stop(file)
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"new"}
+
+
+def test_nobody_can_guess_the_name_of_a_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 255)
+    names = {unfinished_path(path).name for _ in range(100)}
+    assert len(names) == 100
+    assert all(is_unfinished(name) and len(name) < 100 for name in names)
+    assert not is_unfinished("a.part")
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    other, path = tmp_path / "other", tmp_path / "a"
+    other.write_bytes(b"private")
+    path.symlink_to(other)
+    write_whole(path, b"new")
+    assert (other.read_bytes(), path.read_bytes(), path.is_symlink()) == (b"private", b"new", False)
+
+
+def test_what_killed_programs_left_is_removed(tmp_path: Path) -> None:
+    other_host = ".idefics-00000000-00000000-{}-0000000000000000.part"
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    removed = [
+        unfinished_path(tmp_path / "a", process=ended.pid),
+        unfinished_path(tmp_path / "a", process=10**9),
+        tmp_path / other_host.format(7),
+    ]
+    kept = [
+        unfinished_path(tmp_path / "a"),
+        unfinished_path(tmp_path / "a", process=os.getppid()),
+        tmp_path / other_host.format(8),
+        tmp_path / "a.part",
+        tmp_path / ".idefics-mine",
+    ]
+    for path in removed + kept:
+        path.touch()
+    os.utime(removed[-1], (0, 0))
+    remove_unfinished(tmp_path)
+    assert set(tmp_path.iterdir()) == set(kept)
+    remove_unfinished(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

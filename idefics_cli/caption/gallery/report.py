@@ -11,20 +11,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, BinaryIO, get_args
+from typing import BinaryIO, get_args
 from urllib.parse import quote
 
 from idefics_cli.caption.sinks.rows import CAPTION, escaped, row
 from idefics_cli.core.errors import IdeficsError, ImageErrorKind, UsageError
-from idefics_cli.core.files import cannot_write
+from idefics_cli.core.files import cannot_write, remove_unfinished, replacing
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import Attachment, CaptionRecord, ImageLimits
-
-if TYPE_CHECKING:
-    pass
 
 _PARTS = Path(__file__).parent
 _MARK = b'<meta name="generator" content="idefics caption">'
@@ -81,18 +77,14 @@ def write_report(
     Raises:
         IdeficsError: If the page cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    remove_unfinished(path.parent)
     try:
-        with ThreadPoolExecutor(_THREADS) as pool, temporary.open("wb") as file:
+        with ThreadPoolExecutor(_THREADS) as pool, replacing(path) as file:
             thumbnails = _Thumbnails(limits or ImageLimits(), pool, max_thumbnail_bytes)
             pairs = _with_thumbnails(records, thumbnails)
             _write_page(file, pairs, path, title, columns, on_row)
-        os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _write_page(

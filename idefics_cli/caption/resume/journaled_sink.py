@@ -16,7 +16,7 @@ from idefics_cli.caption.resume.stamp import stamp_of_file
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import cannot_write
+from idefics_cli.core.files import cannot_write, remove_unfinished, unfinished_path
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
@@ -79,6 +79,7 @@ class JournaledSink:
         new = None if self._path.exists() else self._make_sink(self._target).__enter__()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = RunJournal(self._path)
+        remove_unfinished(self._path.parent)
         try:
             self.is_resumed = self._is_the_same_run()
             if self.is_resumed:
@@ -253,9 +254,7 @@ class JournaledSink:
         """Replace the rows in *path* by those of *keys*; a whole file is there at any moment."""
         base, output = self._journal.base, self._target.path
         assert output is not None
-        target = replace(
-            self._target, path=output.with_name(f"{output.name}.rewriting"), resume_at=base
-        )
+        target = replace(self._target, path=unfinished_path(output), resume_at=base)
         sink = self._make_sink(target)
         temporary = sink.rows_path
         assert temporary is not None
@@ -322,7 +321,7 @@ def _has_line(path: Path, offset: int) -> bool:
 
 
 def _copy_head(path: Path, copy: Path, size: int) -> None:
-    with copy.open("wb") as target:
+    with copy.open("xb") as target:
         if not size:
             return
         with path.open("rb") as source:

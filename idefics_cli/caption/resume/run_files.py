@@ -53,8 +53,7 @@ def write_beside(path: Path, data: bytes) -> None:
         IdeficsError: If the file cannot be written.
     """
     try:
-        # The run has locked the output, so an unfinished file is left from a run that was killed.
-        remove_unfinished(path)
+        remove_unfinished(path.parent)
         write_whole(path, data)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-from contextlib import suppress
 from dataclasses import replace
+from io import BufferedWriter
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -16,7 +15,7 @@ from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
 from idefics_cli.caption.sinks.lines import check_file
 from idefics_cli.caption.sinks.rows import DETAILS, NOT_UTF8, Value, escape, names
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.files import cannot_write
+from idefics_cli.core.files import cannot_write, replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,28 +90,24 @@ def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = Fal
     Raises:
         IdeficsError: If the file cannot be written; the JSON lines then stay.
     """
-    rows, temporary = rows_file(path), path.with_name(f"{path.name}.tmp")
+    rows = rows_file(path)
     if not rows.exists():
         return
     try:
-        _convert(rows, temporary, columns)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            _convert(rows, file, columns)
         if not keep_rows:
             rows.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
-def _convert(rows: Path, path: Path, columns: tuple[str, ...]) -> None:
+def _convert(rows: Path, file: BufferedWriter, columns: tuple[str, ...]) -> None:
     import pyarrow
     from pyarrow import parquet
 
     schema = _schema(columns)
-    # Absolute, because pyarrow takes a relative name with a colon for a URI.
-    with rows.open("rb") as lines, parquet.ParquetWriter(path.absolute(), schema) as writer:
+    with rows.open("rb") as lines, parquet.ParquetWriter(file, schema) as writer:
         whole = (line for line in lines if line.endswith(b"\n"))
         while group := [_cells(json.loads(line)) for line in islice(whole, _GROUP_ROWS)]:
             writer.write_batch(pyarrow.RecordBatch.from_pylist(group, schema=schema))
@@ -146,17 +141,14 @@ def _read_rows(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
     from pyarrow import ArrowException, parquet
 
     # To a temporary file first, because the next run would take half of the rows for all of them.
-    temporary = rows.with_name(f"{rows.name}.tmp")
     try:
-        with parquet.ParquetFile(path.absolute()) as file, temporary.open("wb") as lines:
+        # Absolute, because pyarrow takes a relative name with a colon for a URI.
+        with parquet.ParquetFile(path.absolute()) as file, replacing(rows) as lines:
             if tuple(file.schema_arrow.names) != names(columns):
                 raise ValueError("it has other columns")
             for batch in file.iter_batches():
                 lines.writelines(map(encode, batch.to_pylist()))
-        os.replace(temporary, rows)
     except (ValueError, OSError, ArrowException) as error:
-        with suppress(OSError):
-            temporary.unlink()
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"cannot continue `{path}`: {reason}", hint="`--existing overwrite` replaces it"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-import socket
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -20,7 +18,7 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import SidecarError, Target
 from idefics_cli.caption.sinks.rows import escaped
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.files import cannot_write
+from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
@@ -28,7 +26,6 @@ from idefics_cli.core.types import CaptionRecord
 _ENDS_THE_RUN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 # Start of the names of the files of a run.
 _RUN_NAME = "idefics-caption"
-_TEMPORARY = re.compile(r"\.idefics-(?P<host>.*)-(?P<process>\d+)\.tmp")
 
 
 class TxtSink:
@@ -58,7 +55,7 @@ class TxtSink:
         if self._target.existing == "error" and self._completed:
             raise self._existing()
         for folder in folders:
-            _remove_leftovers(folder)
+            remove_unfinished(folder)
         return self
 
     def __exit__(
@@ -96,7 +93,9 @@ class TxtSink:
         try:
             if self._target.path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, self._joined(text, path) + "\n")
+            data = (self._joined(text, path) + "\n").encode("utf-8", "surrogateescape")
+            # Without fsync, which would take longer than many a caption.
+            write_whole(path, data, durable=False)
         except OSError as error:
             if error.errno in _ENDS_THE_RUN:
                 raise cannot_write(path, error) from error
@@ -253,56 +252,8 @@ def _check_folders(folders: Collection[Path], root: Path | None) -> None:
         )
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed runs on this machine."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [e.name for e in entries if e.name.startswith(".idefics-")]
-    except OSError:
-        return
-    for name in names:
-        match = _TEMPORARY.fullmatch(name)
-        if match and match["host"] == _host() and not _runs(int(match["process"])):
-            (folder / name).unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    if process == os.getpid():
-        return False  # an earlier process with our number: this one has written nothing yet
-    if os.name == "nt":
-        return True  # on Windows, signal 0 is Ctrl-C
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return ""
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(temporary_name(os.getpid()))
-    try:
-        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def temporary_name(process: int) -> str:
-    """Return the name of the temporary file of a process on this machine."""
-    return f".idefics-{_host()}-{process}.tmp"
-
-
-@cache
-def _host() -> str:
-    return re.sub(r"[^\w.-]", "_", socket.gethostname())[:64]
