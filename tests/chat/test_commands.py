@@ -31,6 +31,7 @@ RIGHT = {
     "undo": ("/undo", "took back: What?"),
     "retry": None,  # answers; see below
     "edit": None,
+    "copy": None,  # needs a clipboard; see `tests/ui/test_clipboard.py`
     "editor": None,
     "forget": None,
     "clear": ("/clear", "started a new conversation"),
@@ -93,6 +94,8 @@ def test_a_command_does_what_it_says(line: str, told: str, tmp_path: Path, pictu
         ("/retry temperature=hot", "`temperature` must be a number, not `hot`"),
         ("/retry plain=on", "no setting `plain`"),
         ("/edit 9", "there is no question 9"),
+        ("/copy 9", "there is no question 9"),
+        ("/copy it", "`it` is not a number"),
         ("/forget 1", "there is 1 question"),
         ("/clear all", "/clear takes nothing after it, not `all`"),
         ("/set temprature=1", "no setting `temprature`"),
@@ -127,7 +130,8 @@ def test_wrong_use_is_an_error_and_changes_nothing(
     [
         ("/imgae x", "did you mean `/image`?"),
         ("/zzz", "`/help` lists the commands"),
-        ("/copi", "`/help` lists the commands"),
+        ("/copi", "did you mean `/copy`?"),
+        ("/bookmark", "`/help` lists the commands"),
         ("/regne", "did you mean `/regen`?"),
         ("/st", "did you mean `/stats`?"),
         ("/temperature 1", "`/set temperature=VALUE` sets it"),

@@ -44,7 +44,8 @@ class Window:
     ) -> None:
         # The path of a socket has at most 108 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="tmux")
-        self._environ = {**os.environ, "HOME": str(home), **(environ or {})}
+        # `/copy` sets no clipboard of this computer over ssh.
+        self._environ = {**os.environ, "HOME": str(home), "SSH_CONNECTION": "1", **(environ or {})}
         self._environ.pop("TMUX", None)
         command = [sys.executable, "-m", "tests.support.talking", *arguments]
         self._run(
@@ -84,6 +85,10 @@ class Window:
         """
         shown = self._run("capture-pane", "-p", *(["-J"] if whole else []))
         return [line.rstrip() for line in shown.rstrip("\n").split("\n")]
+
+    def buffer(self) -> str:
+        """Return the text that was copied last into tmux."""
+        return self._run("show-buffer")
 
     def wait(self, text: str) -> list[str]:
         """Wait until a line that the terminal may have wrapped contains *text*; return `lines`."""

@@ -39,3 +39,14 @@ def test_an_answer_follows_the_width_of_the_terminal(tmp_path: Path) -> None:
         count = -(-len(PARAGRAPH) // 120)
         assert [len(line) for line in lines[begin : begin + count - 1]] == [120] * (count - 1)
         assert PARAGRAPH in window.lines(whole=True)
+
+
+def test_copy_gives_the_answer_to_tmux(tmp_path: Path) -> None:
+    with Window(tmp_path) as window:
+        window.wait_for_prompt()
+        window.type("list", "Enter")
+        window.wait("That is all.")
+        window.wait_for_prompt()
+        window.type("/copy", "Enter")
+        window.wait(f"copied {len(MARKDOWN)} characters to tmux")
+        assert window.buffer() == MARKDOWN

@@ -40,6 +40,7 @@ class CommandResult:
         wants_editor: Whether the user writes the next question in an editor.
         is_over: Whether the chat ends.
         rows: Two columns to show before the lines.
+        copied: A text for the clipboard.
     """
 
     lines: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ class CommandResult:
     wants_editor: bool = False
     is_over: bool = False
     rows: tuple[tuple[str, str], ...] = ()
+    copied: str = ""
 
 
 Run = Callable[[CommandContext, str], CommandResult]

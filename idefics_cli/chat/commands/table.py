@@ -21,6 +21,7 @@ _ROWS = (
     SlashCommand("edit", "N", turns.edit_turn),
     SlashCommand("forget", "N", turns.forget_turns),
     SlashCommand("clear", "", turns.clear_turns, aliases=("reset", "new")),
+    SlashCommand("copy", "[N]", turns.copy_answer),
     SlashCommand("editor", "", turns.write_question),
     SlashCommand("system", "[TEXT]", settings.set_instruction),
     SlashCommand("set", "[KEY=VALUE…]", settings.change_settings, settings.complete_settings),

@@ -75,6 +75,18 @@ def clear_turns(context: CommandContext, words: str) -> CommandResult:
     return CommandResult(("started a new conversation",))
 
 
+def copy_answer(context: CommandContext, words: str) -> CommandResult:
+    """Copy the last answer, or the answer to question N, to the clipboard."""
+    count = _require_turns(context.chat)
+    number = read_number(words or str(count), "/copy N")
+    if number > count:
+        raise UsageError(f"there is no question {number}", hint=f"the last is {count}")
+    reply = context.chat.conversation.turns[number - 1].reply
+    if reply is None or not reply.text.strip():
+        raise UsageError(f"the answer to question {number} is empty")
+    return CommandResult(copied=reply.text.strip("\n"))
+
+
 def write_question(context: CommandContext, words: str) -> CommandResult:
     """Write your next message in the editor that VISUAL or EDITOR names, and send it."""
     refuse_words(words, "editor")

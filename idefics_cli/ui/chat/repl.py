@@ -20,6 +20,7 @@ from idefics_cli.ui.chat.editor import write_in_editor
 from idefics_cli.ui.chat.line_input import LineInput, Stopped
 from idefics_cli.ui.chat.preview import Previews
 from idefics_cli.ui.chat.reply import show_reply
+from idefics_cli.ui.terminal.clipboard import copy_text
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.terminal.fold import fold
 from idefics_cli.ui.terminal.keyboard import silent_keyboard
@@ -172,6 +173,9 @@ class Repl:
             self._tell_row(name, summary)
         for line in result.lines:
             self._tell(line)
+        if result.copied:
+            text = printable(result.copied)
+            self._tell(copy_text(text, self._console.err, self._console.environ))
         if result.wants_editor:
             return self._ask_from_editor()
         if result.answers:
