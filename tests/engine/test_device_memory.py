@@ -1,4 +1,4 @@
-"""A closed engine leaves nothing behind, so that the next model finds all memory free."""
+"""What an engine changes of its process, and that it leaves all memory free when it is closed."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ def _without_collection() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.fixture
+def _cudnn_attention() -> Iterator[None]:
+    """Switch the attention of cuDNN on, as in a fresh process."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # of torch
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_every_model_of_a_process_is_freed_when_its_engine_is_closed() -> None:
     done = subprocess.run([sys.executable, "-c", _LOAD_TWICE], capture_output=True, check=True)
     assert json.loads(done.stdout) == [False, False]
@@ -79,3 +88,10 @@ def test_an_engine_closes_although_the_allocator_is_broken(
     (message,) = caplog.messages
     assert message.startswith("the memory of the GPU was not freed: RuntimeError: captures_")
     assert "\n" not in message
+
+
+@pytest.mark.usefixtures("_cudnn_attention")
+def test_an_engine_runs_without_the_attention_of_cudnn(checkpoint: Callable[[str], Path]) -> None:
+    # Nothing on a CPU can show its wrong text, so the test is that it is off.
+    open_engine(checkpoint("idefics2"), "idefics2").close()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # of torch

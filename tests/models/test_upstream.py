@@ -306,6 +306,17 @@ def _() -> None:
     assert model.hf_device_map == {"": "cpu"}
 
 
+@relied_on("_cuda_endAllocateToPool ends a recording of torch's allocator", internals)
+def _() -> None:
+    # A torch without CUDA has only its declaration.
+    declared = Path(torch.__file__).with_name("_C").joinpath("__init__.pyi").read_text("utf-8")
+    line = next(each for each in declared.splitlines() if "_cuda_endAllocateToPool" in each)
+    assert line.startswith(
+        "def _cuda_endAllocateToPool(device: _int, mempool_id: tuple[_int, _int]"
+    )
+    assert hasattr(torch._C, "_cuda_endAllocateToPool")
+
+
 @relied_on("is_loaded_in_8bit marks a model of LLM.int8()", internals)
 def _() -> None:
     from transformers import BitsAndBytesConfig

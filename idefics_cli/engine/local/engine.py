@@ -223,6 +223,9 @@ class LocalEngine:
     def _load(self, load: Load, progress: Progress | None) -> Loaded:
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
+        # cuDNN's attention gives wrong replies on data-centre Blackwell with few heads of keys
+        # (torch 2.11 to 2.13, pytorch #193893), and plans each new length for half a second.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return load(self.spec, report=self._reporter(progress))
 
     def _reporter(self, progress: Progress | None) -> Progress:

@@ -187,7 +187,8 @@ class Inference:
         self.prefix.drop()
         self.features.clear()
         self._slots = None
-        if self._capture is not None:
+        # Steps that could not be recorded are not tried again: the error would come again.
+        if self._capture is not None and self._graphs is not None and not self._graphs.failure:
             self._graphs = Graphs(self._capture)
 
     def new_loop(self) -> TokenLoop:

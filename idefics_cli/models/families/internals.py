@@ -1,4 +1,4 @@
-"""All reading of undocumented parts of transformers' models.
+"""All reading of undocumented parts of transformers' models, and use of those of torch.
 
 `tests/models/test_upstream.py` checks each part against the installed version.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
+
+import torch
 
 from idefics_cli.models.families.classes import model_class
 from idefics_cli.models.families.protocols import Model
@@ -50,3 +53,14 @@ def is_spread(model: Model) -> bool:
 def has_8bit_layers(model: Model) -> bool:
     """Return whether *model* has layers of bitsandbytes' LLM.int8()."""
     return bool(getattr(model, "is_loaded_in_8bit", False))
+
+
+def end_recording(device: int, pool: tuple[int, int]) -> None:
+    """Tell the allocator of a CUDA *device* that a recording into *pool* has ended with an error.
+
+    torch 2.11 and 2.12 skip this, and every later `torch.cuda.empty_cache` then fails, also the
+    one with which the allocator makes room before it reports that memory ran out (pytorch
+    #180395). Later versions have done it already.
+    """
+    with suppress(RuntimeError):  # "not currently recording"
+        torch._C._cuda_endAllocateToPool(device, pool)

@@ -16,7 +16,7 @@ from torch import Tensor
 from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.memory import error_summary
 from idefics_cli.engine.local.transfer import to_device
-from idefics_cli.models.families.internals import has_8bit_layers
+from idefics_cli.models.families.internals import end_recording, has_8bit_layers
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.planning import decoding
 
@@ -155,19 +155,30 @@ class CudaCapture:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        # A recording that fails leaves its stream set as the current one (torch 2.13). So the
-        # recording is inside this block, which resets the stream.
-        with torch.cuda.stream(self._stream):
-            # The first calls allocate workspaces, which must not be recorded.
-            for _ in range(2):
-                function()
-            # Each recording has its own memory pool, because torch does not reuse a shared pool
-            # after its recordings are gone. "thread_local" lets other threads use the GPU
-            # meanwhile, such as the thread that encodes pictures.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                output = function()
-        current.wait_stream(self._stream)
+        # Each recording has its own memory pool, because torch does not reuse a shared pool after
+        # its recordings are gone.
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        # "thread_local" lets other threads use the GPU meanwhile, such as the thread that encodes
+        # pictures.
+        recording = torch.cuda.graph(
+            graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            # A recording that fails leaves its stream set as the current one (torch 2.13). So the
+            # recording is inside this block, which resets the stream.
+            with torch.cuda.stream(self._stream):
+                # The first calls allocate workspaces, which must not be recorded.
+                for _ in range(2):
+                    function()
+                with recording:
+                    output = function()
+        except BaseException:
+            end_recording(torch.cuda.current_device(), pool)
+            raise
+        finally:
+            # After an error too, because kernels that were started may still write into buffers
+            # that are freed then.
+            current.wait_stream(self._stream)
         return graph, output
 
 
