@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache
 
 from idefics_cli.core.types import Sampling
+from idefics_cli.engine.local.decode.steps import PlainStep
 from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.local.prompt.prefill import Prompt
 from idefics_cli.models.families.base import Inputs
+from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.families.protocols import Model, StepOutput
 from tests.support import tiny
 from tests.support.prompts import REPLY_LIMITS, mixed_requests
@@ -80,3 +87,34 @@ def test_a_cancelled_batch_ends_the_active_rows_and_no_others(endless: EngineOf)
     assert [row.finish for row in answer.rows if len(row.tokens) == row.limit] == ["length"] * (
         finishes.count("length")
     )
+
+
+class TwoCards(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no types
+    """Checks indices as CUDA does; `meta` stands for the first card, `cpu` for the second."""
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]  # torch's method has no types
+        self, function, types, args=(), kwargs=None
+    ):
+        if function is torch.ops.aten.index.Tensor:
+            tensor, indices = args
+            devices = {"cpu", str(tensor.device)}
+            if any(index is not None and str(index.device) not in devices for index in indices):
+                raise RuntimeError("indices should be either on cpu or on the same device")
+        return function(*args, **(kwargs or {}))
+
+
+def test_rows_leave_a_model_that_two_cards_hold(endless: EngineOf) -> None:
+    loaded = endless("idefics2").loaded
+    first, second = "meta", "cpu"
+    cache = growing_cache()
+    for layer, device in enumerate((first, second)):
+        states = torch.arange(3.0, device=device)[:, None, None, None].expand(3, 2, 4, 2)
+        cache.update(states, states, layer)
+    mask = torch.ones(3, 4, device=first)
+    prompt = SimpleNamespace(inputs={"attention_mask": mask}, image_features=None, mask=None)
+    step = PlainStep(loaded.model, loaded.family, cast("Prompt", prompt), cache)
+    with TwoCards():  # type: ignore[no-untyped-call]  # torch's class has no types
+        step.keep_rows([0, 2])
+    on_first, on_second = (layer.keys for layer in cast("Any", cache).layers)
+    assert on_first.shape == on_second.shape == (2, 2, 4, 2)
+    assert on_second[:, 0, 0, 0].tolist() == [0, 2]

@@ -13,8 +13,9 @@ from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec
 
 # Parts of messages that mean "out of memory" but have no error class: those of torch's CPU
-# allocator, Metal, C++ and the memory map of safetensors (torch 2.13, safetensors 0.7).
-_NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
+# allocator, Metal, C++, the memory map of safetensors, cuBLAS, cuDNN and the libraries that stand
+# for these two on ROCm (torch 2.13, safetensors 0.7).
+_NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -88,7 +88,8 @@ class PlainStep:
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only *rows*, and remove the padding that all of them share; see `Step`."""
         chosen = torch.tensor(rows, device=self._positions.device)
-        self._cache.batch_select_indices(chosen)
+        # On the CPU: the layers of a spread model, and so their states, lie on several devices.
+        self._cache.batch_select_indices(torch.tensor(rows))
         self._positions = self._positions[chosen]
         self._extra = {name: tensor[chosen] for name, tensor in self._extra.items()}
         if self._mask is None:
