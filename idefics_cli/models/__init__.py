@@ -1,1 +1,1 @@
-"""Model families, checkpoints, plans, kernels and loading."""
+"""Models: families, checkpoints, plans, kernels and loading."""

@@ -1,4 +1,4 @@
-"""The Hugging Face cache: where models lie in it, and whether they are complete."""
+"""The Hugging Face cache: the folders of its models, and whether their files are complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INDEX_LIMIT_BYTES = 2**26
 
 
 def cache_root() -> Path:
-    """Return the cache's folder: `HF_HUB_CACHE`, `HF_HOME`/hub or ~/.cache/huggingface/hub."""
+    """Return the folder of the cache: `HF_HUB_CACHE`, `HF_HOME`/hub or ~/.cache/huggingface/hub."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -38,7 +38,7 @@ def snapshot(repo: str, revision: str | None = None, *, root: Path | None = None
     except (OSError, ValueError):
         commit = name
     folder = base / "snapshots" / commit
-    # An empty ref would give the folder of all snapshots.
+    # If the file of the branch were empty, *folder* would be the folder of all snapshots.
     return folder if commit and folder.is_dir() else None
 
 
@@ -50,7 +50,7 @@ def cached_folder(
     Args:
         repo: Hub id.
         revision: Branch, tag or commit; None is `main`.
-        root: The cache; None is the user's.
+        root: Folder of the cache; None is the user's cache.
     """
     folder = snapshot(repo, revision, root=root)
     return folder if folder is not None and not missing_files(folder) else None
@@ -59,8 +59,9 @@ def cached_folder(
 def missing_files(folder: Path) -> tuple[str, ...]:
     """Return the names of the files that the model in *folder* lacks.
 
-    Where one of several files is enough, the tuple has the name of the usual one. A file that
-    is there is whole: the Hub client links a file into a snapshot after its last byte arrived.
+    If one of several files would be enough, the tuple has the name of the usual one. A file that is
+    there is complete, because the Hub client links a file into a snapshot only after its last byte
+    has arrived.
     """
     missing = [] if (folder / "config.json").exists() else ["config.json"]
     missing += missing_weights(folder)
@@ -72,7 +73,7 @@ def missing_files(folder: Path) -> tuple[str, ...]:
 
 
 def missing_weights(folder: Path) -> list[str]:
-    """Return the names of the weight files that *folder* lacks; that of a broken index too."""
+    """Return the names of the weight files that *folder* lacks; a broken index is missing."""
     names = weight_files(folder)
     if names is None:
         return [INDEX]
@@ -80,9 +81,9 @@ def missing_weights(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[str] | None:
-    """Return the names of the weight files that belong into *folder*; None if its index is broken.
+    """Return the names of the weight files of the model in *folder*; None if its index is broken.
 
-    They are plain names: an index that names a file elsewhere is broken.
+    An index that names a file in another folder counts as broken.
     """
     index = folder / INDEX
     if not index.exists():

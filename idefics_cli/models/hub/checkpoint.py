@@ -1,4 +1,4 @@
-"""Facts in the files of a checkpoint, read without torch."""
+"""Readers of facts in the files of a checkpoint, without torch."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def read_config(folder: Path, name: str) -> Json:
 
 
 def family_of(config: Json, name: str) -> FamilySpec:
-    """Return the family that *config* belongs to; *name* is for errors.
+    """Return the family to which *config* belongs; *name* is for errors.
 
     Raises:
-        ModelError: If this tool runs no such family.
+        ModelError: If this tool does not run that family.
     """
     kind = config.get("model_type")
     known = list(spec.FAMILIES)
@@ -73,7 +73,7 @@ def stored_quantization(config: Json, name: str) -> Quantization | None:
         ModelError: If this tool does not read the quantization.
     """
     settings = section(config, "quantization_config")
-    # Conversions for MLX have `quantization`, and later ones both keys.
+    # A checkpoint that was converted for MLX has the key `quantization`; newer ones have both keys.
     if "bits" in section(config, "quantization"):
         raise mlx_error(name)
     if not settings:
@@ -90,7 +90,7 @@ def stored_quantization(config: Json, name: str) -> Quantization | None:
 
 
 def stored_dtype(config: Json) -> DtypeName | None:
-    """Return the dtype in *config*; None if it has none, or one that this tool does not run."""
+    """Return the dtype in *config*; None if it states none, or one that this tool does not run."""
     name = config.get("dtype") or config.get("torch_dtype")
     return next((dtype for dtype in get_args(DtypeName) if dtype == name), None)
 
@@ -98,7 +98,8 @@ def stored_dtype(config: Json) -> DtypeName | None:
 def chats(folder: Path, family: FamilySpec, name: str) -> bool:
     """Return whether the checkpoint in *folder* was tuned to chat.
 
-    It then has a chat template or, in a family without templates, the token that ends a turn.
+    Such a checkpoint has a chat template or, in a family without templates, the token that ends a
+    turn.
     """
     if family.prompt == "interleaved":
         return any(
@@ -124,7 +125,7 @@ def splitting(folder: Path, family: FamilySpec, name: str) -> bool | None:
 
 
 def shape_of(config: Json, folder: Path, name: str) -> Shape:
-    """Return the shape of the checkpoint in *folder*, from which its memory follows."""
+    """Return the shape of the checkpoint in *folder*, from which its memory is computed."""
     geometry = family_of(config, name).geometry
     images = image_settings(folder, name)
     check_scaling(images, config, geometry, name)
@@ -155,7 +156,7 @@ def shape_of(config: Json, folder: Path, name: str) -> Shape:
 
 
 def image_settings(folder: Path, name: str) -> Json:
-    """Return the settings of the image processor, from the newer or the older place for them.
+    """Return the settings of the image processor, from the newer or the older file for them.
 
     Raises:
         ModelError: If a file is broken, or holds absurd numbers.

@@ -24,7 +24,7 @@ from idefics_cli.models.hub.cache import (
 from idefics_cli.models.hub.errors import hub_errors, no_safetensors, not_cached
 from idefics_cli.models.hub.progress import Transfer
 
-# A repository may also hold the same weights in other formats, which transformers does not need.
+# Only safetensors weights are downloaded. A repository may also hold them in other formats.
 _WEIGHTS = "*.safetensors"
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 # Sub-folders hold exports (onnx) and original formats.
@@ -42,13 +42,13 @@ def pull(
 ) -> Path:
     """Download the missing files of a model into the cache, and return its folder.
 
-    An interrupted download continues where it stopped.
+    If an earlier download was interrupted, it is continued.
 
     Args:
         repo: Hub id.
         revision: Branch, tag or commit; None is `main`.
-        offline: Use the cache only, without the network.
-        report: Receives the progress, from several threads.
+        offline: Whether to use only the cache, without the network.
+        report: Called with the progress, from several threads.
 
     Raises:
         ModelError: If the model does not exist, access is refused, the Hub is unreachable, the
@@ -71,10 +71,12 @@ def pull(
 
 
 def fetch_small_files(repo: str, revision: str | None = None) -> Path:
-    """Return the snapshot of *repo* with all files but the weights; download what is missing.
+    """Return the snapshot folder of *repo*, with at least all files except the weights.
+
+    Missing small files are downloaded.
 
     Raises:
-        ModelError: As `pull`.
+        ModelError: See `pull`.
     """
     folder = snapshot(repo, revision)
     if folder is not None and not missing_files(folder):
@@ -88,7 +90,7 @@ def fetch_small_files(repo: str, revision: str | None = None) -> Path:
 
 
 def weight_bytes_on_hub(repo: str, revision: str | None = None) -> int | None:
-    """Return the size in bytes of the safetensors files of *repo*; None if the Hub gives none."""
+    """Return the size in bytes of the safetensors files of *repo*; None if the Hub states none."""
     from huggingface_hub import HfApi
 
     try:
@@ -108,7 +110,7 @@ def check_space(repo: str, needed_bytes: int) -> None:
     """Check that *needed_bytes* of *repo* fit on the disk of the cache and leave some space free.
 
     Raises:
-        ModelError: If they do not.
+        ModelError: If the space is too small.
     """
     root = cache_root()
     free = free_bytes(root)
@@ -137,7 +139,8 @@ def _download_missing(repo: str, revision: str | None, report: Progress | None) 
     stopped = Event()
     bar = _bar(_cancelling(stopped, report), needed_bytes)
     try:
-        # In a background thread: on Ctrl-C the client would first finish the files it has begun.
+        # The download runs in a background thread, because on Ctrl-C the Hub client would first
+        # finish the files that it has begun.
         return in_background(
             lambda: _download(repo, revision, patterns, bar), name="model-download"
         ).result()
@@ -174,7 +177,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], bar: t
 
 
 def _cancelling(stopped: Event, report: Progress | None) -> Progress:
-    """Return a callback that passes progress on to *report* and, after *stopped*, cancels."""
+    """Return a callback for the progress: it calls *report*, or cancels once *stopped* is set."""
 
     def pass_on(phase: str, share: float | None) -> None:
         if stopped.is_set():
@@ -187,7 +190,7 @@ def _cancelling(stopped: Event, report: Progress | None) -> Progress:
 
 # Any: tqdm has no types.
 def _bar(report: Progress | None, total_bytes: int) -> type[Any]:
-    """Return a progress bar class for the Hub client, which draws nothing and calls *report*."""
+    """Return a class of progress bars for the Hub client that draw nothing and call *report*."""
     from tqdm import tqdm  # type: ignore[import-untyped]  # a dependency of the Hub client
 
     transfer = Transfer(total_bytes)
@@ -204,7 +207,7 @@ def _bar(report: Progress | None, total_bytes: int) -> type[Any]:
 
         def update(self, n: float | None = 1) -> None:
             super().update(n)
-            # The client has a second bar, which counts files.
+            # The client also has a bar that counts files, whose unit is not "B".
             if report is not None and self.unit == "B" and total_bytes:
                 report(transfer.describe(int(self.n)), min(1.0, self.n / total_bytes))
 

@@ -1,4 +1,4 @@
-"""Errors of the Hugging Face Hub and of its cache, as errors of ours with a hint."""
+"""The conversion of errors of the Hugging Face Hub and its cache to `ModelError` with a hint."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def no_safetensors(name: str) -> ModelError:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn the errors of the Hub client in the body into `ModelError`."""
+    """Turn the errors that the Hub client raises in the block into a `ModelError`."""
     from huggingface_hub import errors
 
-    # The base is HTTPError of httpx, or of the fork that the client uses from 2.0 on. OSError
-    # covers LocalEntryNotFoundError, which means "unreachable and not cached".
+    # The base class is HTTPError of httpx, or of the fork of httpx that the client uses since
+    # version 2.0. OSError covers LocalEntryNotFoundError, which means "unreachable and not cached".
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
@@ -51,7 +51,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
 def _refusal(repo: str, revision: str | None, error: Exception) -> ModelError:
     from huggingface_hub import errors
 
-    # A dry run wraps the Hub's answer in an error of its own.
+    # In a dry run, the client wraps the error of the Hub in a DryRunError.
     cause = error.__cause__ if isinstance(error, errors.DryRunError) else error
     if isinstance(cause, errors.GatedRepoError):
         return ModelError(

@@ -33,12 +33,12 @@ class ModelFacts:
         revision: Branch, tag or commit of a Hub repository.
         family: Key of `FAMILIES`, which is the `model_type` of the config.
         parameters: Number of weights.
-        shape: The numbers from which its memory follows.
+        shape: The numbers from which the memory of the model is computed.
         context_tokens: Largest number of tokens of prompt and reply together.
-        chats: False for base models, which only complete.
-        splitting: Whether pictures are split into tiles by default; None if they cannot be.
-        folder: Folder of its files; None while some are missing.
-        download_bytes: Size of the download that is left; None if unknown, 0 if nothing is left.
+        chats: Whether the model chats; False for base models, which only complete text.
+        splitting: Whether the model splits pictures into tiles by default; None if it cannot.
+        folder: Folder with all files of the model; None if files are missing.
+        download_bytes: Bytes that must still be downloaded; None if unknown, 0 if nothing is left.
         stored: Quantization of the weights in the files; None if they are not quantized.
         stored_bytes: Size of the files if their weights are quantized, else 0.
         stored_dtype: Dtype of the unquantized weights in such files, which cannot be changed.
@@ -64,13 +64,13 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
     """Return the facts about the model *name*.
 
     Args:
-        name: Alias, Hub id or path of a folder. The models of the registry need no network; of
-            others on the Hub the small files are downloaded unless they are cached.
+        name: Alias, Hub id or path of a folder. Models of the registry need no network. For other
+            models on the Hub, the small files are downloaded if they are not cached.
         revision: Branch, tag or commit of a Hub repository.
-        offline: Do not use the network.
+        offline: Whether the network must not be used.
 
     Raises:
-        ModelError: If it is unknown, broken, of a family that this tool does not run, or
+        ModelError: If the model is unknown, broken, of a family that this tool does not run, or
             neither cached nor reachable.
     """
     spec = find_model(name)
@@ -84,7 +84,7 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
 
 
 def find_folder(name: str, revision: str | None = None) -> Path | None:
-    """Return the folder of the model *name* if its files are complete here; uses no network.
+    """Return the folder of the model *name* if its files are complete here, without the network.
 
     Raises:
         ModelError: If *name* is no alias, Hub id or folder.
@@ -102,7 +102,7 @@ def demo_folder() -> Path:
     """Return the folder of the built-in model.
 
     Raises:
-        ModelError: If this installation lacks it.
+        ModelError: If this installation lacks the built-in model.
     """
     folder = Path(__file__).parents[2] / "demo" / "weights"
     if missing_files(folder):
@@ -114,10 +114,10 @@ def demo_folder() -> Path:
 
 
 def registry_facts(*, root: Path | None = None) -> list[ModelFacts]:
-    """Return the facts about every model of the registry, in its order.
+    """Return the facts about every model of the registry, in the order of the registry.
 
     Args:
-        root: The Hugging Face cache; None is the user's.
+        root: Folder of the Hugging Face cache; None is the user's cache.
     """
     return [_facts_of_spec(spec, spec.name, None, root) for spec in MODELS.values()]
 
@@ -133,7 +133,7 @@ def _facts_of_spec(
             None if spec.stored is None else spec.parameters * NUMBER_BYTES[spec.stored]
         )
     return ModelFacts(
-        # An alias in our spelling, a Hub id in the user's.
+        # An alias is spelled as in the registry, a Hub id as the user wrote it.
         name=name if "/" in name else spec.name,
         repo=spec.repo,
         revision=None if is_built_in else revision,
@@ -184,12 +184,13 @@ def _facts_of_hub(repo: str, revision: str | None, *, offline: bool) -> ModelFac
 def _facts_of_files(
     folder: Path, name: str, config: Json, family: FamilySpec, weights: Weights
 ) -> ModelFacts:
-    """Return the facts in the small files in *folder*, with *name* as the repository."""
+    """Return the facts that the small files in *folder* state, with *name* as the repository."""
     stored = checkpoint.stored_quantization(config, name)
     shape = checkpoint.shape_of(config, folder, name)
     parameters = weights.parameters
     if stored == "4bit":
-        # The files hold two 4-bit weights as one number; the number of scales is negligible.
+        # The files hold two 4-bit weights as one number, which was counted once. The number of
+        # scales is negligible.
         parameters += quantized_weights(shape) // 2
     return ModelFacts(
         name=name,
@@ -207,16 +208,16 @@ def _facts_of_files(
 
 
 def _local_folder(name: str) -> Path | None:
-    # The functions of os.path accept any text; the methods of Path raise for some.
+    # The functions of os.path accept any text. Some methods of Path raise errors for some texts.
     path = os.path.expanduser(name)
     return Path(path).absolute() if os.path.isdir(path) else None
 
 
 def _check_name(name: str) -> None:
-    """Check that *name*, for which there is no folder, is a Hub id.
+    """Check that *name*, for which there is no folder, has the form of a Hub id.
 
     Raises:
-        ModelError: If it is not.
+        ModelError: If it has another form. The message says what *name* seems to be.
     """
     if name.lower().endswith(".gguf"):
         raise checkpoint.gguf_error(name)

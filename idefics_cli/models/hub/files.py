@@ -1,4 +1,4 @@
-"""The files of a model's folder, which anybody may have written: read with limits, or refused."""
+"""Safe reading of the files in a model's folder, which may come from anybody."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from idefics_cli.core.files import read_regular_file
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.models.families.geometry import Json
 
-# The tokenizer of Llama 3 has 17 MB, the largest tokenizers of today 35 MB.
+# Largest size of a file, except weights. The tokenizer of Llama 3 has 17 MB, the largest tokenizers
+# of today have 35 MB.
 _LIMIT_BYTES = 2**28
-# Parsed, JSON takes up to 30 times its size.
+# Largest size of a JSON file that this module parses. In memory, parsed JSON takes up to 30 times
+# the size of the file.
 _JSON_LIMIT_BYTES = 2**25
 _READ_BY_THE_LIBRARY = (".json", ".jinja", ".model", ".txt", ".safetensors")
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
@@ -23,15 +25,15 @@ _LFS_START = b"version https://git-lfs"
 def check_files(folder: Path, name: str) -> None:
     """Check that no file in *folder* is a pipe, a device, a Git LFS pointer or of absurd size.
 
-    The library opens these files by itself; it would wait for a pipe, read a device without end,
-    and report a pointer as damaged. Links that lead nowhere count as missing files.
+    transformers opens these files itself. It would wait for a pipe, read a device without end,
+    and report a pointer as a damaged file. Links that lead nowhere count as missing files.
 
     Args:
         folder: Folder of the model.
         name: Name of the model in errors.
 
     Raises:
-        ModelError: If a file is of such a kind, or cannot be read.
+        ModelError: If a file fails the check, or cannot be read.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix in _READ_BY_THE_LIBRARY)

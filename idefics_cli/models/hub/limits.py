@@ -1,7 +1,7 @@
 """Limits of the numbers in the files of a checkpoint.
 
-The library takes any number: it builds a model of -1 layers, which answers nonsense, and scales a
-picture to 40,000 pixels, which takes gigabytes. No checkpoint comes near these limits.
+transformers accepts any number. It would build a model of -1 layers, which answers nonsense, and
+scale a picture to 40,000 pixels, which takes gigabytes. No known checkpoint comes near the limits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.text import abbreviated
 from idefics_cli.models.families.geometry import Geometry, Json, section
 
-# Vision models with position embeddings for any size take somewhat larger pictures.
+# Pictures may be scaled to at most this multiple of the `image_size` of the vision model. Some
+# vision models have position embeddings for any size, and take somewhat larger pictures.
 _LARGEST_SCALE = 4
 _SECTIONS = ("text_config", "vision_config", "perceiver_config")
 _WIDTH = (1, 2**20)
@@ -78,11 +79,11 @@ def check_scaling(images: Json, config: Json, geometry: Geometry, name: str) -> 
     Args:
         images: Settings of the image processor.
         config: Config of the model.
-        geometry: That of the family.
+        geometry: The geometry of the family.
         name: Name of the model in errors.
 
     Raises:
-        ModelError: If they are: one picture could take all memory.
+        ModelError: If they are scaled so far that one picture could take all memory.
     """
     edge = geometry.vision_number(config, "image_size")
     size, tile = section(images, "size"), section(images, "max_image_size")
@@ -112,7 +113,7 @@ def _check(settings: Json, limits: Mapping[str, tuple[int, int]], where: str, pa
 
 
 def _values(value: object) -> Iterator[object]:
-    """Yield the numbers in a setting, which may be a list of one number for each axis."""
+    """Yield the numbers in a setting, which may be a list with one number for each axis."""
     if isinstance(value, list) and value:
         yield from value
     elif value is not None:

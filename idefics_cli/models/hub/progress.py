@@ -1,4 +1,4 @@
-"""The progress of a download in words: bytes done, speed and time left."""
+"""Descriptions of the progress of a download: bytes done, speed and time left."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from idefics_cli.core.units import format_duration, format_size
 
-# The speed is the mean of the last seconds; a mean since the start would hide a stall.
+# The speed is the mean over so many seconds. A mean since the start would hide a stall.
 _WINDOW_SECONDS = 10.0
 
 
 class Transfer:
-    """One download; several threads may call it.
+    """The progress of one download; several threads may call it.
 
     Args:
         total_bytes: Size of the download.

@@ -1,7 +1,7 @@
-"""The models known by name: plain data, cheap to import.
+"""The registry: all models that are known by name, as plain data that is cheap to import.
 
-Parameter counts are of the real architectures, instantiated without weights; shapes, contexts,
-splitting defaults and dtypes are those of the checkpoints' config files on the Hub.
+The numbers of parameters were counted in the real architectures, made without weights. Shapes,
+contexts, splitting defaults and dtypes come from the config files of the checkpoints on the Hub.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import DtypeName
 from idefics_cli.models.families.spec import Shape
 
-# In the order of the fields of `Shape`; the number of patches is (edge / patch size) squared.
+# The numbers are in the order of the fields of `Shape`. The number of patches is
+# (edge / patch size) squared.
 _IDEFICS_9B = Shape(4096, 11_008, 32, 32, 32, 128, 16**2, 16, 5120, 1, 3, 8, 1280)
 _IDEFICS_80B = Shape(8192, 22_016, 80, 64, 64, 128, 16**2, 16, 5120, 1, 3, 20, 1280)
 _IDEFICS2_8B = Shape(4096, 14_336, 32, 32, 8, 128, 70**2, 16, 14_336, 5, 66)
@@ -35,16 +36,16 @@ class ModelSpec:
         repo: Hub id; for the built-in model, "demo".
         family: Key of `FAMILIES`.
         parameters: Number of weights.
-        shape: The numbers from which its memory follows.
-        stored: Dtype of the weights on the Hub, which sets the size of the download; None if
-            unknown.
+        shape: The numbers from which the memory of the model is computed.
+        stored: Dtype of the weights on the Hub, from which the size of the download is computed;
+            None if unknown.
         context_tokens: Largest number of tokens of prompt and reply together.
-        chats: False for base models, which only complete.
-        instruct: Alias of the model to chat with instead, for base models.
+        chats: Whether the model chats; False for base models, which only complete text.
+        instruct: For a base model, the alias of the model that chats instead; else None.
         splitting: Whether the checkpoint splits pictures into tiles by default; None if it
             cannot.
-        caption_prompt: Prompt of `idefics caption` if the user gives none. Base models complete
-            it.
+        caption_prompt: Prompt of `idefics caption` if the user gives none. A base model continues
+            this text.
         summary: One line for listings.
     """
 
@@ -252,7 +253,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in 
 
 
 def find_model(name: str) -> ModelSpec | None:
-    """Return the model with this alias or Hub id (in any case of letters), or None."""
+    """Return the model with the alias or Hub id *name*, in upper or lower case, or None."""
     lowered = name.lower()
     for spec in MODELS.values():
         if lowered in (spec.name, spec.repo.lower()):
@@ -276,7 +277,7 @@ def default_caption_prompt(repo: str, *, chats: bool) -> str:
 
     Args:
         repo: Hub id of the model, or a folder.
-        chats: Whether the model chats; decides for models that are not in the registry.
+        chats: Whether the model chats; only used for models that are not in the registry.
     """
     known = find_model(repo)
     if known is not None:
@@ -285,7 +286,7 @@ def default_caption_prompt(repo: str, *, chats: bool) -> str:
 
 
 def base_model_error(name: str) -> PromptError:
-    """Return the error for chatting with the base model *name*."""
+    """Return the error for a user who wants to chat with the base model *name*."""
     known = find_model(name)
     better = known.instruct if known else None
     return PromptError(

@@ -1,4 +1,4 @@
-"""Numbers and sizes of weights."""
+"""Bytes of a number, and the number of weights that quantization shrinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, by the headers of their files; no torch."""
+"""Checks and sizes of the weights of a checkpoint, from the headers of their files; no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from idefics_cli.models.families.geometry import Json, section
 from idefics_cli.models.hub import cache
 from idefics_cli.models.hub.errors import no_safetensors
 
-# The format allows 100 MB; the header of a model of 80 B parameters has 0.2 MB.
+# The format allows headers of 100 MB, but that of a model of 80 B parameters has only 0.2 MB.
 _LARGEST_HEADER = 2**25
 # The smallest numbers of the format have four bits.
 _NUMBERS_PER_BYTE = 2
@@ -29,7 +29,8 @@ class Weights:
     """The weights of a checkpoint, by the headers of their files.
 
     Attributes:
-        parameters: Count of stored numbers; packed weights count as the numbers that hold them.
+        parameters: Number of stored numbers. If several quantized weights are packed into one
+            number, they count once.
         size_bytes: Size of all files.
     """
 
@@ -42,10 +43,10 @@ def read_weights(folder: Path, name: str) -> Weights:
 
     Raises:
         ModelError: If files are missing, cut short, in another format, or made by a program
-            whose weights the library does not read.
+            whose weights transformers does not read.
     """
     if (folder / "adapter_config.json").exists():
-        # Without the package peft, the library would ignore the adapter without a word.
+        # Without the package peft, transformers would ignore the adapter, without a warning.
         raise adapter_error(name)
     paths = weight_paths(folder, name)
     headers = [_read_header(path, name) for path in paths]
@@ -61,7 +62,7 @@ def read_weights(folder: Path, name: str) -> Weights:
 def guess_weights(
     size_bytes: int | None, config: Json, dtype: DtypeName | None, name: str
 ) -> Weights:
-    """Return the weights of a repository from their size.
+    """Return an estimate of the weights of a repository, made from their size.
 
     Args:
         size_bytes: Size of the safetensors files.
@@ -75,7 +76,7 @@ def guess_weights(
     if not size_bytes:
         raise no_safetensors(name)
     plain = 4 if dtype == "float32" else 2
-    # Packed weights are numbers of one byte.
+    # Quantized weights are stored as numbers of one byte.
     number_bytes = 1 if section(config, "quantization_config") else plain
     return Weights(parameters=size_bytes // number_bytes, size_bytes=size_bytes)
 
@@ -105,7 +106,7 @@ def tensor_names(folder: Path, name: str) -> frozenset[str]:
     """Return the names of all weights in *folder*, from the headers of their files.
 
     Raises:
-        ModelError: As `read_weights`.
+        ModelError: See `read_weights`.
     """
     headers = [_read_header(path, name) for path in weight_paths(folder, name)]
     return frozenset(key for header in headers for key in header) - {"__metadata__"}
@@ -142,10 +143,10 @@ def _no_weights(folder: Path, name: str) -> ModelError:
 
 
 def _check_names(names: Iterable[str], name: str) -> None:
-    """Check that PEFT did not name the weights: the library would not find them.
+    """Check that the weights do not have the names that PEFT gives, which transformers cannot find.
 
     Raises:
-        ModelError: If it did.
+        ModelError: If a weight has such a name.
     """
     for key in names:
         if key.startswith(_PEFT_PREFIX) or _LORA.search(key):
@@ -159,7 +160,7 @@ def _read_header(path: Path, name: str) -> Json:
     """Return the header of the safetensors file *path*, and check it against the file's size.
 
     Raises:
-        ModelError: If it is not such a file, or is cut short.
+        ModelError: If the file is not in the safetensors format, or is cut short.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -186,7 +187,7 @@ def _entries(header: object) -> list[Mapping[str, object]]:
     """Return the entries of all weights in the *header* of a safetensors file.
 
     Raises:
-        ValueError: If it has another form.
+        ValueError: If the header has another form.
     """
     if not isinstance(header, dict):
         raise ValueError("a header is a JSON object")
@@ -200,7 +201,7 @@ def _end_of(entry: Mapping[str, object]) -> int:
     """Return where the bytes of a weight end, counted from the end of the header.
 
     Raises:
-        ValueError: If *entry* is not that of a weight.
+        ValueError: If *entry* does not describe a weight.
     """
     shape, offsets = _whole_numbers(entry.get("shape")), _whole_numbers(entry.get("data_offsets"))
     if len(offsets) != 2 or offsets[0] > offsets[1]:
