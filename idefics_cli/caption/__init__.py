@@ -1,1 +1,1 @@
-"""Captioning many pictures: discovery, the run, and where the captions go."""
+"""Captioning of many pictures: the work list, the run, and the output of the captions."""

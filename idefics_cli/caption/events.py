@@ -1,4 +1,4 @@
-"""The events of a captioning run, for those who show it."""
+"""The events of a captioning run, which a caller of the run can show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from idefics_cli.core.types import CaptionRecord
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The run begins with *total* pictures to caption; *skipped* others have their captions."""
+    """The run begins.
+
+    Attributes:
+        total: Number of pictures to caption.
+        skipped: Number of other pictures, which have a caption already.
+    """
 
     total: int
     skipped: int = 0
@@ -51,7 +56,7 @@ class BatchReduced:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The run was asked to stop: it finishes the current batch, and begins nothing else."""
+    """The run was asked to stop. It finishes the current batch, and does not begin another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +81,17 @@ class Unlocked:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimited:
-    """The run begins with *size* pictures at a time: before, more ran out of memory."""
+    """The run begins with *size* pictures at a time.
+
+    The memory was too small for more of them in an earlier call.
+    """
 
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The captions and their files are written; only the report page may follow."""
+    """The captions and all files of the run are written, except the report page."""
 
     outcome: RunOutcome
 

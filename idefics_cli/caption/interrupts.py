@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends a run in an orderly way, the second ends it at once."""
+"""The handling of Ctrl-C and SIGTERM: the first signal lets a run finish, the second ends it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """Turns the first signal into a flag, and the second one into `KeyboardInterrupt`.
 
-    The second signal raises only in an `allowed` block, where nothing is half done: a record is
-    written, shown and counted, or none of the three. A third signal raises anywhere, because a
-    run that writes to a pipe which nobody reads must be stoppable, too. Only the main thread
-    gets signals, and a handler that another program part installed stays.
+    The second signal raises only in an `allowed` block. Outside of such a block, a record may be
+    written, but not yet shown and counted. A third signal raises anywhere, because a user must be
+    able to stop a run that is blocked by a pipe which nobody reads. Only the main thread gets
+    signals. A handler that another part of the program has installed stays.
 
     Args:
         on_stop: Called once, in an `allowed` block, after the first signal.
 
     Attributes:
         stop: Set by the first signal.
-        is_patient: Whether there is a batch to finish; otherwise the first signal raises.
+        is_patient: Whether there may be a batch to finish. If not, the first signal raises.
     """
 
     def __init__(self, on_stop: Callable[[], None] = lambda: None) -> None:
@@ -38,7 +38,7 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle signals in this block; raise a second signal after it, if not before."""
+        """Handle signals in this block. After it, raise if a second signal has not raised yet."""
         former = {}
         if threading.current_thread() is threading.main_thread():
             usual = (signal.default_int_handler, signal.SIG_DFL)
@@ -55,8 +55,8 @@ class Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let a second signal raise in this block, also a signal that came before it."""
-        # Set before the call, so that a signal in between is handled by `_on_signal`.
+        """Let a second signal raise in this block, even if it came before the block."""
+        # Set before `_react` is called, so that `_on_signal` reacts to a signal in between.
         self._is_allowed = True
         try:
             self._react()

@@ -12,11 +12,13 @@ class CaptionItem:
     """One picture to caption.
 
     Attributes:
-        key: POSIX path as the user reaches the picture, or its URL; the `file_name` of its record.
+        key: POSIX path by which the user named the picture, or its URL. It becomes the `file_name`
+            of the record.
         attachment: Source from which the engine opens the picture.
         relative: POSIX path under the folder that the user named, for an output that keeps the
-            tree. For a file that the user named, its bare name; empty for other sources.
-        columns: Names and values of its row in a list, for the prompt.
+            tree of folders. For a file that the user named, its name without a folder; empty for
+            other sources.
+        columns: Names and values of the picture's row in a list, for the prompt.
     """
 
     key: str

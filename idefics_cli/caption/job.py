@@ -35,16 +35,17 @@ class CaptionJob:
     """The pictures of a run and the questions about each of them.
 
     Attributes:
-        pictures: Pictures in the order of the output; no key twice.
-        questions: One question or more; several questions have names.
+        pictures: Pictures in the order of the output; no key occurs twice.
+        questions: One question or more. If there are several, each has a name.
         mode: "chat", or "complete" for base models.
-        sampling: How tokens are chosen. Its seed is the seed of the run: see `with_content_seed`.
+        sampling: How tokens are chosen. Its seed is the seed of the run; see `with_content_seed`.
         batch_size: Largest number of requests that are answered at a time.
-        is_batch_automatic: Whether *batch_size* was chosen by the free memory, not by the user.
-        readers: Number of threads that read pictures ahead of the model.
-        patience_seconds: How long opened pictures wait for others of their shape, before a batch
-            is chosen among fewer.
-        columns: Names of the columns of lists, which prompts may have as fields.
+        is_batch_automatic: Whether *batch_size* was computed from the free memory, and not given by
+            the user.
+        readers: Number of threads that read pictures before the model needs them.
+        patience_seconds: How long opened pictures wait for more pictures of the same shape. After
+            that, a batch is chosen among those that are open.
+        columns: Names of the columns of lists. Prompts may use them as fields.
         captions_folder: Folder of existing captions; see `render`.
         limits: Limits for the pictures that are opened.
         wording: How a reply becomes a caption.
@@ -69,7 +70,7 @@ class CaptionJob:
     def requests(
         self, picture: CaptionItem, *, data: bytes | None = None
     ) -> tuple[GenerationRequest, ...]:
-        """Return the requests about *picture*, one for each question; for any thread.
+        """Return the requests about *picture*, one for each question; safe in any thread.
 
         Args:
             picture: The picture.
@@ -91,8 +92,8 @@ class CaptionJob:
             captions_folder=self.captions_folder,
             data=data,
         )
-        # A space separates the text from the image tokens, as in the model card of
-        # idefics2-8b-base; chat templates add their own.
+        # In a raw prompt, a space separates the text from the image tokens, as in the model card of
+        # idefics2-8b-base. Chat templates add what their models expect.
         text = f" {prompt}" if self.mode == "complete" else prompt
         message = Message("user", (picture.attachment, text))
         return GenerationRequest((message,), self.sampling, self.mode)
@@ -144,9 +145,9 @@ def automatic_batch_size(
 ) -> int:
     """Return the number of pictures to answer at a time if the user gives none.
 
-    A decode step reads all weights once, whatever the batch: with smolvlm-256m, 8 pictures at a
-    time give 4.5 times the tokens per second of one (4 cores; 159 against 35), and 32 give 7.3
-    times as many.
+    A decode step reads all weights once, however large the batch is. With smolvlm-256m on 4 cores,
+    one picture at a time gives 35 tokens per second, 8 pictures give 159 (4.5 times as many), and
+    32 pictures give 7.3 times as many.
 
     Args:
         device: "cuda", "cuda:1", "mps" or "cpu".
@@ -155,11 +156,12 @@ def automatic_batch_size(
         picture_bytes: Memory that one more picture needs.
     """
     if device.startswith("cuda"):
-        # Too high an estimate is cheap: the run halves its batch once.
+        # If this is too many, only time is lost: the run catches the error and halves its batch.
         most, usable = 16, spare_bytes
     else:
-        # When the memory runs out, a Mac swaps and Linux kills the process: neither can be caught.
-        # A large model also needs minutes for a batch, during which the user sees no caption.
+        # When RAM runs out, a Mac swaps and Linux kills the process. The run cannot catch this, so
+        # the number is smaller. A large model also needs minutes for a batch, during which the user
+        # sees no caption.
         sizes = ((1_000_000_000, 16), (4_000_000_000, 8))
         most = next((size for limit, size in sizes if parameters < limit), 4)
         usable = spare_bytes // 2

@@ -1,4 +1,4 @@
-"""How a captioning run ended."""
+"""The outcome of a captioning run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from idefics_cli.core.types import CaptionRecord
 RunEnd = Literal["done", "interrupted", "failures", "stopped"]
 """How a run ends.
 
-"interrupted" is the first Ctrl-C or SIGTERM, after which the run finished its current batch, and
-"stopped" the second one. "failures" means that more pictures failed than the run allows.
+"interrupted" means that Ctrl-C or SIGTERM came once, and the run finished its current batch.
+"stopped" means that it came a second time. "failures" means that more pictures failed than the run
+allows.
 """
 
 
@@ -40,7 +41,7 @@ class RunOutcome:
     reported: int | None = None
 
     def count(self, record: CaptionRecord) -> RunOutcome:
-        """Return the outcome with one record more."""
+        """Return this outcome with *record* added to its counts."""
         if record.error is None:
             return replace(self, captioned=self.captioned + 1)
         return replace(self, failed=self.failed + 1)

@@ -1,4 +1,4 @@
-"""The record of a picture: its caption, or the error why it has none."""
+"""Makers of records: the record of a picture has its caption, or the error that prevented it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CaptionReply:
         text: Text for the row.
         finish: Why the reply ended.
         new_tokens: Number of generated tokens.
-        seconds: Share of this reply in the time of the model.
+        seconds: The part of the model's time that this reply took.
     """
 
     name: str
@@ -40,7 +40,7 @@ def captioned(
     width = height = None
     if prepared.pictures:
         width, height = prepared.pictures[0].size
-    # If any reply was cut off, the row counts as cut off.
+    # If any reply was cut off, the whole record counts as cut off.
     cut = (reply.finish for reply in replies if reply.finish != "stop")
     return CaptionRecord(
         key,

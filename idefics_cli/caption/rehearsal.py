@@ -1,4 +1,4 @@
-"""What `--dry-run` finds out: which pictures cannot be read, and how long the run takes."""
+"""The checks of `--dry-run`: which pictures cannot be read, and how long the run would take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROBED = 3  # pictures that are captioned to estimate the time
 def unreadable(pictures: Iterable[CaptionItem], limits: ImageLimits) -> Iterator[ImageError]:
     """Yield the errors in the headers of *pictures*; URLs are not opened.
 
-    A file with a good header may be cut off after it: only decoding shows that.
+    A file with a good header may still be cut off after it. Only decoding would show that.
     """
     from idefics_cli.images.loader import ImageLoader
 

@@ -2,7 +2,7 @@
 
     outcome = caption_pictures(job, CaptionOutput("jsonl", Path("out.jsonl")), plan.spec)
 
-Nothing here knows a terminal: whoever calls shows the events and puts the outcome into words.
+This module writes nothing to a terminal. The caller shows the events, and describes the outcome.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ class CaptionOutput:
 
     Attributes:
         format: A key of `SINKS`.
-        path: The file, or the folder of the sidecars; None for stdout, or beside the pictures.
-        existing: What becomes of captions that exist already.
+        path: The file, or the folder of the sidecars (text files, one for each picture). None
+            means stdout or, for sidecars, the folders of the pictures.
+        existing: What to do with captions that exist already.
         full_names: Whether sidecars keep the extension of the picture in their names.
-        failures: File that lists the pictures that failed; None for one beside the output.
-        report: Page that shows the pictures with their captions; None for none.
-        stdout: Receives the captions when there is no *path*; None for the standard output.
+        failures: File that lists the pictures that failed; None puts it beside the output.
+        report: Page that shows the pictures with their captions; None writes no page.
+        stdout: Stream for the captions if there is no *path*; None is the standard output.
     """
 
     format: str
@@ -92,9 +93,9 @@ def caption_pictures(
 ) -> RunOutcome:
     """Caption the pictures of *job* that have no caption in *output* yet.
 
-    With an output file, a later call with the same arguments continues the run, however this one
-    ended. The first Ctrl-C or SIGTERM finishes the current batch, the second ends the run at
-    once; neither raises, and the outcome says so.
+    With an output file, a later call with the same arguments continues the run, however this call
+    ended. After the first Ctrl-C or SIGTERM, the run finishes the current batch. The second ends
+    the run at once. Neither raises an error; `RunOutcome.end` tells them apart.
 
     Args:
         job: What to do.
@@ -107,9 +108,9 @@ def caption_pictures(
         on_event: Called with every event, as in `run_captions`.
 
     Raises:
-        UsageError: If the output cannot be written, or has a run with other settings.
-        IdeficsError: If the model cannot be loaded, or the output not written. A picture that
-            fails raises nothing.
+        UsageError: If the output cannot be used, or belongs to a run with other settings.
+        IdeficsError: If the model cannot be loaded, or the output cannot be written. A picture
+            that fails raises nothing.
     """
     factory = factory or engine_factory(spec)
     run = _RunState(job, output, spec, factory, executor, max_failures, on_event)
@@ -119,10 +120,10 @@ def caption_pictures(
 def left_to_do(
     job: CaptionJob, output: CaptionOutput, spec: LoadSpec, *, retry_failed: bool = False
 ) -> Todo:
-    """Return what `caption_pictures` would have left to do; nothing is written.
+    """Return the pictures that `caption_pictures` would caption; nothing is written.
 
     Raises:
-        UsageError: If the output has a run with other settings.
+        UsageError: If the output belongs to a run with other settings.
     """
     files = output.files(job)
     if files is None or not files.journal.exists():
@@ -138,7 +139,7 @@ def left_to_do(
 
 @dataclass(slots=True)
 class _RunState:
-    """One run, and what became of it so far."""
+    """One run, and its state so far."""
 
     job: CaptionJob
     output: CaptionOutput
@@ -150,7 +151,7 @@ class _RunState:
     todo: Todo | None = None
     outcome: RunOutcome = field(default_factory=lambda: RunOutcome(end="stopped"))
     failures: list[str] = field(default_factory=list)
-    # For the report: the records of earlier calls, too, if there is a journal.
+    # Returns the records for the report. With a journal, those of earlier calls are among them.
     records: Callable[[], Iterable[CaptionRecord]] = tuple
 
     def run(self, *, retry_failed: bool) -> RunOutcome:
@@ -172,7 +173,7 @@ class _RunState:
         return self.outcome
 
     def _caption_to_stream(self) -> None:
-        """Caption into an output that does not stay."""
+        """Write the captions to a stream, which a later call cannot continue."""
         kept: list[CaptionRecord] = []
         self.records = lambda: kept
 
@@ -189,7 +190,7 @@ class _RunState:
             self._caption(sink.write, note)
 
     def _caption_to_file(self, files: RunFiles, *, retry_failed: bool) -> None:
-        """Caption into an output that stays, and note in its journal what is done."""
+        """Write the captions to files, and note in the journal what is done."""
         settings = run_settings(self.spec, self.job, self.output.format)
         header = RunHeader(self.spec, settings)
         self.outcome = replace(self.outcome, is_resumable=True)
@@ -204,7 +205,7 @@ class _RunState:
             with sink:
                 self._caption_journaled(sink, header, files)
         except (IdeficsError, KeyboardInterrupt) as error:
-            # A header that cannot be written either is not worth an error of its own.
+            # If the header cannot be written either, the first error is the one to report.
             with suppress(IdeficsError):
                 self._write_header(header, files, end=self.outcome.end)
             if isinstance(error, IdeficsError) and self.todo is not None and error.hint is None:
@@ -263,15 +264,15 @@ class _RunState:
         self.outcome = replace(self.outcome, end=result.end)
 
     def _limit_batch(self, pictures: int | None) -> None:
-        """Begin with as many pictures at a time as the memory was enough for the last time."""
+        """Limit the batch to *pictures*, the number that fitted into the memory the last time."""
         questions = len(self.job.questions)
         if pictures is not None and pictures * questions < self.job.batch_size:
             self.job = replace(self.job, batch_size=pictures * questions)
             self.on_event(BatchLimited(pictures))
 
     def _where(self) -> str:
-        """Return the circumstances on which it depends how many pictures fit into the memory."""
-        # A user who asks for another number wants that number to be tried.
+        """Return a key of what decides how many pictures fit into the memory."""
+        # A user who gives another batch size wants it to be tried, so it is a part of the key.
         asked = "automatic" if self.job.is_batch_automatic else self.job.batch_size
         return f"{self.spec.device}, batch size {asked}"
 
@@ -293,7 +294,7 @@ class _RunState:
             self.outcome = replace(self.outcome, failures=path if self.failures else None)
 
     def _write_report(self, path: Path) -> None:
-        """Write the report page; Ctrl-C ends that without a page."""
+        """Write the report page. After Ctrl-C, there is no page."""
         from idefics_cli.caption.gallery.report import write_report
 
         total, shown = len(self.job.pictures), 0

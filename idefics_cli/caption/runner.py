@@ -1,4 +1,4 @@
-"""From pictures to an executor, and from its records to the output in the order of the pictures."""
+"""The runner: it gives pictures to an executor, and writes the records in the order of pictures."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def run_captions(
 ) -> RunOutcome:
     """Caption every picture of *job*, and write the records in the order of the pictures.
 
-    Each record is written as soon as all before it are. When the run is stopped, the finished
-    records are written even past a gap, and the engine is closed.
+    A record is written as soon as all records before it are written. When the run is stopped, the
+    finished records are written even if a record before them is missing, and the engine is closed.
 
     Args:
         job: What to do; without pictures, no engine is made.
         factory: Makes the engine, in this process or in a worker.
-        write: Stores a record; as `Sink.write`.
-        on_event: Called with every event in this thread, with a record when it is written.
-            `ModelLoading` may come in another thread, while this one waits for the model.
+        write: Stores a record; see `Sink.write`.
+        on_event: Called in this thread with every event; with a record after it was written.
+            For `ModelLoading`, it may be called in another thread.
         make_executor: Makes the executor; a value of `EXECUTORS`.
         max_failures: Stop when more pictures than this have failed.
 
     Raises:
-        IdeficsError: If the model cannot be loaded or the output not written. A picture that
-            fails raises nothing.
-        KeyboardInterrupt: If Ctrl-C was pressed again before the run had come to its end.
+        IdeficsError: If the model cannot be loaded, or the output cannot be written. A picture
+            that fails raises nothing.
+        KeyboardInterrupt: If Ctrl-C was pressed a second time before the run ended.
     """
     if not job.pictures:
         return RunOutcome(0, 0)
@@ -91,7 +91,7 @@ def _next(
 
 
 class _Delivery:
-    """Writes records in the order of the pictures, whatever the order in which they come."""
+    """Writes records in the order of the pictures; they may arrive in any order."""
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class _Delivery:
         return self.captioned + self.failed == len(self._pictures)
 
     def requested(self) -> Iterable[CaptionItem]:
-        """Yield the pictures, and expect a record of each from then on."""
+        """Yield the pictures. A record is expected for each picture that was yielded."""
         for picture in self._pictures:
             self._expected.append(picture.key)
             yield picture
 
     def deliver(self, event: ExecutorEvent) -> None:
-        """Pass *event* on; a record waits until all before it are written."""
+        """Pass *event* on. A record waits until all records before it are written."""
         if not isinstance(event, CaptionRecord):
             self._on_event(event)
             return
@@ -127,14 +127,14 @@ class _Delivery:
             self._write(self._held.pop(self._expected.popleft()))
 
     def give_up(self, end: RunEnd) -> RunOutcome:
-        """Write the finished records, even if a record before them will never come."""
+        """Write the finished records, even if a record before them is missing."""
         for key in self._expected:
             if key in self._held:
                 self._write(self._held.pop(key))
         return RunOutcome(self.captioned, self.failed, end)
 
     def check_complete(self) -> None:
-        """Raise a RuntimeError if the executor lost a picture: a bug of ours."""
+        """Raise a RuntimeError if the executor lost a picture, which would be a bug of ours."""
         if self._expected:
             raise RuntimeError(f"the executor gave no record for `{self._expected[0]}`")
 

@@ -1,4 +1,4 @@
-"""How a reply becomes a caption: additions, and parts that are removed by rules."""
+"""The rules by which a reply becomes a caption: texts are added, and openings are removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _LABEL = re.compile(
     r"|\**(?:caption|description|answer|assistant)\**:\**\s+",
     re.IGNORECASE,
 )
-# Then at most one of these: "The image shows a photo of a cat" is about a photo.
+# After the label, at most one of these openings is removed. In "The image shows a photo of a cat",
+# "a photo of" stays, because the picture is of a photo.
 _OPENING = re.compile(
     "|".join(
         (
@@ -43,7 +44,8 @@ _OPENING = re.compile(
     ),
     re.IGNORECASE,
 )
-# The end of a sentence; not after "Mr.", after an initial, or after the number of a list item.
+# The end of a sentence. A full stop after "Mr", after an initial, or after the number of a list
+# item does not end a sentence.
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\be\.g)(?<!\bi\.e)"
     r"(?<!^\d)(?<!^\d\d)(?<![.!?\u2026])[.!?\u2026]+[\"'\u201d\u2019)\]*]*(?=\s|$)"
@@ -59,11 +61,11 @@ class Wording:
     Attributes:
         prefix: Text before the caption, added as it is.
         suffix: Text after the caption, added as it is.
-        trigger: Words before all of that, with a comma, unless the caption contains them.
-            Trainers that shuffle or drop words of a caption keep the first ones.
+        trigger: Words before the prefix, with a comma, unless the caption already contains them.
+            Programs that train on captions often shuffle or drop words, but keep the first ones.
         strip_preamble: Whether to remove "The image shows" and similar openings.
         on_truncate: What to do with a reply that was cut off: "keep" it, "trim" it to whole
-            sentences, or "extend" it by asking again, which the run does.
+            sentences, or "extend" it. The run extends a reply by asking again.
     """
 
     prefix: str = ""
@@ -86,9 +88,9 @@ class Wording:
 
 
 def without_preamble(text: str) -> str:
-    """Return *text* without an opening like "The image shows", with a capital letter first.
+    """Return *text* without an opening such as "The image shows"; it then begins with a capital.
 
-    A text with another beginning, or with nothing after the opening, is returned unchanged.
+    A text without such an opening, or with nothing after it, is returned unchanged.
     """
     rest = begin = text.lstrip()
     for pattern in (_LABEL, _OPENING):

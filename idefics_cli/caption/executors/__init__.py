@@ -1,4 +1,4 @@
-"""The executors, which make captions in this process or elsewhere: one module each."""
+"""The executors: each makes captions in its own way, for example in this process."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ MakeExecutor = Callable[[EngineFactory, CaptionJob], Executor]
 """Makes the executor of a job, with engines from a factory."""
 
 EXECUTORS: Mapping[str, MakeExecutor] = MappingProxyType({"local": LocalExecutor})
-"""Name of an executor -> what makes it."""
+"""All executors: the name of each, and what makes it."""

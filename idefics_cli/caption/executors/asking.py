@@ -1,4 +1,4 @@
-"""Asking the questions about pictures, up to the record of each picture."""
+"""The asker: it sends the questions about pictures to a session, and returns their records."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ _EXTENSION = 4
 class Asker:
     """Asks the questions of a job about opened pictures.
 
-    A picture gets its record as soon as all of its questions are answered; if one of them fails,
-    the record is a failure. An empty or repetitive reply is sampled once more, with a seed that
-    depends on the picture and the run. With `on_truncate` "extend", a reply that was cut off is
-    asked for once more, too. A request that does not fit into the memory alone is tried without
-    its tiles.
+    A picture gets its record when all of its questions are answered. If one of them fails, the
+    record is a failure. A question is asked again in three cases:
+
+    - The reply is empty or repetitive. It is sampled once more, with a seed that depends on the
+      picture and the run.
+    - The reply was cut off, and `on_truncate` is "extend". It may then be longer.
+    - The request does not fit into the memory even alone. It is then tried without tiles.
 
     Args:
         session: Answers the requests; the caller closes it.
@@ -46,7 +48,7 @@ class Asker:
 
     @property
     def pictures_at_a_time(self) -> int:
-        """Largest number of pictures at a time; smaller after the memory ran out."""
+        """Largest number of pictures at a time; it becomes smaller when the memory runs out."""
         return max(1, self._session.slots // len(self._job.questions))
 
     @property
@@ -60,7 +62,7 @@ class Asker:
         return not self._waiting and not self._asked
 
     def add(self, opened: Opened) -> None:
-        """Add the questions about a picture behind the waiting ones."""
+        """Add the questions about a picture at the end of the queue."""
         questions = zip(self._job.questions, opened.prepared, strict=True)
         turns = [_Turn(question, prepared, opened) for question, prepared in questions]
         self._turns[opened] = turns
@@ -93,12 +95,13 @@ class Asker:
             elif all(other.outcome is not None for other in self._turns[turn.opened]):
                 records.append(self._record(turn.opened, self._turns.pop(turn.opened)))
             found = self._session.get_outcome(0)
-        # In front, because the records of all later pictures wait for these.
+        # These questions go to the front of the queue, because the records of all later pictures
+        # wait for theirs.
         self._waiting.extendleft(reversed(again))
         return records
 
     def _asks_again(self, turn: _Turn) -> bool:
-        """Prepare *turn* for a second request, if its reply is not good enough."""
+        """Prepare *turn* for another request if its outcome is not good enough, and return True."""
         outcome = turn.outcome
         if isinstance(outcome, MemoryLimitError):
             return turn.drop_tiles()
@@ -167,7 +170,7 @@ class _Turn:
             self.notes.append(text)
 
     def drop_tiles(self) -> bool:
-        """Prepare a request without the tiles of the pictures; False if they have none."""
+        """Replace the request by one without tiles; return False if its pictures have no tiles."""
         pictures = tuple(picture.without_tiles() for picture in self.prepared.pictures)
         if pictures == self.prepared.pictures:
             return False
@@ -184,7 +187,7 @@ class _Turn:
             sampling,
             temperature=max(sampling.temperature, _RETRY_TEMPERATURE),
             top_p=min(sampling.top_p, _RETRY_TOP_P),
-            # A seed other than that of the first reply, if it had one.
+            # The seed of the first reply would give the same reply, so the next seed is used.
             seed=((sampling.seed or 0) + 1) % 2**63,
         )
         self._replace_sampling(sampling)

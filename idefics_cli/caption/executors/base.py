@@ -1,4 +1,4 @@
-"""The protocol of executors, which make captions in this process or elsewhere."""
+"""The protocol of executors, which make the captions of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Executor(Protocol):
 
         Args:
             pictures: Read as needed, never as a whole.
-            stop: When it is set, the executor finishes the current batch and nothing else.
+            stop: When it is set, the executor finishes the current batch and begins no other.
             progress: Called while the model loads, perhaps in another thread.
 
         Raises:

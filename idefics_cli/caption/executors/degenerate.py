@@ -6,20 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-# A word; in scripts without spaces, a character.
+# A word. In scripts without spaces, each character counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f\n]+")
 _NUMBER = re.compile(r"\d+")
-# "hahaha…" without spaces.
+# A unit of up to 8 characters that repeats without spaces, as in "hahaha…".
 _STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
 
-# How often a phrase may follow itself, by its number of words: people write "very, very, very",
-# and list four cats one by one.
+# Number of words of a phrase -> how often the phrase may occur in a row. Good captions also repeat
+# themselves: people write "very, very, very", and list four cats one by one.
 _MOST_REPEATS = {1: 7, 2: 4, 3: 3, 4: 3}
 _MOST_REPEATS_OF_LONGER = 2
 _LONGEST_CIRCLE = 60
-# Items of a list that differ in their number only.
+# Largest number of list items that differ only in their number.
 _MOST_NUMBERED = 9
 _MOST_EQUAL_SENTENCES = 2
 
@@ -40,7 +40,7 @@ def degeneracy(text: str) -> str | None:
 
 def _stutters(text: str) -> bool:
     for match in _STUTTER.finditer(text):
-        # A drawn line and a number with many zeros are allowed.
+        # The limit is higher without letters, so that a drawn line and many zeros are allowed.
         least = 24 if any(character.isalpha() for character in match["unit"]) else 80
         if len(match[0]) >= least:
             return True
@@ -64,7 +64,7 @@ def _circles(text: str) -> bool:
 
 
 def _repeats(words: Sequence[str], size: int) -> int:
-    """Return how often in a row a phrase of *size* words occurs, at most."""
+    """Return the largest number of times that a phrase of *size* words occurs in a row."""
     longest = length = 0
     for index in range(size, len(words)):
         length = length + 1 if words[index] == words[index - size] else 0

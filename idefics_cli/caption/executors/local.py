@@ -17,9 +17,10 @@ from idefics_cli.core.types import Progress
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
-# Pictures that are open ahead of the model, in batches: enough to find some of one shape.
+# So many batches of pictures are opened before the model needs them. This is enough to find some
+# pictures of one shape among them.
 _BATCHES_AHEAD = 4
-# How often to look for newly opened pictures.
+# How long to wait for an answer before looking for newly opened pictures.
 _POLL_SECONDS = 0.01
 
 
@@ -71,7 +72,8 @@ def _caption(
     size = asker.pictures_at_a_time
     events: deque[ExecutorEvent] = deque()
     while True:
-        # Before a record is yielded, so that the model works while the record is written.
+        # New questions are asked before a record is yielded, so that the model works while the
+        # caller writes the record.
         if not stop.is_set():
             events += ahead.collect()
             groups.supply(asker)
@@ -89,11 +91,10 @@ def _caption(
 
 
 class _Groups:
-    """Chooses the next of the opened pictures, in groups that the model answers well together.
+    """Chooses the next opened pictures, in groups that the model can answer together.
 
-    The engine groups the requests that wait for its slots by the same rule. It cannot do this
-    alone: a session takes no more requests than it has slots, and that is too few to find
-    pictures of one shape among them.
+    The engine groups its waiting requests by the same rule, but a session takes only as many
+    requests as it has slots. These are too few to find pictures of one shape among them.
 
     Args:
         ahead: Holds the opened pictures.
@@ -114,7 +115,7 @@ class _Groups:
             asker.add(opened)
 
     def _choose(self, count: int) -> bool:
-        """Choose a group of up to *count* pictures; False if it is better to wait for others."""
+        """Choose a group of up to *count* pictures; False if it is better to wait for more."""
         waiting = self._ahead.waiting
         if self._ahead.is_opening and len(waiting) < count * (_BATCHES_AHEAD - 1):
             now = time.monotonic()

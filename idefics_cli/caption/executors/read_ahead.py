@@ -1,4 +1,4 @@
-"""Pictures that threads open ahead of the model, bounded in number and in pixels."""
+"""Read-ahead: threads open pictures before the model needs them, within limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from idefics_cli.core.types import CaptionRecord
 
 Result = Opened | CaptionRecord
 Open = Callable[[CaptionItem], Result]
-# Of the waiting pictures. At 12 bytes a pixel they take 0.4 GB; those being opened come on top.
+# Largest number of pixels of all waiting pictures. At 12 bytes per pixel they take 0.4 GB. The
+# pictures that are being opened take memory besides.
 _MAX_PIXELS = 32_000_000
 # How long the end of a run waits for its readers.
 _CLOSE_SECONDS = 0.5
@@ -47,11 +48,11 @@ class ReadAhead:
         self._pictures = iter(pictures)
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
-        # By position in the run.
+        # The keys, and the first elements of the pairs, are positions in the run.
         self._opening: dict[int, Future[Result]] = {}
         self._waiting: list[tuple[int, Opened]] = []
         self._submitted = 0
-        # Of all waiting pictures.
+        # Number of pixels of all waiting pictures.
         self._pixels = 0
         self._readers = _Readers(open_, threads)
 
@@ -122,7 +123,8 @@ def _pixels(opened: Opened) -> int:
 class _Readers:
     """A thread pool that does not delay the end of the program.
 
-    `ThreadPoolExecutor` would: after Ctrl-C, the user would wait for every slow server.
+    At the end of the program, Python waits for the threads of a `ThreadPoolExecutor`. After
+    Ctrl-C, the user would then wait for every slow server.
     """
 
     def __init__(self, open_: Open, threads: int) -> None:
@@ -141,9 +143,10 @@ class _Readers:
         return future
 
     def close(self) -> None:
-        """End the threads, and wait a moment for those that do not wait for a slow server.
+        """End the threads, and wait a moment for them.
 
-        A thread that still runs in torch when the interpreter ends crashes the process.
+        A thread that still runs in torch when the interpreter ends would crash the process. Only a
+        thread that waits for a slow server takes longer than that moment.
         """
         for _ in self._threads:
             self._queue.put(None)

@@ -1,4 +1,4 @@
-"""Reading a picture: from its file to requests that are ready for the model."""
+"""The reader of pictures: it turns a file into requests that are ready for the model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Opened:
 
     Attributes:
         picture: The picture.
-        prepared: A request for each question; they share the picture, which was opened once.
-        content: What identifies the content of its file.
+        prepared: One request for each question; all share the picture, which was opened once.
+        content: Digest and stamp of the file.
     """
 
     picture: CaptionItem
@@ -42,12 +42,12 @@ class Opened:
 class PictureReader:
     """Reads the pictures of a job; may be used from any thread.
 
-    The bytes of a file are read once: digest, size for the prompt and decoded picture come from
-    the same bytes. They are dropped when the picture is ready for the model.
+    The bytes of a file are read once. Its digest, its size for the prompt and the decoded picture
+    come from these bytes, which are dropped when the picture is ready for the model.
 
     Args:
-        job: What is asked about each picture.
-        engine: Makes the requests ready.
+        job: The job, with its questions.
+        engine: Prepares the requests.
     """
 
     def __init__(self, job: CaptionJob, engine: Engine) -> None:
@@ -58,10 +58,11 @@ class PictureReader:
         self._loader = ImageLoader(job.limits)
 
     def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
-        """Read *picture*, and make the questions of the job about it ready.
+        """Read *picture*, and prepare the requests about it.
 
         Returns:
-            The record of the failure, if the picture cannot be read or asked about.
+            The opened picture; or the record of the failure, if the picture cannot be read or a
+            request cannot be made.
         """
         file = read_picture(picture)
         try:
@@ -76,7 +77,7 @@ class PictureReader:
         requests = self._job.requests(picture, data=file.data)
         open_image = None if file.data is None else self._opener(file.data)
         prepared = with_content_seed(self._engine.prepare(requests[0], open_image=open_image))
-        # Without its bytes, the engine has read the file a second time.
+        # Without *data*, the engine has read the file a second time. It may have changed meanwhile.
         if file.data is None and stamp_of(picture) != file.content.stamp:
             raise _changed(picture)
         others = (with_content_seed(replace(prepared, request=request)) for request in requests[1:])

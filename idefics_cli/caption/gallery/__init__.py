@@ -1,1 +1,1 @@
-"""A page that shows the captions of a run beside the images."""
+"""The report: a page that shows the captions of a run beside the pictures."""

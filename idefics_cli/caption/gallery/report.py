@@ -1,4 +1,4 @@
-"""A page that shows the pictures of a run with their captions, in one file that can be moved."""
+"""The writer of the report: one HTML file that shows the pictures of a run with their captions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _MARK = b'<meta name="generator" content="idefics caption">'
 _THREADS = 4
 _ROWS_PER_BLOCK = 200
 _THUMBNAIL_EDGE = 224
-# Enough for about 20,000 pictures. After that, the page loads the files themselves when the reader
-# scrolls to them.
+# Largest size of all thumbnails, enough for about 20,000 pictures. For further pictures, the page
+# has no thumbnails, and loads the files themselves when the reader scrolls to them.
 _MAX_THUMBNAIL_BYTES = 128 * 1024 * 1024
 _NOT_SHOWN = "-"
 
@@ -63,15 +63,16 @@ def write_report(
     """Write the page for *records* to *path*, whole or not at all.
 
     The page needs no network and no other file. The thumbnails show the files as they are now; a
-    missing or unreadable file has none. The memory holds a few hundred rows.
+    missing or unreadable file has none. Only a few hundred rows are in memory at a time.
 
     Args:
         path: The page; an existing file is replaced.
-        records: Records whose names hold from the current folder.
+        records: Records whose names are relative to the current folder.
         columns: Names of the questions.
         title: Title of the page.
         limits: Limits for the pictures that are opened.
-        max_thumbnail_bytes: Size of all thumbnails, after which the page shows the files.
+        max_thumbnail_bytes: Largest size of all thumbnails; further pictures are shown by their
+            files.
         on_row: Called after each row.
 
     Raises:
@@ -133,7 +134,7 @@ def _write_rows(
 def _with_thumbnails(
     records: Iterable[CaptionRecord], thumbnails: _Thumbnails
 ) -> Iterator[tuple[CaptionRecord, str]]:
-    """Yield each record with its thumbnail; threads make some thumbnails ahead."""
+    """Yield each record with its thumbnail; threads make the next thumbnails meanwhile."""
     waiting: deque[tuple[CaptionRecord, Future[str]]] = deque()
     for record in records:
         waiting.append((record, thumbnails.submit(record)))
@@ -193,7 +194,8 @@ def _page(title: str) -> tuple[bytes, bytes]:
     page, style, script = (
         (_PARTS / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")
     )
-    # The browser fetches nothing and runs this script only, whatever a caption contains.
+    # With this policy, the browser fetches nothing from the network and runs only this script,
+    # whatever a caption contains.
     policy = (
         f"default-src 'none'; img-src data: file: 'self'; style-src {_hash(style)};"
         f" script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
@@ -215,7 +217,7 @@ def _block(name: str, kind: str, text: str) -> bytes:
 
 
 def _json(value: object) -> str:
-    r"""Return *value* as JSON for a script element, without the `<` of `</script` and `<!--`."""
+    r"""Return *value* as JSON for a script element; `<` is escaped, so that no text ends it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     text = text.replace("<", r"\u003c")
     return text.encode(errors="backslashreplace").decode()

@@ -1,1 +1,1 @@
-"""The work list: folders, globs, lists, URLs and prompt templates."""
+"""The inputs of captioning: the work list, and prompt templates."""

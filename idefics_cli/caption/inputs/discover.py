@@ -1,4 +1,4 @@
-"""The work list of the files, folders, globs, URLs and URIs of the user, in a stable order."""
+"""The maker of the work list: pictures of files, folders, globs and URLs, in a stable order."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ _SEPARATORS = ("/", os.sep)
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The pictures of a run, each once, and the arguments without pictures.
+    """The pictures of a run, and the problems that were found.
 
     Attributes:
-        pictures: Pictures in the order of the arguments, sorted by path inside each argument.
+        pictures: Pictures in the order of the arguments, sorted by path inside each argument; no
+            picture occurs twice.
         problems: Errors about whole arguments: a folder without pictures, a folder that cannot
             be listed, a glob without a match.
         columns: Names of the columns of lists, for the prompt.
-        notes: What was left out on purpose.
+        notes: Texts about what was left out on purpose.
     """
 
     pictures: tuple[CaptionItem, ...]
@@ -58,18 +59,18 @@ def discover(
     """List the pictures that *arguments* name, then those of *lists*.
 
     A file that the user names is always listed. In a folder, only files with a known extension
-    or with the first bytes of an image are listed, and no hidden files and folders. A glob has
-    the meaning of a shell, and `**` matches any depth; in a list, a name has no wildcards. A
-    picture that is reached twice is listed once, with the columns of its row in a list.
+    or with the first bytes of an image are listed, and no hidden files and folders. A glob means
+    the same as in a shell, and `**` matches any depth. Names in a list have no wildcards. A
+    picture that is named twice is listed once, with the columns of its row in a list.
 
     Paths in a table are relative to the folder of the table, as in `metadata.jsonl` of a data
-    set; paths in a list of paths are relative to the current folder. If the first file that
-    exists is found only in the other way, the whole list is read in that way.
+    set. Paths in a list of paths are relative to the current folder. But if the first path that
+    exists by either rule exists only by the other one, that rule applies to the whole list.
 
     Args:
         arguments: Arguments as typed: paths, globs that no shell expanded, URLs, URIs and `-`.
         recursive: Whether to list the sub-folders of folders, too.
-        follow_links: Whether to enter folders outside of a folder that its links lead to.
+        follow_links: Whether to follow links that lead out of a folder.
         lists: The lists, in their order.
         fields: The columns that prompts use; other columns are dropped. None keeps all.
 
@@ -112,7 +113,7 @@ class _Lister:
             )
             return
         path = os.path.expanduser(argument) if argument.startswith("~") else argument
-        # The name of a file may look like a glob.
+        # A path that exists is no glob, even if its name looks like one.
         if not has_wildcard(path) or os.path.lexists(path):
             self._add_path(path, None)
         elif matches := sorted(glob_paths(path, follow_links=self._follow_links), key=sort_key):
@@ -135,7 +136,8 @@ class _Lister:
             path = os.path.join(base, name)
             if name.startswith("~") and not os.path.lexists(path):
                 path = os.path.expanduser(name)
-            # A disk may be slow, so paths with the extension of a picture are not checked.
+            # A disk may be slow, so a path with the extension of a picture counts as a file, and
+            # the disk is not asked.
             if not has_picture_name(path) and os.path.isdir(path):
                 self._add_folder(path, base)
                 continue
@@ -193,7 +195,8 @@ class _Lister:
             self.pictures[identity] = self._picture(path, relative)
 
     def _picture(self, path: str, relative: str, columns: Columns = ()) -> CaptionItem:
-        # The image loader would expand `~`. Here it is expanded already, or part of a name.
+        # The image loader would expand `~`. In *path*, a `~` is a part of the name. So a path that
+        # the loader would read in another way gets `./` in front.
         is_special = is_uri(path) or path.startswith("~")
         source = os.path.join(os.curdir, path) if is_special else path
         key = posix(path)
@@ -202,7 +205,8 @@ class _Lister:
         return CaptionItem(key, Attachment(source), relative, columns)
 
     def _identity(self, path: str) -> str:
-        # A link is a picture of its own, because the user looks for its name in the output.
+        # Links are not resolved: a link is a separate picture, because the user looks for its name
+        # in the output.
         if not is_tidy(path):
             return os.path.normcase(os.path.abspath(path))
         return os.path.normcase(os.path.join(self._here, path))
@@ -212,9 +216,10 @@ class _Lister:
 
 
 def tree_path(path: str) -> str:
-    """Return the POSIX path of *path* in an output that keeps the tree; it never leaves the tree.
+    """Return the POSIX path of *path* in an output that keeps the tree of folders.
 
-    A root and a drive are removed, and `..` never leads above the start of the path.
+    The path cannot lead out of the tree: a root and a drive are removed, and `..` never leads above
+    the start of the path.
     """
     if is_tidy(path) and not os.path.isabs(path) and not os.path.splitdrive(path)[0]:
         return path
@@ -222,7 +227,7 @@ def tree_path(path: str) -> str:
 
 
 def inner_path(path: PurePath) -> str:
-    """Return `tree_path` for a path of any system."""
+    """Return the result of `tree_path` for a path of any operating system."""
     parts: list[str] = []
     for part in path.parts[1 if path.anchor else 0 :]:
         if part != "..":
@@ -233,7 +238,7 @@ def inner_path(path: PurePath) -> str:
 
 
 def _below(path: str, root: str) -> str:
-    """Return the POSIX path of *path* below *root*, through which it was found."""
+    """Return the POSIX path of *path* relative to *root*, the folder in which it was found."""
     prefix = root if not root or root.endswith(_SEPARATORS) else root + os.sep
     if not path.startswith(prefix):  # for ".", and for a glob that begins with "./"
         return tree_path(path)
@@ -273,7 +278,7 @@ def _may_exist(source: str) -> bool:
 
 
 def _uri_key(uri: str) -> str:
-    # A data: URI holds the whole picture; the digest makes a short name of it.
+    # A data: URI contains the whole picture, so the key has its digest instead.
     if not uri.lower().startswith("data:"):
         return uri
     digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()

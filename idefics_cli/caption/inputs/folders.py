@@ -1,4 +1,4 @@
-"""The files in folders and globs, and the form of their paths."""
+"""The search for files in folders and by globs, and the form of their paths."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PICTURE = re.compile(
     r"|tiff?|vda|vst|webp)",
     re.IGNORECASE,
 )
-# Camera files begin like TIFF files, and their first image is a thumbnail. Often, a JPEG of the
-# same picture lies beside them.
+# Raw files of cameras are left out of folders: they begin like TIFF files, but their first image is
+# a thumbnail, and often a JPEG of the same picture lies beside them.
 _CAMERA_RAW = re.compile(r"\.(arw|cr2|dng|nef|nrw|orf|pef|rw2|sr2|srw)", re.IGNORECASE)
 _WILD = re.compile(r"[*?[]")
 
 
 class Walk:
-    """The files and folders below a folder; links lead into no folder a second time.
+    """The files and folders below a folder. Each folder is entered once, even if links lead to it.
 
     Args:
         root: The folder.
-        recursive: Also enter the folders below it.
-        follow_links: Also enter folders outside of *root* that links lead to.
+        recursive: Whether to enter the folders below *root*, too.
+        follow_links: Whether to follow links that lead out of *root*.
 
     Attributes:
         folders: Paths of the folders, *root* first.
@@ -46,7 +46,7 @@ class Walk:
         self._root = None if follow_links else os.path.realpath(root or os.curdir)
         self._seen: set[tuple[int, int]] = set()
         self._real, self._links = [root], deque[str]()
-        # Links come last, so that a folder with a link to it keeps its real path.
+        # Links come last, so that a folder to which a link leads is listed by its real path.
         while self._real or self._links:
             if self._real:
                 self._list(self._real.pop())
@@ -86,10 +86,11 @@ class Walk:
             self._add(entry, prefix + entry.name)
 
     def _add(self, entry: os.DirEntry[str], path: str) -> None:
-        # On most systems, the listing has the kind of each entry: no disk access is needed.
+        # On most systems, a listing states the kind of each entry, so the disk is not asked again.
         if _is(entry.is_dir):
             (self._links if entry.is_symlink() else self._real).append(path)
-        # No pipes and devices, which could block for ever. A broken link becomes a failure.
+        # Pipes and devices are left out, because reading them could block for ever. A broken link
+        # is listed, and its picture becomes a failure.
         elif _is(entry.is_file) or (entry.is_symlink() and not _exists(path)):
             self.files.append(path)
 
@@ -120,12 +121,12 @@ def has_wildcard(path: str) -> bool:
 
 def posix(path: str) -> str:
     """Return *path* as `PurePath.as_posix` would."""
-    # For a long list, `PurePath` takes most of the time, and few paths need it.
+    # Only few paths need `PurePath`, which would take most of the time for a long list.
     return PurePath(path).as_posix() if not is_tidy(path) else path
 
 
 def is_tidy(path: str) -> bool:
-    """Whether *path* has no other form for sure: no `//`, `.`, `..` and no backslash."""
+    """Whether *path* is certainly in its shortest form: without `//`, `.`, `..` and backslashes."""
     return not (
         path.startswith(".") or "/." in path or "//" in path or "\\" in path or path.endswith("/")
     )
@@ -141,14 +142,15 @@ def _looks_like_a_picture(path: str) -> bool:
         plugin = identify(_read_head(path)).plugin
     except OSError:
         return False
-    # Targa has no signature: other files may match by chance. The JPEG of a camera raw file often
-    # lies beside it.
+    # Targa has no signature, so other files may match by chance. Raw files of cameras are left out;
+    # `_CAMERA_RAW` says why.
     return plugin not in (None, "TGA", RAW_PLUGIN)
 
 
 def _read_head(path: str) -> bytes:
-    """Return the first bytes of a regular file; nothing of what has no end or may block."""
-    # Opening a pipe must not wait for its writer; a file of the kernel may have no data yet.
+    """Return the first bytes of a regular file; no bytes of a pipe or device, which may block."""
+    # Opening a pipe must not wait for its writer. Reading a file of the kernel, which may have no
+    # data yet, must not wait either.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
@@ -160,21 +162,23 @@ def _read_head(path: str) -> bytes:
 
 def sort_key(path: str) -> str:
     """Return the key by which paths are sorted."""
-    # By parts, so that the files of a folder stay together: "a/b" before "a-c/b".
+    # Paths are compared part by part, so that the files of a folder stay together: "a/b" comes
+    # before "a-c/b".
     return posix(path).replace("/", "\0")
 
 
 def fixed_part(pattern: str) -> str:
     """Return the folder before the first wildcard of *pattern*."""
     match = _WILD.search(pattern)
-    # In the same form as in the results of `glob_paths`.
+    # `PurePath` gives the form that the results of `glob_paths` have.
     return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
 
 
 def glob_paths(pattern: str, *, follow_links: bool = False) -> list[str]:
     """Return the paths that *pattern* matches, unsorted; a final `**` matches every picture below.
 
-    `glob.glob` would follow a loop of links 40 times, and double its work at each fork.
+    `glob.glob` is not used, because it follows a loop of links 40 times, and doubles its work if
+    there are two such links in a folder.
     """
     anchor = PurePath(pattern).anchor
     names = PurePath(pattern).parts[1 if anchor else 0 :]

@@ -1,4 +1,4 @@
-"""Lists of pictures in a file or on stdin: one path a line, NUL-separated, JSON lines, or CSV."""
+"""The reader of lists of pictures: one path a line, NUL-separated paths, JSON lines, or CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATH_COLUMNS = (
     *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
     *("image_url", "url"),
 )
-"""Columns that may name the picture of a row; the first that a row has counts."""
+"""Columns that may name the picture of a row. If a row has several, the first of these counts."""
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _SEPARATED = (".csv", ".tsv")
@@ -39,8 +39,8 @@ class ListEntry:
     Attributes:
         path: Path or URL as written in the list. A path may hold bytes that are not UTF-8
             (PEP 383).
-        line: Number of its first line, from 1.
-        columns: Names and values of its row, that of the path included; none in a list of paths.
+        line: Number of the first line of the entry, from 1.
+        columns: Names and values of the row, including the path; empty in a list of paths.
     """
 
     path: str
@@ -73,10 +73,10 @@ class FileList:
 def read_list(source: str, stdin: BinaryIO | None = None, *, null: bool = False) -> FileList:
     """Read a list of pictures.
 
-    The extension gives the format (.csv, .tsv, .jsonl, .ndjson). With any other name, and on
-    stdin, the first line does: a JSON object, or the names of at least two columns. All other
-    lists are lists of paths. Blank lines are skipped; a byte order mark and Windows line ends
-    are allowed.
+    The extension decides the format (.csv, .tsv, .jsonl, .ndjson). For any other name, and for
+    stdin, the first line decides: it may be a JSON object, or the names of at least two columns.
+    All other lists are lists of paths. Blank lines are skipped. A byte order mark and Windows line
+    ends are allowed.
 
     Args:
         source: Path of the list, or `-`.
@@ -91,7 +91,7 @@ def read_list(source: str, stdin: BinaryIO | None = None, *, null: bool = False)
 
 
 def parse_list(data: bytes, source: str = STDIN, *, null: bool = False) -> FileList:
-    """Return `read_list` for bytes that are in memory already; *source* is their name."""
+    """Return the list in *data*; see `read_list`. *source* is the name of the list."""
     text = _decoded(data, source)
     if null:
         return _nul_paths(text, source)
@@ -117,12 +117,12 @@ def parse_list(data: bytes, source: str = STDIN, *, null: bool = False) -> FileL
 
 
 def where(source: str, line: int) -> str:
-    """Return how messages name a line of a list."""
+    """Return the words by which messages name a line of a list."""
     return f"{'stdin' if source == STDIN else f'`{source}`'}, line {line}"
 
 
 def shown(source: str) -> str:
-    """Return how messages name a list."""
+    """Return the words by which messages name a list."""
     return "the list on stdin" if source == STDIN else f"the list `{source}`"
 
 
@@ -164,7 +164,8 @@ def _nul_paths(text: str, source: str) -> FileList:
 
 
 def _unquoted(line: str) -> str:
-    # "Copy as path" of Windows and `ls -Q` write quotes; a file name may have quotes, too.
+    # "Copy as path" of Windows and `ls -Q` write quotes around paths. But quotes may also belong to
+    # the name of a file, so a file that exists keeps them.
     is_quoted = len(line) > 2 and line[0] in _QUOTES and line[0] == line[-1]
     return line[1:-1] if is_quoted and not os.path.lexists(line) else line
 
@@ -180,7 +181,7 @@ def _is_object(line: str) -> bool:
 
 def _is_header(line: str) -> bool:
     separator = _separator(line)
-    # The path of a single picture may have a comma, too.
+    # A line with a dot or a slash is no header: it is the path of a picture, which may have commas.
     return separator is not None and separator in line and not _PATH_LIKE.search(line)
 
 
@@ -288,7 +289,7 @@ def _path(cells: dict[str, object] | dict[str, str], place: str) -> str:
 
 
 def _checked(columns: dict[str, str], path: str, place: str) -> Columns:
-    """Return *columns*, if all values but the path are text, because prompts may use them."""
+    """Return *columns*, and check that all values except the path are valid text for prompts."""
     for name, value in columns.items():
         if not value.isascii() and value != path and not _is_text(value):
             raise UsageError(

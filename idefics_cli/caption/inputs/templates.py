@@ -1,4 +1,4 @@
-"""Prompts with fields such as `{stem}`, which are filled in for each picture."""
+"""Prompt templates: prompts with fields such as `{stem}`, which are filled in for each picture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
 
 _SIZES = ("width", "height")
 _WORD = re.compile(r"[^\W\d]\w*")
-# A brace pair without braces inside, or a brace.
+# Doubled braces, a pair of braces without braces inside, or a single brace.
 _TOKEN = re.compile(r"\{\{|\{(?P<field>[^{}\n]*)\}|\}\}|[{}]")
 _DECORATED = re.compile(r"\s*(?P<name>[^\W\d]\w*)\s*(?:[!:.\[].*)?")
 
@@ -94,7 +94,7 @@ def used_fields(prompts: Sequence[str], columns: tuple[str, ...]) -> frozenset[s
     """Return the fields of *prompts*, and the columns from which they may be filled in.
 
     Raises:
-        UsageError: As in `parse_template`.
+        UsageError: See `parse_template`.
     """
     names = {name for text in prompts for name in parse_template(text, columns).fields}
     return frozenset(names | {"caption"} if "existing" in names else names)
@@ -151,17 +151,17 @@ def render(
     captions_folder: str | None,
     data: bytes | None = None,
 ) -> str:
-    """Return the prompt for *picture*; may be called in any thread.
+    """Return the prompt for *picture*; safe in any thread.
 
     A column of the list has precedence over a field of `FIELDS` with the same name. Bytes of a
     file name that are not UTF-8 become U+FFFD.
 
     Args:
         template: The prompt.
-        picture: The picture; `{width}` and `{height}` are those of the upright picture.
+        picture: The picture. `{width}` and `{height}` are those of the upright picture.
         limits: Limits for the pictures that are opened.
-        captions_folder: Folder of the text files for `{existing}`, in the tree of the pictures.
-            The text files beside the pictures come second.
+        captions_folder: Folder with the text files for `{existing}`, in the same tree of folders as
+            the pictures. If it has no file for a picture, the text file beside the picture is used.
         data: The bytes of the picture, if they were read already.
 
     Raises:
@@ -236,7 +236,7 @@ def _sidecars(picture: CaptionItem, folder: str | None) -> Iterator[str]:
 def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict[str, str]:
     from idefics_cli.images.loader import ImageLoader
 
-    # A download or a pipe can be read only once, and the model needs it.
+    # A download or a pipe can be read only once, and the engine reads it for the model.
     if is_uri(picture.attachment.source) and not picture.attachment.source.startswith("data:"):
         raise PromptError(
             f"the size of `{picture.key}` is not known for the prompt",

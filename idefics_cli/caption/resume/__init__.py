@@ -1,1 +1,1 @@
-"""The record of what a captioning run has done, from which a later run continues."""
+"""Resuming: the journal of what a captioning run has done, from which a later run continues."""

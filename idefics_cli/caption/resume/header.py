@@ -20,9 +20,9 @@ _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
 
 
 def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, object]:
-    """Return the settings on which the captions of a run depend, as JSON holds them.
+    """Return the settings on which the captions of a run depend, as values for JSON.
 
-    The device, the threads and the batch size are not among them: they change the speed only.
+    The device, the threads and the batch size are left out, because they only change the speed.
     """
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
@@ -45,10 +45,10 @@ class RunHeader:
 
     Args:
         spec: The model.
-        settings: As `run_settings` returns them.
+        settings: The result of `run_settings`.
 
     Attributes:
-        has_begun: Whether the model is loaded. A header of an earlier run stays until then.
+        has_begun: Whether the model is loaded. Until then, the header of an earlier run stays.
     """
 
     def __init__(self, spec: LoadSpec, settings: Mapping[str, object]) -> None:
@@ -56,7 +56,7 @@ class RunHeader:
         self.has_begun = False
 
     def begin_run(self, commit: str | None) -> None:
-        """Note the commit of the weights."""
+        """Record that the model is loaded, and the commit of its weights."""
         self._fields["commit"] = commit
         self.has_begun = True
 
@@ -66,7 +66,7 @@ class RunHeader:
         Args:
             path: The file.
             end: How the run ended; None while it is running.
-            pictures: Number of pictures, by what became of them.
+            pictures: Numbers of pictures that were captioned, failed and so on.
 
         Raises:
             IdeficsError: If the file cannot be written.

@@ -15,9 +15,9 @@ the order of the events:
     {"commit": "0123abc..."}                        the commit of the weights
     {"fits": 4, "where": "cuda"}                    more pictures at a time ran out of memory
 
-A sudden end tears only the last line, and then it has no newline. Any other line that is not valid
-is damage, and the journal is refused as it is: to cut it there would remove finished captions.
-Version 1 had no checksums.
+If a run ends suddenly, only the last line can be torn, and it then has no newline. It is cut off.
+Any other line that is not valid means damage. Such a journal is refused and not changed, because
+cutting it there would remove finished captions. Version 1 had no checksums.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class JournalEntry:
 
 
 class RunJournal:
-    """The journal at *path*, which is locked until `close`; a torn last line is cut off.
+    """The journal of a run. The file is locked until `close`, and a torn last line is cut off.
 
     Args:
         path: Path of the journal; a missing file is created.
@@ -80,10 +80,10 @@ class RunJournal:
         base: Size of the output before its first row, in bytes.
         skipped: Keys of the pictures that had a caption before the run.
         end: Size of the output after its last row, in bytes; None if its rows are uncertain.
-        closed: Size and time of the output after the last run; None if that run was killed.
-        is_complete: Whether that run had left nothing to do.
+        closed: Size and time of the output after the last run; None if the last run was killed.
+        is_complete: Whether the last run left nothing to do.
         commit: Commit of the weights, if it is known.
-        fits: Circumstances -> number of pictures at a time that fitted into the memory.
+        fits: Device and batch size -> number of pictures at a time that fitted into the memory.
 
     Raises:
         UsageError: If another process has the journal open, or the file is another one.
@@ -112,7 +112,7 @@ class RunJournal:
             raise
 
     def begin_run(self, settings: Settings, *, base: int = 0, skipped: Iterable[str] = ()) -> None:
-        """Empty the journal, and begin a run with *settings*; see `base` and `skipped`."""
+        """Empty the journal, and begin a run; the arguments are the attributes of these names."""
         self._reset()
         self._cut(0)
         line = {"journal": _VERSION, "settings": settings, "base": base, "skipped": sorted(skipped)}
@@ -136,7 +136,7 @@ class RunJournal:
         self.rows, self.end = dict.fromkeys(keys), end
 
     def close_output(self, stamp: str | None, *, is_complete: bool) -> None:
-        """Note size and time of the output at the end of a run, and whether nothing is left."""
+        """Note *stamp*, the size and time of the output at the end of a run, and *is_complete*."""
         self._append({"closed": stamp, "complete": is_complete})
         self.closed, self.is_complete = stamp, is_complete
 
@@ -234,10 +234,10 @@ class RunJournal:
         """Apply one line.
 
         Raises:
-            KeyError: If it lacks a field, or names a line that does not exist.
-            TypeError: If it has one value where a list belongs.
+            KeyError: If the line lacks a field, or refers to a line that does not exist.
+            TypeError: If the line has a single value in place of a list.
             ValueError: If it is not a line of a journal.
-            UsageError: If it is of a version that cannot be read.
+            UsageError: If the journal has a version that cannot be read.
         """
         fields = decode_line(line, needs_checksum=offset > 0 and self._version > 1)
         if (offset == 0) != ("journal" in fields):
@@ -331,7 +331,7 @@ def identity(file_name: str, folder: Path) -> str:
     """Return the key of a picture in a journal, which does not depend on the current folder.
 
     Args:
-        file_name: As in `CaptionRecord`, from the current folder.
+        file_name: As in `CaptionRecord`, relative to the current folder.
         folder: Folder of the output.
     """
     if is_uri(file_name):

@@ -1,4 +1,4 @@
-"""The lines of a journal: JSON objects with a checksum, and what their fields may be."""
+"""The encoding of the lines of a journal: JSON objects with a checksum, whose types are checked."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def decode_line(line: bytes, *, needs_checksum: bool) -> dict[str, Any]:
 
 # Any: JSON.
 def decode_record(fields: Any) -> CaptionRecord:
-    """Return the record that `dataclasses.asdict` made *fields* of.
+    """Return the record from which `dataclasses.asdict` made *fields*.
 
     Raises:
         ValueError: If they are not the fields of a record.
@@ -98,7 +98,7 @@ def number(value: object) -> int:
 
 # Any: JSON.
 def _checked(value: Any, types: tuple[type, ...]) -> Any:
-    # Not `isinstance`: True is an integer in Python.
+    # Not `isinstance`, because in Python True is an integer too.
     if type(value) not in types:
         raise ValueError(f"it has {type(value).__name__} where {types[0].__name__} belongs")
     if isinstance(value, int | float) and not 0 <= value <= _LARGEST:

@@ -1,4 +1,4 @@
-"""The output of a run: rows in a sink, and beside them the journal from which it continues."""
+"""The sink with a journal: it writes rows to an output, and records in the journal what is done."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MakeSink = Callable[[Target], Sink]
 class JournaledSink:
     """A sink with a journal.
 
-    A run with the same settings continues where the last one ended, however it ended. A run with
-    other settings is refused, unless the target says what becomes of existing captions. In the
-    end there is one row for each picture, in the order of the pictures; a picture that was
-    captioned again has only its last row. A data set has no row of a picture that is gone; the
-    journal keeps its record, and the row comes back with the picture.
+    A run with the same settings continues the last one, however that one ended. A run with other
+    settings is refused, unless the target says what to do with existing captions. At the end there
+    is one row for each picture, in the order of the pictures. A picture that was captioned again
+    has only its last row. A data set has no row for a picture whose file is gone. The journal keeps
+    the record of such a picture, and its row comes back with the file.
 
     Args:
         make_sink: Makes the sink of the format.
         target: Where the sink writes; `target.pictures` are the pictures of the run.
         journal: Path of the journal.
-        settings: The settings on which the captions depend, by a name that people can read.
-        retry_failed: Caption the pictures that failed, and no others.
+        settings: The settings on which the captions depend, by names that are shown to users.
+        retry_failed: Whether to caption the pictures that failed, and no others.
 
     Attributes:
         todo: The pictures that are left to caption, once the sink is entered.
@@ -71,11 +71,13 @@ class JournaledSink:
         """Lock the journal, and prepare the output.
 
         Raises:
-            UsageError: If another run has the journal, or its run had other settings, or another
-                program changed the output, or the target protects it.
+            UsageError: If another run has locked the journal; if the run in the journal had other
+                settings; if another program changed the output; or if the output exists already
+                and must not be changed.
         """
         self._was_there = self._rows is not None and self._rows.exists()
-        # Before the journal is created, so that a run whose output cannot be written leaves none.
+        # The sink is entered before the journal is created, so that a run whose output cannot be
+        # written leaves no journal.
         new = None if self._path.exists() else self._make_sink(self._target).__enter__()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = RunJournal(self._path)
@@ -97,7 +99,7 @@ class JournaledSink:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Finish the output, with its rows in order if the run ended without an error."""
+        """Finish the output. If the run ended without an error, its rows are brought into order."""
         with self._journal:
             self._sink.__exit__(kind, error, traceback)
             if kind is None:
@@ -143,12 +145,12 @@ class JournaledSink:
         """Return how many pictures at a time fitted into the memory; None if it never ran out.
 
         Args:
-            where: Circumstances on which this depends: the device and the chosen batch size.
+            where: A key of the device and the chosen batch size, on which this number depends.
         """
         return self._journal.fits.get(where)
 
     def note_fit(self, pictures: int, where: str) -> None:
-        """Note what `fit` returns when this run continues."""
+        """Note in the journal that *pictures* at a time fit into the memory; see `fit`."""
         self._journal.note_fit(pictures, where)
 
     @property
@@ -162,7 +164,7 @@ class JournaledSink:
         return [k for k, i in self._keys.items() if i in entries and entries[i].is_failed]
 
     def records(self) -> Iterator[CaptionRecord]:
-        """Yield the records of this run in the order of its pictures, also when it is closed."""
+        """Yield the records of this run in the order of its pictures, even after it was closed."""
         keys = {key: i for key, i in self._keys.items() if i in self._journal.entries}
         if not keys:  # a run that did not begin leaves no journal
             return
@@ -197,7 +199,7 @@ class JournaledSink:
         again = {self._keys[picture.key] for picture in self.todo.pictures}
         target = self._target
         if target.existing in ("error", "skip"):
-            # The first call has checked the output, so everything in it is from this run.
+            # An earlier call has checked the output, so all captions in it are from this run.
             target = replace(target, existing="overwrite")
         if self._rows is not None:
             self._check_unchanged(self._rows)
@@ -215,7 +217,7 @@ class JournaledSink:
 
     def _check_unchanged(self, path: Path) -> None:
         closed = self._journal.closed
-        # A run that was killed has not noted how it left the output.
+        # A run that was killed has not noted the size and time of its output.
         if closed is not None and (now := stamp_of_file(path)) is not None and now != closed:
             raise UsageError(
                 f"`{path}` was changed by something else since the last run",
@@ -223,15 +225,15 @@ class JournaledSink:
             )
         end = self._journal.end
         if self._retry_failed and closed is None and end is not None and _has_line(path, end):
-            # A loss of power may have taken lines of the journal. The row of a picture that is not
-            # tried again would be cut off.
+            # After a power failure, the journal may lack lines. If only failed pictures are
+            # captioned again, the rows of the missing lines would be cut off and not come back.
             raise UsageError(
                 f"`{path}` has rows that are missing in its journal",
                 hint="give the same command without `--retry-failed` first: it captions them again",
             )
 
     def _sort_rows(self) -> None:
-        """Write the rows anew, if one is missing or they are not in the order of the pictures."""
+        """Write all rows anew if a row is missing, or if they are not in the order of pictures."""
         if self._rows is None:
             return
         journal = self._journal
@@ -251,7 +253,7 @@ class JournaledSink:
         return sorted(keys, key=lambda key: order.get(key, -1))
 
     def _rewrite(self, path: Path, keys: list[str]) -> None:
-        """Replace the rows in *path* by those of *keys*; a whole file is there at any moment."""
+        """Replace the rows in *path* by those of *keys*; there is a complete file at any moment."""
         base, output = self._journal.base, self._target.path
         assert output is not None
         target = replace(self._target, path=unfinished_path(output), resume_at=base)
@@ -288,7 +290,10 @@ class JournaledSink:
             os.truncate(path, end)
 
     def _remove_empty_output(self) -> None:
-        """Remove an output that this run created without a row: it would stop the next run."""
+        """Remove an output that this run created and left without a row.
+
+        The next run would refuse to write to it.
+        """
         path = self._rows
         if path is None or self._was_there or not path.exists():
             return
@@ -330,5 +335,5 @@ def _copy_head(path: Path, copy: Path, size: int) -> None:
 
 
 def _reachable(key: str, folder: Path) -> str:
-    """Return the name, from the current folder, of the picture *key* of a journal in *folder*."""
+    """Return the name of the picture *key* of a journal in *folder*, from the current folder."""
     return key if is_uri(key) else Path(os.path.normpath(folder / key)).as_posix()

@@ -1,4 +1,4 @@
-"""The files of a run beside its output: where they are, and how they are written."""
+"""The files of a run beside its output: their paths, and how they are written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def write_failures(path: Path, names: Sequence[str]) -> None:
         IdeficsError: If the file cannot be written.
     """
     if names:
-        # A name that a list of lines would change needs another separator; then all names have it.
+        # A name with a line break, or with white space at an end, would be read back wrongly from
+        # lines. If there is such a name, NUL separates all names.
         end = "\0" if any("\n" in name or name != name.strip() for name in names) else "\n"
         text = "".join(name + end for name in names)
         write_beside(path, text.encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""What identifies the content of a picture, so that a later run sees whether it has changed."""
+"""Digests and stamps of pictures, by which a later run sees whether a picture has changed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from io import BufferedReader, FileIO
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.sources import MOST_FILE_BYTES, is_uri
 
-# Four readers hold up to this much each; a camera's JPEG has some 10 MB. A larger file is read
-# twice: for its digest, and by the decoder.
+# A file of up to so many bytes is held in memory; each of the four readers may hold one. The JPEG
+# of a camera has some 10 MB. A larger file is read twice: for its digest, and by the decoder.
 _MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """What identifies the content of a file: the fields of `CaptionRecord` of the same names."""
+    """Digest and stamp of a file, for the fields of `CaptionRecord` with the same names."""
 
     sha256: str | None = None
     stamp: str | None = None
@@ -29,7 +29,7 @@ class PictureFile:
     """A picture as it was read.
 
     Attributes:
-        content: What identifies the content.
+        content: Digest and stamp of the file.
         data: The bytes of the file; None for a source other than a file, for a file that cannot be
             read, and for a file that is too large to be held in memory.
         has_changed: Whether the file changed while it was read.
@@ -41,9 +41,10 @@ class PictureFile:
 
 
 def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> PictureFile:
-    """Read the file of *picture* once, for everything that is done with its bytes.
+    """Read the file of *picture* once, for all uses of its bytes.
 
-    A file that cannot be read raises nothing here: whoever opens it says why.
+    A file that cannot be read raises no error here. The image loader later raises one that says
+    why.
     """
     try:
         with _open_regular(picture.attachment.source) as file:
@@ -63,7 +64,7 @@ def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> Pictur
 
 
 def sha256_of(picture: CaptionItem) -> str | None:
-    """Return the digest of the file of *picture*; None if no file can be read."""
+    """Return the digest of the file of *picture*; None if the file cannot be read."""
     try:
         with _open_regular(picture.attachment.source) as file:
             if os.fstat(file.fileno()).st_size > MOST_FILE_BYTES:
@@ -76,9 +77,9 @@ def sha256_of(picture: CaptionItem) -> str | None:
 def stamp_of(picture: CaptionItem) -> str | None:
     """Return the stamp of *picture*: the stamp of its file, `#`, and the digest of its columns.
 
-    While size and time of change are the same, the content of a file is taken to be the same.
-    A source other than a file has nothing before the `#`. A picture without columns has no `#`;
-    with neither, the stamp is None.
+    If size and time of change are the same, the content of a file is assumed to be the same.
+    For a source other than a file, nothing stands before the `#`. For a picture without columns,
+    there is no `#`. If there is neither a file nor columns, the stamp is None.
     """
     source = picture.attachment.source
     return _with_columns(None if is_uri(source) else stamp_of_file(source), picture)
@@ -107,7 +108,7 @@ def _open_regular(source: str) -> BufferedReader:
     """Open a regular file.
 
     Raises:
-        OSError: If *source* is not a regular file; a pipe or a device may have no end.
+        OSError: If *source* is not a regular file. A pipe or a device could be read without end.
     """
     if is_uri(source):
         raise FileNotFoundError(source)

@@ -1,4 +1,4 @@
-"""What is left to do of a run, and whether a run continues the one in a journal."""
+"""Decisions about resuming: what is left to do, and whether a run continues that in a journal."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def todo_of(
     """Return what a run with the journal *path* has left to do; see `JournaledSink`.
 
     Raises:
-        UsageError: As in `JournaledSink.__enter__`.
+        UsageError: See `JournaledSink.__enter__`.
     """
     with RunJournal(path) as journal:
         if not is_continued(journal, settings, existing, retry_failed=retry_failed):
@@ -95,10 +95,10 @@ def todo_of(
 def is_continued(
     journal: RunJournal, settings: Settings, existing: Existing, *, retry_failed: bool
 ) -> bool:
-    """Return whether a run with *settings* continues the one in *journal*, or begins anew.
+    """Return whether a run with *settings* continues the run in *journal*; if not, it begins anew.
 
     Raises:
-        UsageError: If it may do neither.
+        UsageError: If it may neither continue nor begin anew.
     """
     if journal.settings is None:
         if retry_failed:
@@ -109,14 +109,15 @@ def is_continued(
         return False
     former = journal.settings
     if journal.commit is not None and settings.get("revision") == journal.commit:
-        # `--revision` with that commit means the weights with which the run began.
+        # The user gives the commit with which the run began, so the weights are the same.
         former = {**former, "revision": journal.commit}
     if changes := differences(former, settings):
-        # A run without any record, for example because of a missing model, has nothing to protect.
+        # A run without any record, for example because the model was missing, has no captions that
+        # could be lost.
         if existing == "error" and (journal.entries or journal.skipped or retry_failed):
             raise _other_settings(journal, changes)
         return False
-    # Even `overwrite` continues an unfinished run, because the output is that of the run.
+    # Even `overwrite` continues an unfinished run, because the output already belongs to this run.
     return not (existing == "overwrite" and journal.is_complete and not retry_failed)
 
 
@@ -139,19 +140,20 @@ def differences(former: Settings, now: Settings) -> list[str]:
 
 
 def _has_changed(picture: CaptionItem, entry: JournalEntry) -> bool:
-    """Return whether *picture* has changed since *entry*; its file is read only if necessary."""
+    """Return whether *picture* has changed since *entry*. Its file is read only if necessary."""
     source = picture.attachment.source
     stamp, _, columns = (stamp_of(picture) or "").partition("#")
     former, _, former_columns = (entry.stamp or "").partition("#")
     if columns != former_columns:
         return True
     if is_uri(source):
-        # Stdin and the clipboard have another picture each time; a URL means the same picture.
+        # Stdin and the clipboard have another picture each time. A URL is assumed to have the same.
         return source == "-" or source.lower() == "clipboard:"
     if stamp == former:
         return False
     if not stamp or entry.sha256 is None:
-        # The record of a missing file stays. A file that was missing and exists now is tried.
+        # If the file is missing now, its record stays. If it was missing and exists now, it counts
+        # as changed.
         return bool(stamp)
     return sha256_of(picture) != entry.sha256
 
