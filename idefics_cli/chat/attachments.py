@@ -42,6 +42,7 @@ class StagedPicture:
         width: Width in pixels, as a person sees the picture; 0 if unknown.
         height: Height in pixels, as a person sees the picture; 0 if unknown.
         is_turned: Whether its EXIF data say that the camera was turned or mirrored.
+        part: Which page or frame of the file it is; "" if it is the whole file.
         digest: SHA-256 of *data*, in hexadecimal; computed if not given.
         tokens: Number of tokens that it takes of the context; None until a model is loaded.
         thumbnail: RGB, upright, at most 512 pixels a side; None for a picture of an earlier turn.
@@ -52,6 +53,7 @@ class StagedPicture:
     width: int = 0
     height: int = 0
     is_turned: bool = False
+    part: str = ""
     digest: str = ""
     tokens: int | None = None
     thumbnail: Image | None = None
@@ -81,6 +83,7 @@ class _Appearance:
     width: int
     height: int
     is_turned: bool
+    part: str
     thumbnail: Image
 
 
@@ -131,6 +134,7 @@ class PictureOpener:
             width=seen.width,
             height=seen.height,
             is_turned=seen.is_turned,
+            part=seen.part,
             tokens=tokens,
             thumbnail=seen.thumbnail,
         )
@@ -198,13 +202,13 @@ class PictureOpener:
         return loader.open_stream(io.BytesIO(staged.data), staged.source, draft_edge=draft_edge)
 
     def _remember(self, staged: StagedPicture, image: Image) -> None:
-        from idefics_cli.images.loader import is_turned
+        from idefics_cli.images.loader import is_turned, shown_part
 
         width, height = image.info.get("original_size", image.size)
         thumbnail = image.copy()
         thumbnail.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
         self._appearances[staged.digest] = _Appearance(
-            width, height, is_turned(staged.data), thumbnail
+            width, height, is_turned(staged.data), shown_part(staged.data), thumbnail
         )
         while len(self._appearances) > _MOST_APPEARANCES:
             self._appearances.popitem(last=False)

@@ -16,7 +16,7 @@ _SQUARE = 1.02
 
 
 def describe_staged(number: int, staged: StagedPicture, folder: Path) -> str:
-    """Return one line about a staged picture: number, name, size, orientation and tokens.
+    """Return one line about a staged picture: number, name, size, orientation, page and tokens.
 
     Args:
         number: The number of the picture in the conversation.
@@ -26,6 +26,7 @@ def describe_staged(number: int, staged: StagedPicture, folder: Path) -> str:
     return (
         f"[{number}] {picture_name(staged.source, folder)}, {_size(staged.width, staged.height)}"
         f"{', turned upright' if staged.is_turned else ''}"
+        f"{f', {staged.part}' if staged.part else ''}"
         f"{_cost(staged.tokens)}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -39,6 +40,8 @@ from idefics_cli.images.sources import ImageSources
 # In other formats the decoded picture may be larger than in the header, or turned.
 _MOST_RESCUED_BYTES = 1 << 29  # damaged files are read into memory
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
+_ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
+_MOST_PAGES = 100  # each costs a read of its header
 
 
 _MEMORY = MemoryBudget()
@@ -253,6 +256,39 @@ def is_turned(data: bytes) -> bool:
         except Exception:  # see `as_image_error`
             continue
     return False
+
+
+def shown_part(data: bytes) -> str:
+    """Return what `ImageLoader.open` shows of the readable picture file *data*.
+
+    Returns:
+        As `page 1 of 4` or `one frame of an animation`; "" for the whole picture.
+    """
+    plugin = identify(data[:HEAD_BYTES]).plugin or ""
+    try:
+        stream = io.BytesIO(data)
+        image = _open_with(plugin, stream)
+        if not getattr(image, "is_animated", False):
+            return ""
+        if plugin in _ANIMATIONS:
+            return "one frame of an animation"
+        if plugin != "TIFF":  # others have layers, thumbnails or the halves of a stereo picture
+            return ""
+        read_facts(image, stream)  # goes to the page that is the picture
+        page = image.tell() + 1
+        return f"page {page} of {_count_pages(image)}"
+    except Exception:  # see `as_image_error`
+        return ""
+
+
+def _count_pages(image: Image.Image) -> str:
+    count = image.tell() + 1
+    with contextlib.suppress(EOFError):
+        while count < _MOST_PAGES:
+            image.seek(count)
+            count += 1
+        return f"{count} or more"
+    return str(count)
 
 
 def _original_size(image: Image.Image) -> tuple[int, int]:

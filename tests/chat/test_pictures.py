@@ -72,6 +72,30 @@ def test_a_picture_that_exif_turns_is_told_so(tmp_path: Path, pictures: Path) ->
     assert "[1] turned.jpg, 6x8 portrait, turned upright, 10 tokens" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("a.tif", ", page 1 of 4"),
+        ("thumbnail-first.tif", ", page 2 of 4"),
+        ("a.gif", ", one frame of an animation"),
+        ("a.webp", ", one frame of an animation"),
+        ("a.mpo", ""),  # a second view, as phones and stereo cameras write
+        ("single.tif", ""),
+    ],
+)
+def test_of_a_file_with_several_pages_the_one_that_is_seen_is_told(
+    name: str, part: str, tmp_path: Path, pictures: Path
+) -> None:
+    pages = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "green", "white")]
+    if name == "thumbnail-first.tif":
+        pages[0].encoderinfo = {"tiffinfo": {254: 1}}
+    if name == "single.tif":
+        del pages[1:]
+    pages[0].save(pictures / name, save_all=True, append_images=pages[1:])
+    _, err, _ = world(tmp_path).talk(f"/image {name}")
+    assert f"[1] {name}, 8x6 landscape{part}, 10 tokens" in err
+
+
 def test_of_several_pictures_all_are_attached_or_none(tmp_path: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_text("hello")
     here = world(tmp_path)

@@ -27,6 +27,7 @@ from idefics_cli.ui.terminal.graphics import (  # noqa: E402 (after the skip)
     draw_graphics,
 )
 from tests.support.commands import Stream  # noqa: E402 (after the skip)
+from tests.support.keyboard import Terminal  # noqa: E402 (after the skip)
 
 KITTY = "\x1b_Gi=31;OK\x1b\\"
 NO_KITTY = "\x1b_Gi=31;ENOTSUPPORTED:no\x1b\\"
@@ -213,3 +214,41 @@ def test_where_nothing_may_be_drawn_no_picture_is(
     console = Console(Stream(terminal=True), err, environ=environ, accessible=accessible)
     Previews(console, graphics="kitty").show(picture())
     assert err.text() == ""
+
+
+def shown_in(
+    columns: int, rows: int, monkeypatch: pytest.MonkeyPatch, **environ: str
+) -> tuple[str, int]:
+    """Show a picture twice in a terminal of this size; return the output, and its rows."""
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((columns, rows)))
+    err = Terminal(terminal=True)
+    console = Console(Stream(terminal=True), err, environ={"TERM": "xterm-256color", **environ})
+    previews = Previews(console)
+    previews.show(picture())
+    count = err.text().count("\n")
+    previews.show(picture())
+    return err.text(), count
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "height"),
+    [(80, 24, 6), (80, 40, 10), (200, 100, 12), (80, 16, 4), (80, 15, 0), (19, 40, 0), (24, 60, 8)],
+)
+def test_a_picture_takes_a_quarter_of_the_rows_and_none_of_a_small_screen(
+    columns: int, rows: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, count = shown_in(columns, rows, monkeypatch)
+    assert count == height
+    assert bool(shown) == bool(height)
+
+
+def test_gnu_screen_is_told_once_how_it_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The variable is of the terminal around it.
+    environ = {"STY": "1.pts", "COLORTERM": "truecolor"}
+    shown, _ = shown_in(80, 24, monkeypatch, TERM="screen", **environ)
+    assert "\u2580" not in shown
+    assert shown.count("`term screen-256color` in ~/.screenrc") == 1
+    shown, _ = shown_in(80, 24, monkeypatch, TERM="screen-256color", **environ)
+    assert "38;5;196" in shown
+    assert "38;2;" not in shown
+    assert "screenrc" not in shown

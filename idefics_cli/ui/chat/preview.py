@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from idefics_cli.ui.terminal.console import Console
@@ -12,13 +13,19 @@ if TYPE_CHECKING:
 
 _UPPER_HALF = "\u2580"
 _BETTER = "this terminal can show pictures sharply: pip install 'idefics-cli[preview]'"
+_FEW_COLOURS = "GNU screen shows pictures with `term screen-256color` in ~/.screenrc"
 MAX_COLUMNS, MAX_ROWS = 48, 12
+# Below these sizes one sees no more than spots, and the text needs the screen.
+_LEAST_ROWS, _LEAST_COLUMNS = 4, 20
+_SCREEN_SHARE = 4
 
 
 class Previews:
     """Shows pictures on stderr, if that is a terminal with colours.
 
-    If only the package for its graphics is missing, half blocks are drawn, and a note says so once.
+    A picture takes at most a quarter of the rows, and a small screen shows none. If only the
+    package for its graphics is missing, half blocks are drawn, and a note says so once. Another
+    note says once how GNU screen gets more than 8 colours.
 
     Args:
         console: The terminal.
@@ -32,22 +39,25 @@ class Previews:
         self._advice = _BETTER if is_missing else ""
         environ = dict(console.environ)
         self._depth = color_depth(console.err, environ) if draws_pictures(console) else 0
+        if draws_pictures(console) and not self._depth and is_gnu_screen(environ):
+            self._advice = _FEW_COLOURS
 
     def show(self, picture: Image) -> None:
         """Show *picture*, which is RGB, at most `MAX_ROWS` high, if the terminal can show it."""
-        if not self._depth:
+        columns, rows = self._console.err_columns, self._console.err_rows // _SCREEN_SHARE
+        if rows < _LEAST_ROWS or columns < _LEAST_COLUMNS:
             return
-        columns = self._console.err_columns
-        self._console.err.write(self._drawn(picture, columns))
-        self._console.err.flush()
+        if self._depth:
+            self._console.err.write(self._drawn(picture, columns, min(rows, MAX_ROWS)))
+            self._console.err.flush()
         if self._advice:
             self._console.note(self._advice)
             self._advice = ""
 
-    def _drawn(self, picture: Image, columns: int) -> str:
+    def _drawn(self, picture: Image, columns: int, rows: int) -> str:
         if self._graphics is None:
-            return draw_picture(picture, columns=columns, depth=self._depth)
-        width, height = fitted(picture, columns=columns)
+            return draw_picture(picture, columns=columns, rows=rows, depth=self._depth)
+        width, height = fitted(picture, columns=columns, rows=rows)
         return draw_graphics(
             picture, self._graphics, columns=width, rows=height // 2, terminal=self._console.err
         )
@@ -58,26 +68,28 @@ def draws_pictures(console: Console) -> bool:
     return console.has_colors
 
 
-def fitted(picture: Image, *, columns: int) -> tuple[int, int]:
+def fitted(picture: Image, *, columns: int, rows: int) -> tuple[int, int]:
     """Return the width and the height of *picture* in half blocks; the height is even.
 
-    A character is about twice as high as wide, so a half block is about square.
+    It is at most *rows* high, and narrower than the terminal, which has *columns*. A character is
+    about twice as high as wide, so a half block is about square.
     """
-    box = (min(MAX_COLUMNS, max(columns - 2, 1)), 2 * MAX_ROWS)
+    box = (min(MAX_COLUMNS, max(columns - 2, 1)), 2 * rows)
     scale = min(box[0] / picture.width, box[1] / picture.height)
     width = max(round(picture.width * scale), 1)
     return width, max(round(picture.height * scale / 2) * 2, 2)
 
 
-def draw_picture(picture: Image, *, columns: int, depth: int) -> str:
+def draw_picture(picture: Image, *, columns: int, rows: int, depth: int) -> str:
     """Return *picture* as lines of half blocks, each with a newline.
 
     Args:
         picture: RGB.
         columns: Width of the terminal; the drawing is at most `MAX_COLUMNS` wide.
+        rows: Height of the drawing at most.
         depth: Number of colours as an exponent of 2: 24, or 8 for xterm's palette.
     """
-    width, height = fitted(picture, columns=columns)
+    width, height = fitted(picture, columns=columns, rows=rows)
     small = picture.resize((width, height), reducing_gap=2.0)
     lines = []
     for y in range(0, height, 2):
@@ -87,11 +99,19 @@ def draw_picture(picture: Image, *, columns: int, depth: int) -> str:
 
 
 def color_depth(out: TextIO, environ: dict[str, str] | None = None) -> int:
-    """Return the number of colours of the terminal *out* as an exponent of 2; 0 for none."""
+    """Return the number of colours of the terminal *out* as an exponent of 2; 0 for few."""
     from rich.console import Console
 
+    if environ is not None and is_gnu_screen(environ):
+        # The variable is that of the terminal around it. Only screen 5 can have true colour.
+        environ = {**environ, "COLORTERM": ""}
     system = Console(file=out, _environ=environ).color_system
     return {"truecolor": 24, "256": 8}.get(system or "", 0)
+
+
+def is_gnu_screen(environ: Mapping[str, str]) -> bool:
+    """Whether the terminal is GNU screen."""
+    return "STY" in environ and "TMUX" not in environ
 
 
 def _cell(picture: Image, x: int, y: int, depth: int) -> str:

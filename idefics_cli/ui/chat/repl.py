@@ -27,6 +27,7 @@ from idefics_cli.ui.terminal.keyboard import silent_keyboard
 
 _NEARLY_FULL = 0.85
 _NAME_WIDTH = 30
+_MOST_DRAWN = 3  # more drawings fill the screen
 _TWO_COLUMNS = 2 * _NAME_WIDTH
 _LEAVE_HINT = "Ctrl-D or /exit leaves"
 _RECALL_NOTE = "Up brings the question back"
@@ -143,15 +144,16 @@ class Repl:
     def show_attached(
         self, attached: Sequence[StagedPicture], first: int, *, is_asked: bool = False
     ) -> None:
-        """Draw pictures and show their names, sizes and tokens.
+        """Draw pictures, unless they are many, and show their names, sizes and tokens.
 
         Args:
             attached: The pictures.
             first: The number of the first.
             is_asked: Whether they belong to a question that was just asked.
         """
+        shows = self._chat.display("preview") and len(attached) <= _MOST_DRAWN
         for number, staged in enumerate(attached, start=first):
-            if staged.thumbnail is not None and self._chat.display("preview"):
+            if shows and staged.thumbnail is not None:
                 self._previews.show(staged.thumbnail)
             line = describe_staged(number, staged, self._dispatcher.folder)
             self._tell(line if is_asked else line + GOES_WITH_NEXT)

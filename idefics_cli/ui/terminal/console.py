@@ -174,6 +174,14 @@ class Console:
         """Width of the terminal on stderr, in characters."""
         return terminal_columns(self.err, self.environ)
 
+    @property
+    def err_rows(self) -> int:
+        """Height of the terminal on stderr, in lines; 24 if it reports none."""
+        try:
+            return os.get_terminal_size(self.err.fileno()).lines or 24
+        except (OSError, ValueError):
+            return 24
+
     @contextmanager
     def _announced(self, text: str) -> Iterator[Progress]:
         """Write *text* as a note if the block takes longer than `slow_seconds`."""
