@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from idefics_cli.caption.outcome import RunOutcome
@@ -49,9 +49,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class BatchReduced:
-    """The memory ran out; from now on the model answers *size* pictures at a time."""
+    """The memory ran out; from now on the model answers *size* pictures at a time.
+
+    Attributes:
+        size: Number of pictures, at least 1.
+        requests: Number of requests, which several questions about a picture share.
+    """
 
     size: int
+    requests: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,7 @@ class _RunState:
                 header.begin_run(event.revision)
                 self._write_header(header, files, end=None)
             elif isinstance(event, BatchReduced):
-                sink.note_fit(event.size, where)
+                sink.note_fit(event.requests, where)
 
         self.records = sink.records
         self._begin(sink.todo)
@@ -263,15 +263,14 @@ class _RunState:
         )
         self.outcome = replace(self.outcome, end=result.end)
 
-    def _limit_batch(self, pictures: int | None) -> None:
-        """Limit the batch to *pictures*, the number that fitted into the memory the last time."""
-        questions = len(self.job.questions)
-        if pictures is not None and pictures * questions < self.job.batch_size:
-            self.job = replace(self.job, batch_size=pictures * questions)
-            self.on_event(BatchLimited(pictures))
+    def _limit_batch(self, requests: int | None) -> None:
+        """Limit the batch to *requests*, the number that fitted into the memory the last time."""
+        if requests is not None and requests < self.job.batch_size:
+            self.job = replace(self.job, batch_size=requests)
+            self.on_event(BatchLimited(max(1, requests // len(self.job.questions))))
 
     def _where(self) -> str:
-        """Return a key of what decides how many pictures fit into the memory."""
+        """Return a key of what decides how many requests fit into the memory."""
         # A user who gives another batch size wants it to be tried, so it is a part of the key.
         asked = "automatic" if self.job.is_batch_automatic else self.job.batch_size
         return f"{self.spec.device}, batch size {asked}"

@@ -112,6 +112,11 @@ def _from_environment(setting: Setting, environ: Mapping[str, str]) -> tuple[Val
             f"variable {setting.variable}: `{setting.name}` is for the command line only",
             hint=f"unset the variable, and give `{setting.flag}` to the command that needs it",
         )
+    if text in setting.command_line_values:
+        raise ConfigError(
+            f"variable {setting.variable}: `{text}` is for the command line only",
+            hint=f"unset the variable, and give `{setting.flag} {text}` to the command",
+        )
     if text:
         try:
             return setting.parse(text), Origin("environment", setting.variable)

@@ -62,9 +62,7 @@ class Settings:
         choices=("auto", *get_args(Quantization)),
     )
     attention: str = _setting(
-        "auto",
-        help="Attention implementation.",
-        choices=("auto", *get_args(Attention)),
+        "auto", help="Attention implementation.", choices=("auto", *get_args(Attention))
     )
     splitting: bool | None = _setting(
         None,
@@ -157,6 +155,7 @@ class Settings:
         help="What to do with existing captions.",
         choices=("error", "skip", "overwrite", "append", "prepend"),
         unset="error",
+        command_line_values=("overwrite",),
     )
     overwrite: bool = _setting(
         False, help="The same as `--existing overwrite`.", command_line_only=True
@@ -181,9 +180,7 @@ class Settings:
         choices=("keep", "trim", "extend"),
     )
     retry_failed: bool = _setting(
-        False,
-        help="Caption only the pictures that failed before.",
-        command_line_only=True,
+        False, help="Caption only the pictures that failed before.", command_line_only=True
     )
     failures: str | None = _setting(
         None,
@@ -240,6 +237,7 @@ class Setting:
         also_variables: Environment variables of other programs with the same meaning.
         command_line_only: Whether neither a variable nor the configuration file may set it,
             because it is a decision about a single call.
+        command_line_values: The values for which the same is true.
     """
 
     name: str
@@ -255,6 +253,7 @@ class Setting:
     maximum: float | None = None
     also_variables: tuple[str, ...] = ()
     command_line_only: bool = False
+    command_line_values: tuple[Value, ...] = ()
 
     @property
     def flag(self) -> str:

@@ -65,6 +65,11 @@ def _checked(path: Path, table: Mapping[str, Setting], key: str, value: object) 
             f"`{key}` in `{path}` is for the command line only",
             hint=f"remove the key, and give `{setting.flag}` to the command that needs it",
         )
+    if value in setting.command_line_values:
+        raise ConfigError(
+            f'`{key} = "{value}"` in `{path}` is for the command line only',
+            hint=f"remove the key, and give `{setting.flag} {value}` to the command",
+        )
     try:
         return setting.check(value)
     except ValueError as error:

@@ -86,6 +86,14 @@ def test_a_format_beside_the_extension_is_told() -> None:
     ("arguments", "message", "hint"),
     [
         (["-o", "x.json"], "no format for `x.json`", "`-o captions.jsonl` has one JSON object"),
+        (
+            ["-o", "out.md"],
+            "no format for `out.md`: `-o` knows .tsv, .txt, .jsonl, .ndjson, .csv and .parquet\n",
+            "`--format` says what the file will hold",
+        ),
+        (["-o", "x.tar"], "no format for `x.tar`: `-o` knows", "`--format`"),
+        (["-o", "x.tsv.gz"], "no format for `x.tsv.gz`: `-o` knows", "`--format`"),
+        (["-o", "x.caption"], "no format for `x.caption`: `-o` knows", "`-f txt` writes a file"),
         (["-f", "parquet"], "parquet needs a file", "`-o captions.parquet`"),
         (["-f", "txt", "-o", "-"], "`--format txt` writes a file for each picture", None),
         (["-o", "photos"], "cannot write `photos`: it is a folder", "`-f txt` for one file"),
@@ -119,6 +127,22 @@ def test_a_flag_is_stronger_than_a_variable_of_the_other_name() -> None:
     Path("out.jsonl").write_text("mine")
     world = World(FakeEngine(name), IDEFICS_EXISTING="error")
     assert caption("-o", "out.jsonl", "--overwrite", world=world).code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-o", "out"],
+        ["-o", "x.tsv"],
+        ["-o", "x.TXT"],
+        ["-o", ".hidden"],
+        ["-f", "tsv", "-o", "x.md"],
+    ],
+)
+def test_a_file_with_a_known_extension_or_none_has_lines(arguments: list[str]) -> None:
+    ran = caption(*arguments, world=World(FakeEngine(name)))
+    assert ran.code == 0
+    assert Path(arguments[-1]).read_text().splitlines()[0] == "photos/a.jpg\ta picture named a"
 
 
 @pytest.mark.parametrize("in_file", [True, False])

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -244,6 +245,33 @@ def test_a_run_that_continues_begins_with_as_many_pictures_as_fitted_before(phot
     assert events[1] == BatchLimited(3)
     assert batches(6, until=9)[0] == [3]
     assert len(Path("out.jsonl").read_text("utf-8").splitlines()) == 12
+
+
+def test_several_questions_begin_with_as_many_requests_as_fitted_before(photos: Path) -> None:
+    questions = (CaptionQuestion("What?", "what"), CaptionQuestion("Why?", "why"))
+    job = replace(photo_job(batch_size=4), questions=questions)
+    output = CaptionOutput("jsonl", Path("out.jsonl"))
+
+    def at_most_one(requests: Sequence[GenerationRequest]) -> Exception | None:
+        return MemoryLimitError("out of memory") if len(requests) > 1 else None
+
+    answered = count()
+
+    def answer(request: GenerationRequest) -> str:
+        if next(answered) == 4:
+            raise KeyboardInterrupt
+        return name_of(request)
+
+    engine = FakeEngine(answer, completion_error=at_most_one)
+    _, events = caption(output, engine, job)
+    assert engine.batches == [4, 2, 1, 1, 1, 1, 1]
+    reduced = [event for event in events if isinstance(event, BatchReduced)]
+    assert [(event.size, event.requests) for event in reduced] == [(1, 1)]
+
+    engine = FakeEngine(name_of, completion_error=at_most_one)
+    _, events = caption(output, engine, job)
+    assert BatchLimited(1) in events
+    assert set(engine.batches) == {1}, "no batch is tried that did not fit before"
 
 
 def test_an_output_that_does_not_stay_gets_the_captions_and_cannot_be_continued(

@@ -104,6 +104,24 @@ def test_what_decides_about_one_call_is_for_the_command_line_only(
     assert resolve({}, {setting.variable: ""}, NOWHERE).origins[name] == Origin("default")
 
 
+def test_overwrite_is_for_the_command_line_only_under_its_other_name_too(tmp_path: Path) -> None:
+    file = write(tmp_path / "config.toml", {"existing": "overwrite"})
+    with pytest.raises(ConfigError) as of_file:
+        resolve({}, {}, file)
+    with pytest.raises(ConfigError) as of_variable:
+        resolve({}, {"IDEFICS_EXISTING": "overwrite"}, NOWHERE)
+
+    told = "is for the command line only"
+    assert str(of_file.value) == f'`existing = "overwrite"` in `{file}` {told}'
+    assert str(of_variable.value) == f"variable IDEFICS_EXISTING: `overwrite` {told}"
+    end = ", and give `--existing overwrite` to the command"
+    assert of_file.value.hint == f"remove the key{end}"
+    assert of_variable.value.hint == f"unset the variable{end}"
+    assert resolve({"existing": "overwrite"}, {}, NOWHERE).settings.existing == "overwrite"
+    skips = write(tmp_path / "config.toml", {"existing": "skip"})
+    assert resolve({}, {}, skips).settings.existing == "skip"
+
+
 def test_a_file_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
     # Its `idefics config` printed every setting, and called that a valid config.toml.
     old = {**dict.fromkeys(COMMAND_LINE_ONLY, False), "top_k": 3}

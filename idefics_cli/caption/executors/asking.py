@@ -47,9 +47,14 @@ class Asker:
         self._sent = 0
 
     @property
+    def requests_at_a_time(self) -> int:
+        """Largest number of requests at a time; smaller after the memory ran out."""
+        return self._session.slots
+
+    @property
     def pictures_at_a_time(self) -> int:
-        """Largest number of pictures at a time; it becomes smaller when the memory runs out."""
-        return max(1, self._session.slots // len(self._job.questions))
+        """Largest number of pictures at a time, at least 1."""
+        return max(1, self.requests_at_a_time // len(self._job.questions))
 
     @property
     def has_room(self) -> bool:

@@ -69,7 +69,7 @@ def _caption(
     asker: Asker, ahead: ReadAhead, stop: Event, patience_seconds: float
 ) -> Iterator[ExecutorEvent]:
     groups = _Groups(ahead, patience_seconds)
-    size = asker.pictures_at_a_time
+    requests = asker.requests_at_a_time
     events: deque[ExecutorEvent] = deque()
     while True:
         # New questions are asked before a record is yielded, so that the model works while the
@@ -85,9 +85,9 @@ def _caption(
             return
         is_waiting = asker.has_room and not ahead.is_over and not stop.is_set()
         events += asker.settle(_POLL_SECONDS if is_waiting else None)
-        if asker.pictures_at_a_time < size:
-            size = asker.pictures_at_a_time
-            events.append(BatchReduced(size))
+        if asker.requests_at_a_time < requests:
+            requests = asker.requests_at_a_time
+            events.append(BatchReduced(asker.pictures_at_a_time, requests))
 
 
 class _Groups:

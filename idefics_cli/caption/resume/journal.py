@@ -13,7 +13,7 @@ the order of the events:
     {"rows": [offset, ...], "end": 963}             it has the records at these offsets, in order
     {"closed": "963-170...", "complete": true}      size and time of the output after the run
     {"commit": "0123abc..."}                        the commit of the weights
-    {"fits": 4, "where": "cuda"}                    more pictures at a time ran out of memory
+    {"fits": 4, "where": "cuda"}                    more requests at a time ran out of memory
 
 If a run ends suddenly, only the last line can be torn, and it then has no newline. It is cut off.
 Any other line that is not valid means damage. Such a journal is refused and not changed, because
@@ -83,7 +83,7 @@ class RunJournal:
         closed: Size and time of the output after the last run; None if the last run was killed.
         is_complete: Whether the last run left nothing to do.
         commit: Commit of the weights, if it is known.
-        fits: Device and batch size -> number of pictures at a time that fitted into the memory.
+        fits: Device and batch size -> number of requests at a time that fitted into the memory.
 
     Raises:
         UsageError: If another process has the journal open, or the file is another one.
@@ -145,10 +145,10 @@ class RunJournal:
         self._append({"commit": commit})
         self.commit = commit
 
-    def note_fit(self, pictures: int, where: str) -> None:
-        """Note how many pictures at a time fit into the memory."""
-        self._append({"fits": pictures, "where": where})
-        self.fits[where] = pictures
+    def note_fit(self, requests: int, where: str) -> None:
+        """Note how many requests at a time fit into the memory."""
+        self._append({"fits": requests, "where": where})
+        self.fits[where] = requests
 
     def records(self, keys: Iterable[str]) -> Iterator[CaptionRecord]:
         """Yield the last record of each of *keys*."""

@@ -142,16 +142,16 @@ class JournaledSink:
         self._journal.note_commit(commit)
 
     def fit(self, where: str) -> int | None:
-        """Return how many pictures at a time fitted into the memory; None if it never ran out.
+        """Return how many requests at a time fitted into the memory; None if it never ran out.
 
         Args:
             where: A key of the device and the chosen batch size, on which this number depends.
         """
         return self._journal.fits.get(where)
 
-    def note_fit(self, pictures: int, where: str) -> None:
-        """Note in the journal that *pictures* at a time fit into the memory; see `fit`."""
-        self._journal.note_fit(pictures, where)
+    def note_fit(self, requests: int, where: str) -> None:
+        """Note in the journal that *requests* at a time fit into the memory; see `fit`."""
+        self._journal.note_fit(requests, where)
 
     @property
     def lacks_lock(self) -> bool:

@@ -46,14 +46,14 @@ def _txt(target: Target) -> Sink:
 
 SINKS: Mapping[str, SinkFormat] = MappingProxyType(
     {
-        "tsv": SinkFormat(_tsv, extensions=(".tsv",)),
+        "tsv": SinkFormat(_tsv, extensions=(".tsv", ".txt")),
         "jsonl": SinkFormat(_jsonl, extensions=(".jsonl", ".ndjson")),
         "csv": SinkFormat(_csv, extensions=(".csv",)),
         "parquet": SinkFormat(_parquet, extensions=(".parquet",), output="file"),
         "txt": SinkFormat(_txt, output="folder"),
     }
 )
-"""Name of a format -> how it is written. The first is that of stdout and of other extensions."""
+"""Name of a format -> how it is written. The first is that of stdout."""
 
 _TABLE = "`-o captions.csv` is what a spreadsheet opens"
 # Extensions of outputs that no format can write.
@@ -61,6 +61,7 @@ _HINTS = {
     ".json": "`-o captions.jsonl` has one JSON object per line",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),
     **dict.fromkeys((".html", ".htm"), "`--report gallery.html` writes a page"),
+    **dict.fromkeys((".caption", ".cap"), "`-f txt` writes a file for each picture"),
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), "`-o` names where captions go"),
 }
 
@@ -74,9 +75,17 @@ def find_format(path: Path) -> str | None:
 def format_for(path: Path | None) -> str:
     """Return the format of an output at *path* when the user names none.
 
+    Stdout, devices and names without an extension have the first format.
+
     Raises:
-        UsageError: If the extension promises a format that does not exist.
+        UsageError: If the extension means no format.
     """
-    if path is not None and (hint := _HINTS.get(path.suffix.lower())):
-        raise UsageError(f"no format for `{path}`", hint=hint)
-    return (find_format(path) if path else None) or next(iter(SINKS))
+    if path is None or not path.suffix or (path.exists() and not path.is_file()):
+        return next(iter(SINKS))
+    if format_ := find_format(path):
+        return format_
+    known = [extension for row in SINKS.values() for extension in row.extensions]
+    raise UsageError(
+        f"no format for `{path}`: `-o` knows {', '.join(known[:-1])} and {known[-1]}",
+        hint=_HINTS.get(path.suffix.lower(), "`--format` says what the file will hold"),
+    )
