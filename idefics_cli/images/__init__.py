@@ -1,1 +1,1 @@
-"""From the bytes of any source to an upright RGB image, with limits."""
+"""Loading of images: the bytes of any source become an upright RGB image, within limits."""

@@ -1,4 +1,7 @@
-"""AVIF files that libavif refuses for their metadata (ISO/IEC 14496-12 and 23008-12)."""
+"""Repair of AVIF files that libavif refuses because of their metadata.
+
+The format is defined in ISO/IEC 14496-12 and 23008-12.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ class _Box:
 
 
 def without_exif(data: bytes) -> bytes:
-    """Return *data* with another type for EXIF items, which no decoder looks for."""
+    """Return *data* with the type of EXIF items replaced by one for which no decoder looks."""
     start = data.find(b"iinf")
     if start < 0:
         return data
@@ -26,10 +29,11 @@ def without_exif(data: bytes) -> bytes:
 
 
 def with_item_sizes(data: bytes) -> bytes:
-    """Return *data* with a size for each item that has none, as the alpha of old encoders.
+    """Return *data* with a size for each item that has none, such as the alpha of old encoders.
 
-    The size (`ispe`) of the picture is one of the properties of the file already. An item without
-    it gets it, so the table of associations and all boxes around it grow, and all data moves.
+    The file already has the size of the picture as a property (`ispe`). An item without a size is
+    associated with this property. So the table of associations and all boxes around it grow, and
+    all data after them moves.
     """
     meta = _find(data, b"meta", 0, len(data))
     if meta is None:
@@ -58,7 +62,7 @@ def with_item_sizes(data: bytes) -> bytes:
 def _boxes(data: bytes, place: int, end: int) -> Iterator[_Box]:
     while place + 8 <= end:
         size = int.from_bytes(data[place : place + 4])
-        if size < 8:  # to the end of the file, or of 64 bits: media data
+        if size < 8:  # the box reaches to the end of the file, or has a size of 64 bits: media data
             return
         yield _Box(data[place + 4 : place + 8], place, place + 8, min(place + size, end))
         place += size

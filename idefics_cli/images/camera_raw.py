@@ -1,4 +1,4 @@
-"""The preview that a camera puts into its raw file: a JPEG of the developed picture."""
+"""The reader of previews in camera raw files: JPEGs of the developed picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PANASONIC_PREVIEW = 0x2E
 _MOST_DIRECTORIES, _MOST_ENTRIES = 32, 512
 _MOST_PREVIEW_BYTES = 64 << 20
 _HEAD_BYTES = 8 << 20
-_LEAST_EDGE = 500  # smaller ones are thumbnails, which do not show the photo
+_LEAST_EDGE = 500  # a smaller preview is a thumbnail, which hardly shows the photo
 _WIDTHS = {1: 1, 3: 2, 4: 4, 7: 1, 13: 4}  # bytes of a value by its type
 
 Entry = tuple[int, int, bytes]
@@ -31,7 +31,7 @@ class Preview:
 
     Attributes:
         data: A JPEG file.
-        orientation: EXIF orientation by the raw file; 1 if the preview has its own.
+        orientation: EXIF orientation in the raw file; 1 if the preview itself states one.
     """
 
     data: bytes
@@ -42,7 +42,7 @@ def read_preview(stream: BinaryIO) -> Preview:
     """Return the largest preview of a camera raw file.
 
     Raises:
-        CameraRaw: If it has none that shows the photo.
+        CameraRaw: If the file has no preview of sufficient size.
     """
     stream.seek(0)
     head = stream.read(_HEAD_BYTES)
@@ -70,7 +70,7 @@ def read_preview(stream: BinaryIO) -> Preview:
 
 
 def is_camera_raw(stream: BinaryIO) -> bool:
-    """Return whether a TIFF file is a DNG, NEF or ARW: its first picture is only a thumbnail."""
+    """Return whether a TIFF file is a DNG, NEF or ARW, whose first picture is only a thumbnail."""
     for order, entries in _directories(stream):
         is_reduced = _values(entries.get(_SUBFILE_TYPE), order) == [1]
         return _DNG_VERSION in entries or (is_reduced and _SUB_IFDS in entries)
@@ -113,7 +113,7 @@ def _orientation(stream: BinaryIO) -> int:
 def _directories(stream: BinaryIO) -> Iterator[tuple[str, dict[int, Entry]]]:
     """Yield the byte order and the entries of each directory of a TIFF file, the first one first.
 
-    Only entries whose values lie in the entry are read, and lists of directories.
+    Values that do not fit into their entry are not read, except lists of directories.
     """
     stream.seek(0)
     head = stream.read(8)
@@ -149,7 +149,7 @@ def _sub_directories(stream: BinaryIO, entry: Entry | None, order: str) -> list[
 
 
 def _values(entry: Entry | None, order: str) -> list[int]:
-    """Return the numbers of an entry that holds them itself."""
+    """Return the numbers of an entry; none if they do not fit into the entry itself."""
     if entry is None:
         return []
     kind, count, value = entry

@@ -1,4 +1,4 @@
-"""The bytes of the picture on the clipboard, or the path of the first copied file."""
+"""The reader of the clipboard: it returns a picture's bytes, or the path of a copied file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NO_PICTURE = (
 def read_clipboard(limits: ImageLimits) -> bytes | str:
     """Return the bytes of the picture on the clipboard, or the path of the first copied file.
 
-    The tools of the desktop give bytes, with a limit on size and time; this module decodes nothing.
+    Tools of the desktop return the bytes, within limits of size and time. Nothing is decoded here.
 
     Raises:
         ImageError: If there is no picture, or the clipboard cannot be read.
@@ -63,7 +63,7 @@ def _read_linux(limits: ImageLimits) -> bytes | str:
     pictures = [kind for kind in types if kind.startswith("image/")]
     if not pictures and _URI_LIST in types:
         return _first_path(_run([*paste, _URI_LIST], limits))
-    # Programs offer a picture in several formats, most of them converted.
+    # Programs offer a picture in several formats, and convert it to most of them.
     kind = "image/png" if "image/png" in pictures or not pictures else pictures[0]
     return _run([*paste, kind], limits)
 
@@ -72,7 +72,7 @@ def _read_macos(limits: ImageLimits) -> bytes | str:
     if shutil.which("pngpaste"):
         return _run(["pngpaste", "-"], limits)
     data = _run(["osascript", "-e", "get the clipboard as «class PNGf»"], limits)
-    # «data PNGf89504E…», in hexadecimal.
+    # The output is `«data PNGf89504E…»`, with the bytes in hexadecimal.
     digits = data.strip()[11:-2].decode("ascii", "replace")
     try:
         return bytes.fromhex(digits.rstrip("\u00bb\ufffd"))
@@ -108,7 +108,7 @@ def _run(command: Sequence[str], limits: ImageLimits) -> bytes:
     """Return what *command* prints, or nothing if it says that there is no picture.
 
     Raises:
-        ImageError: If it fails, prints more than the limit, or does not end in time.
+        ImageError: If the command fails, prints more than the limit, or does not end in time.
     """
     with tempfile.TemporaryFile() as errors:
         try:

@@ -1,4 +1,4 @@
-"""Colours as a screen shows them: ICC profiles, and high dynamic range."""
+"""Conversion of colours to sRGB: ICC profiles, and high dynamic range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-# A profile that changes no sample of a grid by more than this is sRGB or nearly so.
+# A profile counts as sRGB if it changes no colour of a test grid by more than this.
 _LEAST_DIFFERENCE = 4
 _SPACES = {"RGB": "RGB", "RGBA": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _ROWS_PIXELS = 1 << 20  # pixels that are converted at a time
@@ -23,7 +23,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """Return *image* in sRGB, converted by its ICC profile if that makes a visible difference.
 
     Args:
-        image: A loaded image of any mode of 8 bits. It is changed itself where that is possible.
+        image: A loaded image of any mode of 8 bits. If possible, it is changed in place.
     """
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or not profile:
@@ -33,7 +33,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     else:
         plain = image.getchannel("L") if image.mode == "LA" else image
     if plain.mode not in _SPACES or (plain.mode == "RGB" and "transparency" in image.info):
-        return image  # a colour key is a colour of the file
+        return image  # a colour key would no longer match its colour after a conversion
     transform = _transform(profile, plain.mode)
     if transform is None:
         return image
@@ -86,7 +86,7 @@ def _grid(mode: str) -> Image.Image:
 _WHITE_NITS = 203.0  # ITU-R BT.2408: the white of graphics
 _PEAK_NITS = 1000.0
 _KNEE = 0.75  # linear light above this share of white is compressed
-# To the primaries of sRGB, from those of BT.2020 (9) and of Display P3 (12): H.273, table 2.
+# Matrices to the primaries of sRGB, from BT.2020 (9) and Display P3 (12); H.273, table 2.
 _MATRICES = {
     9: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
     12: ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979)),
@@ -94,7 +94,7 @@ _MATRICES = {
 
 
 def tone_mapped(image: Image.Image, transfer: int, primaries: int) -> Image.Image:
-    """Return an RGB image of high dynamic range as a screen without it shows it.
+    """Return an RGB image of high dynamic range as a screen of standard range would show it.
 
     Args:
         image: The samples as stored.
@@ -135,7 +135,10 @@ def _mapped(
 
 @lru_cache(maxsize=2)
 def _light_of_codes(transfer: int) -> NDArray[np.float32]:
-    """Return the light of each code: for PQ with 1 as white, for HLG of the scene (BT.2100)."""
+    """Return the linear light of each code (BT.2100).
+
+    For PQ, 1 is white. For HLG, it is the light of the scene.
+    """
     codes = np.arange(256) / 255
     if transfer == PQ:
         power = codes ** (1 / 78.84375)

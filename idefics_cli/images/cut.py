@@ -1,4 +1,4 @@
-"""JPEG files without their end: how much of the picture is lost."""
+"""JPEG files without their end: estimates of how much of the picture is lost."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import JpegImagePlugin
 from idefics_cli.images.salvage import jpeg_segments
 
 _EOI = b"\xff\xd9"
-# A block has a DC code and an end of block, of at least one bit each. So 32 bytes hold at most
-# 128 blocks; some more are lost with the block that is cut.
+# Each block has at least a DC code and an end of block, of one bit or more each. So 32 lost bytes
+# are at most 128 blocks. A few more are lost together with the block that is cut.
 _MOST_LOST_BLOCKS = 160
 _MOST_LOST_SHARE = 1 / 8
 _MOST_LOST_BYTES = 64
@@ -35,8 +35,8 @@ def with_end(data: bytes) -> bytes | None:
 def is_nearly_whole(data: bytes) -> bool:
     """Return whether a JPEG file without an end has lost no more than about 32 bytes.
 
-    The number of missing bytes is unknown, but what is lost can be seen: with random data after
-    the cut, only the pixels differ that the file no longer determines.
+    The number of missing bytes is unknown, but the lost part of the picture can be found: the file
+    is decoded as it is, and with random data after the cut. The pixels that differ are lost.
     """
     frame = next(((m, b) for m, b, *_ in jpeg_segments(data) if m in _FRAMES), None)
     if frame is None:
@@ -50,9 +50,10 @@ def is_nearly_whole(data: bytes) -> bool:
     if is_progressive:
         components = [body[6 + 3 * i] for i in range(count)]
         if _lowest_bit(scans, components) > 0:
-            # The last scans are missing. They would be as small as the refinements before them.
+            # Whole scans are missing at the end. They refine the picture, and would be as small as
+            # the refinements before them.
             return _lowest_bit(scans[:-1], components) == 1 and _are_refinements_small(data)
-    # The last scan has all components, or all of the picture is one.
+    # A file with one scan is only accepted if that scan has all components.
     elif len(scans) != 1 or len(scans[0][0]) != count:
         return False
     width, height = max(h for h, _ in factors) * 8, max(v for _, v in factors) * 8
@@ -97,7 +98,10 @@ def _are_refinements_small(data: bytes) -> bool:
 
 
 def _lowest_bit(scans: list[Scan], components: list[int]) -> int:
-    """Return the lowest bit that is known of all coefficients of a progressive file; 0 for all."""
+    """Return the lowest bit that is known of every coefficient of a progressive file.
+
+    It is 0 if all bits of all coefficients are known.
+    """
     known = {component: [99] * 64 for component in components}
     for names, first, last, _, low in scans:
         for component in names:
@@ -121,7 +125,7 @@ def _lost_units(data: bytes, width: int, height: int) -> tuple[int, int]:
 
 
 def _luma(data: bytes) -> NDArray[np.uint8]:
-    """Return the first component; colours have no effect beyond their own unit in it."""
+    """Return the first component (luma), in which a unit does not depend on its neighbours."""
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     image.draft("L", None)
     pixels = np.asarray(image)

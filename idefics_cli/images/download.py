@@ -1,4 +1,4 @@
-"""Download of pictures, with limits of bytes, redirects and time."""
+"""Download of pictures, with limits on bytes, redirects and time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.core.units import counted
 
-# The time limit of a whole download, in units of `timeout_seconds`, the limit of one read.
+# A whole download may take so many times `timeout_seconds`, which is the limit of one read.
 _DEADLINE_READS = 10
 _CHUNK_BYTES = 16_384
 _HEADERS = {
     # Wikimedia and other servers refuse clients without a name.
     "User-Agent": f"idefics-cli/{__version__}",
     "Accept": "image/avif,image/webp,image/*;q=0.9,*/*;q=0.5",
-    # Pictures are already compressed, and a compressed reply hides its real size.
+    # No compression in transfer: pictures are already compressed, and a compressed reply would hide
+    # its real size.
     "Accept-Encoding": "identity",
 }
 _HINTS = {
@@ -39,7 +40,8 @@ def download(url: str, limits: ImageLimits) -> bytes:
     """Return the bytes at *url*.
 
     Raises:
-        ImageError: `fetch_failed`, or `too_large` for a body over `limits.max_bytes`.
+        ImageError: Of the kind `fetch_failed`, or `too_large` if there are more than
+            `limits.max_bytes` bytes.
     """
     seconds = limits.timeout_seconds * _DEADLINE_READS
     abandoned = Event()
@@ -64,7 +66,7 @@ def _fetch(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
     except requests.exceptions.SSLError as error:
         raise _failed(url, "its certificate cannot be trusted", "check the address") from error
     except requests.ConnectionError as error:
-        # requests raises this also for a read timeout in the middle of a body.
+        # requests raises this error also for a read timeout in the middle of a body.
         if any(isinstance(cause, ReadTimeoutError) for cause in error.args):
             raise _timed_out(url, limits) from error
         raise _failed(

@@ -1,4 +1,4 @@
-"""Facts of a file that Pillow ignores: how its pixels are to be read, or why they cannot be."""
+"""Facts about a file that Pillow ignores: how to read its pixels, or why they cannot be read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class RareKind(Exception):
     """Raised for a kind of picture that Pillow would decode to wrong pixels.
 
     Args:
-        reason: What is rare about it.
+        reason: What is rare about the picture, as a part of a sentence.
         hint: How the user can convert it.
     """
 
@@ -26,15 +26,16 @@ class CameraRaw(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PixelFacts:
-    """How the pixels that Pillow decodes are to be read.
+    """How to read the pixels that Pillow decodes.
 
     Attributes:
-        has_alpha: Whether the alpha channel is transparency. Otherwise it is ignored.
-        frame: The part of the canvas that the first frame covers; None for all. The rest is clear.
+        has_alpha: Whether the alpha channel is transparency. If not, it is ignored.
+        frame: The part of the canvas that the first frame covers; None if it covers all. The rest
+            is transparent.
         is_white_zero: Whether 0 is white in grey pictures of 16 bits or floats.
         grey_bits: Bits of a sample of mode `I;16`.
         is_unsigned: Whether samples of mode `I` are unsigned.
-        transfer: `colour.PQ` or `colour.HLG` for high dynamic range; 0 for all else.
+        transfer: `colour.PQ` or `colour.HLG` for high dynamic range; 0 for standard range.
         primaries: Colour primaries of high dynamic range (ITU-T H.273).
     """
 

@@ -1,4 +1,4 @@
-"""Errors of Pillow and of odd files, as errors for the user."""
+"""The conversion of errors of Pillow to `ImageError`, with words for the user."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def as_image_error(content: FileFormat, source: str) -> Iterator[None]:
         raise _too_large(content, source, "it needs too much memory") from error
     except Image.DecompressionBombError as error:
         raise _too_large(content, source, "it has too many pixels") from error
-    except KeyError as error:  # a table of Pillow has no such code
+    except KeyError as error:  # the file has a code that a table of Pillow lacks
         raise _rare(content, source, f"unknown code {error}", _CONVERT) from error
     except Exception as error:
         # With corrupt files, plugins of Pillow raise nearly every built-in error: OSError,

@@ -1,4 +1,4 @@
-"""The format of a file by its first bytes; names and extensions are not trusted."""
+"""Recognition of file formats by the first bytes; names and extensions are not trusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SUPPORTED = "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, JPEG 2000,
 
 @dataclass(frozen=True, slots=True)
 class FileFormat:
-    """The format of a file by its first bytes.
+    """A format of files, which `identify` recognises.
 
     Attributes:
         name: Name with its article, for messages: "a PNG picture", "a PDF document".
@@ -62,7 +62,7 @@ _VIDEO = _unsupported(
     "a video", "save a frame of it as a picture: ffmpeg -i VIDEO -vframes 1 a.png"
 )
 RAW_PLUGIN = "RAW"
-"""Stands for no plugin of Pillow: the loader reads the preview of a camera raw file."""
+"""The plugin of camera raw files. Pillow has no such plugin: the loader reads their preview."""
 
 _RAW = FileFormat("a camera raw file", RAW_PLUGIN, "unsupported", _DEVELOP)
 _VECTOR_HINT = "it is a drawing without pixels: render it to PNG first"
@@ -70,15 +70,15 @@ _SVG = _unsupported("an SVG drawing", _VECTOR_HINT)
 _PAGES_HINT = "render a page of it to PNG first: pdftoppm -png -r 150 FILE page"
 
 CAMERA_RAW = _RAW
-"""The format of TIFF files that only their directory shows to be camera raw files."""
+"""The format of camera raw files that begin like a TIFF file; only their directory differs."""
 
 
 def _compiled(*rows: tuple[bytes, FileFormat]) -> tuple[tuple[re.Pattern[bytes], FileFormat], ...]:
     return tuple((re.compile(pattern, re.DOTALL), content) for pattern, content in rows)
 
 
-# Only the usual formats of pictures. Pillow opens more: EPS, which runs Ghostscript, and
-# scientific formats, which accept nearly any bytes.
+# The table has only the usual formats of pictures. Pillow also opens EPS, for which it runs
+# Ghostscript, and scientific formats, which accept nearly any bytes. They are left out.
 _SIGNATURES = _compiled(
     (rb"\xff\xd8\xff", _picture("JPEG", "JPEG")),
     (rb"\x89PNG\r\n\x1a\n", _picture("PNG", "PNG")),
@@ -87,7 +87,8 @@ _SIGNATURES = _compiled(
     (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]\x08\0|MMOR|IIU\0\x18", _RAW),
     (rb"MM\0\+", _unsupported("a big-endian BigTIFF picture")),
     (rb"II[*+]\0|MM\0\*|II\0\*|MM\*\0", _picture("TIFF", "TIFF")),
-    # Includes the size of the header after the first 14 bytes: a text can begin with "BM", too.
+    # The pattern includes the size of the header after the first 14 bytes, because a text can begin
+    # with "BM", too.
     (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", _picture("BMP", "BMP")),
     (rb"\0\0\x01\0[^\0]", _picture("icon", "ICO")),
     (rb"\0\0\x02\0[^\0]\0.{3}\0", _picture("cursor", "ICO")),
@@ -124,7 +125,8 @@ _SIGNATURES = _compiled(
     ),
 )
 
-# Targa has no signature: a flag for a colour map, a known type and depth, a size above zero.
+# Targa has no signature. The pattern requires a flag for a colour map, a known type and depth, and
+# a size above zero.
 _TARGA = re.compile(
     rb".(?:\x01[\x01\x09].{4}[\x0f\x10\x18\x20]|\0[\x02\x03\x0a\x0b].{5}).{4}"
     rb"(?!\0\0)..(?!\0\0)..[\x01\x08\x0f\x10\x18\x20][\x00-\x3f]",
@@ -143,7 +145,7 @@ def _base_media(head: bytes) -> FileFormat:
     brands = {major} | {head[i : i + 4] for i in range(16, end - 3, 4)}
     if brands & _AVIF_BRANDS:
         return _picture("AVIF", "AVIF")
-    # `mif1` or `msf1` alone: a HEIF container that does not name the codec of its pictures.
+    # With `mif1` or `msf1` alone, it is a HEIF container that does not name its codec.
     if brands & _HEIC_BRANDS or major in (b"mif1", b"msf1"):
         return _picture("HEIC", "HEIF")
     if major == b"crx ":
@@ -181,10 +183,10 @@ def _markup(text: str) -> FileFormat:
 
 
 def _root_start(text: str) -> int:
-    """Return where the root of a document, or its `<!doctype html`, begins.
+    """Return the position at which the root of a document, or its `<!doctype html`, begins.
 
-    One regular expression for a prolog took exponential time, because a comment is also a
-    declaration.
+    This is a loop and not one regular expression, which took exponential time: a comment can also
+    be read as a declaration.
     """
     start = 0
     while True:

@@ -1,4 +1,4 @@
-"""The facts of each format that Pillow ignores or misreads in the header."""
+"""The reader of header facts: for each format, what Pillow ignores or misreads in the header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from idefics_cli.images.tiff import read_tiff_facts
 
 
 def check_header(plugin: str, stream: BinaryIO) -> None:
-    """Refuse a file that a plugin of Pillow cannot open, if its own error would mislead.
+    """Refuse a file that Pillow's plugin cannot open, if the error of the plugin would mislead.
 
     Raises:
         RareKind: If the file is of a kind that Pillow does not know.
@@ -31,10 +31,10 @@ def check_header(plugin: str, stream: BinaryIO) -> None:
 
 
 def read_facts(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    """Correct what Pillow has read from the header of an unloaded *image*.
+    """Return the facts about an unloaded *image*, and correct what Pillow has read of its header.
 
     Args:
-        image: Its frame, tiles and palette are changed where they are wrong.
+        image: If its frame, tiles or palette are wrong, they are changed in place.
         stream: The file.
 
     Raises:
@@ -55,7 +55,8 @@ def _gif(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 
 
 def _png(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # A default image that is not a frame is for programs that know no animations.
+    # If the default image is not a frame of the animation, it is meant for programs that cannot
+    # show animations.
     if getattr(image, "default_image", False):
         image.seek(1)
     stream.seek(0)
@@ -67,14 +68,14 @@ _HEAD_BYTES = 1 << 16
 
 
 def _base_media(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # With a tone map (ISO 21496-1), the picture itself is for screens of standard range.
+    # In a file with a tone map (ISO 21496-1), the picture itself has standard range.
     stream.seek(0)
     head = stream.read(_HEAD_BYTES)
     return PixelFacts() if b"tmap" in head[:256] else _hdr_facts(head, b"colrnclx", ">HH")
 
 
 def _hdr_facts(head: bytes, name: bytes, layout: str) -> PixelFacts:
-    """Return the colour primaries and transfer characteristics of high dynamic range."""
+    """Return the primaries and the transfer that *head* states, if it is high dynamic range."""
     place = head.find(name)
     if place < 0 or place + 12 > len(head):
         return PixelFacts()
@@ -106,7 +107,7 @@ def _tiff(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 
 
 def _jpeg2000(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # Pillow rounds deeper samples to 8 bits, and the largest ones overflow to 0: white is black.
+    # Pillow rounds deeper samples to 8 bits, and the largest overflow to 0: white becomes black.
     stream.seek(0)
     head = stream.read(1 << 20)
     start = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ (ISO/IEC 15444-1, A.5.1)

@@ -1,4 +1,4 @@
-"""Icons and cursors: the best picture of the file, as an icon that Pillow reads rightly."""
+"""Icons and cursors: the choice of the best picture, in a form that Pillow decodes correctly."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class _Entry:
 
 
 def select_icon(stream: BinaryIO) -> tuple[BinaryIO, tuple[int, int]]:
-    """Return the largest and deepest picture of an icon or cursor as an icon of its own.
+    """Return an icon that contains only the best picture of an icon or cursor.
 
-    Pillow takes the shallowest of the largest pictures, and decodes it before its size is known.
-    It also takes the fourth byte of a pixel for alpha when all of them are 0; then the mask counts.
+    The best is the largest and, of several, the one with the most bits per pixel. Pillow would
+    choose the one with the fewest bits, and decode it before its size can be checked. Pillow also
+    reads the fourth byte of a pixel as alpha, even if it is 0 in all pixels. Then the mask is used.
 
     Returns:
         The icon as a stream, and its (width, height) in pixels.

@@ -1,4 +1,4 @@
-"""The loader: from any source to an upright RGB image, with limits."""
+"""The image loader: any source becomes an upright RGB image, within limits."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from idefics_cli.images.pixels import (
 from idefics_cli.images.salvage import without_broken_metadata
 from idefics_cli.images.sources import ImageSources
 
-# In other formats the decoded picture may be larger than in the header, or turned.
-_MOST_RESCUED_BYTES = 1 << 29  # damaged files are read into memory
+_MOST_RESCUED_BYTES = 1 << 29  # a damaged file is read into memory up to this size
+# In other formats, the decoded picture may be larger than the header says, or turned.
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 _MOST_PAGES = 100  # each costs a read of its header
@@ -49,14 +49,14 @@ _MEMORY = MemoryBudget()
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """How one file is decoded.
+    """How to decode one file.
 
     Attributes:
         plugin: Pillow's name of the format.
         source: Name of the picture in errors.
         draft_edge: See `ImageLoader.open`.
-        icc_profile: A profile that Pillow does not read from the file.
-        is_alone: Whether no other picture is decoded at the same time.
+        icc_profile: A colour profile that Pillow does not read from the file; None if it does.
+        is_alone: Whether no other picture may be decoded at the same time.
     """
 
     plugin: str
@@ -71,7 +71,7 @@ class ImageLoader:
 
     Args:
         limits: Limits of size and time.
-        offline: Refuse URLs.
+        offline: Whether to refuse URLs.
         stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
         memory: Budget of memory for decoding; by default all loaders share one.
         decode_seconds: Time limit of decoding one JPEG.
@@ -97,8 +97,9 @@ class ImageLoader:
 
         Args:
             attachment: The picture.
-            draft_edge: Allow a JPEG to be reduced by 2, 4 or 8 while both sides stay at least this
-                long. That is several times faster, if the model reduces the picture anyway.
+            draft_edge: Length in pixels. A JPEG may be reduced by 2, 4 or 8 if both sides stay at
+                least this long. This is several times faster; use it if the model reduces the
+                picture anyway.
 
         Returns:
             An RGB image whose `info` has only `original_size`, (width, height) of the upright
@@ -113,10 +114,10 @@ class ImageLoader:
             return self.open_stream(stream, source, draft_edge=draft_edge)
 
     def size(self, attachment: Attachment) -> tuple[int, int]:
-        """Return the `original_size` that `open` would give, if possible from the header alone.
+        """Return the `original_size` that `open` would give; if possible, read only the header.
 
         Raises:
-            ImageError: If the picture cannot be used; damage after the header may stay unnoticed.
+            ImageError: If the picture cannot be used. Damage after the header may stay unnoticed.
         """
         source = attachment.source
         with self._sources.open(source) as stream:
@@ -143,7 +144,7 @@ class ImageLoader:
             except CameraRaw:
                 return self._decode_raw(job, stream)
             except MemoryError:
-                # Other pictures may have taken the memory.
+                # Other pictures may have taken the memory, so it is decoded once more, alone.
                 return self._decode(replace(job, is_alone=True), stream)
             except (ImageError, RareKind, Image.DecompressionBombError):
                 raise
@@ -169,7 +170,7 @@ class ImageLoader:
             return image.size[::-1] if is_sideways(image) else image.size
 
     def _rescue(self, job: _Job, stream: BinaryIO) -> Image.Image | None:
-        """Return a damaged picture, if only metadata or a bit of the end is lost."""
+        """Return a damaged picture if only metadata, or a small part of its end, is lost."""
 
         def decode(data: bytes, icc_profile: bytes | None = None) -> Image.Image | None:
             try:
@@ -214,7 +215,8 @@ class ImageLoader:
         facts = read_facts(image, stream)
         self._check_size(image.size, job.source)
         header_size = image.size
-        # Other plugins also have drafts: pillow-heif would give the embedded thumbnail.
+        # Only for JPEG, because drafts of other plugins differ: pillow-heif would return the
+        # embedded thumbnail.
         if job.draft_edge is not None and is_jpeg:
             image.draft(None, (job.draft_edge, job.draft_edge))
         is_reduced = image.size != header_size
@@ -224,7 +226,7 @@ class ImageLoader:
             if job.icc_profile is not None:
                 image.info["icc_profile"] = job.icc_profile
             show_first_visible(image)
-            # With pillow-heif and icons, the picture may differ in size from its header.
+            # In HEIF files and icons, the size of the decoded picture may differ from the header.
             self._check_size(image.size, job.source)
             upright = upright_rgb(image, facts)
         size = upright.size
@@ -332,8 +334,8 @@ def _register_heif(source: str) -> None:
 def _open_with(plugin: str, stream: BinaryIO) -> ImageFile.ImageFile:
     """Read the header with one plugin of Pillow.
 
-    `Image.open` does the same, but warns of or refuses every picture above its own limit, before
-    our limit is checked.
+    `Image.open` does the same, but before our limit is checked, it warns about pictures above the
+    limit of Pillow, or refuses them.
     """
     if plugin not in Image.OPEN:
         Image.init()

@@ -1,4 +1,4 @@
-"""The memory and the time that decoding may take, over all threads."""
+"""Limits on the memory that all threads together use for decoding, and on the time of a JPEG."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from PIL import Image
 from idefics_cli.images.facts import RareKind
 
 DECODING_BYTES = 1_000_000_000
-"""Most memory of all pictures that are decoded at the same time; a larger one is decoded alone."""
+"""Largest memory of all pictures that are decoded together; a larger picture is decoded alone."""
 
-_MOST_SCANS = 500  # as Chromium and libjpeg-turbo's fuzzers allow
-# Bytes of a pixel that a decoder holds besides the image, by format; measured with Pillow 13.
+_MOST_SCANS = 500  # the limit that Chromium and libjpeg-turbo's fuzzers use
+# Format -> bytes per pixel that the decoder needs besides the image; measured with Pillow 13.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 16, "ICO": 8, "ICNS": 8}
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
-_RGB_BYTES = 4  # of a pixel of an RGB image of Pillow
-_COEFFICIENT_BYTES = 6  # of a pixel of a progressive JPEG, before any reduction
+_RGB_BYTES = 4  # Pillow's bytes per pixel of an RGB image
+_COEFFICIENT_BYTES = 6  # bytes per pixel of a progressive JPEG's coefficients, before reduction
 
 
 def decoding_bytes(image: Image.Image, pixels: int) -> int:
-    """Return about how much memory the decoding of *image* takes, with its RGB copies.
+    """Return an estimate of the bytes that decoding *image* takes, with its RGB copies.
 
     Args:
-        image: The image before it is loaded, with its reduced size if it has one.
-        pixels: Number of pixels of the whole picture.
+        image: The image before it is loaded; a draft already has the reduced size.
+        pixels: Number of pixels of the picture without any reduction.
     """
     own = _BYTES_OF_MODE.get(image.mode, 4)
     each = own + 2 * _RGB_BYTES + _DECODER_BYTES.get(image.format or "", 0)
@@ -39,7 +39,7 @@ def decoding_bytes(image: Image.Image, pixels: int) -> int:
 
 
 class MemoryBudget:
-    """A number of bytes that threads share; they wait for their turn.
+    """A number of bytes that threads share. A thread waits until enough bytes are free.
 
     Args:
         total_bytes: The size of the budget.
@@ -53,9 +53,10 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, count: int | None) -> Iterator[None]:
-        """Hold *count* bytes, at most the whole budget; None holds the whole budget.
+        """Hold *count* bytes within the block, at most the whole budget; None holds all of it.
 
-        Threads are served in their order, so that a large picture gets its turn.
+        Threads are served in the order in which they come. Otherwise small pictures could keep a
+        large one waiting for ever.
         """
         count = self._total if count is None else min(count, self._total)
         with self._turn, self._changed:
@@ -95,13 +96,13 @@ class _TimedStream(io.RawIOBase):
 
 
 def timed_stream(stream: BinaryIO, seconds: float) -> BinaryIO:
-    """Return *stream* so that the decoding of a JPEG ends when it takes too long.
+    """Return a stream like *stream*, which ends the decoding of a JPEG that takes too long.
 
-    Each scan of a progressive file changes the whole picture, so a small file can take hours. The
-    number of scans has a limit, too.
+    Each scan of a progressive file changes the whole picture, so decoding a small file can take
+    hours. The number of scans has a limit, too.
 
     Args:
         stream: The file; it stays open.
-        seconds: Time from now. Then reading raises `RareKind`.
+        seconds: After so many seconds from now, reading raises `RareKind`.
     """
     return cast("BinaryIO", _TimedStream(stream, seconds))

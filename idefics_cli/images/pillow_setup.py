@@ -1,4 +1,4 @@
-"""The process-wide settings of Pillow."""
+"""Settings of Pillow that hold for the whole process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NO_OUTPUT = logging.NullHandler()
 def mute_warnings() -> None:
     """Hide the warnings and log messages of Pillow's plugins about odd files.
 
-    One filter for the modules of Pillow is set once, because `warnings.catch_warnings` would
-    undo the filters of other threads.
+    The filters are set once and stay, because `warnings.catch_warnings` would undo the filters of
+    other threads.
     """
-    # Without a handler, Python writes the errors of a library to stderr.
+    # If no handler is set, Python writes errors that a library logs to stderr.
     logging.getLogger("PIL").addHandler(_NO_OUTPUT)
     with _LOCK:
         for muted in _MUTED:
@@ -37,7 +37,7 @@ def mute_warnings() -> None:
 def mute_libtiff() -> None:
     """Silence the messages of libtiff, because Pillow raises an error for each of them.
 
-    If its functions cannot be found (Pillow as one static library), the messages stay.
+    If the functions of libtiff cannot be found, as in a static build of Pillow, the messages stay.
     """
     try:
         # A lookup in the extension module of Pillow finds the symbols of its libraries.
@@ -50,10 +50,11 @@ def mute_libtiff() -> None:
 
 
 def set_pixel_limit(max_pixels: int) -> None:
-    """Let the plugins of Pillow decode *max_pixels*, and not more, before our limit is checked.
+    """Set Pillow's own limit of pixels, so that it refuses pictures above *max_pixels*.
 
-    Icons in ICNS files and the parts of other containers are decoded by plugins without our
-    check. Pillow refuses twice its limit. The largest limit of all loaders counts.
+    Plugins decode icons in ICNS files, and parts of other containers, before our limit is checked.
+    Pillow refuses a picture above twice its limit, so the limit is half of *max_pixels*. Of all
+    loaders in the process, the one with the largest limit decides.
     """
     limit = (max_pixels + 1) // 2
     current = Image.MAX_IMAGE_PIXELS
@@ -66,7 +67,7 @@ _DEFAULT_LIMIT = Image.MAX_IMAGE_PIXELS
 
 @contextmanager
 def lenient_decoding() -> Iterator[None]:
-    """Let Pillow leave the missing part of a cut file black, in one thread at a time."""
+    """Let Pillow decode cut files, whose missing part becomes black; one thread at a time."""
     with _LENIENT:
         before = ImageFile.LOAD_TRUNCATED_IMAGES
         ImageFile.LOAD_TRUNCATED_IMAGES = True

@@ -1,4 +1,4 @@
-"""From a decoded image of any mode to an upright RGB image."""
+"""The conversion of a decoded image of any mode to an upright RGB image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from idefics_cli.images.colour import to_srgb, tone_mapped
 from idefics_cli.images.facts import PixelFacts
 
-# EXIF 2.32, tag 0x0112: the operation that undoes each orientation.
+# Orientation -> the operation that undoes it (EXIF 2.32, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,7 +47,10 @@ def is_sideways(image: Image.Image) -> bool:
 
 
 def show_first_visible(image: Image.Image) -> None:
-    """Go to the first frame of a loaded animation that is not wholly clear, if it is near."""
+    """Go to the first frame of a loaded animation that is not wholly transparent.
+
+    Only the first `_MOST_CLEAR_FRAMES` frames are tried.
+    """
     for frame in range(1, _MOST_CLEAR_FRAMES):
         if not _is_clear_animation(image):
             return
@@ -63,7 +66,8 @@ _MOST_CLEAR_FRAMES = 8
 
 
 def _is_clear_animation(image: Image.Image) -> bool:
-    # The further frames of a Photoshop file are its layers, and of a TIFF its pages.
+    # Further frames of a Photoshop file are its layers, and those of a TIFF file are its pages. So
+    # only the formats of animations count.
     if image.format not in ("GIF", "PNG", "WEBP") or not image.has_transparency_data:
         return False
     is_animated = getattr(image, "is_animated", False)
@@ -75,7 +79,7 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN) -> Image.Image:
 
     Args:
         image: The image.
-        facts: How its pixels are to be read.
+        facts: How to read the pixels of the image.
     """
     turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
@@ -97,7 +101,7 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN) -> Image.Image:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return an image of the loader turned upright from an EXIF orientation."""
+    """Return *image*, which comes from the loader, turned upright from an EXIF *orientation*."""
     turn = _UPRIGHT.get(orientation)
     if turn is None:
         return image
@@ -110,7 +114,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:
-        # The colour key of a 16-bit PNG; Pillow has cut its samples to 8 bits.
+        # This is the colour key of a 16-bit PNG, whose samples Pillow has cut to 8 bits.
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.mode == "La":  # Pillow cannot convert these to RGBA in one step
         image = image.convert("LA")
@@ -129,14 +133,17 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _bands(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the boxes of bands of rows, so that only a band has intermediate copies."""
+    """Yield boxes that divide an image into bands of rows.
+
+    Band by band, intermediate copies take little memory.
+    """
     rows = max(1, _BAND_PIXELS // max(1, width))
     for top in range(0, height, rows):
         yield 0, top, width, min(height, top + rows)
 
 
 def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
-    """Convert grey of 16 or 32 bits or floats to `L`; a colour key becomes white."""
+    """Convert a grey image of 16 bits, 32 bits or floats to `L`. A colour key becomes white."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         grey = (values >> (facts.grey_bits - 8)).astype(np.uint8)
@@ -159,7 +166,8 @@ def _from_integers(
     values: NDArray[np.int32] | NDArray[np.uint32], *, sixteen: bool
 ) -> NDArray[np.uint8]:
     low, high = int(values.min()), int(values.max())
-    # Pillow scales a PNM of more than 8 bits to 0..65535; a TIFF does not define its range.
+    # Pillow scales a PNM of more than 8 bits to 0..65535. A TIFF does not define its range, so its
+    # largest value decides.
     if low >= 0 and high <= 65535 and (sixteen or high > 255):
         return (values >> 8).astype(np.uint8)
     if low >= 0 and high <= 255:
@@ -191,12 +199,12 @@ def _stretched(
     low: float | None = None,
     high: float | None = None,
 ) -> NDArray[np.uint8]:
-    """Return *values* from *black* to *white* as 0 to 255.
+    """Return *values*, scaled so that *black* becomes 0 and *white* becomes 255.
 
-    Infinite values count as *low* and *high*, by default black and white, and NaN as *low*.
+    Infinite values count as *low* and *high*, by default *black* and *white*. NaN counts as *low*.
+    Viewers also show data such as heights or temperatures with their range from black to white.
     """
     low, high = black if low is None else low, white if high is None else high
-    # Data such as heights or temperatures: viewers show its range from black to white.
     stretched = np.empty(values.shape, np.uint8)
     for _, top, _, bottom in _bands(values.shape[1], values.shape[0]):
         band = np.nan_to_num(

@@ -1,4 +1,4 @@
-"""Photoshop files: the channels of the merged picture."""
+"""Corrections for Photoshop files: Pillow misreads some channels of the merged picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PSD_HINT = "export it as PNG, or save it with 8 bits and `maximize compatibilit
 def _has_merged_alpha(image: PsdImagePlugin.PsdImageFile, stream: BinaryIO) -> bool:
     """Whether the first channel after the colours is the transparency of the merged picture.
 
-    Then the number of layers is negative (Adobe Photoshop File Formats, "Layer info").
+    If so, the number of layers is negative (Adobe Photoshop File Formats, "Layer info").
     """
     start = _psd_section(stream, 2)
     stream.seek(start)
@@ -56,7 +56,7 @@ def _has_merged_alpha(image: PsdImagePlugin.PsdImageFile, stream: BinaryIO) -> b
 
 
 def _psd_section(stream: BinaryIO, number: int) -> int:
-    """Return where a section after the header begins: 1 resources, 2 layers, 3 pixels."""
+    """Return the position of a section after the header: 1 resources, 2 layers, 3 pixels."""
     position = 26
     for _ in range(number):
         stream.seek(position)
@@ -67,7 +67,10 @@ def _psd_section(stream: BinaryIO, number: int) -> int:
 def _psd_tiles(
     image: PsdImagePlugin.PsdImageFile, stream: BinaryIO, channels: int
 ) -> list[ImageFile._Tile]:
-    """Return the tiles by the rows of all channels; Pillow takes a table of its own channels."""
+    """Return the tiles of the channels, computed from the row sizes of all channels in the file.
+
+    Pillow counts only the channels that it decodes, and so finds wrong offsets if there are more.
+    """
     width, height = image.size
     start = _psd_section(stream, 3)
     stream.seek(start)

@@ -1,7 +1,7 @@
-"""Copies of damaged files that can be decoded: without broken metadata, or with a new end.
+"""Copies of damaged files, without the metadata that may be broken.
 
-A picture is worth more than its metadata. Pillow refuses a file for one broken segment that
-browsers ignore, so such a file is decoded a second time without it. Whole files are not touched.
+Pillow refuses a file because of one broken segment of metadata, which browsers ignore. So such a
+file is decoded a second time without its metadata. Undamaged files are not touched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Salvaged:
 
 
 def without_broken_metadata(plugin: str, data: bytes) -> Salvaged | None:
-    """Return a copy of a file without the metadata that can be broken; None if nothing changes."""
+    """Return a copy of a file without metadata that may be broken; None if nothing would change."""
     salvage = _SALVAGES.get(plugin)
     try:
         salvaged = salvage(data) if salvage else None
@@ -43,7 +43,8 @@ def without_broken_metadata(plugin: str, data: bytes) -> Salvaged | None:
 # PNG -------------------------------------------------------------------------------------------
 
 _PNG_START = 8
-# Lengths of `tRNS` for grey and for RGB; a palette has at most one byte for each colour.
+# Lengths of the chunk `tRNS` for grey and for RGB. With a palette, it has at most one byte for each
+# colour.
 _KEY_BYTES = {0: 2, 2: 6}
 _KEPT_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"sRGB", b"cICP"}
 _LENGTHS = {b"gAMA": 4, b"sRGB": 1, b"cICP": 4}
@@ -84,7 +85,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool, bytes]]:
 
 
 def _is_orientation(name: bytes, body: bytes) -> bool:
-    """Return whether a text holds EXIF data, as ImageMagick writes it."""
+    """Return whether a text chunk contains EXIF data in the form that ImageMagick writes."""
     if name not in (b"tEXt", b"zTXt") or not body.startswith(b"Raw profile type "):
         return False
     text = body.partition(b"\0")[2]
@@ -92,7 +93,7 @@ def _is_orientation(name: bytes, body: bytes) -> bool:
 
 
 def _unpacked(data: bytes, most: int) -> bytes | None:
-    """Return *data* unpacked; None if it is damaged or has more than *most* bytes."""
+    """Return *data* unpacked; None if it is damaged, or has more than *most* bytes unpacked."""
     unpacker = zlib.decompressobj()
     try:
         unpacked = unpacker.decompress(data, most)
@@ -119,7 +120,7 @@ def _jpeg(data: bytes) -> Salvaged:
 
 
 def _is_used(marker: int, body: bytes) -> bool:
-    """Return whether metadata changes how a picture looks, and is whole."""
+    """Return whether a segment of metadata changes how the picture looks, and is complete."""
     if marker == 0xE1:
         return body.startswith(b"Exif\0\0")
     if marker == 0xE2:
@@ -128,7 +129,7 @@ def _is_used(marker: int, body: bytes) -> bool:
 
 
 def jpeg_segments(data: bytes, start: int = 2) -> Iterator[tuple[int, bytes, int, int]]:
-    """Yield marker, body, begin and end of each segment up to the first scan, with that scan."""
+    """Yield marker, body, begin and end of each segment, up to and including the first scan."""
     place = start
     while place + 4 <= len(data):
         if data[place] != 0xFF:

@@ -1,4 +1,4 @@
-"""The bytes of a picture from a file, a URL, a `data:` URI, stdin or the clipboard."""
+"""The sources of pictures: files, URLs, `data:` URIs, stdin and the clipboard."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class ImageSources:
     """Opens sources as streams of bytes; any thread may use it.
 
     Args:
-        limits: `max_bytes` applies to downloads, `data:` URIs and stdin, not to files.
-        offline: Refuse URLs.
+        limits: `max_bytes` applies to downloads, `data:` URIs and stdin, but not to files.
+        offline: Whether to refuse URLs.
         stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
     """
 
@@ -85,7 +85,7 @@ class ImageSources:
         return download(url, self._limits)
 
     def _read_stdin(self) -> bytes:
-        # A pipe can be read only once; every later `-` is the same picture.
+        # A pipe can be read only once, so every later `-` means the same picture.
         with self._stdin_lock:
             if self._stdin_bytes is None:
                 self._stdin_bytes = self._drain_stdin()
@@ -98,7 +98,7 @@ class ImageSources:
         return self._stdin_bytes
 
     def _drain_stdin(self) -> bytes:
-        # None if the process has no standard input; typeshed does not say so.
+        # `sys.stdin` is None if the process has no standard input. typeshed does not say so.
         process: object = sys.stdin
         stream = self._stdin or getattr(process, "buffer", None)
         try:
@@ -255,7 +255,7 @@ def _missing_hint(path: str) -> str:
     same = [name for name in names if name.casefold() == base.casefold()]
     if not same and _WILD.search(base):
         return "globs are for `idefics caption`; otherwise name each picture, with its own `-i`"
-    # A high cutoff, because the extension alone makes many names similar.
+    # The cutoff is high, because many names are similar just by their extension.
     close = same or difflib.get_close_matches(base, names, n=1, cutoff=0.75)
     if close:
         return f"did you mean `{abbreviated(os.path.join(folder, close[0]))}`?"

@@ -1,4 +1,4 @@
-"""TIFF files that Pillow misreads: their facts, and the page that is the picture."""
+"""Corrections for TIFF files that Pillow misreads, and the choice of the page to show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MissingRows(Exception):
 
 
 def read_tiff_facts(image: TiffImagePlugin.TiffImageFile) -> PixelFacts:
-    """As `read_facts`, for TIFF.
+    """Do for a TIFF file what `header.read_facts` does.
 
     Raises:
         RareKind: If the decoded pixels would be wrong.
@@ -81,7 +81,7 @@ def _refuse_rare(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _check_rows(image: TiffImagePlugin.TiffImageFile) -> None:
-    # `height` is the height of the upright picture.
+    # From the tag, because `image.height` is the height of the upright picture.
     height = int(image.tag_v2[_HEIGHT])
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
     if bottom < height:
@@ -89,14 +89,15 @@ def _check_rows(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _widen_color_map(image: TiffImagePlugin.TiffImageFile) -> None:
-    # A colour map has 16 bits. Some programs write 8, which Pillow cuts to 0.
+    # The values of a colour map have 16 bits. Some programs write 8 bits, which Pillow cuts to 0.
     values = image.tag_v2.get(_COLOR_MAP)
     if image.mode in ("P", "PA") and values and max(values) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(values))
 
 
 def _correct_stride(image: TiffImagePlugin.TiffImageFile) -> None:
-    # Rows of 12-bit samples end at a byte. Some programs end them at a pair of samples, 3 bytes.
+    # By the standard, a row of 12-bit samples ends at a whole byte. Some programs end it at a whole
+    # pair of samples, which is 3 bytes.
     counts, (width, _) = image.tag_v2.get(_STRIP_BYTES), image.size
     stride = (width + 1) // 2 * 3
     if counts and not image.use_load_libtiff and sum(counts) == stride * image.tag_v2[_HEIGHT]:
@@ -104,7 +105,10 @@ def _correct_stride(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _correct_planes(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Correct the raw modes of samples in planes: Pillow takes a letter of a pixel's raw mode."""
+    """Correct the raw modes of a file that stores each channel as a separate plane.
+
+    For each plane, Pillow takes one letter of the raw mode of a pixel, which lacks the depth.
+    """
     if image.use_load_libtiff:
         return
     bits, samples = _first(image.tag_v2.get(_BITS), 1), image.tag_v2.get(_SAMPLES, 1)

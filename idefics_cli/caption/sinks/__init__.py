@@ -1,7 +1,7 @@
-"""The formats of captions: one module per format, one row in `SINKS`.
+"""The output formats of captions: each has a module here, and a row in `SINKS`.
 
-Importing this package is cheap, because every command needs the names of the formats; a row
-imports its module when a run makes the sink.
+Every command needs the names of the formats, so importing this package must be cheap. A row imports
+its module only when a run makes the sink.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SINKS: Mapping[str, SinkFormat] = MappingProxyType(
         "txt": SinkFormat(_txt, output="folder"),
     }
 )
-"""Name of a format -> how it is written. The first is that of stdout."""
+"""All formats by name. The first one is used for stdout."""
 
 _TABLE = "`-o captions.csv` is what a spreadsheet opens"
 # Extensions of outputs that no format can write.
@@ -67,7 +67,7 @@ _HINTS = {
 
 
 def find_format(path: Path) -> str | None:
-    """Return the format that the extension of *path* means; None if it means none."""
+    """Return the format to which the extension of *path* belongs; None if it belongs to none."""
     extension = path.suffix.lower()
     return next((name for name, row in SINKS.items() if extension in row.extensions), None)
 
@@ -78,7 +78,7 @@ def format_for(path: Path | None) -> str:
     Stdout, devices and names without an extension have the first format.
 
     Raises:
-        UsageError: If the extension means no format.
+        UsageError: If the extension belongs to no format.
     """
     if path is None or not path.suffix or (path.exists() and not path.is_file()):
         return next(iter(SINKS))

@@ -15,7 +15,7 @@ from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 
 Existing = Literal["error", "skip", "overwrite", "append", "prepend"]
-"""What becomes of captions that exist already."""
+"""What to do with captions that exist already."""
 
 
 class ByteStream(Protocol):
@@ -26,7 +26,7 @@ class ByteStream(Protocol):
         ...
 
     def flush(self) -> object:
-        """Pass on the bytes that were written."""
+        """Pass buffered bytes on to the stream's destination."""
         ...
 
 
@@ -36,18 +36,19 @@ class Target:
 
     Attributes:
         stdout: Receives the records if there is no *path*.
-        path: The file to write, or the folder of the sidecars. Without a folder, sidecars are
-            written beside the pictures.
-        existing: What becomes of captions that exist already. In a single file, `append` and
-            `skip` add rows at its end, `skip` only for pictures without a row.
-        resume_at: Size in bytes to which the file is cut before rows are added. None begins the
-            file as *existing* says. Sidecars and stdout ignore it.
+        path: The file to write, or the folder of the sidecars (text files, one for each picture).
+            Without a folder, sidecars are written beside the pictures.
+        existing: What to do with captions that exist already. In a single file, `append` and
+            `skip` add rows at the end, `skip` only for pictures without a row.
+        resume_at: Size in bytes to which the file is cut before rows are added. With None, the
+            file begins as *existing* says. Sidecars and stdout ignore it.
         columns: Names of the questions; empty for the single caption of a run.
         pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
             before the first record.
         full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`.
-        is_dataset: Whether the file has only rows that `datasets` reads: captions of pictures
-            that are there. The name of the first *path* decides.
+        is_dataset: Whether the file has only rows that the library `datasets` can read: captions of
+            pictures whose files exist. The name of *path* decides. It stays true if
+            `dataclasses.replace` then changes *path*.
     """
 
     stdout: ByteStream
@@ -65,7 +66,7 @@ class Target:
 
 
 class RecordError(IdeficsError):
-    """The caption of one picture cannot be stored, but those of other pictures may be."""
+    """The caption of one picture cannot be stored; the run goes on with the other pictures."""
 
 
 class SidecarError(RecordError):
@@ -80,9 +81,10 @@ class Sink(Protocol):
     """Stores records. There is one writer, in the process of the run; workers never write."""
 
     def __enter__(self) -> Self:
-        """Check that the target can be written; it does not change until the first record.
+        """Check that the target can be written.
 
-        Only a file that is resumed changes at once: the torn row of a killed run is cut off.
+        The target does not change before the first record. The exception is a file that is resumed:
+        the torn row of a killed run is cut off here.
 
         Raises:
             UsageError: If the target exists already, cannot be written, or would get two captions
@@ -98,14 +100,14 @@ class Sink(Protocol):
     ) -> None: ...
 
     def completed(self) -> AbstractSet[str]:
-        """Return the keys of pictures to skip: with `existing="skip"`, those with a caption."""
+        """Return the keys of the pictures that have a caption, if `existing` is "skip"."""
         ...
 
     @property
     def run_path(self) -> Path | None:
-        """Path of the output, whose name the files of a run extend: `out.csv.journal`.
+        """Path of the output. The other files of the run are named after it: `out.csv.journal`.
 
-        None for an output that does not stay: stdout and devices.
+        None for stdout and devices, which a later call cannot continue.
         """
         ...
 
@@ -118,14 +120,14 @@ class Sink(Protocol):
         ...
 
     def position(self) -> int | None:
-        """Return the number of bytes that `rows_path` keeps, as `Target.resume_at` takes them.
+        """Return the size in bytes of the rows in `rows_path`, for `Target.resume_at`.
 
-        None where there is no such file.
+        None if there is no such file.
         """
         ...
 
     def write(self, record: CaptionRecord) -> None:
-        """Store *record* and flush. An error leaves the records before it whole.
+        """Store *record* and flush. If this fails, the records before it stay complete.
 
         Raises:
             RecordError: If only this record cannot be stored.
@@ -135,10 +137,10 @@ class Sink(Protocol):
         ...
 
     def finish(self) -> None:
-        """Make the output from the rows, once the sink is closed, however the run ended.
+        """Make the output from the rows. This is called once the sink is closed, after any end.
 
         Raises:
-            IdeficsError: If the output cannot be written; the rows then stay.
+            IdeficsError: If the output cannot be written. The rows then stay.
         """
         ...
 
@@ -149,9 +151,10 @@ class SinkFormat:
 
     Attributes:
         make: Makes the sink that writes the format.
-        extensions: Extensions of output files that mean this format, in lower case.
-        output: What the format can write: a "stream" is stdout or a file, a "file" a file only;
-            a "folder" is one file for each picture, beside the pictures if no folder is named.
+        extensions: Extensions of output files of this format, in lower case.
+        output: What the format can write: "stream" means stdout or a file, "file" means a file
+            only, and "folder" means one file for each picture, which stands beside the picture if
+            no folder is named.
     """
 
     make: Callable[[Target], Sink]

@@ -1,4 +1,4 @@
-"""Comma-separated values by RFC 4180, in UTF-8, with a header; but lines end with LF."""
+"""The format CSV by RFC 4180, in UTF-8, with a header; unlike in the RFC, lines end with LF."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idefics_cli.core.types import CaptionRecord
 
 
 class CsvSink(LineSink):
-    """Writes every record, failures too. A missing value is empty; notes are joined by `; `.
+    """Writes every record, failures too. A missing value is an empty cell; `; ` joins notes.
 
     Text that begins with `=` stays unchanged, because training data must not be altered. A
     spreadsheet may read it as a formula, unless the column is imported as text.

@@ -1,7 +1,8 @@
-"""Outputs that `datasets` reads together with their pictures: `metadata.jsonl` and its like.
+"""Checks of outputs such as `metadata.jsonl`, which the library `datasets` reads with the pictures.
 
-Its builder "imagefolder" takes every row for a picture below the folder of the file, and raises
-an error for the whole data set at a row without one (datasets 5.2, folder_based_builder.py).
+The builder "imagefolder" of `datasets` expects a picture below the folder of the file for every
+row. If one row has no such picture, it cannot read the data set at all (datasets 5.2,
+folder_based_builder.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from idefics_cli.caption.sinks.rows import is_below
 from idefics_cli.core.errors import UsageError
 
 _NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
-# What fsspec and `os.path.expandvars`, to which `datasets` gives the name, change in it.
+# Parts of a name that fsspec or `os.path.expandvars` would change. `datasets` passes names to both.
 _UNREADABLE = {
     "\\": re.compile(r"\\"),
     "::": re.compile("::"),
@@ -46,7 +47,7 @@ def check_dataset(path: Path, keys: Iterable[str], columns: Iterable[str]) -> No
                 hint=f"`-o FOLDER/{path.name}`, with the folder of the pictures, {other}",
             )
     for column in columns:
-        # "imagefolder" takes such columns for the names of further pictures.
+        # "imagefolder" expects the names of further pictures in columns of such names.
         if column == "image" or re.fullmatch(r"(?:\w+_)?file_names?", column):
             raise UsageError(
                 f"`{path}` is a data set, in which `{column}` cannot be the name of a question",
@@ -55,14 +56,14 @@ def check_dataset(path: Path, keys: Iterable[str], columns: Iterable[str]) -> No
 
 
 def unreadable_part(name: str, written: str) -> str | None:
-    """Return why `datasets` does not find the picture *name*, as the end of a sentence.
+    """Return why `datasets` would not find the picture *name*, as the end of a sentence.
 
     Args:
         name: The name.
-        written: The name as the row would have it.
+        written: The name as it would stand in the row.
 
     Returns:
-        None if it finds the picture.
+        None if `datasets` would find the picture.
     """
     try:
         name.encode()

@@ -1,4 +1,4 @@
-"""One JSON object per line, in the layout of `metadata.jsonl` that dataset tools read."""
+"""The format JSON lines, in the layout of `metadata.jsonl`, which dataset tools read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from idefics_cli.core.types import CaptionRecord
 class JsonlSink(LineSink):
     """Writes every record, failures too, with all columns; `notes` only if there are notes.
 
-    A data set has captions only, and always `notes`, as one text.
+    A data set has only captions, and no failures. It always has `notes`, as one text.
     """
 
     has_types = False
@@ -32,12 +32,13 @@ class JsonlSink(LineSink):
         """Return the row of *record*; see `encode`."""
         cells = row(record, self.written(file_name), self._target.columns)
         if self._target.is_dataset and not self.has_types:
-            # `datasets` takes the columns and their types from the first rows.
+            # `datasets` infers the columns and their types from the first rows, so every row has
+            # notes, with the same type.
             cells["notes"] = "; ".join(record.notes)
         return encode(cells)
 
     def written(self, file_name: str) -> str:
-        """Return *file_name* with escapes for what is not UTF-8; JSON has others of its own."""
+        """Return *file_name* with escapes for bytes that are not UTF-8; JSON escapes the rest."""
         return escaped_name(file_name, NOT_UTF8)
 
     def stored(self, path: Path) -> AbstractSet[str]:
@@ -58,8 +59,8 @@ class JsonlSink(LineSink):
 def encode(cells: Row) -> bytes:
     r"""Return *cells* as one line of UTF-8, with control characters escaped.
 
-    A byte that is not UTF-8 becomes the text `\xff`: other programs refuse a file with the lone
-    surrogates of PEP 383.
+    A byte that is not UTF-8 becomes the text `\xff`. Python has it as a lone surrogate (PEP 383),
+    and other programs refuse a file with lone surrogates.
     """
     text = json.dumps(cells, ensure_ascii=False)
     text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -1,4 +1,4 @@
-"""The base of the formats that write each record as a row of one file."""
+"""The base class of the formats that write each record as a row of one file."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class LineSink(ABC):
         """Return the row of *record* with its line end; None if it gets no row."""
 
     def written(self, file_name: str) -> str:
-        """Return *file_name* as a row has it."""
+        """Return *file_name* as it stands in a row."""
         return file_name
 
     def header(self) -> bytes:
-        """Return the first line of a new output; empty if it has none."""
+        """Return the first line of a new output; empty if the format has no header."""
         return b""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class LineSink(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:  # a run without captions replaces an older file by an empty one
+        if kind is None:  # this opens the file, so that a run without captions empties an older one
             self._write_bytes(b"")
         try:
             if self._file is not None:
@@ -148,7 +148,7 @@ class LineSink(ABC):
         if self._target.existing in ("append", "skip") and path.is_file():
             self._stored(path)  # raises if the file has another format
             return _File.continued(path)
-        # Devices and pipes always exist, and only a file loses its content when it is opened.
+        # Devices and pipes always exist, and lose nothing when they are opened.
         may_exist = self._target.existing == "overwrite" or (path.exists() and not path.is_file())
         return _File.begun(path, may_exist=may_exist)
 
@@ -162,7 +162,7 @@ class LineSink(ABC):
 
 
 class _File:
-    """An unbuffered file, written at its end; a write is whole or leaves no trace.
+    """An unbuffered file that is written at its end; if a write fails, its bytes are cut off again.
 
     Attributes:
         size: Number of bytes in the file; None for a device or a pipe.
@@ -214,7 +214,7 @@ class _File:
             while left:
                 left = left[os.write(self._descriptor, left[:_CHUNK]) :]
         except BaseException:
-            # A full disk may have stored a part of the row: remove it.
+            # A disk that became full may have stored a part of the row, which is cut off.
             if self.size is not None:
                 self._cut(self.size)
             raise

@@ -1,4 +1,4 @@
-"""Parquet, to which no row can be added: a run keeps its rows as JSON lines until it ends."""
+"""The format Parquet. No row can be added to such a file, so a run collects JSON lines first."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _GROUP_ROWS = 10_000
 class ParquetSink(JsonlSink):
     """Writes every record, failures too; a missing value is null. See `Sink`.
 
-    Rows go to JSON lines beside the file (see `rows_file`). `finish` writes the file from them;
-    until then an older file stays.
+    Rows are written to JSON lines beside the file (see `rows_file`). `finish` makes the Parquet
+    file from them. Until then, an older file stays.
     """
 
     has_types = True
@@ -40,7 +40,7 @@ class ParquetSink(JsonlSink):
         self._path = target.path
 
     def __enter__(self) -> Self:
-        """Check the file, and read the rows that it has already; see `Sink`."""
+        """Check the file; if rows are to be added, copy its rows to JSON lines. See `Sink`."""
         target, path = self._target, self._path
         check_pyarrow()
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -59,7 +59,8 @@ class ParquetSink(JsonlSink):
 
     def finish(self) -> None:
         """Write the Parquet file from the rows; see `Sink.finish`."""
-        # The journal lacks the rows from before this run, which needs them to continue.
+        # The JSON lines stay if they contain rows from before this run. The journal lacks these
+        # rows, and a later call needs them to continue.
         keeps = self._target.existing in ("append", "skip")
         write_parquet(self._path, self._target.columns, keep_rows=keeps)
 
@@ -78,9 +79,9 @@ def check_pyarrow() -> None:
 
 
 def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = False) -> None:
-    """Write *path* from its JSON lines, and remove these; without JSON lines, do nothing.
+    """Write *path* from its JSON lines, and remove these lines; without JSON lines, do nothing.
 
-    The memory holds 10,000 rows at a time. A torn last line is ignored.
+    At most 10,000 rows are in memory at a time. A torn last line is ignored.
 
     Args:
         path: The Parquet file, which is replaced as a whole.
@@ -132,7 +133,7 @@ def _cells(cells: dict[str, Value]) -> dict[str, Value]:
 
 
 def _text(value: str) -> str:
-    # Strings in Parquet are UTF-8. The rows of version 0.1.0 have surrogates for other bytes.
+    # Strings in Parquet are UTF-8. Rows that version 0.1.0 wrote have surrogates for other bytes.
     return NOT_UTF8.sub(lambda match: escape(ord(match[0])), value)
 
 
@@ -140,9 +141,10 @@ def _read_rows(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
     """Write the rows of the Parquet file *path* to the JSON lines *rows*."""
     from pyarrow import ArrowException, parquet
 
-    # To a temporary file first, because the next run would take half of the rows for all of them.
+    # `replacing` writes to a temporary file first. If this run were killed here, the next run would
+    # otherwise read an incomplete file as if it were complete.
     try:
-        # Absolute, because pyarrow takes a relative name with a colon for a URI.
+        # The path is absolute, because pyarrow reads a relative name with a colon as a URI.
         with parquet.ParquetFile(path.absolute()) as file, replacing(rows) as lines:
             if tuple(file.schema_arrow.names) != names(columns):
                 raise ValueError("it has other columns")

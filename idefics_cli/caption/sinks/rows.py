@@ -18,9 +18,9 @@ Row = Mapping[str, Value]
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Bytes that were not UTF-8, by PEP 383.
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
-# Both, but without line feed and tab, which text may have.
+# All of `UNSAFE` and `NOT_UTF8`, except line feed and tab, which text may have.
 UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# A name in which every backslash is part of an escape of `escape`, or doubled.
+# A name in which every backslash is doubled, or is part of an escape as `escape` makes it.
 _ESCAPED_NAME = re.compile(r"(?:[^\\]|\\(?:\\|x[0-9a-f]{2}|u[0-9a-f]{4}))*")
 _IN_NAME = re.compile(r"\\(\\|x..|u....)")
 
@@ -48,7 +48,7 @@ def names(columns: tuple[str, ...]) -> tuple[str, ...]:
 def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict[str, Value]:
     """Return the values of *record* by column, in the order of `names`.
 
-    There is a value for `notes` only if the record has notes.
+    `notes` is left out if the record has none.
     """
     answers = dict(record.answers)
     cells: dict[str, Value] = {"file_name": file_name}
@@ -81,7 +81,7 @@ def file_name(key: str, output: Path | None) -> str:
     if output is None or not is_below(key, output.parent):
         return key
     name = PurePath(os.path.relpath(key, output.parent)).as_posix()
-    # As in a work list, the name of a file that looks like a URI starts with `./`.
+    # A name that looks like a URI gets `./` in front, as in a work list.
     return f"./{name}" if is_uri(name) else name
 
 
@@ -102,11 +102,11 @@ def escaped(text: str) -> str:
 
 
 def escaped_name(name: str, unsafe: re.Pattern[str] = UNSAFE_IN_TEXT) -> str:
-    r"""Return the file name *name* as rows have it; `plain_name` is the way back.
+    r"""Return the file name *name* as it stands in rows; `plain_name` is the inverse.
 
-    A name with characters that are *unsafe* has the escapes of `escape` for them and `\\` for
-    each backslash. Almost every other name is unchanged, with its backslashes, so that other
-    programs find the file: only if it looks like an escaped name are its backslashes doubled.
+    If a name has characters that match *unsafe*, these are escaped as `escape` does, and each
+    backslash is doubled. Almost every other name is unchanged, even with backslashes, so that other
+    programs find the file. Its backslashes are doubled only if it looks like an escaped name.
     """
     is_safe = unsafe.search(name) is None
     if is_safe and ("\\" not in name or not _ESCAPED_NAME.fullmatch(name)):

@@ -1,8 +1,8 @@
-r"""Lines of `path<TAB>caption`, or of the path and each answer.
+r"""The format TSV: lines of `path<TAB>caption`, or of the path and each answer.
 
 Characters that would break a line are escaped as in C: `\t`, `\n`, `\r`, `\\`, `\x1b`, `\u202e`,
-and `\xff` for a byte of a file name that is not UTF-8. So each picture has one line, from which
-its name and caption can be restored.
+and `\xff` for a byte of a file name that is not UTF-8. So each picture has one line, and its name
+and caption can be restored from the line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One text file per picture: a sidecar beside it, or in a separate tree."""
+"""The format txt: one text file for each picture, a sidecar, beside it or in another folder."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
-# With these errors, every other picture would fail, too.
+# After one of these errors, every other picture would fail too, so they end the run.
 _ENDS_THE_RUN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 # Start of the names of the files of a run.
 _RUN_NAME = "idefics-caption"
 
 
 class TxtSink:
-    """Writes the caption of each picture to a file of its own; see `Sink`.
+    """Writes the caption of each picture to a separate file; see `Sink`.
 
-    A caption is written to a temporary file, which then replaces the sidecar, so that no program
-    reads half a caption. There is no fsync: after a power failure, a file may be missing or
-    empty. A picture that failed gets no file, and an existing file stays.
+    A caption is written to a temporary file, which then replaces the sidecar. So no program can
+    read half a caption. Files are not synced to the disk (fsync): after a power failure, one may be
+    missing or empty. For a picture that failed, no file is written, and an existing file stays.
 
     Args:
         target: Where the sink writes.
-        folds_case: Returns whether upper and lower case are one in a folder; None looks there.
+        folds_case: Returns whether a folder treats upper and lower case as equal. None uses the
+            function `folds_case`, which looks into the folder.
     """
 
     def __init__(self, target: Target, *, folds_case: Callable[[str], bool] | None = None) -> None:
@@ -94,7 +95,7 @@ class TxtSink:
             if self._target.path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             data = (self._joined(text, path) + "\n").encode("utf-8", "surrogateescape")
-            # Without fsync, which would take longer than many a caption.
+            # Without fsync, which would take longer than some captions take to generate.
             write_whole(path, data, durable=False)
         except OSError as error:
             if error.errno in _ENDS_THE_RUN:
@@ -102,10 +103,13 @@ class TxtSink:
             raise SidecarError(f"cannot write `{path}`: {error.strerror or error}") from error
 
     def finish(self) -> None:
-        """Do nothing: every sidecar is whole. See `Sink.finish`."""
+        """Do nothing, because every sidecar is complete already; see `Sink.finish`."""
 
     def _joined(self, text: str, path: Path) -> str:
-        """Return *text* joined with the text of the sidecar, unless that contains it already."""
+        """Return *text* joined with the old text of the sidecar.
+
+        If the old text already has *text* at the end or the start, it is returned unchanged.
+        """
         existing = self._target.existing
         old = _read(path).rstrip() if existing in ("append", "prepend") else ""
         if old in ("", text.rstrip()):
@@ -143,8 +147,8 @@ def sidecars(target: Target, folds_case: Callable[[str], bool]) -> dict[str, str
         folds_case: As in `TxtSink`.
 
     Raises:
-        UsageError: If two pictures have the same sidecar, a sidecar is a picture of the run, or
-            a picture is not a file and has no folder.
+        UsageError: If two pictures have the same sidecar, if a sidecar is a picture of the run, or
+            if a picture is not a file and so has no folder.
     """
     paths: dict[str, str] = {}
     taken = {_identity(p.key): p.key for p in target.pictures if not is_uri(p.key)}
@@ -164,9 +168,9 @@ def sidecars(target: Target, folds_case: Callable[[str], bool]) -> dict[str, str
 
 @cache
 def folds_case(folder: str) -> bool:
-    """Return whether `A.txt` and `a.txt` are one file in *folder*, or where it will be created.
+    """Return whether `A.txt` and `a.txt` are the same file in *folder*, which may not exist yet.
 
-    The test writes nothing: it looks for existing files by their names in the other case.
+    The test writes nothing. It looks for existing files by their names in the other case.
     """
     while not os.path.isdir(folder):
         folder = os.path.dirname(os.path.abspath(folder))
@@ -181,7 +185,7 @@ def folds_case(folder: str) -> bool:
     return False
 
 
-# With strings, because `Path` takes several times as long for 200,000 pictures.
+# Paths are strings here, because `Path` takes several times as long for 200,000 pictures.
 def _sidecar(picture: CaptionItem, target: Target) -> str:
     if target.path is not None:
         relative = picture.relative or _name(picture.key)
