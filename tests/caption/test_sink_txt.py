@@ -20,6 +20,7 @@ from idefics_cli.caption.sinks.txt import TxtSink, folds_case
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import unfinished_path
 from idefics_cli.core.types import Attachment, CaptionRecord
+from tests.support.outputs import spoil
 
 
 class NoStream:
@@ -279,6 +280,21 @@ def test_an_old_caption_keeps_bytes_that_are_no_utf8(photos: Path) -> None:
     write(target("photos/a.jpg", existing="append"))
 
     assert (photos / "a.txt").read_bytes() == b"caf\xe9 a cat\n"
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "large", "sparse"])
+@pytest.mark.parametrize("existing", ["append", "prepend"])
+def test_an_old_caption_without_end_is_the_failure_of_its_picture(
+    existing: Existing, kind: str, photos: Path
+) -> None:
+    spoil(photos / "a.txt", kind)
+    before = (photos / "a.txt").lstat()
+    with TxtSink(target("photos/a.jpg", "photos/b.jpg", existing=existing)) as sink:
+        with pytest.raises(SidecarError, match=r"cannot read the caption `photos/a\.txt`: "):
+            sink.write(record("photos/a.jpg"))
+        sink.write(record("photos/b.jpg"))
+    assert (photos / "b.txt").read_text() == "a cat\n"
+    assert (photos / "a.txt").lstat() == before
 
 
 # Whole files

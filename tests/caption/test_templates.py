@@ -19,6 +19,7 @@ from idefics_cli.caption.job import CaptionJob, CaptionQuestion, named_questions
 from idefics_cli.core.errors import IdeficsError, ImageError, PromptError, UsageError
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.loader import ImageLoader
+from tests.support.outputs import spoil
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +209,12 @@ class TestExisting:
         assert prompt("<{existing}>", file("a.jpg")) == "<>"
         Path("a.txt").write_bytes(b"caf\xe9")
         with pytest.raises(PromptError, match=r"the caption `a\.txt` is not UTF-8 text"):
+            prompt("<{existing}>", file("a.jpg"))
+
+    @pytest.mark.parametrize("kind", ["device", "pipe", "large", "sparse"])
+    def test_what_has_no_end_is_the_failure_of_its_picture(self, kind: str) -> None:
+        spoil(Path("a.txt"), kind)
+        with pytest.raises(PromptError, match=r"cannot read the caption `a\.txt`: (it is|Not a)"):
             prompt("<{existing}>", file("a.jpg"))
 
 

@@ -100,3 +100,22 @@ def _text(path: Path) -> str:
 
     with parquet.ParquetFile(path) as file:
         return "".join(json.dumps(row) + "\n" for row in file.read().to_pylist())
+
+
+def spoil(path: Path, kind: str) -> None:
+    """Put something at *path* that a reader of small text files must not read.
+
+    Args:
+        path: A free name.
+        kind: A "device" without an end, a "pipe" that nobody writes to, or a "large" or "sparse"
+            file.
+    """
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "large":
+        path.write_bytes(b"a " * (2**19 + 1))
+    else:
+        path.touch()
+        os.truncate(path, 400 * 10**9)

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
+from idefics_cli.caption.caption_file import read_caption
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import is_uri
@@ -211,14 +212,15 @@ def _existing(picture: CaptionItem, columns: Mapping[str, str], folder: str | No
         return columns["caption"]
     for path in _sidecars(picture, folder):
         try:
-            with open(path, encoding="utf-8-sig") as file:
-                return file.read().strip()
+            return read_caption(Path(path)).decode("utf-8-sig").strip()
         except FileNotFoundError:
             continue
         except UnicodeDecodeError:
             raise PromptError(f"the caption `{path}` is not UTF-8 text") from None
         except OSError as error:
             raise PromptError(f"cannot read the caption `{path}`: {error.strerror}") from error
+        except ValueError:  # NUL in the name
+            continue
     raise PromptError(
         f"`{picture.key}` has no existing caption for the prompt",
         hint="put one into a text file beside it; an empty file is fine",

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from idefics_cli.caption.caption_file import read_caption
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import SidecarError, Target
 from idefics_cli.caption.sinks.rows import escaped
@@ -258,6 +259,9 @@ def _check_folders(folders: Collection[Path], root: Path | None) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        return read_caption(path).decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SidecarError(f"cannot read the caption `{path}`: {reason}") from error
