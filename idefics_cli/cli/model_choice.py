@@ -24,7 +24,7 @@ def image_limits(settings: Settings) -> ImageLimits:
     """Return the limits of the image loader under *settings*."""
     return ImageLimits(
         max_pixels=settings.max_pixels,
-        max_bytes=settings.max_bytes,
+        max_bytes=min(settings.max_bytes, 2**60),  # no read takes more
         timeout_seconds=settings.timeout_seconds,
         keeps_truncated=settings.truncated == "keep",
     )

@@ -128,6 +128,7 @@ class Settings:
         _IMAGES.timeout_seconds,
         help="Longest wait for the next data of a download or a pipe.",
         above=0,
+        maximum=1_000_000,
     )
     truncated: str = _setting(
         "refuse",

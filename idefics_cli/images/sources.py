@@ -153,7 +153,7 @@ def _broken_data(uri: str, reason: str) -> ImageError:
 def _local_path(source: str) -> str:
     if match := _FILE.match(source):
         if (match[1] or "localhost").lower() == "localhost":
-            return os.fsdecode(unquote_to_bytes(match[2]))
+            return os.fsdecode(unquote_to_bytes(_file_name_bytes(match[2], source)))
         raise ImageError(
             f"cannot read `{describe_source(source)}`: it names another machine",
             kind="unsupported",
@@ -166,6 +166,15 @@ def _local_path(source: str) -> str:
             hint="give a file, an http(s) address, a data: URI, `-` or `clipboard:`",
         )
     return os.path.expanduser(source)
+
+
+def _file_name_bytes(name: str, source: str) -> bytes:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError as error:  # half of a character, as "\\ud800"
+        raise ImageError(
+            f"cannot read `{describe_source(source)}`: no file has such a name", kind="missing"
+        ) from error
 
 
 def _open_file(path: str, source: str) -> BinaryIO:

@@ -213,3 +213,22 @@ def test_random_names_and_cells_come_out_of_every_format_as_they_went_in() -> No
         writer.writeheader()
         writer.writerows(cells)
         assert rows(os.fsencode(table.getvalue()), "l.csv") == cells
+
+
+def test_a_list_without_end_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the list `/dev/zero` is larger than 1 MiB"):
+        read_list("/dev/zero", max_bytes=2**20)
+    with pytest.raises(UsageError, match=r"the list on stdin is larger than 1 KiB"):
+        read_list("-", io.BytesIO(b"a.jpg\n" * 1000), max_bytes=1024)
+    assert len(read_list("-", io.BytesIO(b"a.jpg\n" * 100), max_bytes=1024).entries) == 100
+
+
+def test_a_picture_in_the_list_itself_is_a_line() -> None:
+    uri = "data:image/png;base64," + "A" * 200_000
+    assert paths(f"{uri}\nb.jpg\n".encode()) == [uri, "b.jpg"]
+
+
+def test_half_a_character_is_no_file_name() -> None:
+    found = error(b'{"file_name": "a.jpg"}\n{"file_name": "\\ud800.png"}\n', "list.jsonl")
+    assert str(found) == "`list.jsonl`, line 2: `file_name` holds what no file name can have"
+    assert paths(b'{"file_name": "\\udcff.png"}\n', "list.jsonl") == ["\udcff.png"]

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from idefics_cli.caption.item import Columns
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.sources import STDIN
-from idefics_cli.core.units import counted
+from idefics_cli.core.units import counted, format_size
 
 PATH_COLUMNS = (
     *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
@@ -23,6 +23,7 @@ PATH_COLUMNS = (
 )
 """Columns that may name the picture of a row. If a row has several, the first of these counts."""
 
+_MOST_BYTES = 2**29
 _JSON_LINES = (".jsonl", ".ndjson")
 _SEPARATED = (".csv", ".tsv")
 # Excel writes semicolons in countries with a decimal comma.
@@ -70,7 +71,13 @@ class FileList:
         return "" if self.source == STDIN else os.path.dirname(self.source)
 
 
-def read_list(source: str, stdin: BinaryIO | None = None, *, null: bool = False) -> FileList:
+def read_list(
+    source: str,
+    stdin: BinaryIO | None = None,
+    *,
+    null: bool = False,
+    max_bytes: int = _MOST_BYTES,
+) -> FileList:
     """Read a list of pictures.
 
     The extension decides the format (.csv, .tsv, .jsonl, .ndjson). For any other name, and for
@@ -82,11 +89,19 @@ def read_list(source: str, stdin: BinaryIO | None = None, *, null: bool = False)
         source: Path of the list, or `-`.
         stdin: Stream that `-` reads.
         null: Whether each path ends with NUL instead of a line break, as from `find -print0`.
+        max_bytes: Size of a list that is refused; a device has no end.
 
     Raises:
         UsageError: If the list cannot be read, or a row is wrong; the message names the line.
     """
-    data = stdin.read() if source == STDIN and stdin is not None else _read(source)
+    if source == STDIN and stdin is not None:
+        data = stdin.read(max_bytes)
+    else:
+        data = _read(source, max_bytes)
+    if len(data) == max_bytes:
+        raise UsageError(
+            f"{shown(source)} is larger than {format_size(max_bytes)}", hint="split it"
+        )
     return parse_list(data, source, null=null)
 
 
@@ -126,10 +141,10 @@ def shown(source: str) -> str:
     return "the list on stdin" if source == STDIN else f"the list `{source}`"
 
 
-def _read(source: str) -> bytes:
+def _read(source: str, max_bytes: int) -> bytes:
     try:
         with open(os.path.expanduser(source), "rb") as file:
-            return file.read()
+            return file.read(max_bytes)
     except FileNotFoundError:
         raise UsageError(
             f"no such list: `{source}`", hint="`--filelist -` reads it from stdin"
@@ -188,7 +203,10 @@ def _is_header(line: str) -> bool:
 def _separator(header: str) -> str | None:
     """Return the separator of *header*; None if none of its names is one of `PATH_COLUMNS`."""
     for separator in _SEPARATORS:
-        names = next(csv.reader([header], delimiter=separator), [])
+        try:
+            names = next(csv.reader([header], delimiter=separator), [])
+        except csv.Error:  # a picture as a data: URI is longer than a field may be
+            continue
         if not {name.strip().lower() for name in names}.isdisjoint(PATH_COLUMNS):
             return separator
     return None
@@ -285,6 +303,10 @@ def _path(cells: dict[str, object] | dict[str, str], place: str) -> str:
         raise UsageError(f"{place}: `{name}` is empty")
     if "\0" in path:
         raise UsageError(f"{place}: `{name}` holds a NUL character")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # JSON can name half of a character, as "\\ud800"
+        raise UsageError(f"{place}: `{name}` holds what no file name can have") from None
     return path
 
 
