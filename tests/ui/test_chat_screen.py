@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from idefics_cli.ui.chat.reflow import wraps_anew
 from tests.support.talking import MARKDOWN, PARAGRAPH
 from tests.support.tmux import Window, has_tmux
 
@@ -50,3 +52,38 @@ def test_copy_gives_the_answer_to_tmux(tmp_path: Path) -> None:
         window.type("/copy", "Enter")
         window.wait(f"copied {len(MARKDOWN)} characters to tmux")
         assert window.buffer() == MARKDOWN
+
+
+def test_a_resize_while_typing_leaves_one_prompt(tmp_path: Path) -> None:
+    question = " ".join(f"typed{number}" for number in range(20))
+    with Window(tmp_path) as window:
+        for _ in range(3):  # the prompt is at the bottom, as in any longer chat
+            window.wait_for_prompt()
+            window.type("story", "Enter")
+            window.wait("word60.")
+        window.wait_for_prompt()
+        window.type(question)
+        window.wait("typed19")
+        for columns in (70, 50, 60, 33, 80):
+            window.resize(columns)
+            time.sleep(0.7)  # nothing marks the end of the drawing
+            lines = window.lines()
+            begin = max(i for i, line in enumerate(lines) if line.endswith("word60.")) + 1
+            shown = [line.removeprefix("> ").removeprefix("... ") for line in lines[begin:]]
+            assert "".join(shown).replace(" ", "") == question.replace(" ", ""), lines
+
+
+@pytest.mark.parametrize(
+    ("environ", "wraps"),
+    [
+        ({"TERM": "xterm-256color"}, True),
+        ({"TERM": "xterm-256color", "XTERM_VERSION": "XTerm(379)"}, False),
+        ({"TERM": "screen", "STY": "1.pts"}, False),
+        ({"TERM": "screen", "TMUX": "x"}, True),
+        ({"TERM": "linux"}, False),
+    ],
+)
+def test_a_terminal_that_cuts_its_lines_has_no_further_rows(
+    environ: dict[str, str], wraps: bool
+) -> None:
+    assert wraps_anew(environ) is wraps

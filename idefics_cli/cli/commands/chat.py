@@ -260,6 +260,7 @@ def _chat(
 
 def _lines(invocation: Invocation, dispatcher: Dispatcher) -> LineInput:
     from idefics_cli.ui.chat.line_input import DrawnInput, PlainInput
+    from idefics_cli.ui.chat.reflow import wraps_anew
 
     console, environ = invocation.console, invocation.services.environ
     history = data_folder(environ) / _HISTORY if invocation.settings.save else None
@@ -269,5 +270,6 @@ def _lines(invocation: Invocation, dispatcher: Dispatcher) -> LineInput:
             dispatcher.complete,
             history,
             is_over=lambda: dispatcher.chat.model.loading.error is not None,
+            wraps_anew=wraps_anew(environ),
         )
     return PlainInput(console.tell, dispatcher.complete, history)

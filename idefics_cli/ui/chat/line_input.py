@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.ui.chat.history import LONGEST_HISTORY, open_history, stored_lines
+from idefics_cli.ui.chat.reflow import erase_wrapped_rows
 from idefics_cli.ui.terminal.keyboard import echoing_keyboard, has_typed_text
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class DrawnInput:
         complete: Returns the completions.
         history: The file of the history; None keeps the history for this run only.
         is_over: Returns whether no model can answer any more; called several times a second.
+        wraps_anew: Whether the terminal wraps its lines anew at another width.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class DrawnInput:
         complete: Complete,
         history: Path | None,
         is_over: Callable[[], bool] = lambda: False,
+        *,
+        wraps_anew: bool = False,
     ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.application import get_app_session
@@ -142,6 +146,8 @@ class DrawnInput:
             input=without_answers(get_app_session().input),
             output=output,
         )
+        if wraps_anew:
+            erase_wrapped_rows(self._session.app)
 
     def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         """See `LineInput.read`."""
