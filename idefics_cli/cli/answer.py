@@ -61,6 +61,9 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
     plan = plan_for(invocation)
     if request.mode == "chat" and not plan.spec.chats:
         raise base_model_error(plan.spec.name or plan.spec.repo)
+    if request.mode == "complete":
+        # A checkpoint whose template is missing or broken still completes raw prompts.
+        plan = replace(plan, spec=replace(plan.spec, uses_template=False))
     report_warnings(invocation, plan)
     clock = invocation.services.clock
     started = clock()

@@ -205,6 +205,7 @@ class LoadSpec:
         family: Key of `FAMILIES` in `models/families/spec.py`: the `model_type` of the config.
         name: The name that the user gave: an alias or *repo*.
         chats: False for base models, which only complete a prompt.
+        uses_template: Whether prompts are made with the chat template; raw prompts need none.
         dtype: Dtype of all weights that are not quantized.
         quantization: Quantization of the linear layers of the text model.
         format_4bit: Format of `4bit`: bitsandbytes' nf4 with double quantization, or, on a CPU
@@ -226,6 +227,7 @@ class LoadSpec:
     name: str = ""
     revision: str | None = None
     chats: bool = True
+    uses_template: bool = True
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
     format_4bit: Format4bit = "nf4"

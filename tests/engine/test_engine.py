@@ -31,6 +31,7 @@ from idefics_cli.core.types import (
     Sampling,
     TokenChunk,
 )
+from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.models.families.base import Inputs
@@ -185,6 +186,26 @@ def test_logits_that_are_nan_are_an_error_and_no_empty_answer(
     with pytest.raises(ModelError, match="out of range in float32") as caught:
         engine.complete([ask(sampling=Sampling(max_new_tokens=20, temperature=temperature))])
     assert caught.value.hint == "try `--dtype bfloat16`; else its weights may be damaged"
+
+
+def test_the_hidden_tokens_of_the_family_are_left_out_of_every_text(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = engine.loaded.family
+    (whole,) = engine.complete([ask()])
+    hidden = frozenset(whole.token_ids[:1])
+    monkeypatch.setattr(family, "hidden_ids", hidden)
+    (shown,) = engine.complete([ask()])
+    assert shown.token_ids == whole.token_ids
+    expected = Detokenizer(family.tokenizer, strip=True, hidden=hidden).whole(whole.token_ids)
+    assert shown.text == expected != whole.text
+    assert "".join(chunk.text for chunk in engine.stream(ask())) == expected
+    with engine.serve(slots=1) as session:
+        session.put_requests([ask()])
+        found = session.get_outcome()
+    assert found is not None
+    assert isinstance(found[1], Completion)
+    assert found[1].text == expected
 
 
 def test_an_exception_in_the_inference_thread_reaches_the_caller(

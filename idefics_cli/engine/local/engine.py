@@ -238,27 +238,28 @@ class LocalEngine:
 
         return report
 
+    def _detokenizer(self, prepared: Prepared) -> Detokenizer:
+        family = self.loaded.family
+        return Detokenizer(family.tokenizer, strip=_strips(prepared), hidden=family.hidden_ids)
+
     def _measure(self, prepared: Prepared) -> Measure:
         return Measure(self.inference.count_tokens(prepared), self.context_tokens)
 
     def _complete(self, batch: tuple[Prepared, ...], cancel: Flag) -> list[Completion]:
         answer = self.inference.answer(batch, cancel)
-        tokenizer = self.loaded.family.tokenizer
         return [
-            _completion(Detokenizer(tokenizer, strip=_strips(prepared)), answer, row)
+            _completion(self._detokenizer(prepared), answer, row)
             for row, prepared in zip(answer.rows, batch, strict=True)
         ]
 
     def _serve(
         self, inbox: Inbox, schedule: RequestSchedule, stop: Flag, on_outcome: OnOutcome
     ) -> None:
-        tokenizer = self.loaded.family.tokenizer
-
         def deliver(ticket: Ticket, outcome: ServerOutcome) -> None:
             if isinstance(outcome, Exception):
                 on_outcome((ticket.index, outcome))
                 return
-            text = Detokenizer(tokenizer, strip=_strips(ticket.prepared))
+            text = self._detokenizer(ticket.prepared)
             (row,) = outcome.rows
             completion = _completion(text, outcome, row)
             on_outcome((ticket.index, replace(completion, at_a_time=ticket.at_a_time)))
@@ -266,7 +267,7 @@ class LocalEngine:
         Server(self.inference, schedule, deliver).serve(inbox, stop)
 
     def _stream(self, prepared: Prepared, cancel: Flag, put: Callable[[TokenChunk], None]) -> None:
-        text = Detokenizer(self.loaded.family.tokenizer, strip=_strips(prepared))
+        text = self._detokenizer(prepared)
         last = ""
 
         def on_token(rows: Sequence[BatchRow]) -> None:

@@ -7,7 +7,6 @@ V vocabulary, L features per image or tile, D width of a hidden state.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
@@ -24,11 +23,11 @@ from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor, StepOutput
 from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.spec import (
-    END_OF_UTTERANCE,
     FAKE_TOKEN,
     IMAGE_TOKEN,
     find_family,
 )
+from idefics_cli.models.families.special_tokens import control_pattern, find_hidden_ids
 from idefics_cli.models.families.vision_work import VisionWork
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ class Family:
         spec: The row of the family in `FAMILIES`.
         stop_ids: Ids of all tokens that end a reply.
         banned_ids: Ids of the tokens that no reply may contain.
+        hidden_ids: Ids of special tokens that the text of a reply leaves out; None for all of them.
         pad_id: Id of the token that pads prompts.
         image_id: Id of the image token; -1 if the tokenizer has none.
         vision_work: The arithmetic of the vision encoder, if one forward can take tiles of several
@@ -87,9 +87,11 @@ class Family:
         self.banned_ids = self._known_ids(self.image_tokens()) - self.stop_ids
         pad = self.tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else min(self.stop_ids)
+        control = self.stop_ids | self.banned_ids | {self.pad_id}
+        self.hidden_ids = find_hidden_ids(processor, control)
         image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.image_id = -1 if image_id is None else image_id
-        self._control = _control_pattern(self.tokenizer.get_added_vocab())
+        self._control = control_pattern(self.tokenizer, self.hidden_ids)
 
     @classmethod
     def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
@@ -382,10 +384,3 @@ def digest_of(images: Sequence[Image]) -> bytes:
         digest.update(f"{image.mode} {image.size}".encode())
         digest.update(image.tobytes())
     return digest.digest()
-
-
-def _control_pattern(added: Iterable[str]) -> re.Pattern[str]:
-    # Byte tokens such as `<0x0A>` are not among *added*. A token of one character cannot be broken.
-    tokens = {token for token in added if len(token) > 1 and not token.isspace()}
-    tokens |= {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>"}
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

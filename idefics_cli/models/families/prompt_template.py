@@ -59,7 +59,7 @@ class PromptTemplate:
         except Exception as error:  # a template is a program: it raises any class
             raise ModelError(
                 f"the model's chat template fails: {_describe(error)}",
-                hint="correct the template, or use `--raw` without one",
+                hint="correct the template; `idefics ask --raw` needs none",
             ) from error
         pictures = sum(part is None for _, content in turns for part in content)
         if (marks := text.count(IMAGE_TOKEN)) != pictures:

@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
+class AddedToken(Protocol):
+    """The part of an added token of a tokenizer that families use."""
+
+    content: str
+    special: bool
+
+
 class Tokenizer(Protocol):
     """The part of a transformers tokenizer that families use."""
 
@@ -20,6 +27,7 @@ class Tokenizer(Protocol):
     pad_token_id: int | None
     unk_token_id: int | None
     chat_template: str | None
+    added_tokens_decoder: Mapping[int, AddedToken]
 
     def __call__(
         self, text: str, *, add_special_tokens: bool = True

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError
+from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError, PlanError
 from idefics_cli.core.types import LoadSpec
 
 # Parts of messages that mean "out of memory" but have no error class: those of torch's CPU
@@ -48,6 +48,11 @@ def _loading_error(error: Exception, spec: LoadSpec) -> IdeficsError:
         return ModelError(
             "the installed torchvision does not match torch",
             hint="`pip uninstall torchvision` (it is not needed), or install the matching one",
+        )
+    if isinstance(error, ImportError) and "FlashAttention" in str(error):
+        return PlanError(
+            f"the plan for `{name}` names {spec.attention}, whose package is not installed",
+            hint="`sdpa` needs nothing and is exact",
         )
     if "trust_remote_code" in str(error):
         return ModelError(

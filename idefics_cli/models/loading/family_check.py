@@ -30,7 +30,7 @@ def check_family(family: Family, *, name: str) -> None:
         raise ModelError(
             f"the chat template of `{name}` {family.template_fault}",
             hint=f"write a template with one `{IMAGE_TOKEN}` for each picture to "
-            "chat_template.jinja in its folder; without any template, `--raw` prompts work",
+            "chat_template.jinja in its folder; `idefics ask --raw` needs no template",
         )
     picture = family.preprocess(Image.new("RGB", _SIZE, (127, 127, 127)))
     for height, width in picture.tile_sizes:

@@ -24,9 +24,11 @@ from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub import download, facts
 from idefics_cli.models.hub.cache import cached_folder
+from idefics_cli.models.hub.checkpoint import family_of, read_config
 from idefics_cli.models.hub.files import read_json
 from idefics_cli.models.hub.registry import DEMO
 from idefics_cli.models.hub.weights import tensor_names
+from idefics_cli.models.loading.device_check import check_devices
 from idefics_cli.models.loading.errors import library_errors
 from idefics_cli.models.loading.family_check import check_family
 from idefics_cli.models.loading.layers import ChosenKernels
@@ -80,15 +82,15 @@ def load(
         spec: The model, and all choices for it.
         report: Called with the phase of loading.
         machine: This machine; None probes it.
-        worth_keeping_bytes: Weights that were quantized from files of at least so many bytes are
-            kept on the disk for the next start.
+        worth_keeping_bytes: Weights quantized from files of at least so many bytes are kept.
 
     Raises:
-        ModelError: If the model is not there, its files are broken, or this machine cannot run
-            a kernel of the plan.
+        ModelError: If the model is not there or broken, or a kernel of the plan cannot run here.
+        PlanError: If this computer lacks a device of the plan, or the package of its attention.
         MemoryLimitError: If it does not fit.
     """
     say = report or (lambda phase, share: None)
+    check_devices(spec)
     kernels = ChosenKernels(spec.kernels, machine or probe_processor())
     say("finding the model", None)
     folder, revision = _find(spec, say)
@@ -138,8 +140,8 @@ def load_config(folder: Path) -> Config:
     These are the values with which the model was trained, as far as they differ from the defaults
     of transformers.
     """
-    raw = read_json(folder / "config.json", folder.name)
-    kind = str(raw.get("model_type"))
+    raw = read_config(folder, folder.name)
+    kind = family_of(raw, folder.name).name
     config = cast("Config", config_class(kind).from_pretrained(folder))
     family_class(kind).complete_config(config, raw)
     if _ties_in_text_only(raw) and "lm_head.weight" not in tensor_names(folder, folder.name):
@@ -167,10 +169,13 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
         processor.image_processor.do_image_splitting = spec.splitting
     check_tokenizer(processor, folder, name=spec.name or spec.repo)
     has_template = find_family(config.model_type).prompt == "template"
-    if spec.chats and has_template and processor.chat_template is None:
+    if has_template and not spec.uses_template:
+        processor.chat_template = None
+    elif spec.chats and has_template and processor.chat_template is None:
         raise ModelError(
             f"`{spec.name or spec.repo}` has no chat template",
-            hint="copy chat_template.jinja into its folder; `idefics models pull` fetches it again",
+            hint="copy chat_template.jinja into its folder; `idefics models pull` fetches it "
+            "again, `--raw` needs none",
         )
     family = family_class(config.model_type)(
         processor, config, chats=spec.chats, stop_ids=_generation_stop_ids(folder)

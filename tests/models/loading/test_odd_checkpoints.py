@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer as RawTokenizer
 from transformers import AutoTokenizer
 
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import IdeficsError, ModelError, PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
+from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.models.families.prompt_template import PromptTemplate
 from idefics_cli.models.families.protocols import Processor
@@ -22,7 +24,7 @@ from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.loading.loader import load
 from idefics_cli.models.loading.processors import gives_ids_of_file
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
-from tests.support import machines
+from tests.support import machines, tiny
 from tests.support.commands import run
 from tests.support.pictures import quadrants
 
@@ -254,6 +256,46 @@ def test_a_run_of_captions_ends_at_once_with_a_template_that_cannot_be_used(
     assert (ran.code, ran.out) == (1, "")
     assert "fails: ZeroDivisionError" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_markup_of_special_tokens_is_text_of_prompt_and_reply(copy: Callable[..., Path]) -> None:
+    """As in Granite-Docling, whose answers are made of `<loc_12>` and `<otsl>`."""
+    folder = copy("idefics3")
+    raw = RawTokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.add_special_tokens(["<otsl>", "<loc_12>", "<|start_of_role|>", "<filename>"])
+    raw.save(str(folder / "tokenizer.json"))
+    family = load(spec_of(folder)).family
+    ids = family.tokenizer("<otsl><loc_12>L<|start_of_role|><image><filename><end_of_utterance>")[
+        "input_ids"
+    ]
+    reply = Detokenizer(family.tokenizer, strip=True, hidden=family.hidden_ids)
+    assert reply.whole(ids) == "<otsl><loc_12>L"
+    pieces = [reply.feed(ids[:n], last=n == len(ids)) for n in range(1, len(ids) + 1)]
+    assert "".join(pieces) == "<otsl><loc_12>L"
+    assert family.break_control_tokens("<loc_12><filename>") == "<loc_12>< filename>"
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_tokenizer_without_markup_hides_all_special_tokens(
+    kind: str, checkpoint: Callable[[str], Path]
+) -> None:
+    assert load(spec_of(checkpoint(kind))).family.hidden_ids is None
+
+
+@pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{% for %}", "no text", None])
+def test_a_raw_prompt_needs_no_template(
+    template: str | None, copy: Callable[..., Path], checkpoint: Callable[[str], Path]
+) -> None:
+    change = set_to(chat_template=template)
+    folder = copy("idefics3", "chat_template.json", change)
+    call = ("ask", "--raw", "User: Hi", "--max-new-tokens", "4", "--json", "--dtype", "float32")
+    services = Services(probe=lambda: machines.cpu(24), stdin=None)
+    broken = run(*call, "-m", str(folder), services=services)
+    whole = run(*call, "-m", str(checkpoint("idefics3")), services=services)
+    assert broken.code == 0
+    assert broken.record["token_ids"] == whole.record["token_ids"]
+    assert len(whole.record["token_ids"]) == 4
+    assert run("ask", "Hi", "-m", str(folder), services=services).code == 1
 
 
 class Rendered:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 
@@ -24,12 +24,16 @@ class Detokenizer:
     """Returns the text of a growing reply in pieces, which join to the text of the whole reply.
 
     Args:
-        tokenizer: Decodes ids; special tokens are left out.
+        tokenizer: Decodes ids.
         strip: Whether to remove white space around the reply. Chat formats put a space before it.
+        hidden: The ids that the text leaves out; None leaves out all special tokens.
     """
 
-    def __init__(self, tokenizer: TokenDecoder, *, strip: bool) -> None:
+    def __init__(
+        self, tokenizer: TokenDecoder, *, strip: bool, hidden: Collection[int] | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._strip = strip
         self._start = 0
         self._read = 0
@@ -70,12 +74,17 @@ class Detokenizer:
         return self._stripped(after[len(before) :], last=last)
 
     def _decode(self, tokens: Sequence[int]) -> str:
+        hidden = self._hidden
+        if hidden is not None:
+            tokens = [token for token in tokens if token not in hidden]
         if not tokens:
             return ""
         # Clean-up would remove the space before a full stop, but that space may already have been
         # returned.
         return self._tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            tokens,
+            skip_special_tokens=hidden is None,
+            clean_up_tokenization_spaces=False,
         )
 
     def _stripped(self, text: str, *, last: bool) -> str:
