@@ -26,6 +26,7 @@ from idefics_cli.cli.invocation import CONSOLE, services_of
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, IdeficsError, UsageError
 from idefics_cli.ui.terminal.console import Console
+from idefics_cli.ui.terminal.stderr import dropping
 
 _EPILOG = (
     "Options are also variables IDEFICS_NAME and keys of config.toml; `idefics config` shows them."
@@ -200,7 +201,7 @@ def main() -> NoReturn:
     """Run `idefics` with the arguments of this process."""
     # Python sets these to None if the parent process closed them.
     sys.stdout = sys.stdout or _closed_stdout()
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
+    sys.stderr = dropping(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (stays open)
     try:
         app(prog_name="idefics")
     except KeyboardInterrupt:
