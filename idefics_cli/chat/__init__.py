@@ -1,1 +1,1 @@
-"""A conversation as a value, and how it is kept on disk; no terminal."""
+"""The chat: a conversation as a value, all that changes it, and its storage; no terminal."""

@@ -1,4 +1,4 @@
-"""Pictures that go with the next question: read once, opened once for each model."""
+"""Staged pictures, which go with the next question: they are read once, and opened once a model."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ class StagedPicture:
     """A picture that goes with the next question.
 
     Attributes:
-        source: The name that the user gave it.
+        source: The source as the user typed it.
         data: The bytes of the file.
         width: Width in pixels, as a person sees the picture; 0 if unknown.
         height: Height in pixels, as a person sees the picture; 0 if unknown.
-        is_turned: Whether its EXIF data say that the camera was turned or mirrored.
-        part: Which page or frame of the file it is; "" if it is the whole file.
+        is_turned: Whether the EXIF data say that the camera was turned or mirrored.
+        part: The page or frame of the file that is shown; "" if it is the whole file.
         digest: SHA-256 of *data*, in hexadecimal; computed if not given.
-        tokens: Number of tokens that it takes of the context; None until a model is loaded.
+        tokens: Number of tokens of the context that the picture takes; None until a model is
+            loaded.
         thumbnail: RGB, upright, at most 512 pixels a side; None for a picture of an earlier turn.
     """
 
@@ -69,7 +70,7 @@ class StagedPicture:
 
     @property
     def suffix(self) -> str:
-        """The suffix for a file of these bytes, as `.png`."""
+        """The suffix for a file of these bytes, such as `.png`."""
         plugin = identify(self.data[:HEAD_BYTES]).plugin
         if plugin is None:
             return ".bin"
@@ -96,8 +97,8 @@ class PictureOpener:
 
     Args:
         limits: Limits on the pictures that are accepted.
-        offline: Refuse addresses.
-        stdin: Standard input as bytes; None takes that of the process.
+        offline: Whether to refuse URLs.
+        stdin: Standard input as bytes; None uses that of the process.
     """
 
     def __init__(
@@ -116,12 +117,12 @@ class PictureOpener:
         """Read a picture, and check that a model can take it.
 
         Args:
-            source: As `Attachment.source`.
-            count_tokens: Returns the tokens of a picture, and may open it by its second argument;
-                None if no model is loaded.
+            source: See `Attachment.source`.
+            count_tokens: Returns the number of tokens of a picture, and may call its second
+                argument to open it; None if no model is loaded.
 
         Raises:
-            ImageError: If it cannot be read or is not a picture.
+            ImageError: If the source cannot be read or is not a picture.
         """
         staged, copied = self._read(source)
         open_image = self._opener(staged, copied)
@@ -142,10 +143,10 @@ class PictureOpener:
     def count(
         self, staged: StagedPicture, count_tokens: Callable[[Attachment, OpenImage], int]
     ) -> StagedPicture:
-        """Return *staged* with its tokens.
+        """Return *staged* with its number of tokens.
 
         Raises:
-            ImageError: If it cannot be opened.
+            ImageError: If the picture cannot be opened.
         """
         return replace(staged, tokens=count_tokens(staged.attachment, self._opener(staged, None)))
 
@@ -170,7 +171,7 @@ class PictureOpener:
         return loader.open_stream(stream, "picture", draft_edge=draft_edge)
 
     def _read(self, source: str) -> tuple[StagedPicture, Image | None]:
-        """Return a picture with its bytes, and the open image if it is a copied one."""
+        """Return a picture with its bytes; if it is from the clipboard, also the open image."""
         from idefics_cli.images.loader import ImageLoader
 
         if is_clipboard(source):
@@ -188,7 +189,8 @@ class PictureOpener:
 
     def _opener(self, staged: StagedPicture, copied: Image | None) -> OpenImage:
         def open_image(attachment: Attachment, draft_edge: int) -> Image:
-            # From the very bytes that are kept: the file may change, and stdin is read once.
+            # The image is made from the bytes that are kept, because the file may change, and stdin
+            # can be read only once.
             image = copied or self._open(staged, draft_edge)
             self._remember(staged, image)
             return image
@@ -228,7 +230,7 @@ def read_back(attachment: Attachment) -> bytes:
     """Return the bytes of a picture of a session, from its file or from a `data_uri`.
 
     Raises:
-        OSError: If the file cannot be read, or does not hold the picture any more.
+        OSError: If the file cannot be read, or has other bytes now.
     """
     if is_data_uri(attachment.source):
         try:
@@ -237,7 +239,7 @@ def read_back(attachment: Attachment) -> bytes:
             raise OSError(errno.EINVAL, "its data is not base64") from error
     else:
         data = read_regular_file(Path(attachment.source), limit_bytes=_MOST_KEPT_BYTES)
-    # A file with this name can hold other bytes: a link, or damage of the disk.
+    # A file with this name can have other bytes, because it is a link or the disk is damaged.
     if attachment.digest and hashlib.sha256(data).hexdigest() != attachment.digest:
         raise OSError(errno.EINVAL, "its bytes have changed")
     return data

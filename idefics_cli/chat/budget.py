@@ -1,4 +1,4 @@
-"""How much of a model's context the turns and pictures of a conversation take."""
+"""The token budget: how much of a model's context the turns and pictures of a chat take."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PROBE = Message("user", ("x",))
 class TokenBudget:
     """Counts the tokens of conversations for one loaded model, without running it.
 
-    The number of tokens depends on the texts and on the tiles of each picture, not on its pixels.
-    The budget remembers the tiles of each picture by digest. So it asks the engine to tokenize
-    prompts, and each picture is opened once.
+    The number of tokens depends on the texts, and on the number of tiles of each picture, but not
+    on its pixels. The budget remembers the tiles of each picture by digest, so each picture is
+    opened only once.
 
-    The tokens of a long conversation are the sum over its turns. A chat template may make a turn
-    depend on its neighbours. So the sum gives only a first guess, and the result is measured.
+    For a long conversation, the tokens of its turns are added up. The sum is only a first guess,
+    because a chat template may make a turn depend on its neighbours. So the result is measured.
 
     Args:
         engine: The loaded model.
@@ -37,7 +37,7 @@ class TokenBudget:
     def __init__(self, engine: Engine, open_image: OpenImage) -> None:
         self.engine = engine
         self._open_image = open_image
-        # By the digests of their files; only staged pictures keep their pixels.
+        # The keys are the digests of files. Only staged pictures keep their pixels.
         self._known: dict[str, PreparedPicture] = {}
         self._staged: dict[str, PreparedPicture] = {}
         self._turn_tokens: dict[tuple[Message, ...], int] = {}
@@ -59,10 +59,12 @@ class TokenBudget:
         return prepared
 
     def stage(self, attachment: Attachment, open_image: OpenImage) -> int:
-        """Return the tokens of a picture, and keep it ready for the model until `keep_staged`.
+        """Return the number of tokens of a picture, and keep the prepared picture for its question.
+
+        `keep_staged` frees it.
 
         Raises:
-            ImageError: If it cannot be opened.
+            ImageError: If the picture cannot be opened.
         """
         if attachment.digest not in self._staged:
             request = GenerationRequest((Message("user", (attachment, "x")),))
@@ -72,20 +74,20 @@ class TokenBudget:
         return self.picture_tokens(attachment)
 
     def keep_staged(self, digests: Collection[str]) -> None:
-        """Free the pixels of all staged pictures but those of *digests*."""
+        """Free the pixels of all staged pictures except those of *digests*."""
         self._staged = {key: self._staged[key] for key in digests if key in self._staged}
 
     def picture_tokens(self, attachment: Attachment) -> int:
-        """Return the tokens that a picture takes before a text.
+        """Return the number of tokens that a picture takes in front of a text.
 
         Raises:
-            ImageError: If it was not opened before, and cannot be.
+            ImageError: If the picture was not opened before, and cannot be opened now.
         """
         together = self.measure(GenerationRequest((Message("user", (attachment, "x")),)))
         return together.prompt_tokens - self._tokens((_PROBE,))
 
     def measure(self, request: GenerationRequest) -> Measure:
-        """Count the tokens of *request* as the engine does; opens no picture twice."""
+        """Count the tokens of *request* as the engine does; no picture is opened twice."""
         for attachment in request.attachments:
             if attachment.digest not in self._known:
                 self.prepare(GenerationRequest((Message("user", (attachment, "x")),)))
@@ -99,29 +101,32 @@ class TokenBudget:
         return self._tokens(last) + sum(self._tokens((*turn, _PROBE)) - probe for turn in turns)
 
     def turns_to_forget(self, asked: Conversation) -> int:
-        """Return how many of the oldest turns must go for the pending question to fit.
+        """Return how many of the oldest turns must be left out for the pending question to fit.
 
         Returns:
-            0 if no number of turns would do.
+            0 if the question does not fit even without all of them.
         """
         most = len(asked.turns) - asked.forgotten - 1
         return self._first_that_fits(asked.without_oldest(n) for n in range(1, most + 1))
 
     def pictures_to_drop(self, asked: Conversation, numbers: Sequence[int]) -> Sequence[int]:
-        """Return which of the pictures *numbers* must go for the pending question to fit.
+        """Return which of the pictures *numbers* must be dropped for the pending question to fit.
 
         Args:
             asked: The conversation with the question.
-            numbers: The pictures that may go, in the order in which they go.
+            numbers: The pictures that may be dropped, in this order.
 
         Returns:
-            The first of *numbers*; none if dropping all of them would not do.
+            The first of *numbers*; none if the question does not fit even without all of them.
         """
         shorter = accumulate(numbers, Conversation.dropped, initial=asked)
         return numbers[: self._first_that_fits(islice(shorter, 1, None))]
 
     def _first_that_fits(self, conversations: Iterable[Conversation]) -> int:
-        """Return the place, from 1, of the first that fits, where each is shorter; 0 for none."""
+        """Return the position, from 1, of the first conversation that fits; 0 if none fits.
+
+        Each of *conversations* must be shorter than the one before it.
+        """
         requests = [self.request(conversation, Sampling()) for conversation in conversations]
         room = self.engine.context_tokens - _LEAST_REPLY_TOKENS
         sums = (self.sum_tokens(request) for request in requests)

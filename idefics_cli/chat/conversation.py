@@ -24,13 +24,13 @@ class ChatPicture:
     """A picture of a conversation.
 
     Attributes:
-        number: Counted from 1 in order of appearance; `[1]` in a text refers to it.
-        source: The name that the user gave it.
-        attachment: The place of its bytes, and their digest.
+        number: Counted from 1 in order of appearance; `[1]` in a text refers to picture 1.
+        source: The source as the user typed it.
+        attachment: The place of the picture's bytes, and their digest.
         width: Width in pixels, as a person sees the picture; 0 if unknown.
         height: Height in pixels, as a person sees the picture; 0 if unknown.
-        is_dropped: Whether the user took it out of the prompt.
-        is_missing: Whether its bytes cannot be found, so that it is not in the prompt.
+        is_dropped: Whether the user took the picture out of the prompt.
+        is_missing: Whether the bytes cannot be found, so that the picture is not in the prompt.
     """
 
     number: int
@@ -48,7 +48,7 @@ class ChatPicture:
 
     @property
     def is_in_prompt(self) -> bool:
-        """Whether it is in the prompt, if its turn is."""
+        """Whether the picture is in the prompt, provided that its turn is."""
         return not (self.is_dropped or self.is_missing)
 
 
@@ -231,7 +231,7 @@ class Conversation:
         """Return the conversation with *count* more of the oldest turns out of the prompt.
 
         Raises:
-            UsageError: If no turn would be left; `cleared` does that.
+            UsageError: If no turn would be left in the prompt; use `cleared` for that.
         """
         forgotten = self.forgotten + count
         if count < 1 or forgotten >= len(self.turns):
@@ -267,13 +267,13 @@ class Conversation:
     def request(self, sampling: Sampling, *, sees_last_only: bool = False) -> GenerationRequest:
         """Return the request for the pending turn.
 
-        `[1]` becomes "the first image". It counts the pictures of the prompt up to its turn, so
-        that a later picture does not change an earlier turn, whose KV cache can be reused.
+        `[1]` becomes "the first image". Only pictures up to the same turn are counted. So a later
+        picture does not change the text of an earlier turn, and its KV cache can be reused.
 
         Args:
             sampling: How to answer.
-            sees_last_only: Whether the model sees only the last picture before a text, as
-                IDEFICS-1 does. Then the pictures that a text refers to are repeated before it.
+            sees_last_only: Whether a text attends only to the last picture before it, as in
+                IDEFICS-1. Then the pictures to which a text refers are repeated before the text.
 
         Raises:
             ValueError: If no turn is pending.
@@ -288,8 +288,8 @@ class Conversation:
             again = [] if meant == shown[-1:] else meant
             parts: list[Part] = [picture.attachment for picture in (*new, *again)]
             messages.append(Message("user", (*parts, _for_model(turn.text, meant or shown))))
-            # An empty answer, which was stopped before its first word, is left out: it would be
-            # an example of saying nothing.
+            # An empty answer, which was stopped before its first word, is left out: the model would
+            # take it as an example.
             if turn.reply is not None and turn.reply.text.strip():
                 messages.append(Message("assistant", (turn.reply.text,)))
         return GenerationRequest(tuple(messages), sampling)
@@ -314,8 +314,9 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
 
-# `a[1]` is code and `[1](address)` is a link; neither is a reference. A word for a picture before
-# the number is part of the reference: "in picture [1]" becomes "in the first picture".
+# A reference to a picture. `a[1]` is code and `[1](address)` is a link, so they are no references.
+# A word for a picture before the number belongs to the reference: "in picture [1]" becomes "in the
+# first picture".
 _REFERENCE = re.compile(
     r"(?:\b(?:the\s+)?(?P<noun>image|picture|photo)\s+)?(?<![\w\])])\[(?P<number>[1-9]\d{0,2})\]"
     r"(?![\[(\w])",
@@ -336,7 +337,7 @@ def _range_hint(things: str, count: int) -> str:
 
 
 def _for_model(text: str, shown: Sequence[ChatPicture]) -> str:
-    """Return *text* with each `[1]` in words; the number of no picture *shown* stays."""
+    """Return *text* with each `[1]` in words; a number that is not of a picture *shown* stays."""
     places = {picture.number: place for place, picture in enumerate(shown)}
 
     def in_words(match: re.Match[str]) -> str:

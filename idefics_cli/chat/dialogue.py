@@ -1,4 +1,4 @@
-"""A chat: questions of one conversation to one model, and what becomes of an error."""
+"""The chat: it asks a model the questions of a conversation, and handles errors and changes."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class Chat:
         loading: The model that answers, which may still be loading.
         session: The conversation, and where it is kept.
         store: Where other conversations are kept.
-        find_model: Looks up another model by name, and returns what plans and loads it.
-        sampling: How tokens are chosen, unless the conversation sets it.
-        displays: `plain` and `preview`, unless the conversation sets them.
+        find_model: Looks up another model by name, and returns its plan and loader.
+        sampling: How tokens are chosen, unless the conversation has its own settings.
+        displays: `plain` and `preview`, unless the conversation has its own settings.
         pictures: Opens the pictures.
         clock: Returns the time in seconds.
 
@@ -120,8 +120,8 @@ class Chat:
     def attach(self, sources: Sequence[str]) -> list[StagedPicture]:
         """Open pictures and stage them for the next question: all of them, or none.
 
-        A picture that is still staged because its question was not answered is not staged twice:
-        the line that named it may be sent again.
+        If a question failed, its pictures are still staged, and the user may send the same line
+        again. Such a picture is not staged a second time.
 
         Returns:
             The pictures that are newly staged.
@@ -135,7 +135,7 @@ class Chat:
         return self.turns.stage(found)
 
     def picture_tokens(self, attachment: Attachment) -> int | None:
-        """Return the tokens that a picture takes of the context; None until a model is loaded."""
+        """Return how many tokens of the context a picture takes; None until a model is loaded."""
         budget = self.model.budget
         return budget.picture_tokens(attachment) if budget else None
 
@@ -150,7 +150,7 @@ class Chat:
         first, counted = len(self.conversation.pictures) + 1, []
         for place, staged in enumerate(self.turns.staged):
             if staged.tokens is None and staged.digest not in self._uncountable:
-                self._uncountable.add(staged.digest)  # an error is raised once
+                self._uncountable.add(staged.digest)  # so that an error is raised only once
                 known = self._pictures.count(staged, budget.stage)
                 self._uncountable.discard(staged.digest)
                 self.turns.staged[place] = known
@@ -163,7 +163,7 @@ class Chat:
         """Add *text* and the staged pictures to the conversation; no answer yet.
 
         Raises:
-            SessionError: If it cannot be saved; then nothing has changed.
+            SessionError: If the question cannot be saved. Nothing has changed then.
         """
         is_edit = self.turns.editing is not None
         self.turns.ask(text)
@@ -175,17 +175,17 @@ class Chat:
     ) -> Iterator[TokenChunk]:
         """Answer the pending question; the answer is kept when the iterator ends.
 
-        An interrupted answer is kept as far as it came. After an error, or an interruption
-        before the first word, the conversation is as before the question and the pictures are
-        still staged.
+        Of an interrupted answer, the text so far is kept. After an error, or an interruption before
+        the first word, the question is taken back and its pictures are still staged.
 
         Args:
-            cancel: Stops the answer within a token.
+            cancel: When it is set, the answer stops after the current token.
             phase: Called with the current phase until the first token; see `Phase`.
             sampling: How tokens are chosen for this answer only.
 
         Raises:
-            IdeficsError: If a picture, the memory, the context or the model is the reason.
+            IdeficsError: If a picture cannot be read, or if the memory or the context is too small,
+                or if the model fails.
         """
         chosen = sampling or self.sampling
         started, last = self._clock(), TokenChunk("", 0)
@@ -255,18 +255,20 @@ class Chat:
         return Measure(tokens, budget.engine.context_tokens)
 
     def turns_to_forget(self, text: str) -> int:
-        """Return how many of the oldest turns must go for *text* and the staged pictures to fit.
+        """Return how many of the oldest turns must be left out for the next question to fit.
+
+        The question is *text* with the staged pictures.
 
         Returns:
-            0 if no number of turns would do.
+            0 if the question does not fit even without all of them.
         """
         return self._loaded_budget().turns_to_forget(self.turns.if_asked(text))
 
     def pictures_to_drop(self, text: str) -> Sequence[int]:
-        """Return the numbers of the oldest pictures that must go for *text* to fit.
+        """Return the numbers of the oldest pictures that must be dropped for *text* to fit.
 
         Returns:
-            None of them if dropping all pictures would not do.
+            No numbers if the question does not fit even without all pictures.
         """
         numbers = [picture.number for picture in self.conversation.pictures_in_prompt]
         return self._loaded_budget().pictures_to_drop(self.turns.if_asked(text), numbers)
@@ -283,7 +285,7 @@ class Chat:
         """Let the model *name* answer from now on; the conversation stays.
 
         Raises:
-            IdeficsError: If it is unknown or does not chat; the former model stays.
+            IdeficsError: If the model is unknown or does not chat. The former model stays.
         """
         self.model.switch(name)
         self._after_switch()
@@ -305,7 +307,7 @@ class Chat:
         """Continue another conversation; the present one is closed.
 
         Raises:
-            SessionError: If it cannot be opened; the present one stays.
+            SessionError: If the other conversation cannot be opened. The present one stays.
         """
         if isinstance(self._store, NullStore):
             raise UsageError("nothing is saved here", hint="start without `--no-save`")
@@ -320,7 +322,7 @@ class Chat:
         self._prompt_tokens = 0
 
     def saved(self) -> list[tuple[str, str]]:
-        """Return the names, else the ids, of the saved conversations, with their titles."""
+        """Return the name, or the id if there is none, and the title of each saved conversation."""
         if isinstance(self._store, NullStore):
             return []
         return [(info.name or info.id, info.title) for info in self._store.list()]

@@ -1,6 +1,6 @@
-"""A conversation as one file to share: Markdown, JSON or HTML with the pictures inside.
+"""The export of a conversation as one file to share: Markdown, JSON or HTML with the pictures.
 
-The file names of pictures are written without their folders, which are private.
+The file names of pictures are written without their folders, because these are private.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def to_markdown(conversation: Conversation) -> str:
 def to_json(conversation: Conversation) -> str:
     """Return *conversation* as JSON, indented.
 
-    Texts are unchanged. `pictures` holds the bytes of each picture in base64, or null if they
-    cannot be found.
+    Texts are unchanged. `pictures` has the bytes of each picture in base64, or null if they cannot
+    be found.
     """
     record = {
         "format": FORMAT,
@@ -98,7 +98,7 @@ FORMATS: Mapping[str, Callable[[Conversation], str]] = MappingProxyType(
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format that the suffix of *path* means, if any."""
+    """Return the format to which the suffix of *path* belongs; None if it belongs to none."""
     suffix = path.suffix.lower().removeprefix(".")
     return {"markdown": "md", "htm": "html"}.get(suffix, suffix if suffix in FORMATS else None)
 
@@ -112,11 +112,11 @@ def write_export(
         conversation: The conversation.
         kind: A key of `FORMATS`.
         path: A file in an existing folder.
-        overwrite: Replace an existing file.
+        overwrite: Whether to replace an existing file.
 
     Raises:
-        UsageError: If it exists and *overwrite* is off, or if it is a folder.
-        IdeficsError: If it cannot be written.
+        UsageError: If *path* exists and *overwrite* is off, or if it is a folder.
+        IdeficsError: If the file cannot be written.
     """
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint="give the name of a file in it")

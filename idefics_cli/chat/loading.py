@@ -1,4 +1,4 @@
-"""A model that loads in the background while the user types the first text."""
+"""Loading of a model in the background, while the user types the first question."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.05
 _LEAVE_SECONDS = 1.0
 Load = Callable[[Progress], Engine]
 LoadPlan = Callable[[Callable[[str], None]], Load]
-"""Plans how a model runs on this machine, passes warnings to its argument, returns the loader."""
+"""Plans how a model runs on this machine; passes warnings to its argument; returns the loader."""
 Phase = Callable[[str], None]
 """Called with the current phase until the first token: "loading demo", "reading 2 pictures"."""
 
@@ -26,13 +26,13 @@ class Loading:
     """A model that is to be loaded, is loading, is loaded, or failed to load.
 
     Args:
-        name: The name that the user calls it by.
-        plan: Plans how it runs on this machine; called in the background.
-        before_plan: Called in the background before the plan; frees the memory of a former model.
+        name: The name of the model, as the user typed it.
+        plan: Plans how the model runs on this machine; called in the background.
+        before_plan: Called in the background before *plan*; frees the memory of a former model.
 
     Attributes:
-        name: The name that the user calls it by.
-        phase: The current phase, as "loading demo 40%".
+        name: The name of the model, as the user typed it.
+        phase: The current phase, such as "loading demo 40%".
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Loading:
             self._result = in_background(self._load, name=self.phase)
 
     def again(self) -> Loading:
-        """Return the same model; if it was closed, it can be loaded again."""
+        """Return this model; if it was closed, return a new `Loading` of the same model."""
         return Loading(self.name, self._plan) if self._is_closed else self
 
     @property
@@ -62,7 +62,7 @@ class Loading:
 
     @property
     def error(self) -> IdeficsError | None:
-        """The reason why it failed to load; None if it is loaded, or still loading."""
+        """The reason why the model failed to load; None if it is loaded, or still loading."""
         if self._result is None or not self._result.done():
             return None
         error = self._result.exception()
@@ -78,7 +78,7 @@ class Loading:
         """The engine of the model; waits until it is loaded.
 
         Raises:
-            IdeficsError: If it cannot be loaded.
+            IdeficsError: If the model cannot be loaded.
         """
         self.start()
         assert self._result is not None  # for mypy: `start` has set it
@@ -106,7 +106,7 @@ class Loading:
             self._result.add_done_callback(_close)
 
     def leave(self) -> None:
-        """Close the model at the end of the program; do not wait long for what it computes.
+        """Close the model at the end of the program, but wait only a moment for this.
 
         An answer that was abandoned goes on until its next token, which can take minutes.
         """
@@ -120,13 +120,13 @@ class Loading:
 
     def _load(self) -> Engine:
         try:
-            # The plan counts the memory that is free, which must include that of a former model.
+            # The plan looks at the free memory, so the memory of a former model is freed first.
             self._before_plan()
             load = self._plan(self._warnings.append)
             return load(self._progress)
         except IdeficsError:
             raise
-        except Exception as error:  # a worker's edge: the chat continues with another model
+        except Exception as error:  # the edge of a worker: the chat continues with another model
             raise ModelError(
                 f"cannot load `{self.name}`: {abbreviated(f'{type(error).__name__}: {error}', 300)}"
             ) from error

@@ -11,11 +11,11 @@ from idefics_cli.engine.protocol import Engine, OpenImage
 
 
 class ModelSwitch:
-    """The model that answers; another can take its place while the conversation goes on.
+    """The model that answers. Another model can replace it while the conversation goes on.
 
     Args:
         loading: The first model, which may still be loading.
-        find_model: Looks up another model by name, and returns what plans and loads it.
+        find_model: Looks up another model by name, and returns its plan and loader.
         open_image: Opens a picture of an earlier turn.
     """
 
@@ -30,7 +30,7 @@ class ModelSwitch:
 
     @property
     def name(self) -> str:
-        """The name that the user calls the model by."""
+        """The name of the model, as the user typed it."""
         return self.loading.name
 
     @property
@@ -70,7 +70,8 @@ class ModelSwitch:
         plan, former = self._find_model(name), self._former or self.loading
         if former is not self.loading:
             self.loading.close()
-        # Two large models at a time may be more than the memory holds.
+        # The former model is closed before the plan, because two large models may not fit into the
+        # memory at the same time.
         self.loading = Loading(name, plan, before_plan=former.close)
         self._former = former
         self.loading.start()

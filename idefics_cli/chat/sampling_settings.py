@@ -1,4 +1,4 @@
-"""The settings of one conversation."""
+"""The settings that a conversation can have: sampling and display."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DISPLAY_KEYS = ("plain", "preview")
 
 
 def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Sampling:
-    """Return *sampling* with the values of *settings* that belong to it."""
+    """Return *sampling* with those values of *settings* that are fields of `Sampling`."""
     chosen = {
         key: value for key, value in settings.items() if key in SAMPLING_KEYS and value is not None
     }
@@ -30,7 +30,7 @@ def check_setting(key: str, value: object) -> str | int | float | bool | None:
 
     Raises:
         TypeError: If the value is not a text, a number, a truth value or None.
-        ValueError: If it is not a value of that setting.
+        ValueError: If the setting cannot have this value.
     """
     if value is None or key not in (*SAMPLING_KEYS, *DISPLAY_KEYS):
         if value is not None and not isinstance(value, str | int | float):
@@ -43,10 +43,11 @@ def check_setting(key: str, value: object) -> str | int | float | bool | None:
 
 
 def parse_setting(key: str, text: str) -> str | int | float | bool | None:
-    """Return the value of the setting *key* that *text* means.
+    """Return *text* as a value of the setting *key*.
 
     Raises:
-        ValueError: If *text* is not a value; the message continues "`key` …".
+        ValueError: If the setting cannot have this value. The message is the end of a sentence
+            that begins with the key.
     """
     value = setting_table()[key].parse(text)
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The turns of one conversation: stage pictures, ask, answer, and take back."""
+"""The turns of one conversation, and what changes them: stage, ask, answer, and take back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from idefics_cli.core.types import Sampling, TokenChunk
 
 
 class Turns:
-    """The turns of the conversation that is open, and the next one while it is made.
+    """The turns of the open conversation, and the next question with its staged pictures.
 
     Args:
         session: The conversation, and where it is kept.
@@ -36,7 +36,10 @@ class Turns:
         return self.session.conversation
 
     def stage(self, pictures: Sequence[StagedPicture]) -> list[StagedPicture]:
-        """Stage *pictures*, without those that a failed question left staged; return the new."""
+        """Stage *pictures*, and return those that are newly staged.
+
+        Pictures that a failed question left staged are not staged a second time.
+        """
         left = self._returned & {staged.digest for staged in self.staged}
         new = [picture for picture in pictures if picture.digest not in left]
         self.staged += new
@@ -51,7 +54,7 @@ class Turns:
         """Add *text* with the staged pictures to the conversation; no answer yet.
 
         Raises:
-            SessionError: If it cannot be saved; then nothing has changed.
+            SessionError: If the question cannot be saved. Nothing has changed then.
         """
         if self.editing is not None:
             number, self.editing = self.editing, None

@@ -1,4 +1,4 @@
-"""Errors of libraries, and bugs of ours, as errors that a chat can show and survive."""
+"""The conversion of unexpected errors to errors that a chat can show, so that it can continue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MESSAGE_CHARACTERS = 300
 
 
 def as_shown_error(error: Exception) -> IdeficsError:
-    """Return *error* itself if it is one of ours, else an error that names it."""
+    """Return *error* itself if it is an `IdeficsError`, else an `IdeficsError` that names it."""
     if isinstance(error, IdeficsError):
         return error
     _log.debug("unexpected error", exc_info=error)

@@ -72,12 +72,12 @@ def resolve(
         flags: Values, or values as text, by field of `Settings`; None means "not given".
         environ: The environment; an empty variable means "not given".
         file: `config.toml`. A missing file is an error only if IDEFICS_CONFIG names it.
-        choices: As in `with_choices`.
+        choices: See `with_choices`.
 
     Raises:
         UsageError: If a flag has a wrong value.
-        ConfigError: If a variable or the file has a wrong value or a setting that is for the
-            command line only, or the file has an unknown key.
+        ConfigError: If a variable or the file has a wrong value, or a setting that is for the
+            command line only, or if the file has an unknown key.
     """
     known = with_choices(choices)
     stored = read_config(file, must_exist=bool(environ.get("IDEFICS_CONFIG")), known=known)
@@ -123,7 +123,7 @@ def _from_environment(setting: Setting, environ: Mapping[str, str]) -> tuple[Val
         except ValueError as error:
             raise ConfigError(f"variable {setting.variable} {error}") from None
     for variable in setting.also_variables:
-        # Variables of other programs have the meaning of those programs: only "true" counts.
+        # These are variables of other programs, which only react to "true" and its synonyms.
         if environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
             return True, Origin("environment", variable)
     return None

@@ -41,7 +41,7 @@ def _setting(default: T, **rule: object) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting with its default; with None the program decides."""
+    """Every setting with its default. A default of None means that the program decides."""
 
     model: str = _setting(
         DEFAULT_MODEL, help="Name from `idefics models`, Hub id `owner/name` or local folder."
@@ -233,12 +233,12 @@ class Setting:
         pattern: Regular expression of the allowed texts.
         expects: Description of *pattern*, for people.
         minimum: Least allowed number.
-        above: Lower bound that is not allowed itself.
+        above: The number must be larger than this.
         maximum: Greatest allowed number.
         also_variables: Environment variables of other programs with the same meaning.
         command_line_only: Whether neither a variable nor the configuration file may set it,
             because it is a decision about a single call.
-        command_line_values: The values for which the same is true.
+        command_line_values: The values that neither a variable nor the file may give.
     """
 
     name: str
@@ -294,11 +294,11 @@ class Setting:
         """Return *value* with the type of this setting.
 
         Raises:
-            ValueError: If it has another type or is out of range. The message is the end of a
-                sentence that begins with the name: "must be 0 or more, not -1".
+            ValueError: If *value* has another type or is out of range. The message is the end of
+                a sentence that begins with the name of the setting: "must be 0 or more, not -1".
         """
         if self.kind is float and type(value) is int:
-            # An integer that no float can hold is as infinite as 1e999.
+            # An integer that no float can hold becomes infinite, as 1e999 does.
             value = float(value) if value.bit_length() <= _FLOAT_BITS else math.inf
         # isinstance(True, int) is True, but a number must not be a bool.
         if type(value) is not self.kind:
@@ -376,7 +376,7 @@ def setting_table() -> Mapping[str, Setting]:
 
 
 def with_choices(choices: Mapping[str, tuple[str, ...]]) -> Mapping[str, Setting]:
-    """Return `setting_table` with the allowed texts of settings that only a higher layer knows.
+    """Return `setting_table` with *choices*, which rooms of a higher rank know.
 
     Args:
         choices: Name of a setting -> its allowed texts.

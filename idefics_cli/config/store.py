@@ -1,4 +1,4 @@
-"""The configuration file `config.toml`."""
+"""The reader of the configuration file `config.toml`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def read_config(
         known: The settings by name; None for `setting_table`.
 
     Raises:
-        ConfigError: If the file cannot be read, or holds an unknown key, a wrong value or a
-            setting that is for the command line only; its default is ignored.
+        ConfigError: If the file cannot be read; or if it has an unknown key, a wrong value, or a
+            setting for the command line only. Such a setting is ignored if it has its default.
     """
     if str(path) == os.devnull:
         return {}
@@ -59,7 +59,8 @@ def _checked(path: Path, table: Mapping[str, Setting], key: str, value: object) 
     setting = table.get(key)
     if setting is None:
         raise ConfigError(f"unknown key `{key}` in `{path}`", hint=_hint(key, value))
-    # Earlier versions wrote these keys with their defaults when `idefics config` made the file.
+    # The default is allowed, because earlier versions wrote these keys with their defaults when
+    # `idefics config` made the file.
     if setting.command_line_only and value is not setting.default:
         raise ConfigError(
             f"`{key}` in `{path}` is for the command line only",

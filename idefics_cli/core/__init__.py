@@ -1,1 +1,1 @@
-"""What every other package may use: errors, types, text, paths and files; standard library only."""
+"""Errors, types, text, paths and files for every other package; standard library only."""

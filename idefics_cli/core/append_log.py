@@ -1,4 +1,4 @@
-"""Files of lines that one process at a time appends to, safe against a sudden end."""
+"""Append-only files of lines for one process at a time; a sudden end damages no earlier line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from idefics_cli.core.files import lacks_locks, lock
 
-# A pipe or a device opens at once with O_NONBLOCK, so that its kind can be checked.
+# With O_NONBLOCK, opening a pipe or a device does not wait, and its kind can then be checked.
 _FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _LONGEST_LINE = 64 * 2**20
 
@@ -21,7 +21,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     A last line without a newline was torn by a sudden end of the program, and is left out.
 
     Raises:
-        OSError: If the file cannot be read, or has a line of more than 64 MiB, as a sparse file.
+        OSError: If the file cannot be read, or has a line of more than 64 MiB. A sparse file can
+            have such a line.
     """
     offset = 0
     with path.open("rb") as file:
@@ -38,14 +39,14 @@ class AppendLog:
 
     Args:
         path: The file.
-        creates: Make the file if it does not exist.
-        is_locked: Lock the file against other processes until `close`. A caller that holds a
-            lock of its own needs none.
-        is_synced: Write each line to the disk before `append` returns.
+        creates: Whether to make the file if it does not exist.
+        is_locked: Whether to lock the file against other processes until `close`. False for a
+            caller that holds another lock.
+        is_synced: Whether each line is on the disk before `append` returns.
 
     Attributes:
-        lacks_lock: Whether the file is not locked although it should be: its file system has no
-            locks.
+        lacks_lock: Whether the file is not locked although *is_locked* is true, because its file
+            system has no locks.
 
     Raises:
         BlockingIOError: If another process has locked the file.
@@ -55,7 +56,7 @@ class AppendLog:
     def __init__(self, path: Path, *, creates: bool, is_locked: bool, is_synced: bool) -> None:
         self._is_synced = is_synced
         self.lacks_lock = False
-        # Not truncated here, because another process may have it open.
+        # The file is not truncated here, because another process may have it open.
         flags = _FLAGS | (os.O_CREAT if creates else 0)
         self._descriptor: int | None = os.open(path, flags, 0o666)
         try:
@@ -72,14 +73,14 @@ class AppendLog:
 
         Args:
             line: One line with its newline.
-            at: The size of the log so far. Bytes after it are cut off: Ctrl-C may come after a
-                line is written and before its caller knows.
+            at: The size of the log as far as the caller knows. Bytes after it are cut off. They
+                exist if Ctrl-C came after a line was written and before the caller noted the size.
 
         Raises:
-            OSError: If it cannot be written, or the file was removed.
+            OSError: If the line cannot be written, or the file was removed.
         """
         descriptor = self._open_descriptor()
-        # A removed file can still be written to, and what is written is lost.
+        # A process can still write to an open file that was removed, but the line would be lost.
         if os.fstat(descriptor).st_nlink == 0:
             raise FileNotFoundError(2, "the file was removed while it was open")
         try:

@@ -37,7 +37,7 @@ class UsageError(IdeficsError):
 
 
 class ConfigError(UsageError):
-    """A key of the configuration file or an environment variable with a wrong name or value."""
+    """A wrong name or value, in the configuration file or in an environment variable."""
 
 
 class PlanError(UsageError):

@@ -1,4 +1,4 @@
-"""Files that are read with a limit or written atomically, and locks on open files."""
+"""Reading of files with a limit, atomic writing, and locks on open files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from idefics_cli.core.errors import IdeficsError
 
 UNFINISHED = ".part"
-# A sink may add an extension of its own.
+# The pattern allows a further extension, because a sink may add one.
 _UNFINISHED_NAME = re.compile(
     r"\.idefics-[0-9a-f]{8}-(?P<host>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{16}\.part[.\w]*"
 )
@@ -40,7 +40,7 @@ def read_regular_file(path: Path, *, limit_bytes: int) -> bytes:
         OSError: If the file cannot be read, is not a regular file, or is larger than the limit.
         ValueError: If no file can have this name.
     """
-    # A pipe opens at once with O_NONBLOCK, so that its kind can be checked.
+    # With O_NONBLOCK, opening a pipe does not wait, and its kind can then be checked.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
         status = os.fstat(file.fileno())
@@ -58,8 +58,8 @@ def write_whole(target: Path, data: bytes, *, private: bool = False, durable: bo
     Args:
         target: The file to write or replace.
         data: The whole content.
-        private: Let only the owner read the file; otherwise the umask decides.
-        durable: Wait until the file is on the disk, which takes some milliseconds.
+        private: Whether only the owner may read the file. If not, the umask decides.
+        durable: Whether to wait until the file is on the disk, which takes some milliseconds.
 
     Raises:
         OSError: If the file cannot be written; *target* is unchanged.
@@ -102,13 +102,14 @@ def replacing(
 
 
 def unfinished_path(target: Path, *, process: int | None = None) -> Path:
-    """Return a name beside *target* for a temporary file, which nobody can guess.
+    """Return the path of a temporary file beside *target*; nobody can guess its name.
 
     Args:
         target: The file that the temporary file becomes.
         process: Process that writes it; None is this one.
     """
-    # A digest instead of the name: a name of 255 bytes leaves no room for a suffix.
+    # The name has a digest of the target's name, because a name of 255 bytes leaves no room for a
+    # suffix.
     owner = f"{_digest(target.name)}-{_host()}-{process or os.getpid()}"
     return target.with_name(f".idefics-{owner}-{secrets.token_hex(8)}{UNFINISHED}")
 
@@ -121,7 +122,8 @@ def is_unfinished(name: str) -> bool:
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files in *folder* that killed programs left there.
 
-    Those of another computer, which may share the folder, are removed when they are a day old.
+    Several computers may share the folder. Files of another computer are removed when they are a
+    day old.
     """
     try:
         with os.scandir(folder) as entries:
@@ -174,7 +176,7 @@ def sync_folder(path: Path) -> None:
 
 
 def lock(descriptor: int) -> None:
-    """Lock the open file *descriptor* against every other process; keep its position.
+    """Lock the open file *descriptor* against every other process; its position does not change.
 
     Raises:
         BlockingIOError: If another process holds the lock.
@@ -197,7 +199,7 @@ def lock(descriptor: int) -> None:
 
 
 def lacks_locks(error: OSError) -> bool:
-    """Whether *error* of `lock` means that the file system has no locks, as NFS without a lockd."""
+    """Whether *error*, from `lock`, means that the file system has no locks; NFS may have none."""
     return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Stop the garbage collector during the body, and exclude the imported objects from it.
+    """Stop the garbage collector in the block, and exclude the imported objects from it afterwards.
 
     The imports of torch and transformers create a million objects that live until the program
     ends. After every 70,000 new objects the collector scans all objects, which takes a tenth of
-    the import time, and it scans them once more when the program ends.
+    the import time. It would scan them once more when the program ends.
     """
     was_on = gc.isenabled()
     modules = len(sys.modules)
@@ -42,7 +42,7 @@ def import_transformers() -> None:
     scan = import_utils.create_import_structure_from_path
 
     def scan_folder(path: str | Path) -> object:
-        # The function scans the folder of a file that it is given.
+        # If *path* is a file, the original function scans the folder of the file.
         return scan(Path(path).parent if Path(path).is_file() else path)
 
     import_utils.create_import_structure_from_path = scan_folder

@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written."""
+"""Safe parsing of JSON from files that anybody may have written."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 
 
 def parse_json(content: bytes) -> object:
-    """Return the value that *content*, JSON in UTF-8, stands for.
+    """Return the value of *content*, which is JSON in UTF-8.
 
     Raises:
-        ValueError: If it is not JSON, is nested too deeply, or has a number of too many digits.
+        ValueError: If it is not JSON, is nested too deeply, or has a number with too many digits.
     """
     try:
         return json.loads(content.decode("utf-8"))

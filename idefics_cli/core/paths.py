@@ -36,7 +36,8 @@ def quantized_folder(environ: Mapping[str, str]) -> Path:
 def hub_cache(environ: Mapping[str, str]) -> Path:
     """Return the cache of the Hugging Face Hub: `HF_HUB_CACHE`, `HF_HOME`/hub or ~/.cache/….
 
-    This is the rule of huggingface_hub 2.4, `constants.HF_HUB_CACHE`, without its import.
+    huggingface_hub 2.4 has the same rule in `constants.HF_HUB_CACHE`. It is repeated here, because
+    importing that package takes time.
     """
     base = environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
     home = environ.get("HF_HOME", os.path.join(base, "huggingface"))
@@ -46,7 +47,7 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
 
 def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
     base = environ.get(variable, "")
-    # The specification: a relative path in these variables is invalid and is ignored.
+    # By the specification, a relative path in these variables is invalid and must be ignored.
     if base and Path(base).is_absolute():
         return Path(base) / _APP
     home = environ.get("HOME") or "/"

@@ -1,4 +1,4 @@
-"""The kinds of image source, recognized by their text alone."""
+"""Recognition of the kinds of image sources, by their text alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from idefics_cli.core.types import ImageLimits
 STDIN = "-"
 CLIPBOARD = "clipboard:"
 MOST_FILE_BYTES = 4 * 2**30
-"""Size of a file that is refused unread; a sparse file can claim any size."""
+"""A larger file is refused before it is read, because a sparse file can claim any size."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)

@@ -1,10 +1,10 @@
-"""Text from models, files and users, made safe to print on a terminal.
+"""Functions that make text from models, files and users safe to print on a terminal.
 
-- `printable`: text of any length, such as an answer; keeps tabs and newlines.
-- `one_line`: a message, a heading or a table cell, which must stay on one line.
-- `abbreviated`: a name or an address inside a message; cuts long text in the middle.
+- `printable`: for text of any length, such as an answer; it keeps tabs and newlines.
+- `one_line`: for a message, a heading or a table cell, which must stay on one line.
+- `abbreviated`: for a name or an address inside a message; it cuts long text in the middle.
 
-Data for files is another matter: each format has its own escapes, in `caption/sinks`.
+They are not for text in files: each output format has its own escapes, in `caption/sinks`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return *text* as `printable`, with symbols also for newlines and tabs."""
+    """Return `printable` text with symbols also for newlines and tabs."""
     return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
 
 

@@ -1,4 +1,4 @@
-"""The values that flow between layers: frozen, picklable without torch."""
+"""The values that flow between rooms: frozen dataclasses that pickle without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Called with a phase ("loading", "reading", …) and its completed share in 0..1; None if unknown.
+# A callback that gets a phase ("loading", "reading", …) and the share of it that is done, in 0..1;
+# the share is None if unknown.
 Progress = Callable[[str, float | None], None]
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "cancelled"]
@@ -21,12 +22,12 @@ Attention = Literal["flash_attention_2", "flash_attention_3", "flash_attention_4
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """An image by name.
+    """A picture, named by its source.
 
     Attributes:
         source: A path, URL, `data:` or `file://` URI, `-` (stdin) or `clipboard:`.
         digest: SHA-256 of the bytes of the file, in hexadecimal; "" if the caller does not know
-            it. An engine does not open a picture again that it remembers by its digest.
+            it. If an engine knows the digest, it does not open the picture again.
     """
 
     source: str
@@ -38,19 +39,19 @@ Part = str | Attachment
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; *parts* keeps text and images in the order given."""
+    """One message of a conversation; *parts* are its texts and images in order."""
 
     role: Role
     parts: tuple[Part, ...]
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
-        """The images of this turn, in order."""
+        """The images of this message, in order."""
         return tuple(part for part in self.parts if isinstance(part, Attachment))
 
     @property
     def text(self) -> str:
-        """The text parts of this turn, joined."""
+        """The text parts of this message, joined."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
@@ -59,12 +60,12 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: 0 is greedy decoding, where only `repetition_penalty` and `max_new_tokens`
+        temperature: 0 means greedy decoding. Then only `repetition_penalty` and `max_new_tokens`
             have an effect.
-        top_p: Probability mass of the nucleus, in (0, 1].
-        top_k: Number of candidates; 0 keeps all.
-        repetition_penalty: 1 is no penalty (Keskar et al. 2019, as in transformers).
-        max_new_tokens: Limit of generated tokens; a cut reply has `finish="length"`.
+        top_p: Total probability of the most likely tokens that are kept, in (0, 1].
+        top_k: Number of the most likely tokens that are kept; 0 keeps all.
+        repetition_penalty: 1 means no penalty (Keskar et al. 2019, as in transformers).
+        max_new_tokens: Largest number of new tokens; a reply that it cuts has `finish="length"`.
         seed: Makes a sampled reply reproducible; None draws a new seed.
     """
 
@@ -78,7 +79,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A conversation that ends with a user turn, or a raw prompt, and how to answer it."""
+    """A conversation that ends with a user message, or a raw prompt, and how to answer it."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
@@ -122,11 +123,11 @@ class Completion:
         prompt_tokens: Number of tokens of the prompt, image tokens included.
         reused_tokens: Number of prompt tokens that came from the KV cache of an earlier turn.
         new_tokens: Number of generated tokens, the end token included.
-        finish: `stop` (the model ended), `length` (cut) or `cancelled`.
-        prefill_seconds: Wall time of image encoding and prefill, of the whole batch.
-        decode_seconds: Wall time of all decode steps, of the whole batch.
+        finish: `stop` (the model ended it), `length` (it was cut) or `cancelled`.
+        prefill_seconds: Wall time of image encoding and prefill, for the whole batch.
+        decode_seconds: Wall time of all decode steps, for the whole batch.
         token_ids: The generated tokens, the end token included.
-        at_a_time: The reduced batch size, if the memory ran out in a larger batch that held this
+        at_a_time: The reduced batch size, if the memory ran out in a larger batch with this
             request; None otherwise.
     """
 
@@ -150,7 +151,7 @@ class ImageLimits:
         max_bytes: Size of one download, of a `data:` URI or of stdin.
         timeout_seconds: Time limit of one connect or read.
         max_redirects: Number of HTTP redirects to follow.
-        keeps_truncated: Accept pictures of which the end is missing.
+        keeps_truncated: Whether to accept pictures of which the end is missing.
     """
 
     max_pixels: int = 100_000_000
@@ -164,17 +165,17 @@ class ImageLimits:
 class KernelChoice:
     """Names of the kernels that compute each part of a model: keys of `kernels.table.KERNELS`.
 
-    A layer gets the first kernel of its part that fits it. A layer that no kernel fits, and a part
-    without kernels, keeps the code of torch, transformers or bitsandbytes.
+    A layer gets the first kernel of its part that fits it. If no kernel fits, or the part has no
+    kernels, the layer stays one of torch, transformers or bitsandbytes.
 
     Attributes:
         text: Linear layers of the text model.
-        head: The linear layer that gives the logits.
-        connector: Linear layers between vision and text that get few rows.
-        vision: Linear layers that get a row for each patch of a picture.
+        head: The linear layer that computes the logits.
+        connector: Linear layers between vision and text that multiply few rows.
+        vision: Linear layers that multiply one row for each patch of a picture.
         patches: The convolution that cuts a picture into patches.
         norm: Root mean square norms.
-        attention: Kernel of all attention layers; None leaves it to `LoadSpec.attention`.
+        attention: Kernel of all attention layers; None uses `LoadSpec.attention`.
         product_dtype: Dtype to which quantized weights are widened for many rows.
     """
 
@@ -204,22 +205,23 @@ class LoadSpec:
         revision: Branch, tag or commit of a Hub repository.
         family: Key of `FAMILIES` in `models/families/spec.py`: the `model_type` of the config.
         name: The name that the user gave: an alias or *repo*.
-        chats: False for base models, which only complete a prompt.
+        chats: Whether the model chats; False for base models, which only complete a prompt.
         uses_template: Whether prompts are made with the chat template; raw prompts need none.
         dtype: Dtype of all weights that are not quantized.
         quantization: Quantization of the linear layers of the text model.
-        format_4bit: Format of `4bit`: bitsandbytes' nf4 with double quantization, or, on a CPU
-            only, our int4: groups of evenly spaced numbers.
+        format_4bit: Format of the weights if *quantization* is "4bit": nf4 of bitsandbytes with
+            double quantization, or int4, a format of ours for CPUs.
         attention: `attn_implementation` for transformers.
         kernels: Kernels for a CPU; none by default.
         device: Device of the model; the first device if *device_map* is set.
         device_map: "auto" spreads layers over devices and RAM; None puts all on *device*.
         max_memory: Bytes per device ("0", "1", … or "cpu") for *device_map*.
-        splitting: Cut large images into tiles; None keeps the setting of the checkpoint.
-        offline: Do not use the network.
+        splitting: Whether to cut large images into tiles; None keeps the checkpoint's setting.
+        offline: Whether the network must not be used.
         threads: Number of CPU threads for torch; None keeps torch's choice.
         limits: Limits of the image loader.
-        quantized_folder: Folder for quantized weights, which a later start reads; None for none.
+        quantized_folder: Folder in which quantized weights are kept for later starts; None keeps
+            none.
     """
 
     repo: str
@@ -256,15 +258,15 @@ class CaptionRecord:
         width: Width in pixels after EXIF orientation; None if the picture was not read.
         height: As *width*.
         new_tokens: Number of tokens generated for the caption.
-        seconds: The share of this picture in the time of the model.
-        hint: The fix of the error.
+        seconds: The part of the model's time that this picture took.
+        hint: The fix for the error.
         sha256: Hex digest of the bytes of the file; None if they were not read.
         answers: With several questions, the name and answer of each in the order asked;
             *caption* is then the answers joined by line breaks.
-        notes: Special steps on the way to the caption, such as "answered alone: out of memory"
-            or "asked again: the reply went in circles".
+        notes: Special steps that were needed for the caption, such as "answered alone: out of
+            memory" or "asked again: the reply went in circles".
         stamp: Size and modification time of the file when it was read, and a digest of the
-            columns of a list that the prompt uses. With an equal stamp the caption is valid.
+            columns of a list that the prompt uses. While the stamp is equal, the caption is valid.
     """
 
     file_name: str

@@ -1,1 +1,1 @@
-"""What this computer has: processor, memory, GPUs and library versions."""
+"""Hardware: the processor, memory, GPUs and library versions of this computer."""

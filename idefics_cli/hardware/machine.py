@@ -33,7 +33,7 @@ PACKAGES = (
     "flash-attn-3",
     "flash-attn-4",
 )
-# Instructions that multiply bfloat16 without widening it: names of x86 and ARM in /proc/cpuinfo.
+# Instruction sets that multiply bfloat16 directly, by their names in /proc/cpuinfo (x86 and ARM).
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _BF16_CAPABILITY = (8, 0)
 
@@ -43,9 +43,9 @@ class Gpu:
     """One CUDA device that the installed torch can use.
 
     Attributes:
-        index: As in `cuda:N`.
-        name: Its name in the driver.
-        total_bytes: Size of its memory.
+        index: The number N in `cuda:N`.
+        name: The name of the GPU in the driver.
+        total_bytes: Size of the memory of the GPU.
         free_bytes: Free memory at present.
         capability: CUDA compute capability; (8, 0) is Ampere, (9, 0) Hopper.
     """
@@ -69,7 +69,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan may use.
+    """All that a plan needs to know about a computer.
 
     Attributes:
         gpus: The CUDA devices that torch can use.
@@ -87,9 +87,9 @@ class Machine:
         versions: Version of each distribution; None if it is not installed.
         broken: Packages that cannot be imported, with the reason; only some are tried.
         torch_build: "cpu", "cuda 12.8" or "rocm 6.4"; None without torch.
-        has_nvidia_driver: Whether there is an NVIDIA driver, also if torch cannot use it.
-        notes: Problems that were found, for a user.
-        cache: The Hugging Face cache.
+        has_nvidia_driver: Whether there is an NVIDIA driver, even if torch cannot use it.
+        notes: Problems that were found, in words for a user.
+        cache: Folder of the Hugging Face cache.
         cache_free_bytes: Free space on the disk of the cache; None if unknown.
     """
 
@@ -128,10 +128,10 @@ class Machine:
 
 
 def probe_machine(*, root: Path = Path("/")) -> Machine:
-    """Describe this machine. Imports torch; one that is missing or broken is reported.
+    """Describe this machine. This imports torch; a missing or broken torch is no error here.
 
     Args:
-        root: Folder that holds /proc and /sys.
+        root: Folder that contains /proc and /sys.
     """
     processor, torch = probe_processor(root=root), _TorchView.probe()
     total, free = read_memory(root)
@@ -174,7 +174,7 @@ def probe_processor(*, root: Path = Path("/")) -> Machine:
 
 
 def broken_packages() -> Mapping[str, str]:
-    """Import the packages that a model needs; return those that fail, with the reason. Slow."""
+    """Import the packages that a model needs; return the reasons of those that fail. Slow."""
     errors = {}
     for name in ("transformers", "accelerate", "bitsandbytes"):
         if _version(name) is None:
@@ -189,8 +189,9 @@ def broken_packages() -> Mapping[str, str]:
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     """Whether a torch that was built for *architectures* runs on a GPU of *capability*.
 
-    Machine code (`sm_86`) runs on its own generation from its minor version on, PTX
-    (`compute_90`) on everything newer. CUDA C++ Programming Guide, section 3.1.
+    Machine code such as `sm_86` runs on GPUs of its generation (8) with the same or a higher minor
+    version (6). PTX such as `compute_90` runs on all newer GPUs. The source is the CUDA C++
+    Programming Guide, section 3.1.
     """
     if not architectures:
         return True
@@ -240,7 +241,8 @@ def _probe_torch_processor() -> tuple[frozenset[str], str]:
             import torch
     except Exception:  # a broken installation raises any class; `_TorchView` reports it
         return frozenset(), "DEFAULT"
-    # Not all systems have /proc/cpuinfo. The functions are private, so another torch may lack them.
+    # torch is asked, because not all systems have /proc/cpuinfo. Its functions are private, so
+    # another version may lack them.
     names = {
         "avx512_bf16": "_is_avx512_bf16_supported",
         "amx_bf16": "_is_amx_tile_supported",

@@ -1,9 +1,10 @@
 """Processor and memory as the operating system reports them, within the limits of a container.
 
-psutil reads the memory of the machine, on every system. What is here is what psutil does not
-have: the limits that control groups set to the memory and the processor time of a container, so
-that a plan fits in it; the physical cores among those that this process may use, where psutil
-counts those of the machine; and the name and the instruction sets of the processor.
+psutil reads the memory of the machine, on every system. This module adds what psutil lacks:
+
+- the limits that control groups set to memory and processor time, so that a plan fits a container;
+- the number of physical cores that this process may use (psutil counts all of the machine);
+- the name and the instruction sets of the processor.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def read_processor(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
 
 
 def count_cores(root: Path = Path("/")) -> int:
-    """Return how many physical cores this process may use, by its affinity and its CPU quota."""
+    """Return how many physical cores the affinity and the CPU quota of this process allow."""
     try:
         logical = sorted(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore] # not on macOS and Windows
     except AttributeError:
@@ -50,7 +51,7 @@ def count_cores(root: Path = Path("/")) -> int:
 def read_memory(
     root: Path = Path("/"), *, machine: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Return total and available memory in bytes; the limit of a container counts.
+    """Return total and available memory in bytes, within the limit of a container.
 
     Args:
         root: Folder that holds /proc and /sys.
@@ -90,8 +91,8 @@ def _container_memory(root: Path) -> list[tuple[int, int]]:
 
 
 def _group_limits(mount: Path, path: str, limit: str, use: str) -> list[tuple[int, int]]:
-    # In a container the path may name a group that is not mounted. Then the root of the mount is
-    # the group of the container.
+    # In a container, *path* may be the name of a group that is not mounted. Then the root of the
+    # mount is the group of the container.
     group = mount / path.strip("/")
     found = []
     for folder in (group, *group.parents):
@@ -106,7 +107,8 @@ def _group_limits(mount: Path, path: str, limit: str, use: str) -> list[tuple[in
 
 
 def _reclaimable(group: Path) -> int:
-    # Before memory runs out, the kernel drops pages of files that were not used lately.
+    # Cached pages of files that were not used lately do not count as used, because the kernel drops
+    # them before memory runs out.
     match = re.search(r"^(?:total_)?inactive_file (\d+)", _read(group / "memory.stat"), re.M)
     return int(match[1]) if match else 0
 

@@ -1,1 +1,1 @@
-"""Training for every family: label rule, optimizer, learning rate and precision."""
+"""Training of models of every family: label rule, optimizer, learning rate and precision."""

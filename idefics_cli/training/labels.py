@@ -1,8 +1,8 @@
-"""Token ids with labels: which tokens of a conversation are learned, for every family.
+"""Labels of token ids: they say which tokens of a conversation are learned, for every family.
 
-The rule of the model documentation: padding, image and user tokens have the label `IGNORED`, and
-the assistant's answers, each with its end token, are learned. Where the answers lie follows from
-the prompt format, so the caller passes it in; `demo/training/encoding.py` does so for the
+By the documentation of the models, padding, image and user tokens have the label `IGNORED`. The
+answers of the assistant are learned, each with its end token. The positions of the answers depend
+on the prompt format, so the caller passes them in; `demo/training/encoding.py` does so for the
 built-in model.
 """
 
@@ -21,7 +21,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class LabelledTokens:
-    """Token ids of one conversation and their labels, both T long."""
+    """Token ids of one conversation and their labels; both lists have T entries."""
 
     token_ids: list[int]
     labels: list[int]
@@ -32,7 +32,7 @@ class LabelledTokens:
 
         Args:
             token_ids: The whole conversation.
-            answers: Position of each answer, from its first token to behind its end token.
+            answers: Slice of each answer, from its first token to its end token, inclusive.
         """
         labels = [IGNORED] * len(token_ids)
         for answer in answers:

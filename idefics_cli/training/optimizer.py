@@ -1,4 +1,4 @@
-"""Muon and AdamW, divided over processes that share their weights in memory."""
+"""The optimizers Muon and AdamW, divided over processes that share weights in memory."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Buffers:
     """Memory that W processes share; on a GPU, W is 1.
 
     Attributes:
-        weights: All parameters (P,), in the dtype of the computation.
-        gradients: One row per process (W, P), in the same dtype.
-        squares: Share of each process in the squared gradient norm (W,), float64.
+        weights: (P,) all parameters, in the dtype of the computation.
+        gradients: (W, P) the gradients, one row for each process, in the same dtype.
+        squares: (W,) float64, the part of the squared gradient norm that each process computes.
     """
 
     weights: Tensor
@@ -61,8 +61,8 @@ class Layout:
     """Place of each parameter in the flat memory, and the process that updates it.
 
     Attributes:
-        offsets: Index of the first number of each parameter, by name.
-        owners: Names of the parameters that each process updates; they lie side by side.
+        offsets: Name of a parameter -> index of its first number.
+        owners: Names of the parameters that each process updates. They lie side by side.
         spans: First and last index (exclusive) of the parameters of each process.
     """
 
@@ -76,7 +76,8 @@ class Layout:
     ) -> Layout:
         """Divide the work of the update evenly over *processes*.
 
-        The costliest parameter comes first, and goes to the process that has the least work.
+        Parameters are assigned in the order of their cost, the costliest first, each to the process
+        that has the least work so far.
 
         Args:
             shapes: Shape of each parameter, by name.
@@ -103,11 +104,11 @@ class Layout:
 
 
 class Muon:
-    """Momentum whose update is orthogonalized (Jordan et al. 2024), for matrices.
+    """The optimizer Muon for matrices: momentum with an orthogonalized update (Jordan et al. 2024).
 
     The step equals that of `torch.optim.Muon` with `match_rms_adamw` (torch 2.13). This class
-    updates matrices of one shape together, and in float32 where the processor has no bfloat16:
-    there, torch's Muon takes three times as long.
+    updates matrices of one shape together. On a processor without bfloat16 it computes in float32;
+    torch's Muon takes three times as long there.
 
     Args:
         matrices: Matrices of one shape; `step` updates them in place.
@@ -136,7 +137,8 @@ class Muon:
         stacked = torch.stack(list(gradients))
         self._momentum.lerp_(stacked, 1 - self._beta)
         update = orthogonalized(stacked.lerp(self._momentum, self._beta).to(self._dtype))
-        # This gives the update the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+        # The factor gives the update the size of an update by AdamW (Liu et al. 2025,
+        # arXiv 2502.16982, eq. 4).
         scale = learning_rate * 0.2 * math.sqrt(max(stacked.shape[1:]))
         for matrix, change in zip(self._matrices, update, strict=True):
             matrix.mul_(1 - learning_rate * self._weight_decay)
@@ -146,8 +148,8 @@ class Muon:
 def orthogonalized(matrices: Tensor) -> Tensor:
     """Return matrices close to U V^T, where U S V^T decomposes each of *matrices* (K, M, N).
 
-    This is the quintic Newton-Schulz iteration of the Muon post with its coefficients. The
-    singular values end between about 0.7 and 1.2.
+    This is the quintic Newton-Schulz iteration with the coefficients of the post about Muon
+    (Jordan et al. 2024). The singular values end between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -160,10 +162,10 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class ShardedOptimizer:
-    """Updates the parameters of one process's shard from the gradients of all processes.
+    """Updates one process's share of the parameters from the gradients of all processes.
 
-    It moves the given parameters into *buffers*, in their dtype, and keeps float32 copies of
-    its own shard. Every process makes one, with equal parameters.
+    The optimizer moves the given parameters into *buffers*, in the dtype of the buffers, and keeps
+    float32 copies of its share. Every process makes one optimizer, with equal parameters.
 
     Args:
         parameters: All float32 parameters, by name.
@@ -221,7 +223,7 @@ class ShardedOptimizer:
 
         Args:
             learning_rate: Learning rate of all parameters.
-            pauses: Leave the pausable parameters unchanged.
+            pauses: Whether to leave the pausable parameters unchanged.
         """
         self._barrier.wait()
         start, stop = self._layout.spans[self._rank]
@@ -259,7 +261,7 @@ class ShardedOptimizer:
     def _make_muons(
         self, names: Sequence[str], weight_decay: float
     ) -> list[tuple[tuple[str, ...], Muon]]:
-        """Return an optimizer for each shape, apart for pausable and other matrices."""
+        """Return an optimizer for each shape; pausable matrices have separate optimizers."""
         groups: dict[tuple[bool, torch.Size], list[str]] = defaultdict(list)
         for name in names:
             groups[name in self._pausable, self._shapes[name]].append(name)
@@ -293,6 +295,6 @@ class ShardedOptimizer:
 
 
 def _cost(shape: torch.Size, is_matrix: bool) -> float:
-    """Return the relative time of one update; Newton-Schulz is cubic in the smaller side."""
+    """Return the relative time of one update. For a matrix, Newton-Schulz takes most of it."""
     size = float(shape.numel())
     return size + min(shape) ** 2 * max(shape) / 40 if is_matrix else size

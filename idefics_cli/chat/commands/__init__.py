@@ -1,1 +1,1 @@
-"""Slash commands: their table, their dispatch and their completion."""
+"""Slash commands: their table, dispatch and completion, and the reading of a line."""

@@ -1,4 +1,4 @@
-"""The words after a slash command, checked."""
+"""Checks of the words after a slash command."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from idefics_cli.core.errors import UsageError
 
 
 def read_number(words: str, usage: str) -> int:
-    """Return the number that *words* are.
+    """Return *words* as a number.
 
     Raises:
-        UsageError: If they are not a number from 1 on; its hint is *usage*.
+        UsageError: If *words* are not a whole number from 1; its hint is *usage*.
     """
     if not words.isdecimal() or int(words) < 1:
         message = f"`{words}` is not a number" if words else "a number is missing"
@@ -21,7 +21,7 @@ def refuse_words(words: str, name: str) -> None:
     """Check that nothing follows the command *name*.
 
     Raises:
-        UsageError: If *words* do.
+        UsageError: If there are *words*.
     """
     if words:
         raise UsageError(f"/{name} takes nothing after it, not `{words}`")
@@ -31,7 +31,7 @@ def require_words(words: str, usage: str, what: str) -> str:
     """Return *words* if there are any.
 
     Raises:
-        UsageError: If there are none: *what* is missing, and the hint is *usage*.
+        UsageError: If there are none. It says that *what* is missing, and its hint is *usage*.
     """
     if not words:
         raise UsageError(f"{what} is missing", hint=usage)

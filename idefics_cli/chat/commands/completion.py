@@ -1,4 +1,4 @@
-"""Candidates for the last word of the line that the user types."""
+"""Completion: candidates for the last word of the line that the user types."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ends_in_path(line: str) -> bool:
 
 
 def _last_word(line: str) -> str:
-    # From the left and with a match for each word: a search for the end of the line tries every
-    # character as a beginning, which took seconds for a long word.
+    # All words are matched from the left. A pattern that ends at the end of the line would be tried
+    # from every character, which took seconds for a long word.
     last = max(_WORD.finditer(line), key=re.Match.end, default=None)
     return last[0] if last and last.end() == len(line) else ""

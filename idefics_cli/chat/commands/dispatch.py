@@ -1,4 +1,4 @@
-"""Runs the lines of a chat: a slash command, pictures, or a question."""
+"""The dispatcher of a chat: it runs a line as a slash command, as pictures, or as a question."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from idefics_cli.core.errors import ImageError
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 
-# Words that leave other tools; a question about a picture is never only such a word.
+# Words that mean a command in other tools. Nobody asks only such a word about a picture.
 _BARE_WORDS = {"exit": "exit", "quit": "exit", "bye": "exit", ":q": "exit", "help": "help"}
 
 
@@ -48,7 +48,7 @@ class Dispatcher:
         """Run a command, stage pictures, or ask a question, whichever *line* is.
 
         Raises:
-            IdeficsError: If that is not possible; then nothing has changed.
+            IdeficsError: If this is not possible. Nothing has changed then.
         """
         chat, commands = self.chat, self._context.commands
         if chat.conversation.pending:  # its answer failed, and it could not be taken back then
@@ -76,7 +76,7 @@ class Dispatcher:
         try:
             chat.ask(read.text)
         except BaseException:
-            chat.turns.unstage(attached)  # the line is sent again as a whole
+            chat.turns.unstage(attached)  # the user will send the whole line again
             raise
         return CommandResult(lines, attached, answers=True)
 
@@ -109,7 +109,7 @@ class Dispatcher:
         names = completion.word_candidates(
             line, ((f"/{c.name}", c.summary) for c in commands.values())
         )
-        if line != "/":  # the list of all commands has each of them once
+        if line != "/":  # without aliases, the list of all commands has each command once
             names += completion.word_candidates(
                 line, ((f"/{a}", f"/{c.name}") for c in commands.values() for a in c.aliases)
             )

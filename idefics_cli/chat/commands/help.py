@@ -18,7 +18,7 @@ from idefics_cli.chat.sampling_settings import DISPLAY_KEYS, SAMPLING_KEYS
 from idefics_cli.core.errors import UsageError
 
 _SAVED = "`/load NAME` opens a saved chat; Tab after `/load ` lists the names"
-# Commands of other chat tools that have no counterpart of the same meaning here.
+# Commands of other chat tools, for which no command here does the same, and what to do instead.
 _ELSEWHERE: Mapping[str, str] = MappingProxyType(
     {
         "history": "Up and Ctrl-R bring back what you typed, `/export md` writes the conversation",
@@ -32,7 +32,7 @@ _ELSEWHERE: Mapping[str, str] = MappingProxyType(
         **{key: f"`/set {key}=VALUE` sets it" for key in (*SAMPLING_KEYS, *DISPLAY_KEYS)},
     }
 )
-# Two of three letters agree: less suggested `/drop` for `/copy`.
+# With this cutoff, two of three letters must agree. A lower one suggested `/drop` for `/copy`.
 _CUTOFF = 0.67
 _KEYS = (
     "A picture dragged into the line, or @PATH, is attached too; [1] in a text is picture 1.",

@@ -1,4 +1,7 @@
-"""Pictures that a line names: dragged into it, typed, after an `@`, or after `/image`."""
+"""The reader of lines: it finds the pictures that a line names.
+
+Their names may be dragged into the line, typed, or written after `@` or `/image`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from idefics_cli.images.formats import HEAD_BYTES, identify
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
 )  # fmt: skip
-# Files that a person may take for a picture. Such a name in a sentence may also be only a name.
+# Suffixes of files that a user may take for a picture. In a sentence, such a name may also be meant
+# as text.
 _OTHER_SUFFIXES = (
     ".jfif", ".jpe", ".jp2", ".jxl", ".ico", ".icns", ".psd", ".tga", ".ppm", ".pgm", ".pbm",
     ".dds", ".svg", ".pdf", ".eps", ".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".mp4",
@@ -31,7 +35,7 @@ _TRAILING = re.compile(
     r"(?:'s|\u2019s)?[?!.,;:)\]}>\"'\u2019\u201d\u00bb\u2026\u3002\uff0c\u3001\uff1f\uff01\uff1a"
     r"\uff1b\uff09\u300d\u300f\u3011]*$"
 )
-# The suffix of a picture with a text behind it that has no spaces, as in Chinese and Japanese.
+# Finds the suffix of a picture that text follows without a space, as in Chinese and Japanese.
 _SUFFIX_IN_TEXT = re.compile(
     rf"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?=[^\x00-\x7f])", re.IGNORECASE
 )
@@ -48,7 +52,7 @@ class Line:
     Attributes:
         text: The text without the names of the pictures.
         sources: The pictures in order; they need not exist.
-        is_guess: Whether a name without `@` was taken for a picture.
+        is_guess: Whether a name without `@` was read as a picture.
     """
 
     text: str
@@ -58,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """The pictures that one word names, and the place in the line that they take."""
+    """The pictures that one word names, where they begin in the line, and the text after them."""
 
     sources: tuple[str, ...]
     start: int
@@ -68,9 +72,9 @@ class _Named:
 def read_line(line: str) -> Line:
     """Find the pictures that *line* names: paths, addresses, patterns and folders.
 
-    A name that looks like that of a picture is a picture even if there is no such file: the user
-    gets an error, and not an answer that the model makes up. A name in backquotes is text. All
-    other text stays as it is.
+    A name that looks like the name of a picture counts as one even if there is no such file. The
+    user then gets an error instead of an answer that the model made up. A name in backquotes is
+    text. All other text stays as it is.
 
     Raises:
         ImageError: If a folder is named, or a pattern that matches nothing.
@@ -155,7 +159,7 @@ def _named(word: Word, *, is_edge: bool) -> _Named | None:
 
 
 def _readings(word: Word) -> Iterator[tuple[str, str]]:
-    """Yield what *word* may name, and the text behind it, the likeliest first."""
+    """Yield the names that *word* may contain, each with the text after it, the likeliest first."""
     whole = word.value
     if _is_file(_path(whole)):
         yield whole, ""
@@ -200,7 +204,7 @@ def _sources(value: str, word: Word, *, is_edge: bool) -> tuple[str, ...]:
 
 
 def _is_picture_file(value: str, path: str) -> bool:
-    """Whether a file that a text names is meant as a picture: by its suffix or its first bytes."""
+    """Whether the suffix or the first bytes of a file say that its name is meant as a picture."""
     if _has_suffix(path, (*PICTURE_SUFFIXES, *_OTHER_SUFFIXES)):
         return True
     if os.sep not in value:
@@ -213,11 +217,11 @@ def _is_picture_file(value: str, path: str) -> bool:
 
 
 def _looks_like_picture(value: str, word: Word, *, is_edge: bool) -> bool:
-    """Whether *value*, which is no file, is the name of a picture all the same."""
+    """Whether *value* is meant as the name of a picture, although there is no such file."""
     is_clear = word.is_marked or is_edge or "/" in value or is_windows_path(value)
     if not _has_suffix(value, PICTURE_SUFFIXES):
         return is_clear and _has_suffix(value, _OTHER_SUFFIXES)
-    # A pasted piece of code names many files.
+    # Pasted code names many files, so a word with characters of code is no picture.
     around = value
     for piece in word.quoted:
         around = around.replace(piece, "", 1)
@@ -227,7 +231,7 @@ def _looks_like_picture(value: str, word: Word, *, is_edge: bool) -> bool:
 def _with_spaces(line: str, word: Word, named: _Named, before: Sequence[Word]) -> _Named:
     """Return *named*, or a file whose name has spaces and ends with *word*.
 
-    Some terminals paste the name of a dragged file as it is.
+    Some terminals paste the name of a dragged file without quotes.
     """
     if word.quoted or len(named.sources) != 1 or _is_file(named.sources[0]):
         return named

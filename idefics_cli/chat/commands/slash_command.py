@@ -1,4 +1,4 @@
-"""The parts of a slash command: where it runs, what it returns, and its row in the table."""
+"""The types of slash commands: their context, their result, and their row in the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from idefics_cli.core.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """What a slash command works with.
+    """All that a slash command can use and change.
 
     Attributes:
         chat: The chat.
@@ -33,11 +33,11 @@ class CommandResult:
 
     Attributes:
         lines: Lines to show.
-        attached: Pictures to show.
-        answers: Whether the model answers the pending question now.
-        sampling: How tokens are chosen for that answer only.
-        draft: A text to offer for editing.
-        wants_editor: Whether the user writes the next question in an editor.
+        attached: Pictures to show, which were just staged.
+        answers: Whether the model must answer the pending question now.
+        sampling: How tokens are chosen for this answer only.
+        draft: A text that the user can edit as the next question.
+        wants_editor: Whether to open an editor for the next question.
         is_over: Whether the chat ends.
         rows: Two columns to show before the lines.
         copied: A text for the clipboard.
@@ -62,14 +62,14 @@ Complete = Callable[[CommandContext, str], Iterable[Candidate]]
 
 @dataclass(frozen=True, slots=True)
 class SlashCommand:
-    """One row of the table; help, completion and dispatch follow from it.
+    """One row of the table, from which help, completion and dispatch are made.
 
     Attributes:
         name: The name without the slash.
         usage: The words that follow the name, for `/help`.
         run: Runs the command; the first line of its docstring is the text of `/help`.
         complete: Completes the words; None if there is nothing to complete.
-        aliases: Other names that run it, from other tools.
+        aliases: Other names of the command, which other tools use.
     """
 
     name: str
@@ -80,7 +80,7 @@ class SlashCommand:
 
     @property
     def shown(self) -> str:
-        """The command with its words, as `/drop N`."""
+        """The command with its words, such as `/drop N`."""
         return f"/{self.name} {self.usage}".rstrip()
 
     @property
@@ -92,7 +92,7 @@ class SlashCommand:
 
 
 def find_command(commands: Mapping[str, SlashCommand], name: str) -> SlashCommand | None:
-    """Return the command with this name or alias, in any case; None if there is none."""
+    """Return the command with the name or alias *name*, in upper or lower case, or None."""
     name = name.lower()
     by_alias = (command for command in commands.values() if name in command.aliases)
     return commands.get(name) or next(by_alias, None)

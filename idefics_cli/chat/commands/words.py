@@ -1,8 +1,9 @@
-r"""The words of a line: separated by spaces, except inside quotes and after backslashes.
+r"""The scanner of words: spaces separate them, except inside quotes and after backslashes.
 
-Terminals paste the name of a dragged file in the quotes of a shell, and an apostrophe in a name
-ends one quoted piece and begins another: 'Anna'\''s photo.png'. In a sentence an apostrophe is
-none of these, so a quote opens a piece only where a shell user would begin one.
+Terminals paste the name of a dragged file in the quotes of a shell. An apostrophe in a name ends
+one quoted piece and begins another: 'Anna'\''s photo.png'. But an apostrophe in a sentence is no
+quote. So a quote opens a piece only where a user of a shell would write one, such as at the begin
+of a word.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Word:
 
     Attributes:
         value: The word without its quotes, backslashes and `@`.
-        start: Where it begins in the line.
-        end: Where it ends in the line.
-        is_marked: Whether it begins with `@`.
-        quoted: The values of its quoted pieces.
+        start: Position in the line where the word begins.
+        end: Position in the line where the word ends.
+        is_marked: Whether the word begins with `@`.
+        quoted: The values of the quoted pieces of the word.
     """
 
     value: str
@@ -65,7 +66,7 @@ def scan_words(line: str) -> Iterator[Word]:
 
 
 def is_windows_path(text: str) -> bool:
-    """Whether *text* begins like a path of Windows: with a drive, or with two backslashes."""
+    """Whether *text* begins as a path of Windows does: with a drive, or with two backslashes."""
     return _WINDOWS.match(text) is not None
 
 
@@ -104,7 +105,7 @@ def _piece_value(match: re.Match[str]) -> tuple[str, bool]:
     if kind == "ansi":
         return _from_ansi(text), True
     if kind == "double":
-        # Windows Terminal quotes paths too, and their backslashes escape nothing.
+        # Windows Terminal quotes paths too. In a path of Windows, a backslash escapes nothing.
         is_path = is_windows_path(text)
         return (text if is_path else re.sub(r'\\([\\"$`])', r"\1", text)), True
     if kind == "escaped" and os.name == "nt" and not text.isspace():

@@ -1,7 +1,7 @@
 """The events of a session: one JSON object for each change of the conversation.
 
-Every event goes through `apply`, whether it was typed just now or read from a file. So a session
-that is loaded equals the session that was typed.
+Every event goes through `apply`, whether it is new or read from a file. So a session that is loaded
+is equal to the session as it was typed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ FORMAT = 1
 # Any: JSON values, checked where they are used.
 Event = dict[str, Any]
 
-_MOST = 2**53  # larger whole numbers are not exact in other JSON readers
+_MOST = 2**53  # other JSON readers do not represent larger whole numbers exactly
 
 
 def to_line(event: Event) -> bytes:
     """Return *event* as one line of JSON."""
-    # A lone surrogate, from a file name, becomes `\udcXX`, which is also its escape in JSON.
+    # A file name may have lone surrogates. `backslashreplace` writes them as `\udcXX`, which is
+    # also their escape in JSON.
     text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
@@ -91,18 +92,20 @@ def replay(events: Iterable[Event], pictures: Path) -> Conversation:
 
 
 def apply(conversation: Conversation | None, event: Event, pictures: Path | None) -> Conversation:
-    """Return *conversation* after *event*; before the first event there is none.
+    """Return *conversation* after *event*.
 
     Args:
-        conversation: The conversation so far.
+        conversation: The conversation so far; None before the first event.
         event: The change.
-        pictures: The folder that holds the pictures; None if the session is not saved and its
-            events hold the pictures as `data:` URIs.
+        pictures: The folder with the pictures. None if the session is not saved; its events then
+            contain the pictures as `data:` URIs.
 
     Raises:
         SessionError: If a later version of this program wrote the event.
         UsageError: If the change is not possible in this conversation.
-        KeyError: If a field is missing; likewise `TypeError` and `ValueError`.
+        KeyError: If a field is missing.
+        TypeError: If a field has another type.
+        ValueError: If a field has a value that is not allowed.
     """
     name = event["event"]
     if name == "started":
@@ -174,7 +177,7 @@ def _picture(record: Event, pictures: Path | None) -> ChatPicture:
         if not is_data_uri(attachment.source):
             raise ValueError("not the bytes of a picture")
     else:
-        # A session may come from another person, and must not name any other file.
+        # A session may come from another person, so it must not name files outside of the folder.
         match = PICTURE_NAME.fullmatch(record["file"])
         if match is None:
             raise ValueError("not the name of a stored picture")

@@ -1,4 +1,4 @@
-"""The file of one session: lines on the disk, and a lock."""
+"""The journal of one session: a file of lines on the disk, and a lock."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def lock_path(path: Path) -> Path:
 class SessionJournal:
     """The journal at *path* and the lock on it.
 
-    The first line that may not wait makes the file and locks it; `resume` opens a file that
-    exists. The lock is a file of its own: it names the process that holds it, and it is held
-    before the journal exists.
+    A new journal has no file before the first line that must not wait; see `append`. `resume` opens
+    an existing file. The lock is a separate file, because it names the process that holds it, and
+    it is held before the journal exists.
 
     Args:
-        path: The file; its folder is made with it, for the owner only.
+        path: The file. If its folder does not exist, it is made for the owner only.
 
     Attributes:
         size: Size of the file in bytes, up to the last line that was written.
@@ -73,10 +73,11 @@ class SessionJournal:
         Args:
             line: One line with its newline.
             at: As in `AppendLog.append`; 0 makes the file.
-            may_wait: Keep the line in memory while the file does not exist: it is useless alone.
+            may_wait: Whether to keep the line in memory while the file does not exist, because a
+                file with this line alone would be useless.
 
         Raises:
-            SessionError: If it cannot be written; then no part of it is in the file.
+            SessionError: If the line cannot be written. No part of it is in the file then.
         """
         if at == 0 and may_wait:
             self._waiting += line
@@ -104,7 +105,7 @@ class SessionJournal:
         make_private_folder(self.path.parent)
         if self._lock is None:
             self._lock = _locked(self.path)
-        # Atomically, so that a file without its first line never exists.
+        # The file is written atomically, so that it never exists without its first line.
         write_whole(self.path, data, private=True)
         if self._log is not None:
             self._log.close()

@@ -1,4 +1,7 @@
-"""One writer at a time: an advisory lock on a file, which the system releases with its owner."""
+"""A lock on a file that lets one process write at a time.
+
+The operating system releases the lock when the process ends.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ class HeldElsewhereError(SessionError):
 
 
 class FileLock:
-    """A lock on the file at *path*, from creation until `release`; it holds our process id.
+    """A lock on the file at *path*, held until `release`. The file contains our process id.
 
     Args:
         path: The lock file, in a folder that exists; `release` removes it.
-        wait_seconds: How long to wait for another holder.
-        acquire: Locks an open file, as `core.files.lock`.
+        wait_seconds: How long to wait if another process holds the lock.
+        acquire: Locks an open file; see `core.files.lock`.
 
     Raises:
         HeldElsewhereError: If another process holds the lock; the message names the process.
@@ -55,8 +58,8 @@ class FileLock:
         """Release the lock; idempotent."""
         if self._descriptor is None:
             return
-        # Removed before the lock is released, so that nobody locks a file that is about to be
-        # removed. Windows removes no open file: it stays there, and does no harm.
+        # The file is removed before the lock is released, so that nobody locks a file that is about
+        # to be removed. Windows cannot remove an open file. There the file stays, and does no harm.
         with contextlib.suppress(OSError):
             self._path.unlink()
         os.close(self._descriptor)
@@ -76,7 +79,8 @@ class FileLock:
     def _try(self) -> int | None:
         """Return the descriptor of the locked file; None if another process holds it."""
         try:
-            # A link would lead to a file that is not ours, and the file is emptied below.
+            # Links are not followed, because they would lead to a file that is not ours, and the
+            # file is emptied below.
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
@@ -106,7 +110,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Return who holds the lock at *path*, for a message."""
+    """Return the holder of the lock at *path*, in words for a message."""
     try:
         text = path.read_bytes()[:20].decode("ascii", "replace").strip()
     except OSError:

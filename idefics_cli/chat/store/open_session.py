@@ -1,4 +1,4 @@
-"""A session that is open: every change, in memory and on disk."""
+"""An open session: it makes every change both in memory and on disk."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StoreAccess:
     Attributes:
         pictures: The folder of the pictures.
         now: Returns the time.
-        lock_store: Locks the store for a moment.
-        check_name: Raises if the name may not be given to the session of the id.
+        lock_store: Locks the store against other processes.
+        check_name: Takes a name and the id of a session; raises if the session may not have it.
     """
 
     pictures: PictureFolder
@@ -37,9 +37,10 @@ class StoreAccess:
 
 
 class OpenSession:
-    """A conversation that goes on; every change is on the disk when its method returns.
+    """A conversation that goes on. When a method returns, its change is on the disk.
 
-    A store makes it. A method that raises has changed nothing. Close it, or use it in `with`.
+    A store makes this object. A method that raises has changed nothing. Close the session, or use
+    it in `with`.
 
     Attributes:
         id: The id of the session; "" if it is not saved.
@@ -53,7 +54,7 @@ class OpenSession:
         journal: SessionJournal | None,
     ) -> None:
         self.id = session_id
-        # One attribute, so that Ctrl-C cannot change one part without the other.
+        # Conversation and size are one attribute, so that Ctrl-C cannot come between two changes.
         self._state = (conversation, 0 if journal is None else journal.size)
         self._store = store
         self._journal = journal
@@ -78,8 +79,8 @@ class OpenSession:
         with ExitStack() as stack:
             try:
                 if pictures:
-                    # Until the event is written, another process would remove the picture as
-                    # one that no session uses.
+                    # The store is locked until the event is written. Otherwise another process
+                    # could remove the picture, because no session uses it yet.
                     stack.enter_context(self._store.lock_store())
                 records = [_record(p) | {"file": self._store.pictures.add(p)} for p in pictures]
             except OSError as error:
@@ -116,7 +117,7 @@ class OpenSession:
     def roll_back(self) -> Turn:
         """Take back the pending question, or end a retry; return the turn as it was.
 
-        After a retry (`former` is set) the former answer is back.
+        When a retry ends (`former` is set), the turn gets its former answer again.
         """
         turn = self._pending()
         self._commit({"event": "rolled_back"})
@@ -143,7 +144,7 @@ class OpenSession:
     def edit(self, number: int) -> Turn:
         """Take back turn *number*, counted from 1, and all later turns; return that turn.
 
-        Call it when the new text is known, because the turns are gone then.
+        Call it only when the new text is known, because these turns are lost then.
 
         Raises:
             UsageError: If there is no such turn.
@@ -188,7 +189,7 @@ class OpenSession:
         """Give the session a name; None removes it.
 
         Raises:
-            UsageError: If it is not a valid name, or another session has it.
+            UsageError: If *name* is not valid, or another session has it.
         """
         if name is None:
             self._commit({"event": "changed", "name": None})
@@ -237,13 +238,13 @@ class OpenSession:
 
     def _commit(self, event: Event) -> None:
         line = events.to_line({**event, "at": self._store.now().isoformat(timespec="milliseconds")})
-        # The event is applied as it is read back from its line, so that a session that is loaded
-        # equals the one that was typed.
+        # The event is read back from its line before it is applied, so that a session that is
+        # loaded later is equal to this one.
         pictures = None if self._journal is None else self._store.pictures.path
         conversation = events.apply(self.conversation, events.from_line(line), pictures)
         size = self._state[1]
         if self._journal is not None:
-            # Nobody opens a session without a question or a name again.
+            # A session without a question or a name is not saved, because nobody opens it again.
             may_wait = not (conversation.turns or conversation.name)
             size = self._journal.append(line, at=size, may_wait=may_wait)
         self._state = (conversation, size)

@@ -23,7 +23,7 @@ class PictureFolder:
     """A folder of picture files that are named by their digests.
 
     Args:
-        path: The folder; made for its owner only when the first picture is added.
+        path: The folder. It is made with the first picture, for the owner only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class PictureFolder:
         """Return the name of the file with the bytes of *staged*; write it if it does not exist.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If the file cannot be written.
         """
         name = staged.digest + staged.suffix
         target = self.path / name
@@ -48,8 +48,8 @@ class PictureFolder:
         if target.is_file():
             return True
         try:
-            # A session may come from another person and name any file: only the digest is read
-            # of a file that is not the picture.
+            # A session may come from another person and name any file. So the digest is compared
+            # first, and a file that is not the picture is not copied.
             if _digest(Path(source)) != name.partition(".")[0]:
                 return False
             data = read_regular_file(Path(source), limit_bytes=_MOST_BYTES)
@@ -63,11 +63,11 @@ class PictureFolder:
         return True
 
     def unwanted(self, wanted: Collection[str], former: Collection[str]) -> list[Path]:
-        """Return our files that no session needs; the folder can hold files of the user, too.
+        """Return our files that no session needs. The folder may contain files of the user, too.
 
-        Ours are the pictures that a session named, pictures that are named by their own digest,
-        and unfinished files. If the folder is a link, only the first are known to be ours: the
-        user may keep a collection of pictures there.
+        Three kinds of files are ours: pictures that a session named, pictures that are named by
+        their own digest, and unfinished files. If the folder is a link, only the first kind is
+        known to be ours, because the user may keep other pictures in the folder.
 
         Args:
             wanted: The names of the pictures that a session needs.
@@ -116,7 +116,7 @@ def make_private_folder(path: Path) -> None:
 
 
 def unwritable(what: str, error: OSError) -> SessionError:
-    """Return the error for *what* cannot be written: a session or a picture."""
+    """Return the error for *what*, a session or a picture, that cannot be written."""
     return SessionError(
         f"cannot save {what}: {(error.strerror or str(error)).lower()}",
         hint="free some space or check the permissions; `--no-save` chats without keeping",

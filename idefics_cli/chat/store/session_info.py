@@ -1,4 +1,4 @@
-"""One session in a list: what is known of it without opening it."""
+"""The description of a session in a list, made without opening the session."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from idefics_cli.chat.conversation import Conversation
 from idefics_cli.chat.store.events import Event
 
-# Dates outside cannot be shown in every time zone; none of them is the time of a chat.
+# A date outside of these years cannot be shown in every time zone, and is not the time of a chat.
 _YEARS = range(1970, 9999)
 
 

@@ -1,7 +1,7 @@
 """Sessions on disk: one append-only file of JSON lines each, and a folder of pictures.
 
-DATA/sessions/ID.jsonl    one event on each line, on the disk before the next prompt appears
-DATA/sessions/ID.lock     exists while the session is open; holds the process id
+DATA/sessions/ID.jsonl    one event on each line; it is on the disk before the next prompt appears
+DATA/sessions/ID.lock     exists while the session is open; contains the process id
 DATA/pictures/SHA256.ext  a copy of each picture
 """
 
@@ -90,16 +90,17 @@ class SessionStore:
     def open(self, key: str) -> OpenSession:
         """Open the session that `find` finds for *key*.
 
-        A pending turn means that the program ended while the model answered; `roll_back` returns
-        it. `conversation.missing` are the pictures that are no longer found.
+        A pending turn means that the program ended while the model answered. `roll_back` takes it
+        back. `conversation.missing` are the pictures that cannot be found any more.
 
         Raises:
-            SessionError: If there is none, it is open in another process, it is damaged, or a
-                later version of this program wrote it.
+            SessionError: If there is no such session; or if it is open in another process, is
+                damaged, or was written by a later version of this program.
         """
         session_id = self.find(key)
         path = self._path(session_id)
-        # Before the journal is resumed: a file that this version cannot read must not be changed.
+        # The file is read before the journal is resumed, because a file that this version cannot
+        # read must not be changed.
         self._load(path)
         journal = SessionJournal.resume(path)
         try:
@@ -134,7 +135,7 @@ class SessionStore:
             return key
         infos = self.list()
         if key == LAST and infos:
-            # A session that cannot be read is not the last one that a user means.
+            # A session that cannot be read is skipped: it is hardly the one that a user means.
             return next((info.id for info in infos if info.problem is None), infos[0].id)
         named = [info.id for info in infos if info.name == key]
         found = named or [info.id for info in infos if key and info.id.startswith(key)]
@@ -240,7 +241,7 @@ class SessionStore:
 
     def _load(self, path: Path) -> tuple[Conversation, Sequence[Event]]:
         try:
-            # What follows the last newline was torn by a sudden end of the program.
+            # Bytes after the last newline are a line that a sudden end of the program has torn.
             *lines, _ = read_regular_file(path, limit_bytes=_MOST_BYTES).split(b"\n")
             log = [_event(line, number) for number, line in enumerate(lines, 1)]
             return events.replay(log, self.pictures.path), log
@@ -255,7 +256,7 @@ class SessionStore:
 
 
 class NullStore:
-    """Saves nothing, for `--no-save`; pictures stay in memory."""
+    """A store for `--no-save`: it saves nothing, and pictures stay in memory."""
 
     def __init__(self, *, now: Callable[[], datetime] | None = None) -> None:
         def no_lock() -> FileLock:
@@ -275,7 +276,7 @@ class NullStore:
         settings: Mapping[str, Value] | None = None,
         start: Conversation | None = None,
     ) -> OpenSession:
-        """Return a new session that is not saved; it goes on with the conversation *start*, if any.
+        """Return a new session that is not saved; it continues the conversation *start*, if given.
 
         Raises:
             UsageError: If *name* is not valid.
@@ -333,7 +334,7 @@ def _check_is_ours(path: Path) -> None:
     """Check that the file at *path* was a session, even if it is damaged now.
 
     Raises:
-        SessionError: If it was not: a user can keep other files in the folder, or link to one.
+        SessionError: If it was none. A user may keep other files in the folder, or link to one.
     """
     try:
         data = read_regular_file(path, limit_bytes=_MOST_BYTES)
@@ -347,7 +348,8 @@ def _check_is_ours(path: Path) -> None:
 
 
 def _names_of_pictures(path: Path) -> set[str]:
-    # Found by their form, so that the pictures of a damaged or later session stay, too.
+    # The names are found by their form and not by reading events, so that the pictures of a damaged
+    # session, or of one by a later version, stay too.
     data = read_regular_file(path, limit_bytes=_MOST_BYTES)
     return {match[0] for match in PICTURE_NAME.finditer(data.decode("latin-1"))}
 
