@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.types import KernelChoice, LoadSpec
 from idefics_cli.engine.factory import engine_factory
 from idefics_cli.engine.protocol import EngineFactory
 
@@ -38,6 +38,12 @@ def _broken_packages() -> Mapping[str, str]:
     return broken_packages()
 
 
+def _failing_kernels(choice: KernelChoice) -> tuple[str, ...]:
+    from idefics_cli.models.kernels.self_tests import find_failing_kernels
+
+    return find_failing_kernels(choice)
+
+
 def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
     from idefics_cli.models.hub.facts import find_facts
 
@@ -59,6 +65,7 @@ class Services:
         make_factory: Gives the engine factory of a load spec.
         probe: Describes this machine.
         broken_packages: Returns the reason for each package that cannot be imported; takes seconds.
+        failing_kernels: Runs the self-tests of kernels, and returns those that fail.
         find_facts: Looks up a model.
         clock: Returns seconds, for durations.
     """
@@ -68,5 +75,6 @@ class Services:
     make_factory: Callable[[LoadSpec], EngineFactory] = engine_factory
     probe: Callable[[], Machine] = _probe_machine
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
+    failing_kernels: Callable[[KernelChoice], Collection[str]] = _failing_kernels
     find_facts: FindFacts = _find_facts
     clock: Callable[[], float] = time.perf_counter

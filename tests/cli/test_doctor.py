@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,10 +32,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def doctor(
-    machine: Machine, *arguments: str, broken: Mapping[str, str] | None = None, **environ: str
+    machine: Machine,
+    *arguments: str,
+    broken: Mapping[str, str] | None = None,
+    failing: Sequence[str] = (),
+    **environ: str,
 ) -> Ran:
     services = Services(
-        environ=dict(environ), probe=lambda: machine, broken_packages=lambda: broken or {}
+        environ=dict(environ),
+        probe=lambda: machine,
+        broken_packages=lambda: broken or {},
+        failing_kernels=lambda choice: [name for name in failing if name in choice.names],
     )
     return run("doctor", *arguments, services=services)
 
@@ -98,6 +105,27 @@ def test_what_is_cached_is_ready_without_a_download(root: Path) -> None:
     ran = doctor(machines.gpus(RTX_4090), "-m", "idefics2-8b", "--offline")
     assert ran.code == 0
     assert last_line(ran) == "ready: idefics2-8b runs on cuda"
+
+
+def test_a_kernel_that_fails_its_self_test_is_not_named_as_what_runs() -> None:
+    versions = {**VERSIONS, "llvmlite": "0.50.0"}
+    machine = machines.cpu(24, "fma", torch_cpu_capability="AVX2", versions=versions)
+    call = ("-m", "idefics2-8b", "--quantization", "4bit")
+    sound, failed = (
+        doctor(machine, *call, "--json", failing=names).record["plan"]
+        for names in ((), ("int4_compiled",))
+    )
+    assert sound["kernels"]["text"][:2] == ["int4_compiled", "int4_torch"]
+    assert failed["kernels"]["text"] == sound["kernels"]["text"][1:]
+    assert failed["kernels"]["head"] == sound["kernels"]["head"]
+    told = (
+        "the kernel `int4_compiled` fails its self-test on this computer; `int4_torch` replaces it"
+    )
+    assert failed["warnings"] == [*sound["warnings"], told]
+    shown = doctor(machine, *call, failing=["int4_compiled"]).out
+    (products,) = (line.split() for line in shown.splitlines() if line.startswith("  products"))
+    assert products[1] == "int4_torch"
+    assert f"! {told}" in shown.splitlines()
 
 
 @pytest.mark.parametrize("given", ["flag", "variable"])

@@ -62,10 +62,14 @@ def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, Idefic
                 f"{package} cannot be imported: {machine.broken[package]}",
                 hint=f"pip install --force-reinstall {package}",
             )
+    from idefics_cli.models.planning.self_tests import without_failing
+
     try:
         plan = plan_for(invocation, machine)
     except IdeficsError as error:
         return None, error
+    with invocation.console.status("testing the kernels"):
+        plan = without_failing(plan, invocation.services.failing_kernels(plan.spec.kernels))
     if plan.facts.folder is None and plan.spec.offline:
         return plan, ModelError(
             f"`{plan.facts.name}` is not in the cache, and the network is switched off",

@@ -102,6 +102,12 @@ class Kernel:
         found = (requirement(machine) for requirement in self.requirements)
         return next((problem for problem in found if problem is not None), None)
 
+    def passes_self_test(self) -> bool:
+        """Whether the kernel can be used here and computes a small example correctly."""
+        is_attention = "attention" in self.parts
+        kernel = self.attention_kernel() if is_attention else self.layer_kernel()
+        return kernel.passes_self_test()
+
     def layer_kernel(self) -> LayerKernel:
         """Import the kernel, which imports torch."""
         return cast("LayerKernel", self._import())

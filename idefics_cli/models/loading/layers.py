@@ -107,7 +107,7 @@ class ChosenKernels:
             row = self._kernels[name]
             kernel = row.layer_kernel()
             if name not in self._passed:
-                self._passed[name] = kernel.passes_self_test()
+                self._passed[name] = row.passes_self_test()
                 if not self._passed[name]:
                     rest = names[names.index(name) + 1 :]
                     other = f"`{rest[0]}`" if rest else "torch"

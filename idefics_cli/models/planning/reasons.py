@@ -209,14 +209,24 @@ def _decoding(spec: LoadSpec) -> Reason:
     return Reason("decoding", "CUDA graphs", why)
 
 
-def _products(context: Context, spec: LoadSpec) -> Reason:
-    """Return which kernel multiplies by the weights of the text model on a CPU."""
+def explain_products(spec: LoadSpec) -> Reason | None:
+    """Return which kernel multiplies by the weights of the text model on a CPU.
+
+    Returns:
+        None if bitsandbytes does it, whose kernels depend on the machine.
+    """
     if spec.kernels.text:
         kernel = KERNELS[spec.kernels.text[0]]
         return Reason("products", kernel.name, kernel.summary)
     if spec.quantization == "none":
         why = f"{spec.dtype} gains nothing from other kernels on this processor"
         return Reason("products", "torch", why)
+    return None
+
+
+def _products(context: Context, spec: LoadSpec) -> Reason:
+    if (reason := explain_products(spec)) is not None:
+        return reason
     is_packed = spec.quantization == "4bit" and quantization.has_packed_nf4(context.machine)
     kind = "packed" if is_packed else "unpacked"
     return Reason("products", "bitsandbytes", f"its {kind} kernels")

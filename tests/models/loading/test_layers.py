@@ -23,6 +23,7 @@ from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
 from idefics_cli.models.kernels.int4 import kernel as int4_kernel
 from idefics_cli.models.kernels.int8.linear import Int8Linear
 from idefics_cli.models.kernels.packed import PackedLinear
+from idefics_cli.models.kernels.self_tests import find_failing_kernels
 from idefics_cli.models.kernels.table import KERNELS, Kernel
 from idefics_cli.models.kernels.widened import WidenedLinear
 from idefics_cli.models.loading.layers import ChosenKernels, install
@@ -146,6 +147,9 @@ def test_a_kernel_that_fails_its_self_test_is_replaced_with_a_warning(
     assert [record.message for record in caplog.records] == [
         "the kernel `int4_compiled` fails its self-test; `int4_torch` replaces it"
     ]
+    # `idefics doctor` asks this, so that it names what loading uses.
+    choice = with_kernels(replace(DEMO, quantization="4bit", format_4bit="int4")).kernels
+    assert find_failing_kernels(choice) == ("int4_compiled",)
 
 
 @needs_compiler

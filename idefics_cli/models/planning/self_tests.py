@@ -1,0 +1,45 @@
+"""What is left of a plan when kernels fail their self-tests: what loading then uses."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from idefics_cli.core.types import KernelChoice
+from idefics_cli.models.planning.plan import Plan
+from idefics_cli.models.planning.reasons import explain_products
+
+_PARTS = ("text", "head", "connector", "vision", "patches", "norm")
+
+
+def without_failing(plan: Plan, failing: Collection[str]) -> Plan:
+    """Return *plan* as loading runs it if the kernels *failing* fail their self-tests.
+
+    Loading takes the next kernel of each part; everything else stays.
+    """
+    if not failing:
+        return plan
+    former = plan.spec.kernels
+    names: dict[str, tuple[str, ...]] = {
+        part: tuple(name for name in getattr(former, part) if name not in failing)
+        for part in _PARTS
+    }
+    kernels = replace(former, **names)  # type: ignore[arg-type]  # the fields of `_PARTS`
+    spec = replace(plan.spec, kernels=kernels)
+    products = explain_products(spec) if former.text != kernels.text else None
+    return replace(
+        plan,
+        spec=spec,
+        reasons=tuple(
+            products if products and reason.subject == products.subject else reason
+            for reason in plan.reasons
+        ),
+        warnings=(*plan.warnings, *(_warning(name, former, kernels) for name in failing)),
+    )
+
+
+def _warning(name: str, former: KernelChoice, now: KernelChoice) -> str:
+    part = next(part for part in _PARTS if name in getattr(former, part))
+    left = getattr(now, part)
+    other = f"`{left[0]}`" if left else "torch"
+    return f"the kernel `{name}` fails its self-test on this computer; {other} replaces it"
