@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Event
 
 from idefics_cli.caption.events import Ready
@@ -17,6 +17,10 @@ from idefics_cli.core.types import CaptionRecord, ImageLimits, Progress
 from idefics_cli.engine.protocol import EngineFactory
 
 _PROBED = 3  # pictures that are captioned to estimate the time
+# If they take less time than this, more are captioned, for no longer than this: the first batch
+# of a fast model takes several times as long as later ones.
+_QUICK_SECONDS = 2.0
+_BATCHES = 4  # most batches of these pictures
 
 
 def unreadable(pictures: Iterable[CaptionItem], limits: ImageLimits) -> Iterator[ImageError]:
@@ -42,10 +46,11 @@ def seconds_per_picture(
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
 ) -> float | None:
-    """Caption up to three pictures of *job*, and return the seconds per picture.
+    """Caption a few pictures of *job*, and return the seconds per picture.
 
-    The pictures are the first, the middle and the last. They are read from the disk as in a run,
-    and answered in one batch. The time for loading the model does not count.
+    The first three are the first, the middle and the last of the job. If they are captioned
+    quickly, four batches follow, and the time of these counts. The pictures are read from the disk
+    as in a run. The time for loading the model does not count.
 
     Args:
         job: What to do.
@@ -59,16 +64,66 @@ def seconds_per_picture(
     Raises:
         IdeficsError: If the model cannot be loaded.
     """
-    pictures = job.pictures
-    count = min(_PROBED, len(pictures))
-    chosen = tuple(pictures[i * (len(pictures) - 1) // max(1, count - 1)] for i in range(count))
-    begun, captioned = 0.0, 0
-    executor = EXECUTORS["local"](factory, replace(job, pictures=chosen))
-    for event in executor.caption(chosen, Event(), progress=progress):
+    probes = _Probes(job, clock)
+    executor = EXECUTORS["local"](factory, job)
+    for event in executor.caption(probes, Event(), progress=progress):
         if isinstance(event, CaptionRecord):
-            captioned += event.error is None
+            probes.note(event)
         elif isinstance(event, Ready):
-            begun = clock()
+            probes.start_clock()
             if progress is not None:
                 progress("captioning a few pictures", None)
-    return (clock() - begun) / captioned if captioned else None
+    return probes.seconds
+
+
+class _Probes:
+    """An iterator of the pictures that are captioned. The last record of a round may add another.
+
+    Attributes:
+        seconds: Seconds per picture of the last round; None if no picture was captioned.
+    """
+
+    def __init__(self, job: CaptionJob, clock: Callable[[], float]) -> None:
+        self._job = job
+        self._clock = clock
+        self._next: deque[CaptionItem] = deque()
+        self._given: set[CaptionItem] = set()
+        self.seconds: float | None = None
+        self._add(_spread(job.pictures, _PROBED))
+
+    def start_clock(self) -> None:
+        """Begin to measure a round."""
+        self._begun, self._captioned = self._clock(), 0
+
+    def note(self, record: CaptionRecord) -> None:
+        """Count a record; after the last one of the round, compute `seconds`."""
+        self._left -= 1
+        self._captioned += record.error is None
+        if self._left or not self._captioned:
+            return
+        elapsed, is_first = self._clock() - self._begun, self.seconds is None
+        self.seconds = elapsed / self._count
+        if is_first and elapsed < _QUICK_SECONDS:
+            count = int(_QUICK_SECONDS / max(self.seconds, 1e-3))
+            others = [p for p in self._job.pictures if p not in self._given]
+            self._add(_spread(others, min(count, _BATCHES * self._job.batch_size)))
+            self.start_clock()
+
+    def _add(self, pictures: Sequence[CaptionItem]) -> None:
+        self._next += pictures
+        self._given.update(pictures)
+        self._count = self._left = len(pictures)
+
+    def __iter__(self) -> Iterator[CaptionItem]:
+        return self
+
+    def __next__(self) -> CaptionItem:
+        if not self._next:
+            raise StopIteration
+        return self._next.popleft()
+
+
+def _spread(pictures: Sequence[CaptionItem], count: int) -> list[CaptionItem]:
+    """Return *count* of *pictures*, evenly from the first to the last."""
+    count = min(count, len(pictures))
+    return [pictures[i * (len(pictures) - 1) // max(1, count - 1)] for i in range(count)]

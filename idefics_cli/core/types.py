@@ -142,6 +142,10 @@ class Completion:
     at_a_time: int | None = None
 
 
+DECODING_BYTES = 1_000_000_000
+"""Largest memory of all pictures that are decoded together; a larger picture is decoded alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """The limits of the image loader.

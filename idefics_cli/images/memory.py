@@ -12,10 +12,8 @@ from typing import BinaryIO, cast
 
 from PIL import Image
 
+from idefics_cli.core.types import DECODING_BYTES
 from idefics_cli.images.facts import RareKind
-
-DECODING_BYTES = 1_000_000_000
-"""Largest memory of all pictures that are decoded together; a larger picture is decoded alone."""
 
 _MOST_SCANS = 500  # the limit that Chromium and libjpeg-turbo's fuzzers use
 # Format -> bytes per pixel that the decoder needs besides the image; measured with Pillow 13.

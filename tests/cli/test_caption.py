@@ -15,13 +15,14 @@ from idefics_cli.cli.commands.caption.inputs import automatic_batch
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import (
+    DECODING_BYTES,
     Attachment,
     GenerationRequest,
     ImageLimits,
     Message,
     Sampling,
 )
-from idefics_cli.models.planning.memory import CPU_RUNTIME_BYTES
+from idefics_cli.models.planning.memory import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
 from idefics_cli.models.planning.placement import Need
 from tests.support.commands import World, run
 from tests.support.fakes import FakeEngine
@@ -272,6 +273,17 @@ def test_pictures_that_are_answered_together_share_what_the_runtime_takes() -> N
         spec=SimpleNamespace(device="cpu"), facts=SimpleNamespace(parameters=10), needs=(need,)
     )
     assert automatic_batch(plan) == 16  # type: ignore[arg-type]  # a plan with the fields that matter
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 1), ("cuda:0", 16)])
+def test_the_batch_leaves_main_memory_for_decoding(device: str, expected: int) -> None:
+    picture = 2**20
+    runtime = GPU_RUNTIME_BYTES if device.startswith("cuda") else CPU_RUNTIME_BYTES
+    need = Need(device, 0, picture, runtime + picture, 0, usable=runtime + DECODING_BYTES)
+    plan = SimpleNamespace(
+        spec=SimpleNamespace(device=device), facts=SimpleNamespace(parameters=10), needs=(need,)
+    )
+    assert automatic_batch(plan) == expected  # type: ignore[arg-type]  # a plan with the fields that matter
 
 
 def test_limits_of_pictures_reach_the_loader() -> None:

@@ -11,6 +11,7 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.rehearsal import seconds_per_picture
 from idefics_cli.core.types import (
+    DECODING_BYTES,
     Attachment,
     GenerationRequest,
 )
@@ -80,6 +81,24 @@ def test_a_dry_run_with_a_model_that_is_here_says_how_long_it_would_take(photos:
     assert ran.out.splitlines()[-2] == "about 1.0 s, by a probe of three pictures"
 
 
+def test_a_dry_run_counts_the_memory_for_decoding(photos: Path) -> None:
+    drawn(photos)
+    ran = run("caption", "photos", "--dry-run", services=World(FakeEngine(describe_photo)).services)
+    assert "  pictures take up to 0.9 GiB more while they are decoded" in ran.out
+
+    world = World(FakeEngine(), IDEFICS_JSON="1")
+    ran = run("caption", "photos/a.jpg", "--dry-run", services=world.services)
+    assert ran.record["decoding_bytes"] == DECODING_BYTES == 1_000_000_000
+
+
+def test_questions_share_the_pictures_at_a_time(photos: Path) -> None:
+    drawn(photos)
+    asked = ("--ask", "a=What?", "--ask", "b=Why?", "--batch-size", "5")
+    world = World(FakeEngine(describe_photo))
+    ran = run("caption", "photos", "--dry-run", *asked, services=world.services)
+    assert ran.out.splitlines()[-1].startswith("3 pictures, 2 at a time, with the prompts")
+
+
 def test_a_dry_run_in_json_is_one_object() -> None:
     world = World(FakeEngine(), IDEFICS_JSON="1")
     ran = run("caption", "photos/a.jpg", "--dry-run", "-p", "What?", services=world.services)
@@ -97,3 +116,24 @@ def test_the_time_of_a_run_is_estimated_by_three_of_its_pictures() -> None:
     assert seconds_per_picture(job, EngineOf(engine), clock=FakeClock(6.0)) == 2.0
     assert [r.attachments[0].source for r in engine.requests] == ["0.jpg", "50.jpg", "100.jpg"]
     assert engine.is_closed
+
+
+def test_a_quick_model_is_measured_again_after_its_first_batch() -> None:
+    pictures = tuple(CaptionItem(f"{n}.jpg", Attachment(f"{n}.jpg")) for n in range(101))
+    job = CaptionJob(pictures, (CaptionQuestion("What?"),), batch_size=4)
+    engine = FakeEngine(describe_photo)
+
+    # 0.3 s for the three pictures, and 0.3 s for the sixteen after them.
+    seconds = seconds_per_picture(job, EngineOf(engine), clock=FakeClock(0.3))
+    assert seconds == pytest.approx(0.3 / 16)
+    sources = [r.attachments[0].source for r in engine.requests]
+    assert sources[:5] == ["0.jpg", "50.jpg", "100.jpg", "1.jpg", "7.jpg"]
+    assert len(set(sources)) == len(sources) == 19
+
+
+def test_a_probe_of_few_pictures_captions_each_once() -> None:
+    pictures = tuple(CaptionItem(f"{n}.jpg", Attachment(f"{n}.jpg")) for n in range(5))
+    job = CaptionJob(pictures, (CaptionQuestion("What?"),))
+    engine = FakeEngine(describe_photo)
+    assert seconds_per_picture(job, EngineOf(engine), clock=FakeClock(0.3)) == pytest.approx(0.15)
+    assert len(engine.requests) == 5

@@ -10,7 +10,7 @@ from typing import get_args
 
 from idefics_cli.core.errors import PlanError
 from idefics_cli.core.paths import display_path
-from idefics_cli.core.types import Attention, DtypeName, LoadSpec, Quantization
+from idefics_cli.core.types import DECODING_BYTES, Attention, DtypeName, LoadSpec, Quantization
 from idefics_cli.core.units import format_size
 from idefics_cli.hardware.machine import Gpu, Machine, probe_machine
 from idefics_cli.models.hub.facts import ModelFacts, registry_facts
@@ -93,6 +93,7 @@ class Plan:
                 {"subject": r.subject, "choice": r.choice, "why": r.why} for r in self.reasons
             ],
             "memory": [_need_record(need) for need in self.needs],
+            "decoding_bytes": DECODING_BYTES,
             "warnings": list(self.warnings),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from idefics_cli.core.text import one_line
+from idefics_cli.core.types import DECODING_BYTES
 from idefics_cli.core.units import format_parameters, format_size
 from idefics_cli.models.planning.plan import Plan
 
@@ -32,6 +33,8 @@ def render_plan(plan: Plan) -> str:
         *align_columns(choices),
         "memory for one picture and its answer",
         *align_columns(memory),
+        f"  pictures take up to {format_size(DECODING_BYTES)} more while they are decoded, all of "
+        "them together; a larger one is decoded alone",
     ]
     lines += [one_line(f"! {warning}") for warning in plan.warnings]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import STDIN
+from idefics_cli.core.types import DECODING_BYTES
 
 if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
@@ -193,11 +194,16 @@ def automatic_batch(plan: Plan) -> int:
         automatic_batch_size(
             plan.spec.device,
             plan.facts.parameters,
-            spare_bytes=need.usable - need.total,
+            spare_bytes=need.usable - need.total - _decoding_bytes(need.device),
             picture_bytes=need.kv_cache + need.working - _runtime_bytes(need.device),
         )
         for need in plan.needs
     )
+
+
+def _decoding_bytes(device: str) -> int:
+    """Return the memory of *device* that the decoding of pictures takes."""
+    return 0 if device.startswith("cuda") else DECODING_BYTES
 
 
 def _runtime_bytes(device: str) -> int:

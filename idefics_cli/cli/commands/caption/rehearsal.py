@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutput) -> None:
-    """Print what would run. A model that is downloaded is loaded, and captions three pictures.
+    """Print what would run. A model that is downloaded is loaded, and captions a few pictures.
 
     Raises:
         UsageError: If the output has a run with other settings.
@@ -46,7 +46,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
     if bad:
         console.line(f"{bad} cannot be read")
     if seconds is not None:
-        console.line(f"about {format_duration(seconds)}, by a probe of three pictures")
+        console.line(f"about {format_duration(seconds)}, by a probe of {_probed(left)}")
     console.line(_summary(job))
 
 
@@ -67,11 +67,22 @@ def _seconds(invocation: Invocation, plan: Plan, job: CaptionJob, todo: Todo) ->
     return None if each is None else each * len(todo.pictures)
 
 
+def _probed(left: int) -> str:
+    return (
+        "three pictures"
+        if left == 3
+        else "a few pictures"
+        if left > 3
+        else counted(left, "picture")
+    )
+
+
 def _summary(job: CaptionJob) -> str:
     count = len(job.pictures)
     prompts = [f"`{question.prompt}`" for question in job.questions]
+    at_a_time = max(1, job.batch_size // len(job.questions))
     return (
-        f"{counted(count, 'picture')}, {job.batch_size} at a time, "
+        f"{counted(count, 'picture')}, {at_a_time} at a time, "
         f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
     )
 
