@@ -13,6 +13,7 @@ CLIPBOARD = "clipboard:"
 MOST_FILE_BYTES = 4 * 2**30
 """A larger file is refused before it is read, because a sparse file can claim any size."""
 
+_HIDDEN = "…@"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
 _URI = re.compile(r"(https?|file|data|clipboard):", re.IGNORECASE)
@@ -32,9 +33,15 @@ def describe_source(source: str) -> str:
     return abbreviated(without_password(source))
 
 
-def without_password(source: str) -> str:
-    """Return *source* without the user name and the password of a URL."""
-    return _PASSWORD.sub(r"\1…@", source)
+def without_password(source: str, *, mark: str = _HIDDEN) -> str:
+    """Return *source* with *mark* in place of the user name and the password of a URL."""
+    return _PASSWORD.sub(lambda match: match[1] + mark, source)
+
+
+def lacks_password(source: str) -> bool:
+    """Whether *source* is what `without_password` made of a URL with a password."""
+    found = _PASSWORD.match(source)
+    return found is not None and found[0] == found[1] + _HIDDEN
 
 
 def has_scheme(source: str) -> bool:

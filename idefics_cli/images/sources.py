@@ -23,6 +23,7 @@ from idefics_cli.core.sources import (
     has_scheme,
     is_address,
     is_clipboard,
+    lacks_password,
     match_data_uri,
     too_many_bytes,
 )
@@ -73,6 +74,13 @@ class ImageSources:
         return _open_file(_local_path(source), source)
 
     def _download(self, url: str) -> bytes:
+        if lacks_password(url):
+            raise ImageError(
+                f"cannot fetch `{describe_source(url)}`: its user name and password were left out",
+                kind="fetch_failed",
+                hint="give the full address; a run that failed goes on with `--retry-failed`"
+                " and its former arguments",
+            )
         if self._offline:
             raise ImageError(
                 f"cannot fetch `{describe_source(url)}`: --offline is set",

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from idefics_cli.caption.sinks.rows import CAPTION, escaped, row
 from idefics_cli.core.errors import IdeficsError, ImageErrorKind, UsageError
 from idefics_cli.core.files import cannot_write, remove_unfinished, replacing
-from idefics_cli.core.sources import is_uri
+from idefics_cli.core.sources import is_address, is_uri, without_password
 from idefics_cli.core.types import Attachment, CaptionRecord, ImageLimits
 
 _PARTS = Path(__file__).parent
@@ -226,7 +226,7 @@ def _json(value: object) -> str:
 def _link(name: str, page: Path) -> str:
     """Return the URL of the picture *name*, relative to *page*; empty for stdin and the like."""
     if is_uri(name):
-        return name if name.lower().startswith(("http:", "https:")) else ""
+        return without_password(name, mark="") if is_address(name) else ""
     try:
         relative = os.path.relpath(name, page.parent)
     except ValueError:  # on another drive

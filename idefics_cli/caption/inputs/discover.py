@@ -22,7 +22,7 @@ from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
 from idefics_cli.caption.item import CaptionItem, Columns
 from idefics_cli.caption.sinks.rows import plain_name
 from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
-from idefics_cli.core.sources import is_uri
+from idefics_cli.core.sources import is_uri, without_password
 from idefics_cli.core.types import Attachment
 from idefics_cli.images.sources import no_such_file
 
@@ -108,9 +108,8 @@ class _Lister:
 
     def add(self, argument: str) -> None:
         if is_uri(argument):
-            self.pictures.setdefault(
-                argument, CaptionItem(_uri_key(argument), Attachment(argument))
-            )
+            key = _uri_key(argument)
+            self.pictures.setdefault(key, CaptionItem(key, Attachment(argument)))
             return
         path = os.path.expanduser(argument) if argument.startswith("~") else argument
         # A path that exists is no glob, even if its name looks like one.
@@ -129,8 +128,9 @@ class _Lister:
         for entry in file_list.entries:
             columns = self._kept(entry.columns)
             if is_uri(entry.path):
-                picture = CaptionItem(_uri_key(entry.path), Attachment(entry.path), "", columns)
-                self._add_row(entry.path, picture, (file_list.source, entry.line))
+                key = _uri_key(entry.path)
+                picture = CaptionItem(key, Attachment(entry.path), "", columns)
+                self._add_row(key, picture, (file_list.source, entry.line))
                 continue
             name = _file_name(entry.path, base, file_list)
             path = os.path.join(base, name)
@@ -278,8 +278,9 @@ def _may_exist(source: str) -> bool:
 
 
 def _uri_key(uri: str) -> str:
+    """Return the name of a picture in the output, which people share: it has no password."""
     # A data: URI contains the whole picture, so the key has its digest instead.
     if not uri.lower().startswith("data:"):
-        return uri
+        return without_password(uri)
     digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{uri.partition(',')[0][:64]},sha256-{digest[:16]}"

@@ -41,7 +41,7 @@ from idefics_cli.caption.resume.journal_lines import (
 )
 from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.sources import is_uri
+from idefics_cli.core.sources import is_uri, without_password
 from idefics_cli.core.types import CaptionRecord
 
 _VERSION = 2
@@ -248,7 +248,8 @@ class RunJournal:
             self._apply_header(fields)
         elif "record" in fields:
             record = decode_record(fields["record"])
-            failed, key = record.error is not None, text(fields["key"])
+            # Version 1 wrote passwords of addresses down.
+            failed, key = record.error is not None, without_password(text(fields["key"]))
             self._set_entry(key, failed, record.sha256, record.stamp, offset)
             self._set_end(_size(fields["end"]))
         elif "rows" in fields:
@@ -272,7 +273,7 @@ class RunJournal:
     def _apply_header(self, fields: Mapping[str, Any]) -> None:
         if not isinstance(fields["settings"], dict):
             raise ValueError("it has no settings")
-        self.skipped = frozenset(texts(fields["skipped"]))
+        self.skipped = frozenset(map(without_password, texts(fields["skipped"])))
         self.base = self.end = number(fields["base"])
         self.settings, self._version = fields["settings"], fields["journal"]
 
