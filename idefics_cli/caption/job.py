@@ -140,8 +140,17 @@ def _named_question(text: str) -> CaptionQuestion:
 _RESERVED = frozenset(names(())) - {CAPTION}
 
 
+# More rows hardly read the weights of a decode step less often.
+_MOST_ON_GPU = 64
+
+
 def automatic_batch_size(
-    device: str, parameters: int, *, spare_bytes: int, picture_bytes: int
+    device: str,
+    parameters: int,
+    *,
+    spare_bytes: int,
+    picture_bytes: int,
+    most_waiting: int = _MOST_ON_GPU,
 ) -> int:
     """Return the number of pictures to answer at a time if the user gives none.
 
@@ -154,10 +163,11 @@ def automatic_batch_size(
         parameters: Number of weights of the model.
         spare_bytes: Memory that is left while the model answers about one picture.
         picture_bytes: Memory that one more picture needs.
+        most_waiting: So many prepared pictures fit into the RAM beside a GPU.
     """
     if device.startswith("cuda"):
         # If this is too many, only time is lost: the run catches the error and halves its batch.
-        most, usable = 16, spare_bytes
+        most, usable = min(_MOST_ON_GPU, most_waiting), spare_bytes
     else:
         # When RAM runs out, a Mac swaps and Linux kills the process. The run cannot catch this, so
         # the number is smaller. A large model also needs minutes for a batch, during which the user

@@ -221,6 +221,8 @@ class LoadSpec:
         device_map: "auto" spreads layers over devices and RAM; None puts all on *device*.
         max_memory: Bytes per device ("0", "1", … or "cpu") for *device_map*.
         splitting: Whether to cut large images into tiles; None keeps the checkpoint's setting.
+        vision_tiles: Maximum number of whole tiles in one forward of the vision tower; None leaves
+            it to the engine.
         offline: Whether the network must not be used.
         threads: Number of CPU threads for torch; None keeps torch's choice.
         limits: Limits of the image loader.
@@ -243,6 +245,7 @@ class LoadSpec:
     device_map: Literal["auto"] | None = None
     max_memory: Mapping[str, int] | None = None
     splitting: bool | None = None
+    vision_tiles: int | None = None
     offline: bool = False
     threads: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)

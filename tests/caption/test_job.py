@@ -86,7 +86,8 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("device", "parameters", "spare_bytes", "expected"),
     [
-        ("cuda:1", 8_000_000_000, 60 * GIB, 16),
+        ("cuda:1", 8_000_000_000, 60 * GIB, 31),
+        ("cuda:1", 8_000_000_000, 130 * GIB, 64),
         ("cuda", 8_000_000_000, 10 * GIB, 6),
         ("cuda", 8_000_000_000, GIB, 1),
         ("cpu", 500_000_000, 60 * GIB, 16),

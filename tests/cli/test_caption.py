@@ -23,7 +23,7 @@ from idefics_cli.core.types import (
     Sampling,
 )
 from idefics_cli.models.planning.memory import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
-from idefics_cli.models.planning.placement import Need
+from idefics_cli.models.planning.needs import Need
 from tests.support.commands import World, run
 from tests.support.fakes import FakeEngine
 from tests.support.photo_folder import ALL, BAD, describe_photo
@@ -275,13 +275,16 @@ def test_pictures_that_are_answered_together_share_what_the_runtime_takes() -> N
     assert automatic_batch(plan) == 16  # type: ignore[arg-type]  # a plan with the fields that matter
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", 1), ("cuda:0", 16)])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 1), ("cuda:0", 64)])
 def test_the_batch_leaves_main_memory_for_decoding(device: str, expected: int) -> None:
     picture = 2**20
     runtime = GPU_RUNTIME_BYTES if device.startswith("cuda") else CPU_RUNTIME_BYTES
     need = Need(device, 0, picture, runtime + picture, 0, usable=runtime + DECODING_BYTES)
     plan = SimpleNamespace(
-        spec=SimpleNamespace(device=device), facts=SimpleNamespace(parameters=10), needs=(need,)
+        spec=SimpleNamespace(device=device),
+        facts=SimpleNamespace(parameters=10, shape=SimpleNamespace(tiles=1, patches=1)),
+        needs=(need,),
+        spare_ram_bytes=2 * DECODING_BYTES,
     )
     assert automatic_batch(plan) == expected  # type: ignore[arg-type]  # a plan with the fields that matter
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 import pytest
@@ -241,3 +243,26 @@ def test_cancelled_encoding_keeps_the_pictures_that_are_complete(
     encoder = PictureEncoder(loaded.model, loaded.family, max_pixels=1)
     assert encoder.encode(pictures, cancel=cancel) is None
     assert sum(each.digest in encoder.features for each in pictures) == 1
+
+
+def test_the_plan_limits_the_tiles_of_one_forward(
+    engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    engine = engine_of("idefics3")
+    image = picture(0).resize((400, 300))
+    assert len(engine.preprocess(image).tile_sizes) > 3
+    widths = {}
+    for tiles in (None, 3, 1):
+        spec = replace(engine.spec, vision_tiles=tiles)
+        with LocalEngine(spec) as limited:
+            batches.clear()
+            limited.complete([asked(limited, image)])
+            widths[tiles] = max(count for count, _, _ in batches)
+    assert widths == {None: len(engine.preprocess(image).tile_sizes), 3: 3, 1: 1}
+
+
+@pytest.mark.parametrize(("device", "tiles"), [("cpu", 1), ("mps", 1), ("cuda", 16)])
+def test_only_a_cuda_device_encodes_several_large_tiles_at_a_time(device: str, tiles: int) -> None:
+    model = cast("Model", SimpleNamespace(device=torch.device(device)))
+    family = cast("Family", None)  # it is not used before pictures are encoded
+    assert PictureEncoder(model, family).max_pixels // 980**2 == tiles

@@ -70,7 +70,7 @@ from idefics_cli.models.kernels import jit, openmp, packed, rms_norm
 from idefics_cli.models.kernels.int4 import linear as int4
 from idefics_cli.models.kernels.int8 import linear as int8
 from idefics_cli.models.loading import loader, processors, weights
-from idefics_cli.models.planning import attention, placement, quantization
+from idefics_cli.models.planning import attention, needs, quantization
 
 Check: TypeAlias = Callable[[], None]
 
@@ -462,11 +462,11 @@ def _() -> None:
     )
 
     assert set(attention.FLASH) == {f"flash_attention_{version}" for version in MATRIX}
-    for version, needs in MATRIX.items():
+    for version, theirs in MATRIX.items():
         ours = {str(name): row for name, row in attention.FLASH.items()}[
             f"flash_attention_{version}"
         ]
-        assert ours.capability[0] >= needs.get("cuda_min_major_version", 0)
+        assert ours.capability[0] >= theirs.get("cuda_min_major_version", 0)
 
 
 # --- transformers: loading
@@ -654,7 +654,7 @@ def _() -> None:
     assert should_convert_module("model.vision_model.layer", ["vision_model"])
 
 
-@relied_on("quantizers plan with nine tenths of max_memory", placement)
+@relied_on("quantizers plan with nine tenths of max_memory", needs)
 def _() -> None:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.auto import AutoHfQuantizer
@@ -662,7 +662,7 @@ def _() -> None:
     for settings in ({"load_in_4bit": True}, {"load_in_8bit": True}):
         quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(**settings))
         left = quantizer.adjust_max_memory({0: 1000})
-        assert left == {0: pytest.approx(1000 * placement._QUANTIZER_SHARE)}
+        assert left == {0: pytest.approx(1000 * needs._QUANTIZER_SHARE)}
 
 
 @relied_on("Idefics2Model takes encoded pictures as mm_encoder_outputs", losses)

@@ -20,6 +20,8 @@ from idefics_cli.engine.protocol import Engine, EngineFactory
 # So many batches of pictures are opened before the model needs them. This is enough to find some
 # pictures of one shape among them.
 _BATCHES_AHEAD = 4
+# Pictures that the threads open or that wait for a thread. All of them may be in memory at a time.
+_MOST_IN_FLIGHT = 16
 # How long to wait for an answer before looking for newly opened pictures.
 _POLL_SECONDS = 0.01
 
@@ -60,7 +62,7 @@ class LocalExecutor:
             pictures,
             PictureReader(self._job, engine).read,
             threads=self._job.readers,
-            in_flight=size,
+            in_flight=min(size, _MOST_IN_FLIGHT),
             size=size * _BATCHES_AHEAD,
         )
 

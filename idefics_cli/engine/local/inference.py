@@ -102,7 +102,7 @@ class Inference:
             model,
             loaded.family,
             features=self.features,
-            max_pixels=self._tuning.vision_pixels,
+            max_pixels=self._tuning.vision_pixels or loaded.vision_pixels,
             cost=self._tuning.vision_cost,
         )
         self.look_ahead = LookAhead(self._encoder, side_stream or side_stream_of(device))

@@ -17,8 +17,8 @@ class Tuning:
         chunk_tokens: Number of tokens of each row in one forward of the prefill; None chooses by
             device and model.
         block_tokens: The buffers of slots grow in steps of this many tokens.
-        vision_pixels: Maximum number of pixels of one forward of the vision encoder; None chooses
-            by device.
+        vision_pixels: Maximum number of pixels of one forward of the vision encoder; None takes
+            that of the plan, or chooses by device.
         vision_cost: The cost of one forward of the vision encoder; None estimates it by device and
             dtype.
         feature_bytes: Maximum number of bytes of image features that are kept between requests.

@@ -59,6 +59,8 @@ class Loaded:
         revision: Commit of the Hub repository; None for a local folder.
         context_tokens: Largest number of tokens, prompt and reply together.
         vocabulary: Number of rows of the embedding.
+        vision_pixels: Maximum number of pixels in one forward of the vision tower, by the plan;
+            None if the plan leaves it to the engine.
     """
 
     model: Model
@@ -67,6 +69,7 @@ class Loaded:
     revision: str | None
     context_tokens: int
     vocabulary: int
+    vision_pixels: int | None = None
 
 
 def load(
@@ -92,7 +95,6 @@ def load(
     say = report or (lambda phase, share: None)
     check_devices(spec)
     kernels = ChosenKernels(spec.kernels, machine or probe_processor())
-    say("finding the model", None)
     folder, revision = _find(spec, say)
     with _quiet_library(), library_errors(spec):
         config = load_config(folder)
@@ -108,6 +110,7 @@ def load(
         revision=revision,
         context_tokens=config.get_text_config().max_position_embeddings,
         vocabulary=_rows(model),
+        vision_pixels=spec.vision_tiles and spec.vision_tiles * config.vision_config.image_size**2,
     )
 
 
@@ -127,7 +130,6 @@ def keep_quantized(
     """
     say = report or (lambda phase, share: None)
     kernels = ChosenKernels(spec.kernels, machine or probe_processor())
-    say("finding the model", None)
     folder, _ = _find(spec, say)
     with _quiet_library(), library_errors(spec):
         source = Source(folder, load_config(folder), spec, kernels)
@@ -198,6 +200,7 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
 
 
 def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
+    say("finding the model", None)
     if spec.repo == DEMO:
         return facts.demo_folder(), None
     local = Path(spec.repo)

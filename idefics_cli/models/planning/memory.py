@@ -9,7 +9,7 @@ give 21.0 and 18.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from idefics_cli.core.types import Attention, DtypeName, Format4bit, Quantization
 from idefics_cli.models.families.spec import Shape
@@ -45,6 +45,44 @@ class MemoryNeed:
         return self.weights + self.kv_cache + self.working
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardMemory:
+    """What a device keeps in memory during a forward.
+
+    Attributes:
+        patch_results: Results of the widest layer of the vision tower for each patch.
+        tiles: Tiles in one forward of the vision tower; None puts all tiles of a picture into it.
+        score_bytes: Bytes for each attention score; 0 for kernels that keep no scores.
+        score_queries: Maximum number of queries whose scores exist at a time; None for all.
+    """
+
+    patch_results: float = 5
+    tiles: int | None = None
+    score_bytes: int = 0
+    score_queries: int | None = None
+
+    def scores(self, heads: int, tokens: int) -> int:
+        """Return the bytes of the scores of *tokens* that attend to each other."""
+        return heads * min(tokens, self.score_queries or tokens) * tokens * self.score_bytes
+
+
+# On a CPU, a trace shows three results for each patch, but the measured peaks need five.
+ON_CPU = ForwardMemory()
+# A trace of Idefics2 on a GPU with fused attention shows 3.2 results for each patch.
+ON_CUDA = ForwardMemory(patch_results=3.3, tiles=1)
+# Without fused kernels for bfloat16, CUDA keeps the scores twice in float32 (torch 2.13,
+# sdp_utils.cpp: GPUs before Ampere).
+ON_OLD_CUDA = ForwardMemory(patch_results=3.3, tiles=1, score_bytes=8)
+# Metal keeps the scores of so many queries in float32 (torch 2.13, Attention.mm); that there are
+# three copies is an estimate.
+ON_METAL = ForwardMemory(tiles=1, score_bytes=12, score_queries=3068)
+# So many patches in one forward keep every GPU busy: four tiles of Idefics2 are 32 TFLOP.
+_BUSY_PATCHES = 20_000
+# Share of the memory left by a plan that larger vision forwards may take. More rows in a batch gain
+# more, because a decode step reads all weights, whatever the batch.
+_VISION_SHARE = 1 / 4
+
+
 def weight_bytes(
     parameters: int,
     shape: Shape,
@@ -73,24 +111,68 @@ def kv_bytes(shape: Shape, *, dtype: DtypeName, tokens: int) -> int:
 
 
 def working_bytes(
-    shape: Shape, *, dtype: DtypeName, attention: Attention, splitting: bool, tokens: int
+    shape: Shape,
+    *,
+    dtype: DtypeName,
+    attention: Attention,
+    splitting: bool,
+    tokens: int,
+    forward: ForwardMemory = ON_CPU,
 ) -> int:
     """Return the bytes of intermediate results for one picture and a prompt of *tokens*.
 
-    The vision tower and the text model run one after the other, so the larger need counts. For
-    each patch, the vision tower keeps five results of its widest layer: a trace shows three, but
-    the measured peaks need five. For each token, the text model keeps its feed-forward results and
-    eight results of its width. Only `eager` attention keeps its scores: once in the dtype of the
-    model and twice in float32 for the softmax, together five times their size in 16 bit.
+    The vision tower and the text model run one after the other, so the larger need counts.
     """
-    size = NUMBER_BYTES[dtype]
     tiles = shape.tiles if splitting else 1
-    vision = tiles * shape.patches * shape.widest * 5 * size
-    text = tokens * (3 * shape.intermediate + 8 * shape.hidden) * size
-    if attention == "eager":
-        vision += tiles * shape.vision_heads * shape.patches**2 * 5 * size
-        text += shape.heads * tokens**2 * 5 * size
+    if forward.tiles is not None:
+        tiles = min(tiles, forward.tiles)
+    vision = tiles * tile_bytes(shape, dtype=dtype, attention=attention, forward=forward)
+    text = text_bytes(shape, dtype=dtype, attention=attention, tokens=tokens, forward=forward)
     return max(vision, text)
+
+
+def tile_bytes(
+    shape: Shape, *, dtype: DtypeName, attention: Attention, forward: ForwardMemory
+) -> int:
+    """Return the bytes of intermediate results of the vision tower for one tile."""
+    kept = _with_eager(forward, attention, dtype)
+    results = shape.patches * shape.widest * kept.patch_results * NUMBER_BYTES[dtype]
+    return int(results) + kept.scores(shape.vision_heads, shape.patches)
+
+
+def text_bytes(
+    shape: Shape, *, dtype: DtypeName, attention: Attention, tokens: int, forward: ForwardMemory
+) -> int:
+    """Return the bytes of intermediate results of the text model for a prompt of *tokens*.
+
+    For each token, it keeps its feed-forward results and eight results of its width.
+    """
+    kept = _with_eager(forward, attention, dtype)
+    results = tokens * (3 * shape.intermediate + 8 * shape.hidden) * NUMBER_BYTES[dtype]
+    return results + kept.scores(shape.heads, tokens)
+
+
+def tiles_at_a_time(shape: Shape, *, spare_bytes: int, each_bytes: int) -> int:
+    """Return how many tiles one forward of the vision tower of a GPU takes.
+
+    Args:
+        shape: The shape of the model.
+        spare_bytes: Memory that is left while one tile is encoded.
+        each_bytes: Memory for one more tile.
+    """
+    fitting = 1 + int(max(0, spare_bytes) * _VISION_SHARE) // max(1, each_bytes)
+    return max(1, min(fitting, _BUSY_PATCHES // shape.patches))
+
+
+def _with_eager(forward: ForwardMemory, attention: Attention, dtype: DtypeName) -> ForwardMemory:
+    """Return *forward* with the scores that `eager` attention keeps on every device.
+
+    It keeps them once in the dtype of the model and twice in float32 for the softmax, together
+    five times their size in 16 bit.
+    """
+    if attention != "eager":
+        return forward
+    return replace(forward, score_bytes=5 * NUMBER_BYTES[dtype], score_queries=None)
 
 
 def estimate_memory(
@@ -103,6 +185,7 @@ def estimate_memory(
     splitting: bool,
     context: int,
     format_4bit: Format4bit = "nf4",
+    forward: ForwardMemory = ON_CPU,
 ) -> MemoryNeed:
     """Return the memory of a model for one picture and a reply; the runtime's own is not in it."""
     prompt = prompt_tokens(shape, splitting=splitting, context=context)
@@ -112,6 +195,11 @@ def estimate_memory(
         ),
         kv_cache=kv_bytes(shape, dtype=dtype, tokens=min(context, prompt + REPLY_TOKENS)),
         working=working_bytes(
-            shape, dtype=dtype, attention=attention, splitting=splitting, tokens=prompt
+            shape,
+            dtype=dtype,
+            attention=attention,
+            splitting=splitting,
+            tokens=prompt,
+            forward=forward,
         ),
     )

@@ -1,19 +1,19 @@
-"""The ways to run a model on a machine, best first, and the memory that each takes.
+"""The ways to run a model on a machine, best first.
 
 If a model does not fit, the following ways give up something, the least important first. On GPUs:
-use several instead of one, then quantize the weights, then do without tiles, then keep a part of
-the weights in RAM. The CPU comes after all of these. It quantizes before it does without tiles, but
-only if bitsandbytes has fast kernels for it; otherwise it first does without tiles, then quantizes
-to 8 bits, and then to 4.
+use several instead of one, then quantize the weights, then do without tiles. The CPU with 4 bits
+comes next, then a GPU with a part of the weights in RAM: they cross the bus for every token, which
+takes longer than the CPU takes for 4 bits. The other ways of the CPU come last. It quantizes before
+it does without tiles, but only if bitsandbytes has fast kernels for it; otherwise it first does
+without tiles, then quantizes to 8 bits, and then to 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from idefics_cli.core.types import (
-    Attention,
     Device,
     DtypeName,
     Format4bit,
@@ -22,22 +22,10 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.hardware.machine import Gpu, Machine
 from idefics_cli.models.hub.facts import ModelFacts
-from idefics_cli.models.planning.memory import (
-    CPU_RUNTIME_BYTES,
-    GPU_RUNTIME_BYTES,
-    MemoryNeed,
-    estimate_memory,
-)
 from idefics_cli.models.planning.quantization import choose_4bit, has_packed_nf4
 
-# Shares of the free memory that a plan may use, because free memory changes while a model loads:
-# little on a GPU, more in RAM, which all programs use. The estimates have margins of their own.
-GPU_SHARE = 0.97
-RAM_SHARE = 0.90
 # Models with fewer parameters are fast in any dtype, so they get the most exact one.
 SMALL_PARAMETERS = 100_000_000
-# For quantized models, transformers fills only nine tenths of `max_memory` (`adjust_max_memory`).
-_QUANTIZER_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,37 +84,6 @@ class Placement:
         return self.offload or len(self.gpus) > 1
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """The memory that a model needs on one device, and what the device has, in bytes.
-
-    Attributes:
-        device: "cuda:N", "mps" or "cpu".
-        weights: Weights on this device.
-        kv_cache: KV cache on this device.
-        working: Intermediate results, and memory of the runtime.
-        free: Free memory at present.
-        usable: The part of the free memory that a plan may use.
-    """
-
-    device: str
-    weights: int
-    kv_cache: int
-    working: int
-    free: int
-    usable: int
-
-    @property
-    def total(self) -> int:
-        """Sum of weights, KV cache and working memory."""
-        return self.weights + self.kv_cache + self.working
-
-    @property
-    def missing(self) -> int:
-        """The memory that is missing; 0 if the model fits."""
-        return max(0, self.total - self.usable)
-
-
 def list_placements(
     facts: ModelFacts, choices: PlanChoices, machine: Machine
 ) -> Iterator[Placement]:
@@ -137,7 +94,11 @@ def list_placements(
         gpus = tuple(gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device)
     mixes = _Mixes(facts, choices)
     if gpus:
-        yield from _on_gpus(gpus, mixes, offload=not device.startswith("cuda:"))
+        yield from _on_gpus(gpus, mixes)
+        if device == "auto":
+            yield from (o for o in _on_cpu(machine, mixes) if o.quantization == "4bit")
+        if not device.startswith("cuda:"):
+            yield from _with_offload(gpus, mixes)
     if device == "mps" or (device == "auto" and machine.mps_bytes is not None and not gpus):
         dtypes: tuple[DtypeName, ...] = ("bfloat16",) if machine.mps_bf16 else ("float16",)
         for quantization, splitting in mixes.fast():
@@ -160,53 +121,6 @@ def default_threads(option: Placement, facts: ModelFacts, machine: Machine) -> i
     # Measured with the built-in model: the times for 1 to 3 threads differ by less than 20 %, but a
     # reply takes 25 times as long when another program keeps one of the cores busy.
     return min(spared, 2, max(1, machine.cores - 1)) if is_small(facts) else spared
-
-
-def needs_of(
-    option: Placement, facts: ModelFacts, attention: Attention, machine: Machine
-) -> tuple[Need, ...]:
-    """Return the memory that *option* needs on every device."""
-    load = _load(option, facts, attention)
-    if option.is_spread:
-        return _spread(option, facts, load, machine)
-    if option.gpus:
-        gpu = option.gpus[0]
-        usable = int(gpu.free_bytes * GPU_SHARE)
-        working = load.working + GPU_RUNTIME_BYTES
-        return (
-            Need(f"cuda:{gpu.index}", load.weights, load.kv_cache, working, gpu.free_bytes, usable),
-        )
-    free = machine.free_ram_bytes
-    if option.device == "mps":
-        # Apple GPUs share the RAM of the machine.
-        free = min(free, machine.mps_bytes or 0)
-    working = load.working + CPU_RUNTIME_BYTES
-    if option.device == "cpu" and option.quantization == "4bit" and option.format_4bit == "nf4":
-        # To pack nf4 weights for the CPU, bitsandbytes unpacks those of one layer to 32-bit numbers
-        # and an 8-bit copy.
-        working += facts.shape.hidden * facts.shape.intermediate * 6
-    need = Need(option.device, load.weights, load.kv_cache, working, free, int(free * RAM_SHARE))
-    return (need,)
-
-
-def max_memory(needs: tuple[Need, ...], option: Placement) -> Mapping[str, int] | None:
-    """Return for accelerate how many bytes of weights each device may hold; None for one device.
-
-    accelerate fills the devices in this order. So each device but the last is limited to its share
-    of the weights and two layers more, and the later ones get their share too.
-    """
-    if not option.is_spread:
-        return None
-    share = 1.0 if option.quantization == "none" else _QUANTIZER_SHARE
-    limits = {}
-    for need in needs:
-        most = int(need.free * (RAM_SHARE if need.device == "cpu" else GPU_SHARE))
-        layer = most - need.usable
-        room = max(0, most - need.kv_cache - need.working)
-        if need is not needs[-1]:
-            room = min(room, need.weights + 2 * layer)
-        limits[need.device.removeprefix("cuda:")] = int(room / share)
-    return limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +166,17 @@ class _Mixes:
         return ("float32",) if is_small(self.facts) else native
 
 
-def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes, *, offload: bool) -> Iterator[Placement]:
+def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes) -> Iterator[Placement]:
     best = max(gpus, key=lambda gpu: gpu.free_bytes)
     groups = [(best,)] if len(gpus) == 1 else [(best,), gpus]
     for quantization, splitting in mixes.fast():
         for group in groups:
             for dtype in mixes.dtypes(_gpu_dtypes(group)):
                 yield Placement(group[0].device, group, dtype, quantization, splitting)
-    if not offload or "none" not in mixes.quantizations():
+
+
+def _with_offload(gpus: tuple[Gpu, ...], mixes: _Mixes) -> Iterator[Placement]:
+    if "none" not in mixes.quantizations():
         return  # bitsandbytes cannot keep weights in RAM
     for splitting in mixes.splittings():
         for dtype in mixes.dtypes(_gpu_dtypes(gpus)):
@@ -281,48 +198,3 @@ def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
 def _gpu_dtypes(gpus: tuple[Gpu, ...]) -> tuple[DtypeName, ...]:
     native = all(gpu.has_native_bf16 for gpu in gpus)
     return ("bfloat16",) if native else ("float16",)
-
-
-def _load(option: Placement, facts: ModelFacts, attention: Attention) -> MemoryNeed:
-    load = estimate_memory(
-        facts.parameters,
-        facts.shape,
-        dtype=option.dtype,
-        quantization=option.quantization,
-        attention=attention,
-        splitting=option.splitting,
-        context=facts.context_tokens,
-        format_4bit=option.format_4bit,
-    )
-    if facts.stored is None:
-        return load
-    return MemoryNeed(facts.stored_bytes, load.kv_cache, load.working)
-
-
-def _spread(
-    option: Placement, facts: ModelFacts, load: MemoryNeed, machine: Machine
-) -> tuple[Need, ...]:
-    """Return the memory on each GPU, and in RAM, for a model that one GPU cannot hold.
-
-    A layer cannot be divided, so one layer's bytes of each GPU may stay empty and do not count as
-    usable. Each GPU also needs working memory.
-    """
-    shape = facts.shape
-    layer = load.weights // max(1, shape.layers + shape.cross_layers)
-    count = len(option.gpus)
-    working = load.working + GPU_RUNTIME_BYTES
-    kv_cache = load.kv_cache // count
-    usable = [max(0, int(gpu.free_bytes * GPU_SHARE) - layer) for gpu in option.gpus]
-    rooms = [max(0, size - working - kv_cache) for size in usable]
-    room = sum(rooms)
-    on_gpus = min(load.weights, room) if option.offload else load.weights
-    parts = [on_gpus * part // room if room else on_gpus // count for part in rooms]
-    needs = [
-        Need(f"cuda:{gpu.index}", part, kv_cache, working, gpu.free_bytes, size)
-        for gpu, part, size in zip(option.gpus, parts, usable, strict=True)
-    ]
-    if option.offload:
-        free = machine.free_ram_bytes
-        rest = load.weights - on_gpus
-        needs.append(Need("cpu", rest, 0, CPU_RUNTIME_BYTES, free, int(free * RAM_SHARE)))
-    return tuple(needs)

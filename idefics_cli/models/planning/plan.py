@@ -18,14 +18,17 @@ from idefics_cli.models.planning import attention as attentions
 from idefics_cli.models.planning import quantization
 from idefics_cli.models.planning import reasons as plan_reasons
 from idefics_cli.models.planning.kernels import choose_kernels
-from idefics_cli.models.planning.placement import (
+from idefics_cli.models.planning.needs import (
     Need,
+    max_memory,
+    needs_of,
+    with_larger_forwards,
+)
+from idefics_cli.models.planning.placement import (
     Placement,
     PlanChoices,
     default_threads,
     list_placements,
-    max_memory,
-    needs_of,
 )
 from idefics_cli.models.planning.quantization import Problem
 from idefics_cli.models.planning.reasons import Reason
@@ -56,6 +59,7 @@ class Plan:
         reasons: Why each choice was made.
         needs: The memory that the model needs on each device.
         warnings: Drawbacks that a user should expect, such as slowness.
+        spare_ram_bytes: RAM that the plan leaves to pictures that wait for the model.
     """
 
     spec: LoadSpec
@@ -63,6 +67,7 @@ class Plan:
     reasons: tuple[Reason, ...]
     needs: tuple[Need, ...]
     warnings: tuple[str, ...]
+    spare_ram_bytes: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Return the plan for JSON; paths below the home folder begin with `~`."""
@@ -121,32 +126,33 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
     _check_choices(choices, model)
     _check_device(choices.device or "auto", machine)
     attention = _attention(choices)
-    verdicts = [
-        _judge(option, model, attention, machine)
-        for option in list_placements(model, choices, machine)
-    ]
+    options = list_placements(model, choices, machine)
+    verdicts = [_judge(option, model, attention, machine) for option in options]
     chosen = next((v for v in verdicts if v.works), None)
     if chosen is None:
         raise _no_way(verdicts, model, choices, machine)
     if chosen.option.device == "cpu" and choices.quantization not in (None, "auto"):
         _check_missed_gpu(verdicts)
+    needs, vision_tiles = with_larger_forwards(chosen.needs, chosen.option, model, attention)
     spec = _spec(chosen, attention, model, choices, machine)
     kernels = choose_kernels(spec, machine, is_stored=model.stored is not None)
-    spec = replace(spec, kernels=kernels)
+    spec = replace(spec, kernels=kernels, vision_tiles=vision_tiles)
     better = verdicts[: verdicts.index(chosen)]
     context = plan_reasons.Context(
         facts=model,
         choices=choices,
         machine=machine,
         option=chosen.option,
-        needs=chosen.needs,
+        needs=needs,
         tried=tuple((v.option, v.needs) for v in better if v.problem is None),
+        missed=_missed_gpu(chosen, better),
     )
     return Plan(
         spec=spec,
         facts=model,
         reasons=plan_reasons.explain_choices(context, spec),
-        needs=chosen.needs,
+        needs=needs,
+        spare_ram_bytes=machine.free_ram_bytes - sum(n.total for n in needs if n.is_in_ram),
         warnings=plan_reasons.list_warnings(context, spec),
     )
 
@@ -166,6 +172,16 @@ class _Verdict:
     @property
     def missing(self) -> int:
         return sum(need.missing for need in self.needs)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether GPUs hold all weights."""
+        return bool(self.option.gpus) and not self.option.offload
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether only a package is missing to run the model on GPUs."""
+        return self.is_on_gpu and self.problem is not None and not self.missing
 
 
 def _judge(
@@ -279,6 +295,13 @@ def _check_device(device: str, machine: Machine) -> None:
     )
 
 
+def _missed_gpu(chosen: _Verdict, better: Sequence[_Verdict]) -> Problem | None:
+    """Return why no GPU runs the model, if it would fit one of the *better* placements."""
+    if chosen.is_on_gpu:
+        return None
+    return next((verdict.problem for verdict in better if verdict.is_missed), None)
+
+
 def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
     """Raise a PlanError if a model runs on the CPU only because a GPU lacks a package.
 
@@ -286,7 +309,7 @@ def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
     package is better than a slow run on the CPU.
     """
     for verdict in verdicts:
-        if verdict.option.gpus and verdict.problem is not None and not verdict.missing:
+        if verdict.is_missed and verdict.problem is not None:
             hint = f"{verdict.problem.hint}; or `--device cpu`, which needs no package"
             raise PlanError(verdict.problem.message, hint=hint)
 

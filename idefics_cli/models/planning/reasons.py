@@ -12,7 +12,9 @@ from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import attention, decoding, quantization
-from idefics_cli.models.planning.placement import Need, Placement, PlanChoices, is_small
+from idefics_cli.models.planning.needs import Need
+from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
+from idefics_cli.models.planning.quantization import Problem
 
 _ASKED = "asked for"
 _OPTION_FIELDS = tuple(field.name for field in fields(Placement))
@@ -38,6 +40,8 @@ class Context:
         option: The placement that the plan chose.
         needs: The memory that the chosen placement needs.
         tried: Better placements that were too large, best first, and the memory that they need.
+        missed: Why a GPU on which the model fits cannot run it; None if a GPU holds the model, or
+            none is large enough.
     """
 
     facts: ModelFacts
@@ -46,6 +50,7 @@ class Context:
     option: Placement
     needs: tuple[Need, ...]
     tried: tuple[tuple[Placement, tuple[Need, ...]], ...]
+    missed: Problem | None = None
 
     def asked(self, name: str) -> bool:
         """Whether the user gave a value for *name*, a field of `PlanChoices`."""
@@ -78,7 +83,7 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     if context.option.device == "cpu":
         found.append(_products(context, spec))
     if context.option.gpus:
-        found.append(_decoding(spec))
+        found += [_decoding(spec), _vision(spec)]
     if context.facts.splitting is not None:
         choice = "on" if context.option.splitting else "off"
         found.append(Reason("splitting", choice, _splitting(context)))
@@ -103,6 +108,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
         ),
         attention.find_caution(spec.attention, facts.family),
         _large_quantized(context),
+        _missed_gpu(context),
         _unsplit(context),
         _missing_files(context),
     ]
@@ -209,6 +215,12 @@ def _decoding(spec: LoadSpec) -> Reason:
     return Reason("decoding", "CUDA graphs", why)
 
 
+def _vision(spec: LoadSpec) -> Reason:
+    tiles = spec.vision_tiles or 1
+    why = "more would take the memory of other pictures"
+    return Reason("vision", "one tile at a time" if tiles == 1 else f"{tiles} tiles at a time", why)
+
+
 def explain_products(spec: LoadSpec) -> Reason | None:
     """Return which kernel multiplies by the weights of the text model on a CPU.
 
@@ -287,6 +299,13 @@ def _emulated_bfloat16(context: Context) -> str | None:
     if not all(gpu.has_native_bf16 for gpu in option.gpus):
         return "this GPU emulates bfloat16, which is slow; `--dtype float16` is fast on it"
     return None
+
+
+def _missed_gpu(context: Context) -> str | None:
+    missed = context.missed
+    if missed is None:
+        return None
+    return f"the model would fit the GPU, but {missed.message}: {missed.hint}"
 
 
 def _large_quantized(context: Context) -> str | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.caption.run import CaptionOutput
-    from idefics_cli.models.planning.plan import Plan
+    from idefics_cli.models.planning.plan import Need, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,8 @@ def automatic_batch(plan: Plan) -> int:
             plan.spec.device,
             plan.facts.parameters,
             spare_bytes=need.usable - need.total - _decoding_bytes(need.device),
-            picture_bytes=need.kv_cache + need.working - _runtime_bytes(need.device),
+            picture_bytes=_picture_bytes(need),
+            most_waiting=_most_waiting(plan) if plan.spec.device.startswith("cuda") else 1,
         )
         for need in plan.needs
     )
@@ -204,6 +205,25 @@ def automatic_batch(plan: Plan) -> int:
 def _decoding_bytes(device: str) -> int:
     """Return the memory of *device* that the decoding of pictures takes."""
     return 0 if device.startswith("cuda") else DECODING_BYTES
+
+
+def _picture_bytes(need: Need) -> int:
+    """Return the memory of one more picture on the device of *need*."""
+    if need.picture is not None:
+        return need.picture
+    return need.kv_cache + need.working - _runtime_bytes(need.device)
+
+
+def _most_waiting(plan: Plan) -> int:
+    """Return how many pictures may be answered at a time, so that half of the spare RAM holds them.
+
+    As many again wait for their turn.
+    """
+    shape = plan.facts.shape
+    # Each pixel of a patch, at most 16x16, is three numbers of 32 bits.
+    picture_bytes = shape.tiles * shape.patches * 16 * 16 * 3 * 4
+    spare_bytes = max(0, plan.spare_ram_bytes - DECODING_BYTES)
+    return max(1, spare_bytes // 2 // (2 * picture_bytes))
 
 
 def _runtime_bytes(device: str) -> int:

@@ -60,8 +60,11 @@ class PictureEncoder:
         self._model = model
         self._family = family
         self.features = FeatureCache() if features is None else features
-        is_cpu = model.device.type == "cpu"
-        self.max_pixels = max_pixels or (_CPU_PIXELS if is_cpu else _GPU_PIXELS)
+        # Metal has no fused kernel for the heads of vision towers, and keeps the scores of all
+        # tiles of a forward. With five tiles of Idefics2, they are more than a buffer may hold, and
+        # Metal then ends the process (pytorch #149261).
+        is_cuda = model.device.type == "cuda"
+        self.max_pixels = max_pixels or (_GPU_PIXELS if is_cuda else _CPU_PIXELS)
         self._cost = cost
 
     @torch.inference_mode()
