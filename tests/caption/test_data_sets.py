@@ -221,6 +221,25 @@ def test_pictures_outside_of_the_folder_are_refused_before_the_model_is_loaded(k
     assert not list(Path("photos").glob("metadata*"))
 
 
+@every_kind
+@pytest.mark.parametrize("existing", ["append", "skip"])
+def test_rows_are_added_only_to_a_data_set_that_can_be_read(
+    kind: str, existing: str, photos: Path
+) -> None:
+    assert caption(kind).code == 0
+    Path(f"photos/metadata.{kind}.journal").unlink()
+    (photos / "f.jpg").write_text("f")
+    assert caption(kind, "--existing", existing).code == 0
+    count = 6 if existing == "skip" else 11
+    assert len(rows(kind)) == count
+
+    (photos / "b.jpg").unlink()
+    before = Path(f"photos/metadata.{kind}").read_bytes()
+    ran = caption(kind, "--existing", existing, "-p", "Other?")
+    assert (ran.code, Path(f"photos/metadata.{kind}").read_bytes()) == (2, before)
+    assert "it has a row for `b.jpg`, which does not exist" in ran.err
+
+
 @pytest.mark.parametrize("column", ["image", "file_names", "other_file_name"])
 def test_a_question_with_the_name_of_a_picture_column_is_refused(column: str) -> None:
     ran = caption("jsonl", "--ask", f"{column}=What is it?")

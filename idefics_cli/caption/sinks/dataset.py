@@ -39,19 +39,19 @@ def check_dataset(path: Path, keys: Iterable[str], columns: Iterable[str]) -> No
     Raises:
         UsageError: If `datasets` cannot read them.
     """
-    other = f"or another name than `{path.name}`"
+    other = f"another name than `{path.name}`"
     for key in keys:
         if not is_below(key, path.parent):
             raise UsageError(
                 f"`{path}` is a data set, and the picture `{key}` is not below its folder",
-                hint=f"`-o FOLDER/{path.name}`, with the folder of the pictures, {other}",
+                hint=f"write it to the folder of the pictures, or choose {other}",
             )
     for column in columns:
         # "imagefolder" expects the names of further pictures in columns of such names.
         if column == "image" or re.fullmatch(r"(?:\w+_)?file_names?", column):
             raise UsageError(
                 f"`{path}` is a data set, in which `{column}` cannot be the name of a question",
-                hint=f"name the question differently, {other}",
+                hint=f"name the question differently, or choose {other}",
             )
 
 

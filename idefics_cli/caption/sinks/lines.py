@@ -6,7 +6,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Set as AbstractSet
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
@@ -55,6 +55,7 @@ class LineSink(ABC):
             if target.is_dataset:
                 keys = (picture.key for picture in target.pictures)
                 check_dataset(self.run_path or target.path, keys, target.columns)
+                self._check_stored(target.path)
             if target.resume_at is not None:
                 self._file = _File.resumed(target.path, target.resume_at)
         return self
@@ -122,6 +123,19 @@ class LineSink(ABC):
 
     def finish(self) -> None:  # noqa: B027  # only some formats have something to do
         """Do nothing: the rows are the output. See `Sink.finish`."""
+
+    def _check_stored(self, path: Path) -> None:
+        """Raise a UsageError if rows are to be added to a data set that cannot be read."""
+        adds = self._target.existing in ("append", "skip") and self._target.resume_at is None
+        if adds and path.is_file():
+            names = (PurePosixPath(name) for name in sorted(self._stored(path)))
+            if gone := [name for name in names if not (path.parent / name).is_file()]:
+                more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+                raise UsageError(
+                    f"cannot add to `{self.run_path}`: it has a row for `{gone[0]}`{more}, which "
+                    "does not exist, and `datasets` cannot read it",
+                    hint="remove these rows first; the command that wrote them removes them",
+                )
 
     def _write_bytes(self, data: bytes) -> None:
         try:
