@@ -1,4 +1,4 @@
-"""A text that the user writes in an editor of their own."""
+"""Text that the user writes in their own editor, such as vi or nano."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _VARIABLES = ("VISUAL", "EDITOR")
 
 
 def write_in_editor(environ: Mapping[str, str]) -> str:
-    """Open the editor that `VISUAL`, else `EDITOR`, names, else vi; return the text written.
+    """Open an editor with an empty file, and return the text that the user has saved.
+
+    The variable `VISUAL` names the editor, or `EDITOR` if it is not set. Without both, the editor
+    is vi, and notepad on Windows.
 
     Args:
         environ: The environment.

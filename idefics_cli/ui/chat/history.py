@@ -1,4 +1,4 @@
-"""The history of the lines of a chat: a file for its owner only, or the memory of this run."""
+"""The history of the lines of a chat, in a file that only its owner can read or in memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ LONGEST_HISTORY = 2000
 
 
 def open_history(path: Path | None) -> History:
-    """Return the history in the file *path*; None keeps it for this run only.
+    """Return the history that is stored in the file *path*.
 
-    A chat continues without a file if the disk is full or read-only.
+    If *path* is None or the file cannot be written, the history is kept in memory for this run
+    only.
     """
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
@@ -34,7 +35,7 @@ def open_history(path: Path | None) -> History:
             return []
 
         def store_string(self, string: str) -> None:
-            # A disk can be full later.
+            # The disk may have become full since `_can_keep` opened the file. The chat must go on.
             with contextlib.suppress(OSError):
                 super().store_string(string)
 
@@ -43,14 +44,15 @@ def open_history(path: Path | None) -> History:
 
 def stored_lines(path: Path) -> list[str]:
     """Return the last lines of the history in the file *path*, the oldest first."""
-    # The library returns the newest line first.
+    # prompt_toolkit returns the newest line first.
     return list(open_history(path).load_history_strings())[:LONGEST_HISTORY][::-1]
 
 
 def _can_keep(path: Path) -> bool:
     try:
         make_private_folder(path.parent)
-        # Other users of the machine must not read the questions. Opening a pipe would wait.
+        # The mode 0o600 keeps the questions from other users of the machine. Without O_NONBLOCK,
+        # opening a named pipe would wait for a writer.
         flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, flags, 0o600)
         try:

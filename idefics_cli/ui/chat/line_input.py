@@ -1,4 +1,4 @@
-"""Line input: a line editor that draws, and plain input without redrawing."""
+"""Line input for a chat: a full line editor, and a plain one that never redraws its line."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 QUOTES = '"""'
 _CONTINUED = "... "
 Complete = Callable[[str], Iterable[Candidate]]
-"""Returns the candidates for the end of the text before the cursor."""
+"""A function that gets the text before the cursor, and returns what can complete its last word."""
 _MENU_ROWS = 6
 _WATCH_SECONDS = 0.2
 
 
 class Stopped(Exception):
-    """No model can answer any more; *text* is the text typed so far."""
+    """Raised if no model can answer any more; *text* is what the user has typed so far."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -41,9 +41,9 @@ class LineInput(Protocol):
 
         Args:
             prompt: What to show before the line.
-            text: Offered for editing in the line.
-            recall: The last line of the history, which one press of Up brings into the line;
-                "" leaves the history as it is.
+            text: Text that already stands in the line, and that the user can edit.
+            recall: A line to add to the history, so that one press of Up brings it back; "" adds
+                nothing.
 
         Raises:
             EOFError: After Ctrl-D on an empty line, or when the terminal is closed.
@@ -54,12 +54,13 @@ class LineInput(Protocol):
 
 
 class TypedAhead:
-    """Returns first the lines that were typed before the program read the keyboard.
+    """A source of lines that begins with the lines typed before the program read the keyboard.
 
     Args:
-        typed: The text typed. Its complete lines are returned; the rest is offered for editing.
+        typed: The text that was typed. Each complete line of it is returned as one line. An
+            unfinished last line is put into the next line input, where the user can edit it.
         lines: The source of all later lines.
-        tell: Shows each of these lines after its prompt.
+        tell: Shows a complete line of *typed* with the prompt before it.
     """
 
     def __init__(self, typed: str, lines: LineInput, tell: Callable[[str], None]) -> None:
@@ -101,14 +102,14 @@ def unquoted(text: str) -> str:
 
 
 class DrawnInput:
-    """A line editor with a menu of completions, several lines, and a searchable history.
+    """A line editor that has a menu of completions, multi-line texts and a searchable history.
 
     Args:
         out: The terminal to draw on.
         complete: Returns the completions.
         history: The file of the history; None keeps the history for this run only.
-        is_over: Returns whether no model can answer any more; called several times a second.
-        wraps_anew: Whether the terminal wraps its lines anew at another width.
+        is_over: Returns whether no model can answer any more; it is called several times a second.
+        wraps_anew: Whether the terminal wraps long lines again after its width has changed.
     """
 
     def __init__(
@@ -128,8 +129,9 @@ class DrawnInput:
 
         self._is_over = is_over
         output = create_output(stdout=out)
-        # The terminal is not asked for the position of its cursor: an answer over a slow line is
-        # typed into the text, and a terminal without an answer gets a warning into it.
+        # prompt_toolkit would ask the terminal for the position of the cursor (CPR). Over a slow
+        # connection the answer arrives late and ends up in the typed text. If no answer arrives,
+        # prompt_toolkit prints a warning into the chat.
         if hasattr(output, "enable_cpr"):
             output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
@@ -165,20 +167,21 @@ class DrawnInput:
         while not self._is_over():
             await asyncio.sleep(_WATCH_SECONDS)
         buffer = self._session.default_buffer
-        buffer.append_to_history()  # Up brings it back in the next run
+        buffer.append_to_history()  # so that Up brings the text back in the next run
         self._session.app.exit(exception=Stopped(buffer.text), style="class:aborting")
 
 
 class PlainInput:
-    """A line that the terminal edits, or readline if Python has it.
+    """Line input without redrawing, for screen readers and terminals that cannot move the cursor.
 
-    For screen readers, and for terminals that cannot move the cursor.
+    Readline edits the line if Python has that module; otherwise the terminal does.
 
     Args:
-        tell: Shows the text offered for editing if it cannot be put into the line.
+        tell: Shows a text to the user. Without readline, no text can be put into the line, so it
+            is shown before the prompt instead.
         complete: Returns the completions.
         history: The file of the history; None keeps the history for this run only.
-        has_typed: Whether text waits on the keyboard, as `has_typed_text`.
+        has_typed: Returns whether typed text has not been read yet; see `has_typed_text`.
     """
 
     def __init__(
@@ -197,8 +200,9 @@ class PlainInput:
 
     def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         """See `LineInput.read`."""
-        # Lines that were typed while the model answered are single questions. What arrives
-        # together with the end of this line was pasted, and is one text with it.
+        # Text that arrives together with the end of a line was pasted, so its lines are one text.
+        # Lines that were typed while the model answered arrive together as well, but each of them
+        # is a question. Such lines are there before this line is read.
         is_typed_ahead = self._has_typed(wait_seconds=0.0)
         try:
             typed = self._line(prompt, text, recall)
@@ -206,7 +210,7 @@ class PlainInput:
             while is_open(typed) or (takes_paste and self._has_typed()):
                 typed += "\n" + self._line(_CONTINUED, "", "")
         except (KeyboardInterrupt, EOFError):
-            self._tell("")  # ends the line of the prompt
+            self._tell("")  # moves to a new line after the prompt
             raise
         self._add_to_history(typed)
         return unquoted(typed)
@@ -236,7 +240,7 @@ class PlainInput:
         readline.set_completer(self._candidate)
         readline.set_completer_delims(" \t\n")
         readline.parse_and_bind("tab: complete")
-        # Otherwise some terminals put escape sequences around pasted text.
+        # With bracketed paste, some terminals leave escape sequences around the pasted text.
         readline.parse_and_bind("set enable-bracketed-paste off")
         readline.set_auto_history(False)
         readline.set_history_length(LONGEST_HISTORY)
@@ -268,7 +272,8 @@ class PlainInput:
 
 
 def _typed(prompt: str) -> str:
-    # Readline shows keys only if the terminal does, and asks it now.
+    # Readline reads the echo mode of the terminal when it begins a line, and shows no keys if the
+    # mode is off.
     with echoing_keyboard():
         return input(prompt)
 
@@ -295,13 +300,13 @@ def _keys() -> KeyBindings:
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
-    in_line = has_focus(DEFAULT_BUFFER)  # not in the search, which has keys of its own
+    in_line = has_focus(DEFAULT_BUFFER)  # these keys have other meanings in the history search
 
     @keys.add("enter", filter=in_line)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state and buffer.complete_state.current_completion:
-            buffer.complete_state = None  # accepts the chosen word; the next Enter sends
+            buffer.complete_state = None  # accepts the chosen word; the next Enter sends the line
         elif is_open(buffer.text):
             buffer.insert_text("\n")
         else:
@@ -317,7 +322,7 @@ def _keys() -> KeyBindings:
         if not buffer.text:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
             return
-        # Up brings the line back.
+        # Ctrl-C clears the line, and Up brings it back.
         buffer.append_to_history()
         buffer.reset()
 

@@ -1,8 +1,10 @@
-"""Markdown that is styled while it streams; every character of the source stays on the screen.
+"""Colours for Markdown that arrives in pieces; every character of the source stays visible.
 
 A renderer such as rich's drops HTML and link targets, renumbers lists, and redraws the screen. This
-one only adds colours to the source, so nothing flickers and nothing is lost. It breaks no lines:
-only a line that the terminal wraps is copied as one line, and follows a change of the width.
+one only adds colours to the source, so nothing flickers and nothing is lost.
+
+It does not break long lines. The terminal wraps them, so that the user copies such a line as one
+line, and the terminal wraps it again after a change of its width.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 import re
 
 _RESET = "\x1b[0m"
-# Yellow, cyan and green are hard to read on a white ground, and blue on a black one.
+# Codes of ANSI escape sequences. Yellow, cyan and green are missing because they are hard to read
+# on a white background, and blue because it is hard to read on a black one.
 _STRONG, _EMPHASIS, _CODE, _HEADING, _QUOTE, _MARK = "1", "3", "35", "1;4", "2", "2"
-# A unit is a newline, other white space, one wide character (CJK text has no spaces), or a word. A
-# very long word is shown in pieces of this length.
+# The stream shows its text unit by unit. A unit is a newline, other white space, one wide
+# character (CJK text has no spaces between its words), or a word. A longer word than this number
+# of characters is several units.
 _WORD_CHARACTERS = 60
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60"
 _UNIT = re.compile(
@@ -22,14 +26,15 @@ _UNIT = re.compile(
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _HEADING_START = re.compile(r"#{1,6}")
 _LIST_START = re.compile(r"[-*+]|\d{1,9}[.)]")
-# An opening mark precedes a letter, a closing one follows it (CommonMark 0.31, 6.2, simplified).
+# Marks around code, emphasis and strong text. An opening mark stands before a letter, a closing
+# mark after a letter. This simplifies the rules of CommonMark 0.31, section 6.2.
 _INLINE = re.compile(r"`+|\*{1,3}|_{1,3}")
 
 
 class MarkdownStream:
-    """Turns a text that arrives in pieces into text for a terminal.
+    """Turns Markdown that arrives in pieces into text for a terminal.
 
-    The output does not depend on where the text is cut into pieces.
+    All ways of cutting the same text into pieces give the same output.
 
     Args:
         styled: Whether to add colours.
@@ -44,7 +49,10 @@ class MarkdownStream:
         self._inline: dict[str, str] = {}
 
     def feed(self, text: str) -> str:
-        """Add *text*, and return the text to show now; the last word waits for its end."""
+        """Add *text*, and return the text to show now.
+
+        An unfinished last word is held back until its end arrives.
+        """
         self._pending += text
         units = _UNIT.findall(self._pending)
         if not units:
@@ -63,7 +71,7 @@ class MarkdownStream:
 
     def _show(self, unit: str) -> str:
         if unit == "\n":
-            self._inline.clear()  # a mark that is not closed colours one line only
+            self._inline.clear()  # a mark without a closing mark colours the rest of its line only
             self._is_line_start, self._line_style = True, ""
             return unit
         return unit if unit.isspace() else self._word(unit)
@@ -107,7 +115,7 @@ class MarkdownStream:
     def _inline_mark(self, mark: str, after: str, before: str) -> str:
         is_code = mark.startswith("`")
         if "`" in {key[0] for key in self._inline} and mark not in self._inline:
-            return self._paint(mark, self._codes())  # inside code there are no other marks
+            return self._paint(mark, self._codes())  # inside code, other marks are plain text
         if mark in self._inline and (is_code or before):
             del self._inline[mark]
             return self._paint(mark, (_MARK,))

@@ -1,4 +1,8 @@
-"""Pictures in the terminal: as graphics, or as characters of two pixels each."""
+"""Pictures in the terminal, drawn as graphics or with half blocks.
+
+A half block is the character that fills the upper half of its cell. With one colour for the
+character and one for the background, a cell shows two pixels.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ _UPPER_HALF = "\u2580"
 _BETTER = "this terminal can show pictures sharply: pip install 'idefics-cli[preview]'"
 _FEW_COLOURS = "GNU screen shows pictures with `term screen-256color` in ~/.screenrc"
 MAX_COLUMNS, MAX_ROWS = 48, 12
-# Below these sizes one sees no more than spots, and the text needs the screen.
+# On a smaller space a picture would be a few spots of colour, so that none is shown.
 _LEAST_ROWS, _LEAST_COLUMNS = 4, 20
 _SCREEN_SHARE = 4
 
@@ -23,9 +27,11 @@ _SCREEN_SHARE = 4
 class Previews:
     """Shows pictures on stderr, if that is a terminal with colours.
 
-    A picture takes at most a quarter of the rows, and a small screen shows none. If only the
-    package for its graphics is missing, half blocks are drawn, and a note says so once. Another
-    note says once how GNU screen gets more than 8 colours.
+    A picture takes at most a quarter of the rows, and a small terminal shows none.
+
+    If the terminal understands graphics but the package that draws them is missing, half blocks
+    are drawn, and a note says so once. Another note says once how GNU screen gets more than 8
+    colours.
 
     Args:
         console: The terminal.
@@ -43,7 +49,7 @@ class Previews:
             self._advice = _FEW_COLOURS
 
     def show(self, picture: Image) -> None:
-        """Show *picture*, which is RGB, at most `MAX_ROWS` high, if the terminal can show it."""
+        """Show the RGB image *picture*, at most `MAX_ROWS` high, if the terminal can show it."""
         columns, rows = self._console.err_columns, self._console.err_rows // _SCREEN_SHARE
         if rows < _LEAST_ROWS or columns < _LEAST_COLUMNS:
             return
@@ -64,15 +70,16 @@ class Previews:
 
 
 def draws_pictures(console: Console) -> bool:
-    """Whether pictures are drawn: not in pipes, on dumb terminals or without colours."""
+    """Whether pictures are drawn: not in a pipe, on a dumb terminal or without colours."""
     return console.has_colors
 
 
 def fitted(picture: Image, *, columns: int, rows: int) -> tuple[int, int]:
-    """Return the width and the height of *picture* in half blocks; the height is even.
+    """Return the width and the height of the drawing of *picture* in half blocks.
 
-    It is at most *rows* high, and narrower than the terminal, which has *columns*. A character is
-    about twice as high as wide, so a half block is about square.
+    The drawing keeps the shape of *picture*: a character is about twice as high as wide, so a half
+    block is about square. It is at most *rows* characters high and narrower than a terminal of
+    *columns* characters. Its height is even, because a character has two half blocks.
     """
     box = (min(MAX_COLUMNS, max(columns - 2, 1)), 2 * rows)
     scale = min(box[0] / picture.width, box[1] / picture.height)
@@ -103,7 +110,8 @@ def color_depth(out: TextIO, environ: dict[str, str] | None = None) -> int:
     from rich.console import Console
 
     if environ is not None and is_gnu_screen(environ):
-        # The variable is that of the terminal around it. Only screen 5 can have true colour.
+        # Inside GNU screen, COLORTERM still describes the terminal in which screen runs. GNU
+        # screen itself has true colour only from version 5 on.
         environ = {**environ, "COLORTERM": ""}
     system = Console(file=out, _environ=environ).color_system
     return {"truecolor": 24, "256": 8}.get(system or "", 0)

@@ -1,4 +1,4 @@
-"""A prompt that leaves no copies behind when the terminal gets narrower."""
+"""A mended prompt-toolkit prompt, which leaves no copies behind when the terminal gets narrower."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from prompt_toolkit.application import Application
     from prompt_toolkit.layout.screen import Screen
 
-# GNU screen, the console of Linux and st cut their lines; xterm does, which sets a variable.
+# GNU screen, the console of Linux and st cut long lines instead of wrapping them again. xterm cuts
+# them too, and is recognised by its variable XTERM_VERSION.
 _CUTTING_TERMS = ("screen", "linux", "st-")
 
 
 def wraps_anew(environ: Mapping[str, str]) -> bool:
-    """Whether the terminal wraps its lines anew at another width, as most do, or cuts them."""
+    """Whether the terminal wraps long lines again when it gets narrower; others cut them."""
     if "TMUX" in environ:
         return True
     return "XTERM_VERSION" not in environ and not environ.get("TERM", "").startswith(_CUTTING_TERMS)
@@ -22,10 +23,11 @@ def wraps_anew(environ: Mapping[str, str]) -> bool:
 
 # Any: the type of what the application returns, which does not matter here.
 def erase_wrapped_rows(application: Application[Any]) -> None:
-    """Let *application* erase also the rows that a narrower terminal has added to it.
+    """Change *application* so that it also erases rows that wrapping has added to its prompt.
 
-    prompt-toolkit 3.0 goes up as many rows as it has drawn, and leaves the others on the screen
-    (its issue 1933).
+    A terminal that gets narrower wraps the drawn rows, so the prompt takes more rows than before.
+    prompt-toolkit 3.0 goes up as many rows as it has drawn, and leaves the rows above them on the
+    screen (its issue 1933).
     """
     renderer, output = application.renderer, application.output
     erase = renderer.erase
@@ -43,9 +45,13 @@ def erase_wrapped_rows(application: Application[Any]) -> None:
 
 
 def _added_rows(screen: Screen, x: int, y: int, columns: int) -> int:
-    """Return how many rows at *columns* stand between the begin of *screen* and its cursor.
+    """Return how many rows a terminal of width *columns* adds to *screen* above its cursor.
 
-    Those that were drawn do not count.
+    Args:
+        screen: The rows as they were drawn.
+        x: Column of the cursor on *screen*.
+        y: Row of the cursor on *screen*.
+        columns: The new width of the terminal.
     """
     rows = (screen.data_buffer[row] for row in range(y))
     widths = (max((i + 1 for i, c in row.items() if c.char.strip()), default=1) for row in rows)

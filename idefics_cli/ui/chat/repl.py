@@ -27,7 +27,7 @@ from idefics_cli.ui.terminal.keyboard import silent_keyboard
 
 _NEARLY_FULL = 0.85
 _NAME_WIDTH = 30
-_MOST_DRAWN = 3  # more drawings fill the screen
+_MOST_DRAWN = 3  # more drawings would fill the screen
 _TWO_COLUMNS = 2 * _NAME_WIDTH
 _LEAVE_HINT = "Ctrl-D or /exit leaves"
 _RECALL_NOTE = "Up brings the question back"
@@ -38,7 +38,7 @@ class _LineBegin:
     """How the next line begins, after a line was run.
 
     Attributes:
-        draft: A text to offer for editing in the line.
+        draft: A text that already stands in the line, and that the user can edit.
         recall: A text that one press of Up brings into the line.
         is_over: Whether there is no next line, because the chat ends.
     """
@@ -76,7 +76,7 @@ class Repl:
         """Read lines and answer questions until Ctrl-D or `/exit`.
 
         Args:
-            draft: A text to offer for editing in the first line.
+            draft: A text that already stands in the first line, and that the user can edit.
 
         Raises:
             IdeficsError: If no model can be loaded; the text typed so far has been shown.
@@ -101,21 +101,22 @@ class Repl:
                 self._go_on_without(_LineBegin())
             return _LineBegin(is_over=True)
         except Stopped as stopped:
-            return _LineBegin(stopped.text)  # the next round shows the reason
+            return _LineBegin(stopped.text)  # `_go_on_without` then shows the reason
         try:
             with silent_keyboard():
                 return self._show_result(self._dispatcher.run(line))
-        except KeyboardInterrupt:  # during a download
+        except KeyboardInterrupt:  # Ctrl-C while the command runs, for example a download
             self._console.note("stopped")
-        except Exception as error:  # nothing that fails for one line may end the chat
+        except Exception as error:  # a failure of one line must not end the chat
             self._console.error(as_shown_error(error))
         return _LineBegin(recall="" if line.startswith("/") else line)
 
     def _go_on_without(self, begin: _LineBegin) -> _LineBegin:
-        """Go back to the former model, if there is one; return *begin*.
+        """Go back to the former model after the new one could not be loaded; return *begin*.
 
         Raises:
-            IdeficsError: If there is none: the reason why the model cannot be loaded.
+            IdeficsError: If there is no former model. The error is the reason why the model
+                cannot be loaded.
         """
         error = self._chat.model.loading.error
         if error is None:
@@ -131,7 +132,7 @@ class Repl:
         return begin
 
     def _show_load_results(self) -> None:
-        """Show the warnings of the model that is loaded, and errors of the staged pictures."""
+        """Show warnings of the loaded model, and an error if staged pictures cannot be counted."""
         for warning in self._chat.model.loading.take_warnings():
             self._console.warn(warning)
         try:
@@ -148,8 +149,8 @@ class Repl:
 
         Args:
             attached: The pictures.
-            first: The number of the first.
-            is_asked: Whether they belong to a question that was just asked.
+            first: The number of the first of these pictures.
+            is_asked: Whether the pictures belong to a question that was just asked.
         """
         shows = self._chat.display("preview") and len(attached) <= _MOST_DRAWN
         for number, staged in enumerate(attached, start=first):
@@ -185,7 +186,7 @@ class Repl:
         return _LineBegin(result.draft, is_over=result.is_over)
 
     def _ask_from_editor(self) -> _LineBegin:
-        """Ask the question that the user writes in an editor; return as `_show_result`."""
+        """Ask the question that the user writes in an editor; return how the next line begins."""
         text = write_in_editor(self._console.environ)
         if not text.strip():
             self._tell("nothing was written")
@@ -194,7 +195,7 @@ class Repl:
         return self._answer(None)
 
     def _tell(self, text: str, *, indent: str = "  ") -> None:
-        """Write *text* to stderr, its lines broken between words."""
+        """Write *text* to stderr, and break its lines between words."""
         if not self._console.draws:
             self._console.tell(text)
             return
@@ -204,7 +205,10 @@ class Repl:
                 self._console.tell(part)
 
     def _tell_row(self, name: str, summary: str) -> None:
-        """Write a name and a text side by side, in two lines, or to a screen reader in one."""
+        """Write a name and a text to stderr.
+
+        They stand side by side on a wide terminal and for a screen reader, otherwise in two lines.
+        """
         if not self._console.draws:
             self._console.tell(f"{name}: {summary}")
         elif self._console.err_columns >= _TWO_COLUMNS:
@@ -214,7 +218,7 @@ class Repl:
             self._tell(f"  {summary}")
 
     def _answer(self, sampling: Sampling | None) -> _LineBegin:
-        """Answer the pending question; Up brings its text back if there is no answer."""
+        """Answer the pending question; if there is no answer, Up brings the question back."""
         pending = self._chat.conversation.pending
         if pending is None:
             raise RuntimeError("nothing is pending")
@@ -280,9 +284,9 @@ class Repl:
         self._is_warned = is_near
 
     def _choose(self, question: str, sampling: Sampling | None) -> _LineBegin:
-        """Let the user choose what to leave out so that *question* fits.
+        """Let the user choose what to leave out so that *question* fits into the context.
 
-        Nothing is left out without a choice.
+        If the user presses Enter without a number, nothing is left out.
         """
         ways = self._ways_out(question)
         for number, (text, _) in enumerate(ways, start=1):
@@ -299,7 +303,7 @@ class Repl:
         return self._answer(sampling)
 
     def _ways_out(self, question: str) -> list[tuple[str, Callable[[], None]]]:
-        """Return what would make room for *question*: a text for the user, and what does it."""
+        """Return the ways to make room for *question*: a text for the user, and a function."""
         chat = self._chat
         session, ways = chat.turns.session, list[tuple[str, Callable[[], None]]]()
         if turns := chat.turns_to_forget(question):

@@ -1,4 +1,4 @@
-"""An answer of a chat while it is written; Ctrl-C stops only the answer."""
+"""An answer of a chat, shown while the model writes it; Ctrl-C stops only this answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def show_reply(console: Console, chat: Chat, sampling: Sampling | None) -> Finis
     Ctrl-C stops the answer after the current token. A second Ctrl-C stops it at once.
 
     Raises:
-        IdeficsError: As `Chat.reply`; the question is taken back.
+        IdeficsError: What `Chat.reply` raises. The question is then removed from the chat.
     """
     cancel = threading.Event()
     page = _ReplyPage(console, chat)
@@ -68,7 +68,7 @@ class _ReplyPage:
         self._write(self._markdown.feed(text), is_last=False)
 
     def end(self) -> None:
-        """Show the rest, and end the line."""
+        """Show the text that was held back, and end the line."""
         text = self._safe(self._line_ends.close())
         self._write(self._markdown.feed(text) + self._markdown.close())
         if not self._is_empty:
@@ -79,7 +79,7 @@ class _ReplyPage:
 
     def _write(self, text: str, *, is_last: bool = True) -> None:
         if self._console.accessible:
-            # A screen reader reads each write at once, so write sentences, not parts of words.
+            # A screen reader speaks each write separately, so whole sentences are written.
             self._waiting += text
             ends = [match.end() for match in _SENTENCE.finditer(self._waiting)]
             cut = len(self._waiting) if is_last else (ends or [0])[-1]

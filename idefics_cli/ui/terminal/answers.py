@@ -1,4 +1,8 @@
-"""Answers of a terminal that arrive late, among the keys."""
+"""A filter for the keyboard: it removes answers of the terminal that arrive among the keys.
+
+A program asks a terminal what it can do by writing a query, and the terminal sends its answer as if
+the user had typed it.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +12,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
-# Device attributes, primary (`?`) and secondary (`>`), and other reports in the same form; the
-# answer to a query for kitty graphics; control strings. Sources: XTerm control sequences; the
-# graphics protocol of kitty.
+# The first form has primary (`?`) and secondary (`>`) device attributes and similar reports. The
+# second form has the answer to a query for kitty graphics, and other control strings. Sources:
+# XTerm control sequences; the graphics protocol of kitty.
 _ANSWER = re.compile(r"\x1b\[[?>][\d;$]*[a-zA-Z]|\x1b[_P\]][^\x1b\x07]*(?:\x1b\\|\x07)")
-# The beginning of an answer, whose rest may follow. A lone escape is also the key Escape.
+# The beginning of an answer whose rest may follow. It can be a lone escape character, which the
+# key Escape sends as well.
 _BEGUN = re.compile(r"\x1b(?:\[(?:[?>][\d;$]*)?|[_P\]][^\x1b\x07]*\x1b?)?\Z")
 
 
 class AnswerFilter:
     """Removes the answers of a terminal from text that arrives in pieces.
 
-    A connection can be slow, so that an answer comes after the program stopped waiting for it.
-    Without this, it would be typed into the line.
+    Over a slow connection, an answer arrives after the program has stopped waiting for it. Without
+    this filter, the answer would appear in the line that the user types.
     """
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """Add *text*, and return what is typed so far."""
+        """Add *text*, and return what the user has typed; a begun answer is held back."""
         text = _ANSWER.sub("", self._held + text)
         begun = _BEGUN.search(text)
         self._held = begun[0] if begun else ""
         return text[: len(text) - len(self._held)]
 
     def flush(self) -> str:
-        """Return what was held back and is not the beginning of an answer after all."""
+        """Return held text that the user has typed. Call this when no more text came for a while.
+
+        A longer beginning of an answer stays held back.
+        """
         held, self._held = self._held, ""
-        # After this time a person has pressed Escape, but an answer is still on its way.
+        # After that while, an escape alone or with "[" is a key. Anything longer can only be an
+        # answer, whose rest is still on its way.
         if held in ("", "\x1b", "\x1b["):
             return held
         self._held = held
@@ -44,19 +53,19 @@ class AnswerFilter:
 
 
 def remove_answers(text: str) -> str:
-    """Return *text* without the answers of a terminal in it, also without one that is cut off."""
+    """Return *text* without the answers of a terminal, and without an unfinished one at its end."""
     text = _ANSWER.sub("", text)
     begun = _BEGUN.search(text)
     return text[: begun.start()] if begun else text
 
 
 def is_cut_off(text: str) -> bool:
-    """Whether *text* ends within an answer."""
+    """Whether *text* ends with an unfinished answer."""
     return _BEGUN.search(text) is not None
 
 
 def without_answers(keyboard: Input) -> Input:
-    """Return *keyboard*, which no longer types the answers of its terminal."""
+    """Change *keyboard* so that it drops the answers of its terminal, and return it."""
     parser = getattr(keyboard, "vt100_parser", None)
     if parser is not None:  # None on Windows, whose console is not asked
         keyboard.vt100_parser = _FilteredParser(parser)  # type: ignore[attr-defined]  # it has one
@@ -66,7 +75,7 @@ def without_answers(keyboard: Input) -> Input:
 class _FilteredParser:
     """A parser of prompt-toolkit behind an `AnswerFilter`."""
 
-    # Any: the parser of the library, of which all other attributes are passed on.
+    # Any: a parser of prompt-toolkit, whose other attributes `__getattr__` passes on.
     def __init__(self, parser: Any) -> None:
         self._parser = parser
         self._filter = AnswerFilter()

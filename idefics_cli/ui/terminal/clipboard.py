@@ -1,4 +1,7 @@
-"""Text for the clipboard: through a program of the desktop, or through the terminal (OSC 52)."""
+"""Copying of text to the clipboard, with a program of the desktop or through the terminal.
+
+A terminal sets the clipboard when it gets the control sequence OSC 52.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from idefics_cli.core.errors import IdeficsError
 from idefics_cli.ui.terminal.console import write
 
 _TIMEOUT_SECONDS = 5.0
-# The longest text that every terminal with OSC 52 takes: hterm, xterm.js and others stop at
+# The longest text that every terminal with OSC 52 takes. hterm, xterm.js and others take at most
 # 100,000 characters of base64 (chromium's osc52.sh).
 MOST_TERMINAL_BYTES = 74_994
-# GNU screen passes on at most 768 bytes of a control string, older ones 256 (its ansi.h, MAXSTR).
+# GNU screen passes on at most 768 bytes of a control string, and its older versions at most 256
+# (MAXSTR in its ansi.h). A longer string is sent in pieces of this size.
 _SCREEN_PIECE = 200
 _HINT = "`/export md FILE` writes the conversation to a file"
 
@@ -35,8 +39,9 @@ class _Tool:
 def copy_text(text: str, terminal: TextIO, environ: Mapping[str, str]) -> str:
     """Put *text* on the clipboard, and return a sentence about where it went.
 
-    A terminal does not answer, so it gets the text only if no program takes it. Over ssh a program
-    would set the clipboard of the wrong computer.
+    A terminal does not report whether it has set the clipboard, so the text is sent to the terminal
+    only if no program takes it. Over ssh the programs of the desktop are not tried, because they
+    would set the clipboard of the remote computer.
 
     Args:
         text: The text, without control characters.
@@ -89,10 +94,11 @@ def _run(tool: _Tool, text: str, environ: Mapping[str, str]) -> bool:
             input=text.encode(tool.encoding, "replace"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # pbcopy reads its input in this encoding.
+            # pbcopy reads its input in the encoding that this variable names.
             env={**environ, "LC_CTYPE": "UTF-8"} if sys.platform == "darwin" else dict(environ),
             timeout=_TIMEOUT_SECONDS,
-            # xclip and wl-copy give the text to others as long as they run; Ctrl-C ended them.
+            # xclip and wl-copy keep running, because they hand out the text when another program
+            # pastes it. In a session of their own, Ctrl-C in the chat does not end them.
             start_new_session=True,
             check=False,
         )

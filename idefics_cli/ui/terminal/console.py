@@ -1,4 +1,7 @@
-"""Output: data to stdout, messages to stderr, and no control characters from outside."""
+"""The output of a command: data to stdout and messages to stderr.
+
+Control characters that come from outside, for example in file names, never reach a terminal.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from idefics_cli.ui.terminal.keyboard import echoing_keyboard
 
 
 def to_json(value: object) -> str:
-    """Return *value* as one line of JSON, with escapes for the lone surrogates of file names."""
+    r"""Return *value* as one line of JSON.
+
+    A file name that is not UTF-8 contains lone surrogates in Python. They are written as `\uXXXX`.
+    """
     text = json.dumps(value, ensure_ascii=False)
     return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -30,9 +36,9 @@ class Console:
     Attributes:
         out: stdout, for data only.
         err: stderr, for notes, warnings, errors and progress.
-        quiet: Show errors only.
+        quiet: Whether only errors are shown.
         environ: The environment, for `NO_COLOR`, `TERM` and `COLUMNS`.
-        accessible: Report progress in plain lines, for screen readers, instead of drawing it.
+        accessible: Whether progress is reported in plain lines, for screen readers, and not drawn.
         slow_seconds: Time before `status` shows anything.
     """
 
@@ -49,9 +55,10 @@ class Console:
         return self.out.isatty()
 
     def data(self, text: str) -> None:
-        """Write *text* to stdout: unchanged to a file or pipe, `printable` to a terminal.
+        """Write *text* to stdout.
 
-        The bytes of a file name that are not UTF-8 go to a file or pipe unchanged.
+        A file or pipe gets the text unchanged, with the bytes of file names that are not UTF-8. A
+        terminal gets it without control characters; see `printable`.
 
         Raises:
             BrokenPipeError: If the reader has closed the pipe.
@@ -121,11 +128,12 @@ class Console:
 
     @contextmanager
     def status(self, text: str) -> Iterator[Progress]:
-        """Show *text* with a spinner if the block takes longer than `slow_seconds`.
+        """Show *text* with a spinner if the `with` block takes longer than `slow_seconds`.
 
-        The spinner is shown on a terminal only, and not when quiet. The block gets a function
-        that any thread may call with the name of a phase, which replaces *text*, and the
-        completed share of that phase.
+        The spinner is shown on a terminal only, and not if the console is quiet.
+
+        The block gets a function for its progress, which any thread may call. Its arguments are
+        the name of a phase, which replaces *text*, and the completed share of that phase.
         """
         if self.quiet or not self.err.isatty():
             yield _ignore
@@ -155,7 +163,7 @@ class Console:
 
     @property
     def draws(self) -> bool:
-        """Whether stderr is a terminal that shows colours and lines that change."""
+        """Whether stderr is a terminal that shows colours, and on which lines may be redrawn."""
         dumb = self.environ.get("TERM") == "dumb"
         return self.err.isatty() and not dumb and not self.accessible
 
@@ -184,7 +192,7 @@ class Console:
 
     @contextmanager
     def _announced(self, text: str) -> Iterator[Progress]:
-        """Write *text* as a note if the block takes longer than `slow_seconds`."""
+        """Write *text* as a note if the `with` block takes longer than `slow_seconds`."""
         timer = Timer(self.slow_seconds, self.note, (text,))
         timer.daemon = True
         timer.start()
@@ -211,7 +219,7 @@ class Console:
 
 
 def terminal_columns(stream: TextIO, environ: Mapping[str, str]) -> int:
-    """Return the width of the terminal on *stream*: `COLUMNS`, the width it reports, or 80."""
+    """Return `COLUMNS` if it is set, else the width that the terminal reports, else 80."""
     try:
         return max(10, int(environ["COLUMNS"]))
     except (KeyError, ValueError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-# The least width of a last column; in a narrower one, the lines begin near the margin.
+# The least width of the last column of a table. If less is left, folded lines are not aligned with
+# that column and begin near the margin.
 _LEAST_WIDTH = 24
 _GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 
@@ -15,8 +16,9 @@ def fold(line: str, width: int, *, indent: int | None = None) -> list[str]:
     Args:
         line: A line without a newline. Wide characters count as two columns.
         width: Width of the terminal in columns.
-        indent: Number of spaces before every line but the first. With None these lines are
-            aligned with the last column of a table, which follows the last two spaces or more.
+        indent: Number of spaces before every line but the first. With None, *line* is taken as a
+            row of a table, and these lines are aligned with its last column. That column begins
+            after the last gap of two or more spaces.
     """
     from rich.cells import cell_len, chop_cells
 

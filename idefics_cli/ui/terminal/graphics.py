@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Graphics = Literal["kitty", "iterm2", "sixel"]
-# Two queries: one for kitty graphics (with a picture of one pixel), one for device attributes.
-# Every terminal answers the second query, so its answer ends the wait. Sources: the graphics
-# protocol of kitty, "Querying support"; XTerm control sequences, "Send Device Attributes", where
-# the attribute 4 is sixel.
+# Two queries. The first asks for kitty graphics, with a picture of one pixel. The second asks for
+# the device attributes, of which attribute 4 means sixel. Every terminal answers the second query,
+# so its answer ends the wait. Sources: the graphics protocol of kitty, "Querying support"; XTerm
+# control sequences, "Send Device Attributes".
 _QUERY = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
 _KITTY = re.compile(r"\x1b_Gi=31;([^\x1b]*)\x1b\\")
 _ATTRIBUTES = re.compile(r"\x1b\[\?([\d;]*)c")
@@ -64,7 +64,8 @@ def ask_terminal(
     said = _query(terminal, timeout_seconds)
     attributes, kitty = _ATTRIBUTES.search(said), _KITTY.search(said)
     typed = _KEY_SEQUENCE.sub("", remove_answers(said))
-    # WezTerm and Konsole have both, but lack the placeholders that textual-image uses for kitty.
+    # Sixel comes first. WezTerm and Konsole have both, but they lack the Unicode placeholders of
+    # kitty's protocol, with which textual-image shows a picture.
     if attributes and _SIXEL in attributes[1].split(";"):
         return TerminalReply("sixel", typed)
     return TerminalReply("kitty" if kitty and kitty[1] == "OK" else None, typed)
@@ -88,7 +89,7 @@ def _query(terminal: TextIO, timeout_seconds: float) -> str:
         terminal.write(_QUERY)
         terminal.flush()
         while not _ATTRIBUTES.search(said):
-            # An answer that has begun is awaited to its end.
+            # If an answer has begun, its rest gets as much time again.
             patience = timeout_seconds * (1 + is_cut_off(said))
             left = begun + patience - time.monotonic()
             if left <= 0 or not select.select([keyboard], [], [], left)[0]:
@@ -110,14 +111,15 @@ def draw_graphics(
 ) -> str:
     """Return the escape sequences that show *picture* in a box of *columns* by *rows* characters.
 
-    They leave the cursor at the start of the line below the box.
+    After these sequences, the cursor is at the start of the line below the box.
 
     Args:
         picture: An RGB image.
         graphics: Graphics of the terminal, for which `can_draw` is True.
         columns: Width of the box, at most the width of the terminal.
         rows: Height of the box.
-        terminal: The terminal that will show it; used for the size of a character in pixels.
+        terminal: The terminal that will show the picture. It is asked for the size of a character
+            in pixels.
     """
     if graphics == "iterm2":
         return _iterm2(picture, columns, rows)
@@ -127,7 +129,8 @@ def draw_graphics(
         from textual_image.renderable import SixelImage, TGPImage
 
         kind = SixelImage if graphics == "sixel" else TGPImage
-        # True colour in any case: kitty's protocol encodes the number of the picture as a colour.
+        # Kitty's protocol encodes the number of the picture as a colour, so the console always
+        # writes true colour.
         console = Console(
             file=page, force_terminal=True, color_system="truecolor", width=columns, height=rows
         )
@@ -145,7 +148,7 @@ def _iterm2(picture: Image, columns: int, rows: int) -> str:
 
 
 class _PixelPage(io.StringIO):
-    """A page in memory that reports the size of *terminal*."""
+    """A stream in memory that reports the size of *terminal* as its own."""
 
     def __init__(self, terminal: TextIO) -> None:
         super().__init__()
@@ -174,11 +177,12 @@ def _has_pixel_size(terminal: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _captured(terminal: TextIO) -> Iterator[_PixelPage]:
-    """Replace `sys.__stdout__` for textual-image, and yield the replacement.
+    """Replace `sys.__stdout__` by a stream in memory for textual-image, and yield that stream.
 
-    textual-image 0.12 has no parameter for the terminal. It reads `sys.__stdout__` at import to
-    query the terminal (which swallows keys), again for the size of a character, and to send
-    pictures to kitty. Our stdout may be a file, and the pictures belong on *terminal*.
+    textual-image 0.12 has no parameter for the terminal and always uses `sys.__stdout__`. At import
+    it sends a query there, whose answer it reads together with keys of the user. Later it asks
+    `sys.__stdout__` for the size of a character, and sends pictures to kitty there. But the stdout
+    of this program may be a file, and the pictures belong on *terminal*.
     """
     page, streams = _PixelPage(terminal), vars(sys)
     former = streams["__stdout__"]

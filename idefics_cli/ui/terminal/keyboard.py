@@ -1,4 +1,7 @@
-"""The keyboard: what waits on it, whether its keys are shown, and the signal to end."""
+"""The state of the keyboard: text that is not read yet, and whether the terminal shows keys.
+
+`leaving_on_termination` restores that state if the program gets SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from collections.abc import Iterator
 from types import FrameType
 
 _PASTE_SECONDS = 0.05
-_LOCAL_MODES = 3  # the place of them in what termios gives
+_LOCAL_MODES = 3  # their index in the list that `termios.tcgetattr` returns
 
 
 def has_typed_text(*, wait_seconds: float = _PASTE_SECONDS) -> bool:
-    """Whether text waits on the keyboard, also a line that is not ended yet.
+    """Whether the user has typed text that no program has read yet, even an unfinished line.
 
     Args:
         wait_seconds: How long to wait for the first character.
@@ -31,7 +34,8 @@ def has_typed_text(*, wait_seconds: float = _PASTE_SECONDS) -> bool:
     except (OSError, ValueError, AttributeError, termios.error):  # stdin is not a terminal
         return False
     try:
-        # Line by line, a terminal does not report a line without an end.
+        # In its usual mode, a terminal hands over complete lines only. In this mode it also
+        # reports an unfinished line.
         tty.setcbreak(keyboard, termios.TCSANOW)
         return bool(select.select([keyboard], [], [], wait_seconds)[0])
     finally:
@@ -40,9 +44,9 @@ def has_typed_text(*, wait_seconds: float = _PASTE_SECONDS) -> bool:
 
 @contextlib.contextmanager
 def silent_keyboard() -> Iterator[None]:
-    """Do not let the terminal show keys, which would stand in the output, as `^C`.
+    """Let the terminal hide keys in the `with` block; otherwise `^C` would stand in the output.
 
-    What is typed meanwhile waits for the next line input.
+    The next line input reads what the user types meanwhile.
     """
     with _echo(is_on=False):
         yield
@@ -50,7 +54,7 @@ def silent_keyboard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def echoing_keyboard() -> Iterator[None]:
-    """Let the terminal show keys, also inside of `silent_keyboard`."""
+    """Let the terminal show keys in the `with` block, even inside `silent_keyboard`."""
     with _echo(is_on=True):
         yield
 
@@ -74,16 +78,17 @@ def _echo(*, is_on: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        # The terminal may be closed.
+        # This fails if the terminal has been closed meanwhile.
         with contextlib.suppress(OSError, ValueError, termios.error):
             termios.tcsetattr(keyboard, termios.TCSANOW, former)
 
 
 @contextlib.contextmanager
 def leaving_on_termination() -> Iterator[None]:
-    """Leave with an exception on SIGTERM, so that the terminal gets its modes back.
+    """Let SIGTERM raise `SystemExit` in the `with` block, so that every `finally` runs.
 
-    The exit code is that of a shell for this signal: 128 and its number.
+    Such a `finally` gives the terminal its modes back. The exit code is 128 plus the number of the
+    signal, as in a shell.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

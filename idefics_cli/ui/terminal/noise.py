@@ -1,4 +1,4 @@
-"""Messages of C libraries on standard error, kept away from a terminal with a progress bar."""
+"""A redirection that keeps messages of C libraries from tearing a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class Noise:
     """Collects the messages of C libraries while a progress bar is on standard error.
 
     libpng, libtiff and OpenMP write to descriptor 2, not to `sys.stderr`. Between `start` and
-    `stop` descriptor 2 is a temporary file, and `terminal` is the former target of it. A pipe
-    could block the writer, which may be a library that holds Python's global lock; a file does
-    not. A stream with another descriptor is not changed.
+    `stop`, descriptor 2 is a temporary file, and `terminal` leads where descriptor 2 led before.
+
+    The target is a file because a full pipe blocks its writer. The writer may be a library that
+    holds Python's global lock, and then no thread could empty the pipe.
 
     Args:
-        stream: Standard error.
+        stream: Standard error. Nothing is redirected if its descriptor is not 2.
 
     Attributes:
         terminal: The stream for the progress bar.
@@ -40,13 +41,13 @@ class Noise:
         try:
             self._spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed by lines)
             saved = os.dup(_STDERR)
-        except OSError:  # no disk space: messages may tear the bar
+        except OSError:  # without disk space nothing is redirected, and messages may tear the bar
             return
         self.terminal = open(  # noqa: SIM115 (closed by stop)
             saved, "w", encoding=self._stream.encoding, errors="backslashreplace"
         )
         os.dup2(self._spool.fileno(), _STDERR)
-        # The traceback of a crash must reach the user.
+        # After a crash, Python writes a traceback to descriptor 2. It must reach the user.
         self._had_faulthandler = faulthandler.is_enabled()
         faulthandler.enable(self.terminal)
 

@@ -1,4 +1,7 @@
-"""Standard error that may be unwritable: a full disk, or a pipe that its reader has closed."""
+"""A standard error whose writes never fail.
+
+A write to standard error fails if it leads to a full disk, or to a pipe whose reader has gone.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from typing import TextIO
 
 
 class _Dropping(io.TextIOWrapper):
-    """Drops what cannot be written to *stream*."""
+    """A stream that writes to *stream*, and drops what cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(
             stream.buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=True
         )
-        self._stream = stream  # its end would close the buffer
+        self._stream = stream  # without a reference, *stream* would be closed with the buffer
 
     def write(self, text: str, /) -> int:
         with suppress(OSError):
@@ -29,7 +32,7 @@ class _Dropping(io.TextIOWrapper):
 def dropping(stream: TextIO) -> TextIO:
     """Return *stream* as a stream whose `write` and `flush` never fail.
 
-    A message that nobody can read must not end a run whose captions can be written. Python itself
-    would exit with code 120 if it cannot flush standard error at its end.
+    A message that nobody can read must not end a run whose captions can be written. Besides, Python
+    exits with code 120 if it cannot flush standard error at the end of the program.
     """
     return _Dropping(stream)

@@ -1,4 +1,4 @@
-"""An answer that is shown while the model generates it."""
+"""Output of an answer while the model generates it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from idefics_cli.ui.terminal.console import Console
 
 
 class LineEnds:
-    """Holds back a carriage return at the end of a piece of text: its newline may follow."""
+    """Keeps a carriage return and its newline together in text that arrives in pieces.
+
+    A carriage return at the end of a piece is held back, because its newline may follow.
+    """
 
     def __init__(self) -> None:
         self._held = ""
@@ -30,8 +33,8 @@ class LineEnds:
 def show_stream(console: Console, chunks: Iterator[TokenChunk]) -> TokenChunk:
     """Write *chunks* to stdout as they arrive, then a newline; return the last chunk.
 
-    A spinner is shown before the first text. After an error or Ctrl-C the text so far stays,
-    and the next output starts on a new line.
+    A spinner is shown until the first text arrives. After an error or Ctrl-C, the text written so
+    far stays, and the next output starts on a new line.
     """
     last = TokenChunk("", 0)
     line_ends = LineEnds()

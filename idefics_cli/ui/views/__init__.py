@@ -1,1 +1,1 @@
-"""Plans, machines, benchmarks and progress, drawn for people."""
+"""Views for people: plans, machines, benchmarks and the progress of a run, as text or drawings."""

@@ -1,4 +1,4 @@
-"""A benchmark as text: its progress, the table of figures, and remarks."""
+"""The text of a benchmark: its progress, the table of its figures, and remarks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from idefics_cli.core.text import one_line
 from idefics_cli.ui.terminal.console import Console, write
 
 _HEAD = ("", "ours", "transformers", "ratio", "rounds from … to", "answers")
-# In a narrower terminal, rich would cut digits in the cells of the table.
+# On a narrower terminal, rich would cut off digits in the cells of the table, so there is no table.
 _LEAST_COLUMNS = 76
 _ERASE = "\r\x1b[2K"
 
 
 class BenchProgress:
-    """Shows on stderr what is being measured, and each figure.
+    """Shows on stderr what is being measured, and each figure when it is known.
 
     There is no spinner, because its thread would take time from the measurement.
 
@@ -28,7 +28,7 @@ class BenchProgress:
         self._console = console
 
     def say(self, text: str) -> None:
-        """Show the current step, on a terminal only; the next step replaces it."""
+        """Show *text* as the current step until the next step; in a pipe, do nothing."""
         if self._console.quiet:
             return
         if self._console.draws:
@@ -40,7 +40,7 @@ class BenchProgress:
         self._console.tell(_line(result))
 
     def clear(self) -> None:
-        """Remove the line of `say`."""
+        """Remove the line that `say` has written."""
         if self._console.draws and not self._console.quiet:
             write(self._console.err, _ERASE)
 
@@ -59,7 +59,7 @@ def show_report(console: Console, report: Report, title: str) -> None:
 
 
 def render_report(report: Report, title: str) -> str:
-    """Return *report* as plain text, without a last newline."""
+    """Return *report* as plain text, without a newline at the end."""
     rows = [_HEAD, *(_cells(row) for row in report.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [one_line(title)]
@@ -96,7 +96,7 @@ def _show_table(console: Console, report: Report, title: str) -> None:
 
 
 def _paragraphs(report: Report) -> list[str]:
-    """Return the table as lines, for a narrow terminal."""
+    """Return the figures of *report* as lines without columns, for a narrow terminal."""
     lines = []
     for row in report.rows:
         name, ours, plain, ratio, spread, answers = _cells(row)

@@ -1,4 +1,4 @@
-"""A description of a machine as text and for JSON."""
+"""The description of a machine, as text and as values for JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RELEVANT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", 
 
 
 def machine_record(machine: Machine) -> dict[str, object]:
-    """Return *machine* for JSON."""
+    """Return *machine* as values that JSON can hold."""
     return {
         "platform": machine.platform,
         "python": machine.python,
@@ -42,7 +42,7 @@ def machine_record(machine: Machine) -> dict[str, object]:
 
 
 def render_machine(machine: Machine) -> str:
-    """Return *machine* as lines of text, without a last newline."""
+    """Return *machine* as lines of text, without a newline at the end."""
     rows = [
         ("system", f"{machine.platform}, Python {machine.python}"),
         (

@@ -1,4 +1,4 @@
-"""A plan as text: what will run, why, and how much memory it needs."""
+"""The text of a plan: what will run, why, and how much memory it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from idefics_cli.models.planning.plan import Plan
 
 
 def render_plan(plan: Plan) -> str:
-    """Return *plan* as lines of text, without a last newline.
+    """Return *plan* as lines of text, without a newline at the end.
 
     The text is plain, so that it is the same on a terminal, in a pipe and in a bug report.
     """
@@ -41,7 +41,7 @@ def render_plan(plan: Plan) -> str:
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return *rows* as indented lines with aligned columns; the last column is not padded."""
+    """Return *rows* as indented lines with aligned columns, without spaces at their ends."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -29,23 +29,25 @@ from idefics_cli.core.units import format_duration
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.terminal.noise import Noise
 
-# Without a bar: when the first line comes, and the least time from one line to the next.
+# Where no bar can be drawn, progress is written in lines. The first line comes after
+# `_FIRST_LINE_SECONDS`, and at least `_LINE_SECONDS` pass between two lines.
 _FIRST_LINE_SECONDS = 10.0
 _LINE_SECONDS = 30.0
 _BAR_WIDTH = 24
 
 
 class CaptionProgress:
-    """Shows a captioning run: as a bar on a terminal, otherwise as a line now and then.
+    """Shows a captioning run as a bar on a terminal, elsewhere as a line from time to time.
 
-    Give `handle` to the run as its `on_event`, and `stdout` to its output: then the bar and the
-    captions do not tear each other on one terminal.
+    The run gets `handle` as its `on_event`, and writes its captions to `stdout` of this object.
+    The bar is then taken away while a caption is written to the same terminal.
 
     Args:
         console: The streams of the command. A quiet console gets the failures only.
         clock: Returns seconds.
         model: Name of the model, which is shown while the model loads.
-        verbose: Print in the end what libraries wrote while there was a bar.
+        verbose: Whether messages that libraries wrote during the bar are printed at the end;
+            otherwise they are only counted.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class CaptionProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bar away, and restore standard error."""
+        """Remove the bar, and restore standard error."""
         is_bug = kind is not None and not issubclass(kind, (IdeficsError, KeyboardInterrupt))
         self._stop(prints_noise=self._verbose or is_bug)
 
@@ -101,7 +103,7 @@ class CaptionProgress:
 
     @property
     def stdout(self) -> ByteStream:
-        """Standard output as a stream of bytes; the bar makes way for every write."""
+        """Standard output as a stream of bytes; the bar is taken away during every write."""
         buffer = self._console.out.buffer
         return _StdoutBesideBar(self._line, buffer) if self._console.is_terminal else buffer
 
@@ -117,7 +119,7 @@ class CaptionProgress:
 
     @property
     def summary(self) -> str:
-        """One line about what is done, as `captioned 198 of 200 in 21 s (9.4/s)`."""
+        """One line about what is done, such as `captioned 198 of 200 in 21 s (9.4/s)`."""
         return self._counts.summary()
 
     def handle(self, event: RunEvent) -> None:
@@ -194,7 +196,7 @@ class CaptionProgress:
         name = record.file_name
         is_named = name in error or describe_source(name) in error
         text = error if is_named else f"{name}: {error}"
-        # Many pictures may fail in the same way, and one hint is enough for them.
+        # Many pictures may fail in the same way. The hint is then shown once for all of them.
         hint = None if record.hint in self._hints else record.hint
         if hint:
             self._hints.add(hint)
@@ -206,7 +208,7 @@ class CaptionProgress:
             self._bar.show(counts)
         elif counts.seconds >= self._next_line and counts.done < counts.total:
             self._console.note(counts.state())
-            # The intervals grow, so that a run of nine hours prints about 200 lines.
+            # The intervals grow by 2 %, so that a run of nine hours prints about 200 lines.
             self._next_line = max(counts.seconds + _LINE_SECONDS, counts.seconds * 1.02)
 
     @contextmanager
@@ -278,7 +280,8 @@ class _Bar:
         self._console = console
         self._rich = RichConsole(file=console.err)
         spinner, text = SpinnerColumn(), TextColumn("{task.description}", markup=False)
-        # On a white background, the dark grey of rich looks as if everything were done.
+        # rich draws the rest of a bar in dark grey. On a white background, such a bar looks as if
+        # it were complete.
         bar = BarColumn(_BAR_WIDTH, style="dim")
         self._short, self._long = (spinner, text), (spinner, bar, text)
         self._progress = Progress(
@@ -289,7 +292,8 @@ class _Bar:
         self._task = self._progress.add_task("", total=None)
 
     def show(self, counts: _Counts) -> None:
-        # Rich asks descriptors 0, 1 and 2. With `< in > out`, none of them is the terminal.
+        # rich asks descriptors 0, 1 and 2 for the width of the terminal. With `< in > out` and the
+        # redirection by `Noise`, none of them is the terminal.
         self._rich.width = self._console.err_columns
         room = self._rich.width - len("x ")
         state = counts.state(room)
@@ -316,7 +320,7 @@ class _Bar:
 
 
 class _StdoutBesideBar:
-    """Standard output on the terminal that may show the bar."""
+    """Standard output on a terminal that may show the bar, which is taken away for each write."""
 
     def __init__(
         self, line: Callable[[], AbstractContextManager[None]], stream: ByteStream
@@ -330,7 +334,7 @@ class _StdoutBesideBar:
             self._stream.flush()
 
     def flush(self) -> None:
-        """Do nothing: each write is flushed while the bar is away."""
+        """Do nothing, because each write is flushed while the bar is away."""
 
 
 def _rate(per_second: float) -> str:
