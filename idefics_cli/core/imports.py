@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+_Handler = Callable[[int, FrameType | None], object]
 
 
 @contextmanager
@@ -21,12 +26,56 @@ def quick_imports() -> Iterator[None]:
     modules = len(sys.modules)
     gc.disable()
     try:
-        yield
+        with _signals_held():
+            yield
     finally:
         if len(sys.modules) > modules:
             gc.freeze()
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Handle a signal that comes in the body after it; the second one is handled at once.
+
+    A KeyboardInterrupt in a Python call of the C++ code that initializes torch ends the process
+    with SIGABRT ("terminate called after throwing an instance of pybind11::error_already_set").
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hold = _Hold()
+    try:
+        yield
+    finally:
+        hold.release()
+
+
+class _Hold:
+    """A handler that notes the first signal and passes on every further one."""
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+        self._former: dict[int, _Handler] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            # In a body inside another, the outer one holds the signals already.
+            if callable(handler) and not isinstance(handler, _Hold):
+                self._former[number] = handler
+                signal.signal(number, self)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._held.append(number)
+        if len(self._held) > 1:
+            self._former[number](number, frame)
+
+    def release(self) -> None:
+        """Restore the former handlers, and pass the noted signal on."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        if len(self._held) == 1:
+            self._former[self._held[0]](self._held[0], None)
 
 
 def import_transformers() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -32,6 +34,44 @@ def test_the_collector_rests_in_the_body_and_is_as_before_after_it(was_on: bool)
     with pytest.raises(ImportError), quick_imports():
         raise ImportError
     assert gc.isenabled() == was_on
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_handled_after_the_body_and_a_second_one_at_once(
+    number: signal.Signals,
+) -> None:
+    steps: list[str] = []
+
+    def interrupt(signals: int) -> None:
+        with quick_imports(), quick_imports():
+            for _ in range(signals):
+                signal.raise_signal(number)
+                steps.append("imported")
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(1)
+        assert steps == ["imported"]
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(2)
+        assert steps == ["imported"] * 2
+        assert signal.getsignal(number) is stop
+        interrupt(0)
+    finally:
+        signal.signal(number, former)
+
+
+def test_a_signal_without_a_handler_of_python_stays_as_it_is() -> None:
+    program = (
+        "import os, signal; from idefics_cli.core.imports import quick_imports\n"
+        "with quick_imports(): os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
 
 
 def test_only_what_a_body_imports_is_spared(
