@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
+from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.ui.chat.line_input import (
     DrawnInput,
     PlainInput,
     Stopped,
     TypedAhead,
+    completer,
     is_open,
     unquoted,
 )
@@ -172,3 +176,13 @@ def test_pasted_lines_are_one_text_without_a_line_editor(
     monkeypatch.setattr("builtins.input", lambda prompt: typed.pop(0))
     lines = PlainInput(print, lambda line: [], None, lambda **_: waits.pop(0))
     assert [lines.read("> ") for _ in expected] == expected
+
+
+def test_the_menu_shows_no_character_that_moves_the_cursor() -> None:
+    hostile = "\u202egnp.exe\x1b[2J\n"
+    found = completer(lambda line: [Candidate(hostile, 0, hostile)]).get_completions(
+        Document("x"), CompleteEvent()
+    )
+    (completion,) = found
+    assert completion.text == hostile
+    assert completion.display_text == completion.display_meta_text == r"\u202egnp.exe␛[2J␊"

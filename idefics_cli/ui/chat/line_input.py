@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from idefics_cli.chat.commands.completion import Candidate
+from idefics_cli.core.text import one_line
 from idefics_cli.ui.chat.history import LONGEST_HISTORY, open_history, stored_lines
 from idefics_cli.ui.chat.reflow import erase_wrapped_rows
 from idefics_cli.ui.terminal.keyboard import echoing_keyboard, has_typed_text
@@ -137,7 +138,7 @@ class DrawnInput:
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
             prompt_continuation=_CONTINUED,
-            completer=_completer(complete),
+            completer=completer(complete),
             complete_while_typing=True,
             history=open_history(history),
             key_bindings=_keys(),
@@ -278,7 +279,8 @@ def _typed(prompt: str) -> str:
         return input(prompt)
 
 
-def _completer(complete: Complete) -> Completer:
+def completer(complete: Complete) -> Completer:
+    """Return *complete* for prompt-toolkit; its menu shows no character that moves the cursor."""
     from prompt_toolkit.completion import Completer as Base
     from prompt_toolkit.completion import Completion
 
@@ -288,7 +290,10 @@ def _completer(complete: Complete) -> Completer:
         ) -> Iterator[Completion]:
             for candidate in complete(document.text_before_cursor):
                 yield Completion(
-                    candidate.text, -candidate.replaces, display_meta=candidate.description
+                    candidate.text,
+                    -candidate.replaces,
+                    display=one_line(candidate.text),
+                    display_meta=one_line(candidate.description),
                 )
 
     return Adapter()
