@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Event
+from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -15,6 +15,7 @@ from idefics_cli.core.text import abbreviated
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.core.units import counted
+from idefics_cli.images.connections import Connections, PrivateAddressError, is_public
 
 # A whole download may take so many times `timeout_seconds`, which is the limit of one read.
 _DEADLINE_READS = 10
@@ -36,18 +37,28 @@ _HINTS = {
 }
 
 
-def download(url: str, limits: ImageLimits) -> bytes:
+def download(
+    url: str, limits: ImageLimits, *, is_public: Callable[[str], bool] = is_public
+) -> bytes:
     """Return the bytes at *url*.
+
+    A server on the internet may redirect to another one, but not to this machine or its network:
+    the address may be from a list that somebody else wrote.
+
+    Args:
+        url: An address; that of a server in the own network is fine.
+        limits: Limits of bytes, redirects and time.
+        is_public: Whether an IP address belongs to a server on the internet.
 
     Raises:
         ImageError: Of the kind `fetch_failed`, or `too_large` if there are more than
             `limits.max_bytes` bytes.
     """
     seconds = limits.timeout_seconds * _DEADLINE_READS
-    abandoned = Event()
+    connections = Connections(is_public)
     # A timeout of requests limits only one wait, so a server that sends a byte now and then could
-    # block the caller forever. The worker stops at the next chunk after `abandoned` is set.
-    result = in_background(lambda: _fetch(url, limits, abandoned), name="image-download")
+    # block the caller forever. The worker ends when its connections are closed.
+    result = in_background(lambda: _fetch(url, limits, connections), name="image-download")
     try:
         return result.result(timeout=seconds)
     except TimeoutError:
@@ -55,12 +66,18 @@ def download(url: str, limits: ImageLimits) -> bytes:
             url, f"took longer than {counted(float(seconds), 'second')}", "raise --timeout-seconds"
         ) from None
     finally:
-        abandoned.set()
+        connections.close()
 
 
-def _fetch(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
+def _fetch(url: str, limits: ImageLimits, connections: Connections) -> bytes:
     try:
-        return _follow(url, limits, abandoned)
+        return _follow(url, limits, connections)
+    except PrivateAddressError as error:
+        raise _failed(
+            url,
+            f"it redirects into the private network, to {error.address}",
+            "if you trust it, give the address to which it redirects",
+        ) from error
     except requests.Timeout as error:
         raise _timed_out(url, limits) from error
     except requests.exceptions.SSLError as error:
@@ -84,9 +101,11 @@ def _fetch(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
         raise _failed(url, "not a valid address", "check the address") from error
 
 
-def _follow(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
+def _follow(url: str, limits: ImageLimits, connections: Connections) -> bytes:
     current = url
     with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, connections.adapter())
         for _ in range(limits.max_redirects + 1):
             with session.get(
                 current,
@@ -97,7 +116,7 @@ def _follow(url: str, limits: ImageLimits, abandoned: Event) -> bytes:
             ) as response:
                 target = session.get_redirect_target(response)
                 if target is None:
-                    return _body(url, response, limits, abandoned)
+                    return _body(url, response, limits, connections)
             current = _next(url, current, target)
     raise _failed(
         url,
@@ -115,7 +134,9 @@ def _next(url: str, current: str, target: str) -> str:
     return joined
 
 
-def _body(url: str, response: requests.Response, limits: ImageLimits, abandoned: Event) -> bytes:
+def _body(
+    url: str, response: requests.Response, limits: ImageLimits, connections: Connections
+) -> bytes:
     if response.status_code != 200:
         status = f"the server answers {response.status_code} {response.reason}".strip()
         hint = "try again later" if response.status_code >= 500 else "check the address"
@@ -128,7 +149,7 @@ def _body(url: str, response: requests.Response, limits: ImageLimits, abandoned:
         body += chunk
         if len(body) > limits.max_bytes:
             raise too_many_bytes(url, limits)
-        if abandoned.is_set():
+        if connections.is_closed.is_set():
             break
     return bytes(body)
 

@@ -16,6 +16,8 @@ from PIL import Image
 
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import Attachment, ImageLimits
+from idefics_cli.images.connections import is_public
+from idefics_cli.images.download import download
 from idefics_cli.images.loader import ImageLoader
 from tests.support.pictures import QUADRANTS, corners, encoded, quadrants
 
@@ -50,8 +52,8 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Handler)
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.over = threading.Event()
 
@@ -78,6 +80,12 @@ def drip_headers(handler: Handler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
     while not handler.server.over.wait(0.05):
         handler.wfile.write(b"x")
+        handler.wfile.flush()
+
+
+def always_continue(handler: Handler) -> None:
+    while not handler.server.over.wait(0.01):
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         handler.wfile.flush()
 
 
@@ -137,6 +145,7 @@ ROUTES: dict[str, Callable[[Handler], None]] = {
     "/half": half,
     "/silent": stay_silent,
     "/drip": drip_body,
+    "/continue": always_continue,
     "/pour": pour,
     "/drip-headers": drip_headers,
     "/odd-reason": answer_with_escape,
@@ -273,7 +282,7 @@ def test_a_silent_server_is_given_up(web: Web) -> None:
     assert (error.kind, "no answer within 0.2 seconds" in str(error)) == ("fetch_failed", True)
 
 
-@pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
+@pytest.mark.parametrize("path", ["/drip", "/drip-headers", "/continue"])
 def test_a_server_that_drips_is_given_up(web: Web, path: str) -> None:
     web.limits = ImageLimits(timeout_seconds=0.1)
     started = time.monotonic()
@@ -284,14 +293,80 @@ def test_a_server_that_drips_is_given_up(web: Web, path: str) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_a_download_that_nobody_waits_for_ends_though_the_server_goes_on(web: Web) -> None:
+@pytest.mark.parametrize("path", ["/pour", "/drip", "/drip-headers", "/continue"])
+def test_a_download_that_nobody_waits_for_ends_though_the_server_goes_on(
+    web: Web, path: str
+) -> None:
     web.limits = ImageLimits(timeout_seconds=0.1)
-    web.refusal("/pour")
+    web.refusal(path)
 
     for thread in threading.enumerate():
         if thread.name == "image-download":
             thread.join(5)
             assert not thread.is_alive()
+
+
+# Redirects into the own network
+
+
+def on_other_address(web: Web, path: str) -> str:
+    """Return the address of *path* on 127.0.0.2, another address of the same server."""
+    return web.url(path).replace("127.0.0.1", "127.0.0.2")
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = Server("0.0.0.0")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Web(server)
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_public_server_cannot_redirect_into_the_own_network(everywhere: Web) -> None:
+    def is_public(address: str) -> bool:
+        return address == "127.0.0.2"
+
+    private, public = everywhere.url("/a.png"), on_other_address(everywhere, "/a.png")
+    for start, end, is_followed in (
+        (public, public, True),
+        (private, public, True),
+        (private, private, True),
+        (public, private, False),
+    ):
+        ROUTES["/hop"] = redirect(end)
+        everywhere.server.asked.clear()
+        url = start.replace("/a.png", "/hop")
+        if is_followed:
+            assert download(url, ImageLimits(), is_public=is_public) == PICTURE
+            continue
+        with pytest.raises(ImageError, match=r"private network, to 127\.0\.0\.1") as caught:
+            download(url, ImageLimits(), is_public=is_public)
+        assert caught.value.kind == "fetch_failed"
+        assert [path for path, _ in everywhere.server.asked] == ["/hop"]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("192.168.0.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:93.184.216.34", True),
+    ],
+)
+def test_what_only_the_own_network_reaches_is_private(address: str, expected: bool) -> None:
+    assert is_public(address) == expected
 
 
 def test_offline_asks_nobody(web: Web) -> None:

@@ -1,0 +1,104 @@
+"""The connections of one download: another thread can close them, and redirects stay public."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
+from threading import Event
+from typing import Protocol
+
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+
+class PrivateAddressError(Exception):
+    """A server on the internet redirects to *address*, which only this network reaches."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.address = address
+
+
+class _Connected(Protocol):
+    @property
+    def sock(self) -> socket.socket | None: ...
+
+
+class Connections:
+    """The connections of one download, in the order of its redirects.
+
+    A connection through a proxy is not known here: the proxy chooses the server.
+
+    Args:
+        is_public: Whether an IP address belongs to a server on the internet.
+
+    Attributes:
+        is_closed: Set by `close`.
+    """
+
+    def __init__(self, is_public: Callable[[str], bool]) -> None:
+        self._is_public = is_public
+        # The sockets: a connection forgets its own when its answer ends with the connection.
+        self._made: list[socket.socket] = []
+        self._has_public = False
+        self.is_closed = Event()
+
+    def adapter(self) -> HTTPAdapter:
+        """Return an adapter of requests that makes its connections here."""
+        note = self._note
+
+        class NotedHttp(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                note(self)
+
+        class NotedHttps(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                note(self)
+
+        class HttpPool(HTTPConnectionPool):
+            ConnectionCls = NotedHttp
+
+        class HttpsPool(HTTPSConnectionPool):
+            ConnectionCls = NotedHttps
+
+        adapter = HTTPAdapter()
+        adapter.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+        return adapter
+
+    def close(self) -> None:
+        """End every wait for data of a server; it then fails in the thread that waits."""
+        self.is_closed.set()
+        for made in self._made:
+            # Not `close`, which leaves a thread waiting that reads already.
+            with suppress(OSError, ValueError):
+                made.shutdown(socket.SHUT_RDWR)
+
+    def _note(self, connection: _Connected) -> None:
+        """Note a connection before it is used.
+
+        Raises:
+            PrivateAddressError: If it leads from a public address to a private one.
+            ConnectionAbortedError: After `close`.
+        """
+        assert connection.sock is not None
+        self._made.append(connection.sock)
+        if self.is_closed.is_set():
+            raise ConnectionAbortedError
+        address = str(connection.sock.getpeername()[0])
+        if self._is_public(address):
+            self._has_public = True
+        elif self._has_public:
+            raise PrivateAddressError(address)
+
+
+def is_public(address: str) -> bool:
+    """Return whether the IP *address* belongs to a server on the internet."""
+    found = ip_address(address.partition("%")[0])
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        return found.ipv4_mapped.is_global
+    return found.is_global
