@@ -186,6 +186,7 @@ complete -c idefics -n '__idefics_at caption' -s o -l output -r -F -d 'Write the
 complete -c idefics -n '__idefics_at caption' -l existing -x -a "error\t'' skip\t'' overwrite\t'' append\t'' prepend\t''" -d 'What to do with existing captions: error, skip, overwrite, append or prepend. (default: error)'
 complete -c idefics -n '__idefics_at caption' -l overwrite -l no-overwrite -d 'The same as `--existing overwrite`'
 complete -c idefics -n '__idefics_at caption' -l full-names -l no-full-names -d 'Name text files `a.jpg.txt`, so that `a.png` gets a file of its own'
+complete -c idefics -n '__idefics_at caption' -l text-extension -x -d 'Extension of text files, `.txt` if not given'
 complete -c idefics -n '__idefics_at caption' -l report -x -d 'Write an HTML page that shows all pictures with their captions'
 complete -c idefics -n '__idefics_at caption' -l retry-failed -d 'Caption only the pictures that failed before'
 complete -c idefics -n '__idefics_at caption' -l failures -r -F -d 'List the failed pictures in this file, for `--filelist`. (default: beside the output)'

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from idefics_cli.caption.inputs.templates import parse_template, render
 from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.caption.sinks.rows import CAPTION, names
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
@@ -47,6 +48,7 @@ class CaptionJob:
             that, a batch is chosen among those that are open.
         columns: Names of the columns of lists. Prompts may use them as fields.
         captions_folder: Folder of existing captions; see `render`.
+        text_extension: Extension of text files with captions, with its dot.
         limits: Limits for the pictures that are opened.
         wording: How a reply becomes a caption.
         asks_again: Whether an empty or repetitive reply is sampled once more, at a temperature
@@ -63,6 +65,7 @@ class CaptionJob:
     patience_seconds: float = 0.25
     columns: tuple[str, ...] = ()
     captions_folder: str | None = None
+    text_extension: str = TEXT_EXTENSION
     limits: ImageLimits = field(default_factory=ImageLimits)
     wording: Wording = field(default_factory=Wording)
     asks_again: bool = True
@@ -90,6 +93,7 @@ class CaptionJob:
             picture,
             limits=self.limits,
             captions_folder=self.captions_folder,
+            text_extension=self.text_extension,
             data=data,
         )
         # In a raw prompt, a space separates the text from the image tokens, as in the model card of

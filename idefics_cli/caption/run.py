@@ -72,6 +72,7 @@ class CaptionOutput:
             columns=tuple(question.name for question in job.questions if question.name),
             pictures=job.pictures,
             full_names=self.full_names,
+            text_extension=job.text_extension,
         )
 
     def files(self, job: CaptionJob) -> RunFiles | None:

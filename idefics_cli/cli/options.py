@@ -206,6 +206,9 @@ Overwrite = Annotated[
 FullNames = Annotated[
     bool | None, _option("full_names", "--full-names/--no-full-names", panel=OUTPUT_PANEL)
 ]
+TextExtension = Annotated[
+    str | None, _option("text_extension", panel=OUTPUT_PANEL, metavar=".EXTENSION")
+]
 Report = Annotated[str | None, _option("report", panel=OUTPUT_PANEL, metavar="FILE.html")]
 Json = Annotated[bool | None, _option("json", "--json", panel=OUTPUT_PANEL)]
 Stream = Annotated[bool | None, _option("stream", "--stream/--no-stream", panel=OUTPUT_PANEL)]

@@ -12,13 +12,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TypeVar, cast, get_args, get_type_hints
 
-from idefics_cli.core.types import (
-    Attention,
-    DtypeName,
-    ImageLimits,
-    Quantization,
-    Sampling,
-)
+from idefics_cli.core.types import Attention, DtypeName, ImageLimits, Quantization, Sampling
 
 DEFAULT_MODEL = "smolvlm-500m"  # small enough for any machine; a download of 1 GB
 ANSWER_TOKENS = 512
@@ -163,6 +157,9 @@ class Settings:
     )
     full_names: bool = _setting(
         False, help="Name text files `a.jpg.txt`, so that `a.png` gets a file of its own."
+    )
+    text_extension: str | None = _setting(
+        None, help="Extension of text files, `.txt` if not given."
     )
     report: str | None = _setting(
         None, help="Write an HTML page that shows all pictures with their captions."

@@ -93,7 +93,11 @@ def test_a_format_beside_the_extension_is_told() -> None:
         ),
         (["-o", "x.tar"], "no format for `x.tar`: `-o` knows", "`--format`"),
         (["-o", "x.tsv.gz"], "no format for `x.tsv.gz`: `-o` knows", "`--format`"),
-        (["-o", "x.caption"], "no format for `x.caption`: `-o` knows", "`-f txt` writes a file"),
+        (
+            ["-o", "x.caption"],
+            "no format for `x.caption`: `-o` knows",
+            "`-f txt --text-extension .caption`",
+        ),
         (["-f", "parquet"], "parquet needs a file", "`-o captions.parquet`"),
         (["-f", "txt", "-o", "-"], "`--format txt` writes a file for each picture", None),
         (["-o", "photos"], "cannot write `photos`: it is a folder", "`-f txt` for one file"),
@@ -180,6 +184,50 @@ def test_text_files_in_a_folder_keep_the_tree() -> None:
     assert caption("-f", "txt", "-o", "texts").code == 3
     expected = {"a.txt": "a picture named a\n", "sub/c.txt": "a picture named c\n"}
     assert texts(Path("texts")) == expected
+
+
+@pytest.mark.parametrize("extension", [".caption", "caption"])
+def test_text_files_have_the_extension_that_is_given(photos: Path, extension: str) -> None:
+    command = ("-f", "txt", "--text-extension", extension)
+    assert caption(*command).code == 3
+    found = {path.name: path.read_text("utf-8") for path in photos.rglob("*.caption")}
+    assert found == {"a.caption": "a picture named a\n", "c.caption": "a picture named c\n"}
+    assert caption(*command, "--full-names", "--overwrite").code == 3
+    assert (photos / "a.jpg.caption").read_text("utf-8") == "a picture named a\n"
+
+    engine = FakeEngine(name)
+    prompt = ("-p", "<{existing}>", "--text-extension", ".caption")
+    world = World(engine)
+    assert run("caption", "photos/a.jpg", *prompt, services=world.services).code == 0
+    assert engine.requests[0].messages[0].text == "<a picture named a>"
+
+
+def test_another_extension_of_text_files_is_another_run(photos: Path) -> None:
+    assert caption("-f", "txt").code == 3
+    ran = caption("-f", "txt", "--text-extension", ".caption")
+    assert ran.code == 2
+    assert "text extension: not given, now `.caption`" in ran.err
+    assert caption("-f", "txt", "--text-extension", ".txt").code == 3
+    assert not list(photos.rglob("*.caption"))
+
+
+@pytest.mark.parametrize(
+    ("extension", "message"),
+    [
+        (".png", "text files cannot have the extension of pictures, `.png`"),
+        ("JPG", "text files cannot have the extension of pictures, `.JPG`"),
+        ("", "`` is not an extension"),
+        ("a/b", "`a/b` is not an extension"),
+        (".tar.gz", "`.tar.gz` is not an extension"),
+    ],
+)
+def test_an_extension_that_makes_no_sense_is_refused(
+    extension: str, message: str, photos: Path
+) -> None:
+    before = sorted(photos.rglob("*"))
+    ran = caption("-f", "txt", "--text-extension", extension, "--overwrite")
+    assert (ran.code, sorted(photos.rglob("*"))) == (2, before)
+    assert ran.err.startswith(f"error: {message}")
 
 
 def test_two_pictures_with_one_stem_are_refused_before_the_model_or_have_full_names(

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from idefics_cli.caption.caption_file import read_caption
 from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import ImageLimits
@@ -150,6 +151,7 @@ def render(
     *,
     limits: ImageLimits,
     captions_folder: str | None,
+    text_extension: str = TEXT_EXTENSION,
     data: bytes | None = None,
 ) -> str:
     """Return the prompt for *picture*; safe in any thread.
@@ -163,6 +165,7 @@ def render(
         limits: Limits for the pictures that are opened.
         captions_folder: Folder with the text files for `{existing}`, in the same tree of folders as
             the pictures. If it has no file for a picture, the text file beside the picture is used.
+        text_extension: Extension of these files, with its dot.
         data: The bytes of the picture, if they were read already.
 
     Raises:
@@ -176,18 +179,23 @@ def render(
     missing = [name for name in template.fields if name not in values]
     if any(name in _SIZES for name in missing):
         values.update(_size(picture, limits, data), **values)
-    for name in missing:
-        if name not in values:
-            values[name] = _value(name, picture, columns, captions_folder)
+    for name in [name for name in missing if name not in values]:
+        values[name] = _value(name, picture, columns, captions_folder, text_extension)
     prompt = template.fill(values)
     if not prompt.strip():
         raise PromptError(f"the prompt for `{picture.key}` is empty")
     return prompt
 
 
-def _value(name: str, picture: CaptionItem, columns: Mapping[str, str], folder: str | None) -> str:
+def _value(
+    name: str,
+    picture: CaptionItem,
+    columns: Mapping[str, str],
+    folder: str | None,
+    text_extension: str,
+) -> str:
     if name == "existing":
-        return _existing(picture, columns, folder)
+        return _existing(picture, columns, folder, text_extension)
     if name not in FIELDS:
         raise PromptError(
             f"`{picture.key}` has no `{name}` for the prompt",
@@ -207,10 +215,12 @@ def _path(picture: CaptionItem) -> PurePosixPath:
     return PurePosixPath(unquote(urlsplit(source).path))
 
 
-def _existing(picture: CaptionItem, columns: Mapping[str, str], folder: str | None) -> str:
+def _existing(
+    picture: CaptionItem, columns: Mapping[str, str], folder: str | None, text_extension: str
+) -> str:
     if "caption" in columns:
         return columns["caption"]
-    for path in _sidecars(picture, folder):
+    for path in _sidecars(picture, folder, text_extension):
         try:
             return read_caption(Path(path)).decode("utf-8-sig").strip()
         except FileNotFoundError:
@@ -227,12 +237,12 @@ def _existing(picture: CaptionItem, columns: Mapping[str, str], folder: str | No
     )
 
 
-def _sidecars(picture: CaptionItem, folder: str | None) -> Iterator[str]:
+def _sidecars(picture: CaptionItem, folder: str | None, text_extension: str) -> Iterator[str]:
     places = [] if folder is None else [os.path.join(folder, picture.relative)]
     source = picture.attachment.source
     for place in [*places, *([] if is_uri(source) else [source])]:
-        yield f"{os.path.splitext(place)[0]}.txt"
-        yield f"{place}.txt"
+        yield f"{os.path.splitext(place)[0]}{text_extension}"
+        yield f"{place}{text_extension}"
 
 
 def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict[str, str]:

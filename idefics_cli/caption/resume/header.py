@@ -14,6 +14,7 @@ from pathlib import Path
 from idefics_cli import __version__
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.resume.run_files import write_beside
+from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.core.types import LoadSpec
 
 _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
@@ -34,10 +35,16 @@ def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, obj
         "quantization": spec.quantization,
         "splitting": spec.splitting,
         **(named or {"prompt": job.questions[0].prompt}),
+        **_text_extension(job.text_extension),
         "mode": job.mode,
         **sampling,
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
     }
+
+
+def _text_extension(extension: str) -> dict[str, object]:
+    # The default has no entry, so that runs of version 0.1.0 can be continued.
+    return {} if extension == TEXT_EXTENSION else {"text extension": extension}
 
 
 class RunHeader:

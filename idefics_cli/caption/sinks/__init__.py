@@ -56,12 +56,13 @@ SINKS: Mapping[str, SinkFormat] = MappingProxyType(
 """All formats by name. The first one is used for stdout."""
 
 _TABLE = "`-o captions.csv` is what a spreadsheet opens"
+_EACH = "`-f txt --text-extension .caption` writes a file for each picture"
 # Extensions of outputs that no format can write.
 _HINTS = {
     ".json": "`-o captions.jsonl` has one JSON object per line",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),
     **dict.fromkeys((".html", ".htm"), "`--report gallery.html` writes a page"),
-    **dict.fromkeys((".caption", ".cap"), "`-f txt` writes a file for each picture"),
+    **dict.fromkeys((".caption", ".cap"), _EACH),
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), "`-o` names where captions go"),
 }
 

@@ -14,6 +14,9 @@ from idefics_cli.caption.sinks.dataset import is_dataset
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
 
+TEXT_EXTENSION = ".txt"
+"""Extension of sidecars if the user gives none."""
+
 Existing = Literal["error", "skip", "overwrite", "append", "prepend"]
 """What to do with captions that exist already."""
 
@@ -46,6 +49,7 @@ class Target:
         pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
             before the first record.
         full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`.
+        text_extension: Extension of sidecars, with its dot.
         is_dataset: Whether the file has only rows that the library `datasets` can read: captions of
             pictures whose files exist. The name of *path* decides. It stays true if
             `dataclasses.replace` then changes *path*.
@@ -58,6 +62,7 @@ class Target:
     columns: tuple[str, ...] = ()
     pictures: Sequence[CaptionItem] = ()
     full_names: bool = False
+    text_extension: str = TEXT_EXTENSION
     is_dataset: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -200,7 +200,8 @@ def _sidecar(picture: CaptionItem, target: Target) -> str:
         )
     else:
         path = picture.key
-    return f"{path if target.full_names else os.path.splitext(path)[0]}.txt"
+    name = path if target.full_names else os.path.splitext(path)[0]
+    return f"{name}{target.text_extension}"
 
 
 def _name(key: str) -> str:
@@ -234,7 +235,7 @@ def _collision(
         message = f"the caption of `{second}` would replace the picture `{first}`"
     is_apart = PurePosixPath(first).suffix.casefold() != PurePosixPath(second).suffix.casefold()
     if not target.full_names and (is_apart or not folds):
-        full = f"{PurePosixPath(second).name}.txt"
+        full = f"{PurePosixPath(second).name}{target.text_extension}"
         return UsageError(message, hint=f"`--full-names` makes it `{full}`")
     return UsageError(message, hint="caption them in two runs, or leave `-o` out")
 

@@ -64,6 +64,7 @@ def caption(
     existing: options.Existing = None,
     overwrite: options.Overwrite = None,
     full_names: options.FullNames = None,
+    text_extension: options.TextExtension = None,
     report: options.Report = None,
     retry_failed: options.RetryFailed = None,
     failures: options.Failures = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -155,10 +156,25 @@ def caption_job(
         batch_size=settings.batch_size or automatic_batch(plan),
         is_batch_automatic=settings.batch_size is None,
         columns=listing.columns,
+        text_extension=_text_extension(settings.text_extension),
         captions_folder=str(output.path) if output.path and is_folder else None,
         limits=image_limits(settings),
         wording=chosen_wording(settings),
     )
+
+
+def _text_extension(given: str | None) -> str:
+    from idefics_cli.caption.inputs.folders import has_picture_name
+    from idefics_cli.caption.sinks.base import TEXT_EXTENSION
+
+    if given is None:
+        return TEXT_EXTENSION
+    extension = f".{given.removeprefix('.')}"
+    if not re.fullmatch(r"\.\w+", extension):
+        raise UsageError(f"`{given}` is not an extension", hint="`--text-extension .caption`")
+    if has_picture_name(f"a{extension}"):
+        raise UsageError(f"text files cannot have the extension of pictures, `{extension}`")
+    return extension
 
 
 def _nothing_piped(taker: str) -> UsageError:
