@@ -91,14 +91,6 @@ def test_a_dry_run_counts_the_memory_for_decoding(photos: Path) -> None:
     assert ran.record["decoding_bytes"] == DECODING_BYTES == 1_000_000_000
 
 
-def test_questions_share_the_pictures_at_a_time(photos: Path) -> None:
-    drawn(photos)
-    asked = ("--ask", "a=What?", "--ask", "b=Why?", "--batch-size", "5")
-    world = World(FakeEngine(describe_photo))
-    ran = run("caption", "photos", "--dry-run", *asked, services=world.services)
-    assert ran.out.splitlines()[-1].startswith("3 pictures, 2 at a time, with the prompts")
-
-
 def test_a_dry_run_in_json_is_one_object() -> None:
     world = World(FakeEngine(), IDEFICS_JSON="1")
     ran = run("caption", "photos/a.jpg", "--dry-run", "-p", "What?", services=world.services)

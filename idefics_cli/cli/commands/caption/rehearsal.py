@@ -80,9 +80,8 @@ def _probed(left: int) -> str:
 def _summary(job: CaptionJob) -> str:
     count = len(job.pictures)
     prompts = [f"`{question.prompt}`" for question in job.questions]
-    at_a_time = max(1, job.batch_size // len(job.questions))
     return (
-        f"{counted(count, 'picture')}, {at_a_time} at a time, "
+        f"{counted(count, 'picture')}, {job.batch_size} at a time, "
         f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
     )
 
