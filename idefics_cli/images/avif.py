@@ -5,6 +5,7 @@ The format is defined in ISO/IEC 14496-12 and 23008-12.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,11 +29,12 @@ def without_exif(data: bytes) -> bytes:
     return data[:start] + data[start:end].replace(b"Exif", b"skip") + data[end:]
 
 
-def with_item_sizes(data: bytes) -> bytes:
-    """Return *data* with a size for each item that has none, such as the alpha of old encoders.
+def with_sound_properties(data: bytes) -> bytes:
+    """Return *data* with one table of the properties of items, and with a size for each item.
 
-    The file already has the size of the picture as a property (`ispe`). An item without a size is
-    associated with this property. So the table of associations and all boxes around it grow, and
+    Old encoders wrote a table for each item, and no size for the alpha channel. The file already
+    has the size of the picture as a property (`ispe`). An item without a size is associated with
+    this property. So the table of associations and all boxes around it change their lengths, and
     all data after them moves.
     """
     meta = _find(data, b"meta", 0, len(data))
@@ -41,21 +43,23 @@ def with_item_sizes(data: bytes) -> bytes:
     inner = {box.kind: box for box in _boxes(data, meta.content + 4, meta.end)}
     if b"iprp" not in inner or b"iloc" not in inner:
         return data
-    properties = {box.kind: box for box in _boxes(data, inner[b"iprp"].content, inner[b"iprp"].end)}
-    if b"ipco" not in properties or b"ipma" not in properties:
+    properties = list(_boxes(data, inner[b"iprp"].content, inner[b"iprp"].end))
+    stores = [box for box in properties if box.kind == b"ipco"]
+    tables = [box for box in properties if box.kind == b"ipma"]
+    kinds = [box.kind for store in stores for box in _boxes(data, store.content, store.end)]
+    if not tables or b"ispe" not in kinds:
         return data
-    kinds = [box.kind for box in _boxes(data, properties[b"ipco"].content, properties[b"ipco"].end)]
-    if b"ispe" not in kinds:
-        return data
-    table = properties[b"ipma"]
-    content = _associations(data[table.content : table.end], kinds)
-    growth = len(content) - (table.end - table.content)
+    content = _associations([data[table.content : table.end] for table in tables], kinds)
+    table = (8 + len(content)).to_bytes(4) + b"ipma" + content
+    growth = len(table) - sum(box.end - box.start for box in tables)
     changed = bytearray(data)
-    for box in (meta, inner[b"iprp"], table):
+    for box in (meta, inner[b"iprp"]):
         size = box.end - box.start + growth
         changed[box.start : box.start + 4] = size.to_bytes(4)
     _move_data(changed, inner[b"iloc"], growth)
-    changed[table.content : table.end] = content
+    for box in reversed(tables[1:]):
+        del changed[box.start : box.end]
+    changed[tables[0].start : tables[0].end] = table
     return bytes(changed)
 
 
@@ -72,27 +76,32 @@ def _find(data: bytes, kind: bytes, start: int, end: int) -> _Box | None:
     return next((box for box in _boxes(data, start, end) if box.kind == kind), None)
 
 
-def _associations(table: bytes, kinds: list[bytes]) -> bytes:
-    """Return the content of `ipma` with a size for each item."""
-    id_bytes = 4 if table[0] else 2
-    width = 2 if table[3] & 1 else 1
+def _associations(tables: list[bytes], kinds: list[bytes]) -> bytes:
+    """Return the content of one `ipma` for all *tables*, with a size for each item."""
+    indexes: dict[int, list[int]] = {}
+    for table in tables:
+        id_bytes = 4 if table[0] else 2
+        width = 2 if table[3] & 1 else 1
+        place = 8
+        for _ in range(int.from_bytes(table[4:8])):
+            item = int.from_bytes(table[place : place + id_bytes])
+            start = place + id_bytes + 1
+            place = start + table[start - 1] * width
+            for i in range(start, place, width):
+                index = int.from_bytes(table[i : i + width])
+                is_essential = index >> (8 * width - 1)
+                index &= (1 << (8 * width - 1)) - 1
+                indexes.setdefault(item, []).append(is_essential << 15 | index)
     size_index = kinds.index(b"ispe") + 1
-    result, place = [table[:8]], 8
-    for _ in range(int.from_bytes(table[4:8])):
-        count = table[place + id_bytes]
-        start = place + id_bytes + 1
-        end = start + count * width
-        indexes = [
-            int.from_bytes(table[i : i + width]) & (2 ** (8 * width - 1) - 1)
-            for i in range(start, end, width)
-        ]
-        own = table[start:end]
-        if not any(0 < i <= len(kinds) and kinds[i - 1] == b"ispe" for i in indexes):
-            own = size_index.to_bytes(width) + own
-            count += 1
-        result.append(table[place : place + id_bytes] + bytes([count]) + own)
-        place = end
-    return b"".join(result)
+    rows = []
+    for item, own in sorted(indexes.items()):
+        if not any(
+            0 < i & 0x7FFF <= len(kinds) and kinds[(i & 0x7FFF) - 1] == b"ispe" for i in own
+        ):
+            own.insert(0, size_index)
+        rows.append(struct.pack(f">IB{len(own)}H", item, len(own), *own))
+    # Version 1 with flag 1: item numbers of 4 bytes, property numbers of 2.
+    return struct.pack(">BxxBI", 1, 1, len(rows)) + b"".join(rows)
 
 
 def _move_data(data: bytearray, box: _Box, growth: int) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from PIL import ImageFile, PsdImagePlugin, TiffImagePlugin
 
 from idefics_cli.images.camera_raw import is_camera_raw
 from idefics_cli.images.colour import HLG, PQ
+from idefics_cli.images.decoders import use_fast_decoders
 from idefics_cli.images.facts import CameraRaw, PixelFacts, RareKind
 from idefics_cli.images.psd import check_psd_header, read_psd_facts
 from idefics_cli.images.tiff import read_tiff_facts
@@ -84,13 +85,40 @@ def _hdr_facts(head: bytes, name: bytes, layout: str) -> PixelFacts:
     return PixelFacts(transfer=transfer, primaries=primaries) if is_hdr else PixelFacts()
 
 
-# Targa -----------------------------------------------------------------------------------------
+# DDS, PNM, Targa --------------------------------------------------------------------------
 
 
 def _tga(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
     # The low four bits of the descriptor count the bits of alpha (Truevision TGA 2.0, field 5.6).
-    stream.seek(17)
-    return PixelFacts(has_alpha=bool(stream.read(1)[0] & 0x0F))
+    stream.seek(7)
+    head = stream.read(11)
+    if image.mode == "P" and head[0] == 32 and image.palette is not None:
+        # They say nothing about the colours of a palette of 32 bits.
+        return PixelFacts(has_alpha=any(bytes(image.palette.palette)[3::4]))
+    return PixelFacts(has_alpha=bool(head[10] & 0x0F))
+
+
+def _dds(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    place = stream.tell()
+    stream.seek(80)
+    (flags,) = struct.unpack("<I", stream.read(4))
+    stream.seek(place)  # Pillow decodes from here
+    if image.tile and image.tile[0].codec_name == "dds_rgb" and flags & _DDS_LUMINANCE:
+        # Grey, with a mask for red only; some writers set the flag of RGB, too.
+        bits, masks = cast("tuple[int, tuple[int, ...]]", image.tile[0].args)
+        image._mode = "LA" if len(masks) > 3 else "L"
+        grey = (bits, (masks[0], *masks[3:]))
+        image.tile = [tile._replace(args=grey) for tile in image.tile]
+    use_fast_decoders(image)
+    return PixelFacts()
+
+
+_DDS_LUMINANCE = 0x20000
+
+
+def _pnm(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    use_fast_decoders(image)
+    return PixelFacts()
 
 
 def _psd(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
@@ -125,6 +153,8 @@ _READERS: dict[str, Reader] = {
     "AVIF": _base_media,
     "HEIF": _base_media,
     "TGA": _tga,
+    "DDS": _dds,
+    "PPM": _pnm,
     "PSD": _psd,
     "TIFF": _tiff,
     "JPEG2000": _jpeg2000,

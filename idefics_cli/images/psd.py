@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from PIL import ImageFile, PsdImagePlugin
 
 from idefics_cli.images.facts import PixelFacts, RareKind
 
-_PSD_VERSION_INFO = 1057
+_PSD_VERSION_INFO, _PSD_EXIF = 1057, 1058
 _PSD_MULTICHANNEL = 7
 
 
@@ -27,6 +28,8 @@ def read_psd_facts(image: PsdImagePlugin.PsdImageFile, stream: BinaryIO) -> Pixe
     for number, _, data in image.resources:
         if number == _PSD_VERSION_INFO and data[4:5] == b"\0":
             raise RareKind("saved without its merged picture", _PSD_HINT)
+        if number == _PSD_EXIF:
+            image.info["exif"] = data  # for the orientation
     stream.seek(0)
     (channels,) = struct.unpack(">H", stream.read(14)[12:])
     stream.seek(24)
@@ -75,20 +78,40 @@ def _psd_tiles(
     start = _psd_section(stream, 3)
     stream.seek(start)
     compression = int.from_bytes(stream.read(2))
+    boxes: Iterable[list[Row]]
     if compression == 0:
-        sizes = [(width + 7) // 8 * height if image.mode == "1" else width * height] * channels
-        offset = start + 2
+        row_bytes = (width + 7) // 8 if image.mode == "1" else width
+        starts = [start + 2 + i * row_bytes * height for i in range(channels)]
+        boxes = [[(offset, (0, 0, width, height))] for offset in starts]
     elif compression == 1:
-        table = stream.read(2 * channels * height)
-        rows = struct.unpack(f">{channels * height}H", table)
-        sizes = [sum(rows[i * height : (i + 1) * height]) for i in range(channels)]
-        offset = start + 2 + len(table)
+        boxes = _psd_rows(stream, channels, width, height)
+        # Of each tile, Pillow reads a block of this size, and a tile is a row.
+        image.decodermaxblock = 2 * width + 2
     else:
         raise RareKind("with a compression of layers", _PSD_HINT)
-    tiles = []
-    for band, size in zip(image.getbands(), sizes, strict=False):
-        inverted = ";I" if image.mode in ("CMYK", "1") else ""
-        codec = "packbits" if compression else "raw"
-        tiles.append(ImageFile._Tile(codec, (0, 0, width, height), offset, band + inverted))
-        offset += size
-    return tiles
+    inverted = ";I" if image.mode in ("CMYK", "1") else ""
+    codec = "packbits" if compression else "raw"
+    return [
+        ImageFile._Tile(codec, box, offset, band + inverted)
+        for band, rows in zip(image.getbands(), boxes, strict=False)
+        for offset, box in rows
+    ]
+
+
+Row = tuple[int, tuple[int, int, int, int]]
+
+
+def _psd_rows(stream: BinaryIO, channels: int, width: int, height: int) -> Iterator[list[Row]]:
+    """Yield for each channel where the compressed rows begin, and their boxes in the picture.
+
+    Some programs write bytes after the last pixel of a row, which must not go into the next one.
+    """
+    table = stream.read(2 * channels * height)
+    offset = stream.tell()
+    lengths = iter(struct.unpack(f">{channels * height}H", table))
+    for _ in range(channels):
+        rows: list[Row] = []
+        for top in range(height):
+            rows.append((offset, (0, top, width, top + 1)))
+            offset += next(lengths)
+        yield rows

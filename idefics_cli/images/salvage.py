@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from idefics_cli.images.avif import with_item_sizes, without_exif
+from idefics_cli.images.avif import with_sound_properties, without_exif
 
 _MOST_PROFILE_BYTES = 16 << 20
 _MOST_TEXT_BYTES = 1 << 20
@@ -146,7 +146,7 @@ def jpeg_segments(data: bytes, start: int = 2) -> Iterator[tuple[int, bytes, int
 
 
 def _avif(data: bytes) -> Salvaged:
-    return Salvaged(with_item_sizes(without_exif(data)))
+    return Salvaged(with_sound_properties(without_exif(data)))
 
 
 _SALVAGES: dict[str, Callable[[bytes], Salvaged]] = {"PNG": _png, "JPEG": _jpeg, "AVIF": _avif}

@@ -245,6 +245,43 @@ def test_the_alpha_of_an_avif_needs_no_size_of_its_own() -> None:
     assert difference(corners(image), expected) <= 6
 
 
+def with_a_table_for_each_item(data: bytes) -> bytes:
+    """Return an AVIF of two items with two `ipma` boxes, as old versions of cavif wrote it."""
+    place = data.index(b"ipma") - 4
+    size = int.from_bytes(data[place : place + 4])
+    rows = data[place + 16 : place + size]
+    first = 3 + rows[2]  # number of the item, count, and one byte a property
+    tables = [
+        struct.pack(">I4sII", 16 + len(row), b"ipma", 0, 1) + row
+        for row in (rows[:first], rows[first:])
+    ]
+    changed = bytearray(data)
+    growth = sum(map(len, tables)) - size
+    for name in (b"meta", b"iprp"):
+        start = data.index(name) - 4
+        length = int.from_bytes(data[start : start + 4]) + growth
+        changed[start : start + 4] = length.to_bytes(4)
+    locations = data.index(b"iloc") + 12
+    for entry in (locations, locations + 14):  # number, reference, count of parts, offset, length
+        offset = int.from_bytes(data[entry + 6 : entry + 10]) + growth
+        changed[entry + 6 : entry + 10] = offset.to_bytes(4)
+    changed[place : place + size] = b"".join(tables)
+    return bytes(changed)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_an_avif_with_a_table_of_properties_for_each_item_is_read() -> None:
+    clear = quadrants().convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 32, 24))
+    data = with_a_table_for_each_item(encoded(clear, "AVIF", quality=95))
+    with pytest.raises(Exception, match="cannot identify"):
+        Image.open(io.BytesIO(data))
+
+    image = opened(data)
+
+    assert difference(corners(image), [(255, 255, 255), *QUADRANTS[1:]]) <= 6
+
+
 # Profiles ------------------------------------------------------------------------------------
 
 
