@@ -20,7 +20,7 @@ from idefics_cli.images.failures import as_image_error, unusable
 from idefics_cli.images.formats import HEAD_BYTES, RAW_PLUGIN, FileFormat, identify
 from idefics_cli.images.header import check_header, read_facts
 from idefics_cli.images.icons import select_icon
-from idefics_cli.images.memory import MemoryBudget, decoding_bytes, timed_stream
+from idefics_cli.images.memory import MemoryBudget, decoding_bytes, limit_time
 from idefics_cli.images.pillow_setup import (
     lenient_decoding,
     mute_libtiff,
@@ -74,7 +74,7 @@ class ImageLoader:
         offline: Whether to refuse URLs.
         stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
         memory: Budget of memory for decoding; by default all loaders share one.
-        decode_seconds: Time limit of decoding one JPEG.
+        decode_seconds: Time limit of decoding one picture of a format whose decoder can be slow.
     """
 
     def __init__(
@@ -209,8 +209,6 @@ class ImageLoader:
         check_header(job.plugin, stream)
         is_jpeg = job.plugin == "JPEG"
         image = _open_with(job.plugin, stream)
-        if is_jpeg and "progressive" in image.info:
-            image.fp = timed_stream(stream, self._decode_seconds)
         self._check_size(image.size, job.source)
         facts = read_facts(image, stream)
         self._check_size(image.size, job.source)
@@ -222,6 +220,7 @@ class ImageLoader:
         is_reduced = image.size != header_size
         count = decoding_bytes(image, header_size[0] * header_size[1])
         with self._memory.reserve(None if job.is_alone else count):
+            limit_time(image, job.plugin, self._decode_seconds)
             image.load()
             if job.icc_profile is not None:
                 image.info["icc_profile"] = job.icc_profile

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from threading import Condition, Lock
 from typing import BinaryIO, cast
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from idefics_cli.core.types import DECODING_BYTES
 from idefics_cli.images.facts import RareKind
@@ -68,39 +68,52 @@ class MemoryBudget:
                 self._changed.notify_all()
 
 
+# Decoders of Pillow that take seconds a megapixel, and that read the file while they decode.
+_SLOW_PLUGINS = frozenset({"JPEG", "QOI", "PPM", "BMP"})
+_READS_BETWEEN_LOOKS = 1024
+
+
 class _TimedStream(io.RawIOBase):
-    """See `timed_stream`."""
+    """See `limit_time`."""
 
     def __init__(self, stream: BinaryIO, seconds: float) -> None:
-        self._stream = stream
+        self._source = stream
         self._seconds = seconds
         self._until = time.monotonic() + seconds
+        self._reads = 0
         self._scans = 0
 
     def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        if size == 1 and self._reads:  # one of millions
+            self._reads -= 1
+            return data
+        self._reads = _READS_BETWEEN_LOOKS
         if time.monotonic() > self._until:
             raise RareKind(f"that takes longer than {self._seconds:g} s to decode")
-        data = self._stream.read(size)
         self._scans += data.count(b"\xff\xda")
         if self._scans > _MOST_SCANS:
             raise RareKind(f"with more than {_MOST_SCANS} scans")
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
+        return self._source.seek(offset, whence)
 
     def tell(self) -> int:
-        return self._stream.tell()
+        return self._source.tell()
 
 
-def timed_stream(stream: BinaryIO, seconds: float) -> BinaryIO:
-    """Return a stream like *stream*, which ends the decoding of a JPEG that takes too long.
+def limit_time(image: ImageFile.ImageFile, plugin: str, seconds: float) -> None:
+    """Let the decoding of an unloaded *image* end when it takes too long.
 
-    Each scan of a progressive file changes the whole picture, so decoding a small file can take
-    hours. The number of scans has a limit, too.
+    Each scan of a JPEG can change the whole picture, so a small file can take hours. The number of
+    scans has a limit, too. Other decoders work pixel by pixel in Python.
 
     Args:
-        stream: The file; it stays open.
-        seconds: After so many seconds from now, reading raises `RareKind`.
+        image: The image. Reading raises `RareKind` after the time.
+        plugin: Pillow's name of its format.
+        seconds: Time from now.
     """
-    return cast("BinaryIO", _TimedStream(stream, seconds))
+    stream = getattr(image, "fp", None)
+    if plugin in _SLOW_PLUGINS and stream is not None:
+        image.fp = cast("BinaryIO", _TimedStream(stream, seconds))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import time
 
 import pytest
 from PIL import Image
 
+from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.loader import ImageLoader
 from idefics_cli.images.memory import MemoryBudget
-from tests.support.pictures import QUADRANTS, corners, encoded, noise, quadrants, refusal
+from tests.support.pictures import QUADRANTS, corners, encoded, noise, opened, quadrants, refusal
 
 
 def test_a_budget_lets_in_what_fits_and_serves_in_order() -> None:
@@ -94,13 +96,55 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
     assert time.monotonic() - start < 5
 
 
-def test_a_picture_has_a_time_limit() -> None:
-    loader = ImageLoader(
-        ImageLimits(),
-        stdin=io.BytesIO(encoded(noise(), "JPEG", progressive=True)),
-        decode_seconds=0,
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def sequential_with_scans(count: int) -> bytes:
+    """Return a JPEG of 8x8 grey pixels that is not progressive, with scans of one component."""
+    tables = segment(0xDB, b"\0" + b"\1" * 64)
+    tables += segment(0xC0, struct.pack(">BHHB", 8, 8, 8, 3) + b"\1\x11\0\2\x11\0\3\x11\0")
+    # One code of one bit: a difference of 0, and the end of the block.
+    tables += b"".join(segment(0xC4, bytes([kind, 1, *[0] * 15, 0])) for kind in (0x00, 0x10))
+    scans = [segment(0xDA, bytes([1, 1 + i % 3, 0, 0, 63, 0])) + b"\x3f" for i in range(count)]
+    return b"\xff\xd8" + tables + b"".join(scans) + b"\xff\xd9"
+
+
+def test_a_sequential_jpeg_of_thousands_of_scans_is_refused_too() -> None:
+    assert opened(sequential_with_scans(3)).getpixel((4, 4)) == (128, 128, 128)
+
+    error = refusal(sequential_with_scans(3000))
+
+    assert (error.kind, "scans" in str(error)) == ("unsupported", True)
+
+
+def bmp_with_runs() -> bytes:
+    """Return a BMP of 64x48 pixels whose rows are compressed."""
+    rows = b"".join(b"\x40\x05\0\0" for _ in range(48)) + b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, 64, 48, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    head += bytes(1024)
+    return (
+        b"BM" + struct.pack("<IHHI", 14 + len(head) + len(rows), 0, 0, 14 + len(head)) + head + rows
     )
 
-    with pytest.raises(Exception, match="takes longer than 0 s") as caught:
-        loader.open(Attachment("-"))
-    assert getattr(caught.value, "kind", "") == "unsupported"
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(noise(), "JPEG"),
+        encoded(noise(), "JPEG", progressive=True),
+        encoded(noise(), "QOI"),
+        b"P3 2 2 255 " + b"1 2 3 " * 4,
+        bmp_with_runs(),
+    ],
+    ids=["JPEG", "progressive JPEG", "QOI", "plain PNM", "BMP with runs"],
+)
+def test_a_picture_has_a_time_limit(data: bytes) -> None:
+    def opened_within(seconds: float) -> Image.Image:
+        loader = ImageLoader(ImageLimits(), stdin=io.BytesIO(data), decode_seconds=seconds)
+        return loader.open(Attachment("-"))
+
+    assert opened_within(60)
+    with pytest.raises(ImageError, match="takes longer than 0 s") as caught:
+        opened_within(0)
+    assert caught.value.kind == "unsupported"
