@@ -20,7 +20,7 @@ from idefics_cli.images.failures import as_image_error, unusable
 from idefics_cli.images.formats import HEAD_BYTES, RAW_PLUGIN, FileFormat, identify
 from idefics_cli.images.header import check_header, read_facts
 from idefics_cli.images.icons import select_icon
-from idefics_cli.images.memory import MemoryBudget, decoding_bytes, limit_time
+from idefics_cli.images.memory import MemoryBudget, decoding_bytes, limit_time, rgb_bytes
 from idefics_cli.images.pillow_setup import (
     lenient_decoding,
     mute_libtiff,
@@ -28,8 +28,10 @@ from idefics_cli.images.pillow_setup import (
     set_pixel_limit,
 )
 from idefics_cli.images.pixels import (
+    LARGE_PIXELS,
     exif_orientation,
     is_sideways,
+    load_pixels,
     show_first_visible,
     turned,
     upright_rgb,
@@ -99,7 +101,8 @@ class ImageLoader:
             attachment: The picture.
             draft_edge: Length in pixels. A JPEG may be reduced by 2, 4 or 8 if both sides stay at
                 least this long. This is several times faster; use it if the model reduces the
-                picture anyway.
+                picture anyway. Any picture of more than `LARGE_PIXELS` is reduced while its longest
+                side stays at least this long.
 
         Returns:
             An RGB image whose `info` has only `original_size`, (width, height) of the upright
@@ -221,16 +224,18 @@ class ImageLoader:
         count = decoding_bytes(image, header_size[0] * header_size[1])
         with self._memory.reserve(None if job.is_alone else count):
             limit_time(image, job.plugin, self._decode_seconds)
-            image.load()
+            pixels = load_pixels(image)
             if job.icc_profile is not None:
-                image.info["icc_profile"] = job.icc_profile
-            show_first_visible(image)
+                pixels.info["icc_profile"] = job.icc_profile
+            show_first_visible(pixels)
             # In HEIF files and icons, the size of the decoded picture may differ from the header.
-            self._check_size(image.size, job.source)
-            upright = upright_rgb(image, facts)
-        size = upright.size
-        if is_reduced:
-            size = header_size[::-1] if is_sideways(image) else header_size
+            self._check_size(pixels.size, job.source)
+            size = header_size if is_reduced else pixels.size
+            if is_sideways(pixels):
+                size = size[::-1]
+            factor = _factor(pixels.size, job.draft_edge)
+            upright = upright_rgb(pixels, facts, factor=factor)
+            del image, pixels  # their memory is free before the next picture is decoded
         upright.info["original_size"] = size
         return upright
 
@@ -243,6 +248,18 @@ class ImageLoader:
                 kind="too_large",
                 hint="raise --max-pixels, or shrink it first",
             )
+
+
+def _factor(size: tuple[int, int], draft_edge: int | None) -> int:
+    """Return by how much a decoded picture of *size* is reduced, because it is too large."""
+    factor = 1
+    while (
+        draft_edge is not None
+        and rgb_bytes(-(-size[0] // factor), -(-size[1] // factor)) > rgb_bytes(LARGE_PIXELS, 1)
+        and max(size) >= draft_edge * factor * 2
+    ):
+        factor *= 2
+    return factor
 
 
 def is_turned(data: bytes) -> bool:

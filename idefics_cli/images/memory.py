@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import time
@@ -15,6 +16,7 @@ from PIL import Image, ImageFile
 from idefics_cli.core.types import DECODING_BYTES
 from idefics_cli.images.facts import RareKind
 
+_TRIMMED_BYTES = DECODING_BYTES // 4
 _MOST_SCANS = 500  # the limit that Chromium and libjpeg-turbo's fuzzers use
 # Format -> bytes per pixel that the decoder needs besides the image; measured with Pillow 13.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 16, "ICO": 8, "ICNS": 8}
@@ -34,6 +36,19 @@ def decoding_bytes(image: Image.Image, pixels: int) -> int:
     each = own + 2 * _RGB_BYTES + _DECODER_BYTES.get(image.format or "", 0)
     progressive = _COEFFICIENT_BYTES * pixels if image.info.get("progressive") else 0
     return image.width * image.height * each + progressive
+
+
+def _return_free_memory() -> None:
+    """Return what is free to the system; glibc keeps it for each thread, up to a whole picture."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+
+
+def rgb_bytes(width: int, height: int) -> int:
+    """Return the bytes of an RGB image of Pillow: four a pixel, and a pointer to each row."""
+    return height * (8 + 4 * width)
 
 
 class MemoryBudget:
@@ -63,6 +78,8 @@ class MemoryBudget:
         try:
             yield
         finally:
+            if count > _TRIMMED_BYTES:
+                _return_free_memory()
             with self._changed:
                 self._free += count
                 self._changed.notify_all()

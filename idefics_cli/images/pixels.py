@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from idefics_cli.images.colour import to_srgb, tone_mapped
 from idefics_cli.images.facts import PixelFacts
@@ -26,6 +26,9 @@ _UPRIGHT = {
 _PLAIN = PixelFacts()
 _BAND_PIXELS = 1 << 20
 
+LARGE_PIXELS = 32_000_000
+"""A picture with more pixels is converted in bands, because its copies would fill the memory."""
+
 
 def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of a loaded image, 1 to 8; 1 if it has none.
@@ -44,6 +47,27 @@ def exif_orientation(image: Image.Image) -> int:
 def is_sideways(image: Image.Image) -> bool:
     """Return whether the orientation of *image* swaps its width and height."""
     return exif_orientation(image) >= 5
+
+
+def load_pixels(image: ImageFile.ImageFile) -> Image.Image:
+    """Load an image; return it, or a copy in less memory.
+
+    libwebp has three pictures of the canvas, and Pillow has two more of each frame. A large WebP
+    that is no animation needs none of them once it is decoded.
+    """
+    decoder = getattr(image, "_decoder", None)
+    is_large = image.width * image.height > LARGE_PIXELS
+    if image.format != "WEBP" or not is_large or getattr(image, "is_animated", True) or not decoder:
+        image.load()
+        return image
+    frame = decoder.get_next()
+    if frame is None:
+        raise EOFError("failed to decode the picture")
+    image._decoder = None  # type: ignore[attr-defined]  # frees its memory
+    mode = "RGBA" if image.mode == "RGBA" else "RGBX"
+    pixels = Image.frombuffer(mode, image.size, frame[0], "raw", mode, 0, 1)
+    pixels.info = dict(image.info)
+    return pixels
 
 
 def show_first_visible(image: Image.Image) -> None:
@@ -74,30 +98,50 @@ def _is_clear_animation(image: Image.Image) -> bool:
     return is_animated and image.convert("RGBA").getchannel("A").getbbox() is None
 
 
-def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN) -> Image.Image:
+def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN, *, factor: int = 1) -> Image.Image:
     """Return a loaded image of any mode as a new RGB image, upright and without metadata.
 
     Args:
         image: The image.
         facts: How to read the pixels of the image.
+        factor: The image is reduced by this factor; each pixel is the mean of a square.
     """
     turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, facts)
-    if facts.transfer == 0:
-        image = to_srgb(image)
-    has_alpha = facts.has_alpha and image.has_transparency_data
-    upright = _over_white(image) if has_alpha else image.convert("RGB")
-    if facts.transfer:
-        upright = tone_mapped(upright, facts.transfer, facts.primaries)
+    if image.width * image.height > LARGE_PIXELS:
+        upright = _rgb_in_bands(image, facts, factor)
+    else:
+        upright = _rgb(image, facts)
+        upright = upright.reduce(factor) if factor > 1 else upright
     if facts.frame is not None:
+        left, top, right, bottom = (edge // factor for edge in facts.frame)
         canvas = Image.new("RGB", upright.size, "white")
-        canvas.paste(upright.crop(facts.frame), facts.frame[:2])
+        canvas.paste(upright.crop((left, top, right, bottom)), (left, top))
         upright = canvas
     if turn is not None:
         upright = upright.transpose(turn)
     upright.info = {}
     return upright
+
+
+def _rgb(image: Image.Image, facts: PixelFacts) -> Image.Image:
+    """Return an image of 8 bits in RGB, over white and in the colours of a screen."""
+    if facts.transfer == 0:
+        image = to_srgb(image)
+    has_alpha = facts.has_alpha and image.has_transparency_data
+    seen = _over_white(image) if has_alpha else image.convert("RGB")
+    return tone_mapped(seen, facts.transfer, facts.primaries) if facts.transfer else seen
+
+
+def _rgb_in_bands(image: Image.Image, facts: PixelFacts, factor: int) -> Image.Image:
+    """As `_rgb`, reduced, with copies of one band of rows at a time only."""
+    size = (-(-image.width // factor), -(-image.height // factor))
+    seen = Image.new("RGB", size)
+    for box in _bands(*image.size, multiple=factor):
+        band = _rgb(image.crop(box), facts)
+        seen.paste(band.reduce(factor) if factor > 1 else band, (0, box[1] // factor))
+    return seen
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -132,83 +176,94 @@ def _flattened(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def _bands(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+def _bands(width: int, height: int, multiple: int = 1) -> Iterator[tuple[int, int, int, int]]:
     """Yield boxes that divide an image into bands of rows.
 
     Band by band, intermediate copies take little memory.
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image.
+        multiple: The number of rows of a band, except the last, is a multiple of this.
     """
-    rows = max(1, _BAND_PIXELS // max(1, width))
+    rows = max(1, _BAND_PIXELS // max(1, width) // multiple) * multiple
     for top in range(0, height, rows):
         yield 0, top, width, min(height, top + rows)
 
 
+Samples = NDArray[np.uint16] | NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.float32]
+
+
 def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
     """Convert a grey image of 16 bits, 32 bits or floats to `L`. A colour key becomes white."""
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        grey = (values >> (facts.grey_bits - 8)).astype(np.uint8)
-    elif image.mode == "I":
-        values = values.view(np.uint32) if facts.is_unsigned else values
-        grey = _from_integers(values, sixteen=image.format == "PPM")
-    else:
-        grey = _from_floats(values)
+    low, high = (0, 65535) if image.mode.startswith("I;16") else _range(image, facts)
     key = image.info.get("transparency")
-    if isinstance(key, int):
-        grey[values == key] = 255
-    elif facts.is_white_zero:
-        grey = 255 - grey
-    eight = Image.fromarray(grey)
+    eight = Image.new("L", image.size)
+    for box in _bands(*image.size):
+        values = _samples(image, box, facts)
+        if image.mode.startswith("I;16"):
+            grey = (values.astype(np.uint16) >> (facts.grey_bits - 8)).astype(np.uint8)
+        elif image.mode == "I":
+            # Pillow scales a PNM of more than 8 bits to 0..65535; a TIFF does not define its range.
+            grey = _from_integers(values, low, high, sixteen=image.format == "PPM")
+        else:
+            grey = _from_floats(values, low, high)
+        if isinstance(key, int):
+            grey[values == key] = 255
+        elif facts.is_white_zero:
+            grey = 255 - grey
+        eight.paste(Image.fromarray(grey), box)
     eight.info = {k: v for k, v in image.info.items() if k == "icc_profile"}
     return eight
 
 
-def _from_integers(
-    values: NDArray[np.int32] | NDArray[np.uint32], *, sixteen: bool
-) -> NDArray[np.uint8]:
-    low, high = int(values.min()), int(values.max())
-    # Pillow scales a PNM of more than 8 bits to 0..65535. A TIFF does not define its range, so its
-    # largest value decides.
-    if low >= 0 and high <= 65535 and (sixteen or high > 255):
-        return (values >> 8).astype(np.uint8)
-    if low >= 0 and high <= 255:
-        return values.astype(np.uint8)
-    if low >= 0 and high >= 2**31:  # unsigned, and the highest bit is used
-        return (values >> 24).astype(np.uint8)
-    return _stretched(values, low, high)
+def _samples(image: Image.Image, box: tuple[int, int, int, int], facts: PixelFacts) -> Samples:
+    values: Samples = np.asarray(image.crop(box))
+    return values.view(np.uint32) if image.mode == "I" and facts.is_unsigned else values
 
 
-def _from_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _range(image: Image.Image, facts: PixelFacts) -> tuple[float, float]:
+    """Return the smallest and the largest finite sample; infinity and its negative if none is."""
     low, high = np.inf, -np.inf
-    for _, top, _, bottom in _bands(values.shape[1], values.shape[0]):
-        finite = values[top:bottom][np.isfinite(values[top:bottom])]
+    for box in _bands(*image.size):
+        values = _samples(image, box, facts)
+        finite = values[np.isfinite(values)] if image.mode == "F" else values
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return low, high
+
+
+def _from_integers(values: Samples, low: float, high: float, *, sixteen: bool) -> NDArray[np.uint8]:
+    integers = values.astype(np.int64)
+    if low >= 0 and high <= 65535 and (sixteen or high > 255):
+        return (integers >> 8).astype(np.uint8)
+    if low >= 0 and high <= 255:
+        return integers.astype(np.uint8)
+    if low >= 0 and high >= 2**31:  # unsigned, and the highest bit is used
+        return (integers >> 24).astype(np.uint8)
+    return _stretched(values, low, high, low, high)
+
+
+def _from_floats(values: Samples, low: float, high: float) -> NDArray[np.uint8]:
     if low > high:
         return np.zeros(values.shape, np.uint8)
-    if low >= 0 and high <= 1:
-        return _stretched(values, 0, 1, low, high)
+    # Data such as heights or temperatures: viewers show its range from black to white.
+    black, white = low, high
     if low >= 0 and high <= 255:
-        return _stretched(values, 0, 255, low, high)
-    return _stretched(values, low, high)
+        black, white = 0.0, 1.0 if high <= 1 else 255.0
+    return _stretched(values, black, white, low, high)
 
 
 def _stretched(
-    values: NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.float32],
-    black: float,
-    white: float,
-    low: float | None = None,
-    high: float | None = None,
+    values: Samples, black: float, white: float, low: float, high: float
 ) -> NDArray[np.uint8]:
     """Return *values*, scaled so that *black* becomes 0 and *white* becomes 255.
 
-    Infinite values count as *low* and *high*, by default *black* and *white*. NaN counts as *low*.
-    Viewers also show data such as heights or temperatures with their range from black to white.
+    Infinite values count as *low* and *high*, and NaN counts as *low*. Viewers also show data such
+    as heights or temperatures with their range from black to white.
     """
-    low, high = black if low is None else low, white if high is None else high
-    stretched = np.empty(values.shape, np.uint8)
-    for _, top, _, bottom in _bands(values.shape[1], values.shape[0]):
-        band = np.nan_to_num(
-            values[top:bottom].astype(np.float64), nan=low, posinf=high, neginf=low
-        )
-        stretched[top:bottom] = np.rint((band - black) / ((white - black) or 1) * 255)
+    finite = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    stretched: NDArray[np.uint8] = np.rint((finite - black) / ((white - black) or 1) * 255).astype(
+        np.uint8
+    )
     return stretched
