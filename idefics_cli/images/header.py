@@ -11,7 +11,8 @@ from PIL import ImageFile, PsdImagePlugin, TiffImagePlugin
 from idefics_cli.images.camera_raw import is_camera_raw
 from idefics_cli.images.colour import HLG, PQ
 from idefics_cli.images.decoders import use_fast_decoders
-from idefics_cli.images.facts import CameraRaw, PixelFacts, RareKind
+from idefics_cli.images.facts import CameraRaw, PixelFacts
+from idefics_cli.images.jpeg2000 import HEAD_BYTES, check_jpeg2000
 from idefics_cli.images.psd import check_psd_header, read_psd_facts
 from idefics_cli.images.tiff import read_tiff_facts
 
@@ -131,18 +132,9 @@ def _tiff(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
     return read_tiff_facts(image)
 
 
-# JPEG 2000 -------------------------------------------------------------------------------------
-
-
 def _jpeg2000(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # Pillow rounds deeper samples to 8 bits, and the largest overflow to 0: white becomes black.
     stream.seek(0)
-    head = stream.read(1 << 20)
-    start = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ (ISO/IEC 15444-1, A.5.1)
-    count = int.from_bytes(head[start + 40 : start + 42])
-    depths = [(byte & 0x7F) + 1 for byte in head[start + 42 : start + 42 + 3 * count : 3]]
-    if start < 0 or (max(depths, default=8) > 8 and not image.mode.startswith("I")):
-        raise RareKind(f"with {max(depths, default=0)} bits a sample")
+    check_jpeg2000(stream.read(HEAD_BYTES), image.mode)
     return PixelFacts()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageChops, ImageFile
 
 from idefics_cli.images.colour import to_srgb, tone_mapped
 from idefics_cli.images.facts import PixelFacts
@@ -109,6 +110,8 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN, *, factor: int =
     turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, facts)
+    if facts.may_be_blended and image.mode == "RGBA" and _is_over_white(image):
+        facts = replace(facts, has_alpha=False)
     if image.width * image.height > LARGE_PIXELS:
         upright = _rgb_in_bands(image, facts, factor)
     else:
@@ -153,6 +156,23 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
     width, height = image.info["original_size"]
     upright.info["original_size"] = (height, width) if orientation >= 5 else (width, height)
     return upright
+
+
+def _is_over_white(image: Image.Image) -> bool:
+    """Return whether the colours of an RGBA image can be blended with white already.
+
+    Photoshop blends those of its merged picture. Then what is half clear is at least half white.
+    """
+    for box in _bands(*image.size):
+        *colours, alpha = image.crop(box).split()
+        for colour in colours:
+            lightest, _ = ImageChops.add(colour, alpha).getextrema()
+            if isinstance(lightest, tuple) or lightest < 255 - _BLENDING_ERROR:
+                return False
+    return True
+
+
+_BLENDING_ERROR = 3
 
 
 def _over_white(image: Image.Image) -> Image.Image:

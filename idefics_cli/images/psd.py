@@ -41,7 +41,7 @@ def read_psd_facts(image: PsdImagePlugin.PsdImageFile, stream: BinaryIO) -> Pixe
     elif image.mode == "RGB" and is_clear and channels > 3:
         image._mode = "RGBA"
     image.tile = _psd_tiles(image, stream, channels)
-    return PixelFacts()
+    return PixelFacts(may_be_blended=True)
 
 
 _PSD_HINT = "export it as PNG, or save it with 8 bits and `maximize compatibility`"

@@ -220,6 +220,59 @@ def test_jpeg_2000_above_8_bits_is_unsupported(bits: int, is_refused: bool) -> N
         assert difference(opened(data), quadrants()) == 0
 
 
+def subsampled_jpeg2000(width: int, height: int, *factors: tuple[int, int]) -> bytes:
+    """Return a JPEG 2000 file of this size that says that its samples are subsampled."""
+    data = bytearray(encoded(quadrants(width, height), "JPEG2000", no_jp2=True))
+    start = data.index(b"\xff\x4f\xff\x51")
+    for i, factor in enumerate(factors):
+        data[start + 43 + 3 * i : start + 45 + 3 * i] = bytes(factor)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("size", "factors", "is_wrong"),
+    [
+        ((64, 48), [(1, 1), (2, 2), (2, 2)], False),
+        ((64, 48), [(2, 2), (2, 2), (2, 2)], False),
+        ((63, 48), [(1, 1), (2, 2), (2, 2)], True),
+        ((64, 47), [(1, 1), (2, 2), (2, 2)], True),
+        ((64, 47), [(1, 1), (2, 1), (2, 1)], False),
+        ((63, 48), [(1, 1), (2, 1), (2, 1)], True),
+        ((64, 48), [(2, 2), (1, 1), (1, 1)], True),
+    ],
+)
+def test_jpeg_2000_with_subsampled_colours_of_an_odd_size_is_unsupported(
+    size: tuple[int, int], factors: list[tuple[int, int]], is_wrong: bool
+) -> None:
+    data = subsampled_jpeg2000(*size, *factors)
+
+    if is_wrong:
+        assert "subsampled" in str(refusal(data))
+    else:
+        assert opened(data).size == size
+
+
+@pytest.mark.parametrize(
+    ("order", "is_wrong"),
+    [((1, 2, 3), False), ((0, 0, 0), False), ((3, 2, 1), True), ((2, 3, 1), True)],
+)
+def test_jpeg_2000_with_channels_in_another_order_is_unsupported(
+    order: tuple[int, ...], is_wrong: bool
+) -> None:
+    data = encoded(quadrants(), "JPEG2000")
+    rows = b"".join(struct.pack(">HHH", i, 0, colour) for i, colour in enumerate(order))
+    box = struct.pack(">I4sH", 10 + len(rows), b"cdef", 3) + rows
+    end = data.index(b"jp2c") - 4
+    header = data.index(b"jp2h") - 4
+    size = int.from_bytes(data[header : header + 4]) + len(box)
+    data = data[:header] + size.to_bytes(4) + data[header + 4 : end] + box + data[end:]
+
+    if is_wrong:
+        assert "channels in another order" in str(refusal(data))
+    else:
+        assert difference(opened(data), quadrants()) == 0
+
+
 @pytest.mark.parametrize("compression", [None, "tga_rle"])
 @pytest.mark.parametrize("alpha_bits", [0, 8])
 def test_the_alpha_of_a_tga_is_what_its_descriptor_says(

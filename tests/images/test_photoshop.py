@@ -86,6 +86,17 @@ def test_the_alpha_of_a_psd_is_what_its_layers_say(selections: int) -> None:
     assert corners(image) == [WHITE, QUADRANTS[1], WHITE, QUADRANTS[3]]
 
 
+def test_colours_that_photoshop_has_blended_with_white_are_not_blended_again() -> None:
+    alpha = np.full((48, 64), 128, np.uint8)
+    alpha[:24] = 0
+    weight = alpha[..., None] / 255
+    blended = np.rint(PICTURE * weight + 255 * (1 - weight)).astype(np.uint8)
+
+    image = opened(psd([*np.moveaxis(blended, -1, 0), alpha], mode=3, layers=-1))
+
+    assert difference(image, Image.fromarray(blended)) == 0
+
+
 def test_a_grey_or_cmyk_psd_with_a_selection_keeps_its_channels_apart() -> None:
     grey = np.asarray(quadrants().convert("L"))
     inverted = 255 - np.asarray(quadrants().convert("CMYK"))

@@ -1,0 +1,68 @@
+"""JPEG 2000 files that Pillow decodes to wrong colours (ISO/IEC 15444-1)."""
+
+from __future__ import annotations
+
+import struct
+
+from idefics_cli.images.facts import RareKind
+
+HEAD_BYTES = 1 << 20
+"""Number of bytes that `check_jpeg2000` needs."""
+
+_SIZ = struct.Struct(">8IH")  # sizes and offsets of the picture and its tiles, components (A.5.1)
+_COLOUR = 0  # the type of a channel in `cdef` (I.5.3.6)
+
+
+def check_jpeg2000(head: bytes, mode: str) -> None:
+    """Refuse a file whose decoded pixels would be wrong.
+
+    Args:
+        head: The first bytes of the file.
+        mode: Pillow's mode of the picture.
+
+    Raises:
+        RareKind: If the pixels would be wrong.
+    """
+    start = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ
+    if start < 0 or len(head) < start + 44:
+        raise RareKind("without a size")
+    *sizes, count = _SIZ.unpack_from(head, start + 8)
+    table = head[start + 42 : start + 42 + 3 * count]
+    depths = [(byte & 0x7F) + 1 for byte in table[::3]]
+    # Pillow rounds deeper samples to 8 bits, and the largest ones overflow to 0: white is black.
+    if max(depths, default=8) > 8 and not mode.startswith("I"):
+        raise RareKind(f"with {max(depths)} bits a sample")
+    factors = list(zip(table[1::3], table[2::3], strict=True))
+    if len(set(factors)) > 1 and not _is_plain_subsampling(factors, sizes, mode):
+        raise RareKind("with subsampled colours of an odd size")
+    if not _are_channels_in_order(head[:start]):
+        raise RareKind("with channels in another order")
+
+
+def _is_plain_subsampling(factors: list[tuple[int, int]], sizes: list[int], mode: str) -> bool:
+    """Return whether chroma has exactly a half or a quarter of the samples in each tile.
+
+    Otherwise each row of chroma of Pillow is skewed against the one before.
+    """
+    if mode != "RGB" or factors[0] != (1, 1) or factors[1] != factors[2]:
+        return False
+    return all(
+        not any(edge % factor for edge in _edges(sizes[i::2]))
+        for i, factor in enumerate(factors[1])
+    )
+
+
+def _edges(sizes: list[int]) -> list[int]:
+    """Return where the picture, and each of its tiles, begins and ends in one direction."""
+    end, start, tile, tile_start = sizes
+    return [end, start] if tile_start + tile >= end else [end, start, tile, tile_start]
+
+
+def _are_channels_in_order(boxes: bytes) -> bool:
+    """Return whether the first channel is the first colour, and so on. Pillow assumes that."""
+    place = boxes.find(b"cdef")
+    if place < 0 or len(boxes) < place + 6:
+        return True
+    (count,) = struct.unpack_from(">H", boxes, place + 4)
+    rows = struct.iter_unpack(">HHH", boxes[place + 6 : place + 6 + 6 * count][: 6 * count])
+    return all(colour in (0, channel + 1) for channel, kind, colour in rows if kind == _COLOUR)
