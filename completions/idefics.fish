@@ -139,7 +139,7 @@ complete -c idefics -n '__idefics_at chat' -l timeout-seconds -x -d 'Longest wai
 complete -c idefics -n '__idefics_at chat' -l truncated -x -a "keep\t'' refuse\t''" -d 'Accept or refuse pictures of which the end is missing: keep or refuse. (default: refuse)'
 complete -c idefics -n '__idefics_at chat' -l json -d 'Print JSON'
 complete -c idefics -n '__idefics_at chat' -l stream -l no-stream -d 'Show the answer while the model writes it. (default: on a terminal)'
-complete -c idefics -n '__idefics_at chat' -l plain -l no-plain -d 'Show answers without colours and without added line breaks'
+complete -c idefics -n '__idefics_at chat' -l plain -l no-plain -d 'Show answers without colours'
 complete -c idefics -n '__idefics_at chat' -l preview -l no-preview -d 'Show the pictures of a chat in the terminal. (default: on)'
 complete -c idefics -n '__idefics_at chat' -l accessible -l no-accessible -d 'For screen readers: plain lines, no spinner, nothing drawn'
 complete -c idefics -n '__idefics_at chat' -l save -l no-save -d 'Store each turn of the chat on disk. (default: on)'

@@ -198,12 +198,12 @@ class Settings:
     stream: bool | None = _setting(
         None, help="Show the answer while the model writes it.", unset="on a terminal"
     )
-    plain: bool = _setting(
-        False, help="Show answers without colours and without added line breaks."
-    )
+    plain: bool = _setting(False, help="Show answers without colours.")
     preview: bool = _setting(True, help="Show the pictures of a chat in the terminal.")
     accessible: bool = _setting(
-        False, help="For screen readers: plain lines, no spinner, nothing drawn."
+        False,
+        help="For screen readers: plain lines, no spinner, nothing drawn.",
+        also_variables=("ACCESSIBLE",),
     )
     save: bool = _setting(True, help="Store each turn of the chat on disk.")
     yes: bool = _setting(False, help="Download a model without asking.", command_line_only=True)

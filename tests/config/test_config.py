@@ -270,6 +270,12 @@ def test_hf_hub_offline_that_is_not_true_says_nothing(text: str, tmp_path: Path)
     assert resolve({}, {"HF_HUB_OFFLINE": text}, file).settings.offline is True
 
 
+def test_the_variable_of_other_terminal_programs_means_accessible() -> None:
+    assert resolve({}, {"ACCESSIBLE": "1"}, NOWHERE).settings.accessible is True
+    environ = {"ACCESSIBLE": "1", "IDEFICS_ACCESSIBLE": "0"}
+    assert resolve({}, environ, NOWHERE).settings.accessible is False
+
+
 def test_our_own_variable_beats_that_of_the_hub() -> None:
     environ = {"HF_HUB_OFFLINE": "1", "IDEFICS_OFFLINE": "0"}
     assert resolve({}, environ, NOWHERE).settings.offline is False

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,85 +18,15 @@ pexpect = pytest.importorskip("pexpect")  # no pseudo-terminals on Windows
 import termios  # noqa: E402 (not on Windows)
 
 from idefics_cli.demo.samples import write_samples  # noqa: E402 (after the skip)
-from tests.support.tiny import CHATTING  # noqa: E402 (after the skip)
-
-ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
-
-# A prompt that reads keys.
-PROMPT = r"> ?(?:\x1b\[0m[^>]*\x1b\[\?25h)?$"
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A kind of terminal."""
-
-    name: str
-    columns: int = 80
-    arguments: tuple[str, ...] = ()
-    environ: dict[str, str] = field(default_factory=dict)
-    draws: bool = True
-
-
-MODES = (
-    Mode("80 columns"),
-    Mode("40 columns without colours", columns=40, environ={"NO_COLOR": "1"}),
-    Mode("dumb", environ={"TERM": "dumb"}, draws=False),
-    Mode("accessible", arguments=("--accessible",), draws=False),
+from tests.support.chat_terminal import (  # noqa: E402 (after the skip)
+    MODES,
+    PROMPT,
+    Mode,
+    Open,
+    Terminal,
+    check_screen,
 )
-
-
-class Terminal:
-    """A terminal with `idefics chat` in it."""
-
-    def __init__(
-        self, python: Sequence[str], home: Path, *arguments: str, mode: Mode = MODES[0]
-    ) -> None:
-        environ = {
-            **os.environ,
-            "HOME": str(home),
-            "TERM": "xterm-256color",
-            "COLORTERM": "truecolor",
-            "OMP_NUM_THREADS": "1",
-            **mode.environ,
-        }
-        self.home = home
-        program, *before = python
-        self.child = pexpect.spawn(
-            program,
-            [*before, "-m", "idefics_cli", "chat", "-m", "demo", "--device", "cpu", *mode.arguments,
-             *arguments],
-            env=environ, dimensions=(24, mode.columns), timeout=90, encoding="utf-8",
-        )  # fmt: skip
-        self.raw = ""
-
-    def type(self, line: str, end: str = "\r") -> None:
-        """Type *line* and a key."""
-        self.child.send(line + end)
-
-    def see(self, text: str) -> str:
-        """Wait for *text*, in lines of any length; return the output up to its end."""
-        self.child.expect(re.escape(text).replace(r"\ ", r"\s+"))
-        shown: str = self.child.before + self.child.after
-        self.raw += shown
-        return ESCAPES.sub("", shown)
-
-    def answer(self, question: str, answer: str) -> None:
-        """Ask *question*, and wait for the line *answer*."""
-        self.type(question)
-        self.see(f"{answer}\r\n")
-
-    def wait_for_prompt(self) -> None:
-        """Wait until the prompt reads keys, and not the terminal itself."""
-        self.child.expect(PROMPT)
-
-    def leave(self) -> int:
-        """Leave with Ctrl-D; return the exit code."""
-        self.wait_for_prompt()
-        self.child.sendeof()
-        self.child.expect(pexpect.EOF)
-        self.raw += self.child.before
-        self.child.close()
-        return int(self.child.exitstatus)
+from tests.support.tiny import CHATTING  # noqa: E402 (after the skip)
 
 
 @dataclass(frozen=True)
@@ -126,23 +55,6 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
         for row in rows
     ]
     return [s for s in found if {"background", "count", "position"} <= s.questions.keys()]
-
-
-Open = Callable[..., Terminal]
-
-
-@pytest.fixture
-def open_terminal() -> Iterator[Open]:
-    """Return a function that opens a terminal with a chat."""
-    opened = []
-
-    def get(home: Path, *arguments: str, mode: Mode = MODES[0]) -> Terminal:
-        opened.append(Terminal((sys.executable,), home, *arguments, mode=mode))
-        return opened[-1]
-
-    yield get
-    for terminal in opened:
-        terminal.child.close(force=True)
 
 
 @pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.name)
@@ -258,53 +170,6 @@ def test_sigterm_at_the_prompt_leaves_the_terminal_as_it_was(
     assert "Traceback" not in here.child.before
 
 
-def test_pasted_lines_are_one_question_for_a_screen_reader(
-    tmp_path: Path, open_terminal: Open
-) -> None:
-    here = open_terminal(tmp_path, mode=MODES[3])
-    here.see("Ctrl-D leaves")
-    here.wait_for_prompt()
-    time.sleep(0.5)  # as above
-    here.child.send("What is\nthe weather\nlike?")
-    here.see("like?")
-    time.sleep(0.5)  # nothing is sent before Enter
-    here.type("")
-    here.wait_for_prompt()
-    here.type(f"/export json {tmp_path}/chat.json")
-    here.see("wrote")
-    (turn,) = json.loads((tmp_path / "chat.json").read_text())["turns"]
-    assert turn["text"] == "What is\nthe weather\nlike?"
-
-
-def test_no_key_is_shown_in_the_output_of_the_program(tmp_path: Path, open_terminal: Open) -> None:
-    here = open_terminal(tmp_path, "--no-preview", mode=MODES[3])
-    # The program reads no keys yet.
-    here.see("Ctrl-D leaves")
-    here.type("/stats\rHello.\rHello.\r/undo")
-    shown = here.see("took back: Hello.")
-    lines = [line for line in shown.replace("\r", "\n").split("\n") if line.strip()]
-    typed = ("/stats", "Hello.", "/undo")
-    assert not [line for line in lines if line in typed], shown
-    assert not re.search(r"[^> ]/(?:stats|undo)", shown), shown
-
-
-def test_ctrl_c_in_a_begun_line_ends_it_before_the_note(
-    tmp_path: Path, open_terminal: Open
-) -> None:
-    here = open_terminal(tmp_path, mode=MODES[3])
-    here.see("Ctrl-D leaves")
-    here.wait_for_prompt()
-    time.sleep(0.5)  # as above
-    here.type("x", end="")
-    here.see("x")
-    here.child.sendintr()
-    assert "> x" not in here.see("note: Ctrl-D").split("\r\n")[-1]
-    here.wait_for_prompt()
-    here.child.sendeof()
-    here.child.expect(pexpect.EOF)
-    assert here.child.before == "\r\n"
-
-
 def test_ctrl_z_suspends_and_the_line_goes_on(tmp_path: Path) -> None:
     environ = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm-256color", "PS1": "shell$ "}
     shell = pexpect.spawn("bash", ["--norc", "-i"], env=environ, timeout=60, encoding="utf-8")
@@ -362,8 +227,8 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     here.see("now")
     here.type("Tell me a story.")
     here.child.expect(
-        r"(?:[^\s\x1b]+[ \r\n]+){6}"
-    )  # words of the answer; the question has four words
+        r"(?:[^\s\x1b]+[ \r\n]+){10}"
+    )  # words of the answer; the prompt and the question have at most seven
     here.child.sendintr()
     here.see("interrupted; the answer so far is kept")
     here.type("/undo")
@@ -372,16 +237,3 @@ def walk(here: Terminal, samples: list[Sample], other_model: Path) -> None:
     here.see("demo now")
     here.answer(*first.ask("position"))
     here.wait_for_prompt()
-
-
-def check_screen(raw: str, mode: Mode) -> None:
-    """Check that the terminal got no escape sequences that its mode excludes."""
-    assert "Traceback" not in raw
-    assert "\x1b[6n" not in raw  # an answer about the cursor may come late
-    assert ("▀" in raw) == (mode.draws and "NO_COLOR" not in mode.environ)
-    if not mode.draws:
-        # Readline may ask for meta keys and bracketed paste; nothing else.
-        assert set(re.findall(r"\x1b\[[0-9;]*[A-HJKm]", raw)) == set()
-        assert not re.search("[─│╭█⠋⠙]", raw)
-    if mode.environ.get("NO_COLOR"):
-        assert not re.search(r"\x1b\[[0-9;]*[34]8;", raw)

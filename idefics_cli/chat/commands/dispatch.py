@@ -35,14 +35,20 @@ class Dispatcher:
         chat: The chat.
         folder: The current folder.
         commands: The slash commands by name.
+        draws: As `CommandContext.draws`.
     """
 
     def __init__(
-        self, chat: Chat, folder: Path, commands: Mapping[str, SlashCommand] = COMMANDS
+        self,
+        chat: Chat,
+        folder: Path,
+        commands: Mapping[str, SlashCommand] = COMMANDS,
+        *,
+        draws: bool = True,
     ) -> None:
         self.chat = chat
         self.folder = folder
-        self._context = CommandContext(chat, folder, commands)
+        self._context = CommandContext(chat, folder, commands, draws)
 
     def run(self, line: str) -> CommandResult:
         """Run a command, stage pictures, or ask a question, whichever *line* is.

@@ -34,11 +34,14 @@ _ELSEWHERE: Mapping[str, str] = MappingProxyType(
 )
 # With this cutoff, two of three letters must agree. A lower one suggested `/drop` for `/copy`.
 _CUTOFF = 0.67
-_KEYS = (
-    "A picture dragged into the line, or @PATH, is attached too; [1] in a text is picture 1.",
-    'Several lines: Alt-Enter, or """ before and after. Editor: Ctrl-X Ctrl-E. Search: Ctrl-R.',
-    "Ctrl-C stops an answer, Ctrl-D leaves.",
+_PICTURES = (
+    "A picture dragged into the line, or @PATH, is attached too; [1] in a text is picture 1."
 )
+_DRAWN_KEYS = (
+    'Several lines: Alt-Enter, or """ before and after. Editor: Ctrl-X Ctrl-E. Search: Ctrl-R.'
+)
+_PLAIN_KEYS = 'Several lines: paste them, or """ before and after. Search: Ctrl-R.'
+_STOP_KEYS = "Ctrl-C stops an answer, Ctrl-D leaves."
 
 
 def show_help(context: CommandContext, words: str) -> CommandResult:
@@ -49,7 +52,8 @@ def show_help(context: CommandContext, words: str) -> CommandResult:
             raise unknown_command(words, context.commands)
         return CommandResult((f"{found.shown}: {found.summary}",))
     rows = tuple((command.shown, command.summary) for command in context.commands.values())
-    return CommandResult(_KEYS, rows=rows)
+    keys = _DRAWN_KEYS if context.draws else _PLAIN_KEYS
+    return CommandResult((_PICTURES, keys, _STOP_KEYS), rows=rows)
 
 
 def leave(context: CommandContext, words: str) -> CommandResult:

@@ -20,11 +20,13 @@ class CommandContext:
         chat: The chat.
         folder: The current folder.
         commands: All slash commands by name, in the order of `/help`.
+        draws: Whether the line input has the keys of a line editor that draws.
     """
 
     chat: Chat
     folder: Path
     commands: Mapping[str, SlashCommand]
+    draws: bool = True
 
 
 @dataclass(frozen=True, slots=True)

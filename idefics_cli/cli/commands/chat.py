@@ -139,7 +139,7 @@ def _talk(
     stack.callback(talk.close)
     draft = talk.turns.take_back() if session.conversation.pending else ""
     talk.turns.staged += pictures
-    _run(invocation, Dispatcher(talk, Path.cwd()), pictures, draft)
+    _run(invocation, Dispatcher(talk, Path.cwd(), draws=invocation.console.draws), pictures, draft)
 
 
 def _run(

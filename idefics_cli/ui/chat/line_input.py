@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.output import Output
 
 QUOTES = '"""'
 _CONTINUED = "... "
@@ -124,20 +125,16 @@ class DrawnInput:
     ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.application import get_app_session
-        from prompt_toolkit.output import create_output
+        from prompt_toolkit.lexers import SimpleLexer
 
         from idefics_cli.ui.terminal.answers import without_answers
 
         self._is_over = is_over
-        output = create_output(stdout=out)
-        # prompt_toolkit would ask the terminal for the position of the cursor (CPR). Over a slow
-        # connection the answer arrives late and ends up in the typed text. If no answer arrives,
-        # prompt_toolkit prints a warning into the chat.
-        if hasattr(output, "enable_cpr"):
-            output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
             prompt_continuation=_CONTINUED,
+            # Bold, so that a question is found again among long answers.
+            lexer=SimpleLexer("bold"),
             completer=completer(complete),
             complete_while_typing=True,
             history=open_history(history),
@@ -147,7 +144,7 @@ class DrawnInput:
             tempfile_suffix=".md",
             reserve_space_for_menu=_MENU_ROWS,
             input=without_answers(get_app_session().input),
-            output=output,
+            output=_silent_output(out),
         )
         if wraps_anew:
             erase_wrapped_rows(self._session.app)
@@ -157,7 +154,7 @@ class DrawnInput:
         history = self._session.history
         if recall and recall not in map(unquoted, history.get_strings()[-1:]):
             history.append_string(recall)
-        return unquoted(self._session.prompt(prompt, default=text, pre_run=self._begin))
+        return unquoted(self._session.prompt([("bold", prompt)], default=text, pre_run=self._begin))
 
     def _begin(self) -> None:
         self._session.app.create_background_task(self._watch())
@@ -247,7 +244,7 @@ class PlainInput:
         readline.set_history_length(LONGEST_HISTORY)
         if self._history is not None:
             for line in stored_lines(self._history):
-                readline.add_history(line.replace("\n", " "))
+                readline.add_history(unquoted(line).replace("\n", " "))
 
     def _add_to_history(self, typed: str) -> None:
         if not typed.strip():
@@ -270,6 +267,19 @@ class PlainInput:
                 if len(line) - candidate.replaces >= begin
             ]
         return self._found[state] if state < len(self._found) else None
+
+
+def _silent_output(out: TextIO) -> Output:
+    """Return the output of prompt_toolkit to *out*, which asks the terminal nothing."""
+    from prompt_toolkit.output import create_output
+
+    output = create_output(stdout=out)
+    # prompt_toolkit would ask for the position of the cursor (CPR). Over a slow connection the
+    # answer arrives late and ends up in the typed text. If no answer arrives, prompt_toolkit
+    # prints a warning into the chat.
+    if hasattr(output, "enable_cpr"):
+        output.enable_cpr = False
+    return output
 
 
 def _typed(prompt: str) -> str:

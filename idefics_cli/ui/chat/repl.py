@@ -163,7 +163,10 @@ class Repl:
         if self._chat.turns.editing is not None:
             return f"edit {self._chat.turns.editing} > "
         count = len(self._chat.turns.staged)
-        return f"{counted(count, 'picture')} > " if count else "> "
+        parts = [counted(count, "picture")] if count else []
+        if self._console.accessible:  # a screen reader may skip the sign, which ends the turn
+            parts.append("your turn")
+        return " ".join([", ".join(parts), "> "]).lstrip()
 
     def _show_result(self, result: CommandResult) -> _LineBegin:
         """Show *result* and do what it asks for; return how the next line begins."""
