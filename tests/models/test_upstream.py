@@ -54,6 +54,7 @@ from idefics_cli.images import loader as images
 from idefics_cli.images import pillow_setup
 from idefics_cli.models.families import (
     base,
+    bounded_template,
     classes,
     geometry,
     idefics1,
@@ -839,6 +840,35 @@ def _() -> None:
     assert ours | {"get_command", "resolve_command", "list_commands"} <= set(dir(TyperGroup))
     assert ours | {"get_short_help_str"} <= set(dir(TyperCommand))
     assert {"get_help_record", "shell_complete"} <= set(dir(TyperOption)) & set(dir(TyperArgument))
+
+
+@relied_on("the environment of transformers' chat templates", bounded_template)
+def _() -> None:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template("").environment
+    assert type(environment) is ImmutableSandboxedEnvironment
+    assert (environment.trim_blocks, environment.lstrip_blocks) == (True, True)
+    assert {"raise_exception", "strftime_now", "namespace"} <= set(environment.globals)
+    assert len(environment.extensions) == 2  # loop controls, and the tag `generation`
+
+
+@relied_on("the place of a namespace's values in jinja2", bounded_template)
+def _() -> None:
+    from jinja2.utils import Namespace
+
+    assert object.__getattribute__(Namespace(a=1), "_Namespace__attrs") == {"a": 1}
+
+
+@relied_on("jinja2 looks intercepted operators up in the environment", bounded_template)
+def _() -> None:
+    from jinja2 import nodes
+    from jinja2.sandbox import SandboxedEnvironment
+
+    assert {"call_binop", "intercepted_binops", "wrap_str_format"} <= set(dir(SandboxedEnvironment))
+    assert nodes.EnvironmentAttribute.fields == ("name",)
+    assert nodes.Call.fields == ("node", "args", "kwargs", "dyn_args", "dyn_kwargs")
 
 
 @pytest.mark.parametrize("reliance", _ROWS)

@@ -13,6 +13,7 @@ from torch import Tensor
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.families.base import Family, Inputs, pad_left
+from idefics_cli.models.families.bounded_template import BoundedTemplate
 from idefics_cli.models.families.geometry import section
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.prompt_template import PromptTemplate
@@ -37,7 +38,9 @@ class TemplateFamily(Family):
         self, processor: Processor, config: Config, *, chats: bool, stop_ids: Iterable[int] = ()
     ) -> None:
         super().__init__(processor, config, chats=chats, stop_ids=stop_ids)
-        self._template = None if processor.chat_template is None else PromptTemplate(processor)
+        self._template = None
+        if processor.chat_template is not None:
+            self._template = PromptTemplate(BoundedTemplate(processor))
         if chats and self._template is not None:
             self.template_fault = self._template.fault
 

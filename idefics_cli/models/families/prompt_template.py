@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from jinja2 import TemplateError
 
@@ -11,11 +11,21 @@ from idefics_cli.core.errors import IdeficsError, ModelError, PromptError
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import Role
 from idefics_cli.core.units import counted
-from idefics_cli.models.families.protocols import Processor
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 Turn: TypeAlias = tuple[Role, Sequence[str | None]]
 """The role and the content of a message: texts, and None for each picture."""
+
+
+class Renderer(Protocol):
+    """What renders a conversation: a processor of transformers, or `BoundedTemplate`."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, object]], *, add_generation_prompt: bool
+    ) -> str:
+        """Return the prompt of *conversation*."""
+        ...
+
 
 _PROBE = "What is it?"
 # A template takes milliseconds. The limit ends a template with an endless loop.
@@ -30,15 +40,15 @@ class PromptTemplate:
     picture. A first prompt, the probe, shows which form a template takes.
 
     Args:
-        processor: Processor of the checkpoint, with a template.
+        renderer: Renders the template of the checkpoint.
         probe_seconds: Longest time for the probe.
 
     Attributes:
         fault: Why the template cannot be used, as the end of a sentence; None if it works.
     """
 
-    def __init__(self, processor: Processor, *, probe_seconds: float = _PROBE_SECONDS) -> None:
-        self._processor = processor
+    def __init__(self, renderer: Renderer, *, probe_seconds: float = _PROBE_SECONDS) -> None:
+        self._renderer = renderer
         self._form: Callable[[Sequence[str | None]], object] = _as_parts
         self.fault = self._choose_form(probe_seconds)
 
@@ -99,7 +109,7 @@ class PromptTemplate:
         conversation: list[dict[str, object]] = [
             {"role": role, "content": self._form(content)} for role, content in turns
         ]
-        text = self._processor.apply_chat_template(conversation, add_generation_prompt=True)
+        text = self._renderer.apply_chat_template(conversation, add_generation_prompt=True)
         if not isinstance(text, str):
             raise TypeError("the template gives no text")
         return text

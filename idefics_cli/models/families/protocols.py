@@ -27,6 +27,7 @@ class Tokenizer(Protocol):
     pad_token_id: int | None
     unk_token_id: int | None
     chat_template: str | None
+    special_tokens_map: Mapping[str, object]
     added_tokens_decoder: Mapping[int, AddedToken]
 
     def __call__(
