@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from idefics_cli.core.types import (
     Attachment,
@@ -69,11 +69,44 @@ Outcome = Completion | Exception
 """The answer to a request, or the error that made it fail."""
 
 
+Urgency = Literal["interactive", "batch"]
+"""How soon a request should start: someone waits for it, or it is one of many."""
+
+
+class Listener(Protocol):
+    """Receives the events of one request."""
+
+    def __call__(self, event: TokenChunk | Outcome, /) -> None:
+        """Receive a piece of the reply, or the outcome, which comes last and exactly once.
+
+        The inference thread calls this between two tokens, so it must return at once. An error
+        that it raises cancels the request.
+        """
+        ...
+
+
+class Handle(Protocol):
+    """A request that was submitted. Safe in any thread."""
+
+    def cancel(self) -> None:
+        """End the reply after the current token; a request that waits ends at once. Idempotent.
+
+        The listener still gets the outcome: a `Completion` that says "cancelled", unless the reply
+        ended before.
+        """
+        ...
+
+    @property
+    def place(self) -> int | None:
+        """Number of requests of the same urgency that start before this one; None if it started."""
+        ...
+
+
 class Session(Protocol):
     """Answers requests, and returns their outcomes in any order. One thread owns the session.
 
     A request that fails does not affect the others. When the memory runs out, the active requests
-    start again with half as many at a time, down to one.
+    go on with half as many at a time, down to one.
     """
 
     @property
@@ -154,7 +187,33 @@ class Engine(Protocol):
         ...
 
     def measure(self, prepared: Prepared) -> Measure:
-        """Count the tokens of a prompt as `complete` would, without running the model."""
+        """Count the tokens of a prompt as `complete` would, without running the model.
+
+        It does not wait for requests that run.
+        """
+        ...
+
+    def submit(
+        self,
+        prepared: Prepared,
+        listen: Listener,
+        *,
+        urgency: Urgency = "interactive",
+        streams: bool = False,
+    ) -> Handle:
+        """Add a request to those that run, and return at once.
+
+        An interactive request takes any free slot. Its prompt runs in pieces between the tokens of
+        the others. A reply that must give way, because the memory ran out or because another
+        request failed, goes on later with its next token.
+
+        Args:
+            prepared: The request.
+            listen: Receives the events.
+            urgency: A "batch" request starts after the interactive ones, but is not put off for
+                ever.
+            streams: Whether the events hold the text while it is generated.
+        """
         ...
 
     def complete(
@@ -183,7 +242,7 @@ class Engine(Protocol):
                 have not started get no outcome.
 
         Returns:
-            The session. Until it is closed, the engine does no other work.
+            The session. Its requests are batch work: interactive requests start before them.
         """
         ...
 

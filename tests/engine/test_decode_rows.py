@@ -20,7 +20,7 @@ from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.families.protocols import Model, StepOutput
 from tests.support import tiny
-from tests.support.prompts import REPLY_LIMITS, mixed_requests
+from tests.support.prompts import REPLY_LIMITS, AfterForwards, mixed_requests
 
 EngineOf = Callable[[str], LocalEngine]
 
@@ -70,23 +70,17 @@ def test_a_row_that_ended_is_computed_no_more(
     assert steps[0] == (4, True)
 
 
-def test_a_cancelled_batch_ends_the_active_rows_and_no_others(endless: EngineOf) -> None:
+def test_a_cancelled_batch_ends_the_active_rows_and_no_others(
+    endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = endless("idefics2")
-
-    class AfterEight:
-        checks = 0
-
-        def is_set(self) -> bool:
-            self.checks += 1
-            return self.checks > 8
-
-    answer = engine.inference.answer(mixed_requests(engine), AfterEight())
-    finishes = [row.finish for row in answer.rows]
-    assert "cancelled" in finishes
-    assert "length" in finishes
-    assert [row.finish for row in answer.rows if len(row.tokens) == row.limit] == ["length"] * (
-        finishes.count("length")
-    )
+    # One forward of the prompts, and six decode steps.
+    cancel = AfterForwards(monkeypatch, engine, 7)
+    answers = engine.complete(mixed_requests(engine), cancel=cancel)
+    expected = [
+        ("length", limit) if limit <= 7 else ("cancelled", 7) for limit in REPLY_LIMITS.values()
+    ]
+    assert [(answer.finish, answer.new_tokens) for answer in answers] == expected
 
 
 class TwoCards(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no types

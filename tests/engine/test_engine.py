@@ -35,7 +35,7 @@ from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.models.families.base import Inputs
-from idefics_cli.models.families.protocols import Model
+from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.loading.loader import Loaded
 from tests.support.prompts import ask, open_engine, reopen
 
@@ -136,14 +136,16 @@ def test_a_batch_that_is_tried_again_in_halves_is_answered_to_the_end(
 ) -> None:
     whole = engine.complete([ask(sampling=SHORT)])[0]
     family = engine.loaded.family
-    encode = family.encode
+    forward = family.forward
 
-    def encode_one(requests: list[GenerationRequest], pictures: list[tuple[()]]) -> object:
-        if len(requests) > 1:
+    def forward_one(
+        model: Model, inputs: Inputs, cache: Cache, *, mask: Tensor | None, positions: Tensor
+    ) -> StepOutput:
+        if len(positions) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode(requests, pictures)
+        return forward(model, inputs, cache, mask=mask, positions=positions)
 
-    monkeypatch.setattr(family, "encode", encode_one)
+    monkeypatch.setattr(family, "forward", forward_one)
     with engine.serve(slots=2) as session:
         session.put_requests([ask(sampling=SHORT), ask(sampling=SHORT)])
         outcomes = [session.get_outcome(), session.get_outcome()]
@@ -239,7 +241,7 @@ def test_running_out_of_memory_is_an_error_with_a_way_out(
     def fail(*_: object) -> object:
         raise error
 
-    monkeypatch.setattr(engine.loaded.family, "encode", fail)
+    monkeypatch.setattr(engine.loaded.family, "text_inputs", fail)
     with pytest.raises(MemoryLimitError, match="out of memory with 2 prompts") as caught:
         engine.complete([ask(), ask()])
     assert caught.value.hint is not None

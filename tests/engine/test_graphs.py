@@ -27,6 +27,7 @@ from tests.support.prompts import (
     CONVERSATIONS,
     REPLY_LIMITS,
     as_request,
+    complete_with,
     endless_inference,
     mixed_requests,
     open_engine,
@@ -57,15 +58,18 @@ def engine_of(endless: EngineOf, sliding: LocalEngine) -> EngineOf:
     return lambda kind: sliding if kind == SLIDING else endless(kind)
 
 
-class Never:
-    """A flag that is never set."""
-
-    def is_set(self) -> bool:
-        return False
-
-
 def tokens(inference: Inference, batch: Sequence[Prepared]) -> list[list[int]]:
-    return [row.tokens for row in inference.answer(batch, Never()).rows]
+    return [list(answer.token_ids) for answer in complete_with(inference, batch)]
+
+
+def kept_count(inference: Inference, prepared: Prepared, reply: Sequence[int]) -> int:
+    """Return how many tokens of a prompt and its reply have states for a next turn."""
+    family = inference.loaded.family
+    ids = family.encode([prepared.request], [prepared.pictures])["input_ids"][0].tolist()
+    keys = [*family.prefix_keys(ids, prepared.pictures), *reply]
+    cache, count = inference.prefix.take_prefix([*keys, -1])
+    inference.prefix.keep_prefix(keys, cache)
+    return count
 
 
 def plain_tokens(engine: LocalEngine, batch: Sequence[Prepared]) -> list[list[int]]:
@@ -102,10 +106,11 @@ def test_recordings_serve_later_requests_and_later_turns(kind: str, engine_of: E
         (answer,) = engine.complete([prepared])
         assert tokens(inference, [prepared]) == [list(answer.token_ids)]
         # The cache that is kept for the next turn holds the reply too.
-        again = inference.answer([prepared], Never())
+        (again,) = complete_with(inference, [prepared])
         assert again.reused_tokens == answer.prompt_tokens - 1
-        assert list(again.rows[0].tokens) == list(answer.token_ids)
-        assert len(inference.prefix) == answer.prompt_tokens + answer.new_tokens - 1
+        assert again.token_ids == answer.token_ids
+        count = kept_count(inference, prepared, answer.token_ids)
+        assert count == answer.prompt_tokens + answer.new_tokens - 1
     # IDEFICS-1 has other buffers for two images than for one; the others have one recording.
     assert len(capture.recordings) == (2 if kind == "idefics" else 1)
 
@@ -128,9 +133,9 @@ def test_replies_that_end_by_themselves_end_alike_if_steps_run_ahead(
     # One for each token but the first, and one that was started before the last token was read.
     assert capture.replays == len(expected)
     # The cache for the next turn holds the tokens of the reply and no others.
-    again = inference.answer([prepared], Never())
+    (again,) = complete_with(inference, [prepared])
     assert again.reused_tokens == answer.prompt_tokens - 1
-    assert list(again.rows[0].tokens) == expected
+    assert list(again.token_ids) == expected
     assert tokens(inference, mixed_requests(engine)) == tokens(plain, mixed_requests(engine))
 
 

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,8 +18,10 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec, Progress, Sampling
 from idefics_cli.engine.factory import engine_factory
 from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.local.inference import Inference
+from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.models.loading.loader import Loaded
-from tests.support.prompts import ask, endless_inference, open_engine
+from tests.support.prompts import ask, endless_inference, open_engine, reopen
 
 LONG = Sampling(max_new_tokens=480)
 
@@ -46,32 +49,16 @@ def test_closing_ends_an_active_reply(engine: LocalEngine) -> None:
     assert list(stream)[-1].finish == "cancelled"
 
 
-def test_closing_ends_a_stream_that_still_waits_for_its_turn(
-    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = engine.stream(ask(sampling=LONG))
-    next(first)
-    submit, is_submitted = ThreadPoolExecutor.submit, threading.Event()
-
-    def watched(*arguments: object, **options: object) -> Future[object]:
-        job: Future[object] = submit(*arguments, **options)  # type: ignore[arg-type]  # passed on
-        is_submitted.set()
-        return job
-
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", watched)
-    errors: list[str] = []
-
-    def wait_in_line() -> None:
-        with pytest.raises(RuntimeError) as caught:
-            list(engine.stream(ask()))
-        errors.append(str(caught.value))
-
-    second = threading.Thread(target=wait_in_line, daemon=True)
-    second.start()
-    assert is_submitted.wait(20)
-    engine.close()
-    second.join(timeout=20)
-    assert errors == ["the engine was closed meanwhile"]
+def test_closing_ends_a_request_that_still_waits_for_its_turn(engine: LocalEngine) -> None:
+    events = SimpleQueue[object]()
+    tuning = Tuning(interactive_slots=1)
+    with reopen(engine, partial(Inference, stop_ids=(), tuning=tuning)) as narrow:
+        first = narrow.stream(ask(sampling=LONG))
+        next(first)
+        assert narrow.submit(ask(), events.put).place == 0
+    event = events.get(timeout=20)
+    assert isinstance(event, RuntimeError)
+    assert str(event) == "the engine was closed meanwhile"
 
 
 SLOW = """

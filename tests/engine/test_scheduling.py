@@ -6,7 +6,7 @@ import pytest
 
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 from idefics_cli.engine.batching import choose_group, cost
-from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
+from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.picture import PreparedPicture
 
@@ -80,7 +80,7 @@ def numbers(chosen: list[Ticket]) -> list[int]:
 
 
 def test_requests_come_in_when_a_quarter_of_the_slots_is_free() -> None:
-    schedule = RequestSchedule(8)
+    schedule: RequestSchedule[Ticket] = RequestSchedule(8)
     schedule.add(tickets(20))
     assert numbers(schedule.choose(0)) == [*range(8)]
     assert schedule.choose(8) == schedule.choose(7) == []
@@ -90,7 +90,7 @@ def test_requests_come_in_when_a_quarter_of_the_slots_is_free() -> None:
 
 
 def test_a_request_that_starts_alone_is_prepared_alone() -> None:
-    schedule = RequestSchedule(8)
+    schedule: RequestSchedule[Ticket] = RequestSchedule(8)
     assert schedule.upcoming() == []
     schedule.add(tickets(4))
     assert schedule.retry_singly(schedule.choose(0), tried=4) is None
@@ -99,7 +99,7 @@ def test_a_request_that_starts_alone_is_prepared_alone() -> None:
 
 @pytest.mark.parametrize("fits", [1, 2, 3, 5, 8])
 def test_the_slots_are_halved_until_the_memory_is_enough_and_stay_so(fits: int) -> None:
-    schedule = RequestSchedule(8)
+    schedule: RequestSchedule[Ticket] = RequestSchedule(8)
     schedule.add(tickets(20))
     ended: list[int] = []
     reported = [8]
@@ -117,7 +117,7 @@ def test_the_slots_are_halved_until_the_memory_is_enough_and_stay_so(fits: int) 
 
 
 def test_a_request_that_does_not_fit_alone_changes_nothing_for_the_others() -> None:
-    schedule = RequestSchedule(8)
+    schedule: RequestSchedule[Ticket] = RequestSchedule(8)
     schedule.add([*tickets(3), *tickets(1, HUGE, 3), *tickets(12, first=4)])
     failed, sizes = [], []
     while group := schedule.choose(0):
@@ -135,7 +135,7 @@ def test_a_request_that_does_not_fit_alone_changes_nothing_for_the_others() -> N
 
 
 def test_those_that_go_on_keep_their_slots_when_another_has_no_room() -> None:
-    schedule = RequestSchedule(8)
+    schedule: RequestSchedule[Ticket] = RequestSchedule(8)
     schedule.add(tickets(8))
     first = schedule.choose(0)
     schedule.add(tickets(2, first=8))
@@ -152,7 +152,7 @@ def test_those_that_go_on_keep_their_slots_when_another_has_no_room() -> None:
 
 
 def test_those_that_failed_together_are_tried_one_by_one() -> None:
-    schedule = RequestSchedule(4)
+    schedule: RequestSchedule[Ticket] = RequestSchedule(4)
     schedule.add(tickets(5))
     assert schedule.retry_singly(schedule.choose(0), tried=4) is None
     alone = [numbers(schedule.choose(0)) for _ in range(5)]

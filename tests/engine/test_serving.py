@@ -16,12 +16,12 @@ from transformers import Cache
 
 from idefics_cli.core.errors import ContextError, MemoryLimitError, ModelError
 from idefics_cli.core.types import Completion, Sampling
+from idefics_cli.engine.local.decode.batch_decoder import BatchDecoder
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.decode.slots import Slots
-from idefics_cli.engine.local.decode.token_loop import BatchDecoder
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
-from idefics_cli.engine.local.scheduling import RequestSchedule
+from idefics_cli.engine.local.serving.schedule import RequestSchedule
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.protocols import Model, StepOutput
@@ -43,7 +43,7 @@ Alone = Callable[[str, Sampling], list[tuple[int, ...]]]
 NAMES = tuple(CONVERSATIONS)
 GREEDY = Sampling()
 DRAWN = Sampling(temperature=1.0, seed=3)
-SERVING = "idefics_cli.engine.local.serving"
+SERVING = "idefics_cli.engine.local.serving.giving_way"
 
 
 def mixed(engine: LocalEngine, sampling: Sampling = GREEDY) -> list[Prepared]:

@@ -20,8 +20,16 @@ from idefics_cli.core.types import (
     Progress,
     TokenChunk,
 )
-from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
-from idefics_cli.engine.protocol import Engine, Measure, OpenImage, Outcome, Prepared
+from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
+from idefics_cli.engine.protocol import (
+    Engine,
+    Listener,
+    Measure,
+    OpenImage,
+    Outcome,
+    Prepared,
+    Urgency,
+)
 from idefics_cli.models.families.picture import PreparedPicture
 
 Answer = str | Callable[[GenerationRequest], str]
@@ -132,6 +140,23 @@ class FakeEngine:
         self._raise_scripted([prepared.request])
         return self._stream(prepared, cancel)
 
+    def submit(
+        self,
+        prepared: Prepared,
+        listen: Listener,
+        *,
+        urgency: Urgency = "interactive",
+        streams: bool = False,
+    ) -> FakeHandle:
+        """Answer at once, before it returns."""
+        self._raise_scripted([prepared.request])
+        chunks = list(self._stream(prepared, None))
+        for chunk in chunks if streams else ():
+            if chunk.text:
+                listen(replace(chunk, finish=None))
+        listen(self._completion(prepared, chunks))
+        return FakeHandle()
+
     def close(self) -> None:
         """Remember that it was called."""
         self.is_closed = True
@@ -152,7 +177,9 @@ class FakeEngine:
         return Measure(words + 10 * len(prepared.pictures), self.context_tokens)
 
     def _complete(self, prepared: Prepared, cancel: Event | None) -> Completion:
-        chunks = list(self._stream(prepared, cancel))
+        return self._completion(prepared, list(self._stream(prepared, cancel)))
+
+    def _completion(self, prepared: Prepared, chunks: Sequence[TokenChunk]) -> Completion:
         finish = chunks[-1].finish
         assert finish is not None
         return Completion(
@@ -228,13 +255,22 @@ class EngineOf:
         return self._engine
 
 
+class FakeHandle:
+    """A request that has ended."""
+
+    place: int | None = None
+
+    def cancel(self) -> None:
+        """Do nothing: the reply has ended."""
+
+
 class FakeSession:
     """Answers requests by `complete`, in the batches that the real schedule chooses."""
 
     def __init__(self, engine: FakeEngine, slots: int, cancel: Event | None) -> None:
         self._engine = engine
         self._cancel = cancel
-        self._schedule = RequestSchedule(slots)
+        self._schedule: RequestSchedule[Ticket] = RequestSchedule(slots)
         self._ended: deque[tuple[int, Outcome]] = deque()
         self._count = self._open_count = 0
 

@@ -7,14 +7,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 
+import pytest
 from PIL import Image
+from torch import Tensor
+from transformers import Cache
 
-from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Role, Sampling
+from idefics_cli.core.types import (
+    Attachment,
+    Completion,
+    GenerationRequest,
+    LoadSpec,
+    Message,
+    Role,
+    Sampling,
+)
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.protocol import Prepared
+from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.loading.loader import Loaded
 from tests.support.kernels import with_kernels
 
@@ -74,6 +88,42 @@ def reopen(engine: LocalEngine, make_inference: Callable[[Loaded], Inference]) -
     return LocalEngine(
         engine.spec, load=lambda spec, *, report: loaded, make_inference=make_inference
     )
+
+
+def complete_with(
+    inference: Inference, batch: Sequence[Prepared], *, cancel: Event | None = None
+) -> list[Completion]:
+    """Answer *batch* by an engine around *inference*, which keeps its state for later calls."""
+    spec = LoadSpec(repo="", family=inference.loaded.model.config.model_type)
+    with LocalEngine(
+        spec, load=lambda spec, *, report: inference.loaded, make_inference=lambda loaded: inference
+    ) as engine:
+        return engine.complete(batch, cancel=cancel)
+
+
+class AfterForwards(Event):
+    """An event that is set when a model has run some forwards.
+
+    Args:
+        engine: The engine of the model.
+        count: Number of forwards.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: LocalEngine, count: int) -> None:
+        super().__init__()
+        family, left = engine.loaded.family, [count]
+        forward = family.forward
+
+        def counted(
+            model: Model, inputs: Inputs, cache: Cache, *, mask: Tensor | None, positions: Tensor
+        ) -> StepOutput:
+            output = forward(model, inputs, cache, mask=mask, positions=positions)
+            left[0] -= 1
+            if left[0] == 0:
+                self.set()
+            return output
+
+        monkeypatch.setattr(family, "forward", counted)
 
 
 endless_inference = partial(Inference, stop_ids=())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
+from itertools import count
 from queue import SimpleQueue
 from threading import Event
 from types import TracebackType
@@ -22,16 +23,22 @@ from idefics_cli.core.types import (
     TokenChunk,
 )
 from idefics_cli.engine.local.cancel import AnyOf, Flag
-from idefics_cli.engine.local.decode.detokenize import Detokenizer
-from idefics_cli.engine.local.decode.sampling import BatchRow
-from idefics_cli.engine.local.inference import BatchAnswer, Inference
-from idefics_cli.engine.local.memory import free_device_memory
-from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
-from idefics_cli.engine.local.serving import Inbox, Server
-from idefics_cli.engine.local.serving import Outcome as ServerOutcome
-from idefics_cli.engine.local.session import LocalSession, OnOutcome
-from idefics_cli.engine.local.worker import result_of
-from idefics_cli.engine.protocol import Measure, OpenImage, Prepared, Session
+from idefics_cli.engine.local.inference import Inference
+from idefics_cli.engine.local.memory import as_memory_limit, free_device_memory
+from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
+from idefics_cli.engine.local.serving.schedule import RequestSchedule
+from idefics_cli.engine.local.serving.scheduler import Scheduler
+from idefics_cli.engine.local.session import LocalSession
+from idefics_cli.engine.protocol import (
+    Handle,
+    Listener,
+    Measure,
+    OpenImage,
+    Outcome,
+    Prepared,
+    Session,
+    Urgency,
+)
 from idefics_cli.images.loader import ImageLoader
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.hub.registry import base_model_error
@@ -81,12 +88,18 @@ class LocalEngine:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._closing = Event()
         self._inference: Inference | None = None
+        self._scheduler: Scheduler | None = None
+        # Numbers of the requests in the lanes that all callers share.
+        self._numbers = count()
         try:
-            loaded = result_of(self._worker.submit(self._load, load, progress))
+            loaded = self._worker.submit(self._load, load, progress).result()
         except BaseException as error:
             self._shut_down(wait=not isinstance(error, KeyboardInterrupt))
             raise
         self._inference = make_inference(loaded)
+        self._scheduler = Scheduler(
+            self._inference, closing=self._closing, start=self._worker.submit
+        )
         self.revision = loaded.revision
 
     @property
@@ -114,6 +127,11 @@ class LocalEngine:
         """Number of tokens that the model takes, prompt and reply together."""
         return self.loaded.context_tokens
 
+    @property
+    def held_kv_bytes(self) -> int:
+        """Number of bytes of the KV states of active replies, prompts, and kept conversations."""
+        return self._open_scheduler().held_kv_bytes
+
     def prepare(
         self, request: GenerationRequest, *, open_image: OpenImage | None = None
     ) -> Prepared:
@@ -132,7 +150,24 @@ class LocalEngine:
 
     def measure(self, prepared: Prepared) -> Measure:
         """Count the tokens of a prompt; see `Engine.measure`."""
-        return self._worker.submit(self._measure, prepared).result()
+        inputs = self.inference.encode(prepared)
+        return Measure(inputs["input_ids"].shape[1], self.context_tokens)
+
+    def submit(
+        self,
+        prepared: Prepared,
+        listen: Listener,
+        *,
+        urgency: Urgency = "interactive",
+        streams: bool = False,
+    ) -> Handle:
+        """Add a request and return at once; see `Engine.submit`."""
+        scheduler = self._open_scheduler()
+        lane = scheduler.interactive if urgency == "interactive" else scheduler.batch
+        cancel = Event()
+        request = self._open_request(prepared, lane, listen, stop=cancel, streams=streams)
+        scheduler.put([request])
+        return _LocalHandle(request, cancel, scheduler)
 
     def complete(
         self, batch: Sequence[Prepared], *, cancel: Event | None = None
@@ -140,37 +175,69 @@ class LocalEngine:
         """Answer *batch* in order; see `Engine.complete`."""
         if not batch:
             return []
-        abandoned = Event()
-        stop = self._stop_flag(cancel, abandoned)
+        scheduler, abandoned = self._open_scheduler(), Event()
+        stop = AnyOf((abandoned,) if cancel is None else (cancel, abandoned))
+        lane = Lane(RequestSchedule(len(batch)), "interactive", self._closing, starts_whole=True)
+        outcomes: SimpleQueue[tuple[int, TokenChunk | Outcome]] = SimpleQueue()
+
+        def listener(index: int) -> Listener:
+            return lambda event: outcomes.put((index, event))
+
+        requests = [
+            self._open_request(prepared, lane, listener(index), index=index, stop=stop)
+            for index, prepared in enumerate(batch)
+        ]
+        completions: dict[int, Completion] = {}
         try:
-            return result_of(self._worker.submit(self._complete, tuple(batch), stop))
+            scheduler.put(requests)
+            while len(completions) < len(batch):
+                index, outcome = outcomes.get()
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if isinstance(outcome, Completion):
+                    completions[index] = outcome
         finally:
             # Ctrl-C interrupts this thread, and would leave the inference thread running.
             abandoned.set()
+        return [completions[index] for index in range(len(batch))]
 
     def serve(self, *, slots: int, cancel: Event | None = None) -> Session:
         """Open a session of *slots*; see `Engine.serve`."""
-        abandoned = Event()
-        return LocalSession(
+        scheduler, abandoned = self._open_scheduler(), Event()
+        flags = (abandoned, self._closing) if cancel is None else (cancel, abandoned, self._closing)
+        session = LocalSession(
             slots,
-            stop=self._stop_flag(cancel, abandoned),
+            stop=AnyOf(flags),
             abandoned=abandoned,
-            start=lambda *arguments: self._worker.submit(self._serve, *arguments),
+            open_request=self._open_request,
+            put=scheduler.put,
         )
+        scheduler.open_session(session.lane)
+        return session
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield one answer piece by piece; see `Engine.stream`."""
-        abandoned = Event()
-        queue: SimpleQueue[TokenChunk | None] = SimpleQueue()
-        stop = self._stop_flag(cancel, abandoned)
-        job = self._worker.submit(self._stream, prepared, stop, queue.put)
-        # The end mark comes from a callback, because an engine that closes drops jobs that have
-        # not started, and `_stream` then puts nothing.
-        job.add_done_callback(lambda _: queue.put(None))
+        scheduler, abandoned = self._open_scheduler(), Event()
+        stop = AnyOf((abandoned,) if cancel is None else (cancel, abandoned))
+        events: SimpleQueue[TokenChunk | Outcome] = SimpleQueue()
+        request = self._open_request(
+            prepared, scheduler.interactive, events.put, stop=stop, streams=True
+        )
         try:
-            while (chunk := queue.get()) is not None:
-                yield chunk
-            result_of(job)
+            scheduler.put([request])
+            while isinstance(event := events.get(), TokenChunk):
+                yield event
+            if isinstance(event, Exception):
+                raise event
+            yield TokenChunk(
+                "",
+                event.new_tokens,
+                event.finish,
+                prompt_tokens=event.prompt_tokens,
+                reused_tokens=event.reused_tokens,
+                prefill_seconds=event.prefill_seconds,
+                decode_seconds=event.decode_seconds,
+            )
         finally:
             abandoned.set()
 
@@ -209,15 +276,38 @@ class LocalEngine:
         # and cannot be interrupted.
         self._closing.set()
         self._worker.shutdown(wait=wait, cancel_futures=True)
-        self._inference = None
+        self._inference = self._scheduler = None
         if wait:
             free_device_memory()
 
-    def _stop_flag(self, cancel: Event | None, abandoned: Event) -> Flag:
-        """Return a flag that is set when *cancel* or *abandoned* is, or when the engine closes."""
-        # A new flag, because *cancel* may belong to other requests too and must not be set here.
-        return AnyOf(
-            (abandoned, self._closing) if cancel is None else (cancel, abandoned, self._closing)
+    def _open_scheduler(self) -> Scheduler:
+        if self._scheduler is None:
+            raise RuntimeError("the engine is closed")
+        return self._scheduler
+
+    def _open_request(
+        self,
+        prepared: Prepared,
+        lane: Lane,
+        listen: Listener,
+        *,
+        index: int | None = None,
+        stop: Flag | None = None,
+        streams: bool = False,
+    ) -> OpenRequest:
+        """Tokenize the prompt of a request, in the thread of the caller."""
+        inference = self.inference
+        with as_memory_limit(1):
+            inputs = inference.encode(prepared)
+        return OpenRequest(
+            next(self._numbers) if index is None else index,
+            prepared,
+            lane=lane,
+            listen=listen,
+            inputs=inputs,
+            reply=inference.new_row(prepared, inputs),
+            stop=stop or Event(),
+            streams=streams,
         )
 
     def _load(self, load: Load, progress: Progress | None) -> Loaded:
@@ -238,78 +328,23 @@ class LocalEngine:
 
         return report
 
-    def _detokenizer(self, prepared: Prepared) -> Detokenizer:
-        family = self.loaded.family
-        return Detokenizer(family.tokenizer, strip=_strips(prepared), hidden=family.hidden_ids)
 
-    def _measure(self, prepared: Prepared) -> Measure:
-        return Measure(self.inference.count_tokens(prepared), self.context_tokens)
+@dataclass(frozen=True, slots=True)
+class _LocalHandle:
+    """A request of this engine; see `protocol.Handle`."""
 
-    def _complete(self, batch: tuple[Prepared, ...], cancel: Flag) -> list[Completion]:
-        answer = self.inference.answer(batch, cancel)
-        return [
-            _completion(self._detokenizer(prepared), answer, row)
-            for row, prepared in zip(answer.rows, batch, strict=True)
-        ]
+    request: OpenRequest
+    flag: Event
+    scheduler: Scheduler
 
-    def _serve(
-        self, inbox: Inbox, schedule: RequestSchedule, stop: Flag, on_outcome: OnOutcome
-    ) -> None:
-        def deliver(ticket: Ticket, outcome: ServerOutcome) -> None:
-            if isinstance(outcome, Exception):
-                on_outcome((ticket.index, outcome))
-                return
-            text = self._detokenizer(ticket.prepared)
-            (row,) = outcome.rows
-            completion = _completion(text, outcome, row)
-            on_outcome((ticket.index, replace(completion, at_a_time=ticket.at_a_time)))
+    def cancel(self) -> None:
+        """End the reply; see `Handle.cancel`."""
+        self.flag.set()
 
-        Server(self.inference, schedule, deliver).serve(inbox, stop)
-
-    def _stream(self, prepared: Prepared, cancel: Flag, put: Callable[[TokenChunk], None]) -> None:
-        text = self._detokenizer(prepared)
-        last = ""
-
-        def on_token(rows: Sequence[BatchRow]) -> None:
-            nonlocal last
-            (row,) = rows
-            piece = text.feed(row.tokens, last=row.finish is not None)
-            if row.finish:
-                last = piece
-            elif piece:
-                put(TokenChunk(piece, len(row.tokens), prompt_tokens=len(row.prompt)))
-
-        answer = self.inference.answer((prepared,), cancel, on_token)
-        (row,) = answer.rows
-        put(
-            TokenChunk(
-                last,
-                len(row.tokens),
-                row.finish or "cancelled",
-                prompt_tokens=len(row.prompt),
-                reused_tokens=answer.reused_tokens,
-                prefill_seconds=answer.prefill_seconds,
-                decode_seconds=answer.decode_seconds,
-            )
-        )
-
-
-def _completion(text: Detokenizer, answer: BatchAnswer, row: BatchRow) -> Completion:
-    return Completion(
-        text=text.whole(row.tokens),
-        prompt_tokens=len(row.prompt),
-        reused_tokens=answer.reused_tokens,
-        new_tokens=len(row.tokens),
-        finish=row.finish or "cancelled",
-        prefill_seconds=answer.prefill_seconds,
-        decode_seconds=answer.decode_seconds,
-        token_ids=tuple(row.tokens),
-    )
-
-
-def _strips(prepared: Prepared) -> bool:
-    # A completion continues the text of the prompt, so its white space matters.
-    return prepared.request.mode == "chat"
+    @property
+    def place(self) -> int | None:
+        """Number of requests that start before this one; see `Handle.place`."""
+        return self.scheduler.place_of(self.request)
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

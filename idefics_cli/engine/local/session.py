@@ -1,51 +1,76 @@
-"""A session: one thread adds requests, and the inference thread answers them."""
+"""A session: one thread adds requests in turn, and takes their outcomes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+from idefics_cli.core.types import TokenChunk
 from idefics_cli.engine.local.cancel import Flag
-from idefics_cli.engine.local.scheduling import RequestSchedule, Ticket
-from idefics_cli.engine.local.serving import Inbox
-from idefics_cli.engine.local.worker import result_of
-from idefics_cli.engine.protocol import Outcome, Prepared
+from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
+from idefics_cli.engine.local.serving.schedule import RequestSchedule
+from idefics_cli.engine.protocol import Listener, Outcome, Prepared
 
-OnOutcome = Callable[[tuple[int, Outcome]], None]
-StartServing = Callable[[Inbox, RequestSchedule, Flag, OnOutcome], "Future[None]"]
-# While the inference thread waits for requests, it checks after so many seconds if it should stop.
-_POLL_SECONDS = 0.1
+
+class MakeRequest(Protocol):
+    """Tokenizes the prompt of a request."""
+
+    def __call__(
+        self, prepared: Prepared, lane: Lane, listen: Listener, *, index: int
+    ) -> OpenRequest:
+        """Return the request.
+
+        Raises:
+            PromptError: If the model cannot take the prompt.
+        """
+        ...
 
 
 class LocalSession:
-    """Requests of one thread that the inference thread answers; see `protocol.Session`.
+    """Requests of one thread in a lane of their own; see `protocol.Session`.
 
     Args:
         slots: Maximum number of requests at a time.
         stop: Set when the work should stop.
         abandoned: Set by `close`; *stop* includes it.
-        start: Starts a server in the inference thread.
+        open_request: Tokenizes the prompt of a request.
+        put: Adds requests to the engine.
+
+    Attributes:
+        lane: The lane of the requests.
     """
 
-    def __init__(self, slots: int, *, stop: Flag, abandoned: Event, start: StartServing) -> None:
-        self._schedule = RequestSchedule(slots)
+    def __init__(
+        self,
+        slots: int,
+        *,
+        stop: Flag,
+        abandoned: Event,
+        open_request: MakeRequest,
+        put: Callable[[Sequence[OpenRequest]], None],
+    ) -> None:
+        self._outbox = SimpleQueue[tuple[int, Outcome] | Exception | None]()
+        self.lane = Lane(
+            RequestSchedule(slots),
+            "batch",
+            stop,
+            shares_seconds=True,
+            on_stop=partial(self._outbox.put, None),
+            on_failure=self._outbox.put,
+        )
         self._abandoned = abandoned
-        self._outbox = SimpleQueue[tuple[int, Outcome] | None]()
-        self._inbox = _QueueInbox(stop)
-        self._job = start(self._inbox, self._schedule, stop, self._outbox.put)
-        # The end mark comes from a callback, because an engine that closes drops jobs that have
-        # not started.
-        self._job.add_done_callback(lambda _: self._outbox.put(None))
+        self._open_request = open_request
+        self._put = put
         self._count = self._open_count = 0
 
     @property
     def slots(self) -> int:
         """Maximum number of requests at a time; see `protocol.Session`."""
-        return self._schedule.settled
+        return self.lane.schedule.settled
 
     @property
     def room(self) -> int:
@@ -54,10 +79,17 @@ class LocalSession:
 
     def put_requests(self, requests: Sequence[Prepared]) -> None:
         """Add *requests*; see `protocol.Session`."""
-        # One item of the queue for all, so that the inference thread can start them together.
-        self._inbox.put_tickets([Ticket(i, p) for i, p in enumerate(requests, start=self._count)])
+        opened = []
+        for index, prepared in enumerate(requests, start=self._count):
+            try:
+                listen = partial(self._listen, index)
+                opened.append(self._open_request(prepared, self.lane, listen, index=index))
+            except Exception as error:
+                self._outbox.put((index, error))
         self._count += len(requests)
         self._open_count += len(requests)
+        # At once, so that the other thread finds them together.
+        self._put(opened)
 
     def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
         """Return the next outcome; see `protocol.Session`."""
@@ -67,17 +99,17 @@ class LocalSession:
             found = self._outbox.get(timeout_seconds != 0, timeout_seconds)
         except Empty:
             return None
-        if found is None:
-            self._open_count = 0
-            result_of(self._job)
-            return None
-        self._open_count -= 1
-        return found
+        if isinstance(found, tuple):
+            self._open_count -= 1
+            return found
+        self._open_count = 0
+        if found is not None:
+            raise found
+        return None
 
     def close(self) -> None:
         """Cancel the open requests; see `protocol.Session`."""
         self._abandoned.set()
-        self._inbox.close()
 
     def __enter__(self) -> Self:
         return self
@@ -90,35 +122,6 @@ class LocalSession:
     ) -> None:
         self.close()
 
-
-class _QueueInbox:
-    """Hands requests from one thread to another."""
-
-    def __init__(self, stop: Flag) -> None:
-        self._queue: SimpleQueue[list[Ticket] | None] = SimpleQueue()
-        self._stop = stop
-        self._is_closed = False
-
-    def put_tickets(self, tickets: list[Ticket]) -> None:
-        self._queue.put(tickets)
-
-    def close(self) -> None:
-        """Announce that no more requests will come."""
-        self._queue.put(None)
-
-    def take_tickets(self, *, waits: bool) -> list[Ticket]:
-        """Return the new requests; see `serving.Inbox`."""
-        taken: list[Ticket] = []
-        while not self._is_closed:
-            is_waiting = waits and not taken and not self._stop.is_set()
-            try:
-                tickets = self._queue.get(is_waiting, timeout=_POLL_SECONDS)
-            except Empty:
-                if is_waiting:
-                    continue
-                break
-            if tickets is None:
-                self._is_closed = True
-            else:
-                taken += tickets
-        return taken
+    def _listen(self, index: int, event: TokenChunk | Outcome) -> None:
+        if not isinstance(event, TokenChunk):
+            self._outbox.put((index, event))

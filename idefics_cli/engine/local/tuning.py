@@ -22,6 +22,8 @@ class Tuning:
         vision_cost: The cost of one forward of the vision encoder; None estimates it by device and
             dtype.
         feature_bytes: Maximum number of bytes of image features that are kept between requests.
+        kv_bytes: Maximum number of bytes of KV states; None takes most of the free memory.
+        interactive_slots: Maximum number of interactive requests at a time.
     """
 
     chunk_tokens: int | None = None
@@ -29,3 +31,5 @@ class Tuning:
     vision_pixels: int | None = None
     vision_cost: ForwardCost | None = None
     feature_bytes: int = KEPT_BYTES
+    kv_bytes: int | None = None
+    interactive_slots: int = 16

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-# A full buffer grows by so many tokens. Their states take 32 MiB in an 8B model.
-_SPARE_TOKENS = 256
+# A full buffer grows by so many tokens, which take 32 MiB in an 8B model.
+SPARE_TOKENS = 256
 
 
-def growing_cache(*, spare_tokens: int = _SPARE_TOKENS) -> DynamicCache:
+def growing_cache(*, spare_tokens: int = SPARE_TOKENS) -> DynamicCache:
     """Return an empty KV cache that keeps all states, and can be cropped anywhere.
 
     For each new token, the cache of transformers copies the states of all tokens into new memory.
@@ -38,6 +38,16 @@ def drop_first(cache: Cache, count: int) -> None:
         layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
 
 
+def cache_bytes(cache: Cache) -> int:
+    """Return the size of the memory that holds the states of *cache*, spare room included."""
+    return sum(
+        states.untyped_storage().nbytes()
+        for layer in cache.layers
+        for states in (layer.keys, layer.values)
+        if states is not None
+    )
+
+
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
     """The states of one layer: `keys` and `values` (B, heads, T, width) are views of buffers.
 
@@ -56,7 +66,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, spare_tokens: int = _SPARE_TOKENS) -> None:
+    def __init__(self, spare_tokens: int = SPARE_TOKENS) -> None:
         super().__init__()
         self._spare_tokens = spare_tokens
         self.buffers: list[Tensor | None] = [None, None]

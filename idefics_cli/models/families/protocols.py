@@ -96,6 +96,7 @@ class TextConfig(Protocol):
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
+    num_attention_heads: int
 
 
 class VisionConfig(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,22 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import DynamicCache
+from transformers import Cache
 
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
-from idefics_cli.engine.local.decode.token_loop import TokenLoop
 from idefics_cli.engine.local.engine import LocalEngine
-from idefics_cli.engine.local.prompt.prefill import Prompt
-from idefics_cli.engine.local.vision.encoding import PictureEncoder
+from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import cache_name
-from idefics_cli.models.families.kv_cache import growing_cache
-from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.loading.loader import Loaded, check_tokenizer, load, load_config
 from tests.support import tiny
+from tests.support.prompts import complete_with
 from tests.support.reference import auto_processor
 
 Checkpoint = Callable[[str], Path]
@@ -104,42 +102,31 @@ def test_a_resaved_checkpoint_gives_the_same_ids(
     assert ids_of(again, request) == ids_of(loaded_of(kind).family, request)
 
 
+@pytest.mark.parametrize("uses_slots", [True, False])
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
-    kind: str, loaded_of: LoadedOf
+    kind: str, uses_slots: bool, loaded_of: LoadedOf
 ) -> None:
     loaded = loaded_of(kind)
-    request = raw(IMAGE, "It is")
-    inputs = inputs_of(loaded.family, request)
+    request = replace(raw(IMAGE, "It is"), sampling=Sampling(max_new_tokens=4))
     calls: list[tuple[int, int]] = []
 
-    class Watched:
-        def __getattr__(self, name: str) -> object:
-            return getattr(loaded.model, name)
+    def watch(module: nn.Module, _: object, named: dict[str, object]) -> None:
+        tokens = named.get("input_ids", named.get("inputs_embeds"))
+        states = named[cache_name(loaded.model.config.model_type)]
+        assert isinstance(tokens, torch.Tensor)
+        assert isinstance(states, Cache)
+        calls.append((tokens.shape[1], states.get_seq_length()))
 
-        def __call__(self, **arguments: object) -> object:
-            tokens = arguments.get("input_ids", arguments.get("inputs_embeds"))
-            cache = arguments[cache_name(loaded.model.config.model_type)]
-            assert isinstance(tokens, torch.Tensor)
-            assert isinstance(cache, DynamicCache)
-            calls.append((tokens.shape[1], cache.get_seq_length()))
-            return loaded.model(**arguments)
-
-    row = BatchRow(
-        request.sampling,
-        inputs["input_ids"][0].tolist(),
-        limit=4,
-        stop_ids=loaded.family.stop_ids,
-    )
     picture = loaded.family.preprocess(PICTURE)
-    features = PictureEncoder(loaded.model, loaded.family).encode([picture])
-    assert features is not None
-    image_features = loaded.family.place_features(loaded.model, [[features[picture.digest]]])
-    watched = cast("Model", Watched())
-    loop = TokenLoop(watched, loaded.family)
-    loop.generate(Prompt(inputs, image_features), [row], growing_cache())
-    prompt = len(row.prompt)
-    assert calls == [(prompt, 0), *((1, prompt + n) for n in range(len(row.tokens) - 1))]
+    hook = cast("nn.Module", loaded.model).register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        inference = Inference(loaded, uses_slots=uses_slots)
+        (answer,) = complete_with(inference, [Prepared(request, (picture,))])
+    finally:
+        hook.remove()
+    prompt = answer.prompt_tokens
+    assert calls == [(prompt, 0), *((1, prompt + n) for n in range(answer.new_tokens - 1))]
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

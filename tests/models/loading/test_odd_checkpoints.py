@@ -188,7 +188,7 @@ REFUSED: list[tuple[str, str, Change, str, str]] = [
     ("idefics2", "config.json", in_text(num_hidden_layers=3), "lacks 9 of its weights", "again"),
     ("idefics2", "config.json", in_text(hidden_size=64), "have other shapes", "one checkpoint"),
     ("idefics3", "config.json", in_text(hidden_act="nope"), "KeyError: 'nope'", "damaged"),
-    ("idefics3", "config.json", in_text(model_type="evil"), "Unrecognized model type", "damaged"),
+    ("idefics3", "config.json", in_text(model_type="evil"), "evil", "damaged"),
     ("idefics3", "generation_config.json", set_to(eos_token_id=["x", None]),
      "an eos_token_id that is no token", "again"),
     ("idefics2", "tokenizer_config.json", set_to(tokenizer_class="BertTokenizer"),

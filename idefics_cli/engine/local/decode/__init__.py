@@ -1,1 +1,1 @@
-"""Decoding: the token loop, slots, sampling, CUDA graphs, and text from tokens."""
+"""Decode steps, slots, sampling, CUDA graphs, and text from tokens."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from idefics_cli.models.families.base import Inputs
-from idefics_cli.models.families.kv_cache import SlotLayer, SlotView
+from idefics_cli.models.families.kv_cache import SlotLayer, SlotView, growing_cache
 
 # Buffers grow in steps of this many tokens. CUDA kernels align their masks to the same number.
 BLOCK_TOKENS = 256
@@ -22,7 +22,7 @@ class Slots:
     ends, the last row moves into its slot, so that the active rows are always the first ones.
 
     Args:
-        rows: Maximum number of rows at a time.
+        rows: Maximum number of rows at a time; `resize` changes it.
         block_tokens: The buffers grow in steps of this many tokens.
 
     Attributes:
@@ -74,7 +74,7 @@ class Slots:
         self._set_capacity(max(lengths) + 1)
         # Layer by layer, so that memory never holds all states twice.
         for layer, given in zip(self.cache.layers, cache.layers, strict=True):
-            self._grow(layer)
+            self._fit(layer)
             for row, length in enumerate(lengths, start=first):
                 layer.keys[row, :, :length] = given.keys[row - first, :, held - length :]
                 layer.values[row, :, :length] = given.values[row - first, :, held - length :]
@@ -103,11 +103,27 @@ class Slots:
     def reserve_tokens(self, length: int) -> None:
         """Grow the buffers to at least *length* positions."""
         self._set_capacity(length)
-        # All layers are checked, because an error in an earlier call may have left some of them
-        # with the old size.
-        if any(layer.keys.shape[2] != self.capacity for layer in self.cache.layers):
-            for layer in self.cache.layers:
-                self._grow(layer)
+        self._fit_layers()
+
+    def resize(self, rows: int, capacity: int) -> None:
+        """Give the buffers *rows* rows of *capacity* positions, enough for what they hold."""
+        if (rows, capacity) == (self.rows, self.capacity):
+            return
+        self.rows, self.capacity = rows, capacity
+        self.version += 1
+        self._fit_layers()
+        for name, tensor in self.extra.items():
+            resized = tensor.new_zeros(rows, *tensor.shape[1:])
+            resized[: len(self)] = tensor[: len(self)]
+            self.extra[name] = resized
+
+    def copy_row(self, row: int, length: int) -> DynamicCache:
+        """Return a copy of the first *length* states of *row*, as a cache of one row."""
+        copy = growing_cache()
+        for index, layer in enumerate(self.cache.layers):
+            states = (t[row : row + 1, :, :length] for t in (layer.keys, layer.values))
+            copy.update(*states, index)
+        return copy
 
     def view(self, positions: Tensor, width: int) -> Cache:
         """Return the cache for a forward of one token of the first rows.
@@ -121,26 +137,25 @@ class Slots:
             layer.view = view
         return self.cache
 
-    def append_to(self, cache: Cache) -> None:
-        """Append to *cache* the states of the only row that come after those in *cache*."""
-        held, (length,) = cache.get_seq_length(), self.lengths
-        for index, layer in enumerate(self.cache.layers):
-            new = layer.keys[:1, :, held:length], layer.values[:1, :, held:length]
-            cache.update(*new, index)
-
     def _set_capacity(self, length: int) -> None:
         if length > self.capacity:
             self.capacity = -(-length // self._block_tokens) * self._block_tokens
             self.version += 1
 
-    def _grow(self, layer: SlotLayer) -> None:
-        """Give *layer* buffers of the current capacity."""
+    def _fit_layers(self) -> None:
+        # An error between two layers leaves them of different sizes, so all are checked.
+        for layer in self.cache.layers:
+            self._fit(layer)
+
+    def _fit(self, layer: SlotLayer) -> None:
+        """Give *layer* buffers of the current size."""
         for name in ("keys", "values"):
             old = getattr(layer, name)
-            if old.shape[2] != self.capacity:
+            if (old.shape[0], old.shape[2]) != (self.rows, self.capacity):
                 # Zero-fill: masked positions must not hold NaN, because NaN * 0 is NaN.
                 new = old.new_zeros(self.rows, old.shape[1], self.capacity, old.shape[3])
-                new[: len(self), :, : old.shape[2]] = old[: len(self)]
+                kept = min(old.shape[2], self.capacity)
+                new[: len(self), :, :kept] = old[: len(self), :, :kept]
                 setattr(layer, name, new)
 
     def _admit_extra(self, name: str, tensor: Tensor, first: int) -> None:

@@ -43,10 +43,6 @@ class Step(Protocol):
         """Keep only *rows*, in this order; a row may move only to a lower position."""
         ...
 
-    def close(self) -> None:
-        """If there is a single row, complete its cache with the states of the reply."""
-        ...
-
 
 class PlainStep:
     """A step that appends to the cache of the prompts, whose rows stay padded to one length.
@@ -99,9 +95,6 @@ class PlainStep:
         self._mask = None if bool(mask[:, padding:].all()) else mask[:, padding:]
         drop_first(self._cache, padding)
 
-    def close(self) -> None:
-        """Do nothing: the cache is complete after every step."""
-
 
 class SlotStep:
     """A step for rows in slots, which have different lengths and may be admitted at any time.
@@ -110,8 +103,7 @@ class SlotStep:
         model: In eval mode; `slots_problem` returns None for it.
         family: The family of the model.
         slots: Holds the rows.
-        graphs: Replays recorded forwards; None launches each kernel.
-        source: The KV cache of a single prompt, to which `close` appends the states of the reply.
+        graphs: Replays forwards instead of launching each kernel; None launches them.
     """
 
     def __init__(
@@ -121,13 +113,11 @@ class SlotStep:
         slots: Slots,
         *,
         graphs: Graphs | None = None,
-        source: Cache | None = None,
     ) -> None:
         self._model = model
         self._family = family
         self.slots = slots
         self._graphs = graphs
-        self._source = source
         text = model.config.get_text_config()
         self._window = getattr(text, "sliding_window", None)
         self._adds_mask = attention_of(text) == "eager"
@@ -154,11 +144,6 @@ class SlotStep:
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only *rows*; see `Step`."""
         self.slots.keep_rows(rows)
-
-    def close(self) -> None:
-        """Append the states of the reply to the cache of its prompt; see `Step`."""
-        if self._source is not None:
-            self.slots.append_to(self._source)
 
     def _forward(self, inputs: Tensor, width: int, *, has_one_length: bool = False) -> Tensor:
         """Run ids and positions (2, rows) within *width* positions; return logits (rows, V)."""

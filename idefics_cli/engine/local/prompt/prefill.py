@@ -1,14 +1,14 @@
-"""Prefill: the part of a prompt that a KV cache lacks runs through the model, in chunks."""
+"""Prefill: a prompt runs through the model in pieces, from where a cache ends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
 from idefics_cli.models.families.protocols import Model, StepOutput
 
@@ -18,6 +18,8 @@ from idefics_cli.models.families.protocols import Model, StepOutput
 _CPU_OPERATIONS, _MOST_TOKENS = 7e12, 8192
 # A chunk has at least so many tokens of each row.
 _FEWEST_TOKENS = 64
+# While others are answered, a piece of a prompt should take about so long, and starts this small.
+_BESIDE_SECONDS, _FIRST_BESIDE_TOKENS = 0.1, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +41,66 @@ class Prompt:
         return None if bool(mask.all()) else mask
 
 
-@torch.inference_mode()
-def prefill(
+def join_prompts(
+    prompts: Sequence[Inputs], replies: Sequence[Sequence[int]], pad_id: int
+) -> Inputs:
+    """Return prompts, each with the start of its reply behind it, as one left-padded batch.
+
+    Args:
+        prompts: The result of `Family.encode` for each prompt alone: tensors (1, T, ...).
+        replies: Ids of the tokens that each reply has already; most often none.
+        pad_id: Id of the token that pads prompts.
+
+    Returns:
+        Tensors (B, T of the longest, ...).
+    """
+    longest = max(
+        prompt["input_ids"].shape[1] + len(reply)
+        for prompt, reply in zip(prompts, replies, strict=True)
+    )
+    joined = {}
+    for name, first in prompts[0].items():
+        # IDEFICS-1 masks as many pictures in every row as the row with the most has.
+        rest = [max(sizes) for sizes in zip(*(p[name].shape[2:] for p in prompts), strict=True)]
+        is_ids = name == "input_ids"
+        batch = first.new_full((len(prompts), longest, *rest), pad_id if is_ids else 0)
+        for row, prompt, reply in zip(batch, prompts, replies, strict=True):
+            (tensor,), end = prompt[name], longest - len(reply)
+            inner = tuple(map(slice, tensor.shape[1:]))
+            row[(slice(end - len(tensor), end), *inner)] = tensor
+            # A reply attends to the same pictures as the end of its prompt.
+            row[(slice(end, None), *inner)] = torch.tensor(reply) if is_ids else tensor[-1:]
+        joined[name] = batch
+    return joined
+
+
+def prefill_pieces(
     model: Model,
     family: Family,
     prompt: Prompt,
     cache: Cache,
     *,
-    cancel: Flag | None = None,
-    chunk_tokens: int | None = None,
-) -> StepOutput | None:
-    """Run the tokens of *prompt* that *cache* does not hold, and return the last output.
+    piece_tokens: Callable[[], int],
+) -> Generator[None, None, StepOutput]:
+    """Run the tokens of *prompt* that *cache* does not hold, and pause between pieces.
 
     Args:
         model: In eval mode.
         family: The family of the model.
         prompt: B prompts of T tokens; *cache* holds fewer than T.
-        cache: Each chunk appends its states.
-        cancel: Checked before each chunk.
-        chunk_tokens: Number of tokens of each row in one forward; None chooses by device and model.
+        cache: Grows by every piece.
+        piece_tokens: Returns the number of tokens of each row for the next piece.
+
+    Yields:
+        None after each piece but the last.
 
     Returns:
-        Logits (B, 1, V) of the last tokens. None when cancelled; *cache* then holds the chunks
-        that were run.
+        Logits (B, 1, V) of the last tokens.
     """
     mask, positions = prompt.mask, left_padded_positions(prompt.inputs["attention_mask"])
-    (rows, length), start = positions.shape, cache.get_seq_length()
-    chunk_tokens = chunk_tokens or max(_FEWEST_TOKENS, _forward_tokens(model) // rows)
-    while cancel is None or not cancel.is_set():
-        end = min(start + chunk_tokens, length)
+    length, start = positions.shape[1], cache.get_seq_length()
+    while True:
+        end = min(start + piece_tokens(), length)
         output = family.forward(
             model,
             family.text_inputs(model, prompt.inputs, prompt.image_features, start, end),
@@ -78,7 +111,47 @@ def prefill(
         if end == length:
             return output
         start = end
-    return None
+        yield
+
+
+class PieceSize:
+    """The number of prompt tokens in one forward.
+
+    Nothing else runs during a forward. So a prompt runs in short pieces while somebody waits for
+    another reply, and else in pieces as large as the device uses well.
+
+    Args:
+        model: The model that runs the pieces.
+        tokens: Tokens of each row in one forward; None chooses by device and model.
+    """
+
+    def __init__(self, model: Model, tokens: int | None = None) -> None:
+        self._fixed = tokens
+        self._most = _forward_tokens(model)
+        self._is_cpu = model.device.type == "cpu"
+        self._beside = min(self._most, _FIRST_BESIDE_TOKENS)
+
+    def tokens(self, rows: int, *, has_company: bool) -> int:
+        """Return the number of tokens of each of *rows* for the next piece.
+
+        Args:
+            rows: Number of prompts that run together.
+            has_company: Whether somebody waits for other replies meanwhile.
+        """
+        if self._fixed is not None:
+            return self._fixed
+        most = self._beside if has_company else self._most
+        return max(_FEWEST_TOKENS, most // rows)
+
+    def learn_from(self, seconds: float) -> None:
+        """Adapt to the *seconds* that a whole piece beside other replies took."""
+        # A GPU runs a piece long after the call, so its time is not known here.
+        if not self._is_cpu:
+            return
+        if seconds > 2 * _BESIDE_SECONDS:
+            self._beside = max(_FEWEST_TOKENS, self._beside // 2)
+        elif seconds < _BESIDE_SECONDS / 2:
+            self._beside = min(self._most, self._beside * 2)
 
 
 def _forward_tokens(model: Model) -> int:

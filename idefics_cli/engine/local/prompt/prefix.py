@@ -1,75 +1,113 @@
-"""The prefix cache: it keeps the KV cache of one request, for later prompts that begin alike."""
+"""The KV states of earlier conversations, for prompts that begin as they do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import DynamicCache
 
 from idefics_cli.models.families.base import PrefixKey
-from idefics_cli.models.families.kv_cache import growing_cache
+from idefics_cli.models.families.kv_cache import cache_bytes, growing_cache
 
 
-class PrefixCache:
-    """Keeps the KV states of one prompt and its reply, for later prompts that begin alike.
+@dataclass(frozen=True, slots=True)
+class _Conversation:
+    """A prompt with its reply: the key of each token, and its KV states."""
 
-    Each token has a key (`Family.prefix_keys`): its id, or the content of its picture. A new prompt
-    reuses the states of the longest run of equal keys with which both prompts begin. So states are
-    also reused after a turn was undone, asked again or edited. They are not reused in these cases:
+    keys: tuple[PrefixKey, ...]
+    cache: DynamicCache
+
+
+class PrefixStore:
+    """Keeps the KV states of conversations, the least recently used of which go first.
+
+    A new prompt reuses the states of the longest run of keys (`Family.prefix_keys`: token ids, and
+    the content of pictures) with which it and a kept conversation begin. So states are also reused
+    after a turn was undone, asked again or edited, and when many conversations alternate. They are
+    not reused
 
     - for a token whose key, or any key before it, differs;
     - for the last token of a prompt, because its output gives the first token of the reply;
-    - for batches of several prompts, whose rows are padded; a batch leaves this cache as it is;
-    - after an error in the middle of a forward, when the states are unknown;
-    - if the cache does not have the length to which it was cropped.
+    - for prompts that are computed together with others, because their rows are padded;
+    - after an error in the middle of a forward, when the states are unknown.
 
-    The same weights computed the reused states from the same tokens at the same positions, so the
-    results are equal except for rounding. Greedy replies in float32 do not change. In half
-    precision, a tie between two tokens may be broken differently.
+    The same weights computed the reused states from the same tokens at the same positions. The
+    results are equal except for rounding, as when the rows of a batch are computed together:
+    greedy replies in float32 do not change; in half precision a tie may be broken differently.
+
+    Args:
+        max_bytes: Maximum number of bytes of all states. The newest conversation is kept even if
+            it is larger.
     """
 
-    def __init__(self) -> None:
-        self._keys: list[PrefixKey] = []
-        self._cache: DynamicCache | None = None
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        # The least recently used conversation comes first.
+        self._conversations: list[_Conversation] = []
 
     def __len__(self) -> int:
-        """Return the number of tokens whose states are kept."""
-        return len(self._keys)
+        """Return the number of conversations."""
+        return len(self._conversations)
 
     @property
-    def cache(self) -> DynamicCache | None:
-        """The KV cache that is kept."""
-        return self._cache
+    def held_bytes(self) -> int:
+        """Number of bytes of all states."""
+        return sum(cache_bytes(each.cache) for each in self._conversations)
 
     def take_prefix(self, keys: Sequence[PrefixKey]) -> tuple[DynamicCache, int]:
         """Return a cache for a prompt of *keys*, and the number of tokens that it holds.
 
-        The caller owns the returned cache, and may give it back to `keep_prefix` after the reply.
+        The cache belongs to the caller. A conversation that continues is handed over and leaves
+        the store; `keep_prefix` adds it again with the reply. Of a conversation that goes another
+        way, the common part is copied.
         """
-        cache, kept = self._cache, self._keys
-        self.drop()
-        shared = _shared_count(kept, keys[:-1])
-        if cache is None or not shared:
+        usable = keys[:-1]
+        counts = [_shared_count(each.keys, usable) for each in self._conversations]
+        shared = max(counts, default=0)
+        if not shared:
             return growing_cache(), 0
-        if len(kept) > shared:
-            # The argument is negative: the number of states to remove. transformers 5.18 and later
-            # accept no other form.
-            cache.crop(shared - len(kept))
-        if cache.get_seq_length() != shared:
-            return growing_cache(), 0
-        return cache, shared
+        # The newest of several equally good ones.
+        index = len(counts) - 1 - counts[::-1].index(shared)
+        found = self._conversations.pop(index)
+        if len(found.keys) == shared:
+            return found.cache, shared
+        self._conversations.append(found)
+        return _copy_of_start(found.cache, shared), shared
 
     def keep_prefix(self, keys: Sequence[PrefixKey], cache: DynamicCache) -> None:
         """Keep *cache*, which holds the states of *keys*, or of the first of them."""
         length = cache.get_seq_length()
-        if length and length <= len(keys):
-            self._keys, self._cache = list(keys[:length]), cache
-        else:
-            self.drop()
+        if not length or length > len(keys):
+            return
+        kept = tuple(keys[:length])
+        # A conversation that another one contains is of no use.
+        if any(each.keys[:length] == kept for each in self._conversations):
+            return
+        others = [each for each in self._conversations if kept[: len(each.keys)] != each.keys]
+        self._conversations = [*others, _Conversation(kept, cache)]
+        self.shrink_to(self._max_bytes)
+
+    def shrink_to(self, max_bytes: int, *, at_least: int = 1) -> None:
+        """Drop old conversations until the states take up to *max_bytes*.
+
+        Args:
+            max_bytes: Number of bytes.
+            at_least: Number of conversations that stay, however large they are.
+        """
+        while len(self) > at_least and self.held_bytes > max_bytes:
+            self._conversations.pop(0)
 
     def drop(self) -> None:
-        """Drop the kept states."""
-        self._keys, self._cache = [], None
+        """Drop all states."""
+        self._conversations = []
+
+
+def _copy_of_start(cache: DynamicCache, count: int) -> DynamicCache:
+    copy = growing_cache()
+    for index, layer in enumerate(cache.layers):
+        copy.update(layer.keys[:, :, :count], layer.values[:, :, :count], index)
+    return copy
 
 
 def _shared_count(one: Sequence[PrefixKey], other: Sequence[PrefixKey]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,8 +73,6 @@ class PictureEncoder:
     ) -> dict[bytes, Tensor] | None:
         """Return the features (tokens, D) of *pictures* by digest, each computed at most once.
 
-        Tiles of different pictures run together, in the groups of `group_tiles`.
-
         Args:
             pictures: In any order; equal pictures count once.
             cancel: Checked before each forward.
@@ -82,11 +80,26 @@ class PictureEncoder:
         Returns:
             None when cancelled; the features of complete pictures are then in the cache.
         """
+        pieces = self.encode_pieces(pictures)
+        while cancel is None or not cancel.is_set():
+            try:
+                next(pieces)
+            except StopIteration as end:
+                features: dict[bytes, Tensor] = end.value
+                return features
+        return None
+
+    def encode_pieces(
+        self, pictures: Sequence[PreparedPicture]
+    ) -> Generator[None, None, dict[bytes, Tensor]]:
+        """Encode *pictures* as `encode` does, and pause before each forward.
+
+        Tiles of different pictures run together, in the groups of `group_tiles`.
+        """
         features, missing = self._find_features(pictures)
         encoded: dict[Tile, Tensor] = {}
         for group in self.groups(missing.values()):
-            if cancel is not None and cancel.is_set():
-                return None
+            yield
             pixels = _stacked(group, missing, self._model.device)
             sizes = group.sizes if group.has_padding else None
             outputs = self._family.encode_tiles(self._model, pixels, sizes)

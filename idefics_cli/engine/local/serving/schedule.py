@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Prepared
@@ -31,7 +32,14 @@ class Ticket:
     at_a_time: int | None = None
 
 
-class RequestSchedule:
+AnyTicket = TypeVar("AnyTicket", bound=Ticket)
+
+
+def _fits(tickets: Sequence[Ticket]) -> bool:
+    return True
+
+
+class RequestSchedule(Generic[AnyTicket]):
     """The requests that wait for a slot, and the number of slots.
 
     When the memory runs out, the number of slots is halved for the rest of the run. But if the
@@ -40,6 +48,8 @@ class RequestSchedule:
 
     Args:
         slots: Maximum number of requests at a time.
+        least_share: Requests start when 1 / *least_share* of the slots is free, or all are.
+        most_together: Maximum number of requests that start together; None for no limit.
 
     Attributes:
         slots: The current number of slots.
@@ -47,10 +57,14 @@ class RequestSchedule:
             every request that ran out of memory has ended.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(
+        self, slots: int, *, least_share: int = _SHARE, most_together: int | None = None
+    ) -> None:
         self.slots = self.settled = slots
-        self._waiting: list[Ticket] = []
-        # Index of a ticket -> the number of slots when the memory first ran out with that request.
+        self._least_share = least_share
+        self._most_together = most_together
+        self._waiting: list[AnyTicket] = []
+        # By the index of a ticket: the number of slots when the memory first ran out with it.
         self._slots_before: dict[int, int] = {}
 
     @property
@@ -58,38 +72,65 @@ class RequestSchedule:
         """Whether no request waits."""
         return not self._waiting
 
-    def add(self, tickets: Iterable[Ticket]) -> None:
+    @property
+    def waiting(self) -> Sequence[AnyTicket]:
+        """The requests that wait, in the order in which they came."""
+        return self._waiting
+
+    def add(self, tickets: Iterable[AnyTicket]) -> None:
         """Append *tickets* to the queue."""
         self._waiting += tickets
 
-    def choose(self, active: int) -> list[Ticket]:
-        """Remove the tickets that start together now from the queue, and return them.
+    def remove(self, tickets: Iterable[AnyTicket]) -> None:
+        """Remove *tickets* from the queue."""
+        gone = {ticket.index for ticket in tickets}
+        self._waiting = [ticket for ticket in self._waiting if ticket.index not in gone]
+
+    def has_room(self, active: int) -> bool:
+        """Return whether a request waits, and enough slots are free to start it.
 
         Args:
-            active: Number of requests that hold a slot.
-
-        Returns:
-            No ticket if too few slots are free.
+            active: How many requests are running.
         """
         free = self.slots - active
-        if not self._waiting or free < 1 or (active and free < self.slots // _SHARE):
+        return bool(
+            self._waiting and free > 0 and (not active or free >= self.slots // self._least_share)
+        )
+
+    def choose(
+        self, active: int, fits: Callable[[Sequence[AnyTicket]], bool] = _fits
+    ) -> list[AnyTicket]:
+        """Remove the tickets that start now, together, from the queue, and return them.
+
+        Args:
+            active: How many requests are running.
+            fits: Returns whether tickets may start together; if not, fewer are tried.
+
+        Returns:
+            No ticket if too few slots are free, or if not even one fits.
+        """
+        if not self.has_room(active):
             return []
-        chosen = set(self._next_group(free))
-        tickets = [t for index, t in enumerate(self._waiting) if index in chosen]
-        self._waiting = [t for index, t in enumerate(self._waiting) if index not in chosen]
+        chosen = self._next_group(self.slots - active)
+        while chosen and not fits([self._waiting[index] for index in chosen]):
+            chosen = self._next_group(len(chosen) - 1) if len(chosen) > 1 else []
+        tickets = [self._waiting[index] for index in chosen]
+        self.remove(tickets)
         return tickets
 
-    def upcoming(self) -> list[Ticket]:
-        """Return the tickets that will start next, as far as is known.
+    def take_all(self) -> list[AnyTicket]:
+        """Remove all tickets from the queue, and return them."""
+        tickets, self._waiting = self._waiting, []
+        return tickets
 
-        A request that is added later may still fit better to the first of them.
-        """
+    def upcoming(self) -> list[AnyTicket]:
+        """Return the tickets that start next, unless a better match for the first is added."""
         if not self._waiting:
             return []
         return [self._waiting[index] for index in self._next_group(max(1, self.slots // _SHARE))]
 
-    def retry_singly(self, tickets: Sequence[Ticket], *, tried: int) -> Ticket | None:
-        """Put *tickets* back after a group of *tried* requests failed; each then starts alone.
+    def retry_singly(self, tickets: Sequence[AnyTicket], *, tried: int) -> AnyTicket | None:
+        """Put *tickets* back, each to start alone, because a group of *tried* requests failed.
 
         Returns:
             If the group was a single request: its ticket, which is not put back. None otherwise.
@@ -101,7 +142,13 @@ class RequestSchedule:
         self._waiting = [*tickets, *self._waiting]
         return None
 
-    def retry_with_fewer(self, tickets: Sequence[Ticket], *, active: int = 0) -> Ticket | None:
+    def put_back(self, tickets: Sequence[AnyTicket]) -> None:
+        """Put *tickets* back to the front of the queue, in the order in which they came."""
+        self._waiting = sorted(tickets, key=lambda ticket: ticket.index) + self._waiting
+
+    def retry_with_fewer(
+        self, tickets: Sequence[AnyTicket], *, active: int = 0
+    ) -> AnyTicket | None:
         """Put *tickets* back and halve the slots, because the memory ran out.
 
         Args:
@@ -117,10 +164,10 @@ class RequestSchedule:
         if count == self.slots == 1 and tickets:
             return tickets[0]
         self.slots = max(1, min(self.slots, count) // 2)
-        self._waiting = sorted(tickets, key=lambda ticket: ticket.index) + self._waiting
+        self.put_back(tickets)
         return None
 
-    def end(self, ticket: Ticket, *, fits: bool = True) -> None:
+    def end(self, ticket: AnyTicket, *, fits: bool = True) -> None:
         """Note that *ticket* has ended, and whether it fitted into the memory."""
         before = self._slots_before.pop(ticket.index, None)
         if before is None:
@@ -133,5 +180,5 @@ class RequestSchedule:
 
     def _next_group(self, most: int) -> list[int]:
         """Return the queue positions of up to *most* requests that start together."""
-        most = 1 if self._waiting[0].is_single else most
+        most = 1 if self._waiting[0].is_single else min(most, self._most_together or most)
         return choose_group([ticket.prepared for ticket in self._waiting], most)

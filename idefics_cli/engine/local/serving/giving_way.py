@@ -1,0 +1,119 @@
+"""Requests that give way, because the memory ran out or one of them made all fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from idefics_cli.core.errors import MemoryLimitError, PromptError
+from idefics_cli.engine.local.memory import error_summary
+from idefics_cli.engine.local.serving.delivery import Delivery
+from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
+from idefics_cli.engine.local.serving.work import Work
+
+_log = logging.getLogger(__name__)
+
+
+class GivingWay:
+    """Puts requests back into their lanes. They keep their tokens, and later go on after them.
+
+    Args:
+        work: The lanes and what runs.
+        delivery: Tells the outcomes of requests that fail for good.
+    """
+
+    def __init__(self, work: Work, delivery: Delivery) -> None:
+        self._work = work
+        self._inference = work.inference
+        self._delivery = delivery
+        self._has_warned = False
+
+    def give_way(self, requests: Sequence[OpenRequest], error: MemoryLimitError) -> None:
+        """Put *requests* back, because the memory ran out; they go on after their last tokens."""
+        rest = self._take_back(requests)
+        kept = self._inference.has_kept and not all(r.has_dropped_caches for r in rest)
+        self._inference.drop_caches(keeps_slots=len(self._work.rows) > 0)
+        if kept:
+            for request in rest:
+                request.has_dropped_caches = True
+            self._put_back(rest)
+            return
+        batch = [r for r in rest if r.lane.urgency == "batch"]
+        if batch and len(batch) < len(rest):
+            # Batch work gives way first.
+            self._put_back([r for r in rest if r.lane.urgency != "batch"])
+            rest = batch
+        for lane in {id(r.lane): r.lane for r in rest}.values():
+            self._retry_with_fewer(lane, [r for r in rest if r.lane is lane], error)
+
+    def _retry_with_fewer(
+        self, lane: Lane, requests: list[OpenRequest], error: MemoryLimitError
+    ) -> None:
+        is_alone = self._work.is_idle
+        if lane.starts_whole:
+            failed = requests if is_alone else []
+            if not is_alone:
+                self._isolate_requests(requests)
+        else:
+            found = lane.schedule.retry_with_fewer(requests, active=lane.active)
+            failed = [] if found is None else [found]
+            if not is_alone:
+                self._isolate_requests(failed)
+                failed = []
+        for request in failed:
+            self._delivery.end(request, error)
+
+    def retry_singly(self, requests: Sequence[OpenRequest], error: Exception) -> None:
+        """Put *requests* back, each to start alone, because their prompts failed together."""
+        self._log_failure(len(requests), error)
+        rest = self._take_back(requests)
+        if not rest:
+            return
+        failed = rest[0].lane.schedule.retry_singly(rest, tried=len(requests))
+        if failed is not None:
+            self._delivery.end(failed, error)
+
+    def isolate(self, requests: Sequence[OpenRequest], error: Exception) -> None:
+        """Put *requests* back, each to run alone, because one of them made a step fail."""
+        self._log_failure(len(requests), error)
+        rest = self._take_back(requests)
+        if len(requests) > 1:
+            self._isolate_requests(rest)
+            return
+        for request in rest:
+            self._delivery.end(request, error)
+        # The one that fails alone was the reason, so the others may run together again.
+        for lane in self._work.lanes:
+            for request in lane.schedule.waiting:
+                request.is_isolated = False
+
+    def _isolate_requests(self, requests: Sequence[OpenRequest]) -> None:
+        for request in requests:
+            request.is_isolated = True
+        self._put_back(requests)
+
+    def _take_back(self, requests: Sequence[OpenRequest]) -> list[OpenRequest]:
+        """Return those of *requests* that have not ended; end the others."""
+        ended = [request for request in requests if request.reply.finish]
+        self._delivery.end_all(ended)
+        rest = [request for request in requests if not request.reply.finish]
+        for request in rest:
+            request.lane.active -= 1
+        return rest
+
+    def _put_back(self, requests: Sequence[OpenRequest]) -> None:
+        for lane in {id(r.lane): r.lane for r in requests}.values():
+            lane.schedule.put_back([r for r in requests if r.lane is lane])
+
+    def _log_failure(self, count: int, error: Exception) -> None:
+        """Warn once that requests are answered one by one after *error*."""
+        # An error in a prompt is the outcome of its own request.
+        if count < 2 or isinstance(error, PromptError) or self._has_warned:
+            _log.debug("%d requests failed", count, exc_info=error)
+            return
+        self._has_warned = True
+        _log.warning(
+            "answering %d requests one by one, because they failed together: %s",
+            count,
+            error_summary(error),
+        )

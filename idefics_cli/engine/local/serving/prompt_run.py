@@ -1,0 +1,141 @@
+"""The start of a group of requests: their pictures are encoded, then their prompts prefilled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from idefics_cli.engine.local.decode.sampling import Scores, banned_of
+from idefics_cli.engine.local.inference import Inference
+from idefics_cli.engine.local.prompt.prefill import Prompt, join_prompts, prefill_pieces
+from idefics_cli.engine.local.serving.requests import OpenRequest
+from idefics_cli.models.families.base import PrefixKey
+from idefics_cli.models.families.kv_cache import growing_cache
+
+
+class PromptRun:
+    """Computes the prompts of a group in pieces, so that other replies go on between them.
+
+    The inference thread owns it. A piece is one forward: some tiles, or some hundred tokens.
+
+    Args:
+        inference: Runs the model.
+        requests: B requests of one lane; those that were taken back go on after their tokens.
+        uses_prefix: Whether to reuse the states of an earlier conversation; for one request only.
+
+    Attributes:
+        requests: As given.
+        cache: Holds the states of what was computed so far.
+        prompt: The prompts on the device; None before the pictures are encoded.
+    """
+
+    def __init__(
+        self, inference: Inference, requests: Sequence[OpenRequest], *, uses_prefix: bool
+    ) -> None:
+        self.requests = requests
+        self.cache: DynamicCache = growing_cache()
+        self.prompt: Prompt | None = None
+        self._inference = inference
+        self._uses_prefix = uses_prefix
+        self._keys: list[PrefixKey] = []
+        self._has_company = False
+        self._pieces = self._run_pieces()
+
+    @property
+    def keys(self) -> Sequence[PrefixKey]:
+        """The prefix keys of the only prompt; none if no states are to be reused."""
+        return self._keys
+
+    def advance(self, *, has_company: bool) -> bool:
+        """Run the next piece; return whether it was the last, which gives each reply a token.
+
+        Args:
+            has_company: Whether somebody waits for other replies meanwhile.
+        """
+        self._has_company = has_company
+        started = time.perf_counter()
+        is_done = False
+        with torch.inference_mode():
+            try:
+                next(self._pieces)
+            except StopIteration:
+                is_done = True
+        seconds = time.perf_counter() - started
+        if has_company and not is_done and self.prompt is not None:
+            self._inference.piece_size.learn_from(seconds)
+        for request in self.requests:
+            share = len(self.requests) if request.lane.shares_seconds else 1
+            request.prefill_seconds += seconds / share
+        return is_done
+
+    def abandon(self) -> None:
+        """Stop, and keep the states so far for a later prompt that begins alike."""
+        self._pieces.close()
+        if self._keys:
+            self._inference.prefix.keep_prefix(self._keys, self.cache)
+
+    def release(self) -> None:
+        """Free the states and the prompts, after an error."""
+        self._pieces.close()
+        self.cache, self.prompt = growing_cache(), None
+
+    def _run_pieces(self) -> Generator[None, None, None]:
+        loaded = self._inference.loaded
+        inputs = join_prompts(
+            [request.inputs for request in self.requests],
+            [request.reply.tokens for request in self.requests],
+            loaded.family.pad_id,
+        )
+        # A pause before the first work, so that a request that was cancelled costs none.
+        yield
+        image_features = yield from self._encode_pictures()
+        device = loaded.model.device
+        prompt = Prompt({name: t.to(device) for name, t in inputs.items()}, image_features)
+        self._take_prefix()
+        self.prompt = prompt
+        output = yield from prefill_pieces(
+            loaded.model, loaded.family, prompt, self.cache, piece_tokens=self._piece_tokens
+        )
+        logits = output.logits[:, -1]
+        scores = Scores(logits, banned_of(loaded.family, logits.device))
+        scores.choose_tokens([request.reply for request in self.requests])
+
+    def _encode_pictures(self) -> Generator[None, None, Tensor | None]:
+        """Return the image features as the family takes them."""
+        inference = self._inference
+        pictures = [p for request in self.requests for p in request.prepared.pictures]
+        inference.look_ahead.finish(pictures)
+        features = yield from inference.encoder.encode_pieces(pictures)
+        inference.look_ahead.record_use(features.values())
+        for request in self.requests:
+            # The pixels are far larger than the features, and needed no more.
+            known = [
+                replace(p, tiles=(), features=features[p.digest]) for p in request.prepared.pictures
+            ]
+            request.prepared = replace(request.prepared, pictures=tuple(known))
+        loaded = inference.loaded
+        return loaded.family.place_features(
+            loaded.model,
+            [[features[p.digest] for p in r.prepared.pictures] for r in self.requests],
+        )
+
+    def _take_prefix(self) -> None:
+        if not self._uses_prefix:
+            return
+        (request,) = self.requests
+        family = self._inference.loaded.family
+        keys = family.prefix_keys(request.reply.prompt, request.prepared.pictures)
+        keys += request.reply.tokens
+        cache, reused = self._inference.prefix.take_prefix(keys)
+        # A reply that was taken back may find its own states.
+        request.reused_tokens = min(reused, len(request.reply.prompt))
+        self._keys, self.cache = keys, cache
+
+    def _piece_tokens(self) -> int:
+        size = self._inference.piece_size
+        return size.tokens(len(self.requests), has_company=self._has_company)

@@ -1,0 +1,130 @@
+"""Requests in the engine: what was asked, who listens, and the reply so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event
+
+from idefics_cli.core.types import Completion, TokenChunk
+from idefics_cli.engine.local.cancel import Flag
+from idefics_cli.engine.local.decode.detokenize import Detokenizer
+from idefics_cli.engine.local.decode.sampling import BatchRow
+from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
+from idefics_cli.engine.protocol import Listener, Urgency
+from idefics_cli.models.families.base import Family, Inputs
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class OpenRequest(Ticket):
+    """A request that has no outcome yet. The inference thread owns it.
+
+    Attributes:
+        lane: The queue that it came by.
+        listen: Receives its events.
+        streams: Whether the events hold the text while it is generated.
+        stop: Set when nobody wants the reply any more.
+        inputs: Its prompt, tensors (1, T, ...) on the CPU.
+        reply: The reply so far. A reply that is taken back keeps its tokens, and later goes on
+            after them.
+        has_started: Whether it no longer waits for the first time.
+        is_isolated: Whether it runs without any other request, because it, or one that ran with
+            it, failed.
+        has_dropped_caches: Whether all that is kept for later requests was dropped for it once.
+        reused_tokens: Number of prompt tokens that an earlier conversation computed.
+        prefill_seconds: Time of its pictures and its prompt.
+        decode_seconds: Time of its decode steps.
+    """
+
+    lane: Lane
+    listen: Listener
+    inputs: Inputs
+    reply: BatchRow
+    streams: bool = False
+    stop: Flag = field(default_factory=Event)
+    has_started: bool = False
+    is_isolated: bool = False
+    has_dropped_caches: bool = False
+    reused_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    _text: Detokenizer | None = field(default=None, init=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the prompt and of the reply so far."""
+        return len(self.reply.prompt) + len(self.reply.tokens)
+
+    @property
+    def longest(self) -> int:
+        """Maximum number of tokens of the prompt and the reply together."""
+        return len(self.reply.prompt) + self.reply.limit
+
+    def tell_text(self, family: Family) -> None:
+        """Tell the listener the text that is new since the last call."""
+        if not self.streams:
+            return
+        self._text = self._text or self._detokenizer(family)
+        row = self.reply
+        piece = self._text.feed(row.tokens, last=row.finish is not None)
+        if piece:
+            self.listen(TokenChunk(piece, len(row.tokens), prompt_tokens=len(row.prompt)))
+
+    def completion(self, family: Family) -> Completion:
+        """Return the reply as it is now; a reply that has not ended counts as cancelled."""
+        row = self.reply
+        return Completion(
+            text=self._detokenizer(family).whole(row.tokens),
+            prompt_tokens=len(row.prompt),
+            reused_tokens=self.reused_tokens,
+            new_tokens=len(row.tokens),
+            finish=row.finish or "cancelled",
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
+            token_ids=tuple(row.tokens),
+            at_a_time=self.at_a_time,
+        )
+
+    def _detokenizer(self, family: Family) -> Detokenizer:
+        # A completion continues the text of the prompt, so its white space matters.
+        strip = self.prepared.request.mode == "chat"
+        return Detokenizer(family.tokenizer, strip=strip, hidden=family.hidden_ids)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """A queue of requests with its own number of slots. The inference thread owns it.
+
+    Attributes:
+        schedule: The requests that wait, and the number of slots.
+        urgency: "interactive" requests start before "batch" requests.
+        stop: Set when none of its requests is wanted any more.
+        starts_whole: All its requests start together, in one prefill; when the memory does not
+            suffice for that, they fail.
+        shares_seconds: The requests that run together share the time; else each gets all of it.
+        on_stop: Called after *stop* was set, when no more outcomes follow. None gives each request
+            that waits an error instead.
+        on_failure: Called instead of the listeners when the engine itself fails; None tells each.
+        active: Number of its requests that have started and not ended.
+        passed: Number of interactive requests that started while one of its requests waited.
+    """
+
+    schedule: RequestSchedule[OpenRequest]
+    urgency: Urgency
+    stop: Flag
+    starts_whole: bool = False
+    shares_seconds: bool = False
+    on_stop: Callable[[], None] | None = None
+    on_failure: Callable[[Exception], None] | None = None
+    active: int = 0
+    passed: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request waits for nothing but memory."""
+        return self.schedule.has_room(self.active)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request waits or runs."""
+        return self.active > 0 or not self.schedule.is_empty
