@@ -1,4 +1,4 @@
-"""`idefics` and `python -m idefics_cli`."""
+"""The entry point of `idefics` and of `python -m idefics_cli`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 def main() -> None:
     """Run `idefics` with the arguments of this process."""
     if sys.argv[1:2] == ["__complete"]:
-        # A shell asks at a press of TAB; see answers.py.
+        # A shell asks for completions after a press of TAB; see `completion/answers.py`.
         from idefics_cli.completion.answers import run as complete
 
         complete(sys.argv[2:])
     try:
-        # Inside, so that Ctrl-C during the imports prints no traceback.
+        # This import is inside `try`, so that Ctrl-C during it prints no traceback.
         from idefics_cli.cli.app import main as run
 
         run()

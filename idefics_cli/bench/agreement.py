@@ -1,4 +1,10 @@
-"""Whether both sides gave the same answers, or nearly the same where numbers are rounded."""
+"""The comparison of the answers of both sides: they must be the same, or nearly the same.
+
+Where a format rounds numbers, two programs can choose different tokens without a mistake. A token
+of ours is then rated with the logits of plain transformers. Its gap is the best logit minus the
+logit of that token, in standard deviations of all logits at that place. The gap of an answer is the
+largest gap of its tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +15,11 @@ from idefics_cli.bench.measure import Round, Tokens
 from idefics_cli.core.types import GenerationRequest, LoadSpec
 from idefics_cli.core.units import counted
 
-# How much worse than the best a token of ours may be in the logits of plain transformers, in
-# standard deviations of these logits. A random token is about 4 worse. With float32 there is no
-# tolerance: the tokens must be equal. Weights in 4 bit instead of 16 move the logits of random
-# weights by half their standard deviation, and the worst of a hundred tokens by 1.9 to 2.3
-# (idefics2-8b cut to 4 layers; our kernel, and torch's).
+# Largest allowed gap by the format of the weights. A random token has a gap of about 4. float32 is
+# missing because its tokens must be equal. "other format" is for sides whose weights differ in
+# their format: if one side has 4-bit weights and the other 16-bit weights, the logits of a model
+# with random weights differ by half a standard deviation, and the worst of a hundred tokens has a
+# gap of 1.9 to 2.3 (idefics2-8b cut to 4 layers, with our kernel and with torch's).
 TOLERANCES = {"bfloat16": 0.25, "float16": 0.1, "quantized": 0.5, "other format": 3.0}
 # Number of differing answers whose gap is computed.
 _CHECKED = 4
@@ -26,14 +32,13 @@ class Agreement:
     """The comparison of the answers of both sides.
 
     Attributes:
-        agrees: Whether they are as similar as they must be.
-        equal: Share of equal tokens, 0 to 1; the longer answer of each pair counts.
+        agrees: Whether the answers are as similar as they must be.
+        equal: Share of equal tokens, 0 to 1. It is a share of the tokens of the longer answer.
         answers: Number of compared answers.
         tolerance: Largest allowed *gap*; None if all tokens must be equal.
-        gap: How much worse than the best a token of ours is at most, in the logits of plain
-            transformers after the same tokens, in standard deviations; None if it was not
+        gap: Largest gap of an answer of ours; see the top of this module. None if no gap was
             computed.
-        text: The same in words.
+        text: This comparison in words.
     """
 
     agrees: bool
@@ -48,8 +53,8 @@ def tolerance(spec: LoadSpec, *, same_format: bool = True) -> float | None:
     """Return the largest allowed gap for *spec*; None if all tokens must be equal.
 
     Args:
-        spec: Choices of our side.
-        same_format: Whether plain transformers has its weights in the same format.
+        spec: How our side loads the model.
+        same_format: Whether both sides have their weights in the same format.
     """
     if not same_format:
         return TOLERANCES["other format"]
@@ -64,7 +69,7 @@ def compare(rounds: Iterable[Round], *, allowed: float | None, gap: Gap) -> Agre
     Args:
         rounds: Answers of both sides.
         allowed: Largest allowed gap; see `tolerance`.
-        gap: Computes `Agreement.gap` of an answer; called only for answers that differ.
+        gap: Computes the gap of an answer of ours. It is called only for answers that differ.
     """
     pairs = [
         (request, ours, plain)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from idefics_cli.bench.measure import Clock
 
-# Far larger than the caches of the processor.
+# Both sizes are far larger than the caches of a processor, so that memory itself is measured.
 _CPU_BYTES = 256 * 2**20
 _GPU_BYTES = 2**30
 

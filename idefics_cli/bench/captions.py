@@ -16,7 +16,8 @@ from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Engine, Prepared, Session
 from idefics_cli.engine.protocol import Outcome as Answered
 
-# Smaller batches than one that takes this many times as long as the best are not tried.
+# Batch sizes are tried from the largest to the smallest. The search ends at a size that takes more
+# than this many times as long as the best one.
 _TOO_SLOW = 1.25
 
 
@@ -24,10 +25,10 @@ class Recorder:
     """An engine that records the tokens of every answer about a picture.
 
     Args:
-        engine: Engine that does the work.
+        engine: The engine that answers.
 
     Attributes:
-        tokens: Tokens of the last answer about each picture.
+        tokens: The tokens of the last answer about each picture, by the file of the picture.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -79,7 +80,7 @@ class _Recording:
 
 
 class _Run:
-    """Seconds and answers of one way to caption."""
+    """The seconds of each round, and the last answers, of our engine or of one batch size."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -88,14 +89,15 @@ class _Run:
 
 
 def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
-    """Pictures per second of a whole folder, from the files to the captions."""
+    """Measure captioning of a whole folder, from files to captions, in pictures per second."""
     choices, world = stage.choices, stage.world
     pictures = choices.pictures or tuple(
         world.draw_scenes(stage.studio.folder / "scenes", choices.count)
     )
     task = CaptionTask(pictures, choices.caption_prompt, choices.new_tokens, choices.caption_batch)
     requests = _requests(stage, task)
-    # Every round has a new engine, because an engine caches image features.
+    # `_ours` makes a new engine for every round, because an engine caches image features. Plain
+    # transformers caches none, so that one is enough.
     plain = stage.plain
     ours, loops = _Run(), {size: _Run() for size in _sizes(stage, len(pictures))}
     watch = Watch(world.instruments)
@@ -217,7 +219,7 @@ def _agreement(
         for path, request in requests.items()
     ]
     found = compare_pairs(pairs, allowed=stage.allowed, gap=stage.plain.gap)
-    # The written caption must be the generated text.
+    # If both sides generated the same tokens, our run must have written the same text.
     wrong = [
         path
         for path in requests

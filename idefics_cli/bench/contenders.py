@@ -1,4 +1,4 @@
-"""Our side of a benchmark: the engine, timed from outside."""
+"""Our side of a benchmark: the engine, whose calls are timed from outside."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from idefics_cli.bench.measure import Clock, Measurement
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.engine.protocol import Engine
 
-# The engine's own clock starts later than ours: when the pictures are open and its thread has the
-# requests. So the engine may report this share of our seconds at most.
+# The engine reports its own decode time. It must be shorter than the time measured from outside,
+# because it starts only when the pictures are open and the thread of the engine has the requests.
+# Two percent are allowed for the error of the clocks.
 _SLACK = 1.02
 
 
 class Ours:
-    """Answers with an engine.
+    """The contender that answers with an engine.
 
     Args:
-        engine: Engine, which the caller closes.
-        clock: Seconds.
+        engine: The engine, which the caller closes.
+        clock: Returns seconds.
     """
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
@@ -29,12 +30,13 @@ class Ours:
         """Open the pictures of *requests* and answer them; see `Contender.answer`.
 
         Raises:
-            RuntimeError: If the engine reports more seconds than passed.
+            RuntimeError: If the engine reports more seconds than have passed.
         """
         started = self._clock()
         done = self.engine.complete([self.engine.prepare(request) for request in requests])
         seconds = self._clock() - started
-        # Rows in different batches of the engine have clocks of their own; the slowest counts.
+        # The engine may answer the requests in several batches, and times each batch for itself.
+        # The longest of these times is taken.
         decode = max(completion.decode_seconds for completion in done)
         if decode > seconds * _SLACK:
             raise RuntimeError(f"the engine took {seconds:.3f} s and reports {decode:.3f} s")

@@ -1,4 +1,4 @@
-"""Two ways to do the same work, timed in turns, with the load of the machine meanwhile."""
+"""Timing of both sides in turns, together with the load of the machine in that time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from idefics_cli.core.types import GenerationRequest
 
 Clock = Callable[[], float]
 Tokens = tuple[int, ...]
-# Cores that other programs may keep busy before a measurement is marked as disturbed.
+# A measurement is marked as disturbed if other programs keep more cores busy than this.
 FOREIGN_LIMIT = 0.25
-# The same for the factor by which the reference may change within one measurement.
+# It is also marked if the memory bandwidth, which serves as a reference for the state of the
+# hardware, changes by more than this factor within the measurement.
 REFERENCE_LIMIT = 1.25
 
 
@@ -48,9 +49,9 @@ class Measurement:
     """The answers of a contender to a batch of requests, and the time that they took.
 
     Attributes:
-        tokens: New tokens of each request, the end token included.
-        texts: Text of these tokens.
-        seconds: Time from the requests, with pictures as files, to the last token.
+        tokens: The new tokens of each request, the end token included.
+        texts: The text of these tokens.
+        seconds: Time from the requests to the last token. It includes reading the picture files.
         first_seconds: Time from the requests to the first token.
         prompt_tokens: Length of the longest prompt, image tokens included; 0 if unknown.
     """
@@ -68,7 +69,7 @@ class Measurement:
 
     @property
     def steps(self) -> int:
-        """Number of tokens after the first of each request: those from decode steps."""
+        """Number of tokens that decode steps gave: all but the first token of each request."""
         return sum(max(0, len(tokens) - 1) for tokens in self.tokens)
 
 
@@ -81,7 +82,7 @@ class Contender(Protocol):
 
 
 class MachineLoad(Protocol):
-    """The CPU time that the programs of the machine use."""
+    """A source of the CPU time that the programs of the machine have used."""
 
     def busy_seconds(self) -> float | None:
         """Return the CPU seconds of all programs since a fixed moment; None if unknown."""
@@ -107,9 +108,9 @@ class PairedRounds:
 
     Attributes:
         rounds: The measured rounds, in order.
-        warm_up: The first round. Its times do not count, its answers do.
+        warm_up: The first round. Its answers are compared, but its times do not count.
         foreign_cores: Cores that other programs kept busy on average; None if unknown.
-        reference: Values of the reference, one for each round.
+        reference: Values of the reference (see `Instruments`), one for each round.
     """
 
     rounds: tuple[Round, ...]
@@ -125,11 +126,11 @@ class PairedRounds:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Length of a measurement.
+    """How long a measurement takes.
 
     Attributes:
         rounds: Largest number of rounds, without the warm-up.
-        seconds: Time after which no further round begins. The first one always takes place.
+        seconds: Time after which no further round begins. At least one round is measured.
     """
 
     rounds: int = 5
@@ -141,9 +142,10 @@ class Instruments:
     """Instruments for a measurement.
 
     Attributes:
-        clock: Seconds.
-        load: Load of the machine.
-        reference: Measures the memory bandwidth of the hardware at this moment, in GB/s.
+        clock: Returns seconds.
+        load: Returns the CPU time that programs have used.
+        reference: Measures the memory bandwidth of the hardware at this moment, in GB/s; None if
+            there is no reference.
     """
 
     clock: Clock
@@ -153,7 +155,7 @@ class Instruments:
 
 @dataclass(slots=True)
 class Watch:
-    """The load and the reference during a measurement."""
+    """Observes the load of the machine and the reference during a measurement."""
 
     instruments: Instruments
     foreign_cores: float | None = None
@@ -161,7 +163,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Measure the load of other programs during the block."""
+        """Measure the load by other programs during the `with` block."""
         clock, load = self.instruments.clock, self.instruments.load
         began, busy, own = clock(), load.busy_seconds(), load.own_seconds()
         yield
@@ -170,13 +172,13 @@ class Watch:
             self.foreign_cores = max(0.0, (busy_after - busy) - (own_after - own)) / wall
 
     def measure_reference(self) -> None:
-        """Measure the reference once."""
+        """Measure the reference once, if there is one."""
         if self.instruments.reference is not None:
             self._references.append(self.instruments.reference())
 
     @property
     def reference(self) -> Series | None:
-        """Values of the reference; None without values."""
+        """The values of the reference so far; None if there are none."""
         return Series(tuple(self._references)) if self._references else None
 
 
@@ -196,7 +198,7 @@ def measure_in_turns(
         ours: Our side.
         plain: The side of plain transformers.
         pace: Length of the measurement.
-        instruments: Clock, load and reference.
+        instruments: The clock, the load of the machine, and the reference.
     """
     watch = Watch(instruments)
     rounds: list[Round] = []
@@ -225,7 +227,7 @@ def _round(
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Collect garbage now, and do not collect any during the block."""
+    """Collect garbage now, and switch the garbage collector off during the `with` block."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
@@ -253,23 +255,28 @@ class SystemLoad:
             fields = dict(zip(_FIELDS, map(int, first[1:]), strict=False))
         except (OSError, ValueError, IndexError):
             return None
-        # `user` includes the time of guests; `idle` and `iowait` are not work.
+        # `user` already includes the time of virtual machines (`guest`), and no program works
+        # during `idle` and `iowait`. So these three fields are left out.
         return _ticks(fields) / os.sysconf("SC_CLK_TCK")
 
     def own_seconds(self) -> float:
         """Return the CPU seconds of this program; see `MachineLoad.own_seconds`."""
-        # These include child processes only when they have ended.
+        # `os.times` includes only child processes that have ended, so the others are added.
         times = os.times()
         ended = times.user + times.system + times.children_user + times.children_system
         return ended + sum(map(self._child_seconds, self._proc.glob("[0-9]*/stat")))
 
     def _child_seconds(self, stat: Path) -> float:
-        """Return the CPU seconds of a child and its ended children; 0 for other processes."""
+        """Return the CPU seconds of a process and its ended children; 0 if it is no child of ours.
+
+        Args:
+            stat: File `stat` of the process in `/proc`.
+        """
         try:
             text = stat.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return 0.0
-        # The second field is a name, which may contain spaces and brackets.
+        # The second field is a name in brackets. It may itself contain spaces and brackets.
         fields = text.rpartition(")")[2].split()
         if fields[1] != str(os.getpid()):
             return 0.0

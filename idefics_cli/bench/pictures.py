@@ -1,4 +1,7 @@
-"""Pictures to measure with, drawn from seeds: all are different, and all can be drawn again."""
+"""Pictures to measure with.
+
+They are drawn from seeds, so that all are different, and each can be drawn again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 Size = tuple[int, int]
 
-# Typical pictures: photos of two shapes, screenshots, portraits, a panorama, a thumbnail.
+# Width and height of typical pictures: photos, screenshots, portraits, a panorama, a thumbnail.
 MIXED: tuple[Size, ...] = (
     (980, 653),
     (653, 980),
@@ -24,10 +27,10 @@ class Studio:
     """Draws pictures into a folder.
 
     Args:
-        folder: Folder of the files.
+        folder: The folder for the files of the pictures.
 
     Attributes:
-        folder: The same folder.
+        folder: The folder for the files of the pictures.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The side of plain transformers, called as the model documentation shows."""
+"""The side of plain transformers, which is called as the documentation of the models shows."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class FirstToken:
     """A stopping criterion that never stops, and records the time of the first token.
 
     Attributes:
-        clock: Seconds.
-        seconds: Time of the first token; None before.
+        clock: Returns seconds.
+        seconds: When the first token came, on *clock*; None before it.
     """
 
     clock: Clock
@@ -65,17 +65,19 @@ class FirstToken:
 
 
 class Plain:
-    """Answers with `processor(...)` and `model.generate(...)`.
+    """The contender that answers with `processor(...)` and `model.generate(...)` of transformers.
 
-    Its weights are mapped from the same files as ours, so both sides share memory if neither
-    converts them. Settings that do not change the speed are correct, as a careful user would have
-    them: the config and the tokenizer flags that the authors of the checkpoint intended, left
-    padding, end tokens, and image tokens banned from replies.
+    Both sides map their weights from the same files, so they share memory if neither side converts
+    the weights.
+
+    Settings that do not change the speed are set as a careful user sets them: the config and the
+    tokenizer flags are those that the authors of the checkpoint intended, padding is on the left,
+    end tokens end a reply, and image tokens are banned from replies.
 
     Args:
-        spec: The same choices as on our side, but transformers chooses the attention.
+        spec: The same choices as on our side, except that transformers chooses the attention.
         folder: Folder of the checkpoint.
-        clock: Seconds.
+        clock: Returns seconds.
     """
 
     def __init__(self, spec: LoadSpec, folder: Path, clock: Clock) -> None:
@@ -142,7 +144,7 @@ class Plain:
         )
 
     def gap(self, request: GenerationRequest, tokens: Tokens) -> float:
-        """Return how much worse than the best the worst of *tokens* is; see `Agreement.gap`."""
+        """Return the gap of the answer *tokens* to *request*; see the top of `agreement`."""
         import torch
 
         if not tokens:
@@ -215,7 +217,8 @@ class Plain:
         text = self._family.processor.apply_chat_template(conversation, add_generation_prompt=True)
         tokenizer = self._family.tokenizer
         bos = tokenizer.bos_token or ""
-        # Idefics3's template and its tokenizer both write the begin token; one is enough.
+        # Idefics3's template and its tokenizer both write the begin token. The prompt must have
+        # only one.
         if bos and text.startswith(bos) and tokenizer("", add_special_tokens=True)["input_ids"]:
             return text.removeprefix(bos)
         return text

@@ -1,4 +1,7 @@
-"""Checkpoints with the real shape of a model and random weights, in folders like the Hub's."""
+"""Checkpoints that have the shape of a real model and random weights.
+
+Their folders have the same files as a checkpoint from the Hub.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 
 _SPREAD = 0.02  # standard deviation of the initial weights of these models
 _SHARD_BYTES = 2 * 10**9
-# Number of random values, which the weights repeat: drawing billions would take minutes. It is a
-# prime number, so that the rows of a matrix differ.
+# All weights repeat this number of random values, because drawing billions would take minutes. The
+# number is prime, so that the rows of a matrix differ.
 _POOL = 16_777_213
 _READY = "bench.json"
 
@@ -40,9 +43,9 @@ def make(
 ) -> int:
     """Write a checkpoint to *folder*, unless it holds the same one already.
 
-    The tokenizer has the vocabulary size and the control tokens of the real one, and spells
-    every text in letters or bytes. So prompts are longer than with the real tokenizer; pictures
-    take as many tokens.
+    The tokenizer has the vocabulary size and the control tokens of the real one. It spells every
+    text in single letters or bytes, so a prompt takes more tokens than with the real tokenizer. A
+    picture takes as many tokens as with the real one.
 
     Args:
         folder: Folder of the checkpoint, made if it does not exist.
@@ -98,7 +101,7 @@ def _write_weights(folder: Path, identity: Config) -> int:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     dtype = str(identity["dtype"])
-    # The library removes entries from its arguments.
+    # `for_model` removes entries from the dictionaries that it gets, so it gets a copy.
     whole = AutoConfig.for_model(**deepcopy(cast("Config", identity["config"])))
     whole.dtype = dtype
     whole.save_pretrained(folder)
@@ -137,7 +140,7 @@ def _tensor(name: str, shape: tuple[int, ...], pool: Tensor, offset: int) -> Ten
     import torch
 
     if len(shape) == 1:
-        # As in a fresh model, norms scale by 1 and biases are 0.
+        # As in a new model, the weights of norms are 1 and biases are 0.
         return torch.full(
             shape, 1.0 if "norm" in name and "bias" not in name else 0.0, dtype=pool.dtype
         )
@@ -221,8 +224,8 @@ def _tokenizer(vocabulary: Vocabulary) -> Config:
         }
         for token, number in sorted(special.items(), key=lambda item: item[1])
     ]
-    # The special tokens are here too: tokenizers 0.23 takes their ids from the vocabulary and not
-    # from the list of added tokens.
+    # The special tokens are in the vocabulary too, because tokenizers 0.23 takes their ids from
+    # there and not from the list of added tokens.
     model: Config = {"type": "BPE", "vocab": {**base, **special}, "merges": []}
     if is_llama:
         model |= {"unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
@@ -259,7 +262,8 @@ def _llama_rules() -> Config:
 
 def _byte_rules(vocabulary: Vocabulary) -> Config:
     rules = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    # Llama 3's tokenizer writes its begin token; SmolLM2's chat template writes it instead.
+    # Llama 3's tokenizer writes the begin token. SmolLM2's tokenizer does not, because its chat
+    # template writes the token.
     begins = vocabulary.begin == "<|begin_of_text|>"
     begin = vocabulary.begin
     return {

@@ -1,4 +1,4 @@
-"""The result of a run: rows with figures of both sides, and figures that are missing."""
+"""The result of a run: a row for each figure of both sides, and the figures that are missing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One figure of both sides.
+    """One figure, measured for both sides.
 
     Attributes:
         scenario: A key of `run.SCENARIOS`.
-        name: Name of the figure in its scenario, as "batch 4, context 800".
-        compares: What was timed, in words.
+        name: Name of the figure in its scenario, such as "batch 4, context 800".
+        compares: What was measured, in words, such as "files to captions".
         unit: "s", "tokens/s", "pictures/s" or "GB".
         more_is_better: Whether a larger value is better.
         ours: Our value in each round.
         plain: Value of plain transformers in each round.
         agreement: Agreement of the answers of both sides.
         foreign_cores: Cores that other programs kept busy; None if unknown.
-        reference: Values of the bandwidth reference meanwhile, in GB/s.
+        reference: Memory bandwidth of the hardware during the measurement, in GB/s.
         notes: More facts that a reader needs.
     """
 
@@ -43,17 +43,17 @@ class ReportRow:
 
     @property
     def ratio(self) -> float:
-        """How many times better our median is; below 1 if it is worse."""
+        """How many times as good our median is as that of plain transformers; below 1 if worse."""
         return self._ratio(self.ours.median, self.plain.median)
 
     @property
     def best_ratio(self) -> float:
-        """The same ratio for the best rounds, which noise affects least."""
+        """The ratio of the best rounds instead of the medians; noise affects it least."""
         return self._ratio(self.best(self.ours), self.best(self.plain))
 
     @property
     def range(self) -> tuple[float, float]:
-        """The smallest and the largest ratio of a round."""
+        """The smallest and the largest ratio among the rounds."""
         ratios = [
             self._ratio(ours, plain)
             for ours, plain in zip(self.ours.values, self.plain.values, strict=False)
@@ -86,8 +86,8 @@ class Skipped:
 
     Attributes:
         scenario: Scenario of the figure.
-        name: Name of the figure; empty for the whole scenario.
-        why: Reason.
+        name: Name of the figure; "" if the whole scenario was left out.
+        why: Why there is no figure.
         is_failure: Whether the figure is missing because of an error.
     """
 
@@ -102,7 +102,7 @@ class Report:
     """The figures that a run has measured so far.
 
     Attributes:
-        about: Machine, versions, model and settings, for JSON.
+        about: Machine, versions, model and settings, as values for JSON.
         rows: Figures, in the order of measurement.
         skipped: Figures that were left out.
         is_interrupted: Whether the user stopped the run.
@@ -124,7 +124,7 @@ class Report:
         return [item for item in self.skipped if item.is_failure]
 
     def record(self) -> dict[str, object]:
-        """Return the report for JSON."""
+        """Return the report as values for JSON."""
         return {
             "version": VERSION,
             **self.about,
@@ -136,7 +136,7 @@ class Report:
 
 
 def row_record(row: ReportRow) -> dict[str, object]:
-    """Return *row* for JSON."""
+    """Return *row* as values for JSON."""
     low, high = row.range
     return {
         "scenario": row.scenario,

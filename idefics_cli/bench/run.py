@@ -26,7 +26,10 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "caption": captions.caption,
     }
 )
-"""Every scenario by name. Fresh processes come first, while this one has no model in memory."""
+"""Every scenario by its name.
+
+Scenarios with fresh processes come first, while this process has no model in memory.
+"""
 
 
 def run(
@@ -38,13 +41,15 @@ def run(
     table: Mapping[str, Scenario] = SCENARIOS,
     on_result: Callable[[ReportRow | Skipped], None] = lambda result: None,
 ) -> None:
-    """Measure *names* and fill *report*, which also keeps its rows after Ctrl-C.
+    """Measure the scenarios *names* and add their figures to *report*.
+
+    After Ctrl-C, *report* keeps the rows that it has.
 
     Args:
-        names: Keys of *table*, in any order: the table gives the order.
+        names: Keys of *table* in any order. Their order in the table counts.
         world: Connections to the outside.
         choices: Choices of the user.
-        report: Report that gets a row for each figure at once.
+        report: The report, which gets each row as soon as it is measured.
         table: Scenarios by name.
         on_result: Called with every row, and with every figure that is left out.
     """

@@ -17,10 +17,11 @@ _NEXT_QUESTION = "What are the colors in the second picture?"
 
 
 def vision(stage: Stage) -> Iterator[Result]:
-    """Time from a picture to the first token, by shape, with and without splitting."""
+    """Measure the time from a picture to the first token, by shape, with and without splitting."""
     given = stage.spec
     yield from _vision(stage, tail=_tiles(given.splitting))
-    # Both, unless the user chose one, or the family cannot split (None).
+    # The other kind of splitting is measured too, unless the user chose one. `splitting` is None
+    # if the family cannot split pictures.
     if stage.choices.both_splittings and given.splitting is not None:
         stage.use(replace(given, splitting=not given.splitting))
         yield from _vision(stage, tail=_tiles(stage.spec.splitting), only_one=True)
@@ -28,7 +29,7 @@ def vision(stage: Stage) -> Iterator[Result]:
 
 
 def prefill(stage: Stage) -> Iterator[Result]:
-    """Time from a text to the first token, by the length of the prompt."""
+    """Measure the time from a text to the first token, by the length of the prompt."""
     compares = "text of one request to its first token"
     for context in stage.choices.contexts:
         name = f"context {context}"
@@ -42,14 +43,14 @@ def prefill(stage: Stage) -> Iterator[Result]:
 
 
 def decode(stage: Stage) -> Iterator[Result]:
-    """Tokens per second after the first, by batch size and length of the prompt."""
+    """Measure the tokens per second after the first, by batch size and length of the prompt."""
     for context in stage.choices.contexts:
         for batch in stage.choices.batch_sizes:
             yield from _decode(stage, context, batch)
 
 
 def chat(stage: Stage) -> Iterator[Result]:
-    """Time to the first token and to the whole answer, in the second turn of a chat."""
+    """Measure the time to the first token and to the whole answer, in a second turn of a chat."""
     if not stage.spec.chats:
         yield Skipped("chat", "", "a base model does not chat")
         return
@@ -76,14 +77,14 @@ def chat(stage: Stage) -> Iterator[Result]:
 
 
 class _Texts:
-    """Makes the requests of a round: texts of one length.
+    """Makes the requests of a round, which are texts of the same length.
 
     Args:
-        prompts: Makes a text.
-        tokens: Prompt tokens of each.
+        prompts: Makes one request.
+        tokens: Number of prompt tokens of each request.
         new_tokens: Length of an answer.
-        batch: Number of texts.
-        warm_up_tokens: Prompt tokens in the warm-up; None for *tokens*.
+        batch: Number of requests.
+        warm_up_tokens: Number of prompt tokens in the warm-up round; None means *tokens*.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ def _vision(stage: Stage, *, tail: str, only_one: bool = False) -> Iterator[Resu
 
 
 def _pictures(stage: Stage, sizes: Sequence[Size], figure: Figure) -> Iterator[Result]:
-    """Measure requests with one picture each, of *sizes*, in one batch."""
+    """Measure one batch of requests, each about one picture; *sizes* has the sizes of these."""
     stage.world.say(f"vision: {figure.name}")
     prompts = stage.prompts()
 
@@ -136,8 +137,8 @@ def _decode(stage: Stage, context: int, batch: int) -> Iterator[Result]:
         yield skipped
         return
     stage.world.say(f"decode: {name}")
-    # Only the steps after the first are measured. A short prompt warms these up on a CPU. On a GPU
-    # memory and graphs depend on the length.
+    # Only the decode steps are measured. On a CPU, a short prompt is enough to warm them up. On a
+    # GPU the warm-up has the full length, because memory and CUDA graphs depend on it.
     warm_up = min(context, _WARM_UP_TOKENS) if stage.spec.device == "cpu" else context
     texts = _Texts(
         stage.prompts(), context, new_tokens=new_tokens, batch=batch, warm_up_tokens=warm_up

@@ -1,4 +1,7 @@
-"""Real shapes of checkpoints, for random weights, from their configuration files on the Hub."""
+"""Shapes of real models, for checkpoints with random weights.
+
+The values come from the configuration files of these models on the Hub.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,12 @@ class Vocabulary:
     """Size and control tokens of a vocabulary.
 
     Attributes:
-        kind: "llama" (word marks and byte tokens) or "bytes" (byte level, as GPT-2's).
-        size: Rows of the embedding.
+        kind: "llama" (word marks and byte tokens) or "bytes" (byte level, as in GPT-2).
+        size: Number of rows of the embedding.
         begin: Text of the begin token.
         end: Text of the end token.
         pad: Text of the padding token.
-        special: Id of every control token, by its text.
+        special: The id of every control token, by the text of the token.
     """
 
     kind: Literal["llama", "bytes"]
@@ -51,15 +54,15 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class RealShape:
-    """Everything that a checkpoint of random weights is made from.
+    """What is needed of a real model to make a checkpoint of the same shape with random weights.
 
     Attributes:
-        name: Name of the model that has this shape.
-        config: Its `config.json`, without values that are defaults of its class.
-        images: Its `preprocessor_config.json`.
-        image_tokens: Prompt tokens of one picture or tile.
-        vocabulary: Its vocabulary.
-        template_start: Text that its chat template writes first.
+        name: Name of the real model.
+        config: The `config.json` of the model, without values that are defaults of its class.
+        images: The `preprocessor_config.json` of the model.
+        image_tokens: Number of prompt tokens that one picture or tile takes.
+        vocabulary: The vocabulary of the model.
+        template_start: The text that the chat template of the model writes first.
     """
 
     name: str
@@ -71,11 +74,11 @@ class RealShape:
 
     @property
     def family(self) -> str:
-        """Its `model_type`."""
+        """The `model_type` of the model."""
         return str(self.config["model_type"])
 
     def cut(self, layers: int | None, vision_layers: int | None) -> Config:
-        """Return the config with fewer layers of the text and of the vision model.
+        """Return the config with fewer layers in the text model and in the vision model.
 
         Args:
             layers: Layers of the text model; None keeps all.
@@ -92,7 +95,7 @@ class RealShape:
 
 
 def _tile_tokens() -> list[str]:
-    """Return the tokens that say where a tile was in the picture."""
+    """Return the tokens that say at which place of the picture a tile was."""
     rows = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     return ["<global-img>", *rows]
 

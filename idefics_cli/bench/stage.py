@@ -33,17 +33,18 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.protocol import Engine
 
-# No side ends an answer to this early: the built-in model goes on with "I I I …", and random
-# weights hardly ever give an end token.
+# A prompt repeats this sentence until it is long enough. Both sides answer such a prompt with as
+# many tokens as allowed, as a measurement needs it: the built-in model writes "I I I …", and
+# random weights hardly ever give an end token.
 _FILLER = " Describe this image."
 QUESTION = "Describe this image."
 
 
 class PlainContender(Contender, Protocol):
-    """A contender that can also rate the tokens of another."""
+    """A contender that can also rate the tokens of the other side."""
 
     def gap(self, request: GenerationRequest, tokens: tuple[int, ...]) -> float:
-        """See `Agreement.gap`."""
+        """Return the gap of an answer of the other side; see the top of `agreement`."""
         ...
 
 
@@ -54,7 +55,7 @@ class CaptionTask:
     Attributes:
         pictures: Picture files, in order.
         prompt: Prompt for each picture.
-        max_new_tokens: Longest caption.
+        max_new_tokens: Largest number of tokens of a caption.
         batch_size: Largest number of pictures at a time.
     """
 
@@ -65,7 +66,10 @@ class CaptionTask:
 
 
 CaptionRun = Callable[[Engine, CaptionTask], Mapping[Path, str]]
-"""Captions every picture with an engine and closes it; pictures that failed are left out."""
+"""A function that captions every picture with an engine, closes the engine, and returns captions.
+
+A picture that failed has no entry in the result.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +78,18 @@ class Choices:
 
     Attributes:
         batch_sizes: Batch sizes of `decode`, and of plain transformers in `caption`.
-        contexts: Prompt tokens in `prefill` and `decode`.
+        contexts: Numbers of prompt tokens in `prefill` and `decode`.
         new_tokens: Length of an answer.
-        pace: Length of a measurement.
+        pace: How long a measurement takes.
         quick: Whether to measure fewer figures.
         sizes: Width and height of the pictures in `vision`.
         count: Number of pictures to caption.
-        pictures: Files to caption instead of drawn pictures.
-        caption_prompt: Prompt for each of them.
-        caption_batch: Pictures at a time in our captioning.
+        pictures: Files to caption; if there are none, pictures are drawn.
+        caption_prompt: Prompt for each picture to caption.
+        caption_batch: Largest number of pictures at a time in our captioning.
         both_splittings: Whether to measure vision with and without splitting, if the model can
             do both.
-        plain_quantization: Quantization of plain transformers; None takes ours.
+        plain_quantization: Quantization of plain transformers; None means the same as on our side.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
@@ -107,16 +111,16 @@ class World:
     """Connections of a run to the outside.
 
     Attributes:
-        spec: Model to load.
-        folder: Folder of its files.
-        name: Name of the model in a command line.
+        spec: How our side loads the model.
+        folder: Folder of the checkpoint.
+        name: Name of the model as a command takes it.
         make_engine: Loads our engine.
         make_plain: Loads plain transformers.
         caption: Runs our captioning.
         draw_scenes: Writes a number of pictures into a folder, for captions.
         processes: Starts fresh processes.
-        instruments: Clock, load and reference.
-        say: Called with a text about the measurement that begins.
+        instruments: The clock, the load of the machine, and the reference.
+        say: Shows a text about the measurement that begins.
     """
 
     spec: LoadSpec
@@ -132,11 +136,11 @@ class World:
 
 
 class Prompts:
-    """Makes requests that all begin differently, so that no prefix is reused.
+    """Makes requests that all begin differently, so that no side can reuse a prefix.
 
     Args:
-        spec: Model; base models complete instead of chatting.
-        count: Counts the tokens of a request's prompt.
+        spec: The loaded model. A base model gets texts to complete instead of chat messages.
+        count: Returns the number of prompt tokens of a request.
     """
 
     def __init__(self, spec: LoadSpec, count: Callable[[GenerationRequest], int]) -> None:
@@ -146,7 +150,7 @@ class Prompts:
         self._repeats: dict[int, int] = {}
 
     def text(self, tokens: int, *, new_tokens: int) -> GenerationRequest:
-        """Return a request with a prompt of *tokens* tokens, or a few less."""
+        """Return a request with a prompt of *tokens* tokens, or a few fewer."""
         if tokens not in self._repeats:
             one, two = (self._count(self._text(n, new_tokens)) for n in (1, 2))
             self._repeats[tokens] = max(1, 1 + (tokens - one) // max(1, two - one))
@@ -169,12 +173,13 @@ class Prompts:
 
     def _text(self, repeats: int, new_tokens: int) -> GenerationRequest:
         self._made += 1
-        # The number comes first, so that no prefix is shared, and always has five digits.
+        # The number comes first, so that no two prompts share a prefix. It always has five digits,
+        # so that the prompts have the same length.
         return self._request((f"{self._made:05}{_FILLER * repeats}",), new_tokens)
 
     def _request(self, parts: tuple[Part, ...], new_tokens: int) -> GenerationRequest:
         if not self._spec.chats:
-            # As the model card of idefics2-8b-base writes it.
+            # The model card of idefics2-8b-base puts a space before a text.
             parts = tuple(f" {part}" if isinstance(part, str) else part for part in parts)
         return GenerationRequest(
             (Message("user", parts),),
@@ -221,11 +226,11 @@ class Stage:
 
     @property
     def spec(self) -> LoadSpec:
-        """The model that is loaded, or will be."""
+        """The choices for the model that is loaded, or that the next use loads."""
         return self._spec
 
     def use(self, spec: LoadSpec) -> None:
-        """Load another model from now on."""
+        """Use the model as *spec* says from now on; if it differs, both sides load it anew."""
         if spec != self._spec:
             self.close()
             self._spec = spec
@@ -250,7 +255,7 @@ class Stage:
 
     @property
     def context_tokens(self) -> int:
-        """Longest prompt and reply together."""
+        """The largest number of tokens of a prompt and its reply together."""
         return self.engine.measure(self.engine.prepare(self._probe())).context_tokens
 
     def prompts(self) -> Prompts:
@@ -274,7 +279,7 @@ class Stage:
     def rows(
         self, scenario: str, paired: PairedRounds, figures: Iterable[Figure]
     ) -> Iterator[ReportRow]:
-        """Yield a row for each of *figures*, from the same rounds."""
+        """Yield a row for each of *figures*, computed from the same rounds."""
         agreement = self.agreement(paired)
         prompt = max(r.ours.prompt_tokens for r in paired.rounds)
         for figure in figures:
@@ -320,7 +325,10 @@ class Stage:
 
     @contextmanager
     def opened(self) -> Iterator[Stage]:
-        """Free both models at the end of the block; after Ctrl-C, without waiting for them."""
+        """Free both models at the end of the `with` block.
+
+        After Ctrl-C, this does not wait for work of the engine to end.
+        """
         try:
             yield self
         except KeyboardInterrupt as error:

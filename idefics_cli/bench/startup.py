@@ -1,4 +1,4 @@
-"""The scenarios `start` and `load`: what only fresh processes can measure."""
+"""The scenarios `start` and `load`, which only fresh processes can measure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from idefics_cli.bench.report import ReportRow, Skipped
 from idefics_cli.bench.stage import QUESTION, Stage
 from idefics_cli.models.families.spec import find_family
 
-# A fresh process takes seconds, so the rounds are few; the first one warms the disk cache.
+# There are few rounds because a fresh process takes seconds. The first round also reads the files
+# into the disk cache; the median of three rounds does not depend on its time.
 _ROUNDS = 3
 _NEW_TOKENS = 4
 
 _Name = TypeVar("_Name", bound=str)
 
-# A baseline: what every program with this model has to import.
+# A script that only imports what every program with this model has to import.
 _IMPORTS = """\
 import torch
 from transformers import {model_class}
@@ -27,8 +28,8 @@ print(0, flush=True)
 import os
 os._exit(0)
 """
-# A script as people copy it from the model documentation, timed from outside. `legacy` keeps the
-# tokens of Llama tokenizers right and costs nothing.
+# A script such as people copy it from the documentation of a model. It is timed from outside. With
+# `legacy=True`, Llama tokenizers give the right tokens; this takes no time.
 _SCRIPT = """\
 import sys
 import torch
@@ -60,7 +61,7 @@ os._exit(0)
 
 
 def start(stage: Stage) -> Iterator[ReportRow | Skipped]:
-    """Time from the command line to the first token, and the part that imports take."""
+    """Measure the time from the command line to the first token, and the part of the imports."""
     spec = stage.spec
     family = find_family(spec.family)
     if family.prompt != "template" or not spec.chats or spec.quantization != "none":
@@ -94,7 +95,7 @@ def start(stage: Stage) -> Iterator[ReportRow | Skipped]:
 
 
 def load(stage: Stage) -> Iterator[ReportRow | Skipped]:
-    """Time to load the model, and peak memory with a short answer."""
+    """Measure the time to load the model, and the peak memory of loading and a short answer."""
     picture = stage.studio.draw((640, 480))
     sides: tuple[Side, Side] = ("ours", "plain")
     reports: dict[Side, list[LoadReport]] = {side: [] for side in sides}
@@ -133,7 +134,7 @@ def _peak_gigabytes(report: LoadReport) -> float:
 
 
 def _turns(stage: Stage, scenario: str, names: Sequence[_Name], watch: Watch) -> Iterator[_Name]:
-    """Yield *names* in each round, every other time in reverse, until the time is over."""
+    """Yield *names* once per round, in reverse order in every second round, until time is up."""
     clock, pace = stage.world.instruments.clock, stage.choices.pace
     started = clock()
     for number in range(1 if stage.choices.quick else min(_ROUNDS, pace.rounds)):

@@ -1,1 +1,1 @@
-"""The command line: parse the arguments, call one feature, show the result."""
+"""The command line. A command parses its arguments, calls one feature, and shows the result."""

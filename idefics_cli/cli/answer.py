@@ -1,4 +1,4 @@
-"""One question, one answer: shared by `ask` and by `chat` in a pipe."""
+"""The answer to a single question, for `ask` and for `chat` in a pipe."""
 
 from __future__ import annotations
 
@@ -46,17 +46,19 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
 
     Args:
         invocation: The call, with its settings.
-        text: The question as an argument. Text on stdin precedes it, or is the question.
+        text: The question from the command line. Text on stdin is put before it, or is the
+            question if this is None.
         sources: The pictures, in order; `-` is the picture on stdin.
 
     Raises:
-        IdeficsError: For any error that the user can fix, if possible before weights are loaded.
+        IdeficsError: For any error that the user can fix. Most are found before the weights are
+            loaded.
     """
     if invocation.settings.dry_run:
         show_plan(invocation, plan_for(invocation))
         return
     request = _request(invocation, text, sources)
-    # Before the plan, which takes seconds to probe the machine.
+    # A bad picture is reported before the plan, which takes seconds to probe the machine.
     check_images(request.attachments, image_limits(invocation.settings))
     plan = plan_for(invocation)
     if request.mode == "chat" and not plan.spec.chats:
@@ -82,7 +84,7 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
 
 
 def show_plan(invocation: Invocation, plan: Plan) -> None:
-    """Write *plan* to stdout: what would run, and why."""
+    """Write *plan*, which says what would run and why, to stdout."""
     from idefics_cli.ui.views.plan import render_plan
 
     if invocation.settings.json:
@@ -92,10 +94,11 @@ def show_plan(invocation: Invocation, plan: Plan) -> None:
 
 
 def check_images(attachments: Sequence[Attachment], limits: ImageLimits) -> None:
-    """Open the pictures in files, so that a bad one fails before the model loads.
+    """Open the pictures that are files, so that a bad one is found before the model is loaded.
 
-    Only the engine opens downloads, stdin and the clipboard, because a second read could give
-    another picture. JPEGs are decoded at an eighth of their size, which finds most defects.
+    Downloads, stdin and the clipboard are not checked, because the engine reads them later, and a
+    second read could give another picture. JPEGs are decoded at an eighth of their size. That is
+    quick, and finds most defects.
 
     Raises:
         ImageError: If a picture cannot be opened or is over a limit.
@@ -127,7 +130,7 @@ def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -
     if chosen.temperature > 0 and chosen.seed is None:
         import secrets
 
-        # Drawn here, so that `--json` can report the seed.
+        # The seed is drawn here and not by the engine, so that `--json` can report it.
         chosen = replace(chosen, seed=secrets.randbits(32))
     if settings.raw:
         if settings.system and invocation.resolved.origins["system"].source == "flag":
@@ -155,7 +158,10 @@ def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) ->
 
 
 def _tell_if_list(invocation: Invocation, piped: str) -> None:
-    """Say that file names on stdin are in the prompt: a `while read` loop loses its list so."""
+    """Tell the user if stdin, which became a part of the prompt, is a list of files.
+
+    This happens in a shell loop `while read`: the command reads the rest of the list of the loop.
+    """
     names = [name.strip() for name in re.split("[\t,;]", piped.partition("\n")[0])]
     if any(0 < len(n) < 256 and "\0" not in n and os.path.isfile(n) for n in names):
         lines = counted(piped.count("\n") + 1, "line")
@@ -166,7 +172,7 @@ def _tell_if_list(invocation: Invocation, piped: str) -> None:
 
 
 def _check_is_question(text: str) -> None:
-    """Refuse the name of a file as a question: the model would invent a picture."""
+    """Refuse a question that is the name of a file; the model would make up what is in it."""
     if len(text) < 256 and "\0" not in text and os.path.isfile(text):
         raise UsageError(
             f"`{text}` is a file, not a question",

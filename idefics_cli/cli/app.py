@@ -31,16 +31,17 @@ from idefics_cli.ui.terminal.stderr import dropping
 _EPILOG = (
     "Options are also variables IDEFICS_NAME and keys of config.toml; `idefics config` shows them."
 )
-# Errors of a full or failing disk. Typer itself handles a pipe that its reader has closed.
+# Errors of a full or failing disk. A pipe that its reader has closed is missing, because Typer
+# handles that error.
 _UNWRITABLE = frozenset(
     {errno.EBADF, errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)}
 )
 
 
 class RootGroup(HelpGroup):
-    """The root command; it reports every error of a user in two lines and an exit code."""
+    """The root command, which reports an error as a message, a hint and an exit code."""
 
-    # Any: the signature of TyperGroup.main.
+    # Any: `TyperGroup.main` declares these types.
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -56,14 +57,16 @@ class RootGroup(HelpGroup):
             words = [*words[1:], "--help"]
         try:
             check_dashes(words)
-            # False for the base class, which then raises usage errors instead of printing them.
+            # The base class gets False for *standalone_mode*. It then raises usage errors instead
+            # of printing them.
             code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except IdeficsError as error:
             sys.exit(_report(error, extra.get("obj")))
         except typer.TyperException as error:
             sys.exit(_report(_usage_error(error, words=words), extra.get("obj")))
         except OSError as error:
-            # Typer writes help and version; errors in the output of our commands are wrapped there.
+            # This is an error while Typer writes a help page or the version. Our commands turn such
+            # errors into an `IdeficsError` themselves.
             if error.errno not in _UNWRITABLE:
                 raise
             failure = IdeficsError(f"cannot write the output: {error.strerror}")
@@ -72,7 +75,7 @@ class RootGroup(HelpGroup):
 
     # Any: the base class declares a context that Typer does not export.
     def invoke(self, ctx: Any) -> Any:
-        """Run the subcommand, and add its name to a usage error that lacks one."""
+        """Run the subcommand; if a usage error lacks the name of the command, add it."""
         try:
             return super().invoke(ctx)
         except IdeficsError as error:
@@ -85,12 +88,12 @@ class RootGroup(HelpGroup):
 
 def _report(error: IdeficsError, services: object, console: Console | None = None) -> int:
     environ = services.environ if isinstance(services, Services) else os.environ
-    # Prefer the console of the command: it knows the user's colour setting.
+    # The console of the command is preferred, because it knows the settings of the user.
     (console or Console(sys.stdout, sys.stderr, environ=environ)).error(error)
     try:
         sys.stdout.flush()
     except OSError:
-        # Python would flush stdout again at its end, fail, and replace our exit code.
+        # Otherwise Python flushes stdout again at its end, fails again, and replaces our exit code.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     return error.exit_code
 
@@ -98,11 +101,11 @@ def _report(error: IdeficsError, services: object, console: Console | None = Non
 def _usage_error(
     error: Exception, command: str = "idefics", words: Sequence[str] = ()
 ) -> UsageError:
-    """Return *error* of Typer as one of ours, with a message and a hint.
+    """Turn *error* of Typer into a `UsageError` with a message and a hint.
 
     Args:
         error: Any usage error of Typer.
-        command: The command, for an error without a context.
+        command: The name of the command, if *error* does not know it.
         words: All words after `idefics`, if they are known.
     """
     message = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
@@ -135,7 +138,7 @@ def _suggest_option(context: typer.Context | None, error: Exception) -> str | No
 def _command_line_with(
     option: str | None, context: typer.Context | None, words: Sequence[str]
 ) -> str | None:
-    """Return a valid command line with *option*, which was given before the command."""
+    """Return a valid command line for *option*, which stands before a command by mistake."""
     if context is None or context.parent is not None or option is None:
         return None
     commands = getattr(context.command, "commands", {})
@@ -199,16 +202,16 @@ app.add_typer(completion.app, name="completion")
 
 def main() -> NoReturn:
     """Run `idefics` with the arguments of this process."""
-    # Python sets these to None if the parent process closed them.
+    # Python sets a stream to None if the parent process has closed it.
     sys.stdout = sys.stdout or _closed_stdout()
     sys.stderr = dropping(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (stays open)
     try:
         app(prog_name="idefics")
     except KeyboardInterrupt:
-        pass  # before RootGroup.main, which handles a later Ctrl-C
+        pass  # Ctrl-C came before `RootGroup.main` ran, which handles a later one
     except SystemExit as end:
-        # Python stops daemon threads by force at its end. A thread inside torch, such as a reader
-        # of pictures, would then abort the process with SIGABRT ("terminate called …").
+        # At its end, Python stops daemon threads by force. If such a thread is inside torch, as one
+        # that reads pictures can be, the process aborts with SIGABRT ("terminate called …").
         if end.code != EXIT_INTERRUPTED and not any(t.daemon for t in threading.enumerate()):
             raise
         _leave_at_once(int(end.code or EXIT_DONE))
@@ -216,10 +219,10 @@ def main() -> NoReturn:
 
 
 class _ClosedFile(io.FileIO):
-    """A stand-in for a closed stdout; it keeps the file descriptor from being reused."""
+    """A file in place of a closed stdout, so that no other file gets the descriptor of stdout."""
 
     def write(self, data: object, /) -> NoReturn:
-        """Fail, so that the user learns that output was lost."""
+        """Raise an error, so that the user learns that the output is lost."""
         raise OSError(errno.EBADF, "stdout is closed")
 
 
@@ -228,7 +231,7 @@ def _closed_stdout() -> io.TextIOWrapper:
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """Exit without waiting for threads, which may be reading weights or a long prompt."""
+    """Exit without waiting for threads; one may be loading weights or reading a long prompt."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

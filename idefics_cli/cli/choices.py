@@ -1,4 +1,7 @@
-"""The allowed texts of settings that depend on features, which `config` must not import."""
+"""The allowed values of settings that features define.
+
+They are here because `config` must not import the features.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +11,4 @@ from types import MappingProxyType
 from idefics_cli.caption.sinks import SINKS
 
 CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({"format": tuple(SINKS)})
-"""Name of a setting -> its allowed texts; see `config.settings.with_choices`."""
+"""The allowed values of a setting, by its name; see `config.settings.with_choices`."""

@@ -1,4 +1,4 @@
-"""The start of every command: merged settings, console and services."""
+"""The start of every command, which merges the settings and makes the console."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Invocation:
 
 
 CONSOLE = "idefics_cli.console"
-"""The key of the console in `meta` of the context of a command."""
+"""The key of the `Console` in the dictionary `meta` of a Typer context."""
 
 
 def begin_command(context: typer.Context) -> Invocation:
-    """Merge the options of the command with environment, file and defaults.
+    """Merge the options of the command with the environment, the file and the defaults.
 
-    A parameter of the command with the name of a field of `Settings` is that setting; the
-    command itself handles its other parameters. Messages of libraries are switched off, except
-    with `--verbose`.
+    A parameter of the command is a setting if it has the name of a field of `Settings`. The command
+    handles its other parameters itself. Messages of libraries are switched off unless `--verbose`
+    is given.
 
     Raises:
         UsageError: If an option, a variable or the file has a wrong value.
@@ -69,7 +69,7 @@ def begin_command(context: typer.Context) -> Invocation:
     for line in resolved.warnings:
         console.warn(line)
     if verbose:
-        # The loader also sets the verbosity of the libraries by this variable.
+        # The loader of models reads this variable, too, and sets the verbosity of transformers.
         environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
     else:
         _silence_libraries(environ)
@@ -93,8 +93,8 @@ def _verbosity(resolved: Resolved) -> tuple[bool, bool]:
 
 
 def _silence_libraries(environ: MutableMapping[str, str]) -> None:
-    # The libraries read these variables at import, which comes later. A variable of the user
-    # stays. Sources: transformers.utils.logging and huggingface_hub.constants.
+    # The libraries read these variables when they are imported, which happens later. A variable
+    # that the user has set stays. Sources: transformers.utils.logging, huggingface_hub.constants.
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""From settings to a plan, and from a plan to an engine; shared by all commands."""
+"""The steps from settings to a plan, and from a plan to an engine; all commands share them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_prompt(prompt: str, *, hint: str) -> None:
     """Check that *prompt* is not empty and is valid UTF-8.
 
     Raises:
-        PromptError: If not; an empty prompt gets *hint*.
+        PromptError: If the prompt is empty or not valid. An error for an empty prompt has *hint*.
     """
     if not prompt.strip():
         raise PromptError("the prompt is empty", hint=hint)
@@ -69,7 +69,7 @@ def plan_for(
     Args:
         invocation: The call, with its settings.
         machine: Description of this machine; None probes it.
-        facts: Description of the model; None looks it up.
+        facts: Description of the model; None looks the model up.
 
     Raises:
         ModelError: If the model is unknown or missing.

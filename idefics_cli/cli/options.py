@@ -1,9 +1,11 @@
 """Every option of the commands, with its help from the table of settings.
 
-A command declares `name: Alias = None`; None means "not given". `cli/invocation.py` merges the
-given values with the environment, the file and the defaults, and checks them. Choices and ranges
-are therefore written once, in `config/settings.py`. Options with numbers are declared as text, so
-that a wrong flag and a wrong variable get the same message.
+A command declares a parameter `name: Alias = None`, where `Alias` is one of the types below. None
+means that the option is not given. `cli/invocation.py` merges the given values with the
+environment, the file and the defaults, and checks the result.
+
+Allowed values and ranges are therefore written once, in `config/settings.py`. Options with numbers
+are declared as text, so that a wrong option and a wrong variable get the same message.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ IMAGES_PANEL = "Pictures"
 OUTPUT_PANEL = "Output"
 
 
-# Any: the return type of `typer.Option` itself.
+# Any: `typer.Option` returns this type.
 def _option(
     name: str,
     *flags: str,
@@ -49,7 +51,7 @@ def _help(setting: Setting) -> str:
     text = setting.help
     if setting.expectation:
         text = f"{text.removesuffix('.')}: {setting.expectation}."
-    # "default: off" is obvious for a switch.
+    # For a switch, "default: off" is obvious and left out.
     if (setting.default is None and not setting.unset) or setting.default is False:
         return text
     return f"{text} (default: {setting.shown_default})"
@@ -69,7 +71,7 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
     return [(name, m.summary) for name, m in MODELS.items() if name.startswith(incomplete)]
 
 
-# Inputs differ in each call, so they are not settings.
+# The following options are no settings, because their values differ in each call.
 Images = Annotated[
     list[str] | None,
     typer.Option(

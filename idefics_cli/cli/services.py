@@ -1,4 +1,4 @@
-"""Access to the outside world, in one value that a test can replace."""
+"""The services of a command: its access to the outside world, which a test can replace."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts
 
 
 def _stdin() -> BinaryIO | None:
-    # None if the parent process closed it, as some schedulers do.
+    # `sys.stdin` is None if the parent process has closed it, as some schedulers do.
     return None if sys.stdin is None else sys.stdin.buffer
 
 
@@ -62,10 +62,11 @@ class Services:
     Attributes:
         environ: The environment; a command may set variables for libraries in it.
         stdin: Standard input in bytes; None if it is closed.
-        make_factory: Gives the engine factory of a load spec.
+        make_factory: Returns the engine factory for a `LoadSpec`.
         probe: Describes this machine.
-        broken_packages: Returns the reason for each package that cannot be imported; takes seconds.
-        failing_kernels: Runs the self-tests of kernels, and returns those that fail.
+        broken_packages: Returns the packages that cannot be imported, each with the reason. This
+            takes seconds.
+        failing_kernels: Runs the self-tests of kernels, and returns the failures.
         find_facts: Looks up a model.
         clock: Returns seconds, for durations.
     """

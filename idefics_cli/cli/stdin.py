@@ -9,7 +9,7 @@ from idefics_cli.core.errors import PromptError
 from idefics_cli.core.units import counted
 from idefics_cli.ui.terminal.console import Console
 
-MAX_TEXT_BYTES = 4_000_000  # beyond the context of every model
+MAX_TEXT_BYTES = 4_000_000  # longer than the context of every model
 NOTICE_SECONDS = 2.0
 _CHUNK_BYTES = 65_536
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
@@ -22,13 +22,13 @@ def piped_text(
     silence_seconds: float | None,
     notice_seconds: float = NOTICE_SECONDS,
 ) -> str:
-    """Return the text from a pipe without its last newline; "" if there is none.
+    """Return the text on stdin without the newline at its end; "" if there is no text.
 
     Args:
         stdin: Standard input; nothing is read if it is closed or a terminal.
         console: Shows a note if no data arrives for a while.
         silence_seconds: Longest wait for the first byte; None waits without limit.
-        notice_seconds: Time before the note.
+        notice_seconds: Time until that note.
 
     Raises:
         PromptError: If no data arrives in time, or the text is too long or not UTF-8.
@@ -55,8 +55,8 @@ def tell_if_silent(
 def _await_first_byte(
     stdin: BinaryIO, console: Console, silence_seconds: float, notice_seconds: float
 ) -> None:
-    # A pipe that a parent process left open looks like a slow writer. Without its text the model
-    # could answer the wrong question, so silence is an error.
+    # A pipe that a parent process has left open cannot be told from a slow writer. If the text of a
+    # slow writer were missing, the model would answer another question. So silence is an error.
     if _is_readable(stdin, notice_seconds):
         return
     console.note("waiting for text on stdin; add `</dev/null` if there is none")

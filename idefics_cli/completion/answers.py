@@ -1,8 +1,11 @@
-"""The values that a script for a shell cannot hold: names of models and of sessions.
+"""Names of models and sessions, which the completion script of a shell asks for.
 
-A press of TAB waits for this module, so it imports only what Python loads at its start: `re` and
-`json` would add half of the start-up time of Python, and `pathlib` as much again. The files read
-here are written by `models.hub.cache` and `chat.store`; tests compare the two sides.
+The user waits for this module after a press of TAB. So it imports only modules that Python loads at
+its start anyway. `re` and `json` would add half of the start-up time of Python, and `pathlib` as
+much again.
+
+`models.hub.cache` and `chat.store` write the files that this module reads. Tests compare this
+module with them.
 """
 
 import os
@@ -10,7 +13,7 @@ import sys
 
 from idefics_cli.completion.catalog import MODELS
 
-# Type checkers treat this name as true; importing it from `typing` would be slow.
+# Type checkers treat a variable of this name as true. Importing it from `typing` would be slow.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +37,7 @@ def run(arguments: list[str]) -> None:
         os.write(1, text.encode("utf-8", "replace"))
     except OSError:
         pass  # the shell has closed the pipe
-    # An ordinary exit takes longer, and there is nothing to clean up.
+    # `os._exit` is quicker than an ordinary exit, and there is nothing to clean up.
     os._exit(0 if answer else 2)
 
 
@@ -75,7 +78,7 @@ def _session(path: str, key: str) -> tuple[str, str]:
     name, title = "", ""
     for line in lines:
         if line.startswith((b'{"event":"started"', b'{"event":"changed"')):
-            # Inside a JSON text a quotation mark follows a backslash, so this matches only a key.
+            # This matches only a key: inside a JSON text, each quotation mark follows a backslash.
             if b',"name":' in line:
                 name = _text_after(line, b',"name":"')
         elif not title and line.startswith(b'{"event":"asked"'):
@@ -89,7 +92,8 @@ def _text_after(line: bytes, mark: bytes) -> str:
     if not found:
         return ""
     parts: list[str] = []
-    # A pair of backslashes is one backslash; any other backslash escapes the next character.
+    # In JSON, a pair of backslashes means one backslash, and any other backslash escapes the next
+    # character. So the text is first split at the pairs.
     for piece in rest.decode("utf-8", "replace").split("\\\\"):
         piece = piece.replace('\\"', "\0").replace("\\n", " ").replace("\\t", " ")
         head, quote, _ = piece.partition('"')
@@ -115,7 +119,10 @@ def _is_cached(folder: str) -> bool:
 
 
 def _has_weights(names: list[str]) -> bool:
-    """Whether all weights are among *names*; a part has their number: model-00001-of-00007."""
+    """Whether the file names *names* include all weights of a model.
+
+    Large weights have several files. Each name has their number: `model-00001-of-00007`.
+    """
     if "model.safetensors.index.json" not in names:
         return "model.safetensors" in names
     parts = [name for name in names if "-of-" in name and name.endswith(".safetensors")]
@@ -131,7 +138,7 @@ def _names(folder: str) -> list[str]:
 
 
 def hub_cache_path(environ: "Mapping[str, str]") -> str:
-    """Return the path of the Hub cache; equals `core.paths.hub_cache`."""
+    """Return the path of the Hub cache, as `core.paths.hub_cache` does."""
     base = environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
     home = environ.get("HF_HOME", os.path.join(base, "huggingface"))
     cache = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
@@ -139,7 +146,7 @@ def hub_cache_path(environ: "Mapping[str, str]") -> str:
 
 
 def data_folder_path(environ: "Mapping[str, str]") -> str:
-    """Return the path of the folder of sessions; equals `core.paths.data_folder`."""
+    """Return the path of the data folder of this program, as `core.paths.data_folder` does."""
     base = environ.get("XDG_DATA_HOME", "")
     if not (base and os.path.isabs(base)):
         base = os.path.join(environ.get("HOME") or "/", ".local/share")

@@ -202,7 +202,7 @@ def _case(command: ShellCommand) -> str:
         if option.value
         for flag in option.flags
     ]
-    # Short flags are faster to type than to complete.
+    # Short flags are not offered, because typing them is faster than completing them.
     flags = [f for option in command.options for f in option.flags if f.startswith("--")]
     arguments = [a.value.code + ("*" if a.repeats else "") for a in command.arguments]
     rows = {

@@ -104,7 +104,7 @@ def _flag(flag: str) -> str:
 def _takes(value: Value) -> str:
     """Return the flags of `complete` for *value*: -x offers no files, -r -F offers files."""
     if value.kind == "words":
-        # An empty note for each word; without it, fish shows the help of the option for each.
+        # Each word has an empty note. Without it, fish shows the help of the option at each word.
         rows = " ".join(rf"{word}\t''" for word in value.words)
         return f'-x -a "{rows}"'
     return {

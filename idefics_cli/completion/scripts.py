@@ -1,4 +1,4 @@
-"""The table of shells: the script for each, and the place where a user installs it."""
+"""The table of shells, with the script for each shell and the place where a user installs it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Shell:
 
     Attributes:
         file: Name of the script in `completions/`.
-        render: Function that makes the script.
-        place: Function from the environment to the path where a user installs the script.
-        next_step: Instruction for the user; `{path}` and `{folder}` are those of the script.
+        render: Returns the text of the script.
+        place: Returns the path where a user installs the script; it gets the environment.
+        next_step: Tells the user what to do after the installation. `{path}` stands for the path
+            of the script, and `{folder}` for its folder.
     """
 
     file: str
@@ -48,7 +49,8 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
     base = environ.get(variable, "")
-    # The specification: a relative path in these variables is invalid and is ignored.
+    # The XDG base directory specification says that a relative path in these variables is invalid
+    # and must be ignored.
     return Path(base) if os.path.isabs(base) else _home(environ) / default
 
 
@@ -99,7 +101,7 @@ SHELLS: Mapping[str, Shell] = MappingProxyType(
         ),
     }
 )
-"""The shells by name; a new shell is one row."""
+"""The shells by their names. A new shell needs one more row."""
 
 
 def install(path: Path, script: str, *, dry_run: bool = False) -> bool:
@@ -113,7 +115,8 @@ def install(path: Path, script: str, *, dry_run: bool = False) -> bool:
             return False
         if not dry_run:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Whole or not at all: each new shell reads it. A link to the file of the user stays.
+            # `write_whole` leaves no half-written script, which every new shell would read. If
+            # *path* is a link to a file of the user, `realpath` keeps the link.
             write_whole(Path(os.path.realpath(path)), script.encode())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -125,7 +128,7 @@ def install(path: Path, script: str, *, dry_run: bool = False) -> bool:
 
 
 def catalog() -> str:
-    """Return the text of `catalog.py`: the fields of each model that `answers.py` needs."""
+    """Return the text of `catalog.py`, which holds what `answers.py` needs of each model."""
     rows = "".join(
         f"    (\n        {_literal(m.name)},\n        {_literal(m.repo)},\n"
         f"        {_literal(m.summary)},\n    ),\n"

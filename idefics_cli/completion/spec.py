@@ -23,7 +23,11 @@ ANSWER = (
     "import sys; sys.path[:0] = sys.argv[3:]; "
     "from idefics_cli.completion.answers import run; run(sys.argv[1:3])"
 )
-"""The Python code that a script runs, with the kind, the beginning and the folder of packages."""
+"""The Python code that a script runs to ask for values.
+
+Its arguments are the kind of the values, the beginning of the value, and the folder with the
+package.
+"""
 
 _BY_METAVAR: dict[str, Kind] = {
     "FILE": "files",
@@ -39,9 +43,9 @@ class Value:
     """The value of an option or argument.
 
     Attributes:
-        kind: Source of the values.
-        name: The metavar, for people.
-        words: All values, for the kind `words`.
+        kind: Where the possible values come from.
+        name: The name of the value in the help, such as `FILE`.
+        words: All possible values if the kind is `words`.
     """
 
     kind: Kind
@@ -50,7 +54,7 @@ class Value:
 
     @property
     def code(self) -> str:
-        """The kind in the scripts for bash and PowerShell, with its words after `words:`."""
+        """The kind as the scripts for bash and PowerShell write it: `words:a,b` has the words."""
         return f"words:{','.join(self.words)}" if self.kind == "words" else self.kind
 
 
@@ -135,7 +139,7 @@ def _command(
 def _option(option: TyperOption, context: typer.Context) -> ShellOption:
     takes_none = option.is_flag or option.count
     return ShellOption(
-        # Sorted, because Typer keeps the flags of `--help` in a set.
+        # Typer keeps the flags of `--help` in a set, whose order changes from run to run.
         flags=(*sorted(option.opts, key=_is_long), *option.secondary_opts),
         help=_line(option.help),
         value=None if takes_none else _value(option, context),
@@ -151,7 +155,7 @@ def _value(parameter: TyperOption | TyperArgument, context: typer.Context) -> Va
     name = (parameter.metavar or parameter.name or "VALUE").strip("[]").upper()
     kind = "sessions" if parameter.name == "session" else _BY_METAVAR.get(name)
     if name == "PATH" and isinstance(parameter, TyperOption):
-        kind = "files"  # the output; the paths of pictures are arguments
+        kind = "files"  # an option with PATH names an output; paths of pictures are arguments
     if kind is not None:
         return Value(kind, name)
     words = tuple(item.value for item in parameter.shell_complete(context, ""))
@@ -161,5 +165,5 @@ def _value(parameter: TyperOption | TyperArgument, context: typer.Context) -> Va
 
 
 def _line(text: str | None) -> str:
-    """Return the first paragraph of *text* on one line, without a final period."""
+    """Return the first paragraph of *text* as one line, without a period at its end."""
     return " ".join((text or "").partition("\n\n")[0].split()).removesuffix(".")

@@ -1,1 +1,1 @@
-"""The built-in model: its scenes, its weights, its training and its evaluation."""
+"""The built-in model: the scenes that it knows, its weights, its training and its evaluation."""

@@ -1,6 +1,6 @@
-"""The built-in model before training: tokenizer, processor, fresh weights.
+"""The built-in model before training: its tokenizer, its processor and its random weights.
 
-All classes are the real ones of transformers; only the sizes are tiny.
+The classes are those of Idefics2 in transformers. Only the sizes are tiny.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ PATCH = 14
 VISION_WIDTH = 192
 TEXT_WIDTH = 192
 PAD_ID = 0
-"""Token id of `<unk>`, which also pads."""
+"""Id of the token `<unk>`, which is also the padding."""
 SPECIAL_TOKENS = (FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE)
 
 _CONTEXT = 1024
 _LLAMA_TOKENS = ["<unk>", "<s>", "</s>"]
-# An upper bound: only merges that are frequent enough become tokens.
+# Largest size of the vocabulary. It has fewer tokens, because only frequent merges become tokens.
 _VOCABULARY = 800
 
 
@@ -67,8 +67,8 @@ def build_processor() -> Processor:
     image_processor = Idefics2ImageProcessorPil(
         size={"shortest_edge": SHORTEST_EDGE, "longest_edge": LONGEST_EDGE},
         do_image_splitting=False,
-        # With these values no real pixel becomes exactly 0. The model takes an image of zeros as
-        # padding (transformers 5.23, Idefics2Model.get_image_features).
+        # With these values no real pixel becomes exactly 0. Zeros would be dangerous: the model
+        # takes an image of zeros as padding (transformers 5.23, Idefics2Model.get_image_features).
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
@@ -79,10 +79,10 @@ def build_processor() -> Processor:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Train the tokenizer on the texts of the scenes; takes some seconds.
+    """Train the tokenizer on texts about scenes, which takes some seconds, and return it.
 
-    It is a BPE with byte fallback and the metaspace of Mistral's tokenizer, so that it splits
-    prompts as the tokenizer of the real model does.
+    Like the tokenizer of Mistral, it is a BPE with byte fallback that writes a space as "▁". So it
+    splits prompts as the tokenizer of the real Idefics2 does.
     """
     tokenizer = _untrained_tokenizer()
     trainer = trainers.BpeTrainer(
@@ -116,9 +116,9 @@ def build_tokenizer() -> Tokenizer:
 
 
 def build_model(tokenizer: Tokenizer) -> nn.Module:
-    """Return an `Idefics2ForConditionalGeneration` with fresh float32 weights.
+    """Return an `Idefics2ForConditionalGeneration` with random float32 weights.
 
-    The weights come from torch's global random generator.
+    The weights are drawn from torch's global random generator.
     """
     fake, image, end = (_id(tokenizer, token) for token in SPECIAL_TOKENS)
     config = Idefics2Config(
@@ -129,7 +129,7 @@ def build_model(tokenizer: Tokenizer) -> nn.Module:
         text_config=_text_config(len(tokenizer)),
     )
     model = Idefics2ForConditionalGeneration(config)
-    # The library initialises all latents with 1, so that all 16 would attend to the same patches.
+    # transformers initialises all latents with 1. All 16 would then attend to the same patches.
     model.model.connector.perceiver_resampler.latents.data.normal_(0, 1)
     model.generation_config = GenerationConfig(
         bos_token_id=1,
@@ -145,8 +145,9 @@ def _untrained_tokenizer() -> RawTokenizer:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    # No merge crosses a word, a line or a punctuation mark. Without the split at the newline the
-    # "Assistant" of the template would be split.
+    # A text is split at words, lines and punctuation marks, and no merge crosses such a place.
+    # Without the split at the newline, the word "Assistant" of the template would be several
+    # tokens.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split("\n", "isolated"),
@@ -219,14 +220,14 @@ def _id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def _with_plain_bytes(tokenizer: RawTokenizer) -> RawTokenizer:
-    """Return *tokenizer* with the byte tokens as plain vocabulary, as in Mistral's."""
+    """Return *tokenizer* with the byte tokens as ordinary tokens, as in Mistral's tokenizer."""
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in _LLAMA_TOKENS]
     return RawTokenizer.from_str(json.dumps(state))
 
 
 def _corpus() -> list[str]:
-    """Return the texts to train the tokenizer on; frequent texts have more influence."""
+    """Return the texts to train the tokenizer on; a text that occurs more often counts more."""
     rng = random.Random(0)
     corpus: list[str] = []
     for _ in range(4000):

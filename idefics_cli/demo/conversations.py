@@ -1,4 +1,4 @@
-"""Questions about two pictures, and the conversations of the training."""
+"""Questions about two pictures, and the conversations that the training shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ScenePair = tuple[Scene, Scene]
 
 _ORDINALS = ("first", "second")
 _ATTEMPTS = 20
-# A task that stands here several times is drawn more often.
+# The tasks to draw from. A task that is listed several times is drawn more often.
 _MIX = (
     *["pair_caption"] * 2,
     "pair_more",
@@ -31,11 +31,11 @@ _MIX = (
     "pair_text",
 )
 PAIR_TASKS = tuple(dict.fromkeys(_MIX))
-"""Tasks of questions about two pictures; not every pair offers all of them."""
+"""The kinds of questions about two pictures. Some do not fit some pairs of scenes."""
 
 
 def any_pair_question(scenes: ScenePair, rng: random.Random) -> Question:
-    """Return a question that *scenes* offer; *rng* chooses task, wording and picture."""
+    """Return a question that fits *scenes*; *rng* chooses task, wording and picture."""
     for _ in range(_ATTEMPTS):
         question = _ASK[rng.choice(_MIX)](scenes, rng.randrange(2), rng)
         if question is not None:
@@ -44,7 +44,7 @@ def any_pair_question(scenes: ScenePair, rng: random.Random) -> Question:
 
 
 def ask_pair(scenes: ScenePair, rng: random.Random, task: str) -> Question | None:
-    """Return a question of *task* (one of `PAIR_TASKS`), or None if *scenes* do not offer it."""
+    """Return a question of *task* (one of `PAIR_TASKS`), or None if it does not fit *scenes*."""
     for _ in range(_ATTEMPTS):
         question = _ASK[task](scenes, rng.randrange(2), rng)
         if question is not None:
@@ -63,7 +63,8 @@ def single_conversation(scene: Scene, rng: random.Random, *, turns: int = 5) -> 
             questions = follow_up_questions(scene, rng)
         else:
             questions = [any_question(scene, rng)]
-        # Otherwise the model could copy the answer from an earlier turn.
+        # A second question with this task and answer is left out, because the model could copy its
+        # answer from the earlier turn.
         key = questions[0].task + questions[0].answer
         if key not in seen:
             seen.add(key)
@@ -106,8 +107,8 @@ def _worded(
     return Question(task, wording.format(which=_ORDINALS[which], shape=shape), answer)
 
 
-# One function per task. It returns a question, or None if the scenes do not offer the task, and
-# then draws nothing from the generator.
+# Each task has a function, which returns a question. If the task does not fit the scenes, it
+# returns None and draws nothing from the generator.
 
 
 def _ask_caption(scenes: ScenePair, which: int, rng: random.Random) -> Question:

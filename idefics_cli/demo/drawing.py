@@ -21,13 +21,13 @@ _NOISE_EDGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A picture with the positions of its text.
+    """A drawn picture, and where its text is.
 
     Attributes:
         image: RGB image.
         text_box: Left, top, right and bottom of the text in pixels; None without text.
-        letter_edges: Positions before, between and after the letters, in pixels from the left;
-            empty without text.
+        letter_edges: Positions before the first letter, between the letters and after the last
+            one, in pixels from the left edge of the picture; empty without text.
     """
 
     image: Image.Image
@@ -50,7 +50,7 @@ def draw(scene: Scene, *, jpeg: bool = False) -> Drawing:
             _draw_shape(canvas, thing, rng)
     if rng.random() < 0.5:
         image = _with_noise(image, rng)
-    # The draw comes before the test of `jpeg`, so that both settings have the same random stream.
+    # `rng.random()` comes first, so that it is called with both values of `jpeg`.
     if rng.random() < 0.3 and jpeg:
         image = _through_jpeg(image, quality=rng.randint(35, 90))
     return Drawing(image, text_box, letter_edges)
@@ -78,7 +78,7 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, thing: SceneObject, rng: random.Ran
 
 @cache
 def _outline(shape: str) -> tuple[Point, ...]:
-    """Return the corners of *shape* in a circle of radius 1 around the origin; y points down."""
+    """Return the corners of *shape* in a circle of radius 1 at the origin; y points down."""
     if shape == "square":
         return ((-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82))
     if shape == "triangle":
@@ -100,7 +100,7 @@ def _star_corner(k: int) -> Point:
 
 
 def _heart_point(t: float) -> Point:
-    # The heart curve of MathWorld (eq. 5), scaled into the unit circle.
+    # This is the heart curve of MathWorld (equation 5), scaled to fit into the unit circle.
     y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
     return 0.94 * math.sin(t) ** 3, -y / 16.5
 
@@ -108,7 +108,7 @@ def _heart_point(t: float) -> Point:
 def _draw_text(
     image: Image.Image, lettering: Lettering, rng: random.Random
 ) -> tuple[tuple[int, int, int, int], tuple[float, ...]]:
-    """Paste the text, stretched and sometimes tilted; return its box and its letter edges."""
+    """Draw the text, stretched and sometimes tilted; return its box and its letter edges."""
     shade = _shade(rng, COLORS[lettering.color])
     stroke = rng.choice([0, 0, 1, 3, 4])
     mask, edges = _text_mask(lettering.text, stroke)
@@ -145,7 +145,7 @@ def _text_size(
     text: str,
     rng: random.Random,
 ) -> tuple[int, int]:
-    """Return the width and height of the scaled mask, which fills much of the picture."""
+    """Return the width and height to which the mask is scaled; it fills much of the picture."""
     width, height = picture
     stretched = mask[0] * stretch
     # The mask has a margin of 2 pixels on each side, so it is 4 pixels higher than the letters.
@@ -169,7 +169,8 @@ def _font() -> ImageFont.FreeTypeFont:
     built_in = ImageFont.load_default(size=20)
     if not isinstance(built_in, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow was built without FreeType")
-    # Basic layout, because libraqm may place the same text differently.
+    # The layout engine is always the basic one. Pillow with libraqm would use that library, which
+    # may place the same text differently.
     return ImageFont.truetype(
         io.BytesIO(built_in.font_bytes), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC
     )
@@ -186,7 +187,8 @@ def _with_noise(image: Image.Image, rng: random.Random) -> Image.Image:
 
 @cache
 def _noise_field() -> NDArray[np.float32]:
-    # numpy guarantees the stream of RandomState (NEP 19), but not that of Generator.
+    # numpy guarantees that RandomState gives the same numbers in every version (NEP 19). It does
+    # not guarantee this for Generator.
     field = np.random.RandomState(0).normal(0, 1, (_NOISE_EDGE, _NOISE_EDGE, 3))
     return field.astype(np.float32)
 
@@ -203,6 +205,6 @@ def render(scene: Scene, *, jpeg: bool = False) -> Image.Image:
 
     Args:
         scene: Scene to draw.
-        jpeg: Compress 3 of 10 pictures with lossy JPEG, as in training.
+        jpeg: Whether 3 of 10 pictures are compressed with lossy JPEG, as in training.
     """
     return draw(scene, jpeg=jpeg).image

@@ -1,7 +1,7 @@
-"""Questions about one picture, with answers that follow from its scene alone.
+"""Questions about one picture, with answers that are computed from its scene.
 
-The order of the random draws is part of the format, as in `scenes.py`: the tokenizer and the
-training data depend on it.
+As in `scenes.py`, the order of the random draws must stay: the tokenizer and the training data
+depend on it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _PLACES = (
     ("Bottom left.", "Bottom.", "Bottom right."),
 )
 _ATTEMPTS = 20
-# A task that stands here several times is drawn more often.
+# The tasks to draw from, for scenes with shapes and for scenes with text. A task that is listed
+# several times is drawn more often.
 _SHAPE_MIX = (
     *["caption"] * 3,
     *["color"] * 2,
@@ -54,12 +55,12 @@ _TEXT_MIX = (
     "exists",
 )
 TASKS = tuple(dict.fromkeys(_SHAPE_MIX + _TEXT_MIX))
-"""Tasks of questions about one picture; no scene offers all of them."""
+"""The kinds of questions about one picture. No scene fits all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of one kind (*task*) and its only right answer."""
+    """A question, its only right answer, and the kind of the question (*task*)."""
 
     task: str
     question: str
@@ -67,7 +68,7 @@ class Question:
 
 
 def any_question(scene: Scene, rng: random.Random) -> Question:
-    """Return a question that *scene* offers; *rng* chooses task, wording and object."""
+    """Return a question that fits *scene*; *rng* chooses task, wording and object."""
     mix = _SHAPE_MIX if scene.lettering is None else _TEXT_MIX
     for _ in range(_ATTEMPTS):
         question = _ASK[rng.choice(mix)](scene, rng)
@@ -77,9 +78,9 @@ def any_question(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask(scene: Scene, rng: random.Random, task: str) -> Question | None:
-    """Return a question of *task* (one of `TASKS`), or None if *scene* does not offer it.
+    """Return a question of *task* (one of `TASKS`), or None if it does not fit *scene*.
 
-    If *task* is `text`, the task of the question is `digit` or `word`.
+    If *task* is `text`, the returned question has the task `digit` or `word`.
     """
     for _ in range(_ATTEMPTS):
         question = _ASK[task](scene, rng)
@@ -91,9 +92,10 @@ def ask(scene: Scene, rng: random.Random, task: str) -> Question | None:
 def follow_up_questions(
     scene: Scene, rng: random.Random, *, turns: int | None = None
 ) -> list[Question]:
-    """Return 2 or 3 questions, at most *turns*; the later ones ask about "it".
+    """Return 2 or 3 questions about the same thing, at most *turns*.
 
-    The tasks of the later ones are `follow_up` and `second_follow_up`.
+    The first names the thing. The later ones call it "it", and have the tasks `follow_up` and
+    `second_follow_up`.
     """
     if scene.lettering is not None:
         color = capitalized(scene.lettering.color) + "."
@@ -116,7 +118,7 @@ def follow_up_questions(
 
 
 def only_of_shape(scene: Scene) -> list[SceneObject]:
-    """Return the objects that their shape identifies, as in "the star"."""
+    """Return the objects whose shape occurs once, so that "the star" is clear."""
     shapes = [thing.shape for thing in scene.objects]
     return [thing for thing in scene.objects if shapes.count(thing.shape) == 1]
 
@@ -129,7 +131,10 @@ def _only_of_color(scene: Scene) -> list[SceneObject]:
 def _first_of_follow_ups(
     scene: Scene, thing: SceneObject, rng: random.Random
 ) -> tuple[Question, list[str]]:
-    """Return a question that makes *thing* the topic, and the wordings of possible next ones."""
+    """Return a first question about *thing*, and the keys of `WORDINGS` for the question after it.
+
+    That second question calls the thing "it".
+    """
     draw = rng.random()
     if len(scene.objects) == 1 and draw < 0.3:
         return _ask_caption(scene, rng), ["its_place"]
@@ -166,9 +171,9 @@ def _named(scene: Scene, rng: random.Random) -> tuple[SceneObject, str]:
     return thing, thing.shape if by_shape else thing.name
 
 
-# One function per task. It returns a question, or None if the scene does not offer the task, and
-# then draws nothing from the generator. `exists` also returns None if the thing that it drew to be
-# absent is in the scene.
+# Each task has a function, which returns a question. If the task does not fit the scene, it returns
+# None and draws nothing from the generator. `exists` has a second reason for None: it draws a thing
+# that should be absent, and this thing is in the scene.
 
 
 def _ask_caption(scene: Scene, rng: random.Random) -> Question:

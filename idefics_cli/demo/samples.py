@@ -1,4 +1,4 @@
-"""Sample pictures with their truth, on which users can try the tool: `idefics demo DIR`."""
+"""Sample pictures with right answers, on which users can try the tool: `idefics demo DIR`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from idefics_cli.demo.scenes import Scene, caption, scene_for_split
 
 METADATA = "metadata.jsonl"
 MAX_SAMPLES = 100_000
-# Training watches and the evaluation use scenes 0 to 199,999.
+# Each seed of the user has its own million of scene numbers, from 1,000,000 on. Training and its
+# evaluation use the numbers 0 to 199,999.
 _SCENES_PER_SEED = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A written picture and its truth.
+    """A picture that was written, and right answers about it.
 
     Attributes:
         file_name: Name of the picture in the folder.
-        caption: Right answer to "Describe this image.".
-        questions: One question of every task that the scene offers, except captions.
+        caption: The right answer to "Describe this image.".
+        questions: One question of every task that fits the scene, except captions.
     """
 
     file_name: str
@@ -37,19 +38,19 @@ class Sample:
 def write_samples(folder: Path, *, count: int, seed: int) -> list[Sample]:
     """Write *count* PNG files of scenes that training never showed, and `metadata.jsonl`.
 
-    The rows of the metadata (`file_name`, `caption`, `questions`) follow the image folder
-    format of Hugging Face datasets. The same call gives the same pixels and rows on every
-    machine, and changes nothing in a folder that it wrote before. It writes the metadata last,
-    so a folder with metadata has all pictures.
+    The metadata has a row for each picture (`file_name`, `caption`, `questions`), in the image
+    folder format of Hugging Face datasets. It is written last, so a folder with metadata has all
+    pictures. The same arguments give the same pixels and rows on every machine. A second call with
+    the same arguments changes nothing.
 
     Args:
-        folder: Folder of the files, made if it does not exist; other files in it stay.
+        folder: The folder to write to. It is made if it does not exist; other files in it stay.
         count: Number of pictures, 1 to `MAX_SAMPLES`.
-        seed: Choice of the scenes, 0 or more.
+        seed: A number, 0 or more, that chooses the scenes.
 
     Raises:
-        UsageError: If a number is out of range, *folder* is a file, or it has a file of a needed
-            name with other content.
+        UsageError: If a number is out of range, *folder* is a file, or a file to write exists
+            with other content.
         IdeficsError: If the folder cannot be written.
     """
     if not 1 <= count <= MAX_SAMPLES:
@@ -83,7 +84,7 @@ def _sample(scene: Scene, seed: int, index: int) -> Sample:
 
 
 def _png(scene: Scene) -> bytes:
-    # Only drawing needs Pillow and numpy.
+    # Only drawing needs Pillow and numpy, so they are imported here.
     from idefics_cli.demo.drawing import render
 
     buffer = io.BytesIO()
@@ -94,7 +95,7 @@ def _png(scene: Scene) -> bytes:
 def _refuse_to_overwrite(
     folder: Path, scenes: list[Scene], samples: list[Sample], rows: bytes
 ) -> None:
-    """Raise an error if one of the names has other content; nothing is written yet."""
+    """Raise an error if a file to write exists with other content; write nothing."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`{folder}` is not a folder", hint="give the name of a folder")
     for sample, scene in zip(samples, scenes, strict=True):
@@ -131,6 +132,9 @@ def _taken_name(path: Path) -> UsageError:
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Write *content* atomically to *path*, unless it exists, which then has this content."""
+    """Write *content* atomically to *path*, unless that file exists.
+
+    If it exists, an earlier check has found that it has the same content.
+    """
     if not path.exists():
         write_whole(path, content, durable=False)

@@ -1,8 +1,9 @@
-"""Drawn scenes with their truth: seed -> scene -> picture, the same on every machine.
+"""Scenes, the contents of the drawn pictures. A seed gives the same scene on every machine.
 
 A scene shows one to three coloured shapes, or a digit or short word, on a coloured background.
-The built-in model was trained on these scenes, so the order of the random draws is part of the
-format: another order gives other scenes for the same seeds, and the hashes in the tests fail.
+
+The built-in model was trained on these scenes, so the order of the random draws must stay. Another
+order gives other scenes for the same seeds, and the hashes in the tests would differ.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ Rgb = tuple[int, int, int]
 Kind = Literal["shapes", "text"]
 Pairs = Literal["train", "held"]
 Split = Literal["train", "combo", "pair"]
-"""`train`: scenes of the training. `combo`: scenes with combinations that no training picture
-shows. `pair`: scenes whose objects all have a colour and shape of `HELD_PAIRS`."""
+"""`train` has the scenes of the training. `combo` has scenes with combinations of things and
+background that no training picture shows. `pair` has scenes in which each object has a colour and a
+shape of `HELD_PAIRS`."""
 
 COLORS: Mapping[str, Rgb] = MappingProxyType(
     {
@@ -85,7 +87,7 @@ class SceneObject:
         shape: One of `SHAPES`.
         row: Row in the 3x3 grid, from the top.
         column: Column in the 3x3 grid, from the left.
-        is_large: Whether it is clearly larger than a small one.
+        is_large: Whether it is large; every large shape is clearly larger than a small one.
         radius: Radius in pixels.
         x: Distance of the centre from the left edge, in pixels.
         y: Distance of the centre from the top edge, in pixels.
@@ -102,7 +104,7 @@ class SceneObject:
 
     @property
     def name(self) -> str:
-        """Colour and shape, as "red star"."""
+        """Colour and shape, such as "red star"."""
         return f"{self.color} {self.shape}"
 
 
@@ -127,10 +129,10 @@ class Scene:
         background: Key of `BACKGROUNDS`.
         width: Width in pixels.
         height: Height in pixels.
-        seed: Seed of everything that the truth does not mention: shades, tilt, noise.
-        objects: One to three shapes that differ in colour or shape, sorted by row, then column;
-            empty with lettering.
-        lettering: The text; None with objects.
+        seed: Seed of everything that no question asks about: shades, tilt, noise.
+        objects: One to three shapes that differ in colour or shape, sorted by row and then by
+            column; empty if the scene has lettering.
+        lettering: The text; None if the scene has objects.
     """
 
     background: str
@@ -142,7 +144,7 @@ class Scene:
 
     @property
     def combination(self) -> str:
-        """The things and the background without their layout; it decides what is held out."""
+        """The things and the background, without their places; see `is_held_out`."""
         if self.lettering is not None:
             things = f"{self.lettering.text} {self.lettering.color}"
         else:
@@ -151,16 +153,17 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether training leaves this combination out; one in ten is held out."""
+        """Whether training leaves out this combination. That is so for one in ten."""
         return zlib.crc32(self.combination.encode()) % 10 == 0
 
 
 def scene_for_split(split: Split, seed: int) -> Scene:
     """Return scene number *seed* of *split*; the same call gives the same scene."""
-    # random.Random hashes a string with SHA-512, which is equal on all machines and Pythons.
+    # random.Random hashes a string with SHA-512. So the same string gives the same numbers on all
+    # machines and in all versions of Python.
     rng = random.Random(f"{split}-{seed}")
     if split == "pair":
-        # The count is drawn first, before the scene's own draws.
+        # The count is drawn here, before all other draws of the scene.
         return make_scene(rng, kind="shapes", pairs="held", count=rng.choice(_ONE_TO_THREE))
     while True:
         scene = make_scene(rng, pairs="train")
@@ -227,7 +230,7 @@ def capitalized(sentence: str) -> str:
 
 
 def _draw_size(rng: random.Random) -> tuple[int, int]:
-    """Return a width and a height: a long edge of 150 to 300 pixels, an aspect of 2:3 to 3:2."""
+    """Return a width and a height: the long edge has 150 to 300 pixels, the shape is 2:3 to 3:2."""
     long_edge = rng.randint(150, 300)
     aspect = math.exp(rng.uniform(math.log(0.67), math.log(1.5)))
     if aspect >= 1:
@@ -246,7 +249,7 @@ def _allowed(background: str, pairs: Pairs | None) -> list[tuple[str, str]]:
 def _draw_objects(
     rng: random.Random, width: int, height: int, allowed: list[tuple[str, str]], count: int
 ) -> tuple[SceneObject, ...]:
-    """Draw *count* different pairs into different cells, again until no two objects touch."""
+    """Draw *count* objects of different pairs in different cells; repeat until none touch."""
     while True:
         chosen = rng.sample(allowed, count)
         cells = rng.sample(_CELLS, count)

@@ -1,7 +1,7 @@
 """The questions that the built-in model was trained on, word for word.
 
-The model knows no other questions; to others it gives wrong answers. `{}` stands for the subject
-of the question. The order is part of the format, because questions are drawn by index.
+To other questions the model gives wrong answers. `{}` stands for the subject of a question. The
+order of the questions must stay, because they are drawn by index.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ WORDINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "its_size": ("Is it large or small?", "What size is it?", "And its size?"),
     }
 )
-"""Questions about one picture by task; those of `its_` tasks follow another question."""
+"""Questions about one picture, by task. Those of an `its_` task come after another question."""
 
 PAIR_WORDINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -151,7 +151,7 @@ PAIR_WORDINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Questions about two pictures by task; *which* is "first" or "second"."""
+"""Questions about two pictures, by task. `{which}` stands for "first" or "second"."""
 
 SMALL_TALK = (
     ("Hello.", "Hello! Show me an image."),
@@ -187,7 +187,8 @@ def _examples() -> Mapping[str, tuple[str, ...]]:
         task: tuple(wording.format(which="second", shape="star") for wording in wordings)
         for task, wordings in PAIR_WORDINGS.items()
     }
-    # `questions.py` has these wordings itself, and draws them in 3 of 10 and 2 of 10 cases.
+    # These wordings are written in `questions.py`, which draws the first in 3 of 10 cases and the
+    # others in 2 of 10.
     single["color"] += ("What color is the shape?",)
     single["text_color"] += ("What color is the digit?", "What color is the word?")
     talk = {"small_talk": tuple(message for message, _ in SMALL_TALK)}
@@ -195,8 +196,8 @@ def _examples() -> Mapping[str, tuple[str, ...]]:
 
 
 KNOWN_QUESTIONS: Mapping[str, tuple[str, ...]] = _examples()
-"""Every wording by task, with an example of the thing, the place or the image that it names.
+"""Every question by task, with an example of a thing, a place or an image in place of `{}`.
 
-The model also knows the other shapes, colours and places of `scenes.py`. A missing final mark or
-capital makes no difference.
+The model also knows the other shapes, colours and places of `scenes.py`. It understands a question
+without its final mark or its capital letter, too.
 """

@@ -1,1 +1,1 @@
-"""Measurements in fresh processes: start, load and peak memory."""
+"""Measurements in fresh processes: time to start, time to load, and peak memory."""

@@ -23,7 +23,7 @@ def main() -> None:
     order = pickle.load(sys.stdin.buffer)
     if not isinstance(order, LoadOrder):
         raise TypeError("stdin holds no order")
-    # Imports are not part of the load time.
+    # All imports happen here, because they must not count as time to load.
     _import_all(order.spec.family)
     _load(order)
 
@@ -81,7 +81,8 @@ def _request(order: LoadOrder) -> GenerationRequest:
 
 def peak_resident_bytes() -> int:
     """Return the peak of this process's resident memory, mapped files included."""
-    # Linux passes `ru_maxrss` on to child processes, so a child would report its parent's peak.
+    # `ru_maxrss` is the last choice. Linux passes it on to child processes, so a child would report
+    # the peak of its parent.
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -1,9 +1,11 @@
-"""Fresh processes: time to the first output, and a model that is loaded once.
+"""Fresh processes, which measure the time to the first output and the loading of a model.
 
-Every figure has a process of its own. Its imports take most of the time, but nothing else
-measures a cold start: in a process that loaded before, libraries are initialised and the peak of
-the memory is reached. A fork of a process that has imported all would be quicker, and would have
-to touch each page of its parent to use as much memory as a fresh process.
+Every figure is measured in a new process. Imports take most of its time, but only a new process
+shows a cold start: in a process that has loaded a model before, the libraries are initialised, and
+the peak of its memory is that of the earlier model.
+
+A fork of a process that has imported everything would be quicker. But it shares pages with its
+parent, and would show the memory of a fresh process only after it has touched each of them.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ _CHILD = "from idefics_cli.bench.cold_start.child import main; main()"
 
 @dataclass(frozen=True, slots=True)
 class LoadOrder:
-    """The work of a process that loads a model; it goes to the process as a pickle.
+    """What a process has to load and to answer; the process gets this order as a pickle.
 
     Attributes:
-        side: Side whose way of loading is measured.
-        spec: Choices of the model.
-        folder: Folder of its files.
-        picture: Picture to ask about.
+        side: The side that loads the model.
+        spec: How to load the model.
+        folder: The folder of the checkpoint.
+        picture: The picture to ask about.
         max_new_tokens: Length of the answer.
     """
 
@@ -52,9 +54,10 @@ class LoadReport:
     """The result of a process that loaded a model.
 
     Attributes:
-        load_seconds: Time from the folder to a model that can answer, without imports.
-        peak_bytes: Peak memory of the device, after a short answer about a picture.
-        tokens: Tokens of that answer.
+        load_seconds: Time to load the model from its folder until it can answer, without imports.
+        peak_bytes: Peak memory after loading and one short answer about a picture. On a GPU it is
+            the memory of the tensors there, on a CPU the resident memory of the process.
+        tokens: The tokens of that answer.
     """
 
     load_seconds: float
@@ -90,8 +93,8 @@ class FreshProcesses:
     """Starts processes of this Python; see `Processes`.
 
     Args:
-        clock: Seconds.
-        child: Program that does a `LoadOrder`.
+        clock: Returns seconds.
+        child: Python code that reads a `LoadOrder` from stdin and carries it out.
     """
 
     def __init__(self, clock: Clock, *, child: str = _CHILD) -> None:
@@ -101,8 +104,8 @@ class FreshProcesses:
     def time_first_output(self, name: str, command: Sequence[str]) -> tuple[float, str]:
         """Run *command*; see `Processes.time_first_output`."""
         started = self._clock()
-        # Errors go to a file: a full pipe that nobody reads would stop the process. Without a
-        # buffer `read` leaves the rest of the output to `communicate`.
+        # Errors go to a file, because a process stops at a full pipe that nobody reads. The output
+        # has no buffer (bufsize=0), so that reading one byte leaves the rest to `communicate`.
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 command, bufsize=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
@@ -137,9 +140,10 @@ class FreshProcesses:
 
 
 def python_command(*arguments: str) -> list[str]:
-    """Return the command of this Python with *arguments*, which imports nothing from the folder.
+    """Return a command that runs this Python with *arguments*.
 
-    Without `-P`, a file `torch.py` in the current folder would be run in place of torch.
+    The option `-P` keeps Python from importing modules of the current folder, where a file
+    `torch.py` would be run instead of torch.
     """
     return [sys.executable, "-P", *arguments]
 

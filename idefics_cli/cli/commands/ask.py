@@ -1,4 +1,4 @@
-"""`idefics ask`: one question, one answer."""
+"""`idefics ask`: one question and its answer."""
 
 from __future__ import annotations
 

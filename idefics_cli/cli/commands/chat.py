@@ -127,7 +127,7 @@ def _talk(
     stack.enter_context(leaving_on_termination())
     stack.enter_context(silent_keyboard())
     opener = PictureOpener(image_limits(invocation.settings), offline=invocation.settings.offline)
-    # Before the model: a bad picture ends the command at once.
+    # Pictures are opened before the model is loaded, so that a bad one ends the command at once.
     pictures = [opener.stage(source) for source in sources]
     store, session = _open_session(invocation, key)
     stack.callback(session.close)
@@ -195,14 +195,15 @@ def _with_model(invocation: Invocation, name: str) -> Invocation:
 
 
 def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = False) -> LoadPlan:
-    """Look up the model *name*, and return what plans and loads it.
+    """Look up the model *name*, and return a function that plans and loads it.
 
-    A model on this machine is planned in the background, because the plan imports torch, which
-    takes seconds. A model that must be downloaded is planned now, because the user may be asked
-    first; but one that *replaces_other* is planned when the memory of the other is free again.
+    A model on this machine is planned later in the background, because the plan imports torch,
+    which takes seconds. A model that must be downloaded is planned now, because the user may have
+    to agree to the download. If the model *replaces_other*, its plan is made when the memory of the
+    other model is free again.
 
     Raises:
-        IdeficsError: If it is unknown or does not chat, or cannot be downloaded.
+        IdeficsError: If the model is unknown, does not chat, or cannot be downloaded.
     """
     chosen, services = _with_model(invocation, name), invocation.services
     settings = chosen.settings

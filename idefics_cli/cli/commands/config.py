@@ -83,6 +83,7 @@ def _toml(value: str | int | float | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A JSON string is a TOML basic string, except that TOML needs an escape for DEL.
+        # A string of JSON is also a basic string of TOML. The only difference is the character
+        # DEL, which TOML writes as an escape.
         return json_module.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

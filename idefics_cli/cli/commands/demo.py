@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from idefics_cli.demo.samples import Sample
 
 
-# The names of the pictures and these questions fit on a small screen together.
+# The command shows only the questions of these tasks, so that its output fits on a small screen.
 _EXAMPLES = ("caption", "count", "color", "position", "text")
 
 
@@ -42,7 +42,8 @@ def demo(
     from idefics_cli.demo.samples import write_samples
 
     settings, console = invocation.settings, invocation.console
-    # Path("") is the current folder, which an unset variable in a script should not fill.
+    # An empty name comes from an unset variable in a script. `Path("")` is the current folder,
+    # which must not be filled by such a mistake.
     if not folder:
         raise UsageError("the name of the folder is empty", hint="`.` is the current folder")
     path = Path(folder)

@@ -105,7 +105,7 @@ def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:
 
 
 def _anonymized(value: object) -> object:
-    """Return *value* for a public bug report: without the home folder and the name of the user."""
+    """Return *value* without the home folder and the name of the user, for a public bug report."""
     if isinstance(value, Mapping):
         return {key: _anonymized(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -115,7 +115,7 @@ def _anonymized(value: object) -> object:
     home = os.path.expanduser("~").rstrip(os.sep)
     for folder in {home, os.path.realpath(home)} - {"", os.sep}:
         value = re.sub(rf"{re.escape(folder)}(?=$|[^\w.-])", "~", value)
-    # Also in the path of a network drive with the name of the user.
+    # The name of the user can also be a folder of another path, such as one on a network drive.
     user = re.escape(os.path.basename(home))
     return re.sub(rf"(?<=[/\\]){user}(?=[/\\])", "USER", value) if user else value
 

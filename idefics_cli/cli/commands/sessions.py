@@ -81,7 +81,7 @@ def sessions(
     if context.invoked_subcommand is None:
         _list(begin_command(context))
     elif json or quiet:
-        # Each command has its own option; here it would be ignored silently.
+        # Each command below has options of the same names. Here they would be ignored silently.
         raise UsageError(
             "--json and --quiet belong after the command",
             hint=f"`idefics sessions {context.invoked_subcommand} --json`",

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from idefics_cli.config.settings import setting_table
 from idefics_cli.models.hub.registry import MODELS
 
-# Words that other tools use or that people try, by the command before them.
+# Hints for words that other tools have as commands or that people try, by the command before the
+# word.
 _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "idefics": {
@@ -107,7 +108,7 @@ def suggest_command(group: str, words: Sequence[str], commands: Sequence[str]) -
 
 
 def _fill(hint: str, rest: Sequence[str]) -> str:
-    """Return *hint* with the typed words *rest* in place of its placeholder."""
+    """Return *hint* with the typed words *rest* in place of a placeholder such as MODEL."""
     if not rest:
         return hint
     return re.sub("MODEL|PICTURES|NAME|QUESTION", lambda _: shlex.join(rest), hint)

@@ -1,11 +1,14 @@
-"""The classes of our commands: help with whole names at every width, and suggestions.
+"""The classes of our commands, which write their own help pages and suggest other commands.
 
-Typer's help with panels cuts the names of options at 80 columns (`--attention,--attn-imp…`), uses
-colours that a white background hides, and imports rich: `idefics caption --help` takes 0.27 s with
-it and 0.19 s without. `rich_markup_mode=None` selects the plain help of Typer, which has none
-of these faults, but puts all options into one list and needs 50 columns. The classes here
-therefore override two public methods: `format_help` sets the width, and `format_options` writes a
-section for each panel. `tests/models/test_upstream.py` has a row for each part of Typer in use.
+Typer has two kinds of help pages. The kind with panels cuts the names of options at 80 columns
+(`--attention,--attn-imp…`), uses colours that cannot be read on a white background, and imports
+rich: `idefics caption --help` takes 0.27 s with it and 0.19 s without it. The plain kind, which
+`rich_markup_mode=None` selects, has none of these faults. But it puts all options into one list and
+needs 50 columns.
+
+The classes here use the plain kind and override two public methods: `format_help` sets the width,
+and `format_options` writes a section for each panel. `tests/models/test_upstream.py` has a row for
+each part of Typer that is used.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from idefics_cli.core.errors import UsageError
 
 # Any: the classes of contexts and formatters are not public in Typer.
 class HelpCommand(TyperCommand):
-    """A command with our help."""
+    """A command with our help page."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page with the width of the terminal."""
@@ -34,7 +37,7 @@ class HelpCommand(TyperCommand):
 
 
 class HelpGroup(TyperGroup):
-    """A group of commands with our help, and with suggestions for an unknown command."""
+    """A group of commands with our help page, and with suggestions for unknown commands."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page with the width of the terminal."""

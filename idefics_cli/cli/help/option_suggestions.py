@@ -17,7 +17,8 @@ _PICTURES = "pictures need no option: `idefics caption photos/ -r`"
 _FEW = "name fewer pictures, such as `photos/a*.jpg`, or give a list with `--filelist`"
 _FILE = "`idefics config path` names the file to edit"
 
-# Options that other tools have or that people try, by the command; "" is for every command.
+# Hints for options that other tools have or that people try, by the command. The key "" has those
+# of every command.
 _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "": {
@@ -63,7 +64,7 @@ _EXTRA_WORDS = MappingProxyType(
         "idefics models pull": "one model at a time",
     }
 )
-# Word processors and web pages replace a hyphen with one of these.
+# Word processors and web pages replace a hyphen with one of these characters.
 _LONG_DASH = re.compile("[\u2010-\u2015\u2212]+(?=[A-Za-z])")
 
 
@@ -81,7 +82,9 @@ def suggest_for_words(command: str, words: Sequence[str]) -> str | None:
 
 
 def check_dashes(words: Sequence[str]) -> None:
-    """Refuse an option whose hyphen became a typographic dash, for example by copying it.
+    """Refuse an option that begins with a typographic dash instead of a hyphen.
+
+    Such a dash comes from copying a command out of a document.
 
     Raises:
         UsageError: If there is such a word, and it is not the name of a file.

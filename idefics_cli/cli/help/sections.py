@@ -13,7 +13,7 @@ from idefics_cli.ui.terminal.console import terminal_columns
 from idefics_cli.ui.terminal.fold import fold
 
 _MAX_WIDTH = 80
-# In a narrower terminal, the help of an option is below its name.
+# On a terminal narrower than this, the help of an option is below its name.
 _TWO_COLUMNS_WIDTH = 60
 _NAME_COLUMNS = 30
 
@@ -33,7 +33,7 @@ def write_sections(command: TyperCommand | TyperGroup, context: Any, formatter: 
             continue
         name, text = record
         if isinstance(parameter, TyperArgument):
-            # Without the type that Typer adds to the name: `PATH <list[str]>`.
+            # Typer adds the type to the name, as in `PATH <list[str]>`. The metavar is without it.
             sections["Arguments"].append((parameter.metavar or name, text))
         elif isinstance(parameter, TyperOption):
             sections[parameter.rich_help_panel or "Options"].append((name, text))

@@ -1,4 +1,7 @@
-"""The course of the built-in model's training: vision first, then growing batches."""
+"""The course of the training: which settings each step has.
+
+Vision is learned first, and then language with growing batches.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from idefics_cli.training.schedule import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Settings of one step.
+    """The settings of one step.
 
     Attributes:
         learning_rate: Learning rate of all parameters.
-        auxiliary_weight: Weight of the auxiliary losses; the loss of the language has 1.
-        batch_size: Number of conversations, over all processes together.
+        auxiliary_weight: Weight of the auxiliary losses (see `losses.py`). The loss of the answers
+            has weight 1.
+        batch_size: Number of conversations, summed over all processes.
         is_vision_only: Whether only the auxiliary losses are learned.
     """
 
@@ -28,16 +32,17 @@ class Phase:
 class Course:
     """The settings of every step, by the progress of the run (0 to 1).
 
-    Shapes, colours and letters are learned at the lowest cost without language, so vision comes
-    first. Small batches learn faster early on, larger ones late. Slow tasks (comparing two
-    backgrounds) stay at chance until the learning rate falls.
+    Vision comes first because shapes, colours and letters are learned at the lowest cost without
+    language. Small batches learn faster early in the run, larger ones later. Slow tasks, such as
+    comparing two backgrounds, are answered no better than by chance until the learning rate falls.
 
     Attributes:
         schedule: Learning rate.
-        vision_share: First part of the run, 0 to 1, without language.
+        vision_share: Share of the run, 0 to 1, at its beginning in which only vision is learned.
         vision_batch: Number of pictures in a step of that part.
-        batches: Pairs of the progress to start at and the number of conversations in a step.
-        final_auxiliary: The auxiliary weight falls from 1 to this while the learning rate falls.
+        batches: Pairs of a progress and the number of conversations in each step from there on.
+        final_auxiliary: Auxiliary weight at the end. The weight falls from 1 to this value while
+            the learning rate falls.
     """
 
     schedule: Schedule = field(
@@ -51,7 +56,7 @@ class Course:
     def with_batch(self, size: int | None) -> Course:
         """Return this course with *size* conversations in its first step with language.
 
-        The other batches change in proportion: small ones suit a slow machine. None changes
+        All other batches change in proportion. A slow machine needs small batches. None changes
         nothing.
         """
         if size is None:

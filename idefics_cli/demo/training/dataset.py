@@ -1,4 +1,7 @@
-"""The pictures of the training, rendered once to memory-mapped files, and batches of them."""
+"""The pictures of the training, and batches of them.
+
+The pictures are drawn once and stored in files, which are mapped into memory.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ _BACKGROUND_INDEX = {name: i for i, name in enumerate(BACKGROUNDS)}
 
 
 def resized(image: Image.Image) -> Image.Image:
-    """Return *image* as the image processor resizes it: the same pixels, but faster."""
+    """Resize *image* to the same pixels as the image processor does, but faster."""
     width, height = image.size
     aspect = width / height
     if width >= height and width > LONGEST_EDGE:
@@ -46,10 +49,14 @@ def resized(image: Image.Image) -> Image.Image:
 def render_split(folder: Path, split: Split, count: int, *, processes: int = 1) -> None:
     """Draw the first *count* scenes of *split* into *folder*, unless it has them already.
 
-    The files are `-pixels` (count, 112, 112, 3), uint8 after the resize of the processor;
-    `-sizes` (count, 2), height and width; `-labels`, as `truth.patch_labels`; and `-kinds`
-    (count, 2), index of the background and whether there is text. The `.json` is written last,
-    so it marks a complete split.
+    Each file is named after the split and holds an array with one entry for each picture:
+
+    * `-pixels` (count, 112, 112, 3), uint8: the picture, resized as the processor resizes it;
+    * `-sizes` (count, 2): its height and width;
+    * `-labels`: what `truth.patch_labels` returns for it;
+    * `-kinds` (count, 2): the index of its background, and whether it has text.
+
+    The file `.json` is written last, so a split that has it is complete.
     """
     done = folder / f"{split}.json"
     description = {"format": _FORMAT, "count": count}
@@ -137,7 +144,10 @@ class Pictures:
         return scene_for_split(self._split, index)
 
     def partner(self, index: int, rng: random.Random) -> int:
-        """Return a picture to show with *index*; 35 % are drawn from those of its background."""
+        """Return a picture to show together with picture *index*.
+
+        In 35 % of the calls it is drawn from the pictures that have the same background.
+        """
         if rng.random() < 0.35:
             same: list[int] = self._by_background[self._backgrounds[index]]
             return rng.choice(same)
@@ -147,11 +157,11 @@ class Pictures:
         """Return the pictures of each conversation, padded as the image processor pads.
 
         Args:
-            groups: Pictures of each of the B conversations, 0 to N each.
+            groups: The pictures of each of B conversations. A conversation has 0 to N pictures.
 
         Returns:
-            `pixel_values` (B, N, 3, H, W) float32 in -1..1, zero without a picture, and
-            `pixel_attention_mask` (B, N, H, W) int64.
+            `pixel_values` (B, N, 3, H, W), float32 from -1 to 1, or zeros where a conversation has
+            fewer than N pictures; and `pixel_attention_mask` (B, N, H, W), int64.
         """
         flat = [index for group in groups for index in group]
         height, width = self._files.sizes[flat].max(0).tolist()
@@ -167,11 +177,11 @@ class Pictures:
         return values, mask
 
     def targets(self, flat: Sequence[int], *, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Return the auxiliary targets of the pictures *flat*.
+        """Return the targets of the auxiliary losses for the pictures *flat*; see `truth.py`.
 
         Returns:
-            Patch classes (len(flat), *rows* x *columns*, facets) int64, -1 outside a picture, and
-            slot targets (len(flat), latents, classes) float32.
+            The classes of the patches (len(flat), *rows* x *columns*, facets), int64 and -1 outside
+            a picture; and the targets of the image tokens (len(flat), latents, classes), float32.
         """
         labels = np.array(self._files.labels[list(flat)])
         slots = np.stack([slot_targets(each) for each in labels])
@@ -181,15 +191,15 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B conversations about F pictures together.
+    """B conversations, which together have F pictures.
 
     Attributes:
-        tokens: The conversations, padded.
-        answers: Positions of the answers of each conversation.
+        tokens: The token ids and labels of the conversations, padded.
+        answers: The positions of the answers in each conversation.
         pixel_values: Pictures (B, N, 3, H, W); see `Pictures.pixels`.
         pixel_mask: Mask of the pictures (B, N, H, W).
-        patches: Targets of the patch head (F, patches, facets).
-        slots: Targets of the slot head (F, latents, classes).
+        patches: Targets of the patches (F, patches, facets).
+        slots: Targets of the image tokens (F, latents, classes).
     """
 
     tokens: LabelledBatch
@@ -201,13 +211,15 @@ class Batch:
 
 
 class BatchSource:
-    """Endless shuffled conversations about one process's share of the pictures.
+    """An endless source of shuffled conversations, for one process of the training.
+
+    The process takes every *processes*-th picture, and begins with picture *rank*.
 
     Args:
         pictures: Pictures of the training split.
-        encoder: Encoder of the conversations.
+        encoder: Turns conversations into token ids.
         seed: Seed of every choice.
-        rank: Number of this process, which uses every *processes*-th picture, from *rank* on.
+        rank: Number of this process, from 0 on.
         processes: Number of processes.
     """
 
@@ -229,14 +241,16 @@ class BatchSource:
         self._encoder = encoder
         self._rng = random.Random(f"{seed}-{rank}")
         self._order = self._shuffled(range(rank, len(pictures), processes))
-        # A small data set can have fewer text pictures than there are processes.
+        # A small data set can have fewer pictures with text than there are processes. A process
+        # without such a picture takes those of all processes.
         own_text = pictures.text[rank::processes] or pictures.text
         self._text_order = self._shuffled(own_text or range(len(pictures)))
 
     def next_batch(self, size: int, *, is_vision_only: bool = False) -> Batch:
         """Return the next *size* conversations.
 
-        For vision-only steps each has one picture and one question, and more pictures have text.
+        With *is_vision_only*, each conversation has one picture and one question, and a larger
+        share of the pictures has text.
         """
         conversations, groups = [], []
         for index in range(size):
@@ -270,7 +284,10 @@ class BatchSource:
         return self._loosened(turns_, 1), [index]
 
     def _loosened(self, turns: Sequence[Question], images: int) -> LabelledConversation:
-        """Return the conversation as users type it: some marks and capitals are missing."""
+        """Return a conversation whose questions lack some final marks and capitals.
+
+        Users type in this way.
+        """
         loose = tuple(
             Question(turn.task, loosened(turn.question, self._rng), turn.answer) for turn in turns
         )
@@ -301,7 +318,7 @@ def make_batch(
 
 
 def loosened(question: str, rng: random.Random) -> str:
-    """Return *question*, sometimes without its final mark or its capital."""
+    """Return *question*, sometimes without its final mark or its capital letter."""
     if rng.random() < 0.12:
         question = question[:-1]
     if rng.random() < 0.08:

@@ -1,7 +1,7 @@
-"""Conversations about scenes as token ids with labels.
+"""Encoding of conversations about scenes: token ids, and labels for the training.
 
-This module is bound to the built-in model's template and tokenizer, which it imitates for speed.
-The general label rule is in `training/labels.py`.
+For speed, this module does itself what the chat template and the processor of the built-in model
+do. So it works for that model only. `training/labels.py` labels conversations of any model.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from idefics_cli.training.labels import LabelledTokens
 
 @dataclass(frozen=True, slots=True)
 class LabelledConversation:
-    """Questions and answers about the images of the first turn.
+    """A conversation whose answers are learned, and whose images are all in the first turn.
 
     Attributes:
-        turns: Questions with their answers; the answers are learned.
+        turns: The questions with their answers.
         images: Number of images in the first turn: 0, 1 or 2.
         images_last: Whether the images come after the first question instead of before it.
     """
@@ -44,7 +44,10 @@ class LabelledConversation:
 
 @dataclass(frozen=True, slots=True)
 class LabelledAnswer:
-    """Position of an answer, from its first token to behind its `<end_of_utterance>`."""
+    """The position of an answer among the tokens of a conversation.
+
+    It begins at the index *start* and ends before *stop*. Its last token is `<end_of_utterance>`.
+    """
 
     task: str
     start: int
@@ -53,17 +56,17 @@ class LabelledAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """Token ids with labels, and the answers in them."""
+    """The token ids of a conversation with their labels, and the positions of its answers."""
 
     tokens: LabelledTokens
     answers: tuple[LabelledAnswer, ...]
 
 
 class Encoder:
-    """Gives the token ids of template, processor and tokenizer, many times faster.
+    """Returns the same token ids as chat template and processor, but many times faster.
 
-    The tokenizer never merges over a special token. So this class encodes each segment between
-    special tokens once and caches it. A test compares it with the processor.
+    The tokenizer never merges across a special token. So this class encodes each piece of text
+    between special tokens once, and keeps the result. A test compares it with the processor.
 
     Args:
         processor: Processor of the built-in model.
@@ -85,7 +88,8 @@ class Encoder:
         for index, turn in enumerate(conversation.turns):
             token_ids += self._user_turn(conversation, index) + lead
             start = len(token_ids)
-            # Encoded with its lead: alone, the answer would begin with another metaspace.
+            # The answer is encoded together with the text before it. Encoded alone, it would begin
+            # with an additional "▁".
             token_ids += self._segment("\nAssistant: " + turn.answer)[len(lead) :]
             token_ids.append(self._end)
             answers.append(LabelledAnswer(turn.task, start, len(token_ids)))
@@ -102,7 +106,7 @@ class Encoder:
         images += ([self._image] * LATENTS + [self._fake]) * conversation.images
         if conversation.images_last:
             return [*self._segment("User: " + question), *images, self._end]
-        # The processor puts a space after the closing fake token.
+        # The processor puts a space between the last image and the question.
         return [*self._segment("User:"), *images, *self._segment(" " + question), self._end]
 
     def _segment(self, text: str) -> list[int]:

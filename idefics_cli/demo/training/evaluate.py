@@ -1,8 +1,10 @@
-"""Measure the built-in model: `python -m idefics_cli.demo.training.evaluate [FOLDER]`.
+"""Evaluation of the built-in model: `python -m idefics_cli.demo.training.evaluate [FOLDER]`.
 
-It counts exact matches on scenes that training never showed, with greedy `generate` from the saved
-folder. Without options it measures unseen combinations, never-seen pairs of colour and shape, and
-the blind control.
+The model in the folder answers questions about scenes that training never showed, with greedy
+`generate`. An answer is right if it matches exactly.
+
+Without options there are three exams: combinations that training left out, pairs of colour and
+shape that training left out, and gray pictures, which show what the model can guess.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _SHOWN_MISTAKES = 10
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An exam and its marks."""
+    """An exam, its marks, and how long it took."""
 
     exam: Exam
     marks: Marks
@@ -48,7 +50,7 @@ class Result:
 
     @property
     def title(self) -> str:
-        """Heading of the column of the exam."""
+        """The heading of the column for the exam in the table."""
         name = "held-out combinations" if self.exam.split == "combo" else "never-seen pairs"
         if self.exam.is_blind:
             name = "blind (gray pictures)"
@@ -88,7 +90,7 @@ class Runner:
 
 
 def failures(result: Result) -> Iterator[str]:
-    """Yield the marks of *result* that are below what the built-in model must reach."""
+    """Yield a text for each mark of *result* that the built-in model must reach and has not."""
     marks = result.marks
     share = marks.percent(ALL)
     if result.exam.is_blind:
@@ -108,7 +110,7 @@ def failures(result: Result) -> Iterator[str]:
 
 
 def table(results: Sequence[Result], *, is_markdown: bool) -> str:
-    """Return the marks as a table: percentage of right answers (number of questions)."""
+    """Return a table; each cell has the percentage of right answers and the number of questions."""
     names = sorted({row for result in results for row in result.marks.rows if row != ALL})
     rows = [["task", *(result.title for result in results)]]
     for name in (ALL, *names):

@@ -1,4 +1,7 @@
-"""Questions about unseen scenes to a saved model, with plain transformers calls."""
+"""Exams: questions to a saved model about scenes that training never showed.
+
+The model answers with plain calls of transformers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from idefics_cli.demo.scenes import Scene, scene_for_split
 from idefics_cli.models.loading.processors import load_processor
 
 FIRST_SCENE = 100_000
-"""Number of the first scene of an exam; watches during training use lower ones."""
+"""Number of the first scene of an exam. Watches during training use lower numbers."""
 
 ExamSplit = Literal["combo", "pair"]
 _BATCH = 32
@@ -35,14 +38,15 @@ _MAX_TURNS = 3
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """The questions of an exam, and how the model runs.
+    """What an exam asks, and how the model runs.
 
     Attributes:
-        scenes: Number of scenes. Each has a caption and two more questions; every second one also
-            has a question about two pictures and a conversation of 2 or 3 turns.
-        split: `combo` has unseen combinations, `pair` has never-seen pairs of colour and shape.
-        is_blind: Whether the pictures are gray, which measures what the model can guess.
-        quantization: "none", or "4bit" for all linear layers in nf4.
+        scenes: Number of scenes. The exam asks for a caption of each, and two more questions. For
+            half as many it also asks a question about two pictures, and has a conversation of 2
+            or 3 turns.
+        split: Where the scenes come from; see `scenes.Split`.
+        is_blind: Whether all pictures are gray. The marks then show what the model can guess.
+        quantization: "none", or "4bit" if all linear layers are in nf4.
     """
 
     scenes: int
@@ -53,7 +57,7 @@ class Exam:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A wrong answer about scene number *scene* of the split."""
+    """A wrong answer about a scene; *scene* is its number in the split."""
 
     scene: int
     question: Question
@@ -65,10 +69,11 @@ class Marks:
     """Numbers of right answers and of questions, and the wrong answers.
 
     Attributes:
-        rows: Right answers and questions by task. `turn 1` to `turn 3` are turns of
-            conversations, in which the model sees its own earlier answers. A name with a colon
-            is a detail of the row that is named before the colon.
-        mistakes: Wrong answers.
+        rows: Numbers of right answers and of questions, by the name of a row. Most rows are tasks.
+            `turn 1` to `turn 3` are turns of conversations, in which the model sees its own
+            earlier answers. A row with a colon in its name is a part of the row that stands
+            before the colon.
+        mistakes: The wrong answers.
     """
 
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -175,9 +180,9 @@ class ExaminedModel:
 
 
 def take_exam(exam: Exam, candidate: ExamTaker, *, part: int = 0, parts: int = 1) -> Marks:
-    """Ask *candidate* every *parts*-th question, from *part* on.
+    """Ask *candidate* one part of the questions: every *parts*-th one, from number *part* on.
 
-    The marks of all parts together do not depend on the number of parts.
+    The sum of the marks of all parts does not depend on the number of parts.
     """
     marks = Marks()
     _take_singles(exam, candidate, marks, range(part, exam.scenes, parts))
@@ -250,7 +255,7 @@ def _mark(marks: Marks, index: int, question: Question, answer: str) -> bool:
 
 
 def _single_questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
-    """Yield a caption and two questions of different tasks, drawn evenly from those on offer."""
+    """Yield a caption and two questions of other tasks; each task that fits is equally likely."""
     left = 3
     others = [task for task in TASKS if task != "caption"]
     for task in ("caption", *rng.sample(others, len(others))):
@@ -261,9 +266,10 @@ def _single_questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
 
 
 def _pair_question(exam: Exam, index: int) -> tuple[tuple[Scene, Scene], Question] | None:
-    """Return two scenes and a question; the tasks take turns, and "Yes." is as frequent as "No.".
+    """Return two scenes and a question about them.
 
-    Return None if the split has no such scenes: never-seen pairs have no text.
+    The tasks take turns, and "Yes." is the answer as often as "No.". None means that the split has
+    no scenes for the task: for example, scenes of the split `pair` have no text.
     """
     rng = _rng(exam, "pair", index)
     task = PAIR_TASKS[index % len(PAIR_TASKS)]

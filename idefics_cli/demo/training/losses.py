@@ -1,4 +1,8 @@
-"""The losses of the training: tokens of the answers, content of patches and of image tokens."""
+"""The losses of the training.
+
+The main loss is that of the answers. Two auxiliary losses make the model recognise the content of
+each patch and of each image token.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +20,20 @@ from idefics_cli.demo.training.dataset import Batch
 from idefics_cli.demo.training.truth import CLASSES, FACETS
 from idefics_cli.training.labels import IGNORED
 
-# A slot target has few ones among many zeros, so its mean is a tenth of the other losses.
+# Factor for the loss of the image tokens ("slots"). Their targets are few ones among many zeros, so
+# the mean is only a tenth of the other losses.
 _SLOT_SCALE = 5.0
 
 
 class _ImageFeatures(Protocol):
-    """The part of transformers' `BaseModelOutputWithPooling` that is used."""
+    """The part of `BaseModelOutputWithPooling` of transformers that this module uses."""
 
     last_hidden_state: Tensor
     pooler_output: Tensor | Sequence[Tensor]
 
 
 class AuxiliaryHeads(nn.Module):
-    """Linear classifiers for training only, which are never saved."""
+    """Linear classifiers for the auxiliary losses. They are not part of the saved model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,14 +43,14 @@ class AuxiliaryHeads(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Losses of one batch, as scalars; *language* is None in vision-only steps."""
+    """The losses of one batch, each a scalar; *language* is None if only vision is learned."""
 
     patches: Tensor
     slots: Tensor
     language: Tensor | None
 
     def total(self, auxiliary_weight: float) -> Tensor:
-        """Return the sum that training minimizes."""
+        """Return the weighted sum of the losses, which training minimizes."""
         auxiliary = auxiliary_weight * (self.patches + _SLOT_SCALE * self.slots)
         return auxiliary if self.language is None else auxiliary + self.language
 
@@ -53,7 +58,7 @@ class Losses:
 def compute_losses(
     model: nn.Module, heads: AuxiliaryHeads, batch: Batch, *, with_language: bool = True
 ) -> Losses:
-    """Run *model* (an `Idefics2ForConditionalGeneration`) on *batch*."""
+    """Return the losses of *model* (an `Idefics2ForConditionalGeneration`) for *batch*."""
     device = next(model.parameters()).device
     features = cast(
         _ImageFeatures,
@@ -69,11 +74,11 @@ def compute_losses(
 
 
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum over facets of the mean cross entropy.
+    """Return the mean cross entropy over patches, summed over the facets (see `truth.FACETS`).
 
     Args:
         logits: Logits (F, patches, classes of all facets).
-        targets: Classes (F, patches, facets), int64; -1 does not count.
+        targets: Classes (F, patches, facets), int64. Entries of -1 are ignored.
     """
     flat = torch.split(logits.float().reshape(-1, CLASSES), list(FACETS), dim=-1)
     wanted = targets.reshape(-1, len(FACETS)).unbind(-1)
@@ -82,7 +87,10 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _pooled(features: _ImageFeatures) -> Tensor:
-    """Return the latents of all pictures (N * latents, width); transformers 5.17 has one tensor."""
+    """Return the latents of all pictures (N * latents, width).
+
+    transformers 5.17 has them in one tensor; newer versions have a tensor for each picture.
+    """
     pooled = features.pooler_output
     return pooled if isinstance(pooled, Tensor) else torch.cat(tuple(pooled))
 
@@ -90,7 +98,10 @@ def _pooled(features: _ImageFeatures) -> Tensor:
 def _language_loss(
     model: nn.Module, features: _ImageFeatures, batch: Batch, device: torch.device
 ) -> Tensor:
-    """Return the mean cross entropy of the labels; the head skips other positions."""
+    """Return the mean cross entropy of the labelled tokens.
+
+    The language head computes logits only at the positions that have a label.
+    """
     tokens = batch.tokens
     inputs: dict[str, object] = {"mm_encoder_outputs": {"image": features}}
     if "mm_encoder_outputs" not in signature(type(model.model).forward).parameters:  # type: ignore[union-attr]  # an Idefics2Model

@@ -1,4 +1,4 @@
-"""Lines on stderr, for the two programs of this folder."""
+"""Messages on stderr, for the two programs of this folder: `train` and `evaluate`."""
 
 from __future__ import annotations
 

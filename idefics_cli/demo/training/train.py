@@ -1,8 +1,11 @@
-"""Make the built-in model from nothing: `python -m idefics_cli.demo.training.train --out FOLDER`.
+"""Training of the built-in model: `python -m idefics_cli.demo.training.train --out FOLDER`.
 
-It renders the pictures and trains the tokenizer and the weights. After every watch it saves a model
-that `idefics -m FOLDER` loads. Several processes compute gradients on one core each; they share
-weights and gradients in memory, and each updates a part of the weights.
+The program draws the pictures, and trains the tokenizer and the weights. From time to time it asks
+questions about pictures that training does not use, which is called a watch, and saves a model that
+`idefics -m FOLDER` loads.
+
+Several processes compute gradients, each on one core. They share weights and gradients in memory,
+and each process updates a part of the weights.
 """
 
 from __future__ import annotations
@@ -45,10 +48,10 @@ _PICTURE_BYTES = 39_000
 
 
 def train(options: Options) -> None:
-    """Render the pictures, train, and leave the finished model in the folder *out*.
+    """Draw the pictures, train, and leave the finished model in the folder `options.out`.
 
     Raises:
-        UsageError: If *out* holds files of something else.
+        UsageError: If the folder holds files that training has not written.
     """
     _claim(options.out)
     with _picture_folder(options) as data:
@@ -65,7 +68,7 @@ def _picture_folder(options: Options) -> Iterator[Path]:
     if options.data is not None:
         yield options.data
         return
-    # Not the temporary folder of the system, which is often in memory.
+    # The temporary folder of the system is not used, because it is often in memory.
     with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.out) as name:
         yield Path(name)
 
@@ -138,7 +141,7 @@ def _check(options: Options) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Make the folder; raise an error if it exists and training did not make it."""
+    """Make the folder *out*; raise an error if it has files that training has not written."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / LOG).exists())):
         raise UsageError(
             f"`{out}` exists and was not made by training", hint="choose an empty or a new folder"
@@ -148,7 +151,10 @@ def _claim(out: Path) -> None:
 
 
 def _check_space(data: Path, pictures: int) -> None:
-    """Raise an error if the disk is too small: writing to a memory map would kill the process."""
+    """Raise an error if the disk is too small for the pictures.
+
+    Without this check, writing to the memory map of a file on a full disk kills the process.
+    """
     data.mkdir(parents=True, exist_ok=True)
     here = sum(path.stat().st_size for path in data.glob("*.npy"))
     free = shutil.disk_usage(data).free + here
@@ -181,7 +187,7 @@ def _run(options: Options) -> None:
         tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch 2.13 has no annotation
     barrier = multiprocessing.get_context("spawn").Barrier(processes)
     shared = Shared(buffers, control, tallies, barrier)
-    # Daemons end with this process.
+    # Daemon processes end together with this process.
     spawn(work, (options, shared), nprocs=processes, daemon=True)  # type: ignore[no-untyped-call]  # as above
 
 

@@ -1,8 +1,8 @@
-"""The content of each patch of a picture: dense labels for the auxiliary losses of the training.
+"""Targets for the auxiliary losses of the training: the content of each patch of a picture.
 
-From answers alone, a fresh model learns the language and, for a long time, nothing about the
-picture. The scene is known, so every patch and every image token has a target. The heads that
-learn from these targets are not part of the saved model.
+If a new model learns from answers alone, it learns the language first and, for a long time, nothing
+about the picture. But the scene of each picture is known. So the content of every patch, and of
+every image token, is known as well, and the model learns to recognise it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from idefics_cli.demo.scenes import (
 )
 
 GRID = LONGEST_EDGE // PATCH
-"""Patches along the longest edge."""
+"""Number of patches along the longest edge of a picture."""
 
 _THINGS = {name: 1 + i for i, name in enumerate((*SHAPES, *DIGITS, *WORDS))}
 _COLORS = {name: 1 + i for i, name in enumerate(COLORS)}
@@ -33,7 +33,10 @@ _CHARACTERS = {name: 1 + i for i, name in enumerate((*DIGITS, *sorted(set("".joi
 _THING, _COLOR, _BACKGROUND, _SIZE, _PLACE, _CHARACTER = range(6)
 
 FACETS = (1 + len(_THINGS), 1 + len(_COLORS), len(_BACKGROUNDS), 3, 10, 1 + len(_CHARACTERS))
-"""Number of classes of each facet: thing, colour, background, size, 3x3 place, character."""
+"""The number of classes of each facet. A facet is one property of the content of a patch.
+
+In order: thing, colour, background, size, place in a grid of 3x3, and character.
+"""
 CLASSES = sum(FACETS)
 
 _CELLS_PER_EDGE = 4
@@ -47,13 +50,13 @@ def patch_labels(scene: Scene, drawing: Drawing, *, width: int, height: int) -> 
 
     Args:
         scene: Scene of the picture.
-        drawing: Picture before it was resized.
+        drawing: The picture before it was resized.
         width: Width of the resized picture in pixels.
         height: Height of the resized picture in pixels.
 
     Returns:
-        Classes (`GRID`, `GRID`, facets). 0 means "nothing here", except for the background, which
-        is everywhere; -1 is outside the picture.
+        Classes (`GRID`, `GRID`, facets). -1 means "outside the picture". 0 means "nothing here" for
+        all facets but the background, which is everywhere.
     """
     rows, columns = height // PATCH, width // PATCH
     labels = np.full((GRID, GRID, len(FACETS)), _IGNORED, np.int8)
@@ -61,7 +64,7 @@ def patch_labels(scene: Scene, drawing: Drawing, *, width: int, height: int) -> 
     inside[:] = 0
     inside[:, :, _BACKGROUND] = _BACKGROUNDS[scene.background]
     scale = (width / scene.width, height / scene.height)
-    # Middles of the patches, in pixels of the resized picture.
+    # These are the middles of the patches, in pixels of the resized picture.
     x, y = (np.arange(columns) + 0.5) * PATCH, (np.arange(rows) + 0.5) * PATCH
     if scene.lettering is not None:
         _label_text(inside, scene.lettering, drawing, x, y, scale)
@@ -71,13 +74,16 @@ def patch_labels(scene: Scene, drawing: Drawing, *, width: int, height: int) -> 
 
 
 def slot_targets(labels: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Return the target of each image token: the content of its cell in a 4x4 grid.
+    """Return the target of each image token.
+
+    Each of the 16 image tokens stands for a cell of the picture in a grid of 4x4, and must contain
+    what is in this cell.
 
     Args:
         labels: Classes (`GRID`, `GRID`, facets) from `patch_labels`.
 
     Returns:
-        Targets (`LATENTS`, `CLASSES`): 1 for every class of a patch in the cell.
+        Targets (`LATENTS`, `CLASSES`): 1 for every class that a patch in the cell has, else 0.
     """
     rows = int((labels[:, 0, _BACKGROUND] != _IGNORED).sum())
     columns = int((labels[0, :, _BACKGROUND] != _IGNORED).sum())
@@ -129,7 +135,8 @@ def _label_text(
     for character, start, stop in zip(lettering.text, edges, edges[1:], strict=False):
         under = (x >= start) & (x < stop)
         if not under.any():
-            # The letter is narrower than a patch: take the patch at its middle.
+            # The letter is so narrow that no middle of a patch is under it. It gets the patch that
+            # contains the middle of the letter.
             middle = min(len(x) - 1, int((start + stop) / 2 / PATCH))
             under = np.arange(len(x)) == middle
         labels[rows[:, None] & under[None], _CHARACTER] = _CHARACTERS[character]

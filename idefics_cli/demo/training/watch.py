@@ -1,4 +1,8 @@
-"""A watch: how well a model in training answers about held-out pictures, with teacher forcing."""
+"""Watches, which measure during training how well the model answers.
+
+A watch asks about pictures that training does not use. For each token of an answer the model gets
+the right tokens before it ("teacher forcing").
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from idefics_cli.demo.training.dataset import Pictures, make_batch
 from idefics_cli.demo.training.encoding import Encoder, LabelledConversation
 
 WATCHED = (*TASKS, "digit", "word", "follow_up", "second_follow_up", *PAIR_TASKS)
-"""Tasks of the rows of a tally."""
+"""The tasks that a watch counts, in the order of the rows of its tally."""
 
 _BATCH = 48
 
@@ -23,13 +27,13 @@ _BATCH = 48
 def watch(
     model: nn.Module, encoder: Encoder, pictures: Pictures, indices: Sequence[int], *, seed: int
 ) -> Tensor:
-    """Count the answers whose tokens are all right, given the right tokens before each.
+    """Count the answers of which the model predicts every token.
 
     Args:
-        model: Model, which is in training mode afterwards.
-        encoder: Encoder of the conversations.
+        model: The model. Afterwards it is in training mode.
+        encoder: Turns conversations into token ids.
         pictures: Pictures of a split that training does not use.
-        indices: Pictures to ask about; a third of them is also shown with another picture.
+        indices: The pictures to ask about. A third of them is also shown with another picture.
         seed: Seed of the questions.
 
     Returns:
@@ -51,7 +55,7 @@ def watch(
         is_right = (logits[:, :-1].argmax(-1).cpu() == tokens.input_ids[:, 1:]).tolist()
         for row, answers in enumerate(batch.answers):
             for answer in answers:
-                # Position t predicts token t + 1.
+                # The logits at position t predict the token at t + 1.
                 hit = all(is_right[row][answer.start - 1 : answer.stop - 1])
                 tally[WATCHED.index(answer.task)] += torch.tensor([int(hit), 1])
     model.train()

@@ -28,7 +28,7 @@ from idefics_cli.models.families.protocols import Processor
 from idefics_cli.training.optimizer import Barrier, Buffers, ShardedOptimizer
 
 LOG = "training.jsonl"
-"""Name of the log in the folder of the model; it has a line per watch."""
+"""Name of the log in the folder of the model. Each watch adds a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +37,18 @@ class Options:
 
     Attributes:
         out: Folder of the model and of the log.
-        data: Folder of the rendered pictures; None takes a temporary one.
-        minutes: Length of the training after rendering; *steps* overrides it.
-        steps: Length of the training in optimizer steps.
+        data: Folder of the drawn pictures; None means a temporary folder.
+        minutes: Length of the training, without the drawing of pictures. It counts only if *steps*
+            is None.
+        steps: Length of the training in optimizer steps; None means that *minutes* counts.
         processes: Number of processes, with one core each; 1 on a GPU.
         pictures: Number of pictures of the training split.
         watch_seconds: Time between two watches.
         watch_pictures: Number of held-out pictures of a watch.
-        seed: Seed of weights, order and questions.
+        seed: Seed of the weights, of the order of the pictures and of the questions.
         device: "cpu", "cuda" or "mps".
-        dtype: Dtype of weights and computation, "bfloat16" or "float32"; the optimizer keeps
-            float32 copies.
+        dtype: Dtype of weights and computation, "bfloat16" or "float32". The optimizer keeps
+            float32 copies of the weights.
         course: Learning rate, batches and phases.
     """
 
@@ -76,10 +77,10 @@ class Shared:
 
     Attributes:
         buffers: Weights and gradients.
-        control: Values that process 0 sets (2,), float64: progress 0..1, and 1 if it is time for
-            a watch.
-        tallies: Result of a watch (processes, watched tasks, 2), int64.
-        barrier: Barrier of all processes.
+        control: Two numbers that process 0 sets, float64: the progress from 0 to 1, and 1 if it is
+            time for a watch.
+        tallies: Results of a watch (processes, watched tasks, 2), int64.
+        barrier: A barrier at which all processes wait for each other.
     """
 
     buffers: Buffers
@@ -90,7 +91,10 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """The modules before training, which are equal in all processes."""
+    """The processor, the model and the auxiliary heads before training.
+
+    They are equal in all processes.
+    """
 
     processor: Processor
     model: nn.Module
@@ -102,21 +106,21 @@ class Fresh:
         torch.manual_seed(options.seed)
         processor = build_processor()
         model = build_model(processor.tokenizer)
-        # On CPUs the backward pass of fused attention in bfloat16 takes twice as long.
+        # On a CPU, the backward pass of the fused attention in bfloat16 takes twice as long.
         model.set_attn_implementation("eager")  # type: ignore[operator]  # a PreTrainedModel
         return cls(processor, model, AuxiliaryHeads())
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return all parameters by name, those of the auxiliary heads with a prefix."""
+        """Return all parameters by name. Names of the auxiliary heads begin with `HEADS`."""
         heads = {HEADS + name: each for name, each in self.heads.named_parameters()}
         return dict(self.model.named_parameters()) | heads
 
 
 def work(rank: int, options: Options, shared: Shared) -> None:
-    """Train, as process *rank* of several."""
+    """Train in this process, which is number *rank* of several."""
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the group; the first process reports it.
+    # Ctrl-C reaches every process of the group. The process that started them reports it.
     with suppress(KeyboardInterrupt, threading.BrokenBarrierError):
         Worker(rank, options, shared, Fresh.build(options)).run()
 
@@ -234,13 +238,14 @@ def _numbers(losses: Losses) -> dict[str, float]:
 
 def save(model: nn.Module, processor: Processor, folder: Path) -> None:
     """Write a folder for `from_pretrained`: bfloat16 weights, config, processor, tokenizer."""
-    # A fresh model, because the trained one has its weights in shared memory and eager attention.
+    # The weights are copied into a new model, because the trained one has its weights in shared
+    # memory and uses eager attention.
     copy = build_model(processor.tokenizer).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     cast(_Savable, copy).save_pretrained(folder)
     cast(_Savable, processor).save_pretrained(folder)
     for path in folder.iterdir():
-        # safetensors lets only the owner read its files.
+        # safetensors makes its files readable for their owner only.
         if path.is_file():
             path.chmod(0o644)
 

@@ -1,4 +1,4 @@
-"""Two other features that a benchmark uses: the captioning run, and drawn scenes."""
+"""The captioning run and the drawn scenes, as a benchmark needs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.caption.executors.local import LocalExecutor  # noqa: F401  # run_captions does
 
-# At the top, so that the timed run imports nothing. Only a running benchmark imports this module.
+# These imports are at the top, so that they do not count as time of the run. They slow down no
+# other command, because only a running benchmark imports this module.
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.runner import run_captions
@@ -28,7 +29,8 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
         mode="chat" if engine.spec.chats else "complete",
         sampling=Sampling(max_new_tokens=task.max_new_tokens),
         batch_size=task.batch_size,
-        # Random weights give repetitive replies, and plain transformers does not ask again.
+        # Our run usually asks again after a repetitive reply, which random weights often give.
+        # Plain transformers does not.
         asks_again=False,
     )
     captions: dict[Path, str] = {}

@@ -1,4 +1,4 @@
-"""The choices of a call of `idefics bench`, checked."""
+"""The checked arguments and options of `idefics bench`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CAPTION = "caption"
 
 @dataclass(frozen=True, slots=True)
 class RandomWeights:
-    """Random weights to make.
+    """Which random weights to make.
 
     Attributes:
-        shape: Name of the model whose shape they have.
+        shape: Name of the model whose shape the weights have.
         layers: Layers of the text model; None keeps all.
         vision_layers: Layers of the vision model; None keeps as many as *layers*.
-        folder: Folder to keep them in; None removes them at the end.
+        folder: Folder to keep the weights in; None removes the weights at the end.
     """
 
     shape: str
@@ -33,19 +33,19 @@ class RandomWeights:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A checked call; None stands for "not given".
+    """What the user asks for, after it was checked; None stands for "not given".
 
     Attributes:
-        names: Scenarios, at least one.
+        names: The scenarios, at least one.
         folder: Folder of the pictures to caption.
         weights: Random weights to make instead of loading a model.
-        batch_sizes: Requests at a time.
-        contexts: Prompt tokens.
+        batch_sizes: Numbers of requests at a time.
+        contexts: Numbers of prompt tokens.
         new_tokens: Length of an answer.
         rounds: Largest number of rounds for a figure.
         seconds: Time after which no further round of a figure begins.
         quick: Whether to measure fewer figures.
-        plain_quantization: Quantization of plain transformers; None takes ours.
+        plain_quantization: Quantization of plain transformers; None means the same as ours.
     """
 
     names: tuple[str, ...]
@@ -72,10 +72,10 @@ def parse(
     plain_quantization: str | None,
     quick: bool,
 ) -> Asked:
-    """Check what the user typed.
+    """Check what the user has typed, and return it.
 
     Raises:
-        UsageError: If a part of it has no meaning.
+        UsageError: If a scenario, a number or a folder makes no sense.
     """
     names, folder = _scenarios(scenarios)
     return Asked(
@@ -100,7 +100,7 @@ def parse_weights(
     *,
     has_model: bool,
 ) -> RandomWeights | None:
-    """Check the options of random weights; return None without `--shape`.
+    """Check the options for random weights, and return them; None if there is no `--shape`.
 
     Args:
         shape: Name of a model.
@@ -135,10 +135,10 @@ def parse_weights(
 
 
 def check_outputs(*paths: str | None) -> None:
-    """Check that the files at *paths* can be written, before minutes are spent.
+    """Check that the files at *paths* can be written, before the benchmark takes minutes.
 
     Raises:
-        UsageError: If one cannot.
+        UsageError: If a file cannot be written.
     """
     for path in paths:
         if path is None:
@@ -155,7 +155,7 @@ def captioned_pictures(folder: Path | None) -> tuple[Path, ...]:
     """Return the pictures in *folder*, in the order in which `idefics caption` takes them.
 
     Raises:
-        UsageError: If it is not a folder, or holds no pictures.
+        UsageError: If *folder* is not a folder, or holds no pictures.
     """
     if folder is None:
         return ()

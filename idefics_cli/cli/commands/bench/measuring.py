@@ -1,4 +1,4 @@
-"""A benchmark from the command line: its choices, its world and its run."""
+"""The run of a benchmark: what the command line asks for becomes `Choices` and a `World`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def measure(invocation: Invocation, asked: Asked, plan: BenchPlan) -> Report:
-    """Measure what *asked* names, with progress on stderr."""
+    """Measure the scenarios that *asked* names, and show the progress on stderr."""
     from idefics_cli.bench.report import Report
     from idefics_cli.bench.run import run
     from idefics_cli.ui.views.bench import BenchProgress
@@ -42,7 +42,7 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
 
     settings, resolved = invocation.settings, invocation.resolved
     count = settings.count if resolved.is_given("count") else None
-    # The whole benchmark of the built-in model takes a minute.
+    # The built-in model gets shorter measurements, so that its whole benchmark takes a minute.
     is_tiny = plan.facts.parameters < 50_000_000
     is_small = plan.facts.parameters < 1_000_000_000 or plan.spec.device != "cpu"
     every = ((1, 4, 16) if is_small else (1, 4)) if not asked.quick else (1,)

@@ -1,4 +1,4 @@
-"""The end of a benchmark: table or JSON, files, and exit code."""
+"""The output of a finished benchmark: a table or JSON, files, and the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model that a benchmark measures: a checkpoint, or random weights of a real shape."""
+"""The model that a benchmark measures: a checkpoint, or random weights in a real shape."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class BenchPlan:
     """The model to measure, and this machine.
 
     Attributes:
-        plan: Plan of the model.
-        folder: Folder of its files.
-        name: Its name in a command line.
-        title: Its name for people.
-        machine: This machine.
+        plan: The plan of the model.
+        folder: The folder of the checkpoint.
+        name: The name of the model as a command takes it.
+        title: The name of the model for people.
+        machine: A description of this machine.
     """
 
     plan: Plan
@@ -41,7 +41,7 @@ class BenchPlan:
 
 @contextmanager
 def plan_bench(invocation: Invocation, asked: Asked) -> Iterator[BenchPlan]:
-    """Plan what *asked* measures; temporary random weights are removed after the block.
+    """Plan the model that *asked* names. Temporary weights are removed after the `with` block.
 
     Raises:
         ModelError: If the model is not downloaded.
@@ -77,8 +77,8 @@ def _random_weights(
     from idefics_cli.core.units import format_parameters
 
     settings = invocation.settings
-    # The plan of a small model gives the fastest format of this machine. The plan of a large one
-    # could choose 4 bit, which a user has to ask for here.
+    # The weights get the dtype that a plan chooses for a small model, which is the fastest one of
+    # this machine. The plan of a large model could choose 4 bit, which must be asked for here.
     small = plan_for(_with(invocation, model="demo", quantization="none"), machine).spec
     with invocation.console.status("making random weights"):
         count = make(

@@ -1,4 +1,4 @@
-"""The inputs of a captioning run: the pictures, and the questions about each of them."""
+"""The inputs of a captioning run: the pictures, and the questions that are asked about each."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Inputs:
             raise _nothing_piped(taken[0])
 
     def questions(self, invocation: Invocation) -> tuple[CaptionQuestion, ...]:
-        """Return the questions of the user; none if the default prompt of the model is wanted.
+        """Return the questions of the user; none means the default prompt of the model.
 
         Raises:
             UsageError: If the name of a question is not allowed.
@@ -107,7 +107,7 @@ class Inputs:
         return (CaptionQuestion(prompt),)
 
     def listing(self, invocation: Invocation, questions: tuple[CaptionQuestion, ...]) -> Listing:
-        """Return the pictures, with the columns that *questions* use as fields.
+        """Return the pictures, each with the columns of its list that *questions* use as fields.
 
         Raises:
             ImageError: If there are no pictures.
@@ -138,7 +138,7 @@ def caption_job(
     plan: Plan,
     output: CaptionOutput,
 ) -> CaptionJob:
-    """Return the job, with the default prompt of the model if there are no *questions*."""
+    """Return the job; if there are no *questions*, it asks the default prompt of the model."""
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.caption.sinks import SINKS
     from idefics_cli.models.hub.registry import default_caption_prompt
@@ -203,7 +203,7 @@ def _prompt_in(file: str, invocation: Invocation) -> str:
 
 
 def automatic_batch(plan: Plan) -> int:
-    """Return the number of pictures to answer at a time if the user gives none."""
+    """Return the number of pictures to answer at a time, if the user does not choose one."""
     from idefics_cli.caption.job import automatic_batch_size
 
     return min(
@@ -219,31 +219,32 @@ def automatic_batch(plan: Plan) -> int:
 
 
 def _decoding_bytes(device: str) -> int:
-    """Return the memory of *device* that the decoding of pictures takes."""
+    """Return how much memory of *device* the decoding of pictures takes."""
     return 0 if device.startswith("cuda") else DECODING_BYTES
 
 
 def _picture_bytes(need: Need) -> int:
-    """Return the memory of one more picture on the device of *need*."""
+    """Return how much memory one more picture takes on the device of *need*."""
     if need.picture is not None:
         return need.picture
     return need.kv_cache + need.working - _runtime_bytes(need.device)
 
 
 def _most_waiting(plan: Plan) -> int:
-    """Return how many pictures may be answered at a time, so that half of the spare RAM holds them.
+    """Return how many pictures may be answered at a time, by the spare RAM.
 
-    As many again wait for their turn.
+    As many preprocessed pictures again wait for their turn. All of them together must fit into half
+    of the spare RAM.
     """
     shape = plan.facts.shape
-    # Each pixel of a patch, at most 16x16, is three numbers of 32 bits.
+    # A patch has at most 16x16 pixels. Each pixel is three numbers of 32 bits.
     picture_bytes = shape.tiles * shape.patches * 16 * 16 * 3 * 4
     spare_bytes = max(0, plan.spare_ram_bytes - DECODING_BYTES)
     return max(1, spare_bytes // 2 // (2 * picture_bytes))
 
 
 def _runtime_bytes(device: str) -> int:
-    """Return the part of the working memory that is for the runtime, whatever the batch."""
+    """Return the part of the working memory that the runtime takes with every batch size."""
     from idefics_cli.models.planning.memory import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
 
     return GPU_RUNTIME_BYTES if device.startswith("cuda") else CPU_RUNTIME_BYTES

@@ -1,4 +1,4 @@
-"""The output of a captioning run, by the settings of the user."""
+"""The output of a captioning run, which the settings of the user choose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STDOUT = "-"
 
 
 def chosen_output(invocation: Invocation) -> CaptionOutput:
-    """Return the output that the settings name, with a warning if its name is misleading.
+    """Return the output that the settings name; warn if the name of the file is misleading.
 
     Raises:
         UsageError: If the settings contradict each other.

@@ -1,4 +1,4 @@
-"""`idefics caption --dry-run`: what a run would do, and how long it would take."""
+"""`idefics caption --dry-run`: shows what a run would do, and how long it would take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutput) -> None:
-    """Print what would run. A model that is downloaded is loaded, and captions a few pictures.
+    """Print what a run would do, and how long it would take.
+
+    To measure the time, the model captions a few pictures if it is downloaded.
 
     Raises:
         UsageError: If the output has a run with other settings.
