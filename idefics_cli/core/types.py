@@ -224,6 +224,7 @@ class LoadSpec:
         vision_tiles: Maximum number of whole tiles in one forward of the vision tower; None leaves
             it to the engine.
         offline: Whether the network must not be used.
+        float32_modules: Full names of modules that are computed in float32, whatever *dtype* is.
         threads: Number of CPU threads for torch; None keeps torch's choice.
         limits: Limits of the image loader.
         quantized_folder: Folder in which quantized weights are kept for later starts; None keeps
@@ -246,6 +247,7 @@ class LoadSpec:
     max_memory: Mapping[str, int] | None = None
     splitting: bool | None = None
     vision_tiles: int | None = None
+    float32_modules: tuple[str, ...] = ()
     offline: bool = False
     threads: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)

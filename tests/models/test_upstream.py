@@ -38,6 +38,7 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations import sdpa_attention
 
 import idefics_cli
 from idefics_cli.bench import random_model
@@ -70,7 +71,7 @@ from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels import jit, openmp, packed, rms_norm
 from idefics_cli.models.kernels.int4 import linear as int4
 from idefics_cli.models.kernels.int8 import linear as int8
-from idefics_cli.models.loading import loader, processors, weights
+from idefics_cli.models.loading import float16, loader, processors, weights
 from idefics_cli.models.planning import attention, needs, quantization
 
 Check: TypeAlias = Callable[[], None]
@@ -286,6 +287,11 @@ def _() -> None:
         features = core.get_image_features(tiles[None]).pooler_output
     features = features if isinstance(features, Tensor) else torch.cat(list(features))
     torch.testing.assert_close(given.flatten(), features.flatten())
+
+
+@relied_on("sdpa asks use_gqa_in_sdpa whether heads share keys", float16)
+def _() -> None:
+    assert "use_gqa_in_sdpa(" in inspect.getsource(sdpa_attention.sdpa_attention_forward)
 
 
 @relied_on("_attn_implementation of the parts of a config", internals)

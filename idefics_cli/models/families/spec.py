@@ -108,6 +108,8 @@ class FamilySpec:
         float16_caution: Why float16 may give wrong replies.
         float16_caution_parameters: *float16_caution* holds for models with at least so many
             weights.
+        float32_modules: Full names of the modules that leave the range of float16.
+        float32_parameters: Number of their weights, divided by the squared width of the text model.
     """
 
     name: str
@@ -127,6 +129,8 @@ class FamilySpec:
     flash_caution: str | None = None
     float16_caution: str | None = None
     float16_caution_parameters: int = 0
+    float32_modules: tuple[str, ...] = ()
+    float32_parameters: float = 0
 
 
 # These are full names, because transformers matches from the start of a module's full name. The
@@ -209,6 +213,9 @@ _IDEFICS2 = FamilySpec(
         "4.43) and is unproven here: compare with `--attention sdpa`"
     ),
     float16_caution="Idefics2's connector can leave the range of float16",
+    float32_modules=("model.connector",),
+    # 743 million parameters in idefics2-8b, which is 4,096 wide.
+    float32_parameters=44.3,
 )
 
 _IDEFICS3_GEOMETRY = Geometry(

@@ -24,6 +24,7 @@ from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
 from idefics_cli.models.loading.errors import fetch_again
+from idefics_cli.models.loading.float16 import keep_in_float32, repeat_keys_on_old_gpus
 from idefics_cli.models.loading.layers import (
     ChosenKernels,
     KeptLayers,
@@ -102,6 +103,7 @@ def load_weights(
     Raises:
         ModelError: If the files lack weights.
     """
+    repeat_keys_on_old_gpus()
     folder = source.kept_folder
     if folder is not None and folder.exists():
         kept = _load_kept(folder, source)
@@ -201,6 +203,7 @@ def _from_files(
         dtype = getattr(torch, spec.dtype)
         quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
     install(model, source.kernels, family)
+    keep_in_float32(cast("Model", model), spec.float32_modules)
     # bitsandbytes uses its packed CPU kernels only in eval mode.
     return cast("Model", model.eval())
 

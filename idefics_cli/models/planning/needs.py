@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from idefics_cli.core.types import Attention
 from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
+from idefics_cli.models.planning.attention import FLASH
 from idefics_cli.models.planning.memory import (
     CPU_RUNTIME_BYTES,
     GPU_RUNTIME_BYTES,
@@ -77,17 +79,18 @@ def needs_of(
 ) -> tuple[Need, ...]:
     """Return the memory that *option* needs on every device."""
     load = _load(option, facts, attention)
+    wider = _float32_bytes(option, facts, attention, load)
     if option.is_spread:
-        needs = _spread(option, facts, load, machine)
+        needs = _spread(option, facts, load, machine, on_first=sum(wider))
     elif option.gpus:
         gpu = option.gpus[0]
         usable = int(gpu.free_bytes * GPU_SHARE)
-        working = load.working + GPU_RUNTIME_BYTES
-        needs = (
-            Need(f"cuda:{gpu.index}", load.weights, load.kv_cache, working, gpu.free_bytes, usable),
-        )
+        weights, working = load.weights + wider[0], load.working + wider[1] + GPU_RUNTIME_BYTES
+        name = f"cuda:{gpu.index}"
+        needs = (Need(name, weights, load.kv_cache, working, gpu.free_bytes, usable),)
     else:
-        needs = (_one_memory(option, facts, load, machine),)
+        need = _one_memory(option, facts, load, machine)
+        needs = (replace(need, weights=need.weights + wider[0], working=need.working + wider[1]),)
     if option.device == "cpu":
         return needs
     text = text_bytes(
@@ -116,6 +119,8 @@ def with_larger_forwards(
     each = tile_bytes(
         shape, dtype=option.dtype, attention=attention, forward=forward_memory(option)
     )
+    if float32_modules(option, facts, attention):
+        each *= 2
     tiles = tiles_at_a_time(shape, spare_bytes=first.usable - first.total, each_bytes=each)
     # The first GPU holds the vision tower.
     wider = replace(first, working=max(first.working, tiles * each + GPU_RUNTIME_BYTES))
@@ -130,6 +135,29 @@ def forward_memory(option: Placement) -> ForwardMemory:
         return ON_CPU
     is_native = all(gpu.has_native_bf16 for gpu in option.gpus)
     return ON_CUDA if is_native or option.dtype != "bfloat16" else ON_OLD_CUDA
+
+
+def float32_modules(option: Placement, facts: ModelFacts, attention: Attention) -> tuple[str, ...]:
+    """Return the modules that leave the range of float16, and that *option* runs in float32."""
+    if option.dtype != "float16" or option.device == "cpu":
+        return ()
+    # FlashAttention takes 16 bit only, and accelerate keeps the dtype of weights that stay in RAM.
+    if attention in FLASH or option.offload:
+        return ()
+    return find_family(facts.family).float32_modules
+
+
+def _float32_bytes(
+    option: Placement, facts: ModelFacts, attention: Attention, load: MemoryNeed
+) -> tuple[int, int]:
+    """Return the weights, and the results, that modules in float32 need besides *load*.
+
+    They are those of the connector, which has the widest results of a picture.
+    """
+    if not float32_modules(option, facts, attention):
+        return 0, 0
+    parameters = find_family(facts.family).float32_parameters * facts.shape.hidden**2
+    return int(2 * parameters), load.working
 
 
 def _one_memory(option: Placement, facts: ModelFacts, load: MemoryNeed, machine: Machine) -> Need:
@@ -184,26 +212,28 @@ def _load(option: Placement, facts: ModelFacts, attention: Attention) -> MemoryN
 
 
 def _spread(
-    option: Placement, facts: ModelFacts, load: MemoryNeed, machine: Machine
+    option: Placement, facts: ModelFacts, load: MemoryNeed, machine: Machine, *, on_first: int
 ) -> tuple[Need, ...]:
     """Return the memory on each GPU, and in RAM, for a model that one GPU cannot hold.
 
     A layer cannot be divided, so one layer's bytes of each GPU may stay empty and do not count as
-    usable. Each GPU also needs working memory.
+    usable. Each GPU also needs working memory, the first so many bytes more, because it has the
+    vision tower and the connector.
     """
     shape = facts.shape
     layer = load.weights // max(1, shape.layers + shape.cross_layers)
     count = len(option.gpus)
-    working = load.working + GPU_RUNTIME_BYTES
+    working = [load.working + GPU_RUNTIME_BYTES] * count
+    working[0] += on_first
     kv_cache = load.kv_cache // count
     usable = [max(0, int(gpu.free_bytes * GPU_SHARE) - layer) for gpu in option.gpus]
-    rooms = [max(0, size - working - kv_cache) for size in usable]
+    rooms = [max(0, size - needed - kv_cache) for size, needed in zip(usable, working, strict=True)]
     room = sum(rooms)
     on_gpus = min(load.weights, room) if option.offload else load.weights
     parts = [on_gpus * part // room if room else on_gpus // count for part in rooms]
     needs = [
-        Need(f"cuda:{gpu.index}", part, kv_cache, working, gpu.free_bytes, size)
-        for gpu, part, size in zip(option.gpus, parts, usable, strict=True)
+        Need(f"cuda:{gpu.index}", part, kv_cache, needed, gpu.free_bytes, size)
+        for gpu, part, needed, size in zip(option.gpus, parts, working, usable, strict=True)
     ]
     if option.offload:
         free = machine.free_ram_bytes

@@ -20,6 +20,7 @@ from idefics_cli.models.planning import reasons as plan_reasons
 from idefics_cli.models.planning.kernels import choose_kernels
 from idefics_cli.models.planning.needs import (
     Need,
+    float32_modules,
     max_memory,
     needs_of,
     with_larger_forwards,
@@ -225,6 +226,7 @@ def _spec(
         device=option.device,
         device_map="auto" if option.is_spread else None,
         max_memory=max_memory(chosen.needs, option),
+        float32_modules=float32_modules(option, model, attention),
         splitting=None if own or model.splitting is None else option.splitting,
         offline=choices.offline,
         threads=choices.threads or default_threads(option, model, machine),

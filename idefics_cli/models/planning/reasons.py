@@ -76,7 +76,7 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     found = [
         _files(context),
         Reason("device", spec.device, _device(context)),
-        Reason("dtype", spec.dtype, _dtype(context)),
+        Reason("dtype", spec.dtype, _dtype(context, spec)),
         Reason("quantization", spec.quantization, _quantization(context)),
         Reason("attention", spec.attention, _attention(context, spec)),
     ]
@@ -98,7 +98,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
     """Return the drawbacks of *spec* that a user should expect."""
     option, facts = context.option, context.facts
     found = [
-        _float16(context),
+        _float16(context, spec),
         _emulated_bfloat16(context),
         quantization.find_slowness(
             option.quantization,
@@ -159,7 +159,7 @@ def _device(context: Context) -> str:
     return f"no GPU; {machine.cpu_name}, {counted(machine.cores, 'core')}"
 
 
-def _dtype(context: Context) -> str:
+def _dtype(context: Context, spec: LoadSpec) -> str:
     option, machine = context.option, context.machine
     if context.asked("dtype"):
         return _ASKED
@@ -170,7 +170,8 @@ def _dtype(context: Context) -> str:
     if option.gpus:
         capability = ".".join(map(str, min(gpu.capability for gpu in option.gpus)))
         word = "native" if option.dtype == "bfloat16" else "no native bfloat16"
-        return f"{word} on this GPU (compute capability {capability})"
+        why = f"{word} on this GPU (compute capability {capability})"
+        return f"{why}; the connector needs float32" if spec.float32_modules else why
     if option.device == "mps":
         return "what this macOS and torch support"
     if option.dtype == "float32":
@@ -271,7 +272,7 @@ def _threads(context: Context) -> str:
     return f"one of {cores} cores stays free: a busy core would delay all others"
 
 
-def _float16(context: Context) -> str | None:
+def _float16(context: Context, spec: LoadSpec) -> str | None:
     option, facts = context.option, context.facts
     if option.dtype != "float16":
         return None
@@ -281,10 +282,11 @@ def _float16(context: Context) -> str | None:
             "`--dtype float32` is fast, `bfloat16` takes no more memory"
         )
     family = find_family(facts.family)
-    if facts.parameters < family.float16_caution_parameters:
+    if facts.parameters < family.float16_caution_parameters or spec.float32_modules:
         return None
     overflow = family.float16_caution
-    return overflow and f"{overflow}; `--dtype bfloat16` does not"
+    better = "bfloat16" if all(gpu.has_native_bf16 for gpu in option.gpus) else "float32"
+    return overflow and f"{overflow}; `--dtype {better}` does not"
 
 
 def _emulated_bfloat16(context: Context) -> str | None:
@@ -297,7 +299,10 @@ def _emulated_bfloat16(context: Context) -> str | None:
             "half as long"
         )
     if not all(gpu.has_native_bf16 for gpu in option.gpus):
-        return "this GPU emulates bfloat16, which is slow; `--dtype float16` is fast on it"
+        return (
+            "this GPU emulates bfloat16, which is slow and keeps all attention scores in memory; "
+            "`--dtype float16` is fast on it"
+        )
     return None
 
 

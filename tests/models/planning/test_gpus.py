@@ -13,7 +13,7 @@ from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.hub.facts import registry_facts
 from idefics_cli.models.planning.plan import Plan, PlanChoices, make_plan
 from tests.support import machines
-from tests.support.machines import A100, H100, RTX_3070, RTX_4090
+from tests.support.machines import A100, H100, RTX_2080_TI, RTX_3070, RTX_4090
 
 FACTS = {facts.name: facts for facts in registry_facts(root=Path("/nowhere"))}
 RTX_3060 = ("RTX 3060", 12, (8, 6))
@@ -78,3 +78,36 @@ def test_a_plan_for_an_apple_gpu_counts_the_scores_of_one_tile() -> None:
     (need,) = made.needs
     # Of 3068 queries at a time, in float32.
     assert need.working > 2 * 16 * 3068 * 4900 * 4
+
+
+def test_a_gpu_without_bfloat16_computes_the_connector_of_idefics2_in_float32() -> None:
+    made = plan("idefics2-8b", machines.gpus(RTX_2080_TI))
+    spec, why = made.spec, {reason.subject: reason.why for reason in made.reasons}
+    assert (spec.device, spec.dtype) == ("cuda", "float16")
+    assert spec.float32_modules == ("model.connector",)
+    assert why["dtype"].endswith("; the connector needs float32")
+    assert not any("float16" in warning for warning in made.warnings)
+    # Its 743 million weights take two bytes more each.
+    wide = plan("idefics2-8b", machines.gpus(RTX_4090), dtype="float16").needs[0]
+    narrow = plan("idefics2-8b", machines.gpus(RTX_4090), dtype="bfloat16").needs[0]
+    assert wide.weights - narrow.weights == pytest.approx(2 * 743_219_200, rel=0.001)
+
+
+def test_only_float16_on_one_or_more_gpus_has_modules_in_float32() -> None:
+    two = machines.gpus(RTX_2080_TI, RTX_2080_TI)
+    assert plan("idefics2-8b", two, quantization="none").spec.float32_modules
+    for model, machine, choices in (
+        ("idefics2-8b", machines.gpus(RTX_4090), {}),
+        ("idefics2-8b", machines.cpu(64), {"dtype": "float16"}),
+        ("idefics3-8b", machines.gpus(RTX_2080_TI), {}),
+    ):
+        assert plan(model, machine, **choices).spec.float32_modules == ()
+
+
+def test_bfloat16_counts_its_scores_on_a_gpu_that_lacks_kernels_for_it() -> None:
+    # T4: 14.4 GiB are free. The scores of one tile take 1.4 GiB, twice.
+    t4 = replace(machines.gpus(("T4", 15, (7, 5))).gpus[0], free_bytes=int(14.4 * GIB))
+    machine = replace(machines.gpus(RTX_2080_TI), gpus=(t4,))
+    made = plan("idefics2-8b", machine, dtype="bfloat16")
+    assert made.needs[0].working > 2 * 4 * 16 * 4900**2
+    assert any("`--dtype float16` is fast" in warning for warning in made.warnings)
