@@ -13,8 +13,10 @@ from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.caption.sinks.rows import CAPTION, names
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Sampling
+from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Part, Sampling
 from idefics_cli.engine.protocol import Prepared
+from idefics_cli.models.families.raw_prompt import raw_parts
+from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,10 @@ class CaptionJob:
         # In a raw prompt, a space separates the text from the image tokens, as in the model card of
         # idefics2-8b-base. Chat templates add what their models expect.
         text = f" {prompt}" if self.mode == "complete" else prompt
-        message = Message("user", (picture.attachment, text))
-        return GenerationRequest((message,), self.sampling, self.mode)
+        parts: tuple[Part, ...] = (picture.attachment, text)
+        if IMAGE_TOKEN in question.prompt:
+            parts = raw_parts(prompt, (picture.attachment,))
+        return GenerationRequest((Message("user", parts),), self.sampling, self.mode)
 
 
 def named_questions(texts: Sequence[str]) -> tuple[CaptionQuestion, ...]:

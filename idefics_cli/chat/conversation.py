@@ -15,6 +15,8 @@ from idefics_cli.core.types import (
     Part,
     Sampling,
 )
+from idefics_cli.models.families.raw_prompt import raw_parts
+from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 Value = str | int | float | bool | None
 
@@ -286,8 +288,12 @@ class Conversation:
             shown += new
             meant = _meant(turn.text, shown) if sees_last_only else []
             again = [] if meant == shown[-1:] else meant
-            parts: list[Part] = [picture.attachment for picture in (*new, *again)]
-            messages.append(Message("user", (*parts, _for_model(turn.text, meant or shown))))
+            parts = [picture.attachment for picture in (*new, *again)]
+            text = _for_model(turn.text, meant or shown)
+            # A text may say by `<image>` where each of its pictures belongs.
+            is_marked = bool(parts) and text.count(IMAGE_TOKEN) == len(parts)
+            content: tuple[Part, ...] = raw_parts(text, parts) if is_marked else (*parts, text)
+            messages.append(Message("user", content))
             # An empty answer, which was stopped before its first word, is left out: the model would
             # take it as an example.
             if turn.reply is not None and turn.reply.text.strip():

@@ -30,11 +30,13 @@ from idefics_cli.core.types import (
     GenerationRequest,
     ImageLimits,
     Message,
+    Part,
     TokenChunk,
 )
 from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Engine, Prepared
 from idefics_cli.models.families.raw_prompt import raw_parts
+from idefics_cli.models.families.spec import IMAGE_TOKEN
 from idefics_cli.models.hub.registry import base_model_error
 
 if TYPE_CHECKING:
@@ -139,7 +141,24 @@ def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -
             )
         return GenerationRequest((Message("user", raw_parts(prompt, images)),), chosen, "complete")
     turns = [Message("system", (settings.system,))] if settings.system else []
-    return GenerationRequest((*turns, Message("user", (*images, prompt))), chosen)
+    parts = _chat_parts(invocation, prompt, images, typed=text or "")
+    return GenerationRequest((*turns, Message("user", parts)), chosen)
+
+
+def _chat_parts(
+    invocation: Invocation, prompt: str, images: Sequence[Attachment], *, typed: str
+) -> tuple[Part, ...]:
+    """Return *prompt* with the pictures in place of its `<image>`; without any, they come first.
+
+    Raises:
+        PromptError: If *typed*, what the user typed of it, has more or fewer `<image>`.
+    """
+    marks = prompt.count(IMAGE_TOKEN)
+    if images and (marks == len(images) or IMAGE_TOKEN in typed):
+        return raw_parts(prompt, images)
+    if marks:
+        invocation.console.note(f"`{IMAGE_TOKEN}` in the prompt is text; `-i` gives a picture")
+    return (*images, prompt)
 
 
 def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
     Message,
+    Mode,
     Sampling,
 )
 from idefics_cli.engine.protocol import OpenImage, Prepared
@@ -78,6 +79,14 @@ def test_a_request_has_the_picture_before_the_prompt() -> None:
     (request,) = base.requests(picture)
     assert request.messages == (Message("user", (Attachment("a.jpg"), " In this image,")),)
     assert request.mode == "complete"
+
+
+@pytest.mark.parametrize("mode", ["chat", "complete"])
+def test_a_mark_in_the_prompt_is_the_place_of_the_picture(mode: Mode) -> None:
+    pictures = photo_job(["a.jpg"]).pictures
+    job = CaptionJob(pictures, (CaptionQuestion("<image>In this image,"),), mode=mode)
+    (request,) = job.requests(pictures[0])
+    assert request.messages == (Message("user", (Attachment("a.jpg"), "In this image,")),)
 
 
 GIB = 2**30

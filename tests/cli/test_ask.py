@@ -53,6 +53,30 @@ def test_in_a_pipe_stdout_is_the_answer_and_a_newline_in_one_write(picture: str)
     assert world.engine.batches == [1]
 
 
+def test_marks_in_a_question_are_the_places_of_the_pictures() -> None:
+    first, second = Attachment("https://x.org/a"), Attachment("https://x.org/b")
+    flags = ("-i", first.source, "-i", second.source)
+    world = World(FakeEngine("x"))
+    assert run("ask", "Is <image> as <image>?", *flags, services=world.services).code == 0
+    assert asked(world).messages == (Message("user", ("Is ", first, " as ", second, "?")),)
+    assert asked(world).mode == "chat"
+    ran = run("ask", "Is <image> red?", *flags, services=world.services)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: the prompt has 1 `<image>`, and 2 pictures are given\n")
+
+
+def test_marks_without_pictures_or_from_a_pipe_are_text() -> None:
+    note = "note: `<image>` in the prompt is text; `-i` gives a picture\n"
+    world = World(FakeEngine("x"))
+    assert run("ask", "What is <image>?", services=world.services).err == note
+    assert asked(world).messages == (Message("user", ("What is <image>?",)),)
+    world = World(FakeEngine("x"), stdin=io.BytesIO(b"a <image> b <image>"))
+    ran = run("ask", "Sum up.", "-i", "https://x.org/a", services=world.services)
+    assert ran.err == note
+    parts = (Attachment("https://x.org/a"), "a <image> b <image>\nSum up.")
+    assert asked(world).messages == (Message("user", parts),)
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_an_empty_answer_is_told_on_stderr(is_terminal: bool) -> None:
     for answer, told in (("", True), (" \n", True), ("Red.", False)):
@@ -296,9 +320,9 @@ def test_a_raw_prompt_is_completed_as_it_is_with_pictures_at_their_marks(
 @pytest.mark.parametrize(
     ("prompt", "images", "error"),
     [
-        ("<image> a <image>", 1, "the raw prompt has 2 `<image>`, and 1 picture is given"),
-        ("a", 1, "the raw prompt has 0 `<image>`, and 1 picture is given"),
-        ("<image>", 0, "the raw prompt has 1 `<image>`, and 0 pictures are given"),
+        ("<image> a <image>", 1, "the prompt has 2 `<image>`, and 1 picture is given"),
+        ("a", 1, "the prompt has 0 `<image>`, and 1 picture is given"),
+        ("<image>", 0, "the prompt has 1 `<image>`, and 0 pictures are given"),
     ],
 )
 def test_marks_and_pictures_of_a_raw_prompt_must_be_as_many(

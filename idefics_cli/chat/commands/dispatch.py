@@ -21,6 +21,7 @@ from idefics_cli.chat.commands.slash_command import (
 from idefics_cli.chat.commands.table import COMMANDS
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.core.errors import ImageError
+from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 
@@ -78,7 +79,7 @@ class Dispatcher:
         if not read.text.strip():
             is_known = bool(read.sources) and not attached
             return CommandResult(("it is attached already",) if is_known else (), attached)
-        lines = self._unknown_references(read.text)
+        lines = (*self._unknown_references(read.text), *self._unplaced_marks(read.text))
         try:
             chat.ask(read.text)
         except BaseException:
@@ -120,6 +121,13 @@ class Dispatcher:
                 line, ((f"/{a}", f"/{c.name}") for c in commands.values() for a in c.aliases)
             )
         return names or (completion.path_candidates(line) if "/" in line[1:] else [])
+
+    def _unplaced_marks(self, text: str) -> tuple[str, ...]:
+        marks, pictures = text.count(IMAGE_TOKEN), len(self.chat.turns.staged)
+        if marks in (0, pictures):
+            return ()
+        given = "1 picture goes" if pictures == 1 else f"{pictures or 'no'} pictures go"
+        return (f"{given} with this text, so the model gets `{IMAGE_TOKEN}` as text",)
 
     def _unknown_references(self, text: str) -> tuple[str, ...]:
         conversation = self.chat.conversation

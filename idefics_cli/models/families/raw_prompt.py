@@ -1,4 +1,4 @@
-"""Raw prompts: text that the model continues, with `<image>` for each picture; without torch."""
+"""Prompts in which `<image>` is the place of a picture; without torch."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def _check_count(tokens: int, pictures: int) -> None:
     if tokens != pictures:
         given = "1 picture is" if pictures == 1 else f"{pictures} pictures are"
         raise PromptError(
-            f"the raw prompt has {tokens} `{IMAGE_TOKEN}`, and {given} given",
+            f"the prompt has {tokens} `{IMAGE_TOKEN}`, and {given} given",
             hint=f"write `{IMAGE_TOKEN}` where each picture belongs, and `-i` for each",
         )

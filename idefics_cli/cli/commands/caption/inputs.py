@@ -15,6 +15,7 @@ from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import STDIN
 from idefics_cli.core.types import DECODING_BYTES
+from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
@@ -97,6 +98,7 @@ class Inputs:
             questions = named_questions(self.asked)
             for question in questions:
                 check_prompt(question.prompt, hint="`--ask` takes text")
+                _check_marks(question.prompt)
             return questions
         prompt = invocation.settings.prompt
         if self.prompt_file is not None:
@@ -104,6 +106,7 @@ class Inputs:
         if prompt is None:
             return ()
         check_prompt(prompt, hint="leave `--prompt` out for the model's own")
+        _check_marks(prompt)
         return (CaptionQuestion(prompt),)
 
     def listing(self, invocation: Invocation, questions: tuple[CaptionQuestion, ...]) -> Listing:
@@ -175,6 +178,14 @@ def _text_extension(given: str | None) -> str:
     if has_picture_name(f"a{extension}"):
         raise UsageError(f"text files cannot have the extension of pictures, `{extension}`")
     return extension
+
+
+def _check_marks(prompt: str) -> None:
+    if (marks := prompt.count(IMAGE_TOKEN)) > 1:
+        raise PromptError(
+            f"the prompt has {marks} `{IMAGE_TOKEN}`, and a caption is about one picture",
+            hint=f"write one `{IMAGE_TOKEN}`, or none: then the picture comes first",
+        )
 
 
 def _nothing_piped(taker: str) -> UsageError:
