@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from idefics_cli.engine.local.engine import LocalEngine
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Set before torch is imported: several threads make tiny models slower, and ten times slower while
-# another process keeps a core busy.
+# This is set before torch is imported. Several threads make tiny models slower, and ten times
+# slower while another process keeps a core busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # If a shell starts the tests in the background, they and their children ignore Ctrl-C, which many
 # tests need.
@@ -138,7 +138,7 @@ def warm_python() -> Iterator[tuple[str, ...]]:
         return
     program = str(Path(__file__).with_name("support") / "warm.py")
     with (
-        # Not in a `tmp_path`, because the path of a socket has at most 104 characters.
+        # The folder is not a `tmp_path`, because the path of a socket has at most 104 characters.
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
             [sys.executable, "-W", "ignore", program, "serve", path := f"{folder}/socket"],

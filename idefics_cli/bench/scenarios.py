@@ -120,7 +120,7 @@ def _vision(stage: Stage, *, tail: str, only_one: bool = False) -> Iterator[Resu
 
 
 def _pictures(stage: Stage, sizes: Sequence[Size], figure: Figure) -> Iterator[Result]:
-    """Measure one batch of requests, each about one picture; *sizes* has the sizes of these."""
+    """Measure one batch of requests. Each is about one picture, which has one of the *sizes*."""
     stage.world.say(f"vision: {figure.name}")
     prompts = stage.prompts()
 

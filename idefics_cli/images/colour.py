@@ -94,7 +94,7 @@ _MATRICES = {
 
 
 def tone_mapped(image: Image.Image, transfer: int, primaries: int) -> Image.Image:
-    """Return an RGB image of high dynamic range as a screen of standard range would show it.
+    """Convert an RGB image of high dynamic range (HDR) to one for screens of standard range.
 
     Args:
         image: The samples as stored.

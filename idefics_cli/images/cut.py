@@ -125,7 +125,11 @@ def _lost_units(data: bytes, width: int, height: int) -> tuple[int, int]:
 
 
 def _luma(data: bytes) -> NDArray[np.uint8]:
-    """Return the first component (luma), in which a unit does not depend on its neighbours."""
+    """Return the first component (luma) of a JPEG.
+
+    In this component, the pixels of a unit do not depend on the neighbours of the unit. In the
+    others they may.
+    """
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     image.draft("L", None)
     pixels = np.asarray(image)

@@ -1,4 +1,7 @@
-"""Icons and cursors: the choice of the best picture, in a form that Pillow decodes correctly."""
+"""The choice of the best picture in an icon or cursor file.
+
+The result is a file with this picture only, in a form that Pillow decodes correctly.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One picture of an icon; the size and depth are those of the picture itself."""
+    """One picture of an icon. Its size and depth are read from the picture, not the directory."""
 
     width: int
     height: int

@@ -39,7 +39,10 @@ def decoding_bytes(image: Image.Image, pixels: int) -> int:
 
 
 def _return_free_memory() -> None:
-    """Return what is free to the system; glibc keeps it for each thread, up to a whole picture."""
+    """Give freed memory back to the system.
+
+    Otherwise glibc keeps freed memory for each thread, up to the size of a whole picture.
+    """
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):  # another C library
@@ -47,7 +50,7 @@ def _return_free_memory() -> None:
 
 
 def rgb_bytes(width: int, height: int) -> int:
-    """Return the bytes of an RGB image of Pillow: four a pixel, and a pointer to each row."""
+    """Return the bytes of an RGB image in Pillow: 4 for each pixel, and a pointer for each row."""
     return height * (8 + 4 * width)
 
 

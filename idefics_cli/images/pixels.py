@@ -138,7 +138,10 @@ def _rgb(image: Image.Image, facts: PixelFacts) -> Image.Image:
 
 
 def _rgb_in_bands(image: Image.Image, facts: PixelFacts, factor: int) -> Image.Image:
-    """As `_rgb`, reduced, with copies of one band of rows at a time only."""
+    """Return what `_rgb` returns, reduced by *factor*.
+
+    The image is converted band by band, so that copies hold only one band of rows at a time.
+    """
     size = (-(-image.width // factor), -(-image.height // factor))
     seen = Image.new("RGB", size)
     for box in _bands(*image.size, multiple=factor):
@@ -243,7 +246,7 @@ def _samples(image: Image.Image, box: tuple[int, int, int, int], facts: PixelFac
 
 
 def _range(image: Image.Image, facts: PixelFacts) -> tuple[float, float]:
-    """Return the smallest and the largest finite sample; infinity and its negative if none is."""
+    """Return the smallest and the largest finite sample; (inf, -inf) if no sample is finite."""
     low, high = np.inf, -np.inf
     for box in _bands(*image.size):
         values = _samples(image, box, facts)

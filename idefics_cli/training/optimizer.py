@@ -133,7 +133,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], *, learning_rate: float) -> None:
-        """Update the matrices by *gradients*, in the same order."""
+        """Update the matrices. *gradients* has the gradient of each matrix, in the same order."""
         stacked = torch.stack(list(gradients))
         self._momentum.lerp_(stacked, 1 - self._beta)
         update = orthogonalized(stacked.lerp(self._momentum, self._beta).to(self._dtype))
@@ -216,7 +216,7 @@ class ShardedOptimizer:
 
     @torch.no_grad()
     def step(self, learning_rate: float, *, pauses: bool = False) -> float:
-        """Average the gradients, clip them to norm 1, update; return the norm before clipping.
+        """Average the gradients, clip them to norm 1, and update the weights.
 
         Every process must call this after its backward pass. When it returns, all processes see
         the new weights.
@@ -224,6 +224,9 @@ class ShardedOptimizer:
         Args:
             learning_rate: Learning rate of all parameters.
             pauses: Whether to leave the pausable parameters unchanged.
+
+        Returns:
+            The norm of the gradients before they were clipped.
         """
         self._barrier.wait()
         start, stop = self._layout.spans[self._rank]

@@ -117,7 +117,8 @@ def test_no_process_runs_a_file_of_the_current_folder(
     measured("start", processes=processes)
     assert sorted(processes.commands) == ["imports", "ours", "plain"]
     for name, command in processes.commands.items():
-        # The imports of torch take seconds. The model of our command is made up, so it fails.
+        # Importing torch takes seconds, so it is left out here. The model of our command does not
+        # exist, so that the command fails.
         quick = [part.replace("import torch\n", STOP) for part in command]
         with pytest.raises(IdeficsError):
             FreshProcesses(FakeClock()).time_first_output(name, quick)

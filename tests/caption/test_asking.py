@@ -83,7 +83,7 @@ def test_a_bad_reply_is_asked_for_once_more_and_the_others_do_not_wait(
     assert records["b.jpg"].notes == (f"asked again: {note}",)
     assert records["a.jpg"].notes == ()
     assert engine.batches == [8, 2]
-    # The shares in two batches.
+    # The picture was in two batches, and gets its share of the seconds of each.
     assert records["b.jpg"].seconds == 0.75 / 8 + 0.75 / 2
 
 

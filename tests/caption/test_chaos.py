@@ -116,7 +116,7 @@ class Zygote:
         child = int(self._process.stdout.readline())
         if number:
             deadline = time.monotonic() + 20
-            # A run that has ended gets no signal.
+            # A run that has ended cannot get a signal.
             with contextlib.suppress(ProcessLookupError):
                 while after is not None and _size(after) == size and time.monotonic() < deadline:
                     os.kill(child, 0)
@@ -186,7 +186,7 @@ def test_a_run_killed_at_fifty_random_moments_has_every_picture_once(fake: Zygot
             *command,
             number=signal.SIGKILL,
             seconds=chance.uniform(0, 0.02),
-            # Sometimes before the first row, while the existing rows are read.
+            # The signal sometimes comes before the first row, while the existing rows are read.
             after=journal if chance.random() < 0.8 else None,
         )
         names = whole_rows(Path("parts/out.jsonl"))

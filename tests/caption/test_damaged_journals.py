@@ -275,7 +275,7 @@ def test_a_damaged_journal_is_an_error_of_ours_or_a_run_that_loses_no_row() -> N
                     sink.write(CaptionRecord(key, caption="again"))
         except IdeficsError:
             outcomes["refused"] += 1
-            # Of a journal without a whole line, nothing is left to lose.
+            # A journal without a whole line holds nothing that a run could lose.
             assert b"\n" not in data or Path("o.journal").read_bytes() == data, number
             assert Path("o.jsonl").read_bytes() == output, number
             continue

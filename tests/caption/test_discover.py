@@ -276,7 +276,8 @@ class TestFolders:
                 raise PermissionError(errno.EACCES, "Permission denied", path)
             return list_folder(path)
 
-        # A mode would not help: the tests may run as root, who can list every folder.
+        # The folder is not made unreadable by its mode, because the tests may run as root, who can
+        # list every folder.
         monkeypatch.setattr(os, "scandir", scandir)
         listing = discover(["photos"], recursive=True)
         assert [picture.key for picture in listing.pictures] == ["photos/a.jpg"]

@@ -300,7 +300,8 @@ def test_a_long_caption_holds_neither_a_slot_of_others_nor_their_records() -> No
     for event in executor.caption(listed(), threading.Event()):
         if isinstance(event, CaptionRecord):
             done.append(event.file_name)
-            # Opened ahead, active, and done.
+            # These are the pictures that are opened ahead, those that are active, and those that
+            # are done.
             assert read <= 2 * 4 + 2 + len(done)
     assert done[-1] == "00.jpg"
     assert sorted(done) == list(NAMES)

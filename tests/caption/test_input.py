@@ -221,7 +221,8 @@ def test_a_list_that_does_not_come_is_waited_for_and_that_is_said() -> None:
             os.close(writing)
             return super().read(-1)
 
-    # Closed here, because the garbage collector would raise in a later test.
+    # The object is closed here. Otherwise the garbage collector closes it in a later test and
+    # raises.
     with Late(reading) as late:
         services = World(FakeEngine(echo), stdin=late).services
         ran = run("caption", "--filelist", "-", "-p", "x", services=services)

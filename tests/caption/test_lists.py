@@ -127,7 +127,7 @@ class TestTables:
     def test_a_path_of_any_bytes_survives_and_other_text_must_be_utf8(self) -> None:
         (path,) = paths(b"path,x\ncaf\xe9.jpg,y\n", "l.csv")
         assert os.fsencode(path) == b"caf\xe9.jpg"
-        # The escapes of our own rows.
+        # Our own rows write such a name with these escapes.
         (path,) = paths(b'{"file_name": "caf\\udce9.jpg"}', "l.jsonl")
         assert os.fsencode(path) == b"caf\xe9.jpg"
         assert str(error(b"path,x\na.jpg,caf\xe9\n", "l.csv")) == (
@@ -184,8 +184,8 @@ def test_a_list_is_read_from_a_file_or_stdin(
         read_list(".")
 
 
-# Without a lone `\r` in lines, because Windows lines end with it. Surrogates are bytes that are
-# not UTF-8.
+# A lone `\r` is missing, because lines of Windows end with it. Surrogates are bytes that are not
+# UTF-8.
 LETTERS = "ab1 ,;\"'\t{}[]:/\\.-=é日\u2028\udcff"
 
 

@@ -49,7 +49,7 @@ def odd_names(count: int) -> Iterator[str]:
     seen = set[bytes]()
     while len(seen) < count:
         name = "".join(random_.choice(PIECES) for _ in range(random_.randint(1, 6))) + ".jpg"
-        # Bytes that are UTF-8 together are another name.
+        # Some bytes are UTF-8 when they stand together. Such a name is read as another one.
         if os.fsencode(name) not in seen and os.fsdecode(os.fsencode(name)) == name:
             seen.add(os.fsencode(name))
             yield name

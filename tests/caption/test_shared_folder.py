@@ -12,7 +12,7 @@ import pytest
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 
-# The names that temporary files had once.
+# Temporary files had these names in an earlier version.
 NAMES = [
     "o.jsonl.tmp", "o.jsonl.rewriting", "o.jsonl.run.json.tmp", "o.jsonl.failures.txt.tmp",
     "o.jsonl.part", "o.parquet.tmp", "o.parquet.rewriting.rows.jsonl", "o.parquet.rows.jsonl.tmp",

@@ -206,7 +206,7 @@ def test_existing_files_tell_whether_upper_and_lower_case_are_one(
 ) -> None:
     assert not folds_case(str(photos))
     folds_case.cache_clear()
-    # As on a disk where upper and lower case are one: a file is found by any spelling.
+    # This imitates a disk that ignores upper and lower case: a file is found by any spelling.
     same = os.path.samefile
 
     def exists(path: str) -> bool:

@@ -281,7 +281,8 @@ def test_a_full_context_is_measured_by_its_turns_and_prepares_nothing_again(
     assert person.chat.turns_to_forget(text) == 4
     assert person.chat.pictures_to_drop(text) == [1, 2, 3, 4]
     assert len(engine.prepared) == prepared + 1
-    # A few for each turn, and not one of the whole conversation for each number of turns.
+    # There are a few measurements for each turn, and not one of the whole conversation for each
+    # number of turns.
     assert len(engine.measured) - measured < 3 * 8 + 8
     assert len(engine.opened) == opened == 8
 

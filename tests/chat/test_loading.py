@@ -53,7 +53,7 @@ def test_when_another_model_cannot_be_loaded_the_former_answers_again(tmp_path: 
     here = world(tmp_path)
 
     def fail(progress: Progress) -> Engine:
-        # Fail after a question waits for the model.
+        # The model must fail only after a question waits for it.
         while here.chat.conversation.pending is None:
             time.sleep(0.01)
         raise MemoryLimitError("out of memory")

@@ -150,7 +150,7 @@ def test_two_names_without_a_blank_are_two_pictures(terminal: str, album: Path) 
         ("{f}/photo.png是什么？", "是什么？", "{f}/photo.png"),  # noqa: RUF001 (Chinese)
         ("../album/photo.png hi", "hi", "../album/photo.png"),
         ("~/x.jpg hi", "hi", "{h}/x.jpg"),
-        # Names of no file: refused later, and not asked as text.
+        # There is no file of this name. It is refused later, and not asked as text.
         ("nothere.png", "", "nothere.png"),
         ("What is in nothere.JPG?", "What is in ?", "nothere.JPG"),
         ("a/b.png is it red?", "is it red?", "a/b.png"),

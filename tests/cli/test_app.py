@@ -278,7 +278,7 @@ def test_a_closed_stdout_matters_to_nobody_who_writes_a_file(tmp_path: Path) -> 
     command = f"{shlex.quote(sys.executable)} -m idefics_cli completion install bash >&-"
     environ = {**os.environ, "XDG_DATA_HOME": str(out)}
     ran = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False, env=environ)
-    # The script is complete: its file did not get the descriptor of stdout.
+    # The script is complete, because its file did not get the descriptor of the closed stdout.
     assert ran.returncode == 1
     script = next(out.rglob("idefics"))
     assert script.read_text("utf-8") == run("completion", "show", "bash").out

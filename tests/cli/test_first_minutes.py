@@ -176,7 +176,7 @@ def test_there_are_at_least_sixty_of_them() -> None:
 @pytest.mark.parametrize(("line", "code", "error", "hint"), MISTAKES, ids=str)
 def test_a_mistake_is_told_with_the_way_out(line: str, code: int, error: str, hint: str) -> None:
     engine = FakeEngine("a red picture")
-    # The real function: no mistake here leads to a download.
+    # The real function is used, because none of these mistakes leads to a download.
     services = replace(World(engine).services, find_facts=find_facts)
 
     ran = run(*shlex.split(line), services=services)

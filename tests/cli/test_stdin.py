@@ -93,7 +93,7 @@ def test_an_open_but_silent_pipe_ends_in_an_error() -> None:
     reader, writer = os.pipe()
     told = console()
     started = time.monotonic()
-    # Closing the pipe makes an endless wait fail instead of hang.
+    # After 20 s the pipe is closed, so that an endless wait fails and does not hang.
     closing = threading.Timer(20, os.close, [writer])
     closing.start()
     try:

@@ -48,7 +48,8 @@ def option(path: str, flag: str) -> ShellOption:
 def test_the_committed_script_is_what_the_commands_give(name: str) -> None:
     shell = SHELLS[name]
     committed = (TOP / "completions" / shell.file).read_text(encoding="utf-8")
-    # Compared outside of the assert: pytest would take minutes to show the difference.
+    # The texts are not compared in the `assert`, because pytest would take minutes to show the
+    # difference.
     is_same = committed == shell.render(commands())
     assert is_same, REMEDY
 
@@ -410,5 +411,5 @@ def test_an_answer_takes_no_more_than_an_empty_python_and_a_third() -> None:
         pairs = [(seconds(*ask), seconds("-c", "pass")) for _ in range(15)]
         return statistics.median(answer / empty for answer, empty in pairs)
 
-    # The best of three: other programs can only add time.
+    # The best of three counts, because other programs can only add time.
     assert any(ratio() <= 1.3 for _ in range(3))

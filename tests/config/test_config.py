@@ -123,7 +123,8 @@ def test_overwrite_is_for_the_command_line_only_under_its_other_name_too(tmp_pat
 
 
 def test_a_file_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
-    # Its `idefics config` printed every setting, and called that a valid config.toml.
+    # An earlier version of `idefics config` printed every setting, and called that a valid
+    # config.toml.
     old = {**dict.fromkeys(COMMAND_LINE_ONLY, False), "top_k": 3}
     resolved = resolve({}, {}, write(tmp_path / "config.toml", old))
     assert resolved.settings.top_k == 3

@@ -182,7 +182,7 @@ def test_pictures_of_other_sizes_and_formats_say_the_same(
         path = tmp_path / f"{index}.jpg"
         exif = Image.Exif()
         exif[0x0112] = 6
-        # Stored on its side, with the tag that turns it upright.
+        # The picture is stored on its side, with the EXIF tag that turns it upright.
         large.rotate(90, expand=True).save(path, exif=exif, quality=92)
         with Image.open(path) as stored:
             assert ImageOps.exif_transpose(stored).size == large.size

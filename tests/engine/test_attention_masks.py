@@ -79,7 +79,7 @@ def test_every_attention_resamples_a_picture_to_the_same_features(
     kernel = cpu_attention.TILED if way == "tiled" else cpu_attention.PADDED
     name = "sdpa" if way == "sdpa" else kernel.register()
     if way in ("padded", "tiled"):
-        # The way that thousands of patches take.
+        # This is the way that is taken for thousands of patches.
         replace(kernel, many_queries=1).register()
         request.addfinalizer(kernel.register)
     dtype = torch.bfloat16 if way == "tiled" else torch.float32

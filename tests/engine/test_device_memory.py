@@ -16,7 +16,7 @@ import torch
 
 from tests.support.prompts import open_engine
 
-# In a fresh process, because the first imports of the libraries are part of the fault.
+# This runs in a fresh process, because the fault needs the first imports of the libraries.
 _LOAD_TWICE = """
 import json, weakref
 from idefics_cli.core.types import LoadSpec
@@ -92,6 +92,6 @@ def test_an_engine_closes_although_the_allocator_is_broken(
 
 @pytest.mark.usefixtures("_cudnn_attention")
 def test_an_engine_runs_without_the_attention_of_cudnn(checkpoint: Callable[[str], Path]) -> None:
-    # Nothing on a CPU can show its wrong text, so the test is that it is off.
+    # The attention of cuDNN gives wrong text on a GPU only, so this test checks that it is off.
     open_engine(checkpoint("idefics2"), "idefics2").close()
     assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # of torch

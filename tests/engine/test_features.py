@@ -68,7 +68,7 @@ def test_a_picture_is_known_while_a_request_holds_it_and_then_by_its_features() 
 
 def test_a_picture_is_found_by_its_file_with_the_size_of_that_file() -> None:
     pictures = KnownPictures(FeatureCache())
-    # Two files whose pictures differ in size only: both are scaled to the same pixels.
+    # The pictures of two files differ in size only, and are scaled to the same pixels.
     small = prepared(b"a")
     large = PreparedPicture(b"a", (2, 2), small.tile_sizes, tiles=small.tiles)
     pictures.add(small)

@@ -130,7 +130,8 @@ def test_replies_that_end_by_themselves_end_alike_if_steps_run_ahead(
     (expected,) = tokens(plain, [prepared])
     assert len(expected) <= 5
     assert tokens(inference, [prepared]) == [expected]
-    # One for each token but the first, and one that was started before the last token was read.
+    # There is a replay for each token but the first, and one more, which was started before the
+    # last token was read.
     assert capture.replays == len(expected)
     # The cache for the next turn holds the tokens of the reply and no others.
     (again,) = complete_with(inference, [prepared])
@@ -210,7 +211,8 @@ def test_a_recording_that_fails_or_is_wrong_is_replaced_by_plain_steps(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert tokens(inference, batch) == plain_tokens(engine, batch)
-            # As when the memory runs out: the error is remembered, and no recording is tried again.
+            # This happens when the memory runs out. The error is remembered, and no recording is
+            # tried again.
             inference.drop_caches()
     assert inference.graphs is not None
     assert inference.graphs.failure is not None

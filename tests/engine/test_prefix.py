@@ -338,7 +338,7 @@ def test_a_prompt_can_be_interrupted_between_chunks_which_are_kept(
     engine.inference.drop_caches()
     whole = reply(engine, prepared)
     with with_chunks(engine, 5) as chunked:
-        # The pictures are known, so that only chunks of the prompt check the flag.
+        # The pictures are known already, so that only the chunks of the prompt check the flag.
         reply(chunked, conversation(chunked, [((0, 1), "Hello")], []))
         chunked.inference.prefix.drop()
         (cut,) = chunked.complete([prepared], cancel=AfterForwards(monkeypatch, chunked, 3))

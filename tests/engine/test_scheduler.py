@@ -419,7 +419,7 @@ def test_interleaved_conversations_never_get_the_states_of_another(
     conversations: int, replies: int, endless: EngineOf
 ) -> None:
     plain = endless("smolvlm2")
-    # Room for some of the conversations only.
+    # There is room for some of the conversations only.
     tuning = Tuning(kv_bytes=20_000 * plain.inference.kv_budget.bytes_per_token)
     before = threading.active_count()
     with reopen(plain, partial(Inference, stop_ids=(), tuning=tuning)) as engine:

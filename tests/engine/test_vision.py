@@ -115,7 +115,7 @@ def test_tiles_of_one_size_run_together_and_none_is_padded_where_that_costs_more
     with reopen(engine_of("idefics2-split"), partial(Inference, tuning=tuning)) as engine:
         square, turned = picture(2), picture(2).rotate(90)
         assert square.size == (64, 64)
-        # Four quarters and the whole, none of which is scaled.
+        # The tiles are four quarters and the whole picture, and none of them is scaled.
         engine.complete([asked(engine, square, turned), asked(engine, square.rotate(180))])
     assert sorted(batches) == [(3, 64, 64), (12, 32, 32)]
 

@@ -65,7 +65,7 @@ def test_a_container_limit_of_version_1_counts(tmp_path: Path) -> None:
         tmp_path,
         {
             "proc/self/cgroup": "5:cpu:/\n4:memory:/docker/abc\n",
-            # In a container, its own group is mounted as the root.
+            # In a container, the group of the container is mounted as the root.
             f"{base}/memory.limit_in_bytes": str(2 * GIB),
             f"{base}/memory.usage_in_bytes": str(1 * GIB),
             f"{base}/memory.stat": f"total_inactive_file {GIB // 2}\n",

@@ -27,12 +27,12 @@ INTERLEAVED = ("idefics", "idefics-base")
 
 @dataclass(frozen=True)
 class Reference:
-    """The library's processor and model for one checkpoint.
+    """The processor and the model of transformers for one checkpoint.
 
     Attributes:
         kind: One of `tiny.KINDS`.
-        processor: Any, because the library's processors have no types.
-        model: Any, because the library's models have no types.
+        processor: Any, because the processors of transformers have no types.
+        model: Any, because the models of transformers have no types.
     """
 
     kind: str
@@ -125,14 +125,14 @@ class Reference:
 
 
 def load_reference(folder: Path, kind: str) -> Reference:
-    """Load the checkpoint of *kind* in *folder* by plain calls of the library."""
+    """Load the checkpoint of *kind* in *folder* by plain calls of transformers."""
     legacy = kind in INTERLEAVED or kind.startswith("idefics2")
     processor = auto_processor(folder, kind, **({"legacy": True} if legacy else {}))
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     return Reference(kind, processor, model)
 
 
-# Any: the library's processors have no types.
+# Any: processors of transformers have no types.
 def auto_processor(folder: Path, kind: str, **options: object) -> Any:
     """Return the result of `AutoProcessor`, or of its parts where it needs torchvision."""
     try:

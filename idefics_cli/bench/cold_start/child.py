@@ -18,7 +18,7 @@ from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampl
 
 
 def main() -> None:
-    """Do the work that stdin orders."""
+    """Read a `LoadOrder` from stdin, and carry it out."""
     warnings.filterwarnings("ignore")
     order = pickle.load(sys.stdin.buffer)
     if not isinstance(order, LoadOrder):

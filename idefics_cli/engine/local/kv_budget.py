@@ -1,4 +1,7 @@
-"""The memory for KV states: what may start, and how many rows the buffers get."""
+"""The memory for KV states: what may start, and how many rows the buffers get.
+
+The KV states of a token are its keys and values in the attention layers, which a KV cache keeps.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +122,10 @@ class KvBudget:
         return BufferSize(rows, capacity, most_states)
 
     def _capacity(self, load: KvLoad) -> int:
-        """Return the positions of a row: one more than the longest, in whole blocks."""
+        """Return the number of positions of a row, a multiple of a block.
+
+        There is room for the longest reply of *load* and one more token.
+        """
         return -(-(load.longest + 1) // self._block_tokens) * self._block_tokens
 
 

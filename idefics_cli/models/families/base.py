@@ -104,7 +104,7 @@ class Family:
 
     @property
     def draft_edge(self) -> int:
-        """The draft edge in pixels: a JPEG decoder must not shrink a side below this length.
+        """The draft edge in pixels: the decoder of a JPEG may shrink each side down to this length.
 
         It is twice the longest side that the model gets. The factor leaves enough pixels for tiles,
         which are cut before they are scaled down. It also leaves most of the scaling to the image
@@ -292,11 +292,11 @@ class Family:
             )
 
     def break_control_tokens(self, text: str) -> str:
-        """Return *text* with a space in every control token, so that it stays text.
+        """Return *text* with a space in every control token, so that the model reads it as text.
 
-        `<image>` becomes `< image>`, which the model can still read as text.
+        For example, `<image>` becomes `< image>`.
         """
-        # Repeated, because a pass may leave a new control token, as in `<im<image>age>`.
+        # One pass may leave a new control token, as in `<im<image>age>`, so it is repeated.
         while self._control.search(text):
             text = self._control.sub(lambda m: m.group()[0] + " " + m.group()[1:], text)
         return text

@@ -286,7 +286,7 @@ def _check_call(name: str, receiver: Any, given: list[Any]) -> None:
 
 
 def _check_format(text: str, given: list[Any]) -> None:
-    """Check the size of *text* with *given* in the places of its fields."""
+    """Check the size that *text* will have when the values *given* are put into its fields."""
     given = [v for value in given for v in (value if isinstance(value, tuple) else (value,))]
     is_wide = _WIDE.search(text) is not None
     if _NESTED.search(text):  # a width comes from the values

@@ -98,7 +98,7 @@ def one_tile(images: Json) -> int:
 
 
 def quarters_and_whole(images: Json) -> int:
-    """Return 5, the number of tiles of a picture that is cut into quarters: these and the whole."""
+    """Return 5, the number of tiles of a split picture: four quarters and the whole picture."""
     return 5
 
 

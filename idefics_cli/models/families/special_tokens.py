@@ -22,7 +22,7 @@ _CORPUS_MARKS = {
 
 
 def find_hidden_ids(processor: Processor, control: Collection[int]) -> frozenset[int] | None:
-    """Return the special tokens that are no text of a reply; None if all of them are none.
+    """Return the ids of the special tokens that a reply does not show; None means all of them.
 
     Args:
         processor: Processor of the checkpoint.

@@ -90,7 +90,10 @@ def _unreachable(repo: str, revision: str | None, cause: BaseException | None) -
 
 
 def _named(repo: str, revision: str | None) -> str:
-    """Return the alias and the Hub id: who took the default model never typed its Hub id."""
+    """Return a name for messages: the alias, and the Hub id behind it.
+
+    A user of the default model has never typed its Hub id, and would not know it.
+    """
     alias, full = _alias(repo), repo if revision is None else f"{repo}@{revision}"
     return f"`{alias}` ({full})" if alias else f"`{full}`"
 

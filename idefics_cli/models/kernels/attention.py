@@ -222,7 +222,10 @@ def _tiled(
     *,
     tile_queries: int,
 ) -> Tensor:
-    """Attend head by head, *tile_queries* queries at a time, by matrix products into one buffer."""
+    """Return the attention, computed with matrix products for *tile_queries* queries at a time.
+
+    Each head is computed for itself. All scores go into the same small buffer.
+    """
     batch, heads, queries, width = query.shape
     scaling = width**-0.5 if scaling is None else scaling
     out = query.new_empty(batch, queries, heads, value.shape[3])

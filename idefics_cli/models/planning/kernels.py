@@ -18,7 +18,7 @@ def choose_kernels(
     is_stored: bool = False,
     kernels: Mapping[str, Kernel] = KERNELS,
 ) -> KernelChoice:
-    """Return the kernels for the model of *spec*; none if any part of it is not on the CPU.
+    """Return the kernels for the model of *spec*; none if a part of the model is not on the CPU.
 
     Args:
         spec: All other choices.

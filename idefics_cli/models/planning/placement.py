@@ -135,7 +135,8 @@ class _Mixes:
         if self.facts.stored is not None:
             return (self.facts.stored,)
         if chosen in (None, "auto"):
-            # Where 4bit has kernels, 8bit is slower than 4bit, so only a user chooses 8bit.
+            # 8bit is missing because it is slower than 4bit on a device with kernels for 4bit. For
+            # other devices, `slow` adds it.
             return ("none", "4bit")
         return (chosen,)  # type: ignore[return-value] # `make_plan` checked it
 
@@ -145,13 +146,16 @@ class _Mixes:
         return (True, False) if self.facts.splitting else (False,)
 
     def fast(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield the combinations for a device that is fast with 4 bits."""
+        """Yield combinations of quantization and splitting for a device that is fast with 4bit."""
         for splitting in self.splittings():
             for quantization in self.quantizations():
                 yield quantization, splitting
 
     def slow(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield the combinations for a CPU on which 8 bits are nearly as fast as 4, and better."""
+        """Yield the same combinations for a CPU that is slow with 4bit, and add those with 8bit.
+
+        On such a CPU, 8bit is nearly as fast as 4bit and gives better answers.
+        """
         is_open = self.quantizations() == ("none", "4bit")
         for quantization in ("none", "8bit", "4bit") if is_open else self.quantizations():
             for splitting in self.splittings():

@@ -57,10 +57,10 @@ class Context:
         return getattr(self.choices, name) not in (None, "auto")
 
     def too_large(self, unlike: str) -> str | None:
-        """Return in words the memory of a placement that was too large, or None.
+        """Describe the memory of a placement that was tried and too large; None if there is none.
 
-        Only placements count that differ from the chosen one in the field *unlike*. Of these, the
-        one with the fewest other differences is described.
+        The placement differs from the chosen one in the field *unlike*, and in as few other fields
+        as possible.
         """
         mine = self.option
         others = [

@@ -19,7 +19,7 @@ from idefics_cli.models.families.protocols import Processor
 
 
 def processed(processor: Processor, images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
-    """Return the inputs that the library's image processor makes of *images*."""
+    """Return the inputs that the image processor of transformers makes of *images*."""
     library = cast("Callable[..., dict[str, torch.Tensor]]", processor.image_processor)
     return library(images, return_tensors="pt")
 

@@ -1,4 +1,4 @@
-"""The built-in model's labels: those of its template and the library's processor."""
+"""The built-in model's labels: those of its chat template and of the processor of transformers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def processed(
     text = processor.apply_chat_template(messages, add_generation_prompt=prompt)
     # The template ends a conversation with a newline, which is not learned.
     images = [[render(scene_for_split("train", i)) for i in shown]] if shown else None
-    library: Any = processor  # the protocol has less than the class of the library
+    library: Any = processor  # the protocol has less than the class of transformers
     inputs = library(text=text.removesuffix("\n"), images=images, return_tensors="pt")
     ids: list[int] = inputs["input_ids"][0].tolist()
     return ids

@@ -1,4 +1,4 @@
-"""The losses, against those of the library."""
+"""The losses, compared with those of transformers."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def with_pictures(turns: Turns) -> list[Turn]:
 
 
 def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
-    """Return the inputs of the model, with the pictures padded as the library does."""
+    """Return the inputs of the model, with the pictures padded as transformers does."""
     family = engine.loaded.family
     inputs = family.encode([prepared.request], [prepared.pictures])
     # Preprocessed again, because the pictures that the engine remembers have no pixels.
@@ -77,7 +77,7 @@ def padded(tiles: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 def assert_same_inputs(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
     assert ours["attention_mask"].tolist() == theirs["attention_mask"].tolist()
-    # Without a picture, the library gives IDEFICS-1 a black one, which is masked.
+    # Without a picture, transformers gives IDEFICS-1 a black one, which is masked.
     has_images = "pixel_values" in theirs and bool(theirs["pixel_values"].any())
     assert ("pixel_values" in ours) == has_images
     for name in ("pixel_values", "pixel_attention_mask", "image_attention_mask"):

@@ -1,4 +1,4 @@
-"""Pictures that we scale down ourselves give the tiles of the library."""
+"""Pictures that we scale down ourselves give the tiles of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A new family is one module and one row: a made-up one answers like the library called directly.
+"""A new family is one module and one row: a made-up one answers like transformers itself.
 
 The module and the row are `tests/support/kite.py`. Nothing else knows of the family.
 """
@@ -55,7 +55,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def library_reply(folder: Path, picture: Path, *, max_new_tokens: int) -> list[int]:
-    """The greedy tokens of the model, by plain calls of the library."""
+    """The greedy tokens of the model, by plain calls of transformers."""
     processor = Idefics2Processor(
         image_processor=Idefics2ImageProcessorPil.from_pretrained(folder),
         tokenizer=AutoTokenizer.from_pretrained(folder, legacy=True),

@@ -1,4 +1,4 @@
-"""Our norms give the results of the library's norms."""
+"""Our norms give the results of the norms of transformers."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_a_template_for_strings_gets_strings(template: str, copy: Callable[..., 
     request = GenerationRequest((message, Message("assistant", ("A cat.",)), message))
     prepared = family.preprocess(quadrants())
     (ids,) = family.encode([request], [[prepared, prepared]])["input_ids"].tolist()
-    # The library, called with the strings that the template's authors had in mind.
+    # transformers, called with the strings that the template's authors had in mind.
     turns = [
         ("user", f"<image>{QUESTION}"),
         ("assistant", "A cat."),

@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_stored_quantized_loads_as_it_is(
     choices = PlanChoices(device="cpu", quantization=quantization, dtype="bfloat16")
     made = make_plan(find_facts("demo"), choices, machine).spec
     settings = bitsandbytes_config(made)
-    # With the library: on a CPU `load` quantizes to 8 bit without bitsandbytes.
+    # This uses transformers: on a CPU `load` quantizes to 8 bit without bitsandbytes.
     original = model_class("idefics2").from_pretrained(
         demo_folder(), quantization_config=settings, dtype=torch.bfloat16, device_map="cpu"
     )

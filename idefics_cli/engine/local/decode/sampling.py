@@ -43,7 +43,7 @@ class BatchRow:
 
     @property
     def is_argmax(self) -> bool:
-        """Whether each token is that of the highest logit, without a repetition penalty."""
+        """Whether each token is the one with the highest logit, without a repetition penalty."""
         return self.generator is None and self.sampling.repetition_penalty == 1.0
 
     def __post_init__(self) -> None:

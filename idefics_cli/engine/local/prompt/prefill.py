@@ -44,7 +44,7 @@ class Prompt:
 def join_prompts(
     prompts: Sequence[Inputs], replies: Sequence[Sequence[int]], pad_id: int
 ) -> Inputs:
-    """Return prompts, each with the start of its reply behind it, as one left-padded batch.
+    """Return one left-padded batch of prompts, each followed by the beginning of its reply.
 
     Args:
         prompts: The result of `Family.encode` for each prompt alone: tensors (1, T, ...).

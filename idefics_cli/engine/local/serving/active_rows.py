@@ -77,7 +77,7 @@ class ActiveRows:
                 self._keys[id(request)] = run.keys
 
     def shrink_to(self, size: BufferSize) -> None:
-        """Give the buffers of slots *size* if they are, or would become, too large."""
+        """Shrink the buffers of slots to *size* if they are, or would become, too large."""
         slots = self._slots
         if slots is None:
             return
@@ -152,7 +152,7 @@ class ActiveRows:
         self._cache = run.cache
 
     def _keep_conversation(self, at: int, request: OpenRequest) -> None:
-        """Keep the states of the reply in row *at* for a prompt that begins alike."""
+        """Keep the KV states of row *at* for a later prompt that begins as this conversation."""
         prompt_keys = self._keys.pop(id(request), None)
         if prompt_keys is None:
             return

@@ -17,11 +17,11 @@ _MOST_PASSED = 8
 
 
 class Admission:
-    """Starts the requests of all lanes: interactive ones first, and none that does not fit.
+    """Starts the requests of all lanes that fit into the memory, interactive ones first.
 
     Args:
-        work: The lanes and what runs.
-        delivery: Tells the outcomes of requests that can never start.
+        work: All requests: those that wait in lanes, and those that run.
+        delivery: Gives an error to requests that can never start.
     """
 
     def __init__(self, work: Work, delivery: Delivery) -> None:
@@ -35,7 +35,8 @@ class Admission:
         if any(r.is_isolated for r in self._work.running()):
             return
         if isolated:
-            # It starts when all others have ended, and no other starts before.
+            # An isolated request starts when all running ones have ended. No other request starts
+            # before it.
             if self._work.is_idle:
                 isolated[0].lane.schedule.remove(isolated[:1])
                 self._start_group(isolated[0].lane, isolated[:1])
@@ -47,7 +48,7 @@ class Admission:
             if group:
                 self._start_group(lane, group)
             elif lane.passed >= _MOST_PASSED and lane.has_room:
-                # The memory keeps it waiting, so no more requests go before it.
+                # The memory keeps this lane waiting, and enough requests have gone before it.
                 return
 
     def _lanes_in_order(self) -> list[Lane]:
@@ -64,7 +65,7 @@ class Admission:
         return all(run.requests[0].lane.urgency != lane.urgency for run in self._work.runs)
 
     def _choose(self, lane: Lane) -> Sequence[OpenRequest]:
-        """Take the requests of *lane* that start now, and fail those that never fit."""
+        """Take the requests of *lane* that start now, and end those that can never fit."""
         schedule = lane.schedule
         while not schedule.is_empty:
             waits_whole = lane.starts_whole and not any(r.is_single for r in schedule.waiting)

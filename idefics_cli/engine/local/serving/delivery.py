@@ -41,7 +41,7 @@ class Delivery:
         tell(request, error or request.completion(self._family))
 
     def tell_text(self, request: OpenRequest) -> None:
-        """Tell the text that is new; a listener that fails cancels its request."""
+        """Give new text to the listener of *request*. If the listener fails, cancel the request."""
         try:
             request.tell_text(self._family)
         except Exception:
@@ -51,7 +51,7 @@ class Delivery:
 
 
 def tell(request: OpenRequest, outcome: Outcome) -> None:
-    """Tell the listener of *request* its outcome."""
+    """Give *outcome* to the listener of *request*."""
     try:
         request.listen(outcome)
     except Exception:

@@ -15,11 +15,13 @@ _log = logging.getLogger(__name__)
 
 
 class GivingWay:
-    """Puts requests back into their lanes. They keep their tokens, and later go on after them.
+    """Puts running requests back into their lanes, so that they continue later.
+
+    A request keeps the tokens of its reply, and continues after the last one.
 
     Args:
-        work: The lanes and what runs.
-        delivery: Tells the outcomes of requests that fail for good.
+        work: All requests: those that wait in lanes, and those that run.
+        delivery: Gives an error to requests that fail for good.
     """
 
     def __init__(self, work: Work, delivery: Delivery) -> None:
@@ -29,7 +31,7 @@ class GivingWay:
         self._has_warned = False
 
     def give_way(self, requests: Sequence[OpenRequest], error: MemoryLimitError) -> None:
-        """Put *requests* back, because the memory ran out; they go on after their last tokens."""
+        """Put *requests* back, because the memory ran out while they ran."""
         rest = self._take_back(requests)
         kept = self._inference.has_kept and not all(r.has_dropped_caches for r in rest)
         self._inference.drop_caches(keeps_slots=len(self._work.rows) > 0)
@@ -40,7 +42,7 @@ class GivingWay:
             return
         batch = [r for r in rest if r.lane.urgency == "batch"]
         if batch and len(batch) < len(rest):
-            # Batch work gives way first.
+            # Requests of batch work wait for the interactive ones, which start again at once.
             self._put_back([r for r in rest if r.lane.urgency != "batch"])
             rest = batch
         for lane in {id(r.lane): r.lane for r in rest}.values():
@@ -64,7 +66,7 @@ class GivingWay:
             self._delivery.end(request, error)
 
     def retry_singly(self, requests: Sequence[OpenRequest], error: Exception) -> None:
-        """Put *requests* back, each to start alone, because their prompts failed together."""
+        """Put *requests* back after their common prefill failed; each then starts alone."""
         self._log_failure(len(requests), error)
         rest = self._take_back(requests)
         if not rest:
@@ -74,7 +76,7 @@ class GivingWay:
             self._delivery.end(failed, error)
 
     def isolate(self, requests: Sequence[OpenRequest], error: Exception) -> None:
-        """Put *requests* back, each to run alone, because one of them made a step fail."""
+        """Put *requests* back after one of them made a decode step fail; each then runs alone."""
         self._log_failure(len(requests), error)
         rest = self._take_back(requests)
         if len(requests) > 1:
@@ -82,7 +84,8 @@ class GivingWay:
             return
         for request in rest:
             self._delivery.end(request, error)
-        # The one that fails alone was the reason, so the others may run together again.
+        # The request that fails alone was the reason of the failure. So the others may run together
+        # again.
         for lane in self._work.lanes:
             for request in lane.schedule.waiting:
                 request.is_isolated = False

@@ -74,7 +74,7 @@ class PromptRun:
         return is_done
 
     def abandon(self) -> None:
-        """Stop, and keep the states so far for a later prompt that begins alike."""
+        """Stop, and keep the KV states that are computed for a later prompt with this beginning."""
         self._pieces.close()
         if self._keys:
             self._inference.prefix.keep_prefix(self._keys, self.cache)

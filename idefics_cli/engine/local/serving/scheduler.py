@@ -142,7 +142,7 @@ class Scheduler:
         return bool(self._work.lanes) or self._goes_on()
 
     def _goes_on(self) -> bool:
-        """Return whether requests came meanwhile; if not, free what only active replies need."""
+        """Return whether new requests have arrived. If no session is open, free unused buffers."""
         with self._lock:
             self._sessions = [lane for lane in self._sessions if not lane.stop.is_set()]
             if not self._sessions:
