@@ -29,7 +29,7 @@ from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.outcome import RunEnd, RunOutcome
 from idefics_cli.caption.resume.header import RunHeader, run_settings
 from idefics_cli.caption.resume.journaled_sink import JournaledSink
-from idefics_cli.caption.resume.run_files import RunFiles, write_failures
+from idefics_cli.caption.resume.run_files import RunFiles, check_failures, write_failures
 from idefics_cli.caption.resume.todo import Todo, todo_of
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.caption.sinks import SINKS
@@ -162,6 +162,8 @@ class _RunState:
             raise UsageError(
                 "only a run with an output file knows what failed", hint="give its `-o FILE`"
             )
+        if self.output.failures is not None:
+            check_failures(self.output.failures, {p.key for p in self.job.pictures})
         with suppress(KeyboardInterrupt):
             if files is None:
                 self._caption_to_stream()

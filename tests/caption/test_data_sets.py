@@ -248,6 +248,24 @@ def test_a_question_with_the_name_of_a_picture_column_is_refused(column: str) ->
     assert not list(Path("photos").glob("metadata*"))
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_failures_that_version_0_1_wrote_into_a_data_set_go(kind: str) -> None:
+    whole = Path(f"photos/o.{kind}")
+    world = World(FakeEngine(describe, image_errors={"photos/b.jpg": BAD}))
+    arguments = ("photos", "-r", "--batch-size", "1", "-o", str(whole))
+    assert run("caption", *arguments, services=world.services).code == 3
+    # Its data sets had all rows, and its journals no checksums.
+    lines = Path(f"{whole}.journal").read_bytes().splitlines()
+    entries = [{k: v for k, v in json.loads(line).items() if k != "crc"} for line in lines]
+    entries = [{**entry, "journal": 1} if "journal" in entry else entry for entry in entries]
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    Path(f"photos/metadata.{kind}.journal").write_text(text, "utf-8")
+    whole.rename(f"photos/metadata.{kind}")
+
+    assert caption(kind).code == 3
+    assert names(kind) == [name for name in NAMES if name != "b.jpg"]
+
+
 def test_other_outputs_have_every_row() -> None:
     world = World(FakeEngine(describe, image_errors={"photos/b.jpg": BAD}))
     output = ("-o", "photos/o.jsonl")

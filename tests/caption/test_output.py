@@ -114,6 +114,10 @@ def test_a_format_beside_the_extension_is_told() -> None:
         (["--report", "-"], "the report needs a file", "`--report gallery.html`"),
         (["--report", "photos"], "cannot write `photos`: it is a folder", None),
         (["-o", "x.tsv", "--report", "./x.tsv"], "`x.tsv` cannot be both", None),
+        (["-o", "x.tsv", "--failures", "./x.tsv"], "`x.tsv` cannot be both the output", None),
+        (["--report", "x.html", "--failures", "x.html"], "`x.html` cannot be both the re", None),
+        (["--failures", "photos"], "cannot write `photos`: ", None),
+        (["--failures", "/dev/null"], "cannot write `/dev/null`: Not a regular file", None),
     ],
 )
 def test_what_makes_no_sense_is_told_before_a_model_is_loaded(

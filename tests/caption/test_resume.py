@@ -311,6 +311,28 @@ def test_failures_are_listed_in_a_file_until_there_are_none() -> None:
     assert Path("mine").read_text("utf-8") == "photos/03.jpg\nphotos/07.jpg\n"
 
 
+@pytest.mark.parametrize("output", [(), ("-o", "out.jsonl")])
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_file_that_is_no_list_of_failures_is_not_replaced(
+    output: tuple[str, ...], failing: bool
+) -> None:
+    def answer(request: GenerationRequest) -> str:
+        return describe(request)
+
+    for content in (b"notes of mine\n", b"photos/03.jpg\nand a note\n", b"\xff\xd8\xff\xe0"):
+        Path("notes.txt").write_bytes(content)
+        errors = {"photos/03.jpg": BAD} if failing else {}
+        engine = FakeEngine(answer, image_errors=errors)
+        ran = caption("--failures", "notes.txt", *output, engine=engine)
+        assert (ran.code, engine.requests) == (2, [])
+        assert ran.err.startswith("error: `notes.txt` exists already, and is not a list")
+        assert Path("notes.txt").read_bytes() == content
+    Path("notes.txt").write_text("photos/03.jpg\nelsewhere/x.png\nhttps://example.com/a\n")
+    engine = FakeEngine(answer, image_errors={"photos/03.jpg": BAD})
+    assert caption("--failures", "notes.txt", *output, engine=engine).code == 3
+    assert Path("notes.txt").read_text() == "photos/03.jpg\n"
+
+
 def test_retrying_what_was_never_begun_is_wrong_usage() -> None:
     assert caption("-o", "out.jsonl", "--retry-failed").code == 2
     assert caption("--retry-failed").code == 2

@@ -191,6 +191,11 @@ class RunJournal:
         self._set_end(None)
 
     @property
+    def is_of_first_version(self) -> bool:
+        """Whether version 0.1.0 began the run; it wrote failures into data sets."""
+        return self._version == 1
+
+    @property
     def lacks_lock(self) -> bool:
         """Whether the journal is not locked, because its file system has no locks."""
         return self._log.lacks_lock

@@ -205,7 +205,8 @@ class JournaledSink:
             self._check_unchanged(self._rows)
             kept = [key for key in journal.rows if key not in again and self._has_row(key)]
             missing = set(filter(self._has_row, journal.entries.keys() - journal.rows - again))
-            if missing or len(kept) < len(journal.rows) or self._lacks_rows(self._rows):
+            is_old = self._target.is_dataset and journal.is_of_first_version
+            if is_old or missing or len(kept) < len(journal.rows) or self._lacks_rows(self._rows):
                 self._rewrite(self._rows, self._in_order([*kept, *missing]))
             target = replace(target, resume_at=journal.end)
         self._sink = self._make_sink(target).__enter__()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
+from idefics_cli.caption.inputs.folders import has_picture_name
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.files import (
+    cannot_write,
+    read_regular_file,
+    remove_unfinished,
+    write_whole,
+)
+from idefics_cli.core.sources import is_uri
+
+_MOST_LIST_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,33 @@ class RunFiles:
         """Return the files of a run whose output is *path*; see `Sink.run_path`."""
         ends = (".journal", ".run.json", ".failures.txt")
         return cls(*(path.with_name(path.name + end) for end in ends))
+
+
+def check_failures(path: Path, keys: Collection[str]) -> None:
+    """Check that a list of failures may replace *path*: a new file, or an older list of pictures.
+
+    Args:
+        path: The file that the user named.
+        keys: The pictures of the run.
+
+    Raises:
+        UsageError: If the file is another one.
+    """
+    try:
+        data = read_regular_file(path, limit_bytes=_MOST_LIST_BYTES)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot write `{path}`: {reason}") from error
+    text = data.decode("utf-8", "surrogateescape")
+    names = text.split("\0" if "\0" in text else "\n")
+    if all(not n or n in keys or is_uri(n) or has_picture_name(n) for n in names):
+        return
+    raise UsageError(
+        f"`{path}` exists already, and is not a list of pictures",
+        hint="name another file for `--failures`",
+    )
 
 
 def write_failures(path: Path, names: Sequence[str]) -> None:

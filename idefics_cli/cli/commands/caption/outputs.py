@@ -39,13 +39,18 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
         raise UsageError(f"`--format {format_}` writes a file for each picture, not stdout")
     if row.output == "file" and path is None:
         raise UsageError(f"{format_} needs a file", hint=f"`-o captions{row.extensions[0]}`")
+    failures = Path(settings.failures) if settings.failures else None
+    report = _report(settings.report, path, overwrite=settings.overwrite)
+    for other, name in ((path, "output"), (report, "report")):
+        if failures and other and os.path.abspath(failures) == os.path.abspath(other):
+            raise UsageError(f"`{failures}` cannot be both the {name} and the list of failures")
     return CaptionOutput(
         format_,
         path,
         existing=_existing(invocation),
         full_names=settings.full_names,
-        failures=Path(settings.failures) if settings.failures else None,
-        report=_report(settings.report, path, overwrite=settings.overwrite),
+        failures=failures,
+        report=report,
     )
 
 
