@@ -131,6 +131,29 @@ def test_a_terminal_with_graphics_shows_the_picture_itself(
     assert here.leave() == 0, here.raw[-800:]
 
 
+def test_answers_of_a_slow_terminal_never_reach_a_question(
+    tmp_path: Path, open_terminal: Open, samples: list[Sample]
+) -> None:
+    here = open_terminal(tmp_path, "--no-save")
+    here.see("\x1b[c")
+    here.see("Ctrl-D leaves")
+    here.wait_for_prompt()  # the terminal has not answered in time
+    here.type("Hel", end="")
+    here.child.send("\x1b_Gi=31;OK\x1b")
+    time.sleep(0.7)  # longer than the time after which an escape is the key
+    here.child.send("\\\x1b[?62;4c")
+    here.type("lo.")
+    here.child.send("\x1b[?62;4c")  # while the model answers
+    here.see("Show me an image.")
+    here.wait_for_prompt()
+    here.type(f"/export json {tmp_path}/chat.json")
+    here.see("wrote")
+    (turn,) = json.loads((tmp_path / "chat.json").read_text())["turns"]
+    assert turn["text"] == "Hello."
+    assert "CPR" not in here.raw
+    assert here.leave() == 0
+
+
 def test_every_chatting_family_goes_on_with_the_conversation(
     tmp_path: Path, open_terminal: Open, samples: list[Sample], checkpoint: Callable[[str], Path]
 ) -> None:
