@@ -7,6 +7,7 @@ from pathlib import Path
 
 from idefics_cli.chat.attachments import StagedPicture
 from idefics_cli.chat.conversation import ChatPicture, Conversation
+from idefics_cli.core.paths import display_path
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.units import counted
 
@@ -86,8 +87,12 @@ def describe_setting(key: str, value: object) -> str:
 
 
 def picture_name(source: str, folder: Path) -> str:
-    """Return a short name of a picture; a file in *folder* is named without the folder."""
-    return describe_source(source.removeprefix(os.path.join(folder, "")))
+    """Return a short name of a picture.
+
+    A file in *folder* is named without the folder, another one in the home folder with `~`.
+    """
+    name = source.removeprefix(os.path.join(folder, ""))
+    return describe_source(display_path(Path(name)) if os.path.isabs(name) else name)
 
 
 def shorten(text: str, width: int = 60) -> str:

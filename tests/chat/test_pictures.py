@@ -96,6 +96,15 @@ def test_of_a_file_with_several_pages_the_one_that_is_seen_is_told(
     assert f"[1] {name}, 8x6 landscape{part}, 10 tokens" in err
 
 
+def test_a_picture_elsewhere_in_the_home_folder_is_named_from_there(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "b.png").write_bytes((pictures / "b.png").read_bytes())
+    _, err, _ = world(tmp_path).talk(f"/image '{tmp_path}/b.png'")
+    assert err.startswith("[1] ~/b.png, 10x4 landscape")
+
+
 def test_of_several_pictures_all_are_attached_or_none(tmp_path: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_text("hello")
     here = world(tmp_path)

@@ -62,7 +62,7 @@ def copy_text(text: str, terminal: TextIO, environ: Mapping[str, str]) -> str:
             f"the text has {len(data)} bytes, and terminals take {MOST_TERMINAL_BYTES}", hint=_HINT
         )
     write(terminal, _osc52(data, environ))
-    return f"sent {len(text)} characters to the terminal, whose settings allow a copy or not"
+    return f"sent {len(text)} characters to the terminal, which copies them if its settings allow"
 
 
 def _tools(environ: Mapping[str, str]) -> Iterator[_Tool]:
