@@ -36,6 +36,9 @@ PACKAGES = (
 # Instruction sets that multiply bfloat16 directly, by their names in /proc/cpuinfo (x86 and ARM).
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _BF16_CAPABILITY = (8, 0)
+# AMD's matrix cores (CDNA, MI100 and later) and RDNA 3 and later. RDNA 1 and 2 (gfx10) and Vega
+# (gfx900, gfx906) lack bfloat16.
+_BF16_ARCHITECTURES = re.compile(r"gfx(908|90a|94|95|11|12)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,9 @@ class Gpu:
         name: The name of the GPU in the driver.
         total_bytes: Size of the memory of the GPU.
         free_bytes: Free memory at present.
-        capability: CUDA compute capability; (8, 0) is Ampere, (9, 0) Hopper.
+        capability: CUDA compute capability; (8, 0) is Ampere, (9, 0) Hopper. On ROCm, the first
+            numbers of *architecture*.
+        architecture: Name of the instruction set on ROCm, such as "gfx1100"; empty on CUDA.
     """
 
     index: int
@@ -55,6 +60,7 @@ class Gpu:
     total_bytes: int
     free_bytes: int
     capability: tuple[int, int]
+    architecture: str = ""
 
     @property
     def device(self) -> str:
@@ -64,6 +70,8 @@ class Gpu:
     @property
     def has_native_bf16(self) -> bool:
         """Whether the GPU multiplies bfloat16 natively."""
+        if self.architecture:
+            return _BF16_ARCHITECTURES.match(self.architecture) is not None
         return self.capability >= _BF16_CAPABILITY
 
 
@@ -186,8 +194,13 @@ def broken_packages() -> Mapping[str, str]:
     return errors
 
 
-def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
+def runs_on(
+    capability: tuple[int, int], architectures: list[str], *, architecture: str = ""
+) -> bool:
     """Whether a torch that was built for *architectures* runs on a GPU of *capability*.
+
+    On ROCm, the GPU's own *architecture* must be among them: torch does not check this, and the
+    first kernel fails.
 
     Machine code such as `sm_86` runs on GPUs of its generation (8) with the same or a higher minor
     version (6). PTX such as `compute_90` runs on all newer GPUs. The source is the CUDA C++
@@ -198,7 +211,8 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     for name in architectures:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
         if match is None:
-            return True  # a gfx name of ROCm: torch does its own check
+            # Features follow a colon, as in "gfx90a:xnack-".
+            return not architecture or architecture in {a.partition(":")[0] for a in architectures}
         built = (int(match[2]), int(match[3]))
         same_generation = built[0] == capability[0]
         if built <= capability and (match[1] == "compute" or same_generation):
@@ -268,7 +282,8 @@ def _probe_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
         try:
             name = torch.cuda.get_device_name(index)
             capability = torch.cuda.get_device_capability(index)
-            if not runs_on(capability, built_for):
+            architecture = _rocm_architecture(index, built_for)
+            if not runs_on(capability, built_for, architecture=architecture):
                 built = ", ".join(built_for)
                 notes.append(f"cuda:{index} ({name}) is left out: torch is built for {built}")
                 continue
@@ -276,8 +291,17 @@ def _probe_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
         except Exception as error:  # a GPU that is broken or in use must not hide the others
             notes.append(f"cuda:{index} is left out: {_reason(error)}")
             continue
-        gpus.append(Gpu(index, name, total, free, capability))
+        gpus.append(Gpu(index, name, total, free, capability, architecture))
     return tuple(gpus), tuple(notes)
+
+
+def _rocm_architecture(index: int, built_for: list[str]) -> str:
+    """Return the architecture of a GPU as "gfx1100"; empty if torch is not built for ROCm."""
+    import torch
+
+    if not any(name.startswith("gfx") for name in built_for):
+        return ""
+    return str(torch.cuda.get_device_properties(index).gcnArchName).partition(":")[0]
 
 
 def _probe_metal() -> tuple[int | None, bool]:

@@ -316,3 +316,14 @@ def test_the_overview_is_folded_to_the_terminal(
     lines = run(terminal=True).out.splitlines()
     assert max(map(len, lines)) <= int(width)
     assert " ".join(" ".join(lines).split()) == " ".join(run().out.split())
+
+
+@pytest.mark.parametrize("given", [{}, {"TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "0"}])
+@pytest.mark.parametrize("verbosity", ["-v", "-q"])
+def test_torch_may_use_fused_attention_on_every_gpu_of_amd(
+    given: dict[str, str], verbosity: str
+) -> None:
+    environ = dict(given)
+    run("models", verbosity, services=Services(environ=environ, stdin=None))
+    name = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
+    assert environ[name] == given.get(name, "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import platform
 import subprocess
 import sys
 import weakref
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.units import GIB
+from idefics_cli.engine.local.memory import stay_within_free_memory
 from tests.support.prompts import open_engine
 
 # This runs in a fresh process, because the fault needs the first imports of the libraries.
@@ -95,3 +99,36 @@ def test_an_engine_runs_without_the_attention_of_cudnn(checkpoint: Callable[[str
     # The attention of cuDNN gives wrong text on a GPU only, so this test checks that it is off.
     open_engine(checkpoint("idefics2"), "idefics2").close()
     assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # of torch
+
+
+@pytest.mark.parametrize(
+    ("spec", "limits"),
+    [
+        (LoadSpec("x", "idefics2", device="cuda"), {0: 0.75}),
+        (LoadSpec("x", "idefics2", device="cuda:1"), {1: 0.75}),
+        (
+            LoadSpec(
+                "x", "idefics2", device="cuda", device_map="auto", max_memory={"0": 1, "1": 1}
+            ),
+            {0: 0.75, 1: 0.75},
+        ),
+        (LoadSpec("x", "idefics2", device="cpu"), {}),
+    ],
+)
+def test_on_windows_memory_beyond_the_free_part_of_a_gpu_is_an_error(
+    spec: LoadSpec, limits: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[int, float] = {}
+    # 5 of 8 GiB are free, and this process holds one more.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GIB, 8 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GIB)
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_per_process_memory_fraction",
+        lambda fraction, device: found.update({device: fraction}),
+    )
+    stay_within_free_memory(spec)
+    assert found == {}
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    stay_within_free_memory(spec)
+    assert found == limits

@@ -215,6 +215,35 @@ def test_gpus_are_found_and_unusable_ones_are_reported(monkeypatch: pytest.Monke
     assert old == "cuda:2 (old) is left out: torch is built for sm_75, sm_80, sm_90"
 
 
+def test_a_gpu_of_amd_for_which_torch_is_not_built_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    class Rocm(FakeCuda):
+        def get_arch_list(self) -> list[str]:
+            return ["gfx906", "gfx90a:xnack-", "gfx1030", "gfx1100"]
+
+        def get_device_capability(self, index: int) -> tuple[int, int]:
+            return {"gfx906": (9, 0), "gfx90a": (9, 0), "gfx1030": (10, 3)}.get(
+                self.names[index], (11, 0)
+            )
+
+        def get_device_properties(self, index: int) -> SimpleNamespace:
+            return SimpleNamespace(gcnArchName=f"{self.names[index]}:sramecc+:xnack-")
+
+    monkeypatch.setattr(torch, "cuda", Rocm("gfx1100", "gfx1103", "gfx1030", "gfx906", "gfx90a"))
+    found = probe_machine()
+    assert [(gpu.architecture, gpu.has_native_bf16) for gpu in found.gpus] == [
+        ("gfx1100", True),
+        ("gfx1030", False),
+        ("gfx906", False),
+        ("gfx90a", True),
+    ]
+    (note,) = found.notes
+    assert note.startswith("cuda:1 (gfx1103) is left out: torch is built for gfx906, ")
+
+
 def test_a_warning_of_the_driver_becomes_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     import warnings
 

@@ -24,7 +24,11 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.local.cancel import AnyOf, Flag
 from idefics_cli.engine.local.inference import Inference
-from idefics_cli.engine.local.memory import as_memory_limit, free_device_memory
+from idefics_cli.engine.local.memory import (
+    as_memory_limit,
+    free_device_memory,
+    stay_within_free_memory,
+)
 from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
 from idefics_cli.engine.local.serving.schedule import RequestSchedule
 from idefics_cli.engine.local.serving.scheduler import Scheduler
@@ -316,7 +320,9 @@ class LocalEngine:
         # cuDNN's attention gives wrong replies on data-centre Blackwell with few heads of keys
         # (torch 2.11 to 2.13, pytorch #193893), and plans each new length for half a second.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        return load(self.spec, report=self._reporter(progress))
+        loaded = load(self.spec, report=self._reporter(progress))
+        stay_within_free_memory(self.spec)
+        return loaded
 
     def _reporter(self, progress: Progress | None) -> Progress:
         def report(phase: str, share: float | None) -> None:

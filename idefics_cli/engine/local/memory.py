@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import platform
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import counted
 from idefics_cli.models.loading.errors import is_out_of_memory
 
@@ -68,6 +70,22 @@ def free_device_memory() -> None:
         torch.cuda.empty_cache()
     except RuntimeError as error:
         _log.warning("the memory of the GPU was not freed: %s", error_summary(error))
+
+
+def stay_within_free_memory(spec: LoadSpec) -> None:
+    """On Windows, let an allocation beyond the free memory of the CUDA devices of *spec* raise.
+
+    Since version 536, NVIDIA's driver for Windows moves memory into RAM instead, and a batch that
+    is too large takes minutes, where an error would halve it at once.
+    """
+    if platform.system() != "Windows" or not spec.device.startswith("cuda"):
+        return
+    mapped = (int(key) for key in spec.max_memory or {} if key.isdigit())
+    alone = int(spec.device.partition(":")[2] or 0)
+    for device in mapped if spec.device_map else (alone,):
+        free, total = torch.cuda.mem_get_info(device)
+        mine = torch.cuda.memory_reserved(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (free + mine) / total), device)
 
 
 def peak_bytes(device: str) -> int:
