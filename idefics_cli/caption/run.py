@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from idefics_cli.caption.distinct_files import check_distinct
 from idefics_cli.caption.events import (
     BatchLimited,
     BatchReduced,
@@ -76,9 +77,24 @@ class CaptionOutput:
         )
 
     def files(self, job: CaptionJob) -> RunFiles | None:
-        """Return the files of the run beside this output; None if the output does not stay."""
-        path = SINKS[self.format](self.target(job)).run_path
-        return None if path is None else RunFiles.beside(path)
+        """Return the files of the run beside this output; None if the output does not stay.
+
+        Raises:
+            UsageError: If a file of the run would replace another one, or a picture.
+        """
+        sink = SINKS[self.format](self.target(job))
+        files = None if sink.run_path is None else RunFiles.beside(sink.run_path)
+        named = {"the report": self.report, "the list of failures": self.failures}
+        if files is not None:
+            is_file = SINKS[self.format].output != "folder"
+            named["the output"] = self.path if is_file else None
+            if sink.rows_path != self.path:
+                named["the rows of the run"] = sink.rows_path
+            named["the journal"], named["the header of the run"] = files.journal, files.header
+            if self.failures is None:
+                named["the list of failures"] = files.failures
+        check_distinct(dict(reversed(named.items())), job.pictures)
+        return files
 
 
 def caption_pictures(

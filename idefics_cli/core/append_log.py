@@ -12,6 +12,7 @@ from idefics_cli.core.files import lacks_locks, lock
 
 # With O_NONBLOCK, opening a pipe or a device does not wait, and its kind can then be checked.
 _FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _LONGEST_LINE = 64 * 2**20
 
 
@@ -57,7 +58,8 @@ class AppendLog:
         self._is_synced = is_synced
         self.lacks_lock = False
         # The file is not truncated here, because another process may have it open.
-        flags = _FLAGS | (os.O_CREAT if creates else 0)
+        # A link would lead to a file that is not ours, or make one there.
+        flags = _FLAGS | (os.O_CREAT | _NO_LINK if creates else 0)
         self._descriptor: int | None = os.open(path, flags, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):

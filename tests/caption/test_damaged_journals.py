@@ -171,7 +171,7 @@ def test_retrying_cuts_no_row_that_the_journal_lost() -> None:
     assert Path("out.jsonl").read_bytes() == before["out.jsonl"]
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse", "link"])
 def test_a_journal_that_is_no_file_is_an_error(kind: str) -> None:
     if kind == "pipe":
         os.mkfifo(JOURNAL)
@@ -179,6 +179,8 @@ def test_a_journal_that_is_no_file_is_an_error(kind: str) -> None:
         JOURNAL.symlink_to("/dev/zero")
     elif kind == "folder":
         JOURNAL.mkdir()
+    elif kind == "link":
+        JOURNAL.symlink_to("somewhere")
     else:
         JOURNAL.write_bytes(b'{"journal":')
         os.truncate(JOURNAL, 400 * 10**9)
@@ -186,6 +188,7 @@ def test_a_journal_that_is_no_file_is_an_error(kind: str) -> None:
     assert ran.code == 1
     assert ran.err.startswith("error: cannot keep the journal `out.jsonl.journal`: ")
     assert not Path("out.jsonl").exists()
+    assert not Path("somewhere").exists()
 
 
 # Fuzzing

@@ -37,6 +37,8 @@ def check_report(path: Path, *, overwrite: bool = False) -> None:
     """Raise a UsageError unless *path* can become a report: a new file, or an earlier report."""
     if path.is_dir():
         raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot write `{path}`: a report needs a file, not a device or a pipe")
     if not path.parent.is_dir():
         raise UsageError(f"cannot write `{path}`: no folder `{path.parent}`")
     if not os.access(path.parent, os.W_OK):

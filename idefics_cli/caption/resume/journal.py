@@ -23,6 +23,7 @@ cutting it there would remove finished captions. Version 1 had no checksums.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -270,7 +271,8 @@ class RunJournal:
         elif "commit" in fields:
             self.commit = text(fields["commit"])
         elif "fits" in fields:
-            self.fits[text(fields["where"])] = number(fields["fits"])
+            # None of 0 would never answer anything.
+            self.fits[text(fields["where"])] = max(1, number(fields["fits"]))
         else:
             raise ValueError("it has none of the known fields")
 
@@ -329,7 +331,7 @@ class RunJournal:
         )
 
     def _failure(self, error: OSError) -> IdeficsError:
-        reason = error.strerror or str(error)
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
         return IdeficsError(f"cannot keep the journal `{self.path}`: {reason}")
 
 

@@ -1,0 +1,46 @@
+"""The check that no file of a run replaces another one, or a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.core.errors import UsageError
+
+
+def check_distinct(files: Mapping[str, Path | None], pictures: Sequence[CaptionItem]) -> None:
+    """Check that *files* are different files, and none of them is one of *pictures*.
+
+    Devices and pipes may be named several times.
+
+    Args:
+        files: What a file is for, such as "the output" -> its path; None for no file.
+        pictures: The pictures of the run.
+
+    Raises:
+        UsageError: If a file would replace another one.
+    """
+    taken: dict[str, str] = {}
+    for purpose, path in files.items():
+        if path is None or (path.exists() and not path.is_file()):
+            continue
+        for name in {_identity(path), _identity(os.path.realpath(path))}:
+            other = taken.setdefault(name, purpose)
+            if other != purpose:
+                raise UsageError(f"`{path}` cannot be both {other} and {purpose}")
+    # Most pictures have another base name, and 200,000 absolute paths take time.
+    bases = {os.path.basename(name) for name in taken}
+    for picture in pictures:
+        source = picture.attachment.source
+        if os.path.normcase(os.path.basename(source)) in bases and _identity(source) in taken:
+            purpose = taken[_identity(source)]
+            raise UsageError(
+                f"`{picture.key}` is a picture of this run, and cannot be {purpose}",
+                hint="name another file",
+            )
+
+
+def _identity(path: str | os.PathLike[str]) -> str:
+    return os.path.normcase(os.path.abspath(path))
