@@ -114,6 +114,7 @@ def _usage_error(
     hint = f"`{context.command_path if context else command} --help` shows the usage"
     if context and (extra := re.search(r"unexpected extra argument.*\((.*)\)", message)):
         hint = suggest_for_words(context.command_path, extra[1].split()) or hint
+        message = f"unexpected extra argument{'s' if ' ' in extra[1] else ''} `{extra[1]}`"
     if corrected := _command_line_with(getattr(error, "option_name", None), context, words):
         message = str(getattr(error, "message", message))
         hint = f"options follow the command, as in `{corrected}`"

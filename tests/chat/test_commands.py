@@ -125,6 +125,12 @@ def test_wrong_use_is_an_error_and_changes_nothing(
     assert here.chat.model.engine is here.engine
 
 
+@pytest.mark.parametrize("line", ["/undo", "/retry", "/edit 1", "/forget 1"])
+def test_without_a_question_there_is_none_to_change(line: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no question was asked yet"):
+        world(tmp_path).dispatcher.run(line)
+
+
 @pytest.mark.parametrize(
     ("line", "hint"),
     [

@@ -71,7 +71,7 @@ def test_version_is_that_of_the_package() -> None:
         ),
         (
             ("ask", "what", "is", "it"),
-            "got unexpected extra argument(s) (is it)",
+            "unexpected extra arguments `is it`",
             "put the prompt into quotes, and `-i` before each picture",
         ),
         (("demo",), "missing argument 'DIR'", "`idefics demo --help` shows the usage"),

@@ -58,8 +58,8 @@ def edit_turn(context: CommandContext, words: str) -> CommandResult:
 def forget_turns(context: CommandContext, words: str) -> CommandResult:
     """Leave the N oldest questions out of what the model sees."""
     conversation = context.chat.conversation
+    left = _require_turns(context.chat) - conversation.forgotten
     number = read_number(words, "/forget N")
-    left = len(conversation.turns) - conversation.forgotten
     if number >= left:
         questions = "is 1 question" if left == 1 else f"are {left} questions"
         raise UsageError(f"there {questions}", hint="`/clear` starts a new conversation")

@@ -154,10 +154,14 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
     family = checkpoint.family_of(config, name)
     weights = read_weights(folder, name)
     missing = missing_files(folder)
+    if not missing and not checkpoint.image_settings(folder, name):
+        # A processor_config.json with settings of texts only, as transformers 4 wrote it.
+        missing = ("preprocessor_config.json",)
     if missing:
         raise ModelError(
             f"`{name}` has no {' and no '.join(missing)}",
-            hint="copy the processor's files next to the weights: `processor.save_pretrained(...)`",
+            hint="copy the files of the tokenizer and the processor from the folder of the base "
+            "model; in Python, `processor.save_pretrained(...)` writes them",
         )
     facts = _facts_of_files(folder, name, config, family, weights)
     return replace(facts, repo=str(folder), folder=folder)

@@ -170,6 +170,11 @@ BROKEN: list[tuple[dict[str, bytes | None], str, str]] = [
     ),
     ({"tokenizer.json": None}, "has no tokenizer.json", "save_pretrained"),
     ({"preprocessor_config.json": None}, "has no preprocessor_config.json", "save_pretrained"),
+    (
+        {"preprocessor_config.json": None, "processor_config.json": b'{"image_seq_len": 64}'},
+        "has no preprocessor_config.json",
+        "from the folder of the base model",
+    ),
     ({"preprocessor_config.json": b"{"}, "preprocessor_config.json of", "again"),
 ]  # fmt: skip
 
