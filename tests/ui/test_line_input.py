@@ -38,6 +38,15 @@ def test_keys_make_a_line(typed: str, line: str) -> None:
         assert lines.read("> ") == line
 
 
+def test_ctrl_c_right_after_enter_takes_the_line_back() -> None:
+    with keyboard() as (keys, lines):
+        keys.send_text(f"a long story{ENTER}{CTRL_C}short{ENTER}next{ENTER}")
+        assert lines.read("> ") == "short"
+        assert lines.read("> ") == "next"
+        keys.send_text(f"{UP * 3}{ENTER}")
+        assert lines.read("> ") == "a long story"
+
+
 def test_ctrl_c_on_an_empty_line_and_ctrl_d_are_told() -> None:
     with keyboard() as (keys, lines):
         keys.send_text(CTRL_C)

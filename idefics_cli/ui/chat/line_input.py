@@ -16,6 +16,7 @@ from idefics_cli.ui.terminal.keyboard import echoing_keyboard, has_typed_text
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
+    from prompt_toolkit.input import Input
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.output import Output
 
@@ -154,7 +155,11 @@ class DrawnInput:
         history = self._session.history
         if recall and recall not in map(unquoted, history.get_strings()[-1:]):
             history.append_string(recall)
-        return unquoted(self._session.prompt([("bold", prompt)], default=text, pre_run=self._begin))
+        while True:
+            typed = self._session.prompt([("bold", prompt)], default=text, pre_run=self._begin)
+            if not _is_taken_back(self._session.app.input):
+                return unquoted(typed)
+            text = ""  # Up brings the line back, as after Ctrl-C before Enter
 
     def _begin(self) -> None:
         self._session.app.create_background_task(self._watch())
@@ -267,6 +272,17 @@ class PlainInput:
                 if len(line) - candidate.replaces >= begin
             ]
         return self._found[state] if state < len(self._found) else None
+
+
+def _is_taken_back(keyboard: Input) -> bool:
+    """Whether Ctrl-C follows Enter at once. Then it is no signal yet, but a key."""
+    from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+    from prompt_toolkit.keys import Keys
+
+    presses = [*get_typeahead(keyboard), *keyboard.read_keys()]
+    ends = [place + 1 for place, press in enumerate(presses) if press.key == Keys.ControlC]
+    store_typeahead(keyboard, presses[ends[-1] if ends else 0 :])
+    return bool(ends)
 
 
 def _silent_output(out: TextIO) -> Output:
