@@ -248,6 +248,34 @@ def test_a_question_with_the_name_of_a_picture_column_is_refused(column: str) ->
     assert not list(Path("photos").glob("metadata*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_split"),
+    [
+        ("train/x.jpg", True),
+        ("sub/my test 2/x.jpg", True),
+        ("dev.jpg", True),
+        ("test_1.jpg", True),
+        ("a-val.jpg", True),
+        ("contest.jpg", False),
+        ("latest/x.jpg", False),
+        ("Train/x.jpg", False),
+        ("trained.jpg", False),
+    ],
+)
+def test_a_name_that_datasets_takes_for_a_split_is_told(
+    name: str, is_split: bool, photos: Path
+) -> None:
+    (photos / name).parent.mkdir(parents=True, exist_ok=True)
+    (photos / name).write_text("x")
+    ran = caption("jsonl")
+    assert ran.code == 0
+    note = f"note: because of its name, `datasets` reads `{name}` as a split, without"
+    assert (note in ran.err) == is_split
+    world = World(FakeEngine(describe))
+    other = run("caption", "photos", "-r", "-o", "photos/o.jsonl", services=world.services)
+    assert "as a split" not in other.err
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_failures_that_version_0_1_wrote_into_a_data_set_go(kind: str) -> None:
     whole = Path(f"photos/o.{kind}")

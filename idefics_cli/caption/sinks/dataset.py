@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from idefics_cli.caption.sinks.rows import is_below
+from idefics_cli.caption.sinks.rows import file_name, is_below
 from idefics_cli.core.errors import UsageError
 
 _NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
@@ -21,6 +21,13 @@ _UNREADABLE = {
     "::": re.compile("::"),
     "$": re.compile(r"\$[\w{]"),
 }
+
+
+# Words in names that make a split (datasets 5.2, data_files.py).
+_SPLIT = re.compile(
+    r"(?:^|[-._ 0-9/])"
+    r"(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9/])"
+)
 
 
 def is_dataset(path: Path | None) -> bool:
@@ -53,6 +60,22 @@ def check_dataset(path: Path, keys: Iterable[str], columns: Iterable[str]) -> No
                 f"`{path}` is a data set, in which `{column}` cannot be the name of a question",
                 hint=f"name the question differently, or choose {other}",
             )
+
+
+def split_note(path: Path, keys: Iterable[str]) -> str | None:
+    """Return a note if `datasets` reads only a part of the data set *path*, as splits.
+
+    Args:
+        path: The output.
+        keys: The pictures.
+    """
+    names = (file_name(key, path) for key in keys)
+    if (name := next(filter(_SPLIT.search, names), None)) is None:
+        return None
+    return (
+        f"because of its name, `datasets` reads `{name}` as a split, without `{path}`; "
+        "README says how to load all pictures"
+    )
 
 
 def unreadable_part(name: str, written: str) -> str | None:

@@ -8,7 +8,7 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
-from idefics_cli.cli.commands.caption.outputs import chosen_output
+from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
 from idefics_cli.cli.invocation import begin_command
@@ -91,6 +91,7 @@ def caption(
         invocation.console.note(note)
     plan = plan_for(invocation)
     job = caption_job(invocation, listing, questions, plan, destination)
+    show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
         show_run(invocation, plan, job, destination)
         return

@@ -10,6 +10,7 @@ from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.caption.sinks.base import Existing
     from idefics_cli.caption.wording import OnTruncate, Wording
@@ -66,6 +67,16 @@ def _report(name: str | None, output: Path | None, *, overwrite: bool) -> Path |
         raise UsageError(f"`{path}` cannot be both the output and the report")
     check_report(path, overwrite=overwrite)
     return path
+
+
+def show_output_notes(invocation: Invocation, output: CaptionOutput, job: CaptionJob) -> None:
+    """Tell what the user may not expect of the output."""
+    from idefics_cli.caption.sinks.dataset import is_dataset, split_note
+
+    if output.path is not None and is_dataset(output.path):
+        note = split_note(output.path, (picture.key for picture in job.pictures))
+        if note is not None:
+            invocation.console.note(note)
 
 
 def chosen_wording(settings: Settings) -> Wording:
