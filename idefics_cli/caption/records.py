@@ -69,7 +69,7 @@ def failed(key: str, error: Exception) -> CaptionRecord:
 
 
 def _snake(name: str) -> str:
-    # "MemoryLimitError" -> "memory_limit"
+    # For example, "MemoryLimitError" becomes "memory_limit".
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Error")).lower()
 
 

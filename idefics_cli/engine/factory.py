@@ -9,8 +9,8 @@ from idefics_cli.core.imports import import_transformers, quick_imports
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
-# Parts of the dynamic linker's messages about too little memory: glibc's dl-load.c, and the text
-# of ENOMEM, with an upper or lower case C.
+# Parts of messages of the dynamic linker about too little memory. The first is from glibc's
+# dl-load.c. The second is the text of ENOMEM, "Cannot allocate memory", whose C can be lower case.
 _NO_MEMORY = ("failed to map segment", "annot allocate memory")
 
 

@@ -66,7 +66,7 @@ def with_sound_properties(data: bytes) -> bytes:
 def _boxes(data: bytes, place: int, end: int) -> Iterator[_Box]:
     while place + 8 <= end:
         size = int.from_bytes(data[place : place + 4])
-        if size < 8:  # the box reaches to the end of the file, or has a size of 64 bits: media data
+        if size < 8:  # media data, which reach to the end of the file or have a 64-bit size
             return
         yield _Box(data[place + 4 : place + 8], place, place + 8, min(place + size, end))
         place += size
@@ -100,7 +100,8 @@ def _associations(tables: list[bytes], kinds: list[bytes]) -> bytes:
         ):
             own.insert(0, size_index)
         rows.append(struct.pack(f">IB{len(own)}H", item, len(own), *own))
-    # Version 1 with flag 1: item numbers of 4 bytes, property numbers of 2.
+    # The table is written in version 1 with flag 1, in which the number of an item has 4 bytes and
+    # the number of a property has 2.
     return struct.pack(">BxxBI", 1, 1, len(rows)) + b"".join(rows)
 
 

@@ -86,7 +86,8 @@ def _grid(mode: str) -> Image.Image:
 _WHITE_NITS = 203.0  # ITU-R BT.2408: the white of graphics
 _PEAK_NITS = 1000.0
 _KNEE = 0.75  # linear light above this share of white is compressed
-# Matrices to the primaries of sRGB, from BT.2020 (9) and Display P3 (12); H.273, table 2.
+# Matrices that convert to the primaries of sRGB, by the number of the primaries in H.273, table 2:
+# 9 is BT.2020, and 12 is Display P3.
 _MATRICES = {
     9: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
     12: ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979)),

@@ -41,7 +41,8 @@ class Connections:
 
     def __init__(self, is_public: Callable[[str], bool]) -> None:
         self._is_public = is_public
-        # The sockets: a connection forgets its own when its answer ends with the connection.
+        # The sockets are kept here, because a connection object forgets its socket if the end of
+        # the answer is the end of the connection.
         self._made: list[socket.socket] = []
         self._has_public = False
         self.is_closed = Event()

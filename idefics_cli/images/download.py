@@ -24,8 +24,8 @@ _HEADERS = {
     # Wikimedia and other servers refuse clients without a name.
     "User-Agent": f"idefics-cli/{__version__}",
     "Accept": "image/avif,image/webp,image/*;q=0.9,*/*;q=0.5",
-    # No compression in transfer: pictures are already compressed, and a compressed reply would hide
-    # its real size.
+    # The server must not compress its reply: pictures are compressed already, and a compressed
+    # reply would hide its real size.
     "Accept-Encoding": "identity",
 }
 _HINTS = {

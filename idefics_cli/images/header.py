@@ -105,7 +105,7 @@ def _dds(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
     (flags,) = struct.unpack("<I", stream.read(4))
     stream.seek(place)  # Pillow decodes from here
     if image.tile and image.tile[0].codec_name == "dds_rgb" and flags & _DDS_LUMINANCE:
-        # Grey, with a mask for red only; some writers set the flag of RGB, too.
+        # A grey picture has a mask for red only, although some writers also set the flag of RGB.
         bits, masks = cast("tuple[int, tuple[int, ...]]", image.tile[0].args)
         image._mode = "LA" if len(masks) > 3 else "L"
         grey = (bits, (masks[0], *masks[3:]))

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageChops, ImageFile
 from idefics_cli.images.colour import to_srgb, tone_mapped
 from idefics_cli.images.facts import PixelFacts
 
-# Orientation -> the operation that undoes it (EXIF 2.32, tag 0x0112).
+# The operation that turns a picture upright, by its orientation (EXIF 2.32, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -270,7 +270,8 @@ def _from_integers(values: Samples, low: float, high: float, *, sixteen: bool) -
 def _from_floats(values: Samples, low: float, high: float) -> NDArray[np.uint8]:
     if low > high:
         return np.zeros(values.shape, np.uint8)
-    # Data such as heights or temperatures: viewers show its range from black to white.
+    # Samples outside these ranges are data such as heights or temperatures. They are shown as in
+    # viewers, with the lowest value black and the highest white.
     black, white = low, high
     if low >= 0 and high <= 255:
         black, white = 0.0, 1.0 if high <= 1 else 255.0

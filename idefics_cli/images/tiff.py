@@ -6,7 +6,7 @@ from PIL import ImagePalette, TiffImagePlugin
 
 from idefics_cli.images.facts import PixelFacts, RareKind
 
-# TIFF 6.0, section 8, and Adobe's technical notes.
+# Numbers of tags and their values, from TIFF 6.0, section 8, and Adobe's technical notes.
 _SUBFILE_TYPE, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 257, 258, 259, 262
 _SAMPLES, _STRIP_BYTES, _PLANAR, _COLOR_MAP, _INK_SET = 277, 279, 284, 320, 332
 _SAMPLE_FORMAT, _SUBSAMPLING = 339, 530

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-# A word. In scripts without spaces, each character counts as a word.
+# `_WORD` matches a word. In scripts without spaces, each character counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f\n]+")

@@ -34,7 +34,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
 
 _SIZES = ("width", "height")
 _WORD = re.compile(r"[^\W\d]\w*")
-# Doubled braces, a pair of braces without braces inside, or a single brace.
+# `_TOKEN` matches doubled braces, a pair of braces without braces inside, or a single brace.
 _TOKEN = re.compile(r"\{\{|\{(?P<field>[^{}\n]*)\}|\}\}|[{}]")
 _DECORATED = re.compile(r"\s*(?P<name>[^\W\d]\w*)\s*(?:[!:.\[].*)?")
 

@@ -254,7 +254,7 @@ class RunJournal:
             self._apply_header(fields)
         elif "record" in fields:
             record = decode_record(fields["record"])
-            # Version 1 wrote passwords of addresses down.
+            # A journal of version 1 can have passwords in its addresses, so they are removed here.
             failed, key = record.error is not None, without_password(text(fields["key"]))
             self._set_entry(key, failed, record.sha256, record.stamp, offset)
             self._set_end(_size(fields["end"]))

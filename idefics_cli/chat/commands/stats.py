@@ -57,5 +57,5 @@ def _peak_bytes() -> int | None:
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # getrusage(2): kilobytes on Linux, bytes on macOS.
+    # The unit is kilobytes on Linux and bytes on macOS; see getrusage(2).
     return peak if sys.platform == "darwin" else peak * 1024

@@ -276,8 +276,8 @@ class LocalEngine:
         return picture
 
     def _shut_down(self, *, wait: bool) -> None:
-        # Callers pass False after Ctrl-C: a prefill, and the reading of weights, may take minutes
-        # and cannot be interrupted.
+        # After Ctrl-C, *wait* is False. A prefill, and the reading of weights, can take minutes and
+        # cannot be interrupted.
         self._closing.set()
         self._worker.shutdown(wait=wait, cancel_futures=True)
         self._inference = self._scheduler = None

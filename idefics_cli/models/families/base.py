@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Inputs: TypeAlias = dict[str, Tensor]
 """Named tensors of B prompts; `input_ids` and `attention_mask` (B, T) among them."""
 
-# A draft edge longer than a side of any JPEG: the decoder then never shrinks a picture.
+# This draft edge is longer than a side of any JPEG, so that the decoder never shrinks a picture.
 _NO_DRAFT_EDGE = 2**16
 
 PrefixKey: TypeAlias = int | bytes

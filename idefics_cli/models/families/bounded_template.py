@@ -30,7 +30,8 @@ _BUDGET = 400_000_000
 _STEP = 40
 _CALL = 1000
 _LARGEST_BITS = 4096
-# A width in a format string, such as `%99999999d`; and one that is a value: `%*d`, `{:>{width}}`.
+# `_WIDE` finds a large width in a format string, such as `%99999999d`. `_NESTED` finds a width that
+# is given as a value, as in `%*d` and `{:>{width}}`.
 _WIDE = re.compile(r"\d{5}")
 _NESTED = re.compile(r"\*|\{[^{}]*\{")
 _LONGEST_WIDTH = 10_000

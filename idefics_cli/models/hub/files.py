@@ -18,7 +18,8 @@ _LIMIT_BYTES = 2**28
 # the size of the file.
 _JSON_LIMIT_BYTES = 2**25
 _READ_BY_THE_LIBRARY = (".json", ".jinja", ".model", ".txt", ".safetensors")
-# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+# A pointer file of Git LFS begins with this text; see
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md.
 _LFS_START = b"version https://git-lfs"
 
 

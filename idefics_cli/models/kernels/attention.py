@@ -249,7 +249,8 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
     if mask.dtype != torch.bool:
         scores += mask
     else:
-        # Not minus infinity: softmax would give NaN for a query that attends to no key.
+        # Hidden scores get the lowest number and not minus infinity, for which softmax would give
+        # NaN if a query attends to no key.
         scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
 
 

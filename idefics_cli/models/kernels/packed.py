@@ -23,7 +23,7 @@ class PackedLinear(KernelLinear):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
-        # Not a buffer: a packed weight has no storage that a module could move or save.
+        # A packed weight is no buffer, because it has no storage that a module could move or save.
         self._packed = _pack(linear.weight.detach())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 

@@ -24,7 +24,8 @@ class CpuRMSNorm(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.weight = norm.weight  # type: ignore[assignment]  # a parameter, not a submodule
-        # Not a buffer: loading would look for a buffer in the checkpoint, which does not hold it.
+        # This tensor is no buffer, because loading would look for a buffer in the checkpoint, which
+        # does not hold it.
         self._epsilon = torch.tensor(float(norm.variance_epsilon))  # type: ignore[arg-type]  # a float
         self._share = 1 / self.weight.numel()
 

@@ -21,7 +21,8 @@ PROMPT_TEXT_TOKENS = 512
 REPLY_TOKENS = 512
 # Memory for workspaces of the CUDA libraries, and for what the allocator cannot reuse.
 GPU_RUNTIME_BYTES = 2**29
-# Memory of Python, torch and transformers (measured: 0.36 GB above the weights), and of a picture.
+# Memory of Python, torch, transformers and a picture. The first three took 0.36 GB above the
+# weights in a measurement.
 CPU_RUNTIME_BYTES = 3 * 2**28
 
 

@@ -39,7 +39,8 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
         "8bit": Method(
             1.0, "half the memory of 16 bit: LLM.int8() on a GPU, 8-bit weights on a CPU"
         ),
-        # Half a byte, an 8-bit scale for 64 weights, a 32-bit scale for 256 of those scales.
+        # A weight takes half a byte. 64 weights share an 8-bit scale, and 256 such scales share a
+        # 32-bit scale.
         "4bit": Method(
             0.5 + 1 / 64 + 4 / (64 * 256),
             "nf4 with double quantization on a GPU, groups of int4 on most CPUs",

@@ -13,9 +13,10 @@ _PARTS = ("text", "head", "connector", "vision", "patches", "norm")
 
 
 def without_failing(plan: Plan, failing: Collection[str]) -> Plan:
-    """Return *plan* as loading runs it if the kernels *failing* fail their self-tests.
+    """Return *plan* without the kernels *failing*, because their self-tests fail.
 
-    Loading takes the next kernel of each part; everything else stays.
+    When a model is loaded, such a kernel is left out, and the next kernel for the same part of the
+    model takes its place. Everything else stays.
     """
     if not failing:
         return plan

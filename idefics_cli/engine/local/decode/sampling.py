@@ -48,8 +48,8 @@ class BatchRow:
 
     def __post_init__(self) -> None:
         if self.sampling.temperature > 0:
-            # One generator for each row, on the CPU: a seed then gives the same draws on every
-            # device and in every batch.
+            # Each row has its own generator, which is on the CPU. So a seed gives the same draws on
+            # every device and in every batch.
             self.generator = torch.Generator(device="cpu")
             if self.sampling.seed is None:
                 self.generator.seed()

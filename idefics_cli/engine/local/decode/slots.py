@@ -152,7 +152,8 @@ class Slots:
         for name in ("keys", "values"):
             old = getattr(layer, name)
             if (old.shape[0], old.shape[2]) != (self.rows, self.capacity):
-                # Zero-fill: masked positions must not hold NaN, because NaN * 0 is NaN.
+                # The new buffer is filled with zeros. Masked positions must not hold NaN, because
+                # attention multiplies them by 0, and NaN * 0 is NaN.
                 new = old.new_zeros(self.rows, old.shape[1], self.capacity, old.shape[3])
                 kept = min(old.shape[2], self.capacity)
                 new[: len(self), :, :kept] = old[: len(self), :, :kept]

@@ -84,7 +84,8 @@ class PlainStep:
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only *rows*, and remove the padding that all of them share; see `Step`."""
         chosen = torch.tensor(rows, device=self._positions.device)
-        # On the CPU: the layers of a spread model, and so their states, lie on several devices.
+        # The indices are on the CPU. If the model is spread over several devices, its layers have
+        # their states on different ones.
         self._cache.batch_select_indices(torch.tensor(rows))
         self._positions = self._positions[chosen]
         self._extra = {name: tensor[chosen] for name, tensor in self._extra.items()}

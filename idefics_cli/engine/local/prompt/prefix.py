@@ -69,7 +69,7 @@ class PrefixStore:
         shared = max(counts, default=0)
         if not shared:
             return growing_cache(), 0
-        # The newest of several equally good ones.
+        # Of several conversations that share as many tokens, the newest is taken.
         index = len(counts) - 1 - counts[::-1].index(shared)
         found = self._conversations.pop(index)
         if len(found.keys) == shared:

@@ -36,7 +36,7 @@ class ActiveRows:
         self._keys: dict[int, Sequence[PrefixKey]] = {}
         self._decoder: BatchDecoder | None = None
         self._slots: Slots | None = None
-        # The cache of a padded group of one.
+        # The KV cache of a reply that is decoded alone, without slots.
         self._cache: DynamicCache | None = None
 
     def __len__(self) -> int:

@@ -61,7 +61,7 @@ class Admission:
     def _may_start(self, lane: Lane) -> bool:
         if self._inference.slots_problem is not None:
             return not self._work.runs and not self._work.rows
-        # One prompt of each urgency at a time: more would only need more memory.
+        # At most one prompt run of each urgency is active. More would only need more memory.
         return all(run.requests[0].lane.urgency != lane.urgency for run in self._work.runs)
 
     def _choose(self, lane: Lane) -> Sequence[OpenRequest]:

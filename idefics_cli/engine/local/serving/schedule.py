@@ -64,7 +64,8 @@ class RequestSchedule(Generic[AnyTicket]):
         self._least_share = least_share
         self._most_together = most_together
         self._waiting: list[AnyTicket] = []
-        # By the index of a ticket: the number of slots when the memory first ran out with it.
+        # For a ticket with which the memory ran out: its index, and the number of slots at the
+        # first time.
         self._slots_before: dict[int, int] = {}
 
     @property

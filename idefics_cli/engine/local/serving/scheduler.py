@@ -192,7 +192,8 @@ class Scheduler:
         if (run := self._next_run()) is None:
             return
         requests = run.requests
-        # Only people notice a pause between two tokens; batch work gains by long pieces.
+        # Short pieces avoid pauses between the tokens of other replies. Only people notice these
+        # pauses, and batch work is faster with long pieces.
         has_company = any(
             request.lane.urgency == "interactive" and request not in requests
             for request in self._work.running()

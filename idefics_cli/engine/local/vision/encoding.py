@@ -32,7 +32,8 @@ _MASKING = ("sdpa", "eager", *ATTENTION_KERNELS)
 # the arithmetic, so the number is multiplied by their speed.
 _CPU_LAYER_OPERATIONS = 5e7
 _NATIVE_BF16_SPEED = 4
-# Estimates, not measured: 0.2 ms at 100 TFLOP/s in 16 bit, and at 10 TFLOP/s on Apple's GPUs.
+# These are estimates and not measured. They assume 0.2 ms at 100 TFLOP/s in 16 bit on a CUDA GPU,
+# and at 10 TFLOP/s on Apple's GPUs.
 _GPU_LAYER_OPERATIONS, _MPS_LAYER_OPERATIONS = 2e10, 2e9
 
 
@@ -122,7 +123,8 @@ class PictureEncoder:
             },
             max_pixels=self.max_pixels,
             work=family.vision_work if attention in _MASKING else None,
-            # Estimated here and not in `__init__`: each thread has its own number of torch threads.
+            # The cost is not estimated in `__init__`, which may run in another thread: each thread
+            # has its own number of torch threads.
             cost=self._cost
             or _estimated_cost(model.device, is_native_bf16=attention == cpu_attention.TILED.name),
         )

@@ -192,7 +192,7 @@ def _wide(
     kind = code.vector(code.i32, lanes)
     offset = build.add(base, code.number(LANES * number + lanes * part))
     rest = build.sext(code.load(packed, offset, code.vector(code.i8, lanes)), kind)
-    # The sign, which the extension copied to the upper bits, and the fraction.
+    # The next two lines keep the sign, which `sext` has copied to all upper bits, and the fraction.
     rest = build.shl(rest, code.same(code.i32, lanes, 16))
     rest = build.and_(rest, code.same(code.i32, lanes, 0x807F0000 - 2**32))
     shift = 23 - 4 * number

@@ -33,7 +33,8 @@ class CompactLinear(KernelLinear):
     def __init__(self, linear: nn.Linear, compact: Compact) -> None:
         super().__init__(linear)
         self.bias: nn.Parameter | None = linear.bias
-        # Not buffers: `Module.to` would convert them to a dtype or device that kernels cannot read.
+        # These tensors are no buffers, because `Module.to` would convert buffers to a dtype or
+        # device that the kernel cannot read.
         self._compact = compact
 
     @classmethod

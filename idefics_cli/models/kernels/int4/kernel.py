@@ -136,7 +136,7 @@ def _computes_an_example() -> bool:
 def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that multiplies all rows by 16 outputs."""
     writer = _Int4Product(code, block, *arguments)
-    # As many rows at a time as the processor has registers for their sums.
+    # Several rows are computed at a time: as many as there are registers for their sums.
     for row, count in code.portions(writer.rows, (8, 4, 1) if vector_bytes() == 64 else (2, 1)):
         for part in range(4 * LANES // vector_bytes()):
             writer.write(row, count, part)

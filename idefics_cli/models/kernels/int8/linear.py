@@ -127,7 +127,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     wide = weight.detach().float()
     highest = wide.abs().amax(dim=1)
     scale = torch.where(highest > 0, highest / 127, torch.ones_like(highest))
-    # Not in place: `float()` returns a float32 weight itself, which may be mapped from its file.
+    # The division makes a new tensor, because *wide* can be the weight itself: `float()` returns a
+    # float32 weight unchanged, and this weight may be mapped from its file.
     return (wide / scale[:, None]).round_().to(torch.int8), scale
 
 
