@@ -8,12 +8,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from idefics_cli.core.files import lacks_locks, lock
+from idefics_cli.core.files import lacks_locks, limited_lines, lock
 
 # With O_NONBLOCK, opening a pipe or a device does not wait, and its kind can then be checked.
 _FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_LONGEST_LINE = 64 * 2**20
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -27,9 +26,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     offset = 0
     with path.open("rb") as file:
-        while line := file.readline(_LONGEST_LINE + 1):
-            if len(line) > _LONGEST_LINE:
-                raise OSError(errno.EFBIG, "a line is longer than 64 MiB", str(path))
+        for line in limited_lines(file):
             if line.endswith(b"\n"):
                 yield offset, line
             offset += len(line)

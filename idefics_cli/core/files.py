@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 from idefics_cli.core.errors import IdeficsError
 
@@ -24,6 +25,7 @@ UNFINISHED = ".part"
 _UNFINISHED_NAME = re.compile(
     r"\.idefics-[0-9a-f]{8}-(?P<host>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{16}\.part[.\w]*"
 )
+_LONGEST_LINE = 64 * 2**20
 _LEFT_SECONDS = 24 * 3600
 # Windows makes locked bytes unreadable, so the locked byte is beyond the end of every file.
 _LOCKED_BYTE = 1 << 40
@@ -50,6 +52,19 @@ def read_regular_file(path: Path, *, limit_bytes: int) -> bytes:
     if max(status.st_size, len(content)) > limit_bytes:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return content
+
+
+def limited_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of *file* with their line ends.
+
+    Raises:
+        OSError: If it cannot be read, or a line is longer than 64 MiB: a sparse file of any size
+            has a single line.
+    """
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise OSError(errno.EFBIG, "a line is longer than 64 MiB")
+        yield line
 
 
 def write_whole(target: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:

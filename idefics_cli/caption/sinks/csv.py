@@ -9,6 +9,7 @@ from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
 from idefics_cli.caption.sinks.rows import Value, escaped, escaped_name, names, plain_name, row
+from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 
 
@@ -36,9 +37,9 @@ class CsvSink(LineSink):
         """Return the names with a caption; see `LineSink.stored`."""
         header = names(self._target.columns)
         status = header.index("status")
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open("rb") as file:
             try:
-                rows = list(csv.reader(file))
+                rows = list(csv.reader(line.decode() for line in limited_lines(file)))
             except csv.Error as error:
                 raise ValueError(str(error)) from error
         if rows and tuple(rows[0]) != header:

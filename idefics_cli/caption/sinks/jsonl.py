@@ -16,6 +16,7 @@ from idefics_cli.caption.sinks.rows import (
     plain_name,
     row,
 )
+from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 
 
@@ -45,7 +46,7 @@ class JsonlSink(LineSink):
         """Return the names with a caption; see `LineSink.stored`."""
         names = set()
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(limited_lines(file), 1):
                 cells = json.loads(line) if line.strip() else None
                 if cells is None:
                     continue

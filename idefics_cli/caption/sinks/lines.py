@@ -169,9 +169,10 @@ class LineSink(ABC):
     def _stored(self, path: Path) -> AbstractSet[str]:
         try:
             return self.stored(path)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise UsageError(
-                f"cannot continue `{path}`: {error}", hint="`--existing overwrite` replaces it"
+                f"cannot continue `{path}`: {reason}", hint="`--existing overwrite` replaces it"
             ) from error
 
 

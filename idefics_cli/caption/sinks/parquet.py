@@ -14,8 +14,8 @@ from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
 from idefics_cli.caption.sinks.lines import check_file
 from idefics_cli.caption.sinks.rows import DETAILS, NOT_UTF8, Value, escape, names
-from idefics_cli.core.errors import UsageError
-from idefics_cli.core.files import cannot_write, replacing
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.files import cannot_write, limited_lines, replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -101,6 +101,13 @@ def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = Fal
             rows.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
+    # The errors of pyarrow are errors of Python, too.
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise IdeficsError(
+            f"cannot write `{path}`: its rows in `{rows}` are damaged ({reason})",
+            hint=f"remove `{rows}`; the same command makes it again from the journal",
+        ) from error
 
 
 def _convert(rows: Path, file: BufferedWriter, columns: tuple[str, ...]) -> None:
@@ -109,7 +116,7 @@ def _convert(rows: Path, file: BufferedWriter, columns: tuple[str, ...]) -> None
 
     schema = _schema(columns)
     with rows.open("rb") as lines, parquet.ParquetWriter(file, schema) as writer:
-        whole = (line for line in lines if line.endswith(b"\n"))
+        whole = (line for line in limited_lines(lines) if line.endswith(b"\n"))
         while group := [_cells(json.loads(line)) for line in islice(whole, _GROUP_ROWS)]:
             writer.write_batch(pyarrow.RecordBatch.from_pylist(group, schema=schema))
 
@@ -127,6 +134,8 @@ def _schema(columns: tuple[str, ...]) -> pyarrow.Schema:
 
 
 def _cells(cells: dict[str, Value]) -> dict[str, Value]:
+    if not isinstance(cells.get("file_name"), str):
+        raise ValueError("a row has no `file_name`")
     return {
         name: _text(value) if isinstance(value, str) else value for name, value in cells.items()
     }

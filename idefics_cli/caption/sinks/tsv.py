@@ -13,6 +13,7 @@ from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
 from idefics_cli.caption.sinks.rows import UNSAFE, escape
+from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 
 _ESCAPED = re.compile(rf"[\\\ud800-\udfff]|{UNSAFE.pattern}")
@@ -35,7 +36,7 @@ class TsvSink(LineSink):
         """Return the names with a caption; see `LineSink.stored`."""
         names = set()
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(limited_lines(file), 1):
                 name, tab, _ = line.decode().partition("\t")
                 if not tab:
                     raise ValueError(f"line {number} has no tab")
