@@ -18,7 +18,7 @@ from idefics_cli.images.facts import RareKind
 
 _TRIMMED_BYTES = DECODING_BYTES // 4
 _MOST_SCANS = 500  # the limit that Chromium and libjpeg-turbo's fuzzers use
-# Format -> bytes per pixel that the decoder needs besides the image; measured with Pillow 13.
+# Bytes per pixel that the decoder of a format needs besides the image, measured with Pillow 13.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 16, "ICO": 8, "ICNS": 8}
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 _RGB_BYTES = 4  # Pillow's bytes per pixel of an RGB image

@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"\d+")
 # A unit of up to 8 characters that repeats without spaces, as in "hahaha…".
 _STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
 
-# Number of words of a phrase -> how often the phrase may occur in a row. Good captions also repeat
+# How often a phrase may occur in a row, by the number of its words. Good captions also repeat
 # themselves: people write "very, very, very", and list four cats one by one.
 _MOST_REPEATS = {1: 7, 2: 4, 3: 3, 4: 3}
 _MOST_REPEATS_OF_LONGER = 2

@@ -17,8 +17,8 @@ from idefics_cli.core.types import Progress
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
-# So many batches of pictures are opened before the model needs them. This is enough to find some
-# pictures of one shape among them.
+# Number of batches of pictures that are opened before the model needs them. With so many there are
+# some pictures of one shape among them.
 _BATCHES_AHEAD = 4
 # Pictures that the threads open or that wait for a thread. All of them may be in memory at a time.
 _MOST_IN_FLIGHT = 16

@@ -130,7 +130,10 @@ def _meaning(code: str) -> str:
 
 
 def escape(code: int) -> str:
-    r"""Return the escape of the character *code*, as in Python; `\xff` for a byte of PEP 383."""
+    r"""Return the escape of the character *code* as Python writes it, such as `\x1b`.
+
+    A byte that is not UTF-8 is a lone surrogate in a file name (PEP 383). Its escape is `\xff`.
+    """
     if 0xDC80 <= code <= 0xDCFF:  # by PEP 383
         return f"\\x{code - 0xDC00:02x}"
     # Above 0x7f, `\x` means a byte, so the characters there are written as `\u0085`.

@@ -44,15 +44,15 @@ class SessionInfo:
 
 
 def describe_session(path: Path, conversation: Conversation, log: Sequence[Event]) -> SessionInfo:
-    """Return the row of the session at *path*.
+    """Return the facts that a list of sessions shows about one session.
 
     Args:
-        path: Its file.
-        conversation: Its conversation.
-        log: Its events.
+        path: The file of the session.
+        conversation: The conversation of the session.
+        log: The events of the session.
 
     Raises:
-        FileNotFoundError: If it was removed in the meantime.
+        FileNotFoundError: If the file was removed in the meantime.
     """
     status = path.stat()
     return SessionInfo(

@@ -70,7 +70,8 @@ class KvBudget:
 
     Args:
         loaded: The model.
-        tuning: Its *kv_bytes* is the budget; None takes most of the memory that is free now.
+        tuning: Its field `kv_bytes` is the budget. If that is None, the budget is most of the
+            memory that is free now.
         uses_slots: Whether each row has its own length; else rows are padded.
 
     Attributes:

@@ -51,7 +51,7 @@ class CpuAttention:
     """An attention function for transformers; implements `table.AttentionKernel`.
 
     Attributes:
-        name: Its name in transformers, and in the table of kernels.
+        name: The name of this attention in transformers, and in the table of kernels.
         tile_queries: Number of queries that are computed together, for large pictures in
             bfloat16; None pads the heads of all large pictures for torch's kernel instead.
         many_queries: A picture with at least so many patches is large. transformers' `sdpa`

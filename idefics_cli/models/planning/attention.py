@@ -18,7 +18,7 @@ class Flash:
     """The requirements of a version of FlashAttention.
 
     Attributes:
-        distribution: Its package.
+        distribution: Name of the package.
         minimum: Oldest version of the package that transformers supports.
         capability: Lowest CUDA compute capability.
         generation: Name of the GPUs of that capability.

@@ -74,10 +74,10 @@ ON_CUDA = ForwardMemory(patch_results=3.3, tiles=1)
 # Without fused kernels for bfloat16, CUDA keeps the scores twice in float32 (torch 2.13,
 # sdp_utils.cpp: GPUs before Ampere).
 ON_OLD_CUDA = ForwardMemory(patch_results=3.3, tiles=1, score_bytes=8)
-# Metal keeps the scores of so many queries in float32 (torch 2.13, Attention.mm); that there are
-# three copies is an estimate.
+# Metal keeps the scores of `score_queries` queries in float32 (torch 2.13, Attention.mm). That it
+# keeps three copies of them is an estimate.
 ON_METAL = ForwardMemory(tiles=1, score_bytes=12, score_queries=3068)
-# So many patches in one forward keep every GPU busy: four tiles of Idefics2 are 32 TFLOP.
+# A forward with this number of patches keeps every GPU busy: four tiles of Idefics2 are 32 TFLOP.
 _BUSY_PATCHES = 20_000
 # Share of the memory left by a plan that larger vision forwards may take. More rows in a batch gain
 # more, because a decode step reads all weights, whatever the batch.

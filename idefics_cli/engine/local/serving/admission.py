@@ -12,7 +12,7 @@ from idefics_cli.engine.local.serving.prompt_run import PromptRun
 from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
 from idefics_cli.engine.local.serving.work import Work
 
-# So many interactive requests may start before a batch request that the memory keeps waiting.
+# Number of interactive requests that may start before a batch request that waits for memory.
 _MOST_PASSED = 8
 
 

@@ -42,7 +42,8 @@ class GivingWay:
             return
         batch = [r for r in rest if r.lane.urgency == "batch"]
         if batch and len(batch) < len(rest):
-            # Requests of batch work wait for the interactive ones, which start again at once.
+            # The interactive requests are only put back. Batch work alone is tried again with fewer
+            # requests at a time, so that interactive requests get the memory.
             self._put_back([r for r in rest if r.lane.urgency != "batch"])
             rest = batch
         for lane in {id(r.lane): r.lane for r in rest}.values():

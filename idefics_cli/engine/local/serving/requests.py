@@ -20,17 +20,18 @@ class OpenRequest(Ticket):
     """A request that has no outcome yet. The inference thread owns it.
 
     Attributes:
-        lane: The queue that it came by.
-        listen: Receives its events.
+        lane: The queue in which the request waits or has waited.
+        listen: A function that receives the events of the request.
         streams: Whether the events hold the text while it is generated.
         stop: Set when nobody wants the reply any more.
-        inputs: Its prompt, tensors (1, T, ...) on the CPU.
-        reply: The reply so far. A reply that is taken back keeps its tokens, and later goes on
-            after them.
-        has_started: Whether it no longer waits for the first time.
-        is_isolated: Whether it runs without any other request, because it, or one that ran with
-            it, failed.
-        has_dropped_caches: Whether all that is kept for later requests was dropped for it once.
+        inputs: The prompt of the request, tensors (1, T, ...) on the CPU.
+        reply: The reply so far. If the request is put back into its lane, the reply keeps its
+            tokens, and later continues after them.
+        has_started: Whether the request has left its lane at least once.
+        is_isolated: Whether the request must run without any other one. This is so after it, or a
+            request that ran together with it, has failed.
+        has_dropped_caches: Whether everything that is kept for later requests was already dropped
+            once, to give memory to this request.
         reused_tokens: Number of prompt tokens that an earlier conversation computed.
         prefill_seconds: Time of its pictures and its prompt.
         decode_seconds: Time of its decode steps.

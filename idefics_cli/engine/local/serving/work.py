@@ -61,7 +61,8 @@ class Work:
         """Return the number of rows that the open lanes use at most."""
         single = (self.interactive, self.batch)
         count = sum(lane.active for lane in single)
-        # In powers of two, so that the buffers do not grow with each request.
+        # The number is rounded up to a power of two, so that the buffers do not grow with each
+        # request.
         power = 1 << (count - 1).bit_length() if count else 0
         slots = sum(lane.schedule.slots for lane in self.lanes if lane not in single)
         return max(1, power + slots)
