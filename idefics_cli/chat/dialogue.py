@@ -303,6 +303,27 @@ class Chat:
         self._uncountable.clear()
         self._prompt_tokens = 0
 
+    def start_new(self, *, keeps_staged: bool = False) -> str | None:
+        """Begin another conversation with the same model, instruction and settings.
+
+        The present one stays among the saved ones.
+
+        Args:
+            keeps_staged: Whether the staged pictures go with its first question.
+
+        Returns:
+            The name or the id of the former conversation; None if it was not saved.
+        """
+        former = self.turns.session
+        conversation = former.conversation
+        new = self._store.create(
+            self.model.name, system=conversation.system, settings=conversation.settings
+        )
+        self.turns.open(new, keeps_staged=keeps_staged)
+        self._prompt_tokens = 0
+        is_saved = bool(former.id) and (bool(conversation.turns) or conversation.name is not None)
+        return (conversation.name or former.id) if is_saved else None
+
     def load(self, key: str) -> None:
         """Continue another conversation; the present one is closed.
 

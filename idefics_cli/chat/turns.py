@@ -107,16 +107,12 @@ class Turns:
         self._stage_again(turn)
         return turn
 
-    def clear(self) -> None:
-        """Begin a new conversation with the same model and settings."""
-        self.session.clear()
-        self.staged.clear()
-
-    def open(self, session: OpenSession) -> None:
-        """Close the conversation, and continue *session*."""
+    def open(self, session: OpenSession, *, keeps_staged: bool = False) -> None:
+        """Close the conversation, and continue *session*, with the staged pictures or without."""
         self.session.close()
         self.session = session
-        self.staged.clear()
+        if not keeps_staged:
+            self.staged.clear()
         self.editing = None
 
     def change_staged(self, change: Callable[[StagedPicture], StagedPicture]) -> None:

@@ -294,6 +294,26 @@ def test_a_loaded_chat_tells_its_instruction_and_settings(tmp_path: Path) -> Non
     ) in err
 
 
+def test_clear_keeps_what_was_said_among_the_saved_chats(tmp_path: Path, pictures: Path) -> None:
+    here = world(tmp_path, "One.", "Two.", "Three.")
+    lines = ("/save trip", "/system Be brief.", "/set top_k=3", "a", "/image a.png")
+    _, err, _ = here.talk(*lines, "/clear", "b", "/load trip", "c")
+    assert "started a new conversation; `/load trip` opens the former one\n" in err
+    second, third = here.engine.requests[1:]
+    assert [m.text for m in second.messages] == ["Be brief.", "b"]
+    assert second.sampling.top_k == 3
+    assert [m.text for m in third.messages] == ["Be brief.", "a", "One.", "c"]
+    assert not second.attachments
+    assert len(here.sessions.list()) == 2
+
+
+def test_clear_without_saving_begins_anew_too(tmp_path: Path) -> None:
+    here = ChatWorld(tmp_path, FakeEngine("One.", "Two."), NullStore())
+    _, err, _ = here.talk("a", "/clear", "b")
+    assert "started a new conversation\n" in err
+    assert here.questions == ["b"]
+
+
 def test_the_open_chat_cannot_be_loaded(tmp_path: Path) -> None:
     here = world(tmp_path, "One.")
     _, err, _ = here.talk("/save trip", "a", "/load trip", "/load last")

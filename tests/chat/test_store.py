@@ -120,10 +120,22 @@ def test_the_file_only_grows(store: SessionStore, tmp_path: Path) -> None:
         (path,) = (tmp_path / "data" / "sessions").glob("*.jsonl")
         before = path.read_bytes()
         talk(session)
-        session.clear()
+        session.undo()
         assert path.read_bytes().startswith(before)
         assert b"mistake" in path.read_bytes()
     assert all(isinstance(json.loads(line), dict) for line in path.read_bytes().splitlines())
+
+
+def test_a_conversation_that_an_earlier_version_cleared_has_no_turns(
+    store: SessionStore, tmp_path: Path
+) -> None:
+    with store.create("demo", "n") as session:
+        talk(session)
+    (path,) = (tmp_path / "data" / "sessions").glob("*.jsonl")
+    with path.open("a") as file:
+        file.write('{"event": "cleared", "at": "2026-01-01T00:00:00.000+00:00"}\n')
+    conversation = store.read("last")[1]
+    assert conversation.turns == ()
 
 
 def test_typed_loaded_and_asked_at_once_give_the_same_tokens(

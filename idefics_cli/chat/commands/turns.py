@@ -71,8 +71,9 @@ def forget_turns(context: CommandContext, words: str) -> CommandResult:
 def clear_turns(context: CommandContext, words: str) -> CommandResult:
     """Start a new conversation; model and settings stay."""
     refuse_words(words, "clear")
-    context.chat.turns.clear()
-    return CommandResult(("started a new conversation",))
+    former = context.chat.start_new()
+    back = f"; `/load {former}` opens the former one" if former else ""
+    return CommandResult((f"started a new conversation{back}",))
 
 
 def copy_answer(context: CommandContext, words: str) -> CommandResult:

@@ -169,10 +169,6 @@ class OpenSession:
         """
         self._commit({"event": "forgot", "turns": count})
 
-    def clear(self) -> None:
-        """Remove all turns; model, instruction and settings stay."""
-        self._commit({"event": "cleared"})
-
     def set_system(self, text: str | None) -> None:
         """Change the instruction that precedes the conversation; None or "" removes it."""
         self._commit({"event": "changed", "system": text or None})

@@ -305,6 +305,9 @@ class Repl:
         self._chat.ask(question)
         return self._answer(sampling)
 
+    def _start_new(self) -> None:
+        self._chat.start_new(keeps_staged=True)
+
     def _ways_out(self, question: str) -> list[tuple[str, Callable[[], None]]]:
         """Return the ways to make room for *question*: a text for the user, and a function."""
         chat = self._chat
@@ -316,7 +319,7 @@ class Repl:
             names = ", ".join(f"[{number}]" for number in pictures)
             ways.append((f"leave out {names}", partial(_drop, session, pictures)))
         if chat.conversation.turns:
-            ways.append(("start a new conversation with this question", session.clear))
+            ways.append(("start a new conversation with this question", self._start_new))
         return ways
 
 
