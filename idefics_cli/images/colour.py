@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 # A profile counts as sRGB if it changes no colour of a test grid by more than this.
 _LEAST_DIFFERENCE = 4
 _SPACES = {"RGB": "RGB", "RGBA": "RGB", "L": "GRAY", "CMYK": "CMYK"}
+_SCREEN_GAMMA, _GAMMA_TOLERANCE = 2.2, 0.05
 _ROWS_PIXELS = 1 << 20  # pixels that are converted at a time
 
 PQ, HLG = 16, 18
@@ -27,7 +28,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or not profile:
-        return image
+        return _with_gamma(image)
     if image.mode == "P":
         plain: Image.Image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     else:
@@ -48,6 +49,32 @@ def to_srgb(image: Image.Image) -> Image.Image:
     if "exif" in image.info:
         converted.info["exif"] = image.info["exif"]
     return converted
+
+
+def _with_gamma(image: Image.Image) -> Image.Image:
+    """Return *image* by the gAMA chunk of a PNG, if it has neither a profile nor sRGB."""
+    gamma = image.info.get("gamma")
+    if not isinstance(gamma, float) or "srgb" in image.info or image.mode == "1":
+        return image
+    # As libpng: 5 % more or less is not visible.
+    if gamma <= 0 or abs(gamma * _SCREEN_GAMMA - 1) <= _GAMMA_TOLERANCE:
+        return image
+    if image.mode not in ("L", "LA", "RGB", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    linear = (np.arange(256) / 255) ** (1 / gamma)
+    table = np.rint(_encoded(linear) * 255).astype(int).tolist()
+    kept = list(range(256))
+    return image.point(
+        [value for band in image.getbands() for value in (kept if band == "A" else table)]
+    )
+
+
+def _encoded(linear: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return linear light from 0 to 1 in the transfer function of sRGB."""
+    encoded: NDArray[np.floating] = np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+    )
+    return encoded
 
 
 @lru_cache(maxsize=32)
@@ -129,8 +156,7 @@ def _mapped(
     compressed = _KNEE + (1 - _KNEE) * above * (1 + above / most**2) / (1 + above)
     scale = np.where(brightest > _KNEE, compressed / np.maximum(brightest, 1e-6), 1)
     linear = np.clip(linear * scale, 0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    pixels: NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(_encoded(linear) * 255).astype(np.uint8)
     return pixels
 
 

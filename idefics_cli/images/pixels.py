@@ -130,6 +130,10 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN, *, factor: int =
 
 def _rgb(image: Image.Image, facts: PixelFacts) -> Image.Image:
     """Return an image of 8 bits in RGB, over white and in the colours of a screen."""
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:
+        # This is the colour key of a 16-bit PNG, whose samples Pillow has cut to 8 bits.
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if facts.transfer == 0:
         image = to_srgb(image)
     has_alpha = facts.has_alpha and image.has_transparency_data
@@ -176,13 +180,10 @@ def _is_over_white(image: Image.Image) -> bool:
 
 
 _BLENDING_ERROR = 3
+_COLOUR_FACTS = ("icc_profile", "gamma", "srgb")
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    key = image.info.get("transparency")
-    if isinstance(key, tuple) and max(key) > 255:
-        # This is the colour key of a 16-bit PNG, whose samples Pillow has cut to 8 bits.
-        image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.mode == "La":  # Pillow cannot convert these to RGBA in one step
         image = image.convert("LA")
     if image.width * image.height <= _BAND_PIXELS:
@@ -236,7 +237,7 @@ def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
         elif facts.is_white_zero:
             grey = 255 - grey
         eight.paste(Image.fromarray(grey), box)
-    eight.info = {k: v for k, v in image.info.items() if k == "icc_profile"}
+    eight.info = {k: v for k, v in image.info.items() if k in _COLOUR_FACTS}
     return eight
 
 

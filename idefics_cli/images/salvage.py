@@ -47,12 +47,17 @@ _PNG_START = 8
 # colour.
 _KEY_BYTES = {0: 2, 2: 6}
 _KEPT_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"sRGB", b"cICP"}
+_ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 _LENGTHS = {b"gAMA": 4, b"sRGB": 1, b"cICP": 4}
 
 
 def _png(data: bytes) -> Salvaged:
     kept, profile, colours, kind = [data[:_PNG_START]], None, 0, data[25]
+    is_animated = _is_sound_animation(data)
     for name, body, is_whole, chunk in _chunks(data):
+        if name == b"IEND" or (name in _ANIMATION and not is_animated):
+            continue
         is_critical = not name[0] & 0x20
         if name == b"PLTE":
             colours = len(body) // 3
@@ -66,7 +71,24 @@ def _png(data: bytes) -> Salvaged:
         is_known = name in _KEPT_CHUNKS and len(body) == _LENGTHS.get(name, len(body))
         if is_critical or (is_whole and (is_known or _is_orientation(name, body))):
             kept.append(chunk)
-    return Salvaged(b"".join(kept), profile)
+    return Salvaged(b"".join(kept) + _END, profile)
+
+
+def _is_sound_animation(data: bytes) -> bool:
+    """Return whether a decoder of animations takes the frames; others show the default image."""
+    numbers, frames, waits_for_data, declared = [], 0, False, 0
+    for name, body, is_whole, _ in _chunks(data):
+        if name == b"acTL" and len(body) == 8:
+            (declared,) = struct.unpack_from(">I", body)
+        elif name in (b"fcTL", b"fdAT"):
+            numbers.append(int.from_bytes(body[:4]))
+            if not is_whole or (name == b"fcTL" and waits_for_data):
+                return False
+            frames += name == b"fcTL"
+        if name in (b"fcTL", b"fdAT", b"IDAT"):
+            waits_for_data = name == b"fcTL"
+    is_counted = 0 < declared <= frames and numbers == list(range(len(numbers)))
+    return is_counted and not waits_for_data
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool, bytes]]:

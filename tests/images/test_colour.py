@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -234,3 +235,63 @@ def test_an_avif_says_by_its_colour_box_that_it_is_hdr(transfer: int, is_hdr: bo
 
     expected_image = tone_mapped(quadrants(), transfer, 9) if is_hdr else quadrants()
     assert difference(corners(image), corners(expected_image)) <= 12
+
+
+# The gamma of a PNG ------------------------------------------------------------------------------
+
+
+def with_gamma(gamma: float, image: Image.Image, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG of the samples that show *image* on a screen if their gamma is applied."""
+    linear = (np.asarray(image) / 255) ** 2.2
+    samples = np.rint(linear**gamma * 255).astype(np.uint8)
+    height, width = samples.shape[:2]
+    return png(
+        width,
+        height,
+        with_filter_bytes(samples.reshape(height, -1)),
+        depth=8,
+        colour_type=2 if samples.ndim == 3 else 0,
+        extra=((b"gAMA", struct.pack(">I", round(gamma * 100_000))), *chunks),
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.35, 1 / 2.2, 0.55, 1.0])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_gamma_of_a_png_is_applied(gamma: float, mode: str) -> None:
+    picture = quadrants().convert(mode)
+
+    seen = opened(with_gamma(gamma, picture))
+
+    # sRGB is not quite a power of 2.2, and dark samples of a high gamma are few.
+    assert difference(seen, picture.convert("RGB")) <= 12
+
+
+def test_srgb_and_profiles_come_before_gamma() -> None:
+    picture = quadrants()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    stored = opened(with_gamma(1.0, picture, (b"sRGB", b"\0")))
+
+    assert difference(stored, picture) > 40
+    iccp = (b"iCCP", b"sRGB\0\0" + zlib.compress(profile))
+    assert difference(opened(with_gamma(1.0, picture, iccp)), stored) == 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.44, 0.46, 21.0])
+def test_an_odd_or_usual_gamma_costs_no_picture(gamma: float) -> None:
+    chunk = (b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    rows = with_filter_bytes(np.asarray(quadrants()).reshape(48, -1))
+
+    seen = opened(png(64, 48, rows, depth=8, colour_type=2, extra=(chunk,)))
+
+    assert (difference(seen, quadrants()) == 0) == (gamma < 1)
+
+
+def test_gamma_changes_neither_alpha_nor_a_colour_key() -> None:
+    gamma = (b"gAMA", struct.pack(">I", 100_000))
+    key = (b"tRNS", struct.pack(">HHH", *QUADRANTS[0]))
+    rows = with_filter_bytes(np.asarray(quadrants()).reshape(48, -1))
+    plain = opened(png(64, 48, rows, depth=8, colour_type=2, extra=(gamma,)))
+
+    seen = opened(png(64, 48, rows, depth=8, colour_type=2, extra=(gamma, key)))
+
+    assert corners(seen) == [(255, 255, 255), *corners(plain)[1:]]

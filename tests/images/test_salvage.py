@@ -118,6 +118,48 @@ def test_what_turns_or_clears_a_png_outlives_broken_metadata() -> None:
     assert corners(clear) == [(255, 255, 255), *QUADRANTS[1:]]
 
 
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def frame(number: int) -> bytes:
+    return chunk(b"fcTL", struct.pack(">5I2H2B", number, 64, 48, 0, 0, 1, 10, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (chunk(b"acTL", struct.pack(">II", 2, 0)) + frame(5), b""),
+        (chunk(b"acTL", struct.pack(">II", 2, 0)) + frame(0) + frame(1), b""),
+        (chunk(b"acTL", struct.pack(">II", 2, 0)) + frame(0), frame(1)),
+        (chunk(b"acTL", struct.pack(">II", 2, 0)) + frame(0), chunk(b"fdAT", bytes(4))),
+        (chunk(b"acTL", struct.pack(">II", 0, 0)) + frame(0), b""),
+        (chunk(b"acTL", b"\0") + frame(0), b""),
+    ],
+    ids=["start", "two frames", "no data", "wrong number", "no frames", "short"],
+)
+def test_a_png_whose_animation_is_broken_shows_its_default_image(
+    before: bytes, after: bytes
+) -> None:
+    start, end = PICTURE.index(b"IDAT") - 4, PICTURE.index(b"IEND") - 4
+    data = PICTURE[:start] + before + PICTURE[start:end] + after + PICTURE[end:]
+
+    assert difference(opened(data), quadrants()) == 0
+
+
+@pytest.mark.parametrize("cut", range(1, 13))
+def test_a_png_without_its_end_is_taken(cut: int) -> None:
+    assert difference(opened(PICTURE[:-cut]), quadrants()) == 0
+
+
+def test_a_png_without_its_last_data_is_damage() -> None:
+    halves = zlib.compress(ROWS, 0)
+    first = chunk(b"IDAT", halves[: len(halves) // 2])
+    start = PICTURE.index(b"IDAT") - 4
+
+    assert refusal(PICTURE[:start] + first).kind == "truncated"
+
+
 # JPEG ----------------------------------------------------------------------------------------
 
 
