@@ -104,7 +104,10 @@ _SIGNATURES = _compiled(
     (rb"DDS \x7c\0\0\0", _picture("DDS", "DDS")),
     (rb"\x0a[\0\x02\x03\x05][\0\x01][\x01\x02\x04\x08]", _picture("PCX", "PCX")),
     (rb"\x01\xda[\0\x01][\x01\x02]", _picture("SGI", "SGI")),
-    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _unsupported("a JPEG XL picture")),
+    (
+        rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+        _unsupported("a JPEG XL picture", "convert it to PNG first: djxl FILE a.png"),
+    ),
     (rb"\x76\x2f\x31\x01", _unsupported("an OpenEXR picture")),
     (rb"#\?RADIANCE|#\?RGBE", _unsupported("a Radiance HDR picture")),
     (rb"gimp xcf", _unsupported("a GIMP project")),

@@ -84,7 +84,7 @@ PICTURES = (
     Call("ask x -i clip.mp4", ImageError, "cannot read `clip.mp4`: it is a video", "...",
         kind="unsupported"),
     Call("ask x -i photo.jxl", ImageError, "cannot read `photo.jxl`: it is a JPEG XL picture",
-        "convert it to PNG or JPEG first", kind="unsupported"),
+        "convert it to PNG first: djxl FILE a.png", kind="unsupported"),
     Call("ask x -i photo.cr2", ImageError, "cannot read `photo.cr2`: it is a camera raw file",
         "it has no preview that shows the photo: develop it to JPEG or TIFF first",
         kind="unsupported"),
