@@ -49,6 +49,18 @@ def mute_libtiff() -> None:
         return
 
 
+def has_tiff_codec(compression: int) -> bool:
+    """Return whether the libtiff of Pillow can decode a compression (TIFF 6.0, tag 259).
+
+    True if its functions cannot be found.
+    """
+    try:
+        library = ctypes.CDLL(str(_imaging.__file__))
+        return bool(library.TIFFIsCODECConfigured(ctypes.c_uint16(compression)))
+    except (OSError, AttributeError):
+        return True
+
+
 def set_pixel_limit(max_pixels: int) -> None:
     """Set Pillow's own limit of pixels, so that it refuses pictures above *max_pixels*.
 

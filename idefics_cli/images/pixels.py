@@ -51,14 +51,13 @@ def is_sideways(image: Image.Image) -> bool:
 
 
 def load_pixels(image: ImageFile.ImageFile) -> Image.Image:
-    """Load an image; return it, or a copy in less memory.
+    """Load an image; return it, or its first frame in less memory.
 
     libwebp has three pictures of the canvas, and Pillow has two more of each frame. A large WebP
-    that is no animation needs none of them once it is decoded.
+    needs none of them once its first frame is decoded.
     """
     decoder = getattr(image, "_decoder", None)
-    is_large = image.width * image.height > LARGE_PIXELS
-    if image.format != "WEBP" or not is_large or getattr(image, "is_animated", True) or not decoder:
+    if image.format != "WEBP" or image.width * image.height <= LARGE_PIXELS or decoder is None:
         image.load()
         return image
     frame = decoder.get_next()

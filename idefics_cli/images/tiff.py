@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import ImagePalette, TiffImagePlugin
 
 from idefics_cli.images.facts import PixelFacts, RareKind
+from idefics_cli.images.pillow_setup import has_tiff_codec
 
 # Numbers of tags and their values, from TIFF 6.0, section 8, and Adobe's technical notes.
 _SUBFILE_TYPE, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 257, 258, 259, 262
@@ -70,6 +71,9 @@ def _is_auxiliary(image: TiffImagePlugin.TiffImageFile) -> bool:
 
 def _refuse_rare(image: TiffImagePlugin.TiffImageFile) -> None:
     tags = image.tag_v2
+    compression = tags.get(_COMPRESSION, 1)
+    if image.use_load_libtiff and not has_tiff_codec(compression):
+        raise RareKind(f"with {image.info.get('compression', 'unknown')} compression")
     photometric = tags.get(_PHOTOMETRIC)
     if photometric == _SEPARATED and tags.get(_INK_SET, _CMYK_INKS) != _CMYK_INKS:
         raise RareKind("with inks other than CMYK")

@@ -188,8 +188,9 @@ def test_a_tiff_that_is_all_thumbnail_is_its_thumbnail() -> None:
         {258: 8, 262: 1, 339: 2},
         {258: (8, 8), 262: 1, 277: 2, 284: 2, 338: 2},
         {258: (16,) * 2, 262: 1, 277: 2, 338: 2},
+        {258: (8,) * 3, 262: 2, 277: 3, 259: 50001},
     ],
-    ids=["CMYK planes", "inks", "YCbCr 2x2", "YCbCr default", "signed", "LA planes", "LA 16"],
+    ids=["CMYK planes", "inks", "YCbCr 2x2", "YCbCr", "signed", "LA planes", "LA 16", "WebP"],
 )
 def test_a_tiff_that_would_come_out_wrong_is_unsupported(
     tags: dict[int, int | tuple[int, ...]],
