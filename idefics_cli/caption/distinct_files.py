@@ -30,7 +30,8 @@ def check_distinct(files: Mapping[str, Path | None], pictures: Sequence[CaptionI
             other = taken.setdefault(name, purpose)
             if other != purpose:
                 raise UsageError(f"`{path}` cannot be both {other} and {purpose}")
-    # Most pictures have another base name, and 200,000 absolute paths take time.
+    # Base names are compared first, because making 200,000 absolute paths takes time. Only a few
+    # pictures have the base name of another file of the run.
     bases = {os.path.basename(name) for name in taken}
     for picture in pictures:
         source = picture.attachment.source

@@ -38,7 +38,10 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle signals in this block. After it, raise if a second signal has not raised yet."""
+        """Handle signals in the `with` block.
+
+        If a second signal came but did not raise in the block, it raises at the end of the block.
+        """
         former = {}
         if threading.current_thread() is threading.main_thread():
             usual = (signal.default_int_handler, signal.SIG_DFL)
@@ -55,7 +58,7 @@ class Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let a second signal raise in this block, even if it came before the block."""
+        """Let a second signal raise in the `with` block, even if it came before the block."""
         # Set before `_react` is called, so that `_on_signal` reacts to a signal in between.
         self._is_allowed = True
         try:

@@ -16,7 +16,7 @@ _Handler = Callable[[int, FrameType | None], object]
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Stop the garbage collector in the block, and exclude the imported objects from it afterwards.
+    """Stop the garbage collector in the `with` block; then exclude the imported objects from it.
 
     The imports of torch and transformers create a million objects that live until the program
     ends. After every 70,000 new objects the collector scans all objects, which takes a tenth of

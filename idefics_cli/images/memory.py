@@ -69,7 +69,9 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, count: int | None) -> Iterator[None]:
-        """Hold *count* bytes within the block, at most the whole budget; None holds all of it.
+        """Reserve *count* bytes of the budget for the time of the `with` block.
+
+        None, or a number above the budget, reserves all of it.
 
         Threads are served in the order in which they come. Otherwise small pictures could keep a
         large one waiting for ever.

@@ -79,7 +79,10 @@ _DEFAULT_LIMIT = Image.MAX_IMAGE_PIXELS
 
 @contextmanager
 def lenient_decoding() -> Iterator[None]:
-    """Let Pillow decode cut files, whose missing part becomes black; one thread at a time."""
+    """Let Pillow decode files whose end is missing, in the `with` block.
+
+    The missing part of the picture becomes black. Only one thread at a time can be in the block.
+    """
     with _LENIENT:
         before = ImageFile.LOAD_TRUNCATED_IMAGES
         ImageFile.LOAD_TRUNCATED_IMAGES = True

@@ -89,7 +89,7 @@ def read_list(
         source: Path of the list, or `-`.
         stdin: Stream that `-` reads.
         null: Whether each path ends with NUL instead of a line break, as from `find -print0`.
-        max_bytes: Size of a list that is refused; a device has no end.
+        max_bytes: A list of this size or more is refused, and so is a device without an end.
 
     Raises:
         UsageError: If the list cannot be read, or a row is wrong; the message names the line.

@@ -172,7 +172,7 @@ class Inference:
         """Free everything that is kept for later requests.
 
         Args:
-            keeps_slots: Keep the slots, because they hold active replies.
+            keeps_slots: Whether the slots are kept, because they hold active replies.
         """
         self.prefix.drop()
         self.features.clear()

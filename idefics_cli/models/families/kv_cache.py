@@ -48,7 +48,7 @@ def cache_bytes(cache: Cache) -> int:
     )
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the class of transformers has no types
     """The states of one layer: `keys` and `values` (B, heads, T, width) are views of buffers.
 
     To select or repeat rows, transformers assigns other tensors to `keys` and `values`. The next
@@ -120,7 +120,7 @@ class SlotView:
     width: int
 
 
-class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the library's has no types
+class SlotLayer(DynamicLayer):  # type: ignore[misc]  # the class of transformers has no types
     """The states of one layer of slots, (rows, heads, positions, width)."""
 
     keys: Tensor

@@ -32,7 +32,7 @@ def no_safetensors(name: str) -> ModelError:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn the errors that the Hub client raises in the block into a `ModelError`."""
+    """Turn the errors that the Hub client raises in the `with` block into a `ModelError`."""
     from huggingface_hub import errors
 
     # The base class is HTTPError of httpx, or of the fork of httpx that the client uses since

@@ -193,7 +193,7 @@ class Code:
 
     @contextmanager
     def loop(self, start: ir.Value, stop: ir.Value, step: int = 1) -> Iterator[ir.Value]:
-        """Repeat the code of the block for each number from *start* to below *stop*."""
+        """Repeat the code of the `with` block for each number from *start* to below *stop*."""
         build = self.builder
         number = self.variable(start)
         head, body, end = (self._function.append_basic_block() for _ in range(3))
@@ -275,7 +275,7 @@ def widest_vector_bytes() -> int:
 
 @contextmanager
 def compiled_for(width: int) -> Iterator[None]:
-    """Compile kernels for registers of *width* bytes, 32 or 64, within this block."""
+    """Let kernels be compiled for registers of *width* bytes, 32 or 64, in the `with` block."""
     token = _vector_bytes.set(width)
     try:
         yield

@@ -29,7 +29,7 @@ def openmp_library() -> ctypes.CDLL:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Restrict torch's work in the calling thread to this one thread, within the block.
+    """Let torch use only the calling thread for its work in the `with` block.
 
     Without this block, a thread that preprocesses pictures opens a pool of its own. That pool
     slows down the thread that runs the model: every later token takes 1.2 to 1.35 times as long

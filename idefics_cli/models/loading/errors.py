@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def library_errors(spec: LoadSpec) -> Iterator[None]:
-    """Turn any error of a library into an `IdeficsError`, while *spec* is loaded in the block."""
+    """Turn errors of libraries in the `with` block, which loads *spec*, into an `IdeficsError`."""
     try:
         yield
     except (IdeficsError, CancelledError):
