@@ -25,6 +25,8 @@ CAPTION = "a picture named {}"
 @pytest.fixture(autouse=True)
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with files that the fake model takes for pictures; it fails on one of them."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "loop.csv").symlink_to("loop.csv")
     folder = tmp_path / "here" / "photos"
     (folder / "sub").mkdir(parents=True)
     for name in ("a.jpg", "b.jpg", "sub/c.png"):
@@ -116,6 +118,12 @@ def test_a_format_beside_the_extension_is_told() -> None:
         (["-o", "x.tsv", "--report", "./x.tsv"], "`x.tsv` cannot be both", None),
         (["-o", "x.tsv", "--failures", "./x.tsv"], "`x.tsv` cannot be both the output", None),
         (["--report", "x.html", "--failures", "x.html"], "`x.html` cannot be both the re", None),
+        *(
+            ([option, name + end], f"cannot write `{name}{end}`: File name too long", None)
+            for option, end in (("-o", ".csv"), ("--report", ".html"), ("--failures", ".txt"))
+            for name in ("n" * 300, "n" * 240)
+        ),
+        (["-o", "loop.csv"], "cannot write `loop.csv`: Too many levels of symbolic links", None),
         (["--failures", "photos"], "cannot write `photos`: ", None),
         (["--failures", "/dev/null"], "cannot write `/dev/null`: Not a regular file", None),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from idefics_cli.caption.inputs.folders import has_picture_name
 from idefics_cli.core.errors import UsageError
@@ -34,11 +34,12 @@ class RunFiles:
     header: Path
     failures: Path
 
+    ENDS: ClassVar = (".journal", ".run.json", ".failures.txt")
+
     @classmethod
     def beside(cls, path: Path) -> Self:
         """Return the files of a run whose output is *path*; see `Sink.run_path`."""
-        ends = (".journal", ".run.json", ".failures.txt")
-        return cls(*(path.with_name(path.name + end) for end in ends))
+        return cls(*(path.with_name(path.name + end) for end in cls.ENDS))
 
 
 def check_failures(path: Path, keys: Collection[str]) -> None:

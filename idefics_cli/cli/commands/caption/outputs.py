@@ -31,7 +31,7 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
     settings = invocation.settings
     if settings.output == "":
         raise UsageError("the name of the output file is empty", hint="`-` is stdout")
-    path = None if settings.output in (None, _STDOUT) else Path(settings.output)
+    path = None if settings.output in (None, _STDOUT) else _output_path(settings.output)
     format_ = settings.format or format_for(path)
     row = SINKS[format_]
     if settings.format and path and (find_format(path) or format_) != format_:
@@ -40,7 +40,7 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
         raise UsageError(f"`--format {format_}` writes a file for each picture, not stdout")
     if row.output == "file" and path is None:
         raise UsageError(f"{format_} needs a file", hint=f"`-o captions{row.extensions[0]}`")
-    failures = Path(settings.failures) if settings.failures else None
+    failures = _output_path(settings.failures) if settings.failures else None
     report = _report(settings.report, path, overwrite=settings.overwrite)
     for other, name in ((path, "output"), (report, "report")):
         if failures and other and os.path.abspath(failures) == os.path.abspath(other):
@@ -55,6 +55,25 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
     )
 
 
+def _output_path(name: str) -> Path:
+    """Return the path *name*, if the system can look for it and for the files of a run beside it.
+
+    Raises:
+        UsageError: If the name is too long, or a folder of it cannot be entered.
+    """
+    from idefics_cli.caption.resume.run_files import RunFiles
+
+    for end in ("", *RunFiles.ENDS):
+        try:
+            os.stat(name + end)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:  # ValueError: NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise UsageError(f"cannot write `{name}`: {reason}") from error
+    return Path(name)
+
+
 def _report(name: str | None, output: Path | None, *, overwrite: bool) -> Path | None:
     from idefics_cli.caption.gallery.report import check_report
 
@@ -62,7 +81,7 @@ def _report(name: str | None, output: Path | None, *, overwrite: bool) -> Path |
         return None
     if name in ("", _STDOUT):
         raise UsageError("the report needs a file", hint="`--report gallery.html`")
-    path = Path(name)
+    path = _output_path(name)
     if output is not None and os.path.abspath(path) == os.path.abspath(output):
         raise UsageError(f"`{path}` cannot be both the output and the report")
     check_report(path, overwrite=overwrite)
