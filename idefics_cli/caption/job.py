@@ -148,6 +148,23 @@ def _named_question(text: str) -> CaptionQuestion:
 _RESERVED = frozenset(names(())) - {CAPTION}
 
 
+# Readers without a GPU, and at most.
+_FEW_READERS, _MOST_READERS = 4, 8
+
+
+def automatic_readers(device: str, cores: int) -> int:
+    """Return the number of threads that read pictures.
+
+    A core takes about a second to decode and cut a photo of 12 megapixels, so four readers can be
+    slower than a GPU. On a CPU, more readers would take cores from the model.
+
+    Args:
+        device: "cuda", "cuda:1", "mps" or "cpu".
+        cores: Number of cores that this process may use.
+    """
+    return min(_MOST_READERS, max(_FEW_READERS, cores)) if device != "cpu" else _FEW_READERS
+
+
 # More rows hardly read the weights of a decode step less often.
 _MOST_ON_GPU = 64
 

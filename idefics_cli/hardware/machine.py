@@ -244,8 +244,8 @@ class _TorchView:
         elif getattr(torch.version, "hip", None):
             build = f"rocm {torch.version.hip}"
         gpus, notes = _probe_gpus()
-        mps_bytes, mps_bf16 = _probe_metal()
-        return cls(build, gpus, mps_bytes, mps_bf16, {}, notes)
+        mps_bytes, mps_bf16, problems = _probe_metal()
+        return cls(build, gpus, mps_bytes, mps_bf16, {}, notes + problems)
 
 
 def _probe_torch_processor() -> tuple[frozenset[str], str]:
@@ -304,20 +304,20 @@ def _rocm_architecture(index: int, built_for: list[str]) -> str:
     return str(torch.cuda.get_device_properties(index).gcnArchName).partition(":")[0]
 
 
-def _probe_metal() -> tuple[int | None, bool]:
+def _probe_metal() -> tuple[int | None, bool, tuple[str, ...]]:
     import torch
 
     try:
         if not torch.backends.mps.is_available():
-            return None, False
+            return None, False, ()
         size = int(torch.mps.recommended_max_memory())
-    except Exception:  # errors of the driver have many classes
-        return None, False
+    except Exception as error:  # errors of the driver have many classes
+        return None, False, (f"Metal does not start: {_reason(error)}",)
     try:
         torch.ones(1, dtype=torch.bfloat16, device="mps") * 2
     except (RuntimeError, TypeError):
-        return size, False
-    return size, True
+        return size, False, ()
+    return size, True, ()
 
 
 @cache

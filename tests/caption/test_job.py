@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_batch_size
+from idefics_cli.caption.job import (
+    CaptionJob,
+    CaptionQuestion,
+    automatic_batch_size,
+    automatic_readers,
+)
 from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
@@ -112,3 +117,8 @@ def test_the_automatic_batch_fits_the_spare_memory_with_more_room_on_a_cpu(
 ) -> None:
     size = automatic_batch_size(device, parameters, spare_bytes=spare_bytes, picture_bytes=2 * GIB)
     assert size == expected
+
+
+def test_a_gpu_gets_a_reader_for_each_core_up_to_eight() -> None:
+    assert [automatic_readers("cuda:1", cores) for cores in (2, 6, 64)] == [4, 6, 8]
+    assert [automatic_readers("cpu", cores) for cores in (2, 6, 64)] == [4, 4, 4]

@@ -215,6 +215,19 @@ def test_gpus_are_found_and_unusable_ones_are_reported(monkeypatch: pytest.Monke
     assert old == "cuda:2 (old) is left out: torch is built for sm_75, sm_80, sm_90"
 
 
+def test_a_metal_that_does_not_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def fail() -> int:
+        raise RuntimeError("no device\nmore lines")
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", fail)
+    found = probe_machine()
+    assert found.mps_bytes is None
+    assert found.notes == ("Metal does not start: no device",)
+
+
 def test_a_gpu_of_amd_for_which_torch_is_not_built_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

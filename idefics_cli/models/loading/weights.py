@@ -116,8 +116,8 @@ def load_weights(
             _save(model, folder, source)
         except ModelError as error:
             # The model is loaded and works, so this is no error here. `idefics models quantize`
-            # reports it.
-            _log.info("%s", error)
+            # reports it as one.
+            _log.warning("the next start quantizes again: %s", error)
     return model
 
 
@@ -142,6 +142,7 @@ def store_quantized(source: Source, *, report: Progress) -> Path:
 
 def _load_kept(folder: Path, source: Source) -> Model | None:
     """Return the model with the weights in *folder*; remove damaged weights and return None."""
+    problem: object = "they are damaged or incomplete"
     if quantized_store.is_whole(folder):
         try:
             if source.kernels.quantizes:
@@ -149,8 +150,9 @@ def _load_kept(folder: Path, source: Source) -> Model | None:
             config = config_class(source.config.model_type).from_pretrained(folder)
             return _from_files(replace(source, folder=folder, config=cast("Config", config)))
         except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
-            # An older bitsandbytes may have written the weights. They are quantized again.
-            _log.info("%s", error)
+            # An older bitsandbytes may have written the weights.
+            problem = error
+    _log.warning("the kept weights are quantized again: %s", problem)
     quantized_store.remove_folder(folder)
     return None
 

@@ -97,6 +97,16 @@ def find_caution(attention: Attention, family: str) -> str | None:
     return f"{attention} {known}" if known and attention in FLASH else None
 
 
+def find_slowness(attention: Attention) -> str | None:
+    """Return a warning if *attention* decodes more slowly than `sdpa`, or None."""
+    if attention not in FLASH:
+        return None
+    return (
+        f"{attention} decodes without CUDA graphs, which is slower than `--attention sdpa`; for "
+        "pictures, `sdpa` has a kernel of the same kind"
+    )
+
+
 def _package_problem(attention: Attention, flash: Flash, machine: Machine) -> Problem | None:
     version, hint = machine.versions.get(flash.distribution), f"{flash.install}; {_USE_SDPA}"
     if not version:

@@ -107,6 +107,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
             format_4bit=option.format_4bit,
         ),
         attention.find_caution(spec.attention, facts.family),
+        attention.find_slowness(spec.attention),
         _large_quantized(context),
         _missed_gpu(context),
         _unsplit(context),

@@ -132,7 +132,9 @@ def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(spec: LoadSpec)
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "no manifest", "a file is gone"])
-def test_what_is_damaged_is_made_again(spec: LoadSpec, damage: str) -> None:
+def test_what_is_damaged_is_made_again_with_a_warning(
+    spec: LoadSpec, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     place = keep_quantized(spec)
     (weight,) = place.glob("*.safetensors")
     data = bytearray(weight.read_bytes())
@@ -148,6 +150,7 @@ def test_what_is_damaged_is_made_again(spec: LoadSpec, damage: str) -> None:
     assert not quantized_store.is_whole(place)
     model, phases = load_all(spec)
     assert "keeping the quantized weights" in phases
+    assert "quantized again: they are damaged or incomplete" in caplog.text
     assert quantized_store.is_whole(place)
     assert_same(model, load(replace(spec, quantized_folder=None)).model)
 

@@ -142,8 +142,9 @@ def caption_job(
     output: CaptionOutput,
 ) -> CaptionJob:
     """Return the job; if there are no *questions*, it asks the default prompt of the model."""
-    from idefics_cli.caption.job import CaptionJob, CaptionQuestion
+    from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_readers
     from idefics_cli.caption.sinks import SINKS
+    from idefics_cli.hardware.system import count_cores
     from idefics_cli.models.hub.registry import default_caption_prompt
 
     settings = invocation.settings
@@ -157,6 +158,7 @@ def caption_job(
         mode="chat" if plan.spec.chats else "complete",
         sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
         batch_size=settings.batch_size or automatic_batch(plan),
+        readers=automatic_readers(plan.spec.device, count_cores()),
         is_batch_automatic=settings.batch_size is None,
         columns=listing.columns,
         text_extension=_text_extension(settings.text_extension),
