@@ -210,7 +210,7 @@ class PictureOpener:
         thumbnail = image.copy()
         thumbnail.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
         self._appearances[staged.digest] = _Appearance(
-            width, height, is_turned(staged.data), shown_part(staged.data), thumbnail
+            width, height, is_turned(staged.data), shown_part(io.BytesIO(staged.data)), thumbnail
         )
         while len(self._appearances) > _MOST_APPEARANCES:
             self._appearances.popitem(last=False)

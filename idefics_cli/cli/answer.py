@@ -28,7 +28,6 @@ from idefics_cli.core.types import (
     Completion,
     Finish,
     GenerationRequest,
-    ImageLimits,
     Message,
     Part,
     TokenChunk,
@@ -61,7 +60,7 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
         return
     request = _request(invocation, text, sources)
     # A bad picture is reported before the plan, which takes seconds to probe the machine.
-    check_images(request.attachments, image_limits(invocation.settings))
+    _check_images(invocation, request.attachments)
     plan = plan_for(invocation)
     if request.mode == "chat" and not plan.spec.chats:
         raise base_model_error(plan.spec.name or plan.spec.repo)
@@ -95,25 +94,30 @@ def show_plan(invocation: Invocation, plan: Plan) -> None:
         invocation.console.report(render_plan(plan))
 
 
-def check_images(attachments: Sequence[Attachment], limits: ImageLimits) -> None:
+def _check_images(invocation: Invocation, attachments: Sequence[Attachment]) -> None:
     """Open the pictures that are files, so that a bad one is found before the model is loaded.
 
-    Downloads, stdin and the clipboard are not checked, because the engine reads them later, and a
-    second read could give another picture. JPEGs are decoded at an eighth of their size. That is
-    quick, and finds most defects.
+    A note says which page or frame of a file the model sees. Downloads, stdin and the clipboard are
+    not checked, because the engine reads them later, and a second read could give another picture.
+    JPEGs are decoded at an eighth of their size. That is quick, and finds most defects.
 
     Raises:
         ImageError: If a picture cannot be opened or is over a limit.
     """
     if not attachments:
         return
-    from idefics_cli.images.loader import ImageLoader
+    from idefics_cli.images.loader import ImageLoader, shown_part
+    from idefics_cli.images.sources import ImageSources
 
+    limits = image_limits(invocation.settings)
     loader = ImageLoader(limits)
     for attachment in attachments:
         source = attachment.source
         if source != STDIN and not is_address(source) and not is_clipboard(source):
             loader.open(attachment, draft_edge=1).close()
+            with ImageSources(limits, offline=True, stdin=None).open(source) as stream:
+                if part := shown_part(stream):
+                    invocation.console.note(f"of `{describe_source(source)}` the model sees {part}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,15 +276,15 @@ def is_turned(data: bytes) -> bool:
     return False
 
 
-def shown_part(data: bytes) -> str:
-    """Return what `ImageLoader.open` shows of the readable picture file *data*.
+def shown_part(stream: BinaryIO) -> str:
+    """Return what `ImageLoader.open` shows of the readable picture file *stream*.
 
     Returns:
         As `page 1 of 4` or `one frame of an animation`; "" for the whole picture.
     """
-    plugin = identify(data[:HEAD_BYTES]).plugin or ""
     try:
-        stream = io.BytesIO(data)
+        plugin = identify(stream.read(HEAD_BYTES)).plugin or ""
+        stream.seek(0)
         image = _open_with(plugin, stream)
         if not getattr(image, "is_animated", False):
             return ""

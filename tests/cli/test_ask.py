@@ -195,6 +195,21 @@ def test_pictures_come_before_the_text_in_the_order_given(picture: str) -> None:
     )
 
 
+def test_the_page_of_a_file_with_several_is_told(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "green")]
+    for name in ("scan.tif", "moving.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "one.png")
+    sources = [word for name in ("scan.tif", "moving.gif", "one.png")
+               for word in ("-i", str(tmp_path / name))]  # fmt: skip
+    code, out, err = run("ask", "What?", *sources, services=World(FakeEngine("Red.")).services)
+    assert (code, out) == (0, "Red.\n")
+    assert err == (
+        f"note: of `{tmp_path}/scan.tif` the model sees page 1 of 3\n"
+        f"note: of `{tmp_path}/moving.gif` the model sees one frame of an animation\n"
+    )
+
+
 def test_a_system_instruction_is_a_message_of_its_own_that_precedes() -> None:
     world = World(FakeEngine("x"))
     run("ask", "Hi", "-s", "Be brief.", services=world.services)
