@@ -66,3 +66,19 @@ def _are_channels_in_order(boxes: bytes) -> bool:
     (count,) = struct.unpack_from(">H", boxes, place + 4)
     rows = struct.iter_unpack(">HHH", boxes[place + 6 : place + 6 + 6 * count][: 6 * count])
     return all(colour in (0, channel + 1) for channel, kind, colour in rows if kind == _COLOUR)
+
+
+def resolutions(head: bytes) -> int:
+    """Return how often the size of a picture can be halved while it is decoded; 0 if unknown."""
+    place = head.find(b"\xff\x4f\xff\x51") + 2
+    while place >= 2 and place + 10 <= len(head):
+        marker, length = struct.unpack_from(">HH", head, place)
+        if marker == _COD:
+            return head[place + 9]
+        if marker == _SOT or length < 2:
+            break
+        place += 2 + length
+    return 0
+
+
+_COD, _SOT = 0xFF52, 0xFF90  # coding style (A.6.1), and the first tile

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from PIL import Image, ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import describe_source, is_address
@@ -20,6 +21,8 @@ from idefics_cli.images.failures import as_image_error, unusable
 from idefics_cli.images.formats import HEAD_BYTES, RAW_PLUGIN, FileFormat, identify
 from idefics_cli.images.header import check_header, read_facts
 from idefics_cli.images.icons import select_icon
+from idefics_cli.images.jpeg2000 import HEAD_BYTES as HEAD_BYTES_OF_JPEG2000
+from idefics_cli.images.jpeg2000 import resolutions
 from idefics_cli.images.memory import MemoryBudget, decoding_bytes, limit_time, rgb_bytes
 from idefics_cli.images.pillow_setup import (
     lenient_decoding,
@@ -210,17 +213,12 @@ class ImageLoader:
             stream, size = select_icon(stream)
             self._check_size(size, job.source)
         check_header(job.plugin, stream)
-        is_jpeg = job.plugin == "JPEG"
         image = _open_with(job.plugin, stream)
         self._check_size(image.size, job.source)
         facts = read_facts(image, stream)
         self._check_size(image.size, job.source)
         header_size = image.size
-        # Only for JPEG, because drafts of other plugins differ: pillow-heif would return the
-        # embedded thumbnail.
-        if job.draft_edge is not None and is_jpeg:
-            image.draft(None, (job.draft_edge, job.draft_edge))
-        is_reduced = image.size != header_size
+        is_reduced = _reduce_while_decoding(job, image, stream)
         count = decoding_bytes(image, header_size[0] * header_size[1])
         with self._memory.reserve(None if job.is_alone else count):
             limit_time(image, job.plugin, self._decode_seconds)
@@ -248,6 +246,23 @@ class ImageLoader:
                 kind="too_large",
                 hint="raise --max-pixels, or shrink it first",
             )
+
+
+def _reduce_while_decoding(job: _Job, image: ImageFile.ImageFile, stream: BinaryIO) -> bool:
+    """Let the decoder of an unloaded *image* reduce it, if it can; return whether it does."""
+    size = image.size
+    # Only for these formats, because drafts of other plugins differ: pillow-heif would return the
+    # embedded thumbnail.
+    if job.draft_edge is not None and job.plugin == "JPEG":
+        image.draft(None, (job.draft_edge, job.draft_edge))
+    halvings = _factor(size, job.draft_edge).bit_length() - 1
+    # Means of palette indexes are other colours.
+    if isinstance(image, Jpeg2KImageFile) and halvings and image.mode not in ("P", "PA"):
+        stream.seek(0)
+        if halvings <= resolutions(stream.read(HEAD_BYTES_OF_JPEG2000)):
+            image.reduce = halvings
+            return True
+    return image.size != size
 
 
 def _factor(size: tuple[int, int], draft_edge: int | None) -> int:

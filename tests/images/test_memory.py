@@ -136,6 +136,23 @@ def test_a_large_picture_is_reduced_and_looks_the_same(
     assert reduced.getpixel((1049, 1999)) != reduced.getpixel((1050, 1999))
 
 
+@pytest.mark.parametrize(("levels", "tiles"), [(6, None), (1, None), (3, (1024, 1024))])
+def test_a_large_jpeg_2000_is_reduced_by_its_decoder(
+    levels: int, tiles: tuple[int, int] | None
+) -> None:
+    options: dict[str, object] = {"num_resolutions": levels, "irreversible": False}
+    if tiles:
+        options["tile_size"] = tiles
+    data = encoded(quadrants(*LARGE), "JPEG2000", **options)
+
+    reduced = opened(data, draft_edge=4000)
+
+    assert reduced.size == (4000, 2100)
+    assert reduced.info["original_size"] == LARGE
+    assert difference(corners(reduced), QUADRANTS) <= 4
+    assert reduced.getpixel((1999, 1049)) != reduced.getpixel((2000, 1050))
+
+
 @pytest.mark.parametrize("size", [(33_000_000, 1), (1, 12_000_000), (2, 9_000_000)])
 def test_a_line_of_pixels_is_reduced_too(size: tuple[int, int]) -> None:
     reduced = opened(encoded(Image.new("1", size, 1), "PNG"), draft_edge=100)
