@@ -105,11 +105,11 @@ def test_every_public_picture_has_a_row_within_two_gigabytes(tmp_path: Path) -> 
     )
 
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    end = re.search(r"captioned ([\d,]+) of ([\d,]+) in", done.stderr)
+    end = re.search(r"captioned ([\d,]+) of ([\d,]+)", done.stderr)
     assert end is not None, done.stderr[-2000:]
     captioned, listed = (int(number.replace(",", "")) for number in end.groups())
     failed = [row for row in rows if row["error_kind"]]
-    sys.stdout.write(f"{end[0]} s, {Counter(row['error_kind'] for row in failed)}\n")
+    sys.stdout.write(f"{end[0]}, {Counter(row['error_kind'] for row in failed)}\n")
     assert (len(rows), len(rows) - len(failed)) == (listed, captioned)
     assert len({row["file_name"] for row in rows}) == listed
     assert {row["error_kind"] for row in failed} <= EXPECTED_KINDS
