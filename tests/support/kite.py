@@ -1,4 +1,4 @@
-"""A made-up sixth model family, as a contributor adds one: this module, and its row."""
+"""A made-up model family, as a contributor adds one: this module, and its row."""
 
 from __future__ import annotations
 
