@@ -28,8 +28,8 @@ print(0, flush=True)
 import os
 os._exit(0)
 """
-# A script such as people copy it from the documentation of a model. It is timed from outside. With
-# `legacy=True`, Llama tokenizers give the right tokens; this takes no time.
+# A script like the examples in the documentation of models. Its time is measured from outside. With
+# `legacy=True`, Llama tokenizers give the right tokens; the flag takes no time.
 _SCRIPT = """\
 import sys
 import torch

@@ -17,8 +17,8 @@ from idefics_cli.core.types import CaptionRecord, ImageLimits, Progress
 from idefics_cli.engine.protocol import EngineFactory
 
 _PROBED = 3  # pictures that are captioned to estimate the time
-# If they take less time than this, more are captioned, for no longer than this: the first batch
-# of a fast model takes several times as long as later ones.
+# If they take less time than this, a second round of about this length at most follows, because the
+# first batch of a fast model takes several times as long as later ones.
 _QUICK_SECONDS = 2.0
 _BATCHES = 4  # most batches of these pictures
 
@@ -77,7 +77,7 @@ def seconds_per_picture(
 
 
 class _Probes:
-    """An iterator of the pictures that are captioned. The last record of a round may add another.
+    """An iterator of the pictures that are captioned. The end of the first round may add a second.
 
     Attributes:
         seconds: Seconds per picture of the last round; None if no picture was captioned.

@@ -80,7 +80,7 @@ def describe_resumed(conversation: Conversation, *, model: str, folder: Path) ->
 
 
 def describe_setting(key: str, value: object) -> str:
-    """Return the setting *key* with its value, as `plain = on`; None is a random value."""
+    """Return the setting *key* with its value, such as `plain = on`; None is a random value."""
     if value is None:
         return f"{key} = random"
     return f"{key} = {('off', 'on')[value] if isinstance(value, bool) else value}"

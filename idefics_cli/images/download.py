@@ -46,7 +46,7 @@ def download(
     the address may be from a list that somebody else wrote.
 
     Args:
-        url: An address; that of a server in the own network is fine.
+        url: An address. It may be that of a server in the local network.
         limits: Limits of bytes, redirects and time.
         is_public: Whether an IP address belongs to a server on the internet.
 

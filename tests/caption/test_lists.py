@@ -230,5 +230,8 @@ def test_a_picture_in_the_list_itself_is_a_line() -> None:
 
 def test_half_a_character_is_no_file_name() -> None:
     found = error(b'{"file_name": "a.jpg"}\n{"file_name": "\\ud800.png"}\n', "list.jsonl")
-    assert str(found) == "`list.jsonl`, line 2: `file_name` holds what no file name can have"
+    assert (
+        str(found)
+        == "`list.jsonl`, line 2: `file_name` holds a character that no file name can have"
+    )
     assert paths(b'{"file_name": "\\udcff.png"}\n', "list.jsonl") == ["\udcff.png"]

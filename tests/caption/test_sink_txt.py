@@ -239,7 +239,9 @@ def test_a_file_that_is_there_is_an_error_before_anything_is_done(photos: Path) 
     assert "--existing skip" in str(caught.value.hint)
 
     (photos / "c.txt").write_text("by hand")
-    with pytest.raises(UsageError, match=r"^2 of 3 captions exist already, as `photos/b.txt`$"):
+    with pytest.raises(
+        UsageError, match=r"^2 of 3 captions exist already, such as `photos/b.txt`$"
+    ):
         write(target("photos/a.jpg", "photos/b.jpg", "photos/c.jpg"))
     assert texts(photos) == {"b.txt": "by hand", "c.txt": "by hand"}
 

@@ -234,7 +234,7 @@ def test_prune_leaves_what_is_open(run: Run, tmp_path: Path) -> None:
     ("arguments", "error"),
     [
         ((), "error: prune needs --older-than or --keep\n"),
-        (("--older-than", "soon"), "not `soon`\nhint: as 12h, 30d or 8w\n"),
+        (("--older-than", "soon"), "not `soon`\nhint: for example 12h, 30d or 8w\n"),
         (("--older-than", "6m"), "not `6m`\n"),
         (("--keep", "-1"), "'--keep'"),
         (("--keep", "many"), "'--keep'"),

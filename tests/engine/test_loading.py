@@ -147,5 +147,5 @@ def test_a_checkpoint_without_some_of_its_weights_is_refused(
     gone = "model.connector.modality_projection.up_proj.weight"
     del weights[gone]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f"lacks 1 of its weights, as `{gone}`"):
+    with pytest.raises(ModelError, match=f"lacks 1 of its weights, such as `{gone}`"):
         LocalEngine(LoadSpec(repo=str(tmp_path), family="idefics2"))

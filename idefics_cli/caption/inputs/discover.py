@@ -247,7 +247,10 @@ def _below(path: str, root: str) -> str:
 
 
 def _file_name(text: str, base: str, file_list: FileList) -> str:
-    """Return the name that *text* means in a list: the rows of a run have escapes in odd names."""
+    """Return the file name that the entry *text* of a list stands for.
+
+    The output of an earlier run can be the list. There, `escaped_name` may have written the name.
+    """
     name = plain_name(text) if file_list.is_table else text
     return name if name == text or os.path.lexists(os.path.join(base, name)) else text
 

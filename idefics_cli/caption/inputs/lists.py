@@ -306,7 +306,9 @@ def _path(cells: dict[str, object] | dict[str, str], place: str) -> str:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:  # JSON can name half of a character, as "\\ud800"
-        raise UsageError(f"{place}: `{name}` holds what no file name can have") from None
+        raise UsageError(
+            f"{place}: `{name}` holds a character that no file name can have"
+        ) from None
     return path
 
 

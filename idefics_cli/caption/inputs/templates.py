@@ -251,8 +251,8 @@ def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict
     # A download or a pipe can be read only once, and the engine reads it for the model.
     if is_uri(picture.attachment.source) and not picture.attachment.source.startswith("data:"):
         raise PromptError(
-            f"the size of `{picture.key}` is not known for the prompt",
-            hint="`{width}` and `{height}` need files",
+            f"the size of `{picture.key}` is not known when its prompt is made",
+            hint="`{width}` and `{height}` are for pictures in local files",
         )
     loader, attachment = ImageLoader(limits), picture.attachment
     if data is None:

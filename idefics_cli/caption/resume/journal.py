@@ -271,7 +271,7 @@ class RunJournal:
         elif "commit" in fields:
             self.commit = text(fields["commit"])
         elif "fits" in fields:
-            # None of 0 would never answer anything.
+            # With 0 requests at a time, the run would never end.
             self.fits[text(fields["where"])] = max(1, number(fields["fits"]))
         else:
             raise ValueError("it has none of the known fields")

@@ -131,7 +131,7 @@ def _other_settings(journal: RunJournal, changes: Sequence[str]) -> UsageError:
 
 
 def differences(former: Settings, now: Settings) -> list[str]:
-    """Return the settings in which *now* differs from *former*, as `seed: 1, now 2`."""
+    """Return the settings in which *now* differs from *former*, such as `seed: 1, now 2`."""
     return [
         f"{name}: {_shown(former.get(name))}, now {_shown(now.get(name))}"
         for name in {**former, **now}

@@ -177,7 +177,7 @@ class LineSink(ABC):
 
 
 class _File:
-    """An unbuffered file that is written at its end; if a write fails, its bytes are cut off again.
+    """An unbuffered file to which rows are appended; a row that fails halfway is cut off again.
 
     Attributes:
         size: Number of bytes in the file; None for a device or a pipe.

@@ -125,7 +125,7 @@ class TxtSink:
         count, total = len(self._completed), len(self._paths)
         first = next(path for key, path in self._paths.items() if key in self._completed)
         what = f"`{first}` exists" if count == 1 else f"{count} of {total} captions exist"
-        example = "" if count == 1 else f", as `{first}`"
+        example = "" if count == 1 else f", such as `{first}`"
         return UsageError(
             f"{what} already{example}",
             hint="`--existing skip` leaves them alone; or overwrite, append, prepend",

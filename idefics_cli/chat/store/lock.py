@@ -121,5 +121,5 @@ def holder(path: Path) -> str:
 def _unlockable(path: Path, error: OSError) -> SessionError:
     return SessionError(
         f"cannot lock `{path}`: {(error.strerror or str(error)).lower()}",
-        hint="`--no-save` chats without keeping the session",
+        hint="`--no-save` chats without saving the session",
     )

@@ -119,7 +119,7 @@ def unwritable(what: str, error: OSError) -> SessionError:
     """Return the error for *what*, a session or a picture, that cannot be written."""
     return SessionError(
         f"cannot save {what}: {(error.strerror or str(error)).lower()}",
-        hint="free some space or check the permissions; `--no-save` chats without keeping",
+        hint="free some space or check the permissions; `--no-save` chats without saving",
     )
 
 

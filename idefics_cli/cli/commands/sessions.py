@@ -319,6 +319,6 @@ def _age(text: str | None) -> timedelta:
     if match is None:
         raise UsageError(
             f"--older-than must be a number of hours, days or weeks, not `{text}`",
-            hint="as 12h, 30d or 8w",
+            hint="for example 12h, 30d or 8w",
         )
     return timedelta(**{_UNITS[match[2]]: int(match[1])})

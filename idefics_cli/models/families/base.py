@@ -288,7 +288,7 @@ class Family:
             is_empty = not raw_text(request)
         if is_empty:
             raise PromptError(
-                "the prompt is empty", hint="ask something, as `idefics ask 'What is this?'`"
+                "the prompt is empty", hint="ask something, such as `idefics ask 'What is this?'`"
             )
 
     def break_control_tokens(self, text: str) -> str:

@@ -135,7 +135,7 @@ def section(config: Json, key: str) -> Json:
 
 
 def whole_number(value: object, default: int) -> int:
-    """Return *value* if it is a whole number, the largest one of a list, or else *default*."""
+    """Return *value*, or the largest whole number in it if it is a list; else *default*."""
     if isinstance(value, list):
         value = max((v for v in value if isinstance(v, int)), default=None)
     return value if isinstance(value, int) and not isinstance(value, bool) else default

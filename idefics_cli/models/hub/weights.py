@@ -151,7 +151,7 @@ def _check_names(names: Iterable[str], name: str) -> None:
     for key in names:
         if key.startswith(_PEFT_PREFIX) or _LORA.search(key):
             raise ModelError(
-                f"the weights of `{name}` have the names of a PEFT model, as `{key}`",
+                f"the weights of `{name}` have the names of a PEFT model, such as `{key}`",
                 hint="load it with PEFT, then `merge_and_unload()` and `save_pretrained(...)`",
             )
 

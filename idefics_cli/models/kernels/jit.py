@@ -208,7 +208,7 @@ class Code:
         build.position_at_end(end)
 
     def portions(self, total: ir.Value, sizes: Sequence[int]) -> Iterator[tuple[ir.Value, int]]:
-        """Divide the numbers from 0 to below *total* into portions; yield the first and the size.
+        """Divide the numbers below *total* into portions; yield the first number and size of each.
 
         The caller writes code once for each of *sizes*. The code for a size is repeated as often
         as the size fits into what the sizes before it have left.

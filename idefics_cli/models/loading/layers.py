@@ -55,7 +55,7 @@ class ChosenKernels:
 
     @property
     def quantizes(self) -> bool:
-        """Whether the kernels of the text model read quantized weights of ours."""
+        """Whether the kernels of the text model read weights that this tool quantized."""
         names = self._choice.text
         return any(self._kernels[name].weights in ("int8", "int4") for name in names)
 

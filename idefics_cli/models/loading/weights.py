@@ -186,19 +186,19 @@ def _from_files(
         KeyError: If *kept* lacks a layer.
     """
     spec, family = source.spec, find_family(source.spec.family)
+    name = spec.name or spec.repo
     model, found = model_class(source.config.model_type).from_pretrained(
         source.folder, output_loading_info=True, trust_remote_code=False, **_arguments(source)
     )
     if missing := sorted(found["missing_keys"]):
         # transformers fills missing weights with random numbers, and only warns.
         raise ModelError(
-            f"`{spec.name or spec.repo}` lacks {len(missing)} of its weights, as `{missing[0]}`",
+            f"`{name}` lacks {len(missing)} of its weights, such as `{missing[0]}`",
             hint=f"its files are incomplete; {fetch_again(spec)}",
         )
     if further := sorted(key for key in found["unexpected_keys"] if _OF_A_LAYER.search(key)):
         raise ModelError(
-            f"`{spec.name or spec.repo}` has weights for more layers than its config.json says, "
-            f"as `{further[0]}`",
+            f"`{name}` has weights for more layers than config.json says, such as `{further[0]}`",
             hint="copy config.json and the weights from one checkpoint",
         )
     if source.kernels.quantizes:

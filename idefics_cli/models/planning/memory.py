@@ -188,7 +188,7 @@ def estimate_memory(
     format_4bit: Format4bit = "nf4",
     forward: ForwardMemory = ON_CPU,
 ) -> MemoryNeed:
-    """Return the memory of a model for one picture and a reply; the runtime's own is not in it."""
+    """Return the memory of a model for one picture and a reply, without that of the runtime."""
     prompt = prompt_tokens(shape, splitting=splitting, context=context)
     return MemoryNeed(
         weights=weight_bytes(

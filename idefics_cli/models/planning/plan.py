@@ -305,7 +305,7 @@ def _missed_gpu(chosen: _Verdict, better: Sequence[_Verdict]) -> Problem | None:
 
 
 def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
-    """Raise a PlanError if a model runs on the CPU only because a GPU lacks a package.
+    """Raise a PlanError if a model runs on the CPU only because the GPU needs a missing package.
 
     A user who asks for quantized weights expects the speed of the GPU. So an error that names the
     package is better than a slow run on the CPU.

@@ -103,7 +103,7 @@ def test_an_adapter_is_named_beside_a_config(tmp_path: Path, has_weights: bool) 
 def test_the_names_of_a_peft_model_are_named(tmp_path: Path, key: str) -> None:
     weights = checkpoints.safetensors({key: [2, 2], "model.norm.weight": [2]})
     error = refusal(write(tmp_path, model__safetensors=weights))
-    assert f"the names of a PEFT model, as `{key}`" in str(error)
+    assert f"the names of a PEFT model, such as `{key}`" in str(error)
     assert "merge_and_unload" in str(error.hint)
 
 

@@ -184,7 +184,7 @@ REFUSED: list[tuple[str, str, Change, str, str]] = [
     ("idefics3", "preprocessor_config.json", set_to(resample=99),
      "Unknown resampling filter", "copy or download"),
     ("idefics2", "config.json", in_text(num_hidden_layers=1),
-     "has weights for more layers than its config.json says", "from one checkpoint"),
+     "has weights for more layers than config.json says", "from one checkpoint"),
     ("idefics2", "config.json", in_text(num_hidden_layers=3), "lacks 9 of its weights", "again"),
     ("idefics2", "config.json", in_text(hidden_size=64), "have other shapes", "one checkpoint"),
     ("idefics3", "config.json", in_text(hidden_act="nope"), "KeyError: 'nope'", "damaged"),

@@ -54,7 +54,7 @@ OPTIONS = (
         "did you mean `idefics2-8b`?"),
     Call("bench --shape idefics2-8b -m demo", UsageError,
         "--shape and --model exclude each other", "leave one of them out"),
-    Call("bench --layers 2", UsageError, "--layers needs `--shape`", "as `--shape idefics2-8b`"),
+    Call("bench --layers 2", UsageError, "--layers needs `--shape`", "try `--shape idefics2-8b`"),
     Call("bench --batch-sizes 1,two", UsageError,
         "--batch-sizes must be a whole number, not `two`"),
     Call("bench --contexts 0", UsageError, "--contexts must be from 1 to 1,000,000, not 0"),

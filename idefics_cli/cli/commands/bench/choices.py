@@ -121,7 +121,7 @@ def parse_weights(
             ("--keep-weights", folder),
         ):
             if given is not None:
-                raise UsageError(f"{flag} needs `--shape`", hint="as `--shape idefics2-8b`")
+                raise UsageError(f"{flag} needs `--shape`", hint="try `--shape idefics2-8b`")
         return None
     if has_model:
         raise UsageError("--shape and --model exclude each other", hint="leave one of them out")

@@ -1,6 +1,6 @@
 """CUDA graphs: a decode step is recorded once and replayed with one launch.
 
-No part of this has run on a GPU yet. The first replays of each recording are compared with the
+This code has not been run on a GPU yet. The first replays of each recording are compared with the
 function that was recorded, and graphs are switched off if the results differ.
 """
 

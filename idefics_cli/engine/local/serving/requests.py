@@ -122,7 +122,7 @@ class Lane:
 
     @property
     def has_room(self) -> bool:
-        """Whether a request waits for nothing but memory."""
+        """Whether a request waits, and enough slots are free; it may still lack memory."""
         return self.schedule.has_room(self.active)
 
     @property

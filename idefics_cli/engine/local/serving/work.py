@@ -71,7 +71,8 @@ class Work:
         """Remove the lanes without requests."""
         self.lanes = [lane for lane in self.lanes if lane.is_open]
         if not self.lanes:
-            # A limit that was found among earlier requests says nothing about later ones.
+            # The memory may have run out, which halves the number of slots. Later requests may need
+            # less memory, so they begin with all slots.
             self.interactive.schedule = self._interactive_schedule()
 
     def clear(self) -> list[OpenRequest]:

@@ -36,7 +36,7 @@ class SideStream(Protocol):
 
 
 class CudaSideStream:
-    """A CUDA stream with its own thread; it has not run on a GPU yet.
+    """A CUDA stream with its own thread. This code has not been run on a GPU yet.
 
     While transformers encodes pictures, it reads some results on the host, and waits for the device
     to compute them. In its own thread, this wait does not delay decoding.

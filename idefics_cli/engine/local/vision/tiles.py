@@ -35,7 +35,7 @@ class Group:
     """Tiles for one forward.
 
     Attributes:
-        height: Height of the highest tile in pixels.
+        height: Height of the tallest tile in pixels.
         width: Width of the widest tile in pixels.
         tiles: In the order of the forward.
         sizes: The size of each tile.

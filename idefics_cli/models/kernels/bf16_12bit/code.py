@@ -141,7 +141,7 @@ def _store_outlier(
     positions: ir.Value,
     values: ir.Value,
 ) -> None:
-    """Write the outlier of number *index*: its lane, its column, and its bfloat16 value."""
+    """Write outlier *index* of the list: its lane, its column, and its bfloat16 value."""
     (lane, column, value), build = outlier, code.builder
     offset, target = build.mul(index, code.number(8)), code.pointer(positions)
     code.store(build.trunc(lane, code.i32), target, offset)
@@ -331,7 +331,7 @@ def _write_rows(
 
 
 def _load_word(code: Code, packed: ir.Value, base: ir.Value, part: int) -> ir.Value:
-    """Return the exponents of a group: a word of 8 for each lane."""
+    """Return the exponents of a group: for each lane a word, which holds 8 of them."""
     lanes = vector_bytes() // 4
     offset = code.builder.add(base, code.number(_EXPONENTS_AT + 4 * lanes * part))
     return code.load(packed, offset, code.vector(code.i32, lanes))
