@@ -32,6 +32,7 @@ class PixelFacts:
         has_alpha: Whether the alpha channel is transparency. If not, it is ignored.
         may_be_blended: Whether the colours may be blended with white already. If they are, the
             alpha channel is ignored.
+        may_be_unset: Whether an alpha of 0 in all pixels means that there is none.
         frame: The part of the canvas that the first frame covers; None if it covers all. The rest
             is transparent.
         is_white_zero: Whether 0 is white in grey pictures of 16 bits or floats.
@@ -43,6 +44,7 @@ class PixelFacts:
 
     has_alpha: bool = True
     may_be_blended: bool = False
+    may_be_unset: bool = False
     frame: Box | None = None
     is_white_zero: bool = False
     grey_bits: int = 16

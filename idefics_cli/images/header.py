@@ -63,10 +63,22 @@ def _png(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
         image.seek(1)
     stream.seek(0)
     head = stream.read(_HEAD_BYTES)
+    _scale_colour_key(image, depth=head[24])
     return _hdr_facts(head[: head.find(b"IDAT")], b"cICP", "BB")
 
 
 _HEAD_BYTES = 1 << 16
+
+
+def _scale_colour_key(image: ImageFile.ImageFile, *, depth: int) -> None:
+    """Convert a colour key from the *depth* of its PNG to the 8 bits of the decoded samples."""
+    key = image.info.get("transparency")
+    if isinstance(key, tuple):
+        # Of a key, only the bits of a sample count. Of 16 bits, Pillow keeps the higher 8.
+        image.info["transparency"] = tuple(v >> 8 if depth == 16 else v & 0xFF for v in key)
+    elif isinstance(key, int) and image.mode == "L" and depth in (2, 4):
+        largest = (1 << depth) - 1
+        image.info["transparency"] = (key & largest) * 255 // largest
 
 
 def _base_media(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
@@ -86,7 +98,12 @@ def _hdr_facts(head: bytes, name: bytes, layout: str) -> PixelFacts:
     return PixelFacts(transfer=transfer, primaries=primaries) if is_hdr else PixelFacts()
 
 
-# DDS, PNM, Targa --------------------------------------------------------------------------
+# BMP, DDS, PNM, Targa --------------------------------------------------------------------------
+
+
+def _bmp(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    # Many programs name a mask of alpha but leave the alpha 0. Browsers show such a file opaque.
+    return PixelFacts(may_be_unset=True)
 
 
 def _tga(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
@@ -140,6 +157,7 @@ def _jpeg2000(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 
 Reader = Callable[[ImageFile.ImageFile, BinaryIO], PixelFacts]
 _READERS: dict[str, Reader] = {
+    "BMP": _bmp,
     "GIF": _gif,
     "PNG": _png,
     "AVIF": _base_media,

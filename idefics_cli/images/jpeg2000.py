@@ -10,6 +10,8 @@ HEAD_BYTES = 1 << 20
 """Number of bytes that `check_jpeg2000` needs."""
 
 _SIZ = struct.Struct(">8IH")  # sizes and offsets of the picture and its tiles, components (A.5.1)
+_FEWEST_BITS = 5
+_CIE_LAB, _CIE_JAB = 14, 19  # enumerated colour spaces (ISO/IEC 15444-2, M.11.7.3)
 _COLOUR = 0  # the type of a channel in `cdef` (I.5.3.6)
 
 
@@ -32,6 +34,15 @@ def check_jpeg2000(head: bytes, mode: str) -> None:
     # Pillow rounds deeper samples to 8 bits, and the largest ones overflow to 0: white is black.
     if max(depths, default=8) > 8 and not mode.startswith("I"):
         raise RareKind(f"with {max(depths)} bits a sample")
+    # Pillow shifts samples to 8 bits, so 1 bit gives 0 and 128. It also shifts the indices of a
+    # palette.
+    fewest = 8 if mode in ("P", "PA") else _FEWEST_BITS
+    if min(depths, default=8) < fewest:
+        raise RareKind(f"with {min(depths)} bits a sample")
+    if _is_palette_misread(head[:start], mode):
+        raise RareKind("with an unusual palette")
+    if _colour_space(head[:start]) in (_CIE_LAB, _CIE_JAB):
+        raise RareKind("with Lab colours")
     factors = list(zip(table[1::3], table[2::3], strict=True))
     if len(set(factors)) > 1 and not _is_plain_subsampling(factors, sizes, mode):
         raise RareKind("with subsampled colours of an odd size")
@@ -82,3 +93,30 @@ def resolutions(head: bytes) -> int:
 
 
 _COD, _SOT = 0xFF52, 0xFF90  # coding style (A.6.1), and the first tile
+
+
+def _is_palette_misread(boxes: bytes, mode: str) -> bool:
+    """Return whether there is a palette that Pillow ignores, shortens or assigns wrongly.
+
+    Pillow drops repeated colours, so that later indices move, and does not read the box `cmap`.
+    """
+    place = boxes.find(b"pclr")
+    if place < 0:
+        return False
+    if mode not in ("P", "PA") or len(boxes) < place + 7:
+        return True
+    count, columns = struct.unpack_from(">HB", boxes, place + 4)
+    start = place + 7 + columns
+    table = boxes[start : start + count * columns]
+    colours = {table[i : i + columns] for i in range(0, len(table), columns or 1)}
+    rows = boxes.find(b"cmap") + 4
+    is_in_order = rows < 4 or list(boxes[rows + 3 : rows + 4 * columns : 4]) == list(range(columns))
+    return len(colours) != count or not is_in_order
+
+
+def _colour_space(boxes: bytes) -> int | None:
+    """Return the enumerated colour space of the box `colr` (I.5.3.3); None if it has a profile."""
+    place = boxes.find(b"colr")
+    if place < 0 or len(boxes) < place + 11 or boxes[place + 4] != 1:
+        return None
+    return int.from_bytes(boxes[place + 7 : place + 11])

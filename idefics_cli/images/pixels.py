@@ -111,6 +111,8 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN, *, factor: int =
         image = _eight_bits(image, facts)
     if facts.may_be_blended and image.mode == "RGBA" and _is_over_white(image):
         facts = replace(facts, has_alpha=False)
+    if facts.may_be_unset and image.mode == "RGBA" and image.getchannel("A").getbbox() is None:
+        facts = replace(facts, has_alpha=False)
     if image.width * image.height > LARGE_PIXELS:
         upright = _rgb_in_bands(image, facts, factor)
     else:
@@ -129,10 +131,6 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN, *, factor: int =
 
 def _rgb(image: Image.Image, facts: PixelFacts) -> Image.Image:
     """Return an image of 8 bits in RGB, over white and in the colours of a screen."""
-    key = image.info.get("transparency")
-    if isinstance(key, tuple) and max(key) > 255:
-        # This is the colour key of a 16-bit PNG, whose samples Pillow has cut to 8 bits.
-        image.info["transparency"] = tuple(value >> 8 for value in key)
     if facts.transfer == 0:
         image = to_srgb(image)
     has_alpha = facts.has_alpha and image.has_transparency_data

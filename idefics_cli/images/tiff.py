@@ -10,10 +10,11 @@ from idefics_cli.images.pillow_setup import has_tiff_codec
 # Numbers of tags and their values, from TIFF 6.0, section 8, and Adobe's technical notes.
 _SUBFILE_TYPE, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 257, 258, 259, 262
 _SAMPLES, _STRIP_BYTES, _PLANAR, _COLOR_MAP, _INK_SET = 277, 279, 284, 320, 332
-_SAMPLE_FORMAT, _SUBSAMPLING = 339, 530
+_SAMPLE_FORMAT, _SUBSAMPLING, _REFERENCE = 339, 530, 532
 _WHITE_IS_ZERO, _SEPARATED, _YCBCR = 0, 5, 6
 _IN_PLANES, _SIGNED, _CMYK_INKS = 2, 2, 1
 _REDUCED, _MASK = 1, 4  # bits of the subfile type
+_HEADER_BYTES = 8
 _MOST_PAGES = 32
 
 
@@ -35,6 +36,7 @@ def read_tiff_facts(image: TiffImagePlugin.TiffImageFile) -> PixelFacts:
     _widen_color_map(image)
     if tags.get(_PLANAR) == _IN_PLANES:
         _correct_planes(image)
+    _correct_order(image)
     bits = _first(tags.get(_BITS), 1)
     if bits == 12:
         _correct_stride(image)
@@ -80,8 +82,17 @@ def _refuse_rare(image: TiffImagePlugin.TiffImageFile) -> None:
     is_raw = tags.get(_COMPRESSION, 1) == 1
     if photometric == _YCBCR and is_raw and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1):
         raise RareKind("with subsampled colours")
+    if photometric == _YCBCR and is_raw and not _is_full_range(tags.get(_REFERENCE)):
+        raise RareKind("with colours of video range")
     if image.mode == "L" and _first(tags.get(_SAMPLE_FORMAT), 1) == _SIGNED:
         raise RareKind("with signed samples")
+
+
+def _is_full_range(reference: object) -> bool:
+    """Return whether luma is from 0 to 255, by the tag `ReferenceBlackWhite`."""
+    if not isinstance(reference, tuple) or len(reference) < 2:
+        return True
+    return abs(float(reference[0])) < 8 and abs(float(reference[1]) - 255) < 8
 
 
 def _check_rows(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -90,6 +101,10 @@ def _check_rows(image: TiffImagePlugin.TiffImageFile) -> None:
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
     if bottom < height:
         raise MissingRows(f"only {bottom} of {height} rows")
+    # Without compression, Pillow reads each strip or tile from its offset, whatever is there. Some
+    # programs write no data for a strip without content, and the offset 0.
+    if not image.use_load_libtiff and any(tile.offset < _HEADER_BYTES for tile in image.tile):
+        raise MissingRows("a part has no data")
 
 
 def _widen_color_map(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -97,6 +112,30 @@ def _widen_color_map(image: TiffImagePlugin.TiffImageFile) -> None:
     values = image.tag_v2.get(_COLOR_MAP)
     if image.mode in ("P", "PA") and values and max(values) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(values))
+
+
+# libtiff returns samples in the order of bytes of this machine. For these raw modes, Pillow still
+# assumes the order of the file.
+_NATIVE = {
+    "F;32F": "F;32NF",
+    "F;32BF": "F;32NF",
+    "I;16S": "I;16NS",
+    "I;16BS": "I;16NS",
+    "I;32": "I;32N",
+    "I;32B": "I;32N",
+    "I;32S": "I;32NS",
+    "I;32BS": "I;32NS",
+}
+
+
+def _correct_order(image: TiffImagePlugin.TiffImageFile) -> None:
+    if image.use_load_libtiff:
+        image.tile = [
+            tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:]))
+            if isinstance(tile.args, tuple)
+            else tile
+            for tile in image.tile
+        ]
 
 
 def _correct_stride(image: TiffImagePlugin.TiffImageFile) -> None:

@@ -21,6 +21,7 @@ from tests.support.pictures import (
     png,
     quadrants,
     refusal,
+    tiff,
     with_filter_bytes,
 )
 
@@ -30,39 +31,6 @@ ALL_CLEAR = np.zeros((48, 64), np.uint8)
 
 
 # TIFF ----------------------------------------------------------------------------------------
-
-
-def tiff(samples: bytes, tags: dict[int, int | tuple[int, ...]], order: str = "<") -> bytes:
-    """Return a TIFF 6.0 file of one strip.
-
-    Args:
-        samples: The strip, or several of one size, one for each plane.
-        tags: SHORT values by tag. The size is 64 x 48 unless tags 256 and 257 say otherwise.
-        order: "<" or ">".
-    """
-    planes = tags.get(277, 1) if tags.get(284) == 2 else 1
-    assert isinstance(planes, int)
-    step = len(samples) // planes
-    rows: dict[int, tuple[str, tuple[int, ...]]] = {
-        tag: ("H", value if isinstance(value, tuple) else (value,))
-        for tag, value in ({256: 64, 257: 48, 259: 1} | tags).items()
-    }
-    rows[273] = ("I", tuple(8 + i * step for i in range(planes)))
-    rows[279] = ("I", (step,) * planes)
-    samples += b"\0" * (len(samples) % 2)
-    extra_at = 8 + len(samples) + 2 + 12 * len(rows) + 4
-    directory, extra = struct.pack(order + "H", len(rows)), b""
-    for tag, (kind, values) in sorted(rows.items()):
-        value = struct.pack(f"{order}{len(values)}{kind}", *values)
-        if len(value) > 4:
-            place = struct.pack(order + "I", extra_at + len(extra))
-            extra += value + b"\0" * (len(value) % 2)
-            value = place
-        code = 3 if kind == "H" else 4
-        directory += struct.pack(order + "HHI", tag, code, len(values)) + value.ljust(4, b"\0")
-    magic = b"II*\0" if order == "<" else b"MM\0*"
-    start = struct.pack(order + "I", 8 + len(samples))
-    return magic + start + samples + directory + bytes(4) + extra
 
 
 GREY = np.asarray(quadrants().convert("L")).astype(np.uint32)
