@@ -76,3 +76,8 @@ def too_many_bytes(source: str, limits: ImageLimits) -> ImageError:
 def is_uri(source: str) -> bool:
     """Whether *source* is stdin, the clipboard or a URI that a model can read, not a path."""
     return source == STDIN or _URI.match(source) is not None
+
+
+def as_path(name: str) -> str:
+    """Return the path *name* in a form that is no URI, as `./http:x.png`."""
+    return f"./{name}" if is_uri(name) else name

@@ -184,6 +184,35 @@ def test_a_name_that_datasets_cannot_read_is_an_error_of_that_picture(
 
 
 @linux_names
+@every_kind
+@pytest.mark.parametrize("name", ["http:x.png", "data:a,b.jpg", "file:c.jpg", "clipboard:.jpg"])
+def test_a_file_whose_name_looks_like_a_uri_has_a_row(
+    kind: str, name: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = photos / name
+    path.write_text(name)
+
+    first = caption(kind)
+    found = {row["file_name"] for row in rows(kind)}
+    again = caption(kind)
+    monkeypatch.chdir(photos)
+    inside = run(
+        "caption",
+        ".",
+        "-r",
+        "-o",
+        f"metadata.{kind}",
+        services=World(FakeEngine(describe)).services,
+    )
+
+    assert first.code == again.code == inside.code == 0
+    assert f"./{path.name}" in found
+    assert len(found) == len(NAMES) + 1
+    assert "nothing is left to caption" in again.err
+    assert "nothing is left to caption" in inside.err
+
+
+@linux_names
 def test_control_characters_in_a_name_are_data_in_json_and_an_error_in_csv(photos: Path) -> None:
     (photos / "\x1b\u202e\n.jpg").write_text("x")
     assert caption("jsonl").code == 0

@@ -22,7 +22,7 @@ from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
 from idefics_cli.caption.item import CaptionItem, Columns
 from idefics_cli.caption.sinks.rows import plain_name
 from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
-from idefics_cli.core.sources import is_uri, without_password
+from idefics_cli.core.sources import as_path, is_uri, without_password
 from idefics_cli.core.types import Attachment
 from idefics_cli.images.sources import no_such_file
 
@@ -201,7 +201,7 @@ class _Lister:
         source = os.path.join(os.curdir, path) if is_special else path
         key = posix(path)
         # The name of a file may look like a URI or be `-`: its key then starts with `./`.
-        key = f"./{key}" if is_uri(key) else key
+        key = as_path(key)
         return CaptionItem(key, Attachment(source), relative, columns)
 
     def _identity(self, path: str) -> str:

@@ -42,7 +42,7 @@ from idefics_cli.caption.resume.journal_lines import (
 )
 from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.sources import is_uri, without_password
+from idefics_cli.core.sources import as_path, is_uri, without_password
 from idefics_cli.core.types import CaptionRecord
 
 _VERSION = 2
@@ -349,7 +349,7 @@ def identity(file_name: str, folder: Path) -> str:
         path = os.path.relpath(path, os.path.abspath(folder))
     except ValueError:  # another drive
         return path
-    return path.replace(os.sep, "/")
+    return as_path(path.replace(os.sep, "/"))
 
 
 def _size(end: object) -> int | None:

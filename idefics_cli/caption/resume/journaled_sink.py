@@ -17,7 +17,7 @@ from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write, remove_unfinished, unfinished_path
-from idefics_cli.core.sources import is_uri
+from idefics_cli.core.sources import as_path, is_uri
 from idefics_cli.core.types import CaptionRecord
 
 MakeSink = Callable[[Target], Sink]
@@ -337,4 +337,4 @@ def _copy_head(path: Path, copy: Path, size: int) -> None:
 
 def _reachable(key: str, folder: Path) -> str:
     """Return the name of the picture *key* of a journal in *folder*, from the current folder."""
-    return key if is_uri(key) else Path(os.path.normpath(folder / key)).as_posix()
+    return key if is_uri(key) else as_path(Path(os.path.normpath(folder / key)).as_posix())

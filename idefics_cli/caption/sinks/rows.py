@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from idefics_cli.core.sources import is_uri
+from idefics_cli.core.sources import as_path, is_uri
 from idefics_cli.core.types import CaptionRecord
 
 Value = str | int | float | list[str] | None
@@ -81,8 +81,7 @@ def file_name(key: str, output: Path | None) -> str:
     if output is None or not is_below(key, output.parent):
         return key
     name = PurePath(os.path.relpath(key, output.parent)).as_posix()
-    # A name that looks like a URI gets `./` in front, as in a work list.
-    return f"./{name}" if is_uri(name) else name
+    return as_path(name)
 
 
 def is_below(key: str, folder: Path) -> bool:
