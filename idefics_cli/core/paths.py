@@ -33,6 +33,11 @@ def quantized_folder(environ: Mapping[str, str]) -> Path:
     return cache_folder(environ) / "quantized"
 
 
+def verdict_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder for the results of self-checks."""
+    return cache_folder(environ) / "checks"
+
+
 def hub_cache(environ: Mapping[str, str]) -> Path:
     """Return the cache of the Hugging Face Hub: `HF_HUB_CACHE`, `HF_HOME`/hub or ~/.cache/….
 

@@ -229,6 +229,7 @@ class LoadSpec:
         limits: Limits of the image loader.
         quantized_folder: Folder in which quantized weights are kept for later starts; None keeps
             none.
+        uses_graphs: Whether the engine may record decode steps as CUDA graphs.
     """
 
     repo: str
@@ -252,6 +253,7 @@ class LoadSpec:
     threads: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     quantized_folder: str | None = None
+    uses_graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True)

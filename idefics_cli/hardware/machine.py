@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from idefics_cli.core.imports import quick_imports
 from idefics_cli.core.paths import free_bytes, hub_cache
-from idefics_cli.hardware.system import count_cores, read_memory, read_processor
+from idefics_cli.hardware.system import count_cores, read_driver, read_memory, read_processor
 
 PACKAGES = (
     "idefics-cli",
@@ -96,6 +96,7 @@ class Machine:
         broken: Packages that cannot be imported, with the reason; only some are tried.
         torch_build: "cpu", "cuda 12.8" or "rocm 6.4"; None without torch.
         has_nvidia_driver: Whether there is an NVIDIA driver, even if torch cannot use it.
+        driver: Version of the NVIDIA driver; "" if there is none, or it is not known.
         notes: Problems that were found, in words for a user.
         cache: Folder of the Hugging Face cache.
         cache_free_bytes: Free space on the disk of the cache; None if unknown.
@@ -116,6 +117,7 @@ class Machine:
     broken: Mapping[str, str] = field(default_factory=dict)
     torch_build: str | None = "cpu"
     has_nvidia_driver: bool = False
+    driver: str = ""
     notes: tuple[str, ...] = ()
     cache: Path = Path()
     cache_free_bytes: int | None = None
@@ -156,6 +158,7 @@ def probe_machine(*, root: Path = Path("/")) -> Machine:
         broken=torch.broken,
         torch_build=torch.build,
         has_nvidia_driver=(root / "proc/driver/nvidia/version").exists(),
+        driver=read_driver(root),
         notes=torch.notes,
         cache=cache,
         cache_free_bytes=free_bytes(cache),

@@ -33,6 +33,12 @@ def read_processor(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
     return name or platform.processor() or "unknown processor", frozenset(flags)
 
 
+def read_driver(root: Path = Path("/")) -> str:
+    """Return the version of the NVIDIA driver; "" if there is none, or the system is not Linux."""
+    found = re.search(r"\s(\d+\.[\d.]+)\s", _read(root / "proc/driver/nvidia/version"))
+    return found[1] if found else ""
+
+
 def count_cores(root: Path = Path("/")) -> int:
     """Return how many physical cores the affinity and the CPU quota of this process allow."""
     try:

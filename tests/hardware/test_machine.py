@@ -12,7 +12,7 @@ import pytest
 from idefics_cli.core.units import GIB
 from idefics_cli.hardware import machine
 from idefics_cli.hardware.machine import Machine, probe_machine, runs_on
-from idefics_cli.hardware.system import count_cores, read_memory, read_processor
+from idefics_cli.hardware.system import count_cores, read_driver, read_memory, read_processor
 
 MEMORY = (16 * GIB, 8 * GIB)
 
@@ -112,6 +112,29 @@ def test_instruction_sets_decide_on_bfloat16(tmp_path: Path, flags: str, is_nati
 def test_arm_processors_name_their_features(tmp_path: Path) -> None:
     write(tmp_path, {"proc/cpuinfo": "processor : 0\nFeatures : fp asimd bf16 i8mm\n"})
     assert Machine(cpu_flags=read_processor(tmp_path)[1]).cpu_bf16
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC\n"
+            "GCC version:  gcc version 12.2.0\n",
+            "550.54.15",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n",
+            "580.65.06",
+        ),
+        ("something else", ""),
+    ],
+)
+def test_the_version_of_the_driver_is_read(text: str, expected: str, tmp_path: Path) -> None:
+    assert read_driver(write(tmp_path, {"proc/driver/nvidia/version": text})) == expected
+
+
+def test_without_a_driver_there_is_no_version(tmp_path: Path) -> None:
+    assert read_driver(tmp_path) == ""
 
 
 def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

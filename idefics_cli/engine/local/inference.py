@@ -92,6 +92,8 @@ class Inference:
         self.look_ahead = LookAhead(self.encoder, side_stream or side_stream_of(device))
         self._slots: Slots | None = None
         problem = self.slots_problem or (graphs_problem(model) if capture is None else None)
+        if not loaded.uses_graphs:
+            problem = "the plan switches them off"
         self._capture = None if problem else capture or CudaCapture(device)
         self._graphs = None if self._capture is None else Graphs(self._capture)
         _log.debug("decoding with CUDA graphs: %s", problem or "yes")

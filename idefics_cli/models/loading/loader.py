@@ -61,6 +61,7 @@ class Loaded:
         vocabulary: Number of rows of the embedding.
         vision_pixels: Maximum number of pixels in one forward of the vision tower, by the plan;
             None if the plan leaves it to the engine.
+        uses_graphs: Whether the plan allows CUDA graphs.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class Loaded:
     context_tokens: int
     vocabulary: int
     vision_pixels: int | None = None
+    uses_graphs: bool = True
 
 
 def load(
@@ -93,8 +95,7 @@ def load(
         MemoryLimitError: If it does not fit.
     """
     say = report or (lambda phase, share: None)
-    check_devices(spec)
-    kernels = ChosenKernels(spec.kernels, machine or probe_processor())
+    kernels = _checked_kernels(spec, machine)
     folder, revision = _find(spec, say)
     with _quiet_library(), library_errors(spec):
         config = load_config(folder)
@@ -111,6 +112,7 @@ def load(
         context_tokens=config.get_text_config().max_position_embeddings,
         vocabulary=_rows(model),
         vision_pixels=spec.vision_tiles and spec.vision_tiles * config.vision_config.image_size**2,
+        uses_graphs=spec.uses_graphs,
     )
 
 
@@ -197,6 +199,12 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
             f"the tokenizer of `{name}` gives other tokens than those the model was trained on",
             hint=_TOKENIZER_HINT,
         )
+
+
+def _checked_kernels(spec: LoadSpec, machine: Machine | None) -> ChosenKernels:
+    """Return the kernels of *spec*, after a check that its devices are here."""
+    check_devices(spec)
+    return ChosenKernels(spec.kernels, machine or probe_processor())
 
 
 def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:

@@ -11,28 +11,32 @@ from typing import get_args
 from idefics_cli.core.errors import PlanError
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import DECODING_BYTES, Attention, DtypeName, LoadSpec, Quantization
-from idefics_cli.core.units import format_size
 from idefics_cli.hardware.machine import Gpu, Machine, probe_machine
-from idefics_cli.models.hub.facts import ModelFacts, registry_facts
-from idefics_cli.models.planning import attention as attentions
-from idefics_cli.models.planning import quantization
+from idefics_cli.models.hub.facts import ModelFacts
+from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import reasons as plan_reasons
+from idefics_cli.models.planning.faults import FaultSieve
+from idefics_cli.models.planning.judging import (
+    JudgedPlacement,
+    check_missed_gpu,
+    find_missed_gpu,
+    judge_placement,
+    no_way_error,
+)
 from idefics_cli.models.planning.kernels import choose_kernels
 from idefics_cli.models.planning.needs import (
     Need,
     float32_modules,
     max_memory,
-    needs_of,
     with_larger_forwards,
 )
 from idefics_cli.models.planning.placement import (
-    Placement,
     PlanChoices,
     default_threads,
     list_placements,
 )
-from idefics_cli.models.planning.quantization import Problem
 from idefics_cli.models.planning.reasons import Reason
+from idefics_cli.models.planning.verdicts import Fault
 
 __all__ = [
     "Gpu",
@@ -47,7 +51,6 @@ __all__ = [
 ]
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_SUGGESTIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,38 +119,56 @@ def _need_record(need: Need) -> dict[str, object]:
     }
 
 
-def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan:
+def make_plan(
+    model: ModelFacts, choices: PlanChoices, machine: Machine, *, faults: Sequence[Fault] = ()
+) -> Plan:
     """Decide how *model* runs on *machine*.
 
     The plan is the first of `list_placements` that works.
+
+    Args:
+        model: What is known about the model.
+        choices: The user's choices.
+        machine: Where the model runs.
+        faults: What gave wrong results on this machine, and is left out.
 
     Raises:
         PlanError: If the machine cannot do what *choices* ask for, or if no way works.
     """
     _check_choices(choices, model)
     _check_device(choices.device or "auto", machine)
-    attention = _attention(choices)
-    options = list_placements(model, choices, machine)
-    verdicts = [_judge(option, model, attention, machine) for option in options]
-    chosen = next((v for v in verdicts if v.works), None)
-    if chosen is None:
-        raise _no_way(verdicts, model, choices, machine)
+    sieve, asked = FaultSieve(faults, model), _asked_attention(choices)
+    verdicts = [
+        judge_placement(option, model, attention, machine, sieve)
+        for option in list_placements(model, choices, machine)
+        for attention in sieve.attentions(option, asked)
+    ]
+    if (chosen := next((v for v in verdicts if v.works), None)) is None:
+        raise no_way_error(verdicts, model, choices, machine)
     if chosen.option.device == "cpu" and choices.quantization not in (None, "auto"):
-        _check_missed_gpu(verdicts)
-    needs, vision_tiles = with_larger_forwards(chosen.needs, chosen.option, model, attention)
-    spec = _spec(chosen, attention, model, choices, machine)
-    kernels = choose_kernels(spec, machine, is_stored=model.stored is not None)
-    spec = replace(spec, kernels=kernels, vision_tiles=vision_tiles)
+        check_missed_gpu(verdicts)
     better = verdicts[: verdicts.index(chosen)]
     context = plan_reasons.Context(
         facts=model,
         choices=choices,
         machine=machine,
         option=chosen.option,
-        needs=needs,
+        needs=chosen.needs,
         tried=tuple((v.option, v.needs) for v in better if v.problem is None),
-        missed=_missed_gpu(chosen, better),
+        missed=find_missed_gpu(chosen, better),
+        left_out=tuple(v.fault for v in better if v.fault is not None),
     )
+    return _plan_of(chosen, context, sieve)
+
+
+def _plan_of(chosen: JudgedPlacement, context: plan_reasons.Context, sieve: FaultSieve) -> Plan:
+    """Return the plan for the placement *chosen*, with its kernels and reasons."""
+    model, machine = context.facts, context.machine
+    needs, vision_tiles = with_larger_forwards(chosen.needs, chosen.option, model, chosen.attention)
+    spec = replace(_spec(chosen, model, context.choices, machine), vision_tiles=vision_tiles)
+    spec, faults = _with_kernels(spec, model, machine, sieve)
+    left_out = dict.fromkeys([*context.left_out, *faults])
+    context = replace(context, needs=needs, left_out=tuple(left_out))
     return Plan(
         spec=spec,
         facts=model,
@@ -158,54 +179,22 @@ def make_plan(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Plan
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """Whether one option works."""
-
-    option: Placement
-    needs: tuple[Need, ...]
-    problem: Problem | None
-
-    @property
-    def works(self) -> bool:
-        return self.problem is None and not self.missing
-
-    @property
-    def missing(self) -> int:
-        return sum(need.missing for need in self.needs)
-
-    @property
-    def is_on_gpu(self) -> bool:
-        """Whether GPUs hold all weights."""
-        return bool(self.option.gpus) and not self.option.offload
-
-    @property
-    def is_missed(self) -> bool:
-        """Whether only a package is missing to run the model on GPUs."""
-        return self.is_on_gpu and self.problem is not None and not self.missing
-
-
-def _judge(
-    option: Placement, model: ModelFacts, attention: Attention, machine: Machine
-) -> _Verdict:
-    problem = quantization.find_problem(
-        option.quantization,
-        device=option.device,
-        machine=machine,
-        shape=model.shape,
-        format_4bit=option.format_4bit,
-        is_stored=model.stored is not None,
-    ) or attentions.find_problem(
-        attention, family=model.family, dtype=option.dtype, gpus=option.gpus, machine=machine
-    )
-    if problem is None and option.is_spread and not machine.has("accelerate"):
-        problem = Problem("several devices need the package accelerate", "pip install accelerate")
-    return _Verdict(option, needs_of(option, model, attention, machine), problem)
+def _with_kernels(
+    spec: LoadSpec, model: ModelFacts, machine: Machine, sieve: FaultSieve
+) -> tuple[LoadSpec, list[Fault]]:
+    """Return *spec* with sound kernels and graphs, and the faults of those that are left out."""
+    faults, is_stored = sieve.kernels(spec.device), model.stored is not None
+    wanted = choose_kernels(spec, machine, is_stored=is_stored)
+    sound = {name: kernel for name, kernel in KERNELS.items() if name not in faults}
+    kernels = choose_kernels(spec, machine, is_stored=is_stored, kernels=sound)
+    left_out = [fault for name, fault in faults.items() if name in wanted.names]
+    if (graphs := sieve.graph_fault(spec)) is not None:
+        left_out.append(graphs)
+    return replace(spec, kernels=kernels, uses_graphs=graphs is None), left_out
 
 
 def _spec(
-    chosen: _Verdict,
-    attention: Attention,
+    chosen: JudgedPlacement,
     model: ModelFacts,
     choices: PlanChoices,
     machine: Machine,
@@ -222,11 +211,11 @@ def _spec(
         dtype=option.dtype,
         quantization=option.quantization,
         format_4bit=option.format_4bit,
-        attention=attention,
+        attention=chosen.attention,
         device=option.device,
         device_map="auto" if option.is_spread else None,
         max_memory=max_memory(chosen.needs, option),
-        float32_modules=float32_modules(option, model, attention),
+        float32_modules=float32_modules(option, model, chosen.attention),
         splitting=None if own or model.splitting is None else option.splitting,
         offline=choices.offline,
         threads=choices.threads or default_threads(option, model, machine),
@@ -234,12 +223,11 @@ def _spec(
     )
 
 
-def _attention(choices: PlanChoices) -> Attention:
-    chosen = choices.attention or "auto"
+def _asked_attention(choices: PlanChoices) -> Attention | None:
     for name in get_args(Attention):
-        if chosen == name:
+        if choices.attention == name:
             return name  # type: ignore[no-any-return] # a member of the Literal
-    return "sdpa"
+    return None
 
 
 def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
@@ -295,96 +283,3 @@ def _check_device(device: str, machine: Machine) -> None:
         hint="; ".join(machine.notes)
         or "`nvidia-smi` shows whether the driver sees one; `--device auto` uses what there is",
     )
-
-
-def _missed_gpu(chosen: _Verdict, better: Sequence[_Verdict]) -> Problem | None:
-    """Return why no GPU runs the model, if it would fit one of the *better* placements."""
-    if chosen.is_on_gpu:
-        return None
-    return next((verdict.problem for verdict in better if verdict.is_missed), None)
-
-
-def _check_missed_gpu(verdicts: Sequence[_Verdict]) -> None:
-    """Raise a PlanError if a model runs on the CPU only because the GPU needs a missing package.
-
-    A user who asks for quantized weights expects the speed of the GPU. So an error that names the
-    package is better than a slow run on the CPU.
-    """
-    for verdict in verdicts:
-        if verdict.is_missed and verdict.problem is not None:
-            hint = f"{verdict.problem.hint}; or `--device cpu`, which needs no package"
-            raise PlanError(verdict.problem.message, hint=hint)
-
-
-def _no_way(
-    verdicts: Sequence[_Verdict], model: ModelFacts, choices: PlanChoices, machine: Machine
-) -> PlanError:
-    """Return the error for a model that cannot run in any way that agrees with *choices*."""
-    possible = [v for v in verdicts if v.problem is None]
-    if not possible:
-        problem = next(v.problem for v in verdicts if v.problem is not None)
-        return PlanError(problem.message, hint=problem.hint)
-    # These problems are of options that would fit into memory, and lack only a package.
-    problems = [v.problem for v in verdicts if v.problem is not None and not v.missing]
-    best = min(possible, key=lambda v: v.missing)
-    short = max(best.needs, key=lambda need: need.missing)
-    if best.option.is_spread:
-        needed = sum(need.total for need in best.needs)
-        usable = sum(need.usable for need in best.needs)
-        where = " and ".join(need.device for need in best.needs)
-    else:
-        needed, usable, where = short.total, short.usable, short.device
-    free = sum(need.free for need in best.needs)
-    return PlanError(
-        f"`{model.name}`{_asked(choices)} needs {format_size(needed)} on {where}, and "
-        f"{format_size(usable)} of {format_size(free)} free memory are usable",
-        hint="; ".join(_ways_out(model, choices, machine, problems)),
-    )
-
-
-def _asked(choices: PlanChoices) -> str:
-    flags = [
-        f"--{name} {value}"
-        for name in ("quantization", "dtype", "attention")
-        if (value := getattr(choices, name)) not in (None, "auto")
-    ]
-    if choices.splitting:
-        flags.append("--splitting")
-    return f" with `{' '.join(flags)}`" if flags else ""
-
-
-def _ways_out(
-    model: ModelFacts, choices: PlanChoices, machine: Machine, problems: Sequence[Problem]
-) -> list[str]:
-    ways = []
-    relaxed = replace(choices, quantization=None, dtype=None, attention=None, splitting=None)
-    for other in (relaxed, replace(relaxed, device=None)):
-        option = None if other == choices else _first(model, other, machine)
-        if option is not None:
-            ways.append(_as_flags(option) + " would fit")
-            break
-    if not ways and problems:
-        ways.append(problems[0].hint)
-    smaller = [
-        facts
-        for facts in registry_facts()
-        if facts.chats
-        and facts.parameters < model.parameters
-        and _first(facts, replace(relaxed, revision=None), machine) is not None
-    ]
-    smaller.sort(key=lambda facts: facts.parameters, reverse=True)
-    if smaller:
-        ways.append(f"models that fit: {', '.join(f.name for f in smaller[:_SUGGESTIONS])}")
-    return ways
-
-
-def _first(model: ModelFacts, choices: PlanChoices, machine: Machine) -> Placement | None:
-    for option in list_placements(model, choices, machine):
-        if _judge(option, model, "sdpa", machine).works:
-            return option
-    return None
-
-
-def _as_flags(option: Placement) -> str:
-    device = option.device if not option.gpus or option.is_spread else option.gpus[0].device
-    return f"`--device {device} --quantization {option.quantization} --dtype {option.dtype}`"

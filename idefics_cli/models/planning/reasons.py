@@ -12,9 +12,11 @@ from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import attention, decoding, quantization
+from idefics_cli.models.planning.faults import as_warning
 from idefics_cli.models.planning.needs import Need
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
 from idefics_cli.models.planning.quantization import Problem
+from idefics_cli.models.planning.verdicts import Fault
 
 _ASKED = "asked for"
 _OPTION_FIELDS = tuple(field.name for field in fields(Placement))
@@ -42,6 +44,7 @@ class Context:
         tried: Better placements that were too large, best first, and the memory that they need.
         missed: Why a GPU on which the model fits cannot run it; None if a GPU holds the model, or
             none is large enough.
+        left_out: What a better plan would have, and computes wrongly on this machine.
     """
 
     facts: ModelFacts
@@ -51,6 +54,7 @@ class Context:
     needs: tuple[Need, ...]
     tried: tuple[tuple[Placement, tuple[Need, ...]], ...]
     missed: Problem | None = None
+    left_out: tuple[Fault, ...] = ()
 
     def asked(self, name: str) -> bool:
         """Whether the user gave a value for *name*, a field of `PlanChoices`."""
@@ -118,6 +122,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
             f"{format_size(context.needs[-1].weights)} of weights stay in RAM and are copied to "
             "the GPU for every word: expect seconds per word"
         )
+    found += [as_warning(fault) for fault in context.left_out]
     return (*(text for text in found if text), *context.machine.notes)
 
 
@@ -211,6 +216,8 @@ def _attention(context: Context, spec: LoadSpec) -> str:
 def _decoding(spec: LoadSpec) -> Reason:
     problem = decoding.slots_problem(spec.attention, is_spread=spec.device_map is not None)
     problem = problem or decoding.graphs_problem(spec.device, is_8bit=spec.quantization == "8bit")
+    if problem is None and not spec.uses_graphs:
+        problem = "CUDA graphs gave wrong results on this computer"
     if problem is not None:
         return Reason("decoding", "one kernel at a time", problem)
     why = "a recorded step replaces a thousand kernel launches"
