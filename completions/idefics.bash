@@ -29,7 +29,7 @@ _idefics_command() {
         ;;
     'idefics doctor')
         commands=''
-        flags='--model --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --offline --online --threads --json --verbose --quiet --help'
+        flags='--model --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --offline --online --threads --check --json --verbose --quiet --help'
         valued='-m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --threads=text'
         arguments=''
         ;;

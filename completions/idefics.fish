@@ -207,6 +207,7 @@ complete -c idefics -n '__idefics_at doctor' -l attention -l attn-implementation
 complete -c idefics -n '__idefics_at doctor' -l splitting -l no-splitting -d 'Cut large pictures into tiles, for more detail at a higher cost. (default: as the model was trained)'
 complete -c idefics -n '__idefics_at doctor' -l offline -l online -d 'Do not use the network'
 complete -c idefics -n '__idefics_at doctor' -l threads -x -d 'Number of CPU threads. (default: chosen for this machine)'
+complete -c idefics -n '__idefics_at doctor' -l check -d 'Compute known answers in every way that this machine has, and compare'
 complete -c idefics -n '__idefics_at doctor' -l json -d 'Print JSON'
 complete -c idefics -n '__idefics_at doctor' -s v -l verbose -d 'Also show the messages of the libraries'
 complete -c idefics -n '__idefics_at doctor' -s q -l quiet -d 'Show errors only'

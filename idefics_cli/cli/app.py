@@ -16,9 +16,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from idefics_cli import __version__
-from idefics_cli.cli.commands import ask, chat, completion, config, demo, doctor, models, sessions
+from idefics_cli.cli.commands import ask, chat, completion, config, demo, models, sessions
 from idefics_cli.cli.commands.bench import command as bench
 from idefics_cli.cli.commands.caption import command as caption
+from idefics_cli.cli.commands.doctor import command as doctor
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.help.option_suggestions import check_dashes, suggest_for_words, suggest_option
 from idefics_cli.cli.help.overview import overview

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
 from idefics_cli.core.errors import ModelError, PromptError
-from idefics_cli.core.paths import display_path, quantized_folder
+from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
 from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.core.units import format_size
 from idefics_cli.engine.protocol import Engine
@@ -18,6 +18,7 @@ from idefics_cli.engine.protocol import Engine
 if TYPE_CHECKING:
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine, Plan
+    from idefics_cli.models.planning.verdicts import Verdicts
 
 
 def image_limits(settings: Settings) -> ImageLimits:
@@ -94,9 +95,29 @@ def plan_for(
     )
     # The probe imports torch, which takes seconds.
     with invocation.console.status("starting"):
-        plan = make_plan(facts, choices, machine or services.probe())
+        machine = machine or services.probe()
+        verdicts = known_verdicts(invocation, machine, facts)
+        plan = make_plan(facts, choices, machine, faults=verdicts.faults)
     folder = str(quantized_folder(services.environ))
     return replace(plan, spec=replace(plan.spec, quantized_folder=folder))
+
+
+def known_verdicts(invocation: Invocation, machine: Machine, facts: ModelFacts) -> Verdicts:
+    """Return what checks of this machine found; GPUs that are new get a short check first.
+
+    Files that hold no verdict are ignored with a note.
+    """
+    from idefics_cli.models.planning.verdicts import read_verdicts
+
+    services = invocation.services
+    folder = verdict_folder(services.environ)
+    verdicts = read_verdicts(folder, machine)
+    for note in verdicts.notes:
+        invocation.console.note(note)
+    uses_gpus = (invocation.settings.device or "auto").startswith(("auto", "cuda"))
+    if not (machine.gpus and uses_gpus):
+        return verdicts
+    return services.probe_gpus(folder, verdicts, machine, facts.shape)
 
 
 def report_warnings(invocation: Invocation, plan: Plan) -> None:

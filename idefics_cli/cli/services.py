@@ -14,8 +14,12 @@ from idefics_cli.engine.factory import engine_factory
 from idefics_cli.engine.protocol import EngineFactory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from idefics_cli.models.families.spec import Shape
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine
+    from idefics_cli.models.planning.verdicts import Verdicts
 
 
 class FindFacts(Protocol):
@@ -44,6 +48,13 @@ def _failing_kernels(choice: KernelChoice) -> tuple[str, ...]:
     return find_failing_kernels(choice)
 
 
+def _probe_gpus(folder: Path, verdicts: Verdicts, machine: Machine, shape: Shape) -> Verdicts:
+    from idefics_cli.models.loading.device_check import is_here
+    from idefics_cli.selfcheck.keeping import probe_new_gpus
+
+    return probe_new_gpus(folder, verdicts, machine, shape, is_here=is_here)
+
+
 def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
     from idefics_cli.models.hub.facts import find_facts
 
@@ -67,6 +78,9 @@ class Services:
         broken_packages: Returns the packages that cannot be imported, each with the reason. This
             takes seconds.
         failing_kernels: Runs the self-tests of kernels, and returns the failures.
+        probe_gpus: Checks the attention of GPUs without a verdict, and returns all verdicts. Its
+            arguments are the folder of the verdicts, those in it, the machine, and the shape of
+            the model.
         find_facts: Looks up a model.
         clock: Returns seconds, for durations.
     """
@@ -77,5 +91,6 @@ class Services:
     probe: Callable[[], Machine] = _probe_machine
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
     failing_kernels: Callable[[KernelChoice], Collection[str]] = _failing_kernels
+    probe_gpus: Callable[[Path, Verdicts, Machine, Shape], Verdicts] = _probe_gpus
     find_facts: FindFacts = _find_facts
     clock: Callable[[], float] = time.perf_counter

@@ -222,6 +222,7 @@ INPUTS_AND_OUTPUTS = {
         "plot",
     },
     "demo": {"folder"},
+    "doctor": {"check"},
     "models": {"name", "remove"},
     "sessions": {
         "key",

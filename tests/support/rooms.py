@@ -15,6 +15,7 @@ RANK = {
     "chat": 4,
     "completion": 4,
     "demo": 4,
+    "selfcheck": 4,
     "ui": 5,
     "cli": 6,
 }

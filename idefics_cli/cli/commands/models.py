@@ -11,7 +11,7 @@ from idefics_cli.cli import options
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.core.errors import ModelError, PlanError
-from idefics_cli.core.paths import display_path, quantized_folder
+from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
 from idefics_cli.core.units import format_parameters, format_size
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec
 
@@ -139,6 +139,7 @@ def _remove_quantized(invocation: Invocation, facts: ModelFacts) -> None:
 def _quantize(invocation: Invocation, facts: ModelFacts) -> None:
     from idefics_cli.models.loading.loader import keep_quantized
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
+    from idefics_cli.models.planning.verdicts import read_verdicts
 
     settings, root = invocation.settings, quantized_folder(invocation.services.environ)
     method = "4bit" if settings.quantization in (None, "auto") else settings.quantization
@@ -150,7 +151,9 @@ def _quantize(invocation: Invocation, facts: ModelFacts) -> None:
         offline=settings.offline,
     )
     with invocation.console.status("starting"):
-        plan = make_plan(facts, choices, invocation.services.probe())
+        machine = invocation.services.probe()
+        faults = read_verdicts(verdict_folder(invocation.services.environ), machine).faults
+        plan = make_plan(facts, choices, machine, faults=faults)
     with invocation.console.status(f"quantizing {facts.name}") as progress:
         spec = replace(plan.spec, quantized_folder=str(root))
         folder = keep_quantized(spec, report=progress)
@@ -171,13 +174,16 @@ def _row(invocation: Invocation, spec: ModelSpec, machine: Machine) -> _Row:
     from idefics_cli.models.hub.cache import size_on_disk
     from idefics_cli.models.loading.quantized_store import list_stored
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
+    from idefics_cli.models.planning.verdicts import read_verdicts
 
     facts = invocation.services.find_facts(spec.name, revision=None, offline=True)
+    faults = read_verdicts(verdict_folder(invocation.services.environ), machine).faults
     entries = list_stored(quantized_folder(invocation.services.environ))
     kept = [entry.size_bytes for entry in entries if entry.repo == facts.repo]
     size = 0 if facts.folder is None else size_on_disk(facts.folder)
     try:
-        return _Row(spec, facts, size, sum(kept), make_plan(facts, PlanChoices(), machine), None)
+        plan = make_plan(facts, PlanChoices(), machine, faults=faults)
+        return _Row(spec, facts, size, sum(kept), plan, None)
     except PlanError as error:
         return _Row(spec, facts, size, sum(kept), None, error)
 

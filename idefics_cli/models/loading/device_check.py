@@ -16,7 +16,7 @@ def check_devices(spec: LoadSpec) -> None:
     """
     name = spec.name or spec.repo
     devices = {spec.device} if spec.device_map is None else _mapped_devices(spec)
-    if missing := sorted(device for device in devices if not _is_here(device)):
+    if missing := sorted(device for device in devices if not is_here(device)):
         raise PlanError(
             f"the plan for `{name}` names the device {', '.join(missing)}, "
             "which this computer or its torch lacks",
@@ -29,7 +29,8 @@ def _mapped_devices(spec: LoadSpec) -> set[str]:
     return {f"cuda:{number}" for number in numbers} or {spec.device}
 
 
-def _is_here(device: str) -> bool:
+def is_here(device: str) -> bool:
+    """Whether torch can use *device* on this computer."""
     kind, _, number = device.partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

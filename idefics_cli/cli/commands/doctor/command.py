@@ -5,19 +5,32 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from idefics_cli.cli import options
+from idefics_cli.cli.commands.doctor.check import check_machine
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import plan_for
 from idefics_cli.core.errors import EXIT_FAILURE, IdeficsError, ModelError
+from idefics_cli.core.paths import verdict_folder
 from idefics_cli.core.units import format_size
 
 if TYPE_CHECKING:
     from idefics_cli.models.planning.plan import Machine, Plan
+
+
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="Compute known answers in every way that this machine has, and compare.",
+        rich_help_panel=options.MODEL_PANEL,
+        show_default=False,
+    ),
+]
 
 
 def doctor(
@@ -31,6 +44,7 @@ def doctor(
     splitting: options.Splitting = None,
     offline: options.Offline = None,
     threads: options.Threads = None,
+    check: Check = False,
     json: options.Json = None,
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
@@ -39,16 +53,22 @@ def doctor(
 
     `idefics doctor -m idefics2-8b`
 
-    The last line says whether the model can run; if it cannot, the exit code is 1.
+    `idefics doctor --check -m idefics2-8b`
+
+    The last line says whether the model can run; if it cannot, the exit code is 1. With --check,
+    the exit code is 1 if a way to compute that a plan may choose gives wrong results.
     """
     invocation = begin_command(context)
     with invocation.console.status("checking this machine"):
         machine = invocation.services.probe()
         broken = {**machine.broken, **invocation.services.broken_packages()}
         machine = replace(machine, broken=broken)
+    if check:
+        raise typer.Exit(check_machine(invocation, machine))
     plan, problem = _plan(invocation, machine)
     if invocation.settings.json:
-        invocation.console.json(_anonymized(_record(machine, plan, problem)))
+        record = _record(machine, plan, problem) | {"checks": _checks(invocation, machine)}
+        invocation.console.json(_anonymized(record))
     else:
         _show(invocation, machine, plan, problem)
     if problem is not None:
@@ -81,16 +101,27 @@ def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, Idefic
 def _show(
     invocation: Invocation, machine: Machine, plan: Plan | None, problem: IdeficsError | None
 ) -> None:
+    from idefics_cli.models.planning.verdicts import read_verdicts
+    from idefics_cli.ui.views.check import render_verdicts
     from idefics_cli.ui.views.machine import render_machine
     from idefics_cli.ui.views.plan import render_plan
 
     console = invocation.console
     console.report(render_machine(machine))
+    if verdicts := read_verdicts(verdict_folder(invocation.services.environ), machine).by_device:
+        console.report(render_verdicts(verdicts))
     console.line("")
     if plan is not None:
         console.report(render_plan(plan))
         console.line("")
     console.report(_verdict(plan, problem))
+
+
+def _checks(invocation: Invocation, machine: Machine) -> list[dict[str, object]]:
+    from idefics_cli.models.planning.verdicts import read_verdicts
+
+    verdicts = read_verdicts(verdict_folder(invocation.services.environ), machine)
+    return [asdict(verdict) for verdict in verdicts.by_device.values()]
 
 
 def _verdict(plan: Plan | None, problem: IdeficsError | None) -> str:

@@ -1,0 +1,110 @@
+"""`idefics doctor --check`: every way of this machine answers what is known."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.core.errors import EXIT_FAILURE, ModelError
+from idefics_cli.core.paths import display_path, verdict_folder
+
+if TYPE_CHECKING:
+    from idefics_cli.hardware.machine import Machine
+    from idefics_cli.selfcheck.asking import KnownPicture
+    from idefics_cli.selfcheck.results import CheckResult
+    from idefics_cli.ui.views.check import CheckProgress
+
+# The pictures of this seed are none of the training, and every sound way describes them rightly.
+_SEED, _PICTURES = 7, 12
+_QUESTIONS = 2
+
+
+def check_machine(invocation: Invocation, machine: Machine) -> int:
+    """Check every way of *machine*, show the results, keep the verdict; return the exit code.
+
+    Raises:
+        ModelError: If torch or transformers cannot be imported, or a model is not known.
+    """
+    for package in ("torch", "transformers"):
+        if package in machine.broken:
+            raise ModelError(
+                f"{package} cannot be imported: {machine.broken[package]}",
+                hint=f"pip install --force-reinstall {package}",
+            )
+    from idefics_cli.selfcheck.results import is_sound
+    from idefics_cli.ui.views import check as view
+
+    console = invocation.console
+    progress = view.CheckProgress(console)
+    results: list[CheckResult] = []
+    with tempfile.TemporaryDirectory(prefix="idefics-check-") as folder:
+        try:
+            for result in _results(invocation, machine, Path(folder), progress):
+                results.append(result)
+                progress.show(result)
+        finally:
+            progress.clear()
+    note = _keep(invocation, results, machine)
+    if invocation.settings.json:
+        console.json(view.check_record(results, note))
+    else:
+        view.show_check(console, results, note)
+    return 0 if is_sound(results) else EXIT_FAILURE
+
+
+def _results(
+    invocation: Invocation, machine: Machine, folder: Path, progress: CheckProgress
+) -> Iterator[CheckResult]:
+    """Yield the results of attention, which takes the least time, and then of all ways."""
+    from idefics_cli.models.hub.registry import DEMO
+    from idefics_cli.selfcheck.attention import check_attention, targets_of
+    from idefics_cli.selfcheck.run import Examination, check_ways
+    from idefics_cli.selfcheck.ways import list_ways
+
+    settings, find_facts = invocation.settings, invocation.services.find_facts
+    built_in = find_facts(DEMO, revision=None, offline=True)
+    named = find_facts(settings.model, revision=settings.revision, offline=settings.offline)
+    examination = Examination(
+        built_in,
+        machine,
+        _draw_pictures(folder),
+        device=settings.device,
+        open_engine=lambda spec: invocation.services.make_factory(spec)(),
+        clock=invocation.services.clock,
+        say=progress.say,
+    )
+    targets = targets_of(list_ways(built_in, machine, device=settings.device))
+    progress.say(f"attention of {named.name}", 0)
+    yield from check_attention(targets, named.shape)
+    yield from check_ways(examination)
+
+
+def _draw_pictures(folder: Path) -> list[KnownPicture]:
+    from idefics_cli.demo.samples import write_samples
+    from idefics_cli.selfcheck.asking import KnownPicture
+
+    return [
+        KnownPicture(
+            folder / sample.file_name,
+            (
+                ("Describe this image.", sample.caption),
+                *((q.question, q.answer) for q in sample.questions[:_QUESTIONS]),
+            ),
+        )
+        for sample in write_samples(folder, count=_PICTURES, seed=_SEED)
+    ]
+
+
+def _keep(invocation: Invocation, results: list[CheckResult], machine: Machine) -> str:
+    """Keep the verdict of *results*; return where, or why not."""
+    from idefics_cli.selfcheck.keeping import keep_results
+
+    folder = verdict_folder(invocation.services.environ)
+    try:
+        keep_results(folder, results, machine)
+    except OSError as error:
+        return f"the verdict cannot be kept in {display_path(folder)}: {error.strerror or error}"
+    return f"plans read the verdict in {display_path(folder)}"

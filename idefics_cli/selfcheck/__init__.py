@@ -1,0 +1,1 @@
+"""The self-check of a machine: every way to compute answers questions whose answers are known."""

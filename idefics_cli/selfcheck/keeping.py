@@ -1,0 +1,90 @@
+"""The verdict of a check is kept for plans; on a new GPU, attention is checked at the first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from idefics_cli.core.types import DtypeName
+from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.families.spec import Shape
+from idefics_cli.models.planning.verdicts import Verdict, Verdicts, read_verdicts, write_verdict
+from idefics_cli.selfcheck.attention import AttentionTarget, check_attention
+from idefics_cli.selfcheck.results import CheckResult, ProbeRow, faults_of
+
+IsHere = Callable[[str], bool]
+
+
+def keep_results(
+    folder: Path, results: Sequence[CheckResult], machine: Machine, *, is_whole: bool = True
+) -> None:
+    """Keep a verdict for every device of *results*, in place of the earlier one.
+
+    Args:
+        folder: Folder of the verdicts.
+        results: Results of a check.
+        machine: This machine.
+        is_whole: Whether all ways were checked; False if only attention was.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    former = read_verdicts(folder, machine).by_device
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    answered = [result for result in results if result.status != "refused"]
+    devices = {r.device if isinstance(r, ProbeRow) else r.way.spec.device for r in answered}
+    for device in sorted(devices):
+        heads = [r.heads for r in answered if isinstance(r, ProbeRow) and r.device == device]
+        faults = faults_of(results, device)
+        if device in former:
+            # What an earlier check found about other shapes still holds.
+            faults += tuple(
+                fault
+                for fault in former[device].faults
+                if fault not in faults
+                and (not is_whole or fault.heads is not None)
+                and fault.heads not in heads
+            )
+            heads += former[device].heads
+        whole = is_whole or (device in former and former[device].is_whole)
+        verdict = Verdict(device, made, whole, tuple(dict.fromkeys(heads)), faults)
+        write_verdict(folder, verdict, machine)
+
+
+def probe_new_gpus(
+    folder: Path, verdicts: Verdicts, machine: Machine, shape: Shape, *, is_here: IsHere
+) -> Verdicts:
+    """Check the attention of the GPUs for which *verdicts* know nothing about *shape*.
+
+    This happens once for each shape of a model, driver and version.
+
+    Args:
+        folder: Folder of the verdicts.
+        verdicts: The verdicts in it.
+        machine: This machine.
+        shape: The shape of the model.
+        is_here: Whether torch can use a device.
+
+    Returns:
+        *verdicts*, with those of the new GPUs.
+    """
+    heads = f"{shape.heads}x{shape.kv_heads}x{shape.head_dim}"
+    new = []
+    for gpu in machine.gpus:
+        device = f"cuda:{gpu.index}"
+        known = verdicts.by_device.get(device)
+        if (known is None or heads not in known.heads) and is_here(device):
+            dtype: DtypeName = "bfloat16" if gpu.has_native_bf16 else "float16"
+            new.append(AttentionTarget(device, dtype, "sdpa"))
+    if not new:
+        return verdicts
+    rows = list(check_attention(new, shape))
+    try:
+        keep_results(folder, rows, machine, is_whole=False)
+    except OSError:
+        # The cache is read-only. Without a verdict on disk, the next start checks again.
+        found = {row.device: row for row in rows}
+        fresh = {d: Verdict(d, "", False, (heads,), faults_of(rows, d)) for d in found}
+        return Verdicts({**verdicts.by_device, **fresh}, verdicts.notes)
+    return read_verdicts(folder, machine)

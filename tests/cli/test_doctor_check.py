@@ -1,0 +1,162 @@
+"""`idefics doctor --check`: it passes here, names a broken kernel, and plans read its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from idefics_cli.cli.services import Services
+from idefics_cli.models.kernels.rms_norm import CpuRMSNorm
+from idefics_cli.models.planning.verdicts import NO_VERDICTS, Fault, Verdict, Verdicts
+from idefics_cli.selfcheck import run as run_module
+from idefics_cli.selfcheck import ways as ways_module
+from tests.support import machines
+from tests.support.commands import Ran, run
+
+
+def check(cache: Path, *arguments: str, **more: Any) -> Ran:
+    services = Services(environ={"XDG_CACHE_HOME": str(cache)})
+    return run("doctor", "-m", "demo", *arguments, services=services, **more)
+
+
+@pytest.fixture
+def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave one way besides the reference, so that a check takes a second."""
+    every = ways_module.list_ways
+
+    def first(*arguments: Any, **options: Any) -> list[ways_module.Way]:
+        return [next(iter(every(*arguments, **options)))]
+
+    monkeypatch.setattr(run_module, "list_ways", first)
+    monkeypatch.setattr(ways_module, "list_ways", first)
+
+
+@pytest.fixture
+def broken_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel for norms be off by 2 %."""
+    sound: Callable[..., Tensor] = CpuRMSNorm.forward
+
+    def forward(norm: CpuRMSNorm, activations: Tensor) -> Tensor:
+        out = sound(norm, activations)
+        return out + 0.02 * out.roll(1, -1)
+
+    monkeypatch.setattr(CpuRMSNorm, "forward", forward)
+
+
+def test_every_way_of_this_computer_is_sound(tmp_path: Path) -> None:
+    ran = check(tmp_path, "--check", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    record = ran.record
+    wrong = [row for row in record["ways"] + record["attention"] if row["status"] == "wrong"]
+    assert wrong == []
+    assert record["sound"] is True
+    right = [row for row in record["ways"] if row["status"] == "right"]
+    assert {row["dtype"] for row in right} == {"float32", "bfloat16", "float16"}
+    assert {row["quantization"] for row in right} == {"none", "8bit", "4bit"}
+    for row in right:
+        manners = {m["manner"]: (m["right"], m["total"]) for m in row["manners"]}
+        assert manners["one by one"] == (12, 12)
+        assert manners["chat"] == (9, 9)
+    assert record["verdict"].startswith("sound: ")
+    (kept,) = check(tmp_path, "--json").record["checks"]
+    assert (kept["device"], kept["is_whole"], kept["faults"]) == ("cpu", True, [])
+    shown = check(tmp_path).out
+    assert f"  cpu  {kept['made']} UTC, every way  nothing wrong" in shown.splitlines()
+
+
+@pytest.mark.usefixtures("one_way", "broken_norm")
+def test_a_broken_kernel_fails_the_check_is_named_and_left_out_of_plans(tmp_path: Path) -> None:
+    ran = check(tmp_path, "--check")
+    assert ran.code == 1
+    lines = ran.out.splitlines()
+    (row,) = (line for line in lines if line.startswith("  cpu float32 sdpa with kernels"))
+    assert "wrong: without rms_norm it is right: logits: 0 of 3 right; off by 0.0" in row
+    assert lines[-1].startswith("not sound: 1 of 3 ways are wrong, first cpu float32 sdpa")
+    assert ran.err.startswith("warning: cpu float32 sdpa with kernels: logits")
+
+    later = check(tmp_path)
+    assert later.code == 0
+    assert "! left out: the kernel `rms_norm` computes wrongly here (logits" in later.out
+    assert "wrong: the kernel `rms_norm`" in later.out
+    assert "rms_norm" not in check(tmp_path, "--json").record["plan"]["kernels"]["norm"]
+
+
+@pytest.mark.usefixtures("one_way")
+def test_a_person_reads_a_table_on_a_terminal_and_lines_in_a_pipe(tmp_path: Path) -> None:
+    piped = check(tmp_path, "--check")
+    assert piped.code == 0
+    head, *rows = piped.out.splitlines()
+    assert head.split() == ["way", "right", "time", "result"]
+    assert rows[0].split()[:4] == ["attention", "cpu", "float32", "cpu_sdpa"]
+    assert rows[-2] == f"plans read the verdict in {tmp_path / 'idefics' / 'checks'}"
+    assert rows[-1].startswith("sound: 3 ways right")
+    assert piped.err == ""
+    shown = check(tmp_path, "--check", terminal=True)
+    assert "\x1b[" in shown.err  # progress, which is erased
+    assert shown.out.splitlines()[-1].startswith("sound: 3 ways right")
+
+
+@pytest.mark.usefixtures("one_way")
+def test_a_verdict_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    (tmp_path / "idefics").touch()
+    ran = check(tmp_path, "--check")
+    assert ran.code == 0
+    assert "the verdict cannot be kept in " in ran.out
+
+
+def test_a_damaged_verdict_is_a_note_and_no_error(tmp_path: Path) -> None:
+    services = Services(
+        environ={"XDG_CACHE_HOME": str(tmp_path)}, probe=lambda: machines.gpus(machines.RTX_4090)
+    )
+    from idefics_cli.models.planning.verdicts import write_verdict
+
+    folder = tmp_path / "idefics" / "checks"
+    write_verdict(folder, Verdict("cuda:0", "", True), services.probe())
+    (path,) = folder.iterdir()
+    path.write_text("{")
+    ran = run("doctor", "-m", "demo", services=services)
+    assert ran.code == 0
+    assert ran.err.startswith("note: the check of cuda:0 in ")
+
+
+def doctor_on_new_gpu(found: Verdicts, *arguments: str) -> tuple[Ran, list[object]]:
+    probed: list[object] = []
+
+    def probe(folder: Path, verdicts: Verdicts, machine: object, shape: object) -> Verdicts:
+        probed.append(shape)
+        return found
+
+    services = Services(
+        environ={}, probe=lambda: machines.gpus(machines.RTX_4090), probe_gpus=probe
+    )
+    return run("doctor", *arguments, services=services), probed
+
+
+def test_a_plan_for_a_new_gpu_uses_what_its_probe_finds() -> None:
+    fault = Fault("cuda:0", "decode with a mask is off by 0.7", attention="sdpa")
+    found = Verdicts({"cuda:0": Verdict("cuda:0", "", False, (), (fault,))})
+    ran, probed = doctor_on_new_gpu(found, "-m", "idefics2-8b", "--json")
+    assert len(probed) == 1
+    assert ran.record["plan"]["attention"] == "eager"
+    assert any("decode with a mask is off" in text for text in ran.record["plan"]["warnings"])
+
+
+def test_nothing_is_probed_for_a_plan_on_the_processor() -> None:
+    _, probed = doctor_on_new_gpu(NO_VERDICTS, "-m", "idefics2-8b", "--device", "cpu")
+    assert probed == []
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_a_broken_library_is_one_error(package: str) -> None:
+    services = Services(
+        environ={},
+        probe=lambda: machines.cpu(24),
+        broken_packages=lambda: {package: "libfoo.so is missing"},
+    )
+    ran = run("doctor", "--check", services=services)
+    assert ran.code == 1
+    assert ran.err.startswith(f"error: {package} cannot be imported: libfoo.so is missing")
