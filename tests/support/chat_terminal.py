@@ -32,8 +32,9 @@ class Mode:
 MODES = (
     Mode("80 columns"),
     Mode("40 columns without colours", columns=40, environ={"NO_COLOR": "1"}),
-    Mode("dumb", environ={"TERM": "dumb"}, draws=False),
-    Mode("accessible", arguments=("--accessible",), draws=False),
+    # Wider than the lines, because readline scrolls a longer line by escape sequences.
+    Mode("dumb", columns=200, environ={"TERM": "dumb"}, draws=False),
+    Mode("accessible", columns=200, arguments=("--accessible",), draws=False),
 )
 
 
