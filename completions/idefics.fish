@@ -274,7 +274,7 @@ complete -c idefics -n '__idefics_at sessions export' -s q -l quiet -d 'Show err
 complete -c idefics -n '__idefics_at sessions export' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at sessions export' -k -a '(__idefics_answers sessions)'
 
-complete -c idefics -n '__idefics_at sessions rm' -l dry-run -d 'Print what would run, and why; only `caption` loads the model, if it is downloaded'
+complete -c idefics -n '__idefics_at sessions rm' -l dry-run -d 'Show what would be removed, and remove nothing'
 complete -c idefics -n '__idefics_at sessions rm' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at sessions rm' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at sessions rm' -k -a '(__idefics_answers sessions)'
@@ -282,7 +282,7 @@ complete -c idefics -n '__idefics_at sessions rm' -k -a '(__idefics_answers sess
 complete -c idefics -n '__idefics_at sessions prune' -l older-than -x -d 'Remove sessions that did not change for this time: 12h, 30d or 8w'
 complete -c idefics -n '__idefics_at sessions prune' -l keep -x -d 'Keep the last N sessions'
 complete -c idefics -n '__idefics_at sessions prune' -l json -d 'Print JSON'
-complete -c idefics -n '__idefics_at sessions prune' -l dry-run -d 'Print what would run, and why; only `caption` loads the model, if it is downloaded'
+complete -c idefics -n '__idefics_at sessions prune' -l dry-run -d 'Show what would be removed, and remove nothing'
 complete -c idefics -n '__idefics_at sessions prune' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at sessions prune' -s h -l help -d 'Show this message and exit'
 
@@ -330,7 +330,7 @@ complete -c idefics -n '__idefics_at completion show' -s q -l quiet -d 'Show err
 complete -c idefics -n '__idefics_at completion show' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at completion show' -a "bash\t'' zsh\t'' fish\t'' powershell\t''"
 
-complete -c idefics -n '__idefics_at completion install' -l dry-run -d 'Print what would run, and why; only `caption` loads the model, if it is downloaded'
+complete -c idefics -n '__idefics_at completion install' -l dry-run -d 'Print the path of the file, and do not write it'
 complete -c idefics -n '__idefics_at completion install' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at completion install' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at completion install' -a "bash\t'' zsh\t'' fish\t'' powershell\t''"

@@ -83,14 +83,14 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
         }
         'idefics sessions rm' = @{
             Commands = [ordered]@{}
-            Flags = [ordered]@{ '--dry-run' = 'Print what would run, and why; only `caption` loads the model, if it is downloaded'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Flags = [ordered]@{ '--dry-run' = 'Show what would be removed, and remove nothing'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @('sessions')
             Repeated = 'sessions'
         }
         'idefics sessions prune' = @{
             Commands = [ordered]@{}
-            Flags = [ordered]@{ '--older-than' = 'Remove sessions that did not change for this time: 12h, 30d or 8w'; '--keep' = 'Keep the last N sessions'; '--json' = 'Print JSON'; '--dry-run' = 'Print what would run, and why; only `caption` loads the model, if it is downloaded'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Flags = [ordered]@{ '--older-than' = 'Remove sessions that did not change for this time: 12h, 30d or 8w'; '--keep' = 'Keep the last N sessions'; '--json' = 'Print JSON'; '--dry-run' = 'Show what would be removed, and remove nothing'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{ '--older-than' = 'text'; '--keep' = 'text' }
             Arguments = @()
             Repeated = ''
@@ -153,7 +153,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
         }
         'idefics completion install' = @{
             Commands = [ordered]@{}
-            Flags = [ordered]@{ '--dry-run' = 'Print what would run, and why; only `caption` loads the model, if it is downloaded'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Flags = [ordered]@{ '--dry-run' = 'Print the path of the file, and do not write it'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @('words:bash,zsh,fish,powershell')
             Repeated = ''

@@ -71,7 +71,8 @@ def _deliver_all(
     while (event := _next(events, interrupts, delivery)) is not None:
         delivery.deliver(event)
         interrupts.is_patient = True  # the model is loaded
-        if max_failures is not None and delivery.failed > max_failures:
+        too_many = max_failures is not None and delivery.failed > max_failures
+        if too_many and not delivery.is_complete:
             return delivery.give_up("failures")
     if interrupts.stop.is_set() and not delivery.is_complete:
         return delivery.give_up("interrupted")

@@ -21,7 +21,12 @@ from idefics_cli.cli.commands.bench import command as bench
 from idefics_cli.cli.commands.caption import command as caption
 from idefics_cli.cli.commands.doctor import command as doctor
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
-from idefics_cli.cli.help.option_suggestions import check_dashes, suggest_for_words, suggest_option
+from idefics_cli.cli.help.option_suggestions import (
+    check_dashes,
+    closest_options,
+    suggest_for_words,
+    suggest_option,
+)
 from idefics_cli.cli.help.overview import overview
 from idefics_cli.cli.invocation import CONSOLE, services_of
 from idefics_cli.cli.services import Services
@@ -119,9 +124,9 @@ def _usage_error(
     if corrected := _command_line_with(getattr(error, "option_name", None), context, words):
         message = str(getattr(error, "message", message))
         hint = f"options follow the command, as in `{corrected}`"
-    elif suggestion := _suggest_option(context, error):
+    elif _is_unknown_option(error):
         message = str(getattr(error, "message", message))
-        hint = suggestion
+        hint = _suggest_option(context, error) or hint
     elif guess:
         hint = f"did you mean {rest}"
     elif possible := getattr(error, "possibilities", None):
@@ -130,11 +135,16 @@ def _usage_error(
     return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 
+def _is_unknown_option(error: Exception) -> bool:
+    return bool(getattr(error, "option_name", None)) and "no such option" in str(error).lower()
+
+
 def _suggest_option(context: typer.Context | None, error: Exception) -> str | None:
-    option = getattr(error, "option_name", None)
-    if context is None or option is None or "no such option" not in str(error).lower():
-        return None
-    return suggest_option(context.command_path, option)
+    option = str(getattr(error, "option_name", ""))
+    if context and (suggestion := suggest_option(context.command_path, option)):
+        return suggestion
+    near = closest_options(option, getattr(error, "possibilities", None) or ())
+    return f"did you mean {' or '.join(near)}?" if near else None
 
 
 def _command_line_with(

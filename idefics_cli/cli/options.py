@@ -47,6 +47,11 @@ def _option(
     )
 
 
+def dry_run(text: str) -> Any:
+    """Return the option `--dry-run` with the help *text*, for a command that runs no model."""
+    return typer.Option("--dry-run", help=text, rich_help_panel=OUTPUT_PANEL, show_default=False)
+
+
 def _help(setting: Setting) -> str:
     text = setting.help
     if setting.expectation:

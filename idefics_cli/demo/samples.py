@@ -127,7 +127,8 @@ def _shows(path: Path, scene: Scene) -> bool:
 
 def _taken_name(path: Path) -> UsageError:
     return UsageError(
-        f"`{path}` exists and holds something else", hint="choose an empty or a new folder"
+        f"`{path}` exists and holds something else",
+        hint="choose an empty or a new folder, or the former --count and --seed",
     )
 
 

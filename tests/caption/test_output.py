@@ -356,6 +356,34 @@ def test_the_page_of_a_resumed_run_has_the_former_rows_too(photos: Path) -> None
     assert len(shown()) == 4
 
 
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (("--fail-fast",), "stopped at the first failure"),
+        (("--max-failures", "1"), "stopped, because more than 1 picture failed"),
+    ],
+)
+def test_a_run_that_ends_early_says_why(photos: Path, limit: tuple[str, ...], told: str) -> None:
+    for picture in ("d.jpg", "e.jpg"):
+        (photos / picture).write_text(picture)
+    errors = {f"photos/{picture}.jpg": BAD for picture in "bd"}
+    world = World(FakeEngine(name, image_errors=errors))
+    ran = caption("-o", "out.jsonl", "--batch-size", "1", *limit, world=world)
+
+    assert ran.code == 3
+    assert f"note: {told}\nnote: the same command continues from here\n" in ran.err
+
+
+def test_a_run_whose_last_picture_is_one_failure_too_many_is_done(photos: Path) -> None:
+    (photos / "sub" / "c.png").unlink()
+    ran = caption("-o", "out.jsonl", "--max-failures", "0")
+
+    assert ran.code == 3
+    summary, note = ran.err.splitlines()[-2:]
+    assert summary.startswith("captioned 1 of 2")
+    assert note == "note: `out.jsonl.failures.txt` lists what failed"
+
+
 def test_a_page_of_somebody_else_is_kept_and_told_before_the_model_is_loaded() -> None:
     Path("gallery.html").write_text("mine")
     world = World(FakeEngine(name))

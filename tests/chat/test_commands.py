@@ -187,6 +187,14 @@ def test_retry_asks_the_same_again_with_other_sampling_for_once(tmp_path: Path) 
     assert [m.text for m in third.messages] == ["What?", "Two.", "And?"]
 
 
+def test_a_greedy_retry_does_not_promise_the_answer_that_was_there(tmp_path: Path) -> None:
+    # After `/drop` or `/system` the prompt is another one, and so may be its likeliest answer.
+    here = world(tmp_path, "One.", "Two.")
+    out, err, _ = here.talk("What?", "/retry")
+    assert out == "One.\nTwo.\n"
+    assert "the same prompt gets the same answer; `/retry temperature=0.7` varies it\n" in err
+
+
 def test_a_retry_that_fails_leaves_the_answer_that_was_there(tmp_path: Path) -> None:
     errors: list[Exception | None] = [None, MemoryLimitError("out of memory")]
     here = world(tmp_path, "One.", completion_error=lambda requests: errors.pop(0))

@@ -12,6 +12,7 @@ from idefics_cli.cli.services import Services
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.hub.facts import demo_folder, find_facts
 from idefics_cli.models.hub.registry import MODELS
+from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from tests.support import checkpoints, machines
 from tests.support.commands import Ran, run
@@ -81,6 +82,25 @@ def test_a_cached_model_is_listed_with_its_size(root: Path) -> None:
     assert after["smolvlm-256m"]["size_bytes"] == sum(map(len, content.values()))
     assert after["smolvlm-256m"]["download_bytes"] == 0
     assert not after["smolvlm-500m"]["cached"]
+
+
+def test_kept_quantized_weights_leave_the_table_in_shape_on_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = quantized_store.Stored(tmp_path, SMOLVLM, "4bit", 300 * 2**20)
+    monkeypatch.setattr(quantized_store, "list_stored", lambda root: iter([kept]))
+    services = Services(environ={"COLUMNS": "80"}, probe=lambda: machines.cpu(24))
+    lines = run("models", services=services, terminal=True).out.splitlines()
+
+    column = lines[0].index("HERE") + len("cpu bfloat16  ")
+    first, end = (
+        next(number for number, line in enumerate(lines) if line.startswith(model))
+        for model in ("smolvlm-256m", "smolvlm-500m")
+    )
+    assert " ".join(line[column:] for line in lines[first:end]) == (
+        "the smallest; fast without a GPU; 0.3 GiB quantized"
+    )
+    assert all(line[:column].isspace() for line in lines[first + 1 : end])
 
 
 @pytest.mark.parametrize("name", ["smolvlm-256m", SMOLVLM, REPO])

@@ -128,7 +128,7 @@ def test_show_as_json_has_the_texts_and_where_the_pictures_are(run: Run, tmp_pat
 
 def test_escape_codes_in_a_session_do_not_reach_the_terminal(run: Run, tmp_path: Path) -> None:
     make(tmp_path, text="\x1b[2J[red]hi")
-    for arguments in ((), ("show", "last"), ("export", "last", "-f", "json")):
+    for arguments in ((), ("show", "last"), ("export", "last", "-f", "json", "-o", "-")):
         ran = run(*arguments, terminal=True)
         assert "\x1b[2J" not in ran.out
         assert ("\\u001b" if "export" in arguments else "\u241b") + "[2J[red]hi" in ran.out
@@ -155,6 +155,22 @@ def test_a_file_holds_what_stdout_gets(run: Run, tmp_path: Path, kind: str) -> N
     assert tuple(ran) == (0, "", f"note: session {session_id} is in `{path}`\n")
     conversation = store(tmp_path).read("cats")[1]
     assert path.read_text(encoding="utf-8") == printed.out == FORMATS[kind](conversation)
+
+
+def test_an_export_does_not_fill_the_terminal_with_pictures(run: Run, tmp_path: Path) -> None:
+    make(tmp_path, "cats")
+    ran = run("export", "cats", "-f", "html", terminal=True)
+    assert (ran.code, ran.out) == (2, "")
+    assert "the file holds its pictures and would fill the terminal\n" in ran.err
+    assert "`-o chat.html` writes it; `idefics sessions show cats` prints the chat\n" in ran.err
+    assert "A cat." in run("export", "cats", "-o", "-", terminal=True).out
+
+
+@pytest.mark.parametrize("command", ["rm", "prune"])
+def test_a_trial_of_a_removal_says_nothing_of_models(run: Run, command: str) -> None:
+    text = " ".join(run(command, "--help").out.split())
+    assert "--dry-run Show what would be removed, and remove nothing." in text
+    assert "x>=0" not in text
 
 
 def test_a_file_is_replaced_only_when_asked(run: Run, tmp_path: Path) -> None:
@@ -236,8 +252,8 @@ def test_prune_leaves_what_is_open(run: Run, tmp_path: Path) -> None:
         ((), "error: prune needs --older-than or --keep\n"),
         (("--older-than", "soon"), "not `soon`\nhint: for example 12h, 30d or 8w\n"),
         (("--older-than", "6m"), "not `6m`\n"),
-        (("--keep", "-1"), "'--keep'"),
-        (("--keep", "many"), "'--keep'"),
+        (("--keep", "-1"), "error: --keep must be a whole number, 0 or more, not `-1`\n"),
+        (("--keep", "many"), "error: --keep must be a whole number, 0 or more, not `many`\n"),
     ],
 )
 def test_wrong_usage_of_prune(run: Run, arguments: tuple[str, ...], error: str) -> None:

@@ -73,7 +73,7 @@ def test_what_makes_no_sense_at_a_keyboard_is_refused(
 def test_a_pipe_goes_on_with_no_conversation(arguments: tuple[str, ...], tmp_path: Path) -> None:
     ran = run("chat", *arguments, services=World(FakeEngine(), HOME=str(tmp_path)).services)
     assert ran.code == 2
-    assert "needs a keyboard" in ran.err
+    assert "needs a keyboard\nhint: leave it out, and the question on stdin is answered" in ran.err
 
 
 def test_a_base_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:

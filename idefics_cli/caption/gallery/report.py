@@ -40,7 +40,9 @@ def check_report(path: Path, *, overwrite: bool = False) -> None:
     if path.exists() and not path.is_file():
         raise UsageError(f"cannot write `{path}`: a report needs a file, not a device or a pipe")
     if not path.parent.is_dir():
-        raise UsageError(f"cannot write `{path}`: no folder `{path.parent}`")
+        raise UsageError(
+            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
+        )
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot write `{path}`: permission denied")
     if path.exists() and not overwrite:

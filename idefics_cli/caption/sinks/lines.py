@@ -262,6 +262,8 @@ def check_file(path: Path, target: Target) -> None:
     if path.is_file() and target.resume_at is None and target.existing == "error":
         raise UsageError(f"`{path}` exists already", hint="`--overwrite` replaces it")
     if not path.parent.is_dir():
-        raise UsageError(f"cannot write `{path}`: no folder `{path.parent}`")
+        raise UsageError(
+            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
+        )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"cannot write `{path}`: permission denied")

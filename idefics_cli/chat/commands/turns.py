@@ -39,7 +39,7 @@ def retry_turn(context: CommandContext, words: str) -> CommandResult:
     chat.turns.session.retry()
     lines: tuple[str, ...] = ()
     if sampling.temperature == 0 and not changes:
-        lines = ("the likeliest answer stays the same; `/retry temperature=0.7` varies it",)
+        lines = ("the same prompt gets the same answer; `/retry temperature=0.7` varies it",)
     return CommandResult(lines, answers=True, sampling=sampling)
 
 

@@ -87,7 +87,10 @@ def chat(
     sources = image or ()
     if invocation.settings.dry_run or not _has_keyboard(invocation):
         if resume or session:
-            raise UsageError(f"{'--continue' if resume else '--session'} needs a keyboard")
+            raise UsageError(
+                f"{'--continue' if resume else '--session'} needs a keyboard",
+                hint="leave it out, and the question on stdin is answered alone",
+            )
         answer_once(invocation, None, sources)
         return
     _check(invocation, sources, resume=resume, session=session)

@@ -27,6 +27,7 @@ ShellName = Annotated[
         autocompletion=lambda: list(_SHELLS),
     ),
 ]
+DryRun = Annotated[bool | None, options.dry_run("Print the path of the file, and do not write it.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -50,7 +51,7 @@ def show(context: typer.Context, shell: ShellName, quiet: options.Quiet = None) 
 def install(
     context: typer.Context,
     shell: ShellName,
-    dry_run: options.DryRun = None,
+    dry_run: DryRun = None,
     quiet: options.Quiet = None,
 ) -> None:
     """Write the script into your folder of completions, and print the next step.

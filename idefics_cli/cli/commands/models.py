@@ -207,8 +207,8 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
         disk = format_size(row.size_bytes) if row.facts.folder is not None else "-"
         if row.spec.name == DEMO:
             disk = "built in"
-        if row.quantized_bytes:
-            disk += f" + {format_size(row.quantized_bytes)} quantized"
+        # It is not in the column before, which would leave too little room on a narrow terminal.
+        kept = f"; {format_size(row.quantized_bytes)} quantized" if row.quantized_bytes else ""
         kind = "" if row.spec.chats else "; a base model"
         cells.append(
             (
@@ -216,7 +216,7 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
                 format_parameters(row.spec.parameters),
                 disk,
                 _way(row.plan),
-                row.spec.summary + kind,
+                row.spec.summary + kind + kept,
             )
         )
     for line in align_columns(cells):

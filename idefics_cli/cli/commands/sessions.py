@@ -68,8 +68,10 @@ OlderThan = Annotated[
     ),
 ]
 Keep = Annotated[
-    int | None,
-    typer.Option("--keep", metavar="N", min=0, help="Keep the last N sessions."),
+    str | None, typer.Option("--keep", metavar="N", help="Keep the last N sessions.")
+]
+DryRun = Annotated[
+    bool | None, options.dry_run("Show what would be removed, and remove nothing.")
 ]
 
 
@@ -128,6 +130,11 @@ def export(
     info, conversation = _store(invocation).read(key)
     for picture in conversation.missing:
         invocation.console.warn(_missing(picture))
+    if destination is None and invocation.console.is_terminal and conversation.pictures:
+        raise UsageError(
+            "the file holds its pictures and would fill the terminal",
+            hint=f"`-o chat.{kind}` writes it; `idefics sessions show {key}` prints the chat",
+        )
     if destination is None or str(destination) == "-":
         invocation.console.data(FORMATS[kind](conversation))
         return
@@ -141,7 +148,7 @@ def export(
 def rm(
     context: typer.Context,
     keys: Keys,
-    dry_run: options.DryRun = None,
+    dry_run: DryRun = None,
     quiet: options.Quiet = None,
 ) -> None:
     """Remove sessions, and the copies of pictures that no other session has."""
@@ -157,7 +164,7 @@ def prune(
     older_than: OlderThan = None,
     keep: Keep = None,
     json: options.Json = None,
-    dry_run: options.DryRun = None,
+    dry_run: DryRun = None,
     quiet: options.Quiet = None,
 ) -> None:
     """Remove old sessions; named and open sessions stay.
@@ -175,7 +182,7 @@ def prune(
     before = datetime.now(UTC) - _age(older_than)
     chosen = [
         info
-        for info in store.list()[keep or 0 :]
+        for info in store.list()[_number_to_keep(keep) :]
         if info.updated <= before
         and info.name is None
         and info.problem is None
@@ -310,6 +317,14 @@ def _remove(invocation: Invocation, store: SessionStore, ids: list[str]) -> None
     things = counted(len(ids), "session")
     verb = "would remove" if is_trial else "removed"
     invocation.console.note(f"{verb} {things}, {format_size(freed)}")
+
+
+def _number_to_keep(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
+        raise UsageError(f"--keep must be a whole number, 0 or more, not `{text}`")
+    return int(text)
 
 
 def _age(text: str | None) -> timedelta:

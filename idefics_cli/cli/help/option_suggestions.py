@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from types import MappingProxyType
 
 from idefics_cli.core.errors import UsageError
@@ -15,6 +16,8 @@ _QUESTION = "the question has no option: `idefics ask QUESTION -i PICTURE`"
 _PICTURE = "`-i PICTURE`, once for each picture"
 _PICTURES = "pictures need no option: `idefics caption photos/ -r`"
 _FEW = "name fewer pictures, such as `photos/a*.jpg`, or give a list with `--filelist`"
+# A share of equal letters, below which two options have little in common.
+_LEAST_LIKENESS = 0.65
 _FILE = "`idefics config path` names the file to edit"
 
 # Hints for options that other tools have or that people try, by the command. The key "" has those
@@ -71,6 +74,22 @@ _LONG_DASH = re.compile("[\u2010-\u2015\u2212]+(?=[A-Za-z])")
 def suggest_option(command: str, option: str) -> str | None:
     """Return a hint for the unknown *option* of *command*, such as "idefics ask"."""
     return _SUGGESTIONS.get(command, {}).get(option) or _SUGGESTIONS[""].get(option)
+
+
+def closest_options(option: str, possible: Iterable[str]) -> list[str]:
+    """Return those of the *possible* options that *option* probably means, the likeliest first.
+
+    Typer compares options with their dashes, and these alone make `--check` similar to `--help`.
+    """
+    matcher = SequenceMatcher()
+    matcher.set_seq2(option.lstrip("-"))
+    scores = {}
+    for name in possible:
+        matcher.set_seq1(name.lstrip("-"))
+        scores[name] = matcher.ratio()
+    best = max(scores.values(), default=0.0)
+    near = [name for name, score in scores.items() if score >= max(_LEAST_LIKENESS, best - 0.1)]
+    return sorted(near, key=lambda name: (-scores[name], name))
 
 
 def suggest_for_words(command: str, words: Sequence[str]) -> str | None:

@@ -195,6 +195,6 @@ def _disturbed(rows: Sequence[ReportRow]) -> list[str]:
         return []
     worst = max(marked, key=lambda row: row.foreign_cores or 0.0)
     return [
-        f"* {len(marked)} of {len(rows)} figures disturbed, so take them with care; the most, "
+        f"* {len(marked)} of {len(rows)} figures disturbed, so take them with care; the worst, "
         f"{worst.scenario}: {worst.name}: {' and '.join(worst.disturbances)}"
     ]

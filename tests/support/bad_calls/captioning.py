@@ -27,7 +27,7 @@ CAPTIONING = (
     Call("caption good.png -m demo -o vacant", UsageError, "cannot write `vacant`: it is a folder",
         "name a file in it, or take `-f txt` for one file per picture"),
     Call("caption good.png -m demo -o nosuch/o.tsv", UsageError,
-        "cannot write `nosuch/o.tsv`: no folder `nosuch`"),
+        "cannot write `nosuch/o.tsv`: no folder `nosuch`", "make the folder first"),
     Call("caption good.png -m demo -o ''", UsageError, "the name of the output file is empty",
         "`-` is stdout"),
     Call("caption", UsageError, "no pictures are given",

@@ -148,7 +148,10 @@ def check_outputs(*paths: str | None) -> None:
         if Path(path).is_dir():
             raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
         if not Path(path).absolute().parent.is_dir():
-            raise UsageError(f"cannot write `{path}`: no folder `{Path(path).parent}`")
+            raise UsageError(
+                f"cannot write `{path}`: no folder `{Path(path).parent}`",
+                hint="make the folder first",
+            )
 
 
 def captioned_pictures(folder: Path | None) -> tuple[Path, ...]:

@@ -45,7 +45,7 @@ def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutp
         def on_event(event: RunEvent) -> None:
             progress.handle(event)
             if isinstance(event, RunEnded):
-                _print_end(console, job, event.outcome, progress)
+                _print_end(console, job, event.outcome, progress, settings.max_failures)
 
         outcome = caption_pictures(
             job,
@@ -64,7 +64,11 @@ def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutp
 
 
 def _print_end(
-    console: Console, job: CaptionJob, outcome: RunOutcome, progress: CaptionProgress
+    console: Console,
+    job: CaptionJob,
+    outcome: RunOutcome,
+    progress: CaptionProgress,
+    most_failures: int | None,
 ) -> None:
     if outcome.end in ("interrupted", "stopped"):
         console.tell(f"interrupted: {progress.summary}")
@@ -78,9 +82,16 @@ def _print_end(
             f"{captions} cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
         )
     if outcome.end == "failures":
+        console.note(_reason_to_stop(most_failures))
         _print_how_to_continue(console, outcome)
     if outcome.failures is not None:
         console.note(f"`{outcome.failures}` lists what failed")
+
+
+def _reason_to_stop(most_failures: int | None) -> str:
+    if not most_failures:
+        return "stopped at the first failure"
+    return f"stopped, because more than {counted(most_failures, 'picture')} failed"
 
 
 def _print_how_to_continue(console: Console, outcome: RunOutcome) -> None:
