@@ -22,7 +22,13 @@ from idefics_cli.cli.model_choice import (
 from idefics_cli.cli.stdin import piped_text
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.sources import STDIN, describe_source, is_address, is_clipboard
+from idefics_cli.core.sources import (
+    STDIN,
+    describe_source,
+    is_address,
+    is_clipboard,
+    recorded_source,
+)
 from idefics_cli.core.types import (
     Attachment,
     Completion,
@@ -264,7 +270,7 @@ def _record(
         "model": spec.name or spec.repo,
         "repo": spec.repo,
         "revision": engine.revision,
-        "images": [describe_source(attachment.source) for attachment in request.attachments],
+        "images": [recorded_source(attachment.source) for attachment in request.attachments],
         "device": spec.device,
         "dtype": spec.dtype,
         "quantization": spec.quantization,

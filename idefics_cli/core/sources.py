@@ -33,6 +33,12 @@ def describe_source(source: str) -> str:
     return abbreviated(without_password(source))
 
 
+def recorded_source(source: str) -> str:
+    """Return *source* for a record: in full, but without passwords and the data of a URI."""
+    is_named = source == STDIN or is_clipboard(source) or _DATA.match(source[:256])
+    return describe_source(source) if is_named else without_password(source)
+
+
 def without_password(source: str, *, mark: str = _HIDDEN) -> str:
     """Return *source* with *mark* in place of the user name and the password of a URL."""
     return _PASSWORD.sub(lambda match: match[1] + mark, source)

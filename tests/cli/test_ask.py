@@ -130,6 +130,16 @@ def test_control_characters_of_an_answer_go_to_a_pipe_as_they_are() -> None:
     assert tuple(run("ask", "Hi", services=world.services)) == (0, "a\x1b[2J\x07\r\n\n", "")
 
 
+def test_json_names_each_picture_in_full_but_no_password(tmp_path: Path) -> None:
+    folder = tmp_path / ("a long name " * 10)
+    folder.mkdir()
+    Image.new("RGB", (8, 6)).save(folder / "x.png")
+    sources = [str(folder / "x.png"), "https://me:secret@x.org/a.png"]
+    given = [word for source in sources for word in ("-i", source)]
+    ran = run("ask", "What?", *given, "--json", services=World(FakeEngine("Red.")).services)
+    assert ran.record["images"] == [sources[0], "https://…@x.org/a.png"]
+
+
 def test_json_is_one_object_on_one_line(picture: str) -> None:
     world = World(FakeEngine("Red and☃ square."))
     arguments = ("ask", "What is it?", "-i", picture, "-i", "https://x.org/a.png", "--json")
