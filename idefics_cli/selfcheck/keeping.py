@@ -32,7 +32,12 @@ def keep_results(
     """
     former = read_verdicts(folder, machine).by_device
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    answered = [result for result in results if result.status != "refused"]
+    answered = [
+        result
+        for result in results
+        # The reference runs for a check of another device, too.
+        if result.status != "refused" and not _is_reference(result)
+    ]
     devices = {r.device if isinstance(r, ProbeRow) else r.way.spec.device for r in answered}
     for device in sorted(devices):
         heads = [r.heads for r in answered if isinstance(r, ProbeRow) and r.device == device]
@@ -50,6 +55,10 @@ def keep_results(
         whole = is_whole or (device in former and former[device].is_whole)
         verdict = Verdict(device, made, whole, tuple(dict.fromkeys(heads)), faults)
         write_verdict(folder, verdict, machine)
+
+
+def _is_reference(result: CheckResult) -> bool:
+    return not isinstance(result, ProbeRow) and result.way.is_reference
 
 
 def probe_new_gpus(

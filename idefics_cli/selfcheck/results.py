@@ -175,10 +175,18 @@ def _fault_of_probe(row: ProbeRow) -> Fault:
     return Fault(row.device, row.reason, dtype=row.dtype, attention=row.attention, heads=row.heads)
 
 
+def has_reference(results: Sequence[CheckResult]) -> bool:
+    """Whether the reference is right, so that the other ways could be judged."""
+    return any(
+        isinstance(result, WayResult) and result.way.is_reference and result.status == "right"
+        for result in results
+    )
+
+
 def is_sound(results: Sequence[CheckResult]) -> bool:
     """Whether every way that a plan may choose is right; False if nothing could be checked."""
     return bool(results) and not any(
         result.status == "wrong"
-        and (isinstance(result, ProbeRow) or result.way.is_planned or len(results) == 1)
+        and (isinstance(result, ProbeRow) or result.way.is_planned or result.way.is_reference)
         for result in results
     )

@@ -27,11 +27,13 @@ class Way:
         spec: All choices.
         is_planned: Whether a plan may choose it. If not, it runs only where another way fails.
         refusal: Why it cannot run here; None if it can.
+        is_reference: Whether the others are compared with it.
     """
 
     spec: LoadSpec
     is_planned: bool = True
     refusal: str | None = None
+    is_reference: bool = False
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ def reference_way(facts: ModelFacts, machine: Machine) -> Way:
     """Return the way that all others are compared with: float32 on the CPU, without kernels."""
     choices = PlanChoices(device="cpu", dtype="float32", quantization="none", attention="sdpa")
     spec = make_plan(facts, choices, machine).spec
-    return Way(replace(spec, kernels=KernelChoice()), is_planned=False)
+    return Way(replace(spec, kernels=KernelChoice()), is_planned=False, is_reference=True)
 
 
 def list_ways(facts: ModelFacts, machine: Machine, *, device: str | None = None) -> Iterator[Way]:

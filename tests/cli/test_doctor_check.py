@@ -16,6 +16,7 @@ from idefics_cli.selfcheck import run as run_module
 from idefics_cli.selfcheck import ways as ways_module
 from tests.support import machines
 from tests.support.commands import Ran, run
+from tests.support.fakes import FakeEngine
 
 
 def check(cache: Path, *arguments: str, **more: Any) -> Ran:
@@ -75,7 +76,10 @@ def test_a_broken_kernel_fails_the_check_is_named_and_left_out_of_plans(tmp_path
     lines = ran.out.splitlines()
     (row,) = (line for line in lines if line.startswith("  cpu float32 sdpa with kernels"))
     assert "wrong: without rms_norm it is right: logits: 0 of 3 right; off by 0.0" in row
-    assert lines[-1].startswith("not sound: 1 of 3 ways are wrong, first cpu float32 sdpa")
+    assert lines[-1] == (
+        "not sound: 1 of 3 ways wrong, and plans leave them out, "
+        "first cpu float32 sdpa with kernels"
+    )
     assert ran.err.startswith("warning: cpu float32 sdpa with kernels: logits")
 
     later = check(tmp_path)
@@ -90,7 +94,7 @@ def test_a_person_reads_a_table_on_a_terminal_and_lines_in_a_pipe(tmp_path: Path
     piped = check(tmp_path, "--check")
     assert piped.code == 0
     head, *rows = piped.out.splitlines()
-    assert head.split() == ["way", "right", "time", "result"]
+    assert head.split() == ["way", "right", "time", "or", "error", "result"]
     assert rows[0].split()[:4] == ["attention", "cpu", "float32", "cpu_sdpa"]
     assert rows[-2] == f"plans read the verdict in {tmp_path / 'idefics' / 'checks'}"
     assert rows[-1].startswith("sound: 3 ways right")
@@ -98,6 +102,27 @@ def test_a_person_reads_a_table_on_a_terminal_and_lines_in_a_pipe(tmp_path: Path
     shown = check(tmp_path, "--check", terminal=True)
     assert "\x1b[" in shown.err  # progress, which is erased
     assert shown.out.splitlines()[-1].startswith("sound: 3 ways right")
+
+
+@pytest.mark.usefixtures("one_way")
+def test_a_wrong_reference_is_told_and_no_verdict_is_kept(tmp_path: Path) -> None:
+    services = Services(
+        environ={"XDG_CACHE_HOME": str(tmp_path)},
+        make_factory=lambda spec: lambda *, progress=None: FakeEngine(lambda request: "A cat."),
+    )
+    ran = run("doctor", "--check", "-m", "demo", services=services)
+    assert ran.code == 1
+    *_, note, verdict = ran.out.splitlines()
+    assert note == "no verdict is kept, because the reference is wrong"
+    assert verdict.startswith("not sound: plain float32 on the processor is wrong: 'A cat.', not ")
+    assert not (tmp_path / "idefics").exists()
+
+
+def test_a_check_of_a_missing_device_says_nothing_about_the_processor(tmp_path: Path) -> None:
+    ran = check(tmp_path, "--check", "--device", "cuda")
+    assert ran.code == 0
+    assert "refused: " in ran.out
+    assert not (tmp_path / "idefics").exists()
 
 
 @pytest.mark.usefixtures("one_way")

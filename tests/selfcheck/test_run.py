@@ -15,15 +15,18 @@ from idefics_cli.core.errors import MemoryLimitError, ModelError
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Engine
+from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.kernels.int8.linear import Int8Linear
 from idefics_cli.models.kernels.rms_norm import CpuRMSNorm
 from idefics_cli.models.kernels.table import KERNELS
+from idefics_cli.models.planning.attention import FLASH
 from idefics_cli.selfcheck import run as run_module
 from idefics_cli.selfcheck.asking import MANNERS, ask_as_batch, caption_requests
-from idefics_cli.selfcheck.attention import AttentionTarget, check_attention
+from idefics_cli.selfcheck.attention import AttentionTarget, check_attention, targets_of
 from idefics_cli.selfcheck.results import WayResult, faults_of, is_sound
 from idefics_cli.selfcheck.run import Examination, check_ways
 from idefics_cli.selfcheck.ways import Way, list_ways, reference_way
+from tests.support import machines
 from tests.support.fakes import FakeEngine
 from tests.support.recording import gpu_inference
 
@@ -70,6 +73,28 @@ def test_every_way_is_named_once_and_the_plan_of_float32_is_among_them(
     assert "cpu float32 sdpa with kernels" in names
     assert {way.spec.quantization for way in found} == {"none", "8bit", "4bit"}
     assert all(way.refusal is None for way in found)
+
+
+def test_a_gpu_is_checked_with_and_without_graphs_in_every_dtype() -> None:
+    machine = machines.gpus(machines.RTX_4090, machines.RTX_2080_TI)
+    found = list(list_ways(find_facts("demo"), machine, device="cuda"))
+    names = [way.name for way in found]
+    assert len(names) == len(set(names))
+    for device, native in (("cuda:0", "bfloat16"), ("cuda:1", "float16")):
+        runs = [w for w in found if w.spec.device == device and w.refusal is None]
+        for dtype in ("float32", "bfloat16", "float16"):
+            for attention in ("sdpa", "eager"):
+                assert f"{device} {dtype} {attention}" in names
+                assert f"{device} {dtype} {attention} without graphs" in names
+        quantized = {w.name for w in runs if w.spec.quantization != "none"}
+        assert quantized == {
+            f"{device} {native} sdpa 8bit",
+            f"{device} {native} sdpa 4bit nf4",
+            f"{device} {native} sdpa 4bit nf4 without graphs",
+        }
+        refused = [w for w in found if w.spec.device == device and w.refusal is not None]
+        assert [w.spec.attention for w in refused] == list(FLASH)
+        assert [target.device for target in targets_of(runs)] == [device] * 6
 
 
 def test_without_a_gpu_the_plan_says_why(examination: Examination) -> None:
@@ -274,3 +299,19 @@ def test_a_plan_without_graphs_records_nothing(examination: Examination) -> None
         (reply,) = ask_as_batch(engine, caption_requests(examination.pictures[:1]))
         assert not isinstance(reply, Exception)
         assert engine.inference.graphs is None
+
+
+def test_a_kernel_that_no_layer_uses_is_no_silent_fallback(
+    only: Callable[..., list[WayResult]],
+    examination: Examination,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = ways(examination).values()
+    way = next(way for way in found if way.spec.quantization == "8bit" and way.is_planned)
+    kernel = way.spec.kernels.text[0]
+    monkeypatch.setattr(
+        _layer_of(kernel), "layer_for", classmethod(lambda *arguments, **options: None)
+    )
+    result = only(way)[1]
+    assert (result.status, result.reason) == ("wrong", f"no layer uses the kernel `{kernel}`")
+    assert result.culprit == kernel

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from idefics_cli.core.text import one_line
 from idefics_cli.core.units import counted
 from idefics_cli.models.planning.verdicts import Verdict
-from idefics_cli.selfcheck.results import CheckResult, ProbeRow, WayResult, is_sound
+from idefics_cli.selfcheck.results import CheckResult, ProbeRow, WayResult, has_reference, is_sound
 from idefics_cli.ui.terminal.console import Console, write
 from idefics_cli.ui.views.plan import align_columns
 
-_HEAD = ("way", "right", "time", "result")
+_HEAD = ("way", "right", "time or error", "result")
 _LEAST_COLUMNS = 76
 _ERASE = "\r\x1b[2K"
 _STYLES = {"right": "", "wrong": "bold red", "refused": "dim"}
@@ -76,12 +76,15 @@ def verdict_line(results: Sequence[CheckResult]) -> str:
     slower = sum(isinstance(r, WayResult) and r.is_slower for r in results)
     refused = f", {counts['refused']} cannot run here" if counts["refused"] else ""
     more = refused + (f", {slower} slower than plain float32" if slower else "")
-    if counts["wrong"]:
-        first = next(r for r in results if r.status == "wrong")
-        why = f"{counts['wrong']} of {counts['right'] + counts['wrong']} ways are wrong"
-        mends = "" if is_sound(results) else "; plans leave them out"
-        return f"not sound: {why}, first {_name(first)}{more}{mends}"
-    return f"sound: {counted(counts['right'], 'way')} right{more}"
+    if not counts["wrong"]:
+        return f"sound: {counted(counts['right'], 'way')} right{more}"
+    wrong = [result for result in results if result.status == "wrong"]
+    why = f"{counts['wrong']} of {counted(counts['right'] + counts['wrong'], 'way')} wrong"
+    if is_sound(results):
+        return f"sound: {why}, but plans do not choose them, first {_name(wrong[0])}{more}"
+    if not has_reference(results):
+        return f"not sound: plain float32 on the processor is wrong: {wrong[-1].reason}"
+    return f"not sound: {why}, and plans leave them out, first {_name(wrong[0])}{more}"
 
 
 def render_verdicts(verdicts: Mapping[str, Verdict]) -> str:

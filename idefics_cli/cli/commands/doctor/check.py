@@ -101,7 +101,10 @@ def _draw_pictures(folder: Path) -> list[KnownPicture]:
 def _keep(invocation: Invocation, results: list[CheckResult], machine: Machine) -> str:
     """Keep the verdict of *results*; return where, or why not."""
     from idefics_cli.selfcheck.keeping import keep_results
+    from idefics_cli.selfcheck.results import has_reference
 
+    if not has_reference(results):
+        return "no verdict is kept, because the reference is wrong"
     folder = verdict_folder(invocation.services.environ)
     try:
         keep_results(folder, results, machine)
