@@ -45,3 +45,11 @@ def test_names_of_saved_chats_are_completed(tmp_path: Path) -> None:
     here = world(tmp_path, "One.")
     here.talk("/save trip", "a")
     assert words(here, "/load t") == ["trip"]
+
+
+def test_a_loop_of_links_hides_no_other_picture(tmp_path: Path, pictures: Path) -> None:
+    (pictures / "loop").symlink_to("loop")
+    (pictures / "loop.png").symlink_to("loop.png")
+
+    assert "a.png" in words(world(tmp_path), "/image ")
+    assert words(world(tmp_path), "/image l") == ["loop.png"]

@@ -38,6 +38,15 @@ def test_keys_make_a_line(typed: str, line: str) -> None:
         assert lines.read("> ") == line
 
 
+@pytest.mark.parametrize(
+    "control", ["\x1b[31m", "\x1b[0m", "\x1b[1;31m", "\x1b[1;31;40m", "\x1b[<0m", "\x1b[5;5R"]
+)
+def test_colours_in_a_pasted_text_are_left_out(control: str) -> None:
+    with keyboard() as (keys, lines):
+        keys.send_text(f"a {control}red{control} star{ENTER}")
+        assert lines.read("> ") == "a red star"
+
+
 def test_ctrl_c_right_after_enter_takes_the_line_back() -> None:
     with keyboard() as (keys, lines):
         keys.send_text(f"a long story{ENTER}{CTRL_C}short{ENTER}next{ENTER}")

@@ -12,7 +12,7 @@ def read_number(words: str, usage: str) -> int:
         UsageError: If *words* are not a whole number from 1; its hint is *usage*.
     """
     if not words.isdecimal() or int(words) < 1:
-        message = f"`{words}` is not a number" if words else "a number is missing"
+        message = f"`{words}` is not a number from 1" if words else "a number is missing"
         raise UsageError(message, hint=usage)
     return int(words)
 

@@ -127,13 +127,20 @@ def find_paths(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> li
             for entry in entries:
                 if not entry.name.startswith(name) or (entry.name[0] == "." and not name):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     found.append(os.path.join(folder, entry.name) + "/")
                 elif entry.name.lower().endswith(tuple(suffixes)):
                     found.append(os.path.join(folder, entry.name))
     except OSError:
         return []
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, or a server that is gone
+        return False
 
 
 def _named(word: Word, *, is_edge: bool) -> _Named | None:

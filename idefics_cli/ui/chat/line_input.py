@@ -329,6 +329,7 @@ def _keys() -> KeyBindings:
     from prompt_toolkit.enums import DEFAULT_BUFFER
     from prompt_toolkit.filters import has_focus
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
 
     keys = KeyBindings()
     in_line = has_focus(DEFAULT_BUFFER)  # these keys have other meanings in the history search
@@ -342,6 +343,12 @@ def _keys() -> KeyBindings:
             buffer.insert_text("\n")
         else:
             buffer.validate_and_handle()
+
+    # The chat does not ask for the mouse, but pasted colours such as ESC [31m look like its events,
+    # and prompt_toolkit raises an error for those without a position.
+    @keys.add(Keys.Vt100MouseEvent)
+    def _(event: KeyPressEvent) -> None:
+        pass
 
     @keys.add("escape", "enter", filter=in_line)
     def _(event: KeyPressEvent) -> None:
