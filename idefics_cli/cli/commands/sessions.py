@@ -67,12 +67,8 @@ OlderThan = Annotated[
         help="Remove sessions that did not change for this time: 12h, 30d or 8w.",
     ),
 ]
-Keep = Annotated[
-    str | None, typer.Option("--keep", metavar="N", help="Keep the last N sessions.")
-]
-DryRun = Annotated[
-    bool | None, options.dry_run("Show what would be removed, and remove nothing.")
-]
+Keep = Annotated[str | None, typer.Option("--keep", metavar="N", help="Keep the last N sessions.")]
+DryRun = Annotated[bool | None, options.dry_run("Show what would be removed, and remove nothing.")]
 
 
 @app.callback(invoke_without_command=True)
