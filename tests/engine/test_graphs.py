@@ -261,3 +261,18 @@ def test_the_last_rows_take_the_slots_of_those_that_ended() -> None:
     assert rows_to_keep([True, True, False]) == [2]
     assert rows_to_keep([False, False]) == [0, 1]
     assert rows_to_keep([True]) == []
+
+
+@pytest.mark.parametrize(
+    "read", [float, bool, Tensor.item, torch.nonzero], ids=["float", "bool", "item", "nonzero"]
+)
+def test_a_recording_in_which_the_host_reads_a_result_fails(
+    read: Callable[[Tensor], object],
+) -> None:
+    def step() -> Tensor:
+        logits = torch.ones(3) * 2
+        read(logits.sum())
+        return logits
+
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="stream is capturing"):
+        CpuCapture()(step)

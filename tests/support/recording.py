@@ -17,7 +17,17 @@ from idefics_cli.engine.local.vision.side_stream import SideStream
 from idefics_cli.models.loading.loader import Loaded
 
 # Operations that fail in a recording: the host waits for the GPU, or copies to it.
-_FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "unique")
+# Inference mode shows `item` and `is_nonzero` whole, other modes the kernel that they call.
+_FORBIDDEN = (
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero",
+    "masked_select",
+    "lift_fresh",
+    "equal",
+    "unique",
+)
 
 
 @dataclass
