@@ -119,6 +119,8 @@ def probe_attention(
     Raises:
         RuntimeError, ValueError, ImportError: If it cannot run here.
     """
+    # As an engine does; see `LocalEngine`. The kernels of cuDNN are wrong on some GPUs.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     function = _function(attention)
     takes_masks = not attention.startswith("flash")
     with torch.inference_mode():

@@ -74,3 +74,13 @@ def test_nan_is_an_error_and_not_a_small_number(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attend)
     assert len(wrong_calls("sdpa")) == 8
+
+
+def test_the_probe_leaves_the_kernels_of_cudnn_out_as_engines_do() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # of torch
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        assert wrong_calls("sdpa") == []
+        assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # of torch
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
