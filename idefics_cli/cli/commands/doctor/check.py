@@ -70,7 +70,7 @@ def _results(
     examination = Examination(
         built_in,
         machine,
-        _draw_pictures(folder),
+        draw_pictures(folder),
         device=settings.device,
         open_engine=lambda spec: invocation.services.make_factory(spec)(),
         clock=invocation.services.clock,
@@ -82,7 +82,8 @@ def _results(
     yield from check_ways(examination)
 
 
-def _draw_pictures(folder: Path) -> list[KnownPicture]:
+def draw_pictures(folder: Path) -> list[KnownPicture]:
+    """Draw the pictures of the check into *folder*, and return them with their right answers."""
     from idefics_cli.demo.samples import write_samples
     from idefics_cli.selfcheck.asking import KnownPicture
 
