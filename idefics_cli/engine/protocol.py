@@ -105,8 +105,8 @@ class Handle(Protocol):
 class Session(Protocol):
     """Answers requests, and returns their outcomes in any order. One thread owns the session.
 
-    A request that fails does not affect the others. When the memory runs out, the active requests
-    go on with half as many at a time, down to one.
+    A request that fails does not affect the others. When the memory runs out, the session halves
+    the number of requests that run at a time, down to one. The interrupted requests continue later.
     """
 
     @property
@@ -131,7 +131,7 @@ class Session(Protocol):
     def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:
         """Return the number and the outcome of the next request that ends.
 
-        Requests that ran together share their time: the seconds of each answer are its part.
+        Requests that ran together share their time: the seconds of each answer are its share.
 
         Args:
             timeout_seconds: How long to wait; 0 does not wait, None waits until one ends.
@@ -210,8 +210,7 @@ class Engine(Protocol):
         Args:
             prepared: The request.
             listen: Receives the events.
-            urgency: A "batch" request starts after the interactive ones, but is not put off for
-                ever.
+            urgency: A "batch" request starts after the interactive ones, but does not wait forever.
             streams: Whether the events hold the text while it is generated.
         """
         ...

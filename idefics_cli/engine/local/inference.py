@@ -181,6 +181,6 @@ class Inference:
         if keeps_slots:
             return
         self._slots = None
-        # Steps that could not be recorded are not tried again: the error would come again.
+        # If a recording has failed, no new one is tried, because it would fail again.
         if self._capture is not None and self._graphs is not None and not self._graphs.failure:
             self._graphs = Graphs(self._capture)

@@ -16,15 +16,15 @@ from idefics_cli.models.families.kv_cache import SPARE_TOKENS
 from idefics_cli.models.loading.loader import Loaded
 
 # The share of the free memory that KV states may take. The rest is for the activations of a
-# forward, whose peak nobody knows exactly.
+# forward, whose peak is not known exactly.
 _FREE_SHARE = 0.8
-# The share of the budget that is for conversations that may go on later.
+# The share of the budget that kept conversations may take.
 _PREFIX_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class KvLoad:
-    """The requests that run or shall run.
+    """The requests that run or are to start.
 
     Attributes:
         active: For each active reply, the maximum length of its prompt and reply, in tokens.
@@ -54,7 +54,7 @@ class BufferSize:
     Attributes:
         rows: Number of rows.
         capacity: Number of positions of each row that are needed.
-        most_states: Number of states of all rows for which the budget has room.
+        most_states: Maximum number of states of all rows together.
     """
 
     rows: int
@@ -65,8 +65,8 @@ class BufferSize:
 class KvBudget:
     """Counts the bytes of KV states before they exist.
 
-    All rows of the buffers have the capacity of the longest. So one long conversation makes every
-    row long, and fewer rows fit.
+    All rows of the buffers have the capacity of the longest row. So one long conversation makes
+    every row long, and fewer rows fit.
 
     Args:
         loaded: The model.
@@ -88,7 +88,7 @@ class KvBudget:
 
     @property
     def prefix_bytes(self) -> int:
-        """Bytes for conversations that may go on later."""
+        """Maximum number of bytes of kept conversations."""
         return int(self.max_bytes * _PREFIX_SHARE)
 
     def needed_bytes(self, load: KvLoad) -> int:
@@ -101,7 +101,7 @@ class KvBudget:
         return self.needed_bytes(load) <= self.max_bytes
 
     def left_bytes(self, load: KvLoad, held_bytes: int) -> int:
-        """Return the bytes that are left for conversations that may go on later.
+        """Return the bytes that are left for kept conversations.
 
         Args:
             load: All requests that run.
@@ -111,7 +111,7 @@ class KvBudget:
         return self.max_bytes - max(self.needed_bytes(load), prompts + held_bytes)
 
     def buffer_size(self, load: KvLoad, wanted: int) -> BufferSize:
-        """Return the size of the buffers, so that they do not grow with every request.
+        """Return the size of the buffers, with spare rows so that not every request enlarges them.
 
         Args:
             load: All requests that run or start.
@@ -131,7 +131,7 @@ class KvBudget:
 
 
 def _prompt_states(load: KvLoad) -> int:
-    """Return for how many states the caches of the prefill have room."""
+    """Return the number of states for which the caches of the prefill have room."""
     return sum(rows * (tokens + SPARE_TOKENS) for rows, tokens in load.prompts)
 
 

@@ -88,7 +88,7 @@ class LocalSession:
                 self._outbox.put((index, error))
         self._count += len(requests)
         self._open_count += len(requests)
-        # At once, so that the other thread finds them together.
+        # One call, so that the inference thread finds them together.
         self._put(opened)
 
     def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:

@@ -13,12 +13,13 @@ from idefics_cli.models.families.base import Family, Inputs, left_padded_positio
 from idefics_cli.models.families.protocols import Model, StepOutput
 
 # A forward cannot be interrupted, so its operations are limited on a CPU. On 4 cores, an 8B model
-# takes about 7 s for 512 tokens of all rows together. Smaller chunks would read the weights more
+# takes about 7 s for 512 tokens of all rows together. Smaller pieces would read the weights more
 # often. A smaller model gets more tokens, up to a maximum.
 _CPU_OPERATIONS, _MOST_TOKENS = 7e12, 8192
-# A chunk has at least so many tokens of each row.
+# Minimum number of tokens of each row in a piece.
 _FEWEST_TOKENS = 64
-# While others are answered, a piece of a prompt should take about so long, and starts this small.
+# While other replies are generated: the time that a piece should take, and the tokens of the first
+# piece.
 _BESIDE_SECONDS, _FIRST_BESIDE_TOKENS = 0.1, 512
 
 
@@ -60,7 +61,7 @@ def join_prompts(
     )
     joined = {}
     for name, first in prompts[0].items():
-        # IDEFICS-1 masks as many pictures in every row as the row with the most has.
+        # The image mask of IDEFICS-1, (1, T, N), gets the largest N of all prompts.
         rest = [max(sizes) for sizes in zip(*(p[name].shape[2:] for p in prompts), strict=True)]
         is_ids = name == "input_ids"
         batch = first.new_full((len(prompts), longest, *rest), pad_id if is_ids else 0)
@@ -117,8 +118,8 @@ def prefill_pieces(
 class PieceSize:
     """The number of prompt tokens in one forward.
 
-    Nothing else runs during a forward. So a prompt runs in short pieces while somebody waits for
-    another reply, and else in pieces as large as the device uses well.
+    Nothing else runs during a forward. So a prompt runs in short pieces while a user waits for
+    another reply. Otherwise the pieces are as large as the device can use efficiently.
 
     Args:
         model: The model that runs the pieces.
@@ -136,7 +137,7 @@ class PieceSize:
 
         Args:
             rows: Number of prompts that run together.
-            has_company: Whether somebody waits for other replies meanwhile.
+            has_company: Whether a user waits for another reply.
         """
         if self._fixed is not None:
             return self._fixed

@@ -1,4 +1,4 @@
-"""The KV states of earlier conversations, for prompts that begin as they do."""
+"""The KV states of earlier conversations, for prompts that begin with the same tokens."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class PrefixStore:
     def take_prefix(self, keys: Sequence[PrefixKey]) -> tuple[DynamicCache, int]:
         """Return a cache for a prompt of *keys*, and the number of tokens that it holds.
 
-        The cache belongs to the caller. A conversation that continues is handed over and leaves
-        the store; `keep_prefix` adds it again with the reply. Of a conversation that goes another
-        way, the common part is copied.
+        The cache belongs to the caller. If the prompt continues a whole conversation, the states
+        leave the store, and `keep_prefix` adds them again with the reply. If it shares only the
+        beginning, that part is copied.
         """
         usable = keys[:-1]
         counts = [_shared_count(each.keys, usable) for each in self._conversations]
@@ -83,7 +83,7 @@ class PrefixStore:
         if not length or length > len(keys):
             return
         kept = tuple(keys[:length])
-        # A conversation that another one contains is of no use.
+        # A longer conversation already has all these states.
         if any(each.keys[:length] == kept for each in self._conversations):
             return
         others = [each for each in self._conversations if kept[: len(each.keys)] != each.keys]

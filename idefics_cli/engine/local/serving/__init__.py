@@ -1,1 +1,1 @@
-"""Requests from any thread to their outcomes: queues, prompts, rows, and the loop over them."""
+"""The serving of requests from any thread: queues, prompts, rows, and the loop over them."""

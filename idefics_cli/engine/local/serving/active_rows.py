@@ -1,4 +1,4 @@
-"""The replies that are generated, and the rows of the model that hold them."""
+"""The replies that are being generated, and their rows in the batch of the model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from idefics_cli.models.families.kv_cache import cache_bytes
 class ActiveRows:
     """Gives each active reply its next token. The inference thread owns it.
 
-    In slots, each row has its own length, and rows come and go at any time. A model without slots
-    gets padded rows: a group starts when no other is active.
+    In slots, each row has its own length, and a reply can start or end at any time. A model that
+    cannot decode in slots gets padded rows: a group starts only when no other group is active.
 
     Args:
         inference: Runs the model.
@@ -49,7 +49,7 @@ class ActiveRows:
 
     @property
     def can_admit(self) -> bool:
-        """Whether further rows may come now."""
+        """Whether more rows may be added now."""
         return not self._requests or self._inference.slots_problem is None
 
     @property
@@ -59,7 +59,7 @@ class ActiveRows:
         return sum(cache_bytes(cache) for cache in caches if cache is not None)
 
     def admit(self, run: PromptRun, size: BufferSize) -> None:
-        """Add the requests of *run*, whose prompts are computed.
+        """Add the requests of *run*, whose prefill is complete.
 
         Args:
             run: A complete run; it is empty afterwards.
@@ -112,7 +112,7 @@ class ActiveRows:
         return [request for _, request in ended]
 
     def take_back(self) -> list[OpenRequest]:
-        """Remove all replies, whose states are lost, and return their requests."""
+        """Remove all replies and their KV states, and return their requests."""
         requests = self._requests
         self.forget()
         return requests
@@ -138,7 +138,7 @@ class ActiveRows:
         elif size.rows > self._slots.rows:
             has_room = size.rows * self._slots.capacity <= size.most_states
             self._slots.resize(size.rows, self._slots.capacity if has_room else size.capacity)
-        # The tokens of a step that runs ahead belong to the rows of before.
+        # A step that was started ahead has scores for the old rows only, so they are read now.
         self._decoder.settle(self._rows)
         extra = loaded.family.next_inputs(prompt.inputs, prompt.image_features)
         mask = prompt.inputs["attention_mask"]
@@ -152,7 +152,7 @@ class ActiveRows:
         self._cache = run.cache
 
     def _keep_conversation(self, at: int, request: OpenRequest) -> None:
-        """Keep the KV states of row *at* for a later prompt that begins as this conversation."""
+        """Keep the KV states of row *at* for a later prompt that continues the conversation."""
         prompt_keys = self._keys.pop(id(request), None)
         if prompt_keys is None:
             return

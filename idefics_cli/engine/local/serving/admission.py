@@ -48,7 +48,8 @@ class Admission:
             if group:
                 self._start_group(lane, group)
             elif lane.passed >= _MOST_PASSED and lane.has_room:
-                # The memory keeps this lane waiting, and enough requests have gone before it.
+                # This lane waits for memory, and `_MOST_PASSED` interactive requests started before
+                # it. So no other lane may start a request first.
                 return
 
     def _lanes_in_order(self) -> list[Lane]:
@@ -75,7 +76,7 @@ class Admission:
                 return group
             if not self._work.is_idle:
                 return ()
-            # Nothing else takes memory.
+            # No other request takes memory, so these can never fit.
             for request in list(schedule.waiting if waits_whole else schedule.waiting[:1]):
                 schedule.remove([request])
                 self._delivery.end(request, self._too_large(request))
@@ -97,7 +98,7 @@ class Admission:
         return self._inference.kv_budget.fits(self._work.load(group))
 
     def keep_to_budget(self) -> None:
-        """Free what the requests that run now need."""
+        """Shrink the buffers and drop kept conversations to make room for the running requests."""
         budget, load, rows = self._inference.kv_budget, self._work.load(), self._work.rows
         rows.shrink_to(budget.buffer_size(load, self._work.wanted_rows()))
         left = budget.left_bytes(load, rows.held_bytes)

@@ -1,4 +1,4 @@
-"""Outcomes: what the listeners of requests hear."""
+"""The delivery of text and outcomes to the listeners of requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 class Delivery:
     """Tells listeners the text and the outcome of their requests.
 
-    A listener that fails harms no other.
+    A listener that raises an error does not affect other requests.
 
     Args:
         family: The family of the model, which decodes ids.
@@ -26,13 +26,13 @@ class Delivery:
         self._family = family
 
     def end_all(self, requests: Sequence[OpenRequest]) -> None:
-        """Tell the outcomes of *requests*, whose replies have ended."""
+        """Tell the listeners the outcomes of *requests*, whose replies have ended."""
         for request in requests:
             request.lane.active -= 1
             self.end(request)
 
     def end(self, request: OpenRequest, error: Exception | None = None) -> None:
-        """Tell the outcome of *request*, which neither waits nor runs any more."""
+        """Tell the listener the outcome of *request*, which no longer waits or runs."""
         request.has_started = True
         request.lane.schedule.end(request, fits=not isinstance(error, MemoryLimitError))
         if error is None:

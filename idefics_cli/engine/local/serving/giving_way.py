@@ -1,4 +1,4 @@
-"""Requests that give way, because the memory ran out or one of them made all fail."""
+"""The return of running requests to their lanes, after the memory ran out or a forward failed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class GivingWay:
             return
         batch = [r for r in rest if r.lane.urgency == "batch"]
         if batch and len(batch) < len(rest):
-            # The interactive requests are only put back. Batch work alone is tried again with fewer
-            # requests at a time, so that interactive requests get the memory.
+            # Only the lanes of batch requests get fewer slots. The interactive requests are put
+            # back, and get the memory that this frees.
             self._put_back([r for r in rest if r.lane.urgency != "batch"])
             rest = batch
         for lane in {id(r.lane): r.lane for r in rest}.values():
@@ -85,8 +85,7 @@ class GivingWay:
             return
         for request in rest:
             self._delivery.end(request, error)
-        # The request that fails alone was the reason of the failure. So the others may run together
-        # again.
+        # The request that failed alone caused the failure. So the others may run together again.
         for lane in self._work.lanes:
             for request in lane.schedule.waiting:
                 request.is_isolated = False

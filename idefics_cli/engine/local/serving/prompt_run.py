@@ -19,13 +19,14 @@ from idefics_cli.models.families.kv_cache import growing_cache
 
 
 class PromptRun:
-    """Computes the prompts of a group in pieces, so that other replies go on between them.
+    """Computes the prompts of a group in pieces; between them, other replies get tokens.
 
     The inference thread owns it. A piece is one forward: some tiles, or some hundred tokens.
 
     Args:
         inference: Runs the model.
-        requests: B requests of one lane; those that were taken back go on after their tokens.
+        requests: B requests of one lane. A request that was put back continues after the tokens
+            that its reply has already.
         uses_prefix: Whether to reuse the states of an earlier conversation; for one request only.
 
     Attributes:
@@ -55,7 +56,7 @@ class PromptRun:
         """Run the next piece; return whether it was the last, which gives each reply a token.
 
         Args:
-            has_company: Whether somebody waits for other replies meanwhile.
+            has_company: Whether an interactive request outside this run is running.
         """
         self._has_company = has_company
         started = time.perf_counter()
@@ -74,7 +75,7 @@ class PromptRun:
         return is_done
 
     def abandon(self) -> None:
-        """Stop, and keep the KV states that are computed for a later prompt with this beginning."""
+        """Stop, and keep the computed KV states for a later prompt with the same beginning."""
         self._pieces.close()
         if self._keys:
             self._inference.prefix.keep_prefix(self._keys, self.cache)
@@ -91,7 +92,7 @@ class PromptRun:
             [request.reply.tokens for request in self.requests],
             loaded.family.pad_id,
         )
-        # A pause before the first work, so that a request that was cancelled costs none.
+        # Pause before any work, so that a cancelled request costs no forward.
         yield
         image_features = yield from self._encode_pictures()
         device = loaded.model.device
@@ -113,7 +114,7 @@ class PromptRun:
         features = yield from inference.encoder.encode_pieces(pictures)
         inference.look_ahead.record_use(features.values())
         for request in self.requests:
-            # The pixels are far larger than the features, and needed no more.
+            # The pixels take far more memory than the features, and are not needed any more.
             known = [
                 replace(p, tiles=(), features=features[p.digest]) for p in request.prepared.pictures
             ]
@@ -132,7 +133,8 @@ class PromptRun:
         keys = family.prefix_keys(request.reply.prompt, request.prepared.pictures)
         keys += request.reply.tokens
         cache, reused = self._inference.prefix.take_prefix(keys)
-        # A reply that was taken back may find its own states.
+        # A reply that was put back may find the states of its own tokens. Only those of the prompt
+        # count.
         request.reused_tokens = min(reused, len(request.reply.prompt))
         self._keys, self.cache = keys, cache
 

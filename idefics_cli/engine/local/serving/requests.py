@@ -28,8 +28,8 @@ class OpenRequest(Ticket):
         reply: The reply so far. If the request is put back into its lane, the reply keeps its
             tokens, and later continues after them.
         has_started: Whether the request has left its lane at least once.
-        is_isolated: Whether the request must run without any other one. This is so after it, or a
-            request that ran together with it, has failed.
+        is_isolated: Whether the request must run alone, because it, or a request that ran
+            together with it, has failed.
         has_dropped_caches: Whether everything that is kept for later requests was already dropped
             once, to give memory to this request.
         reused_tokens: Number of prompt tokens that an earlier conversation computed.
@@ -100,12 +100,13 @@ class Lane:
         schedule: The requests that wait, and the number of slots.
         urgency: "interactive" requests start before "batch" requests.
         stop: Set when none of its requests is wanted any more.
-        starts_whole: All its requests start together, in one prefill; when the memory does not
+        starts_whole: All its requests start together, in one prefill; if the memory does not
             suffice for that, they fail.
         shares_seconds: The requests that run together share the time; else each gets all of it.
         on_stop: Called after *stop* was set, when no more outcomes follow. None gives each request
             that waits an error instead.
-        on_failure: Called instead of the listeners when the engine itself fails; None tells each.
+        on_failure: Called instead of the listeners when the engine itself fails. If it is None,
+            each listener gets the error.
         active: Number of its requests that have started and not ended.
         passed: Number of interactive requests that started while one of its requests waited.
     """

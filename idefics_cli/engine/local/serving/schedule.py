@@ -42,9 +42,9 @@ def _fits(tickets: Sequence[Ticket]) -> bool:
 class RequestSchedule(Generic[AnyTicket]):
     """The requests that wait for a slot, and the number of slots.
 
-    When the memory runs out, the number of slots is halved for the rest of the run. But if the
-    cause is a request that does not fit even alone, the other requests may fit: when it has failed,
-    the number of slots becomes what it was before that request.
+    When the memory runs out, the number of slots is halved for the rest of the run. The exception
+    is a request that does not fit even alone: after it has failed, the number of slots becomes what
+    it was before that request, because the others may fit.
 
     Args:
         slots: Maximum number of requests at a time.
@@ -64,8 +64,7 @@ class RequestSchedule(Generic[AnyTicket]):
         self._least_share = least_share
         self._most_together = most_together
         self._waiting: list[AnyTicket] = []
-        # For a ticket with which the memory ran out: its index, and the number of slots at the
-        # first time.
+        # Index of a ticket that ran out of memory -> number of slots when this happened first.
         self._slots_before: dict[int, int] = {}
 
     @property

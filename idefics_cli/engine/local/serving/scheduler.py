@@ -23,7 +23,7 @@ from idefics_cli.models.families.kv_cache import cache_bytes
 # Maximum number of requests whose pictures are encoded ahead. Eight split pictures of Idefics3 have
 # 0.2 GB of features, nearly as much as the feature cache holds.
 _AHEAD = 8
-# While both an interactive and a batch prompt are computed, each fourth piece is of the latter.
+# While an interactive and a batch prompt are computed, every fourth piece is of the batch prompt.
 _BATCH_TURN = 4
 
 
@@ -31,8 +31,8 @@ class Scheduler:
     """Answers the requests of all lanes in one loop, which runs while there are any.
 
     The loop repeats: drop what nobody wants, start what fits, run one piece of one prompt, give
-    every active reply a token, and tell the listeners. Only `put` and `fail_waiting` may be called
-    in other threads; everything else belongs to the inference thread.
+    every active reply a token, and tell the listeners. Other threads may call `put`, `place_of`,
+    `open_session` and `fail_waiting`; every other method belongs to the inference thread.
 
     Args:
         inference: Runs the model.
@@ -206,7 +206,7 @@ class Scheduler:
             self._work.runs.remove(run)
         except MemoryLimitError as error:
             self._drop_run(run)
-            # The active replies keep their states.
+            # Only the requests of this run are put back. The active replies keep their states.
             self._giving_way.give_way(requests, error)
         except Exception as error:
             self._drop_run(run)
@@ -274,7 +274,8 @@ class Scheduler:
 
     def _end_rows(self) -> None:
         if ended := self._work.rows.drop_ended():
-            # The conversations that were kept must leave room.
+            # The ended replies were kept as conversations, which must leave room for running
+            # requests.
             self._admission.keep_to_budget()
             self._delivery.end_all(ended)
 

@@ -49,7 +49,7 @@ class Work:
         return not self.rows and not self.runs
 
     def load(self, group: Sequence[OpenRequest] = ()) -> KvLoad:
-        """Return the lengths of all that runs, and of *group*, which shall run too."""
+        """Return the lengths of all running requests, and of *group*, which is to start."""
         groups = [run.requests for run in self.runs] + ([group] if group else [])
         return KvLoad(
             [request.longest for request in self.rows.requests],
@@ -88,5 +88,5 @@ class Work:
 
     def _interactive_schedule(self) -> RequestSchedule[OpenRequest]:
         slots = self.inference.tuning.interactive_slots
-        # A prompt alone may reuse the states of an earlier conversation.
+        # Only a prompt that is computed alone can reuse the states of an earlier conversation.
         return RequestSchedule(slots, least_share=slots, most_together=1)
