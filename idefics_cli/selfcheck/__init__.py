@@ -1,1 +1,1 @@
-"""The self-check of a machine: every way to compute answers questions whose answers are known."""
+"""The self-check of a machine: each way to run the model is asked questions with known answers."""

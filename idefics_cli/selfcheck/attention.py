@@ -31,7 +31,7 @@ class AttentionTarget:
 
 
 def targets_of(ways: Iterable[Way]) -> list[AttentionTarget]:
-    """Return each attention that computes in *ways*, once."""
+    """Return each attention that *ways* use, once."""
     found = [
         AttentionTarget(spec.device, spec.dtype, spec.kernels.attention or spec.attention)
         for spec in (way.spec for way in ways if way.is_planned and way.refusal is None)
@@ -40,7 +40,7 @@ def targets_of(ways: Iterable[Way]) -> list[AttentionTarget]:
 
 
 def check_attention(targets: Iterable[AttentionTarget], shape: Shape) -> Iterator[ProbeRow]:
-    """Yield the result of each of *targets* with the heads of *shape*, of the text model."""
+    """Yield the result of each of *targets* with the heads of the text model of *shape*."""
     from idefics_cli.models.kernels.attention_probe import (
         TOLERANCE,
         HeadShape,
@@ -55,7 +55,7 @@ def check_attention(targets: Iterable[AttentionTarget], shape: Shape) -> Iterato
                 target.attention, device=target.device, dtype=target.dtype, text=text
             )
         except (RuntimeError, ValueError, ImportError, AttributeError, KeyError) as error:
-            # A package or a driver that lacks something. Replies would fail too, and say so.
+            # A package or a driver lacks something. Replies with this attention would fail too.
             lines = str(error).strip().splitlines() or [type(error).__name__]
             yield _row(target, str(text), [], allowed, refusal=lines[0][:200])
             continue

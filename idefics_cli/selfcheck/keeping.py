@@ -1,4 +1,4 @@
-"""The verdict of a check is kept for plans; on a new GPU, attention is checked at the first use."""
+"""Verdicts that are kept for plans, and the check of attention at the first use of a new GPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keep_results(
     answered = [
         result
         for result in results
-        # The reference runs for a check of another device, too.
+        # The reference runs on the CPU even if only another device is checked.
         if result.status != "refused" and not _is_reference(result)
     ]
     devices = {r.device if isinstance(r, ProbeRow) else r.way.spec.device for r in answered}

@@ -10,7 +10,7 @@ from idefics_cli.models.planning.verdicts import Fault
 from idefics_cli.selfcheck.ways import Way
 
 Status = Literal["right", "wrong", "refused"]
-# The times of two runs differ by so much on a computer that does other work, too.
+# Two equal runs may differ by this factor in time, on a computer that also does other work.
 _SLOWER = 1.3
 
 
@@ -44,7 +44,8 @@ class WayResult:
         manners: One result for each manner in which it was asked.
         culprit: The CPU kernel without which the way is right; None if there is none, or if the
             way is right.
-        pace: Time of the replies one by one, relative to the reference; None if it did not answer.
+        pace: Time of the replies in the manner "one by one", divided by the time of the reference;
+            None if the way did not answer.
     """
 
     way: Way
@@ -123,7 +124,7 @@ CheckResult = WayResult | ProbeRow
 
 
 def faults_of(results: Sequence[CheckResult], device: str) -> tuple[Fault, ...]:
-    """Return what plans must leave out on *device* because of *results*, each once."""
+    """Return the faults in *results* that plans must avoid on *device*, each once."""
     found = [
         fault
         for result in results

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-# Shares of right replies. The pictures are such that every way gets all of them right when it
-# computes what it should; rounding may cost a quantized model one.
+# The smallest share of right replies of a way that passes. A way that computes correctly gives only
+# right replies about these pictures; a quantized model may give a wrong one, because of rounding.
 _SHARE, _QUANTIZED_SHARE = 0.97, 0.9
 _CHATS = 3
-# The logits of so many pictures are compared.
+# Number of pictures whose logits are compared.
 _COMPARED = 3
 _LOGITS = "logits"
 
@@ -73,7 +73,7 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What the reference gives: tokens and logits for each request, and its time."""
+    """The results of the reference: tokens and logits for each request, and its time."""
 
     captions: Sequence[Tokens]
     turns: Sequence[Tokens]
@@ -152,7 +152,7 @@ def _ask_way(
     except MemoryLimitError as error:
         return WayResult(way, "refused", str(error), tuple(manners))
     except Exception as error:  # of a driver or a kernel; it belongs to the way
-        # What cannot be loaded is refused; what fails in a reply is wrong.
+        # A way that cannot be loaded is refused. A way that fails in a reply is wrong.
         is_known = isinstance(error, IdeficsError)
         reason = str(error) if is_known else f"{type(error).__name__}: {error}".splitlines()[0]
         status: Status = "refused" if is_known and not is_loaded else "wrong"
@@ -200,7 +200,7 @@ def _find_culprit(
     failed = [manner.manner for manner in result.manners if manner.difference] or ["batch"]
     kernels = way.spec.kernels
     parts = (kernels.text, kernels.head, kernels.connector, kernels.vision, kernels.patches)
-    # The first kernel of each part computes, unless it does not fit.
+    # In each part, the first kernel runs wherever it fits.
     leading = [names[0] for names in (*parts, kernels.norm) if names]
     if kernels.attention is not None:
         leading.append(kernels.attention)
@@ -262,7 +262,7 @@ def _judge_logits(
     reference: _Reference,
     clock: Callable[[], float],
 ) -> MannerResult:
-    """Compare logits with those of the reference: they show errors that change no word here."""
+    """Compare logits with the reference. They show errors that are too small to change a word."""
     from idefics_cli.selfcheck.scores import allowed_error, largest_error
 
     begin, allowed = clock(), allowed_error(spec)
@@ -281,7 +281,7 @@ def _reuse_problem(replies: Replies) -> list[str]:
 
 
 def _fallbacks(engine: Engine, spec: LoadSpec) -> list[str]:
-    """Return the paths of *spec* that gave way to others without a word."""
+    """Return, in words, what the engine did not use of *spec*, although it raised no error."""
     from idefics_cli.engine.local.engine import LocalEngine
 
     if not isinstance(engine, LocalEngine):
@@ -301,7 +301,7 @@ def _fallbacks(engine: Engine, spec: LoadSpec) -> list[str]:
 
 @contextmanager
 def _warnings_of_engine() -> Iterator[list[str]]:
-    """Collect the warnings of the engine: each says that one path gave way to another."""
+    """Collect the warnings of the engine: each says that it replaced one method by another."""
     found: list[str] = []
 
     class _Collector(logging.Handler):

@@ -90,7 +90,7 @@ def reference_way(facts: ModelFacts, machine: Machine) -> Way:
 
 
 def list_ways(facts: ModelFacts, machine: Machine, *, device: str | None = None) -> Iterator[Way]:
-    """Yield the ways of *machine*, apart from `reference_way`, those that it refuses included.
+    """Yield the ways of *machine* except `reference_way`, including those that cannot run there.
 
     Args:
         facts: The built-in model.
@@ -125,7 +125,7 @@ def _devices(machine: Machine, device: str | None) -> tuple[str, ...]:
         return gpus or ("cuda",)
     if device not in (None, "auto"):
         return (device,)
-    # Without a GPU, the plan says why.
+    # Without a GPU, the way "cuda" is refused, and its refusal says why.
     return ("cpu", *(gpus or ("cuda",)), *(("mps",) if machine.mps_bytes is not None else ()))
 
 
@@ -135,7 +135,7 @@ def _mixes(device: str, machine: Machine) -> Iterator[tuple[DtypeName, Attention
         return
     for dtype in _DTYPES:
         yield dtype, "sdpa", "none"
-        # Processors have no other kernels for this attention in 16 bit.
+        # On a CPU, `eager` in 16 bits is left out, because it has no further kernels.
         if device != "cpu" or dtype == "float32":
             yield dtype, "eager", "none"
     native = _native_dtype(device, machine)
@@ -173,7 +173,7 @@ def _variants(spec: LoadSpec, facts: ModelFacts, machine: Machine) -> Iterator[W
 
 
 def _with_fewer_kernels(way: Way) -> Iterator[Way]:
-    """Yield *way*, and then what replaces its kernels one after the other."""
+    """Yield *way*, then the ways in which its kernels are replaced one after the other."""
     yield way
     kernels = way.spec.kernels
     if way.spec.quantization == "none" and kernels.names and way.spec.dtype != "float32":

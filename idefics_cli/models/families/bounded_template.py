@@ -26,7 +26,7 @@ from idefics_cli.models.families.protocols import Processor
 # Four times the longest text that a command takes from stdin.
 _LARGEST_VALUE = 16_000_000
 _BUDGET = 400_000_000
-# A step of a loop and a call take as long as making some characters.
+# The cost of a loop step and of a call, in characters that could be made in the same time.
 _STEP = 40
 _CALL = 1000
 _LARGEST_BITS = 4096
@@ -98,7 +98,8 @@ def _library_environment() -> Environment:
 # Any: the values of a template, and the signatures of jinja2.
 class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**", "+", "%"})
-    # Characters that a rendering may still make, and those of the text in the template.
+    # `left`: characters that the rendering may still make. `text`: characters of the template's own
+    # text.
     left = _BUDGET
     text = 0
 
@@ -121,7 +122,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateTooLarge("it takes too many steps, or too much memory")
 
     def counted(self, items: Iterable[Any], cost: int) -> Iterator[Any]:
-        """Yield *items*; each costs *cost* characters beside its own cost."""
+        """Yield *items*; each costs *cost* characters and the cost of a loop step."""
         for item in items:
             self.spend(_STEP + cost)
             yield item
@@ -142,7 +143,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             _check_product(operator, left, right, sizes)
         return self._made(super().call_binop(context, operator, left, right))
 
-    # The names leave `self=` and others to the functions of a template.
+    # The names begin with `__`, so that a template can pass an argument named `self` or `obj`.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a method, a macro or a function."""
         if getattr(__obj, "__self__", None) is __self:
@@ -198,7 +199,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Counted(NodeTransformer):
-    """Lets loops and `~` go through the environment, which counts them."""
+    """Makes loops and `~` call the environment, which counts their cost."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         """Count the items of a loop, each with the text in its body."""

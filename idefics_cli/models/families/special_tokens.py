@@ -11,7 +11,8 @@ from collections.abc import Collection
 from idefics_cli.models.families.protocols import Processor, Tokenizer
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
-# Base models have no chat token, and may say it nevertheless.
+# A base model may generate these tokens, but has no chat template that would show that they are
+# controls.
 _CONTROLS = {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>", "<unk>", "<pad>"}
 # Marks of code corpora, which tokenizers such as SmolLM2's have as special tokens.
 _CORPUS_MARKS = {

@@ -1,7 +1,7 @@
 """Attention as the engine calls it, compared with float32 arithmetic on the CPU.
 
-The calls have the real numbers and widths of heads, and bounded lengths. So they reach the kernels
-that a model would reach, and take a fraction of a second.
+The calls have the number and width of heads of real models, but short sequences. So they run the
+kernels that the model would run, in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ TOLERANCE: dict[DtypeName, float] = {"float32": 1e-3, "float16": 5e-3, "bfloat16
 Measured on CPUs: 1e-6, 1e-3 and 6e-3. GPUs round in another order, and wrong kernels are far off.
 """
 
-# Positions of the KV buffers that no row has written, or that another row wrote before.
+# The value at those positions of the KV buffers that no query attends to.
 _GARBAGE = 50.0
-# One more than a multiple of the tiles of any kernel, and enough for the kernels for many queries.
+# Number of patches: 17 * 64 + 1, so that the last tile of a kernel is not full. It is long enough
+# for the kernels for many queries.
 _PATCHES = 1089
 _TEXT, _PIECE, _CAPACITY = 201, 150, 256
 _LATENTS = 64
-# The comparison computes so many queries of each call.
+# Number of queries of each call that are compared.
 _COMPARED = 48
 
 
@@ -169,7 +170,7 @@ class _Random:
         return AttentionCall(name, shape, query, key, value, mask, is_causal)
 
     def _heads(self, rows: int, count: int, length: int, width: int) -> Tensor:
-        # Projections give (B, T, heads x width), whose heads are then moved forward.
+        # As in a model, the result is a transposed view of (B, T, heads, width).
         numbers = torch.randn(rows, length, count, width, generator=self.generator)
         return numbers.to(self.dtype).transpose(1, 2)
 
@@ -246,7 +247,7 @@ def _error(call: AttentionCall, function: AttentionFunction, attention: str, dev
 
 
 def _added(call: AttentionCall, device: str) -> Tensor | None:
-    """Return the mask that `eager` adds to its scores, which is causal only by its mask."""
+    """Return the mask that `eager` adds to its scores. Without this mask, `eager` is not causal."""
     mask = call.mask
     queries, keys = call.query.shape[2], call.key.shape[2]
     if mask is None and call.is_causal and queries > 1:

@@ -30,7 +30,8 @@ class JudgedPlacement:
         attention: The attention of the model.
         needs: The memory that it needs on each device.
         problem: Why it cannot run; None if it can.
-        fault: What computes wrongly in it; it is then the problem, too.
+        fault: A known fault of this placement, from which `problem` is then made; None if there is
+            none.
     """
 
     option: Placement
@@ -68,7 +69,7 @@ def judge_placement(
     machine: Machine,
     sieve: FaultSieve | None = None,
 ) -> JudgedPlacement:
-    """Judge *option* with *attention*; *sieve* knows what computes wrongly here."""
+    """Judge *option* with *attention*; *sieve* has the known faults of the machine."""
     problem = quantization.find_problem(
         option.quantization,
         device=option.device,
@@ -116,7 +117,7 @@ def no_way_error(
     if not possible:
         problem = next(v.problem for v in verdicts if v.problem is not None)
         return PlanError(problem.message, hint=problem.hint)
-    # These problems are of options that would fit into memory, and lack only a package.
+    # The reasons why placements that would fit into the memory cannot run.
     problems = [v.problem for v in verdicts if v.problem is not None and not v.missing]
     best = min(possible, key=lambda v: v.missing)
     short = max(best.needs, key=lambda need: need.missing)

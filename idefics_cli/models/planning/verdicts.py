@@ -29,13 +29,13 @@ class Fault:
     Attributes:
         device: "cpu", "mps" or "cuda:N".
         found: What was wrong, in words.
-        dtype: Dtype for which this holds; None is any.
-        attention: Attention for which this holds; None is any.
-        quantization: Quantization for which this holds; None is any.
-        format_4bit: Format of 4-bit weights for which this holds; None is any.
-        kernel: A kernel of `KERNELS`: it is wrong, and everything else may be right.
+        dtype: Dtype for which this holds; None means any.
+        attention: Attention for which this holds; None means any.
+        quantization: Quantization for which this holds; None means any.
+        format_4bit: Format of 4-bit weights for which this holds; None means any.
+        kernel: The kernel of `KERNELS` that is wrong; None if the fault is not in a single kernel.
         with_graphs: Whether this holds only with CUDA graphs.
-        heads: "HEADSxKV_HEADSxWIDTH" of the text models for which this holds; None is any.
+        heads: "HEADSxKV_HEADSxWIDTH" of the text models for which this holds; None means any.
     """
 
     device: str
