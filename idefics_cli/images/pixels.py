@@ -268,8 +268,8 @@ def _from_integers(values: Samples, low: float, high: float, *, sixteen: bool) -
 def _from_floats(values: Samples, low: float, high: float) -> NDArray[np.uint8]:
     if low > high:
         return np.zeros(values.shape, np.uint8)
-    # Samples outside these ranges are data such as heights or temperatures. They are shown as in
-    # viewers, with the lowest value black and the highest white.
+    # Samples from 0 to 1, or from 0 to 255, are brightness. Other samples are data such as heights
+    # or temperatures: the lowest value becomes black and the highest white, as in viewers.
     black, white = low, high
     if low >= 0 and high <= 255:
         black, white = 0.0, 1.0 if high <= 1 else 255.0

@@ -43,7 +43,7 @@ def decode_line(line: bytes, *, needs_checksum: bool) -> dict[str, Any]:
     """Return the fields of *line*, without the checksum.
 
     Raises:
-        ValueError: If the line is no JSON object, or its checksum is wrong or missing.
+        ValueError: If the line is not a JSON object, or its checksum is wrong or missing.
     """
     checksum = _CHECKSUM.fullmatch(line[-_CHECKSUM_BYTES:])
     if checksum is not None:

@@ -11,8 +11,8 @@ from io import BufferedReader, FileIO
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.sources import MOST_FILE_BYTES, is_uri
 
-# A file of up to so many bytes is held in memory; each reader may hold one. The JPEG
-# of a camera has some 10 MB. A larger file is read twice: for its digest, and by the decoder.
+# A file of up to this size is held in memory; each reader may hold one. The JPEG of a camera has
+# some 10 MB. A larger file is read twice: for its digest, and by the decoder.
 _MAX_BYTES = 64 * 2**20
 
 

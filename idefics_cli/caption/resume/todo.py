@@ -1,4 +1,4 @@
-"""Decisions about resuming: what is left to do, and whether a run continues that in a journal."""
+"""Decisions about resuming: what is left to do, and whether a run continues an earlier one."""
 
 from __future__ import annotations
 
@@ -147,7 +147,8 @@ def _has_changed(picture: CaptionItem, entry: JournalEntry) -> bool:
     if columns != former_columns:
         return True
     if is_uri(source):
-        # Stdin and the clipboard have another picture each time. A URL is assumed to have the same.
+        # Stdin and the clipboard have another picture each time. A URL is assumed to give the same
+        # picture.
         return source == "-" or source.lower() == "clipboard:"
     if stamp == former:
         return False

@@ -142,7 +142,7 @@ class Sink(Protocol):
         ...
 
     def finish(self) -> None:
-        """Make the output from the rows. This is called once the sink is closed, after any end.
+        """Make the output from the rows, after the sink is closed, however the run ended.
 
         Raises:
             IdeficsError: If the output cannot be written. The rows then stay.

@@ -228,7 +228,7 @@ def _looks_like_picture(value: str, word: Word, *, is_edge: bool) -> bool:
     is_clear = word.is_marked or is_edge or "/" in value or is_windows_path(value)
     if not _has_suffix(value, PICTURE_SUFFIXES):
         return is_clear and _has_suffix(value, _OTHER_SUFFIXES)
-    # Pasted code names many files, so a word with characters of code is no picture.
+    # Pasted code names many files, so a word with characters of code is not a picture.
     around = value
     for piece in word.quoted:
         around = around.replace(piece, "", 1)

@@ -61,7 +61,7 @@ def drop_picture(context: CommandContext, words: str) -> CommandResult:
     lines = []
     if 0 <= place < len(chat.turns.staged):
         source = chat.turns.staged.pop(place).source
-        # Numbers of staged pictures have no gap, because the model counts what it gets.
+        # The model counts the pictures that it gets, so the later staged ones get new numbers.
         later = [
             f"[{new}] {picture_name(staged.source, context.folder)}"
             for new, staged in enumerate(chat.turns.staged[place:], start=number)

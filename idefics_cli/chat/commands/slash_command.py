@@ -20,7 +20,8 @@ class CommandContext:
         chat: The chat.
         folder: The current folder.
         commands: All slash commands by name, in the order of `/help`.
-        draws: Whether the line input has the keys of a line editor that draws.
+        draws: Whether the line input is the full line editor, which has more keys than the plain
+            one.
     """
 
     chat: Chat

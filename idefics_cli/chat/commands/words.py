@@ -1,9 +1,9 @@
 r"""The scanner of words: spaces separate them, except inside quotes and after backslashes.
 
 Terminals paste the name of a dragged file in the quotes of a shell. An apostrophe in a name ends
-one quoted piece and begins another: 'Anna'\''s photo.png'. But an apostrophe in a sentence is no
-quote. So a quote opens a piece only where a user of a shell would write one, such as at the begin
-of a word.
+one quoted piece and begins another: 'Anna'\''s photo.png'. But an apostrophe in a sentence is not a
+quote. So a quote opens a piece only where a user of a shell would write one, such as at the
+beginning of a word.
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ class PlainInput:
 
 
 def _is_taken_back(keyboard: Input) -> bool:
-    """Whether Ctrl-C follows Enter at once. Then it is no signal yet, but a key."""
+    """Whether Ctrl-C was pressed right after Enter; it then arrives as a key, not as a signal."""
     from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
     from prompt_toolkit.keys import Keys
 

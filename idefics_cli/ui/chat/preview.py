@@ -19,7 +19,7 @@ _UPPER_HALF = "\u2580"
 _BETTER = "this terminal can show pictures sharply: pip install 'idefics-cli[preview]'"
 _FEW_COLOURS = "GNU screen shows pictures with `term screen-256color` in ~/.screenrc"
 MAX_COLUMNS, MAX_ROWS = 48, 12
-# On a smaller space a picture would be a few spots of colour, so that none is shown.
+# In a smaller space, a picture would be only a few spots of colour, so none is shown.
 _LEAST_ROWS, _LEAST_COLUMNS = 4, 20
 _SCREEN_SHARE = 4
 

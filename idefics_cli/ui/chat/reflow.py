@@ -1,4 +1,4 @@
-"""A mended prompt-toolkit prompt, which leaves no copies behind when the terminal gets narrower."""
+"""A fix for prompt-toolkit, whose prompt leaves copies when the terminal gets narrower."""
 
 from __future__ import annotations
 
