@@ -51,6 +51,8 @@ def select_icon(stream: BinaryIO) -> tuple[BinaryIO, tuple[int, int]]:
     stream.seek(best.offset)
     data = stream.read(best.length)
     bits = 24 if best.bits == 32 and not best.is_png and _is_clear(data, best) else best.bits
+    if not best.is_png:
+        data += _missing_mask(data, best)
     row = struct.pack(
         "<BBBBHHII", best.width % 256, best.height % 256, 0, 0, 1, bits, len(data), 22
     )
@@ -78,3 +80,17 @@ def _is_clear(data: bytes, entry: _Entry) -> bool:
     row = (entry.width + 31) // 32 * 4
     has_mask = len(data) >= 40 + pixels + row * entry.height
     return has_mask and not any(data[43 : 40 + pixels : 4])
+
+
+def _missing_mask(data: bytes, entry: _Entry) -> bytes:
+    """Return a mask that clears nothing if *data* ends with the pixels.
+
+    Pillow takes the last bytes of a bitmap for its mask, even if they are pixels.
+    """
+    (colours,) = struct.unpack_from("<I", data, 32)
+    if colours == 0 and entry.bits <= 8:
+        colours = 1 << entry.bits
+    row = (entry.width * entry.bits + 31) // 32 * 4
+    mask_bytes = (entry.width + 31) // 32 * 4 * entry.height
+    rest = len(data) - 40 - 4 * colours - row * entry.height
+    return bytes(mask_bytes) if 0 <= rest < mask_bytes else b""

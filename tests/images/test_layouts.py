@@ -130,6 +130,26 @@ def test_an_alpha_that_a_bmp_names_but_does_not_set_is_none(alpha: int) -> None:
     assert np.abs(np.subtract(corners(image), expected)).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [8, 24, 32])
+@pytest.mark.parametrize("mask_bytes", [0, 7, 48 * 8])
+def test_an_icon_without_its_mask_is_opaque(bits: int, mask_bytes: int) -> None:
+    colours = b""
+    if bits == 8:
+        pixels = np.arange(4, dtype=np.uint8).reshape(2, 2).repeat(24, 0).repeat(32, 1)[::-1]
+        colours = b"".join(bytes([*colour[::-1], 0]) for colour in QUADRANTS).ljust(1024, b"\0")
+    else:
+        pixels = np.asarray(quadrants())[::-1, :, ::-1]
+        if bits == 32:
+            pixels = np.dstack([pixels, np.full((48, 64), 255, np.uint8)])
+    header = struct.pack("<IiiHHIIiiII", 40, 64, 96, 1, bits, 0, 0, 0, 0, 0, 0)
+    picture = header + colours + pixels.tobytes() + bytes(mask_bytes)
+    entry = struct.pack("<BBBBHHII", 64, 48, 0, 0, 1, bits, len(picture), 22)
+
+    image = opened(b"\0\0\1\0\1\0" + entry + picture)
+
+    assert difference(image, quadrants()) == 0
+
+
 # JPEG 2000 -------------------------------------------------------------------------------------
 
 
