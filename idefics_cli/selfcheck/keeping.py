@@ -64,7 +64,7 @@ def _is_reference(result: CheckResult) -> bool:
 def probe_new_gpus(
     folder: Path, verdicts: Verdicts, machine: Machine, shape: Shape, *, is_here: IsHere
 ) -> Verdicts:
-    """Check the attention of the GPUs for which *verdicts* know nothing about *shape*.
+    """Check the attention of the GPUs for which no verdict covers the heads of *shape*.
 
     This happens once for each shape of a model, driver and version.
 

@@ -58,7 +58,7 @@ class Dispatcher:
             IdeficsError: If this is not possible. Nothing has changed then.
         """
         chat, commands = self.chat, self._context.commands
-        if chat.conversation.pending:  # its answer failed, and it could not be taken back then
+        if chat.conversation.pending:  # the last answer failed, and so did the roll-back
             chat.turns.roll_back()
         if not line.strip():
             chat.turns.editing = None

@@ -57,7 +57,7 @@ class Inference:
         piece_size: The number of prompt tokens in one forward.
         kv_budget: The memory for KV states.
         tuning: As given.
-        pictures: Finds prepared pictures again.
+        pictures: Finds preprocessed pictures by their digest.
         look_ahead: Encodes the pictures of waiting requests.
     """
 

@@ -164,7 +164,7 @@ class Repl:
             return f"edit {self._chat.turns.editing} > "
         count = len(self._chat.turns.staged)
         parts = [counted(count, "picture")] if count else []
-        if self._console.accessible:  # a screen reader may skip the sign, which ends the turn
+        if self._console.accessible:  # a screen reader may not speak the sign `>`
             parts.append("your turn")
         return " ".join([", ".join(parts), "> "]).lstrip()
 

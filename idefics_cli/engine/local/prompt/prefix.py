@@ -20,9 +20,9 @@ class _Conversation:
 
 
 class PrefixStore:
-    """Keeps the KV states of conversations (see `kv_budget.py`), and drops the oldest ones first.
+    """Keeps the KV states of conversations, and drops the least recently used one first.
 
-    The oldest is the conversation that was not used for the longest time.
+    See `kv_budget.py` for what KV states are.
 
     A new prompt reuses the states of the longest run of keys (`Family.prefix_keys`: token ids, and
     the content of pictures) with which it and a kept conversation begin. So states are also reused

@@ -114,7 +114,7 @@ class Scheduler:
             self._sessions.append(lane)
 
     def fail_waiting(self) -> None:
-        """Give every request that has not reached the loop an error, because it will not run."""
+        """End every request that has not reached the loop with an error, because it cannot run."""
         with self._lock:
             requests, self._inbox = self._inbox, []
             self._is_running = False
