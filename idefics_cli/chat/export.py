@@ -122,6 +122,10 @@ def write_export(
         raise UsageError(f"`{path}` is a folder", hint="give the name of a file in it")
     if path.exists() and not overwrite:
         raise UsageError(f"`{path}` already exists", hint="choose another name, or remove it first")
+    if not path.parent.is_dir():
+        raise IdeficsError(
+            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
+        )
     data = FORMATS[kind](conversation).encode("utf-8", "replace")
     try:
         if path.exists() and not path.is_file():  # a device or a pipe

@@ -42,17 +42,23 @@ def read_config(
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         reason = error.strerror if isinstance(error, OSError) else None
         raise ConfigError(f"cannot read `{path}`: {reason or error}") from error
+    values = _parsed(path, content)
+    table = setting_table() if known is None else known
+    checked = {key: _checked(path, table, key, value) for key, value in values.items()}
+    return {key: value for key, value in checked.items() if not table[key].command_line_only}
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, object]:
     try:
-        values = tomllib.loads(content.decode("utf-8-sig"))
+        return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"`{path}` is not UTF-8 text (byte {error.start + 1})") from error
     except RecursionError as error:
         raise ConfigError(f"`{path}` is not valid TOML: nested too deeply") from error
     except ValueError as error:  # TOMLDecodeError; an integer of more than 4,300 digits
-        raise ConfigError(f"`{path}` is not valid TOML: {error}") from error
-    table = setting_table() if known is None else known
-    checked = {key: _checked(path, table, key, value) for key, value in values.items()}
-    return {key: value for key, value in checked.items() if not table[key].command_line_only}
+        raise ConfigError(
+            f"`{path}` is not valid TOML: {error}", hint='text needs quotes, as in `model = "demo"`'
+        ) from error
 
 
 def _checked(path: Path, table: Mapping[str, Setting], key: str, value: object) -> Value:

@@ -191,8 +191,9 @@ def test_a_file_that_cannot_be_written_is_an_error(
 ) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         write_export(conversation, "md", tmp_path)
-    with pytest.raises(IdeficsError, match="no such file or directory"):
+    with pytest.raises(IdeficsError, match=r"no folder `.*none`") as caught:
         write_export(conversation, "md", tmp_path / "none" / "a.md")
+    assert caught.value.hint == "make the folder first"
 
 
 @pytest.mark.parametrize(

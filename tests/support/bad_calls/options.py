@@ -97,6 +97,7 @@ OPTIONS = (
     Call("config", ConfigError, "cannot read `vacant`: Is a directory",
         environ="IDEFICS_CONFIG=vacant"),
     Call("config --json", ConfigError, "`broken.toml` is not valid TOML: ...",
+        'text needs quotes, as in `model = "demo"`',
         environ="IDEFICS_CONFIG=broken.toml"),
     Call("models", ConfigError, "unknown key `modle` in `key.toml`", "did you mean `model`?",
         environ="IDEFICS_CONFIG=key.toml"),
