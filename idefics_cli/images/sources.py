@@ -263,6 +263,10 @@ def _missing_hint(path: str) -> str:
         return "an address begins with https://"
     if "," in path and all(map(os.path.exists, path.split(","))):
         return "each picture has its own `-i`"
+    # A script that quotes a name passes its quotes on when the shell quotes it, too.
+    bare = path.strip("'\" ")
+    if bare != path and os.path.exists(bare):
+        return f"did you mean `{abbreviated(bare)}`?"
     folder, base = os.path.split(path)
     try:
         with os.scandir(folder or ".") as entries:

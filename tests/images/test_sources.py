@@ -95,6 +95,11 @@ def _below_a_file(path: Path) -> str:
     return f"{path}/a.png"
 
 
+def _quoted(path: Path) -> str:
+    path.touch()
+    return f"'{path}'"
+
+
 BAD_FILES: dict[str, tuple[Callable[[Path], str], str, str, str]] = {
     # name: function that makes it, kind, part of the message, part of the hint
     "missing": (lambda path: str(path), "missing", "no such file", "check the path"),
@@ -111,6 +116,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str, str, str]] = {
     "no name": (lambda _: "", "missing", "the name of a picture is empty", ""),
     "other scheme": (lambda _: "ftp://host/a.png", "unsupported", "unknown kind", "http(s)"),
     "other machine": (lambda _: "file://host/a.png", "unsupported", "another machine", "file:///"),
+    "quoted": (_quoted, "missing", "no such file", "/x`?"),
     "no scheme": (lambda _: "www.example.com/a.png", "missing", "no such file", "https://"),
 }
 
