@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import BinaryIO, cast
 
 from PIL import ImageFile, PsdImagePlugin, TiffImagePlugin
@@ -11,7 +12,7 @@ from PIL import ImageFile, PsdImagePlugin, TiffImagePlugin
 from idefics_cli.images.camera_raw import is_camera_raw
 from idefics_cli.images.colour import HLG, PQ
 from idefics_cli.images.decoders import use_fast_decoders
-from idefics_cli.images.facts import CameraRaw, PixelFacts
+from idefics_cli.images.facts import Box, CameraRaw, PixelFacts
 from idefics_cli.images.jpeg2000 import HEAD_BYTES, check_jpeg2000
 from idefics_cli.images.psd import check_psd_header, read_psd_facts
 from idefics_cli.images.tiff import read_tiff_facts
@@ -59,15 +60,33 @@ def _gif(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 def _png(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
     # If the default image is not a frame of the animation, it is meant for programs that cannot
     # show animations.
+    frame = None
     if getattr(image, "default_image", False):
-        image.seek(1)
+        frame = _show_first_frame(image)
     stream.seek(0)
     head = stream.read(_HEAD_BYTES)
     _scale_colour_key(image, depth=head[24])
-    return _hdr_facts(head[: head.find(b"IDAT")], b"cICP", "BB")
+    facts = _hdr_facts(head[: head.find(b"IDAT")], b"cICP", "BB")
+    return replace(facts, frame=frame)
 
 
 _HEAD_BYTES = 1 << 16
+
+
+def _show_first_frame(image: ImageFile.ImageFile) -> Box | None:
+    """Go to the first frame of an animation whose default image is not a part of it.
+
+    Pillow would draw the frame on the default image. An animation begins with a clear canvas (PNG,
+    3rd edition, 13.2).
+
+    Returns:
+        The part of the canvas that the frame covers, if Pillow fills the rest with a colour.
+    """
+    image.seek(1)
+    image._im = image._prev_im = None  # type: ignore[attr-defined]  # the default image
+    box = image.tile[0].extents if image.tile else None
+    is_part = box is not None and box != (0, 0, *image.size)
+    return box if is_part and image.mode not in ("RGBA", "LA") else None
 
 
 def _scale_colour_key(image: ImageFile.ImageFile, *, depth: int) -> None:

@@ -103,6 +103,31 @@ def test_the_colour_key_of_a_grey_png_has_the_depth_of_its_samples(
     assert difference(image, Image.fromarray(shown).convert("RGB")) == 0
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("blend", [0, 1], ids=["source", "over"])
+def test_a_frame_does_not_lie_on_a_default_image_that_is_hidden(mode: str, blend: int) -> None:
+    hidden, shown = Image.new("RGB", (64, 48), "red").convert(mode), quadrants(32, 24).convert(mode)
+    if mode == "RGBA":
+        shown.putpixel((0, 0), (0, 0, 0, 0))
+    samples = with_filter_bytes(np.asarray(shown).reshape(24, -1))
+    control = struct.pack(">IIIIIHHBB", 0, 32, 24, 8, 4, 1, 10, 0, blend)
+    data = png(
+        64,
+        48,
+        with_filter_bytes(np.asarray(hidden).reshape(48, -1)),
+        depth=8,
+        colour_type={"L": 0, "RGB": 2, "RGBA": 6}[mode],
+        extra=[(b"acTL", struct.pack(">II", 1, 0))],
+        more=[(b"fcTL", control), (b"fdAT", bytes([0, 0, 0, 1]) + zlib.compress(samples))],
+    )
+
+    expected = Image.new("RGB", (64, 48), "white")
+    expected.paste(shown.convert("RGB"), (8, 4))
+    if mode == "RGBA":
+        expected.putpixel((8, 4), WHITE)
+    assert difference(opened(data), expected) == 0
+
+
 def test_the_colour_key_of_a_16_bit_png_may_be_dark() -> None:
     samples = np.zeros((1, 3, 3), ">u2")
     samples[0, 1], samples[0, 2] = (0, 0, 5), (0, 0, 0x0500)

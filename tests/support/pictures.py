@@ -106,6 +106,7 @@ def png(
     depth: int,
     colour_type: int,
     extra: Sequence[tuple[bytes, bytes]] = (),
+    more: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
     """Return a PNG of any kind (PNG specification, 3rd edition); Pillow cannot write all kinds.
 
@@ -116,9 +117,10 @@ def png(
         depth: Bits per sample.
         colour_type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
         extra: Chunks between the header and the data.
+        more: Chunks after the data.
     """
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), *more, (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
 
 
