@@ -117,6 +117,17 @@ def test_a_reply_that_is_repetitive_twice_is_kept_with_a_note_and_an_empty_one_f
     assert (empty.caption, empty.error) == (None, "the model gave no words")
 
 
+def test_of_several_questions_the_one_without_an_answer_is_named() -> None:
+    def answer(request: GenerationRequest) -> str:
+        return "red" if request.messages[-1].parts[-1] == "Which colour?" else ""
+
+    questions = (CaptionQuestion("Which colour?", "colour"), CaptionQuestion("How many?", "count"))
+    record, *_ = ask(job(questions=questions), FakeEngine(answer))
+
+    assert record.error == "the model gave no words for `count`"
+    assert record.hint == "ask it with other words"
+
+
 def test_a_job_may_take_every_reply_as_it_is() -> None:
     engine = FakeEngine(lambda request: LOOP)
     records = ask(job(asks_again=False), engine)

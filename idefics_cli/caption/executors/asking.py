@@ -131,14 +131,21 @@ class Asker:
             text = turn.completion.text
             reason = degeneracy(text)
             if reason == "is empty":
-                error = ModelError("the model gave no words", hint="try another `--prompt`")
-                return _with_content(failed(key, error), opened)
+                return _with_content(failed(key, _no_words(turn.question)), opened)
             if reason:
                 turn.note(f"the reply {reason}")
             replies.append(turn.reply(self._job.wording.finish))
             notes += turn.notes
         record = captioned(key, opened.first, replies, notes=tuple(notes))
         return _with_content(record, opened)
+
+
+def _no_words(question: CaptionQuestion) -> ModelError:
+    if not question.name:
+        return ModelError("the model gave no words", hint="try another `--prompt`")
+    return ModelError(
+        f"the model gave no words for `{question.name}`", hint="ask it with other words"
+    )
 
 
 @dataclass(slots=True, eq=False)
