@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 TOP = Path(__file__).parents[1]
 # Idefics2 cuts a photo of this size into four tiles, and adds the whole picture.
 _SPLIT = (980, 980)
+# An estimate for loading 16 GB and a few answers. A part that loads them needs this time.
+_LOAD_SECONDS = 20.0
 
 
 def job_weights(check: Check) -> None:
@@ -319,7 +321,7 @@ def job_shape(check: Check) -> None:
                 _time_captions(check, engine, asker, slots)
     if check.device.startswith("cuda"):
         with (
-            check.part("without graphs"),
+            check.part("without graphs", seconds=_LOAD_SECONDS),
             opened(replace(spec, uses_graphs=False), stop_ids=()) as engine,
         ):
             asker = Asker(engine, check.scratch / "plain")
@@ -389,7 +391,7 @@ def job_cards(check: Check) -> None:
     real = next(gpu for gpu in machine.gpus if gpu.index == index)
     facts = next(facts for facts in registry_facts() if facts.name == check.shape)
     for size in (24, 16, 12, 8) if has_bitsandbytes() else (24,):
-        with check.part(f"a card of {size} GiB"):
+        with check.part(f"a card of {size} GiB", seconds=_LOAD_SECONDS):
             # The driver and a desktop take a part.
             free = size * GIB * 93 // 100
             card = replace(real, total_bytes=size * GIB, free_bytes=free)
@@ -447,7 +449,7 @@ def job_quantized(check: Check) -> None:
     import torch
 
     for quantization in ("4bit", "8bit"):
-        with check.part(quantization):
+        with check.part(quantization, seconds=_LOAD_SECONDS):
             plan = plan_of(check, check.shape, dtype="bfloat16", quantization=quantization)
             with opened(random_spec(check, plan), stop_ids=()) as engine:
                 held, planned = torch.cuda.memory_allocated(check.device), plan.needs[0].weights

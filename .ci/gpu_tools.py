@@ -65,9 +65,12 @@ class Check:
         print(f"skipped: {reason}", flush=True)
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Make an error of the block a wrong figure, after which the job goes on."""
-        self.need_time(name)
+    def part(self, name: str, *, seconds: float = _SPARE_SECONDS) -> Iterator[None]:
+        """Make an error of the block a wrong figure, after which the job goes on.
+
+        If fewer than *seconds* are left, the rest of the job is skipped.
+        """
+        self.need_time(name, seconds=seconds)
         try:
             yield
         except Skip as skip:
@@ -77,9 +80,9 @@ class Check:
             self.tell(name, f"{type(error).__name__}: {lines[0][:300]}", ok=False)
             traceback.print_exc()
 
-    def need_time(self, name: str) -> None:
-        """Skip the rest of the job, which begins with *name*, if little time is left."""
-        if time.monotonic() > self.end - _SPARE_SECONDS:
+    def need_time(self, name: str, *, seconds: float = _SPARE_SECONDS) -> None:
+        """Skip the rest of the job, which begins with *name*, if less than *seconds* are left."""
+        if time.monotonic() > self.end - seconds:
             raise Skip(f"no time was left for {name}")
 
     def need_cuda(self) -> None:
