@@ -317,6 +317,7 @@ def test_cancelling_ends_one_request_and_no_other(endless: EngineOf) -> None:
         long = Sampling(max_new_tokens=300)
         running, other = Asked(engine, ask("a", long)), Asked(engine, ask("b", long))
         running.wait_for_text()
+        other.wait_for_text()
         waiting = Asked(engine, ask("c", long))
         behind = Asked(engine, ask("d", Sampling(max_new_tokens=5)))
         assert (waiting.handle.place, behind.handle.place) == (0, 1)
@@ -446,3 +447,20 @@ def test_both_engines_keep_the_same_contract(endless: EngineOf) -> None:
         assert submitted.prompt_tokens == engine.measure(prepared).prompt_tokens
         quiet = Asked(engine, prepared, streams=False) if engine is not fake else None
         assert quiet is None or (quiet.completion().text, quiet.chunks) == (whole.text, [])
+
+
+def test_slots_that_no_request_uses_take_no_memory(endless: EngineOf) -> None:
+    with reopen(endless("idefics2"), endless_inference) as engine:
+        seen: list[int] = []
+
+        def listen(event: TokenChunk | Outcome) -> None:
+            seen.append(engine.held_kv_bytes)
+
+        engine.submit(ask("Hi", Sampling(max_new_tokens=5)), listen, streams=True)
+        with engine.serve(slots=100_000) as session:
+            session.put_requests([ask("Hi", Sampling(max_new_tokens=30))] * 3)
+            while (found := session.get_outcome()) is not None:
+                assert isinstance(found[1], Completion)
+                seen.append(engine.held_kv_bytes)
+        states = max(seen) / engine.inference.kv_budget.bytes_per_token
+        assert 0 < states < 5000

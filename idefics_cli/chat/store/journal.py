@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -93,11 +94,18 @@ class SessionJournal:
             raise unwritable(f"the session `{self.path}`", error) from error
         return self.size
 
-    def close(self) -> None:
-        """Close the file and release the lock; idempotent."""
+    def close(self, *, removes_file: bool = False) -> None:
+        """Close the file and release the lock; idempotent.
+
+        Args:
+            removes_file: Whether to remove the file before the lock is released.
+        """
         if self._log is not None:
             self._log.close()
             self._log = None
+            if removes_file:
+                with suppress(OSError):
+                    self.path.unlink()
         if self._lock is not None:
             self._lock.release()
 

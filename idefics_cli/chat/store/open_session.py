@@ -58,6 +58,8 @@ class OpenSession:
         self._state = (conversation, 0 if journal is None else journal.size)
         self._store = store
         self._journal = journal
+        # A session that was on the disk before is never removed.
+        self._has_answers = journal is not None and journal.size > 0
 
     @property
     def conversation(self) -> Conversation:
@@ -113,6 +115,7 @@ class OpenSession:
             seconds=round(seconds, 3),
         )
         self._commit(events.replied(reply))
+        self._has_answers = True
 
     def roll_back(self) -> Turn:
         """Take back the pending question, or end a retry; return the turn as it was.
@@ -211,9 +214,14 @@ class OpenSession:
         return tuple(staged)
 
     def close(self) -> None:
-        """Close the session; idempotent. A session without name and question leaves no file."""
+        """Close the session; idempotent.
+
+        A new session without a name leaves no file if its questions were all taken back.
+        """
         if self._journal is not None:
-            self._journal.close()
+            conversation = self.conversation
+            is_kept = self._has_answers or conversation.name is not None or conversation.turns
+            self._journal.close(removes_file=not is_kept)
 
     def __enter__(self) -> Self:
         return self

@@ -58,14 +58,12 @@ class Work:
         )
 
     def wanted_rows(self) -> int:
-        """Return the number of rows that the open lanes use at most."""
-        single = (self.interactive, self.batch)
-        count = sum(lane.active for lane in single)
+        """Return the number of rows that the open requests will use at most."""
+        open_count = sum(lane.active + len(lane.schedule.waiting) for lane in self.lanes)
+        slots = sum(lane.schedule.slots for lane in self.lanes)
         # The number is rounded up to a power of two, so that the buffers do not grow with each
         # request.
-        power = 1 << (count - 1).bit_length() if count else 0
-        slots = sum(lane.schedule.slots for lane in self.lanes if lane not in single)
-        return max(1, power + slots)
+        return max(1, min(slots, 1 << max(0, open_count - 1).bit_length()))
 
     def drop_closed_lanes(self) -> None:
         """Remove the lanes without requests."""
