@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from threading import Lock
 
 from PIL import Image
@@ -29,6 +29,8 @@ from idefics_cli.models.kernels.openmp import one_thread
 from idefics_cli.models.loading.loader import Loaded
 
 _log = logging.getLogger(__name__)
+# Number of encoded prompts that are kept. A prompt of 1,000 tokens takes 16 kB.
+_KNOWN_PROMPTS = 64
 
 
 class Inference:
@@ -81,6 +83,8 @@ class Inference:
         self.prefix = PrefixStore(self.kv_budget.prefix_bytes)
         self.piece_size = PieceSize(model, self.tuning.chunk_tokens)
         self._tokenizing = Lock()
+        # The prompts that were encoded last. All captions of pictures of one shape have one prompt.
+        self._prompts: dict[Hashable, Inputs] = {}
         self.pictures = KnownPictures(self.features)
         self.encoder = PictureEncoder(
             model,
@@ -116,10 +120,17 @@ class Inference:
         Raises:
             PromptError: If the model cannot take the prompt.
         """
+        key = _prompt_key(prepared)
         # The tokenizer's settings must not change while another thread uses it.
-        with self._tokenizing, one_thread():
-            inputs = self.loaded.family.encode([prepared.request], [prepared.pictures])
-        check_token_ids(inputs["input_ids"], self.loaded.vocabulary)
+        with self._tokenizing:
+            if (known := self._prompts.pop(key, None)) is None:
+                with one_thread():
+                    known = self.loaded.family.encode([prepared.request], [prepared.pictures])
+                check_token_ids(known["input_ids"], self.loaded.vocabulary)
+            self._prompts[key] = known
+            if len(self._prompts) > _KNOWN_PROMPTS:
+                del self._prompts[next(iter(self._prompts))]
+            inputs = known
         return inputs
 
     def new_row(self, prepared: Prepared, inputs: Inputs) -> BatchRow:
@@ -184,3 +195,13 @@ class Inference:
         # If a recording has failed, no new one is tried, because it would fail again.
         if self._capture is not None and self._graphs is not None and not self._graphs.failure:
             self._graphs = Graphs(self._capture)
+
+
+def _prompt_key(prepared: Prepared) -> Hashable:
+    """Return what the encoded prompt depends on: the texts, and the shapes of the pictures."""
+    request = prepared.request
+    messages = tuple(
+        (message.role, tuple(part if isinstance(part, str) else None for part in message.parts))
+        for message in request.messages
+    )
+    return request.mode, messages, prepared.shape_key

@@ -13,10 +13,27 @@ from idefics_cli.models.families.kv_cache import cache_bytes, growing_cache
 
 @dataclass(frozen=True, slots=True)
 class _Conversation:
-    """A prompt with its reply: the key of each token, and its KV states."""
+    """A prompt with its reply: the key of each token, and its KV states.
+
+    Attributes:
+        keys: The key of each token.
+        cache: The KV states.
+        size_bytes: Number of bytes of the states.
+    """
 
     keys: tuple[PrefixKey, ...]
     cache: DynamicCache
+    size_bytes: int
+
+    def begins_with(self, keys: tuple[PrefixKey, ...]) -> bool:
+        """Whether the first keys are *keys*."""
+        # Most conversations differ in the last of them, so that nothing is copied.
+        count = len(keys)
+        return (
+            len(self.keys) >= count
+            and self.keys[count - 1] == keys[-1]
+            and (self.keys[:count] == keys)
+        )
 
 
 class PrefixStore:
@@ -55,7 +72,7 @@ class PrefixStore:
     @property
     def held_bytes(self) -> int:
         """Number of bytes of all states."""
-        return sum(cache_bytes(each.cache) for each in self._conversations)
+        return sum(each.size_bytes for each in self._conversations)
 
     def take_prefix(self, keys: Sequence[PrefixKey]) -> tuple[DynamicCache, int]:
         """Return a cache for a prompt of *keys*, and the number of tokens that it holds.
@@ -64,7 +81,7 @@ class PrefixStore:
         leave the store, and `keep_prefix` adds them again with the reply. If it shares only the
         beginning, that part is copied.
         """
-        usable = keys[:-1]
+        usable = tuple(keys[:-1])
         counts = [_shared_count(each.keys, usable) for each in self._conversations]
         shared = max(counts, default=0)
         if not shared:
@@ -84,10 +101,11 @@ class PrefixStore:
             return
         kept = tuple(keys[:length])
         # A longer conversation already has all these states.
-        if any(each.keys[:length] == kept for each in self._conversations):
+        if any(each.begins_with(kept) for each in self._conversations):
             return
-        others = [each for each in self._conversations if kept[: len(each.keys)] != each.keys]
-        self._conversations = [*others, _Conversation(kept, cache)]
+        new = _Conversation(kept, cache, cache_bytes(cache))
+        others = [each for each in self._conversations if not new.begins_with(each.keys)]
+        self._conversations = [*others, new]
         self.shrink_to(self._max_bytes)
 
     def shrink_to(self, max_bytes: int, *, at_least: int = 1) -> None:
@@ -112,11 +130,16 @@ def _copy_of_start(cache: DynamicCache, count: int) -> DynamicCache:
     return copy
 
 
-def _shared_count(one: Sequence[PrefixKey], other: Sequence[PrefixKey]) -> int:
+def _shared_count(one: tuple[PrefixKey, ...], other: tuple[PrefixKey, ...]) -> int:
     """Return the number of equal keys with which *one* and *other* begin."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    low, high = 0, min(len(one), len(other))
+    if not high or one[0] != other[0]:
+        return 0
+    # A search in halves, because comparing slices is much faster than comparing key by key.
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
