@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -35,9 +35,10 @@ from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.models.families.base import Inputs
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.loading.loader import Loaded
-from tests.support.prompts import ask, open_engine, reopen
+from tests.support.prompts import CONVERSATIONS, as_request, ask, open_engine, reopen
 
 LONG = Sampling(max_new_tokens=400)
 SHORT = Sampling(max_new_tokens=20)
@@ -292,3 +293,33 @@ def test_prepare_keeps_the_size_and_the_pixels_of_a_picture(
     (tile,) = prepared.pictures[0].tiles
     # -1 is black, 1 is white.
     assert ((tile[:, 3, 3] + 1) * 127.5).round().tolist() == [1, 2, 3]
+
+
+def test_equal_prompts_are_encoded_once(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = engine.loaded.family
+    encode, encoded = family.encode, [0]
+
+    def counted(
+        requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
+    ) -> Inputs:
+        encoded[0] += 1
+        return encode(requests, pictures)
+
+    monkeypatch.setattr(family, "encode", counted)
+    turns = CONVERSATIONS["one image"]
+    first, second = (as_request(engine, [("user", [number], "So?")]) for number in (0, 3))
+    assert first.shape_key == second.shape_key
+    one, other = engine.complete([first])[0], engine.complete([second])[0]
+    assert encoded == [1]
+    assert one.token_ids != other.token_ids
+    # Another question, another shape, or no picture is another prompt.
+    for prepared in (
+        as_request(engine, turns),
+        as_request(engine, [("user", [1], "So?")]),
+        as_request(engine, [("user", [], "So?")]),
+    ):
+        before = encoded[0]
+        engine.complete([prepared])
+        assert encoded[0] == before + 1
