@@ -38,7 +38,7 @@ from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.loading.loader import Loaded
-from tests.support.prompts import CONVERSATIONS, as_request, ask, open_engine, reopen
+from tests.support.prompts import as_request, ask, open_engine, reopen
 
 LONG = Sampling(max_new_tokens=400)
 SHORT = Sampling(max_new_tokens=20)
@@ -308,7 +308,7 @@ def test_equal_prompts_are_encoded_once(
         return encode(requests, pictures)
 
     monkeypatch.setattr(family, "encode", counted)
-    turns = CONVERSATIONS["one image"]
+    # No other test asks this.
     first, second = (as_request(engine, [("user", [number], "So?")]) for number in (0, 3))
     assert first.shape_key == second.shape_key
     one, other = engine.complete([first])[0], engine.complete([second])[0]
@@ -316,7 +316,7 @@ def test_equal_prompts_are_encoded_once(
     assert one.token_ids != other.token_ids
     # Another question, another shape, or no picture is another prompt.
     for prepared in (
-        as_request(engine, turns),
+        as_request(engine, [("user", [0], "So what?")]),
         as_request(engine, [("user", [1], "So?")]),
         as_request(engine, [("user", [], "So?")]),
     ):
