@@ -164,10 +164,3 @@ def _overflow(dtype: torch.dtype) -> ModelError:
         f"the model's numbers went out of range in {name}, so it has no answer",
         hint=f"try {others}; else its weights may be damaged",
     )
-
-
-def finish_all(rows: Sequence[BatchRow], finish: Finish) -> None:
-    """Set the `finish` of every row that has none."""
-    for row in rows:
-        if row.finish is None:
-            row.finish = finish

@@ -33,7 +33,7 @@ class ActiveRows:
         self._inference = inference
         self._requests: list[OpenRequest] = []
         # The prefix keys of the prompts whose conversations are kept.
-        self._keys: dict[int, Sequence[PrefixKey]] = {}
+        self._keys: dict[OpenRequest, Sequence[PrefixKey]] = {}
         self._decoder: BatchDecoder | None = None
         self._slots: Slots | None = None
         # The KV cache of a reply that is decoded alone, without slots.
@@ -46,11 +46,6 @@ class ActiveRows:
     def requests(self) -> Sequence[OpenRequest]:
         """The requests of the active replies, in the order of their rows."""
         return self._requests
-
-    @property
-    def can_admit(self) -> bool:
-        """Whether more rows may be added now."""
-        return not self._requests or self._inference.slots_problem is None
 
     @property
     def held_bytes(self) -> int:
@@ -74,7 +69,7 @@ class ActiveRows:
         self._requests += run.requests
         for request in run.requests:
             if run.keys:
-                self._keys[id(request)] = run.keys
+                self._keys[request] = run.keys
 
     def shrink_to(self, size: BufferSize) -> None:
         """Shrink the buffers of slots to *size* if they are, or would become, too large."""
@@ -153,7 +148,7 @@ class ActiveRows:
 
     def _keep_conversation(self, at: int, request: OpenRequest) -> None:
         """Keep the KV states of row *at* for a later prompt that continues the conversation."""
-        prompt_keys = self._keys.pop(id(request), None)
+        prompt_keys = self._keys.pop(request, None)
         if prompt_keys is None:
             return
         prompt = len(request.reply.prompt)

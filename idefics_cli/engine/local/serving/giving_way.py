@@ -46,7 +46,7 @@ class GivingWay:
             # back, and get the memory that this frees.
             self._put_back([r for r in rest if r.lane.urgency != "batch"])
             rest = batch
-        for lane in {id(r.lane): r.lane for r in rest}.values():
+        for lane in dict.fromkeys(r.lane for r in rest):
             self._retry_with_fewer(lane, [r for r in rest if r.lane is lane], error)
 
     def _retry_with_fewer(
@@ -105,7 +105,7 @@ class GivingWay:
         return rest
 
     def _put_back(self, requests: Sequence[OpenRequest]) -> None:
-        for lane in {id(r.lane): r.lane for r in requests}.values():
+        for lane in dict.fromkeys(r.lane for r in requests):
             lane.schedule.put_back([r for r in requests if r.lane is lane])
 
     def _log_failure(self, count: int, error: Exception) -> None:

@@ -14,7 +14,7 @@ from idefics_cli.engine.protocol import Prepared
 _SHARE = 4
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """A request and its number.
 

@@ -286,7 +286,7 @@ class Scheduler:
         with self._lock:
             requests += [request for group in self._inbox for request in group]
             self._inbox, self._is_running = [], False
-        for lane in {id(request.lane): request.lane for request in requests}.values():
+        for lane in dict.fromkeys(request.lane for request in requests):
             if lane.on_failure is not None:
                 lane.on_failure(outcome)
         for request in requests:
@@ -295,7 +295,7 @@ class Scheduler:
 
 
 def _each_once(*groups: Sequence[OpenRequest]) -> list[OpenRequest]:
-    return list({id(each): each for group in groups for each in group}.values())
+    return list(dict.fromkeys(each for group in groups for each in group))
 
 
 def _closed() -> RuntimeError:
