@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from idefics_cli.core.errors import IdeficsError, ImageError
 from idefics_cli.core.types import Attachment, CaptionRecord, GenerationRequest
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
+from tests.support.json_values import places, replaced
 from tests.support.outputs import FORMATS, Recorder, contents, destination
 
 NAMES = tuple(f"{number}.jpg" for number in range(8))
@@ -208,27 +208,6 @@ def rows() -> dict[str, str]:
     return {row["file_name"]: row["caption"] for row in found}
 
 
-def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    yield path
-    if isinstance(value, dict):
-        for key in value:
-            yield from places(value[key], (*path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from places(item, (*path, index))
-
-
-def changed(lines: object, path: tuple[str | int, ...], value: object) -> object:
-    if not path:
-        return value
-    whole = copy.deepcopy(lines)
-    parent: object = whole
-    for key in path[:-1]:
-        parent = parent[key]  # type: ignore[index]  # a place of `places`
-    parent[path[-1]] = value  # type: ignore[index]  # as above
-    return whole
-
-
 def damaged_bytes(whole: bytes, count: int) -> Iterator[bytes]:
     chance = random.Random(3)
     for number in range(count):
@@ -244,7 +223,7 @@ def damaged_values(whole: bytes, count: int) -> Iterator[bytes]:
     chance = random.Random(4)
     cases = [(p, value) for p in places(lines) if p for value in VALUES]
     for number, (path, value) in enumerate(chance.sample(cases, count)):
-        each = changed(lines, path, value)
+        each = replaced(lines, path, value)
         assert isinstance(each, list)
         if number % 2 and isinstance(each[0], dict):
             each[0]["journal"] = 1

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from idefics_cli.chat.store.sessions import SessionStore
 from idefics_cli.core.errors import IdeficsError, ImageError, SessionError
 from idefics_cli.core.types import ImageLimits, Sampling
 from tests.support.commands import run
+from tests.support.json_values import places, replaced
 from tests.support.sessions import POSIX, kept, make, png, staged, talk
 
 DIGEST = "a" * 64
@@ -69,34 +70,14 @@ def lines_of(events: object) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    yield path
-    if isinstance(value, dict):
-        for key in value:
-            yield from places(value[key], (*path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from places(item, (*path, index))
-
-
-def changed(path: tuple[str | int, ...], value: object) -> object:
-    """Return `EVENTS` with *value* at *path*."""
-    if not path:
-        return value
-    whole = copy.deepcopy(EVENTS)
-    parent: object = whole
-    for key in path[:-1]:
-        parent = parent[key]  # type: ignore[index]  # a place of `places`
-    parent[path[-1]] = value  # type: ignore[index]  # as above
-    return whole
-
-
 def damaged_sessions(count: int) -> list[bytes]:
     """Return *count* damaged session files, the same at each call."""
     chance = random.Random(7)
     whole = lines_of(EVENTS)
     typed = [(path, value) for path in places(EVENTS) for value in VALUES]
-    cases = [lines_of(changed(path, value)) for path, value in chance.sample(typed, count // 2)]
+    cases = [
+        lines_of(replaced(EVENTS, path, value)) for path, value in chance.sample(typed, count // 2)
+    ]
     cases += [line + b"\n" for line in LINES] + [whole + line + b"\n" for line in LINES]
     while len(cases) < count:
         data = bytearray(whole)

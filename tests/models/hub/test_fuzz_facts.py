@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from idefics_cli.core.errors import IdeficsError
 from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from tests.support import checkpoints, machines
+from tests.support.json_values import places, replaced
 
 Json = dict[str, object] | list[object] | str | int | float | bool | None
 Step = str | int
@@ -50,27 +50,6 @@ def ends_well(folder: Path, what: object) -> None:
         return
     except Exception as error:
         pytest.fail(f"{what!r:.200}: {error!r:.200}")
-
-
-def places(value: object, path: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:
-    """Yield the path of every value inside *value*, and that of *value* itself."""
-    yield path
-    parts = value.items() if isinstance(value, dict) else ()
-    for key, part in enumerate(value) if isinstance(value, list) else parts:
-        yield from places(part, (*path, key))
-
-
-def replaced(value: Json, path: tuple[Step, ...], new: Json) -> Json:
-    """Return *value* with *new* at *path*."""
-    if not path:
-        return new
-    first, *rest = path
-    if isinstance(value, dict):
-        return {**value, str(first): replaced(value[str(first)], tuple(rest), new)}  # type: ignore[arg-type]  # JSON
-    assert isinstance(value, list)
-    copy = list(value)
-    copy[int(first)] = replaced(copy[int(first)], tuple(rest), new)  # type: ignore[arg-type]  # JSON
-    return copy
 
 
 def changed_values() -> list[tuple[str, tuple[Step, ...], Json]]:
