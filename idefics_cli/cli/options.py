@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from idefics_cli.cli.choices import CHOICES
-from idefics_cli.config.settings import Setting, with_choices
+from idefics_cli.config.setting import Setting
+from idefics_cli.config.settings import with_choices
 
 _SETTINGS = with_choices(CHOICES)
 

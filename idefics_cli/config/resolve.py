@@ -8,10 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from idefics_cli.config.setting import Setting, Value
 from idefics_cli.config.settings import (
-    Setting,
     Settings,
-    Value,
     closest_name,
     setting_table,
     with_choices,

@@ -7,7 +7,8 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from idefics_cli.config.settings import Setting, Value, closest_name, setting_table
+from idefics_cli.config.setting import Setting, Value
+from idefics_cli.config.settings import closest_name, setting_table
 from idefics_cli.core.errors import ConfigError
 from idefics_cli.core.files import read_regular_file
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.config.resolve import Origin, resolve
-from idefics_cli.config.settings import Setting, Settings, Value, setting_table
+from idefics_cli.config.setting import Setting, Value
+from idefics_cli.config.settings import Settings, setting_table
 from idefics_cli.config.store import read_config
 from idefics_cli.core.errors import ConfigError, IdeficsError, UsageError
 from idefics_cli.core.types import ImageLimits, Sampling

@@ -11,7 +11,8 @@ from idefics_cli.cli import options
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import begin_command, services_of
 from idefics_cli.config.resolve import Origin, Resolved
-from idefics_cli.config.settings import Setting, Value, setting_table
+from idefics_cli.config.setting import Setting, Value
+from idefics_cli.config.settings import setting_table
 from idefics_cli.core.paths import config_file
 from idefics_cli.core.text import one_line
 from idefics_cli.ui.terminal.console import Console
