@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,18 @@ from tests.support.pictures import quadrants
 
 Change = Callable[[dict[str, object]], object]
 QUESTION = "What is in this image?"
+DOCLING: dict[str, object] = {
+    "add_prefix_space": False,
+    "additional_special_tokens": ["<fake_token_around_image>", "<image>", "<end_of_utterance>"],
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 8192,
+    "processor_class": "Idefics3Processor",
+    "tokenizer_class": "GPT2Tokenizer",
+    "truncation_side": "left",
+    "unk_token": "<|endoftext|>",
+    "vocab_size": 49152,
+}
+"""Settings of the tokenizer of ibm-granite/granite-docling-258M."""
 
 
 @pytest.fixture
@@ -273,6 +286,59 @@ def test_markup_of_special_tokens_is_text_of_prompt_and_reply(copy: Callable[...
     pieces = [reply.feed(ids[:n], last=n == len(ids)) for n in range(1, len(ids) + 1)]
     assert "".join(pieces) == "<otsl><loc_12>L"
     assert family.break_control_tokens("<loc_12><filename>") == "<loc_12>< filename>"
+
+
+def test_a_reply_of_a_document_model_shows_its_markup_wherever_it_goes(
+    copy: Callable[..., Path], picture: Path, tmp_path: Path
+) -> None:
+    """With the tokenizer settings of Granite-Docling, and a head that says only markup."""
+    from safetensors.torch import load_file, save_file
+
+    folder = copy("smolvlm", "tokenizer_config.json", lambda content: content.update(DOCLING))
+    raw = RawTokenizer.from_file(str(folder / "tokenizer.json"))
+    markup = ["<doctag>", "<loc_12>", "<loc_490>", "<otsl>", "<fcel>", "<nl>", "</doctag>"]
+    raw.add_special_tokens([*markup, "<|endoftext|>"])
+    raw.save(str(folder / "tokenizer.json"))
+    first, rows = raw.token_to_id("<doctag>"), raw.get_vocab_size()
+    weights = load_file(folder / "model.safetensors")
+    for name in ("model.text_model.embed_tokens.weight", "lm_head.weight"):
+        old = weights[name]
+        # The rows of letters are small, so that markup is likeliest.
+        weights[name] = torch.cat([old * 0.01, torch.randn(rows - len(old), old.shape[1])])
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    in_text(vocab_size=rows)(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+    services = Services(probe=lambda: machines.cpu(24), stdin=None)
+    call = (
+        "-m",
+        str(folder),
+        "-i",
+        str(picture),
+        "--max-new-tokens",
+        "12",
+        "--dtype",
+        "float32",
+        "--repetition-penalty",
+        "3",
+    )
+    whole = run("ask", "Convert this page.", *call, "--json", services=services)
+    ids = whole.record["token_ids"]
+    shown = [raw.id_to_token(i) for i in ids if raw.id_to_token(i) in markup]
+    assert len(shown) > 5
+    assert max(ids) >= first
+    assert [t for t in re.findall(r"</?[a-z_0-9]+>", whole.record["text"]) if t in markup] == shown
+    assert "<|endoftext|>" not in whole.record["text"]
+    streamed = run("ask", "Convert this page.", *call, "--stream", services=services)
+    assert streamed.out.rstrip("\n") == whole.record["text"]
+    out = tmp_path / "captions.jsonl"
+    captioned = run(
+        "caption", str(picture), "-p", "Convert this page.", "-o", str(out), *call[:2], *call[4:],
+        services=services,
+    )  # fmt: skip
+    assert captioned.code == 0
+    assert json.loads(out.read_text())["caption"] == whole.record["text"]
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
