@@ -26,6 +26,10 @@ from idefics_cli.images.formats import HEAD_BYTES, identify
 FORMAT = 1
 """Version of the JSON format."""
 
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_CODE_MARK = re.compile(r"(`+)")
+# The start of a tag; not of an address such as `<https://x.org>`, and not after a backslash.
+_TAG = re.compile(r"(?<!\\)<(?=[A-Za-z/!?])(?![A-Za-z][A-Za-z0-9+.-]{1,31}:)")
 # Formats that every browser shows; other formats are converted.
 _MEDIA_TYPES = {
     "JPEG": "image/jpeg",
@@ -40,8 +44,8 @@ _MEDIA_TYPES = {
 def to_markdown(conversation: Conversation) -> str:
     """Return *conversation* as Markdown, with the pictures at the end as `data:` URIs.
 
-    Questions are quoted, and Markdown in them is escaped. Answers are written as they are,
-    because they are Markdown.
+    Questions are quoted, and Markdown in them is escaped. Answers are Markdown already; only their
+    tags, such as `<loc_12>` of models for documents, are escaped, because viewers hide them.
     """
     uris = {picture.number: _data_uri(picture) for picture in conversation.pictures}
     blocks = [f"# {_literal(_one_line(conversation.title)) or 'Conversation'}"]
@@ -57,7 +61,7 @@ def to_markdown(conversation: Conversation) -> str:
             blocks.append(_quoted(turn.text))
         blocks.append(f"## {_literal(_one_line(_speaker(turn, conversation)))}")
         if turn.reply is not None:
-            blocks.append(printable(turn.reply.text))
+            blocks.append(_with_visible_tags(printable(turn.reply.text)))
         if remark := _remark(turn.reply):
             blocks.append(f"*({remark})*")
     links = [f"[picture {number}]: {uri}" for number, uri in uris.items() if uri is not None]
@@ -135,6 +139,29 @@ def write_export(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise IdeficsError(f"cannot write `{path}`: {reason}") from error
+
+
+def _with_visible_tags(text: str) -> str:
+    """Return the Markdown *text* with a backslash before each tag that is not in code."""
+    lines, fence = [], ""
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        lines.append(line if mark or fence else _escape_tags(line))
+    return "\n".join(lines)
+
+
+def _escape_tags(line: str) -> str:
+    pieces, mark = _CODE_MARK.split(line), ""
+    for index, piece in enumerate(pieces):
+        if not _CODE_MARK.fullmatch(piece):
+            pieces[index] = piece if mark else _TAG.sub(r"\\<", piece)
+        elif piece == mark:
+            mark = ""
+        elif not mark and piece in pieces[index + 1 :]:
+            mark = piece
+    return "".join(pieces)
 
 
 def _turn_record(turn: Turn) -> dict[str, object]:

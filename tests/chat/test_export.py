@@ -108,6 +108,22 @@ def test_a_page_is_for_light_and_dark_screens(conversation: Conversation) -> Non
     assert schemes == ["light dark"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "written"),
+    [
+        ("<doctag><loc_12>A</doctag>", "\\<doctag>\\<loc_12>A\\</doctag>"),
+        ("2 < 3 <= 4 \\<b> <https://x.org>", "2 < 3 <= 4 \\<b> <https://x.org>"),
+        ("`<a>` ``x` <b>`` <c> ` <d>", "`<a>` ``x` <b>`` \\<c> ` \\<d>"),
+        ("```html\n<a>\n```\n<b>\n~~~\n<c>", "```html\n<a>\n```\n\\<b>\n~~~\n<c>"),
+    ],
+)
+def test_tags_in_an_answer_stay_visible_in_markdown(answer: str, written: str) -> None:
+    session = NullStore().create("demo")
+    session.ask("Convert this page.")
+    session.reply(answer, "stop")
+    assert f"\n\n{written}\n" in to_markdown(session.conversation)
+
+
 @pytest.mark.parametrize("export", FORMATS.values(), ids=FORMATS)
 def test_the_path_of_a_picture_is_nobodys_business(
     conversation: Conversation, export: object, tmp_path: Path
