@@ -38,7 +38,8 @@ class CaptionJob:
     """The pictures of a run and the questions about each of them.
 
     Attributes:
-        pictures: Pictures in the order of the output; no key occurs twice.
+        pictures: Pictures in the order of the output; no key occurs twice. Any sequence, so that a
+            long list need not be in memory.
         questions: One question or more. If there are several, each has a name.
         mode: "chat", or "complete" for base models.
         sampling: How tokens are chosen. Its seed is the seed of the run; see `with_content_seed`.
@@ -55,9 +56,10 @@ class CaptionJob:
         wording: How a reply becomes a caption.
         asks_again: Whether an empty or repetitive reply is sampled once more, at a temperature
             above 0.
+        takes_any_reply: Whether every reply is taken as it is, even if it is empty or repetitive.
     """
 
-    pictures: tuple[CaptionItem, ...]
+    pictures: Sequence[CaptionItem]
     questions: tuple[CaptionQuestion, ...]
     mode: Mode = "chat"
     sampling: Sampling = field(default_factory=Sampling)
@@ -71,6 +73,7 @@ class CaptionJob:
     limits: ImageLimits = field(default_factory=ImageLimits)
     wording: Wording = field(default_factory=Wording)
     asks_again: bool = True
+    takes_any_reply: bool = False
 
     def requests(
         self, picture: CaptionItem, *, data: bytes | None = None

@@ -24,6 +24,7 @@ class CaptionReply:
         finish: Why the reply ended.
         new_tokens: Number of generated tokens.
         seconds: The part of the model's time that this reply took.
+        prompt_tokens: Number of tokens of the prompt, image tokens included.
     """
 
     name: str
@@ -31,6 +32,7 @@ class CaptionReply:
     finish: Finish
     new_tokens: int
     seconds: float
+    prompt_tokens: int = 0
 
 
 def captioned(
@@ -52,6 +54,7 @@ def captioned(
         seconds=sum(reply.seconds for reply in replies),
         answers=tuple((reply.name, reply.text) for reply in replies if reply.name),
         notes=notes,
+        prompt_tokens=sum(reply.prompt_tokens for reply in replies),
     )
 
 

@@ -9,6 +9,7 @@ from threading import Event
 
 from idefics_cli.caption.events import Ready
 from idefics_cli.caption.executors import EXECUTORS
+from idefics_cli.caption.executors.reading import MakeReader, PictureReader
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import ImageError
@@ -43,6 +44,7 @@ def seconds_per_picture(
     job: CaptionJob,
     factory: EngineFactory,
     *,
+    make_reader: MakeReader = PictureReader,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
 ) -> float | None:
@@ -55,6 +57,7 @@ def seconds_per_picture(
     Args:
         job: What to do.
         factory: Makes the engine.
+        make_reader: Makes the reader of the items of *job*.
         clock: Returns seconds.
         progress: Called while the model loads, and with a new phase when it is loaded.
 
@@ -65,7 +68,7 @@ def seconds_per_picture(
         IdeficsError: If the model cannot be loaded.
     """
     probes = _Probes(job, clock)
-    executor = EXECUTORS["local"](factory, job)
+    executor = EXECUTORS["local"](factory, job, make_reader=make_reader)
     for event in executor.caption(probes, Event(), progress=progress):
         if isinstance(event, CaptionRecord):
             probes.note(event)

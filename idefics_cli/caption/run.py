@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from idefics_cli.caption.distinct_files import check_distinct
@@ -27,14 +28,15 @@ from idefics_cli.caption.events import (
 )
 from idefics_cli.caption.executors import EXECUTORS
 from idefics_cli.caption.job import CaptionJob
+from idefics_cli.caption.kind import PICTURES, ItemKind
 from idefics_cli.caption.outcome import RunEnd, RunOutcome
 from idefics_cli.caption.resume.header import RunHeader, run_settings
 from idefics_cli.caption.resume.journaled_sink import JournaledSink
-from idefics_cli.caption.resume.run_files import RunFiles, check_failures, write_failures
+from idefics_cli.caption.resume.run_files import RunFiles
 from idefics_cli.caption.resume.todo import Todo, todo_of
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.caption.sinks import SINKS
-from idefics_cli.caption.sinks.base import ByteStream, Existing, Target
+from idefics_cli.caption.sinks.base import ByteStream, Existing, SinkFormat, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import CaptionRecord, LoadSpec
 from idefics_cli.engine.factory import engine_factory
@@ -46,7 +48,7 @@ class CaptionOutput:
     """Where the captions of a run go.
 
     Attributes:
-        format: A key of `SINKS`.
+        format: A key of `SINKS`, or the name of *row*.
         path: The file, or the folder of the sidecars (text files, one for each picture). None
             means stdout or, for sidecars, the folders of the pictures.
         existing: What to do with captions that exist already.
@@ -54,6 +56,8 @@ class CaptionOutput:
         failures: File that lists the pictures that failed; None puts it beside the output.
         report: Page that shows the pictures with their captions; None writes no page.
         stdout: Stream for the captions if there is no *path*; None is the standard output.
+        row: The format; None takes it from `SINKS`.
+        failures_end: What follows the name of the output in that of the list of failures.
     """
 
     format: str
@@ -63,6 +67,13 @@ class CaptionOutput:
     failures: Path | None = None
     report: Path | None = None
     stdout: ByteStream | None = None
+    row: SinkFormat | None = None
+    failures_end: str = RunFiles.ENDS[-1]
+
+    @property
+    def sink(self) -> SinkFormat:
+        """The format, which makes the sink."""
+        return self.row or SINKS[self.format]
 
     def target(self, job: CaptionJob) -> Target:
         """Return the target of a sink for *job*."""
@@ -76,17 +87,22 @@ class CaptionOutput:
             text_extension=job.text_extension,
         )
 
-    def files(self, job: CaptionJob) -> RunFiles | None:
+    def files(self, job: CaptionJob, kind: ItemKind = PICTURES) -> RunFiles | None:
         """Return the files of the run beside this output; None if the output does not stay.
 
         Raises:
             UsageError: If a file of the run would replace another one, or a picture.
         """
-        sink = SINKS[self.format](self.target(job))
-        files = None if sink.run_path is None else RunFiles.beside(sink.run_path)
-        named = {"the report": self.report, "the list of failures": self.failures}
+        sink, files = self.sink(self.target(job)), None
+        if sink.run_path is not None:
+            files = RunFiles.beside(sink.run_path, failures_end=self.failures_end)
+        named = {
+            "the report": self.report,
+            "the list of failures": self.failures,
+            **dict(kind.inputs),
+        }
         if files is not None:
-            is_file = SINKS[self.format].output != "folder"
+            is_file = self.sink.output != "folder"
             named["the output"] = self.path if is_file else None
             if sink.rows_path != self.path:
                 named["the rows of the run"] = sink.rows_path
@@ -102,6 +118,7 @@ def caption_pictures(
     output: CaptionOutput,
     spec: LoadSpec,
     *,
+    kind: ItemKind = PICTURES,
     factory: EngineFactory | None = None,
     executor: str = "local",
     retry_failed: bool = False,
@@ -118,6 +135,7 @@ def caption_pictures(
         job: What to do.
         output: Where the captions go.
         spec: The model.
+        kind: What the items of *job* are.
         factory: Makes the engine; None loads *spec*.
         executor: A key of `EXECUTORS`.
         retry_failed: Caption the pictures that failed before, and no others.
@@ -130,19 +148,24 @@ def caption_pictures(
             that fails raises nothing.
     """
     factory = factory or engine_factory(spec)
-    run = _RunState(job, output, spec, factory, executor, max_failures, on_event)
+    run = _RunState(job, output, spec, kind, factory, executor, max_failures, on_event)
     return run.run(retry_failed=retry_failed)
 
 
 def left_to_do(
-    job: CaptionJob, output: CaptionOutput, spec: LoadSpec, *, retry_failed: bool = False
+    job: CaptionJob,
+    output: CaptionOutput,
+    spec: LoadSpec,
+    *,
+    kind: ItemKind = PICTURES,
+    retry_failed: bool = False,
 ) -> Todo:
     """Return the pictures that `caption_pictures` would caption; nothing is written.
 
     Raises:
         UsageError: If the output belongs to a run with other settings.
     """
-    files = output.files(job)
+    files = output.files(job, kind)
     if files is None or not files.journal.exists():
         return Todo(job.pictures)
     return todo_of(
@@ -151,6 +174,7 @@ def left_to_do(
         settings=run_settings(spec, job, output.format),
         existing=output.existing,
         retry_failed=retry_failed,
+        rules=kind.rules,
     )
 
 
@@ -161,6 +185,7 @@ class _RunState:
     job: CaptionJob
     output: CaptionOutput
     spec: LoadSpec
+    kind: ItemKind
     factory: EngineFactory
     executor: str
     max_failures: int | None
@@ -173,13 +198,14 @@ class _RunState:
 
     def run(self, *, retry_failed: bool) -> RunOutcome:
         """Caption what is left, and write every file of the run."""
-        files = self.output.files(self.job)
+        files = self.output.files(self.job, self.kind)
         if files is None and retry_failed:
             raise UsageError(
                 "only a run with an output file knows what failed", hint="give its `-o FILE`"
             )
         if self.output.failures is not None:
-            check_failures(self.output.failures, {p.key for p in self.job.pictures})
+            keys = {picture.key for picture in self.job.pictures}
+            self.kind.check_failures(self.output.failures, keys)
         with suppress(KeyboardInterrupt):
             if files is None:
                 self._caption_to_stream()
@@ -203,7 +229,7 @@ class _RunState:
                 if self.output.report is not None:
                     kept.append(event)
 
-        sink = SINKS[self.output.format](self.output.target(self.job))
+        sink = self.output.sink(self.output.target(self.job))
         with sink:
             self._begin(Todo(self.job.pictures))
             self._caption(sink.write, note)
@@ -211,14 +237,15 @@ class _RunState:
     def _caption_to_file(self, files: RunFiles, *, retry_failed: bool) -> None:
         """Write the captions to files, and note in the journal what is done."""
         settings = run_settings(self.spec, self.job, self.output.format)
-        header = RunHeader(self.spec, settings)
+        header = RunHeader(self.spec, settings, self.kind.name)
         self.outcome = replace(self.outcome, is_resumable=True)
         sink = JournaledSink(
-            SINKS[self.output.format],
+            self.output.sink,
             self.output.target(self.job),
             files.journal,
             settings=settings,
             retry_failed=retry_failed,
+            rules=self.kind.rules,
         )
         try:
             with sink:
@@ -227,7 +254,8 @@ class _RunState:
             # If the header cannot be written either, the first error is the one to report.
             with suppress(IdeficsError):
                 self._write_header(header, files, end=self.outcome.end)
-            if isinstance(error, IdeficsError) and self.todo is not None and error.hint is None:
+            is_begun = self.todo is not None or files.journal.exists()
+            if isinstance(error, IdeficsError) and is_begun and error.hint is None:
                 error.hint = "once that is fixed, the same command continues the run"
             raise
         self._write_header(header, files, end=self.outcome.end)
@@ -277,7 +305,7 @@ class _RunState:
             self.factory,
             write,
             on_event=on_event,
-            make_executor=EXECUTORS[self.executor],
+            make_executor=partial(EXECUTORS[self.executor], make_reader=self.kind.make_reader),
             max_failures=self.max_failures,
         )
         self.outcome = replace(self.outcome, end=result.end)
@@ -296,19 +324,19 @@ class _RunState:
 
     def _write_header(self, header: RunHeader, files: RunFiles, *, end: RunEnd | None) -> None:
         if header.has_begun:
-            pictures = {
+            counts = {
                 "listed": len(self.job.pictures),
                 "captioned": self.outcome.todo.captioned + self.outcome.captioned,
                 "failed": len(self.failures),
                 "skipped": self.outcome.todo.skipped,
             }
-            header.write(files.header, end=end, pictures=pictures)
+            header.write(files.header, end=end, counts=counts)
 
     def _write_failures(self, files: RunFiles | None) -> None:
         """List the pictures that failed in a file, or remove the list if there are none."""
         path = self.output.failures or (files.failures if files else None)
         if path is not None:
-            write_failures(path, self.failures)
+            self.kind.write_failures(path, self.failures)
             self.outcome = replace(self.outcome, failures=path if self.failures else None)
 
     def _write_report(self, path: Path) -> None:

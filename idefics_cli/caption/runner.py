@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -96,7 +96,7 @@ class _Delivery:
 
     def __init__(
         self,
-        pictures: tuple[CaptionItem, ...],
+        pictures: Sequence[CaptionItem],
         write: Callable[[CaptionRecord], None],
         on_event: OnEvent,
     ) -> None:

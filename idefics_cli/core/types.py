@@ -278,6 +278,7 @@ class CaptionRecord:
             memory" or "asked again: the reply went in circles".
         stamp: Size and modification time of the file when it was read, and a digest of the
             columns of a list that the prompt uses. While the stamp is equal, the caption is valid.
+        prompt_tokens: Number of tokens of the prompt, image tokens included; of all questions.
     """
 
     file_name: str
@@ -294,6 +295,7 @@ class CaptionRecord:
     answers: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     stamp: str | None = None
+    prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
         if (self.caption is None) == (self.error is None):

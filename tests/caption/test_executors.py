@@ -112,6 +112,7 @@ def test_a_record_has_the_size_of_the_picture_and_its_share_of_the_time() -> Non
         height=480,
         new_tokens=5,
         seconds=0.375,  # half of the 0.75 seconds of a batch of the fake
+        prompt_tokens=13,
     )
 
 

@@ -112,7 +112,7 @@ class Asker:
             return turn.drop_tiles()
         if not isinstance(outcome, Completion) or outcome.finish == "cancelled":
             return False
-        reason = degeneracy(outcome.text) if self._job.asks_again else None
+        reason = self._fault(outcome.text) if self._job.asks_again else None
         if reason and not turn.was_retried:
             turn.sample_again(f"asked again: the reply {reason}")
             return True
@@ -122,6 +122,10 @@ class Asker:
             return True
         return False
 
+    def _fault(self, reply: str) -> str | None:
+        """Return why *reply* cannot be a caption; None if it can, or if any reply is taken."""
+        return None if self._job.takes_any_reply else degeneracy(reply)
+
     def _record(self, opened: Opened, turns: Sequence[_Turn]) -> CaptionRecord:
         key = opened.picture.key
         replies, notes = [], []
@@ -129,7 +133,7 @@ class Asker:
             if isinstance(turn.outcome, Exception):
                 return _with_content(failed(key, turn.outcome), opened)
             text = turn.completion.text
-            reason = degeneracy(text)
+            reason = self._fault(text)
             if reason == "is empty":
                 return _with_content(failed(key, _no_words(turn.question)), opened)
             if reason:
@@ -221,7 +225,14 @@ class _Turn:
         completion = self.completion
         text = wording(completion.text, completion.finish)
         name = self.question.name
-        return CaptionReply(name, text, completion.finish, completion.new_tokens, self.seconds)
+        return CaptionReply(
+            name,
+            text,
+            completion.finish,
+            completion.new_tokens,
+            self.seconds,
+            completion.prompt_tokens,
+        )
 
 
 def _with_content(record: CaptionRecord, opened: Opened) -> CaptionRecord:

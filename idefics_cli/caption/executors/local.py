@@ -10,7 +10,7 @@ from threading import Event
 from idefics_cli.caption.events import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.executors.asking import Asker
 from idefics_cli.caption.executors.read_ahead import ReadAhead
-from idefics_cli.caption.executors.reading import Opened, PictureReader
+from idefics_cli.caption.executors.reading import MakeReader, Opened, PictureReader
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.types import Progress
@@ -32,11 +32,15 @@ class LocalExecutor:
     Args:
         factory: Makes the engine, which is closed when the captions are done.
         job: The job.
+        make_reader: Makes the reader of its items.
     """
 
-    def __init__(self, factory: EngineFactory, job: CaptionJob) -> None:
+    def __init__(
+        self, factory: EngineFactory, job: CaptionJob, *, make_reader: MakeReader = PictureReader
+    ) -> None:
         self._factory = factory
         self._job = job
+        self._make_reader = make_reader
 
     def caption(
         self, pictures: Iterable[CaptionItem], stop: Event, *, progress: Progress | None = None
@@ -60,7 +64,7 @@ class LocalExecutor:
         size = self._job.batch_size
         return ReadAhead(
             pictures,
-            PictureReader(self._job, engine).read,
+            self._make_reader(self._job, engine).read,
             threads=self._job.readers,
             in_flight=min(size, _MOST_IN_FLIGHT),
             size=size * _BATCHES_AHEAD,

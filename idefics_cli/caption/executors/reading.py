@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, with_content_seed
@@ -37,6 +38,18 @@ class Opened:
     def first(self) -> Prepared:
         """The request of the first question."""
         return self.prepared[0]
+
+
+class ItemReader(Protocol):
+    """Turns the items of a job into requests; may be used from any thread."""
+
+    def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
+        """Return *picture* as it waits for the model, or the record of the failure."""
+        ...
+
+
+MakeReader = Callable[[CaptionJob, Engine], ItemReader]
+"""Makes the reader of a job, whose requests are prepared by an engine."""
 
 
 class PictureReader:

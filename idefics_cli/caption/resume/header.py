@@ -53,12 +53,16 @@ class RunHeader:
     Args:
         spec: The model.
         settings: The result of `run_settings`.
+        items: What the items of the run are, in the plural.
 
     Attributes:
         has_begun: Whether the model is loaded. Until then, the header of an earlier run stays.
     """
 
-    def __init__(self, spec: LoadSpec, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, spec: LoadSpec, settings: Mapping[str, object], items: str = "pictures"
+    ) -> None:
+        self._items = items
         self._fields = {**_about(spec, settings), "started": _now()}
         self.has_begun = False
 
@@ -67,20 +71,20 @@ class RunHeader:
         self._fields["commit"] = commit
         self.has_begun = True
 
-    def write(self, path: Path, *, end: str | None, pictures: Mapping[str, int]) -> None:
+    def write(self, path: Path, *, end: str | None, counts: Mapping[str, int]) -> None:
         """Write the header to *path*, whole or not at all.
 
         Args:
             path: The file.
             end: How the run ended; None while it is running.
-            pictures: Numbers of pictures that were captioned, failed and so on.
+            counts: Numbers of items that were captioned, failed and so on.
 
         Raises:
             IdeficsError: If the file cannot be written.
         """
         self._fields["end"] = end
         self._fields["ended"] = _now() if end else None
-        self._fields["pictures"] = dict(pictures)
+        self._fields[self._items] = dict(counts)
         write_beside(path, json.dumps(self._fields, indent=2).encode() + b"\n")
 
 

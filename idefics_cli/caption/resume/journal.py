@@ -352,6 +352,18 @@ def identity(file_name: str, folder: Path) -> str:
     return as_path(path.replace(os.sep, "/"))
 
 
+def reachable(identity: str, folder: Path) -> str:
+    """Return the name of the picture *identity* of a journal, from the current folder.
+
+    Args:
+        identity: The result of `identity`.
+        folder: Folder of the output.
+    """
+    if is_uri(identity):
+        return identity
+    return as_path(Path(os.path.normpath(folder / identity)).as_posix())
+
+
 def _size(end: object) -> int | None:
     """Return *end*, the size of an output, else raise a ValueError."""
     return None if end is None else number(end)

@@ -29,7 +29,10 @@ _RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
     "hint": _OPTIONAL_TEXT,
     "sha256": _OPTIONAL_TEXT,
     "stamp": _OPTIONAL_TEXT,
+    "prompt_tokens": (int,),
 }
+# Journals of version 0.1.0 lack these fields.
+_DEFAULTS: Mapping[str, object] = {"prompt_tokens": 0}
 
 
 def encode_line(fields: Mapping[str, object]) -> bytes:
@@ -66,8 +69,9 @@ def decode_record(fields: Any) -> CaptionRecord:
         ValueError: If they are not the fields of a record.
     """
     known = _RECORD_TYPES.keys() | {"answers", "notes"}
-    if not isinstance(fields, dict) or fields.keys() != known:
+    if not isinstance(fields, dict) or {*_DEFAULTS, *fields} != known:
         raise ValueError("it has no record")
+    fields = {**_DEFAULTS, **fields}
     values = {name: _checked(fields[name], types) for name, types in _RECORD_TYPES.items()}
     answers = _checked(fields["answers"], (list,))
     if any(len(texts(answer)) != 2 for answer in answers):

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.caption.resume.journal import RunJournal, Settings, identity
+from idefics_cli.caption.resume.items import PICTURES, ItemRules
+from idefics_cli.caption.resume.journal import RunJournal, Settings, reachable
 from idefics_cli.caption.resume.stamp import stamp_of_file
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write, remove_unfinished, unfinished_path
-from idefics_cli.core.sources import as_path, is_uri
 from idefics_cli.core.types import CaptionRecord
 
 MakeSink = Callable[[Target], Sink]
@@ -39,6 +39,7 @@ class JournaledSink:
         journal: Path of the journal.
         settings: The settings on which the captions depend, by names that are shown to users.
         retry_failed: Whether to caption the pictures that failed, and no others.
+        rules: How the journal knows the pictures again.
 
     Attributes:
         todo: The pictures that are left to caption, once the sink is entered.
@@ -53,13 +54,16 @@ class JournaledSink:
         *,
         settings: Settings,
         retry_failed: bool = False,
+        rules: ItemRules = PICTURES,
     ) -> None:
         self._make_sink = make_sink
         self._target = target
         self._path = journal
         self._settings = settings
         self._retry_failed = retry_failed
-        self._keys = {p.key: self._identity(p.key) for p in target.pictures}
+        self._rules = rules
+        self._keys = {p.key: rules.identity(p.key, journal.parent) for p in target.pictures}
+        self._listed = None if rules.keeps_unlisted else frozenset(self._keys.values())
         self._journal: RunJournal
         self._sink: Sink
         self._rows = make_sink(target).rows_path
@@ -172,9 +176,6 @@ class JournaledSink:
         for key, record in zip(keys, records, strict=True):
             yield replace(record, file_name=key)
 
-    def _identity(self, key: str) -> str:
-        return identity(key, self._path.parent)
-
     def _is_the_same_run(self) -> bool:
         return is_continued(
             self._journal,
@@ -194,7 +195,11 @@ class JournaledSink:
     def _resume(self) -> None:
         journal = self._journal
         self.todo = find_todo(
-            self._target.pictures, self._keys, journal, retry_failed=self._retry_failed
+            self._target.pictures,
+            self._keys,
+            journal,
+            retry_failed=self._retry_failed,
+            rules=self._rules,
         )
         again = {self._keys[picture.key] for picture in self.todo.pictures}
         target = self._target
@@ -209,6 +214,10 @@ class JournaledSink:
             if is_old or missing or len(kept) < len(journal.rows) or self._lacks_rows(self._rows):
                 self._rewrite(self._rows, self._in_order([*kept, *missing]))
             target = replace(target, resume_at=journal.end)
+            if journal.closed is not None:
+                # From here on, the time of the output changes. If the disk is full, the new time
+                # cannot be noted at the end, and the former one must not count.
+                journal.close_output(None, is_complete=journal.is_complete)
         self._sink = self._make_sink(target).__enter__()
 
     def _lacks_rows(self, path: Path) -> bool:
@@ -244,9 +253,11 @@ class JournaledSink:
 
     def _has_row(self, key: str) -> bool:
         """Whether the output has a row for the picture *key* of the journal."""
+        if self._listed is not None:
+            return key in self._listed
         if not self._target.is_dataset:
             return True
-        return os.path.isfile(_reachable(key, self._path.parent))
+        return os.path.isfile(reachable(key, self._path.parent))
 
     def _in_order(self, keys: Sequence[str]) -> list[str]:
         """Return *keys* in the order of the pictures; keys of other pictures come first."""
@@ -280,7 +291,7 @@ class JournaledSink:
         """Yield the records of *keys*, with names relative to the current folder."""
         names = {identity: key for key, identity in self._keys.items()}
         for key, record in zip(keys, self._journal.records(keys), strict=True):
-            name = names.get(key) or _reachable(key, self._path.parent)
+            name = names.get(key) or self._rules.name(key, self._path.parent)
             yield replace(record, file_name=name)
 
     def _cut_torn_row(self) -> None:
@@ -333,8 +344,3 @@ def _copy_head(path: Path, copy: Path, size: int) -> None:
         with path.open("rb") as source:
             shutil.copyfileobj(source, target)
         target.truncate(size)
-
-
-def _reachable(key: str, folder: Path) -> str:
-    """Return the name of the picture *key* of a journal in *folder*, from the current folder."""
-    return key if is_uri(key) else as_path(Path(os.path.normpath(folder / key)).as_posix())

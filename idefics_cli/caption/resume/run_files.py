@@ -37,9 +37,15 @@ class RunFiles:
     ENDS: ClassVar = (".journal", ".run.json", ".failures.txt")
 
     @classmethod
-    def beside(cls, path: Path) -> Self:
-        """Return the files of a run whose output is *path*; see `Sink.run_path`."""
-        return cls(*(path.with_name(path.name + end) for end in cls.ENDS))
+    def beside(cls, path: Path, *, failures_end: str = ENDS[-1]) -> Self:
+        """Return the files of a run.
+
+        Args:
+            path: The output; see `Sink.run_path`.
+            failures_end: What follows the name of the output in that of the list of failures.
+        """
+        ends = (*cls.ENDS[:-1], failures_end)
+        return cls(*(path.with_name(path.name + end) for end in ends))
 
 
 def check_failures(path: Path, keys: Collection[str]) -> None:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idefics_cli.caption.item import CaptionItem
-from idefics_cli.caption.resume.journal import JournalEntry, RunJournal, Settings, identity
-from idefics_cli.caption.resume.stamp import sha256_of, stamp_of
+from idefics_cli.caption.resume.items import PICTURES, ItemRules
+from idefics_cli.caption.resume.journal import RunJournal, Settings
 from idefics_cli.caption.sinks.base import Existing
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.sources import is_uri
 from idefics_cli.core.units import counted
 
 
@@ -27,7 +26,7 @@ class Todo:
         skipped: Number of pictures that had a caption before the run.
     """
 
-    pictures: tuple[CaptionItem, ...]
+    pictures: Sequence[CaptionItem]
     captioned: int = 0
     failed: int = 0
     changed: int = 0
@@ -40,6 +39,7 @@ def find_todo(
     journal: RunJournal,
     *,
     retry_failed: bool,
+    rules: ItemRules = PICTURES,
 ) -> Todo:
     """Return which of *pictures* are left to do.
 
@@ -48,6 +48,7 @@ def find_todo(
         keys: `CaptionItem.key` -> key in the journal.
         journal: The journal of the run.
         retry_failed: Whether the pictures that failed are left to do, and no others.
+        rules: How the journal knows the pictures again.
     """
     todo: list[CaptionItem] = []
     captioned = failed = changed = skipped = 0
@@ -56,7 +57,7 @@ def find_todo(
             skipped += 1
             continue
         entry = journal.entries.get(keys[picture.key])
-        has_changed = entry is not None and _has_changed(picture, entry)
+        has_changed = entry is not None and rules.has_changed(picture, entry)
         if entry is None:
             is_left = not retry_failed
         elif retry_failed:
@@ -79,6 +80,7 @@ def todo_of(
     settings: Settings,
     existing: Existing,
     retry_failed: bool,
+    rules: ItemRules = PICTURES,
 ) -> Todo:
     """Return what a run with the journal *path* has left to do; see `JournaledSink`.
 
@@ -87,9 +89,9 @@ def todo_of(
     """
     with RunJournal(path) as journal:
         if not is_continued(journal, settings, existing, retry_failed=retry_failed):
-            return Todo(tuple(pictures))
-        keys = {picture.key: identity(picture.key, path.parent) for picture in pictures}
-        return find_todo(pictures, keys, journal, retry_failed=retry_failed)
+            return Todo(pictures)
+        keys = {picture.key: rules.identity(picture.key, path.parent) for picture in pictures}
+        return find_todo(pictures, keys, journal, retry_failed=retry_failed, rules=rules)
 
 
 def is_continued(
@@ -137,26 +139,6 @@ def differences(former: Settings, now: Settings) -> list[str]:
         for name in {**former, **now}
         if former.get(name) != now.get(name)
     ]
-
-
-def _has_changed(picture: CaptionItem, entry: JournalEntry) -> bool:
-    """Return whether *picture* has changed since *entry*. Its file is read only if necessary."""
-    source = picture.attachment.source
-    stamp, _, columns = (stamp_of(picture) or "").partition("#")
-    former, _, former_columns = (entry.stamp or "").partition("#")
-    if columns != former_columns:
-        return True
-    if is_uri(source):
-        # Stdin and the clipboard have another picture each time. A URL is assumed to give the same
-        # picture.
-        return source == "-" or source.lower() == "clipboard:"
-    if stamp == former:
-        return False
-    if not stamp or entry.sha256 is None:
-        # If the file is missing now, its record stays. If it was missing and exists now, it counts
-        # as changed.
-        return bool(stamp)
-    return sha256_of(picture) != entry.sha256
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,73 @@
+"""The rules by which a journal knows the items of a run again, such as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.resume.journal import JournalEntry, identity, reachable
+from idefics_cli.caption.resume.stamp import sha256_of, stamp_of
+from idefics_cli.core.sources import is_uri
+
+
+class ItemRules(Protocol):
+    """How a journal knows the items of a run again."""
+
+    @property
+    def keeps_unlisted(self) -> bool:
+        """Whether the output keeps the row of an item that the run no longer lists."""
+        ...
+
+    def identity(self, key: str, folder: Path) -> str:
+        """Return the key in the journal of an item.
+
+        Args:
+            key: `CaptionItem.key`.
+            folder: Folder of the output.
+        """
+        ...
+
+    def name(self, identity: str, folder: Path) -> str:
+        """Return the `CaptionItem.key` of an item that the run does not list."""
+        ...
+
+    def has_changed(self, item: CaptionItem, entry: JournalEntry) -> bool:
+        """Return whether *item* has changed since *entry* was noted."""
+        ...
+
+
+class PictureRules:
+    """The rules for pictures: a picture is known by its path; see `ItemRules`."""
+
+    keeps_unlisted = True
+
+    def identity(self, key: str, folder: Path) -> str:
+        """Return the path of a picture from the folder of the output."""
+        return identity(key, folder)
+
+    def name(self, identity: str, folder: Path) -> str:
+        """Return the path of a picture from the current folder."""
+        return reachable(identity, folder)
+
+    def has_changed(self, item: CaptionItem, entry: JournalEntry) -> bool:
+        """Return whether a picture has changed. Its file is read only if necessary."""
+        source = item.attachment.source
+        stamp, _, columns = (stamp_of(item) or "").partition("#")
+        former, _, former_columns = (entry.stamp or "").partition("#")
+        if columns != former_columns:
+            return True
+        if is_uri(source):
+            # Stdin and the clipboard have another picture each time. A URL is assumed to give the
+            # same picture.
+            return source == "-" or source.lower() == "clipboard:"
+        if stamp == former:
+            return False
+        if not stamp or entry.sha256 is None:
+            # If the file is missing now, its record stays. If it was missing and exists now, it
+            # counts as changed.
+            return bool(stamp)
+        return sha256_of(item) != entry.sha256
+
+
+PICTURES = PictureRules()
