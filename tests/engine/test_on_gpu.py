@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,8 @@ def test_a_gpu_gives_the_replies_of_the_cpu(kind: str, on_gpu: EngineOf, endless
     gpu, cpu = on_gpu(kind), endless(kind)
     for turns in CONVERSATIONS.values():
         assert tokens(gpu, [as_request(gpu, turns)]) == tokens(cpu, [as_request(cpu, turns)])
-    for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):
+    drawn = Sampling(temperature=1.0, seed=3)
+    for sampling in (Sampling(), drawn, replace(drawn, top_k=20, top_p=0.9)):
         together = tokens(gpu, mixed_requests(gpu, sampling))
         assert together == tokens(cpu, mixed_requests(cpu, sampling))
     assert_all_paths_are_on(gpu)

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from idefics_cli.core.types import Sampling
-from idefics_cli.engine.local.decode.sampling import BatchRow, draw_token
+from idefics_cli.engine.local.decode import sampling as sampling_module
+from idefics_cli.engine.local.decode.sampling import BatchRow, draw_token, draw_tokens
 from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.local.transfer import HostCopy
 from tests.support.prompts import ask
+from tests.support.recording import waits_for_host
+from tests.support.serving import serve_all, tokens_of
 
 GREEDY = Sampling(max_new_tokens=20)
 
@@ -45,6 +49,87 @@ def test_each_row_of_a_batch_is_sampled_its_own_way(engine: LocalEngine) -> None
     together = engine.complete(batch)
     assert [a.token_ids for a in together] == [a.token_ids for a in alone]
     assert len({a.token_ids for a in alone}) == len(ways)
+
+
+WAYS = [
+    Sampling(temperature=1.0, seed=1),
+    Sampling(temperature=0.7, top_k=5, seed=2),
+    Sampling(temperature=2.0, top_p=0.5, seed=3),
+    Sampling(temperature=1.3, top_k=40, top_p=0.9, seed=4),
+    Sampling(temperature=1e-46, seed=5),
+    Sampling(temperature=1e308, top_k=10**9, seed=6),
+    Sampling(temperature=1.0, top_p=1e-300, seed=7),
+    Sampling(temperature=0.1, top_k=1, top_p=0.99, seed=8),
+]
+"""Settings of rows that are drawn together."""
+
+
+@pytest.mark.parametrize("has_ties", [False, True], ids=["distinct scores", "equal scores"])
+def test_rows_that_are_drawn_together_get_the_tokens_of_rows_alone(has_ties: bool) -> None:
+    # Of equal scores at its edge, top-p takes any.
+    ways = [way for way in WAYS if not has_ties or way.top_p == 1.0]
+    together = [BatchRow(way, prompt=[], limit=99) for way in ways]
+    alone = [BatchRow(way, prompt=[], limit=99) for way in ways]
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.randn(len(ways), 3000, generator=generator) * 3
+        scores = scores.round() if has_ties else scores
+        scores[:, :9] = -torch.inf
+        with waits_for_host() as waits:
+            ids = draw_tokens(scores, together)
+        assert waits == []
+        wanted = [
+            draw_token(row_scores, row) for row_scores, row in zip(scores, alone, strict=True)
+        ]
+        assert ids.tolist() == wanted
+        for row in together:
+            row.noise = None
+
+
+def test_a_drawn_token_that_is_not_appended_is_drawn_again() -> None:
+    row = BatchRow(Sampling(temperature=1.0, seed=1), prompt=[], limit=9)
+    scores = torch.zeros(1, 1000)
+    assert draw_tokens(scores, [row]).tolist() == draw_tokens(scores, [row]).tolist()
+
+
+def test_a_gpu_is_waited_for_once_for_all_rows_and_gives_the_same_tokens(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = [ask(sampling=replace(way, max_new_tokens=20)) for way in [GREEDY, *WAYS]]
+    expected = [answer.token_ids for answer in engine.complete(batch)]
+    monkeypatch.setattr(sampling_module, "draws_together", lambda scores: True)
+    reads: list[int] = []
+    tolist = HostCopy.tolist
+
+    def counted(copy: HostCopy) -> list[list[float]]:
+        numbers = tolist(copy)
+        reads.append(len(numbers[0]))
+        return numbers
+
+    monkeypatch.setattr(HostCopy, "tolist", counted)
+    assert [answer.token_ids for answer in engine.complete(batch)] == expected
+    # For each token: the highest scores of all rows, then the tokens of the rows that draw.
+    assert reads == [len(batch), len(WAYS)] * 20
+
+
+def test_an_error_before_the_drawn_tokens_are_read_changes_none(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = [ask(sampling=replace(way, max_new_tokens=20)) for way in WAYS]
+    expected = [answer.token_ids for answer in engine.complete(batch)]
+    monkeypatch.setattr(sampling_module, "draws_together", lambda scores: True)
+    tolist, calls = HostCopy.tolist, 0
+
+    def fail_at_times(copy: HostCopy) -> list[list[float]]:
+        nonlocal calls
+        calls += 1
+        if calls in (8, 17):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tolist(copy)
+
+    monkeypatch.setattr(HostCopy, "tolist", fail_at_times)
+    assert tokens_of(serve_all(engine, batch, slots=len(batch))) == expected
+    assert calls > 40
 
 
 def test_repetition_penalty_equals_the_librarys(engine: LocalEngine) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,15 +19,18 @@ from idefics_cli.models.loading.loader import Loaded
 
 # Operations that fail in a recording: the host waits for the GPU, or copies to it.
 # Inference mode shows `item` and `is_nonzero` whole, other modes the kernel that they call.
-_FORBIDDEN = (
+_WAITS = (
     "_local_scalar_dense",
     "item",
     "is_nonzero",
     "nonzero",
     "masked_select",
-    "lift_fresh",
     "equal",
     "unique",
+)
+_FORBIDDEN = (
+    *_WAITS,
+    "lift_fresh",
 )
 
 
@@ -154,3 +158,25 @@ def record(function: Callable[[], Tensor]) -> None:
     """Run *function* once; an operation that fails in a recording raises."""
     with torch.inference_mode(), _Tape():
         function()
+
+
+@contextmanager
+def waits_for_host() -> Iterator[list[str]]:
+    """Give the names of the operations of the body for which the host of a GPU would wait."""
+    waits: list[str] = []
+    with _Waits(waits):
+        yield waits
+
+
+class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no types
+    def __init__(self, waits: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no types
+        self.waits = waits
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]  # torch's method has no types
+        self, function, types, args=(), kwargs=None
+    ):
+        name = function._schema.name.partition("::")[2]
+        if name.startswith(_WAITS) or (name == "where" and len(args) == 1):
+            self.waits.append(name)
+        return function(*args, **(kwargs or {}))

@@ -16,6 +16,15 @@ def to_device(values: Sequence[int], device: torch.device) -> Tensor:
     return staging.to(device, non_blocking=is_cuda)
 
 
+def stacked_on(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return *tensors*, of one shape on the host, stacked on *device*, as `to_device` copies."""
+    is_cuda = device.type == "cuda"
+    shape = (len(tensors), *tensors[0].shape)
+    staging = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=is_cuda)
+    torch.stack(list(tensors), out=staging)
+    return staging.to(device, non_blocking=is_cuda)
+
+
 class HostCopy:
     """A copy of a tensor to the host; it starts at once and does not block the host.
 

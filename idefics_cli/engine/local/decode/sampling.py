@@ -11,7 +11,7 @@ from torch import Tensor
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Finish, Sampling
-from idefics_cli.engine.local.transfer import HostCopy, to_device
+from idefics_cli.engine.local.transfer import HostCopy, stacked_on, to_device
 from idefics_cli.models.families.base import Family
 
 # Temperatures, penalties and penalized scores are limited to this range, so that float32 does not
@@ -31,6 +31,7 @@ class BatchRow:
         tokens: Ids generated so far.
         finish: Why the reply ended; None while it goes on.
         generator: Source of randomness; None for greedy decoding.
+        noise: Random numbers (V,) of `draw_tokens` for a token that is not chosen yet.
     """
 
     sampling: Sampling
@@ -40,6 +41,7 @@ class BatchRow:
     tokens: list[int] = field(default_factory=list)
     finish: Finish | None = None
     generator: torch.Generator | None = None
+    noise: Tensor | None = None
 
     @property
     def is_argmax(self) -> bool:
@@ -97,17 +99,24 @@ class Scores:
             _penalize(self._scores[at], row)
         if penalized:
             _, self._top = self._find_argmax()
+        sampled = [(at, row) for at, row in active if row.generator is not None]
+        # Started before the host waits for the scores, so that it draws the noise meanwhile.
+        drawn = self._start_draws(sampled) if sampled and draws_together(self.banned) else None
         highest, argmax = self._top.tolist()
+        if not all(math.isfinite(highest[at]) for at, _ in active):
+            raise _overflow(self._logits_dtype)
+        if drawn is not None:
+            tokens = dict(zip((at for at, _ in sampled), drawn.tolist()[0], strict=True))
+        else:
+            tokens = {at: draw_token(self._scores[at].cpu(), row) for at, row in sampled}
         for at, row in active:
-            if not math.isfinite(highest[at]):
-                raise _overflow(self._logits_dtype)
-            is_greedy = row.generator is None
-            token = int(argmax[at]) if is_greedy else draw_token(self._scores[at].cpu(), row)
-            row.tokens.append(token)
-            if token in row.stop_ids:
-                row.finish = "stop"
-            elif len(row.tokens) >= row.limit:
-                row.finish = "length"
+            _append(row, int(tokens.get(at, argmax[at])))
+
+    def _start_draws(self, sampled: Sequence[tuple[int, BatchRow]]) -> HostCopy:
+        """Draw a token for each row on the device; return their ids (1, rows) as a copy."""
+        numbers = to_device([at for at, _ in sampled], self._scores.device)
+        ids = draw_tokens(self._scores[numbers], [row for _, row in sampled])
+        return HostCopy(ids[None].to(self._scores))
 
     def _find_argmax(self) -> tuple[Tensor, HostCopy]:
         """Return the ids (B,) of the highest scores, and a copy of scores and ids to the host."""
@@ -139,6 +148,75 @@ def draw_token(scores: Tensor, row: BatchRow) -> int:
             torch.zeros_like(outside).scatter(0, order, outside), float("-inf")
         )
     return int(torch.multinomial(scores.softmax(-1), 1, generator=row.generator))
+
+
+def draws_together(scores: Tensor) -> bool:
+    """Return whether `draw_tokens` is faster than `draw_token` for each row of *scores*.
+
+    On a GPU, every row that the host draws is a wait for the device and a sort on one core. On a
+    CPU the rows have to be sorted one by one anyway.
+    """
+    return scores.is_cuda
+
+
+def draw_tokens(scores: Tensor, rows: Sequence[BatchRow]) -> Tensor:
+    """Draw a token for each of B *rows* from *scores* (B, V), as `draw_token` does for one.
+
+    `torch.multinomial` divides the probabilities by exponential noise and takes the largest
+    quotient (Distributions.cpp of torch 2.13). Here the generators of the rows draw the same noise
+    on the host, so a seed gives the same tokens on every device, except for rounding, and for equal
+    scores at the edge of top-p. The host never waits for the device.
+
+    Returns:
+        Ids (B,) on the device of *scores*.
+    """
+    device, size = scores.device, scores.shape[-1]
+    noise = stacked_on([_next_noise(row, size) for row in rows], device)
+    settings = torch.tensor([_numbers(row.sampling, size) for row in rows])
+    temperature, top_k, top_p = stacked_on(settings.t().unbind(), device)[..., None]
+    scores = (scores - scores.amax(-1, keepdim=True)) / temperature
+    if any(row.sampling.top_k or row.sampling.top_p < 1.0 for row in rows):
+        # The sort is stable, so that equal scores have one order in every batch.
+        ordered, order = scores.sort(descending=True, stable=True)
+        ordered = ordered.masked_fill(ordered < ordered.gather(-1, top_k.long() - 1), -math.inf)
+        probabilities = ordered.softmax(-1)
+        outside = probabilities.cumsum(-1) - probabilities >= top_p
+        outside[:, 0] = False
+        outside |= ordered.isneginf()
+        outside = torch.zeros_like(outside).scatter(-1, order, outside)
+        scores = scores.masked_fill(outside, -math.inf)
+    return (scores.softmax(-1) / noise).argmax(-1)
+
+
+def _numbers(sampling: Sampling, size: int) -> tuple[float, float, float]:
+    """Return temperature, top-k and top-p for a vocabulary of *size*; no limit is a large one."""
+    top_k = min(sampling.top_k or size, size)
+    return (
+        _bounded(sampling.temperature),
+        float(top_k),
+        sampling.top_p if sampling.top_p < 1.0 else math.inf,
+    )
+
+
+def _next_noise(row: BatchRow, size: int) -> Tensor:
+    """Return the noise (V,) for the next token of *row*.
+
+    It stays with the row until the token is appended. So a reply that an error takes back draws the
+    same token again.
+    """
+    if row.noise is None:
+        row.noise = torch.empty(size).exponential_(generator=row.generator)
+    return row.noise
+
+
+def _append(row: BatchRow, token: int) -> None:
+    """Append *token* to *row*, and end the reply if it is complete."""
+    row.tokens.append(token)
+    row.noise = None
+    if token in row.stop_ids:
+        row.finish = "stop"
+    elif len(row.tokens) >= row.limit:
+        row.finish = "length"
 
 
 def _penalize(scores: Tensor, row: BatchRow) -> None:
