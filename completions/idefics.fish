@@ -172,6 +172,7 @@ complete -c idefics -n '__idefics_at caption' -l top-k -x -d 'Sample from this m
 complete -c idefics -n '__idefics_at caption' -l repetition-penalty -x -d 'Values above 1 discourage repetition. (default: 1)'
 complete -c idefics -n '__idefics_at caption' -l max-new-tokens -x -d 'Limit the answer to this number of tokens. (default: 512, captions 256)'
 complete -c idefics -n '__idefics_at caption' -l seed -x -d 'Make random choices repeatable'
+complete -c idefics -n '__idefics_at caption' -l samples -x -d 'Write this many captions of each picture, each sampled anew. (default: 1)'
 complete -c idefics -n '__idefics_at caption' -l prefix -x -d 'Put this text before each caption, unchanged'
 complete -c idefics -n '__idefics_at caption' -l suffix -x -d 'Put this text after each caption, unchanged'
 complete -c idefics -n '__idefics_at caption' -l trigger -x -d 'Begin each caption with these words and a comma, unless it has them already'

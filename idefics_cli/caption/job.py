@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from idefics_cli.caption.inputs.templates import parse_template, render
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
-from idefics_cli.caption.sinks.rows import CAPTION, names
+from idefics_cli.caption.sinks.rows import CAPTION, names, sample_name
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Part, Sampling
@@ -27,10 +27,12 @@ class CaptionQuestion:
         prompt: Template of the text (see `parse_template`). In the mode "complete", the model
             continues this text.
         name: Name of the column of the answers; empty for the single caption of a run.
+        sample: Number of the sample, from 0; see `CaptionJob.samples`.
     """
 
     prompt: str
     name: str = ""
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class CaptionJob:
         pictures: Pictures in the order of the output; no key occurs twice. Any sequence, so that a
             long list need not be in memory.
         questions: One question or more. If there are several, each has a name.
+        samples: How many times each question is asked about each picture.
         mode: "chat", or "complete" for base models.
         sampling: How tokens are chosen. Its seed is the seed of the run; see `with_content_seed`.
         batch_size: Largest number of requests that are answered at a time.
@@ -62,6 +65,7 @@ class CaptionJob:
     pictures: Sequence[CaptionItem]
     questions: tuple[CaptionQuestion, ...]
     mode: Mode = "chat"
+    samples: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
     is_batch_automatic: bool = False
@@ -75,10 +79,30 @@ class CaptionJob:
     asks_again: bool = True
     takes_any_reply: bool = False
 
+    @property
+    def asked(self) -> tuple[CaptionQuestion, ...]:
+        """The questions as they are asked: each once for each sample.
+
+        With several samples, their names are `caption_1`, `caption_2` and so on, or `NAME_1` and so
+        on for a named question.
+        """
+        if self.samples == 1:
+            return self.questions
+        return tuple(
+            replace(question, name=sample_name(question.name or CAPTION, number), sample=number)
+            for question in self.questions
+            for number in range(self.samples)
+        )
+
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """Names of the columns of the answers; empty for the single caption of a run."""
+        return tuple(question.name for question in self.asked if question.name)
+
     def requests(
         self, picture: CaptionItem, *, data: bytes | None = None
     ) -> tuple[GenerationRequest, ...]:
-        """Return the requests about *picture*, one for each question; safe in any thread.
+        """Return the requests about *picture*, one for each of `asked`; safe in any thread.
 
         Args:
             picture: The picture.
@@ -88,7 +112,14 @@ class CaptionJob:
             PromptError: If a prompt has a field for which the picture has no value.
             ImageError: If a prompt has the size of the picture, and its header cannot be read.
         """
-        return tuple(self._request(picture, question, data) for question in self.questions)
+        requests = [self._request(picture, question, data) for question in self.questions]
+        if self.samples == 1:
+            return tuple(requests)
+        return tuple(
+            replace(request, sampling=_sampling_of(request.sampling, number))
+            for request in requests
+            for number in range(self.samples)
+        )
 
     def _request(
         self, picture: CaptionItem, question: CaptionQuestion, data: bytes | None
@@ -108,6 +139,23 @@ class CaptionJob:
         if IMAGE_TOKEN in question.prompt:
             parts = raw_parts(prompt, (picture.attachment,))
         return GenerationRequest((Message("user", parts),), self.sampling, self.mode)
+
+
+def _sampling_of(sampling: Sampling, sample: int) -> Sampling:
+    """Return the sampling of one sample: the first one is that of a run with a single sample."""
+    if sampling.seed is None or sample == 0:
+        return sampling
+    digest = hashlib.sha256(f"{sampling.seed} sample {sample}".encode()).digest()
+    return replace(sampling, seed=int.from_bytes(digest[:8]) >> 1)  # as in `with_content_seed`
+
+
+def check_samples(samples: int, sampling: Sampling) -> None:
+    """Raise a UsageError if several samples would all be equal."""
+    if samples > 1 and sampling.temperature == 0:
+        raise UsageError(
+            f"`--samples {samples}` needs a temperature above 0: at 0, all samples are equal",
+            hint="`--temperature 0.7`; `--seed 1` makes them repeatable",
+        )
 
 
 def named_questions(texts: Sequence[str]) -> tuple[CaptionQuestion, ...]:

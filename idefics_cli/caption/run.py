@@ -81,7 +81,8 @@ class CaptionOutput:
             self.stdout or sys.stdout.buffer,
             self.path,
             existing=self.existing,
-            columns=tuple(question.name for question in job.questions if question.name),
+            columns=job.answer_columns,
+            samples=job.samples,
             pictures=job.pictures,
             full_names=self.full_names,
             text_extension=job.text_extension,
@@ -314,7 +315,7 @@ class _RunState:
         """Limit the batch to *requests*, the number that fitted into the memory the last time."""
         if requests is not None and requests < self.job.batch_size:
             self.job = replace(self.job, batch_size=requests)
-            self.on_event(BatchLimited(max(1, requests // len(self.job.questions))))
+            self.on_event(BatchLimited(max(1, requests // len(self.job.asked))))
 
     def _where(self) -> str:
         """Return a key of what decides how many requests fit into the memory."""

@@ -139,6 +139,7 @@ Seed = Annotated[str | None, _option("seed", panel=ANSWER_PANEL)]
 CaptionPrompt = Annotated[
     str | None, _option("prompt", "--prompt", "-p", panel=ANSWER_PANEL, metavar="TEXT")
 ]
+Samples = Annotated[str | None, _option("samples", panel=ANSWER_PANEL)]
 Prefix = Annotated[str | None, _option("prefix", panel=ANSWER_PANEL, metavar="TEXT")]
 Suffix = Annotated[str | None, _option("suffix", panel=ANSWER_PANEL, metavar="TEXT")]
 Trigger = Annotated[str | None, _option("trigger", panel=ANSWER_PANEL, metavar="WORDS")]

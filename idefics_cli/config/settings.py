@@ -100,6 +100,12 @@ class Settings:
         help="Question about each picture; it can have fields such as {stem}.",
         unset="the model's caption prompt",
     )
+    samples: int = _setting(
+        1,
+        help="Write this many captions of each picture, each sampled anew.",
+        minimum=1,
+        maximum=64,
+    )
     raw: bool = _setting(
         False,
         help="Complete PROMPT without a chat template; each `<image>` in it is the next picture.",

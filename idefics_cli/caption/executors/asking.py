@@ -41,6 +41,7 @@ class Asker:
     def __init__(self, session: Session, job: CaptionJob) -> None:
         self._session = session
         self._job = job
+        self._questions = job.asked
         self._waiting: deque[_Turn] = deque()
         self._asked: dict[int, _Turn] = {}
         self._turns: dict[Opened, list[_Turn]] = {}
@@ -54,7 +55,7 @@ class Asker:
     @property
     def pictures_at_a_time(self) -> int:
         """Largest number of pictures at a time, at least 1."""
-        return max(1, self.requests_at_a_time // len(self._job.questions))
+        return max(1, self.requests_at_a_time // len(self._questions))
 
     @property
     def has_room(self) -> bool:
@@ -68,7 +69,7 @@ class Asker:
 
     def add(self, opened: Opened) -> None:
         """Add the questions about a picture at the end of the queue."""
-        questions = zip(self._job.questions, opened.prepared, strict=True)
+        questions = zip(self._questions, opened.prepared, strict=True)
         turns = [_Turn(question, prepared, opened) for question, prepared in questions]
         self._turns[opened] = turns
         self._waiting += turns

@@ -26,7 +26,8 @@ class Opened:
 
     Attributes:
         picture: The picture.
-        prepared: One request for each question; all share the picture, which was opened once.
+        prepared: One request for each of `CaptionJob.asked`; all share the picture, which was
+            opened once.
         content: Digest and stamp of the file.
     """
 

@@ -36,6 +36,7 @@ def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, obj
         "splitting": spec.splitting,
         **(named or {"prompt": job.questions[0].prompt}),
         **_text_extension(job.text_extension),
+        **({} if job.samples == 1 else {"samples": job.samples}),
         "mode": job.mode,
         **sampling,
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},

@@ -45,7 +45,8 @@ class Target:
             `skip` add rows at the end, `skip` only for pictures without a row.
         resume_at: Size in bytes to which the file is cut before rows are added. With None, the
             file begins as *existing* says. Sidecars and stdout ignore it.
-        columns: Names of the questions; empty for the single caption of a run.
+        columns: Names of the answers; empty for the single caption of a run.
+        samples: Number of neighbouring *columns* that are samples of the answer to one question.
         pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
             before the first record.
         full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`.
@@ -63,6 +64,7 @@ class Target:
     pictures: Sequence[CaptionItem] = ()
     full_names: bool = False
     text_extension: str = TEXT_EXTENSION
+    samples: int = field(default=1, kw_only=True)
     is_dataset: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:

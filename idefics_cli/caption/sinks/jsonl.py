@@ -13,6 +13,7 @@ from idefics_cli.caption.sinks.rows import (
     Row,
     escape,
     escaped_name,
+    in_lists,
     plain_name,
     row,
 )
@@ -36,7 +37,8 @@ class JsonlSink(LineSink):
             # `datasets` infers the columns and their types from the first rows, so every row has
             # notes, with the same type.
             cells["notes"] = "; ".join(record.notes)
-        return encode(cells)
+        samples = self._target.samples
+        return encode(cells if samples == 1 else in_lists(cells, self._target.columns, samples))
 
     def written(self, file_name: str) -> str:
         """Return *file_name* with escapes for bytes that are not UTF-8; JSON escapes the rest."""

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Self
 from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
 from idefics_cli.caption.sinks.lines import check_file
-from idefics_cli.caption.sinks.rows import DETAILS, NOT_UTF8, Value, escape, names
+from idefics_cli.caption.sinks.rows import (
+    DETAILS,
+    NOT_UTF8,
+    Value,
+    escape,
+    list_columns,
+    names,
+)
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write, limited_lines, replacing
 
@@ -49,7 +56,7 @@ class ParquetSink(JsonlSink):
             check_file(path, target)
             rows = rows_file(path)
             if target.existing in ("append", "skip") and path.exists() and not rows.exists():
-                _read_rows(path, rows, target.columns)
+                _read_rows(path, rows, _schema(target).names)
         return super().__enter__()
 
     @property
@@ -62,7 +69,7 @@ class ParquetSink(JsonlSink):
         # The JSON lines stay if they contain rows from before this run. The journal lacks these
         # rows, and a later call needs them to continue.
         keeps = self._target.existing in ("append", "skip")
-        write_parquet(self._path, self._target.columns, keep_rows=keeps)
+        write_parquet(self._path, _schema(self._target), keep_rows=keeps)
 
 
 def rows_file(path: Path) -> Path:
@@ -78,14 +85,14 @@ def check_pyarrow() -> None:
         )
 
 
-def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = False) -> None:
+def write_parquet(path: Path, schema: pyarrow.Schema, *, keep_rows: bool = False) -> None:
     """Write *path* from its JSON lines, and remove these lines; without JSON lines, do nothing.
 
     At most 10,000 rows are in memory at a time. A torn last line is ignored.
 
     Args:
         path: The Parquet file, which is replaced as a whole.
-        columns: Names of the questions.
+        schema: Names and types of the columns.
         keep_rows: Whether the JSON lines stay, so that a run can continue them.
 
     Raises:
@@ -96,7 +103,7 @@ def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = Fal
         return
     try:
         with replacing(path) as file:
-            _convert(rows, file, columns)
+            _convert(rows, file, schema)
         if not keep_rows:
             rows.unlink()
     except OSError as error:
@@ -110,18 +117,17 @@ def write_parquet(path: Path, columns: tuple[str, ...], *, keep_rows: bool = Fal
         ) from error
 
 
-def _convert(rows: Path, file: BufferedWriter, columns: tuple[str, ...]) -> None:
+def _convert(rows: Path, file: BufferedWriter, schema: pyarrow.Schema) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    schema = _schema(columns)
     with rows.open("rb") as lines, parquet.ParquetWriter(file, schema) as writer:
         whole = (line for line in limited_lines(lines) if line.endswith(b"\n"))
         while group := [_cells(json.loads(line)) for line in islice(whole, _GROUP_ROWS)]:
             writer.write_batch(pyarrow.RecordBatch.from_pylist(group, schema=schema))
 
 
-def _schema(columns: tuple[str, ...]) -> pyarrow.Schema:
+def _schema(target: Target) -> pyarrow.Schema:
     import pyarrow
 
     types = {
@@ -130,7 +136,13 @@ def _schema(columns: tuple[str, ...]) -> pyarrow.Schema:
         float: pyarrow.float64(),
         list: pyarrow.list_(pyarrow.string()),
     }
-    return pyarrow.schema([(name, types[DETAILS.get(name, str)]) for name in names(columns)])
+    if target.samples == 1:
+        found: dict[str, type] = dict.fromkeys(names(target.columns), str)
+    else:
+        lists = list_columns(target.columns, target.samples)
+        found = {name: list if name in lists else str for name in names(lists)}
+    found.update(DETAILS)
+    return pyarrow.schema([(name, types[kind]) for name, kind in found.items()])
 
 
 def _cells(cells: dict[str, Value]) -> dict[str, Value]:
@@ -146,7 +158,7 @@ def _text(value: str) -> str:
     return NOT_UTF8.sub(lambda match: escape(ord(match[0])), value)
 
 
-def _read_rows(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
+def _read_rows(path: Path, rows: Path, columns: list[str]) -> None:
     """Write the rows of the Parquet file *path* to the JSON lines *rows*."""
     from pyarrow import ArrowException, parquet
 
@@ -155,7 +167,7 @@ def _read_rows(path: Path, rows: Path, columns: tuple[str, ...]) -> None:
     try:
         # The path is absolute, because pyarrow reads a relative name with a colon as a URI.
         with parquet.ParquetFile(path.absolute()) as file, replacing(rows) as lines:
-            if tuple(file.schema_arrow.names) != names(columns):
+            if file.schema_arrow.names != columns:
                 raise ValueError("it has other columns")
             for batch in file.iter_batches():
                 lines.writelines(map(encode, batch.to_pylist()))

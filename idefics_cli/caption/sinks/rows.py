@@ -72,6 +72,35 @@ def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict
     return cells
 
 
+def sample_name(name: str, number: int) -> str:
+    """Return the name of the answer *number*, from 0, among the samples of the answer *name*."""
+    return f"{name}_{number + 1}"
+
+
+def list_columns(columns: tuple[str, ...], samples: int) -> tuple[str, ...]:
+    """Return the names of the lists in which `in_lists` collects the answers *columns*."""
+    return tuple(name.rpartition("_")[0] for name in columns[::samples])
+
+
+def in_lists(cells: Row, columns: tuple[str, ...], samples: int) -> dict[str, Value]:
+    """Return *cells* with the samples of each answer as one list, as trainers expect them.
+
+    The training scripts of diffusers take a caption of such a list at random. A failed picture has
+    None in place of a list.
+
+    Args:
+        cells: A row.
+        columns: Names of the answers in the row.
+        samples: Number of samples of each answer.
+    """
+    lists: dict[str, Value] = {"file_name": cells["file_name"]}
+    for number, name in enumerate(list_columns(columns, samples)):
+        texts = [cells[column] for column in columns[number * samples : (number + 1) * samples]]
+        found = [text for text in texts if isinstance(text, str)]
+        lists[name] = found or None
+    return {**lists, **{name: cells[name] for name in cells if name not in columns}}
+
+
 def file_name(key: str, output: Path | None) -> str:
     """Return the name of the picture *key* in the rows of *output*.
 

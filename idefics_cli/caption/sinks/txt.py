@@ -90,6 +90,8 @@ class TxtSink:
         if record.caption is None:
             return
         answers = [text for _, text in record.answers] if self._target.columns else []
+        if self._target.samples > 1:  # kohya's `enable_wildcard` takes a line at random
+            answers = [" ".join(text.split()) for text in answers]
         text = escaped("\n".join(answers) if answers else record.caption)
         path = Path(self._paths[record.file_name])
         try:

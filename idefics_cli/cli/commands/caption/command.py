@@ -50,6 +50,7 @@ def caption(
     repetition_penalty: options.RepetitionPenalty = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = None,
+    samples: options.Samples = None,
     prefix: options.Prefix = None,
     suffix: options.Suffix = None,
     trigger: options.Trigger = None,

@@ -142,7 +142,12 @@ def caption_job(
     output: CaptionOutput,
 ) -> CaptionJob:
     """Return the job; if there are no *questions*, it asks the default prompt of the model."""
-    from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_readers
+    from idefics_cli.caption.job import (
+        CaptionJob,
+        CaptionQuestion,
+        automatic_readers,
+        check_samples,
+    )
     from idefics_cli.caption.sinks import SINKS
     from idefics_cli.hardware.system import count_cores
     from idefics_cli.models.hub.registry import default_caption_prompt
@@ -152,11 +157,14 @@ def caption_job(
     if not questions:
         prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
         questions = (CaptionQuestion(prompt),)
+    chosen = sampling(settings, default_tokens=CAPTION_TOKENS)
+    check_samples(settings.samples, chosen)
     return CaptionJob(
         pictures=listing.pictures,
         questions=questions,
+        samples=settings.samples,
         mode="chat" if plan.spec.chats else "complete",
-        sampling=sampling(settings, default_tokens=CAPTION_TOKENS),
+        sampling=chosen,
         batch_size=settings.batch_size or automatic_batch(plan),
         readers=automatic_readers(plan.spec.device, count_cores()),
         is_batch_automatic=settings.batch_size is None,

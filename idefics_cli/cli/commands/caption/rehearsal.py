@@ -84,8 +84,12 @@ def _summary(job: CaptionJob) -> str:
     prompts = [f"`{question.prompt}`" for question in job.questions]
     return (
         f"{counted(count, 'picture')}, {job.batch_size} at a time, "
-        f"with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
+        f"{_samples(job)}with the prompt{'' if len(prompts) == 1 else 's'} {', '.join(prompts)}"
     )
+
+
+def _samples(job: CaptionJob) -> str:
+    return "" if job.samples == 1 else f"{job.samples} captions of each, "
 
 
 def _asked(job: CaptionJob) -> dict[str, object]:
