@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -185,6 +186,22 @@ def test_a_reply_longer_than_the_buffers_makes_them_grow(engine_of: EngineOf) ->
     batch = mixed_requests(engine)
     assert tokens(inference, batch) == plain_tokens(engine, batch)
     assert len(capture.recordings) > 3
+
+
+def test_growing_buffers_double_up_to_the_longest_reply(engine_of: EngineOf) -> None:
+    engine = engine_of("idefics2")
+    capture = CpuCapture()
+    tuning = Tuning(block_tokens=16, kv_bytes=2**22)
+    inference = gpu_inference(engine.loaded, capture=capture, tuning=tuning)
+    sampling = Sampling(max_new_tokens=200)
+    prepared = as_request(engine, CONVERSATIONS["no image"], sampling=sampling)
+    (answer,) = engine.complete([prepared])
+    assert tokens(inference, [prepared]) == [list(answer.token_ids)]
+    longest = answer.prompt_tokens + answer.new_tokens
+    # Steps of 16 tokens would need 13 recordings.
+    assert len(capture.recordings) == 1 + math.ceil(math.log2(longest / answer.prompt_tokens))
+    with torch.inference_mode():
+        assert inference.take_slots(1).capacity == -(-(longest + 1) // 16) * 16
 
 
 def fail(function: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -172,7 +172,11 @@ class Inference:
         slots = self._slots
         is_large = most_states is not None and slots and slots.rows * slots.capacity > most_states
         if slots is None or slots.rows < rows or is_large:
-            self._slots = slots = Slots(rows, block_tokens=self.tuning.block_tokens)
+            self._slots = slots = Slots(
+                rows,
+                block_tokens=self.tuning.block_tokens,
+                doubles=self._graphs is not None and self._graphs.failure is None,
+            )
         slots.clear()
         return slots
 

@@ -24,24 +24,30 @@ class Slots:
     Args:
         rows: Maximum number of rows at a time; `resize` changes it.
         block_tokens: The buffers grow in steps of this many tokens.
+        doubles: Whether the buffers at least double when they grow, up to *most_tokens*. Each size
+            of the buffers needs new CUDA graphs.
 
     Attributes:
         cache: The KV cache for a forward of the model, after `view`.
         lengths: Number of tokens of each row.
         extra: The result of `Family.next_inputs`, (rows, …); unused rows hold arbitrary values.
         capacity: Number of positions of the buffers.
+        most_tokens: Maximum length that a row can reach, as far as it is known.
         version: A number that changes when the buffers are replaced. A CUDA graph of an older
             version would read freed addresses.
     """
 
-    def __init__(self, rows: int, *, block_tokens: int = BLOCK_TOKENS) -> None:
+    def __init__(
+        self, rows: int, *, block_tokens: int = BLOCK_TOKENS, doubles: bool = False
+    ) -> None:
         self.rows = rows
         self.cache = Cache(layers=[])
         self.lengths: list[int] = []
         self.extra: Inputs = {}
-        self.capacity = 0
+        self.capacity = self.most_tokens = 0
         self.version = 0
         self._block_tokens = block_tokens
+        self._doubles = doubles
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -139,6 +145,8 @@ class Slots:
 
     def _set_capacity(self, length: int) -> None:
         if length > self.capacity:
+            if self._doubles:
+                length = max(length, min(2 * self.capacity, self.most_tokens))
             self.capacity = -(-length // self._block_tokens) * self._block_tokens
             self.version += 1
 

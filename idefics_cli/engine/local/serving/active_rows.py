@@ -76,6 +76,7 @@ class ActiveRows:
         slots = self._slots
         if slots is None:
             return
+        slots.most_tokens = size.capacity
         # The buffers will grow to the capacity that is needed.
         if slots.rows * max(slots.capacity, size.capacity) > size.most_states:
             slots.resize(min(slots.rows, size.rows), min(slots.capacity, size.capacity))
@@ -133,6 +134,7 @@ class ActiveRows:
         elif size.rows > self._slots.rows:
             has_room = size.rows * self._slots.capacity <= size.most_states
             self._slots.resize(size.rows, self._slots.capacity if has_room else size.capacity)
+        self._slots.most_tokens = size.capacity
         # A step that was started ahead has scores for the old rows only, so they are read now.
         self._decoder.settle(self._rows)
         extra = loaded.family.next_inputs(prompt.inputs, prompt.image_features)
