@@ -13,6 +13,7 @@ Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "cancelled"]
 # "chat" applies the chat template; "complete" passes the prompt to the model unchanged.
 Mode = Literal["chat", "complete"]
+ConstraintKind = Literal["schema", "regex"]
 Device = str  # "cuda", "cuda:1", "mps" or "cpu"
 DtypeName = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "8bit", "4bit"]
@@ -78,12 +79,30 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the text of a reply must match, unless the reply is cut.
+
+    Attributes:
+        kind: "schema" for JSON text that a JSON Schema allows; "regex" for a regular expression,
+            which the whole text matches.
+        text: The schema as JSON, or the expression in the syntax of Rust's `regex`.
+    """
+
+    kind: ConstraintKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A conversation that ends with a user message, or a raw prompt, and how to answer it."""
+    """A conversation that ends with a user message, or a raw prompt, and how to answer it.
+
+    *constraint* is what the answer must match; None leaves the answer free.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
     mode: Mode = "chat"
+    constraint: Constraint | None = None
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
@@ -126,7 +145,8 @@ class Completion:
         finish: `stop` (the model ended it), `length` (it was cut) or `cancelled`.
         prefill_seconds: Wall time of image encoding and prefill, for the whole batch.
         decode_seconds: Wall time of all decode steps, for the whole batch.
-        token_ids: The generated tokens, the end token included.
+        token_ids: The generated tokens, the end token included. A reply that its constraint ends
+            has no end token.
         at_a_time: The reduced batch size, if the memory ran out in a larger batch with this
             request; None otherwise.
     """

@@ -9,6 +9,7 @@ from threading import Lock
 from PIL import Image
 
 from idefics_cli.core.errors import ContextError
+from idefics_cli.engine.local.decode.constraint import Grammars
 from idefics_cli.engine.local.decode.graphs import Capture, CudaCapture, Graphs, graphs_problem
 from idefics_cli.engine.local.decode.sampling import BatchRow
 from idefics_cli.engine.local.decode.slots import Slots
@@ -82,6 +83,7 @@ class Inference:
         self.kv_budget = KvBudget(loaded, self.tuning, uses_slots=self.slots_problem is None)
         self.prefix = PrefixStore(self.kv_budget.prefix_bytes)
         self.piece_size = PieceSize(model, self.tuning.chunk_tokens)
+        self._grammars = Grammars(loaded.family, loaded.vocabulary)
         self._tokenizing = Lock()
         # The prompts that were encoded last. All captions of pictures of one shape have one prompt.
         self._prompts: dict[Hashable, Inputs] = {}
@@ -138,6 +140,7 @@ class Inference:
 
         Raises:
             ContextError: If the context has no room for the prompt and a token.
+            UsageError: If the constraint of the request cannot be compiled.
         """
         context_tokens = self.loaded.context_tokens
         prompt = inputs["input_ids"][0].tolist()
@@ -151,9 +154,12 @@ class Inference:
                 if prepared.pictures
                 else "give a shorter text",
             )
-        sampling = prepared.request.sampling
-        limit = min(sampling.max_new_tokens, room)
-        return BatchRow(sampling, prompt, limit, self._stop_ids)
+        request = prepared.request
+        limit = min(request.sampling.max_new_tokens, room)
+        row = BatchRow(request.sampling, prompt, limit, self._stop_ids)
+        if request.constraint is not None:
+            row.guide = self._grammars.start(request.constraint, request.mode)
+        return row
 
     @property
     def has_kept(self) -> bool:

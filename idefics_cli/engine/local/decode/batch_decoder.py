@@ -35,6 +35,7 @@ class BatchDecoder:
         if scores is None:
             newest = to_device([row.tokens[-1] for row in rows], self._banned.device)
             scores = self._start_step(newest)
+        scores.constrain(rows)
         self._ahead = self._start_step(scores.argmax) if self._may_run_ahead(rows) else None
         scores.choose_tokens(rows)
 

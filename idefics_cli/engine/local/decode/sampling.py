@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Finish, Sampling
+from idefics_cli.engine.local.decode.constraint import Guide, refused_tokens
 from idefics_cli.engine.local.transfer import HostCopy, stacked_on, to_device
 from idefics_cli.models.families.base import Family
 
@@ -32,6 +33,7 @@ class BatchRow:
         finish: Why the reply ended; None while it goes on.
         generator: Source of randomness; None for greedy decoding.
         noise: Random numbers (V,) of `draw_tokens` for a token that is not chosen yet.
+        guide: Says which tokens may follow; None allows all that are not banned.
     """
 
     sampling: Sampling
@@ -42,11 +44,27 @@ class BatchRow:
     finish: Finish | None = None
     generator: torch.Generator | None = None
     noise: Tensor | None = None
+    guide: Guide | None = None
 
     @property
     def is_argmax(self) -> bool:
         """Whether each token is the one with the highest logit, without a repetition penalty."""
         return self.generator is None and self.sampling.repetition_penalty == 1.0
+
+    def append(self, token: int) -> None:
+        """Append *token*, and set `finish` if it ends the reply.
+
+        Raises:
+            ModelError: If the guide does not allow *token*.
+        """
+        if self.guide is not None:
+            self.guide.accept(token)
+        self.tokens.append(token)
+        self.noise = None
+        if token in self.stop_ids or (self.guide is not None and self.guide.is_over):
+            self.finish = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish = "length"
 
     def __post_init__(self) -> None:
         if self.sampling.temperature > 0:
@@ -77,12 +95,40 @@ class Scores:
         self._scores = logits.to(dtype=torch.float32, copy=True)
         self.banned = banned
         self._rows: Sequence[int] = range(len(logits))
+        # The rows with a guide, and the tokens that these refuse, (rows, V).
+        self._refused: tuple[Tensor, Tensor] | None = None
+        self._is_constrained = False
         self.argmax, self._top = self._find_argmax()
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only *rows*, in this order."""
         self._rows = [self._rows[row] for row in rows]
         self.argmax = self.argmax[to_device(rows, self.argmax.device)]
+
+    def constrain(self, rows: Sequence[BatchRow]) -> None:
+        """Refuse the tokens that the guides of active *rows* do not allow; idempotent.
+
+        It is called as late as possible: the guides need all earlier tokens, and while the host
+        asks them, a GPU computes the logits.
+
+        Raises:
+            ModelError: If a guide fails.
+        """
+        if self._is_constrained:
+            return
+        self._is_constrained = True
+        guided = [
+            (at, row.guide)
+            for at, row in zip(self._rows, rows, strict=True)
+            if row.guide is not None and not row.finish
+        ]
+        if not guided:
+            return
+        device = self._scores.device
+        refused = refused_tokens([guide for _, guide in guided], self._scores.shape[1], device)
+        self._refused = to_device([at for at, _ in guided], device), refused
+        argmax, self._top = self._find_argmax()
+        self.argmax = argmax[to_device(self._rows, device)]
 
     def choose_tokens(self, rows: Sequence[BatchRow]) -> None:
         """Append one token to each active row, and set `finish` of the rows that it ends.
@@ -91,8 +137,9 @@ class Scores:
             rows: B replies; rows with a `finish` stay as they are.
 
         Raises:
-            ModelError: If the logits contain NaN or infinity.
+            ModelError: If the logits contain NaN or infinity, or a guide fails.
         """
+        self.constrain(rows)
         active = [(at, row) for at, row in zip(self._rows, rows, strict=True) if not row.finish]
         penalized = [(at, row) for at, row in active if row.sampling.repetition_penalty != 1.0]
         for at, row in penalized:
@@ -103,14 +150,15 @@ class Scores:
         # Started before the host waits for the scores, so that it draws the noise meanwhile.
         drawn = self._start_draws(sampled) if sampled and draws_together(self.banned) else None
         highest, argmax = self._top.tolist()
-        if not all(math.isfinite(highest[at]) for at, _ in active):
-            raise _overflow(self._logits_dtype)
+        for at, row in active:
+            if not math.isfinite(highest[at]):
+                raise _no_token(highest[at], row, self._logits_dtype)
         if drawn is not None:
             tokens = dict(zip((at for at, _ in sampled), drawn.tolist()[0], strict=True))
         else:
             tokens = {at: draw_token(self._scores[at].cpu(), row) for at, row in sampled}
         for at, row in active:
-            _append(row, int(tokens.get(at, argmax[at])))
+            row.append(int(tokens.get(at, argmax[at])))
 
     def _start_draws(self, sampled: Sequence[tuple[int, BatchRow]]) -> HostCopy:
         """Draw a token for each row on the device; return their ids (1, rows) as a copy."""
@@ -120,7 +168,12 @@ class Scores:
 
     def _find_argmax(self) -> tuple[Tensor, HostCopy]:
         """Return the ids (B,) of the highest scores, and a copy of scores and ids to the host."""
-        highest, ids = self._scores.index_fill_(1, self.banned, float("-inf")).max(dim=-1)
+        scores = self._scores.index_fill_(1, self.banned, float("-inf"))
+        if self._refused is not None:
+            # After a penalty, because its limits would make refused scores finite.
+            rows, refused = self._refused
+            scores[rows] = scores[rows].masked_fill_(refused, float("-inf"))
+        highest, ids = scores.max(dim=-1)
         # float32 holds ids below 2**24 exactly.
         return ids, HostCopy(torch.stack([highest, ids.to(highest)]))
 
@@ -209,16 +262,6 @@ def _next_noise(row: BatchRow, size: int) -> Tensor:
     return row.noise
 
 
-def _append(row: BatchRow, token: int) -> None:
-    """Append *token* to *row*, and end the reply if it is complete."""
-    row.tokens.append(token)
-    row.noise = None
-    if token in row.stop_ids:
-        row.finish = "stop"
-    elif len(row.tokens) >= row.limit:
-        row.finish = "length"
-
-
 def _penalize(scores: Tensor, row: BatchRow) -> None:
     """Lower the *scores* (V,) of all tokens of *row* by the repetition penalty (arXiv:1909.05858).
 
@@ -235,7 +278,10 @@ def _bounded(value: float) -> float:
     return min(max(value, _LEAST), _MOST)
 
 
-def _overflow(dtype: torch.dtype) -> ModelError:
+def _no_token(highest: float, row: BatchRow, dtype: torch.dtype) -> ModelError:
+    """Return the error for *row*, whose *highest* score is not finite."""
+    if row.guide is not None and highest == -math.inf:
+        return ModelError("the schema or pattern of the answer leaves no token to go on with")
     name = str(dtype).removeprefix("torch.")
     others = " or ".join(f"`--dtype {n}`" for n in ("bfloat16", "float32") if n != name)
     return ModelError(

@@ -1,0 +1,177 @@
+"""Constraints on replies: which tokens may come next, by the grammars of llguidance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from idefics_cli.core.errors import ModelError, UsageError
+from idefics_cli.core.types import Constraint, Mode
+from idefics_cli.models.families.base import Family
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerFast
+
+INSTALL_HINT = "pip install 'idefics-cli[schema]'"
+"""The fix for a missing llguidance."""
+
+# Compiled grammars that are kept. One takes some hundred kilobytes.
+_KNOWN_GRAMMARS = 32
+# White space as `json.dumps` writes it. With free white space, models write spaces up to the limit
+# of tokens.
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_WORD_BITS = 32
+
+
+class Guide:
+    """Says which tokens may follow in one reply. The inference thread owns it.
+
+    Args:
+        matcher: The grammar, at the beginning of the reply.
+        vocabulary: Number of tokens that the grammar knows.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+        self._matcher = matcher
+        self.mask_words = -(-vocabulary // _WORD_BITS)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the reply is complete, and nothing can follow."""
+        return self._matcher.is_stopped()
+
+    def fill_mask(self, row: NDArray[np.int32]) -> None:
+        """Set the bits of the tokens that may come next in *row*, (`mask_words`,) int32.
+
+        Bit *i* of the whole row, counted from the lowest bit of the first number, is token *i*.
+
+        Raises:
+            ModelError: If the grammar has become too complex.
+        """
+        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        self._check()
+
+    def accept(self, token: int) -> None:
+        """Add *token* to the reply.
+
+        Raises:
+            ModelError: If the grammar does not allow it.
+        """
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().partition("\n")[0][:200]
+            raise ModelError(
+                f"the schema or pattern cannot be followed any further: {reason}",
+                hint="make it simpler: fewer alternatives, shorter strings and lists",
+            )
+
+
+class Grammars:
+    """Compiles constraints, and keeps them for later replies; safe in any thread.
+
+    Args:
+        family: The family of the model, whose tokenizer and stop tokens the grammars use.
+        vocabulary: Number of columns of the logits.
+    """
+
+    def __init__(self, family: Family, vocabulary: int) -> None:
+        self._family = family
+        # Base checkpoints lack rows for some tokens of their tokenizer, but llguidance needs all.
+        self._vocabulary = max(vocabulary, len(family.tokenizer))
+        self._lock = Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self._matchers: dict[tuple[Constraint, Mode], LLMatcher] = {}
+
+    def start(self, constraint: Constraint, mode: Mode) -> Guide:
+        """Return the guide of a new reply.
+
+        The first call takes a second or two for a large vocabulary.
+
+        Args:
+            constraint: What the reply must match.
+            mode: In chats, a reply begins with a space, which is no part of its text.
+
+        Raises:
+            UsageError: If llguidance is not installed, or cannot compile the constraint.
+        """
+        key = constraint, mode
+        with self._lock:
+            if (matcher := self._matchers.pop(key, None)) is None:
+                matcher = self._compile(constraint, mode)
+            self._matchers[key] = matcher
+            if len(self._matchers) > _KNOWN_GRAMMARS:
+                del self._matchers[next(iter(self._matchers))]
+            return Guide(matcher.deep_copy(), self._vocabulary)
+
+    def _compile(self, constraint: Constraint, mode: Mode) -> LLMatcher:
+        try:
+            from llguidance import LLMatcher
+        except ImportError as error:
+            raise UsageError(
+                "schemas and patterns for answers need the package llguidance", hint=INSTALL_HINT
+            ) from error
+        if self._tokenizer is None:
+            self._tokenizer = _tokenizer(self._family, self._vocabulary)
+        grammar = LLMatcher.grammar_from_lark(lark_grammar(constraint, mode))
+        # By default, llguidance writes warnings to stderr.
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            reason = matcher.get_error().partition("\n")[0][:300]
+            what = "schema" if constraint.kind == "schema" else "pattern"
+            raise UsageError(f"the {what} of the answer cannot be used: {reason}")
+        return matcher
+
+
+def lark_grammar(constraint: Constraint, mode: Mode) -> str:
+    """Return *constraint* as a grammar in the Lark format of llguidance."""
+    # After `Assistant:`, models answer with a space, which most often is part of the first token.
+    # Without it in the grammar, they would have to begin with a token that they never use there.
+    space = '" " ' if mode == "chat" else ""
+    if constraint.kind == "schema":
+        schema = {**json.loads(constraint.text), "x-guidance": _JSON_STYLE}
+        return f"start: {space}body\nbody: %json {json.dumps(schema)}"
+    from llguidance import regex_to_lark
+
+    return f"start: {space}BODY\nBODY: /{regex_to_lark(constraint.text, use_ascii='d')}/"
+
+
+def refused_tokens(guides: Sequence[Guide], columns: int, device: torch.device) -> Tensor:
+    """Return a mask (rows, columns), True for each token that must not come next in its reply.
+
+    Args:
+        guides: One for each row.
+        columns: Number of columns of the logits.
+        device: The device of the result; the copy to a GPU does not block the host.
+    """
+    words = np.zeros((len(guides), guides[0].mask_words), dtype=np.int32)
+    for guide, row in zip(guides, words, strict=True):
+        guide.fill_mask(row)
+    # Columns behind those that the grammar knows are refused, too.
+    missing = max(0, -(-columns // 8) - words.nbytes // len(guides))
+    packed = np.pad(words.view(np.uint8), ((0, 0), (0, missing)))
+    if device.type != "cuda":
+        allowed = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
+        return torch.from_numpy(allowed == 0)
+    # A GPU gets one bit for each token, and unpacks the bits.
+    staged = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
+    bits = staged[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
+    return bits.flatten(1)[:, :columns] == 0
+
+
+def _tokenizer(family: Family, vocabulary: int) -> LLTokenizer:
+    """Return the tokenizer of *family* in the form of llguidance."""
+    from llguidance.hf import from_tokenizer
+
+    tokenizer = cast("PreTrainedTokenizerFast", family.tokenizer)
+    return from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(family.stop_ids))
