@@ -35,11 +35,14 @@ import sys
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-folder, dtype, device, threads, splitting, picture, question = sys.argv[1:]
+folder, dtype, device, threads, splitting, edge, picture, question = sys.argv[1:]
 if threads:
     torch.set_num_threads(int(threads))
 options = {"do_image_splitting": splitting == "True"} if splitting else {}
 processor = AutoProcessor.from_pretrained(folder, legacy=True, trust_remote_code=False, **options)
+if edge:
+    images = processor.image_processor
+    images.size = {**dict(images.size), "longest_edge": int(edge)}
 model = AutoModelForImageTextToText.from_pretrained(
     folder, dtype=getattr(torch, dtype), trust_remote_code=False
 )
@@ -177,6 +180,8 @@ def _our_command(stage: Stage, picture: Path) -> list[str]:
     command += ["--attention", spec.attention, "--temperature", "0"]
     if spec.splitting is not None:
         command.append("--splitting" if spec.splitting else "--no-splitting")
+    if spec.longest_edge is not None:
+        command += ["--longest-edge", str(spec.longest_edge)]
     if spec.threads is not None:
         command += ["--threads", str(spec.threads)]
     return command
@@ -186,5 +191,6 @@ def _script_arguments(stage: Stage, picture: Path) -> list[str]:
     spec = stage.spec
     threads = "" if spec.threads is None else str(spec.threads)
     splitting = "" if spec.splitting is None else str(spec.splitting)
+    edge = "" if spec.longest_edge is None else str(spec.longest_edge)
     folder = str(stage.world.folder)
-    return [folder, spec.dtype, spec.device, threads, splitting, str(picture), QUESTION]
+    return [folder, spec.dtype, spec.device, threads, splitting, edge, str(picture), QUESTION]

@@ -88,6 +88,7 @@ def plan_for(
         quantization=settings.quantization,
         attention=settings.attention,
         splitting=settings.splitting,
+        longest_edge=settings.longest_edge,
         offline=settings.offline,
         threads=settings.threads,
         revision=settings.revision,

@@ -122,6 +122,7 @@ AttentionName = Annotated[
 Splitting = Annotated[
     bool | None, _option("splitting", "--splitting/--no-splitting", panel=MODEL_PANEL)
 ]
+LongestEdge = Annotated[str | None, _option("longest_edge", panel=MODEL_PANEL)]
 Offline = Annotated[bool | None, _option("offline", "--offline/--online", panel=MODEL_PANEL)]
 Yes = Annotated[bool | None, _option("yes", "--yes", "-y", panel=MODEL_PANEL)]
 Threads = Annotated[str | None, _option("threads", panel=MODEL_PANEL)]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
 
+from idefics_cli.core.text import or_list
+
 Value = str | int | float | bool | None
 
 _FLOAT_BITS = 1023
@@ -70,7 +72,7 @@ class Setting:
         """The allowed texts, for people; "" if any text is allowed."""
         if not self.choices:
             return self.expects
-        return ", ".join(self.choices[:-1]) + " or " + self.choices[-1]
+        return or_list(self.choices)
 
     @property
     def words(self) -> tuple[str, ...]:

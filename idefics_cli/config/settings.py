@@ -57,6 +57,13 @@ class Settings:
         help="Cut large pictures into tiles, for more detail at a higher cost.",
         unset="as the model was trained",
     )
+    longest_edge: int | None = _setting(
+        None,
+        help="Scale the longer side of each picture to so many pixels.",
+        minimum=1,
+        maximum=100_000,
+        unset="as the model was trained",
+    )
     offline: bool = _setting(
         False, help="Do not use the network.", also_variables=("HF_HUB_OFFLINE",)
     )

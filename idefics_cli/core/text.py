@@ -10,6 +10,7 @@ They are not for text in files: each output format has its own escapes, in `capt
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Characters that move the cursor, start escape sequences or reorder a line: all of category
 # Cc except tab and newline, lone surrogates, and the bidirectional embeddings and overrides.
@@ -29,6 +30,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return `printable` text with symbols also for newlines and tabs."""
     return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
+
+
+def or_list(words: Sequence[str]) -> str:
+    """Return *words* as an enumeration: "a, b or c"."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def abbreviated(text: str, width: int = 80) -> str:

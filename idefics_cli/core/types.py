@@ -22,6 +22,20 @@ Attention = Literal["flash_attention_2", "flash_attention_3", "flash_attention_4
 
 
 @dataclass(frozen=True, slots=True)
+class PictureDetail:
+    """How much detail of a picture a model sees. None leaves a choice to the loaded model.
+
+    Attributes:
+        splitting: Whether to cut a large picture into tiles.
+        longest_edge: Length in pixels to which the longer side of a picture is scaled: `size` of
+            the image processor.
+    """
+
+    splitting: bool | None = None
+    longest_edge: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """A picture, named by its source.
 
@@ -29,10 +43,12 @@ class Attachment:
         source: A path, URL, `data:` or `file://` URI, `-` (stdin) or `clipboard:`.
         digest: SHA-256 of the bytes of the file, in hexadecimal; "" if the caller does not know
             it. If an engine knows the digest, it does not open the picture again.
+        detail: How much of its detail the model sees.
     """
 
     source: str
     digest: str = ""
+    detail: PictureDetail = PictureDetail()
 
 
 Part = str | Attachment
@@ -241,6 +257,8 @@ class LoadSpec:
         device_map: "auto" spreads layers over devices and RAM; None puts all on *device*.
         max_memory: Bytes per device ("0", "1", … or "cpu") for *device_map*.
         splitting: Whether to cut large images into tiles; None keeps the checkpoint's setting.
+        longest_edge: Length in pixels to which the longer side of a picture is scaled; None keeps
+            the checkpoint's setting.
         vision_tiles: Maximum number of whole tiles in one forward of the vision tower; None leaves
             it to the engine.
         offline: Whether the network must not be used.
@@ -267,6 +285,7 @@ class LoadSpec:
     device_map: Literal["auto"] | None = None
     max_memory: Mapping[str, int] | None = None
     splitting: bool | None = None
+    longest_edge: int | None = None
     vision_tiles: int | None = None
     float32_modules: tuple[str, ...] = ()
     offline: bool = False

@@ -34,6 +34,8 @@ def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, obj
         "dtype": spec.dtype,
         "quantization": spec.quantization,
         "splitting": spec.splitting,
+        # The setting of the checkpoint has no entry, so that older runs can be continued.
+        **({} if spec.longest_edge is None else {"longest edge": spec.longest_edge}),
         **(named or {"prompt": job.questions[0].prompt}),
         **_text_extension(job.text_extension),
         **({} if job.samples == 1 else {"samples": job.samples}),

@@ -52,6 +52,7 @@ def chat(
     quantization: options.QuantizationName = None,
     attention: options.AttentionName = None,
     splitting: options.Splitting = None,
+    longest_edge: options.LongestEdge = None,
     offline: options.Offline = None,
     threads: options.Threads = None,
     yes: options.Yes = None,

@@ -264,15 +264,17 @@ class LocalEngine:
         return self._images.open(attachment, draft_edge=draft_edge)
 
     def _prepare_picture(self, attachment: Attachment, open_image: OpenImage) -> PreparedPicture:
-        inference = self.inference
+        inference, detail = self.inference, attachment.detail
+        family = self.loaded.family.in_detail(detail)
         if (
             attachment.digest
-            and (known := inference.pictures.find_file(attachment.digest)) is not None
+            and (known := inference.pictures.find_file(attachment.digest, detail)) is not None
         ):
             return known
-        picture = self.preprocess(open_image(attachment, self.loaded.family.draft_edge))
+        image = _enlarged(open_image(attachment, family.draft_edge))
+        picture = inference.preprocess(image, family)
         if attachment.digest:
-            inference.pictures.add_file(attachment.digest, picture)
+            inference.pictures.add_file(attachment.digest, picture, detail)
         return picture
 
     def _shut_down(self, *, wait: bool) -> None:

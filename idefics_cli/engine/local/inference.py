@@ -24,8 +24,9 @@ from idefics_cli.engine.local.vision.known_pictures import KnownPictures
 from idefics_cli.engine.local.vision.look_ahead import LookAhead
 from idefics_cli.engine.local.vision.side_stream import SideStream, side_stream_of
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.base import Inputs, check_token_ids
+from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.token_rows import check_token_ids
 from idefics_cli.models.kernels.openmp import one_thread
 from idefics_cli.models.loading.loader import Loaded
 
@@ -109,10 +110,15 @@ class Inference:
         """The recordings of steps in slots; None if steps cannot be recorded."""
         return self._graphs
 
-    def preprocess(self, image: Image.Image) -> PreparedPicture:
-        """Preprocess an open picture, unless it is known already; safe in any thread."""
+    def preprocess(self, image: Image.Image, family: Family | None = None) -> PreparedPicture:
+        """Preprocess an open picture, unless it is known already; safe in any thread.
+
+        Args:
+            image: RGB and upright.
+            family: See `Family.in_detail`; None for the detail of the loaded model.
+        """
         with one_thread():
-            picture = self.loaded.family.preprocess(image, self.pictures.find)
+            picture = (family or self.loaded.family).preprocess(image, self.pictures.find)
         self.pictures.add(picture)
         return picture
 

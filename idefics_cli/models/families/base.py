@@ -6,18 +6,24 @@ V vocabulary, L features per image or tile, D width of a hidden state.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
-import torch
 from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
-from idefics_cli.core.types import GenerationRequest, Message
+from idefics_cli.core.types import GenerationRequest, Message, PictureDetail
 from idefics_cli.models.families.classes import import_class
+from idefics_cli.models.families.detail import (
+    find_edges,
+    with_detail,
+    without_own,
+)
+from idefics_cli.models.families.geometry import find_detail_fault
 from idefics_cli.models.families.internals import cache_name
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor, StepOutput
@@ -92,6 +98,10 @@ class Family:
         image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.image_id = -1 if image_id is None else image_id
         self._control = control_pattern(self.tokenizer, self.hidden_ids)
+        images, geometry = processor.image_processor, self.spec.geometry
+        self._edges = find_edges(images, config.vision_config, geometry)
+        self._in_detail: dict[PictureDetail, Self] = {}
+        self._digest_prefix = b""
 
     @classmethod
     def complete_config(cls, config: Config, stated: Mapping[str, object]) -> None:
@@ -101,6 +111,28 @@ class Family:
             config: Config with the defaults of transformers; changed in place.
             stated: The object in config.json, without any default.
         """
+
+    def in_detail(self, detail: PictureDetail) -> Self:
+        """Return the family that preprocesses pictures in *detail*; safe in any thread.
+
+        Raises:
+            PromptError: If the model cannot see pictures like this.
+        """
+        images = self.processor.image_processor
+        chosen = without_own(detail, images)
+        if chosen == PictureDetail():
+            return self
+        if fault := find_detail_fault(chosen, self._edges, self.spec.title):
+            raise PromptError(fault[0], hint=fault[1])
+        if (made := self._in_detail.get(chosen)) is None:
+            made = copy.copy(self)
+            made.processor = copy.copy(self.processor)
+            made.processor.image_processor = with_detail(images, chosen)
+            # The digest of a picture is one of its pixels before they are cut, and is the key of
+            # its image features.
+            made._digest_prefix = repr(chosen).encode()
+            self._in_detail[chosen] = made
+        return made
 
     @property
     def draft_edge(self) -> int:
@@ -143,6 +175,8 @@ class Family:
         size = image.info.get("original_size", image.size)
         pieces = self._pieces(image)
         digest = digest_of(pieces)
+        if self._digest_prefix:
+            digest = hashlib.sha256(self._digest_prefix + digest).digest()
         if (known := recall(digest)) is not None:
             return known if known.size == size else replace(known, size=size)
         tiles, grid = self._make_tiles(pieces)
@@ -341,40 +375,9 @@ class Family:
         return {i for i in ids if i is not None and i != self.tokenizer.unk_token_id}
 
 
-def check_token_ids(input_ids: Tensor, rows: int) -> None:
-    """Check that the embedding, which has *rows* rows, has a row for every id (B, T).
-
-    Base checkpoints lack rows for the chat tokens that the processor adds to the tokenizer. On
-    a GPU such an id causes a device-side assertion, after which the process is unusable.
-
-    Raises:
-        PromptError: If an id has no row.
-    """
-    highest = int(input_ids.max())
-    if highest >= rows:
-        raise PromptError(
-            f"the prompt holds token {highest}, and this model has only {rows} tokens",
-            hint="chat tokens such as `<end_of_utterance>` mean nothing to a base model",
-        )
-
-
 def family_class(model_type: str) -> type[Family]:
     """Return the subclass of `Family` for *model_type*."""
     return cast("type[Family]", import_class(find_family(model_type).runner))
-
-
-def left_padded_positions(attention_mask: Tensor) -> Tensor:
-    """Return position ids (B, T) that count from 0 at each row's first real token."""
-    positions: Tensor = attention_mask.long().cumsum(-1) - 1
-    return positions.masked_fill_(attention_mask == 0, 1)
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> Inputs:
-    """Return `input_ids` and `attention_mask` (B, T) of B prompts."""
-    longest = max(map(len, rows))
-    ids = [[pad_id] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 def digest_of(images: Sequence[Image]) -> bytes:

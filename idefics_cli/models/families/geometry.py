@@ -7,8 +7,72 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from idefics_cli.core.text import or_list
+from idefics_cli.core.types import PictureDetail
+
 Json: TypeAlias = Mapping[str, object]
 """The object in a JSON file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The lengths in pixels to which a model can scale the longer side of a picture.
+
+    Attributes:
+        usual: The length in the settings of the checkpoint.
+        least: The smallest length.
+        most: The largest length.
+        tile: Edge of a tile, of which every length is a multiple; None if the vision model takes
+            pictures of any size.
+        patch: Edge of a patch of the vision model.
+    """
+
+    usual: int
+    least: int
+    most: int
+    tile: int | None
+    patch: int
+
+    def allows(self, edge: int) -> bool:
+        """Return whether the model can scale pictures to *edge*."""
+        is_inside = self.least <= edge <= self.most
+        return edge == self.usual or (is_inside and edge % (self.tile or 1) == 0)
+
+    @property
+    def allowed(self) -> str:
+        """The lengths, for people: "from 378 to 980", or "364, 728 or 1092"."""
+        if self.tile is None:
+            return f"from {self.least} to {self.most}"
+        return or_list([str(edge) for edge in self.examples])
+
+    @property
+    def examples(self) -> list[int]:
+        """All lengths if they are multiples of a tile; else the least, a middle and the most."""
+        if self.tile is not None:
+            return sorted({*range(self.least, self.most + 1, self.tile), self.usual})
+        middle = (self.least + self.most) // 2 // self.patch * self.patch
+        return sorted({self.least, middle, self.most, self.usual})
+
+
+def find_detail_fault(
+    detail: PictureDetail, edges: Edges | None, title: str
+) -> tuple[str, str] | None:
+    """Return why a model cannot see pictures in *detail*, and what it can do; None if it can.
+
+    Args:
+        detail: The wish.
+        edges: The lengths to which the model can scale pictures.
+        title: The model in the message.
+    """
+    edge = detail.longest_edge
+    if edge is None or (edges is not None and edges.allows(edge)):
+        return None
+    if edges is None:
+        return f"{title} scales all pictures to one size", "leave the longest edge out"
+    return (
+        f"{title} cannot scale pictures to a longest edge of {edge} pixels",
+        f"the longest edge can be {edges.allowed}",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +100,9 @@ class Geometry:
         tile_settings: Takes the edge in pixels of the vision model's input; returns the
             settings with which the image processor makes tiles of that size. None if the vision
             model takes tiles of any size.
+        scaled_edges: Takes the settings of the image processor, and the edges in pixels of the
+            vision model's input and of its patches; returns the lengths to which a picture can be
+            scaled, or None if there is only one. None if the family has only one.
     """
 
     vision_defaults: Mapping[str, int]
@@ -48,6 +115,19 @@ class Geometry:
     projects_patches: bool = False
     has_cross_attention: bool = False
     tile_settings: Callable[[int], Json] | None = None
+    scaled_edges: Callable[[Json, int, int], Edges | None] | None = None
+
+    def edges(self, config: Json, images: Json) -> Edges | None:
+        """Return the lengths to which the model can scale a picture; None if it has only one.
+
+        Args:
+            config: The config of the model.
+            images: The settings of the image processor.
+        """
+        if self.scaled_edges is None or images.get("do_resize") is False:
+            return None
+        edge, patch = (self.vision_number(config, key) for key in ("image_size", "patch_size"))
+        return self.scaled_edges(images, edge, max(1, patch))
 
     def text_number(self, config: Json, key: str, default: int = 0) -> int:
         """Return the setting *key* of the text model.
@@ -90,6 +170,36 @@ def scale_to_edge(edge: int) -> Json:
 def cut_to_edge(edge: int) -> Json:
     """Return settings that let an image processor cut pictures into squares of *edge* pixels."""
     return {"max_image_size": {"longest_edge": edge}}
+
+
+# Tokenizers have a token for each place of a tile in up to so many rows and columns, and
+# transformers scales no side beyond so many pixels (5.24, image_processing_pil_idefics3.py).
+_MOST_TILES = 6
+_MOST_PIXELS = 4096
+
+
+def between_edges(images: Json, edge: int, patch: int) -> Edges | None:
+    """Return the lengths of an image processor that limits both sides of a picture.
+
+    The longer side is at most as long as the input of the vision model, which has no positions for
+    more patches, and at least as long as the least shorter side.
+    """
+    size = section(images, "size")
+    if size and not {"shortest_edge", "longest_edge"} <= size.keys():
+        return None
+    usual, least = longest_edge(images, "size") or 980, whole_number(size.get("shortest_edge"), 378)
+    return Edges(usual, min(least, usual), max(edge, usual), None, patch)
+
+
+def multiples_of_tile(images: Json, edge: int, patch: int) -> Edges | None:
+    """Return the lengths of an image processor that cuts pictures into a grid of tiles."""
+    size = section(images, "size")
+    if size and not longest_edge(images, "size"):
+        return None
+    tile = max(1, longest_edge(images, "max_image_size") or edge)
+    usual = longest_edge(images, "size") or 4 * 364
+    most = min(_MOST_TILES * tile, _MOST_PIXELS // tile * tile)
+    return Edges(usual, min(tile, usual), max(most, usual), tile, patch)
 
 
 def one_tile(images: Json) -> int:

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import Family, Inputs, pad_left
+from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.internals import takes_flat_states
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.resize import shrink
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
+from idefics_cli.models.families.token_rows import pad_left
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest
-from idefics_cli.models.families.base import Family, Inputs, pad_left
+from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.bounded_template import BoundedTemplate
 from idefics_cli.models.families.geometry import section
 from idefics_cli.models.families.picture import PreparedPicture
@@ -21,6 +21,7 @@ from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.resize import normalize, shrink
 from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN
+from idefics_cli.models.families.token_rows import pad_left
 from idefics_cli.models.families.vision_work import VisionWork
 
 if TYPE_CHECKING:

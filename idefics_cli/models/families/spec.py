@@ -5,15 +5,19 @@ To add a family, write a module in this folder and a row of `FAMILIES`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from idefics_cli.models.families.geometry import (
+    Edges,
     Geometry,
+    between_edges,
     cut_to_edge,
     grid_and_whole,
+    multiples_of_tile,
     one_tile,
     one_token,
     perceiver_latents,
@@ -51,6 +55,7 @@ class Shape:
         tile_tokens: Number of prompt tokens of one tile.
         cross_layers: Number of layers with cross attention to the pictures (IDEFICS-1).
         cross_inputs: Width of the image features to which these layers attend.
+        edges: The lengths to which pictures can be scaled; None if there is only one.
     """
 
     hidden: int
@@ -66,6 +71,29 @@ class Shape:
     tile_tokens: int
     cross_layers: int = 0
     cross_inputs: int = 0
+    edges: Edges | None = None
+
+    def at_edge(self, edge: int) -> Shape:
+        """Return the shape of the model if the longer side of a picture is scaled to *edge*."""
+        if self.edges is None or edge == self.edges.usual:
+            return self
+        if self.edges.tile is None:
+            return replace(self, patches=max(1, edge // self.edges.patch) ** 2)
+        return replace(self, tiles=math.ceil(edge / self.edges.tile) ** 2 + 1)
+
+    def picture_tiles(self, edge: int, *, splitting: bool, ratio: float = 4 / 3) -> int:
+        """Return the number of tiles of a picture.
+
+        Args:
+            edge: Length in pixels to which its longer side is scaled.
+            splitting: Whether it is cut into tiles.
+            ratio: Its longer side divided by its shorter side.
+        """
+        if not splitting or self.edges is None or self.edges.tile is None:
+            return self.tiles if splitting else 1
+        tile = self.edges.tile
+        tiles = math.ceil(edge / tile) * math.ceil(int(edge / ratio) / tile)
+        return tiles + 1 if tiles > 1 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +229,7 @@ _IDEFICS2 = FamilySpec(
         text_model="mistral",
         splits_by_default=False,
         is_tile_limited=True,
+        scaled_edges=between_edges,
         # Every patch is projected to the width of the text model before it is resampled.
         projects_patches=True,
     ),
@@ -228,6 +257,7 @@ _IDEFICS3_GEOMETRY = Geometry(
     count_tiles=grid_and_whole,
     count_tile_tokens=shuffled_patches,
     tile_settings=cut_to_edge,
+    scaled_edges=multiples_of_tile,
 )
 # Idefics3 is built on Llama 3, and may also end a turn with one of the tokens of Llama 3.
 _LLAMA3_ENDS = (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")

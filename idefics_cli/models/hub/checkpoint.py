@@ -152,6 +152,7 @@ def shape_of(config: Json, folder: Path, name: str) -> Shape:
         tile_tokens=geometry.count_tile_tokens(config, patches) + _TOKENS_AROUND_A_TILE,
         cross_layers=math.ceil(layers / interval) if interval else 0,
         cross_inputs=vision_width if crosses else 0,
+        edges=geometry.edges(config, images),
     )
 
 

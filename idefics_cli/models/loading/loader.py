@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers.utils import logging as library_logging
 
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.core.types import LoadSpec, PictureDetail, Progress
 from idefics_cli.hardware.machine import Machine, probe_processor
 from idefics_cli.models.families.base import Family, family_class
 from idefics_cli.models.families.classes import config_class
+from idefics_cli.models.families.detail import with_detail
 from idefics_cli.models.families.geometry import Json, section
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.spec import find_family
@@ -169,8 +170,8 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
             prompts and pictures do not have the form that the model takes.
     """
     processor = load_processor(folder, config)
-    if spec.splitting is not None and hasattr(processor.image_processor, "do_image_splitting"):
-        processor.image_processor.do_image_splitting = spec.splitting
+    detail = PictureDetail(spec.splitting, spec.longest_edge)
+    processor.image_processor = with_detail(processor.image_processor, detail)
     check_tokenizer(processor, folder, name=spec.name or spec.repo)
     has_template = find_family(config.model_type).prompt == "template"
     if has_template and not spec.uses_template:

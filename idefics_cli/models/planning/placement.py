@@ -39,6 +39,7 @@ class PlanChoices:
         quantization: "auto" or a `Quantization`.
         attention: "auto" or an `Attention`.
         splitting: Whether large pictures are cut into tiles.
+        longest_edge: Length in pixels to which the longer side of a picture is scaled.
         offline: Whether the network must not be used.
         threads: Number of CPU threads.
         revision: Branch, tag or commit of a Hub repository.
@@ -50,6 +51,7 @@ class PlanChoices:
     quantization: str | None = None
     attention: str | None = None
     splitting: bool | None = None
+    longest_edge: int | None = None
     offline: bool = False
     threads: int | None = None
     revision: str | None = None

@@ -10,8 +10,16 @@ from typing import get_args
 
 from idefics_cli.core.errors import PlanError
 from idefics_cli.core.paths import display_path
-from idefics_cli.core.types import DECODING_BYTES, Attention, DtypeName, LoadSpec, Quantization
+from idefics_cli.core.types import (
+    DECODING_BYTES,
+    Attention,
+    DtypeName,
+    LoadSpec,
+    PictureDetail,
+    Quantization,
+)
 from idefics_cli.hardware.machine import Gpu, Machine, probe_machine
+from idefics_cli.models.families.geometry import find_detail_fault
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import reasons as plan_reasons
@@ -30,6 +38,7 @@ from idefics_cli.models.planning.needs import (
     max_memory,
     with_larger_forwards,
 )
+from idefics_cli.models.planning.picture_costs import picture_costs
 from idefics_cli.models.planning.placement import (
     PlanChoices,
     default_threads,
@@ -94,6 +103,8 @@ class Plan:
             "attention": spec.attention,
             "kernels": asdict(spec.kernels),
             "splitting": spec.splitting,
+            "longest_edge": spec.longest_edge,
+            "pictures": [asdict(cost) for cost in picture_costs(facts, spec)],
             "device_map": spec.device_map,
             "max_memory": None if spec.max_memory is None else dict(spec.max_memory),
             "threads": spec.threads,
@@ -135,7 +146,7 @@ def make_plan(
     Raises:
         PlanError: If the machine cannot do what *choices* ask for, or if no way works.
     """
-    _check_choices(choices, model)
+    model = _model_as_chosen(choices, model)
     _check_device(choices.device or "auto", machine)
     sieve, asked = FaultSieve(faults, model), _asked_attention(choices)
     verdicts = [
@@ -217,10 +228,17 @@ def _spec(
         max_memory=max_memory(chosen.needs, option),
         float32_modules=float32_modules(option, model, chosen.attention),
         splitting=None if own or model.splitting is None else option.splitting,
+        longest_edge=_other_edge(choices, model),
         offline=choices.offline,
         threads=choices.threads or default_threads(option, model, machine),
         limits=choices.limits,
     )
+
+
+def _other_edge(choices: PlanChoices, model: ModelFacts) -> int | None:
+    """Return the longest edge that the user chose; None if the checkpoint has it anyway."""
+    edges = model.shape.edges
+    return None if edges and choices.longest_edge == edges.usual else choices.longest_edge
 
 
 def _asked_attention(choices: PlanChoices) -> Attention | None:
@@ -228,6 +246,14 @@ def _asked_attention(choices: PlanChoices) -> Attention | None:
         if choices.attention == name:
             return name  # type: ignore[no-any-return] # a member of the Literal
     return None
+
+
+def _model_as_chosen(choices: PlanChoices, model: ModelFacts) -> ModelFacts:
+    """Return *model* with the size of pictures that the user chose, after a check of *choices*."""
+    _check_choices(choices, model)
+    if choices.longest_edge is None:
+        return model
+    return replace(model, shape=model.shape.at_edge(choices.longest_edge))
 
 
 def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
@@ -239,6 +265,9 @@ def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
     for name, value, allowed in closed:
         if value not in (None, "auto", *allowed):
             raise PlanError(f"unknown {name} `{value}`", hint=f"auto, {', '.join(allowed)}")
+    detail = PictureDetail(choices.splitting, choices.longest_edge)
+    if fault := find_detail_fault(detail, model.shape.edges, f"`{model.name}`"):
+        raise PlanError(fault[0], hint=fault[1])
     device = choices.device or "auto"
     if not _DEVICE.fullmatch(device):
         raise PlanError(f"unknown device `{device}`", hint="auto, cpu, mps, cuda or cuda:N")

@@ -91,6 +91,8 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     if context.facts.splitting is not None:
         choice = "on" if context.option.splitting else "off"
         found.append(Reason("splitting", choice, _splitting(context)))
+    if (edge := context.choices.longest_edge) is not None:
+        found.append(Reason("longest edge", f"{edge} pixels", _ASKED))
     if context.option.is_spread:
         found.append(Reason("placement", "spread", _placement(context)))
     if spec.threads is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from idefics_cli.core.text import one_line
 from idefics_cli.core.types import DECODING_BYTES
 from idefics_cli.core.units import format_parameters, format_size
+from idefics_cli.models.planning.picture_costs import picture_costs
 from idefics_cli.models.planning.plan import Plan
 
 
@@ -38,6 +39,16 @@ def render_plan(plan: Plan) -> str:
     ]
     lines += [one_line(f"! {warning}") for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def render_picture_costs(plan: Plan) -> str:
+    """Return a table of the tokens that a picture costs, by the length of its longer side."""
+    rows = [("longest edge", "whole", "in tiles")]
+    for cost in picture_costs(plan.facts, plan.spec):
+        edge = "fixed" if cost.longest_edge is None else f"{cost.longest_edge} pixels"
+        split = "" if cost.split_tokens is None else f"{cost.split_tokens} ({cost.tiles})"
+        rows.append((edge + (" *" if cost.is_planned else ""), f"{cost.whole_tokens}", split))
+    return "\n".join(["tokens of a picture of 4:3, about (* in this plan)", *align_columns(rows)])
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

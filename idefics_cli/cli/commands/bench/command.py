@@ -35,6 +35,7 @@ def bench(
     plain_quantization: own.PlainQuantization = None,
     attention: options.AttentionName = None,
     splitting: options.Splitting = None,
+    longest_edge: options.LongestEdge = None,
     offline: options.Offline = None,
     threads: options.Threads = None,
     json: options.Json = None,

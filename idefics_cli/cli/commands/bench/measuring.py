@@ -106,5 +106,6 @@ def _about(invocation: Invocation, asked: Asked, plan: BenchPlan) -> dict[str, o
         "attention": spec.attention,
         "threads": spec.threads,
         "splitting": spec.splitting,
+        "longest_edge": spec.longest_edge,
         "scenarios": list(asked.names),
     }

@@ -42,6 +42,7 @@ def doctor(
     quantization: options.QuantizationName = None,
     attention: options.AttentionName = None,
     splitting: options.Splitting = None,
+    longest_edge: options.LongestEdge = None,
     offline: options.Offline = None,
     threads: options.Threads = None,
     check: Check = False,
@@ -59,10 +60,7 @@ def doctor(
     the exit code is 1 if a way to compute that a plan may choose gives wrong results.
     """
     invocation = begin_command(context)
-    with invocation.console.status("checking this machine"):
-        machine = invocation.services.probe()
-        broken = {**machine.broken, **invocation.services.broken_packages()}
-        machine = replace(machine, broken=broken)
+    machine = _machine(invocation)
     if check:
         raise typer.Exit(check_machine(invocation, machine))
     plan, problem = _plan(invocation, machine)
@@ -73,6 +71,14 @@ def doctor(
         _show(invocation, machine, plan, problem)
     if problem is not None:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _machine(invocation: Invocation) -> Machine:
+    """Return this machine, with the packages that cannot be imported."""
+    with invocation.console.status("checking this machine"):
+        machine = invocation.services.probe()
+        broken = {**machine.broken, **invocation.services.broken_packages()}
+        return replace(machine, broken=broken)
 
 
 def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, IdeficsError | None]:
@@ -104,7 +110,7 @@ def _show(
     from idefics_cli.models.planning.verdicts import read_verdicts
     from idefics_cli.ui.views.check import render_verdicts
     from idefics_cli.ui.views.machine import render_machine
-    from idefics_cli.ui.views.plan import render_plan
+    from idefics_cli.ui.views.plan import render_picture_costs, render_plan
 
     console = invocation.console
     console.report(render_machine(machine))
@@ -113,6 +119,7 @@ def _show(
     console.line("")
     if plan is not None:
         console.report(render_plan(plan))
+        console.report(render_picture_costs(plan))
         console.line("")
     console.report(_verdict(plan, problem))
 

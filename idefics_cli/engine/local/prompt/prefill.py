@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from idefics_cli.models.families.base import Family, Inputs, left_padded_positions
+from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.protocols import Model, StepOutput
+from idefics_cli.models.families.token_rows import left_padded_positions
 
 # A forward cannot be interrupted, so its operations are limited on a CPU. On 4 cores, an 8B model
 # takes about 7 s for 512 tokens of all rows together. Smaller pieces would read the weights more

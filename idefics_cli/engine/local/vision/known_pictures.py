@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import replace
 from threading import Lock
+from typing import TypeAlias
 from weakref import WeakValueDictionary
 
+from idefics_cli.core.types import PictureDetail
 from idefics_cli.engine.local.vision.features import FeatureCache
 from idefics_cli.models.families.picture import PreparedPicture
 
 # An entry takes some 300 bytes, and a captioning run may read millions of files.
 _MAX_FILES = 10_000
+_FileKey: TypeAlias = tuple[str, PictureDetail | None]
 
 
 class KnownPictures:
@@ -26,7 +29,7 @@ class KnownPictures:
         self._features = features
         # Pictures whose request still waits. Another question about the same picture finds it here.
         self._waiting: WeakValueDictionary[bytes, PreparedPicture] = WeakValueDictionary()
-        self._files: OrderedDict[str, tuple[bytes, tuple[int, int]]] = OrderedDict()
+        self._files: OrderedDict[_FileKey, tuple[bytes, tuple[int, int]]] = OrderedDict()
         self._max_files = max_files
         self._lock = Lock()
 
@@ -35,11 +38,14 @@ class KnownPictures:
         if picture.tiles:
             self._waiting.setdefault(picture.digest, picture)
 
-    def add_file(self, file_digest: str, picture: PreparedPicture) -> None:
-        """Let `find_file` find *picture* by the SHA-256 of its file."""
+    def add_file(
+        self, file_digest: str, picture: PreparedPicture, detail: PictureDetail | None = None
+    ) -> None:
+        """Let `find_file` find *picture* by the SHA-256 of its file, and by its detail."""
+        key = file_digest, detail
         with self._lock:
-            self._files[file_digest] = picture.digest, picture.size
-            self._files.move_to_end(file_digest)
+            self._files[key] = picture.digest, picture.size
+            self._files.move_to_end(key)
             if len(self._files) > self._max_files:
                 self._files.popitem(last=False)
 
@@ -50,9 +56,11 @@ class KnownPictures:
         """
         return self._features.find_picture(digest) or self._waiting.get(digest)
 
-    def find_file(self, file_digest: str) -> PreparedPicture | None:
+    def find_file(
+        self, file_digest: str, detail: PictureDetail | None = None
+    ) -> PreparedPicture | None:
         """Return the picture of a file by the digest of the file; see `find`."""
-        found = self._files.get(file_digest)
+        found = self._files.get((file_digest, detail))
         if found is None or (picture := self.find(found[0])) is None:
             return None
         size = found[1]
