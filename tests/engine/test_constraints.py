@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jsonschema_rs
 import pytest
+import torch
 
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Completion, Constraint, Sampling
+from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
 from tests.support.prompts import ask, complete_with
 from tests.support.recording import CpuCapture, gpu_inference
+from tests.support.serving import serve_all, tokens_of
 
 EngineOf = Callable[[str], LocalEngine]
 FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm2")
@@ -96,6 +99,28 @@ def test_a_reply_begins_with_the_space_of_its_chat_format(kind: str, endless: En
     tokenizer = engine.loaded.family.tokenizer
     token = getattr(tokenizer, "convert_ids_to_tokens")(answer.token_ids[0])  # noqa: B009  # not in the protocol
     assert token[0] in "▁Ġ"
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_replies_that_give_way_go_on_where_their_grammar_was(
+    kind: str, endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, batch = endless(kind), mixed()
+    expected = [engine.complete([each])[0].token_ids for each in batch]
+    choose_tokens = Scores.choose_tokens
+    calls = 0
+
+    def fail_at_times(self: Scores, rows: Sequence[BatchRow]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 9, 15):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        choose_tokens(self, rows)
+
+    monkeypatch.setattr(Scores, "choose_tokens", fail_at_times)
+    outcomes = serve_all(engine, batch, slots=4)
+    assert tokens_of(outcomes) == expected
+    assert calls > 15
 
 
 def test_a_cut_reply_says_so(endless: EngineOf) -> None:
