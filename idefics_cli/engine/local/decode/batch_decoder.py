@@ -34,9 +34,9 @@ class BatchDecoder:
         scores = self._ahead
         if scores is None:
             newest = to_device([row.tokens[-1] for row in rows], self._banned.device)
-            scores = self._start_step(newest)
+            scores = self._start_step(newest, rows)
         scores.constrain(rows)
-        self._ahead = self._start_step(scores.argmax) if self._may_run_ahead(rows) else None
+        self._ahead = self._start_step(scores.argmax, rows) if self._may_run_ahead(rows) else None
         scores.choose_tokens(rows)
 
     def settle(self, rows: Sequence[BatchRow]) -> None:
@@ -51,8 +51,9 @@ class BatchDecoder:
         if self._ahead is not None:
             self._ahead.keep_rows(rows)
 
-    def _start_step(self, newest: Tensor) -> Scores:
-        return Scores(self._step(newest), self._banned)
+    def _start_step(self, newest: Tensor, rows: Sequence[BatchRow]) -> Scores:
+        waits = any(row.guide is not None for row in rows)
+        return Scores(self._step(newest), self._banned, waits=waits)
 
     def _may_run_ahead(self, rows: Sequence[BatchRow]) -> bool:
         """Return whether to start the step after the one that was started for *rows*."""

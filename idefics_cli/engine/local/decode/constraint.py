@@ -154,12 +154,13 @@ def refused_tokens(guides: Sequence[Guide], columns: int, device: torch.device) 
         columns: Number of columns of the logits.
         device: The device of the result; the copy to a GPU does not block the host.
     """
-    words = np.zeros((len(guides), guides[0].mask_words), dtype=np.int32)
-    for guide, row in zip(guides, words, strict=True):
-        guide.fill_mask(row)
+    known = guides[0].mask_words
     # Columns behind those that the grammar knows are refused, too.
-    missing = max(0, -(-columns // 8) - words.nbytes // len(guides))
-    packed = np.pad(words.view(np.uint8), ((0, 0), (0, missing)))
+    width = max(known, -(-columns // _WORD_BITS))
+    words = np.zeros((len(guides), width), dtype=np.int32)
+    for guide, row in zip(guides, words, strict=True):
+        guide.fill_mask(row[:known])
+    packed = words.view(np.uint8)
     if device.type != "cuda":
         allowed = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
         return torch.from_numpy(allowed == 0)

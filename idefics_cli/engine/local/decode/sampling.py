@@ -83,13 +83,16 @@ class Scores:
     Args:
         logits: (B, V). They are copied, so the caller may overwrite them.
         banned: Ids that no reply may contain, on the device of *logits*.
+        waits: Whether the highest logits are only looked for in `constrain`, because a row has a
+            guide.
 
     Attributes:
-        argmax: (B,) ids of the highest logits, on the device of *logits*.
+        argmax: (B,) ids of the highest logits, on the device of *logits*; after `constrain`, of
+            those that the guides allow.
         banned: The argument of this name.
     """
 
-    def __init__(self, logits: Tensor, banned: Tensor) -> None:
+    def __init__(self, logits: Tensor, banned: Tensor, *, waits: bool = False) -> None:
         self._logits_dtype = logits.dtype
         # transformers also chooses tokens in float32 (5.23, generation/utils.py).
         self._scores = logits.to(dtype=torch.float32, copy=True)
@@ -98,12 +101,15 @@ class Scores:
         # The rows with a guide, and the tokens that these refuse, (rows, V).
         self._refused: tuple[Tensor, Tensor] | None = None
         self._is_constrained = False
-        self.argmax, self._top = self._find_argmax()
+        self._waits = waits
+        if not waits:
+            self.argmax, self._top = self._find_argmax()
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only *rows*, in this order."""
         self._rows = [self._rows[row] for row in rows]
-        self.argmax = self.argmax[to_device(rows, self.argmax.device)]
+        if not self._waits:
+            self.argmax = self.argmax[to_device(rows, self.argmax.device)]
 
     def constrain(self, rows: Sequence[BatchRow]) -> None:
         """Refuse the tokens that the guides of active *rows* do not allow; idempotent.
@@ -122,13 +128,16 @@ class Scores:
             for at, row in zip(self._rows, rows, strict=True)
             if row.guide is not None and not row.finish
         ]
-        if not guided:
+        if guided:
+            device = self._scores.device
+            refused = refused_tokens([guide for _, guide in guided], self._scores.shape[1], device)
+            self._refused = to_device([at for at, _ in guided], device), refused
+        elif not self._waits:
             return
-        device = self._scores.device
-        refused = refused_tokens([guide for _, guide in guided], self._scores.shape[1], device)
-        self._refused = to_device([at for at, _ in guided], device), refused
         argmax, self._top = self._find_argmax()
-        self.argmax = argmax[to_device(self._rows, device)]
+        is_whole = isinstance(self._rows, range)
+        self.argmax = argmax if is_whole else argmax[to_device(self._rows, argmax.device)]
+        self._waits = False
 
     def choose_tokens(self, rows: Sequence[BatchRow]) -> None:
         """Append one token to each active row, and set `finish` of the rows that it ends.
@@ -172,7 +181,10 @@ class Scores:
         if self._refused is not None:
             # After a penalty, because its limits would make refused scores finite.
             rows, refused = self._refused
-            scores[rows] = scores[rows].masked_fill_(refused, float("-inf"))
+            if len(refused) == len(scores) and isinstance(self._rows, range):
+                scores.masked_fill_(refused, float("-inf"))
+            else:
+                scores[rows] = scores[rows].masked_fill_(refused, float("-inf"))
         highest, ids = scores.max(dim=-1)
         # float32 holds ids below 2**24 exactly.
         return ids, HostCopy(torch.stack([highest, ids.to(highest)]))
