@@ -71,8 +71,9 @@ class Plain:
     the weights.
 
     Settings that do not change the speed are set as a careful user sets them: the config and the
-    tokenizer flags are those that the authors of the checkpoint intended, padding is on the left,
-    end tokens end a reply, and image tokens are banned from replies.
+    tokenizer flags are those that the authors of the checkpoint intended, patches have their exact
+    positions, padding is on the left, end tokens end a reply, and image tokens are banned from
+    replies.
 
     Args:
         spec: The same choices as on our side, except that transformers chooses the attention.
@@ -88,6 +89,7 @@ class Plain:
         from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
         from idefics_cli.models.loading.errors import library_errors
         from idefics_cli.models.loading.loader import load_config, load_family
+        from idefics_cli.models.loading.patch_positions import compute_positions_exactly
 
         self._spec, self._clock = spec, clock
         if spec.threads is not None:
@@ -105,6 +107,7 @@ class Plain:
             model = AutoModelForImageTextToText.from_pretrained(
                 folder, config=config, trust_remote_code=False, **arguments
             )
+        compute_positions_exactly(model)
         self._model = cast("GeneratingModel", model.eval())
 
     @property

@@ -71,7 +71,7 @@ from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels import jit, openmp, packed, rms_norm
 from idefics_cli.models.kernels.int4 import linear as int4
 from idefics_cli.models.kernels.int8 import linear as int8
-from idefics_cli.models.loading import float16, loader, processors, weights
+from idefics_cli.models.loading import float16, loader, patch_positions, processors, weights
 from idefics_cli.models.planning import attention, needs, quantization
 
 Check: TypeAlias = Callable[[], None]
@@ -287,6 +287,18 @@ def _() -> None:
         features = core.get_image_features(tiles[None]).pooler_output
     features = features if isinstance(features, Tensor) else torch.cat(list(features))
     torch.testing.assert_close(given.flatten(), features.flatten())
+
+
+@relied_on("num_patches_per_side marks what finds the positions of patches", patch_positions)
+def _() -> None:
+    for kind in FAMILIES:
+        encoder = tiny_model(kind).model.vision_model
+        marked = [each for each in encoder.modules() if hasattr(each, "num_patches_per_side")]
+        assert marked == ([] if kind == "idefics" else [encoder.embeddings]), kind
+        for module in marked:
+            assert isinstance(module.patch_embedding, nn.Conv2d)
+            assert "pixel_values" in parameters(module.forward)
+            assert "self.embeddings(pixel_values=" in inspect.getsource(type(encoder).forward)
 
 
 @relied_on("sdpa asks use_gqa_in_sdpa whether heads share keys", float16)

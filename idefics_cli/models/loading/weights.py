@@ -32,6 +32,7 @@ from idefics_cli.models.loading.layers import (
     open_layers,
     quantize,
 )
+from idefics_cli.models.loading.patch_positions import compute_positions_exactly
 from idefics_cli.models.planning.quantization import is_own
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ def _from_files(
         quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
     install(model, source.kernels, family)
     keep_in_float32(cast("Model", model), spec.float32_modules)
+    compute_positions_exactly(cast("Model", model))
     # bitsandbytes uses its packed CPU kernels only in eval mode.
     return cast("Model", model.eval())
 

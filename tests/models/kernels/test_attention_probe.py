@@ -34,9 +34,9 @@ def test_eager_attention_is_right_with_shared_and_with_own_keys() -> None:
 
 
 def swap_heads(out: Tensor) -> Tensor:
-    """Swap two queries of the last row, as a kernel that misreads shared keys would."""
+    """Swap two heads of the last row, as a kernel that misreads shared keys would."""
     out = out.clone()
-    out[-1, :, [0, -1]] = out[-1, :, [-1, 0]]
+    out[-1, [0, -1]] = out[-1, [-1, 0]]
     return out
 
 
