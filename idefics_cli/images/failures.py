@@ -17,7 +17,7 @@ from idefics_cli.images.formats import CAMERA_RAW, FileFormat
 _UNSUPPORTED = re.compile(
     r"unsupported|not implemented|not available|not installed|cannot find loader"
     r"|unimplemented|conversion .*not supported"
-    r"|unknown (?:pixel|raw mode|data organization|pcx mode|TGA map)",
+    r"|unknown (?:pixel|raw mode|data organization|pcx mode|TGA map)|unrecognized raw mode",
     re.IGNORECASE,
 )
 _CONVERT = "convert it to PNG or JPEG first"

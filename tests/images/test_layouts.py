@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
@@ -78,6 +79,8 @@ def test_plain_samples_of_video_range_are_unsupported(black: int, white: int) ->
 
     if black:
         assert "video range" in str(refusal(data))
+    elif Image.open(io.BytesIO(data)).mode != "YCbCr":  # as in Pillow 12.1
+        assert refusal(data).kind == "unsupported"
     else:
         assert difference(opened(data), quadrants()) <= 3
 
