@@ -242,10 +242,14 @@ def _from_files(
         dtype = getattr(torch, spec.dtype)
         quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
     install(model, source.kernels, family)
-    keep_in_float32(cast("Model", model), spec.float32_modules)
-    compute_positions_exactly(cast("Model", model))
+    _use_float32_where_needed(cast("Model", model), spec)
     # bitsandbytes uses its packed CPU kernels only in eval mode.
     return cast("Model", model.eval())
+
+
+def _use_float32_where_needed(model: Model, spec: LoadSpec) -> None:
+    keep_in_float32(model, spec.float32_modules)
+    compute_positions_exactly(model)
 
 
 def _arguments(source: Source) -> dict[str, object]:
