@@ -84,7 +84,7 @@ def _refuse_rare(image: TiffImagePlugin.TiffImageFile) -> None:
         raise RareKind("with subsampled colours")
     if photometric == _YCBCR and is_raw and not _is_full_range(tags.get(_REFERENCE)):
         raise RareKind("with colours of video range")
-    # Pillow 12.1 and earlier read four bytes for each pixel, although the file has three.
+    # Pillow 12 and earlier read four bytes for each pixel, although the file has three.
     if photometric == _YCBCR and is_raw and image.mode != "YCbCr":
         raise RareKind("with uncompressed YCbCr colours")
     if image.mode == "L" and _first(tags.get(_SAMPLE_FORMAT), 1) == _SIGNED:

@@ -118,9 +118,10 @@ def test_a_pnm_without_its_last_sample_is_cut_off(magic: bytes) -> None:
 
 
 def knows_palettes_with_alpha() -> bool:
-    """Return whether this version of Pillow reads palettes as TGA stores them; 12.1 does not."""
+    """Return whether this version of Pillow reads palettes as TGA stores them; 12 does not."""
     image = Image.new("P", (1, 1))
     image.palette = ImagePalette.raw("BGRA", bytes(4))
+    image.palette.mode = "RGBA"
     try:
         image.load()
     except ValueError:
