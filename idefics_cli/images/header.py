@@ -126,6 +126,8 @@ def _bmp(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 
 
 def _tga(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
+    if image.palette and image.palette.rawmode == "BGRA":
+        image.palette.mode = "RGBA"  # Pillow 12 and earlier forget it
     # The low four bits of the descriptor count the bits of alpha (Truevision TGA 2.0, field 5.6).
     stream.seek(7)
     head = stream.read(11)
