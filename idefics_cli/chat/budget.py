@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
@@ -37,9 +36,8 @@ class TokenBudget:
     def __init__(self, engine: Engine, open_image: OpenImage) -> None:
         self.engine = engine
         self._open_image = open_image
-        # The keys are the digests of files. Only staged pictures keep their pixels.
+        # The keys are the digests of files.
         self._known: dict[str, PreparedPicture] = {}
-        self._staged: dict[str, PreparedPicture] = {}
         self._turn_tokens: dict[tuple[Message, ...], int] = {}
 
     def request(self, conversation: Conversation, sampling: Sampling) -> GenerationRequest:
@@ -55,27 +53,19 @@ class TokenBudget:
         """
         prepared = self.engine.prepare(request, open_image=self._open_image)
         for attachment, picture in zip(request.attachments, prepared.pictures, strict=True):
-            self._remember(attachment, picture)
+            self._known[attachment.digest] = picture
         return prepared
 
     def stage(self, attachment: Attachment, open_image: OpenImage) -> int:
-        """Return the number of tokens of a picture, and keep the prepared picture for its question.
-
-        `keep_staged` frees it.
+        """Return the number of tokens of a picture, and prepare it for its question.
 
         Raises:
             ImageError: If the picture cannot be opened.
         """
-        if attachment.digest not in self._staged:
-            request = GenerationRequest((Message("user", (attachment, "x")),))
-            (picture,) = self.engine.prepare(request, open_image=open_image).pictures
-            self._remember(attachment, picture)
-            self._staged[attachment.digest] = picture
+        request = GenerationRequest((Message("user", (attachment, "x")),))
+        (picture,) = self.engine.prepare(request, open_image=open_image).pictures
+        self._known[attachment.digest] = picture
         return self.picture_tokens(attachment)
-
-    def keep_staged(self, digests: Collection[str]) -> None:
-        """Free the pixels of all staged pictures except those of *digests*."""
-        self._staged = {key: self._staged[key] for key in digests if key in self._staged}
 
     def picture_tokens(self, attachment: Attachment) -> int:
         """Return the number of tokens that a picture takes in front of a text.
@@ -145,9 +135,6 @@ class TokenBudget:
             measure = self.measure(GenerationRequest(messages))
             self._turn_tokens[messages] = measure.prompt_tokens
         return self._turn_tokens[messages]
-
-    def _remember(self, attachment: Attachment, picture: PreparedPicture) -> None:
-        self._known[attachment.digest] = replace(picture, tiles=(), features=None)
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:

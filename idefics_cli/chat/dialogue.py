@@ -240,8 +240,6 @@ class Chat:
         self.turns.answer(text, last, sampling, seconds)
         self.statistics.add(last, seconds)
         self._prompt_tokens = last.prompt_tokens
-        if budget := self.model.budget:
-            budget.keep_staged([staged.digest for staged in self.turns.staged])
 
     # The context
 

@@ -32,7 +32,12 @@ are both at least this long. See `ImageLoader.open`.
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request, and its preprocessed pictures in the order of the conversation."""
+    """A request, and its pictures in the order of the conversation, without pixels.
+
+    It pickles to another process without torch. The engine that prepared it holds the pixels,
+    within a limit of memory. If they are gone when the request is submitted, or if it is submitted
+    to another engine, the pictures are opened again by their `Attachment.source`.
+    """
 
     request: GenerationRequest
     pictures: tuple[PreparedPicture, ...] = ()

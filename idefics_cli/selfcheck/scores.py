@@ -46,8 +46,9 @@ def prompt_scores(engine: LocalEngine, prepared: Prepared) -> list[Tensor]:
     model, family = engine.loaded.model, engine.loaded.family
     with torch.inference_mode(), one_thread():
         inputs = {n: t.to(model.device) for n, t in engine.inference.encode(prepared).items()}
-        # A new encoder has no cached features, so the vision tower runs.
-        features = PictureEncoder(model, family).encode(prepared.pictures) or {}
+        # The vision tower must run, so that kept features are not used.
+        engine.inference.features.clear()
+        features = PictureEncoder(model, family).encode(engine.find_tensors(prepared)) or {}
         placed = [[features[picture.digest] for picture in prepared.pictures]]
         prompt = Prompt(inputs, family.place_features(model, placed))
         tokens = inputs["input_ids"].shape[1]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import pytest
 from PIL import Image
@@ -21,7 +19,7 @@ from idefics_cli.chat.dialogue import Chat
 from idefics_cli.chat.loading import Loading, LoadPlan
 from idefics_cli.chat.store.sessions import NullStore, SessionStore
 from idefics_cli.core.errors import ContextError
-from idefics_cli.core.types import Attachment, GenerationRequest, ImageLimits, Sampling
+from idefics_cli.core.types import Attachment, GenerationRequest, ImageLimits, Message, Sampling
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Engine, Measure, Prepared
 from idefics_cli.images.loader import ImageLoader
@@ -287,29 +285,15 @@ def test_a_full_context_is_measured_by_its_turns_and_prepares_nothing_again(
     assert len(engine.opened) == opened == 8
 
 
-def test_pixels_are_kept_only_while_their_picture_is_staged(
-    endless: EngineOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_staged_picture_is_opened_once_for_its_tokens_and_its_question(
+    endless: EngineOf, tmp_path: Path
 ) -> None:
     engine = endless(CHATTING[0])
-    prepare, pixels = engine.prepare, list[weakref.ref[object]]()
-
-    def watched(request: GenerationRequest, **more: Any) -> Prepared:
-        prepared = prepare(request, **more)
-        pixels.extend(weakref.ref(tile) for each in prepared.pictures for tile in each.tiles)
-        return prepared
-
-    monkeypatch.setattr(engine, "prepare", watched)
     opener = Opener([])
     budget = TokenBudget(engine, opener)
     (one,) = pictures(tmp_path, 1)
-    tokens = budget.stage(one.attachment, opener)
-    gc.collect()
-    assert pixels
-    assert all(tile() is not None for tile in pixels)
-    budget.keep_staged([one.attachment.digest])
-    assert all(tile() is not None for tile in pixels)
-    budget.keep_staged([])
-    gc.collect()
-    assert all(tile() is None for tile in pixels)
-    assert budget.picture_tokens(one.attachment) == tokens
-    assert opener.opened == [one.attachment.digest]
+    attachment = replace(one.attachment, digest="of no other test")
+    tokens = budget.stage(attachment, opener)
+    budget.prepare(GenerationRequest((Message("user", (attachment, "What is it?")),)))
+    assert budget.picture_tokens(attachment) == tokens
+    assert opener.opened == [attachment.digest]

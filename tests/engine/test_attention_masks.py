@@ -21,7 +21,7 @@ from idefics_cli.engine.local.vision.encoding import PictureEncoder
 from idefics_cli.engine.local.vision.tiles import ForwardCost
 from idefics_cli.models.kernels import attention as cpu_attention
 from tests.support import tiny
-from tests.support.prompts import CONVERSATIONS, as_request, open_engine, prepared_pictures
+from tests.support.prompts import CONVERSATIONS, as_request, open_engine, tensors_of
 
 Masks = list[bool]
 
@@ -52,7 +52,7 @@ def test_pictures_of_any_shape_are_encoded_without_a_mask(
 ) -> None:
     with open_engine(checkpoint(kind), kind) as engine:
         encoder = PictureEncoder(engine.loaded.model, engine.loaded.family, cost=ForwardCost(0))
-        encoder.encode(prepared_pictures(engine, [0, 1, 2]))
+        encoder.encode(tensors_of(engine, [0, 1, 2]))
     assert masks
     assert not any(masks)
 
@@ -90,10 +90,10 @@ def test_every_attention_resamples_a_picture_to_the_same_features(
         ).eval()
         found = PictureEncoder(model, engine.loaded.family).encode(pictures)
         assert found is not None
-        return [found[picture.digest].float() for picture in pictures]
+        return [found[each.picture.digest].float() for each in pictures]
 
     with open_engine(folder, "idefics2") as engine:
-        pictures = prepared_pictures(engine, [0, 1, 2])
+        pictures = tensors_of(engine, [0, 1, 2])
         eager, ours = features("eager", torch.float32), features(name, dtype)
     for expected, got in zip(eager, ours, strict=True):
         assert expected.std() > 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from PIL import Image
 
 from idefics_cli.core.types import Attachment, GenerationRequest, ImageLimits, Message, Sampling
 from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.engine.local.inference import Inference
+from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.protocol import OpenImage
 from idefics_cli.images.loader import ImageLoader
+from tests.support.prompts import reopen
 from tests.support.tiny import CHATTING
 
 EngineOf = Callable[[str], LocalEngine]
@@ -51,7 +55,7 @@ def test_a_picture_is_opened_once_and_the_answers_are_equal(
     prepared = engine.prepare(about(first), open_image=counted(opened))
     assert engine.prepare(about(first), open_image=counted(opened)).pictures == prepared.pictures
     (answer,) = engine.complete([prepared])
-    del prepared  # from here on the engine has the features only
+    del prepared
     both = engine.prepare(about(first, second), open_image=counted(opened))
     assert opened == [first.source, second.source]
     (expected,) = engine.complete(
@@ -70,14 +74,17 @@ def test_without_a_digest_a_picture_is_opened_every_time(endless: EngineOf, tmp_
     assert opened == [attachment.source] * 2
 
 
-def test_a_picture_that_nothing_holds_any_more_is_opened_again(
+def test_a_picture_is_opened_again_when_newer_ones_took_its_memory(
     endless: EngineOf, tmp_path: Path
 ) -> None:
-    attachment = save(tmp_path, "a.png", "green")
-    opened: list[str] = []
-    endless("idefics2").prepare(about(attachment), open_image=counted(opened))
-    endless("idefics2").prepare(about(attachment), open_image=counted(opened))
-    assert opened == [attachment.source] * 2
+    with reopen(
+        endless("idefics2"), partial(Inference, tuning=Tuning(tile_bytes=60_000))
+    ) as engine:
+        first, second = save(tmp_path, "a.png", "green"), save(tmp_path, "b.png", "red")
+        opened: list[str] = []
+        for attachment in (first, first, second, first):
+            engine.prepare(about(attachment), open_image=counted(opened))
+    assert opened == [first.source, second.source, first.source]
 
 
 def test_files_of_equal_pixels_keep_their_own_sizes(endless: EngineOf, tmp_path: Path) -> None:

@@ -18,17 +18,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from idefics_cli.core.types import Attachment, Completion, GenerationRequest, Message, Sampling
+from idefics_cli.core.types import Completion, GenerationRequest, Message, Sampling
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import PrefixKey
-from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model
 from tests.support import tiny
-from tests.support.prompts import AfterForwards, open_engine, picture, reopen
+from tests.support.prompts import (
+    AfterForwards,
+    as_attachment,
+    open_engine,
+    prepared_pictures,
+    reopen,
+    shown,
+)
 
 SLIDING = "idefics2 with a window of 24 tokens"
 GREEDY = Sampling(max_new_tokens=6)
@@ -70,14 +76,12 @@ def conversation(
 ) -> Prepared:
     messages = []
     for index, (images, text) in enumerate(turns):
-        attachments = [Attachment(str(i)) for i in images]
+        attachments = [shown(i) for i in images]
         messages.append(Message("user", (*attachments, text)))
         if index < len(replies):
             messages.append(Message("assistant", (replies[index],)))
     request = GenerationRequest(tuple(messages), sampling)
-    return Prepared(
-        request, tuple(engine.preprocess(picture(int(a.source))) for a in request.attachments)
-    )
+    return Prepared(request, prepared_pictures(engine, [i for images, _ in turns for i in images]))
 
 
 def reply(engine: LocalEngine, prepared: Prepared) -> Completion:
@@ -154,11 +158,11 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
     kind: str, engine_of: EngineOf
 ) -> None:
     engine = engine_of(kind)
-    one, other = (
-        preprocess(engine, Image.new("RGB", (90, 60), color)) for color in ("red", "blue")
-    )
-    request = conversation(engine, [((0,), "What is it?")], []).request
-    prompts = [Prepared(request, (prepared,)) for prepared in (one, other)]
+    attachments = [as_attachment(Image.new("RGB", (90, 60), color)) for color in ("red", "blue")]
+    prompts = [
+        engine.prepare(GenerationRequest((Message("user", (each, "What is it?")),), GREEDY))
+        for each in attachments
+    ]
     family = engine.loaded.family
     ids = [family.encode([p.request], [p.pictures])["input_ids"].tolist() for p in prompts]
     assert ids[0] == ids[1]
@@ -173,12 +177,6 @@ def test_another_picture_of_the_same_shape_is_not_taken_for_the_one_before(
     answer = reply(engine, prompts[1])
     assert answer.token_ids == expected[1]
     assert answer.reused_tokens == ids[0][0].index(family.image_id)
-
-
-def preprocess(engine: LocalEngine, image: Image.Image) -> PreparedPicture:
-    prepared = engine.preprocess(image)
-    # A picture with features has no pixels, and keeps the features when the caches are dropped.
-    return prepared if prepared.tiles else engine.loaded.family.preprocess(image)
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)

@@ -127,9 +127,10 @@ def test_pictures_that_are_encoded_ahead_have_one_shape_and_fit_into_one_forward
 
     served = open_served(tuning=Tuning(vision_pixels=2 * pixels))
     waiting = [as_request(served.engine, [("user", [number], "?")]) for number in (0, 1, 3, 6)]
+    pictures = [each for request in waiting for each in served.engine.find_tensors(request)]
     for _ in range(5):
         with torch.inference_mode():
-            served.engine.inference.look_ahead.start_encoding(waiting, threading.Event())
+            served.engine.inference.look_ahead.start_encoding(pictures, threading.Event())
     assert served.encoded == [2, 1, 1]
 
 
@@ -164,7 +165,8 @@ def test_pictures_that_the_cache_cannot_hold_are_not_encoded_again_and_again(
     served.encoded.clear()
     with torch.inference_mode():
         for request in served.requests():
-            served.engine.inference.look_ahead.start_encoding([request], threading.Event())
+            pictures = served.engine.find_tensors(request)
+            served.engine.inference.look_ahead.start_encoding(pictures, threading.Event())
     assert len(served.encoded) == len(LIMITS)
 
 

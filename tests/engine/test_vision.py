@@ -25,12 +25,12 @@ from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.idefics1 import Idefics1
 from idefics_cli.models.families.idefics2 import Idefics2, TemplateFamily
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.loading.loader import Loaded
 from tests.support import tiny
-from tests.support.prompts import open_engine, picture, reopen
+from tests.support.prompts import as_attachment, open_engine, picture, reopen
 
 Sizes = Sequence[tuple[int, int]] | None
 EngineOf = Callable[[str], LocalEngine]
@@ -50,7 +50,7 @@ def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[EngineOf]:
 
 
 def asked(engine: LocalEngine, *images: Image.Image, text: str = "What is it?") -> Prepared:
-    parts: tuple[str | Attachment, ...] = (*(Attachment(str(i)) for i in range(len(images))), text)
+    parts: tuple[str | Attachment, ...] = (*map(as_attachment, images), text)
     request = GenerationRequest((Message("user", parts),), Sampling(max_new_tokens=5))
     return Prepared(request, tuple(engine.preprocess(image) for image in images))
 
@@ -75,7 +75,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     return seen
 
 
-def encode(loaded: Loaded, *pictures: PreparedPicture, **options: Any) -> dict[bytes, Tensor]:
+def encode(loaded: Loaded, *pictures: PictureTensors, **options: Any) -> dict[bytes, Tensor]:
     """Return the features of *pictures* by digest; *options* are those of `PictureEncoder`."""
     found = PictureEncoder(loaded.model, loaded.family, **options).encode(pictures)
     assert found is not None
@@ -98,7 +98,7 @@ def test_a_picture_is_encoded_once_however_often_it_is_shown(
 ) -> None:
     engine = engine_of(kind)
     first = picture(0)
-    tiles = len(engine.preprocess(first).tiles)
+    tiles = len(engine.preprocess(first).tile_sizes)
     engine.complete([asked(engine, first, first), asked(engine, first.copy(), text="And?")])
     assert sum(count for count, _, _ in batches) == tiles
     engine.complete([asked(engine, first, text="A question about it")])
@@ -146,7 +146,7 @@ def test_padded_tiles_give_what_the_library_makes_of_them_with_its_mask(
     found = encode(loaded, *pictures)
 
     assert len(batches) == 1
-    got = torch.cat([found[each.digest] for each in pictures])
+    got = torch.cat([found[each.picture.digest] for each in pictures])
     assert torch.allclose(got, expected.view_as(got), atol=1e-5)
 
 
@@ -162,13 +162,13 @@ def test_an_attention_that_takes_masks_sees_no_padding(
     assert [count for count, _, _ in batches] == [4]
     for each in pictures:
         (alone,) = encode(loaded, each).values()
-        assert torch.allclose(alone, together[each.digest], atol=1e-5)
+        assert torch.allclose(alone, together[each.picture.digest], atol=1e-5)
 
 
 def test_an_attention_that_may_see_padding_gets_none(engine_of: EngineOf) -> None:
     loaded = engine_of("idefics2").loaded
     set_attention(loaded, "flex_attention")
-    pictures = [loaded.family.preprocess(picture(i)) for i in (0, 2)]
+    pictures = [loaded.family.preprocess(picture(i)).picture for i in (0, 2)]
     groups = PictureEncoder(loaded.model, loaded.family).groups(pictures)
     assert [group.has_padding for group in groups] == [False, False]
 
@@ -180,7 +180,7 @@ def test_features_of_many_pictures_are_those_of_each_alone(kind: str, engine_of:
     together = encode(loaded, *pictures)
     for each in pictures:
         (alone,) = encode(loaded, each, max_pixels=1).values()
-        assert torch.allclose(alone, together[each.digest], atol=1e-4)
+        assert torch.allclose(alone, together[each.picture.digest], atol=1e-4)
 
 
 def test_a_picture_that_is_known_is_opened_but_not_processed(
@@ -194,14 +194,16 @@ def test_a_picture_that_is_known_is_opened_but_not_processed(
     )
     first = engine.prepare(request)
     waiting = engine.prepare(request)
-    assert waiting.pictures[0].tiles is first.pictures[0].tiles, "processed once while it waits"
+    (tiles,) = (each.tiles for each in engine.find_tensors(first))
+    assert tiles
+    assert engine.find_tensors(waiting)[0].tiles is tiles, "processed once while it waits"
     (answer,) = engine.complete([first])
 
     again = engine.prepare(request)
     assert again.pictures[0].size == (90, 60)
     assert again.shape_key == first.shape_key
-    assert again.pictures[0].tiles == (), "found by its digest, and not processed again"
-    # The picture holds its features, so that they cannot be gone when its request starts.
+    assert engine.find_tensors(again)[0].tiles == (), "found by its digest, and not processed again"
+    # If the features are gone when the request is submitted, the picture is opened again.
     engine.inference.features.clear()
     assert engine.complete([again])[0].token_ids == answer.token_ids
 
@@ -211,11 +213,11 @@ def test_many_threads_preprocess_pictures_as_one_does(engine_of: EngineOf) -> No
     images = [picture(0).rotate(angle) for angle in range(0, 360, 15)]
     family = engine.loaded.family
     expected = [family.preprocess(image) for image in images]
-    got: dict[int, PreparedPicture] = {}
+    got: dict[int, PictureTensors] = {}
 
     def work(start: int) -> None:
         for index in range(start, len(images), 4):
-            got[index] = engine.preprocess(images[index])
+            got[index] = engine.inference.make_tensors(images[index])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -223,7 +225,7 @@ def test_many_threads_preprocess_pictures_as_one_does(engine_of: EngineOf) -> No
     for thread in threads:
         thread.join()
     for index, each in enumerate(expected):
-        assert got[index].digest == each.digest
+        assert got[index].picture.digest == each.picture.digest
         assert all(map(torch.equal, got[index].tiles, each.tiles))
 
 
@@ -242,7 +244,7 @@ def test_cancelled_encoding_keeps_the_pictures_that_are_complete(
     monkeypatch.setattr(loaded.family, "encode_tiles", cancel_after)
     encoder = PictureEncoder(loaded.model, loaded.family, max_pixels=1)
     assert encoder.encode(pictures, cancel=cancel) is None
-    assert sum(each.digest in encoder.features for each in pictures) == 1
+    assert sum(each.picture.digest in encoder.features for each in pictures) == 1
 
 
 def test_the_plan_limits_the_tiles_of_one_forward(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from threading import Event
 
@@ -27,7 +29,7 @@ from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Inputs
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.loading.loader import Loaded
 from tests.support.kernels import with_kernels
@@ -138,6 +140,24 @@ def picture(index: int) -> Image.Image:
     return image
 
 
+@cache
+def shown(index: int) -> Attachment:
+    """Return `picture(index)` as an attachment that any engine can open."""
+    return as_attachment(picture(index))
+
+
+def as_attachment(image: Image.Image) -> Attachment:
+    """Return *image* as a `data:` URI."""
+    stream = BytesIO()
+    image.save(stream, "PNG")
+    return Attachment("data:image/png;base64," + b64encode(stream.getvalue()).decode())
+
+
+def image_of(attachment: Attachment) -> Image.Image:
+    """Return the image of `as_attachment`."""
+    return Image.open(BytesIO(b64decode(attachment.source.partition(",")[2])))
+
+
 def ask(text: str = "Tell me a story.", sampling: Sampling | None = None) -> Prepared:
     """Return a request with text only."""
     return Prepared(GenerationRequest((Message("user", (text,)),), sampling or Sampling()))
@@ -151,12 +171,11 @@ def as_request(
 ) -> Prepared:
     """Return the request that *turns* make, with its pictures prepared."""
     messages = tuple(
-        Message(role, (*(Attachment(str(i)) for i in images), text)) for role, images, text in turns
+        Message(role, (*(shown(i) for i in images), text)) for role, images, text in turns
     )
     request = GenerationRequest(messages, sampling or Sampling(max_new_tokens=NEW_TOKENS))
-    return Prepared(
-        request, prepared_pictures(engine, [int(a.source) for a in request.attachments])
-    )
+    numbers = [number for _, images, _ in turns for number in images]
+    return Prepared(request, prepared_pictures(engine, numbers))
 
 
 def prepared_pictures(engine: LocalEngine, images: Sequence[int]) -> tuple[PreparedPicture, ...]:
@@ -164,12 +183,17 @@ def prepared_pictures(engine: LocalEngine, images: Sequence[int]) -> tuple[Prepa
     return tuple(engine.preprocess(picture(i)) for i in images)
 
 
+def tensors_of(engine: LocalEngine, images: Sequence[int]) -> list[PictureTensors]:
+    """Preprocess the pictures of these numbers, and return their pixels or features."""
+    return [engine.inference.make_tensors(picture(i)) for i in images]
+
+
 def raw_prompt(engine: LocalEngine, text: str, images: Sequence[int]) -> Prepared:
     """Return a prompt without a chat template, with *images* in the places of `<image>`."""
     pieces: list[str | Attachment] = []
     queue = list(images)
     for index, piece in enumerate(text.split("<image>")):
-        pieces += [Attachment(str(queue.pop(0)))] if index else []
+        pieces += [shown(queue.pop(0))] if index else []
         pieces += [piece] if piece else []
     request = GenerationRequest(
         (Message("user", tuple(pieces)),), Sampling(max_new_tokens=NEW_TOKENS), "complete"

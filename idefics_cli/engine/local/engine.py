@@ -14,6 +14,8 @@ from typing import Protocol, Self
 import torch
 from PIL import Image
 
+from idefics_cli.core.errors import ImageError
+from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import (
     Attachment,
     Completion,
@@ -44,7 +46,7 @@ from idefics_cli.engine.protocol import (
     Urgency,
 )
 from idefics_cli.images.loader import ImageLoader
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.hub.registry import base_model_error
 from idefics_cli.models.loading.loader import Loaded, load
 
@@ -141,6 +143,7 @@ class LocalEngine:
     ) -> Prepared:
         """Open the images of *request* and cut and scale them; see `Engine.prepare`."""
         loaded = self.loaded
+        self.inference.pictures.shrink()
         if request.mode == "chat" and not loaded.family.chats:
             raise base_model_error(self.spec.name or self.spec.repo)
         loaded.family.check(request)
@@ -151,6 +154,17 @@ class LocalEngine:
     def preprocess(self, image: Image.Image) -> PreparedPicture:
         """Cut, scale and normalise an open picture, RGB and upright; see `prepare`."""
         return self.inference.preprocess(_enlarged(image))
+
+    def find_tensors(self, prepared: Prepared) -> list[PictureTensors]:
+        """Return the pixels or features of the pictures of *prepared*.
+
+        A picture whose tensors are gone is opened again, by the source of its attachment.
+
+        Raises:
+            ImageError: If a picture cannot be opened again, or has changed.
+        """
+        pairs = zip(prepared.request.attachments, prepared.pictures, strict=True)
+        return [self._find_tensors(attachment, picture) for attachment, picture in pairs]
 
     def measure(self, prepared: Prepared) -> Measure:
         """Count the tokens of a prompt; see `Engine.measure`."""
@@ -277,6 +291,22 @@ class LocalEngine:
             inference.pictures.add_file(attachment.digest, picture, detail)
         return picture
 
+    def _find_tensors(self, attachment: Attachment, picture: PreparedPicture) -> PictureTensors:
+        inference = self.inference
+        found = inference.pictures.find_tensors(picture)
+        if found is None:
+            family = self.loaded.family.in_detail(attachment.detail)
+            image = self._open_image(attachment, family.draft_edge)
+            found = inference.make_tensors(_enlarged(image), family)
+            found = found if picture.split_digest is None else found.without_tiles()
+        if (found.picture.digest, found.picture.shape) == (picture.digest, picture.shape):
+            return found
+        raise ImageError(
+            f"`{describe_source(attachment.source)}` is another picture than when it was prepared",
+            kind="truncated",
+            hint="the file has changed, or the request was prepared for another model",
+        )
+
     def _shut_down(self, *, wait: bool) -> None:
         # After Ctrl-C, *wait* is False. A prefill, and the reading of weights, can take minutes and
         # cannot be interrupted.
@@ -303,6 +333,7 @@ class LocalEngine:
     ) -> OpenRequest:
         """Tokenize the prompt of a request, in the thread of the caller."""
         inference = self.inference
+        pictures = self.find_tensors(prepared)
         with as_memory_limit(1):
             inputs = inference.encode(prepared)
         return OpenRequest(
@@ -312,6 +343,7 @@ class LocalEngine:
             listen=listen,
             inputs=inputs,
             reply=inference.new_row(prepared, inputs),
+            pictures=pictures,
             stop=stop or Event(),
             streams=streams,
         )

@@ -20,12 +20,12 @@ from idefics_cli.engine.local.prompt.prefix import PrefixStore
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.local.vision.encoding import PictureEncoder
 from idefics_cli.engine.local.vision.features import FeatureCache
-from idefics_cli.engine.local.vision.known_pictures import KnownPictures
 from idefics_cli.engine.local.vision.look_ahead import LookAhead
+from idefics_cli.engine.local.vision.picture_store import PictureStore
 from idefics_cli.engine.local.vision.side_stream import SideStream, side_stream_of
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.base import Family, Inputs
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.families.token_rows import check_token_ids
 from idefics_cli.models.kernels.openmp import one_thread
 from idefics_cli.models.loading.loader import Loaded
@@ -61,7 +61,7 @@ class Inference:
         piece_size: The number of prompt tokens in one forward.
         kv_budget: The memory for KV states.
         tuning: As given.
-        pictures: Finds preprocessed pictures by their digest.
+        pictures: The tensors of prepared pictures, until their features exist.
         look_ahead: Encodes the pictures of waiting requests.
     """
 
@@ -88,7 +88,7 @@ class Inference:
         self._tokenizing = Lock()
         # The prompts that were encoded last. All captions of pictures of one shape have one prompt.
         self._prompts: dict[Hashable, Inputs] = {}
-        self.pictures = KnownPictures(self.features)
+        self.pictures = PictureStore(self.features, max_bytes=self.tuning.tile_bytes)
         self.encoder = PictureEncoder(
             model,
             loaded.family,
@@ -111,16 +111,20 @@ class Inference:
         return self._graphs
 
     def preprocess(self, image: Image.Image, family: Family | None = None) -> PreparedPicture:
-        """Preprocess an open picture, unless it is known already; safe in any thread.
+        """Preprocess an open picture and hold its pixels; see `make_tensors`."""
+        return self.make_tensors(image, family).picture
+
+    def make_tensors(self, image: Image.Image, family: Family | None = None) -> PictureTensors:
+        """Return the tensors of an open picture, old ones if it is known; safe in any thread.
 
         Args:
             image: RGB and upright.
             family: See `Family.in_detail`; None for the detail of the loaded model.
         """
         with one_thread():
-            picture = (family or self.loaded.family).preprocess(image, self.pictures.find)
-        self.pictures.add(picture)
-        return picture
+            tensors = (family or self.loaded.family).preprocess(image, self.pictures.find)
+        self.pictures.add(tensors)
+        return tensors
 
     def encode(self, prepared: Prepared) -> Inputs:
         """Return the prompt of a request, tensors (1, T, ...); safe in any thread.

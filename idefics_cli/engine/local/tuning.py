@@ -22,6 +22,8 @@ class Tuning:
         vision_cost: The cost of one forward of the vision encoder; None estimates it by device and
             dtype.
         feature_bytes: Maximum number of bytes of image features that are kept between requests.
+        tile_bytes: Maximum number of bytes of the pixels of prepared pictures whose request has not
+            started; None takes a part of the free RAM.
         kv_bytes: Maximum number of bytes of KV states; None takes most of the free memory.
         interactive_slots: Maximum number of interactive requests at a time.
     """
@@ -31,5 +33,6 @@ class Tuning:
     vision_pixels: int | None = None
     vision_cost: ForwardCost | None = None
     feature_bytes: int = KEPT_BYTES
+    tile_bytes: int | None = None
     kv_bytes: int | None = None
     interactive_slots: int = 16

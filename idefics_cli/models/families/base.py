@@ -25,7 +25,7 @@ from idefics_cli.models.families.detail import (
 )
 from idefics_cli.models.families.geometry import find_detail_fault
 from idefics_cli.models.families.internals import cache_name
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor, StepOutput
 from idefics_cli.models.families.raw_prompt import raw_text
 from idefics_cli.models.families.spec import (
@@ -164,8 +164,8 @@ class Family:
         return (*self.spec.stop_tokens, *turn_end)
 
     def preprocess(
-        self, image: Image, recall: Callable[[bytes], PreparedPicture | None] = lambda digest: None
-    ) -> PreparedPicture:
+        self, image: Image, recall: Callable[[bytes], PictureTensors | None] = lambda digest: None
+    ) -> PictureTensors:
         """Cut, scale and normalize a picture; safe in any thread.
 
         Args:
@@ -178,15 +178,17 @@ class Family:
         if self._digest_prefix:
             digest = hashlib.sha256(self._digest_prefix + digest).digest()
         if (known := recall(digest)) is not None:
-            return known if known.size == size else replace(known, size=size)
+            if known.picture.size == size:
+                return known
+            return replace(known, picture=replace(known.picture, size=size))
         tiles, grid = self._make_tiles(pieces)
-        return PreparedPicture(
+        picture = PreparedPicture(
             digest=digest,
             size=size,
             tile_sizes=tuple((tile.shape[1], tile.shape[2]) for tile in tiles),
             grid=grid,
-            tiles=tuple(tiles),
         )
+        return PictureTensors(picture, tuple(tiles))
 
     def encode(
         self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]

@@ -1,4 +1,4 @@
-"""Preprocessed pictures: cut, scaled and normalized for a model, with a digest of the content."""
+"""Preprocessed pictures: a value that names one, and the tensors that belong to it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 PictureShape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class PreparedPicture:
-    """One picture, preprocessed for the vision encoder.
+    """One picture as a model takes it, without pixels; it pickles without torch.
 
     Attributes:
         digest: Digest of the images from which the tiles are made. Within one loaded model,
@@ -22,17 +22,15 @@ class PreparedPicture:
         size: (width, height) of the upright source in pixels, before any scaling.
         tile_sizes: (height, width) of each tile in pixels, in the order of the image tokens.
         grid: Rows and columns of tiles; (0, 0) if the family cuts no grid.
-        tiles: Pixels (3, H, W) of each tile, float32, on the CPU; empty if *features* are given.
-        features: Image features (tokens, D), if an equal picture was encoded before; see
-            `Family.encode_tiles`.
+        split_digest: If this is only the last tile of a split picture: the digest of that picture.
+            None otherwise.
     """
 
     digest: bytes
     size: tuple[int, int]
     tile_sizes: tuple[tuple[int, int], ...]
     grid: tuple[int, int] = (0, 0)
-    tiles: tuple[Tensor, ...] = ()
-    features: Tensor | None = None
+    split_digest: bytes | None = None
 
     @property
     def shape(self) -> PictureShape:
@@ -49,15 +47,40 @@ class PreparedPicture:
 
         In all families that split pictures, the last tile is the whole picture, scaled down.
         """
-        count = len(self.tile_sizes)
-        if count < 2:
+        if len(self.tile_sizes) < 2:
             return self
-        features = self.features
         return replace(
             self,
             digest=hashlib.sha256(b"without tiles " + self.digest).digest(),
             tile_sizes=self.tile_sizes[-1:],
             grid=(0, 0),
-            tiles=self.tiles[-1:],
-            features=None if features is None else features[-(len(features) // count) :].clone(),
+            split_digest=self.digest,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class PictureTensors:
+    """The pixels of a picture, or its image features. They stay in the process of the engine.
+
+    Attributes:
+        picture: The picture.
+        tiles: Pixels (3, H, W) of each tile, float32, on the CPU; empty if *features* are given.
+        features: Image features (tokens, D), if an equal picture was encoded before; see
+            `Family.encode_tiles`.
+    """
+
+    picture: PreparedPicture
+    tiles: tuple[Tensor, ...] = ()
+    features: Tensor | None = None
+
+    def without_tiles(self) -> PictureTensors:
+        """Return the tensors of `PreparedPicture.without_tiles`."""
+        count = len(self.picture.tile_sizes)
+        if count < 2:
+            return self
+        features = self.features
+        return PictureTensors(
+            self.picture.without_tiles(),
+            self.tiles[-1:],
+            None if features is None else features[-(len(features) // count) :].clone(),
         )

@@ -32,7 +32,7 @@ def check_family(family: Family, *, name: str) -> None:
             hint=f"write a template with one `{IMAGE_TOKEN}` for each picture to "
             "chat_template.jinja in its folder; `idefics ask --raw` needs no template",
         )
-    picture = family.preprocess(Image.new("RGB", _SIZE, (127, 127, 127)))
+    picture = family.preprocess(Image.new("RGB", _SIZE, (127, 127, 127))).picture
     for height, width in picture.tile_sizes:
         if fault := family.find_tile_fault(height, width):
             raise ModelError(

@@ -10,7 +10,7 @@ import torch
 
 from idefics_cli.core.errors import PlanError, PromptError
 from idefics_cli.core.types import PictureDetail
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors
 from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.loading.loader import Loaded, load
 from idefics_cli.models.planning.picture_costs import picture_costs
@@ -37,8 +37,10 @@ def loaded(folder: Path, detail: PictureDetail = OWN) -> Loaded:
     return load(make_plan(find_facts(str(folder)), choices, machines.cpu(16)).spec)
 
 
-def same(one: PreparedPicture, other: PreparedPicture) -> bool:
-    return one.shape == other.shape and all(map(torch.equal, one.tiles, other.tiles))
+def same(one: PictureTensors, other: PictureTensors) -> bool:
+    return one.picture.shape == other.picture.shape and all(
+        map(torch.equal, one.tiles, other.tiles)
+    )
 
 
 @pytest.mark.parametrize(("kind", "edge", "splitting"), CASES)
@@ -67,7 +69,7 @@ def test_pictures_in_other_detail_have_other_digests(
 ) -> None:
     family, picture = loaded(checkpoint(kind)).family, quadrants(90, 60)
     details = [PictureDetail(s, e) for s in (True, False) for e in EDGES[kind]]
-    made = [family.in_detail(detail).preprocess(picture).digest for detail in details]
+    made = [family.in_detail(detail).preprocess(picture).picture.digest for detail in details]
     assert len(set(made)) == len(details)
     assert family.in_detail(PictureDetail()) is family
 

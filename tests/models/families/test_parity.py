@@ -19,6 +19,7 @@ from tests.support.prompts import (
     NEW_TOKENS,
     Turns,
     as_request,
+    image_of,
     open_engine,
     picture,
     raw_prompt,
@@ -57,8 +58,8 @@ def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
     family = engine.loaded.family
     inputs = family.encode([prepared.request], [prepared.pictures])
     # Preprocessed again, because the pictures that the engine remembers have no pixels.
-    numbers = [int(a.source) for a in prepared.request.attachments]
-    tiles = [tile for i in numbers for tile in family.preprocess(picture(i)).tiles]
+    images = map(image_of, prepared.request.attachments)
+    tiles = [tile for image in images for tile in family.preprocess(image).tiles]
     if tiles:
         inputs |= padded(tiles)
     return inputs

@@ -60,8 +60,8 @@ def test_tiles_are_those_of_the_library_to_the_bit(
     family, image = family_of(kind), noise(size)
     expected = library_tiles(family, image)
     got = family.preprocess(image)
-    assert got.size == size
-    assert got.tile_sizes == tuple((tile.shape[1], tile.shape[2]) for tile in expected)
+    assert got.picture.size == size
+    assert got.picture.tile_sizes == tuple((tile.shape[1], tile.shape[2]) for tile in expected)
     assert all(map(torch.equal, got.tiles, expected))
 
 
@@ -82,7 +82,7 @@ def test_a_large_picture_reaches_the_library_small(
         return made
 
     monkeypatch.setattr(module, "shrink", watched)
-    tiles = family.preprocess(noise((1200, 900))).tile_sizes
+    tiles = family.preprocess(noise((1200, 900))).picture.tile_sizes
     assert len(shrunk_to) in (1, 5)
     assert all(width <= 300 and height <= 300 for width, height in shrunk_to), shrunk_to
     if len(shrunk_to) == len(tiles):
@@ -96,9 +96,9 @@ def test_an_equal_picture_is_recalled_with_its_own_size_and_another_is_not(
     other = image.copy()
     other.info["original_size"] = (1400, 1400)
     first = family.preprocess(image)
-    known = {first.digest: first}
+    known = {first.picture.digest: first}
     again = family.preprocess(other, known.get)
-    assert (again.digest, again.size) == (first.digest, (1400, 1400))
+    assert (again.picture.digest, again.picture.size) == (first.picture.digest, (1400, 1400))
     assert again.tiles is first.tiles
     other.paste("blue", (0, 0, 300, 300))
     assert family.preprocess(other, known.get).tiles is not first.tiles

@@ -69,7 +69,7 @@ def ids_of(family: Family, request: GenerationRequest) -> list[int]:
 
 
 def inputs_of(family: Family, *requests: GenerationRequest) -> dict[str, torch.Tensor]:
-    picture = family.preprocess(PICTURE)
+    picture = family.preprocess(PICTURE).picture
     return family.encode(requests, [[picture] * len(r.attachments) for r in requests])
 
 
@@ -118,11 +118,11 @@ def test_each_step_gives_the_model_one_token_and_a_cache_of_all_before(
         assert isinstance(states, Cache)
         calls.append((tokens.shape[1], states.get_seq_length()))
 
-    picture = loaded.family.preprocess(PICTURE)
     hook = cast("nn.Module", loaded.model).register_forward_pre_hook(watch, with_kwargs=True)
     try:
         inference = Inference(loaded, uses_slots=uses_slots)
-        (answer,) = complete_with(inference, [Prepared(request, (picture,))])
+        prepared = Prepared(request, (inference.preprocess(PICTURE),))
+        (answer,) = complete_with(inference, [prepared])
     finally:
         hook.remove()
     prompt = answer.prompt_tokens
@@ -397,7 +397,7 @@ def test_a_picture_of_a_few_pixels_is_taken_for_what_it_is(
     Image.new("RGB", size, (255, 0, 0)).save(path)
     with LocalEngine(spec_of(checkpoint(kind), kind)) as engine:
         prepared = engine.prepare(raw(Attachment(str(path)), " is"))
-        (ready,) = prepared.pictures
+        (ready,) = engine.find_tensors(prepared)
         # The picture stays red in every tile: channel 0 is above the other two.
         assert all(tile[0].min() > tile[1].max() for tile in ready.tiles)
         assert {tile.shape[0] for tile in ready.tiles} == {3}
@@ -412,7 +412,7 @@ def test_splitting_changes_text_and_pixels_together(kind: str, checkpoint: Check
         with LocalEngine(spec_of(folder, kind, splitting=splitting)) as engine:
             prepared = Prepared(chat(IMAGE, "What is it?"), (engine.preprocess(PICTURE),))
             tokens = engine.measure(prepared).prompt_tokens
-            counts[splitting] = (tokens, len(prepared.pictures[0].tiles))
+            counts[splitting] = (tokens, len(engine.find_tensors(prepared)[0].tiles))
             assert engine.complete([prepared])[0].new_tokens > 0
     assert counts[True][0] > counts[False][0]
     assert counts[True][1] > counts[False][1]

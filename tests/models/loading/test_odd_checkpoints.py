@@ -162,7 +162,7 @@ def test_a_template_for_strings_gets_strings(template: str, copy: Callable[..., 
     family = load(spec_of(folder)).family
     message = Message("user", (Attachment("a.png"), QUESTION))
     request = GenerationRequest((message, Message("assistant", ("A cat.",)), message))
-    prepared = family.preprocess(quadrants())
+    prepared = family.preprocess(quadrants()).picture
     (ids,) = family.encode([request], [[prepared, prepared]])["input_ids"].tolist()
     # transformers, called with the strings that the template's authors had in mind.
     turns = [
@@ -425,5 +425,5 @@ def test_pictures_that_are_not_scaled_are_not_reduced_while_decoding(
     family = load(spec_of(folder)).family
     assert family.draft_edge > 65_000
     prepared = family.preprocess(Image.new("RGB", (140, 70)))
-    assert prepared.tile_sizes == ((70, 140),)
+    assert prepared.picture.tile_sizes == ((70, 140),)
     assert torch.equal(prepared.tiles[0], torch.full((3, 70, 140), -1.0))

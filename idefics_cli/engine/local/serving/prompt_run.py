@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from idefics_cli.engine.local.prompt.prefill import Prompt, join_prompts, prefil
 from idefics_cli.engine.local.serving.requests import OpenRequest
 from idefics_cli.models.families.base import PrefixKey
 from idefics_cli.models.families.kv_cache import growing_cache
+from idefics_cli.models.families.picture import PictureTensors
 
 
 class PromptRun:
@@ -109,17 +109,22 @@ class PromptRun:
     def _encode_pictures(self) -> Generator[None, None, Tensor | None]:
         """Return the image features as the family takes them."""
         inference = self._inference
-        pictures = [p for request in self.requests for p in request.prepared.pictures]
-        inference.look_ahead.finish(pictures)
-        features = yield from inference.encoder.encode_pieces(pictures)
-        inference.look_ahead.record_use(features.values())
-        for request in self.requests:
-            # The pixels take far more memory than the features, and are not needed any more.
-            known = [
-                replace(p, tiles=(), features=features[p.digest]) for p in request.prepared.pictures
-            ]
-            request.prepared = replace(request.prepared, pictures=tuple(known))
         loaded = inference.loaded
+        pictures = [each.picture for request in self.requests for each in request.pictures]
+        inference.look_ahead.finish(pictures)
+        found = yield from inference.encoder.encode_pieces(
+            [each for request in self.requests for each in request.pictures]
+        )
+        # The features of a request that was put back are in RAM.
+        features = {digest: each.to(loaded.model.device) for digest, each in found.items()}
+        inference.look_ahead.record_use(features.values())
+        # The pixels take far more memory than the features, and are not needed any more.
+        inference.pictures.drop_encoded(pictures)
+        for request in self.requests:
+            request.pictures = [
+                PictureTensors(each.picture, features=features[each.picture.digest])
+                for each in request.pictures
+            ]
         return loaded.family.place_features(
             loaded.model,
             [[features[p.digest] for p in r.prepared.pictures] for r in self.requests],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Event
 
 from idefics_cli.core.types import Completion, TokenChunk
@@ -13,6 +13,7 @@ from idefics_cli.engine.local.decode.sampling import BatchRow
 from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import Listener, Urgency
 from idefics_cli.models.families.base import Family, Inputs
+from idefics_cli.models.families.picture import PictureTensors
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -25,6 +26,8 @@ class OpenRequest(Ticket):
         streams: Whether the events hold the text while it is generated.
         stop: Set when nobody wants the reply any more.
         inputs: The prompt of the request, tensors (1, T, ...) on the CPU.
+        pictures: The pixels or the features of its pictures. A reply that gives way needs the
+            features once more, so they stay in RAM until it ends.
         reply: The reply so far. If the request is put back into its lane, the reply keeps its
             tokens, and later continues after them.
         has_started: Whether the request has left its lane at least once.
@@ -41,6 +44,7 @@ class OpenRequest(Ticket):
     listen: Listener
     inputs: Inputs
     reply: BatchRow
+    pictures: Sequence[PictureTensors] = ()
     streams: bool = False
     stop: Flag = field(default_factory=Event)
     has_started: bool = False
@@ -60,6 +64,13 @@ class OpenRequest(Ticket):
     def longest(self) -> int:
         """Maximum number of tokens of the prompt and the reply together."""
         return len(self.reply.prompt) + self.reply.limit
+
+    def move_features_to_ram(self) -> None:
+        """Free the device memory of the image features, because only a prefill needs them."""
+        self.pictures = [
+            replace(each, features=None if each.features is None else each.features.to("cpu"))
+            for each in self.pictures
+        ]
 
     def tell_text(self, family: Family) -> None:
         """Tell the listener the text that is new since the last call."""

@@ -243,6 +243,8 @@ class Scheduler:
         else:
             self._admission.keep_to_budget()
             self._tell_and_drop()
+            for request in requests:
+                request.move_features_to_ram()
 
     def _advance_rows(self) -> None:
         if not self._work.rows:
@@ -264,7 +266,8 @@ class Scheduler:
             return
         for lane in self._work.lanes:
             if upcoming := lane.schedule.upcoming()[:_AHEAD]:
-                look_ahead.start_encoding([request.prepared for request in upcoming], lane.stop)
+                pictures = [picture for request in upcoming for picture in request.pictures]
+                look_ahead.start_encoding(pictures, lane.stop)
                 return
 
     def _tell_and_drop(self) -> None:

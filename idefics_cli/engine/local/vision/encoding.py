@@ -12,7 +12,7 @@ from idefics_cli.engine.local.vision.features import FeatureCache
 from idefics_cli.engine.local.vision.tiles import ForwardCost, Group, Tile, group_tiles
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import attention_of
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels.table import ATTENTION_KERNELS
@@ -70,7 +70,7 @@ class PictureEncoder:
 
     @torch.inference_mode()
     def encode(
-        self, pictures: Sequence[PreparedPicture], *, cancel: Flag | None = None
+        self, pictures: Sequence[PictureTensors], *, cancel: Flag | None = None
     ) -> dict[bytes, Tensor] | None:
         """Return the features (tokens, D) of *pictures* by digest, each computed at most once.
 
@@ -91,7 +91,7 @@ class PictureEncoder:
         return None
 
     def encode_pieces(
-        self, pictures: Sequence[PreparedPicture]
+        self, pictures: Sequence[PictureTensors]
     ) -> Generator[None, None, dict[bytes, Tensor]]:
         """Encode *pictures* as `encode` does, and pause before each forward.
 
@@ -99,15 +99,16 @@ class PictureEncoder:
         """
         features, missing = self._find_features(pictures)
         encoded: dict[Tile, Tensor] = {}
-        for group in self.groups(missing.values()):
+        for group in self.groups(each.picture for each in missing.values()):
             yield
             pixels = _stacked(group, missing, self._model.device)
             sizes = group.sizes if group.has_padding else None
             outputs = self._family.encode_tiles(self._model, pixels, sizes)
             encoded |= zip(group.tiles, outputs, strict=True)
             for digest in dict.fromkeys(digest for digest, _ in group.tiles):
-                if (whole := _joined(missing[digest], encoded)) is not None:
-                    self.features.keep_features(missing[digest], whole)
+                picture = missing[digest].picture
+                if (whole := _joined(picture, encoded)) is not None:
+                    self.features.keep_features(picture, whole)
                     features[digest] = whole
         return features
 
@@ -130,19 +131,19 @@ class PictureEncoder:
         )
 
     def _find_features(
-        self, pictures: Sequence[PreparedPicture]
-    ) -> tuple[dict[bytes, Tensor], dict[bytes, PreparedPicture]]:
+        self, pictures: Sequence[PictureTensors]
+    ) -> tuple[dict[bytes, Tensor], dict[bytes, PictureTensors]]:
         """Return the known features by digest, and the pictures whose features are not known."""
         features: dict[bytes, Tensor] = {}
-        missing: dict[bytes, PreparedPicture] = {}
-        for picture in pictures:
-            known = picture.features
+        missing: dict[bytes, PictureTensors] = {}
+        for tensors in pictures:
+            digest, known = tensors.picture.digest, tensors.features
             if known is None:
-                known = self.features.find_features(picture.digest)
+                known = self.features.find_features(digest)
             if known is None:
-                missing[picture.digest] = picture
+                missing[digest] = tensors
             else:
-                features[picture.digest] = known
+                features[digest] = known
         return features, missing
 
 
@@ -157,7 +158,7 @@ def _estimated_cost(device: torch.device, *, is_native_bf16: bool) -> ForwardCos
 
 
 def _stacked(
-    group: Group, pictures: Mapping[bytes, PreparedPicture], device: torch.device
+    group: Group, pictures: Mapping[bytes, PictureTensors], device: torch.device
 ) -> Tensor:
     """Return the tiles of *group* as one tensor on *device*, padded with zeros.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
 from threading import Lock
 
 from torch import Tensor
 
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 
 # The features of one picture in bfloat16 take 0.5 MB for Idefics2-8b, 2.6 MB if it is split, and up
 # to 24 MB for Idefics3-8B.
@@ -39,21 +38,19 @@ class FeatureCache:
         found = self._find(digest)
         return None if found is None else found[1]
 
-    def find_picture(self, digest: bytes) -> PreparedPicture | None:
+    def find_picture(self, digest: bytes) -> PictureTensors | None:
         """Return a picture with its features but without pixels, if the features are kept."""
         found = self._find(digest)
-        return None if found is None else replace(found[0], features=found[1])
+        return None if found is None else PictureTensors(found[0], features=found[1])
 
     def keep_features(self, picture: PreparedPicture, features: Tensor) -> None:
         """Keep the *features* (tokens, D) of *picture*; older ones may be dropped."""
         size = features.numel() * features.element_size()
         if size > self._max_bytes:
             return
-        # The pixels are not kept, because they are far larger than the features.
-        bare = replace(picture, tiles=(), features=None)
         with self._lock:
             self._drop(picture.digest)
-            self._features[picture.digest] = bare, features
+            self._features[picture.digest] = picture, features
             self._held_bytes += size
             while self._held_bytes > self._max_bytes:
                 self._drop(next(iter(self._features)))

@@ -11,8 +11,7 @@ from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.memory import as_memory_limit, error_summary
 from idefics_cli.engine.local.vision.encoding import PictureEncoder
 from idefics_cli.engine.local.vision.side_stream import SideStream
-from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 
 _log = logging.getLogger(__name__)
 
@@ -41,27 +40,27 @@ class LookAhead:
         """Whether the side stream is free."""
         return self._side_stream is not None and not self._side_stream.is_busy
 
-    def start_encoding(self, waiting: Sequence[Prepared], cancel: Flag) -> None:
-        """Start to encode some pictures of *waiting*, which are answered soon.
+    def start_encoding(self, waiting: Sequence[PictureTensors], cancel: Flag) -> None:
+        """Start to encode some pictures of *waiting*, whose requests start soon.
 
         The pictures are of one shape and fit into one forward, because the first request that
         needs one of them waits for all.
         """
         missing = [
-            picture
-            for prepared in waiting
-            for picture in prepared.pictures
-            if picture.features is None
-            and picture.digest not in self._submitted
-            and picture.digest not in self._encoder.features
+            each
+            for each in waiting
+            if each.features is None
+            and each.picture.digest not in self._submitted
+            and each.picture.digest not in self._encoder.features
         ]
         if not missing or (side_stream := self._joined_stream()) is None:
             return
-        alike = [each for each in missing if each.tile_sizes == missing[0].tile_sizes]
-        pictures = alike[: max(1, self._encoder.max_pixels // missing[0].pixels)]
+        first = missing[0].picture
+        alike = [each for each in missing if each.picture.tile_sizes == first.tile_sizes]
+        pictures = alike[: max(1, self._encoder.max_pixels // first.pixels)]
         # Each picture is submitted only once. Otherwise, if the cache is too small for all, they
         # would push each other out of it and be encoded again and again.
-        self._submitted.update(picture.digest for picture in pictures)
+        self._submitted.update(each.picture.digest for each in pictures)
         side_stream.submit_work(lambda: self._encode(pictures, cancel))
 
     def finish(self, pictures: Iterable[PreparedPicture]) -> None:
@@ -74,7 +73,7 @@ class LookAhead:
         if self._side_stream is not None:
             self._side_stream.record_use(features)
 
-    def _encode(self, pictures: Sequence[PreparedPicture], cancel: Flag) -> object:
+    def _encode(self, pictures: Sequence[PictureTensors], cancel: Flag) -> object:
         with as_memory_limit(len(pictures)):
             # The result is returned so that a side stream of a test can see the tensors.
             return self._encoder.encode(pictures, cancel=cancel)
