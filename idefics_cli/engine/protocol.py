@@ -217,6 +217,10 @@ class Engine(Protocol):
             listen: Receives the events.
             urgency: A "batch" request starts after the interactive ones, but does not wait forever.
             streams: Whether the events hold the text while it is generated.
+
+        Raises:
+            PromptError: If the model cannot take the prompt.
+            RuntimeError: If the engine is closed. Then *listen* receives nothing.
         """
         ...
 
@@ -247,6 +251,10 @@ class Engine(Protocol):
 
         Returns:
             The session. Its requests are batch work: interactive requests start before them.
+
+        Raises:
+            ValueError: If *slots* is less than 1.
+            RuntimeError: If the engine is closed.
         """
         ...
 
@@ -259,7 +267,10 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the device memory; idempotent."""
+        """End all requests and free the device memory; idempotent.
+
+        A listener may call it. Then it does not wait until the memory is free.
+        """
         ...
 
     def __enter__(self) -> Self: ...

@@ -108,6 +108,22 @@ def test_a_picture_without_its_tiles_survives_the_pickle(
 # The engine that holds tensors
 
 
+def test_a_session_has_one_slot_or_more(engine: Engine) -> None:
+    for slots in (0, -1):
+        with pytest.raises(ValueError, match=f"1 or more, not {slots}"):
+            engine.serve(slots=slots)
+
+
+def test_a_closed_engine_takes_no_request_and_tells_no_listener(engine: Engine) -> None:
+    prepared, events = engine.prepare(about()), list[object]()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(prepared, events.append)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.serve(slots=1)
+    assert events == []
+
+
 @pytest.fixture
 def local(checkpoint: Callable[[str], Path]) -> Iterator[LocalEngine]:
     with open_engine(checkpoint("idefics2"), "idefics2", TINY_STORE) as engine:

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import LoadSpec, Progress, Sampling
+from idefics_cli.core.types import Completion, LoadSpec, Progress, Sampling, TokenChunk
 from idefics_cli.engine.factory import engine_factory
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
@@ -59,6 +59,24 @@ def test_closing_ends_a_request_that_still_waits_for_its_turn(engine: LocalEngin
     event = events.get(timeout=20)
     assert isinstance(event, RuntimeError)
     assert str(event) == "the engine was closed meanwhile"
+
+
+def test_a_listener_may_close_the_engine(engine: LocalEngine) -> None:
+    events = SimpleQueue[object]()
+
+    def close(event: object) -> None:
+        try:
+            engine.close()
+        except Exception as error:
+            events.put(error)
+        events.put(event)
+
+    engine.submit(ask(sampling=LONG), close, streams=True)
+    assert isinstance(events.get(timeout=20), TokenChunk)
+    while isinstance(event := events.get(timeout=20), TokenChunk):
+        pass
+    assert isinstance(event, Completion)
+    assert event.finish == "cancelled"
 
 
 SLOW = """

@@ -298,6 +298,32 @@ def test_kv_states_stay_within_their_budget_and_every_request_is_answered(
         assert max(rows for rows, _ in forwards.shapes) > 1 or way == "padded"
 
 
+def test_slots_that_a_full_memory_took_come_back_for_later_requests(
+    endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose_tokens = Scores.choose_tokens
+    counts: list[int] = []
+
+    def fail_once(self: Scores, rows: Sequence[BatchRow]) -> None:
+        if len(rows) == 4 and 4 not in counts:
+            counts.append(4)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        counts.append(len(rows))
+        choose_tokens(self, rows)
+
+    monkeypatch.setattr(Scores, "choose_tokens", fail_once)
+    tuning = Tuning(interactive_slots=4)
+    with reopen(endless("idefics2"), partial(endless_inference, tuning=tuning)) as engine:
+        for _ in range(2):
+            counts.clear()
+            prompts = [ask(f"Number {n}", Sampling(max_new_tokens=40)) for n in range(8)]
+            asked = [Asked(engine, each, urgency="batch") for each in prompts]
+            assert {each.completion().new_tokens for each in asked} == {40}
+            assert max(counts) == 4
+            # After the error, the rest of the first round takes half the slots.
+            assert 4 not in counts[counts.index(4) + 1 :]
+
+
 def test_a_request_that_exceeds_the_budget_alone_is_refused(endless: EngineOf) -> None:
     plain = endless("idefics2")
     tuning = Tuning(kv_bytes=400 * plain.inference.kv_budget.bytes_per_token, block_tokens=16)

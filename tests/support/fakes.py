@@ -124,6 +124,9 @@ class FakeEngine:
 
     def serve(self, *, slots: int, cancel: Event | None = None) -> FakeSession:
         """Open slots that are filled when all of them are free, and answered by `complete`."""
+        self._check_open()
+        if slots < 1:
+            raise ValueError(f"slots must be 1 or more, not {slots}")
         return FakeSession(self, slots, cancel)
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
@@ -149,6 +152,7 @@ class FakeEngine:
         streams: bool = False,
     ) -> FakeHandle:
         """Answer at once, before it returns."""
+        self._check_open()
         self._raise_scripted([prepared.request])
         chunks = list(self._stream(prepared, None))
         for chunk in chunks if streams else ():
@@ -160,6 +164,10 @@ class FakeEngine:
     def close(self) -> None:
         """Remember that it was called."""
         self.is_closed = True
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("the engine is closed")
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, get_ident
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -92,6 +92,7 @@ class LocalEngine:
         self.spec = spec
         self._images = ImageLoader(spec.limits, offline=spec.offline)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self._inference_thread: int | None = None
         self._closing = Event()
         self._inference: Inference | None = None
         self._scheduler: Scheduler | None = None
@@ -311,6 +312,8 @@ class LocalEngine:
         # After Ctrl-C, *wait* is False. A prefill, and the reading of weights, can take minutes and
         # cannot be interrupted.
         self._closing.set()
+        # A listener runs in the inference thread, which cannot wait for itself.
+        wait = wait and self._inference_thread != get_ident()
         self._worker.shutdown(wait=wait, cancel_futures=True)
         self._inference = self._scheduler = None
         if wait:
@@ -349,6 +352,7 @@ class LocalEngine:
         )
 
     def _load(self, load: Load, progress: Progress | None) -> Loaded:
+        self._inference_thread = get_ident()
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
         # cuDNN's attention gives wrong replies on data-centre Blackwell with few heads of keys

@@ -42,6 +42,9 @@ class LocalSession:
 
     Attributes:
         lane: The lane of the requests.
+
+    Raises:
+        ValueError: If *slots* is less than 1.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class LocalSession:
         open_request: MakeRequest,
         put: Callable[[Sequence[OpenRequest]], None],
     ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be 1 or more, not {slots}")
         self._outbox = SimpleQueue[tuple[int, Outcome] | Exception | None]()
         self.lane = Lane(
             RequestSchedule(slots),

@@ -91,6 +91,9 @@ class Scheduler:
         try:
             job = self._start(self._run)
         except RuntimeError:
+            with self._lock:
+                # The caller of these gets the error, not their listeners.
+                self._inbox = [group for group in self._inbox if group is not requests]
             self.fail_waiting()
             raise RuntimeError("the engine is closed") from None
         # A closing engine drops work that has not started.

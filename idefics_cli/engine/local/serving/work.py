@@ -32,7 +32,7 @@ class Work:
     def __init__(self, inference: Inference, *, closing: Flag) -> None:
         self.inference = inference
         self.interactive = Lane(self._interactive_schedule(), "interactive", closing)
-        self.batch = Lane(RequestSchedule(inference.tuning.interactive_slots), "batch", closing)
+        self.batch = Lane(self._batch_schedule(), "batch", closing)
         self.lanes: list[Lane] = []
         self.runs: list[PromptRun] = []
         self.rows = ActiveRows(inference)
@@ -72,6 +72,7 @@ class Work:
             # The memory may have run out, which halves the number of slots. Later requests may need
             # less memory, so they begin with all slots.
             self.interactive.schedule = self._interactive_schedule()
+            self.batch.schedule = self._batch_schedule()
 
     def clear(self) -> list[OpenRequest]:
         """Forget all requests after a fault of the engine, and return them."""
@@ -83,6 +84,9 @@ class Work:
         self.rows.forget()
         self.inference.drop_caches()
         return requests
+
+    def _batch_schedule(self) -> RequestSchedule[OpenRequest]:
+        return RequestSchedule(self.inference.tuning.interactive_slots)
 
     def _interactive_schedule(self) -> RequestSchedule[OpenRequest]:
         slots = self.inference.tuning.interactive_slots
