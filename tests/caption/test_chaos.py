@@ -42,7 +42,8 @@ ZYGOTE = textwrap.dedent(
         time.sleep(0.0005)
         return "a picture of " + request.attachments[0].source
 
-    services = Services() if sys.argv[1] == "demo" else World(FakeEngine(answer)).services
+    engine = FakeEngine(answer)
+    services = Services() if sys.argv[1] == "demo" else World(engine).services
     # Everything that a run imports. With one thread, OpenMP has no pool. A child would not have
     # its threads, and would wait for them for ever.
     words = ["caption", sys.argv[2], "-m", "demo", "-q", "-o", os.devnull, "--threads", "1"]
@@ -64,6 +65,7 @@ ZYGOTE = textwrap.dedent(
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"],) * 2)
             os.dup2(os.open(order["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            engine.is_closed = False  # the run at the start closed it
             try:
                 idefics.main(order["arguments"], prog_name="idefics", obj=services)
             except SystemExit as end:
