@@ -59,7 +59,8 @@ class Interrupts:
     @contextmanager
     def allowed(self) -> Iterator[None]:
         """Let a second signal raise in the `with` block, even if it came before the block."""
-        # Set before `_react` is called, so that `_on_signal` reacts to a signal in between.
+        # In the opposite order, nothing would raise for a signal that comes after `_react` and
+        # before the assignment.
         self._is_allowed = True
         try:
             self._react()

@@ -146,7 +146,12 @@ def _sampling_of(sampling: Sampling, sample: int) -> Sampling:
     if sampling.seed is None or sample == 0:
         return sampling
     digest = hashlib.sha256(f"{sampling.seed} sample {sample}".encode()).digest()
-    return replace(sampling, seed=int.from_bytes(digest[:8]) >> 1)  # as in `with_content_seed`
+    return replace(sampling, seed=_seed_of(digest))
+
+
+def _seed_of(digest: bytes) -> int:
+    """Return a seed from a digest. torch accepts non-negative seeds of 63 bits."""
+    return int.from_bytes(digest[:8]) >> 1
 
 
 def check_samples(samples: int, sampling: Sampling) -> None:
@@ -266,7 +271,6 @@ def with_content_seed(prepared: Prepared) -> Prepared:
     digest = hashlib.sha256(str(sampling.seed).encode())
     for picture in prepared.pictures:
         digest.update(picture.digest)
-    # Torch accepts non-negative seeds of 63 bits.
-    seed = int.from_bytes(digest.digest()[:8]) >> 1
-    request = replace(prepared.request, sampling=replace(sampling, seed=seed))
+    sampling = replace(sampling, seed=_seed_of(digest.digest()))
+    request = replace(prepared.request, sampling=sampling)
     return replace(prepared, request=request)

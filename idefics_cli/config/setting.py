@@ -150,7 +150,7 @@ class Setting:
 
     @property
     def _range(self) -> str:
-        """The numbers that are allowed, for people."""
+        """The allowed numbers in words, for error messages."""
         if self.above is not None:
             end = "" if self.maximum is None else f" and at most {self.maximum}"
             return f"more than {self.above:g}{end}"

@@ -59,7 +59,7 @@ class Settings:
     )
     longest_edge: int | None = _setting(
         None,
-        help="Scale the longer side of each picture to so many pixels.",
+        help="Scale pictures to this many pixels on the longer side (some models only shrink).",
         minimum=1,
         maximum=100_000,
         unset="as the model was trained",

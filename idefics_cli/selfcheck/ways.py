@@ -115,7 +115,7 @@ def list_ways(facts: ModelFacts, machine: Machine, *, device: str | None = None)
                 )
                 yield Way(refused, refusal=str(error))
                 continue
-            # A plan calls the first GPU "cuda". A verdict needs the number.
+            # A plan calls the first GPU "cuda". The verdict on a way names its GPU by number.
             yield from _variants(replace(spec, device=name), facts, machine)
 
 

@@ -313,7 +313,7 @@ def test_every_format_gives_back_the_captions_that_it_got(
     folder = tmp_path / "in"
     captions = {"a.jpg": "a cat, «ünd» 漢", "sub/b.png": 'two\n"lines", and = tab\t', "c.webp": "x"}
     pictures = tuple(CaptionItem(f"{folder}/{key}", Attachment(""), key) for key in captions)
-    path = folder / "out" if name == "txt" else folder / "out.file"
+    path = folder / ("out" if SINKS[name].output == "folder" else "out.file")
     folder.mkdir()
     target = Target(Recorder(), path, existing=existing, pictures=pictures)
     records = [record(f"{folder}/{key}", text) for key, text in captions.items()]

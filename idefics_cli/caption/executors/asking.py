@@ -124,7 +124,7 @@ class Asker:
         return False
 
     def _fault(self, reply: str) -> str | None:
-        """Return why *reply* cannot be a caption; None if it can, or if any reply is taken."""
+        """Return why *reply* cannot be a caption; None if it can, or the job takes any reply."""
         return None if self._job.takes_any_reply else degeneracy(reply)
 
     def _record(self, opened: Opened, turns: Sequence[_Turn]) -> CaptionRecord:

@@ -34,20 +34,19 @@ def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, obj
         "dtype": spec.dtype,
         "quantization": spec.quantization,
         "splitting": spec.splitting,
-        # The setting of the checkpoint has no entry, so that older runs can be continued.
-        **({} if spec.longest_edge is None else {"longest edge": spec.longest_edge}),
+        **_unless("longest edge", spec.longest_edge, None),
         **(named or {"prompt": job.questions[0].prompt}),
-        **_text_extension(job.text_extension),
-        **({} if job.samples == 1 else {"samples": job.samples}),
+        **_unless("text extension", job.text_extension, TEXT_EXTENSION),
+        **_unless("samples", job.samples, 1),
         "mode": job.mode,
         **sampling,
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
     }
 
 
-def _text_extension(extension: str) -> dict[str, object]:
-    # The default has no entry, so that runs of version 0.1.0 can be continued.
-    return {} if extension == TEXT_EXTENSION else {"text extension": extension}
+def _unless(name: str, value: object, default: object) -> dict[str, object]:
+    # The default has no entry, so that runs of versions without the setting can be continued.
+    return {} if value == default else {name: value}
 
 
 class RunHeader:

@@ -73,7 +73,10 @@ def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict
 
 
 def sample_name(name: str, number: int) -> str:
-    """Return the name of the answer *number*, from 0, among the samples of the answer *name*."""
+    """Return the name of one sample of the answer *name*.
+
+    *number* counts from 0, the names from 1: sample 0 of `caption` is `caption_1`.
+    """
     return f"{name}_{number + 1}"
 
 

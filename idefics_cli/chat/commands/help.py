@@ -32,7 +32,8 @@ _ELSEWHERE: Mapping[str, str] = MappingProxyType(
         **{key: f"`/set {key}=VALUE` sets it" for key in (*SAMPLING_KEYS, *DISPLAY_KEYS)},
     }
 )
-# With this cutoff, two of three letters must agree. A lower one suggested `/drop` for `/copy`.
+# A name is suggested only if more than two thirds of the letters agree. With 0.5, `/drop` was
+# suggested for `/copy`.
 _CUTOFF = 0.67
 _PICTURES = (
     "A picture dragged into the line, or @PATH, is attached too; [1] in a text is picture 1."

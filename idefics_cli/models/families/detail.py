@@ -39,7 +39,8 @@ def with_detail(processor: ImageProcessor, detail: PictureDetail) -> ImageProces
     if detail.splitting is not None and hasattr(changed, "do_image_splitting"):
         changed.do_image_splitting = detail.splitting
     if detail.longest_edge is not None:
-        # The size of transformers is an object of its own; its class takes the same names.
+        # In transformers, the size is a `SizeDict`. Its constructor takes the keys of a dict as
+        # keyword arguments.
         edges = {**dict(processor.size), "longest_edge": detail.longest_edge}
         changed.size = type(processor.size)(**edges)
     return changed

@@ -179,10 +179,10 @@ _MOST_PIXELS = 4096
 
 
 def between_edges(images: Json, edge: int, patch: int) -> Edges | None:
-    """Return the lengths of an image processor that limits both sides of a picture.
+    """Return the lengths of the longer side, if the image processor limits both sides of a picture.
 
-    The longer side is at most as long as the input of the vision model, which has no positions for
-    more patches, and at least as long as the least shorter side.
+    The least length is the `shortest_edge` of the processor. The largest is the edge of the vision
+    model's input, which has no positions for more patches. The usual length is always allowed.
     """
     size = section(images, "size")
     if size and not {"shortest_edge", "longest_edge"} <= size.keys():

@@ -16,13 +16,13 @@ from idefics_cli.core.types import DtypeName
 from idefics_cli.models.families.geometry import Edges
 from idefics_cli.models.families.spec import Shape
 
-# The numbers are in the order of the fields of `Shape`. The number of patches is
-# (edge / patch size) squared.
 # Longest edges of pictures: usual, least and most, and the edges of a tile and of a patch.
 _980 = Edges(980, 378, 980, None, 14)
 _364 = Edges(1456, 364, 2184, 364, 14)
 _384 = Edges(1536, 384, 2304, 384, 14)
 _512 = Edges(2048, 512, 3072, 512, 16)
+# The numbers are in the order of the fields of `Shape`. The number of patches is
+# (edge / patch size) squared.
 _IDEFICS_9B = Shape(4096, 11_008, 32, 32, 32, 128, 16**2, 16, 5120, 1, 3, 8, 1280)
 _IDEFICS_80B = Shape(8192, 22_016, 80, 64, 64, 128, 16**2, 16, 5120, 1, 3, 20, 1280)
 _IDEFICS2_8B = Shape(4096, 14_336, 32, 32, 8, 128, 70**2, 16, 14_336, 5, 66, edges=_980)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from safetensors import safe_open
 from torch import nn
 
@@ -25,17 +21,12 @@ from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.loading.loader import keep_quantized, load
 from tests.support import machines
 from tests.support.commands import run
+from tests.support.kept_weights import assert_same
 from tests.support.kernels import with_kernels
 
 pytest.importorskip("bitsandbytes")
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Ignore what bitsandbytes says about its CPU kernels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("quiet_bitsandbytes")
 
 
 @pytest.fixture(params=["nf4", "int4", "8bit"])
@@ -59,20 +50,6 @@ def numbers(model: object) -> list[str]:
         if isinstance(module, QuantizedLinear)
         for name in module.numbers()
     )
-
-
-def tensors(model: object) -> dict[str, torch.Tensor]:
-    assert isinstance(model, nn.Module)
-    found = {**model.state_dict(), **dict(model.named_buffers())}
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-
-
-def assert_same(one: object, other: object) -> None:
-    ours, theirs = tensors(one), tensors(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert (tensor.dtype, tensor.shape) == (theirs[name].dtype, theirs[name].shape), name
-        assert torch.equal(tensor, theirs[name]), name
 
 
 def load_all(spec: LoadSpec) -> tuple[object, list[str]]:
@@ -101,21 +78,13 @@ def test_kept_weights_are_those_that_were_made(spec: LoadSpec) -> None:
 
 
 def test_our_own_layers_need_no_more_room_than_they_take(
-    spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
+    spec: LoadSpec, needed_bytes: list[int]
 ) -> None:
     if spec.format_4bit == "nf4" and spec.quantization == "4bit":
         pytest.skip("bitsandbytes does not tell")
-    needed: list[int] = []
-    original = quantized_store.save_weights
-
-    def watched(*arguments: Any, needed_bytes: int) -> None:
-        needed.append(needed_bytes)
-        original(*arguments, needed_bytes=needed_bytes)
-
-    monkeypatch.setattr(quantized_store, "save_weights", watched)
     (file,) = keep_quantized(spec).glob("*.safetensors")
     # The file has a table of the tensors too.
-    assert needed[0] < file.stat().st_size < needed[0] + 20_000
+    assert needed_bytes[0] < file.stat().st_size < needed_bytes[0] + 20_000
 
 
 def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(spec: LoadSpec) -> None:

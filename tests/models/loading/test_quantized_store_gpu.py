@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from zlib import crc32
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec, Quantization
@@ -26,20 +25,15 @@ from idefics_cli.models.loading.layers import ChosenKernels
 from idefics_cli.models.loading.loader import load_config
 from idefics_cli.models.loading.weights import Source, load_weights, store_quantized
 from tests.support import tiny
+from tests.support.kept_weights import assert_same, tensors
 from tests.support.kernels import HERE
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
+pytestmark = pytest.mark.usefixtures("quiet_bitsandbytes")
+
 DEVICE = "cuda:0"
 METHODS: tuple[Quantization, ...] = ("4bit", "8bit")
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Ignore what bitsandbytes says about its CPU kernels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -88,20 +82,6 @@ def load(source: Source) -> tuple[Model, list[str]]:
         source, report=lambda phase, share: phases.append(phase), worth_keeping_bytes=0
     )
     return model, phases
-
-
-def tensors(model: object) -> dict[str, Tensor]:
-    assert isinstance(model, nn.Module)
-    found = {**model.state_dict(), **dict(model.named_buffers())}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-
-
-def assert_same(one: object, other: object) -> None:
-    ours, theirs = tensors(one), tensors(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert tensor.dtype == theirs[name].dtype, name
-        assert torch.equal(tensor, theirs[name]), name
 
 
 def quantized_layers(model: object) -> int:
@@ -162,16 +142,8 @@ def test_large_weights_are_written_in_several_files(
 
 
 def test_the_room_that_is_needed_is_that_of_the_quantized_weights(
-    checkpoint: Callable[[str], Path], source_of: SourceOf, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Callable[[str], Path], source_of: SourceOf, needed_bytes: list[int]
 ) -> None:
-    needed: list[int] = []
-    original = quantized_store.save_weights
-
-    def watched(*arguments: Any, needed_bytes: int) -> None:
-        needed.append(needed_bytes)
-        original(*arguments, needed_bytes=needed_bytes)
-
-    monkeypatch.setattr(quantized_store, "save_weights", watched)
     source = source_of(checkpoint("idefics2"))
     load(source)
     folder = source.kept_folder
@@ -179,7 +151,7 @@ def test_the_room_that_is_needed_is_that_of_the_quantized_weights(
     (file,) = folder.glob("*.safetensors")
     written = sum(tensor.nbytes for tensor in load_file(file).values())
     # A head that shares its weight with the embedding is counted twice.
-    assert written <= needed[0] <= source.size_bytes
+    assert written <= needed_bytes[0] <= source.size_bytes
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "unreadable"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,13 +23,7 @@ from idefics_cli.models.planning.quantization import METHODS
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Ignore what bitsandbytes says about its CPU kernels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("quiet_bitsandbytes")
 
 
 def spec(**changes: Any) -> LoadSpec:

@@ -65,9 +65,9 @@ class Detokenizer:
         # A replacement character at the end may stand for a character with bytes still to come.
         if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
             return ""
-        # The next call decodes the last piece again as context, because some decoders drop the
-        # space before the first word. Only the start of a piece is safe as the start of the window:
-        # elsewhere it could be inside a character, and a SentencePiece decoder would then reject
+        # The next call decodes the tokens of this text again as context, because some decoders drop
+        # the space before the first word. Decoding starts only where the text of a call started:
+        # elsewhere it could start inside a character, and a SentencePiece decoder would then reject
         # the whole run of bytes.
         self._start = self._read
         self._read = len(tokens)

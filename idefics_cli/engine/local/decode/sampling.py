@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from idefics_cli.core.errors import ModelError
+from idefics_cli.core.text import or_list
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.engine.local.decode.constraint import Guide, refused_tokens
 from idefics_cli.engine.local.transfer import HostCopy, stacked_on, to_device
@@ -32,7 +33,8 @@ class BatchRow:
         tokens: Ids generated so far.
         finish: Why the reply ended; None while it goes on.
         generator: Source of randomness; None for greedy decoding.
-        noise: Random numbers (V,) of `draw_tokens` for a token that is not chosen yet.
+        noise: Random numbers (V,) with which `draw_tokens` draws the next token. They stay until
+            that token is appended; None if they are not drawn yet.
         guide: Says which tokens may follow; None allows all that are not banned.
     """
 
@@ -295,7 +297,7 @@ def _no_token(highest: float, row: BatchRow, dtype: torch.dtype) -> ModelError:
     if row.guide is not None and highest == -math.inf:
         return ModelError("the schema or pattern of the answer leaves no token to go on with")
     name = str(dtype).removeprefix("torch.")
-    others = " or ".join(f"`--dtype {n}`" for n in ("bfloat16", "float32") if n != name)
+    others = or_list([f"`--dtype {n}`" for n in ("bfloat16", "float32") if n != name])
     return ModelError(
         f"the model's numbers went out of range in {name}, so it has no answer",
         hint=f"try {others}; else its weights may be damaged",
