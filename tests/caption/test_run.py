@@ -117,7 +117,8 @@ def test_a_script_without_a_terminal_captions_a_folder(tmp_path: Path) -> None:
     )
 
     *lines, end = ran.stdout.splitlines()
-    assert (end, ran.stderr) == ("6 0 done", "")
+    # With PyTorch's builds for CUDA, triton prints "nanobind: leaked ..." as Python ends.
+    assert (end, ran.stderr.partition("nanobind: ")[0]) == ("6 0 done", "")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line.split("\t")[1] for line in lines] == [row["caption"] for row in rows]
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

@@ -163,6 +163,28 @@ def test_a_thread_that_is_at_work_at_the_end_does_not_change_the_exit(
     assert ran.stdout.startswith(b"idefics ")
 
 
+def test_the_end_runs_exit_functions_but_does_not_take_libraries_down() -> None:
+    # As triton, which prints "leaked instances" while Python frees its modules.
+    program = textwrap.dedent(
+        """
+        import atexit, os, sys
+        from idefics_cli.cli.app import main
+
+        class Library:
+            def __del__(self):
+                os.write(2, b"leaked")
+
+        library = Library()
+        atexit.register(sys.stderr.write, "closed")
+        sys.argv = ["idefics", "--version"]
+        main()
+        """
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"closed")
+    assert ran.stdout.startswith(b"idefics ")
+
+
 def failing_services(error: type[BaseException]) -> Services:
     """Return services that raise *error* where a command looks up its model."""
 

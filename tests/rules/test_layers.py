@@ -207,7 +207,8 @@ def test_click_is_never_imported(path: Path) -> None:
 def loaded_after_each(*codes: str) -> list[set[str]]:
     """Return the top names in `sys.modules` after each of *codes*, which run in order."""
     script = (
-        "import contextlib, io, sys\n"
+        "import contextlib, io, os, sys\n"
+        "os._exit = sys.exit  # `main` would leave the process after the first command\n"
         "for code in sys.argv[1:]:\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        exec(code)\n"
