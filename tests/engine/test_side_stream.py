@@ -19,7 +19,7 @@ from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.local.vision.side_stream import CudaSideStream
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.protocols import Model
-from tests.support.prompts import as_request, prepared_pictures, reopen
+from tests.support.prompts import as_request, prepared_pictures, reopen, tensors_of
 from tests.support.recording import LateSideStream, gpu_inference
 from tests.support.serving import LIMITS, Outcomes, serve_all, tokens_of
 
@@ -35,11 +35,13 @@ class Served:
         engine: The engine.
         side_stream: Its side stream.
         encoded: The number of tiles of every forward of the vision encoder.
+        places: Where these forwards ran: True for the side stream.
     """
 
     engine: LocalEngine
     side_stream: LateSideStream
     encoded: list[int]
+    places: list[bool]
 
     def requests(self) -> list[Prepared]:
         """Return requests with a picture of their own each, whose replies are of many lengths."""
@@ -87,14 +89,16 @@ def open_served(
         engine = reopen(endless("idefics2"), make_inference)
         engines.append(engine)
         encoded: list[int] = []
+        places: list[bool] = []
         encode_tiles = engine.loaded.family.encode_tiles
 
         def watched(model: Model, tiles: Tensor, sizes: Sizes = None) -> Tensor:
             encoded.append(len(tiles))
+            places.append(side_stream.is_current)
             return encode_tiles(model, tiles, sizes)
 
         monkeypatch.setattr(engine.loaded.family, "encode_tiles", watched)
-        return Served(engine, side_stream, encoded)
+        return Served(engine, side_stream, encoded, places)
 
     yield open_one
     for engine in engines:
@@ -114,6 +118,26 @@ def test_pictures_of_waiting_requests_are_encoded_meanwhile_and_once(
     assert sum(served.side_stream.made) > 0
     assert served.side_stream.recorded == 2 * len(LIMITS)
     assert sum(served.encoded) == once
+
+
+def test_all_pictures_are_encoded_in_the_memory_of_the_side_stream(open_served: OpenServed) -> None:
+    served = open_served()
+    served.reply_together()
+    # Those of the first requests are waited for.
+    assert len(served.places) > len(served.side_stream.made)
+    assert all(served.places)
+    assert not served.side_stream.is_current
+
+
+def test_nothing_is_encoded_ahead_while_pictures_are_waited_for(open_served: OpenServed) -> None:
+    served = open_served()
+    look_ahead = served.engine.inference.look_ahead
+    pieces = look_ahead.encode_pieces(tensors_of(served.engine, [0, 1]))
+    can_start = [look_ahead.can_start]
+    next(pieces)
+    can_start.append(look_ahead.can_start)
+    pieces.close()
+    assert [*can_start, look_ahead.can_start] == [True, False, True]
 
 
 def test_pictures_that_are_encoded_ahead_have_one_shape_and_fit_into_one_forward(
@@ -263,6 +287,19 @@ def test_streams_wait_for_each_other_also_when_the_work_fails(cuda: FakeCuda) ->
     with pytest.raises(ZeroDivisionError):
         side_stream.join()
     assert cuda.calls == ["side waits for main", "on side:", "off side", "all wait"]
+    assert not side_stream.is_busy
+
+
+def test_work_in_place_is_between_that_of_the_main_stream(cuda: FakeCuda) -> None:
+    side_stream = CudaSideStream(torch.device("cuda:0"))
+    with side_stream.in_place():
+        cuda.calls.append("work")
+    order = ["side waits for main", "on side:", "work", "off side", "main waits for side"]
+    assert cuda.calls == order
+    cuda.calls.clear()
+    with pytest.raises(ZeroDivisionError), side_stream.in_place():
+        1 / 0  # noqa: B018  # the error is wanted
+    assert cuda.calls == [call for call in order if call != "work"]
     assert not side_stream.is_busy
 
 

@@ -71,18 +71,20 @@ class LateSideStream:
     Attributes:
         made: Number of tensors that each work made.
         recorded: Number of tensors whose use was recorded.
+        is_current: Whether the side stream runs what is called now.
     """
 
     def __init__(self, error: Exception | None = None) -> None:
         self.made: list[int] = []
         self.recorded = 0
-        self.is_busy = False
+        self.is_busy = self.is_current = False
         self._work_error = error
         self._late: list[tuple[Tensor, Tensor]] = []
         self._error: Exception | None = None
 
     def submit_work(self, work: Callable[[], object]) -> None:
-        made = [tensor for tensor in tree_leaves(work()) if isinstance(tensor, Tensor)]
+        with self.in_place():
+            made = [tensor for tensor in tree_leaves(work()) if isinstance(tensor, Tensor)]
         self.made.append(len(made))
         self._error = self._work_error
         for tensor in made:
@@ -95,6 +97,14 @@ class LateSideStream:
         self._late = []
         if self._error is not None:
             raise self._error
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        self.is_current = True
+        try:
+            yield
+        finally:
+            self.is_current = False
 
     def record_use(self, tensors: Iterable[Tensor]) -> None:
         self.recorded += len(list(tensors))

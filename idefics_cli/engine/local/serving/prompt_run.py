@@ -112,7 +112,7 @@ class PromptRun:
         loaded = inference.loaded
         pictures = [each.picture for request in self.requests for each in request.pictures]
         inference.look_ahead.finish(pictures)
-        found = yield from inference.encoder.encode_pieces(
+        found = yield from inference.look_ahead.encode_pieces(
             [each for request in self.requests for each in request.pictures]
         )
         # The features of a request that was put back are in RAM.

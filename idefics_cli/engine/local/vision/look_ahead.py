@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class LookAhead:
         self._side_stream = side_stream
         # Digests of the pictures that were submitted, and whose request has not started yet.
         self._submitted: set[bytes] = set()
+        # Number of calls of `encode_pieces` that have not ended.
+        self._open_count = 0
 
     @property
     def is_on(self) -> bool:
@@ -38,7 +41,8 @@ class LookAhead:
     @property
     def can_start(self) -> bool:
         """Whether the side stream is free."""
-        return self._side_stream is not None and not self._side_stream.is_busy
+        side_stream = self._side_stream
+        return side_stream is not None and not self._open_count and not side_stream.is_busy
 
     def start_encoding(self, waiting: Sequence[PictureTensors], cancel: Flag) -> None:
         """Start to encode some pictures of *waiting*, whose requests start soon.
@@ -67,6 +71,29 @@ class LookAhead:
         """Wait for the submitted work, because the request of *pictures* starts now."""
         self._joined_stream()
         self._submitted.difference_update(picture.digest for picture in pictures)
+
+    def encode_pieces(
+        self, pictures: Sequence[PictureTensors]
+    ) -> Generator[None, None, dict[bytes, Tensor]]:
+        """Encode *pictures* now, as `PictureEncoder.encode_pieces` does.
+
+        This also runs on the side stream. torch has a pool of memory for each stream, and the peak
+        of the vision encoder, some gigabytes, would otherwise stay in two of them.
+        """
+        pieces = self._encoder.encode_pieces(pictures)
+        self._open_count += 1
+        try:
+            while True:
+                side_stream = self._side_stream
+                with nullcontext() if side_stream is None else side_stream.in_place():
+                    try:
+                        next(pieces)
+                    except StopIteration as end:
+                        features: dict[bytes, Tensor] = end.value
+                        return features
+                yield
+        finally:
+            self._open_count -= 1
 
     def record_use(self, features: Iterable[Tensor]) -> None:
         """Keep the memory of *features* until the main stream has used them."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -27,6 +28,13 @@ class SideStream(Protocol):
 
         Raises:
             Exception: The error of the work.
+        """
+        ...
+
+    def in_place(self) -> AbstractContextManager[None]:
+        """Run the body on the device's side stream, between earlier and later work of the main one.
+
+        The results may be used at once, after `record_use`.
         """
         ...
 
@@ -63,11 +71,8 @@ class CudaSideStream:
 
     def submit_work(self, work: Callable[[], object]) -> None:
         """Start *work* in the thread; see `SideStream`."""
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # of torch
-        # The work may read results of the main stream, such as the weights.
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        self._job = self._worker.submit(self._run, work, self._stream)
+        stream, _ = self._waiting_stream()
+        self._job = self._worker.submit(self._run, work, stream)
 
     def join(self) -> None:
         """Let the main stream wait for the work; see `SideStream`."""
@@ -80,11 +85,30 @@ class CudaSideStream:
             torch.cuda.synchronize(self._device)
         torch.cuda.current_stream(self._device).wait_event(self._job.result())
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Run the body on the stream; see `SideStream`."""
+        stream, current = self._waiting_stream()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            current.wait_stream(stream)
+
     def record_use(self, tensors: Iterable[Tensor]) -> None:
         """Tell torch that the main stream uses *tensors*; see `SideStream`."""
         stream = torch.cuda.current_stream(self._device)
         for tensor in tensors:
             tensor.record_stream(stream)
+
+    def _waiting_stream(self) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+        """Return the stream, which waits for the main one, and the main one."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # of torch
+        current = torch.cuda.current_stream(self._device)
+        # The work may read results of the main stream, such as the weights.
+        self._stream.wait_stream(current)
+        return self._stream, current
 
     def _run(self, work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.Event:
         with torch.cuda.stream(stream):
