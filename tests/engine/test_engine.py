@@ -290,7 +290,7 @@ def test_prepare_keeps_the_size_and_the_pixels_of_a_picture(
         GenerationRequest((Message("user", (Attachment(str(path)), "What?")),))
     )
     assert [picture.size for picture in prepared.pictures] == [(30, 20)]
-    (tile,) = engine.find_tensors(prepared)[0].tiles
+    (tile,) = engine.find_tensors(prepared)[0].pixel_values
     # -1 is black, 1 is white.
     assert ((tile[:, 3, 3] + 1) * 127.5).round().tolist() == [1, 2, 3]
 

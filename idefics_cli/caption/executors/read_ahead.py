@@ -18,7 +18,7 @@ from idefics_cli.core.types import CaptionRecord
 
 Result = Opened | CaptionRecord
 Open = Callable[[CaptionItem], Result]
-# Largest number of pixels of all waiting pictures. At 12 bytes per pixel they take 0.4 GB. The
+# Largest number of pixels of all waiting pictures. At 3 bytes per pixel they take 0.1 GB. The
 # pictures that are being opened take memory besides.
 _MAX_PIXELS = 32_000_000
 # How long the end of a run waits for its readers.

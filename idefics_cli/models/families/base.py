@@ -10,29 +10,24 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
+import torch
 from torch import Tensor
 
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import GenerationRequest, Message, PictureDetail
 from idefics_cli.models.families.classes import import_class
-from idefics_cli.models.families.detail import (
-    find_edges,
-    with_detail,
-    without_own,
-)
+from idefics_cli.models.families.detail import find_edges, with_detail, without_own
 from idefics_cli.models.families.geometry import find_detail_fault
 from idefics_cli.models.families.internals import cache_name
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.families.protocols import Config, Model, Processor, StepOutput
 from idefics_cli.models.families.raw_prompt import raw_text
-from idefics_cli.models.families.spec import (
-    FAKE_TOKEN,
-    IMAGE_TOKEN,
-    find_family,
-)
+from idefics_cli.models.families.resize import levels_of
+from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN, find_family
 from idefics_cli.models.families.special_tokens import control_pattern, find_hidden_ids
 from idefics_cli.models.families.vision_work import VisionWork
 
@@ -166,7 +161,7 @@ class Family:
     def preprocess(
         self, image: Image, recall: Callable[[bytes], PictureTensors | None] = lambda digest: None
     ) -> PictureTensors:
-        """Cut, scale and normalize a picture; safe in any thread.
+        """Cut and scale a picture; safe in any thread.
 
         Args:
             image: RGB and upright; `info["original_size"]` is its size before any scaling.
@@ -188,7 +183,8 @@ class Family:
             tile_sizes=tuple((tile.shape[1], tile.shape[2]) for tile in tiles),
             grid=grid,
         )
-        return PictureTensors(picture, tuple(tiles))
+        are_bytes = tiles[0].dtype == torch.uint8
+        return PictureTensors(picture, tuple(tiles), levels=self._levels if are_bytes else None)
 
     def encode(
         self, requests: Sequence[GenerationRequest], pictures: Sequence[Sequence[PreparedPicture]]
@@ -337,6 +333,10 @@ class Family:
             text = self._control.sub(lambda m: m.group()[0] + " " + m.group()[1:], text)
         return text
 
+    @cached_property
+    def _levels(self) -> Tensor:
+        return levels_of(self.processor.image_processor)
+
     def _parts(self, message: Message) -> list[str | None]:
         """Return the texts of *message*, without control tokens, and None for each picture.
 
@@ -364,7 +364,10 @@ class Family:
         return [image]
 
     def _make_tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
-        """Return the tiles of a picture (3, H, W) without padding, and its grid."""
+        """Return the tiles of a picture (3, H, W) without padding, and its grid.
+
+        The tiles are uint8 before rescaling and normalizing, or float32 after both.
+        """
         raise NotImplementedError
 
     def _count_tokens(self, picture: PreparedPicture) -> int:

@@ -15,7 +15,7 @@ from idefics_cli.models.families.internals import takes_flat_states
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
-from idefics_cli.models.families.resize import shrink
+from idefics_cli.models.families.resize import cut_tiles, shrink
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.token_rows import pad_left
 
@@ -164,7 +164,7 @@ class Idefics1(Family):
         return [shrink(image, self.processor.image_processor, lambda *_: (height, width))]
 
     def _make_tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
-        pixels = self.processor.image_processor(list(pieces), return_tensors="pt")
+        pixels = cut_tiles(list(pieces), self.processor.image_processor)
         if not isinstance(pixels, Tensor):
             raise TypeError("the image processor returned no tensor")
         return list(pixels), (0, 0)

@@ -19,7 +19,7 @@ from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.prompt_template import PromptTemplate
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.raw_prompt import raw_text
-from idefics_cli.models.families.resize import normalize, shrink
+from idefics_cli.models.families.resize import cut_tiles, pixels_of, shrink
 from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.token_rows import pad_left
 from idefics_cli.models.families.vision_work import VisionWork
@@ -191,8 +191,8 @@ class Idefics2(TemplateFamily):
         processor = self.processor.image_processor
         sizes = [(piece.height, piece.width) for piece in pieces]
         if processor.do_resize and all(self._scaled(*size) == size for size in sizes):
-            return [normalize(piece, processor) for piece in pieces], (0, 0)
-        encoded = processor([list(pieces)], return_tensors="pt", do_image_splitting=False)
+            return [pixels_of(piece) for piece in pieces], (0, 0)
+        encoded = cut_tiles([list(pieces)], processor, do_image_splitting=False)
         if isinstance(encoded, Tensor):
             raise TypeError("the image processor returned no named tensors")
         return strip_padding(encoded), (0, 0)

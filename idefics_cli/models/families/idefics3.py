@@ -16,7 +16,7 @@ from idefics_cli.core.units import counted
 from idefics_cli.models.families.idefics2 import TemplateFamily, strip_padding
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, Processor
-from idefics_cli.models.families.resize import shrink
+from idefics_cli.models.families.resize import cut_tiles, shrink
 from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class Idefics3(TemplateFamily):
         return [shrink(image, self.processor.image_processor, self._scaled)]
 
     def _make_tiles(self, pieces: Sequence[Image]) -> tuple[Sequence[Tensor], tuple[int, int]]:
-        encoded = self.processor.image_processor(
-            [list(pieces)], return_tensors="pt", return_row_col_info=True
+        encoded = cut_tiles(
+            [list(pieces)], self.processor.image_processor, return_row_col_info=True
         )
         if isinstance(encoded, Tensor):
             raise TypeError("the image processor returned no named tensors")

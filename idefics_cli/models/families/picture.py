@@ -39,7 +39,7 @@ class PreparedPicture:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of all tiles. Each pixel takes 12 bytes until the picture is encoded."""
+        """Number of pixels of all tiles."""
         return sum(height * width for height, width in self.tile_sizes)
 
     def without_tiles(self) -> PreparedPicture:
@@ -64,14 +64,34 @@ class PictureTensors:
 
     Attributes:
         picture: The picture.
-        tiles: Pixels (3, H, W) of each tile, float32, on the CPU; empty if *features* are given.
+        tiles: Pixels (3, H, W) of each tile, on the CPU; empty if *features* are given. They are
+            uint8 before `levels` are applied, or float32 and ready for the model.
         features: Image features (tokens, D), if an equal picture was encoded before; see
             `Family.encode_tiles`.
+        levels: The normalized value of each byte in each channel, float32 (3, 256); None if the
+            tiles are float32.
     """
 
     picture: PreparedPicture
     tiles: tuple[Tensor, ...] = ()
     features: Tensor | None = None
+    levels: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the tiles."""
+        return sum(tile.nbytes for tile in self.tiles)
+
+    @property
+    def pixel_values(self) -> tuple[Tensor, ...]:
+        """The pixels (3, H, W) of each tile as the model takes them, float32."""
+        if self.levels is None:
+            return self.tiles
+        made = []
+        for tile in self.tiles:
+            made.append(self.levels.new_empty(tile.shape))
+            apply_levels(self.levels, tile, made[-1])
+        return tuple(made)
 
     def without_tiles(self) -> PictureTensors:
         """Return the tensors of `PreparedPicture.without_tiles`."""
@@ -83,4 +103,23 @@ class PictureTensors:
             self.picture.without_tiles(),
             self.tiles[-1:],
             None if features is None else features[-(len(features) // count) :].clone(),
+            self.levels,
         )
+
+
+def apply_levels(levels: Tensor, tile: Tensor, target: Tensor) -> None:
+    """Write the normalized pixels of a tile into *target*; all tensors are on one device.
+
+    Args:
+        levels: The value of each byte in each channel, float32 (3, 256).
+        tile: uint8 (3, H, W).
+        target: float32 (3, H, W).
+    """
+    from torch import index_select
+
+    for values, channel, out in zip(levels, tile, target, strict=True):
+        index = channel.flatten().int()
+        if out.is_contiguous():
+            index_select(values, 0, index, out=out.view(-1))
+        else:
+            out.copy_(index_select(values, 0, index).view(out.shape))

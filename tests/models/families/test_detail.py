@@ -59,7 +59,7 @@ def test_a_picture_is_scaled_as_by_the_processor_with_this_size(
         assert not isinstance(theirs, torch.Tensor)
         pixels = theirs["pixel_values"][0]
         assert len(pixels) == len(ours.tiles)
-        for tile, expected in zip(ours.tiles, pixels, strict=True):
+        for tile, expected in zip(ours.pixel_values, pixels, strict=True):
             assert torch.equal(tile, expected[:, : tile.shape[1], : tile.shape[2]])
 
 

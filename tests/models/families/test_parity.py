@@ -59,7 +59,7 @@ def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
     inputs = family.encode([prepared.request], [prepared.pictures])
     # Preprocessed again, because the pictures that the engine remembers have no pixels.
     images = map(image_of, prepared.request.attachments)
-    tiles = [tile for image in images for tile in family.preprocess(image).tiles]
+    tiles = [tile for image in images for tile in family.preprocess(image).pixel_values]
     if tiles:
         inputs |= padded(tiles)
     return inputs

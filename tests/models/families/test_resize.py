@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -62,7 +64,26 @@ def test_tiles_are_those_of_the_library_to_the_bit(
     got = family.preprocess(image)
     assert got.picture.size == size
     assert got.picture.tile_sizes == tuple((tile.shape[1], tile.shape[2]) for tile in expected)
+    assert all(map(torch.equal, got.pixel_values, expected))
+    assert {tile.dtype for tile in got.tiles} == {torch.uint8}
+
+
+def test_a_processor_whose_pixels_are_no_bytes_finishes_the_tiles(
+    family_of: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, image = family_of("idefics"), noise((90, 70))
+    processor = type(family.processor.image_processor)
+    resize = processor.resize  # type: ignore[attr-defined]  # of the library, not of the protocol
+
+    def resized(self: object, *arguments: Any, **options: Any) -> Any:
+        return resize(self, *arguments, **options).astype(np.float32) + 0.25
+
+    monkeypatch.setattr(processor, "resize", resized)
+    expected = library_tiles(family, image)
+    got = family.preprocess(image)
+    assert [tile.dtype for tile in got.tiles] == [torch.float32]
     assert all(map(torch.equal, got.tiles, expected))
+    assert all(map(torch.equal, got.pixel_values, expected))
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)

@@ -27,7 +27,7 @@ def features(spec: LoadSpec) -> Tensor:
         projection = cast("Any", loaded.model).model.connector.modality_projection
         projection.up_proj.weight *= 1e4
         projection.down_proj.weight *= 1e5
-        tiles = torch.stack(loaded.family.preprocess(picture(0)).tiles[:1])
+        tiles = torch.stack(loaded.family.preprocess(picture(0)).pixel_values[:1])
         return loaded.family.encode_tiles(loaded.model, tiles)
 
 

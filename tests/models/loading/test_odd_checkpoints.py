@@ -430,4 +430,4 @@ def test_pictures_that_are_not_scaled_are_not_reduced_while_decoding(
     assert family.draft_edge > 65_000
     prepared = family.preprocess(Image.new("RGB", (140, 70)))
     assert prepared.picture.tile_sizes == ((70, 140),)
-    assert torch.equal(prepared.tiles[0], torch.full((3, 70, 140), -1.0))
+    assert torch.equal(prepared.pixel_values[0], torch.full((3, 70, 140), -1.0))

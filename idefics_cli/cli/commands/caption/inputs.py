@@ -258,8 +258,9 @@ def _most_waiting(plan: Plan) -> int:
     of the spare RAM.
     """
     shape = plan.facts.shape
-    # A patch has at most 16x16 pixels. Each pixel is three numbers of 32 bits.
-    picture_bytes = shape.tiles * shape.patches * 16 * 16 * 3 * 4
+    # A patch has at most 16x16 pixels. Each pixel is three bytes; they become four times as many
+    # only for one forward.
+    picture_bytes = shape.tiles * shape.patches * 16 * 16 * 3
     spare_bytes = max(0, plan.spare_ram_bytes - DECODING_BYTES)
     return max(1, spare_bytes // 2 // (2 * picture_bytes))
 

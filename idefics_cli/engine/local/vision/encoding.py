@@ -12,7 +12,11 @@ from idefics_cli.engine.local.vision.features import FeatureCache
 from idefics_cli.engine.local.vision.tiles import ForwardCost, Group, Tile, group_tiles
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import attention_of
-from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
+from idefics_cli.models.families.picture import (
+    PictureTensors,
+    PreparedPicture,
+    apply_levels,
+)
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels.table import ATTENTION_KERNELS
@@ -67,6 +71,8 @@ class PictureEncoder:
         is_cuda = model.device.type == "cuda"
         self.max_pixels = max_pixels or (_GPU_PIXELS if is_cuda else _CPU_PIXELS)
         self._cost = cost
+        # The last table of levels, on the CPU and on the device.
+        self._levels: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode()
     def encode(
@@ -101,7 +107,7 @@ class PictureEncoder:
         encoded: dict[Tile, Tensor] = {}
         for group in self.groups(each.picture for each in missing.values()):
             yield
-            pixels = _stacked(group, missing, self._model.device)
+            pixels = self._stack(group, missing)
             sizes = group.sizes if group.has_padding else None
             outputs = self._family.encode_tiles(self._model, pixels, sizes)
             encoded |= zip(group.tiles, outputs, strict=True)
@@ -130,6 +136,32 @@ class PictureEncoder:
             or _estimated_cost(model.device, is_native_bf16=attention == cpu_attention.TILED.name),
         )
 
+    def _stack(self, group: Group, pictures: Mapping[bytes, PictureTensors]) -> Tensor:
+        """Return the tiles of *group* as one tensor on the device, normalized, padded with zeros.
+
+        Bytes go to the device as they are, a quarter of the memory, and become numbers there.
+        """
+        device = self._model.device
+        channels = pictures[group.tiles[0][0]].tiles[0].shape[0]
+        shape = (len(group.tiles), channels, group.height, group.width)
+        make = torch.zeros if group.has_padding else torch.empty
+        stacked = make(shape, dtype=torch.float32, device=device)
+        for whole, (digest, index) in zip(stacked, group.tiles, strict=True):
+            picture = pictures[digest]
+            tile = _on_device(picture.tiles[index], device)
+            target = whole[:, : tile.shape[1], : tile.shape[2]]
+            if picture.levels is None:
+                target.copy_(tile)
+            else:
+                apply_levels(self._levels_on_device(picture.levels), tile, target)
+        return stacked
+
+    def _levels_on_device(self, levels: Tensor) -> Tensor:
+        """Return *levels* on the device; the last ones are kept, because a family has one table."""
+        if self._levels is None or self._levels[0] is not levels:
+            self._levels = levels, levels.to(self._model.device)
+        return self._levels[1]
+
     def _find_features(
         self, pictures: Sequence[PictureTensors]
     ) -> tuple[dict[bytes, Tensor], dict[bytes, PictureTensors]]:
@@ -157,24 +189,12 @@ def _estimated_cost(device: torch.device, *, is_native_bf16: bool) -> ForwardCos
     return ForwardCost(_CPU_LAYER_OPERATIONS * speed)
 
 
-def _stacked(
-    group: Group, pictures: Mapping[bytes, PictureTensors], device: torch.device
-) -> Tensor:
-    """Return the tiles of *group* as one tensor on *device*, padded with zeros.
-
-    The copy to a CUDA GPU does not block the host.
-    """
-    is_cuda = device.type == "cuda"
-    first = pictures[group.tiles[0][0]].tiles[0]
-    shape = (len(group.tiles), first.shape[0], group.height, group.width)
+def _on_device(tile: Tensor, device: torch.device) -> Tensor:
+    """Return *tile* on *device*; the copy to a CUDA GPU does not block the host."""
+    if device.type != "cuda":
+        return tile.to(device)
     # CUDA's host allocator does not reuse pinned memory while a copy still reads it.
-    staging = first.new_empty(shape, pin_memory=is_cuda)
-    if group.has_padding:
-        staging.zero_()
-    for target, (digest, index) in zip(staging, group.tiles, strict=True):
-        tile = pictures[digest].tiles[index]
-        target[:, : tile.shape[1], : tile.shape[2]] = tile
-    return staging.to(device, non_blocking=is_cuda)
+    return tile.pin_memory().to(device, non_blocking=True)
 
 
 def _joined(picture: PreparedPicture, encoded: dict[Tile, Tensor]) -> Tensor | None:

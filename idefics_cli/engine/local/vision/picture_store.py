@@ -17,7 +17,6 @@ from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 # An entry takes some 300 bytes, and a captioning run may read millions of files.
 _MAX_FILES = 10_000
 _FileKey: TypeAlias = tuple[str, PictureDetail | None]
-_BYTES_PER_PIXEL = 12
 # By default, pixels take at most this memory, and at most this part of the free RAM. A split
 # picture of Idefics2 has 58 MB, and a captioning run opens up to 1.3 GB ahead.
 _MOST_BYTES, _FREE_SHARE = 2 * 2**30, 8
@@ -120,4 +119,4 @@ class PictureStore:
         return picture if picture.size == size else replace(picture, size=size)
 
     def _count_bytes(self) -> int:
-        return sum(each.picture.pixels for each in self._held.values()) * _BYTES_PER_PIXEL
+        return sum(each.nbytes for each in self._held.values())
