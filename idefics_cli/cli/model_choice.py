@@ -11,7 +11,7 @@ from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
-from idefics_cli.core.types import ImageLimits, Sampling
+from idefics_cli.core.types import WHITE, Colour, ImageLimits, Sampling
 from idefics_cli.core.units import format_size
 from idefics_cli.engine.protocol import Engine
 
@@ -22,13 +22,26 @@ if TYPE_CHECKING:
 
 
 def image_limits(settings: Settings) -> ImageLimits:
-    """Return the limits of the image loader under *settings*."""
+    """Return the limits of the image loader under *settings*.
+
+    Raises:
+        UsageError: If the background is not a colour.
+    """
     return ImageLimits(
         max_pixels=settings.max_pixels,
         max_bytes=min(settings.max_bytes, 2**60),  # no read takes more
         timeout_seconds=settings.timeout_seconds,
         keeps_truncated=settings.truncated == "keep",
+        background=_colour(settings.background),
     )
+
+
+def _colour(text: str) -> Colour:
+    if text == Settings().background:  # without the import of Pillow
+        return WHITE
+    from idefics_cli.images.background import parse_colour
+
+    return parse_colour(text)
 
 
 def sampling(settings: Settings, *, default_tokens: int) -> Sampling:

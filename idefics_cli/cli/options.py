@@ -195,6 +195,7 @@ MaxPixels = Annotated[str | None, _option("max_pixels", panel=IMAGES_PANEL)]
 MaxBytes = Annotated[str | None, _option("max_bytes", panel=IMAGES_PANEL)]
 TimeoutSeconds = Annotated[str | None, _option("timeout_seconds", panel=IMAGES_PANEL)]
 Truncated = Annotated[str | None, _option("truncated", panel=IMAGES_PANEL)]
+Background = Annotated[str | None, _option("background", panel=IMAGES_PANEL, metavar="COLOUR")]
 BatchSize = Annotated[str | None, _option("batch_size", panel=IMAGES_PANEL)]
 Recursive = Annotated[
     bool | None, _option("recursive", "--recursive/--no-recursive", "-r", panel=IMAGES_PANEL)

@@ -136,6 +136,12 @@ class Settings:
         help="Accept or refuse pictures of which the end is missing.",
         choices=("keep", "refuse"),
     )
+    background: str = _setting(
+        "white",
+        help="Colour below the transparent parts of pictures: a name or `#rrggbb`.",
+        pattern=r"#[0-9a-fA-F]{6}|[a-zA-Z]+",
+        expects="a colour such as black or #1a2b3c",
+    )
     batch_size: int | None = _setting(
         None,
         help="Number of pictures to caption at the same time.",

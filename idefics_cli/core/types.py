@@ -182,9 +182,20 @@ DECODING_BYTES = 1_000_000_000
 """Largest memory of all pictures that are decoded together; a larger picture is decoded alone."""
 
 
+Colour = tuple[int, int, int]
+"""A colour in sRGB: red, green, blue, each 0 to 255."""
+
+WHITE: Colour = (255, 255, 255)
+
+
+def hex_of(colour: Colour) -> str:
+    """Return *colour* as `#rrggbb`."""
+    return f"#{bytes(colour).hex()}"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """The limits of the image loader.
+    """The limits of the image loader, and what it makes of pictures that are not whole.
 
     Attributes:
         max_pixels: Width times height, checked on the header before decoding.
@@ -192,6 +203,7 @@ class ImageLimits:
         timeout_seconds: Time limit of one connect or read.
         max_redirects: Number of HTTP redirects to follow.
         keeps_truncated: Whether to accept pictures of which the end is missing.
+        background: The colour below transparent pixels.
     """
 
     max_pixels: int = 100_000_000
@@ -199,6 +211,7 @@ class ImageLimits:
     timeout_seconds: float = 20.0
     max_redirects: int = 5
     keeps_truncated: bool = False
+    background: Colour = WHITE
 
 
 @dataclass(frozen=True, slots=True)

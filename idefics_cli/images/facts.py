@@ -30,8 +30,8 @@ class PixelFacts:
 
     Attributes:
         has_alpha: Whether the alpha channel is transparency. If not, it is ignored.
-        may_be_blended: Whether the colours may be blended with white already. If they are, the
-            alpha channel is ignored.
+        may_be_blended: Whether the colours may be blended with white already, so that the alpha
+            channel says how much of it is white.
         may_be_unset: Whether an alpha of 0 in all pixels means that there is none.
         frame: The part of the canvas that the first frame covers; None if it covers all. The rest
             is transparent.

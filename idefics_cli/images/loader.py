@@ -232,7 +232,8 @@ class ImageLoader:
             if is_sideways(pixels):
                 size = size[::-1]
             factor = _factor(pixels.size, job.draft_edge)
-            upright = upright_rgb(pixels, facts, factor=factor)
+            background = self._limits.background
+            upright = upright_rgb(pixels, facts, factor=factor, background=background)
             del image, pixels  # their memory is free before the next picture is decoded
         upright.info["original_size"] = size
         return upright

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageFile
 
+from idefics_cli.core.types import WHITE, Colour
+from idefics_cli.images.background import from_white, over_background
 from idefics_cli.images.colour import to_srgb, tone_mapped
 from idefics_cli.images.facts import PixelFacts
 
@@ -98,29 +100,36 @@ def _is_clear_animation(image: Image.Image) -> bool:
     return is_animated and image.convert("RGBA").getchannel("A").getbbox() is None
 
 
-def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN, *, factor: int = 1) -> Image.Image:
+def upright_rgb(
+    image: Image.Image,
+    facts: PixelFacts = _PLAIN,
+    *,
+    factor: int = 1,
+    background: Colour = WHITE,
+) -> Image.Image:
     """Return a loaded image of any mode as a new RGB image, upright and without metadata.
 
     Args:
         image: The image.
         facts: How to read the pixels of the image.
         factor: The image is reduced by this factor; each pixel is the mean of a square.
+        background: The colour below transparent pixels.
     """
     turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, facts)
-    if facts.may_be_blended and image.mode == "RGBA" and _is_over_white(image):
-        facts = replace(facts, has_alpha=False)
+    if facts.may_be_blended and not (image.mode == "RGBA" and _is_over_white(image)):
+        facts = replace(facts, may_be_blended=False)
     if facts.may_be_unset and image.mode == "RGBA" and image.getchannel("A").getbbox() is None:
         facts = replace(facts, has_alpha=False)
     if image.width * image.height > LARGE_PIXELS:
-        upright = _rgb_in_bands(image, facts, factor)
+        upright = _rgb_in_bands(image, facts, factor, background)
     else:
-        upright = _rgb(image, facts)
+        upright = _rgb(image, facts, background)
         upright = upright.reduce(factor) if factor > 1 else upright
     if facts.frame is not None:
         left, top, right, bottom = (edge // factor for edge in facts.frame)
-        canvas = Image.new("RGB", upright.size, "white")
+        canvas = Image.new("RGB", upright.size, background)
         canvas.paste(upright.crop((left, top, right, bottom)), (left, top))
         upright = canvas
     if turn is not None:
@@ -129,16 +138,25 @@ def upright_rgb(image: Image.Image, facts: PixelFacts = _PLAIN, *, factor: int =
     return upright
 
 
-def _rgb(image: Image.Image, facts: PixelFacts) -> Image.Image:
-    """Return an image of 8 bits in RGB, over white and in the colours of a screen."""
-    if facts.transfer == 0:
-        image = to_srgb(image)
+def _rgb(image: Image.Image, facts: PixelFacts, background: Colour) -> Image.Image:
+    """Return an image of 8 bits in RGB, over *background* and in the colours of a screen."""
+    image = _tone_mapped(image, facts) if facts.transfer else to_srgb(image)
+    if facts.may_be_blended:
+        return from_white(image, background)
     has_alpha = facts.has_alpha and image.has_transparency_data
-    seen = _over_white(image) if has_alpha else image.convert("RGB")
-    return tone_mapped(seen, facts.transfer, facts.primaries) if facts.transfer else seen
+    return _over(image, background) if has_alpha else image.convert("RGB")
 
 
-def _rgb_in_bands(image: Image.Image, facts: PixelFacts, factor: int) -> Image.Image:
+def _tone_mapped(image: Image.Image, facts: PixelFacts) -> Image.Image:
+    mapped = tone_mapped(image.convert("RGB"), facts.transfer, facts.primaries)
+    if image.has_transparency_data:
+        mapped.putalpha(image.convert("RGBA").getchannel("A"))
+    return mapped
+
+
+def _rgb_in_bands(
+    image: Image.Image, facts: PixelFacts, factor: int, background: Colour
+) -> Image.Image:
     """Return what `_rgb` returns, reduced by *factor*.
 
     The image is converted band by band, so that copies hold only one band of rows at a time.
@@ -146,7 +164,7 @@ def _rgb_in_bands(image: Image.Image, facts: PixelFacts, factor: int) -> Image.I
     size = (-(-image.width // factor), -(-image.height // factor))
     seen = Image.new("RGB", size)
     for box in _bands(*image.size, multiple=factor):
-        band = _rgb(image.crop(box), facts)
+        band = _rgb(image.crop(box), facts, background)
         seen.paste(band.reduce(factor) if factor > 1 else band, (0, box[1] // factor))
     return seen
 
@@ -180,21 +198,15 @@ _BLENDING_ERROR = 3
 _COLOUR_FACTS = ("icc_profile", "gamma", "srgb")
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over(image: Image.Image, background: Colour) -> Image.Image:
     if image.mode == "La":  # Pillow cannot convert these to RGBA in one step
         image = image.convert("LA")
     if image.width * image.height <= _BAND_PIXELS:
-        return _flattened(image)
+        return over_background(image, background)
     seen = Image.new("RGB", image.size)
     for box in _bands(*image.size):
-        seen.paste(_flattened(image.crop(box)), box)
+        seen.paste(over_background(image.crop(box), background), box)
     return seen
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _bands(width: int, height: int, multiple: int = 1) -> Iterator[tuple[int, int, int, int]]:
@@ -216,10 +228,10 @@ Samples = NDArray[np.uint16] | NDArray[np.int32] | NDArray[np.uint32] | NDArray[
 
 
 def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
-    """Convert a grey image of 16 bits, 32 bits or floats to `L`. A colour key becomes white."""
+    """Convert a grey image of 16 bits, 32 bits or floats to `L`; to `LA` if it has a colour key."""
     low, high = (0, 65535) if image.mode.startswith("I;16") else _range(image, facts)
     key = image.info.get("transparency")
-    eight = Image.new("L", image.size)
+    eight = Image.new("LA" if isinstance(key, int) else "L", image.size)
     for box in _bands(*image.size):
         values = _samples(image, box, facts)
         if image.mode.startswith("I;16"):
@@ -230,7 +242,7 @@ def _eight_bits(image: Image.Image, facts: PixelFacts) -> Image.Image:
         else:
             grey = _from_floats(values, low, high)
         if isinstance(key, int):
-            grey[values == key] = 255
+            grey = np.stack((grey, np.where(values == key, 0, 255).astype(np.uint8)), axis=-1)
         elif facts.is_white_zero:
             grey = 255 - grey
         eight.paste(Image.fromarray(grey), box)

@@ -50,7 +50,7 @@ def rows(path: str) -> list[tuple[str, str | None]]:
         lines = map(json.loads, Path(path).read_text("utf-8").splitlines())
         return [(row["file_name"], row["caption"]) for row in lines]
     if path.endswith(".csv"):
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             return [(row["file_name"], row["caption"] or None) for row in csv.DictReader(file)]
     from pyarrow import parquet
 
@@ -82,6 +82,23 @@ def test_a_format_beside_the_extension_is_told() -> None:
     assert "warning: `out.csv` will hold jsonl, as `--format` says\n" in ran.err
     assert Path("out.csv").read_text("utf-8").startswith('{"file_name"')
     assert "warning" not in caption("-o", "out.ndjson", "-f", "jsonl").err
+
+
+def test_a_csv_for_excel_begins_with_one_mark_and_is_read_back() -> None:
+    command = ("-o", "out.csv", "-f", "csvbom")
+    ran = caption(*command)
+    whole = Path("out.csv").read_bytes()
+    assert "warning" not in ran.err
+    assert whole.startswith(b"\xef\xbb\xbffile_name,caption,")
+    assert whole.decode().count("\ufeff") == 1
+    assert rows("out.csv") == EXPECTED
+
+    for written_as in (command, ("-o", "out.csv")):  # a file that another run has begun
+        for left in Path().glob("out.csv.*"):
+            left.unlink()
+        ran = caption(*written_as, "--existing", "skip")
+        assert (ran.code, Path("out.csv").read_bytes()) == (1, whole + whole.splitlines(True)[2])
+        Path("out.csv").write_bytes(whole)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_an_output_that_somebody_edited_is_left_alone(format_: str) -> None:
         ),
         (("-f", "csv"), "format: `jsonl`, now `csv`"),
         (("--splitting",), "splitting: not given, now on"),
+        (("--background", "black"), "background: not given, now `#000000`"),
     ],
 )
 def test_other_settings_are_refused_with_what_changed_and_what_could_be_done(

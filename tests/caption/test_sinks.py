@@ -64,7 +64,7 @@ def read(name: str, data: bytes) -> list[tuple[str, str]]:
     if name == "jsonl":
         rows = [json.loads(line) for line in lines]
         return [(plain_name(row["file_name"]), plain_name(row["caption"] or "")) for row in rows]
-    if name == "csv":
+    if name.startswith("csv"):
         return [(row["file_name"], row["caption"]) for row in read_rows(name, data)]
     fields = [line.split("\t") for line in lines]
     return [(unescaped(path), unescaped(caption)) for path, caption in fields]
@@ -72,8 +72,9 @@ def read(name: str, data: bytes) -> list[tuple[str, str]]:
 
 def read_rows(name: str, data: bytes) -> Iterator[dict[str, Any]]:
     """Yield the rows by column, as a script would read them."""
-    if name == "csv":
-        yield from csv.DictReader(io.StringIO(data.decode(), newline=""))
+    if name.startswith("csv"):
+        encoding = "utf-8-sig" if name == "csvbom" else "utf-8"
+        yield from csv.DictReader(io.StringIO(data.decode(encoding), newline=""))
     else:
         yield from map(json.loads, data.splitlines())
 
@@ -118,7 +119,7 @@ def test_every_record_is_flushed_when_it_is_written(name: str) -> None:
         for number in range(3):
             sink.write(record(f"{number}.jpg"))
             assert stream.flushed == stream.data
-            assert stream.data.count(b"\n") == number + 1 + (name == "csv")
+            assert stream.data.count(b"\n") == number + 1 + name.startswith("csv")
 
 
 @every_sink

@@ -299,13 +299,33 @@ def test_the_choices_reach_the_load_spec() -> None:
     world = World(FakeEngine("x"), model="demo")
     run("ask", "Hi", "--device", "cpu", "--dtype", "bfloat16", "--attn-implementation", "eager",
         "--no-splitting", "--offline", "--threads", "3", "--max-pixels", "5", "--max-bytes", "6",
-        "--timeout-seconds", "7", "--truncated", "keep", services=world.services)  # fmt: skip
+        "--timeout-seconds", "7", "--truncated", "keep", "--background", "#0a0b0c",
+        services=world.services)  # fmt: skip
     (spec,) = world.specs
     assert (spec.device, spec.dtype, spec.attention) == ("cpu", "bfloat16", "eager")
     assert (spec.splitting, spec.offline, spec.threads) == (False, True, 3)
     limits = spec.limits
     assert (limits.max_pixels, limits.max_bytes, limits.timeout_seconds) == (5, 6, 7.0)
     assert limits.keeps_truncated
+    assert limits.background == (10, 11, 12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("#12345", "error: --background must be a colour such as black or #1a2b3c, not `#12345`\n"),
+        ("blakc", "error: `blakc` is not a colour\nhint: did you mean `black`?\n"),
+    ],
+)
+def test_a_background_that_is_no_colour_is_refused_before_loading(
+    given: str, message: str, tmp_path: Path
+) -> None:
+    world = World(FakeEngine("x"))
+    picture = tmp_path / "a.jpg"
+    picture.touch()
+    for command in (("ask", "Hi"), ("caption", str(picture))):
+        ran = run(*command, "--background", given, services=world.services)
+        assert (ran.code, ran.err, world.specs) == (2, message, [])
 
 
 def test_the_model_of_the_flag_the_variable_or_the_default_is_looked_up() -> None:

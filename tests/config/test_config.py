@@ -17,6 +17,7 @@ from idefics_cli.config.settings import Settings, setting_table
 from idefics_cli.config.store import read_config
 from idefics_cli.core.errors import ConfigError, IdeficsError, UsageError
 from idefics_cli.core.types import ImageLimits, Sampling
+from idefics_cli.images.background import parse_colour
 
 NOWHERE = Path("/nonexistent/config.toml")
 
@@ -52,6 +53,7 @@ def test_defaults_agree_with_those_of_the_values_they_fill() -> None:
     assert Settings().temperature == Sampling().temperature == 0
     assert Settings().max_pixels == ImageLimits().max_pixels
     assert Settings().timeout_seconds == ImageLimits().timeout_seconds
+    assert parse_colour(Settings().background) == ImageLimits().background
 
 
 COMMAND_LINE_ONLY = ("overwrite", "retry_failed", "dry_run", "yes")

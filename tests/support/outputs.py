@@ -23,7 +23,7 @@ FORMATS = [pytest.param(name, marks=_NEEDS.get(name, ())) for name in SINKS]
 # A file name that is not UTF-8.
 NON_UTF8_NAME = os.fsdecode(b"caf\xe9 \xff\xfe.jpg")
 # The formats that can be written to a stream.
-OF_ONE_FILE = ("tsv", "jsonl", "csv")
+OF_ONE_FILE = ("tsv", "jsonl", "csv", "csvbom")
 every_sink = pytest.mark.parametrize("name", OF_ONE_FILE)
 
 

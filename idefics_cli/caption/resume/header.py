@@ -15,7 +15,7 @@ from idefics_cli import __version__
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.resume.run_files import write_beside
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
-from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.types import WHITE, LoadSpec, hex_of
 
 _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
 
@@ -38,6 +38,7 @@ def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, obj
         **(named or {"prompt": job.questions[0].prompt}),
         **_unless("text extension", job.text_extension, TEXT_EXTENSION),
         **_unless("samples", job.samples, 1),
+        **_unless("background", hex_of(job.limits.background), hex_of(WHITE)),
         "mode": job.mode,
         **sampling,
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},

@@ -32,6 +32,12 @@ def _csv(target: Target) -> Sink:
     return CsvSink(target)
 
 
+def _csv_bom(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.csv import BomCsvSink
+
+    return BomCsvSink(target)
+
+
 def _parquet(target: Target) -> Sink:
     from idefics_cli.caption.sinks.parquet import ParquetSink
 
@@ -49,13 +55,14 @@ SINKS: Mapping[str, SinkFormat] = MappingProxyType(
         "tsv": SinkFormat(_tsv, extensions=(".tsv", ".txt")),
         "jsonl": SinkFormat(_jsonl, extensions=(".jsonl", ".ndjson")),
         "csv": SinkFormat(_csv, extensions=(".csv",)),
+        "csvbom": SinkFormat(_csv_bom, variant_of="csv"),
         "parquet": SinkFormat(_parquet, extensions=(".parquet",), output="file"),
         "txt": SinkFormat(_txt, output="folder"),
     }
 )
 """All formats by name. The first one is used for stdout."""
 
-_TABLE = "`-o captions.csv` is what a spreadsheet opens"
+_TABLE = "`-f csvbom -o captions.csv` writes a file for Excel"
 _EACH = "`-f txt --text-extension .caption` writes a file for each picture"
 # Extensions of outputs that no format can write.
 _HINTS = {
@@ -71,6 +78,11 @@ def find_format(path: Path) -> str | None:
     """Return the format to which the extension of *path* belongs; None if it belongs to none."""
     extension = path.suffix.lower()
     return next((name for name, row in SINKS.items() if extension in row.extensions), None)
+
+
+def is_misleading(path: Path, format_: str) -> bool:
+    """Return whether the extension of *path* belongs to another format than *format_*."""
+    return find_format(path) not in (None, format_, SINKS[format_].variant_of)
 
 
 def format_for(path: Path | None) -> str:

@@ -162,11 +162,13 @@ class SinkFormat:
         output: What the format can write: "stream" means stdout or a file, "file" means a file
             only, and "folder" means one file for each picture, which stands beside the picture if
             no folder is named.
+        variant_of: Another format with files of the same extensions.
     """
 
     make: Callable[[Target], Sink]
     extensions: tuple[str, ...] = ()
     output: Literal["stream", "file", "folder"] = "stream"
+    variant_of: str | None = None
 
     def __call__(self, target: Target) -> Sink:
         """Make the sink for *target*."""

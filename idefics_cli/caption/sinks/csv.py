@@ -12,6 +12,8 @@ from idefics_cli.caption.sinks.rows import Value, escaped, escaped_name, names, 
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 
+_BOM = "\ufeff"
+
 
 class CsvSink(LineSink):
     """Writes every record, failures too. A missing value is an empty cell; `; ` joins notes.
@@ -42,9 +44,19 @@ class CsvSink(LineSink):
                 rows = list(csv.reader(line.decode() for line in limited_lines(file)))
             except csv.Error as error:
                 raise ValueError(str(error)) from error
+        if rows and rows[0]:
+            rows[0][0] = rows[0][0].removeprefix(_BOM)
         if rows and tuple(rows[0]) != header:
             raise ValueError("it has other columns")
         return {plain_name(cells[0]) for cells in rows[1:] if cells[status : status + 1] == ["ok"]}
+
+
+class BomCsvSink(CsvSink):
+    """Begins with a byte order mark, without which Excel does not read UTF-8; see `CsvSink`."""
+
+    def header(self) -> bytes:
+        """Return the mark and the names of the columns."""
+        return _BOM.encode() + super().header()
 
 
 def _encode(cells: list[Value]) -> bytes:

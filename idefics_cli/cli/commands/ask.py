@@ -43,6 +43,7 @@ def ask(
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
     truncated: options.Truncated = None,
+    background: options.Background = None,
     json: options.Json = None,
     stream: options.Stream = None,
     dry_run: options.DryRun = None,

@@ -67,6 +67,7 @@ def chat(
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
     truncated: options.Truncated = None,
+    background: options.Background = None,
     json: options.Json = None,
     stream: options.Stream = None,
     plain: options.Plain = None,

@@ -61,6 +61,7 @@ def caption(
     max_bytes: options.MaxBytes = None,
     timeout_seconds: options.TimeoutSeconds = None,
     truncated: options.Truncated = None,
+    background: options.Background = None,
     format: options.Format = None,
     output: options.Output = None,
     existing: options.Existing = None,

@@ -26,7 +26,7 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
         UsageError: If the settings contradict each other.
     """
     from idefics_cli.caption.run import CaptionOutput
-    from idefics_cli.caption.sinks import SINKS, find_format, format_for
+    from idefics_cli.caption.sinks import SINKS, format_for, is_misleading
 
     settings = invocation.settings
     if settings.output == "":
@@ -34,7 +34,7 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
     path = None if settings.output in (None, _STDOUT) else _output_path(settings.output)
     format_ = settings.format or format_for(path)
     row = SINKS[format_]
-    if settings.format and path and (find_format(path) or format_) != format_:
+    if settings.format and path and is_misleading(path, format_):
         invocation.console.warn(f"`{path}` will hold {format_}, as `--format` says")
     if row.output == "folder" and settings.output == _STDOUT:
         raise UsageError(f"`--format {format_}` writes a file for each picture, not stdout")
