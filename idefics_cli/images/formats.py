@@ -23,12 +23,14 @@ class FileFormat:
         plugin: Pillow's name of the format; None if it is not a readable picture.
         kind: `ImageError.kind` if *plugin* is None.
         hint: Hint for the user if *plugin* is None.
+        is_video: Whether `Video` opens it.
     """
 
     name: str
     plugin: str | None = None
     kind: Literal["not_an_image", "unsupported"] = "not_an_image"
     hint: str = _SUPPORTED
+    is_video: bool = False
 
 
 def identify(head: bytes) -> FileFormat:
@@ -58,8 +60,12 @@ def _unsupported(name: str, hint: str = _CONVERT) -> FileFormat:
 
 
 _DEVELOP = "it has no preview that shows the photo: develop it to JPEG or TIFF first"
-_VIDEO = _unsupported(
-    "a video", "save a frame of it as a picture: ffmpeg -i VIDEO -vframes 1 a.png"
+_VIDEO = FileFormat(
+    "a video",
+    None,
+    "unsupported",
+    "save a frame of it as a picture: ffmpeg -i VIDEO -vframes 1 a.png",
+    is_video=True,
 )
 RAW_PLUGIN = "RAW"
 """The plugin of camera raw files. Pillow has no such plugin: the loader reads their preview."""
@@ -116,6 +122,10 @@ _SIGNATURES = _compiled(
     (rb"\s*%PDF-", _unsupported("a PDF document", _PAGES_HINT)),
     (rb"%!PS|\xc5\xd0\xd3\xc6", _unsupported("a PostScript drawing", _VECTOR_HINT)),
     (rb"\x1a\x45\xdf\xa3|RIFF.{4}AVI |\0\0\x01[\xb3\xba]|FLV\x01", _VIDEO),
+    # MPEG transport streams, also as cameras write them, with a time before each packet; ASF and
+    # WMV; and QuickTime files from before `ftyp`.
+    (rb"G(?:.{187}G){4}|.{4}G(?:.{191}G){4}|\x30\x26\xb2\x75\x8e\x66\xcf\x11", _VIDEO),
+    (rb"\0.{3}(?:moov|mdat|wide|pnot)", _VIDEO),
     (rb"RIFF.{4}WAVE|ID3[\x02-\x04]|fLaC|OggS", FileFormat("a sound or video file")),
     (rb"PK\x03\x04|PK\x05\x06", FileFormat("a ZIP archive or office document", hint="unpack it")),
     (
