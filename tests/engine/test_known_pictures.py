@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image
@@ -66,6 +67,35 @@ def test_a_picture_is_opened_once_and_the_answers_are_equal(
     assert answer.prompt_tokens < given.prompt_tokens == expected.prompt_tokens
 
 
+def test_a_file_of_the_same_bytes_is_decoded_once_and_a_changed_file_again(
+    endless: EngineOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, decoded = endless("idefics2"), []
+    open_stream = ImageLoader.open_stream
+
+    def watched(self: ImageLoader, stream: BinaryIO, source: str, **options: Any) -> Image.Image:
+        decoded.append(source)
+        return open_stream(self, stream, source, **options)
+
+    monkeypatch.setattr(ImageLoader, "open_stream", watched)
+    attachment = Attachment(save(tmp_path, "a.png", "red").source)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(Path(attachment.source).read_bytes())
+    first = engine.prepare(about(attachment, Attachment(str(copy)))).pictures
+    assert engine.prepare(about(attachment)).pictures == first[:1] == first[1:]
+    assert decoded == [attachment.source]
+    Path(attachment.source).write_bytes(Path(save(tmp_path, "b.png", "blue").source).read_bytes())
+    assert engine.prepare(about(attachment)).pictures != first[:1]
+    assert decoded == [attachment.source] * 2
+
+
+def test_a_file_too_large_to_be_read_whole_is_decoded_from_the_disk(tmp_path: Path) -> None:
+    attachment = Attachment(save(tmp_path, "a.png", "red").source)
+    same, decode = ImageLoader(ImageLimits(max_bytes=100)).read(attachment)
+    assert same == attachment
+    assert decode(same, 1000).tobytes() == ImageLoader(ImageLimits()).open(attachment).tobytes()
+
+
 def test_without_a_digest_a_picture_is_opened_every_time(endless: EngineOf, tmp_path: Path) -> None:
     attachment = Attachment(save(tmp_path, "a.png", "red").source)
     opened: list[str] = []
@@ -78,7 +108,7 @@ def test_a_picture_is_opened_again_when_newer_ones_took_its_memory(
     endless: EngineOf, tmp_path: Path
 ) -> None:
     with reopen(
-        endless("idefics2"), partial(Inference, tuning=Tuning(tile_bytes=60_000))
+        endless("idefics2"), partial(Inference, tuning=Tuning(tile_bytes=15_000))
     ) as engine:
         first, second = save(tmp_path, "a.png", "green"), save(tmp_path, "b.png", "red")
         opened: list[str] = []

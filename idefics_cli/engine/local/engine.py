@@ -148,8 +148,7 @@ class LocalEngine:
         if request.mode == "chat" and not loaded.family.chats:
             raise base_model_error(self.spec.name or self.spec.repo)
         loaded.family.check(request)
-        opener = open_image or self._open_image
-        pictures = (self._prepare_picture(each, opener) for each in request.attachments)
+        pictures = (self._prepare_picture(each, open_image) for each in request.attachments)
         return Prepared(request, tuple(pictures))
 
     def preprocess(self, image: Image.Image) -> PreparedPicture:
@@ -278,15 +277,16 @@ class LocalEngine:
     def _open_image(self, attachment: Attachment, draft_edge: int) -> Image.Image:
         return self._images.open(attachment, draft_edge=draft_edge)
 
-    def _prepare_picture(self, attachment: Attachment, open_image: OpenImage) -> PreparedPicture:
+    def _prepare_picture(
+        self, attachment: Attachment, open_image: OpenImage | None
+    ) -> PreparedPicture:
         inference, detail = self.inference, attachment.detail
         family = self.loaded.family.in_detail(detail)
-        if (
-            attachment.digest
-            and (known := inference.pictures.find_file(attachment.digest, detail)) is not None
-        ):
+        if open_image is None and not attachment.digest:
+            attachment, open_image = self._images.read(attachment)
+        if (known := inference.pictures.find_file(attachment.digest, detail)) is not None:
             return known
-        image = _enlarged(open_image(attachment, family.draft_edge))
+        image = _enlarged((open_image or self._open_image)(attachment, family.draft_edge))
         picture = inference.preprocess(image, family)
         if attachment.digest:
             inference.pictures.add_file(attachment.digest, picture, detail)
