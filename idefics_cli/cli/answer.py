@@ -45,10 +45,16 @@ from idefics_cli.models.families.spec import IMAGE_TOKEN
 from idefics_cli.models.hub.registry import base_model_error
 
 if TYPE_CHECKING:
+    from idefics_cli.engine.schema.form import ReplyForm
     from idefics_cli.models.planning.plan import Plan
 
 
-def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]) -> None:
+def answer_once(
+    invocation: Invocation,
+    text: str | None,
+    sources: Sequence[str],
+    form: ReplyForm | None = None,
+) -> None:
     """Answer one question and write the answer to stdout.
 
     Args:
@@ -56,24 +62,22 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
         text: The question from the command line. Text on stdin is put before it, or is the
             question if this is None.
         sources: The pictures, in order; `-` is the picture on stdin.
+        form: What the answer must be; None leaves it free.
 
     Raises:
         IdeficsError: For any error that the user can fix. Most are found before the weights are
             loaded.
+        CutError: If the answer was cut before it had its form.
     """
     if invocation.settings.dry_run:
         show_plan(invocation, plan_for(invocation))
         return
     request = _request(invocation, text, sources)
+    if form is not None:
+        request = form.applied_to(request)
     # A bad picture is reported before the plan, which takes seconds to probe the machine.
     _check_images(invocation, request.attachments)
-    plan = plan_for(invocation)
-    if request.mode == "chat" and not plan.spec.chats:
-        raise base_model_error(plan.spec.name or plan.spec.repo)
-    if request.mode == "complete":
-        # A checkpoint whose template is missing or broken still completes raw prompts.
-        plan = replace(plan, spec=replace(plan.spec, uses_template=False))
-    report_warnings(invocation, plan)
+    plan = _answering_plan(invocation, request)
     clock = invocation.services.clock
     started = clock()
     with opened_engine(invocation, plan) as engine:
@@ -81,13 +85,9 @@ def answer_once(invocation: Invocation, text: str | None, sources: Sequence[str]
         prepared = engine.prepare(request)
         times = _Times(loaded - started, clock() - loaded)
         finish, is_empty = _respond(invocation, engine, prepared, times)
-    if is_empty:
-        invocation.console.note("the answer is empty: the model ended it before the first word")
-    if finish == "length":
-        limit = request.sampling.max_new_tokens
-        invocation.console.note(
-            f"the answer was cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
-        )
+    if form is not None and finish == "length":
+        raise form.cut_error(request.sampling.max_new_tokens)
+    _note_end(invocation, request, finish, is_empty=is_empty)
 
 
 def show_plan(invocation: Invocation, plan: Plan) -> None:
@@ -98,6 +98,30 @@ def show_plan(invocation: Invocation, plan: Plan) -> None:
         invocation.console.json(plan.to_dict())
     else:
         invocation.console.report(render_plan(plan))
+
+
+def _answering_plan(invocation: Invocation, request: GenerationRequest) -> Plan:
+    """Return the plan for *request*, after its warnings are shown."""
+    plan = plan_for(invocation)
+    if request.mode == "chat" and not plan.spec.chats:
+        raise base_model_error(plan.spec.name or plan.spec.repo)
+    if request.mode == "complete":
+        # A checkpoint whose template is missing or broken still completes raw prompts.
+        plan = replace(plan, spec=replace(plan.spec, uses_template=False))
+    report_warnings(invocation, plan)
+    return plan
+
+
+def _note_end(
+    invocation: Invocation, request: GenerationRequest, finish: Finish, *, is_empty: bool
+) -> None:
+    if is_empty:
+        invocation.console.note("the answer is empty: the model ended it before the first word")
+    if finish == "length":
+        limit = request.sampling.max_new_tokens
+        invocation.console.note(
+            f"the answer was cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
+        )
 
 
 def _check_images(invocation: Invocation, attachments: Sequence[Attachment]) -> None:
@@ -224,7 +248,10 @@ def _respond(
 ) -> tuple[Finish, bool]:
     """Write the answer to stdout; return how it ended, and whether it is empty."""
     console, stream = invocation.console, invocation.settings.stream
-    if not invocation.settings.json and (console.is_terminal if stream is None else stream):
+    is_free = prepared.request.constraint is None
+    # An answer with a form is written when it is complete, because a cut one is an error.
+    streams = console.is_terminal and is_free if stream is None else stream
+    if not invocation.settings.json and streams:
         from idefics_cli.ui.terminal.stream import show_stream
 
         texts: list[str] = []
@@ -237,8 +264,10 @@ def _respond(
         completion = engine.complete([prepared])[0]
     if invocation.settings.json:
         console.json(_record(engine, prepared.request, completion, times))
-    else:
+    elif is_free or completion.finish != "length":
         console.line(completion.text)
+    else:
+        console.tell(completion.text)
     return completion.finish, not completion.text.strip()
 
 
@@ -253,8 +282,11 @@ def _record(
     engine: Engine, request: GenerationRequest, completion: Completion, times: _Times
 ) -> dict[str, object]:
     spec, seconds = engine.spec, completion.decode_seconds
+    is_cut = completion.finish == "length" and request.constraint is not None
+    # The beginning of a JSON text is no text that a program could read.
+    text = {"text": None, "partial": completion.text} if is_cut else {"text": completion.text}
     return {
-        "text": completion.text,
+        **text,
         "finish": completion.finish,
         "prompt_tokens": completion.prompt_tokens,
         "reused_tokens": completion.reused_tokens,

@@ -150,6 +150,29 @@ StripPreamble = Annotated[
 ]
 OnTruncate = Annotated[str | None, _option("on_truncate", panel=ANSWER_PANEL)]
 
+SchemaPrompt = Annotated[
+    bool | None, _option("schema_prompt", "--schema-prompt/--no-schema-prompt", panel=ANSWER_PANEL)
+]
+Schema = Annotated[
+    str | None,
+    typer.Option(
+        "--schema",
+        metavar="SCHEMA",
+        help="Answer as JSON: a JSON Schema, its file, or fields such as `caption, people int`.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
+Regex = Annotated[
+    str | None,
+    typer.Option(
+        "--regex",
+        metavar="PATTERN",
+        help="Answer with a text that matches this regular expression as a whole.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
 PromptFile = Annotated[
     str | None,
     typer.Option(

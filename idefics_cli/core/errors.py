@@ -75,6 +75,10 @@ class ContextError(PromptError):
         self.context_tokens = context_tokens
 
 
+class CutError(ModelError):
+    """A reply that reached its limit of tokens before it matched its schema or pattern."""
+
+
 class MemoryLimitError(IdeficsError):
     """The device ran out of memory while it loaded the model or generated an answer."""
 

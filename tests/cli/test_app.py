@@ -224,7 +224,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
 
 # Inputs and outputs, which differ in each call, so they are not settings.
 INPUTS_AND_OUTPUTS = {
-    "ask": {"text", "image"},
+    "ask": {"text", "image", "schema", "regex"},
     "chat": {"image", "resume", "session"},
     "caption": {"paths", "filelist", "null", "prompt_file", "ask"},
     "bench": {

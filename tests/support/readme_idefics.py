@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from idefics_cli.cli.app import app
 from idefics_cli.cli.services import Services
+from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.hub.facts import ModelFacts, find_facts, registry_facts
 from tests.support.commands import World
 from tests.support.fakes import FakeEngine
@@ -15,11 +19,28 @@ from tests.support.fakes import FakeEngine
 
 def main() -> None:
     """Run `idefics` with the arguments of this process."""
-    world = World(FakeEngine(lambda request: "A red square."))
+    world = World(FakeEngine(_answer))
     services = replace(
         world.services, environ=Services().environ, stdin=sys.stdin.buffer, find_facts=_facts
     )
     app(prog_name="idefics", obj=services)
+
+
+def _answer(request: GenerationRequest) -> str:
+    constraint = request.constraint
+    if constraint is None or constraint.kind != "schema":
+        return "A red square."
+    return json.dumps(_value(json.loads(constraint.text)))
+
+
+def _value(schema: Mapping[str, Any]) -> object:
+    """Return a value that a simple *schema* allows."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    values: dict[str, object] = {"string": "A red square.", "boolean": True, "array": []}
+    if schema["type"] != "object":
+        return values.get(schema["type"], 1)
+    return {name: _value(schema["properties"][name]) for name in schema["required"]}
 
 
 def _facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:

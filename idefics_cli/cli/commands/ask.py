@@ -9,6 +9,8 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.answer import answer_once
 from idefics_cli.cli.invocation import begin_command
+from idefics_cli.cli.reply_form import chosen_form
+from idefics_cli.config.settings import ANSWER_TOKENS
 
 
 def ask(
@@ -33,6 +35,9 @@ def ask(
     yes: options.Yes = None,
     system: options.System = None,
     raw: options.Raw = None,
+    schema: options.Schema = None,
+    schema_prompt: options.SchemaPrompt = None,
+    regex: options.Regex = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -56,4 +61,6 @@ def ask(
 
     In a pipe, stdout holds only the answer.
     """
-    answer_once(begin_command(context), text, image or ())
+    invocation = begin_command(context)
+    form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=ANSWER_TOKENS)
+    answer_once(invocation, text, image or (), form)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, cast
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idefics_cli.core.errors import ModelError, UsageError
+from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Constraint, Mode
+from idefics_cli.engine.schema.grammar import compiled_grammar, not_usable
 from idefics_cli.models.families.base import Family
 
 if TYPE_CHECKING:
@@ -20,14 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerFast
 
-INSTALL_HINT = "pip install 'idefics-cli[schema]'"
-"""The fix for a missing llguidance."""
-
 # Compiled grammars that are kept. One takes some hundred kilobytes.
 _KNOWN_GRAMMARS = 32
-# White space as `json.dumps` writes it. With free white space, models write spaces up to the limit
-# of tokens.
-_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _WORD_BITS = 32
 
 
@@ -115,35 +109,16 @@ class Grammars:
             return Guide(matcher.deep_copy(), self._vocabulary)
 
     def _compile(self, constraint: Constraint, mode: Mode) -> LLMatcher:
-        try:
-            from llguidance import LLMatcher
-        except ImportError as error:
-            raise UsageError(
-                "schemas and patterns for answers need the package llguidance", hint=INSTALL_HINT
-            ) from error
+        grammar = compiled_grammar(constraint, mode)
+        from llguidance import LLMatcher
+
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._family, self._vocabulary)
-        grammar = LLMatcher.grammar_from_lark(lark_grammar(constraint, mode))
         # By default, llguidance writes warnings to stderr.
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            reason = matcher.get_error().partition("\n")[0][:300]
-            what = "schema" if constraint.kind == "schema" else "pattern"
-            raise UsageError(f"the {what} of the answer cannot be used: {reason}")
+            raise not_usable(constraint, matcher.get_error())
         return matcher
-
-
-def lark_grammar(constraint: Constraint, mode: Mode) -> str:
-    """Return *constraint* as a grammar in the Lark format of llguidance."""
-    # After `Assistant:`, models answer with a space, which most often is part of the first token.
-    # Without it in the grammar, they would have to begin with a token that they never use there.
-    space = '" " ' if mode == "chat" else ""
-    if constraint.kind == "schema":
-        schema = {**json.loads(constraint.text), "x-guidance": _JSON_STYLE}
-        return f"start: {space}body\nbody: %json {json.dumps(schema)}"
-    from llguidance import regex_to_lark
-
-    return f"start: {space}BODY\nBODY: /{regex_to_lark(constraint.text, use_ascii='d')}/"
 
 
 def refused_tokens(guides: Sequence[Guide], columns: int, device: torch.device) -> Tensor:

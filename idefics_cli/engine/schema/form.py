@@ -1,0 +1,268 @@
+"""The form of replies: a constraint, the columns that it gives, and the text that explains it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from idefics_cli.core.errors import CutError, UsageError
+from idefics_cli.core.types import Constraint, GenerationRequest
+from idefics_cli.core.units import counted
+from idefics_cli.engine.schema.bounds import bounded_schema
+from idefics_cli.engine.schema.fields import schema_of_fields
+from idefics_cli.engine.schema.grammar import check_constraint
+
+ColumnKind = Literal["str", "int", "float", "bool", "json"]
+JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
+
+_MOST_BYTES = 1_000_000
+_KINDS: Mapping[str, ColumnKind] = {
+    "string": "str",
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+}
+_IN_WORDS = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "array": "list",
+    "object": "object",
+    "null": "null",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyColumn:
+    """A property of the objects that a schema allows.
+
+    Attributes:
+        name: The name of the property.
+        kind: The type of its values, which may also be null; "json" for lists, objects and values
+            of several types.
+    """
+
+    name: str
+    kind: ColumnKind
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyForm:
+    """What replies must be.
+
+    Attributes:
+        constraint: What the text of a reply matches.
+        columns: The properties of the reply, if it is a JSON object; else empty.
+        instruction: A text for the end of the prompt, which tells the model the fields; empty if
+            the model is told nothing.
+    """
+
+    constraint: Constraint
+    columns: tuple[ReplyColumn, ...] = ()
+    instruction: str = ""
+
+    def applied_to(self, request: GenerationRequest) -> GenerationRequest:
+        """Return *request* with the constraint, and the instruction at the end of its last text.
+
+        A raw prompt stays as it is.
+        """
+        request = replace(request, constraint=self.constraint)
+        if not self.instruction or request.mode == "complete":
+            return request
+        *before, last = request.messages
+        last = replace(last, parts=(*last.parts, f"\n{self.instruction}"))
+        return replace(request, messages=(*before, last))
+
+    def cut_error(self, tokens: int) -> CutError:
+        """Return the error for a reply that was cut after *tokens*."""
+        what = "JSON" if self.constraint.kind == "schema" else "text"
+        return CutError(
+            f"the answer was cut after {counted(tokens, 'token')}, before its {what} was complete",
+            hint="`--max-new-tokens` sets the limit",
+        )
+
+
+def schema_form(given: str, *, max_new_tokens: int, explains: bool = True) -> ReplyForm:
+    """Return the form of replies that are JSON by a schema.
+
+    Args:
+        given: JSON, which begins with `{`; else the path of a file that exists and holds JSON; else
+            fields for `schema_of_fields`.
+        max_new_tokens: Largest number of tokens of a reply.
+        explains: Whether the prompt tells the model the fields.
+
+    Raises:
+        UsageError: If the schema cannot be read or used, or llguidance is not installed.
+    """
+    schema = bounded_schema(_schema(given), max_new_tokens=max_new_tokens)
+    constraint = Constraint("schema", json.dumps(schema))
+    check_constraint(constraint)
+    columns = tuple(
+        ReplyColumn(name, _kind(each)) for name, each in _properties(_top(schema)).items()
+    )
+    return ReplyForm(constraint, columns, _instruction(_top(schema)) if explains else "")
+
+
+def regex_form(pattern: str) -> ReplyForm:
+    """Return the form of replies that match a regular expression as a whole.
+
+    Raises:
+        UsageError: If the expression cannot be used, or llguidance is not installed.
+    """
+    if not pattern:
+        raise UsageError("the pattern of the answer is empty", hint=r"`--regex '\d{4}-\d{2}'`")
+    constraint = Constraint("regex", pattern)
+    check_constraint(constraint)
+    return ReplyForm(constraint)
+
+
+def parse_reply(text: str) -> JsonValue:
+    """Return the JSON value of a complete reply.
+
+    Raises:
+        ValueError: If the text is not JSON.
+    """
+    value: JsonValue = json.loads(text)
+    return value
+
+
+def _schema(given: str) -> Mapping[str, object]:
+    text, source = given.strip(), "the schema"
+    if not text.startswith("{"):
+        if not _is_file(text):
+            if text.endswith((".json", ".jsonschema")) or os.sep in text:
+                raise UsageError(f"cannot read the schema `{text}`: no such file")
+            return schema_of_fields(text)
+        text, source = _read(text), f"the schema `{text}`"
+    try:
+        schema = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise UsageError(f"{source} is nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{source} is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{source} is not a JSON object")
+    return schema
+
+
+def _is_file(text: str) -> bool:
+    return 0 < len(text) < 1024 and "\0" not in text and os.path.exists(os.path.expanduser(text))
+
+
+def _read(file: str) -> str:
+    try:
+        with open(os.path.expanduser(file), "rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read the schema `{file}`: {error.strerror}") from error
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"the schema `{file}` is longer than {_MOST_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"the schema `{file}` is not UTF-8 text") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _top(schema: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the schema of the whole reply; a `$ref` at the top leads to it."""
+    seen = 0
+    while isinstance(ref := schema.get("$ref"), str) and "properties" not in schema and seen < 20:
+        seen += 1
+        found: object = schema if ref == "#" else _found(schema, ref)
+        if not isinstance(found, Mapping):
+            break
+        # The definitions stay within reach of a further `$ref`.
+        kept = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        schema = {**kept, **found}
+    return schema
+
+
+def _found(schema: Mapping[str, object], ref: str) -> object:
+    found: object = schema
+    for name in ref.removeprefix("#").strip("/").split("/"):
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(name.replace("~1", "/").replace("~0", "~"))
+    return found
+
+
+def _properties(schema: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the properties of an object that has no others; else nothing."""
+    found = schema.get("properties")
+    is_closed = schema.get("additionalProperties") is False and schema.get("type") == "object"
+    return found if is_closed and isinstance(found, Mapping) else {}
+
+
+def _types(schema: object) -> list[str]:
+    """Return the types that *schema* names, by its enum or constant if it has one."""
+    if not isinstance(schema, Mapping):
+        return []
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(values, list):
+        return list(dict.fromkeys(map(_type_of, values)))
+    found = schema.get("type", [])
+    return [str(each) for each in (found if isinstance(found, list) else [found])]
+
+
+def _type_of(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    kinds = ((str, "string"), (int, "integer"), (float, "number"), (list, "array"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "object")
+
+
+def _kind(schema: object) -> ColumnKind:
+    types = [each for each in _types(schema) if each != "null"]
+    if set(types) == {"integer", "number"}:
+        types = ["number"]
+    kind = _KINDS.get(types[0], "json") if len(types) == 1 else "json"
+    # Larger numbers do not fit into columns of 64 bits.
+    if kind == "int" and isinstance(schema, Mapping):
+        values = (*_list(schema.get("enum")), *(schema.get(end) for end in ("minimum", "maximum")))
+        if any(isinstance(value, int | float) and abs(value) >= 2**63 for value in values):
+            return "json"
+    return kind
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _instruction(schema: Mapping[str, object]) -> str:
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or not properties:
+        return "Answer as JSON."
+    lines = [f"- {name}{_explained(each)}" for name, each in properties.items()]
+    return "\n".join(("Answer as JSON with these fields:", *lines))
+
+
+def _explained(schema: object) -> str:
+    if not isinstance(schema, Mapping):
+        return ""
+    words, description = _words(schema), schema.get("description")
+    about = f": {' '.join(description.split())}" if isinstance(description, str) else ""
+    return f" ({words}){about}" if words else about
+
+
+def _words(schema: Mapping[str, object]) -> str:
+    """Return the values that *schema* allows in words, such as `list of text`."""
+    if choices := _list(schema.get("enum")):
+        return f"one of {', '.join(map(_plain, choices))}"
+    items = schema.get("items")
+    inner = _words(items) if isinstance(items, Mapping) else ""
+    types = [_IN_WORDS.get(each, each) for each in _types(schema)]
+    return " or ".join(f"list of {inner}" if each == "list" and inner else each for each in types)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
