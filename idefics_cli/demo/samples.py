@@ -15,8 +15,8 @@ from idefics_cli.demo.scenes import Scene, caption, scene_for_split
 
 METADATA = "metadata.jsonl"
 MAX_SAMPLES = 100_000
-# Each seed of the user has its own million of scene numbers, from 1,000,000 on. Training and its
-# evaluation use the numbers 0 to 199,999.
+# Each seed of the user has its own range of a million scene numbers, from 1,000,000 on. Training
+# and its evaluation use the numbers 0 to 199,999.
 _SCENES_PER_SEED = 1_000_000
 
 

@@ -75,7 +75,7 @@ class Connections:
         """End every wait for data of a server; it then fails in the thread that waits."""
         self.is_closed.set()
         for made in self._made:
-            # Not `close`, which leaves a thread waiting that reads already.
+            # `shutdown` wakes a thread that waits for data. `close` would leave it waiting.
             with suppress(OSError, ValueError):
                 made.shutdown(socket.SHUT_RDWR)
 

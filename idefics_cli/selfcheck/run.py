@@ -200,7 +200,7 @@ def _find_culprit(
     failed = [manner.manner for manner in result.manners if manner.difference] or ["batch"]
     kernels = way.spec.kernels
     parts = (kernels.text, kernels.head, kernels.connector, kernels.vision, kernels.patches)
-    # In each part, the first kernel runs wherever it fits.
+    # Only the first kernel of each part is tried, because it computes every layer that it can.
     leading = [names[0] for names in (*parts, kernels.norm) if names]
     if kernels.attention is not None:
         leading.append(kernels.attention)

@@ -288,7 +288,8 @@ _SMOLVLM = FamilySpec(
         "transformers.models.smolvlm.configuration_smolvlm:SmolVLMConfig",
         "transformers.models.smolvlm.modeling_smolvlm:SmolVLMForConditionalGeneration",
         "transformers.models.smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil",
-        # It gives the same ids and pixels as SmolVLM's own processor, and has no code for videos.
+        # For pictures, this processor gives the same ids and pixels as SmolVLM's own. That one also
+        # needs a video processor.
         "transformers.models.idefics3.processing_idefics3:Idefics3Processor",
     ),
     prompt="template",

@@ -155,7 +155,7 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
     weights = read_weights(folder, name)
     missing = missing_files(folder)
     if not missing and not checkpoint.image_settings(folder, name):
-        # A processor_config.json with settings of texts only, as transformers 4 wrote it.
+        # transformers 4 wrote a processor_config.json that has only settings of texts.
         missing = ("preprocessor_config.json",)
     if missing:
         raise ModelError(

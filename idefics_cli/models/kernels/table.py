@@ -1,7 +1,7 @@
 """The table of CPU kernels: for each, the parts of a model that it computes, and its requirements.
 
-The table imports no torch, so that a plan can be made without it. To add a kernel, write a layer in
-a folder of its own and add a row here. `linear.py` explains the words "row" and "widen".
+The table imports no torch, so that a plan can be made without it. To add a kernel, write its
+module and add a row here. `linear.py` explains the words "row" and "widen".
 """
 
 from __future__ import annotations

@@ -345,7 +345,7 @@ def _keys() -> KeyBindings:
             buffer.validate_and_handle()
 
     # The chat does not ask for the mouse, but pasted colours such as ESC [31m look like its events,
-    # and prompt_toolkit raises an error for those without a position.
+    # and prompt_toolkit raises an error for events without a position.
     @keys.add(Keys.Vt100MouseEvent)
     def _(event: KeyPressEvent) -> None:
         pass

@@ -158,7 +158,7 @@ class Scores:
         if penalized:
             _, self._top = self._find_argmax()
         sampled = [(at, row) for at, row in active if row.generator is not None]
-        # Started before the host waits for the scores, so that it draws the noise meanwhile.
+        # The draws start before the host waits for the scores, so the device draws meanwhile.
         drawn = self._start_draws(sampled) if sampled and draws_together(self.banned) else None
         highest, argmax = self._top.tolist()
         for at, row in active:

@@ -27,7 +27,8 @@ class _Conversation:
 
     def begins_with(self, keys: tuple[PrefixKey, ...]) -> bool:
         """Whether the first keys are *keys*."""
-        # Most conversations differ in the last of them, so that nothing is copied.
+        # The last key is compared first, because most conversations differ there. The slice, which
+        # copies keys, is then not made.
         count = len(keys)
         return (
             len(self.keys) >= count
