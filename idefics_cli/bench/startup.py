@@ -57,7 +57,7 @@ with torch.inference_mode():
     ids = model.generate(**inputs, max_new_tokens=1, do_sample=False)
 width = inputs["input_ids"].shape[1]
 print(processor.batch_decode(ids[:, width:], skip_special_tokens=True)[0], flush=True)
-# Not timed: Python takes a second to exit in order.
+# The exit is not timed, because Python would need a second to free all modules.
 import os
 os._exit(0)
 """

@@ -68,8 +68,8 @@ def begin_command(context: typer.Context) -> Invocation:
     context.meta[CONSOLE] = console
     for line in resolved.warnings:
         console.warn(line)
-    # Without it, torch has no fused attention on many consumer GPUs of AMD, and the scores of a
-    # picture of Idefics2 would take 14 GiB (torch 2.13, sdp_utils.cpp).
+    # Without this variable, torch has no fused attention on many consumer GPUs of AMD, and the
+    # scores of a picture of Idefics2 would take 14 GiB (torch 2.13, sdp_utils.cpp).
     environ.setdefault("TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL", "1")
     if verbose:
         # The loader of models reads this variable, too, and sets the verbosity of transformers.

@@ -29,7 +29,7 @@ _idefics_kind() {
 # Ends the subshell in which it runs.
 _idefics_ask() {
     local name folder program= line= options=-P site= IFS=:
-    # Not with `$(type -P …)`, which starts a process.
+    # `$(type -P …)` would find the program too, but it starts a process.
     for name in "${words[0]/#\~/$HOME}" idefics; do
         [[ $name == */* && -x $name ]] && program=$name
         for folder in $PATH; do

@@ -56,7 +56,7 @@ def _with_gamma(image: Image.Image) -> Image.Image:
     gamma = image.info.get("gamma")
     if not isinstance(gamma, float) or "srgb" in image.info or image.mode == "1":
         return image
-    # As libpng: 5 % more or less is not visible.
+    # libpng, too, changes nothing if gamma differs by less than 5 %, which is not visible.
     if gamma <= 0 or abs(gamma * _SCREEN_GAMMA - 1) <= _GAMMA_TOLERANCE:
         return image
     if image.mode not in ("L", "LA", "RGB", "RGBA") or "transparency" in image.info:

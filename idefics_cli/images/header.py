@@ -132,7 +132,7 @@ def _tga(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
     stream.seek(7)
     head = stream.read(11)
     if image.mode == "P" and head[0] == 32 and image.palette is not None:
-        # They say nothing about the colours of a palette of 32 bits.
+        # In a palette of 32 bits, each colour has alpha, whatever these bits say.
         return PixelFacts(has_alpha=any(bytes(image.palette.palette)[3::4]))
     return PixelFacts(has_alpha=bool(head[10] & 0x0F))
 

@@ -276,8 +276,7 @@ class ImageLoader:
 def _reduce_while_decoding(job: _Job, image: ImageFile.ImageFile, stream: BinaryIO) -> bool:
     """Let the decoder of an unloaded *image* reduce it, if it can; return whether it does."""
     size = image.size
-    # Only for these formats, because drafts of other plugins differ: pillow-heif would return the
-    # embedded thumbnail.
+    # Drafts of other plugins differ: pillow-heif, for example, would return the embedded thumbnail.
     if job.draft_edge is not None and job.plugin == "JPEG":
         image.draft(None, (job.draft_edge, job.draft_edge))
     halvings = _factor(size, job.draft_edge).bit_length() - 1

@@ -276,7 +276,7 @@ class RunJournal:
         else:
             raise ValueError("it has none of the known fields")
 
-    # Any: JSON.
+    # Any: JSON has values of many types.
     def _apply_header(self, fields: Mapping[str, Any]) -> None:
         if not isinstance(fields["settings"], dict):
             raise ValueError("it has no settings")

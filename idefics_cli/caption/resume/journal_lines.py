@@ -41,7 +41,7 @@ def encode_line(fields: Mapping[str, object]) -> bytes:
     return text[:-1] + f', "crc": "{zlib.crc32(text):08x}"}}\n'.encode()
 
 
-# Any: JSON.
+# Any: JSON has values of many types.
 def decode_line(line: bytes, *, needs_checksum: bool) -> dict[str, Any]:
     """Return the fields of *line*, without the checksum.
 
@@ -61,7 +61,7 @@ def decode_line(line: bytes, *, needs_checksum: bool) -> dict[str, Any]:
     return fields
 
 
-# Any: JSON.
+# Any: JSON has values of many types.
 def decode_record(fields: Any) -> CaptionRecord:
     """Return the record from which `dataclasses.asdict` made *fields*.
 
@@ -100,9 +100,9 @@ def number(value: object) -> int:
     return checked
 
 
-# Any: JSON.
+# Any: JSON has values of many types.
 def _checked(value: Any, types: tuple[type, ...]) -> Any:
-    # Not `isinstance`, because in Python True is an integer too.
+    # `isinstance` would take True for an integer.
     if type(value) not in types:
         raise ValueError(f"it has {type(value).__name__} where {types[0].__name__} belongs")
     if isinstance(value, int | float) and not 0 <= value <= _LARGEST:

@@ -98,7 +98,7 @@ class TxtSink:
             if self._target.path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             data = (self._joined(text, path) + "\n").encode("utf-8", "surrogateescape")
-            # Without fsync, which would take longer than some captions take to generate.
+            # fsync would take longer than some captions take to generate.
             write_whole(path, data, durable=False)
         except OSError as error:
             if error.errno in _ENDS_THE_RUN:

@@ -207,7 +207,7 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
         disk = format_size(row.size_bytes) if row.facts.folder is not None else "-"
         if row.spec.name == DEMO:
             disk = "built in"
-        # It is not in the column before, which would leave too little room on a narrow terminal.
+        # A column for this size would leave too little room on a narrow terminal.
         kept = f"; {format_size(row.quantized_bytes)} quantized" if row.quantized_bytes else ""
         kind = "" if row.spec.chats else "; a base model"
         cells.append(

@@ -106,7 +106,7 @@ class TemplateFamily(Family):
             is_image = ids == self.image_id
             numbers = (is_image.flatten().cumsum(0) - 1).view_as(ids)[:, start:end]
             here = is_image[:, start:end]
-            # Not in place, because the embeddings may share memory with the weights.
+            # This makes a new tensor, because the embeddings may share memory with the weights.
             embeds = embeds.masked_scatter(
                 here.to(embeds.device)[..., None], image_features[numbers[here]].to(embeds)
             )

@@ -120,7 +120,7 @@ def probe_attention(
     Raises:
         RuntimeError, ValueError, ImportError: If it cannot run here.
     """
-    # As an engine does; see `LocalEngine`. The kernels of cuDNN are wrong on some GPUs.
+    # An engine does the same (see `LocalEngine`), because cuDNN is wrong on some GPUs.
     torch.backends.cuda.enable_cudnn_sdp(False)
     function = _function(attention)
     takes_masks = not attention.startswith("flash")
