@@ -6,8 +6,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from idefics_cli.caption.inputs.templates import parse_template, render
+from idefics_cli.caption.inputs.templates import Template, field_values, parse_template
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.caption.sinks.rows import CAPTION, names, sample_name
@@ -15,8 +16,7 @@ from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Part, Sampling
 from idefics_cli.engine.protocol import Prepared
-from idefics_cli.models.families.raw_prompt import raw_parts
-from idefics_cli.models.families.spec import IMAGE_TOKEN
+from idefics_cli.models.families.picture_marks import place_pictures, read_marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +124,39 @@ class CaptionJob:
     def _request(
         self, picture: CaptionItem, question: CaptionQuestion, data: bytes | None
     ) -> GenerationRequest:
-        prompt = render(
-            parse_template(question.prompt, self.columns),
+        is_named, template = _with_place(question.prompt, self.columns)
+        values = field_values(
+            template,
             picture,
             limits=self.limits,
             captions_folder=self.captions_folder,
             text_extension=self.text_extension,
             data=data,
         )
-        # In a raw prompt, a space separates the text from the image tokens, as in the model card of
-        # idefics2-8b-base. Chat templates add what their models expect.
-        text = f" {prompt}" if self.mode == "complete" else prompt
-        parts: tuple[Part, ...] = (picture.attachment, text)
-        if IMAGE_TOKEN in question.prompt:
-            parts = raw_parts(prompt, (picture.attachment,))
+        first, *rest = (each.fill(values) for each in template.split(_PLACE))
+        parts: tuple[Part, ...] = (first, picture.attachment, *rest)
+        if not is_named:
+            # In a raw prompt, a space separates the text from the image tokens, as in the model
+            # card of idefics2-8b-base. Chat templates add what their models expect.
+            parts = (picture.attachment, f" {first}" if self.mode == "complete" else first)
+        parts = tuple(part for part in parts if part != "")
         return GenerationRequest((Message("user", parts),), self.sampling, self.mode)
+
+
+# Unicode gives this character to programs for their own use, so it is in no text.
+_PLACE = "\ufdd0"
+
+
+@lru_cache(maxsize=256)
+def _with_place(prompt: str, columns: tuple[str, ...]) -> tuple[bool, Template]:
+    """Return whether a mark in *prompt* names the picture, and its template.
+
+    The template has `_PLACE` in the place of the picture. The values of its fields have no marks.
+    """
+    placement = place_pictures(read_marks(prompt.replace(_PLACE, "\ufffd")), (1,))
+    parts = placement.in_words(placement.order)
+    text = "".join(part if isinstance(part, str) else _PLACE for part in parts)
+    return not placement.unnamed, parse_template(text, columns)
 
 
 def _sampling_of(sampling: Sampling, sample: int) -> Sampling:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,11 +11,15 @@ from idefics_cli.core.types import (
     Finish,
     GenerationRequest,
     Message,
-    Part,
     Sampling,
 )
-from idefics_cli.models.families.raw_prompt import raw_parts
-from idefics_cli.models.families.spec import IMAGE_TOKEN
+from idefics_cli.models.families.picture_marks import (
+    PlacedPrompt,
+    check_marks,
+    place_pictures,
+    read_marks,
+    references,
+)
 
 Value = str | int | float | bool | None
 
@@ -261,16 +264,29 @@ class Conversation:
         """Return the conversation with the pictures of *digests*, and no others, as missing."""
         return self._with_pictures(lambda p: replace(p, is_missing=p.digest in digests))
 
-    def unknown_references(self, text: str) -> tuple[int, ...]:
-        """Return the numbers of `[1]`, `[2]`… in *text* that refer to no picture in the prompt."""
-        known = {picture.number for picture in self.pictures_in_prompt}
-        return tuple(n for n in references(text) if n not in known)
+    def check_marks(self, text: str, staged: int = 0) -> None:
+        """Check that the marks of *text* fit the pictures of the conversation.
+
+        Args:
+            text: The next question.
+            staged: Number of pictures that go with it.
+
+        Raises:
+            PromptError: See `picture_marks.check_marks`.
+        """
+        first = len(self.pictures) + 1
+        own = range(first, first + staged)
+        known = {*own, *(picture.number for picture in self.pictures_in_prompt)}
+        if self.pictures and not known:
+            known = {0}  # all pictures are dropped, and no number refers to one
+        check_marks(read_marks(text), own, known)
 
     def request(self, sampling: Sampling, *, sees_last_only: bool = False) -> GenerationRequest:
         """Return the request for the pending turn.
 
-        `[1]` becomes "the first image". Only pictures up to the same turn are counted. So a later
-        picture does not change the text of an earlier turn, and its KV cache can be reused.
+        `[1]` is the place of a picture of its own turn, and a picture of an earlier turn becomes
+        "the first image". Only pictures up to the same turn are counted. So a later picture does
+        not change the text of an earlier turn, and its KV cache can be reused.
 
         Args:
             sampling: How to answer.
@@ -282,18 +298,15 @@ class Conversation:
         """
         self._require(pending=True)
         messages = [Message("system", (self.system,))] if self.system else []
-        shown: list[ChatPicture] = []
+        pictures: dict[int, ChatPicture] = {}
         for turn in self.turns[self.forgotten :]:
-            new = [picture for picture in turn.pictures if picture.is_in_prompt]
-            shown += new
-            meant = _meant(turn.text, shown) if sees_last_only else []
-            again = [] if meant == shown[-1:] else meant
-            parts = [picture.attachment for picture in (*new, *again)]
-            text = _for_model(turn.text, meant or shown)
-            # A text may say by `<image>` where each of its pictures belongs.
-            is_marked = bool(parts) and text.count(IMAGE_TOKEN) == len(parts)
-            content: tuple[Part, ...] = raw_parts(text, parts) if is_marked else (*parts, text)
-            messages.append(Message("user", content))
+            before = tuple(pictures)
+            placement = _placed(turn, before)
+            pictures |= {p.number: p for p in turn.pictures if p.is_in_prompt}
+            pictures = {n: pictures[n] for n in (*before, *placement.order)}
+            numbers = _visible(placement, before) if sees_last_only else _parts(placement, before)
+            content = (p if isinstance(p, str) else pictures[p].attachment for p in numbers)
+            messages.append(Message("user", tuple(content)))
             # An empty answer, which was stopped before its first word, is left out: the model would
             # take it as an example.
             if turn.reply is not None and turn.reply.text.strip():
@@ -320,52 +333,33 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
 
-# A reference to a picture. `a[1]` is code and `[1](address)` is a link, so they are no references.
-# A word for a picture before the number belongs to the reference: "in picture [1]" becomes "in the
-# first picture".
-_REFERENCE = re.compile(
-    r"(?:\b(?:the\s+)?(?P<noun>image|picture|photo)\s+)?(?<![\w\])])\[(?P<number>[1-9]\d{0,2})\]"
-    r"(?![\[(\w])",
-    re.IGNORECASE,
-)
-_ORDINALS = (
-    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
-)  # fmt: skip
-
-
-def references(text: str) -> tuple[int, ...]:
-    """Return the numbers of the pictures that *text* refers to, each once, in order."""
-    return tuple(dict.fromkeys(int(match["number"]) for match in _REFERENCE.finditer(text)))
-
-
 def _range_hint(things: str, count: int) -> str:
     return f"there are {count} {things}, from 1" if count else f"there are no {things} yet"
 
 
-def _for_model(text: str, shown: Sequence[ChatPicture]) -> str:
-    """Return *text* with each `[1]` in words; a number that is not of a picture *shown* stays."""
-    places = {picture.number: place for place, picture in enumerate(shown)}
-
-    def in_words(match: re.Match[str]) -> str:
-        place = places.get(int(match["number"]))
-        if place is None:
-            return match[0]
-        which = "the" if len(shown) == 1 else f"the {_ordinal(place)}"
-        words = f"{which} {(match['noun'] or 'image').lower()}"
-        is_start = not text[: match.start()].strip()
-        return words[0].upper() + words[1:] if is_start else words
-
-    return _REFERENCE.sub(in_words, text)
+def _placed(turn: Turn, before: Sequence[int]) -> PlacedPrompt:
+    """Put the pictures of *turn* in their places. A picture that is not in the prompt has none."""
+    own = [picture.number for picture in turn.pictures]
+    placement = place_pictures(read_marks(turn.text), own, [*before, *own])
+    gone = {picture.number for picture in turn.pictures if not picture.is_in_prompt}
+    return PlacedPrompt(
+        tuple(number for number in placement.unnamed if number not in gone),
+        tuple(f"[{piece}]" if piece in gone else piece for piece in placement.pieces),
+    )
 
 
-def _ordinal(place: int) -> str:
-    if place < len(_ORDINALS):
-        return _ORDINALS[place]
-    number = place + 1
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
+def _parts(placement: PlacedPrompt, before: Sequence[int]) -> tuple[str | int, ...]:
+    order = (*before, *placement.order)
+    return (*placement.unnamed, *placement.in_words(order))
 
 
-def _meant(text: str, shown: Sequence[ChatPicture]) -> list[ChatPicture]:
-    by_number = {picture.number: picture for picture in shown}
-    return [by_number[number] for number in references(text) if number in by_number]
+def _visible(placement: PlacedPrompt, before: Sequence[int]) -> tuple[str | int, ...]:
+    """Return the parts for a model whose text attends only to the last picture before it.
+
+    The earlier pictures to which the text refers are repeated before the text.
+    """
+    shown = (*before, *placement.unnamed)
+    meant = [number for number in references(placement.pieces) if number in shown]
+    again = [] if meant == list(shown[-1:]) else meant
+    order = (*meant, *placement.named) if meant else (*shown, *placement.named)
+    return (*placement.unnamed, *again, *placement.in_words(order))

@@ -159,6 +159,14 @@ class Chat:
 
     # Questions
 
+    def check_marks(self, text: str) -> None:
+        """Check that `<image>` and `[1]` in *text* fit the pictures of the next question.
+
+        Raises:
+            PromptError: If a mark has no picture, or some `<image>` leave pictures over.
+        """
+        self.turns.check_marks(text)
+
     def ask(self, text: str) -> None:
         """Add *text* and the staged pictures to the conversation; no answer yet.
 

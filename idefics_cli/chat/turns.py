@@ -62,6 +62,18 @@ class Turns:
         self.session.ask(text, self.staged)
         self._sent = len(self.staged)
 
+    def check_marks(self, text: str) -> None:
+        """Check that the marks of *text* fit the pictures with which `ask` would send it.
+
+        Raises:
+            PromptError: See `Conversation.check_marks`.
+        """
+        conversation, staged = self.conversation, len(self.staged)
+        if self.editing is not None:
+            staged += len(self.session.staged_pictures(conversation.turns[self.editing - 1]))
+            conversation = conversation.edited(self.editing)
+        conversation.check_marks(text, staged)
+
     def if_asked(self, text: str) -> Conversation:
         """Return the conversation that `ask` would make."""
         pictures = [ChatPicture(0, staged.source, staged.attachment) for staged in self.staged]

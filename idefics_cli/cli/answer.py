@@ -21,7 +21,7 @@ from idefics_cli.cli.model_choice import (
 )
 from idefics_cli.cli.stdin import piped_text
 from idefics_cli.config.settings import ANSWER_TOKENS
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import (
     STDIN,
     describe_source,
@@ -40,7 +40,16 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Engine, Prepared
-from idefics_cli.models.families.raw_prompt import raw_parts
+from idefics_cli.models.families.picture_marks import (
+    PlacedPrompt,
+    check_marks,
+    count_tokens,
+    place_pictures,
+    read_marks,
+    read_tokens,
+    references,
+)
+from idefics_cli.models.families.raw_prompt import check_count
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 from idefics_cli.models.hub.registry import base_model_error
 
@@ -173,29 +182,78 @@ def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -
             raise UsageError(
                 "--system does not apply to a raw prompt", hint="write the instruction into PROMPT"
             )
-        return GenerationRequest((Message("user", raw_parts(prompt, images)),), chosen, "complete")
+        parts = _raw_parts(prompt, images)
+        return GenerationRequest((Message("user", parts),), chosen, "complete")
     turns = [Message("system", (settings.system,))] if settings.system else []
-    parts = _chat_parts(invocation, prompt, images, typed=text or "")
+    parts = _chat_parts(invocation, prompt, images)
     return GenerationRequest((*turns, Message("user", parts)), chosen)
 
 
 def _chat_parts(
-    invocation: Invocation, prompt: str, images: Sequence[Attachment], *, typed: str
+    invocation: Invocation, prompt: _Prompt, images: Sequence[Attachment]
 ) -> tuple[Part, ...]:
-    """Return *prompt* with the pictures in place of its `<image>`; without any, they come first.
+    """Return *prompt* with the pictures in place of its marks; pictures without a mark come first.
 
     Raises:
-        PromptError: If *typed*, what the user typed of it, has more or fewer `<image>`.
+        PromptError: If the marks that the user typed do not fit the pictures.
     """
-    marks = prompt.count(IMAGE_TOKEN)
-    if images and (marks == len(images) or IMAGE_TOKEN in typed):
-        return raw_parts(prompt, images)
-    if marks:
-        invocation.console.note(f"`{IMAGE_TOKEN}` in the prompt is text; `-i` gives a picture")
-    return (*images, prompt)
+    piped = read_tokens(prompt.piped)
+    marks = count_tokens(piped)
+    if prompt.typed is not None or marks != len(images):
+        if marks:
+            note = f"`{IMAGE_TOKEN}` from stdin is text, as it does not stand for the pictures"
+            invocation.console.note(note)
+        piped = (prompt.piped,)
+    pieces = (*piped, *read_marks(prompt.typed_after_piped))
+    numbers = range(1, len(images) + 1)
+    check_marks(pieces, numbers, numbers)
+    return _with_images(place_pictures(pieces, numbers), images)
 
 
-def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) -> str:
+def _raw_parts(prompt: _Prompt, images: Sequence[Attachment]) -> tuple[Part, ...]:
+    """Return the raw *prompt* with the pictures in place of its marks.
+
+    Raises:
+        PromptError: If a picture has no mark, or a mark no picture.
+    """
+    pieces = (*read_tokens(prompt.piped), *read_marks(prompt.typed_after_piped))
+    numbers = range(1, len(images) + 1)
+    tokens = count_tokens(pieces)
+    if tokens or not any(n in numbers for n in references(pieces)):
+        check_count(tokens, len(images))
+    check_marks(pieces, numbers, numbers)
+    placement = place_pictures(pieces, numbers)
+    if placement.unnamed:
+        raise PromptError(
+            f"the raw prompt has no place for picture {placement.unnamed[0]}",
+            hint=f"write `[{placement.unnamed[0]}]` where it belongs",
+        )
+    parts = _with_images(placement, images)
+    if any(isinstance(part, str) and IMAGE_TOKEN in part for part in parts):
+        raise PromptError(
+            f"a raw prompt cannot hold `{IMAGE_TOKEN}` as text", hint="leave `--raw` out"
+        )
+    return parts
+
+
+def _with_images(placement: PlacedPrompt, images: Sequence[Attachment]) -> tuple[Part, ...]:
+    parts = (*placement.unnamed, *placement.in_words(placement.order))
+    return tuple(part if isinstance(part, str) else images[part - 1] for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The prompt: the text on stdin, and below it the text of the command line, if there is one."""
+
+    piped: str
+    typed: str | None
+
+    @property
+    def typed_after_piped(self) -> str:
+        return "\n".join(["", self.typed]) if self.piped and self.typed else self.typed or ""
+
+
+def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) -> _Prompt:
     stdin = invocation.services.stdin
     piped = ""
     if STDIN in sources:
@@ -207,7 +265,7 @@ def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) ->
             _tell_if_list(invocation, piped)
     prompt = "\n".join(part for part in (piped, text) if part)
     check_prompt(prompt, hint="`idefics ask 'What is in the picture?' -i PICTURE`")
-    return prompt
+    return _Prompt(piped, text)
 
 
 def _tell_if_list(invocation: Invocation, piped: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import (
     CaptionJob,
     CaptionQuestion,
@@ -92,6 +93,17 @@ def test_a_mark_in_the_prompt_is_the_place_of_the_picture(mode: Mode) -> None:
     job = CaptionJob(pictures, (CaptionQuestion("<image>In this image,"),), mode=mode)
     (request,) = job.requests(pictures[0])
     assert request.messages == (Message("user", (Attachment("a.jpg"), "In this image,")),)
+
+
+def test_the_value_of_a_field_has_no_marks() -> None:
+    item = CaptionItem("a.jpg", Attachment("a.jpg"), columns=(("hint", "<image> [1]"),))
+    questions = tuple(map(CaptionQuestion, ("Is [1] {hint}? [1]!", "{hint}", "{{[1]}}")))
+    requests = CaptionJob([item], questions, columns=("hint",)).requests(item)
+    assert [request.messages[0].parts for request in requests] == [
+        ("Is ", item.attachment, " <image> [1]? the image!"),
+        (item.attachment, "<image> [1]"),
+        ("{", item.attachment, "}"),
+    ]
 
 
 GIB = 2**30

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, references
-from idefics_cli.core.errors import UsageError
+from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply
+from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 
 
@@ -189,21 +189,6 @@ def test_a_turn_out_of_order_is_a_bug_of_ours(
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"),
-    [
-        ("What is in [1]?", (1,)),
-        ("[2] and [1], not [2]", (2, 1)),
-        ("[12]", (12,)),
-        ("a[1] = b[0]", ()),
-        ("[1](http://x) and [1][2]", ()),
-        ("[0] [x] [] [1000] [1,2] [01]", ()),
-    ],
-)
-def test_a_number_in_brackets_refers_to_a_picture(text: str, numbers: tuple[int, ...]) -> None:
-    assert references(text) == numbers
-
-
-@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("What is in [1]?", "What is in the first image?"),
@@ -242,7 +227,60 @@ def test_ordinals_count_the_pictures_that_are_left() -> None:
         "user",
         ("What is in the second image?",),
     )
-    assert TWO.dropped(1).unknown_references("[1] [2] [7]") == (1, 7)
+    with pytest.raises(PromptError, match=r"`\[1\]`, and there is no picture 1"):
+        TWO.dropped(1).check_marks("[2] [1]")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("And [5] [4]?", ("And ", "<e.png>", " ", "<d.png>", "?")),
+        ("Is [4] like [1]?", ("<e.png>", "Is ", "<d.png>", " like the first image?")),
+        # In the prompt, picture 4 comes after picture 5, which comes first.
+        ("Is photo [4] red? [4]!", ("<e.png>", "Is photo ", "<d.png>", " red? the fifth image!")),
+        ("<image> and <image>: [5]?", ("<d.png>", " and ", "<e.png>", ": the fifth image?")),
+        ("<image>?", ("<d.png>", "<e.png>", "<image>?")),
+        (r"\[4] and \<image>", ("<d.png>", "<e.png>", "[4] and <image>")),
+        ("And `[4]`?", ("<d.png>", "<e.png>", "And `[4]`?")),
+        ("[9]?", ("<d.png>", "<e.png>", "[9]?")),
+    ],
+)
+def test_a_picture_stands_where_its_question_names_it(text: str, parts: tuple[str, ...]) -> None:
+    asked = TWO.asked(text, [picture("d.png"), picture("e.png")])
+    message = asked.request(Sampling()).messages[-1]
+    assert tuple(shown(part) for part in message.parts) == parts
+    later = asked.replied(said("x")).asked("And [4]?").request(Sampling()).messages
+    assert later[-3] == message
+    place = [part for part in parts if part in ("<d.png>", "<e.png>")].index("<d.png>")
+    assert later[-1].text == f"And the {('fourth', 'fifth')[place]} image?"
+
+
+def test_a_dropped_picture_leaves_its_number_in_its_place() -> None:
+    asked = TWO.asked("Is <image> as <image>?", [picture("d.png"), picture("e.png")])
+    message = asked.dropped(4).request(Sampling()).messages[-1]
+    assert [shown(part) for part in message.parts] == ["Is [4] as ", "<e.png>", "?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "staged", "error"),
+    [
+        ("<image>", 0, "the prompt has 1 `<image>`, and 0 pictures are given"),
+        ("<image>", 2, "the prompt has 1 `<image>`, and 2 pictures are given"),
+        ("[4]", 0, "the prompt has `[4]`, and there is no picture 4"),
+        ("[5]", 1, "the prompt has `[5]`, and there is no picture 5"),
+    ],
+)
+def test_a_mark_without_a_picture_is_refused(text: str, staged: int, error: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        TWO.check_marks(text, staged)
+    assert str(caught.value) == error
+    TWO.check_marks(f"`{text}`", staged)
+
+
+def test_numbers_are_text_in_a_chat_without_pictures() -> None:
+    Conversation("demo").check_marks("As [1] and [2] say, (see [3])")
+    text = r"As [1] and \[2] say"
+    assert Conversation("demo").asked(text).request(Sampling()).messages[-1].parts == (text,)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +300,15 @@ def test_a_model_that_sees_the_last_picture_only_is_shown_the_one_it_is_asked_ab
     assert last("What is in [3]?") == ("What is in the image?",)
     assert last("What now?") == ("What now?",)
     assert last("[9]") == ("[9]",)
+
+    def with_new(text: str) -> list[str]:
+        asked = TWO.asked(text, [picture("d.png")])
+        parts = asked.request(Sampling(), sees_last_only=True).messages[-1].parts
+        return [shown(part) for part in parts]
+
+    assert with_new("What is in [1]?") == ["<d.png>", "<a.png>", "What is in the image?"]
+    assert with_new("Is [4] like [1]?") == ["<a.png>", "Is ", "<d.png>", " like the first image?"]
+    assert with_new("Is [4] like [3]?") == ["Is ", "<d.png>", " like the first image?"]
 
 
 def test_missing_pictures_are_out_of_the_prompt_and_come_back_when_found() -> None:

@@ -119,14 +119,21 @@ def test_a_text_that_names_no_picture_is_left_alone(tmp_path: Path, text: str) -
     assert here.engine.requests[0].messages[0].text == text
 
 
-def test_a_number_refers_to_a_picture_and_an_unknown_one_is_told(
+def test_a_number_is_the_place_of_a_picture_and_an_unknown_one_is_refused(
     tmp_path: Path, pictures: Path
 ) -> None:
     here = world(tmp_path, "One.", "Two.")
-    _, err, _ = here.talk("/image a.png b.png", "What is in [2]?", "And [3]?")
-    assert here.engine.requests[0].messages[0].text == "What is in the second image?"
-    assert "there is no picture [3]" in err
-    assert "no picture [2]" not in err
+    _, err, _ = here.talk("/image a.png b.png", "What is in [2]?", "@a.png And [9]?", "So [1]?")
+    first = here.engine.requests[0].messages[0].parts
+    assert [isinstance(part, str) for part in first] == [False, True, False, True]
+    assert first[1::2] == ("What is in ", "?")
+    assert [part.digest for part in here.engine.requests[0].attachments] == [
+        picture.digest for picture in here.chat.conversation.pictures
+    ]
+    assert err.count("error: the prompt has `[9]`, and there is no picture 9\n") == 1
+    # The picture of the refused line is not staged any more.
+    assert len(here.engine.requests[1].attachments) == 2
+    assert here.engine.requests[1].messages[-1].text == "So the first image?"
 
 
 def test_a_picture_on_the_clipboard_is_attached(

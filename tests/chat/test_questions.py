@@ -85,12 +85,14 @@ def test_a_second_ctrl_c_does_not_wait_for_the_engine(tmp_path: Path) -> None:
 
 def test_marks_in_a_text_are_the_places_of_its_pictures(tmp_path: Path, pictures: Path) -> None:
     here = world(tmp_path, "One.", "Two.", "Three.")
-    _, err, _ = here.talk("/image a.png b.png", "Is <image> as <image>?", "And <image>?", "So?")
+    _, err, _ = here.talk(
+        "/image a.png b.png", "Is <image> as <image>?", "And <image>?", "So?", "Hm?"
+    )
     first, second, third = (request.messages for request in here.engine.requests)
     assert [isinstance(part, str) for part in first[0].parts] == [True, False, True, False, True]
     assert first[0].parts[::2] == ("Is ", " as ", "?")
     assert third[0] == second[0] == first[0]
-    assert err.count("no pictures go with this text, so the model gets `<image>` as text") == 1
+    assert err.count("error: the prompt has 1 `<image>`, and 0 pictures are given") == 1
 
 
 @pytest.mark.parametrize("answer", ["", " \n "])

@@ -166,9 +166,10 @@ def test_typed_loaded_and_asked_at_once_give_the_same_tokens(
             session = store.open("last")
             typed = answer(session.conversation.request(GREEDY))
             # The same messages, made by hand from the files of the user.
-            parts = () if photo is None else (Attachment(str(photo)),)
-            words = text.replace("[2]", "the second image")
-            messages.append(Message("user", (*parts, words)))
+            shown = () if photo is None else (Attachment(str(photo)),)
+            before, mark, after = text.partition("[2]")
+            parts = (before, *shown, after) if mark else (*shown, text)
+            messages.append(Message("user", parts))
             at_once = answer(GenerationRequest(tuple(messages), GREEDY))
             assert typed.token_ids == at_once.token_ids
             assert typed.prompt_tokens == at_once.prompt_tokens

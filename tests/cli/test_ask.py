@@ -65,16 +65,37 @@ def test_marks_in_a_question_are_the_places_of_the_pictures() -> None:
     assert ran.err.startswith("error: the prompt has 1 `<image>`, and 2 pictures are given\n")
 
 
-def test_marks_without_pictures_or_from_a_pipe_are_text() -> None:
-    note = "note: `<image>` in the prompt is text; `-i` gives a picture\n"
+def test_numbers_in_a_question_are_the_places_of_the_pictures() -> None:
+    first, second = Attachment("https://x.org/a"), Attachment("https://x.org/b")
+    flags = ("-i", first.source, "-i", second.source)
     world = World(FakeEngine("x"))
-    assert run("ask", "What is <image>?", services=world.services).err == note
-    assert asked(world).messages == (Message("user", ("What is <image>?",)),)
-    world = World(FakeEngine("x"), stdin=io.BytesIO(b"a <image> b <image>"))
-    ran = run("ask", "Sum up.", "-i", "https://x.org/a", services=world.services)
-    assert ran.err == note
-    parts = (Attachment("https://x.org/a"), "a <image> b <image>\nSum up.")
+    assert run("ask", "Is [2] as a[1]? [2]!", *flags, services=world.services).code == 0
+    parts = (first, "Is ", second, " as a[1]? the second image!")
     assert asked(world).messages == (Message("user", parts),)
+    ran = run("ask", "Is [3] red?", *flags, services=world.services)
+    error = "the prompt has `[3]`, and there is no picture 3"
+    assert tuple(ran) == (2, "", f"error: {error}\nhint: `\\[3]` is text\n")
+
+
+def test_numbers_without_pictures_and_marks_from_a_pipe_are_text() -> None:
+    text = "Does [1] say `<image>`, or [2]?"
+    world = World(FakeEngine("x"))
+    assert run("ask", text, services=world.services).err == ""
+    assert asked(world).messages == (Message("user", (text,)),)
+    picture = Attachment("https://x.org/a")
+    piped = b"a <image> b <image> [7]"
+    world = World(FakeEngine("x"), stdin=io.BytesIO(piped))
+    ran = run("ask", "Sum up [1].", "-i", picture.source, services=world.services)
+    assert ran.err == "note: `<image>` from stdin is text, as it does not stand for the pictures\n"
+    parts = (f"{piped.decode()}\nSum up ", picture, ".")
+    assert asked(world).messages == (Message("user", parts),)
+
+
+def test_a_piped_question_has_its_marks() -> None:
+    picture = Attachment("https://x.org/a")
+    world = World(FakeEngine("x"), stdin=io.BytesIO(b"Is <image> red? [4]"))
+    assert run("ask", "-i", picture.source, services=world.services).err == ""
+    assert asked(world).messages == (Message("user", ("Is ", picture, " red? [4]")),)
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
@@ -384,10 +405,30 @@ def test_marks_and_pictures_of_a_raw_prompt_must_be_as_many(
     assert tuple(ran) == (2, "", f"error: {error}\nhint: {hint}\n")
 
 
-def test_an_image_mark_in_a_chat_prompt_is_text() -> None:
+def test_an_image_mark_without_a_picture_is_refused_unless_it_is_escaped() -> None:
     world = World(FakeEngine("x"))
-    run("ask", "What is <image>?", services=world.services)
+    ran = run("ask", "What is <image>?", services=world.services)
+    hint = r"write `<image>` where each picture belongs; `\<image>` is text"
+    error = "the prompt has 1 `<image>`, and 0 pictures are given"
+    assert tuple(ran) == (2, "", f"error: {error}\nhint: {hint}\n")
+    run("ask", r"What is \<image>?", services=world.services)
     assert asked(world).messages == (Message("user", ("What is <image>?",)),)
+
+
+def test_a_raw_prompt_names_all_of_its_pictures() -> None:
+    first, second = Attachment("https://x.org/a"), Attachment("https://x.org/b")
+    flags = ("--raw", "-i", first.source, "-i", second.source)
+    world = World(FakeEngine("x"))
+    assert run("ask", "[2] is not [1], but", *flags, services=world.services).code == 0
+    parts = (second, " is not ", first, ", but")
+    assert asked(world).messages == (Message("user", parts),)
+    ran = run("ask", "[2] is", *flags, services=world.services)
+    assert tuple(ran)[:2] == (2, "")
+    assert ran.err == (
+        "error: the raw prompt has no place for picture 1\nhint: write `[1]` where it belongs\n"
+    )
+    ran = run("ask", r"\<image> [2] [1]", *flags, services=world.services)
+    assert ran.err.startswith("error: a raw prompt cannot hold `<image>` as text\n")
 
 
 def test_a_system_instruction_has_no_place_in_a_raw_prompt_but_a_standing_one_may_be() -> None:

@@ -154,7 +154,9 @@ def as_attachment(image: Image.Image) -> Attachment:
 
 
 def image_of(attachment: Attachment) -> Image.Image:
-    """Return the image of `as_attachment`."""
+    """Return the image of `as_attachment`, or of a file."""
+    if not attachment.source.startswith("data:"):
+        return Image.open(attachment.source)
     return Image.open(BytesIO(b64decode(attachment.source.partition(",")[2])))
 
 

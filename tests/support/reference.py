@@ -21,6 +21,9 @@ from idefics_cli.models.families.classes import processor_classes
 Turn = tuple[str, Sequence[Image.Image], str]
 """The role, the pictures and the text of a turn."""
 
+Content = tuple[str, Sequence[str | Image.Image]]
+"""The role of a turn, and its texts and pictures in order."""
+
 INTERLEAVED = ("idefics", "idefics-base")
 """Kinds of checkpoints whose processor takes a list of texts and pictures."""
 
@@ -41,6 +44,10 @@ class Reference:
 
     def inputs(self, turns: Sequence[Turn]) -> dict[str, torch.Tensor]:
         """Return the model inputs of one conversation that ends with a user turn."""
+        return self.content_inputs([(role, (*images, text)) for role, images, text in turns])
+
+    def content_inputs(self, turns: Sequence[Content]) -> dict[str, torch.Tensor]:
+        """Return the model inputs of a conversation with pictures anywhere in its turns."""
         if self.kind in INTERLEAVED:
             return dict(self._interleaved(turns))
         return dict(self._templated(turns))
@@ -89,30 +96,34 @@ class Reference:
         tokens: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
         return tokens
 
-    def _interleaved(self, turns: Sequence[Turn]) -> Mapping[str, torch.Tensor]:
+    def _interleaved(self, turns: Sequence[Content]) -> Mapping[str, torch.Tensor]:
         prompt: list[object] = []
-        for role, images, text in turns:
-            start = "\n" if prompt else ""
-            if images:
-                prompt += [f"{start}{role.capitalize()}:", *images, f"{text}<end_of_utterance>"]
-            else:
-                prompt += [f"{start}{role.capitalize()}: {text}<end_of_utterance>"]
+        for role, content in turns:
+            head = f"{chr(10) if prompt else ''}{role.capitalize()}:"
+            first, *rest = content
+            items: list[object] = [f"{head} {first}"] if isinstance(first, str) else [head, first]
+            items += rest
+            last = items.pop()
+            end = "<end_of_utterance>"
+            prompt += [*items, f"{last}{end}"] if isinstance(last, str) else [*items, last, end]
         prompt += ["\nAssistant:"]
         inputs: Mapping[str, torch.Tensor] = self.processor(
             text=[prompt], return_tensors="pt", add_end_of_utterance_token=False
         )
         return inputs
 
-    def _templated(self, turns: Sequence[Turn]) -> Mapping[str, torch.Tensor]:
+    def _templated(self, turns: Sequence[Content]) -> Mapping[str, torch.Tensor]:
         messages = [
             {
                 "role": role,
                 "content": [
-                    *({"type": "image", "image": image} for image in images),
-                    {"type": "text", "text": text},
+                    {"type": "text", "text": item}
+                    if isinstance(item, str)
+                    else {"type": "image", "image": item}
+                    for item in content
                 ],
             }
-            for role, images, text in turns
+            for role, content in turns
         ]
         inputs: Mapping[str, torch.Tensor] = self.processor.apply_chat_template(
             messages,

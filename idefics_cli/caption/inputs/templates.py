@@ -57,6 +57,15 @@ class Template:
         """Names of the fields, each once."""
         return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field)))
 
+    def split(self, separator: str) -> tuple[Template, ...]:
+        """Return the prompts between the *separator*s in the texts; a value may hold one."""
+        parts: list[list[str | Field]] = [[]]
+        for part in self.parts:
+            first, *rest = [part] if isinstance(part, Field) else part.split(separator)
+            parts[-1].append(first)
+            parts += [[text] for text in rest]
+        return tuple(Template(tuple(each)) for each in parts)
+
     def fill(self, values: Mapping[str, str]) -> str:
         """Return the prompt with *values* in place of the fields."""
         return "".join(values[p.name] if isinstance(p, Field) else p for p in self.parts)
@@ -145,7 +154,7 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + more
 
 
-def render(
+def field_values(
     template: Template,
     picture: CaptionItem,
     *,
@@ -153,8 +162,8 @@ def render(
     captions_folder: str | None,
     text_extension: str = TEXT_EXTENSION,
     data: bytes | None = None,
-) -> str:
-    """Return the prompt for *picture*; safe in any thread.
+) -> dict[str, str]:
+    """Return the values of the fields of *template* for *picture*; safe in any thread.
 
     A column of the list has precedence over a field of `FIELDS` with the same name. Bytes of a
     file name that are not UTF-8 become U+FFFD.
@@ -173,7 +182,7 @@ def render(
         ImageError: If the header of the picture cannot be read.
     """
     if not template.fields:
-        return template.fill({})
+        return {}
     columns = dict(picture.columns)
     values = {name: columns[name] for name in template.fields if name in columns}
     missing = [name for name in template.fields if name not in values]
@@ -181,10 +190,9 @@ def render(
         values.update(_size(picture, limits, data), **values)
     for name in [name for name in missing if name not in values]:
         values[name] = _value(name, picture, columns, captions_folder, text_extension)
-    prompt = template.fill(values)
-    if not prompt.strip():
+    if not template.fill(values).strip():
         raise PromptError(f"the prompt for `{picture.key}` is empty")
-    return prompt
+    return values
 
 
 def _value(

@@ -21,7 +21,6 @@ from idefics_cli.chat.commands.slash_command import (
 from idefics_cli.chat.commands.table import COMMANDS
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.core.errors import ImageError
-from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 
@@ -79,13 +78,13 @@ class Dispatcher:
         if not read.text.strip():
             is_known = bool(read.sources) and not attached
             return CommandResult(("it is attached already",) if is_known else (), attached)
-        lines = (*self._unknown_references(read.text), *self._unplaced_marks(read.text))
         try:
+            chat.check_marks(read.text)
             chat.ask(read.text)
         except BaseException:
             chat.turns.unstage(attached)  # the user will send the whole line again
             raise
-        return CommandResult(lines, attached, answers=True)
+        return CommandResult((), attached, answers=True)
 
     def _attach(self, read: Line) -> tuple[StagedPicture, ...]:
         if not read.sources:
@@ -121,19 +120,3 @@ class Dispatcher:
                 line, ((f"/{a}", f"/{c.name}") for c in commands.values() for a in c.aliases)
             )
         return names or (completion.path_candidates(line) if "/" in line[1:] else [])
-
-    def _unplaced_marks(self, text: str) -> tuple[str, ...]:
-        marks, pictures = text.count(IMAGE_TOKEN), len(self.chat.turns.staged)
-        if marks in (0, pictures):
-            return ()
-        given = "1 picture goes" if pictures == 1 else f"{pictures or 'no'} pictures go"
-        return (f"{given} with this text, so the model gets `{IMAGE_TOKEN}` as text",)
-
-    def _unknown_references(self, text: str) -> tuple[str, ...]:
-        conversation = self.chat.conversation
-        first = len(conversation.pictures) + 1
-        staged = range(first, first + len(self.chat.turns.staged))
-        numbers = set(conversation.unknown_references(text)) - set(staged)
-        return tuple(
-            f"there is no picture [{n}]; the model gets `[{n}]` as it is" for n in sorted(numbers)
-        )

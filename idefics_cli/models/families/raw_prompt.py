@@ -16,7 +16,7 @@ def raw_parts(prompt: str, pictures: Sequence[Attachment]) -> tuple[Part, ...]:
         PromptError: If the prompt has more or fewer `<image>` than there are pictures.
     """
     texts = prompt.split(IMAGE_TOKEN)
-    _check_count(len(texts) - 1, len(pictures))
+    check_count(len(texts) - 1, len(pictures))
     parts: list[Part] = [texts[0]]
     for picture, following in zip(pictures, texts[1:], strict=True):
         parts += [picture, following]
@@ -31,11 +31,12 @@ def raw_text(request: GenerationRequest) -> str:
     """
     parts = [part for message in request.messages for part in message.parts]
     text = "".join(part if isinstance(part, str) else IMAGE_TOKEN for part in parts)
-    _check_count(text.count(IMAGE_TOKEN), len(request.attachments))
+    check_count(text.count(IMAGE_TOKEN), len(request.attachments))
     return text
 
 
-def _check_count(tokens: int, pictures: int) -> None:
+def check_count(tokens: int, pictures: int) -> None:
+    """Raise a PromptError if a raw prompt has not one of *tokens* for each of its *pictures*."""
     if tokens != pictures:
         given = "1 picture is" if pictures == 1 else f"{pictures} pictures are"
         raise PromptError(

@@ -12,7 +12,7 @@ from idefics_cli.chat.commands.slash_command import CommandResult
 from idefics_cli.chat.descriptions import GOES_WITH_NEXT, describe_staged
 from idefics_cli.chat.store.sessions import OpenSession
 from idefics_cli.chat.unexpected import as_shown_error
-from idefics_cli.core.errors import ContextError
+from idefics_cli.core.errors import ContextError, PromptError
 from idefics_cli.core.text import printable
 from idefics_cli.core.types import Sampling
 from idefics_cli.core.units import counted
@@ -194,6 +194,11 @@ class Repl:
         if not text.strip():
             self._tell("nothing was written")
             return _LineBegin()
+        try:
+            self._chat.check_marks(text)
+        except PromptError as error:
+            self._console.error(error)
+            return _LineBegin(text)
         self._chat.ask(text)
         return self._answer(None)
 

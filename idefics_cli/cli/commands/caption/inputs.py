@@ -191,11 +191,19 @@ def _text_extension(given: str | None) -> str:
 
 
 def _check_marks(prompt: str) -> None:
-    if (marks := prompt.count(IMAGE_TOKEN)) > 1:
+    from idefics_cli.models.families.picture_marks import (
+        check_marks,
+        count_tokens,
+        read_marks,
+    )
+
+    pieces = read_marks(prompt)
+    if (marks := count_tokens(pieces)) > 1:
         raise PromptError(
             f"the prompt has {marks} `{IMAGE_TOKEN}`, and a caption is about one picture",
             hint=f"write one `{IMAGE_TOKEN}`, or none: then the picture comes first",
         )
+    check_marks(pieces, (1,), (1,))
 
 
 def _nothing_piped(taker: str) -> UsageError:
