@@ -16,6 +16,7 @@ from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Part, Sampling
 from idefics_cli.engine.protocol import Prepared
+from idefics_cli.engine.schema.form import ReplyColumn, ReplyForm
 from idefics_cli.models.families.picture_marks import place_pictures, read_marks
 
 
@@ -56,6 +57,7 @@ class CaptionJob:
         captions_folder: Folder of existing captions; see `render`.
         text_extension: Extension of text files with captions, with its dot.
         limits: Limits for the pictures that are opened.
+        form: What each reply must be; None leaves replies free.
         wording: How a reply becomes a caption.
         asks_again: Whether an empty or repetitive reply is sampled once more, at a temperature
             above 0.
@@ -75,6 +77,7 @@ class CaptionJob:
     captions_folder: str | None = None
     text_extension: str = TEXT_EXTENSION
     limits: ImageLimits = field(default_factory=ImageLimits)
+    form: ReplyForm | None = None
     wording: Wording = field(default_factory=Wording)
     asks_again: bool = True
     takes_any_reply: bool = False
@@ -97,7 +100,13 @@ class CaptionJob:
     @property
     def answer_columns(self) -> tuple[str, ...]:
         """Names of the columns of the answers; empty for the single caption of a run."""
-        return tuple(question.name for question in self.asked if question.name)
+        names_ = (question.name for question in self.asked if question.name)
+        return tuple(field.name for field in self.fields) or tuple(names_)
+
+    @property
+    def fields(self) -> tuple[ReplyColumn, ...]:
+        """The properties of the replies, if these are JSON objects; else empty."""
+        return self.form.columns if self.form else ()
 
     def requests(
         self, picture: CaptionItem, *, data: bytes | None = None
@@ -140,7 +149,8 @@ class CaptionJob:
             # card of idefics2-8b-base. Chat templates add what their models expect.
             parts = (picture.attachment, f" {first}" if self.mode == "complete" else first)
         parts = tuple(part for part in parts if part != "")
-        return GenerationRequest((Message("user", parts),), self.sampling, self.mode)
+        request = GenerationRequest((Message("user", parts),), self.sampling, self.mode)
+        return self.form.applied_to(request) if self.form else request
 
 
 # Unicode gives this character to programs for their own use, so it is in no text.
@@ -179,6 +189,27 @@ def check_samples(samples: int, sampling: Sampling) -> None:
             f"`--samples {samples}` needs a temperature above 0: at 0, all samples are equal",
             hint="`--temperature 0.7`; `--seed 1` makes them repeatable",
         )
+
+
+def check_form(form: ReplyForm, questions: Sequence[CaptionQuestion], samples: int) -> None:
+    """Check that replies of *form* fit into the columns of a run.
+
+    Raises:
+        UsageError: If a property has the name of another column, or if the columns of the
+            properties and those of several answers would be the same.
+    """
+    names_ = [column.name for column in form.columns]
+    if taken := [name for name in names_ if name.casefold() in _RESERVED]:
+        raise UsageError(
+            f"the schema has the property `{taken[0]}`, and each row has a column of that name",
+            hint=f"other names are taken, too: {', '.join(sorted(_RESERVED))}",
+        )
+    if form.constraint.kind == "schema" and any(question.name for question in questions):
+        raise UsageError(
+            "--schema and --ask exclude each other", hint="a field of the schema can be a question"
+        )
+    if form.constraint.kind == "schema" and samples > 1:
+        raise UsageError("--schema and --samples exclude each other")
 
 
 def named_questions(texts: Sequence[str]) -> tuple[CaptionQuestion, ...]:

@@ -82,6 +82,7 @@ class CaptionOutput:
             self.path,
             existing=self.existing,
             columns=job.answer_columns,
+            fields=job.fields,
             samples=job.samples,
             pictures=job.pictures,
             full_names=self.full_names,
@@ -356,7 +357,7 @@ class _RunState:
             write_report(
                 path,
                 self.records(),
-                columns=self.output.target(self.job).columns,
+                columns=() if self.job.fields else self.job.answer_columns,
                 title=f"Captions by {self.spec.name or self.spec.repo}",
                 limits=self.spec.limits,
                 on_row=on_row,

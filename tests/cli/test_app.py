@@ -226,7 +226,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
 INPUTS_AND_OUTPUTS = {
     "ask": {"text", "image", "schema", "regex"},
     "chat": {"image", "resume", "session"},
-    "caption": {"paths", "filelist", "null", "prompt_file", "ask"},
+    "caption": {"paths", "filelist", "null", "prompt_file", "ask", "schema", "regex"},
     "bench": {
         "scenarios",
         "batch_sizes",

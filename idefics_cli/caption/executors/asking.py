@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from idefics_cli.caption.executors.degenerate import degeneracy
+from idefics_cli.caption.executors.degenerate import degeneracy, formed_degeneracy
 from idefics_cli.caption.executors.reading import Opened
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion, with_content_seed
 from idefics_cli.caption.records import CaptionReply, captioned, failed
@@ -113,7 +113,7 @@ class Asker:
             return turn.drop_tiles()
         if not isinstance(outcome, Completion) or outcome.finish == "cancelled":
             return False
-        reason = self._fault(outcome.text) if self._job.asks_again else None
+        reason = self._fault(outcome) if self._job.asks_again else None
         if reason and not turn.was_retried:
             turn.sample_again(f"asked again: the reply {reason}")
             return True
@@ -123,9 +123,11 @@ class Asker:
             return True
         return False
 
-    def _fault(self, reply: str) -> str | None:
+    def _fault(self, reply: Completion) -> str | None:
         """Return why *reply* cannot be a caption; None if it can, or the job takes any reply."""
-        return None if self._job.takes_any_reply else degeneracy(reply)
+        if self._job.takes_any_reply:
+            return None
+        return degeneracy(reply.text) if self._job.form is None else formed_degeneracy(reply.text)
 
     def _record(self, opened: Opened, turns: Sequence[_Turn]) -> CaptionRecord:
         key = opened.picture.key
@@ -133,8 +135,9 @@ class Asker:
         for turn in turns:
             if isinstance(turn.outcome, Exception):
                 return _with_content(failed(key, turn.outcome), opened)
-            text = turn.completion.text
-            reason = self._fault(text)
+            if self._job.form and (error := self._job.form.error_of(turn.completion)) is not None:
+                return _with_content(failed(key, error), opened)
+            reason = self._fault(turn.completion)
             if reason == "is empty":
                 return _with_content(failed(key, _no_words(turn.question)), opened)
             if reason:

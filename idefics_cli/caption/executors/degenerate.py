@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from idefics_cli.engine.schema.form import parse_reply, texts_in
+
 # `_WORD` matches a word. In scripts without spaces, each character counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
@@ -22,6 +24,7 @@ _LONGEST_CIRCLE = 60
 # Largest number of list items that differ only in their number.
 _MOST_NUMBERED = 9
 _MOST_EQUAL_SENTENCES = 2
+_CIRCLES = "goes in circles"
 
 
 def degeneracy(text: str) -> str | None:
@@ -34,8 +37,22 @@ def degeneracy(text: str) -> str | None:
     if not any(character.isalnum() for character in text):
         return "is empty"
     if _stutters(text) or _circles(text) or _repeats_sentences(text) or _is_monotonous(text):
-        return "goes in circles"
+        return _CIRCLES
     return None
+
+
+def formed_degeneracy(text: str) -> str | None:
+    """Return why a reply with a form cannot be a caption: a text in its JSON goes in circles.
+
+    The JSON text itself may repeat names, and a pattern says itself what may repeat. None also for
+    a reply that was cut.
+    """
+    try:
+        texts = [*texts_in(parse_reply(text))]
+    except ValueError:
+        return None
+    reasons = map(degeneracy, texts)
+    return next((reason for reason in reasons if reason == _CIRCLES), None)
 
 
 def _stutters(text: str) -> bool:

@@ -39,10 +39,19 @@ def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, obj
         **_unless("text extension", job.text_extension, TEXT_EXTENSION),
         **_unless("samples", job.samples, 1),
         **_unless("background", hex_of(job.limits.background), hex_of(WHITE)),
+        **_unless("constraint", _constraint(job), None),
         "mode": job.mode,
         **sampling,
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
     }
+
+
+def _constraint(job: CaptionJob) -> str | None:
+    if job.form is None:
+        return None
+    constraint = job.form.constraint
+    told = ", in the prompt" if job.form.instruction else ""
+    return f"{constraint.kind}{told}: {constraint.text}"
 
 
 def _unless(name: str, value: object, default: object) -> dict[str, object]:

@@ -13,6 +13,7 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.dataset import is_dataset
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
+from idefics_cli.engine.schema.form import ReplyColumn
 
 TEXT_EXTENSION = ".txt"
 """Extension of sidecars if the user gives none."""
@@ -46,6 +47,7 @@ class Target:
         resume_at: Size in bytes to which the file is cut before rows are added. With None, the
             file begins as *existing* says. Sidecars and stdout ignore it.
         columns: Names of the answers; empty for the single caption of a run.
+        fields: The properties of replies that are JSON objects. *columns* are then their names.
         samples: Number of neighbouring *columns* that are samples of the answer to one question.
         pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
             before the first record.
@@ -64,6 +66,7 @@ class Target:
     pictures: Sequence[CaptionItem] = ()
     full_names: bool = False
     text_extension: str = TEXT_EXTENSION
+    fields: tuple[ReplyColumn, ...] = field(default=(), kw_only=True)
     samples: int = field(default=1, kw_only=True)
     is_dataset: bool = field(default=False, kw_only=True)
 

@@ -8,7 +8,15 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import Value, escaped, escaped_name, names, plain_name, row
+from idefics_cli.caption.sinks.rows import (
+    Value,
+    escaped,
+    escaped_name,
+    names,
+    plain_cell,
+    plain_name,
+    row,
+)
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 
@@ -28,7 +36,8 @@ class CsvSink(LineSink):
 
     def line(self, record: CaptionRecord, file_name: str) -> bytes:
         """Return the row of *record*."""
-        cells = row(record, self.written(file_name), self._target.columns)
+        target = self._target
+        cells = row(record, self.written(file_name), target.columns, target.fields)
         return _encode([cells.get(name) for name in names(self._target.columns)])
 
     def written(self, file_name: str) -> str:
@@ -65,7 +74,5 @@ def _encode(cells: list[Value]) -> bytes:
     return text.getvalue().encode()
 
 
-def _cell(value: Value) -> str | int | float | None:
-    if isinstance(value, list):
-        value = "; ".join(value)
-    return escaped(value) if isinstance(value, str) else value
+def _cell(value: Value) -> str:
+    return escaped(plain_cell(value))

@@ -32,7 +32,9 @@ class JsonlSink(LineSink):
 
     def line(self, record: CaptionRecord, file_name: str) -> bytes:
         """Return the row of *record*; see `encode`."""
-        cells = row(record, self.written(file_name), self._target.columns)
+        target = self._target
+        written, nests = self.written(file_name), not self.has_types
+        cells = row(record, written, target.columns, target.fields, nests=nests)
         if self._target.is_dataset and not self.has_types:
             # `datasets` infers the columns and their types from the first rows, so every row has
             # notes, with the same type.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from io import BufferedWriter
 from itertools import islice
@@ -23,12 +24,20 @@ from idefics_cli.caption.sinks.rows import (
 )
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write, limited_lines, replacing
+from idefics_cli.engine.schema.form import ColumnKind
 
 if TYPE_CHECKING:
     import pyarrow
 
 _ROWS = ".rows.jsonl"
 _GROUP_ROWS = 10_000
+_KINDS: Mapping[ColumnKind, type] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "json": str,
+}
 
 
 class ParquetSink(JsonlSink):
@@ -134,6 +143,7 @@ def _schema(target: Target) -> pyarrow.Schema:
         str: pyarrow.string(),
         int: pyarrow.int64(),
         float: pyarrow.float64(),
+        bool: pyarrow.bool_(),
         list: pyarrow.list_(pyarrow.string()),
     }
     if target.samples == 1:
@@ -141,6 +151,7 @@ def _schema(target: Target) -> pyarrow.Schema:
     else:
         lists = list_columns(target.columns, target.samples)
         found = {name: list if name in lists else str for name in names(lists)}
+    found.update((field.name, _KINDS[field.kind]) for field in target.fields)
     found.update(DETAILS)
     return pyarrow.schema([(name, types[kind]) for name, kind in found.items()])
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from idefics_cli.core.sources import as_path, is_uri
 from idefics_cli.core.types import CaptionRecord
+from idefics_cli.engine.schema.form import ColumnKind, JsonValue, ReplyColumn, reply_fields
 
-Value = str | int | float | list[str] | None
+Value = JsonValue | list[str]
 Row = Mapping[str, Value]
 
 # Characters that end a line or a field, move the cursor, start an escape sequence or reorder a
@@ -45,15 +47,29 @@ def names(columns: tuple[str, ...]) -> tuple[str, ...]:
     return ("file_name", *(columns or (CAPTION,)), *DETAILS)
 
 
-def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict[str, Value]:
-    """Return the values of *record* by column, in the order of `names`.
+def row(
+    record: CaptionRecord,
+    file_name: str,
+    columns: tuple[str, ...],
+    fields: tuple[ReplyColumn, ...] = (),
+    *,
+    nests: bool = False,
+) -> dict[str, Value]:
+    """Return the values of *record* by column, in the order of `names`, without empty `notes`.
 
-    `notes` is left out if the record has none.
+    Args:
+        record: The record.
+        file_name: The first cell.
+        columns: Names of the answers.
+        fields: As in `field_cells`, for replies that are JSON objects.
+        nests: As in `field_cells`.
     """
-    answers = dict(record.answers)
     cells: dict[str, Value] = {"file_name": file_name}
-    if columns:
-        cells.update({name: answers.get(name) for name in columns})
+    if fields:
+        cells |= field_cells(record, fields, nests=nests)
+    elif columns:
+        answers = dict(record.answers)
+        cells |= {name: answers.get(name) for name in columns}
     else:
         cells[CAPTION] = record.caption
     cells.update(
@@ -70,6 +86,43 @@ def row(record: CaptionRecord, file_name: str, columns: tuple[str, ...]) -> dict
     if record.notes:
         cells["notes"] = list(record.notes)
     return cells
+
+
+def field_cells(
+    record: CaptionRecord, fields: Sequence[ReplyColumn], *, nests: bool = False
+) -> dict[str, Value]:
+    """Return the properties of a reply that is a JSON object, by name; None after an error.
+
+    Args:
+        record: The record.
+        fields: The properties.
+        nests: Whether lists and objects stay what they are. Else values of the kind "json" become
+            JSON text.
+    """
+    if record.caption is None:
+        return dict.fromkeys(field.name for field in fields)
+    values = reply_fields(record.caption, fields)
+    return {
+        field.name: _field_cell(values[field.name], field.kind, nests=nests) for field in fields
+    }
+
+
+def _field_cell(value: JsonValue, kind: ColumnKind, *, nests: bool) -> Value:
+    if value is None:
+        return None
+    if kind == "json" and not nests:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # Without this, the column of the numbers 1 and 0.5 would begin as one of whole numbers.
+    return float(value) if kind == "float" and isinstance(value, int) else value
+
+
+def plain_cell(value: Value) -> str:
+    """Return *value* as the text of a cell without a type: `; ` joins a list; None is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def sample_name(name: str, number: int) -> str:

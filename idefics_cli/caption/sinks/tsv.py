@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import UNSAFE, escape
+from idefics_cli.caption.sinks.rows import UNSAFE, escape, field_cells, plain_cell
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 
@@ -29,6 +29,9 @@ class TsvSink(LineSink):
             return None
         answers = dict(record.answers)
         columns = self._target.columns
+        if self._target.fields:
+            cells = field_cells(record, self._target.fields)
+            answers = {name: plain_cell(value) for name, value in cells.items()}
         texts = [answers.get(name, "") for name in columns] if columns else [record.caption]
         return ("\t".join(map(_escaped, [file_name, *texts])) + "\n").encode()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from idefics_cli.core.errors import CutError, UsageError
-from idefics_cli.core.types import Constraint, GenerationRequest
+from idefics_cli.core.errors import CutError, ModelError, UsageError
+from idefics_cli.core.types import Completion, Constraint, GenerationRequest
 from idefics_cli.core.units import counted
 from idefics_cli.engine.schema.bounds import bounded_schema
 from idefics_cli.engine.schema.fields import schema_of_fields
@@ -77,6 +77,19 @@ class ReplyForm:
         last = replace(last, parts=(*last.parts, f"\n{self.instruction}"))
         return replace(request, messages=(*before, last))
 
+    def error_of(self, reply: Completion) -> ModelError | None:
+        """Return why *reply* does not have this form; None if it has, or was cancelled."""
+        if reply.finish == "length":
+            return self.cut_error(reply.new_tokens)
+        if self.constraint.kind != "schema" or reply.finish == "cancelled":
+            return None
+        try:
+            value = parse_reply(reply.text)
+        except ValueError:
+            return ModelError("the answer is not JSON")
+        is_object = isinstance(value, dict) or not self.columns
+        return None if is_object else ModelError("the answer is not a JSON object")
+
     def cut_error(self, tokens: int) -> CutError:
         """Return the error for a reply that was cut after *tokens*."""
         what = "JSON" if self.constraint.kind == "schema" else "text"
@@ -84,6 +97,29 @@ class ReplyForm:
             f"the answer was cut after {counted(tokens, 'token')}, before its {what} was complete",
             hint="`--max-new-tokens` sets the limit",
         )
+
+
+def reply_fields(text: str, columns: Sequence[ReplyColumn]) -> dict[str, JsonValue]:
+    """Return the properties of a complete reply by the names of *columns*; None for an absent one.
+
+    Raises:
+        ValueError: If the text is not a JSON object.
+    """
+    reply = parse_reply(text)
+    if not isinstance(reply, dict):
+        raise ValueError("not a JSON object")
+    return {column.name: reply.get(column.name) for column in columns}
+
+
+def texts_in(value: JsonValue) -> Iterator[str]:
+    """Yield every text in *value*, but not the names of properties."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, list | dict):
+            waiting += each.values() if isinstance(each, dict) else each
 
 
 def schema_form(given: str, *, max_new_tokens: int, explains: bool = True) -> ReplyForm:

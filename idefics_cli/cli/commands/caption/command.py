@@ -13,6 +13,8 @@ from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
 from idefics_cli.cli.invocation import begin_command
 from idefics_cli.cli.model_choice import plan_for, report_warnings
+from idefics_cli.cli.reply_form import chosen_form
+from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL
 
 
@@ -45,6 +47,9 @@ def caption(
     prompt: options.CaptionPrompt = None,
     prompt_file: options.PromptFile = None,
     ask: options.Ask = None,
+    schema: options.Schema = None,
+    schema_prompt: options.SchemaPrompt = None,
+    regex: options.Regex = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -87,13 +92,14 @@ def caption(
     invocation = begin_command(context)
     given = Inputs(tuple(paths or ()), tuple(filelist or ()), null, prompt_file, tuple(ask or ()))
     given.check(invocation)
+    form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=CAPTION_TOKENS)
     destination = chosen_output(invocation)
     questions = given.questions(invocation)
     listing = given.listing(invocation, questions)
     for note in listing.notes:
         invocation.console.note(note)
     plan = plan_for(invocation)
-    job = caption_job(invocation, listing, questions, plan, destination)
+    job = caption_job(invocation, listing, questions, plan, destination, form)
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
         show_run(invocation, plan, job, destination)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.config.settings import Settings
+    from idefics_cli.core.types import Sampling
+    from idefics_cli.engine.schema.form import ReplyForm
     from idefics_cli.models.planning.plan import Need, Plan
 
 
@@ -140,14 +144,10 @@ def caption_job(
     questions: tuple[CaptionQuestion, ...],
     plan: Plan,
     output: CaptionOutput,
+    form: ReplyForm | None = None,
 ) -> CaptionJob:
     """Return the job; if there are no *questions*, it asks the default prompt of the model."""
-    from idefics_cli.caption.job import (
-        CaptionJob,
-        CaptionQuestion,
-        automatic_readers,
-        check_samples,
-    )
+    from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_readers
     from idefics_cli.caption.sinks import SINKS
     from idefics_cli.hardware.system import count_cores
     from idefics_cli.models.hub.registry import default_caption_prompt
@@ -158,7 +158,7 @@ def caption_job(
         prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
         questions = (CaptionQuestion(prompt),)
     chosen = sampling(settings, default_tokens=CAPTION_TOKENS)
-    check_samples(settings.samples, chosen)
+    _check_replies(settings, questions, chosen, form)
     return CaptionJob(
         pictures=listing.pictures,
         questions=questions,
@@ -172,8 +172,34 @@ def caption_job(
         text_extension=_text_extension(settings.text_extension),
         captions_folder=str(output.path) if output.path and is_folder else None,
         limits=image_limits(settings),
+        form=form,
         wording=chosen_wording(settings),
     )
+
+
+def _check_replies(
+    settings: Settings,
+    questions: Sequence[CaptionQuestion],
+    chosen: Sampling,
+    form: ReplyForm | None,
+) -> None:
+    """Check that samples differ, and that nothing changes replies that have a *form*."""
+    from idefics_cli.caption.job import check_form, check_samples
+
+    check_samples(settings.samples, chosen)
+    if form is None:
+        return
+    check_form(form, questions, settings.samples)
+    changes = {
+        "prefix": settings.prefix,
+        "suffix": settings.suffix,
+        "trigger": settings.trigger,
+        "strip_preamble": settings.strip_preamble,
+        "on_truncate": settings.on_truncate == "trim",
+    }
+    for name in (name for name, is_set in changes.items() if is_set):
+        flag = "--on-truncate trim" if name == "on_truncate" else f"--{name.replace('_', '-')}"
+        raise UsageError(f"{flag} would change answers that `--schema` or `--regex` fixes")
 
 
 def _text_extension(given: str | None) -> str:

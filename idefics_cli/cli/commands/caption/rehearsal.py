@@ -40,7 +40,7 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
     if invocation.settings.json:
         run = {"pictures": len(job.pictures), "left": left, "unreadable": bad}
         times = {"batch_size": job.batch_size, "seconds": seconds}
-        console.json({**plan.to_dict(), **run, **times, **_asked(job)})
+        console.json({**plan.to_dict(), **run, **times, **_asked(job), **_constraint(job)})
         return
     console.report(render_plan(plan))
     if left < len(job.pictures):
@@ -50,6 +50,8 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
     if seconds is not None:
         console.line(f"about {format_duration(seconds)}, by a probe of {_probed(left)}")
     console.line(_summary(job))
+    for name, text in _constraint(job).items():
+        console.line(f"answers match the {name} {text}")
 
 
 def _seconds(invocation: Invocation, plan: Plan, job: CaptionJob, todo: Todo) -> float | None:
@@ -90,6 +92,11 @@ def _summary(job: CaptionJob) -> str:
 
 def _samples(job: CaptionJob) -> str:
     return "" if job.samples == 1 else f"{job.samples} captions of each, "
+
+
+def _constraint(job: CaptionJob) -> dict[str, str]:
+    constraint = job.form.constraint if job.form else None
+    return {} if constraint is None else {constraint.kind: constraint.text}
 
 
 def _asked(job: CaptionJob) -> dict[str, object]:
