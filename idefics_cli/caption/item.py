@@ -28,3 +28,25 @@ class CaptionItem:
 
 
 Columns = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemWords:
+    """The words by which messages name the items of a run, and what is done with them.
+
+    Attributes:
+        one: An item.
+        do: What the run does with an item.
+        done: What an item is afterwards.
+        result: What an item gets.
+    """
+
+    one: str = "picture"
+    do: str = "caption"
+    done: str = "captioned"
+    result: str = "caption"
+
+    @property
+    def many(self) -> str:
+        """Several items."""
+        return f"{self.one}s"

@@ -173,7 +173,7 @@ def left_to_do(
     return todo_of(
         job.pictures,
         files.journal,
-        settings=run_settings(spec, job, output.format),
+        settings=run_settings(spec, job, output.format, kind.settings),
         existing=output.existing,
         retry_failed=retry_failed,
         rules=kind.rules,
@@ -238,8 +238,8 @@ class _RunState:
 
     def _caption_to_file(self, files: RunFiles, *, retry_failed: bool) -> None:
         """Write the captions to files, and note in the journal what is done."""
-        settings = run_settings(self.spec, self.job, self.output.format)
-        header = RunHeader(self.spec, settings, self.kind.name)
+        settings = run_settings(self.spec, self.job, self.output.format, self.kind.settings)
+        header = RunHeader(self.spec, settings, self.kind.words.many)
         self.outcome = replace(self.outcome, is_resumable=True)
         sink = JournaledSink(
             self.output.sink,
@@ -328,7 +328,7 @@ class _RunState:
         if header.has_begun:
             counts = {
                 "listed": len(self.job.pictures),
-                "captioned": self.outcome.todo.captioned + self.outcome.captioned,
+                self.kind.words.done: self.outcome.todo.captioned + self.outcome.captioned,
                 "failed": len(self.failures),
                 "skipped": self.outcome.todo.skipped,
             }

@@ -20,10 +20,13 @@ from idefics_cli.core.types import WHITE, LoadSpec, hex_of
 _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
 
 
-def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, object]:
+def run_settings(
+    spec: LoadSpec, job: CaptionJob, format_: str, more: Mapping[str, object] | None = None
+) -> dict[str, object]:
     """Return the settings on which the captions of a run depend, as values for JSON.
 
     The device, the threads and the batch size are left out, because they only change the speed.
+    *more* replaces or adds settings.
     """
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
@@ -43,6 +46,7 @@ def run_settings(spec: LoadSpec, job: CaptionJob, format_: str) -> dict[str, obj
         "mode": job.mode,
         **sampling,
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
+        **(more or {}),
     }
 
 

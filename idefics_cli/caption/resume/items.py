@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.item import CaptionItem, ItemWords
 from idefics_cli.caption.resume.journal import JournalEntry, identity, reachable
 from idefics_cli.caption.resume.stamp import sha256_of, stamp_of
 from idefics_cli.core.sources import is_uri
@@ -13,6 +13,11 @@ from idefics_cli.core.sources import is_uri
 
 class ItemRules(Protocol):
     """How a journal knows the items of a run again."""
+
+    @property
+    def words(self) -> ItemWords:
+        """The words by which messages name the items."""
+        ...
 
     @property
     def keeps_unlisted(self) -> bool:
@@ -40,6 +45,7 @@ class ItemRules(Protocol):
 class PictureRules:
     """The rules for pictures: a picture is known by its path; see `ItemRules`."""
 
+    words = ItemWords()
     keeps_unlisted = True
 
     def identity(self, key: str, folder: Path) -> str:

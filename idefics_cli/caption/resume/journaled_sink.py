@@ -182,6 +182,7 @@ class JournaledSink:
             self._settings,
             self._target.existing,
             retry_failed=self._retry_failed,
+            words=self._rules.words,
         )
 
     def _begin(self, sink: Sink) -> None:
@@ -239,7 +240,8 @@ class JournaledSink:
             # captioned again, the rows of the missing lines would be cut off and not come back.
             raise UsageError(
                 f"`{path}` has rows that are missing in its journal",
-                hint="give the same command without `--retry-failed` first: it captions them again",
+                hint="give the same command without `--retry-failed` first: "
+                f"it {self._rules.words.do}s them again",
             )
 
     def _sort_rows(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.item import CaptionItem, ItemWords
 from idefics_cli.caption.resume.items import PICTURES, ItemRules
 from idefics_cli.caption.resume.journal import RunJournal, Settings
 from idefics_cli.caption.sinks.base import Existing
@@ -88,14 +88,22 @@ def todo_of(
         UsageError: See `JournaledSink.__enter__`.
     """
     with RunJournal(path) as journal:
-        if not is_continued(journal, settings, existing, retry_failed=retry_failed):
+        is_same = is_continued(
+            journal, settings, existing, retry_failed=retry_failed, words=rules.words
+        )
+        if not is_same:
             return Todo(pictures)
         keys = {picture.key: rules.identity(picture.key, path.parent) for picture in pictures}
         return find_todo(pictures, keys, journal, retry_failed=retry_failed, rules=rules)
 
 
 def is_continued(
-    journal: RunJournal, settings: Settings, existing: Existing, *, retry_failed: bool
+    journal: RunJournal,
+    settings: Settings,
+    existing: Existing,
+    *,
+    retry_failed: bool,
+    words: ItemWords,
 ) -> bool:
     """Return whether a run with *settings* continues the run in *journal*; if not, it begins anew.
 
@@ -117,18 +125,18 @@ def is_continued(
         # A run without any record, for example because the model was missing, has no captions that
         # could be lost.
         if existing == "error" and (journal.entries or journal.skipped or retry_failed):
-            raise _other_settings(journal, changes)
+            raise _other_settings(journal, changes, words)
         return False
     # Even `overwrite` continues an unfinished run, because the output already belongs to this run.
     return not (existing == "overwrite" and journal.is_complete and not retry_failed)
 
 
-def _other_settings(journal: RunJournal, changes: Sequence[str]) -> UsageError:
-    captions = sum(not entry.is_failed for entry in journal.entries.values())
+def _other_settings(journal: RunJournal, changes: Sequence[str], words: ItemWords) -> UsageError:
+    results = sum(not entry.is_failed for entry in journal.entries.values())
     return UsageError(
         f"the run in `{journal.path}` had other settings: {'; '.join(changes)}",
         hint="the former settings continue it; another `-o` begins a new run; "
-        f"`--overwrite` begins anew, without its {counted(captions, 'caption')}",
+        f"`--overwrite` begins anew, without its {counted(results, words.result)}",
     )
 
 

@@ -21,6 +21,8 @@ from idefics_cli.caption.events import (
     Stopping,
     Unlocked,
 )
+from idefics_cli.caption.item import ItemWords
+from idefics_cli.caption.kind import PICTURES, ItemKind
 from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.sources import describe_source
@@ -48,6 +50,7 @@ class CaptionProgress:
         model: Name of the model, which is shown while the model loads.
         verbose: Whether messages that libraries wrote during the bar are printed at the end;
             otherwise they are only counted.
+        kind: What the items of the run are.
     """
 
     def __init__(
@@ -57,15 +60,17 @@ class CaptionProgress:
         clock: Callable[[], float],
         model: str = "the model",
         verbose: bool = False,
+        kind: ItemKind = PICTURES,
     ) -> None:
         self._console = console
+        self._kind = kind
         self._clock = clock
         self._verbose = verbose
         self._model = model
         self._status = ExitStack()
         self._show_phase: Progress = lambda phase, share: None
         self._noise = Noise(console.err)
-        self._counts = _Counts()
+        self._counts = _Counts(kind.words.done)
         self._started = 0.0
         self._next_line = _FIRST_LINE_SECONDS
         self._hints: set[str] = set()
@@ -150,10 +155,10 @@ class CaptionProgress:
                     self._print(event)
 
     def _print(self, event: Resumed | Unlocked | BatchLimited | BatchReduced | Stopping) -> None:
-        console = self._console
+        console, words = self._console, self._kind.words
         match event:
             case Resumed(todo, total):
-                parts = [f"{todo.captioned} of {total} are captioned"]
+                parts = [f"{todo.captioned} of {total} are {words.done}"]
                 if todo.failed:
                     parts.append(f"{todo.failed} failed before (`--retry-failed` tries them again)")
                 if todo.changed:
@@ -164,9 +169,9 @@ class CaptionProgress:
                     f"the file system of `{path}` has no locks: start no other run with this output"
                 )
             case BatchLimited(size):
-                console.note(f"{_pictures(size)} at a time: more ran out of memory before")
+                console.note(f"{_counted(size, words)} at a time: more ran out of memory before")
             case BatchReduced(size):
-                console.warn(f"out of memory: continuing with {_pictures(size)} at a time")
+                console.warn(f"out of memory: continuing with {_counted(size, words)} at a time")
             case Stopping():
                 console.note("finishing the current batch; Ctrl-C again stops at once")
 
@@ -193,7 +198,7 @@ class CaptionProgress:
         self._show_counts()
 
     def _failure(self, record: CaptionRecord, error: str) -> IdeficsError:
-        name = record.file_name
+        name = self._kind.place(record.file_name)
         is_named = name in error or describe_source(name) in error
         text = error if is_named else f"{name}: {error}"
         # Many pictures may fail in the same way. The hint is then shown once for all of them.
@@ -220,12 +225,13 @@ class CaptionProgress:
             yield
 
 
-def _pictures(count: int) -> str:
-    return "one picture" if count == 1 else f"{count} pictures"
+def _counted(count: int, words: ItemWords) -> str:
+    return f"one {words.one}" if count == 1 else f"{count} {words.many}"
 
 
 class _Counts:
-    def __init__(self) -> None:
+    def __init__(self, done_word: str) -> None:
+        self._done_word = done_word
         self.total = 0
         self.captioned = 0
         self.failed = 0
@@ -261,7 +267,7 @@ class _Counts:
         return parts
 
     def summary(self) -> str:
-        text = f"captioned {self.captioned} of {self.total}"
+        text = f"{self._done_word} {self.captioned} of {self.total}"
         if self.captioned and self.seconds > 0:
             text += f" in {format_duration(self.seconds)} ({_rate(self.captioned / self.seconds)})"
         return text + self._failures()

@@ -1,4 +1,4 @@
-"""`idefics caption`: starts the run, draws its progress, and puts its outcome into words."""
+"""The run of `idefics caption` and `idefics batch`: its progress and its outcome in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
     from idefics_cli.caption.events import RunEvent
+    from idefics_cli.caption.item import ItemWords
     from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.kind import ItemKind
     from idefics_cli.caption.outcome import RunOutcome
     from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.models.planning.plan import Plan
@@ -25,32 +27,34 @@ if TYPE_CHECKING:
     from idefics_cli.ui.views.progress import CaptionProgress
 
 
-def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutput) -> int:
-    """Caption the pictures of *job* and return the exit code."""
+def run(
+    invocation: Invocation,
+    plan: Plan,
+    job: CaptionJob,
+    output: CaptionOutput,
+    kind: ItemKind | None = None,
+) -> int:
+    """Do *job* and return the exit code; its items are pictures if *kind* is None."""
     from idefics_cli.caption.events import RunEnded
+    from idefics_cli.caption.kind import PICTURES
     from idefics_cli.caption.run import caption_pictures
-    from idefics_cli.ui.views.progress import CaptionProgress
 
     settings, services, console = invocation.settings, invocation.services, invocation.console
     if settings.fail_fast and settings.max_failures:
         raise UsageError("--fail-fast and --max-failures exclude each other")
-    spec = plan.spec
-    with CaptionProgress(
-        console,
-        clock=services.clock,
-        model=spec.name or spec.repo,
-        verbose=settings.verbose,
-    ) as progress:
+    spec, kind = plan.spec, kind or PICTURES
+    with _progress(invocation, spec.name or spec.repo, kind) as progress:
 
         def on_event(event: RunEvent) -> None:
             progress.handle(event)
             if isinstance(event, RunEnded):
-                _print_end(console, job, event.outcome, progress, settings.max_failures)
+                _print_end(console, job, event.outcome, progress, settings.max_failures, kind.words)
 
         outcome = caption_pictures(
             job,
             replace(output, stdout=progress.stdout),
             spec,
+            kind=kind,
             factory=services.make_factory(spec),
             retry_failed=settings.retry_failed,
             max_failures=0 if settings.fail_fast else settings.max_failures,
@@ -58,9 +62,19 @@ def run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutp
         )
     if output.report is not None:
         _print_report(console, output, outcome)
-        if outcome.reported is None:
-            return EXIT_INTERRUPTED
-    return _exit_code(outcome)
+    return _exit_code(outcome, output)
+
+
+def _progress(invocation: Invocation, model: str, kind: ItemKind) -> CaptionProgress:
+    from idefics_cli.ui.views.progress import CaptionProgress
+
+    return CaptionProgress(
+        invocation.console,
+        clock=invocation.services.clock,
+        model=model,
+        verbose=invocation.settings.verbose,
+        kind=kind,
+    )
 
 
 def _print_end(
@@ -69,29 +83,33 @@ def _print_end(
     outcome: RunOutcome,
     progress: CaptionProgress,
     most_failures: int | None,
+    words: ItemWords,
 ) -> None:
     if outcome.end in ("interrupted", "stopped"):
         console.tell(f"interrupted: {progress.summary}")
         _print_how_to_continue(console, outcome)
         return
-    console.tell(progress.summary if progress.total else "nothing is left to caption")
+    console.tell(progress.summary if progress.total else f"nothing is left to {words.do}")
     if progress.cut:
-        captions = "one caption was" if progress.cut == 1 else f"{progress.cut} captions were"
-        limit = job.sampling.max_new_tokens
-        console.note(
-            f"{captions} cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
-        )
+        results = f"one {words.result} was"
+        if progress.cut > 1:
+            results = f"{progress.cut} {words.result}s were"
+        # A request may have its own limit.
+        limit = f"after {counted(job.sampling.max_new_tokens, 'token')}"
+        if job.takes_any_reply:
+            limit = "at the limit of its request"
+        console.note(f"{results} cut {limit}; `--max-new-tokens` sets the limit")
     if outcome.end == "failures":
-        console.note(_reason_to_stop(most_failures))
+        console.note(_reason_to_stop(most_failures, words))
         _print_how_to_continue(console, outcome)
     if outcome.failures is not None:
         console.note(f"`{outcome.failures}` lists what failed")
 
 
-def _reason_to_stop(most_failures: int | None) -> str:
+def _reason_to_stop(most_failures: int | None, words: ItemWords) -> str:
     if not most_failures:
         return "stopped at the first failure"
-    return f"stopped, because more than {counted(most_failures, 'picture')} failed"
+    return f"stopped, because more than {counted(most_failures, words.one)} failed"
 
 
 def _print_how_to_continue(console: Console, outcome: RunOutcome) -> None:
@@ -111,8 +129,9 @@ def _print_report(console: Console, output: CaptionOutput, outcome: RunOutcome) 
         )
 
 
-def _exit_code(outcome: RunOutcome) -> int:
-    if outcome.end in ("interrupted", "stopped"):
+def _exit_code(outcome: RunOutcome, output: CaptionOutput) -> int:
+    lacks_report = output.report is not None and outcome.reported is None
+    if outcome.end in ("interrupted", "stopped") or lacks_report:
         return EXIT_INTERRUPTED
     if not outcome.failed + outcome.todo.failed:
         return EXIT_DONE
