@@ -4,7 +4,7 @@
 _idefics_command() {
     case $1 in
     'idefics')
-        commands='ask chat caption doctor bench demo sessions models config completion'
+        commands='ask chat caption batch doctor bench demo sessions models config completion'
         flags='--version --help'
         valued=''
         arguments=''
@@ -26,6 +26,12 @@ _idefics_command() {
         flags='--recursive --no-recursive --follow-links --no-follow-links --filelist --null --batch-size --model --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --longest-edge --offline --online --threads --yes --prompt --prompt-file --ask --schema --schema-prompt --no-schema-prompt --regex --temperature --top-p --top-k --repetition-penalty --max-new-tokens --seed --samples --prefix --suffix --trigger --strip-preamble --no-strip-preamble --on-truncate --max-pixels --max-bytes --timeout-seconds --truncated --background --format --output --existing --overwrite --no-overwrite --full-names --no-full-names --text-extension --report --retry-failed --failures --fail-fast --max-failures --dry-run --verbose --quiet --help'
         valued='--filelist=files --batch-size=text -m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --longest-edge=text --threads=text -p=text --prompt=text --prompt-file=files --ask=text --schema=text --regex=text --temperature=text --top-p=text --top-k=text --repetition-penalty=text --max-new-tokens=text --seed=text --samples=text --prefix=text --suffix=text --trigger=text --on-truncate=words:keep,trim,extend --max-pixels=text --max-bytes=text --timeout-seconds=text --truncated=words:keep,refuse --background=words:a,colour,such,as,black,or -f=words:tsv,jsonl,csv,csvbom,parquet,txt --format=words:tsv,jsonl,csv,csvbom,parquet,txt -o=files --output=files --existing=words:error,skip,overwrite,append,prepend --text-extension=text --report=text --failures=files --max-failures=text'
         arguments='pictures*'
+        ;;
+    'idefics batch')
+        commands=''
+        flags='--image-folder --batch-size --model --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --longest-edge --offline --online --threads --yes --system --temperature --top-p --top-k --repetition-penalty --max-new-tokens --seed --max-pixels --max-bytes --timeout-seconds --truncated --background --output --overwrite --no-overwrite --retry-failed --failures --fail-fast --max-failures --dry-run --verbose --quiet --help'
+        valued='--image-folder=text --batch-size=text -m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --longest-edge=text --threads=text -s=text --system=text --temperature=text --top-p=text --top-k=text --repetition-penalty=text --max-new-tokens=text --seed=text --max-pixels=text --max-bytes=text --timeout-seconds=text --truncated=words:keep,refuse --background=words:a,colour,such,as,black,or -o=files --output=files --failures=files --max-failures=text'
+        arguments='text'
         ;;
     'idefics doctor')
         commands=''

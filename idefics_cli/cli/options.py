@@ -11,6 +11,7 @@ are declared as text, so that a wrong option and a wrong variable get the same m
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -34,8 +35,11 @@ def _option(
     panel: str,
     metavar: str | None = None,
     complete: Callable[[str], list[tuple[str, str]]] | None = None,
+    text: str | None = None,
 ) -> Any:
     setting = _SETTINGS[name]
+    if text is not None:
+        setting = replace(setting, help=text)
     if metavar is None:
         metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind)
     return typer.Option(
@@ -254,6 +258,24 @@ Accessible = Annotated[
 Save = Annotated[bool | None, _option("save", "--save/--no-save", panel=OUTPUT_PANEL)]
 RetryFailed = Annotated[bool | None, _option("retry_failed", "--retry-failed", panel=OUTPUT_PANEL)]
 Failures = Annotated[str | None, _option("failures", panel=OUTPUT_PANEL, metavar="FILE")]
+AnswersOutput = Annotated[
+    str | None,
+    _option(
+        *("output", "--output", "-o"),
+        panel=OUTPUT_PANEL,
+        metavar="FILE",
+        text="Write the answers to this file, as JSON lines.",
+    ),
+]
+FailedRequests = Annotated[
+    str | None,
+    _option(
+        "failures",
+        panel=OUTPUT_PANEL,
+        metavar="FILE",
+        text="Copy the requests that failed to this file.",
+    ),
+]
 FailFast = Annotated[bool | None, _option("fail_fast", "--fail-fast", panel=OUTPUT_PANEL)]
 MaxFailures = Annotated[str | None, _option("max_failures", panel=OUTPUT_PANEL)]
 DryRun = Annotated[bool | None, _option("dry_run", "--dry-run", panel=OUTPUT_PANEL)]

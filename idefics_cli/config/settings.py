@@ -147,7 +147,7 @@ class Settings:
     )
     batch_size: int | None = _setting(
         None,
-        help="Number of pictures to caption at the same time.",
+        help="Number of pictures or requests to answer at the same time.",
         minimum=1,
         unset="chosen by free memory",
     )
@@ -194,16 +194,16 @@ class Settings:
         choices=("keep", "trim", "extend"),
     )
     retry_failed: bool = _setting(
-        False, help="Caption only the pictures that failed before.", command_line_only=True
+        False, help="Do only again what failed before.", command_line_only=True
     )
     failures: str | None = _setting(
         None,
         help="List the failed pictures in this file, for `--filelist`.",
         unset="beside the output",
     )
-    fail_fast: bool = _setting(False, help="Stop the run at the first failed picture.")
+    fail_fast: bool = _setting(False, help="Stop the run at the first failure.")
     max_failures: int | None = _setting(
-        None, help="Stop the run when more pictures than this fail.", minimum=0, unset="never"
+        None, help="Stop the run after more failures than this.", minimum=0, unset="never"
     )
     recursive: bool = _setting(False, help="Include the pictures of subfolders.")
     follow_links: bool = _setting(

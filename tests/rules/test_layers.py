@@ -254,6 +254,7 @@ CHEAP_COMMANDS = (
     ("ask", "--help"),
     ("chat", "--help"),
     ("caption", "--help"),
+    ("batch", "--help"),
     ("doctor", "--help"),
     ("bench", "--help"),
     ("demo", "--help"),

@@ -72,6 +72,7 @@ def place(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), "red").save(path)
     (tmp_path / "rules.txt").write_text("No smoking.\n")
+    (tmp_path / "requests.jsonl").write_text('{"prompt": "Hi!", "image": "photo.jpg"}\n')
     return tmp_path
 
 

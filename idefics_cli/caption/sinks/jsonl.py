@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from idefics_cli.caption.sinks.lines import LineSink
 from idefics_cli.caption.sinks.rows import (
     NOT_UTF8,
     UNSAFE,
-    Row,
     escape,
     escaped_name,
     in_lists,
@@ -61,7 +61,7 @@ class JsonlSink(LineSink):
         return names
 
 
-def encode(cells: Row) -> bytes:
+def encode(cells: Mapping[str, object]) -> bytes:
     r"""Return *cells* as one line of UTF-8, with control characters escaped.
 
     A byte that is not UTF-8 becomes the text `\xff`. Python has it as a lone surrogate (PEP 383),

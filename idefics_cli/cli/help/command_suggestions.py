@@ -21,7 +21,7 @@ _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "captions": "`idefics caption PICTURES`",
             "tag": "`idefics caption PICTURES`",
             "label": "`idefics caption PICTURES`",
-            "batch": "`idefics caption PICTURES`",
+            "run-batch": "`idefics batch REQUESTS.jsonl -o ANSWERS.jsonl`",
             "question": "`idefics ask QUESTION`",
             "prompt": "`idefics ask QUESTION`",
             "query": "`idefics ask QUESTION`",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from idefics_cli.caption.wording import OnTruncate, Wording
     from idefics_cli.config.settings import Settings
 
-_STDOUT = "-"
+STDOUT = "-"
+"""The name of standard output."""
 
 
 def chosen_output(invocation: Invocation) -> CaptionOutput:
@@ -31,16 +32,16 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
     settings = invocation.settings
     if settings.output == "":
         raise UsageError("the name of the output file is empty", hint="`-` is stdout")
-    path = None if settings.output in (None, _STDOUT) else _output_path(settings.output)
+    path = None if settings.output in (None, STDOUT) else output_path(settings.output)
     format_ = settings.format or format_for(path)
     row = SINKS[format_]
     if settings.format and path and is_misleading(path, format_):
         invocation.console.warn(f"`{path}` will hold {format_}, as `--format` says")
-    if row.output == "folder" and settings.output == _STDOUT:
+    if row.output == "folder" and settings.output == STDOUT:
         raise UsageError(f"`--format {format_}` writes a file for each picture, not stdout")
     if row.output == "file" and path is None:
         raise UsageError(f"{format_} needs a file", hint=f"`-o captions{row.extensions[0]}`")
-    failures = _output_path(settings.failures) if settings.failures else None
+    failures = output_path(settings.failures) if settings.failures else None
     report = _report(settings.report, path, overwrite=settings.overwrite)
     for other, name in ((path, "output"), (report, "report")):
         if failures and other and os.path.abspath(failures) == os.path.abspath(other):
@@ -55,7 +56,7 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
     )
 
 
-def _output_path(name: str) -> Path:
+def output_path(name: str) -> Path:
     """Return the path *name*, if the system can look for it and for the files of a run beside it.
 
     Raises:
@@ -79,9 +80,9 @@ def _report(name: str | None, output: Path | None, *, overwrite: bool) -> Path |
 
     if name is None:
         return None
-    if name in ("", _STDOUT):
+    if name in ("", STDOUT):
         raise UsageError("the report needs a file", hint="`--report gallery.html`")
-    path = _output_path(name)
+    path = output_path(name)
     if output is not None and os.path.abspath(path) == os.path.abspath(output):
         raise UsageError(f"`{path}` cannot be both the output and the report")
     check_report(path, overwrite=overwrite)

@@ -1,0 +1,162 @@
+"""The fields of a request besides its messages: each is honoured, or refused by its name.
+
+The names are those of OpenAI's chat completions and of vLLM. A field that is null counts as absent.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from types import MappingProxyType
+
+from idefics_cli.caption.requests.row import Row
+from idefics_cli.config.settings import setting_table
+from idefics_cli.core.errors import PromptError
+from idefics_cli.core.types import Sampling
+
+Apply = Callable[[Sampling, str, object], Sampling]
+"""Returns the sampling with the value of a field, whose name is the second argument."""
+
+
+def _setting(name: str, value: object, setting: str) -> object:
+    try:
+        return setting_table()[setting].check(value)
+    except ValueError as error:
+        raise PromptError(f"`{name}` {error}") from None
+
+
+def _as(setting: str) -> Apply:
+    def apply(sampling: Sampling, name: str, value: object) -> Sampling:
+        # Any value passes as its own type: the table of settings has checked it.
+        changes: dict[str, object] = {setting: _setting(name, value, setting)}
+        return replace(sampling, **changes)  # type: ignore[arg-type]  # checked by the table
+
+    return apply
+
+
+def _top_k(sampling: Sampling, name: str, value: object) -> Sampling:
+    # In vLLM, -1 keeps all tokens.
+    return _as("top_k")(sampling, name, 0 if value == -1 else value)
+
+
+HONOURED: Mapping[str, Apply] = MappingProxyType(
+    {
+        "temperature": _as("temperature"),
+        "top_p": _as("top_p"),
+        "top_k": _top_k,
+        "repetition_penalty": _as("repetition_penalty"),
+        "seed": _as("seed"),
+        "max_tokens": _as("max_new_tokens"),
+        "max_completion_tokens": _as("max_new_tokens"),
+        "max_new_tokens": _as("max_new_tokens"),
+    }
+)
+"""The fields that change an answer: the name of each, and what it does."""
+
+LABELS = frozenset(
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention"),
+    }
+)
+"""Fields of OpenAI that by their definition do not change an answer."""
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "n": (1,),
+        "best_of": (1,),
+        "stream": (False,),
+        "stream_options": (),
+        "stop": ([],),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "min_p": (0,),
+        "logit_bias": ({},),
+        "response_format": ({"type": "text"},),
+        "tools": ([],),
+        "functions": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "modalities": (["text"],),
+        "ignore_eos": (False,),
+        "skip_special_tokens": (True,),
+        "add_generation_prompt": (True,),
+        "echo": (False,),
+        "suffix": ("",),
+    }
+)
+"""Fields with the values that ask for nothing special; any other value is refused."""
+
+_HINTS = {
+    "n": "write the request several times, each with another `seed`",
+    "stream": "an answer row holds the whole reply",
+}
+
+
+def is_setting(name: str) -> bool:
+    """Whether *name* is a field that changes an answer, and not a column of the user's own.
+
+    Raises:
+        PromptError: If it is nearly the name of a field that changes an answer.
+    """
+    if name in HONOURED:
+        return True
+    if (near := _misspelt(name)) is not None:
+        raise PromptError(f"unknown field `{name}`", hint=f"did you mean `{near}`?")
+    return False
+
+
+def sampling_of(fields: Row, defaults: Sampling) -> Sampling:
+    """Return the sampling of a request.
+
+    Args:
+        fields: Fields of `HONOURED` and `NEUTRAL`. Of several limits of tokens, the least counts.
+        defaults: The sampling of a request without fields.
+
+    Raises:
+        PromptError: If a field has a wrong value, or one that is not honoured.
+    """
+    sampling, limits = defaults, []
+    for name, value in fields.items():
+        if value is None:
+            continue
+        if (apply := HONOURED.get(name)) is not None:
+            sampling = apply(sampling, name, value)
+            if name.startswith("max_"):
+                limits.append(sampling.max_new_tokens)
+        elif not any(type(value) is type(one) and value == one for one in _neutral(name, value)):
+            raise PromptError(f"`{name}` is not supported", hint=_HINTS.get(name, "leave it out"))
+    return replace(sampling, max_new_tokens=min(limits)) if limits else sampling
+
+
+def check_known(names: Row, known: frozenset[str]) -> None:
+    """Check that each of *names* is a field, one of *known*, or null.
+
+    Raises:
+        PromptError: If a name is none of them.
+    """
+    for name, value in names.items():
+        if value is None or name in known | LABELS | NEUTRAL.keys() or is_setting(name):
+            continue
+        raise PromptError(f"unknown field `{name}`", hint="leave it out, or correct its name")
+
+
+def _neutral(name: str, value: object) -> tuple[object, ...]:
+    # 0 and 0.0 are the same value.
+    neutral = NEUTRAL[name]
+    if type(value) is not float:
+        return neutral
+    return tuple(float(one) if type(one) is int else one for one in neutral)
+
+
+@lru_cache(maxsize=4096)
+def _misspelt(name: str) -> str | None:
+    """Return the honoured field for which *name* is a misspelling; None if it is not one."""
+    if len(name) < 6:
+        return None
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), HONOURED, n=1, cutoff=0.88)
+    return near[0] if near else None

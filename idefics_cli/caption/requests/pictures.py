@@ -1,0 +1,165 @@
+"""The pictures of a row: how it names them, and where they stand in its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from idefics_cli.caption.inputs.lists import PATH_COLUMNS
+from idefics_cli.caption.requests.row import Row, checked_text, kind_of
+from idefics_cli.core.errors import PromptError
+from idefics_cli.core.sources import STDIN, has_scheme, is_clipboard, is_uri
+from idefics_cli.core.types import Attachment, Message, Part, PictureDetail
+from idefics_cli.core.units import counted
+from idefics_cli.models.families.raw_prompt import raw_parts
+from idefics_cli.models.families.spec import IMAGE_TOKEN
+
+Resolve = Callable[[str], str]
+"""Returns the path that a row gives, from the current folder."""
+
+COLUMNS = ("images", *PATH_COLUMNS)
+"""Columns that may name the pictures of a row; `images` counts first, then `image`."""
+
+_AS_LOADED, _SMALL = PictureDetail(), PictureDetail(splitting=False)
+_KEYS = ("url", "path", "image", "image_url")
+
+
+@dataclass(slots=True)
+class RowPictures:
+    """Collects the pictures of one row.
+
+    Args:
+        resolve: Makes the paths of pictures relative to the current folder.
+
+    Attributes:
+        names: Source -> path as the row gives it, for each picture that is a local file.
+    """
+
+    resolve: Resolve
+    names: dict[str, str] = field(default_factory=dict)
+
+    def of_columns(self, row: Row) -> tuple[Attachment, ...]:
+        """Return the pictures that the columns of *row* name.
+
+        Raises:
+            PromptError: If a value does not name a picture.
+        """
+        given = [name for name in ("images", "image") if row.get(name) is not None]
+        if len(given) > 1:
+            raise PromptError("both `images` and `image` are given", hint="keep one of them")
+        name = given[0] if given else next((n for n in COLUMNS if row.get(n) is not None), None)
+        if name is None:
+            return ()
+        value = row[name]
+        values = value if isinstance(value, list) else [value]
+        several = isinstance(value, list)
+        return tuple(
+            self.picture(one, f"{name}[{at}]" if several else name) for at, one in enumerate(values)
+        )
+
+    def picture(self, value: object, name: str) -> Attachment:
+        """Return the picture that *value* names: a path, an address, or an object with one.
+
+        Args:
+            value: A value of a row.
+            name: Its name in messages.
+
+        Raises:
+            PromptError: If *value* does not name a picture.
+        """
+        detail: object = None
+        if isinstance(value, dict):
+            keys = [key for key in _KEYS if value.get(key) is not None]
+            if len(keys) != 1:
+                raise PromptError(f"`{name}` does not name a picture", hint='{"url": "a.jpg"}')
+            detail, name, value = value.get("detail"), f"{name}.{keys[0]}", value[keys[0]]
+            if isinstance(value, dict):
+                return self.picture(value, name)
+        if not isinstance(value, str):
+            raise PromptError(f"`{name}` does not name a picture: it is {kind_of(value)}")
+        if not value.strip():
+            raise PromptError(f"`{name}` is empty")
+        if value == STDIN or is_clipboard(value):
+            raise PromptError(
+                f"`{name}` is `{value}`, and a row names files, addresses and `data:` URIs"
+            )
+        if detail not in (None, "auto", "low", "high", "original"):
+            raise PromptError(f"the `detail` of a picture must be auto, low or high, in `{name}`")
+        return Attachment(self._source(value), detail=_SMALL if detail == "low" else _AS_LOADED)
+
+    def _source(self, value: str) -> str:
+        if is_uri(value) or has_scheme(value):
+            return value
+        source = self.resolve(value)
+        self.names[source] = value
+        return source
+
+
+def placed(
+    messages: Sequence[Message], pictures: Sequence[Attachment], *, drops_breaks: bool = False
+) -> tuple[Message, ...]:
+    """Return *messages* with *pictures* in place of `<image>`, in order.
+
+    Without any `<image>`, the pictures come first in the first user message.
+
+    Args:
+        messages: A conversation.
+        pictures: The pictures that do not stand in it yet.
+        drops_breaks: Whether the line break between `<image>` and a text belongs to the mark, as
+            in the data of LLaVA.
+
+    Raises:
+        PromptError: If there are more or fewer `<image>` than *pictures*.
+    """
+    marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
+    if marks != len(pictures) and (marks or not pictures):
+        count = counted(len(pictures), "picture")
+        raise PromptError(
+            f"{marks} `{IMAGE_TOKEN}` for {count}",
+            hint=f"write `{IMAGE_TOKEN}` once for each picture of `images`, or nowhere",
+        )
+    if not marks:
+        return _first(messages, pictures) if pictures else tuple(messages)
+    left = list(pictures)
+    return tuple(_filled(message, left, drops_breaks=drops_breaks) for message in messages)
+
+
+def _first(messages: Sequence[Message], pictures: Sequence[Attachment]) -> tuple[Message, ...]:
+    at = next((i for i, m in enumerate(messages) if m.role == "user"), None)
+    if at is None:
+        raise PromptError("no user message could hold the pictures")
+    user = Message("user", (*pictures, *messages[at].parts))
+    return (*messages[:at], user, *messages[at + 1 :])
+
+
+def _filled(message: Message, left: list[Attachment], *, drops_breaks: bool) -> Message:
+    parts: list[Part] = []
+    for part in message.parts:
+        if not isinstance(part, str) or not (count := part.count(IMAGE_TOKEN)):
+            parts.append(part)
+            continue
+        if message.role != "user":
+            raise PromptError(f"`{IMAGE_TOKEN}` in a message of the {message.role}")
+        if drops_breaks:
+            part = part.replace(f"{IMAGE_TOKEN}\n", IMAGE_TOKEN)
+            part = part.replace(f"\n{IMAGE_TOKEN}", IMAGE_TOKEN)
+        parts += raw_parts(part, left[:count])
+        del left[:count]
+    return Message(message.role, tuple(parts))
+
+
+def text_of(row: Row, names: Sequence[str]) -> str:
+    """Return the text in the first of the columns *names* that *row* has.
+
+    Raises:
+        PromptError: If it has none, or the text is empty.
+    """
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise PromptError(
+            "no prompt", hint=f"a row has `{names[0]}`, `messages` or `conversations`"
+        )
+    text = checked_text(row[name], name)
+    if not text.strip():
+        raise PromptError(f"`{name}` is empty")
+    return text

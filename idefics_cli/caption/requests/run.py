@@ -1,0 +1,180 @@
+"""A run over requests as a library call: `caption_pictures` with rows in place of pictures.
+
+batch = RequestBatch(RequestList("requests.jsonl"), Defaults())
+job = batch.job(batch_size=8)
+outcome = caption_pictures(job, batch.output(Path("a.jsonl"), "demo"), spec, kind=batch.kind)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob, CaptionQuestion
+from idefics_cli.caption.kind import ItemKind
+from idefics_cli.caption.rehearsal import unreadable
+from idefics_cli.caption.requests.answers import AnswerSink
+from idefics_cli.caption.requests.listing import RequestList
+from idefics_cli.caption.requests.reader import RequestReader, RequestRules, RequestSource
+from idefics_cli.caption.requests.row import decode_row
+from idefics_cli.caption.requests.shapes import ANSWER_COLUMNS, Defaults, shape_of
+from idefics_cli.caption.run import CaptionOutput
+from idefics_cli.caption.sinks.base import Existing, SinkFormat
+from idefics_cli.caption.wording import Wording
+from idefics_cli.core.errors import IdeficsError, ImageError, PromptError, UsageError
+from idefics_cli.core.files import cannot_write, limited_lines, replacing
+from idefics_cli.core.types import Finish, ImageLimits
+
+FAILURES_END = ".failures.jsonl"
+"""What follows the name of the output in that of the list of failed requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verbatim(Wording):
+    """Takes each reply as it is."""
+
+    def finish(self, text: str, finish: Finish) -> str:
+        """Return *text*."""
+        return text
+
+
+@dataclass(slots=True)
+class RequestBatch:
+    """The requests of a run.
+
+    Attributes:
+        rows: The list.
+        defaults: What a request has if its row does not say it.
+        source: The requests, parsed.
+    """
+
+    rows: RequestList
+    defaults: Defaults
+    source: RequestSource = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.source = RequestSource(self.rows, self.defaults)
+
+    def job(
+        self,
+        *,
+        batch_size: int,
+        is_batch_automatic: bool = False,
+        readers: int = 4,
+        limits: ImageLimits | None = None,
+    ) -> CaptionJob:
+        """Return the job, with the rows in place of pictures."""
+        return CaptionJob(
+            self.rows,
+            (CaptionQuestion(""),),
+            mode="chat" if self.defaults.chats else "complete",
+            sampling=self.defaults.sampling,
+            batch_size=batch_size,
+            is_batch_automatic=is_batch_automatic,
+            readers=readers,
+            limits=limits or ImageLimits(),
+            wording=Verbatim(),
+            asks_again=False,
+            takes_any_reply=True,
+        )
+
+    @property
+    def kind(self) -> ItemKind:
+        """The kind of the items."""
+        path = self.rows.path
+        return ItemKind(
+            partial(RequestReader, self.source),
+            RequestRules(self.rows),
+            check_failed_requests,
+            partial(write_failed_requests, self.rows),
+            () if path is None else (("the requests", Path(path)),),
+            self.rows.place,
+            {"prompt": None, "system": self.defaults.system},
+        )
+
+    def unusable(self, items: Iterable[CaptionItem], limits: ImageLimits) -> Iterator[IdeficsError]:
+        """Yield the error of each of *items* that is wrong, or has a picture that cannot be read.
+
+        Only the headers of files are read. URLs are not opened.
+        """
+        for item in items:
+            try:
+                request = self.source.request(item.key)
+            except PromptError as error:
+                yield PromptError(f"{self.rows.place(item.key)}: {error}", hint=error.hint)
+                continue
+            pictures = (CaptionItem(item.key, one) for one in request.generation.attachments)
+            for failure in unreadable(pictures, limits):
+                yield ImageError(
+                    f"{self.rows.place(item.key)}: {failure}", kind=failure.kind, hint=failure.hint
+                )
+                break
+
+    def output(
+        self,
+        path: Path | None,
+        model: str,
+        *,
+        existing: Existing = "error",
+        failures: Path | None = None,
+    ) -> CaptionOutput:
+        """Return the output of the answers of *model*; see `CaptionOutput`."""
+        make = partial(AnswerSink, rows=self.rows, model=model)
+        return CaptionOutput(
+            "answers",
+            path,
+            existing=existing,
+            failures=failures,
+            row=SinkFormat(make, extensions=(".jsonl", ".ndjson")),
+            failures_end=FAILURES_END,
+        )
+
+
+def write_failed_requests(rows: RequestList, path: Path, keys: Sequence[str]) -> None:
+    """Write the rows *keys* to *path*, as a file of requests; without keys, there is no file.
+
+    Raises:
+        IdeficsError: If the file cannot be written.
+    """
+    try:
+        if not keys:
+            path.unlink(missing_ok=True) if path.is_file() else None
+            return
+        with replacing(path) as file:
+            for key in keys:
+                file.write(_text(rows, key) + b"\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def check_failed_requests(path: Path, keys: Collection[str]) -> None:
+    """Check that a list of failed requests may replace *path*: a new file, or one of requests.
+
+    Raises:
+        UsageError: If the file is another one.
+    """
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            for line in limited_lines(file):
+                row = decode_row(line)
+                shape_of(row)
+                if ANSWER_COLUMNS[0] in row:
+                    raise PromptError("it has answers")
+                return
+    except (OSError, PromptError) as error:
+        raise UsageError(
+            f"`{path}` exists already, and is not a file of requests",
+            hint="name another file for `--failures`",
+        ) from error
+
+
+def _text(rows: RequestList, key: str) -> bytes:
+    try:
+        return rows.text(key)
+    except PromptError:  # too long, or changed since
+        return b""

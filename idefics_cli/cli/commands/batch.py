@@ -1,0 +1,224 @@
+"""`idefics batch`: answers to a file of requests."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from idefics_cli.cli import options
+from idefics_cli.cli.commands.caption.inputs import automatic_batch
+from idefics_cli.cli.commands.caption.outputs import STDOUT, output_path
+from idefics_cli.cli.commands.caption.run import run
+from idefics_cli.cli.invocation import Invocation, begin_command
+from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
+from idefics_cli.cli.stdin import tell_if_silent
+from idefics_cli.config.settings import ANSWER_TOKENS
+from idefics_cli.core.errors import EXIT_DONE, UsageError
+from idefics_cli.core.sources import STDIN
+from idefics_cli.core.units import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.requests.listing import RequestList
+    from idefics_cli.caption.requests.run import RequestBatch
+    from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.models.planning.plan import Plan
+
+_EXTENSIONS = (".jsonl", ".ndjson")
+_MOST_NAMED_MODELS = 3
+
+ImageFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--image-folder",
+        metavar="FOLDER",
+        help="Folder of the pictures that requests name by relative paths "
+        "(default: that of REQUESTS)",
+        rich_help_panel=options.IMAGES_PANEL,
+        show_default=False,
+    ),
+]
+
+
+def batch(
+    context: typer.Context,
+    requests: Annotated[
+        str,
+        typer.Argument(
+            metavar="REQUESTS",
+            help="File of requests, one JSON object a line; `-` is stdin.",
+            show_default=False,
+        ),
+    ],
+    image_folder: ImageFolder = None,
+    batch_size: options.BatchSize = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.QuantizationName = None,
+    attention: options.AttentionName = None,
+    splitting: options.Splitting = None,
+    longest_edge: options.LongestEdge = None,
+    offline: options.Offline = None,
+    threads: options.Threads = None,
+    yes: options.Yes = None,
+    system: options.System = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    max_pixels: options.MaxPixels = None,
+    max_bytes: options.MaxBytes = None,
+    timeout_seconds: options.TimeoutSeconds = None,
+    truncated: options.Truncated = None,
+    background: options.Background = None,
+    output: options.AnswersOutput = None,
+    overwrite: options.Overwrite = None,
+    retry_failed: options.RetryFailed = None,
+    failures: options.FailedRequests = None,
+    fail_fast: options.FailFast = None,
+    max_failures: options.MaxFailures = None,
+    dry_run: options.DryRun = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Answer the requests of a file, one JSON line each.
+
+    `idefics batch requests.jsonl -o answers.jsonl`
+
+    A request is a line of an OpenAI batch, has `messages`, or has `prompt` and `images`. A request
+    that fails gets a row with its error, and the exit code is then 3. The same command continues.
+    """
+    invocation = begin_command(context)
+    with _listed(invocation, requests, image_folder) as rows:
+        raise typer.Exit(_answer(invocation, rows, _output(invocation)))
+
+
+def _answer(invocation: Invocation, rows: RequestList, path: Path | None) -> int:
+    """Answer the requests in *rows*, and return the exit code."""
+    from idefics_cli.caption.requests.run import RequestBatch
+    from idefics_cli.caption.requests.shapes import Defaults
+
+    plan = plan_for(invocation)
+    settings, spec = invocation.settings, plan.spec
+    defaults = Defaults(
+        sampling=sampling(settings, default_tokens=ANSWER_TOKENS),
+        system=settings.system,
+        chats=spec.chats,
+        models=frozenset({spec.name, spec.repo, settings.model}),
+    )
+    asked = RequestBatch(rows, defaults)
+    job = _job(invocation, asked, plan)
+    destination = asked.output(
+        path,
+        spec.name or spec.repo,
+        existing="overwrite" if settings.overwrite else "error",
+        failures=output_path(settings.failures) if settings.failures else None,
+    )
+    if settings.dry_run:
+        _show_run(invocation, plan, asked, job, destination)
+        return EXIT_DONE
+    report_warnings(invocation, plan)
+    code = run(invocation, plan, job, destination, asked.kind)
+    _tell_other_models(invocation, asked)
+    return code
+
+
+def _listed(invocation: Invocation, source: str, folder: str | None) -> RequestList:
+    from idefics_cli.caption.requests.listing import RequestList
+
+    stdin = invocation.services.stdin
+    if source == STDIN:
+        if stdin is None or stdin.closed or stdin.isatty():
+            raise UsageError(
+                "`-` needs requests on stdin", hint="`idefics batch - <requests.jsonl`"
+            )
+        tell_if_silent(stdin, invocation.console, "the requests")
+    if folder is not None and not os.path.isdir(folder):
+        raise UsageError(f"no folder `{folder}`", hint="`--image-folder` holds the pictures")
+    rows = RequestList(source, stdin, folder=folder)
+    if not rows:
+        with rows:
+            raise UsageError(f"{rows.name} holds no request")
+    return rows
+
+
+def _output(invocation: Invocation) -> Path | None:
+    from idefics_cli.caption.sinks.dataset import is_dataset
+
+    name = invocation.settings.output
+    if name == "":
+        raise UsageError("the name of the output file is empty", hint="`-` is stdout")
+    if name in (None, STDOUT):
+        return None
+    path = output_path(name)
+    is_special = path.exists() and not path.is_file()
+    if is_dataset(path):
+        raise UsageError(
+            f"`{path.name}` names the captions of a data set", hint="`-o answers.jsonl`"
+        )
+    if path.suffix and path.suffix.lower() not in _EXTENSIONS and not is_special:
+        raise UsageError(f"answers are JSON lines, not `{path.suffix}`", hint="`-o answers.jsonl`")
+    return path
+
+
+def _job(invocation: Invocation, asked: RequestBatch, plan: Plan) -> CaptionJob:
+    from idefics_cli.caption.job import automatic_readers
+    from idefics_cli.hardware.system import count_cores
+
+    settings = invocation.settings
+    return asked.job(
+        batch_size=settings.batch_size or automatic_batch(plan),
+        is_batch_automatic=settings.batch_size is None,
+        readers=automatic_readers(plan.spec.device, count_cores()),
+        limits=image_limits(settings),
+    )
+
+
+def _show_run(
+    invocation: Invocation,
+    plan: Plan,
+    asked: RequestBatch,
+    job: CaptionJob,
+    output: CaptionOutput,
+) -> None:
+    """Print what a run would do; a request that would fail is an error on stderr."""
+    from idefics_cli.caption.run import left_to_do
+    from idefics_cli.ui.views.plan import render_plan
+
+    console, settings = invocation.console, invocation.settings
+    todo = left_to_do(job, output, plan.spec, kind=asked.kind, retry_failed=settings.retry_failed)
+    bad = 0
+    with console.status("checking the requests"):
+        for error in asked.unusable(todo.pictures, image_limits(settings)):
+            console.error(error)
+            bad += 1
+    console.report(render_plan(plan))
+    if len(todo.pictures) < len(job.pictures):
+        console.line(
+            f"left to answer: {len(todo.pictures)} of {counted(len(job.pictures), 'request')}"
+        )
+    if bad:
+        console.line(f"{counted(bad, 'request')} would fail")
+    console.line(f"{counted(len(job.pictures), 'request')}, {job.batch_size} at a time")
+    _tell_other_models(invocation, asked)
+
+
+def _tell_other_models(invocation: Invocation, asked: RequestBatch) -> None:
+    others = asked.source.other_models
+    if not others:
+        return
+    names = [f"`{name}`" for name, _ in others.most_common(_MOST_NAMED_MODELS)]
+    more = f" and {len(others) - len(names)} more" if len(others) > len(names) else ""
+    count = others.total()
+    what = "one request names" if count == 1 else f"{count} requests name"
+    invocation.console.note(
+        f"{what} another model ({', '.join(names)}{more}); `-m` decides which one answers"
+    )
