@@ -11,13 +11,14 @@ from idefics_cli.chat.budget import TokenBudget
 from idefics_cli.chat.conversation import Conversation
 from idefics_cli.chat.loading import Loading, LoadPlan, Phase
 from idefics_cli.chat.model_switch import ModelSwitch
-from idefics_cli.chat.sampling_settings import with_settings
+from idefics_cli.chat.sampling_settings import SCHEMA_KEY, with_settings
 from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
 from idefics_cli.chat.turns import Turns
 from idefics_cli.core.errors import ContextError, MemoryLimitError, UsageError
 from idefics_cli.core.types import Attachment, Sampling, TokenChunk
 from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Measure
+from idefics_cli.engine.schema.form import ReplyForm, schema_form
 
 _MEMORY_HINT = "`/forget N` leaves out the oldest questions; `--quantization 4bit` needs less"
 _MEMORY_HINT_PICTURES = (
@@ -104,6 +105,18 @@ class Chat:
     def sampling(self) -> Sampling:
         """How tokens are chosen: as set in the conversation, else as at the start."""
         return with_settings(self._sampling, self.conversation.settings)
+
+    @property
+    def form(self) -> ReplyForm | None:
+        """What answers must be, as `/schema` set it; None if they are free text.
+
+        Raises:
+            UsageError: If a saved schema cannot be used.
+        """
+        given = self.conversation.settings.get(SCHEMA_KEY)
+        if given is None:
+            return None
+        return schema_form(str(given), max_new_tokens=self.sampling.max_new_tokens)
 
     def display(self, key: str) -> bool:
         """Return whether the display setting *key* is on."""
@@ -223,6 +236,9 @@ class Chat:
             yield TokenChunk("", 0, "cancelled")
             return
         request = budget.request(self.conversation, sampling)
+        if (form := self.form) is not None:
+            # The fields are told at the end of each question, and not kept in the conversation.
+            request = form.applied_to(request)
         count = len(request.attachments)
         if count:
             phase(f"reading {counted(count, 'picture')}")

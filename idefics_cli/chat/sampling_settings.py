@@ -13,6 +13,8 @@ SAMPLING_KEYS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed",
 )  # fmt: skip
 DISPLAY_KEYS = ("plain", "preview")
+SCHEMA_KEY = "schema"
+"""The key of the schema of answers, as the user gave it or as JSON."""
 
 
 def with_settings(sampling: Sampling, settings: Mapping[str, object]) -> Sampling:

@@ -10,9 +10,15 @@ from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
 from idefics_cli.chat.descriptions import describe_setting
 from idefics_cli.chat.dialogue import Chat
-from idefics_cli.chat.sampling_settings import DISPLAY_KEYS, SAMPLING_KEYS, parse_setting
+from idefics_cli.chat.sampling_settings import (
+    DISPLAY_KEYS,
+    SAMPLING_KEYS,
+    SCHEMA_KEY,
+    parse_setting,
+)
 from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import UsageError
+from idefics_cli.engine.schema.form import schema_form
 
 _KEYS = (*SAMPLING_KEYS, *DISPLAY_KEYS)
 
@@ -34,6 +40,23 @@ def change_settings(context: CommandContext, words: str) -> CommandResult:
         chat.turns.session.set_setting(key, value)
     changed = [key for key, _ in pairs]
     return CommandResult(tuple(_shown(chat, key) for key in changed or _KEYS))
+
+
+def set_schema(context: CommandContext, words: str) -> CommandResult:
+    """Let answers be JSON with these fields, or by a JSON Schema or its file; `-` ends it."""
+    chat = context.chat
+    if not words:
+        form = chat.form
+        text = "answers are free text; `/schema caption, people int` makes them JSON"
+        return CommandResult((form.constraint.text if form else text,))
+    if words == "-":
+        chat.turns.session.set_setting(SCHEMA_KEY, None)
+        return CommandResult(("answers are free text",))
+    # A file may change later, so the session keeps the schema itself.
+    form = schema_form(words, max_new_tokens=chat.sampling.max_new_tokens)
+    chat.turns.session.set_setting(SCHEMA_KEY, form.constraint.text)
+    names = ", ".join(column.name for column in form.columns)
+    return CommandResult((f"answers are JSON with {names}" if names else "answers are JSON",))
 
 
 def complete_settings(context: CommandContext, line: str) -> Iterable[Candidate]:

@@ -25,6 +25,7 @@ _ROWS = (
     SlashCommand("editor", "", turns.write_question),
     SlashCommand("system", "[TEXT]", settings.set_instruction),
     SlashCommand("set", "[KEY=VALUE…]", settings.change_settings, settings.complete_settings),
+    SlashCommand("schema", "[FIELDS|FILE|JSON]", settings.set_schema),
     SlashCommand("model", "[NAME]", models.change_model, models.complete_models),
     SlashCommand("stats", "", stats.show_stats),
     SlashCommand("save", "NAME", sessions.save_session),

@@ -277,8 +277,9 @@ class Repl:
             self._console.note("the answer was cut: the context is full")
             return
         limit = self._chat.sampling.max_new_tokens
+        early = ", before its JSON was complete" if self._chat.form else ""
         self._console.note(
-            f"the answer was cut after {counted(limit, 'token')}; `/set max_new_tokens=N`"
+            f"the answer was cut after {counted(limit, 'token')}{early}; `/set max_new_tokens=N`"
         )
 
     def _warn_of_context(self) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from idefics_cli.chat.dialogue import Chat
+from idefics_cli.chat.sampling_settings import SCHEMA_KEY
 from idefics_cli.core.text import printable
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.ui.chat.markdown import MarkdownStream
@@ -59,7 +60,9 @@ class _ReplyPage:
         self._line_ends = LineEnds()
         self._waiting = ""
         self._is_empty = True
-        is_rich = console.is_terminal and console.draws and not chat.display("plain")
+        # JSON may hold characters that Markdown takes away.
+        is_plain = chat.display("plain") or SCHEMA_KEY in chat.conversation.settings
+        is_rich = console.is_terminal and console.draws and not is_plain
         self._markdown = MarkdownStream(styled=is_rich and console.has_colors)
 
     def add(self, text: str) -> None:
