@@ -18,12 +18,12 @@ from idefics_cli.core.types import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from idefics_cli.images.media import Media
     from idefics_cli.models.families.picture import PictureShape, PreparedPicture
 
-OpenImage = Callable[[Attachment, int], "Image"]
-"""Opens the image of an attachment, RGB and upright, with `info["original_size"]`.
+OpenImage = Callable[[Attachment, int], "Media"]
+"""Opens the image of an attachment, RGB and upright, with `info["original_size"]`; or its video,
+if the model takes videos, which the engine closes.
 
 The second argument is the draft edge in pixels: a JPEG may be decoded at a reduced size whose sides
 are both at least this long. See `ImageLoader.open`.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -120,28 +118,6 @@ class ImageLoader:
         mute_warnings()
         with self._sources.open(source) as stream:
             return self.open_stream(stream, source, draft_edge=draft_edge)
-
-    def read(
-        self, attachment: Attachment
-    ) -> tuple[Attachment, Callable[[Attachment, int], Image.Image]]:
-        """Read the bytes of a picture, but do not decode them.
-
-        Returns:
-            The picture with the digest of its bytes, and a function that decodes these bytes as
-            `open`. A file of more than `max_bytes` keeps its digest, and the function opens it.
-
-        Raises:
-            ImageError: If the source cannot be read.
-        """
-        most = self._limits.max_bytes
-        with self._sources.open(attachment.source) as stream:
-            data = stream.read(most + 1)
-        if len(data) > most:
-            return attachment, lambda each, edge: self.open(each, draft_edge=edge)
-        return (
-            replace(attachment, digest=hashlib.sha256(data).hexdigest()),
-            lambda each, edge: self.open_stream(io.BytesIO(data), each.source, draft_edge=edge),
-        )
 
     def size(self, attachment: Attachment) -> tuple[int, int]:
         """Return the `original_size` that `open` would give; if possible, read only the header.

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import BinaryIO
+from dataclasses import replace
+from typing import BinaryIO, TypeAlias
 
 from PIL import Image
 
-from idefics_cli.core.types import Attachment
+from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.formats import HEAD_BYTES, FileFormat, identify
 from idefics_cli.images.loader import ImageLoader
 from idefics_cli.images.video import Video
 
+Media: TypeAlias = Image.Image | Video
+"""An image that `ImageLoader.open` returns, or an open video, which whoever takes it closes."""
+
 
 class MediaLoader(ImageLoader):
-    """Opens pictures and videos; any thread may use it."""
+    """Opens pictures and videos; any thread may use it.
 
-    def open_media(
-        self, attachment: Attachment, *, draft_edge: int | None = None
-    ) -> Image.Image | Video:
+    Args:
+        limits: Limits of size and time.
+        offline: Whether to refuse URLs.
+        stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
+        takes_videos: Whether videos are opened, too. If not, they are errors, as in `ImageLoader`.
+    """
+
+    def __init__(
+        self,
+        limits: ImageLimits,
+        *,
+        offline: bool = False,
+        stdin: BinaryIO | None = None,
+        takes_videos: bool = True,
+    ) -> None:
+        super().__init__(limits, offline=offline, stdin=stdin)
+        self._takes_videos = takes_videos
+
+    def open_media(self, attachment: Attachment, *, draft_edge: int | None = None) -> Media:
         """Return a picture as `open` does, or the open video, which the caller closes.
 
         Raises:
@@ -33,14 +56,37 @@ class MediaLoader(ImageLoader):
 
     def open_media_stream(
         self, stream: BinaryIO, source: str, *, draft_edge: int | None = None
-    ) -> Image.Image | Video:
+    ) -> Media:
         """Return the picture or video in *stream*; see `open_media` and `open_stream`.
 
         A video keeps *stream*, and closes it.
         """
-        if (content := identify_video(stream)) is not None:
+        if self._takes_videos and (content := identify_video(stream)) is not None:
             return Video(stream, source, content, limits=self._limits, memory=self._memory)
         return self.open_stream(stream, source, draft_edge=draft_edge)
+
+    def read(self, attachment: Attachment) -> tuple[Attachment, Callable[[Attachment, int], Media]]:
+        """Read the bytes of a picture or video, but do not decode them.
+
+        Returns:
+            The attachment with the digest of its bytes, and a function that opens these bytes as
+            `open_media`. A file of more than `max_bytes` keeps its digest, and the function opens
+            the file.
+
+        Raises:
+            ImageError: If the source cannot be read.
+        """
+        most = self._limits.max_bytes
+        with self._sources.open(attachment.source) as stream:
+            data = stream.read(most + 1)
+        if len(data) > most:
+            return attachment, lambda each, edge: self.open_media(each, draft_edge=edge)
+        return (
+            replace(attachment, digest=hashlib.sha256(data).hexdigest()),
+            lambda each, edge: self.open_media_stream(
+                io.BytesIO(data), each.source, draft_edge=edge
+            ),
+        )
 
 
 def identify_video(stream: BinaryIO) -> FileFormat | None:

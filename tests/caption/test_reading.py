@@ -51,6 +51,7 @@ class Opening(FakeEngine):
     ) -> Prepared:
         assert open_image is not None
         image = open_image(request.attachments[0], 512)
+        assert isinstance(image, Image.Image)
         self.seen = (image.size, image.getpixel((0, 0)))
         return super().prepare(request)
 

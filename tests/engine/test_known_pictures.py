@@ -17,6 +17,7 @@ from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.protocol import OpenImage
 from idefics_cli.images.loader import ImageLoader
+from idefics_cli.images.media import MediaLoader
 from tests.support.prompts import reopen
 from tests.support.tiny import CHATTING
 
@@ -91,9 +92,11 @@ def test_a_file_of_the_same_bytes_is_decoded_once_and_a_changed_file_again(
 
 def test_a_file_too_large_to_be_read_whole_is_decoded_from_the_disk(tmp_path: Path) -> None:
     attachment = Attachment(save(tmp_path, "a.png", "red").source)
-    same, decode = ImageLoader(ImageLimits(max_bytes=100)).read(attachment)
+    same, decode = MediaLoader(ImageLimits(max_bytes=100)).read(attachment)
     assert same == attachment
-    assert decode(same, 1000).tobytes() == ImageLoader(ImageLimits()).open(attachment).tobytes()
+    image = decode(same, 1000)
+    assert isinstance(image, Image.Image)
+    assert image.tobytes() == ImageLoader(ImageLimits()).open(attachment).tobytes()
 
 
 def test_without_a_digest_a_picture_is_opened_every_time(endless: EngineOf, tmp_path: Path) -> None:

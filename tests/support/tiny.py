@@ -181,6 +181,11 @@ def _idefics2(folder: Path, kind: str) -> PreTrainedConfig:
     )
 
 
+_VIDEOS: dict[str, object] = {
+    "video_sampling": {"fps": 1, "max_frames": 12, "video_size": {"longest_edge": 28}}
+}
+
+
 def _idefics3(folder: Path, kind: str) -> PreTrainedConfig:
     bos = "<|begin_of_text|>" if kind == "idefics3" else "<|im_start|>"
     places = ["<global-img>", *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))]
@@ -211,6 +216,7 @@ def _idefics3(folder: Path, kind: str) -> PreTrainedConfig:
             "max_image_size": {"longest_edge": 28},
             "image_mean": [0.5] * 3,
             "image_std": [0.5] * 3,
+            **(_VIDEOS if kind == "smolvlm2" else {}),
         },
     )
     _write(folder / "processor_config.json", {"image_seq_len": 1, "processor_class": name})

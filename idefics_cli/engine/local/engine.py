@@ -45,14 +45,10 @@ from idefics_cli.engine.protocol import (
     Session,
     Urgency,
 )
-from idefics_cli.images.loader import ImageLoader
+from idefics_cli.images.media import Media, MediaLoader
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.hub.registry import base_model_error
 from idefics_cli.models.loading.loader import Loaded, load
-
-# A side of 1 or 3 pixels would look like channels, which image processors recognise by the length
-# of a side. Some also cut a picture in four. So 4 is the shortest side.
-_SHORTEST_SIDE = 4
 
 
 class Load(Protocol):
@@ -90,7 +86,6 @@ class LocalEngine:
         make_inference: Callable[[Loaded], Inference] = Inference,
     ) -> None:
         self.spec = spec
-        self._images = ImageLoader(spec.limits, offline=spec.offline)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._inference_thread: int | None = None
         self._closing = Event()
@@ -104,6 +99,9 @@ class LocalEngine:
             self._shut_down(wait=not isinstance(error, KeyboardInterrupt))
             raise
         self._inference = make_inference(loaded)
+        self._images = MediaLoader(
+            spec.limits, offline=spec.offline, takes_videos=loaded.family.spec.takes_videos
+        )
         self._scheduler = Scheduler(
             self._inference, closing=self._closing, start=self._worker.submit
         )
@@ -153,7 +151,7 @@ class LocalEngine:
 
     def preprocess(self, image: Image.Image) -> PreparedPicture:
         """Cut, scale and normalise an open picture, RGB and upright; see `prepare`."""
-        return self.inference.preprocess(_enlarged(image))
+        return self.inference.preprocess(image)
 
     def find_tensors(self, prepared: Prepared) -> list[PictureTensors]:
         """Return the pixels or features of the pictures of *prepared*.
@@ -274,8 +272,8 @@ class LocalEngine:
     ) -> None:
         self._shut_down(wait=not isinstance(error, KeyboardInterrupt))
 
-    def _open_image(self, attachment: Attachment, draft_edge: int) -> Image.Image:
-        return self._images.open(attachment, draft_edge=draft_edge)
+    def _open_image(self, attachment: Attachment, draft_edge: int) -> Media:
+        return self._images.open_media(attachment, draft_edge=draft_edge)
 
     def _prepare_picture(
         self, attachment: Attachment, open_image: OpenImage | None
@@ -286,8 +284,8 @@ class LocalEngine:
             attachment, open_image = self._images.read(attachment)
         if (known := inference.pictures.find_file(attachment.digest, detail)) is not None:
             return known
-        image = _enlarged((open_image or self._open_image)(attachment, family.draft_edge))
-        picture = inference.preprocess(image, family)
+        media = (open_image or self._open_image)(attachment, family.draft_edge)
+        picture = inference.preprocess(media, family)
         if attachment.digest:
             inference.pictures.add_file(attachment.digest, picture, detail)
         return picture
@@ -297,8 +295,8 @@ class LocalEngine:
         found = inference.pictures.find_tensors(picture)
         if found is None:
             family = self.loaded.family.in_detail(attachment.detail)
-            image = self._open_image(attachment, family.draft_edge)
-            found = inference.make_tensors(_enlarged(image), family)
+            media = self._open_image(attachment, family.draft_edge)
+            found = inference.make_tensors(media, family)
             found = found if picture.split_digest is None else found.without_tiles()
         if (found.picture.digest, found.picture.shape) == (picture.digest, picture.shape):
             return found
@@ -389,11 +387,3 @@ class _LocalHandle:
     def place(self) -> int | None:
         """Number of requests that start before this one; see `Handle.place`."""
         return self.scheduler.place_of(self.request)
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    """Return *image* with no side so short that a processor takes it for the channels."""
-    # Only the short side grows. If the long side grew too, a line of a million pixels would become
-    # gigabytes, although the processor then shrinks it.
-    size = (max(image.width, _SHORTEST_SIDE), max(image.height, _SHORTEST_SIDE))
-    return image if size == image.size else image.resize(size, Image.Resampling.NEAREST)

@@ -8,7 +8,7 @@ from threading import Lock
 
 from PIL import Image
 
-from idefics_cli.core.errors import ContextError
+from idefics_cli.core.errors import ContextError, PromptError
 from idefics_cli.engine.local.decode.constraint import Grammars
 from idefics_cli.engine.local.decode.graphs import Capture, CudaCapture, Graphs, graphs_problem
 from idefics_cli.engine.local.decode.sampling import BatchRow
@@ -24,15 +24,21 @@ from idefics_cli.engine.local.vision.look_ahead import LookAhead
 from idefics_cli.engine.local.vision.picture_store import PictureStore
 from idefics_cli.engine.local.vision.side_stream import SideStream, side_stream_of
 from idefics_cli.engine.protocol import Prepared
+from idefics_cli.images.media import Media
+from idefics_cli.images.video import Video
 from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.families.token_rows import check_token_ids
+from idefics_cli.models.families.videos import VideoFamily
 from idefics_cli.models.kernels.openmp import one_thread
 from idefics_cli.models.loading.loader import Loaded
 
 _log = logging.getLogger(__name__)
 # Number of encoded prompts that are kept. A prompt of 1,000 tokens takes 16 kB.
 _KNOWN_PROMPTS = 64
+# A side of 1 or 3 pixels would look like channels, which image processors recognise by the length
+# of a side. Some also cut a picture in four. So 4 is the shortest side.
+_SHORTEST_SIDE = 4
 
 
 class Inference:
@@ -110,21 +116,35 @@ class Inference:
         """The recordings of steps in slots; None if steps cannot be recorded."""
         return self._graphs
 
-    def preprocess(self, image: Image.Image, family: Family | None = None) -> PreparedPicture:
-        """Preprocess an open picture and hold its pixels; see `make_tensors`."""
-        return self.make_tensors(image, family).picture
+    def preprocess(self, media: Media, family: Family | None = None) -> PreparedPicture:
+        """Preprocess an open picture or video and hold its pixels; see `make_tensors`."""
+        return self.make_tensors(media, family).picture
 
-    def make_tensors(self, image: Image.Image, family: Family | None = None) -> PictureTensors:
+    def make_tensors(self, media: Media, family: Family | None = None) -> PictureTensors:
         """Return the tensors of an open picture, old ones if it is known; safe in any thread.
 
         Args:
-            image: RGB and upright.
+            media: An image, RGB and upright; or a video, which is closed.
             family: See `Family.in_detail`; None for the detail of the loaded model.
+
+        Raises:
+            ImageError: If the frames of a video cannot be read.
+            PromptError: If the model does not take videos.
         """
+        family = family or self.loaded.family
         with one_thread():
-            tensors = (family or self.loaded.family).preprocess(image, self.pictures.find)
+            if isinstance(media, Video):
+                with media:
+                    tensors = self._make_video_tensors(media, family)
+            else:
+                tensors = family.preprocess(_enlarged(media), self.pictures.find)
         self.pictures.add(tensors)
         return tensors
+
+    def _make_video_tensors(self, video: Video, family: Family) -> PictureTensors:
+        if not isinstance(family, VideoFamily):
+            raise PromptError(f"{family.spec.title} takes pictures, not videos")
+        return family.preprocess_video(video, self.pictures.find)
 
     def encode(self, prepared: Prepared) -> Inputs:
         """Return the prompt of a request, tensors (1, T, ...); safe in any thread.
@@ -215,6 +235,14 @@ class Inference:
         # If a recording has failed, no new one is tried, because it would fail again.
         if self._capture is not None and self._graphs is not None and not self._graphs.failure:
             self._graphs = Graphs(self._capture)
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    """Return *image* with no side so short that a processor takes it for the channels."""
+    # Only the short side grows. If the long side grew too, a line of a million pixels would become
+    # gigabytes, although the processor then shrinks it.
+    size = (max(image.width, _SHORTEST_SIDE), max(image.height, _SHORTEST_SIDE))
+    return image if size == image.size else image.resize(size, Image.Resampling.NEAREST)
 
 
 def _prompt_key(prepared: Prepared) -> Hashable:

@@ -45,8 +45,12 @@ class TemplateFamily(Family):
         if chats and self._template is not None:
             self.template_fault = self._template.fault
 
-    def render(self, request: GenerationRequest) -> str:
+    def render(self, request: GenerationRequest, pictures: Sequence[PreparedPicture] = ()) -> str:
         """Return the prompt as text, with one `<image>` for each picture.
+
+        Args:
+            request: The request.
+            pictures: Its pictures, if any of them is a video.
 
         Raises:
             PromptError: If a raw prompt has more or fewer `<image>` than pictures, or if the
@@ -72,7 +76,7 @@ class TemplateFamily(Family):
         for request, row in zip(requests, pictures, strict=True):
             key = _prompt_key(request, row)
             if key not in made:
-                made[key] = self._tokenize(self._drop_second_begin(self.render(request)), row)
+                made[key] = self._tokenize(self._drop_second_begin(self.render(request, row)), row)
             rows.append(made[key])
         return pad_left(rows, self.pad_id)
 
@@ -234,7 +238,7 @@ def _prompt_key(request: GenerationRequest, pictures: Sequence[PreparedPicture])
         (message.role, tuple(part if isinstance(part, str) else None for part in message.parts))
         for message in request.messages
     )
-    shapes = tuple((picture.grid, len(picture.tile_sizes)) for picture in pictures)
+    shapes = tuple((picture.grid, len(picture.tile_sizes), picture.moments) for picture in pictures)
     return request.mode, messages, shapes
 
 

@@ -1,6 +1,6 @@
 """The families Idefics3 (arXiv:2408.12637) and SmolVLM (arXiv:2504.05299).
 
-They differ only in size, so one class runs both.
+With pictures they differ only in size, so one class runs both.
 """
 
 from __future__ import annotations

@@ -9,12 +9,28 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-PictureShape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """The times of the frames of a video, which are text in its prompt.
+
+    Attributes:
+        seconds: Time of each frame, in whole seconds from the start.
+        duration_seconds: Length of the video.
+    """
+
+    seconds: tuple[int, ...]
+    duration_seconds: int
+
+
+PictureShape: TypeAlias = tuple[tuple[int, int], tuple[tuple[int, int], ...], Moments | None]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPicture:
-    """One picture as a model takes it, without pixels; it pickles without torch.
+    """One picture or video as a model takes it, without pixels; it pickles without torch.
+
+    The tiles of a video are its frames.
 
     Attributes:
         digest: Digest of the images from which the tiles are made. Within one loaded model,
@@ -24,6 +40,7 @@ class PreparedPicture:
         grid: Rows and columns of tiles; (0, 0) if the family cuts no grid.
         split_digest: If this is only the last tile of a split picture: the digest of that picture.
             None otherwise.
+        moments: Times of the frames of a video; None for a picture.
     """
 
     digest: bytes
@@ -31,11 +48,20 @@ class PreparedPicture:
     tile_sizes: tuple[tuple[int, int], ...]
     grid: tuple[int, int] = (0, 0)
     split_digest: bytes | None = None
+    moments: Moments | None = None
 
     @property
     def shape(self) -> PictureShape:
-        """Grid and tile sizes. Pictures of equal shape cost the same, and can share a batch."""
-        return self.grid, self.tile_sizes
+        """Grid, tile sizes and times. Pictures of equal shape have equal tokens in a prompt.
+
+        They cost the same, and can share a batch.
+        """
+        return self.grid, self.tile_sizes, self.moments
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the last of several tiles is the whole picture, scaled down."""
+        return len(self.tile_sizes) > 1 and self.moments is None
 
     @property
     def pixels(self) -> int:
@@ -47,7 +73,7 @@ class PreparedPicture:
 
         In all families that split pictures, the last tile is the whole picture, scaled down.
         """
-        if len(self.tile_sizes) < 2:
+        if not self.is_split:
             return self
         return replace(
             self,
@@ -96,7 +122,7 @@ class PictureTensors:
     def without_tiles(self) -> PictureTensors:
         """Return the tensors of `PreparedPicture.without_tiles`."""
         count = len(self.picture.tile_sizes)
-        if count < 2:
+        if not self.picture.is_split:
             return self
         features = self.features
         return PictureTensors(

@@ -55,6 +55,8 @@ class PromptTemplate:
     def render(self, turns: Sequence[Turn]) -> str:
         """Return the prompt of a conversation, with one `<image>` for each picture.
 
+        A text may hold further `<image>`, each for a video.
+
         Raises:
             PromptError: If the template refuses the conversation, or has no place for a picture.
             ModelError: If the template fails.
@@ -71,7 +73,8 @@ class PromptTemplate:
                 f"the model's chat template fails: {_describe(error)}",
                 hint="correct the template; `idefics ask --raw` needs none",
             ) from error
-        pictures = sum(part is None for _, content in turns for part in content)
+        parts = [part for _, content in turns for part in content]
+        pictures = sum(1 if part is None else part.count(IMAGE_TOKEN) for part in parts)
         if (marks := text.count(IMAGE_TOKEN)) != pictures:
             raise PromptError(
                 f"the model's chat template writes {marks} `{IMAGE_TOKEN}` for "

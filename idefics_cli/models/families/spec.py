@@ -129,6 +129,7 @@ class FamilySpec:
         turn_end: Token that ends a turn of a conversation. It ends the replies of models that chat.
         needs_legacy_tokenizer: Whether tokenizers of the family need the flag `legacy`, which keeps
             the word mark `▁` after special tokens; see `loading/processors.py`.
+        takes_videos: Whether the runner is a `VideoFamily`.
         sees_last_only: Whether a text in the prompt attends only to the last picture before it.
         supports_flash: `_supports_flash_attn` of transformers' model class.
         flash_caution: A known weakness of flash attention in this family, as the rest of a sentence
@@ -152,6 +153,7 @@ class FamilySpec:
     stop_tokens: tuple[str, ...] = ()
     turn_end: str = END_OF_UTTERANCE
     needs_legacy_tokenizer: bool = False
+    takes_videos: bool = False
     sees_last_only: bool = False
     supports_flash: bool = True
     flash_caution: str | None = None
@@ -283,13 +285,13 @@ _IDEFICS3 = FamilySpec(
 _SMOLVLM = FamilySpec(
     name="smolvlm",
     title="SmolVLM2",
-    runner="idefics_cli.models.families.idefics3:Idefics3",
+    runner="idefics_cli.models.families.smolvlm:SmolVLM",
     classes=LibraryClasses(
         "transformers.models.smolvlm.configuration_smolvlm:SmolVLMConfig",
         "transformers.models.smolvlm.modeling_smolvlm:SmolVLMForConditionalGeneration",
         "transformers.models.smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil",
         # For pictures, this processor gives the same ids and pixels as SmolVLM's own. That one also
-        # needs a video processor.
+        # needs torchvision and num2words, for videos; `families/videos.py` needs neither.
         "transformers.models.idefics3.processing_idefics3:Idefics3Processor",
     ),
     prompt="template",
@@ -298,6 +300,7 @@ _SMOLVLM = FamilySpec(
     patch_modules=_PATCH_MODULES,
     rms_norms=_TEXT_NORMS,
     stop_tokens=_LLAMA3_ENDS,
+    takes_videos=True,
 )
 
 FAMILIES: Mapping[str, FamilySpec] = MappingProxyType(

@@ -7,7 +7,9 @@ from PIL import Image
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message
 from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.spec import IMAGE_TOKEN
+from idefics_cli.models.families.videos import VideoFamily
 
 # The picture is wide, so that families that cut pictures into a grid make only one row of tiles.
 _SIZE = (128, 16)
@@ -33,14 +35,7 @@ def check_family(family: Family, *, name: str) -> None:
             "chat_template.jinja in its folder; `idefics ask --raw` needs no template",
         )
     picture = family.preprocess(Image.new("RGB", _SIZE, (127, 127, 127))).picture
-    for height, width in picture.tile_sizes:
-        if fault := family.find_tile_fault(height, width):
-            raise ModelError(
-                f"the image processor of `{name}` does not fit its model: the tiles of a picture "
-                f"are {fault}",
-                hint="correct the sizes in preprocessor_config.json, or image_size and patch_size "
-                "in config.json",
-            )
+    _check_sizes(family, picture, name)
     # A raw prompt, because a template may refuse it, for example if it wants a system message.
     message = Message("user", (Attachment("picture"), " What is it?"))
     request = GenerationRequest((message,), mode="complete")
@@ -52,3 +47,17 @@ def check_family(family: Family, *, name: str) -> None:
             f"the tokenizer of `{name}` does not know `{IMAGE_TOKEN}` as one token",
             hint="copy the tokenizer's files of the base model next to the weights",
         ) from error
+
+
+def _check_sizes(family: Family, picture: PreparedPicture, name: str) -> None:
+    sizes = list(picture.tile_sizes)
+    if isinstance(family, VideoFamily):
+        sizes.append((family.video_settings.frame_edge, family.video_settings.frame_edge))
+    for height, width in sizes:
+        if fault := family.find_tile_fault(height, width):
+            raise ModelError(
+                f"the image processor of `{name}` does not fit its model: the tiles of a picture "
+                f"are {fault}",
+                hint="correct the sizes in preprocessor_config.json, or image_size and patch_size "
+                "in config.json",
+            )

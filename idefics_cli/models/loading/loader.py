@@ -23,6 +23,7 @@ from idefics_cli.models.families.detail import with_detail
 from idefics_cli.models.families.geometry import Json, section
 from idefics_cli.models.families.protocols import Config, Model, Processor
 from idefics_cli.models.families.spec import find_family
+from idefics_cli.models.families.videos import VideoFamily
 from idefics_cli.models.hub import download, facts
 from idefics_cli.models.hub.cache import cached_folder
 from idefics_cli.models.hub.checkpoint import family_of, read_config
@@ -34,6 +35,7 @@ from idefics_cli.models.loading.errors import library_errors
 from idefics_cli.models.loading.family_check import check_family
 from idefics_cli.models.loading.layers import ChosenKernels
 from idefics_cli.models.loading.processors import gives_ids_of_file, load_processor
+from idefics_cli.models.loading.video_settings import video_settings
 from idefics_cli.models.loading.weights import (
     WORTH_KEEPING_BYTES,
     Source,
@@ -185,6 +187,8 @@ def load_family(folder: Path, spec: LoadSpec, config: Config) -> Family:
     family = family_class(config.model_type)(
         processor, config, chats=spec.chats, stop_ids=_generation_stop_ids(folder)
     )
+    if isinstance(family, VideoFamily):
+        family.video_settings = video_settings(folder, processor)
     check_family(family, name=spec.name or spec.repo)
     return family
 
