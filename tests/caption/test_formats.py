@@ -11,9 +11,17 @@ from idefics_cli.caption.sinks import SINKS, find_format
 
 PACKAGE = Path(__file__).parents[2] / "idefics_cli"
 # Rooms whose own files have the extension of a format: lists of pictures, the sidecars that a
-# prompt quotes, the journals of chats, the files of checkpoints.
+# prompt quotes, requests and their answers, the journals of chats, the files of checkpoints.
 OTHER_FILES = (
-    *("caption/sinks/", "caption/inputs/", "chat/", "completion/", "demo/", "bench/"),
+    *(
+        "caption/sinks/",
+        "caption/inputs/",
+        "caption/requests/",
+        "chat/",
+        "completion/",
+        "demo/",
+        "bench/",
+    ),
     *("models/", "training/"),
 )
 

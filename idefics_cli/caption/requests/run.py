@@ -28,6 +28,8 @@ from idefics_cli.core.errors import IdeficsError, ImageError, PromptError, Usage
 from idefics_cli.core.files import cannot_write, limited_lines, replacing
 from idefics_cli.core.types import Finish, ImageLimits
 
+EXTENSIONS = (".jsonl", ".ndjson")
+"""Extensions of a file of answers."""
 FAILURES_END = ".failures.jsonl"
 """What follows the name of the output in that of the list of failed requests."""
 
@@ -128,7 +130,7 @@ class RequestBatch:
             path,
             existing=existing,
             failures=failures,
-            row=SinkFormat(make, extensions=(".jsonl", ".ndjson")),
+            row=SinkFormat(make, extensions=EXTENSIONS),
             failures_end=FAILURES_END,
         )
 

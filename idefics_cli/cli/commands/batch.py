@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.models.planning.plan import Plan
 
-_EXTENSIONS = (".jsonl", ".ndjson")
 _MOST_NAMED_MODELS = 3
 
 ImageFolder = Annotated[
@@ -151,6 +150,7 @@ def _listed(invocation: Invocation, source: str, folder: str | None) -> RequestL
 
 
 def _output(invocation: Invocation) -> Path | None:
+    from idefics_cli.caption.requests.run import EXTENSIONS
     from idefics_cli.caption.sinks.dataset import is_dataset
 
     name = invocation.settings.output
@@ -164,7 +164,7 @@ def _output(invocation: Invocation) -> Path | None:
         raise UsageError(
             f"`{path.name}` names the captions of a data set", hint="`-o answers.jsonl`"
         )
-    if path.suffix and path.suffix.lower() not in _EXTENSIONS and not is_special:
+    if path.suffix and path.suffix.lower() not in EXTENSIONS and not is_special:
         raise UsageError(f"answers are JSON lines, not `{path.suffix}`", hint="`-o answers.jsonl`")
     return path
 
