@@ -77,13 +77,14 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: 0 means greedy decoding. Then only `repetition_penalty` and `max_new_tokens`
-            have an effect.
+        temperature: 0 means greedy decoding. Then only `repetition_penalty`, `max_new_tokens` and
+            `stop` have an effect.
         top_p: Total probability of the most likely tokens that are kept, in (0, 1].
         top_k: Number of the most likely tokens that are kept; 0 keeps all.
         repetition_penalty: 1 means no penalty (Keskar et al. 2019, as in transformers).
         max_new_tokens: Largest number of new tokens; a reply that it cuts has `finish="length"`.
         seed: Makes a sampled reply reproducible; None draws a new seed.
+        stop: Texts, none of them empty. A reply ends before the first of them with `finish="stop"`.
     """
 
     temperature: float = 0.0
@@ -92,6 +93,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 512
     seed: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,13 @@ from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 
-from idefics_cli.caption.requests.row import Row
+from idefics_cli.caption.requests.row import Row, checked_text
 from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import Sampling
+
+# OpenAI takes 4.
+_MOST_STOPS = 16
 
 Apply = Callable[[Sampling, str, object], Sampling]
 """Returns the sampling with the value of a field, whose name is the second argument."""
@@ -41,6 +44,19 @@ def _top_k(sampling: Sampling, name: str, value: object) -> Sampling:
     return _as("top_k")(sampling, name, 0 if value == -1 else value)
 
 
+def _stop(sampling: Sampling, name: str, value: object) -> Sampling:
+    values = value if isinstance(value, list) else [value]
+    texts = tuple(
+        checked_text(one, f"{name}[{at}]" if values is value else name)
+        for at, one in enumerate(values)
+    )
+    if "" in texts:
+        raise PromptError(f"`{name}` is empty")
+    if len(texts) > _MOST_STOPS:
+        raise PromptError(f"`{name}` has more than {_MOST_STOPS} texts")
+    return replace(sampling, stop=texts)
+
+
 HONOURED: Mapping[str, Apply] = MappingProxyType(
     {
         "temperature": _as("temperature"),
@@ -48,6 +64,7 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
         "top_k": _top_k,
         "repetition_penalty": _as("repetition_penalty"),
         "seed": _as("seed"),
+        "stop": _stop,
         "max_tokens": _as("max_new_tokens"),
         "max_completion_tokens": _as("max_new_tokens"),
         "max_new_tokens": _as("max_new_tokens"),
@@ -69,7 +86,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "best_of": (1,),
         "stream": (False,),
         "stream_options": (),
-        "stop": ([],),
         "logprobs": (False,),
         "top_logprobs": (0,),
         "presence_penalty": (0,),

@@ -30,6 +30,8 @@ def run_settings(
     """
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
+    # No option sets the stops. Runs of versions without them can be continued.
+    del sampling["stop"]
     return {
         "format": format_,
         "model": spec.name or spec.repo,

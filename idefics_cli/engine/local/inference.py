@@ -10,6 +10,7 @@ from PIL import Image
 
 from idefics_cli.core.errors import ContextError, PromptError
 from idefics_cli.engine.local.decode.constraint import Grammars
+from idefics_cli.engine.local.decode.detokenize import detokenizer_of
 from idefics_cli.engine.local.decode.graphs import Capture, CudaCapture, Graphs, graphs_problem
 from idefics_cli.engine.local.decode.sampling import BatchRow
 from idefics_cli.engine.local.decode.slots import Slots
@@ -187,6 +188,8 @@ class Inference:
         request = prepared.request
         limit = min(request.sampling.max_new_tokens, room)
         row = BatchRow(request.sampling, prompt, limit, self._stop_ids)
+        if request.sampling.stop:
+            row.stops = detokenizer_of(self.loaded.family, request)
         if request.constraint is not None:
             row.guide = self._grammars.start(request.constraint, request.mode)
         return row

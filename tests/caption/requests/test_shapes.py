@@ -159,6 +159,13 @@ def test_fields_of_a_row_win_over_the_options() -> None:
     assert request({"prompt": "Hello!"}, defaults).sampling == defaults.sampling
 
 
+def test_a_row_may_stop_its_answer_at_texts() -> None:
+    for value, stops in (("\n", ("\n",)), (["a", "b"], ("a", "b")), ([], ()), (None, ())):
+        row = line(messages=[{"role": "user", "content": "Hello!"}], stop=value)
+        assert request(row).sampling.stop == request({"prompt": "Hi", "stop": value}).sampling.stop
+        assert request(row).sampling.stop == stops
+
+
 def test_neutral_values_and_labels_change_nothing() -> None:
     body = {"n": 1, "stream": False, "user": "u", "logit_bias": {}, "presence_penalty": 0.0}
     row = line(messages=[{"role": "user", "content": "Hello!"}], **body, metadata={"a": 1})
@@ -194,6 +201,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"prompt": "Hi", "temperature": "hot"}, "`temperature` must be a number, not `hot`"),
     ({"prompt": "Hi", "temperature": True}, "`temperature` must be a number, not `true`"),
     ({"prompt": "Hi", "max_tokens": 0}, "`max_tokens` must be 1 or more, not `0`"),
+    ({"prompt": "Hi", "stop": ""}, "`stop` is empty"),
+    ({"prompt": "Hi", "stop": ["a", 5]}, "`stop[1]` is not text but a number"),
+    ({"prompt": "Hi", "stop": ["a"] * 17}, "`stop` has more than 16 texts"),
     ({"prompt": "Hi", "max_token": 5}, "unknown field `max_token`"),
     ({"prompt": "Hi", "reply": "x"}, "`reply` is a column of answers"),
     ({"prompt": "Hi", "images": [None]}, "`images[0]` does not name a picture: it is null"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from idefics_cli.core.types import GenerationRequest
+from idefics_cli.models.families.base import Family
+
 
 class TokenDecoder(Protocol):
     """The part of a tokenizer that `Detokenizer` uses."""
@@ -27,14 +30,25 @@ class Detokenizer:
         tokenizer: Decodes ids.
         strip: Whether to remove white space around the reply. Chat formats put a space before it.
         hidden: The ids that the text leaves out; None leaves out all special tokens.
+        stops: Texts before which the reply ends.
+
+    Attributes:
+        has_stopped: Whether one of *stops* was found. It and all after it are left out.
     """
 
     def __init__(
-        self, tokenizer: TokenDecoder, *, strip: bool, hidden: Collection[int] | None = None
+        self,
+        tokenizer: TokenDecoder,
+        *,
+        strip: bool,
+        hidden: Collection[int] | None = None,
+        stops: Sequence[str] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._hidden = hidden
         self._strip = strip
+        self._stops = stops
+        self.has_stopped = False
         self._start = 0
         self._read = 0
         self._held = ""
@@ -45,10 +59,11 @@ class Detokenizer:
 
         One decode of all tokens gives the same text, except for bytes that are not UTF-8. These
         are fed token by token, because a SentencePiece decoder replaces or accepts a run of bytes
-        as a whole, and a stream cannot wait for the end of the run.
+        as a whole, and a stream cannot wait for the end of the run. With *stops*, all tokens are
+        fed one by one, because the stop that is complete first counts.
         """
         text = self._decode(tokens)
-        if "\ufffd" not in text:
+        if "\ufffd" not in text and not self._stops:
             return text.strip() if self._strip else text
         ends = range(1, len(tokens) + 1)
         return "".join(self.feed(tokens[:n], last=n == len(tokens)) for n in ends)
@@ -71,7 +86,7 @@ class Detokenizer:
         # the whole run of bytes.
         self._start = self._read
         self._read = len(tokens)
-        return self._stripped(after[len(before) :], last=last)
+        return self._released(after[len(before) :], last=last)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         hidden = self._hidden
@@ -87,14 +102,42 @@ class Detokenizer:
             clean_up_tokenization_spaces=False,
         )
 
-    def _stripped(self, text: str, *, last: bool) -> str:
-        if not self._strip:
-            return text
+    def _released(self, text: str, *, last: bool) -> str:
+        """Return what is certain of the text that was held back and *text*, which follows it."""
+        if self.has_stopped:
+            return ""
         text = self._held + text
-        if not self._has_text:
+        if self._strip and not self._has_text:
             text = text.lstrip()
-        kept = text.rstrip()
+        kept = self._before_stop(text, last=last)
         # White space at the end is held back until text follows it.
+        kept = kept.rstrip() if self._strip else kept
         self._held = "" if last else text[len(kept) :]
         self._has_text = self._has_text or bool(kept)
         return kept
+
+    def _before_stop(self, text: str, *, last: bool) -> str:
+        """Return *text* up to the first stop, or up to what may become a stop with more text."""
+        places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if places:
+            self.has_stopped = True
+            return text[: min(places)]
+        if last or not self._stops:
+            return text
+        longest = max(map(len, self._stops)) - 1
+        starts = range(max(0, len(text) - longest), len(text))
+        return next((text[:at] for at in starts if self._begins_stop(text[at:])), text)
+
+    def _begins_stop(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._stops)
+
+
+def detokenizer_of(family: Family, request: GenerationRequest) -> Detokenizer:
+    """Return a detokenizer for the reply of a model of *family* to *request*."""
+    # A completion continues the text of the prompt, so its white space matters.
+    return Detokenizer(
+        family.tokenizer,
+        strip=request.mode == "chat",
+        hidden=family.hidden_ids,
+        stops=request.sampling.stop,
+    )

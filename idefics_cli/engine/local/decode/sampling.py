@@ -13,6 +13,7 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.text import or_list
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.engine.local.decode.constraint import Guide, refused_tokens
+from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.transfer import HostCopy, stacked_on, to_device
 from idefics_cli.models.families.base import Family
 
@@ -36,6 +37,7 @@ class BatchRow:
         noise: Random numbers (V,) with which `draw_tokens` draws the next token. They stay until
             that token is appended; None if they are not drawn yet.
         guide: Says which tokens may follow; None allows all that are not banned.
+        stops: Finds the texts that end the reply; None if there are none.
     """
 
     sampling: Sampling
@@ -47,6 +49,7 @@ class BatchRow:
     generator: torch.Generator | None = None
     noise: Tensor | None = None
     guide: Guide | None = None
+    stops: Detokenizer | None = None
 
     @property
     def is_argmax(self) -> bool:
@@ -63,10 +66,20 @@ class BatchRow:
             self.guide.accept(token)
         self.tokens.append(token)
         self.noise = None
-        if token in self.stop_ids or (self.guide is not None and self.guide.is_over):
+        if (
+            token in self.stop_ids
+            or (self.guide is not None and self.guide.is_over)
+            or self._reaches_stop()
+        ):
             self.finish = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish = "length"
+
+    def _reaches_stop(self) -> bool:
+        if self.stops is None:
+            return False
+        self.stops.feed(self.tokens)
+        return self.stops.has_stopped
 
     def __post_init__(self) -> None:
         if self.sampling.temperature > 0:

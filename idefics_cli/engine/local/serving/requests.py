@@ -8,7 +8,7 @@ from threading import Event
 
 from idefics_cli.core.types import Completion, TokenChunk
 from idefics_cli.engine.local.cancel import Flag
-from idefics_cli.engine.local.decode.detokenize import Detokenizer
+from idefics_cli.engine.local.decode.detokenize import Detokenizer, detokenizer_of
 from idefics_cli.engine.local.decode.sampling import BatchRow
 from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import Listener, Urgency
@@ -98,9 +98,7 @@ class OpenRequest(Ticket):
         )
 
     def _detokenizer(self, family: Family) -> Detokenizer:
-        # A completion continues the text of the prompt, so its white space matters.
-        strip = self.prepared.request.mode == "chat"
-        return Detokenizer(family.tokenizer, strip=strip, hidden=family.hidden_ids)
+        return detokenizer_of(family, self.prepared.request)
 
 
 @dataclass(slots=True, eq=False)
