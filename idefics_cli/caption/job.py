@@ -14,9 +14,17 @@ from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.caption.sinks.rows import CAPTION, names, sample_name
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.types import GenerationRequest, ImageLimits, Message, Mode, Part, Sampling
+from idefics_cli.core.types import (
+    Attachment,
+    GenerationRequest,
+    ImageLimits,
+    Mode,
+    Part,
+    Sampling,
+)
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.engine.schema.form import ReplyColumn, ReplyForm
+from idefics_cli.models.families.few_shot import Shot, with_shots
 from idefics_cli.models.families.picture_marks import place_pictures, read_marks
 
 
@@ -46,6 +54,7 @@ class CaptionJob:
         questions: One question or more. If there are several, each has a name.
         samples: How many times each question is asked about each picture.
         mode: "chat", or "complete" for base models.
+        shots: Examples that precede each question; see `make_shots`.
         sampling: How tokens are chosen. Its seed is the seed of the run; see `with_content_seed`.
         batch_size: Largest number of requests that are answered at a time.
         is_batch_automatic: Whether *batch_size* was computed from the free memory, and not given by
@@ -67,6 +76,7 @@ class CaptionJob:
     pictures: Sequence[CaptionItem]
     questions: tuple[CaptionQuestion, ...]
     mode: Mode = "chat"
+    shots: tuple[Shot, ...] = ()
     samples: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
@@ -133,6 +143,39 @@ class CaptionJob:
     def _request(
         self, picture: CaptionItem, question: CaptionQuestion, data: bytes | None
     ) -> GenerationRequest:
+        messages = with_shots(self.shots, self._parts(picture, question, data), self.mode)
+        request = GenerationRequest(messages, self.sampling, self.mode)
+        return self.form.applied_to(request) if self.form else request
+
+    def make_shots(
+        self, examples: Sequence[tuple[CaptionItem, Attachment, str]]
+    ) -> tuple[Shot, ...]:
+        """Return examples as `shots` for the only question of the job.
+
+        Args:
+            examples: The item of each example, which fills the fields of the prompt; its picture;
+                and its caption.
+
+        Raises:
+            UsageError: If there are several questions.
+            PromptError: If the prompt has a field for which an example has no value.
+        """
+        if examples and len(self.questions) > 1:
+            raise UsageError(
+                f"an example answers one question, and there are {len(self.questions)}",
+                hint="run `idefics caption` once for each question",
+            )
+        (question,) = self.questions[:1]
+        shots = []
+        for item, picture, caption in examples:
+            parts = self._parts(item, question, None)
+            own = (picture if isinstance(part, Attachment) else part for part in parts)
+            shots.append(Shot(tuple(own), caption))
+        return tuple(shots)
+
+    def _parts(
+        self, picture: CaptionItem, question: CaptionQuestion, data: bytes | None
+    ) -> tuple[Part, ...]:
         is_named, template = _with_place(question.prompt, self.columns)
         values = field_values(
             template,
@@ -148,9 +191,7 @@ class CaptionJob:
             # In a raw prompt, a space separates the text from the image tokens, as in the model
             # card of idefics2-8b-base. Chat templates add what their models expect.
             parts = (picture.attachment, f" {first}" if self.mode == "complete" else first)
-        parts = tuple(part for part in parts if part != "")
-        request = GenerationRequest((Message("user", parts),), self.sampling, self.mode)
-        return self.form.applied_to(request) if self.form else request
+        return tuple(part for part in parts if part != "")
 
 
 # Unicode gives this character to programs for their own use, so it is in no text.

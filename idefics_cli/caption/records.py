@@ -36,12 +36,25 @@ class CaptionReply:
 
 
 def captioned(
-    key: str, prepared: Prepared, replies: Sequence[CaptionReply], *, notes: tuple[str, ...] = ()
+    key: str,
+    prepared: Prepared,
+    replies: Sequence[CaptionReply],
+    *,
+    notes: tuple[str, ...] = (),
+    examples: int = 0,
 ) -> CaptionRecord:
-    """Return the record of a picture with its *replies*, in the order of the questions."""
+    """Return the record of a picture with its *replies*, in the order of the questions.
+
+    Args:
+        key: The key of the picture.
+        prepared: The request of the first question.
+        replies: The replies.
+        notes: See `CaptionRecord.notes`.
+        examples: Number of pictures of examples, which precede the picture in the prompt.
+    """
     width = height = None
-    if prepared.pictures:
-        width, height = prepared.pictures[0].size
+    if len(prepared.pictures) > examples:
+        width, height = prepared.pictures[examples].size
     # If any reply was cut off, the whole record counts as cut off.
     cut = (reply.finish for reply in replies if reply.finish != "stop")
     return CaptionRecord(

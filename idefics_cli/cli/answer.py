@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,16 +9,12 @@ from typing import TYPE_CHECKING
 from idefics_cli import __version__
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import (
-    check_prompt,
     image_limits,
     opened_engine,
     plan_for,
     report_warnings,
-    sampling,
 )
-from idefics_cli.cli.stdin import piped_text
-from idefics_cli.config.settings import ANSWER_TOKENS
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.cli.question import AskedQuestion, read_question
 from idefics_cli.core.sources import (
     STDIN,
     describe_source,
@@ -34,44 +27,22 @@ from idefics_cli.core.types import (
     Completion,
     Finish,
     GenerationRequest,
-    Message,
-    Part,
     TokenChunk,
 )
 from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Engine, Prepared
-from idefics_cli.models.families.picture_marks import (
-    PlacedPrompt,
-    check_marks,
-    count_tokens,
-    place_pictures,
-    read_marks,
-    read_tokens,
-    references,
-)
-from idefics_cli.models.families.raw_prompt import check_count
-from idefics_cli.models.families.spec import IMAGE_TOKEN
 from idefics_cli.models.hub.registry import base_model_error
 
 if TYPE_CHECKING:
-    from idefics_cli.engine.schema.form import ReplyForm
     from idefics_cli.models.planning.plan import Plan
 
 
-def answer_once(
-    invocation: Invocation,
-    text: str | None,
-    sources: Sequence[str],
-    form: ReplyForm | None = None,
-) -> None:
+def answer_once(invocation: Invocation, question: AskedQuestion) -> None:
     """Answer one question and write the answer to stdout.
 
     Args:
         invocation: The call, with its settings.
-        text: The question from the command line. Text on stdin is put before it, or is the
-            question if this is None.
-        sources: The pictures, in order; `-` is the picture on stdin.
-        form: What the answer must be; None leaves it free.
+        question: The question of the command line.
 
     Raises:
         IdeficsError: For any error that the user can fix. Most are found before the weights are
@@ -81,11 +52,9 @@ def answer_once(
     if invocation.settings.dry_run:
         show_plan(invocation, plan_for(invocation))
         return
-    request = _request(invocation, text, sources)
-    if form is not None:
-        request = form.applied_to(request)
+    request = read_question(invocation, question)
     # A bad picture is reported before the plan, which takes seconds to probe the machine.
-    _check_images(invocation, request.attachments)
+    _check_images(invocation, question.images)
     plan = _answering_plan(invocation, request)
     clock = invocation.services.clock
     started = clock()
@@ -93,9 +62,9 @@ def answer_once(
         loaded = clock()
         prepared = engine.prepare(request)
         times = _Times(loaded - started, clock() - loaded)
-        finish, is_empty = _respond(invocation, engine, prepared, times)
-    if form is not None and finish == "length":
-        raise form.cut_error(request.sampling.max_new_tokens)
+        finish, is_empty = _respond(invocation, engine, prepared, times, question.images)
+    if question.form is not None and finish == "length":
+        raise question.form.cut_error(request.sampling.max_new_tokens)
     _note_end(invocation, request, finish, is_empty=is_empty)
 
 
@@ -165,144 +134,12 @@ class _Times:
     prepare_seconds: float
 
 
-def _request(invocation: Invocation, text: str | None, sources: Sequence[str]) -> GenerationRequest:
-    settings = invocation.settings
-    if text is not None and not sources:
-        _check_is_question(text)
-    prompt = _prompt(invocation, text, sources)
-    images = [Attachment(source) for source in sources]
-    chosen = sampling(settings, default_tokens=ANSWER_TOKENS)
-    if chosen.temperature > 0 and chosen.seed is None:
-        import secrets
-
-        # The seed is drawn here and not by the engine, so that `--json` can report it.
-        chosen = replace(chosen, seed=secrets.randbits(32))
-    if settings.raw:
-        if settings.system and invocation.resolved.origins["system"].source == "flag":
-            raise UsageError(
-                "--system does not apply to a raw prompt", hint="write the instruction into PROMPT"
-            )
-        parts = _raw_parts(prompt, images)
-        return GenerationRequest((Message("user", parts),), chosen, "complete")
-    turns = [Message("system", (settings.system,))] if settings.system else []
-    parts = _chat_parts(invocation, prompt, images)
-    return GenerationRequest((*turns, Message("user", parts)), chosen)
-
-
-def _chat_parts(
-    invocation: Invocation, prompt: _Prompt, images: Sequence[Attachment]
-) -> tuple[Part, ...]:
-    """Return *prompt* with the pictures in place of its marks; pictures without a mark come first.
-
-    Raises:
-        PromptError: If the marks that the user typed do not fit the pictures.
-    """
-    piped = read_tokens(prompt.piped)
-    marks = count_tokens(piped)
-    if prompt.typed is not None or marks != len(images):
-        if marks:
-            note = f"`{IMAGE_TOKEN}` from stdin is text, as it does not stand for the pictures"
-            invocation.console.note(note)
-        piped = (prompt.piped,)
-    pieces = (*piped, *read_marks(prompt.typed_after_piped))
-    numbers = range(1, len(images) + 1)
-    check_marks(pieces, numbers, numbers)
-    return _with_images(place_pictures(pieces, numbers), images)
-
-
-def _raw_parts(prompt: _Prompt, images: Sequence[Attachment]) -> tuple[Part, ...]:
-    """Return the raw *prompt* with the pictures in place of its marks.
-
-    Raises:
-        PromptError: If a picture has no mark, or a mark no picture.
-    """
-    pieces = (*read_tokens(prompt.piped), *read_marks(prompt.typed_after_piped))
-    numbers = range(1, len(images) + 1)
-    tokens = count_tokens(pieces)
-    if tokens or not any(n in numbers for n in references(pieces)):
-        check_count(tokens, len(images))
-    check_marks(pieces, numbers, numbers)
-    placement = place_pictures(pieces, numbers)
-    if placement.unnamed:
-        raise PromptError(
-            f"the raw prompt has no place for picture {placement.unnamed[0]}",
-            hint=f"write `[{placement.unnamed[0]}]` where it belongs",
-        )
-    parts = _with_images(placement, images)
-    if any(isinstance(part, str) and IMAGE_TOKEN in part for part in parts):
-        raise PromptError(
-            f"a raw prompt cannot hold `{IMAGE_TOKEN}` as text", hint="leave `--raw` out"
-        )
-    return parts
-
-
-def _with_images(placement: PlacedPrompt, images: Sequence[Attachment]) -> tuple[Part, ...]:
-    parts = (*placement.unnamed, *placement.in_words(placement.order))
-    return tuple(part if isinstance(part, str) else images[part - 1] for part in parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """The prompt: the text on stdin, and below it the text of the command line, if there is one."""
-
-    piped: str
-    typed: str | None
-
-    @property
-    def typed_after_piped(self) -> str:
-        return "\n".join(["", self.typed]) if self.piped and self.typed else self.typed or ""
-
-
-def _prompt(invocation: Invocation, text: str | None, sources: Sequence[str]) -> _Prompt:
-    stdin = invocation.services.stdin
-    piped = ""
-    if STDIN in sources:
-        _check_stdin_image(invocation, sources)
-    else:
-        patience = None if text is None else invocation.settings.timeout_seconds
-        piped = piped_text(stdin, invocation.console, silence_seconds=patience)
-        if text is not None and piped:
-            _tell_if_list(invocation, piped)
-    prompt = "\n".join(part for part in (piped, text) if part)
-    check_prompt(prompt, hint="`idefics ask 'What is in the picture?' -i PICTURE`")
-    return _Prompt(piped, text)
-
-
-def _tell_if_list(invocation: Invocation, piped: str) -> None:
-    """Tell the user if stdin, which became a part of the prompt, is a list of files.
-
-    This happens in a shell loop `while read`: the command reads the rest of the list of the loop.
-    """
-    names = [name.strip() for name in re.split("[\t,;]", piped.partition("\n")[0])]
-    if any(0 < len(n) < 256 and "\0" not in n and os.path.isfile(n) for n in names):
-        lines = counted(piped.count("\n") + 1, "line")
-        invocation.console.note(
-            f"the prompt begins with {lines} from stdin, a list of files; "
-            "in a loop such as `while read`, add `</dev/null`"
-        )
-
-
-def _check_is_question(text: str) -> None:
-    """Refuse a question that is the name of a file; the model would make up what is in it."""
-    if len(text) < 256 and "\0" not in text and os.path.isfile(text):
-        raise UsageError(
-            f"`{text}` is a file, not a question",
-            hint=f'`idefics ask "What is in it?" -i {shlex.quote(text)}`',
-        )
-
-
-def _check_stdin_image(invocation: Invocation, sources: Sequence[str]) -> None:
-    stdin = invocation.services.stdin
-    if list(sources).count(STDIN) > 1:
-        raise UsageError("`-i -` is given twice, but stdin holds one picture")
-    if stdin is None or stdin.closed or stdin.isatty():
-        raise UsageError(
-            "`-i -` needs a picture on stdin", hint="`idefics ask PROMPT -i - <PICTURE`"
-        )
-
-
 def _respond(
-    invocation: Invocation, engine: Engine, prepared: Prepared, times: _Times
+    invocation: Invocation,
+    engine: Engine,
+    prepared: Prepared,
+    times: _Times,
+    images: Sequence[Attachment],
 ) -> tuple[Finish, bool]:
     """Write the answer to stdout; return how it ended, and whether it is empty."""
     console, stream = invocation.console, invocation.settings.stream
@@ -321,7 +158,7 @@ def _respond(
     with console.status("answering"):
         completion = engine.complete([prepared])[0]
     if invocation.settings.json:
-        console.json(_record(engine, prepared.request, completion, times))
+        console.json(_record(engine, prepared.request, completion, times, images))
     elif is_free or completion.finish != "length":
         console.line(completion.text)
     else:
@@ -337,7 +174,11 @@ def _recorded(chunks: Iterator[TokenChunk], texts: list[str]) -> Iterator[TokenC
 
 
 def _record(
-    engine: Engine, request: GenerationRequest, completion: Completion, times: _Times
+    engine: Engine,
+    request: GenerationRequest,
+    completion: Completion,
+    times: _Times,
+    images: Sequence[Attachment],
 ) -> dict[str, object]:
     spec, seconds = engine.spec, completion.decode_seconds
     is_cut = completion.finish == "length" and request.constraint is not None
@@ -360,7 +201,7 @@ def _record(
         "model": spec.name or spec.repo,
         "repo": spec.repo,
         "revision": engine.revision,
-        "images": [recorded_source(attachment.source) for attachment in request.attachments],
+        "images": [recorded_source(attachment.source) for attachment in images],
         "device": spec.device,
         "dtype": spec.dtype,
         "quantization": spec.quantization,

@@ -198,6 +198,27 @@ Ask = Annotated[
     ),
 ]
 
+Examples = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--example",
+        metavar="PICTURE=TEXT",
+        help="Show the model an example before the question; can be repeated.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
+ExampleLists = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--examples",
+        metavar="FILE",
+        help="Read examples from JSON lines or CSV with `image` and `text`.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
+
 FileLists = Annotated[
     list[str] | None,
     typer.Option(

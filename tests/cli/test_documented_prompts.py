@@ -25,13 +25,13 @@ from tests.support.reference import Content, Reference, load_reference
 class _Watched(LocalEngine):
     """An engine that remembers what it is asked."""
 
-    requests: list[GenerationRequest]
+    prepared: list[Prepared]
 
     def prepare(
         self, request: GenerationRequest, *, open_image: OpenImage | None = None
     ) -> Prepared:
-        self.requests.append(request)
-        return super().prepare(request, open_image=open_image)
+        self.prepared.append(super().prepare(request, open_image=open_image))
+        return self.prepared[-1]
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,20 @@ class _Model:
     engine: LocalEngine
     reference: Reference
 
-    def ask(self, *arguments: str) -> tuple[GenerationRequest, list[int]]:
-        """Run `idefics ask`, and return the request to the engine and the tokens of the answer."""
-        requests: list[GenerationRequest] = []
+    def ask(self, *arguments: str) -> tuple[Prepared, list[int]]:
+        """Run `idefics ask`, and return what the engine gets and the tokens of the answer."""
+        out, (prepared,) = self.run("ask", *arguments, "--json")
+        return prepared, json.loads(out)["token_ids"]
+
+    def run(self, *arguments: str) -> tuple[str, list[Prepared]]:
+        """Run a command, and return its output and what the engine gets."""
+        prepared: list[Prepared] = []
 
         def make_factory(spec: LoadSpec) -> EngineFactory:
             def make(**options: object) -> LocalEngine:
                 loaded = self.engine.loaded
                 engine = _Watched(spec, load=lambda spec, *, report: loaded)
-                engine.requests = requests
+                engine.prepared = prepared
                 return engine
 
             return make
@@ -58,12 +63,11 @@ class _Model:
         services = Services(
             environ={}, stdin=None, make_factory=make_factory, probe=lambda: MACHINE
         )
-        options = ("-m", str(self.folder), "--dtype", "float32", "--json")
+        options = ("-m", str(self.folder), "--dtype", "float32")
         limit = ("--max-new-tokens", str(NEW_TOKENS))
-        ran = run("ask", *arguments, *options, *limit, services=services)
+        ran = run(*arguments, *options, *limit, services=services)
         assert ran.code == 0, ran.err
-        (request,) = requests
-        return request, json.loads(ran.out)["token_ids"]
+        return ran.out, prepared
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +99,9 @@ def placed(*items: str | int) -> tuple[str | Image.Image, ...]:
 
 
 def compare(model: _Model, arguments: Sequence[str], turns: Sequence[Content]) -> None:
-    request, tokens = model.ask(*arguments)
+    prepared, tokens = model.ask(*arguments)
     theirs = model.reference.content_inputs(turns)
-    assert_same_inputs(encode(model.engine, model.engine.prepare(request)), theirs)
+    assert_same_inputs(encode(model.engine, prepared), theirs)
     assert tokens == model.reference.generate(theirs, max_new_tokens=NEW_TOKENS)
 
 
@@ -138,7 +142,64 @@ def test_a_raw_prompt_has_its_pictures_where_it_names_them(
 ) -> None:
     model = model_of(kind)
     flags = [flag for path in photos[: len(order)] for flag in ("-i", path)]
-    request, tokens = model.ask("--raw", text, *flags)
+    prepared, tokens = model.ask("--raw", text, *flags)
     theirs = model.reference.raw_inputs(library, [picture(number) for number in order])
-    assert_same_inputs(encode(model.engine, model.engine.prepare(request)), theirs)
+    assert_same_inputs(encode(model.engine, prepared), theirs)
     assert tokens == model.reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+
+
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_examples_are_turns_before_the_question(
+    kind: str, model_of: Callable[[str], _Model], photos: list[str], tmp_path: Path
+) -> None:
+    rows = tmp_path / "examples.jsonl"
+    rows.write_text('{"image": "2.png", "text": "Two = 2."}\n', encoding="utf-8")
+    flags = ("-i", photos[1], "--example", f"{photos[0]}=A kite.", "--examples", str(rows))
+    turns: list[Content] = [
+        ("user", placed(0, "What is it?")),
+        ("assistant", ("A kite.",)),
+        ("user", placed(2, "What is it?")),
+        ("assistant", ("Two = 2.",)),
+        ("user", placed(1, "What is it?")),
+    ]
+    compare(model_of(kind), ("What is it?", *flags), turns)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_examples_of_a_raw_prompt_are_lines_before_it(
+    kind: str, model_of: Callable[[str], _Model], photos: list[str]
+) -> None:
+    model = model_of(kind)
+    # The documentation of IDEFICS, "Few-shot prompting".
+    prompt = "User:<image>Describe this image.\nAssistant:"
+    flags = ("-i", photos[1], "--example", f"{photos[0]}=A kite.")
+    prepared, tokens = model.ask("--raw", prompt, *flags)
+    theirs = model.reference.raw_inputs(f"{prompt} A kite.\n{prompt}", [picture(0), picture(1)])
+    assert_same_inputs(encode(model.engine, prepared), theirs)
+    assert tokens == model.reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_captions_after_examples_are_those_of_ask(
+    kind: str, model_of: Callable[[str], _Model], photos: list[str], tmp_path: Path
+) -> None:
+    model, output = model_of(kind), tmp_path / "out.jsonl"
+    example = ("--example", f"{photos[0]}=A kite.")
+    is_base = kind not in tiny.CHATTING
+    _, found = model.run(
+        *("caption", *photos[1:], "-p", "What is it?", *example, "-o", str(output)),
+        *("--batch-size", "2"),
+    )
+    rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert [(row["width"], row["height"]) for row in rows] == [picture(1).size, picture(2).size]
+    by_path = {each.request.attachments[-1].source: each for each in found}
+    for path in photos[1:]:
+        raw = ("--raw", "<image> What is it?") if is_base else ("What is it?",)
+        asked, _ = model.ask(*raw, "-i", path, *example)
+        ours = by_path[path]
+        # The pixels of the example are not those of the captioned picture.
+        assert [each.digest for each in ours.pictures] == [each.digest for each in asked.pictures]
+        assert_same_inputs(encode(model.engine, ours), encode(model.engine, asked))
+    other = (*example, "--example", f"{photos[2]}=A bird.")
+    with pytest.raises(AssertionError, match="had other settings: examples"):
+        model.run("caption", photos[1], "-p", "What is it?", *other, "-o", str(output))

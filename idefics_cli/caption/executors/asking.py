@@ -144,7 +144,8 @@ class Asker:
                 turn.note(f"the reply {reason}")
             replies.append(turn.reply(self._job.wording.finish))
             notes += turn.notes
-        record = captioned(key, opened.first, replies, notes=tuple(notes))
+        examples = sum(len(shot.pictures) for shot in self._job.shots)
+        record = captioned(key, opened.first, replies, notes=tuple(notes), examples=examples)
         return _with_content(record, opened)
 
 

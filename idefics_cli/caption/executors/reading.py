@@ -89,7 +89,7 @@ class PictureReader:
         if file.has_changed:
             raise _changed(picture)
         requests = self._job.requests(picture, data=file.data)
-        open_image = None if file.data is None else self._opener(file.data)
+        open_image = None if file.data is None else self._opener(picture.attachment, file.data)
         prepared = with_content_seed(self._engine.prepare(requests[0], open_image=open_image))
         # Without *data*, the engine has read the file again. The file may have changed meanwhile.
         if file.data is None and stamp_of(picture) != file.content.stamp:
@@ -97,8 +97,10 @@ class PictureReader:
         others = (with_content_seed(replace(prepared, request=request)) for request in requests[1:])
         return Opened(picture, (prepared, *others), file.content)
 
-    def _opener(self, data: bytes) -> OpenImage:
+    def _opener(self, picture: Attachment, data: bytes) -> OpenImage:
         def open_image(attachment: Attachment, draft_edge: int) -> Image:
+            if attachment != picture:  # the picture of an example
+                return self._loader.open(attachment, draft_edge=draft_edge)
             stream = io.BytesIO(data)
             return self._loader.open_stream(stream, attachment.source, draft_edge=draft_edge)
 

@@ -16,6 +16,7 @@ from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.resume.run_files import write_beside
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.core.types import WHITE, LoadSpec, hex_of
+from idefics_cli.models.families.few_shot import Shot
 
 _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
 
@@ -45,6 +46,7 @@ def run_settings(
         **_unless("samples", job.samples, 1),
         **_unless("background", hex_of(job.limits.background), hex_of(WHITE)),
         **_unless("constraint", _constraint(job), None),
+        **_unless("examples", [_named(shot) for shot in job.shots], []),
         "mode": job.mode,
         **sampling,
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
@@ -58,6 +60,12 @@ def _constraint(job: CaptionJob) -> str | None:
     constraint = job.form.constraint
     told = ", in the prompt" if job.form.instruction else ""
     return f"{constraint.kind}{told}: {constraint.text}"
+
+
+def _named(shot: Shot) -> str:
+    """Return an example as the digests of its pictures, its prompt and its answer."""
+    parts = (p if isinstance(p, str) else f"[{p.digest[:12]}]" for p in shot.parts)
+    return f"{''.join(parts)} {shot.answer}"
 
 
 def _unless(name: str, value: object, default: object) -> dict[str, object]:

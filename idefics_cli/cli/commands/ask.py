@@ -8,7 +8,9 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.answer import answer_once
+from idefics_cli.cli.examples import read_examples
 from idefics_cli.cli.invocation import begin_command
+from idefics_cli.cli.question import AskedQuestion
 from idefics_cli.cli.reply_form import chosen_form
 from idefics_cli.config.settings import ANSWER_TOKENS
 
@@ -35,6 +37,8 @@ def ask(
     yes: options.Yes = None,
     system: options.System = None,
     raw: options.Raw = None,
+    example: options.Examples = None,
+    examples: options.ExampleLists = None,
     schema: options.Schema = None,
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
@@ -63,4 +67,5 @@ def ask(
     """
     invocation = begin_command(context)
     form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=ANSWER_TOKENS)
-    answer_once(invocation, text, image or (), form)
+    shown = read_examples(invocation, example or (), examples or ())
+    answer_once(invocation, AskedQuestion(text, image or (), form, shown))

@@ -21,6 +21,7 @@ from idefics_cli.cli.model_choice import (
     report_warnings,
     sampling,
 )
+from idefics_cli.cli.question import AskedQuestion
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import UsageError
@@ -93,7 +94,7 @@ def chat(
                 f"{'--continue' if resume else '--session'} needs a keyboard",
                 hint="leave it out, and the question on stdin is answered alone",
             )
-        answer_once(invocation, None, sources)
+        answer_once(invocation, AskedQuestion(None, sources))
         return
     _check(invocation, sources, resume=resume, session=session)
     with ExitStack() as stack:

@@ -11,6 +11,7 @@ from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
+from idefics_cli.cli.examples import read_examples
 from idefics_cli.cli.invocation import begin_command
 from idefics_cli.cli.model_choice import plan_for, report_warnings
 from idefics_cli.cli.reply_form import chosen_form
@@ -50,6 +51,8 @@ def caption(
     schema: options.Schema = None,
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
+    example: options.Examples = None,
+    examples: options.ExampleLists = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -95,11 +98,12 @@ def caption(
     form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=CAPTION_TOKENS)
     destination = chosen_output(invocation)
     questions = given.questions(invocation)
+    shown = read_examples(invocation, example or (), examples or ())
     listing = given.listing(invocation, questions)
     for note in listing.notes:
         invocation.console.note(note)
     plan = plan_for(invocation)
-    job = caption_job(invocation, listing, questions, plan, destination, form)
+    job = caption_job(invocation, listing, questions, plan, destination, form, shown)
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
         show_run(invocation, plan, job, destination)

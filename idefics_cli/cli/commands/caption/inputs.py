@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.commands.caption.outputs import chosen_wording
@@ -15,13 +15,14 @@ from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import STDIN
-from idefics_cli.core.types import DECODING_BYTES
+from idefics_cli.core.types import DECODING_BYTES, Attachment
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
     from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.cli.examples import Example
     from idefics_cli.config.settings import Settings
     from idefics_cli.core.types import Sampling
     from idefics_cli.engine.schema.form import ReplyForm
@@ -145,6 +146,7 @@ def caption_job(
     plan: Plan,
     output: CaptionOutput,
     form: ReplyForm | None = None,
+    examples: Sequence[Example] = (),
 ) -> CaptionJob:
     """Return the job; if there are no *questions*, it asks the default prompt of the model."""
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_readers
@@ -159,13 +161,13 @@ def caption_job(
         questions = (CaptionQuestion(prompt),)
     chosen = sampling(settings, default_tokens=CAPTION_TOKENS)
     _check_replies(settings, questions, chosen, form)
-    return CaptionJob(
+    job = CaptionJob(
         pictures=listing.pictures,
         questions=questions,
         samples=settings.samples,
         mode="chat" if plan.spec.chats else "complete",
         sampling=chosen,
-        batch_size=settings.batch_size or automatic_batch(plan),
+        batch_size=settings.batch_size or automatic_batch(plan, pictures=1 + len(examples)),
         readers=automatic_readers(plan.spec.device, count_cores()),
         is_batch_automatic=settings.batch_size is None,
         columns=listing.columns,
@@ -175,6 +177,17 @@ def caption_job(
         form=form,
         wording=chosen_wording(settings),
     )
+    return _with_examples(job, examples)
+
+
+def _with_examples(job: CaptionJob, examples: Sequence[Example]) -> CaptionJob:
+    from idefics_cli.caption.item import CaptionItem
+
+    shown = [
+        (CaptionItem(e.source, Attachment(e.source), columns=e.columns), e.picture, e.text)
+        for e in examples
+    ]
+    return replace(job, shots=job.make_shots(shown))
 
 
 def _check_replies(
@@ -257,8 +270,13 @@ def _prompt_in(file: str, invocation: Invocation) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def automatic_batch(plan: Plan) -> int:
-    """Return the number of pictures to answer at a time, if the user does not choose one."""
+def automatic_batch(plan: Plan, *, pictures: int = 1) -> int:
+    """Return the number of pictures to answer at a time, if the user does not choose one.
+
+    Args:
+        plan: The plan of the model.
+        pictures: Number of pictures of one prompt, those of examples included.
+    """
     from idefics_cli.caption.job import automatic_batch_size
 
     return min(
@@ -266,7 +284,7 @@ def automatic_batch(plan: Plan) -> int:
             plan.spec.device,
             plan.facts.parameters,
             spare_bytes=need.usable - need.total - _decoding_bytes(need.device),
-            picture_bytes=_picture_bytes(need),
+            picture_bytes=pictures * _picture_bytes(need),
             most_waiting=_most_waiting(plan) if plan.spec.device.startswith("cuda") else 1,
         )
         for need in plan.needs
