@@ -135,7 +135,8 @@ class Asker:
         for turn in turns:
             if isinstance(turn.outcome, Exception):
                 return _with_content(failed(key, turn.outcome), opened)
-            if self._job.form and (error := self._job.form.error_of(turn.completion)) is not None:
+            form = opened.form or self._job.form
+            if form and (error := form.error_of(turn.completion)) is not None:
                 return _with_content(failed(key, error), opened)
             reason = self._fault(turn.completion)
             if reason == "is empty":

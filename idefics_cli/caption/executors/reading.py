@@ -15,6 +15,7 @@ from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import Attachment, CaptionRecord
 from idefics_cli.engine.protocol import Engine, OpenImage, Prepared
+from idefics_cli.engine.schema.form import ReplyForm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,11 +30,13 @@ class Opened:
         prepared: One request for each of `CaptionJob.asked`; all share the picture, which was
             opened once.
         content: Digest and stamp of the file.
+        form: What the reply to this request must be; None leaves it to `CaptionJob.form`.
     """
 
     picture: CaptionItem
     prepared: tuple[Prepared, ...]
     content: FileContent
+    form: ReplyForm | None = None
 
     @property
     def first(self) -> Prepared:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from idefics_cli.caption.requests.forms import wants_json
 from idefics_cli.caption.requests.listing import RequestList
 from idefics_cli.caption.requests.pictures import COLUMNS
 from idefics_cli.caption.requests.row import Row, decode_row, is_line
@@ -18,6 +19,7 @@ from idefics_cli.caption.sinks.lines import LineSink
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.sources import recorded_source
 from idefics_cli.core.types import CaptionRecord
+from idefics_cli.engine.schema.form import ReplyForm, parse_reply
 
 # Errors of the program or of the machine; all others are faults of the request.
 _OUR_ERRORS = frozenset({"bug", "memory_limit", "model"})
@@ -33,6 +35,7 @@ class AnswerSink(LineSink):
         target: Where the sink writes.
         rows: The requests.
         model: Name of the model.
+        form: The form of answers whose request asks for none.
         clock: Returns the Unix time in seconds.
     """
 
@@ -42,11 +45,13 @@ class AnswerSink(LineSink):
         rows: RequestList,
         *,
         model: str,
+        form: ReplyForm | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(target)
         self._rows = rows
         self._model = model
+        self._gives_json = form is not None and form.constraint.kind == "schema"
         self._clock = clock
         self._is_batch: bool | None = None
 
@@ -66,11 +71,18 @@ class AnswerSink(LineSink):
         error = None if record.error is None else self._failure(record)
         if is_line(row) or (not row and self._holds_batch()):
             return encode(self._output_line(row, record, error))
-        return encode(_shared(columns_of(row), record, error))
+        reply: object = record.caption
+        if record.caption is not None and self._is_json(row):
+            reply = parse_reply(record.caption)
+        return encode({**_shared(columns_of(row), record, error), "reply": reply})
 
     def stored(self, path: Path) -> AbstractSet[str]:
         """Return nothing: answers are not added to those of another run."""
         return frozenset()
+
+    def _is_json(self, row: Row) -> bool:
+        own = wants_json(row)
+        return self._gives_json if own is None else own
 
     def _failure(self, record: CaptionRecord) -> str:
         """Return the error of *record* with the line of its row and the fix."""

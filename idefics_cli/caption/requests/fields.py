@@ -72,6 +72,9 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
 )
 """The fields that change an answer: the name of each, and what it does."""
 
+FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex")
+"""The fields that ask for a form of the answer, of OpenAI and of vLLM."""
+
 LABELS = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier"),
@@ -92,7 +95,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "frequency_penalty": (0,),
         "min_p": (0,),
         "logit_bias": ({},),
-        "response_format": ({"type": "text"},),
         "tools": ([],),
         "functions": ([],),
         "tool_choice": ("none", "auto"),
@@ -119,7 +121,7 @@ def is_setting(name: str) -> bool:
     Raises:
         PromptError: If it is nearly the name of a field that changes an answer.
     """
-    if name in HONOURED:
+    if name in HONOURED or name in FORMS:
         return True
     if (near := _misspelt(name)) is not None:
         raise PromptError(f"unknown field `{name}`", hint=f"did you mean `{near}`?")

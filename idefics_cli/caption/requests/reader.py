@@ -98,7 +98,7 @@ class RequestReader:
             return replace(failed(picture.key, error), stamp=before)
         digest = "".join(digests.get(source, "") for source in names)
         sha256 = hashlib.sha256(digest.encode()).hexdigest() if names else None
-        return Opened(picture, (prepared,), FileContent(sha256, before))
+        return Opened(picture, (prepared,), FileContent(sha256, before), request.form)
 
     def _opener(self, digests: dict[str, str]) -> OpenImage:
         def open_image(attachment: Attachment, draft_edge: int) -> Image:

@@ -78,6 +78,7 @@ class RequestBatch:
             is_batch_automatic=is_batch_automatic,
             readers=readers,
             limits=limits or ImageLimits(),
+            form=self.defaults.form,
             wording=Verbatim(),
             asks_again=False,
             takes_any_reply=True,
@@ -124,7 +125,7 @@ class RequestBatch:
         failures: Path | None = None,
     ) -> CaptionOutput:
         """Return the output of the answers of *model*; see `CaptionOutput`."""
-        make = partial(AnswerSink, rows=self.rows, model=model)
+        make = partial(AnswerSink, rows=self.rows, model=model, form=self.defaults.form)
         return CaptionOutput(
             "answers",
             path,

@@ -8,12 +8,14 @@ from types import MappingProxyType
 from typing import Literal
 
 from idefics_cli.caption.requests.fields import (
+    FORMS,
     LABELS,
     NEUTRAL,
     check_known,
     is_setting,
     sampling_of,
 )
+from idefics_cli.caption.requests.forms import form_of
 from idefics_cli.caption.requests.messages import conversation
 from idefics_cli.caption.requests.pictures import (
     COLUMNS,
@@ -25,6 +27,7 @@ from idefics_cli.caption.requests.pictures import (
 from idefics_cli.caption.requests.row import Row, checked_text, kind_of
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Mode, Part, Sampling
+from idefics_cli.engine.schema.form import ReplyForm
 from idefics_cli.models.families.raw_prompt import raw_parts
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
@@ -56,12 +59,14 @@ class Defaults:
         system: Instruction before a conversation.
         chats: Whether the model chats. A base model completes prompts, and takes no messages.
         models: The names of the model.
+        form: What the answer must be; None leaves it free.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     chats: bool = True
     models: frozenset[str] = frozenset()
+    form: ReplyForm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,13 @@ class Request:
         generation: The request for the engine.
         names: Source -> path as the row gives it, for each picture that is a local file.
         model: The model that the row names; None if it names none.
+        form: What the answer must be, which *generation* asks for; None leaves it free.
     """
 
     generation: GenerationRequest
     names: Mapping[str, str]
     model: str | None = None
+    form: ReplyForm | None = None
 
 
 def shape_of(row: Row) -> Shape:
@@ -115,11 +122,13 @@ def request_of(row: Row, defaults: Defaults, resolve: Resolve) -> Request:
         make = _chat if shape == "messages" else _prompt
         fields = {name: row[name] for name in row if _is_field(name, shape)}
         generation = make(row, fields, defaults, pictures)
+    form = form_of(fields, max_new_tokens=generation.sampling.max_new_tokens) or defaults.form
     model = fields.get("model")
     return Request(
-        generation,
+        form.applied_to(generation) if form else generation,
         pictures.names,
         model if isinstance(model, str) and model not in defaults.models else None,
+        form,
     )
 
 
@@ -177,7 +186,7 @@ def _line(
     else:
         value = body.get("prompt")
         prompt = value[0] if isinstance(value, list) and len(value) == 1 else value
-        sampling = sampling_of(fields, defaults.sampling)
+        sampling = sampling_of(_sampling(fields), defaults.sampling)
         text = text_of({"prompt": prompt}, ("prompt",))
         made = _completion(text, pictures.of_columns(_images(body)), sampling)
     return {**fields, "model": body.get("model")}, made
@@ -226,7 +235,8 @@ def _system(fields: Row, defaults: Defaults) -> str | None:
 
 
 def _sampling(fields: Row) -> Row:
-    return {name: value for name, value in fields.items() if name not in ("model", "system")}
+    others = ("model", "system", *FORMS)
+    return {name: value for name, value in fields.items() if name not in others}
 
 
 def _images(body: Row) -> Row:

@@ -13,6 +13,7 @@ from idefics_cli.cli.commands.caption.outputs import STDOUT, output_path
 from idefics_cli.cli.commands.caption.run import run
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
+from idefics_cli.cli.reply_form import chosen_form
 from idefics_cli.cli.stdin import tell_if_silent
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import EXIT_DONE, UsageError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.requests.listing import RequestList
     from idefics_cli.caption.requests.run import RequestBatch
     from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.engine.schema.form import ReplyForm
     from idefics_cli.models.planning.plan import Plan
 
 _MOST_NAMED_MODELS = 3
@@ -67,6 +69,9 @@ def batch(
     threads: options.Threads = None,
     yes: options.Yes = None,
     system: options.System = None,
+    schema: options.Schema = None,
+    schema_prompt: options.SchemaPrompt = None,
+    regex: options.Regex = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -96,11 +101,14 @@ def batch(
     that fails gets a row with its error, and the exit code is then 3. The same command continues.
     """
     invocation = begin_command(context)
+    form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=ANSWER_TOKENS)
     with _listed(invocation, requests, image_folder) as rows:
-        raise typer.Exit(_answer(invocation, rows, _output(invocation)))
+        raise typer.Exit(_answer(invocation, rows, _output(invocation), form))
 
 
-def _answer(invocation: Invocation, rows: RequestList, path: Path | None) -> int:
+def _answer(
+    invocation: Invocation, rows: RequestList, path: Path | None, form: ReplyForm | None
+) -> int:
     """Answer the requests in *rows*, and return the exit code."""
     from idefics_cli.caption.requests.run import RequestBatch
     from idefics_cli.caption.requests.shapes import Defaults
@@ -112,6 +120,7 @@ def _answer(invocation: Invocation, rows: RequestList, path: Path | None) -> int
         system=settings.system,
         chats=spec.chats,
         models=frozenset({spec.name, spec.repo, settings.model}),
+        form=form,
     )
     asked = RequestBatch(rows, defaults)
     job = _job(invocation, asked, plan)
