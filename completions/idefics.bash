@@ -224,7 +224,7 @@ _idefics_offer_files() {
             [[ -e $path && $1 != folders ]] || continue
             if [[ $1 == pictures ]]; then
                 case $path in
-                *.avif | *.AVIF | *.bmp | *.BMP | *.gif | *.GIF | *.heic | *.HEIC | *.heif | *.HEIF | *.jpeg | *.JPEG | *.jpg | *.JPG | *.jp2 | *.JP2 | *.png | *.PNG | *.tif | *.TIF | *.tiff | *.TIFF | *.webp | *.WEBP) ;;
+                *.avif | *.AVIF | *.bmp | *.BMP | *.gif | *.GIF | *.heic | *.HEIC | *.heif | *.HEIF | *.jpeg | *.JPEG | *.jpg | *.JPG | *.jp2 | *.JP2 | *.png | *.PNG | *.tif | *.TIF | *.tiff | *.TIFF | *.webp | *.WEBP | *.mp4 | *.MP4 | *.mov | *.MOV | *.m4v | *.M4V | *.mkv | *.MKV | *.avi | *.AVI | *.webm | *.WEBM) ;;
                 *) continue ;;
                 esac
             fi

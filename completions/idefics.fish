@@ -50,7 +50,7 @@ function __idefics_files
 end
 
 function __idefics_pictures
-    __idefics_files '\.(?:avif|bmp|gif|heic|heif|jpeg|jpg|jp2|png|tif|tiff|webp)|/'
+    __idefics_files '\.(?:avif|bmp|gif|heic|heif|jpeg|jpg|jp2|png|tif|tiff|webp|mp4|mov|m4v|mkv|avi|webm)|/'
 end
 
 complete -c idefics -f
@@ -84,7 +84,7 @@ complete -c idefics -n '__idefics_at' -a completion -d 'Set up the completion of
 complete -c idefics -n '__idefics_at' -s V -l version -d 'Show the version and exit'
 complete -c idefics -n '__idefics_at' -s h -l help -d 'Show this message and exit'
 
-complete -c idefics -n '__idefics_at ask' -s i -l image -x -k -a '(__idefics_pictures)' -d 'Path or URL of a picture, or `-` for stdin; can be repeated'
+complete -c idefics -n '__idefics_at ask' -s i -l image -x -k -a '(__idefics_pictures)' -d 'Path or URL of a picture or video, or `-` for stdin; can be repeated'
 complete -c idefics -n '__idefics_at ask' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
 complete -c idefics -n '__idefics_at ask' -l revision -x -d 'Branch, tag or commit of a Hub repository'
 complete -c idefics -n '__idefics_at ask' -l device -x -a "auto\t'' cpu\t'' mps\t'' cuda\t''" -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
@@ -121,7 +121,7 @@ complete -c idefics -n '__idefics_at ask' -s v -l verbose -d 'Also show the mess
 complete -c idefics -n '__idefics_at ask' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at ask' -s h -l help -d 'Show this message and exit'
 
-complete -c idefics -n '__idefics_at chat' -s i -l image -x -k -a '(__idefics_pictures)' -d 'Path or URL of a picture, or `-` for stdin; can be repeated'
+complete -c idefics -n '__idefics_at chat' -s i -l image -x -k -a '(__idefics_pictures)' -d 'Path or URL of a picture or video, or `-` for stdin; can be repeated'
 complete -c idefics -n '__idefics_at chat' -s c -l continue -d 'Continue the last chat'
 complete -c idefics -n '__idefics_at chat' -l session -x -k -a '(__idefics_answers sessions)' -d 'Continue the chat with this name or id; a new name begins a chat'
 complete -c idefics -n '__idefics_at chat' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'

@@ -24,14 +24,21 @@ _QUICK_SECONDS = 2.0
 _BATCHES = 4  # most batches of these pictures
 
 
-def unreadable(pictures: Iterable[CaptionItem], limits: ImageLimits) -> Iterator[ImageError]:
+def unreadable(
+    pictures: Iterable[CaptionItem], limits: ImageLimits, *, takes_videos: bool = False
+) -> Iterator[ImageError]:
     """Yield the errors in the headers of *pictures*; URLs are not opened.
 
     A file with a good header may still be cut off after it. Only decoding would show that.
-    """
-    from idefics_cli.images.loader import ImageLoader
 
-    loader = ImageLoader(limits)
+    Args:
+        pictures: The pictures.
+        limits: The limits of a picture.
+        takes_videos: Whether the model takes videos, too.
+    """
+    from idefics_cli.images.media import MediaLoader
+
+    loader = MediaLoader(limits, takes_videos=takes_videos)
     for picture in pictures:
         if not is_uri(picture.attachment.source):
             try:

@@ -7,8 +7,11 @@ import binascii
 import errno
 import hashlib
 import io
+import os
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from idefics_cli.images.media import Media
+
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # others: Pillow's name
+_PLAIN_SUFFIX = re.compile(r"\.[a-z0-9]{2,5}")
 _DATA_START = "data:application/octet-stream;base64,"
 _THUMBNAIL_EDGE = 512
 _MOST_APPEARANCES = 16
@@ -42,7 +48,8 @@ class StagedPicture:
         width: Width in pixels, as a person sees the picture; 0 if unknown.
         height: Height in pixels, as a person sees the picture; 0 if unknown.
         is_turned: Whether the EXIF data say that the camera was turned or mirrored.
-        part: The page or frame of the file that is shown; "" if it is the whole file.
+        part: The page or frame of the file that is shown, or the length of a video; "" if it is a
+            whole picture.
         digest: SHA-256 of *data*, in hexadecimal; computed if not given.
         tokens: Number of tokens of the context that the picture takes; None until a model is
             loaded.
@@ -71,7 +78,11 @@ class StagedPicture:
     @property
     def suffix(self) -> str:
         """The suffix for a file of these bytes, such as `.png`."""
-        plugin = identify(self.data[:HEAD_BYTES]).plugin
+        content = identify(self.data[:HEAD_BYTES])
+        if content.is_video:
+            own = os.path.splitext(self.source)[1].lower()
+            return own if _PLAIN_SUFFIX.fullmatch(own) else ".video"
+        plugin = content.plugin
         if plugin is None:
             return ".bin"
         return _SUFFIXES.get(plugin, f".{plugin.lower()[:5]}")
@@ -128,7 +139,7 @@ class PictureOpener:
         open_image = self._opener(staged, copied)
         tokens = count_tokens(staged.attachment, open_image) if count_tokens else None
         if staged.digest not in self._appearances:
-            open_image(staged.attachment, _THUMBNAIL_EDGE)
+            open_image(staged.attachment, _THUMBNAIL_EDGE).close()
         seen = self._appearances[staged.digest]
         return replace(
             staged,
@@ -150,13 +161,15 @@ class PictureOpener:
         """
         return replace(staged, tokens=count_tokens(staged.attachment, self._opener(staged, None)))
 
-    def open_kept(self, attachment: Attachment, draft_edge: int) -> Image:
-        """Open a picture of an earlier turn from the copy that the session keeps; an `OpenImage`.
+    def open_kept(self, attachment: Attachment, draft_edge: int) -> Media:
+        """Open a picture or video of an earlier turn from the copy that the session keeps.
+
+        This is an `OpenImage`.
 
         Raises:
             ImageError: If it cannot be opened.
         """
-        from idefics_cli.images.loader import ImageLoader
+        from idefics_cli.images.media import MediaLoader
 
         try:
             stream = io.BytesIO(read_back(attachment))
@@ -167,8 +180,8 @@ class PictureOpener:
                 kind="missing",
                 hint="`/images` lists the pictures, `/drop N` takes one out",
             ) from error
-        loader = ImageLoader(self._limits)
-        return loader.open_stream(stream, "picture", draft_edge=draft_edge)
+        loader = MediaLoader(self._limits)
+        return loader.open_media_stream(stream, "picture", draft_edge=draft_edge)
 
     def _read(self, source: str) -> tuple[StagedPicture, Image | None]:
         """Return a picture with its bytes; if it is from the clipboard, also the open image."""
@@ -188,29 +201,37 @@ class PictureOpener:
         return StagedPicture(source, data), None
 
     def _opener(self, staged: StagedPicture, copied: Image | None) -> OpenImage:
-        def open_image(attachment: Attachment, draft_edge: int) -> Image:
+        def open_image(attachment: Attachment, draft_edge: int) -> Media:
             # The image is made from the bytes that are kept, because the file may change, and stdin
             # can be read only once.
-            image = copied or self._open(staged, draft_edge)
-            self._remember(staged, image)
-            return image
+            media = copied or self._open(staged, draft_edge)
+            self._remember(staged, media)
+            return media
 
         return open_image
 
-    def _open(self, staged: StagedPicture, draft_edge: int) -> Image:
-        from idefics_cli.images.loader import ImageLoader
+    def _open(self, staged: StagedPicture, draft_edge: int) -> Media:
+        from idefics_cli.images.media import MediaLoader
 
-        loader = ImageLoader(self._limits)
-        return loader.open_stream(io.BytesIO(staged.data), staged.source, draft_edge=draft_edge)
+        stream = io.BytesIO(staged.data)
+        loader = MediaLoader(self._limits)
+        return loader.open_media_stream(stream, staged.source, draft_edge=draft_edge)
 
-    def _remember(self, staged: StagedPicture, image: Image) -> None:
+    def _remember(self, staged: StagedPicture, media: Media) -> None:
         from idefics_cli.images.loader import is_turned, shown_part
+        from idefics_cli.images.media import first_frame
+        from idefics_cli.images.video import Video
 
-        width, height = image.info.get("original_size", image.size)
-        thumbnail = image.copy()
+        if isinstance(media, Video):
+            thumbnail = first_frame(media)
+            part = f"video of {timedelta(seconds=int(media.facts.duration_seconds))}"
+        else:
+            thumbnail = media.copy()
+            part = shown_part(io.BytesIO(staged.data))
+        width, height = thumbnail.info.get("original_size", thumbnail.size)
         thumbnail.thumbnail((_THUMBNAIL_EDGE, _THUMBNAIL_EDGE))
         self._appearances[staged.digest] = _Appearance(
-            width, height, is_turned(staged.data), shown_part(io.BytesIO(staged.data)), thumbnail
+            width, height, is_turned(staged.data), part, thumbnail
         )
         while len(self._appearances) > _MOST_APPEARANCES:
             self._appearances.popitem(last=False)

@@ -263,13 +263,14 @@ def _data_uri(picture: ChatPicture) -> str | None:
 
 
 def _as_png(data: bytes, source: str) -> bytes | None:
-    from idefics_cli.images.loader import ImageLoader
+    from idefics_cli.images.media import MediaLoader, first_image
 
     buffer = io.BytesIO()
     try:
         # The picture was within the limits when it was attached.
         limits = ImageLimits(max_pixels=2**40)
-        ImageLoader(limits, offline=True).open_stream(io.BytesIO(data), source).save(buffer, "PNG")
+        loader = MediaLoader(limits, offline=True)
+        first_image(loader.open_media_stream(io.BytesIO(data), source)).save(buffer, "PNG")
     except IdeficsError:
         return None
     return buffer.getvalue()

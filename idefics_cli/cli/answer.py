@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING
 from idefics_cli import __version__
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import (
-    image_limits,
     opened_engine,
     plan_for,
     report_warnings,
 )
+from idefics_cli.cli.pictures import check_pictures
 from idefics_cli.cli.question import AskedQuestion, read_question
 from idefics_cli.core.sources import (
-    STDIN,
-    describe_source,
-    is_address,
-    is_clipboard,
     recorded_source,
 )
 from idefics_cli.core.types import (
@@ -54,7 +50,7 @@ def answer_once(invocation: Invocation, question: AskedQuestion) -> None:
         return
     request = read_question(invocation, question)
     # A bad picture is reported before the plan, which takes seconds to probe the machine.
-    _check_images(invocation, question.images)
+    check_pictures(invocation, question.images)
     plan = _answering_plan(invocation, request)
     clock = invocation.services.clock
     started = clock()
@@ -100,32 +96,6 @@ def _note_end(
         invocation.console.note(
             f"the answer was cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
         )
-
-
-def _check_images(invocation: Invocation, attachments: Sequence[Attachment]) -> None:
-    """Open the pictures that are files, so that a bad one is found before the model is loaded.
-
-    A note says which page or frame of a file the model sees. Downloads, stdin and the clipboard are
-    not checked, because the engine reads them later, and a second read could give another picture.
-    JPEGs are decoded at an eighth of their size. That is quick, and finds most defects.
-
-    Raises:
-        ImageError: If a picture cannot be opened or is over a limit.
-    """
-    if not attachments:
-        return
-    from idefics_cli.images.loader import ImageLoader, shown_part
-    from idefics_cli.images.sources import ImageSources
-
-    limits = image_limits(invocation.settings)
-    loader = ImageLoader(limits)
-    for attachment in attachments:
-        source = attachment.source
-        if source != STDIN and not is_address(source) and not is_clipboard(source):
-            loader.open(attachment, draft_edge=1).close()
-            with ImageSources(limits, offline=True, stdin=None).open(source) as stream:
-                if part := shown_part(stream):
-                    invocation.console.note(f"of `{describe_source(source)}` the model sees {part}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ Images = Annotated[
         "--image",
         "-i",
         metavar="SOURCE",
-        help="Path or URL of a picture, or `-` for stdin; can be repeated.",
+        help="Path or URL of a picture or video, or `-` for stdin; can be repeated.",
         rich_help_panel=IMAGES_PANEL,
     ),
 ]

@@ -16,8 +16,9 @@ Kind = Literal["models", "sessions", "pictures", "files", "folders", "words", "t
 PROGRAM = "idefics"
 PICTURE_ENDINGS = (
     "avif", "bmp", "gif", "heic", "heif", "jpeg", "jpg", "jp2", "png", "tif", "tiff", "webp",
+    "mp4", "mov", "m4v", "mkv", "avi", "webm",
 )  # fmt: skip
-"""File name extensions of pictures; if no file has one of them, all files are offered."""
+"""Extensions of pictures and videos; if no file has one of them, all files are offered."""
 
 ANSWER = (
     "import sys; sys.path[:0] = sys.argv[3:]; "

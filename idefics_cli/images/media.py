@@ -65,6 +65,13 @@ class MediaLoader(ImageLoader):
             return Video(stream, source, content, limits=self._limits, memory=self._memory)
         return self.open_stream(stream, source, draft_edge=draft_edge)
 
+    def stream_size(self, stream: BinaryIO, source: str) -> tuple[int, int]:
+        """Return the size of the picture, or of the first frame of the video; see `size`."""
+        if self._takes_videos and identify_video(stream) is not None:
+            image = first_image(self.open_media_stream(stream, source))
+            return image.width, image.height
+        return super().stream_size(stream, source)
+
     def read(self, attachment: Attachment) -> tuple[Attachment, Callable[[Attachment, int], Media]]:
         """Read the bytes of a picture or video, but do not decode them.
 
@@ -87,6 +94,30 @@ class MediaLoader(ImageLoader):
                 io.BytesIO(data), each.source, draft_edge=edge
             ),
         )
+
+
+def first_image(media: Media) -> Image.Image:
+    """Return a picture itself, or the first frame of a video, which is closed.
+
+    Raises:
+        ImageError: If the frame cannot be read.
+    """
+    if not isinstance(media, Video):
+        return media
+    with media:
+        return first_frame(media)
+
+
+def first_frame(video: Video) -> Image.Image:
+    """Return the first frame of *video*, with `info` as of other images; the video stays open.
+
+    Raises:
+        ImageError: If the frame cannot be read.
+    """
+    (frame,) = video.read_frames([0])
+    image = Image.fromarray(frame.pixels)
+    image.info["original_size"] = image.size
+    return image
 
 
 def identify_video(stream: BinaryIO) -> FileFormat | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import TracebackType
@@ -88,6 +89,10 @@ class Video:
         memory: The budget for decoding.
         decode_seconds: Time limit of all reading.
 
+    Attributes:
+        name: Name of the video in errors.
+        facts: What its header says.
+
     Raises:
         ImageError: If the file cannot be read, or has no video.
     """
@@ -103,14 +108,14 @@ class Video:
         decode_seconds: float = _DECODE_SECONDS,
     ) -> None:
         self._file = stream
-        self._name = describe_source(source)
+        self.name = describe_source(source)
         self._source, self._content = source, content
         self._limits, self._memory = limits, memory
         self._decode_seconds = decode_seconds
         self._until = time.monotonic() + decode_seconds
         self._table: _FrameTable | None = None
         self._container = self._open()
-        with as_image_error(content, source):
+        with _as_image_error(content, source):
             self._stream = self._find_stream()
             self.facts = self._read_facts()
 
@@ -126,7 +131,7 @@ class Video:
         size = self._stream.codec_context
         with (
             self._memory.reserve(size.width * size.height * _BYTES_PER_PIXEL),
-            as_image_error(self._content, self._source),
+            _as_image_error(self._content, self._source),
         ):
             done = 0
             if indices and indices[-1] >= _FEW_FRAMES and self._can_seek():
@@ -157,11 +162,11 @@ class Video:
             import av
         except ImportError as error:
             raise ImageError(
-                f"cannot read `{self._name}`: it is a video, which needs PyAV",
+                f"cannot read `{self.name}`: it is a video, which needs PyAV",
                 kind="unsupported",
                 hint=INSTALL_HINT,
             ) from error
-        with as_image_error(self._content, self._source):
+        with _as_image_error(self._content, self._source):
             return av.open(
                 self._file,
                 mode="r",
@@ -179,7 +184,7 @@ class Video:
         if not found:
             what = "only sound" if streams.audio else "no video"
             raise ImageError(
-                f"cannot read `{self._name}`: it has {what}",
+                f"cannot read `{self.name}`: it has {what}",
                 kind="not_an_image",
                 hint="give a file with a video track",
             )
@@ -198,7 +203,7 @@ class Video:
         count = stream.frames or len(self._frame_table().times)
         if count < 1:
             raise ImageError(
-                f"cannot read `{self._name}`: a video without frames",
+                f"cannot read `{self.name}`: a video without frames",
                 kind="truncated",
                 hint="copy or download it again",
             )
@@ -288,7 +293,7 @@ class Video:
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:
             raise ImageError(
-                f"`{self._name}` is too large: {width}x{height} pixels,"
+                f"`{self.name}` is too large: {width}x{height} pixels,"
                 f" the limit is {self._limits.max_pixels}",
                 kind="too_large",
                 hint="raise --max-pixels, or shrink it first",
@@ -297,7 +302,7 @@ class Video:
     def _check_time(self) -> None:
         if time.monotonic() > self._until:
             raise ImageError(
-                f"cannot read `{self._name}`: a video that takes longer than"
+                f"cannot read `{self.name}`: a video that takes longer than"
                 f" {self._decode_seconds:g} s to decode",
                 kind="too_large",
                 hint=_SHRINK_HINT,
@@ -338,3 +343,17 @@ class _FrameTable:
     def key_before(self, time: int) -> int:
         """Return the time of the last key frame that is not after *time*."""
         return self.keys[bisect_right(self.keys, time) - 1]
+
+
+@contextmanager
+def _as_image_error(content: FileFormat, source: str) -> Iterator[None]:
+    """Convert any error of PyAV to an `ImageError`, with FFmpeg's words for it."""
+    import av
+
+    with as_image_error(content, source):
+        try:
+            yield
+        except av.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise OSError((error.strerror or "").lower()) from error

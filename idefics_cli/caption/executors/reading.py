@@ -16,9 +16,10 @@ from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import Attachment, CaptionRecord
 from idefics_cli.engine.protocol import Engine, OpenImage, Prepared
 from idefics_cli.engine.schema.form import ReplyForm
+from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from idefics_cli.images.media import Media
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +69,12 @@ class PictureReader:
     """
 
     def __init__(self, job: CaptionJob, engine: Engine) -> None:
-        from idefics_cli.images.loader import ImageLoader
+        from idefics_cli.images.media import MediaLoader
 
         self._job = job
         self._engine = engine
-        self._loader = ImageLoader(job.limits)
+        takes_videos = find_family(engine.spec.family).takes_videos
+        self._loader = MediaLoader(job.limits, takes_videos=takes_videos)
 
     def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
         """Read *picture*, and prepare the requests about it.
@@ -101,11 +103,11 @@ class PictureReader:
         return Opened(picture, (prepared, *others), file.content)
 
     def _opener(self, picture: Attachment, data: bytes) -> OpenImage:
-        def open_image(attachment: Attachment, draft_edge: int) -> Image:
+        def open_image(attachment: Attachment, draft_edge: int) -> Media:
             if attachment != picture:  # the picture of an example
-                return self._loader.open(attachment, draft_edge=draft_edge)
-            stream = io.BytesIO(data)
-            return self._loader.open_stream(stream, attachment.source, draft_edge=draft_edge)
+                return self._loader.open_media(attachment, draft_edge=draft_edge)
+            stream, source = io.BytesIO(data), attachment.source
+            return self._loader.open_media_stream(stream, source, draft_edge=draft_edge)
 
         return open_image
 

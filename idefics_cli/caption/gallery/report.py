@@ -154,9 +154,9 @@ class _Thumbnails:
     """Makes thumbnails as `data:` URIs in threads, up to a total size."""
 
     def __init__(self, limits: ImageLimits, pool: ThreadPoolExecutor, max_bytes: int) -> None:
-        from idefics_cli.images.loader import ImageLoader
+        from idefics_cli.images.media import MediaLoader
 
-        self._loader = ImageLoader(limits, offline=True)
+        self._loader = MediaLoader(limits, offline=True)
         self._pool = pool
         self._left = max_bytes
 
@@ -175,8 +175,11 @@ class _Thumbnails:
     def _make(self, name: str) -> str:
         from PIL import Image, features
 
+        from idefics_cli.images.media import first_image
+
+        attachment = Attachment(name)
         try:
-            image = self._loader.open(Attachment(name), draft_edge=_THUMBNAIL_EDGE)
+            image = first_image(self._loader.open_media(attachment, draft_edge=_THUMBNAIL_EDGE))
         except (IdeficsError, OSError, MemoryError):
             return _NOT_SHOWN
         edge = (_THUMBNAIL_EDGE, _THUMBNAIL_EDGE)

@@ -6,9 +6,11 @@ import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import PurePath
 
 from idefics_cli.caption.inputs.folders import (
+    TakesVideos,
     Walk,
     fixed_part,
     glob_paths,
@@ -55,17 +57,18 @@ def discover(
     follow_links: bool = False,
     lists: Sequence[FileList] = (),
     fields: Collection[str] | None = None,
+    takes_videos: TakesVideos = lambda: False,
 ) -> Listing:
     """List the pictures that *arguments* name, then those of *lists*.
 
-    A file that the user names is always listed. In a folder, only files with a known extension
-    or with the first bytes of an image are listed, and no hidden files and folders. A glob means
-    the same as in a shell, and `**` matches any depth. Names in a list have no wildcards. A
-    picture that is named twice is listed once, with the columns of its row in a list.
+    A file that the user names is always listed. In a folder, only files with a known extension or
+    the first bytes of an image are listed, videos if the model takes them, and nothing hidden. A
+    glob means the same as in a shell, and `**` matches any depth. Names in a list have no
+    wildcards. A picture that is named twice is listed once, with the columns of its row in a list.
 
-    Paths in a table are relative to the folder of the table, as in `metadata.jsonl` of a data
-    set. Paths in a list of paths are relative to the current folder. But if the first path that
-    exists by either rule exists only by the other one, that rule applies to the whole list.
+    Paths in a table are relative to its folder, as in `metadata.jsonl` of a data set. Paths in a
+    list of paths are relative to the current folder. But if the first path that exists by either
+    rule exists only by the other one, that rule applies to the whole list.
 
     Args:
         arguments: Arguments as typed: paths, globs that no shell expanded, URLs, URIs and `-`.
@@ -73,17 +76,21 @@ def discover(
         follow_links: Whether to follow links that lead out of a folder.
         lists: The lists, in their order.
         fields: The columns that prompts use; other columns are dropped. None keeps all.
+        takes_videos: See `TakesVideos`.
 
     Raises:
         ImageError: If there is nothing to caption, or no named path exists.
         UsageError: If two rows give one picture different values in the columns of *fields*.
     """
-    lister = _Lister(recursive=recursive, follow_links=follow_links, fields=fields)
+    lister = _Lister(fields, takes_videos, recursive=recursive, follow_links=follow_links)
     for argument in arguments:
         lister.add(argument)
     for file_list in lists:
         lister.add_list(file_list)
-    listing = lister.listing(all_columns(lists))
+    return _checked(lister.listing(all_columns(lists)))
+
+
+def _checked(listing: Listing) -> Listing:
     if not any(_may_exist(picture.attachment.source) for picture in listing.pictures):
         raise _nothing(listing)
     return listing
@@ -91,8 +98,14 @@ def discover(
 
 class _Lister:
     def __init__(
-        self, *, recursive: bool, follow_links: bool, fields: Collection[str] | None
+        self,
+        fields: Collection[str] | None,
+        takes_videos: TakesVideos,
+        *,
+        recursive: bool,
+        follow_links: bool,
     ) -> None:
+        self._takes_videos = cache(takes_videos)
         self._recursive = recursive
         self._follow_links = follow_links
         self._fields = fields
@@ -115,13 +128,16 @@ class _Lister:
         # A path that exists is no glob, even if its name looks like one.
         if not has_wildcard(path) or os.path.lexists(path):
             self._add_path(path, None)
-        elif matches := sorted(glob_paths(path, follow_links=self._follow_links), key=sort_key):
+        elif matches := sorted(self._glob(path), key=sort_key):
             root = fixed_part(path)
             for match in matches:
                 self._add_path(match, root)
         else:
             hint = None if "**" in path else "`**` matches any depth; `-r FOLDER` takes all of it"
             self._problem(f"no picture matches `{path}`", hint)
+
+    def _glob(self, path: str) -> list[str]:
+        return glob_paths(path, takes_videos=self._takes_videos, follow_links=self._follow_links)
 
     def add_list(self, file_list: FileList) -> None:
         base = _base(file_list)
@@ -181,7 +197,7 @@ class _Lister:
             )
         for path, reason in walk.unlisted:
             self._problem(f"cannot list folder `{path}`: {reason}")
-        pictures = walk.pictures()
+        pictures = walk.pictures(self._takes_videos)
         for path in pictures:
             self._add_file(path, root)
         if not pictures and not walk.unlisted:

@@ -9,6 +9,7 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import PurePath
+from typing import TypeAlias
 
 from idefics_cli.images.formats import HEAD_BYTES, RAW_PLUGIN, identify
 
@@ -20,7 +21,12 @@ _PICTURE = re.compile(
 # Raw files of cameras are left out of folders: they begin like TIFF files, but their first image is
 # a thumbnail, and often a JPEG of the same picture lies beside them.
 _CAMERA_RAW = re.compile(r"\.(arw|cr2|dng|nef|nrw|orf|pef|rw2|sr2|srw)", re.IGNORECASE)
+_VIDEO = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|webm|wmv)", re.IGNORECASE)
 _WILD = re.compile(r"[*?[]")
+
+
+TakesVideos: TypeAlias = Callable[[], bool]
+"""Returns whether the model takes videos; only called when there is one, because it reads files."""
 
 
 class Walk:
@@ -57,9 +63,9 @@ class Walk:
             if not recursive:
                 break
 
-    def pictures(self) -> list[str]:
-        """Return the files that may be images, sorted."""
-        return sorted(filter(_looks_like_a_picture, self.files), key=sort_key)
+    def pictures(self, takes_videos: TakesVideos) -> list[str]:
+        """Return the files that may be images, sorted; and videos, if the model takes them."""
+        return sorted((f for f in self.files if _is_for_model(f, takes_videos)), key=sort_key)
 
     def _is_inside(self, link: str) -> bool:
         if self._root is None:
@@ -132,16 +138,22 @@ def is_tidy(path: str) -> bool:
     )
 
 
-def _looks_like_a_picture(path: str) -> bool:
-    """Whether *path* may be an image, by its extension or else by its first bytes."""
+def _is_for_model(path: str, takes_videos: TakesVideos) -> bool:
+    """Whether *path* may be an image, or a video, by its extension or else by its first bytes."""
     if has_picture_name(path):
         return True
-    if _CAMERA_RAW.fullmatch(os.path.splitext(path)[1]):
+    extension = os.path.splitext(path)[1]
+    if _CAMERA_RAW.fullmatch(extension):
         return False
+    if _VIDEO.fullmatch(extension):
+        return takes_videos()
     try:
-        plugin = identify(_read_head(path)).plugin
+        content = identify(_read_head(path))
     except OSError:
         return False
+    if content.is_video:
+        return takes_videos()
+    plugin = content.plugin
     # Targa has no signature, so other files may match by chance. Raw files of cameras are left out;
     # `_CAMERA_RAW` says why.
     return plugin not in (None, "TGA", RAW_PLUGIN)
@@ -174,8 +186,10 @@ def fixed_part(pattern: str) -> str:
     return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
 
 
-def glob_paths(pattern: str, *, follow_links: bool = False) -> list[str]:
-    """Return the paths that *pattern* matches, unsorted; a final `**` matches every picture below.
+def glob_paths(pattern: str, *, takes_videos: TakesVideos, follow_links: bool = False) -> list[str]:
+    """Return the paths that *pattern* matches, unsorted.
+
+    A final `**` matches what `Walk.pictures` lists.
 
     `glob.glob` is not used, because it follows a loop of links 40 times, and doubles its work if
     there are two such links in a folder.
@@ -187,7 +201,11 @@ def glob_paths(pattern: str, *, follow_links: bool = False) -> list[str]:
         if name == "**":
             walks = [Walk(base, recursive=True, follow_links=follow_links) for base in found]
             is_last = index == len(names) - 1
-            found = [path for w in walks for path in (w.pictures() if is_last else w.folders)]
+            found = [
+                path
+                for walk in walks
+                for path in (walk.pictures(takes_videos) if is_last else walk.folders)
+            ]
         elif _WILD.search(name):
             found = [match for base in found for match in _matching(base, name)]
         else:

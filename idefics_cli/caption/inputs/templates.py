@@ -254,7 +254,7 @@ def _sidecars(picture: CaptionItem, folder: str | None, text_extension: str) -> 
 
 
 def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict[str, str]:
-    from idefics_cli.images.loader import ImageLoader
+    from idefics_cli.images.media import MediaLoader
 
     # A download or a pipe can be read only once, and the engine reads it for the model.
     if is_uri(picture.attachment.source) and not picture.attachment.source.startswith("data:"):
@@ -262,7 +262,7 @@ def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict
             f"the size of `{picture.key}` is not known when its prompt is made",
             hint="`{width}` and `{height}` are for pictures in local files",
         )
-    loader, attachment = ImageLoader(limits), picture.attachment
+    loader, attachment = MediaLoader(limits), picture.attachment
     if data is None:
         width, height = loader.size(attachment)
     else:

@@ -21,9 +21,10 @@ from idefics_cli.caption.resume.stamp import FileContent, read_picture, stamp_of
 from idefics_cli.core.errors import ImageError, PromptError
 from idefics_cli.core.types import Attachment, CaptionRecord
 from idefics_cli.engine.protocol import Engine, OpenImage
+from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from idefics_cli.images.media import Media
 
 
 class RequestSource:
@@ -72,11 +73,12 @@ class RequestReader:
     """
 
     def __init__(self, source: RequestSource, job: CaptionJob, engine: Engine) -> None:
-        from idefics_cli.images.loader import ImageLoader
+        from idefics_cli.images.media import MediaLoader
 
         self._source = source
         self._engine = engine
-        self._loader = ImageLoader(job.limits)
+        takes_videos = find_family(engine.spec.family).takes_videos
+        self._loader = MediaLoader(job.limits, takes_videos=takes_videos)
 
     def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
         """Return the request of a row, or the record of its failure."""
@@ -101,14 +103,14 @@ class RequestReader:
         return Opened(picture, (prepared,), FileContent(sha256, before), request.form)
 
     def _opener(self, digests: dict[str, str]) -> OpenImage:
-        def open_image(attachment: Attachment, draft_edge: int) -> Image:
+        def open_image(attachment: Attachment, draft_edge: int) -> Media:
             file = read_picture(CaptionItem(attachment.source, attachment))
             if file.content.sha256 is not None:
                 digests[attachment.source] = file.content.sha256
             if file.data is None:
-                return self._loader.open(attachment, draft_edge=draft_edge)
-            stream = io.BytesIO(file.data)
-            return self._loader.open_stream(stream, attachment.source, draft_edge=draft_edge)
+                return self._loader.open_media(attachment, draft_edge=draft_edge)
+            stream, source = io.BytesIO(file.data), attachment.source
+            return self._loader.open_media_stream(stream, source, draft_edge=draft_edge)
 
         return open_image
 

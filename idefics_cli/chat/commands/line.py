@@ -21,12 +21,13 @@ from idefics_cli.images.formats import HEAD_BYTES, identify
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
 )  # fmt: skip
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
 # Suffixes of files that a user may take for a picture. In a sentence, such a name may also be meant
 # as text.
 _OTHER_SUFFIXES = (
     ".jfif", ".jpe", ".jp2", ".jxl", ".ico", ".icns", ".psd", ".tga", ".ppm", ".pgm", ".pbm",
-    ".dds", ".svg", ".pdf", ".eps", ".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2", ".mp4",
-    ".mov", ".m4v", ".mkv", ".avi", ".webm",
+    ".dds", ".svg", ".pdf", ".eps", ".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2",
+    *VIDEO_SUFFIXES,
 )  # fmt: skip
 _MOST_PICTURES = 100
 _WORDS_OF_A_NAME = 8
@@ -118,8 +119,10 @@ def split_words(words: str) -> list[str]:
     return ["@" * word.is_marked + word.value for word in scan_words(words)]
 
 
-def find_paths(prefix: str, *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> list[str]:
-    """Return the paths of folders and pictures that begin with *prefix*, sorted."""
+def find_paths(
+    prefix: str, *, suffixes: Sequence[str] = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
+) -> list[str]:
+    """Return the paths of folders, pictures and videos that begin with *prefix*, sorted."""
     folder, name = os.path.split(prefix)
     found = []
     try:

@@ -21,6 +21,7 @@ from idefics_cli.cli.model_choice import (
     report_warnings,
     sampling,
 )
+from idefics_cli.cli.pictures import check_videos
 from idefics_cli.cli.question import AskedQuestion
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
@@ -133,6 +134,7 @@ def _talk(
     stack.enter_context(leaving_on_termination())
     stack.enter_context(silent_keyboard())
     opener = PictureOpener(image_limits(invocation.settings), offline=invocation.settings.offline)
+    check_videos(invocation, sources)
     # Pictures are opened before the model is loaded, so that a bad one ends the command at once.
     pictures = [opener.stage(source) for source in sources]
     store, session = _open_session(invocation, key)

@@ -8,7 +8,7 @@ from threading import Lock
 
 from PIL import Image
 
-from idefics_cli.core.errors import ContextError, PromptError
+from idefics_cli.core.errors import ContextError, ImageError
 from idefics_cli.engine.local.decode.constraint import Grammars
 from idefics_cli.engine.local.decode.detokenize import detokenizer_of
 from idefics_cli.engine.local.decode.graphs import Capture, CudaCapture, Graphs, graphs_problem
@@ -129,8 +129,7 @@ class Inference:
             family: See `Family.in_detail`; None for the detail of the loaded model.
 
         Raises:
-            ImageError: If the frames of a video cannot be read.
-            PromptError: If the model does not take videos.
+            ImageError: If the frames of a video cannot be read, or the model takes no videos.
         """
         family = family or self.loaded.family
         with one_thread():
@@ -144,7 +143,12 @@ class Inference:
 
     def _make_video_tensors(self, video: Video, family: Family) -> PictureTensors:
         if not isinstance(family, VideoFamily):
-            raise PromptError(f"{family.spec.title} takes pictures, not videos")
+            raise ImageError(
+                f"cannot read `{video.name}`: it is a video, and {family.spec.title} takes "
+                "pictures, not videos",
+                kind="unsupported",
+                hint="save a frame of it as a picture: ffmpeg -i VIDEO -vframes 1 a.png",
+            )
         return family.preprocess_video(video, self.pictures.find)
 
     def encode(self, prepared: Prepared) -> Inputs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.commands.caption.outputs import chosen_wording
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import check_prompt, image_limits, sampling
+from idefics_cli.cli.pictures import takes_videos
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
@@ -136,6 +137,7 @@ class Inputs:
             follow_links=invocation.settings.follow_links,
             lists=lists,
             fields=fields,
+            takes_videos=lambda: takes_videos(invocation),
         )
 
 

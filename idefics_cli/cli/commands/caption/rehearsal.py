@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
 from idefics_cli.core.units import counted, format_duration
+from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
@@ -31,8 +32,10 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
     retry_failed = invocation.settings.retry_failed
     todo = left_to_do(job, output, plan.spec, retry_failed=retry_failed)
     bad = 0
+    limits = image_limits(invocation.settings)
+    is_for_videos = find_family(plan.spec.family).takes_videos
     with console.status("checking the pictures"):
-        for error in unreadable(todo.pictures, image_limits(invocation.settings)):
+        for error in unreadable(todo.pictures, limits, takes_videos=is_for_videos):
             console.error(error)
             bad += 1
     left = len(todo.pictures)
