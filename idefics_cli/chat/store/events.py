@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from idefics_cli.chat.attachments import is_data_uri
 from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Value
-from idefics_cli.chat.sampling_settings import check_setting, with_settings
+from idefics_cli.chat.sampling_settings import SAMPLING_KEYS, check_setting, with_settings
 from idefics_cli.chat.store.pictures import PICTURE_NAME
 from idefics_cli.core.errors import IdeficsError, SessionError
 from idefics_cli.core.types import Attachment, Finish, Sampling
@@ -65,7 +65,10 @@ def started(
 
 def replied(reply: Reply) -> Event:
     """Return the event of *reply*."""
-    return {"event": "replied", **asdict(reply)}
+    event = {"event": "replied", **asdict(reply)}
+    # A chat has no setting for the other fields, and no value of one may be a list.
+    event["sampling"] = {key: event["sampling"][key] for key in SAMPLING_KEYS}
+    return event
 
 
 def replay(events: Iterable[Event], pictures: Path) -> Conversation:
