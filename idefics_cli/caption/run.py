@@ -52,7 +52,8 @@ class CaptionOutput:
         path: The file, or the folder of the sidecars (text files, one for each picture). None
             means stdout or, for sidecars, the folders of the pictures.
         existing: What to do with captions that exist already.
-        full_names: Whether sidecars keep the extension of the picture in their names.
+        full_names: Whether sidecars keep the extension of the picture in their names. With None,
+            the format decides.
         failures: File that lists the pictures that failed; None puts it beside the output.
         report: Page that shows the pictures with their captions; None writes no page.
         stdout: Stream for the captions if there is no *path*; None is the standard output.
@@ -63,7 +64,7 @@ class CaptionOutput:
     format: str
     path: Path | None = None
     existing: Existing = "error"
-    full_names: bool = False
+    full_names: bool | None = None
     failures: Path | None = None
     report: Path | None = None
     stdout: ByteStream | None = None

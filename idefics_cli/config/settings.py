@@ -141,9 +141,9 @@ class Settings:
     )
     background: str = _setting(
         "white",
-        help="Colour below the transparent parts of pictures: a name or `#rrggbb`.",
-        pattern=r"#[0-9a-fA-F]{6}|[a-zA-Z]+",
-        expects="a colour such as black or #1a2b3c",
+        help="CSS colour below the transparent parts of pictures.",
+        pattern=r"#[0-9a-fA-F]{6}|[a-zA-Z]{3,}",
+        expects="black, gray or #1a2b3c",
     )
     batch_size: int | None = _setting(
         None,
@@ -171,8 +171,10 @@ class Settings:
     overwrite: bool = _setting(
         False, help="The same as `--existing overwrite`.", command_line_only=True
     )
-    full_names: bool = _setting(
-        False, help="Name text files `a.jpg.txt`, so that `a.png` gets a file of its own."
+    full_names: bool | None = _setting(
+        None,
+        help="Name text files `a.jpg.txt`, so that `a.png` gets a file of its own.",
+        unset="only with xmp",
     )
     text_extension: str | None = _setting(
         None, help="Extension of text files, `.txt` if not given."

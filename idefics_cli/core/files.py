@@ -116,6 +116,31 @@ def replacing(
         sync_folder(target.parent)
 
 
+def check_replaceable(path: Path, before: os.stat_result | None) -> None:
+    """Check that a file that was read can be replaced.
+
+    Args:
+        path: The file.
+        before: Its status before it was read; None if it did not exist.
+
+    Raises:
+        OSError: If the file is read-only, or has changed since it was read.
+    """
+    try:
+        now = os.stat(path)
+    except FileNotFoundError:
+        now = None
+    if _version(now) != _version(before):
+        raise OSError(errno.EBUSY, "another program has changed it", str(path))
+    # The owner who made a file read-only could still replace it.
+    if now is not None and not (now.st_mode & 0o222 and os.access(path, os.W_OK)):
+        raise PermissionError(errno.EACCES, "it is read-only", str(path))
+
+
+def _version(status: os.stat_result | None) -> tuple[int, ...] | None:
+    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 def unfinished_path(target: Path, *, process: int | None = None) -> Path:
     """Return the path of a temporary file beside *target*; nobody can guess its name.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.outputs import FORMATS, contents, destination
+from tests.support.outputs import FORMATS, contents, destination, journal_in
 from tests.support.zygote import Zygote
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
@@ -85,7 +85,7 @@ def test_any_signal_and_any_format_end_in_the_output_of_a_run_without(
     assert fake.run("photos", "-f", format_, "-o", destination("whole", format_))[0] == 0
     chance = random.Random(number)
     command = ("photos", "-f", format_, "-o", destination("parts", format_), "--batch-size", "2")
-    journal = Path("parts/out.journal" if format_ != "txt" else "parts/idefics-caption.journal")
+    journal = journal_in("parts", format_)
     ends = [
         fake.run(*command, number=number, seconds=chance.uniform(0, 0.02), after=journal)
         for _ in range(4)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -297,6 +298,10 @@ def given_back(name: str, path: Path) -> dict[str, str]:
             f"{found.relative_to(path).as_posix()}": found.read_text("utf-8").removesuffix("\n")
             for found in path.rglob("*.txt")
         }
+    if name == "xmp":
+        found = {p.relative_to(path).as_posix(): ElementTree.parse(p) for p in path.rglob("*.xmp")}
+        item = ".//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+        return {key.removesuffix(".xmp"): root.findtext(item) or "" for key, root in found.items()}
     if name == "parquet":
         parquet = pytest.importorskip("pyarrow.parquet")
         rows = parquet.read_table(path, columns=["file_name", "caption"]).to_pylist()

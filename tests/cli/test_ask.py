@@ -334,7 +334,7 @@ def test_the_choices_reach_the_load_spec() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("#12345", "error: --background must be a colour such as black or #1a2b3c, not `#12345`\n"),
+        ("#12345", "error: --background must be black, gray or #1a2b3c, not `#12345`\n"),
         ("blakc", "error: `blakc` is not a colour\nhint: did you mean `black`?\n"),
     ],
 )

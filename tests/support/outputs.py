@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from idefics_cli.caption.resume.run_files import RunFiles
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import Sink, Target
 from idefics_cli.core.types import CaptionRecord
 
+# How long a caption took, and when a sidecar changed.
+_TIMES = re.compile(r'("seconds": |(?<=,))\d+\.\d+|\d{4}-\d\d-\d\dT[\d:+]+')
 _HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 _NEEDS = {"parquet": pytest.mark.skipif(not _HAS_PYARROW, reason="pyarrow is not installed")}
 FORMATS = [pytest.param(name, marks=_NEEDS.get(name, ())) for name in SINKS]
@@ -78,16 +81,24 @@ def enter(sink: Sink) -> None:
 
 def destination(folder: str, format_: str) -> str:
     """Return the argument of `-o` for outputs in *folder*."""
-    return folder if format_ == "txt" else f"{folder}/out"
+    return folder if SINKS[format_].output == "folder" else f"{folder}/out"
+
+
+def journal_in(folder: str, format_: str) -> Path:
+    """Return the path of the journal of an output at `destination`."""
+    target = Target(Recorder(), Path(destination(folder, format_)))
+    run_path = SINKS[format_](target).run_path
+    assert run_path is not None
+    return RunFiles.beside(run_path).journal
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the outputs in *folder* by name, without the seconds that they took.
+    """Return the outputs in *folder* by name, without the seconds that they took and their dates.
 
     The journal and the header of a run are not outputs.
     """
     return {
-        str(path.relative_to(folder)): re.sub(r'("seconds": |(?<=,))\d+\.\d+', "?", _text(path))
+        str(path.relative_to(folder)): re.sub(_TIMES, "?", _text(path))
         for path in folder.rglob("*")
         if path.is_file() and not path.name.endswith((".journal", ".run.json"))
     }

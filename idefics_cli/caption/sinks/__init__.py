@@ -50,6 +50,12 @@ def _txt(target: Target) -> Sink:
     return TxtSink(target)
 
 
+def _xmp(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.xmp import XmpSink
+
+    return XmpSink(target)
+
+
 SINKS: Mapping[str, SinkFormat] = MappingProxyType(
     {
         "tsv": SinkFormat(_tsv, extensions=(".tsv", ".txt")),
@@ -58,6 +64,7 @@ SINKS: Mapping[str, SinkFormat] = MappingProxyType(
         "csvbom": SinkFormat(_csv_bom, variant_of="csv"),
         "parquet": SinkFormat(_parquet, extensions=(".parquet",), output="file"),
         "txt": SinkFormat(_txt, output="folder"),
+        "xmp": SinkFormat(_xmp, output="folder"),
     }
 )
 """All formats by name. The first one is used for stdout."""
@@ -68,6 +75,7 @@ _EACH = "`-f txt --text-extension .caption` writes a file for each picture"
 _HINTS = {
     ".json": "`-o captions.jsonl` has one JSON object per line",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),
+    ".xmp": "`-f xmp` writes a sidecar for each picture",
     **dict.fromkeys((".html", ".htm"), "`--report gallery.html` writes a page"),
     **dict.fromkeys((".caption", ".cap"), _EACH),
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), "`-o` names where captions go"),

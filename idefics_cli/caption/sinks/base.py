@@ -51,7 +51,8 @@ class Target:
         samples: Number of neighbouring *columns* that are samples of the answer to one question.
         pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
             before the first record.
-        full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`.
+        full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`. With None, the
+            format decides.
         text_extension: Extension of sidecars, with its dot.
         is_dataset: Whether the file has only rows that the library `datasets` can read: captions of
             pictures whose files exist. The name of *path* decides. It stays true if
@@ -64,7 +65,7 @@ class Target:
     resume_at: int | None = None
     columns: tuple[str, ...] = ()
     pictures: Sequence[CaptionItem] = ()
-    full_names: bool = False
+    full_names: bool | None = None
     text_extension: str = TEXT_EXTENSION
     fields: tuple[ReplyColumn, ...] = field(default=(), kw_only=True)
     samples: int = field(default=1, kw_only=True)

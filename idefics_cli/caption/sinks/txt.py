@@ -25,8 +25,6 @@ from idefics_cli.core.types import CaptionRecord
 
 # After one of these errors, every other picture would fail too, so they end the run.
 _ENDS_THE_RUN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
-# Start of the names of the files of a run.
-_RUN_NAME = "idefics-caption"
 
 
 class TxtSink:
@@ -42,6 +40,11 @@ class TxtSink:
             function `folds_case`, which looks into the folder.
     """
 
+    run_name = "idefics-caption"
+    """Start of the names of the files of a run."""
+    has_one = "exists"
+    """What is said of a sidecar that has a caption."""
+
     def __init__(self, target: Target, *, folds_case: Callable[[str], bool] | None = None) -> None:
         self._target = target
         self._folds_case = folds_case
@@ -52,8 +55,8 @@ class TxtSink:
         self._paths = sidecars(self._target, self._folds_case or folds_case)
         folders = {Path(f) for f in set(map(os.path.dirname, self._paths.values()))}
         _check_folders(folders, self._target.path)
-        if self._target.existing in ("error", "skip"):
-            self._completed = {key for key, path in self._paths.items() if os.path.lexists(path)}
+        if self._target.existing not in ("append", "prepend"):
+            self._completed = {key for key, path in self._paths.items() if self.has_caption(path)}
         if self._target.existing == "error" and self._completed:
             raise self._existing()
         for folder in folders:
@@ -74,7 +77,7 @@ class TxtSink:
     @property
     def run_path(self) -> Path:
         """Path in the folder of the sidecars, or in the common folder of all pictures."""
-        return (self._target.path or _common_folder(self._target.pictures)) / _RUN_NAME
+        return (self._target.path or _common_folder(self._target.pictures)) / self.run_name
 
     @property
     def rows_path(self) -> None:
@@ -89,17 +92,11 @@ class TxtSink:
         """Write the sidecar of *record*; see `Sink.write`."""
         if record.caption is None:
             return
-        answers = [text for _, text in record.answers] if self._target.columns else []
-        if self._target.samples > 1:  # kohya's `enable_wildcard` takes a line at random
-            answers = [" ".join(text.split()) for text in answers]
-        text = escaped("\n".join(answers) if answers else record.caption)
         path = Path(self._paths[record.file_name])
         try:
             if self._target.path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            data = (self._joined(text, path) + "\n").encode("utf-8", "surrogateescape")
-            # fsync would take longer than some captions take to generate.
-            write_whole(path, data, durable=False)
+            self.store(record, path)
         except OSError as error:
             if error.errno in _ENDS_THE_RUN:
                 raise cannot_write(path, error) from error
@@ -108,13 +105,38 @@ class TxtSink:
     def finish(self) -> None:
         """Do nothing, because every sidecar is complete already; see `Sink.finish`."""
 
-    def _joined(self, text: str, path: Path) -> str:
-        """Return *text* joined with the old text of the sidecar.
+    def has_caption(self, path: str) -> bool:
+        """Return whether the run leaves the sidecar *path* alone, or must not begin with it.
+
+        "append" and "prepend" do not ask.
+        """
+        return self._target.existing != "overwrite" and os.path.lexists(path)
+
+    def store(self, record: CaptionRecord, path: Path) -> None:
+        """Write the sidecar *path* of *record*, which has a caption.
+
+        Raises:
+            OSError: If it cannot be written.
+            SidecarError: If it must not be written.
+        """
+        old = _read(path).rstrip() if self._target.existing in ("append", "prepend") else ""
+        text = self.joined(self.text(record), old)
+        # fsync would take longer than some captions take to generate.
+        write_whole(path, f"{text}\n".encode("utf-8", "surrogateescape"), durable=False)
+
+    def text(self, record: CaptionRecord) -> str:
+        """Return the text of *record*, which has a caption: the caption, or a line per answer."""
+        answers = [text for _, text in record.answers] if self._target.columns else []
+        if self._target.samples > 1:  # kohya's `enable_wildcard` takes a line at random
+            answers = [" ".join(text.split()) for text in answers]
+        return escaped("\n".join(answers) if answers else record.caption or "")
+
+    def joined(self, text: str, old: str) -> str:
+        """Return *text* joined with the *old* text of the sidecar, as `existing` says.
 
         If the old text already has *text* at the end or the start, it is returned unchanged.
         """
         existing = self._target.existing
-        old = _read(path).rstrip() if existing in ("append", "prepend") else ""
         if old in ("", text.rstrip()):
             return text
         if existing == "append":
@@ -126,7 +148,7 @@ class TxtSink:
     def _existing(self) -> UsageError:
         count, total = len(self._completed), len(self._paths)
         first = next(path for key, path in self._paths.items() if key in self._completed)
-        what = f"`{first}` exists" if count == 1 else f"{count} of {total} captions exist"
+        what = f"`{first}` {self.has_one}" if count == 1 else f"{count} of {total} captions exist"
         example = "" if count == 1 else f", such as `{first}`"
         return UsageError(
             f"{what} already{example}",
