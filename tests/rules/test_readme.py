@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.clips import Clip
 from tests.support.readme import ROOT, Example, examples
 
 PICTURES = (
@@ -71,6 +72,10 @@ def place(tmp_path: Path) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), "red").save(path)
+    for name in ("clip.mp4", "clips/a.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(Clip(frames=30).encode())
     (tmp_path / "rules.txt").write_text("No smoking.\n")
     (tmp_path / "requests.jsonl").write_text('{"prompt": "Hi!", "image": "photo.jpg"}\n')
     return tmp_path
