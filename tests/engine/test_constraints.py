@@ -14,6 +14,7 @@ import torch
 
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Completion, Constraint, Sampling
+from idefics_cli.engine.local.decode.constraint import Guide
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
@@ -90,6 +91,27 @@ def test_steps_that_run_ahead_give_the_tokens_of_plain_steps(kind: str, endless:
     expected = [answer.token_ids for answer in engine.complete(batch)]
     assert [answer.token_ids for answer in complete_with(inference, batch)] == expected
     assert capture.replays > 0
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_token_that_needs_no_mask_is_the_token_of_the_mask(
+    kind: str, endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = endless(kind)
+    constraints = (Constraint("regex", r"(.|\n){1,60}"), JSON, None, DATE)
+    batch = [asked(constraint, GREEDY) for constraint in constraints]
+    agrees_on = Guide.agrees_on
+    answers = []
+
+    def note(self: Guide, token: int) -> bool:
+        answers.append(agrees_on(self, token))
+        return answers[-1]
+
+    monkeypatch.setattr(Guide, "agrees_on", note)
+    found = [answer.token_ids for answer in engine.complete(batch)]
+    assert set(answers) == {False, True}
+    monkeypatch.setattr(Guide, "agrees_on", lambda self, token: False)
+    assert [answer.token_ids for answer in engine.complete(batch)] == found
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

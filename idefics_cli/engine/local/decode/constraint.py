@@ -17,7 +17,6 @@ from idefics_cli.models.families.base import Family
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerFast
 
 # Compiled grammars that are kept. One takes some hundred kilobytes.
@@ -31,27 +30,43 @@ class Guide:
     Args:
         matcher: The grammar, at the beginning of the reply.
         vocabulary: Number of tokens that the grammar knows.
+
+    Attributes:
+        agrees: Whether the grammar allowed the token that the model preferred last.
     """
 
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
         self._matcher = matcher
         self.mask_words = -(-vocabulary // _WORD_BITS)
+        self.agrees = True
 
     @property
     def is_over(self) -> bool:
         """Whether the reply is complete, and nothing can follow."""
         return self._matcher.is_stopped()
 
-    def fill_mask(self, row: NDArray[np.int32]) -> None:
-        """Set the bits of the tokens that may come next in *row*, (`mask_words`,) int32.
+    def fill_mask(self, address: int) -> None:
+        """Set the bits of the tokens that may come next, `mask_words` numbers of int32.
 
-        Bit *i* of the whole row, counted from the lowest bit of the first number, is token *i*.
+        Bit *i* of them, counted from the lowest bit of the first number, is token *i*.
+
+        Args:
+            address: Where the numbers begin in memory.
 
         Raises:
             ModelError: If the grammar has become too complex.
         """
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(address, self.mask_words * _WORD_BITS // 8)
         self._check()
+
+    def agrees_on(self, token: int) -> bool:
+        """Return whether *token*, which the model prefers, may come next.
+
+        This is much quicker than a mask. It is not asked, and the answer is False, while the model
+        prefers what the grammar does not allow.
+        """
+        self.agrees = self.agrees and self._matcher.validate_tokens([token]) == 1
+        return self.agrees
 
     def accept(self, token: int) -> None:
         """Add *token* to the reply.
@@ -59,8 +74,8 @@ class Guide:
         Raises:
             ModelError: If the grammar does not allow it.
         """
-        self._matcher.consume_token(token)
-        self._check()
+        if not self._matcher.consume_token(token):
+            self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -133,16 +148,18 @@ def refused_tokens(guides: Sequence[Guide], columns: int, device: torch.device) 
     # Columns behind those that the grammar knows are refused, too.
     width = max(known, -(-columns // _WORD_BITS))
     words = np.zeros((len(guides), width), dtype=np.int32)
-    for guide, row in zip(guides, words, strict=True):
-        guide.fill_mask(row[:known])
-    packed = words.view(np.uint8)
+    start, step = words.ctypes.data, words.strides[0]
+    for number, guide in enumerate(guides):
+        guide.fill_mask(start + number * step)
+    packed = ~words.view(np.uint8)
     if device.type != "cuda":
-        allowed = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
-        return torch.from_numpy(allowed == 0)
+        # Each bit becomes a byte that is 0 or 1, as in an array of truth values.
+        bits = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
+        return torch.from_numpy(bits.view(np.bool_))
     # A GPU gets one bit for each token, and unpacks the bits.
     staged = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
-    bits = staged[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
-    return bits.flatten(1)[:, :columns] == 0
+    unpacked = staged[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
+    return unpacked.flatten(1)[:, :columns].bool()
 
 
 def _tokenizer(family: Family, vocabulary: int) -> LLTokenizer:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,10 @@ class BatchRow:
                 self.generator.manual_seed(self.sampling.seed)
 
 
+_Place = tuple[int, BatchRow]
+"""The number of a row of the logits, and its reply."""
+
+
 class Scores:
     """The logits of the next tokens of B rows; a GPU may still be computing them.
 
@@ -114,7 +119,7 @@ class Scores:
         self.banned = banned
         self._rows: Sequence[int] = range(len(logits))
         # The rows with a guide, and the tokens that these refuse, (rows, V).
-        self._refused: tuple[Tensor, Tensor] | None = None
+        self._refused: tuple[Tensor | list[int], Tensor] | None = None
         self._is_constrained = False
         self._waits = waits
         if not waits:
@@ -139,20 +144,20 @@ class Scores:
             return
         self._is_constrained = True
         guided = [
-            (at, row.guide)
+            (at, row)
             for at, row in zip(self._rows, rows, strict=True)
             if row.guide is not None and not row.finish
         ]
-        if guided:
-            device = self._scores.device
-            refused = refused_tokens([guide for _, guide in guided], self._scores.shape[1], device)
-            self._refused = to_device([at for at, _ in guided], device), refused
-        elif not self._waits:
+        if not guided and not self._waits:
             return
-        argmax, self._top = self._find_argmax()
+        self._waits = False
+        if not self._scores.is_cuda:
+            argmax, self._top = self._constrain_on_host(guided)
+        else:
+            self._refuse(guided)
+            argmax, self._top = self._find_argmax()
         is_whole = isinstance(self._rows, range)
         self.argmax = argmax if is_whole else argmax[to_device(self._rows, argmax.device)]
-        self._waits = False
 
     def choose_tokens(self, rows: Sequence[BatchRow]) -> None:
         """Append one token to each active row, and set `finish` of the rows that it ends.
@@ -183,6 +188,46 @@ class Scores:
             tokens = {at: draw_token(self._scores[at].cpu(), row) for at, row in sampled}
         for at, row in active:
             row.append(int(tokens.get(at, argmax[at])))
+
+    def _constrain_on_host(self, guided: Sequence[_Place]) -> tuple[Tensor, HostCopy]:
+        """Refuse tokens of *guided* rows on the CPU, and return what `_find_argmax` does.
+
+        A model that writes what is asked of it needs a mask for few of its tokens: the others are
+        greedy, and the guide allows them. For few rows, numpy takes a third of the time of torch.
+        """
+        scores = self._scores.index_fill_(1, self.banned, float("-inf")).numpy()
+        ids = scores.argmax(axis=1)
+        missed = [
+            (at, row)
+            for at, row in guided
+            if not (row.is_argmax and row.guide and row.guide.agrees_on(int(ids[at])))
+        ]
+        if missed:
+            self._refuse(missed)
+            assert self._refused is not None
+            refused = self._refused[1].numpy()
+            if len(missed) == len(scores):
+                np.copyto(scores, -np.inf, where=refused)
+                chosen = scores.argmax(axis=1)
+            else:
+                chosen = ids.copy()
+                for (at, _), row_refused in zip(missed, refused, strict=True):
+                    np.copyto(scores[at], -np.inf, where=row_refused)
+                    chosen[at] = scores[at].argmax()
+            for at, row in missed:
+                if row.guide:
+                    row.guide.agrees = bool(ids[at] == chosen[at])
+            ids = chosen
+        numbers = np.stack([scores[np.arange(len(ids)), ids], ids.astype(np.float32)])
+        return torch.from_numpy(ids), HostCopy(torch.from_numpy(numbers))
+
+    def _refuse(self, guided: Sequence[_Place]) -> None:
+        if guided:
+            device = self._scores.device
+            guides = [row.guide for _, row in guided if row.guide is not None]
+            refused = refused_tokens(guides, self._scores.shape[1], device)
+            rows = [at for at, _ in guided]
+            self._refused = to_device(rows, device) if device.type == "cuda" else rows, refused
 
     def _start_draws(self, sampled: Sequence[tuple[int, BatchRow]]) -> HostCopy:
         """Draw a token for each row on the device; return their ids (1, rows) as a copy."""
