@@ -31,7 +31,7 @@ _idefics_command() {
         commands=''
         flags='--image-folder --batch-size --model --revision --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --longest-edge --offline --online --threads --yes --system --schema --schema-prompt --no-schema-prompt --regex --temperature --top-p --top-k --repetition-penalty --max-new-tokens --seed --max-pixels --max-bytes --timeout-seconds --truncated --background --output --overwrite --no-overwrite --retry-failed --failures --fail-fast --max-failures --dry-run --verbose --quiet --help'
         valued='--image-folder=text --batch-size=text -m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --longest-edge=text --threads=text -s=text --system=text --schema=text --regex=text --temperature=text --top-p=text --top-k=text --repetition-penalty=text --max-new-tokens=text --seed=text --max-pixels=text --max-bytes=text --timeout-seconds=text --truncated=words:keep,refuse --background=words:black,gray -o=files --output=files --failures=files --max-failures=text'
-        arguments='text'
+        arguments='files'
         ;;
     'idefics doctor')
         commands=''

@@ -254,6 +254,7 @@ complete -c idefics -n '__idefics_at batch' -l dry-run -d 'Print what would run,
 complete -c idefics -n '__idefics_at batch' -s v -l verbose -d 'Also show the messages of the libraries'
 complete -c idefics -n '__idefics_at batch' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at batch' -s h -l help -d 'Show this message and exit'
+complete -c idefics -n '__idefics_at batch' -F
 
 complete -c idefics -n '__idefics_at doctor' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
 complete -c idefics -n '__idefics_at doctor' -l revision -x -d 'Branch, tag or commit of a Hub repository'

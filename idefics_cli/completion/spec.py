@@ -32,6 +32,7 @@ package.
 
 _BY_METAVAR: dict[str, Kind] = {
     "FILE": "files",
+    "REQUESTS": "files",
     "DIR": "folders",
     "PATH": "pictures",
     "SOURCE": "pictures",

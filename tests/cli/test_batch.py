@@ -257,6 +257,29 @@ def test_a_picture_that_changed_is_asked_about_again() -> None:
     assert [request.messages[-1].text for request in engine.requests] == ["Two?"]
 
 
+def test_a_picture_that_was_only_touched_is_not_asked_about_again() -> None:
+    write("r.jsonl", {"prompt": "One?", "images": ["a.jpg", "b\n c.jpg"]})
+    for name in ("a.jpg", "b\n c.jpg"):
+        Path(name).write_bytes(name.encode())
+    assert batch("r.jsonl", "-o", "a.jsonl").code == 0
+    os.utime("a.jpg", (1, 1))
+    assert batch("r.jsonl", "-o", "a.jsonl").err.endswith("nothing is left to answer\n")
+    Path("a.jpg").unlink()
+    assert batch("r.jsonl", "-o", "a.jsonl").err.endswith("nothing is left to answer\n")
+    Path("b\n c.jpg").write_bytes(b"other")
+    assert "1 changed since" in batch("r.jsonl", "-o", "a.jsonl").err
+
+
+def test_a_missing_picture_that_is_there_now_is_asked_about() -> None:
+    write("r.jsonl", {"prompt": "One?", "image": "a.jpg"})
+    missing = ImageError("no such file: `a.jpg`", kind="missing")
+    engine = FakeEngine(echo, image_errors={"a.jpg": missing})
+    assert batch("r.jsonl", "-o", "a.jsonl", engine=engine).code == 1
+    Path("a.jpg").write_bytes(b"1")
+    assert batch("r.jsonl", "-o", "a.jsonl").code == 0
+    assert rows_in("a.jsonl")[0]["reply"] == "a.jpg:One?"
+
+
 def test_other_settings_are_refused() -> None:
     write("r.jsonl", {"prompt": "One?"})
     assert batch("r.jsonl", "-o", "a.jsonl").code == 0

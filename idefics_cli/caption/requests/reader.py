@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from idefics_cli.caption.executors.reading import Opened
 from idefics_cli.caption.item import CaptionItem, ItemWords
@@ -17,14 +16,10 @@ from idefics_cli.caption.requests.listing import RequestList
 from idefics_cli.caption.requests.row import decode_row
 from idefics_cli.caption.requests.shapes import Defaults, Request, request_of
 from idefics_cli.caption.resume.journal import JournalEntry
-from idefics_cli.caption.resume.stamp import FileContent, read_picture, stamp_of_file
+from idefics_cli.caption.resume.stamp import FileContent, sha256_of, stamp_of_file
 from idefics_cli.core.errors import ImageError, PromptError
-from idefics_cli.core.types import Attachment, CaptionRecord
-from idefics_cli.engine.protocol import Engine, OpenImage
-from idefics_cli.models.families.spec import find_family
-
-if TYPE_CHECKING:
-    from idefics_cli.images.media import Media
+from idefics_cli.core.types import Attachment, CaptionRecord, GenerationRequest, Part
+from idefics_cli.engine.protocol import Engine
 
 
 class RequestSource:
@@ -68,29 +63,23 @@ class RequestReader:
 
     Args:
         source: The requests.
-        job: The job, with its limits.
+        job: The job. The engine has its limits.
         engine: Prepares the requests.
     """
 
     def __init__(self, source: RequestSource, job: CaptionJob, engine: Engine) -> None:
-        from idefics_cli.images.media import MediaLoader
-
         self._source = source
         self._engine = engine
-        takes_videos = find_family(engine.spec.family).takes_videos
-        self._loader = MediaLoader(job.limits, takes_videos=takes_videos)
 
     def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
         """Return the request of a row, or the record of its failure."""
-        names: dict[str, str] = {}
-        digests: dict[str, str] = {}
         before: str | None = None
         try:
             request = self._source.request(picture.key)
-            names.update(request.names)
-            before = _stamps(names)
-            prepared = self._engine.prepare(request.generation, open_image=self._opener(digests))
-            if _stamps(names) != before:
+            before = _stamps(request.names)
+            digests = {source: _digest_of(source) for source in request.names}
+            prepared = self._engine.prepare(_with_digests(request.generation, digests))
+            if _stamps(request.names) != before:
                 raise ImageError(
                     "a picture changed while it was read",
                     kind="truncated",
@@ -98,21 +87,8 @@ class RequestReader:
                 )
         except Exception as error:  # a worker's edge
             return replace(failed(picture.key, error), stamp=before)
-        digest = "".join(digests.get(source, "") for source in names)
-        sha256 = hashlib.sha256(digest.encode()).hexdigest() if names else None
-        return Opened(picture, (prepared,), FileContent(sha256, before), request.form)
-
-    def _opener(self, digests: dict[str, str]) -> OpenImage:
-        def open_image(attachment: Attachment, draft_edge: int) -> Media:
-            file = read_picture(CaptionItem(attachment.source, attachment))
-            if file.content.sha256 is not None:
-                digests[attachment.source] = file.content.sha256
-            if file.data is None:
-                return self._loader.open_media(attachment, draft_edge=draft_edge)
-            stream, source = io.BytesIO(file.data), attachment.source
-            return self._loader.open_media_stream(stream, source, draft_edge=draft_edge)
-
-        return open_image
+        content = FileContent(_joined(digests.values()), before)
+        return Opened(picture, (prepared,), content, request.form)
 
 
 class RequestRules:
@@ -139,16 +115,46 @@ class RequestRules:
         return identity
 
     def has_changed(self, item: CaptionItem, entry: JournalEntry) -> bool:
-        """Return whether the file of a picture has changed. A missing file changes nothing."""
-        for line in (entry.stamp or "").split("\n"):
-            former, _, path = line.partition(" ")
-            now = stamp_of_file(self._rows.resolve(path)) if path else None
-            if now is not None and now != former:
-                return True
-        return False
+        """Return whether a picture has changed. Files are read only if their stamps changed."""
+        lines = [line.partition(" ") for line in (entry.stamp or "").split("\0") if line]
+        files = [(former, self._rows.resolve(path)) for former, _, path in lines]
+        # A file that is missing now changes nothing: its answer stays.
+        if all(stamp_of_file(path) in (None, former) for former, path in files):
+            return False
+        return entry.sha256 is None or entry.sha256 != _joined(
+            _digest_of(path) for _, path in files
+        )
 
 
-def _stamps(names: dict[str, str]) -> str | None:
-    """Return a line for each file: its stamp, or `-` if it is missing, and its path in the row."""
-    lines = (f"{stamp_of_file(source) or '-'} {name}" for source, name in names.items())
-    return "\n".join(lines) or None
+def _with_digests(request: GenerationRequest, digests: Mapping[str, str]) -> GenerationRequest:
+    """Return *request* with the digests of its files.
+
+    The engine then decodes a picture once, however many requests are about it.
+    """
+
+    def known(part: Part) -> Part:
+        if isinstance(part, str):
+            return part
+        return replace(part, digest=digests.get(part.source, ""))
+
+    messages = (replace(m, parts=tuple(map(known, m.parts))) for m in request.messages)
+    return replace(request, messages=tuple(messages))
+
+
+def _digest_of(source: str) -> str:
+    return sha256_of(CaptionItem(source, Attachment(source))) or ""
+
+
+def _joined(digests: Iterable[str]) -> str | None:
+    """Return a digest of *digests*; None if there are none."""
+    text = " ".join(digests)
+    return hashlib.sha256(text.encode()).hexdigest() if text else None
+
+
+def _stamps(names: Mapping[str, str]) -> str | None:
+    """Return an entry for each file, separated by NUL: its stamp, a space, its path in the row.
+
+    The stamp of a missing file is `-`.
+    """
+    entries = (f"{stamp_of_file(source) or '-'} {name}" for source, name in names.items())
+    return "\0".join(entries) or None
