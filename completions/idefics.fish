@@ -216,7 +216,7 @@ complete -c idefics -n '__idefics_at caption' -s q -l quiet -d 'Show errors only
 complete -c idefics -n '__idefics_at caption' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at caption' -k -a '(__idefics_pictures)'
 
-complete -c idefics -n '__idefics_at batch' -l image-folder -x -d 'Folder of the pictures that requests name by relative paths (default: that of REQUESTS)'
+complete -c idefics -n '__idefics_at batch' -l image-folder -x -a '(__fish_complete_directories)' -d 'Folder of the pictures that requests name by relative paths (default: that of REQUESTS)'
 complete -c idefics -n '__idefics_at batch' -l batch-size -x -d 'Number of pictures or requests to answer at the same time. (default: chosen by free memory)'
 complete -c idefics -n '__idefics_at batch' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
 complete -c idefics -n '__idefics_at batch' -l revision -x -d 'Branch, tag or commit of a Hub repository'

@@ -159,6 +159,29 @@ def test_a_report_shows_the_first_frame_of_a_video(model: tuple[str, str]) -> No
     assert Path("report.html").read_text().count("data:image/") == 2
 
 
+# Batches --------------------------------------------------------------------------------------
+
+
+def test_requests_of_a_batch_may_be_about_videos(model: tuple[str, str]) -> None:
+    parts = [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "What happens?"}]
+    rows = [
+        {"prompt": "What happens?", "video": "clip.mp4"},
+        {"messages": [{"role": "user", "content": parts}]},
+        {"prompt": "What is it?", "image": "a.png"},
+    ]
+    Path("in/r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = call("batch", "in/r.jsonl", *model, *LIMIT)
+    assert ran.code == 0, ran.err
+    replies = [json.loads(line)["reply"] for line in ran.out.splitlines()]
+    alone = [
+        call("ask", prompt, "-i", f"in/{name}", *model, *LIMIT, "--json").record["text"]
+        for prompt, name in (("What happens?", "clip.mp4"), ("What is it?", "a.png"))
+    ]
+    assert replies == [alone[0], *alone]
+    ran = call("batch", "in/r.jsonl", *model, *LIMIT, "--dry-run")
+    assert (ran.code, ran.err) == (0, "")
+
+
 # Chats ---------------------------------------------------------------------------------------
 
 

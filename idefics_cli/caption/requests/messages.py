@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from idefics_cli.caption.requests.pictures import RowPictures, placed
+from idefics_cli.caption.requests.pictures import PICTURE_KEYS, RowPictures, placed
 from idefics_cli.caption.requests.row import checked_text, kind_of
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import Attachment, Message, Part, Role
@@ -25,10 +25,10 @@ _ROLES: Mapping[str, Role] = MappingProxyType(
 )
 """The role of a message by the name of its sender."""
 
-_PICTURE_TYPES = ("image_url", "image", "input_image")
+_PICTURE_TYPES = ("image_url", "image", "input_image", "video_url", "video")
 _TEXT_TYPES = ("text", "input_text", "output_text")
 # `cache_control` and `name` are labels, which change no answer.
-_PART_KEYS = frozenset({"type", "text", "image_url", "image", "url", "path", "detail"})
+_PART_KEYS = frozenset({"type", "text", "detail", *PICTURE_KEYS})
 _LABELS = frozenset({"cache_control", "name"})
 
 

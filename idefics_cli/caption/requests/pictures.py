@@ -17,11 +17,12 @@ from idefics_cli.models.families.spec import IMAGE_TOKEN
 Resolve = Callable[[str], str]
 """Returns the path that a row gives, from the current folder."""
 
-COLUMNS = ("images", *PATH_COLUMNS)
-"""Columns that may name the pictures of a row; `images` counts first, then `image`."""
+COLUMNS = ("images", *PATH_COLUMNS, "videos", "video")
+"""Columns that may name the pictures or videos of a row; `images` counts first, then `image`."""
 
 _AS_LOADED, _SMALL = PictureDetail(), PictureDetail(splitting=False)
-_KEYS = ("url", "path", "image", "image_url")
+PICTURE_KEYS = ("url", "path", "image", "image_url", "video", "video_url")
+"""Keys of an object that may name a picture or a video."""
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class RowPictures:
         """
         detail: object = None
         if isinstance(value, dict):
-            keys = [key for key in _KEYS if value.get(key) is not None]
+            keys = [key for key in PICTURE_KEYS if value.get(key) is not None]
             if len(keys) != 1:
                 raise PromptError(f"`{name}` does not name a picture", hint='{"url": "a.jpg"}')
             detail, name, value = value.get("detail"), f"{name}.{keys[0]}", value[keys[0]]

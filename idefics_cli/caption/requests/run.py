@@ -98,7 +98,9 @@ class RequestBatch:
             {"prompt": None, "system": self.defaults.system},
         )
 
-    def unusable(self, items: Iterable[CaptionItem], limits: ImageLimits) -> Iterator[IdeficsError]:
+    def unusable(
+        self, items: Iterable[CaptionItem], limits: ImageLimits, *, takes_videos: bool = False
+    ) -> Iterator[IdeficsError]:
         """Yield the error of each of *items* that is wrong, or has a picture that cannot be read.
 
         Only the headers of files are read. URLs are not opened.
@@ -110,7 +112,7 @@ class RequestBatch:
                 yield PromptError(f"{self.rows.place(item.key)}: {error}", hint=error.hint)
                 continue
             pictures = (CaptionItem(item.key, one) for one in request.generation.attachments)
-            for failure in unreadable(pictures, limits):
+            for failure in unreadable(pictures, limits, takes_videos=takes_videos):
                 yield ImageError(
                     f"{self.rows.place(item.key)}: {failure}", kind=failure.kind, hint=failure.hint
                 )

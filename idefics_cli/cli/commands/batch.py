@@ -19,6 +19,7 @@ from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import EXIT_DONE, UsageError
 from idefics_cli.core.sources import STDIN
 from idefics_cli.core.units import counted
+from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ ImageFolder = Annotated[
     str | None,
     typer.Option(
         "--image-folder",
-        metavar="FOLDER",
+        metavar="DIR",
         help="Folder of the pictures that requests name by relative paths "
         "(default: that of REQUESTS)",
         rich_help_panel=options.IMAGES_PANEL,
@@ -204,9 +205,12 @@ def _show_run(
 
     console, settings = invocation.console, invocation.settings
     todo = left_to_do(job, output, plan.spec, kind=asked.kind, retry_failed=settings.retry_failed)
+    is_for_videos = find_family(plan.spec.family).takes_videos
     bad = 0
     with console.status("checking the requests"):
-        for error in asked.unusable(todo.pictures, image_limits(settings)):
+        for error in asked.unusable(
+            todo.pictures, image_limits(settings), takes_videos=is_for_videos
+        ):
             console.error(error)
             bad += 1
     console.report(render_plan(plan))

@@ -61,6 +61,21 @@ USER_A = Message("user", (A, "What is it?"))
             {"prompt": "First <image>, then <image>.", "images": ["a.jpg", "b.jpg"]},
             (Message("user", ("First ", A, ", then ", B, ".")),),
         ),
+        ({"prompt": "What is it?", "video": "a.jpg"}, (USER_A,)),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "video", "path": "a.jpg"},
+                            {"type": "text", "text": "What is it?"},
+                        ],
+                    }
+                ]
+            },
+            (USER_A,),
+        ),
         ({"prompt": "Hello!", "system": "Be brief."}, (Message("system", ("Be brief.",)), HELLO)),
         (line(messages=[{"role": "user", "content": "Hello!"}]), (HELLO,)),
         (
@@ -223,8 +238,8 @@ WRONG: list[tuple[Any, str]] = [
      "parts but null"),
     ({"messages": [{"role": "user", "content": [3]}]}, "`messages[0].content[0]` is not a part "
      "but a number"),
-    ({"messages": [{"role": "user", "content": [{"type": "video"}]}]},
-     "`messages[0].content[0].type` is `video`"),
+    ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+     "`messages[0].content[0].type` is `audio`"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
      "`messages[0].content[0].text` is not text but a number"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 3}]}]},
