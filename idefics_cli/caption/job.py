@@ -55,6 +55,7 @@ class CaptionJob:
         samples: How many times each question is asked about each picture.
         mode: "chat", or "complete" for base models.
         shots: Examples that precede each question; see `make_shots`.
+        banned: Words that no caption holds.
         sampling: How tokens are chosen. Its seed is the seed of the run; see `with_content_seed`.
         batch_size: Largest number of requests that are answered at a time.
         is_batch_automatic: Whether *batch_size* was computed from the free memory, and not given by
@@ -77,6 +78,7 @@ class CaptionJob:
     questions: tuple[CaptionQuestion, ...]
     mode: Mode = "chat"
     shots: tuple[Shot, ...] = ()
+    banned: tuple[str, ...] = ()
     samples: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 8
@@ -144,7 +146,7 @@ class CaptionJob:
         self, picture: CaptionItem, question: CaptionQuestion, data: bytes | None
     ) -> GenerationRequest:
         messages = with_shots(self.shots, self._parts(picture, question, data), self.mode)
-        request = GenerationRequest(messages, self.sampling, self.mode)
+        request = GenerationRequest(messages, self.sampling, self.mode, banned=self.banned)
         return self.form.applied_to(request) if self.form else request
 
     def make_shots(

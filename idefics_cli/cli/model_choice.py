@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
-from idefics_cli.core.errors import ModelError, PromptError
+from idefics_cli.core.errors import ModelError, PromptError, UsageError
 from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
 from idefics_cli.core.types import WHITE, Colour, ImageLimits, Sampling
 from idefics_cli.core.units import format_size
@@ -73,6 +73,20 @@ def check_prompt(prompt: str, *, hint: str) -> None:
         prompt.encode()
     except UnicodeEncodeError:
         raise PromptError("the prompt is not valid UTF-8 text") from None
+
+
+def banned_words(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the *words* of `--ban`, each once.
+
+    Raises:
+        UsageError: If one is empty.
+        PromptError: If one is not valid UTF-8.
+    """
+    for word in words:
+        if not word.strip():
+            raise UsageError("`--ban` needs a word", hint="`--ban large`")
+        check_prompt(word, hint="")
+    return tuple(dict.fromkeys(words))
 
 
 def plan_for(

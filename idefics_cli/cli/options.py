@@ -219,6 +219,17 @@ ExampleLists = Annotated[
     ),
 ]
 
+Ban = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ban",
+        metavar="WORD",
+        help="Keep a word or a special token out of the answer; can be repeated.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
+
 FileLists = Annotated[
     list[str] | None,
     typer.Option(

@@ -44,12 +44,14 @@ class AskedQuestion:
         sources: The pictures, in order; `-` is the picture on stdin.
         form: What the answer must be; None leaves it free.
         examples: Pictures with their answers, which precede the question.
+        banned: Words that the answer must not hold.
     """
 
     text: str | None
     sources: Sequence[str]
     form: ReplyForm | None = None
     examples: Sequence[Example] = ()
+    banned: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[Attachment, ...]:
@@ -80,7 +82,7 @@ def read_question(invocation: Invocation, question: AskedQuestion) -> Generation
     messages = with_shots(shots, parts, mode)
     if settings.system and not settings.raw:
         messages = (Message("system", (settings.system,)), *messages)
-    request = GenerationRequest(messages, chosen, mode)
+    request = GenerationRequest(messages, chosen, mode, banned=question.banned)
     return question.form.applied_to(request) if question.form else request
 
 

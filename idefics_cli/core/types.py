@@ -114,13 +114,15 @@ class Constraint:
 class GenerationRequest:
     """A conversation that ends with a user message, or a raw prompt, and how to answer it.
 
-    *constraint* is what the answer must match; None leaves the answer free.
+    *constraint* is what the answer must match; None leaves the answer free. *banned* are words
+    that the answer must not hold.
     """
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
     mode: Mode = "chat"
     constraint: Constraint | None = None
+    banned: tuple[str, ...] = ()
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:

@@ -203,3 +203,26 @@ def test_captions_after_examples_are_those_of_ask(
     other = (*example, "--example", f"{photos[2]}=A bird.")
     with pytest.raises(AssertionError, match="had other settings: examples"):
         model.run("caption", photos[1], "-p", "What is it?", *other, "-o", str(output))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_completion_holds_no_banned_words(
+    kind: str, model_of: Callable[[str], _Model], photos: list[str]
+) -> None:
+    model, prompt = model_of(kind), "<image>In this image, we can see"
+    tokenizer = model.reference.processor.tokenizer
+    # The documentation of IDEFICS bans these tokens. Random weights often reply with bytes, which
+    # are no words, so the single letters and digits stand for words.
+    words = ["<image>", "<fake_token_around_image>", *"aeiou0123456789.", "th", "in", " s"]
+    flags = [flag for word in words for flag in ("--ban", word)]
+    prepared, tokens = model.ask("--raw", prompt, "-i", photos[0], *flags)
+    theirs = model.reference.raw_inputs(prompt, [picture(0)])
+    assert_same_inputs(encode(model.engine, prepared), theirs)
+    bad_words = [
+        tokenizer(text, add_special_tokens=False).input_ids
+        for word in words
+        for text in (word, f" {word}")
+    ]
+    expected = model.reference.generate(theirs, max_new_tokens=NEW_TOKENS, bad_words=bad_words)
+    assert tokens == expected
+    assert prepared.request.banned == tuple(words)

@@ -69,8 +69,14 @@ class Reference:
             )
         )
 
-    def generate(self, inputs: dict[str, torch.Tensor], *, max_new_tokens: int) -> list[int]:
-        """Return the greedy tokens after the prompt."""
+    def generate(
+        self,
+        inputs: dict[str, torch.Tensor],
+        *,
+        max_new_tokens: int,
+        bad_words: Sequence[Sequence[int]] = (),
+    ) -> list[int]:
+        """Return the greedy tokens after the prompt, without special tokens and *bad_words*."""
         tokenizer = self.processor.tokenizer
         ids = tokenizer.convert_tokens_to_ids
         vocabulary = tokenizer.get_vocab()
@@ -85,7 +91,8 @@ class Reference:
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=[ids(t) for t in end if t in vocabulary and ids(t) < rows],
-            bad_words_ids=[
+            bad_words_ids=[list(ids) for ids in bad_words]
+            + [
                 [i]
                 for token, i in vocabulary.items()
                 if token in ("<image>", "<fake_token_around_image>", "<global-img>")

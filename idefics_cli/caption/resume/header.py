@@ -46,6 +46,7 @@ def run_settings(
         **_unless("samples", job.samples, 1),
         **_unless("background", hex_of(job.limits.background), hex_of(WHITE)),
         **_unless("constraint", _constraint(job), None),
+        **_unless("banned", list(job.banned), []),
         **_unless("examples", [_named(shot) for shot in job.shots], []),
         "mode": job.mode,
         **sampling,

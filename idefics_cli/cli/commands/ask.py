@@ -10,6 +10,7 @@ from idefics_cli.cli import options
 from idefics_cli.cli.answer import answer_once
 from idefics_cli.cli.examples import read_examples
 from idefics_cli.cli.invocation import begin_command
+from idefics_cli.cli.model_choice import banned_words
 from idefics_cli.cli.question import AskedQuestion
 from idefics_cli.cli.reply_form import chosen_form
 from idefics_cli.config.settings import ANSWER_TOKENS
@@ -42,6 +43,7 @@ def ask(
     schema: options.Schema = None,
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
+    ban: options.Ban = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -68,4 +70,5 @@ def ask(
     invocation = begin_command(context)
     form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=ANSWER_TOKENS)
     shown = read_examples(invocation, example or (), examples or ())
-    answer_once(invocation, AskedQuestion(text, image or (), form, shown))
+    banned = banned_words(ban or ())
+    answer_once(invocation, AskedQuestion(text, image or (), form, shown, banned))

@@ -29,6 +29,7 @@ from idefics_cli.images.media import Media
 from idefics_cli.images.video import Video
 from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
+from idefics_cli.models.families.special_tokens import find_ban_ids
 from idefics_cli.models.families.token_rows import check_token_ids
 from idefics_cli.models.families.videos import VideoFamily
 from idefics_cli.models.kernels.openmp import one_thread
@@ -175,9 +176,10 @@ class Inference:
 
         Raises:
             ContextError: If the context has no room for the prompt and a token.
+            PromptError: If a banned word ends the reply.
             UsageError: If the constraint of the request cannot be compiled.
         """
-        context_tokens = self.loaded.context_tokens
+        loaded, context_tokens = self.loaded, self.loaded.context_tokens
         prompt = inputs["input_ids"][0].tolist()
         room = context_tokens - len(prompt)
         if room < 1:
@@ -194,6 +196,9 @@ class Inference:
         row = BatchRow(request.sampling, prompt, limit, self._stop_ids)
         if request.sampling.stop:
             row.stops = detokenizer_of(self.loaded.family, request)
+        if request.banned:
+            with self._tokenizing:
+                row.bans = find_ban_ids(loaded.family.tokenizer, request.banned, self._stop_ids)
         if request.constraint is not None:
             row.guide = self._grammars.start(request.constraint, request.mode)
         return row

@@ -6,8 +6,9 @@ Models for documents, such as Granite-Docling, answer in special tokens (`<loc_1
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from idefics_cli.core.errors import PromptError
 from idefics_cli.models.families.protocols import Processor, Tokenizer
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 
@@ -64,3 +65,28 @@ def control_pattern(tokenizer: Tokenizer, hidden: Collection[int] | None) -> re.
     tokens = {token for token in added if len(token) > 1 and not token.isspace()}
     tokens |= {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>"}
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def find_ban_ids(
+    tokenizer: Tokenizer, words: Sequence[str], stop_ids: Collection[int]
+) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of *words*, as `bad_words_ids` of transformers takes them.
+
+    Tokenizers write a word with a space before it as other tokens. So each word counts as it is,
+    and with a space.
+
+    Raises:
+        PromptError: If a word is a token that ends a reply.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word, f" {word}"):
+            ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(ids) == 1 and ids[0] in stop_ids:
+                raise PromptError(
+                    f"`{word}` ends an answer, so it cannot be banned",
+                    hint="`--max-new-tokens` makes answers longer or shorter",
+                )
+            if ids:
+                found[ids] = None
+    return tuple(found)

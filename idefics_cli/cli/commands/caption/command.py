@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
 from idefics_cli.cli.examples import read_examples
 from idefics_cli.cli.invocation import begin_command
-from idefics_cli.cli.model_choice import plan_for, report_warnings
+from idefics_cli.cli.model_choice import banned_words, plan_for, report_warnings
 from idefics_cli.cli.reply_form import chosen_form
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL
@@ -53,6 +54,7 @@ def caption(
     regex: options.Regex = None,
     example: options.Examples = None,
     examples: options.ExampleLists = None,
+    ban: options.Ban = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -99,11 +101,13 @@ def caption(
     destination = chosen_output(invocation)
     questions = given.questions(invocation)
     shown = read_examples(invocation, example or (), examples or ())
+    banned = banned_words(ban or ())
     listing = given.listing(invocation, questions)
     for note in listing.notes:
         invocation.console.note(note)
     plan = plan_for(invocation)
     job = caption_job(invocation, listing, questions, plan, destination, form, shown)
+    job = replace(job, banned=banned)
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
         show_run(invocation, plan, job, destination)

@@ -52,7 +52,7 @@ class BatchDecoder:
             self._ahead.keep_rows(rows)
 
     def _start_step(self, newest: Tensor, rows: Sequence[BatchRow]) -> Scores:
-        waits = any(row.guide is not None for row in rows)
+        waits = any(row.is_restricted for row in rows)
         return Scores(self._step(newest), self._banned, waits=waits)
 
     def _may_run_ahead(self, rows: Sequence[BatchRow]) -> bool:

@@ -13,6 +13,11 @@ from torch import Tensor
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.text import or_list
 from idefics_cli.core.types import Finish, Sampling
+from idefics_cli.engine.local.decode.bans import (
+    find_completing,
+    nothing_refused,
+    refuse_completing,
+)
 from idefics_cli.engine.local.decode.constraint import Guide, refused_tokens
 from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.transfer import HostCopy, stacked_on, to_device
@@ -38,6 +43,7 @@ class BatchRow:
         noise: Random numbers (V,) with which `draw_tokens` draws the next token. They stay until
             that token is appended; None if they are not drawn yet.
         guide: Says which tokens may follow; None allows all that are not banned.
+        bans: Ids of the words that the reply must not hold, each of one token or more.
         stops: Finds the texts that end the reply; None if there are none.
     """
 
@@ -50,12 +56,30 @@ class BatchRow:
     generator: torch.Generator | None = None
     noise: Tensor | None = None
     guide: Guide | None = None
+    bans: Sequence[Sequence[int]] = ()
     stops: Detokenizer | None = None
 
     @property
     def is_argmax(self) -> bool:
         """Whether each token is the one with the highest logit, without a repetition penalty."""
         return self.generator is None and self.sampling.repetition_penalty == 1.0
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the next tokens that are allowed depend on those before."""
+        return self.guide is not None or bool(self.bans)
+
+    @property
+    def recent_ids(self) -> list[int]:
+        """The last ids of the prompt and the reply, as many as the longest banned word has."""
+        count = max((len(ban) for ban in self.bans), default=1)
+        return [*self.prompt[-count:], *self.tokens[-count:]][-count:]
+
+    def allows(self, token: int) -> bool:
+        """Return whether *token* may come next; False if only a mask can tell."""
+        if token in find_completing(self.bans, self.recent_ids):
+            return False
+        return self.guide is None or self.guide.agrees_on(token)
 
     def append(self, token: int) -> None:
         """Append *token*, and set `finish` if it ends the reply.
@@ -103,8 +127,8 @@ class Scores:
     Args:
         logits: (B, V). They are copied, so the caller may overwrite them.
         banned: Ids that no reply may contain, on the device of *logits*.
-        waits: Whether the highest logits are only looked for in `constrain`, because a row has a
-            guide.
+        waits: Whether the highest logits are only looked for in `constrain`, because a row is
+            restricted.
 
     Attributes:
         argmax: (B,) ids of the highest logits, on the device of *logits*; after `constrain`, of
@@ -118,7 +142,7 @@ class Scores:
         self._scores = logits.to(dtype=torch.float32, copy=True)
         self.banned = banned
         self._rows: Sequence[int] = range(len(logits))
-        # The rows with a guide, and the tokens that these refuse, (rows, V).
+        # The restricted rows, and the tokens that they refuse, (rows, V).
         self._refused: tuple[Tensor | list[int], Tensor] | None = None
         self._is_constrained = False
         self._waits = waits
@@ -132,7 +156,7 @@ class Scores:
             self.argmax = self.argmax[to_device(rows, self.argmax.device)]
 
     def constrain(self, rows: Sequence[BatchRow]) -> None:
-        """Refuse the tokens that the guides of active *rows* do not allow; idempotent.
+        """Refuse the tokens that guides and banned words of active *rows* do not allow; idempotent.
 
         It is called as late as possible: the guides need all earlier tokens, and while the host
         asks them, a GPU computes the logits.
@@ -143,18 +167,18 @@ class Scores:
         if self._is_constrained:
             return
         self._is_constrained = True
-        guided = [
+        restricted = [
             (at, row)
             for at, row in zip(self._rows, rows, strict=True)
-            if row.guide is not None and not row.finish
+            if row.is_restricted and not row.finish
         ]
-        if not guided and not self._waits:
+        if not restricted and not self._waits:
             return
         self._waits = False
         if not self._scores.is_cuda:
-            argmax, self._top = self._constrain_on_host(guided)
+            argmax, self._top = self._constrain_on_host(restricted)
         else:
-            self._refuse(guided)
+            self._refuse(restricted)
             argmax, self._top = self._find_argmax()
         is_whole = isinstance(self._rows, range)
         self.argmax = argmax if is_whole else argmax[to_device(self._rows, argmax.device)]
@@ -189,18 +213,16 @@ class Scores:
         for at, row in active:
             row.append(int(tokens.get(at, argmax[at])))
 
-    def _constrain_on_host(self, guided: Sequence[_Place]) -> tuple[Tensor, HostCopy]:
-        """Refuse tokens of *guided* rows on the CPU, and return what `_find_argmax` does.
+    def _constrain_on_host(self, restricted: Sequence[_Place]) -> tuple[Tensor, HostCopy]:
+        """Refuse tokens of *restricted* rows on the CPU, and return what `_find_argmax` does.
 
         A model that writes what is asked of it needs a mask for few of its tokens: the others are
-        greedy, and the guide allows them. For few rows, numpy takes a third of the time of torch.
+        greedy, and are allowed. For few rows, numpy takes a third of the time of torch.
         """
         scores = self._scores.index_fill_(1, self.banned, float("-inf")).numpy()
         ids = scores.argmax(axis=1)
         missed = [
-            (at, row)
-            for at, row in guided
-            if not (row.is_argmax and row.guide and row.guide.agrees_on(int(ids[at])))
+            (at, row) for at, row in restricted if not (row.is_argmax and row.allows(int(ids[at])))
         ]
         if missed:
             self._refuse(missed)
@@ -221,12 +243,11 @@ class Scores:
         numbers = np.stack([scores[np.arange(len(ids)), ids], ids.astype(np.float32)])
         return torch.from_numpy(ids), HostCopy(torch.from_numpy(numbers))
 
-    def _refuse(self, guided: Sequence[_Place]) -> None:
-        if guided:
+    def _refuse(self, restricted: Sequence[_Place]) -> None:
+        if restricted:
             device = self._scores.device
-            guides = [row.guide for _, row in guided if row.guide is not None]
-            refused = refused_tokens(guides, self._scores.shape[1], device)
-            rows = [at for at, _ in guided]
+            refused = _refused_by([row for _, row in restricted], self._scores)
+            rows = [at for at, _ in restricted]
             self._refused = to_device(rows, device) if device.type == "cuda" else rows, refused
 
     def _start_draws(self, sampled: Sequence[tuple[int, BatchRow]]) -> HostCopy:
@@ -248,6 +269,20 @@ class Scores:
         highest, ids = scores.max(dim=-1)
         # float32 holds ids below 2**24 exactly.
         return ids, HostCopy(torch.stack([highest, ids.to(highest)]))
+
+
+def _refused_by(rows: Sequence[BatchRow], scores: Tensor) -> Tensor:
+    """Return a mask (rows, V), True for each token that must not come next in its reply."""
+    columns, device = scores.shape[1], scores.device
+    guided = [(at, row.guide) for at, row in enumerate(rows) if row.guide is not None]
+    if len(guided) == len(rows):
+        refused = refused_tokens([guide for _, guide in guided], columns, device)
+    else:
+        refused = nothing_refused(len(rows), columns, device)
+        if guided:
+            places = to_device([at for at, _ in guided], device)
+            refused[places] = refused_tokens([guide for _, guide in guided], columns, device)
+    return refuse_completing(refused, [(row.bans, row.recent_ids) for row in rows])
 
 
 def banned_of(family: Family, device: torch.device) -> Tensor:
