@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,8 +86,8 @@ class ReplyForm:
             return None
         try:
             value = parse_reply(reply.text)
-        except ValueError:
-            return ModelError("the answer is not JSON")
+        except ValueError as error:
+            return ModelError(f"the answer cannot be read as JSON: {error}")
         is_object = isinstance(value, dict) or not self.columns
         return None if is_object else ModelError("the answer is not a JSON object")
 
@@ -160,9 +161,10 @@ def parse_reply(text: str) -> JsonValue:
     """Return the JSON value of a complete reply.
 
     Raises:
-        ValueError: If the text is not JSON.
+        ValueError: If the text is not JSON, or has a number that is too large for a float: Python
+            would make it infinite, and then write what is no JSON.
     """
-    value: JsonValue = json.loads(text)
+    value: JsonValue = json.loads(text, parse_float=_finite)
     return value
 
 
@@ -201,6 +203,13 @@ def _read(file: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"the schema `{file}` is not UTF-8 text") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> None:

@@ -71,6 +71,6 @@ def not_usable(constraint: Constraint, message: str) -> UsageError:
     causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = (causes[0] if causes else reason).strip()[:300]
     if "oneOf constraints are not supported" in reason:
-        reason = "the cases of a `oneOf` overlap; `anyOf` may overlap"
+        reason = "cases of a `oneOf` may both fit; write `anyOf`"
     what = "schema" if constraint.kind == "schema" else "pattern"
     return UsageError(f"the {what} of the answer cannot be used: {reason}")
