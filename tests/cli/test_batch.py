@@ -321,7 +321,15 @@ def test_an_output_of_something_else_is_not_overwritten() -> None:
         (("r.jsonl", "-o", "no/a.jsonl"), "cannot write `no/a.jsonl`: no folder `no`"),
         (
             ("r.jsonl", "-o", "a.jsonl", "--failures", "mine.txt"),
-            "`mine.txt` exists already, and is not a file of requests",
+            "`mine.txt` exists already, and holds other things than requests of this run",
+        ),
+        (
+            ("r.jsonl", "-o", "a.jsonl", "--failures", "other.jsonl"),
+            "`other.jsonl` exists already, and holds other things than requests of this run",
+        ),
+        (
+            ("r.jsonl", "-o", "a.jsonl", "--failures", "/dev/zero"),
+            "cannot write `/dev/zero`: not a regular file",
         ),
         (("r.jsonl", "--retry-failed"), "only a run with an output file knows what failed"),
     ],
@@ -332,6 +340,7 @@ def test_a_wrong_argument_is_one_error_and_changes_no_file(
     write("r.jsonl", {"prompt": "One?"})
     Path("empty.jsonl").write_text("\n\n", "utf-8")
     Path("mine.txt").write_text("mine\n", "utf-8")
+    write("other.jsonl", {"prompt": "Two?"})
     before = {path: path.read_bytes() for path in here.iterdir()}
     services = World(FakeEngine(echo), stdin=Terminal()).services
     ran = run("batch", *arguments, services=services)
@@ -347,6 +356,22 @@ def test_a_failures_file_is_a_file_of_requests() -> None:
     engine = FakeEngine(echo, image_errors={"b.jpg": bad})
     assert batch("r.jsonl", "-o", "a.jsonl", "--failures", "f.jsonl", engine=engine).code == 3
     assert batch("f.jsonl").record["reply"] == "b.jpg:Two?"
+
+
+def test_a_failures_file_of_the_same_run_is_written_again() -> None:
+    write("r.jsonl", "{bad", {"prompt": 3}, {"prompt": "One?"})
+    command = ("r.jsonl", "-o", "a.jsonl", "--failures", "f.jsonl")
+    for _ in range(2):
+        assert batch(*command).code == 3
+        assert Path("f.jsonl").read_text("utf-8") == '{bad\n{"prompt": 3}\n'
+
+
+def test_too_many_failures_stop_the_batch() -> None:
+    write("r.jsonl", *({"prompt": number} for number in range(9)))
+    ran = batch("r.jsonl", "-o", "a.jsonl", "--max-failures", "2", "--batch-size", "1")
+    assert ran.code == 1
+    assert "note: stopped, because more than 2 requests failed\n" in ran.err
+    assert len(rows_in("a.jsonl")) == 3
 
 
 def test_pictures_lie_beside_the_requests_or_in_the_named_folder() -> None:

@@ -59,6 +59,7 @@ class RequestList(Sequence[CaptionItem]):
         self._lengths, self._repeats = array("Q"), array("Q")
         self._digests = bytearray()
         self._same_ids: dict[int, int] = {}
+        self._known: set[bytes] | None = None
         try:
             self._file = self._opened(stdin)
             with ExitStack() as stack:
@@ -102,6 +103,14 @@ class RequestList(Sequence[CaptionItem]):
         index = self._index(key)
         repeat = self._repeats[index]
         return self._digest(index).hex() + (f"-{repeat + 1}" if repeat else "")
+
+    def has_row(self, text: bytes) -> bool:
+        """Return whether a row has *text*; white space around it does not count."""
+        if self._known is None:
+            size = _DIGEST_BYTES
+            starts = range(0, len(self._digests), size)
+            self._known = {bytes(self._digests[at : at + size]) for at in starts}
+        return _digest_of(text.strip()) in self._known
 
     def text(self, key: str) -> bytes:
         """Return the text of the row *key*, without white space around it.

@@ -9,6 +9,10 @@ from typing import TypeAlias
 
 from idefics_cli.core.errors import PromptError
 
+PROMPTS = ("prompt", "question")
+CONVERSATIONS = ("messages", "conversations")
+"""The keys of which a request outside of an OpenAI batch has one."""
+
 # Longer than the context of every model.
 _MOST_CHARACTERS = 4_000_000
 _MOST_LEVELS = 100
@@ -57,8 +61,15 @@ def decode_row(text: bytes) -> Row:
 
 
 def is_line(row: Row) -> bool:
-    """Whether *row* is meant as a line of an OpenAI batch, even if it is a wrong one."""
-    return "custom_id" in row and ("body" in row or "url" in row)
+    """Whether *row* is meant as a line of an OpenAI batch, even if it is a wrong one.
+
+    In a row with a prompt of its own, these names are columns of the user, unless `body` is an
+    object.
+    """
+    if sum(name in row for name in ("custom_id", "url", "body")) < 2:
+        return False
+    has_prompt = any(row.get(name) is not None for name in (*PROMPTS, *CONVERSATIONS))
+    return isinstance(row.get("body"), dict) or not has_prompt
 
 
 def checked_text(value: object, name: str) -> str:

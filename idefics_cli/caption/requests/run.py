@@ -19,8 +19,7 @@ from idefics_cli.caption.rehearsal import unreadable
 from idefics_cli.caption.requests.answers import AnswerSink
 from idefics_cli.caption.requests.listing import RequestList
 from idefics_cli.caption.requests.reader import RequestReader, RequestRules, RequestSource
-from idefics_cli.caption.requests.row import decode_row
-from idefics_cli.caption.requests.shapes import ANSWER_COLUMNS, Defaults, shape_of
+from idefics_cli.caption.requests.shapes import Defaults
 from idefics_cli.caption.run import CaptionOutput
 from idefics_cli.caption.sinks.base import Existing, SinkFormat
 from idefics_cli.caption.wording import Wording
@@ -91,7 +90,7 @@ class RequestBatch:
         return ItemKind(
             partial(RequestReader, self.source),
             RequestRules(self.rows),
-            check_failed_requests,
+            partial(check_failed_requests, self.rows),
             partial(write_failed_requests, self.rows),
             () if path is None else (("the requests", Path(path)),),
             self.rows.place,
@@ -146,7 +145,8 @@ def write_failed_requests(rows: RequestList, path: Path, keys: Sequence[str]) ->
     """
     try:
         if not keys:
-            path.unlink(missing_ok=True) if path.is_file() else None
+            if path.is_file():
+                path.unlink()
             return
         with replacing(path) as file:
             for key in keys:
@@ -155,27 +155,26 @@ def write_failed_requests(rows: RequestList, path: Path, keys: Sequence[str]) ->
         raise cannot_write(path, error) from error
 
 
-def check_failed_requests(path: Path, keys: Collection[str]) -> None:
-    """Check that a list of failed requests may replace *path*: a new file, or one of requests.
+def check_failed_requests(rows: RequestList, path: Path, keys: Collection[str]) -> None:
+    """Check that a list of failed requests may replace *path*: a new file, or one of *rows*.
 
     Raises:
-        UsageError: If the file is another one.
+        UsageError: If the file holds anything else, which would be lost.
     """
     if not path.exists():
         return
+    if not path.is_file():  # a pipe would wait for its writer
+        raise UsageError(f"cannot write `{path}`: not a regular file")
     try:
         with path.open("rb") as file:
-            for line in limited_lines(file):
-                row = decode_row(line)
-                shape_of(row)
-                if ANSWER_COLUMNS[0] in row:
-                    raise PromptError("it has answers")
+            if all(not line.strip() or rows.has_row(line) for line in limited_lines(file)):
                 return
-    except (OSError, PromptError) as error:
-        raise UsageError(
-            f"`{path}` exists already, and is not a file of requests",
-            hint="name another file for `--failures`",
-        ) from error
+    except OSError as error:
+        raise UsageError(f"cannot write `{path}`: {error.strerror}") from error
+    raise UsageError(
+        f"`{path}` exists already, and holds other things than requests of this run",
+        hint="remove it, or name another file for `--failures`",
+    )
 
 
 def _text(rows: RequestList, key: str) -> bytes:

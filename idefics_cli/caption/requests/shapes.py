@@ -24,7 +24,14 @@ from idefics_cli.caption.requests.pictures import (
     placed,
     text_of,
 )
-from idefics_cli.caption.requests.row import Row, checked_text, kind_of
+from idefics_cli.caption.requests.row import (
+    CONVERSATIONS,
+    PROMPTS,
+    Row,
+    checked_text,
+    is_line,
+    kind_of,
+)
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Mode, Part, Sampling
 from idefics_cli.engine.schema.form import ReplyForm
@@ -40,8 +47,6 @@ ANSWER_COLUMNS = (
 )
 """The columns that an answer adds to those of its request."""
 
-PROMPTS = ("prompt", "question")
-CONVERSATIONS = ("messages", "conversations")
 _ENDPOINTS: Mapping[str, Shape] = MappingProxyType(
     {"chat/completions": "chat line", "completions": "completion line"}
 )
@@ -92,7 +97,7 @@ def shape_of(row: Row) -> Shape:
     Raises:
         PromptError: If it has none, or is a line for an endpoint that is not supported.
     """
-    if "body" in row and ("custom_id" in row or "url" in row):
+    if is_line(row):
         return _endpoint(row)
     if any(row.get(name) is not None for name in CONVERSATIONS):
         return "messages"
@@ -176,7 +181,7 @@ def _line(
         raise PromptError(f"unknown field `{unknown}` beside `body`", hint="leave it out")
     if "custom_id" in row:
         checked_text(row["custom_id"], "custom_id")
-    body = row["body"]
+    body = row.get("body")
     if not isinstance(body, dict):
         raise PromptError(f"`body` is not an object but {kind_of(body)}")
     check_known(body, _CHAT if shape == "chat line" else _COMPLETION)

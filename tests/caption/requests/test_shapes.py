@@ -192,6 +192,11 @@ def test_other_columns_of_a_prompt_are_the_users_own() -> None:
     assert request(row) == request({"prompt": "Hello!"})
 
 
+def test_a_prompt_with_names_of_a_batch_is_a_prompt() -> None:
+    row = {"custom_id": "a", "url": "https://example.com/a.jpg", "body": "text", "prompt": "Hi"}
+    assert request(row).messages[0].parts[1:] == ("Hi",)
+
+
 def test_the_model_of_a_row_is_known_if_it_is_another_one() -> None:
     defaults = Defaults(models=frozenset({"demo"}))
     assert asked({"prompt": "Hello!", "model": "gpt-x"}, defaults).model == "gpt-x"
@@ -256,6 +261,8 @@ WRONG: list[tuple[Any, str]] = [
     (line("/v1/embeddings", input="x"), "`url` is `/v1/embeddings`"),
     ({**line(messages=[USER]), "method": "GET"}, "`method` is not POST"),
     ({**line(messages=[USER]), "custom_id": 5}, "`custom_id` is not text but a number"),
+    ({"custom_id": "a", "url": "/v1/chat/completions"}, "`body` is not an object but null"),
+    ({"custom_id": "a", "body": {"prompt": "x"}, "url": 5}, "`url` is a number"),
     ({**line(), "body": [1]}, "`body` is not an object but a list"),
     ({**line(messages=[USER]), "x": 1}, "unknown field `x` beside `body`"),
     (line("/v1/completions", prompt=["a", "b"]), "`prompt` is not text but a list"),
