@@ -69,7 +69,7 @@ def _resize(
 
 
 def _normalize(
-    image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, *, inplace: bool
+    image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, *, inplace: bool = False
 ) -> torch.Tensor:
     centred = image.sub(torch.as_tensor(mean).view(-1, 1, 1))
     return centred.div_(torch.as_tensor(std).view(-1, 1, 1))
@@ -111,11 +111,11 @@ def video_inputs(
     inputs = dict(
         processor(
             text=[text],
-            videos=videos,
+            videos=[videos],
             return_tensors="pt",
             add_special_tokens=False,
             do_sample_frames=False,
-            video_metadata=metadata,
+            video_metadata=[metadata],
         )
     )
     # The model takes the videos of one conversation as frames of one row.
