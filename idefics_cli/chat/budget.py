@@ -7,6 +7,7 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from idefics_cli.chat.conversation import Conversation
+from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 from idefics_cli.engine.protocol import Engine, Measure, OpenImage, Prepared
 from idefics_cli.models.families.spec import find_family
@@ -51,7 +52,14 @@ class TokenBudget:
         Raises:
             IdeficsError: See `Engine.prepare`.
         """
-        prepared = self.engine.prepare(request, open_image=self._open_image)
+        try:
+            prepared = self.engine.prepare(request, open_image=self._open_image)
+        except ImageError as error:
+            if error.kind != "unsupported":
+                raise
+            # A former model took it: it is a video, and this model takes pictures.
+            hint = "`/images` lists the pictures, `/drop N` takes one out"
+            raise ImageError(str(error), kind=error.kind, hint=hint) from error
         for attachment, picture in zip(request.attachments, prepared.pictures, strict=True):
             self._known[attachment.digest] = picture
         return prepared

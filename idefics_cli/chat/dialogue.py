@@ -14,7 +14,7 @@ from idefics_cli.chat.model_switch import ModelSwitch
 from idefics_cli.chat.sampling_settings import SCHEMA_KEY, with_settings
 from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
 from idefics_cli.chat.turns import Turns
-from idefics_cli.core.errors import ContextError, MemoryLimitError, UsageError
+from idefics_cli.core.errors import ContextError, ImageError, MemoryLimitError, UsageError
 from idefics_cli.core.types import Attachment, Sampling, TokenChunk
 from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Measure
@@ -148,9 +148,15 @@ class Chat:
         return self.turns.stage(found)
 
     def picture_tokens(self, attachment: Attachment) -> int | None:
-        """Return how many tokens of the context a picture takes; None until a model is loaded."""
+        """Return how many tokens of the context a picture takes.
+
+        None until a model is loaded, and if it cannot take the picture.
+        """
         budget = self.model.budget
-        return budget.picture_tokens(attachment) if budget else None
+        try:
+            return budget.picture_tokens(attachment) if budget else None
+        except ImageError:
+            return None
 
     def count_staged(self) -> list[tuple[int, StagedPicture]]:
         """Count the tokens of staged pictures; return those that were not counted before.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.core.errors import MemoryLimitError
-from idefics_cli.core.types import Progress
-from idefics_cli.engine.protocol import Engine
+from idefics_cli.core.errors import ImageError, MemoryLimitError
+from idefics_cli.core.types import GenerationRequest, Progress
+from idefics_cli.engine.protocol import Engine, OpenImage, Prepared
 from idefics_cli.ui.chat.repl import Repl
 from idefics_cli.ui.terminal.console import Console
 from tests.support.chat import AwaitedLoading, ChatWorld, Gate, Lines, world
@@ -105,3 +105,28 @@ def test_when_no_model_can_be_loaded_the_chat_ends_and_the_text_is_shown(tmp_pat
         Repl(here.dispatcher, Console(Stream(terminal=True), err), Lines("What?", "And?")).run()
     assert err.text() == "not asked: What?\n"
     assert here.questions == []
+
+
+class _TakesNone(FakeEngine):
+    """A model that takes no picture of the chat, as one for pictures takes no video."""
+
+    def prepare(
+        self, request: GenerationRequest, *, open_image: OpenImage | None = None
+    ) -> Prepared:
+        if request.attachments:
+            raise ImageError("cannot read `picture`: it is a video", kind="unsupported", hint="…")
+        return super().prepare(request, open_image=open_image)
+
+
+def test_what_the_new_model_cannot_take_is_listed_and_can_be_dropped(
+    tmp_path: Path, pictures: Path
+) -> None:
+    here = world(tmp_path, "Red.")
+    here.models["other"] = _TakesNone("Yes.")
+    out, err, _ = here.talk("@a.png What?", "/model other", "Sure?", "/images", "/drop 1", "Sure?")
+    assert (
+        "error: cannot read `picture`: it is a video\n"
+        "hint: `/images` lists the pictures, `/drop N` takes one out\n"
+    ) in err
+    assert "[1] a.png, 8x6 landscape, turn 1\n" in err
+    assert out == "Red.\nYes.\n"
