@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from transformers import BitsAndBytesConfig
 
 from idefics_cli.cli.services import Services
+from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import GenerationRequest, LoadSpec
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import EngineFactory, OpenImage, Prepared
-from tests.support import tiny
+from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
+from tests.support import machines, tiny
 from tests.support.commands import MACHINE, run
 from tests.support.encoded import assert_same_inputs, encode
 from tests.support.prompts import NEW_TOKENS, open_engine, picture
+from tests.support.readme import ROOT
 from tests.support.reference import Content, Reference, load_reference
 
 
@@ -41,6 +49,19 @@ class _Model:
     folder: Path
     engine: LocalEngine
     reference: Reference
+
+    def plan(self, *arguments: str, machine: Machine) -> LoadSpec:
+        """Return how a command would load the model on *machine*."""
+        specs: list[LoadSpec] = []
+
+        def make_factory(spec: LoadSpec) -> EngineFactory:
+            specs.append(spec)
+            raise ModelError("planned")
+
+        services = Services({}, None, make_factory, lambda: machine)
+        ran = run(*arguments, "-m", str(self.folder), services=services)
+        assert specs, ran.err
+        return specs[0]
 
     def ask(self, *arguments: str) -> tuple[Prepared, list[int]]:
         """Run `idefics ask`, and return what the engine gets and the tokens of the answer."""
@@ -226,3 +247,184 @@ def test_a_completion_holds_no_banned_words(
     expected = model.reference.generate(theirs, max_new_tokens=NEW_TOKENS, bad_words=bad_words)
     assert tokens == expected
     assert prepared.request.banned == tuple(words)
+
+
+# The table in README.
+
+
+def documented(row: str) -> list[list[str]]:
+    """Return the arguments of the commands in a row of the table."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^\| {re.escape(row)}[^|]* \| (.*) \|$", text, re.MULTILINE)
+    return [shlex.split(command)[1:] for command in re.findall("`(idefics [^`]*)`", line)]
+
+
+def requests_in_readme() -> list[str]:
+    """Return the rows of `turns.jsonl` and `two.jsonl`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("```json\n")[2].partition("```")[0]
+    return block.splitlines()
+
+
+@pytest.fixture
+def here(photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the files that the table names."""
+    for name, path in zip("abc", photos, strict=True):
+        Path(path).rename(tmp_path / f"{name}.png")
+    first, *others = requests_in_readme()
+    (tmp_path / "turns.jsonl").write_text(f"{first}\n", encoding="utf-8")
+    (tmp_path / "two.jsonl").write_text("".join(f"{row}\n" for row in others), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+CRANE = ("assistant", ("A crane.",))
+ASKED: dict[str, list[tuple[str, tuple[str | int, ...]]]] = {
+    "few-shot: turns with pictures": [
+        ("user", (0, "What is it?")),
+        CRANE,
+        ("user", (1, "What is it?")),
+        ("assistant", ("A truck.",)),
+        ("user", (2, "What is it?")),
+    ],
+    "text first, and two pictures": [
+        ("user", ("In this picture ", 0, " it is day. And in this one? ", 1)),
+    ],
+}
+RAW: dict[str, tuple[str, list[int], tuple[str, ...]]] = {
+    "the same for a base model": (
+        "<image>This is a crane.\n<image>This is a truck.\n<image>This is",
+        [0, 1, 2],
+        (),
+    ),
+    "completion of a base model": (
+        "<image>In this image, we can see",
+        [0],
+        ("<image>", " <image>", " two", "  two"),
+    ),
+}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("row", ASKED)
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_documented_question_is_that_of_the_library(
+    row: str, kind: str, model_of: Callable[[str], _Model]
+) -> None:
+    ((command, *arguments),) = documented(row)
+    assert command == "ask"
+    turns: list[Content] = [(role, placed(*items)) for role, items in ASKED[row]]
+    compare(model_of(kind), arguments, turns)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("row", RAW)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_documented_completion_is_that_of_the_library(
+    row: str, kind: str, model_of: Callable[[str], _Model]
+) -> None:
+    model, (text, numbers, banned) = model_of(kind), RAW[row]
+    ((command, *arguments),) = documented(row)
+    assert command == "ask"
+    prepared, tokens = model.ask(*arguments)
+    theirs = model.reference.raw_inputs(text, [picture(number) for number in numbers])
+    assert_same_inputs(encode(model.engine, prepared), theirs)
+    tokenizer = model.reference.processor.tokenizer
+    bad_words = [tokenizer(word, add_special_tokens=False).input_ids for word in banned]
+    expected = model.reference.generate(theirs, max_new_tokens=NEW_TOKENS, bad_words=bad_words)
+    assert tokens == expected
+
+
+BATCHES: dict[str, list[list[tuple[str, tuple[str | int, ...]]]]] = {
+    "a conversation with pictures": [
+        [
+            ("user", (0, "What is it?")),
+            ("assistant", ("A crane.",)),
+            ("user", ("And this?", 1)),
+        ]
+    ],
+    "two prompts in one batch": [
+        [("user", ("Compare ", 0, " with ", 1, "."))],
+        [("user", (2, "What is it?"))],
+    ],
+}
+
+
+@pytest.mark.parametrize("row", BATCHES)
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_a_documented_batch_is_that_of_the_library(
+    row: str, kind: str, model_of: Callable[[str], _Model], here: Path
+) -> None:
+    model = model_of(kind)
+    ((command, *arguments),) = documented(row)
+    assert command == "batch"
+    _, found = model.run(command, *arguments, "-o", "answers.jsonl", "--batch-size", "2")
+    replies = [
+        json.loads(line)["reply"] for line in (here / "answers.jsonl").read_text().splitlines()
+    ]
+    for turns, reply in zip(BATCHES[row], replies, strict=True):
+        theirs = model.reference.content_inputs([(role, placed(*items)) for role, items in turns])
+        ids = theirs["input_ids"].tolist()
+        (ours,) = (
+            each
+            for each in found
+            if model.engine.loaded.family.encode([each.request], [each.pictures])[
+                "input_ids"
+            ].tolist()
+            == ids
+        )
+        assert_same_inputs(encode(model.engine, ours), theirs)
+        (answer,) = model.engine.complete([ours])
+        expected = model.reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+        assert list(answer.token_ids) == expected
+        assert reply == answer.text
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", ["idefics2", "idefics2-split", "idefics3", "smolvlm", "smolvlm2"])
+def test_documented_splitting_is_that_of_the_library(
+    kind: str, model_of: Callable[[str], _Model]
+) -> None:
+    model = model_of(kind)
+    tiles = []
+    for splits, (_, *arguments) in zip((True, False), documented("pictures cut"), strict=True):
+        spec = replace(model.engine.spec, splitting=splits)
+        with LocalEngine(spec) as engine:
+            split = replace(model, engine=engine)
+            prepared, tokens = split.ask(*arguments)
+            processor = split.reference.processor.image_processor
+            former, processor.do_image_splitting = processor.do_image_splitting, splits
+            theirs = split.reference.content_inputs([("user", placed(0, "What is it?"))])
+            processor.do_image_splitting = former
+            assert_same_inputs(encode(engine, prepared), theirs)
+            assert tokens == split.reference.generate(theirs, max_new_tokens=NEW_TOKENS)
+            tiles.append(len(prepared.pictures[0].tile_sizes))
+    assert tiles[0] > tiles[1] == 1
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", [kind for kind in tiny.CHATTING if kind != "idefics"])
+def test_documented_loading_has_the_arguments_of_the_library(
+    kind: str, model_of: Callable[[str], _Model]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    machine = machines.gpus(
+        machines.RTX_4090, versions={**machines.VERSIONS, "flash-attn": "2.8.3"}
+    )
+    ((_, *flash),) = documented("half precision with FlashAttention")
+    spec = model_of(kind).plan("ask", *flash, machine=machine)
+    assert (spec.dtype, spec.attention) == ("float16", "flash_attention_2")
+    assert (spec.device, spec.quantization) == ("cuda", "none")
+    ((_, *bits),) = documented("4 bits with double quantization")
+    spec = model_of(kind).plan("ask", *bits, machine=machine)
+    settings = bitsandbytes_config(spec)
+    # The documentation of Idefics2, "Shrinking down Idefics2 using quantization".
+    expected = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float16,
+        llm_int8_skip_modules=getattr(settings, "llm_int8_skip_modules", None),
+    )
+    assert settings is not None
+    assert settings.to_dict() == expected.to_dict()
