@@ -24,17 +24,17 @@ MODELS = (
     (
         "smolvlm2-256m",
         "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
-        "second generation of smolvlm-256m",
+        "second generation of smolvlm-256m, for videos too",
     ),
     (
         "smolvlm2-500m",
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-        "second generation of smolvlm-500m",
+        "second generation of smolvlm-500m, for videos too",
     ),
     (
         "smolvlm2-2.2b",
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
-        "second generation of smolvlm-2.2b",
+        "second generation of smolvlm-2.2b, for videos too",
     ),
     (
         "idefics2-8b",

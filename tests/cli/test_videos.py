@@ -182,6 +182,21 @@ def test_requests_of_a_batch_may_be_about_videos(model: tuple[str, str]) -> None
     assert (ran.code, ran.err) == (0, "")
 
 
+def test_requests_of_a_batch_can_have_videos(model: tuple[str, str]) -> None:
+    rows = [
+        {"prompt": "What happens?", "images": ["in/clip.mp4"]},
+        {"prompt": "Which is red?", "images": ["in/a.png", "in/clip.mp4"]},
+        {"prompt": "What happens?", "images": ["in/notes.txt"]},
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = call("batch", "rows.jsonl", *model, *LIMIT, "-o", "answers.jsonl")
+    assert ran.code == 3
+    answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    asked = call("ask", "What happens?", "-i", "in/clip.mp4", *model, *LIMIT, "--json")
+    assert answers[0]["reply"] == json.loads(asked.out)["text"]
+    assert [row.get("error") is None for row in answers] == [True, True, False]
+
+
 # Chats ---------------------------------------------------------------------------------------
 
 

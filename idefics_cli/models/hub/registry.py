@@ -191,7 +191,7 @@ _SPECS = (
         shape=_SMOLVLM_256M,
         stored=None,
         context=8192,
-        summary="second generation of smolvlm-256m",
+        summary="second generation of smolvlm-256m, for videos too",
     ),
     _smolvlm(
         "smolvlm2-500m",
@@ -201,7 +201,7 @@ _SPECS = (
         shape=_SMOLVLM_500M,
         stored="float32",
         context=8192,
-        summary="second generation of smolvlm-500m",
+        summary="second generation of smolvlm-500m, for videos too",
     ),
     _smolvlm(
         "smolvlm2-2.2b",
@@ -211,7 +211,7 @@ _SPECS = (
         shape=_SMOLVLM_2B,
         stored=None,
         context=16_384,
-        summary="second generation of smolvlm-2.2b",
+        summary="second generation of smolvlm-2.2b, for videos too",
     ),
     _idefics2(
         "idefics2-8b",
