@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ from idefics_cli.config.settings import (
     setting_table,
     with_choices,
 )
-from idefics_cli.config.store import read_config
+from idefics_cli.config.store import MODELS, read_config, read_model_config
 from idefics_cli.core.errors import ConfigError, UsageError
 
 Source = Literal["flag", "environment", "file", "default"]
@@ -41,12 +41,34 @@ class Resolved:
         origins: The origin of each value, by the name of its field.
         file: The configuration file, which may be missing.
         warnings: Lines about variables that look like settings but are unknown.
+        models: The settings in the tables of the file for single models, by the name of the model.
+            Those of `settings.model` are in *settings*.
+        stored: The settings at the top of the file.
     """
 
     settings: Settings
     origins: Mapping[str, Origin]
     file: Path
     warnings: tuple[str, ...] = ()
+    models: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    stored: Mapping[str, Value] = field(default_factory=dict)
+
+    def for_model(self, model: str) -> Resolved:
+        """Return the settings for another *model*; flags and variables stay as they are."""
+        left = {
+            name: Origin("file", str(self.file)) if name in self.stored else Origin("default")
+            for name in self.models.get(self.settings.model, {})
+            if self.origins[name].source == "file"
+        }
+        values: dict[str, Value] = {
+            name: self.stored.get(name, setting_table()[name].default) for name in left
+        }
+        origins = {**self.origins, **left}
+        for name, value in self.models.get(model, {}).items():
+            if origins[name].source in ("file", "default"):
+                values[name], origins[name] = value, _in_table(self.file, model)
+        settings = replace(self.settings, **values, model=model)  # type: ignore[arg-type]  # checked
+        return replace(self, settings=settings, origins=origins)
 
     def is_given(self, name: str) -> bool:
         """Whether the setting *name* has a value from a flag, a variable or the file."""
@@ -80,6 +102,7 @@ def resolve(
     """
     known = with_choices(choices)
     stored = read_config(file, must_exist=bool(environ.get("IDEFICS_CONFIG")), known=known)
+    models = read_model_config(file, known=known)
     values: dict[str, Value] = {}
     origins: dict[str, Origin] = {}
     for name, setting in known.items():
@@ -90,7 +113,13 @@ def resolve(
             or (setting.default, Origin("default"))
         )
     settings = Settings(**values)  # type: ignore[arg-type]  # checked by Setting.check
-    return Resolved(settings, origins, file, _unknown_variables(environ))
+    warnings = _unknown_variables(environ)
+    resolved = Resolved(settings, origins, file, warnings, models, stored)
+    return resolved.for_model(settings.model) if settings.model in models else resolved
+
+
+def _in_table(file: Path, model: str) -> Origin:
+    return Origin("file", f'{file} [{MODELS}."{model}"]')
 
 
 def _from_flag(setting: Setting, flags: Mapping[str, object]) -> tuple[Value, Origin] | None:

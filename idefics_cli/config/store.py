@@ -15,10 +15,22 @@ from idefics_cli.core.files import read_regular_file
 _LIMIT_BYTES = 2**20
 
 
+MODELS = "models"
+"""The table of the file that holds a table of settings for each model, by name."""
+# The settings that a model may have for itself: how it is loaded, and how it answers.
+_OF_MODELS = frozenset(
+    {"revision", "device", "dtype", "quantization", "attention", "splitting", "longest_edge",
+     "threads", "system", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens",
+     "seed", "prompt", "raw", "batch_size"}
+)  # fmt: skip
+
+
 def read_config(
     path: Path, *, must_exist: bool = False, known: Mapping[str, Setting] | None = None
 ) -> Mapping[str, Value]:
     """Return the settings in the file at *path*; no settings if the file is missing.
+
+    The tables of models are left out; see `read_model_config`.
 
     Args:
         path: A TOML file whose keys are fields of `Settings`.
@@ -29,6 +41,45 @@ def read_config(
         ConfigError: If the file cannot be read; or if it has an unknown key, a wrong value, or a
             setting for the command line only. Such a setting is ignored if it has its default.
     """
+    values = _read(path, must_exist=must_exist)
+    values.pop(MODELS, None)
+    table = setting_table() if known is None else known
+    checked = {key: _checked(path, table, key, value) for key, value in values.items()}
+    return {key: value for key, value in checked.items() if not table[key].command_line_only}
+
+
+def read_model_config(
+    path: Path, *, known: Mapping[str, Setting] | None = None
+) -> Mapping[str, Mapping[str, Value]]:
+    """Return the settings in the tables `[models."NAME"]` of a file, by the name of the model.
+
+    Args:
+        path: As for `read_config`, which reads the file first.
+        known: The settings by name; None for `setting_table`.
+
+    Raises:
+        ConfigError: As `read_config`, and if a table has a setting that no model can have.
+    """
+    tables = _read(path, must_exist=False).get(MODELS, {})
+    known = setting_table() if known is None else known
+    found: dict[str, Mapping[str, Value]] = {}
+    for name, table in tables.items() if isinstance(tables, dict) else [("", None)]:
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"`{MODELS}` in `{path}` must hold a table for each model",
+                hint=f'`[{MODELS}."smolvlm-256m"]`, and its keys below it',
+            )
+        for key in table:
+            if key in known and key not in _OF_MODELS:
+                raise ConfigError(
+                    f'`{key}` in `[{MODELS}."{name}"]` of `{path}` does not depend on the model',
+                    hint="write the key at the top of the file",
+                )
+        found[name] = {key: _checked(path, known, key, value) for key, value in table.items()}
+    return found
+
+
+def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
     if str(path) == os.devnull:
         return {}
     try:
@@ -43,10 +94,7 @@ def read_config(
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         reason = error.strerror if isinstance(error, OSError) else None
         raise ConfigError(f"cannot read `{path}`: {reason or error}") from error
-    values = _parsed(path, content)
-    table = setting_table() if known is None else known
-    checked = {key: _checked(path, table, key, value) for key, value in values.items()}
-    return {key: value for key, value in checked.items() if not table[key].command_line_only}
+    return _parsed(path, content)
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, object]:
@@ -78,6 +126,11 @@ def _checked(path: Path, table: Mapping[str, Setting], key: str, value: object) 
             f'`{key} = "{value}"` in `{path}` is for the command line only',
             hint=f"remove the key, and give `{setting.flag} {value}` to the command",
         )
+    if key == "model" and isinstance(value, dict):
+        raise ConfigError(
+            f"`model` in `{path}` must be text, not a table",
+            hint=f'`[{MODELS}."smolvlm-256m"]` is a table for one model',
+        )
     try:
         return setting.check(value)
     except ValueError as error:
@@ -86,6 +139,6 @@ def _checked(path: Path, table: Mapping[str, Setting], key: str, value: object) 
 
 def _hint(key: str, value: object) -> str:
     if isinstance(value, dict):
-        return "write the keys at the top of the file, without [tables]"
+        return f'write the keys at the top of the file; the only tables are `[{MODELS}."NAME"]`'
     guess = closest_name(key, setting_table())
     return f"did you mean `{guess}`?" if guess else "`idefics config` lists the keys"

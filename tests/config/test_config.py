@@ -194,8 +194,25 @@ def test_a_wrong_flag_is_a_usage_error_that_names_the_flag() -> None:
         (
             "[caption]\nprompt = 'x'",
             "unknown key `caption` in `{}`",
-            "write the keys at the top of the file, without [tables]",
+            'write the keys at the top of the file; the only tables are `[models."NAME"]`',
         ),
+        (
+            "[model.demo]\nsplitting = true",
+            "`model` in `{}` must be text, not a table",
+            '`[models."smolvlm-256m"]` is a table for one model',
+        ),
+        (
+            "models = 1",
+            "`models` in `{}` must hold a table for each model",
+            '`[models."smolvlm-256m"]`, and its keys below it',
+        ),
+        (
+            "[models.demo]\noutput = 'x'",
+            '`output` in `[models."demo"]` of `{}` does not depend on the model',
+            "write the key at the top of the file",
+        ),
+        ("[models.demo]\nsplit = 1", "unknown key `split` in `{}`", "did you mean `splitting`?"),
+        ("[models.demo]\ntop_k = true", "`top_k` in `{}` must be a whole number, not `true`", None),
         ("top_k = true", "`top_k` in `{}` must be a whole number, not `true`", None),
         ("top_k = 1.0", "`top_k` in `{}` must be a whole number, not `1.0`", None),
         ("json = 1", "`json` in `{}` must be true or false, not `1`", None),
@@ -351,3 +368,42 @@ def test_a_pipe_or_device_is_not_read(tmp_path: Path, kind: str) -> None:
 
 def test_the_null_device_has_no_settings() -> None:
     assert read_config(Path(os.devnull), must_exist=True) == {}
+
+
+MODEL_TABLES = """
+model = "demo"
+temperature = 0.5
+longest_edge = 500
+[models.demo]
+longest_edge = 700
+splitting = false
+[models."org/other"]
+temperature = 0.9
+dtype = "bfloat16"
+"""
+
+
+def test_a_model_has_settings_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(MODEL_TABLES, encoding="utf-8")
+    demo = resolve({}, {}, file)
+    assert (demo.settings.longest_edge, demo.settings.splitting) == (700, False)
+    assert (demo.settings.temperature, demo.settings.dtype) == (0.5, "auto")
+    assert demo.origins["longest_edge"] == Origin("file", f'{file} [models."demo"]')
+    assert demo.origins["temperature"] == Origin("file", str(file))
+    other = resolve({"model": "org/other"}, {}, file)
+    assert (other.settings.longest_edge, other.settings.splitting) == (500, None)
+    assert (other.settings.temperature, other.settings.dtype) == (0.9, "bfloat16")
+    # A chat may change its model.
+    assert demo.for_model("org/other").settings == other.settings
+    assert demo.for_model("org/other").for_model("demo") == demo
+    assert demo.for_model("third").settings == resolve({"model": "third"}, {}, file).settings
+
+
+def test_flags_and_variables_win_over_the_table_of_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(MODEL_TABLES, encoding="utf-8")
+    given = resolve({"longest_edge": 300}, {"IDEFICS_SPLITTING": "on"}, file)
+    for resolved in (given, given.for_model("org/other").for_model("demo")):
+        assert (resolved.settings.longest_edge, resolved.settings.splitting) == (300, True)
+        assert resolved.origins["splitting"].source == "environment"

@@ -198,8 +198,7 @@ def _open_session(
 
 
 def _with_model(invocation: Invocation, name: str) -> Invocation:
-    settings = replace(invocation.settings, model=name)
-    return replace(invocation, resolved=replace(invocation.resolved, settings=settings))
+    return replace(invocation, resolved=invocation.resolved.for_model(name))
 
 
 def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = False) -> LoadPlan:
