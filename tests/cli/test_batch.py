@@ -366,6 +366,31 @@ def test_a_failures_file_of_the_same_run_is_written_again() -> None:
         assert Path("f.jsonl").read_text("utf-8") == '{bad\n{"prompt": 3}\n'
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (
+            ("-i", "r.jsonl"),
+            "the file has no option: `idefics batch requests.jsonl -o answers.jsonl`",
+        ),
+        (("r.jsonl", "-f", "csv"), "answers are JSON lines: `-o answers.jsonl`"),
+        (
+            ("r.jsonl", "-p", "What?"),
+            "each request has its prompt; `idefics caption -p TEXT` asks about many pictures",
+        ),
+        (
+            ("r.jsonl", "s.jsonl"),
+            "one file at a time: `cat *.jsonl | idefics batch -` answers several",
+        ),
+        (("r.jsonl", "demo"), "`-m demo` chooses the model"),
+    ],
+)
+def test_what_other_tools_would_take_has_a_hint(arguments: tuple[str, ...], hint: str) -> None:
+    ran = batch(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.endswith(f"\nhint: {hint}\n")
+
+
 def test_too_many_failures_stop_the_batch() -> None:
     write("r.jsonl", *({"prompt": number} for number in range(9)))
     ran = batch("r.jsonl", "-o", "a.jsonl", "--max-failures", "2", "--batch-size", "1")

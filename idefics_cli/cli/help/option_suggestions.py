@@ -15,6 +15,8 @@ from idefics_cli.models.hub.registry import MODELS
 _QUESTION = "the question has no option: `idefics ask QUESTION -i PICTURE`"
 _PICTURE = "`-i PICTURE`, once for each picture"
 _PICTURES = "pictures need no option: `idefics caption photos/ -r`"
+_REQUESTS = "the file has no option: `idefics batch requests.jsonl -o answers.jsonl`"
+_OWN_PROMPT = "each request has its prompt; `idefics caption -p TEXT` asks about many pictures"
 _FEW = "name fewer pictures, such as `photos/a*.jpg`, or give a list with `--filelist`"
 # A share of equal letters, below which two options have little in common.
 _LEAST_LIKENESS = 0.65
@@ -55,6 +57,12 @@ _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             **dict.fromkeys(("-n", "--limit", "--max"), _FEW),
             "--resume": "no option is needed: the same command continues the run",
         },
+        "idefics batch": {
+            **dict.fromkeys(("-i", "--input", "--input-file", "--file", "--requests"), _REQUESTS),
+            **dict.fromkeys(("-p", "--prompt", "--ask"), _OWN_PROMPT),
+            **dict.fromkeys(("-f", "--format"), "answers are JSON lines: `-o answers.jsonl`"),
+            "--resume": "no option is needed: the same command continues the run",
+        },
         "idefics models": {"--pull": "`idefics models pull NAME`"},
         "idefics config": {"--set": _FILE, "--edit": _FILE},
     }
@@ -64,6 +72,7 @@ _EXTRA_WORDS = MappingProxyType(
     {
         "idefics ask": "put the prompt into quotes, and `-i` before each picture",
         "idefics chat": "pipe the question in; `-i` before each picture",
+        "idefics batch": "one file at a time: `cat *.jsonl | idefics batch -` answers several",
         "idefics models pull": "one model at a time",
     }
 )
@@ -95,7 +104,7 @@ def closest_options(option: str, possible: Iterable[str]) -> list[str]:
 def suggest_for_words(command: str, words: Sequence[str]) -> str | None:
     """Return a hint for *words*, which *command* does not take."""
     models = [word for word in words if word in MODELS]
-    if models and command in ("idefics ask", "idefics chat", "idefics doctor"):
+    if models and command in ("idefics ask", "idefics chat", "idefics batch", "idefics doctor"):
         return f"`-m {models[0]}` chooses the model"
     return _EXTRA_WORDS.get(command)
 
