@@ -24,7 +24,18 @@ from idefics_cli.config.settings import setting_table
 from idefics_cli.models.hub.facts import ModelFacts
 from tests.support.commands import run
 
-COMMANDS = ("ask", "chat", "caption", "sessions", "models", "doctor", "bench", "demo", "config")
+COMMANDS = (
+    "ask",
+    "chat",
+    "caption",
+    "batch",
+    "sessions",
+    "models",
+    "doctor",
+    "bench",
+    "demo",
+    "config",
+)
 
 
 def test_without_arguments_there_is_an_overview_with_commands_that_exist() -> None:
@@ -224,9 +235,13 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
 
 # Inputs and outputs, which differ in each call, so they are not settings.
 INPUTS_AND_OUTPUTS = {
-    "ask": {"text", "image", "schema", "regex"},
+    "ask": {"text", "image", "schema", "regex", "ban", "example", "examples"},
+    "batch": {"requests", "image_folder", "schema", "regex", "ban"},
     "chat": {"image", "resume", "session"},
-    "caption": {"paths", "filelist", "null", "prompt_file", "ask", "schema", "regex"},
+    "caption": {
+        *("paths", "filelist", "null", "prompt_file", "ask", "schema", "regex"),
+        *("ban", "example", "examples"),
+    },
     "bench": {
         "scenarios",
         "batch_sizes",

@@ -18,6 +18,7 @@ from idefics_cli.core.types import Sampling
 
 # OpenAI takes 4.
 _MOST_STOPS = 16
+_MOST_BANNED = 1000
 
 Apply = Callable[[Sampling, str, object], Sampling]
 """Returns the sampling with the value of a field, whose name is the second argument."""
@@ -75,6 +76,9 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
 FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex")
 """The fields that ask for a form of the answer, of OpenAI and of vLLM."""
 
+BANNED = "bad_words"
+"""The field with words that the answer must not have, of vLLM."""
+
 LABELS = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier"),
@@ -121,7 +125,7 @@ def is_setting(name: str) -> bool:
     Raises:
         PromptError: If it is nearly the name of a field that changes an answer.
     """
-    if name in HONOURED or name in FORMS:
+    if name in HONOURED or name in FORMS or name == BANNED:
         return True
     if (near := _misspelt(name)) is not None:
         raise PromptError(f"unknown field `{name}`", hint=f"did you mean `{near}`?")
@@ -149,6 +153,21 @@ def sampling_of(fields: Row, defaults: Sampling) -> Sampling:
         elif not any(type(value) is type(one) and value == one for one in _neutral(name, value)):
             raise PromptError(f"`{name}` is not supported", hint=_HINTS.get(name, "leave it out"))
     return replace(sampling, max_new_tokens=min(limits)) if limits else sampling
+
+
+def banned_of(fields: Row) -> tuple[str, ...]:
+    """Return the words that the answer to a request with *fields* must not have.
+
+    Raises:
+        PromptError: If the field is not a list of words.
+    """
+    value = fields.get(BANNED)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > _MOST_BANNED:
+        raise PromptError(f"`{BANNED}` is not a list of at most {_MOST_BANNED} words")
+    words = (checked_text(one, f"{BANNED}[{at}]") for at, one in enumerate(value))
+    return tuple(dict.fromkeys(word for word in words if word.strip()))
 
 
 def check_known(names: Row, known: frozenset[str]) -> None:

@@ -78,6 +78,7 @@ class RequestBatch:
             readers=readers,
             limits=limits or ImageLimits(),
             form=self.defaults.form,
+            banned=self.defaults.banned,
             wording=Verbatim(),
             asks_again=False,
             takes_any_reply=True,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
 from idefics_cli.caption.requests.fields import (
+    BANNED,
     FORMS,
     LABELS,
     NEUTRAL,
+    banned_of,
     check_known,
     is_setting,
     sampling_of,
@@ -65,6 +67,7 @@ class Defaults:
         chats: Whether the model chats. A base model completes prompts, and takes no messages.
         models: The names of the model.
         form: What the answer must be; None leaves it free.
+        banned: Words that no answer has.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -72,6 +75,7 @@ class Defaults:
     chats: bool = True
     models: frozenset[str] = frozenset()
     form: ReplyForm | None = None
+    banned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ def request_of(row: Row, defaults: Defaults, resolve: Resolve) -> Request:
         make = _chat if shape == "messages" else _prompt
         fields = {name: row[name] for name in row if _is_field(name, shape)}
         generation = make(row, fields, defaults, pictures)
+    generation = replace(generation, banned=(*defaults.banned, *banned_of(fields)))
     form = form_of(fields, max_new_tokens=generation.sampling.max_new_tokens) or defaults.form
     model = fields.get("model")
     return Request(
@@ -240,7 +245,7 @@ def _system(fields: Row, defaults: Defaults) -> str | None:
 
 
 def _sampling(fields: Row) -> Row:
-    others = ("model", "system", *FORMS)
+    others = ("model", "system", BANNED, *FORMS)
     return {name: value for name, value in fields.items() if name not in others}
 
 

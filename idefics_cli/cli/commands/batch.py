@@ -12,7 +12,13 @@ from idefics_cli.cli.commands.caption.inputs import automatic_batch
 from idefics_cli.cli.commands.caption.outputs import STDOUT, output_path
 from idefics_cli.cli.commands.caption.run import run
 from idefics_cli.cli.invocation import Invocation, begin_command
-from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
+from idefics_cli.cli.model_choice import (
+    banned_words,
+    image_limits,
+    plan_for,
+    report_warnings,
+    sampling,
+)
 from idefics_cli.cli.reply_form import chosen_form
 from idefics_cli.cli.stdin import tell_if_silent
 from idefics_cli.config.settings import ANSWER_TOKENS
@@ -73,6 +79,7 @@ def batch(
     schema: options.Schema = None,
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
+    ban: options.Ban = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -103,12 +110,17 @@ def batch(
     """
     invocation = begin_command(context)
     form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=ANSWER_TOKENS)
+    banned = banned_words(ban or ())
     with _listed(invocation, requests, image_folder) as rows:
-        raise typer.Exit(_answer(invocation, rows, _output(invocation), form))
+        raise typer.Exit(_answer(invocation, rows, _output(invocation), form, banned))
 
 
 def _answer(
-    invocation: Invocation, rows: RequestList, path: Path | None, form: ReplyForm | None
+    invocation: Invocation,
+    rows: RequestList,
+    path: Path | None,
+    form: ReplyForm | None,
+    banned: tuple[str, ...],
 ) -> int:
     """Answer the requests in *rows*, and return the exit code."""
     from idefics_cli.caption.requests.run import RequestBatch
@@ -122,6 +134,7 @@ def _answer(
         chats=spec.chats,
         models=frozenset({spec.name, spec.repo, settings.model}),
         form=form,
+        banned=banned,
     )
     asked = RequestBatch(rows, defaults)
     job = _job(invocation, asked, plan)

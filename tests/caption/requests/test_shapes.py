@@ -192,6 +192,12 @@ def test_other_columns_of_a_prompt_are_the_users_own() -> None:
     assert request(row) == request({"prompt": "Hello!"})
 
 
+def test_a_row_bans_words_beside_those_of_the_option() -> None:
+    row = {"prompt": "Hello!", "bad_words": ["red", "blue", "red", ""]}
+    assert request(row, Defaults(banned=("large",))).banned == ("large", "red", "blue")
+    assert request(line(messages=[USER], bad_words=["red"])).banned == ("red",)
+
+
 def test_a_prompt_with_names_of_a_batch_is_a_prompt() -> None:
     row = {"custom_id": "a", "url": "https://example.com/a.jpg", "body": "text", "prompt": "Hi"}
     assert request(row).messages[0].parts[1:] == ("Hi",)
@@ -221,6 +227,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"prompt": "Hi", "temperature": "hot"}, "`temperature` must be a number, not `hot`"),
     ({"prompt": "Hi", "temperature": True}, "`temperature` must be a number, not `true`"),
     ({"prompt": "Hi", "max_tokens": 0}, "`max_tokens` must be 1 or more, not `0`"),
+    ({"prompt": "Hi", "bad_words": "a"}, "`bad_words` is not a list of at most 1000 words"),
+    ({"prompt": "Hi", "bad_words": [1]}, "`bad_words[0]` is not text but a number"),
     ({"prompt": "Hi", "stop": ""}, "`stop` is empty"),
     ({"prompt": "Hi", "stop": ["a", 5]}, "`stop[1]` is not text but a number"),
     ({"prompt": "Hi", "stop": ["a"] * 17}, "`stop` has more than 16 texts"),
