@@ -205,6 +205,7 @@ complete -c idefics -n '__idefics_at caption' -s f -l format -x -a "tsv\t'' json
 complete -c idefics -n '__idefics_at caption' -s o -l output -r -F -d 'Write the captions to this file, or to this folder if each picture gets a file. (default: stdout, the same as `-`)'
 complete -c idefics -n '__idefics_at caption' -l existing -x -a "error\t'' skip\t'' overwrite\t'' append\t'' prepend\t''" -d 'What to do with existing captions: error, skip, overwrite, append or prepend. (default: error)'
 complete -c idefics -n '__idefics_at caption' -l overwrite -l no-overwrite -d 'The same as `--existing overwrite`'
+complete -c idefics -n '__idefics_at caption' -l embed -d 'Write each caption into its picture, as metadata; needs exiftool'
 complete -c idefics -n '__idefics_at caption' -l full-names -l no-full-names -d 'Name text files `a.jpg.txt`, so that `a.png` gets a file of its own. (default: only with xmp)'
 complete -c idefics -n '__idefics_at caption' -l text-extension -x -d 'Extension of text files, `.txt` if not given'
 complete -c idefics -n '__idefics_at caption' -l report -x -d 'Write an HTML page that shows all pictures with their captions'

@@ -291,7 +291,7 @@ class _RunState:
         self.outcome = replace(self.outcome, todo=todo)
 
     def _caption(
-        self, write: Callable[[CaptionRecord], None], note: Callable[[RunEvent], None]
+        self, write: Callable[[CaptionRecord], object], note: Callable[[RunEvent], None]
     ) -> None:
         assert self.todo is not None
         pictures = self.todo.pictures

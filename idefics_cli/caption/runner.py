@@ -24,7 +24,7 @@ OnEvent = Callable[[RunEvent], None]
 def run_captions(
     job: CaptionJob,
     factory: EngineFactory,
-    write: Callable[[CaptionRecord], None],
+    write: Callable[[CaptionRecord], object],
     *,
     on_event: OnEvent = lambda event: None,
     make_executor: MakeExecutor = LocalExecutor,
@@ -97,7 +97,7 @@ class _Delivery:
     def __init__(
         self,
         pictures: Sequence[CaptionItem],
-        write: Callable[[CaptionRecord], None],
+        write: Callable[[CaptionRecord], object],
         on_event: OnEvent,
     ) -> None:
         self._pictures = pictures

@@ -273,6 +273,7 @@ Existing = Annotated[str | None, _option("existing", panel=OUTPUT_PANEL)]
 Overwrite = Annotated[
     bool | None, _option("overwrite", "--overwrite/--no-overwrite", panel=OUTPUT_PANEL)
 ]
+Embed = Annotated[bool | None, _option("embed", "--embed", panel=OUTPUT_PANEL)]
 FullNames = Annotated[
     bool | None, _option("full_names", "--full-names/--no-full-names", panel=OUTPUT_PANEL)
 ]

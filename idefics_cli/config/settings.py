@@ -171,6 +171,11 @@ class Settings:
     overwrite: bool = _setting(
         False, help="The same as `--existing overwrite`.", command_line_only=True
     )
+    embed: bool = _setting(
+        False,
+        help="Write each caption into its picture, as metadata; needs exiftool.",
+        command_line_only=True,
+    )
     full_names: bool | None = _setting(
         None,
         help="Name text files `a.jpg.txt`, so that `a.png` gets a file of its own.",

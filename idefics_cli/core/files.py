@@ -116,6 +116,19 @@ def replacing(
         sync_folder(target.parent)
 
 
+def stamp_of_file(path: str | os.PathLike[str]) -> str | None:
+    """Return the size and the time of change of a file; None if there is no such file."""
+    try:
+        return stamp_of_status(os.stat(path))
+    except (OSError, ValueError):  # ValueError: NUL in the name
+        return None
+
+
+def stamp_of_status(status: os.stat_result) -> str:
+    """Return the size and the time of change of a file with this *status*."""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
 def check_replaceable(path: Path, before: os.stat_result | None) -> None:
     """Check that a file that was read can be replaced.
 

@@ -56,7 +56,7 @@ def test_defaults_agree_with_those_of_the_values_they_fill() -> None:
     assert parse_colour(Settings().background) == ImageLimits().background
 
 
-COMMAND_LINE_ONLY = ("overwrite", "retry_failed", "dry_run", "yes")
+COMMAND_LINE_ONLY = ("embed", "overwrite", "retry_failed", "dry_run", "yes")
 STORED = {
     name: setting for name, setting in setting_table().items() if not setting.command_line_only
 }

@@ -13,11 +13,15 @@ from typing import Self
 
 from idefics_cli.caption.resume.items import PICTURES, ItemRules
 from idefics_cli.caption.resume.journal import RunJournal, Settings, reachable
-from idefics_cli.caption.resume.stamp import stamp_of_file
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import cannot_write, remove_unfinished, unfinished_path
+from idefics_cli.core.files import (
+    cannot_write,
+    remove_unfinished,
+    stamp_of_file,
+    unfinished_path,
+)
 from idefics_cli.core.types import CaptionRecord
 
 MakeSink = Callable[[Target], Sink]
@@ -122,7 +126,7 @@ class JournaledSink:
 
     def write(self, record: CaptionRecord) -> None:
         """Write the row of *record*, then its line in the journal; see `Sink.write`."""
-        self._sink.write(record)
+        record = self._sink.write(record) or record
         self._journal.add(self._keys[record.file_name], record, end=self._sink.position())
 
     def check_commit(self, commit: str | None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 
 from idefics_cli.caption.item import CaptionItem
+from idefics_cli.core.files import stamp_of_file, stamp_of_status
 from idefics_cli.core.sources import MOST_FILE_BYTES, is_uri
 
 # A file of up to this size is held in memory; each reader may hold one. The JPEG of a camera has
@@ -58,9 +59,9 @@ def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> Pictur
             after = os.fstat(file.fileno())
     except (OSError, ValueError):  # ValueError: NUL in the name
         return PictureFile(FileContent(None, stamp_of(picture)))
-    stamp = _with_columns(_stamp(before), picture)
+    stamp = _with_columns(stamp_of_status(before), picture)
     content = FileContent(sha256.hexdigest(), stamp)
-    return PictureFile(content, data, has_changed=_stamp(before) != _stamp(after))
+    return PictureFile(content, data, has_changed=stamp_of_status(before) != stamp_of_status(after))
 
 
 def sha256_of(picture: CaptionItem) -> str | None:
@@ -83,18 +84,6 @@ def stamp_of(picture: CaptionItem) -> str | None:
     """
     source = picture.attachment.source
     return _with_columns(None if is_uri(source) else stamp_of_file(source), picture)
-
-
-def stamp_of_file(path: str | os.PathLike[str]) -> str | None:
-    """Return the size and the time of change of a file; None if there is no such file."""
-    try:
-        return _stamp(os.stat(path))
-    except (OSError, ValueError):  # ValueError: NUL in the name
-        return None
-
-
-def _stamp(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _with_columns(stamp: str | None, picture: CaptionItem) -> str | None:

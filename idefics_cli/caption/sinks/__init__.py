@@ -56,6 +56,15 @@ def _xmp(target: Target) -> Sink:
     return XmpSink(target)
 
 
+def _embed(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.embed import EmbedSink
+
+    return EmbedSink(target)
+
+
+EMBEDDING = SinkFormat(_embed, output="folder")
+"""Captions in the pictures, which is no format of an output."""
+
 SINKS: Mapping[str, SinkFormat] = MappingProxyType(
     {
         "tsv": SinkFormat(_tsv, extensions=(".tsv", ".txt")),

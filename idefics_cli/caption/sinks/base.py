@@ -137,8 +137,11 @@ class Sink(Protocol):
         """
         ...
 
-    def write(self, record: CaptionRecord) -> None:
+    def write(self, record: CaptionRecord) -> CaptionRecord | None:
         """Store *record* and flush. If this fails, the records before it stay complete.
+
+        Returns:
+            If the sink has changed the picture, the record with its new digest and stamp.
 
         Raises:
             RecordError: If only this record cannot be stored.

@@ -52,11 +52,11 @@ class TxtSink:
         self._completed: AbstractSet[str] = frozenset()
 
     def __enter__(self) -> Self:
-        self._paths = sidecars(self._target, self._folds_case or folds_case)
+        self._paths = self.find_paths()
         folders = {Path(f) for f in set(map(os.path.dirname, self._paths.values()))}
         _check_folders(folders, self._target.path)
         if self._target.existing not in ("append", "prepend"):
-            self._completed = {key for key, path in self._paths.items() if self.has_caption(path)}
+            self._completed = self.find_captions()
         if self._target.existing == "error" and self._completed:
             raise self._existing()
         for folder in folders:
@@ -88,15 +88,15 @@ class TxtSink:
         """Return None; see `Sink.position`."""
         return None
 
-    def write(self, record: CaptionRecord) -> None:
+    def write(self, record: CaptionRecord) -> CaptionRecord | None:
         """Write the sidecar of *record*; see `Sink.write`."""
         if record.caption is None:
-            return
+            return None
         path = Path(self._paths[record.file_name])
         try:
             if self._target.path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self.store(record, path)
+            return self.store(record, path)
         except OSError as error:
             if error.errno in _ENDS_THE_RUN:
                 raise cannot_write(path, error) from error
@@ -105,15 +105,23 @@ class TxtSink:
     def finish(self) -> None:
         """Do nothing, because every sidecar is complete already; see `Sink.finish`."""
 
-    def has_caption(self, path: str) -> bool:
-        """Return whether the run leaves the sidecar *path* alone, or must not begin with it.
+    def find_paths(self) -> dict[str, str]:
+        """Return the path of each sidecar by the key of its picture; see `sidecars`."""
+        return sidecars(self._target, self._folds_case or folds_case)
+
+    def find_captions(self) -> set[str]:
+        """Return the keys of the pictures that the run leaves alone, or must not begin with.
 
         "append" and "prepend" do not ask.
         """
+        return {key for key, path in self._paths.items() if self.has_caption(path)}
+
+    def has_caption(self, path: str) -> bool:
+        """Return whether the sidecar *path* has what the run leaves alone; see `find_captions`."""
         return self._target.existing != "overwrite" and os.path.lexists(path)
 
-    def store(self, record: CaptionRecord, path: Path) -> None:
-        """Write the sidecar *path* of *record*, which has a caption.
+    def store(self, record: CaptionRecord, path: Path) -> CaptionRecord | None:
+        """Write the sidecar *path* of *record*, which has a caption; see `Sink.write`.
 
         Raises:
             OSError: If it cannot be written.
@@ -123,6 +131,7 @@ class TxtSink:
         text = self.joined(self.text(record), old)
         # fsync would take longer than some captions take to generate.
         write_whole(path, f"{text}\n".encode("utf-8", "surrogateescape"), durable=False)
+        return None
 
     def text(self, record: CaptionRecord) -> str:
         """Return the text of *record*, which has a caption: the caption, or a line per answer."""

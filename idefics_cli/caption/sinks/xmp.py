@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,17 +57,20 @@ class XmpSink(TxtSink):
         self._now = now
 
     def has_caption(self, path: str) -> bool:
-        """Return whether the run leaves the sidecar *path* alone, or must not begin with it."""
+        """Return whether the run leaves the texts in *path* alone; see `TxtSink.find_captions`."""
         try:
             packet = Packet(_read(Path(path)))
         except (OSError, ValueError):  # its picture fails when its caption is written
             return False
-        found = [packet.text(name) for name in self._names()]
+        return self.counts([packet.text(name) for name in self.names()])
+
+    def counts(self, found: Sequence[Text]) -> bool:
+        """Return whether the run leaves the texts *found* alone, or must not begin with them."""
         if self._target.existing == "overwrite":
             return any(text.text and not text.is_ours for text in found)
         return any(text.text for text in found)
 
-    def store(self, record: CaptionRecord, path: Path) -> None:
+    def store(self, record: CaptionRecord, path: Path) -> CaptionRecord | None:
         """Merge the texts of *record* into the sidecar *path*; see `TxtSink.store`."""
         path = Path(os.path.realpath(path))  # a link stays a link
         before = os.stat(path) if path.exists() else None
@@ -77,46 +80,57 @@ class XmpSink(TxtSink):
             raise SidecarError(
                 f"cannot add a caption to `{path}`: {error}", hint="move this file away"
             ) from error
-        data = self.merged(packet, record, f"`{path}`")
+        texts = {
+            name: self.merged(packet.text(name), text, f"`{path}`")
+            for name, text in self.texts(record).items()
+        }
+        data = packet.with_texts(texts, date=self.date())
         with replacing(path) as file:
             file.write(data)
             if before is not None and hasattr(os, "fchmod"):
                 os.fchmod(file.fileno(), before.st_mode & 0o777)
             check_replaceable(path, before)
+        return None
 
-    def merged(self, packet: Packet, record: CaptionRecord, name: str) -> bytes:
-        """Return *packet*, which is that of *name*, with the texts of *record*.
+    def merged(self, former: Text, text: str, name: str) -> Text:
+        """Return what replaces the text *former* when *text* is added to it.
+
+        Args:
+            former: The text that is there.
+            text: The new text.
+            name: Where it is, for errors.
 
         Raises:
-            SidecarError: If it has a description by a person, which must not be joined.
+            SidecarError: If *former* is by a person, and must not be joined.
         """
-        texts = {}
-        for key, text in self._texts(record).items():
-            former = packet.text(key)
-            if not former.text or former.is_ours:
-                texts[key] = Text(text, is_ours=True)
-            elif self._target.existing in ("append", "prepend"):
-                texts[key] = Text(self.joined(text, former.text), is_ours=False)
-            else:
-                raise SidecarError(
-                    f"{name} has a description by a person, which stays",
-                    hint="`--existing append` adds the caption to it",
-                )
-        return packet.with_texts(texts, date=self._now().isoformat(timespec="seconds"))
+        if not former.text or former.is_ours:
+            return Text(text, is_ours=True)
+        if self._target.existing in ("append", "prepend"):
+            return Text(self.joined(text, former.text), is_ours=False)
+        raise SidecarError(
+            f"{name} has a description by a person, which stays",
+            hint="`--existing append` adds the caption to it",
+        )
 
-    def _names(self) -> tuple[Name, ...]:
+    def date(self) -> str:
+        """Return the time for xmp:MetadataDate."""
+        return self._now().isoformat(timespec="seconds")
+
+    def names(self) -> tuple[Name, ...]:
+        """Return which properties the answers become."""
         columns = self._target.columns
         if ALT_TEXT_QUESTION not in columns:
             return (DESCRIPTION,)
         return (ALT_TEXT,) if len(columns) == 1 else (DESCRIPTION, ALT_TEXT)
 
-    def _texts(self, record: CaptionRecord) -> dict[Name, str]:
+    def texts(self, record: CaptionRecord) -> dict[Name, str]:
+        """Return the text of each of `names`."""
         if ALT_TEXT_QUESTION not in self._target.columns:
             return {DESCRIPTION: self.text(record)}
         answers = dict(record.answers)
         alternative = escaped(answers.pop(ALT_TEXT_QUESTION))
         texts = {DESCRIPTION: escaped("\n".join(answers.values())), ALT_TEXT: alternative}
-        return {name: texts[name] for name in self._names()}
+        return {name: texts[name] for name in self.names()}
 
 
 def _read(path: Path) -> bytes:

@@ -76,6 +76,7 @@ def caption(
     output: options.Output = None,
     existing: options.Existing = None,
     overwrite: options.Overwrite = None,
+    embed: options.Embed = None,
     full_names: options.FullNames = None,
     text_extension: options.TextExtension = None,
     report: options.Report = None,

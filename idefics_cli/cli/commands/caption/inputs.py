@@ -152,12 +152,11 @@ def caption_job(
 ) -> CaptionJob:
     """Return the job; if there are no *questions*, it asks the default prompt of the model."""
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_readers
-    from idefics_cli.caption.sinks import SINKS
     from idefics_cli.hardware.system import count_cores
     from idefics_cli.models.hub.registry import default_caption_prompt
 
     settings = invocation.settings
-    is_folder = SINKS[output.format].output == "folder"
+    is_folder = output.sink.output == "folder"
     if not questions:
         prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
         questions = (CaptionQuestion(prompt),)

@@ -12,7 +12,7 @@ from idefics_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.run import CaptionOutput
-    from idefics_cli.caption.sinks.base import Existing
+    from idefics_cli.caption.sinks.base import Existing, SinkFormat
     from idefics_cli.caption.wording import OnTruncate, Wording
     from idefics_cli.config.settings import Settings
 
@@ -27,20 +27,12 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
         UsageError: If the settings contradict each other.
     """
     from idefics_cli.caption.run import CaptionOutput
-    from idefics_cli.caption.sinks import SINKS, format_for, is_misleading
 
     settings = invocation.settings
     if settings.output == "":
         raise UsageError("the name of the output file is empty", hint="`-` is stdout")
     path = None if settings.output in (None, STDOUT) else output_path(settings.output)
-    format_ = settings.format or format_for(path)
-    row = SINKS[format_]
-    if settings.format and path and is_misleading(path, format_):
-        invocation.console.warn(f"`{path}` will hold {format_}, as `--format` says")
-    if row.output == "folder" and settings.output == STDOUT:
-        raise UsageError(f"`--format {format_}` writes a file for each picture, not stdout")
-    if row.output == "file" and path is None:
-        raise UsageError(f"{format_} needs a file", hint=f"`-o captions{row.extensions[0]}`")
+    format_, row = _embedding(invocation) if settings.embed else _format(invocation, path)
     failures = output_path(settings.failures) if settings.failures else None
     report = _report(settings.report, path, overwrite=settings.overwrite)
     for other, name in ((path, "output"), (report, "report")):
@@ -53,7 +45,38 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
         full_names=settings.full_names,
         failures=failures,
         report=report,
+        row=row,
     )
+
+
+def _format(invocation: Invocation, path: Path | None) -> tuple[str, SinkFormat]:
+    from idefics_cli.caption.sinks import SINKS, format_for, is_misleading
+
+    settings = invocation.settings
+    format_ = settings.format or format_for(path)
+    row = SINKS[format_]
+    if settings.format and path and is_misleading(path, format_):
+        invocation.console.warn(f"`{path}` will hold {format_}, as `--format` says")
+    if row.output == "folder" and settings.output == STDOUT:
+        raise UsageError(f"`--format {format_}` writes a file for each picture, not stdout")
+    if row.output == "file" and path is None:
+        raise UsageError(f"{format_} needs a file", hint=f"`-o captions{row.extensions[0]}`")
+    return format_, row
+
+
+def _embedding(invocation: Invocation) -> tuple[str, SinkFormat]:
+    from idefics_cli.caption.sinks import EMBEDDING
+    from idefics_cli.caption.sinks.exiftool import find_exiftool
+
+    settings, origins = invocation.settings, invocation.resolved.origins
+    is_flag = settings.format is not None and origins["format"].source == "flag"
+    if is_flag or settings.output is not None:
+        raise UsageError(
+            f"--embed and {'--format' if is_flag else '--output'} exclude each other",
+            hint="`--embed` writes captions into the pictures, and nowhere else",
+        )
+    find_exiftool()
+    return "embed", EMBEDDING
 
 
 def output_path(name: str) -> Path:

@@ -1,0 +1,213 @@
+"""Captions in the pictures themselves, as metadata that exiftool writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from idefics_cli.caption.sinks.base import SidecarError, Target
+from idefics_cli.caption.sinks.exiftool import ExifTool, find_exiftool
+from idefics_cli.caption.sinks.xmp import XmpSink
+from idefics_cli.caption.sinks.xmp_packet import ALT_TEXT, DESCRIPTION, Name, Text, digest_of
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.files import check_replaceable, stamp_of_file, sync_folder, unfinished_path
+from idefics_cli.core.sources import is_uri
+from idefics_cli.core.types import CaptionRecord
+
+# Tags of exiftool: XMP, IPTC-IIM 4.2 (2:120) and EXIF 2.32 (0x010e), as the Metadata Working Group
+# names them for one description (Guidelines for Handling Image Metadata 2.0, section 5.4).
+_XMP: Mapping[Name, str] = {
+    DESCRIPTION: "XMP-dc:Description",
+    ALT_TEXT: "XMP-iptcCore:AltTextAccessibility",
+}
+_DIGESTS: Mapping[Name, str] = {
+    DESCRIPTION: "XMP-idefics_cli:CaptionDigest",
+    ALT_TEXT: "XMP-idefics_cli:AltTextDigest",
+}
+_IPTC, _CHARSET, _EXIF = "IPTC:Caption-Abstract", "IPTC:CodedCharacterSet", "IFD0:ImageDescription"
+_TYPE = "File:FileType"
+# `*` gives the texts in other languages too.
+_TAGS = (*(f"{tag}*" for tag in _XMP.values()), *_DIGESTS.values(), "IPTC:all", _EXIF, _TYPE)
+
+_WITH_IPTC = frozenset({"JPEG", "TIFF", "MPO"})
+# Raw files of cameras are not among them: their makers do not document them.
+_TYPES = _WITH_IPTC | {
+    "PNG",
+    "APNG",
+    "WEBP",
+    "Extended WEBP",
+    "HEIC",
+    "HEIF",
+    "AVIF",
+    "GIF",
+    "JP2",
+    "JXL",
+}
+_MOST_IPTC_BYTES = 2000
+_READ_AT_ONCE = 100
+# What cameras write as the description of every picture.
+_BY_CAMERA = re.compile(r"([A-Z]+ ){0,2}DIGITAL CAMERA|SONY DSC|Exif_JPEG_PICTURE")
+
+
+class EmbedSink(XmpSink):
+    """Writes each caption into its picture; see `TxtSink`.
+
+    A new file replaces the picture when it is complete and on the disk, so that a killed run
+    damages nothing. The pixels, all other metadata, the times and the mode of the file stay. A
+    description that a person wrote is never replaced; see `XmpSink`.
+
+    Args:
+        target: Where the sink writes; it has no path.
+    """
+
+    run_name = "idefics-caption-embed"
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._exiftool: ExifTool | None = None
+        # The stamps of pictures that this run wrote. Two names can be links to one picture.
+        self._written: dict[str, str | None] = {}
+
+    def __enter__(self) -> Self:
+        """Find the descriptions that exist; see `Sink.__enter__`.
+
+        Raises:
+            UsageError: If exiftool is missing, or a picture is not a file; see `Sink`.
+        """
+        self._exiftool = ExifTool(find_exiftool())
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._exiftool.close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End exiftool."""
+        if self._exiftool is not None:
+            self._exiftool.close()
+
+    def find_paths(self) -> dict[str, str]:
+        """Return the path of each picture by its key; links are followed."""
+        for picture in self._target.pictures:
+            if is_uri(picture.attachment.source):
+                raise UsageError(
+                    f"`{picture.key}` is not a file, and `--embed` writes into files",
+                    hint="leave it out, or write captions with `-o FILE`",
+                )
+        return {p.key: os.path.realpath(p.attachment.source) for p in self._target.pictures}
+
+    def find_captions(self) -> set[str]:
+        """Return the keys of the pictures that have a description; see `TxtSink`."""
+        assert self._exiftool is not None
+        paths, found = iter(dict.fromkeys(self._paths.values())), set()
+        while some := list(islice(paths, _READ_AT_ONCE)):
+            with suppress(OSError):  # these pictures fail when their captions are written
+                for path, row in self._exiftool.read(_TAGS, some).items():
+                    if self.counts([_text(row, name) for name in self.names()]):
+                        found.add(path)
+        return {key for key, path in self._paths.items() if path in found}
+
+    def store(self, record: CaptionRecord, path: Path) -> CaptionRecord:
+        """Write the texts of *record* into the picture *path*; see `TxtSink.store`.
+
+        Returns:
+            The record with the digest and the stamp of the changed picture.
+        """
+        assert self._exiftool is not None
+        former, sharp, columns = (record.stamp or "").partition("#")
+        before = os.stat(path)
+        now = stamp_of_file(path)
+        if former and now not in (former, self._written.get(str(path))):
+            raise SidecarError(f"`{path}` has changed since it was read", hint=_AGAIN)
+        found = list(self._exiftool.read(_TAGS, [str(path)]).values())
+        row = found[0] if found else {}
+        if row.get(_TYPE) not in _TYPES:
+            reason = f"files of type {row[_TYPE]}" if _TYPE in row else "what it cannot read"
+            raise SidecarError(
+                f"cannot write into `{path}`: exiftool cannot change {reason}", hint=_BESIDE
+            )
+        texts = {
+            name: self.merged(_text(row, name), text, f"`{path}`")
+            for name, text in self.texts(record).items()
+            if text.strip()
+        }
+        values = _values(texts, row) | {"XMP-xmp:MetadataDate": self.date()}
+        sha256 = self._replace(path, values, before)
+        self._written[str(path)] = stamp = stamp_of_file(path)
+        return replace(record, sha256=sha256, stamp=f"{stamp}{sharp}{columns}")
+
+    def _replace(self, path: Path, values: Mapping[str, str], before: os.stat_result) -> str:
+        """Replace the picture *path* by one with *values*; return the digest of the new file."""
+        assert self._exiftool is not None
+        # exiftool knows the format by the extension.
+        new = Path(f"{unfinished_path(path)}{path.suffix}")
+        try:
+            shutil.copyfile(path, new)
+            try:
+                self._exiftool.write(values, str(new))
+            except OSError as error:
+                raise SidecarError(f"cannot write into `{path}`: {error}", hint=_BESIDE) from error
+            shutil.copystat(path, new)
+            if hasattr(os, "chown"):
+                with suppress(OSError):  # only the administrator can give a file away
+                    os.chown(new, before.st_uid, before.st_gid)
+            with new.open("rb+") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            check_replaceable(path, before)
+            os.replace(new, path)
+        finally:
+            for left in (new, new.with_name(f"{new.name}_exiftool_tmp")):
+                left.unlink(missing_ok=True)
+        sync_folder(path.parent)
+        return sha256
+
+
+_BESIDE = "`-f xmp` writes a sidecar"
+_AGAIN = "run the same command again"
+
+
+def _text(row: Mapping[str, str], name: Name) -> Text:
+    """Return the text of *name* in the values *row* of a picture; that of a person, if any."""
+    tag = _XMP[name]
+    found = [text for key, text in row.items() if key == tag or key.startswith(f"{tag}-")]
+    if name == DESCRIPTION:
+        camera = row.get(_EXIF, "").strip()
+        found += [row.get(_IPTC, ""), "" if _BY_CAMERA.fullmatch(camera) else camera]
+    texts = [text.strip() for text in found if text.strip()]
+    by_person = [text for text in texts if digest_of(text) != row.get(_DIGESTS[name])]
+    if by_person:
+        return Text(by_person[0])
+    return Text(texts[0], is_ours=True) if texts else Text()
+
+
+def _values(texts: Mapping[Name, Text], row: Mapping[str, str]) -> dict[str, str]:
+    """Return what exiftool is to write of *texts* into a picture with the values *row*."""
+    values = {}
+    for name, merged in texts.items():
+        values[_XMP[name]] = merged.text
+        values[_DIGESTS[name]] = digest_of(merged.text) if merged.is_ours else ""
+    if DESCRIPTION not in texts or row[_TYPE] not in _WITH_IPTC:
+        return values
+    text = texts[DESCRIPTION].text
+    values[_EXIF] = text
+    has_iptc = any(key.startswith("IPTC:") for key in row)
+    # exiftool does not convert the other texts when it changes their encoding.
+    if not has_iptc or row.get(_CHARSET) == "UTF8":
+        values[_CHARSET] = "UTF8"
+        values[_IPTC] = text if len(text.encode()) <= _MOST_IPTC_BYTES else ""
+    return values

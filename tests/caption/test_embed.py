@@ -1,0 +1,394 @@
+"""Captions in pictures: pixels and all other metadata stay, and so do the words of a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.sinks.base import Existing, SidecarError, Target
+from idefics_cli.caption.sinks.embed import EmbedSink
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.files import stamp_of_file
+from idefics_cli.core.types import Attachment, CaptionRecord
+from tests.support.commands import Ran, World, run
+from tests.support.fakes import FakeEngine
+from tests.support.outputs import Recorder, record
+from tests.support.pictures import noise, opened, quadrants
+from tests.support.zygote import Zygote
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("exiftool") is None, reason="exiftool is not installed"
+)
+
+CAPTION = ' a cat <b> & "dog" $x @y \\n {z}\n«ünd» 漢'
+FILES: dict[str, dict[str, object]] = {
+    "a.jpg": {"quality": 90, "progressive": True},
+    "a.png": {},
+    "a.tif": {"compression": "tiff_lzw"},
+    "a.gif": {},
+    "a.webp": {"lossless": True},
+    "a.heic": {"quality": 90},
+}
+
+
+@pytest.fixture(autouse=True)
+def in_folder(here: Path) -> Path:
+    return here
+
+
+def make(name: str = "a.jpg", **options: object) -> Path:
+    """Write a picture with an orientation and a camera, as far as its format has them."""
+    if name.endswith(".heic"):
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    image = quadrants()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    kind = {".jpg": "JPEG", ".tif": "TIFF", ".heic": "HEIF"}.get(
+        Path(name).suffix, Path(name).suffix[1:].upper()
+    )
+    extra = {} if kind == "GIF" else {"exif": exif.tobytes()}
+    image.save(name, kind, **extra, **(FILES.get(name, {}) | options))
+    os.utime(name, ns=(10**18, 10**18))
+    return Path(name)
+
+
+def sink(*names: str, existing: Existing = "error") -> EmbedSink:
+    items = tuple(CaptionItem(name, Attachment(name), name) for name in names or ("a.jpg",))
+    return EmbedSink(Target(Recorder(), existing=existing, pictures=items))
+
+
+def embed(name: str = "a.jpg", text: str = "a cat", existing: Existing = "error") -> CaptionRecord:
+    """Write *text* into the picture, and return the record for the journal."""
+    with sink(name, existing=existing) as entered:
+        written = entered.write(replace(record(name, text), stamp=stamp_of_file(name)))
+    assert written is not None
+    return written
+
+
+def tags(name: str = "a.jpg") -> dict[str, str]:
+    """Return the metadata of a picture, as exiftool reads it without our configuration."""
+    command = [
+        "exiftool",
+        "-config",
+        "",
+        "-json",
+        "-G1",
+        "-a",
+        "-XMP:all",
+        "-IPTC:all",
+        "-EXIF:all",
+    ]
+    (row,) = json.loads(subprocess.run([*command, name], capture_output=True, check=True).stdout)
+    del row["SourceFile"]
+    return {key: str(value) for key, value in row.items()}
+
+
+def set_tags(*values: str, name: str = "a.jpg") -> None:
+    command = ["exiftool", "-q", "-overwrite_original", "-codedcharacterset=utf8", *values, name]
+    subprocess.run(command, check=True)
+
+
+def pixels_of(path: Path) -> NDArray[np.uint8]:
+    """Return the pixels that the loader makes of a picture."""
+    return np.asarray(opened(path.read_bytes()))
+
+
+def scan(data: bytes) -> bytes:
+    """Return a JPEG from its first scan on."""
+    return data[data.index(b"\xff\xda") :]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_and_other_metadata_stay_and_the_caption_is_read_back(name: str) -> None:
+    path = make(name)
+    path.chmod(0o640)
+    before, pixels, old = path.read_bytes(), pixels_of(path), tags(name)
+
+    written = embed(name, CAPTION)
+
+    assert (pixels_of(path) == pixels).all()
+    if name == "a.jpg":
+        assert scan(path.read_bytes()) == scan(before)
+    found = tags(name)
+    assert found["XMP-dc:Description"].strip() == CAPTION.strip()
+    moved = "IFD0:StripOffsets"
+    assert {key: found.get(key) for key in old if key != moved} == {
+        key: value for key, value in old.items() if key != moved
+    }
+    both = name in ("a.jpg", "a.tif")
+    for tag in ("IPTC:Caption-Abstract", "IFD0:ImageDescription"):
+        assert (found.get(tag, "").strip() == CAPTION.strip()) == both
+    assert path.stat().st_mtime_ns == 10**18
+    assert os.name == "nt" or path.stat().st_mode & 0o777 == 0o640
+    assert written.stamp == stamp_of_file(path)
+    assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "-XMP-dc:Description=Anna, 2024",
+        "-XMP-dc:Description-de=Anna, 2024",
+        "-IPTC:Caption-Abstract=Anna, 2024",
+        "-IFD0:ImageDescription=Anna, 2024",
+    ],
+)
+def test_the_words_of_a_person_are_never_replaced(tag: str) -> None:
+    path = make()
+    set_tags(tag)
+    before = path.read_bytes()
+
+    with pytest.raises(UsageError, match=r"a\.jpg` has a description already"):
+        embed()
+    for existing in ("skip", "overwrite"):
+        with sink(existing=existing) as entered:
+            assert entered.completed() == {"a.jpg"}
+            with pytest.raises(SidecarError, match="has a description by a person, which stays"):
+                entered.write(record("a.jpg"))
+    assert path.read_bytes() == before
+
+    for _ in range(2):
+        embed(existing="append")
+        assert tags()["XMP-dc:Description"] == "Anna, 2024 a cat"
+    with sink(existing="overwrite") as entered:
+        assert entered.completed() == {"a.jpg"}
+
+
+def test_our_own_words_are_replaced_on_request_until_a_person_edits_them() -> None:
+    make()
+    embed(text="one")
+    embed(text="two", existing="overwrite")
+    assert tags()["IPTC:Caption-Abstract"] == "two"
+
+    set_tags("-IPTC:Caption-Abstract=two, by me")
+    with sink(existing="overwrite") as entered:
+        assert entered.completed() == {"a.jpg"}
+
+
+def test_what_a_camera_writes_into_every_picture_is_no_description() -> None:
+    make()
+    set_tags("-IFD0:ImageDescription=OLYMPUS DIGITAL CAMERA")
+    embed()
+    assert tags()["IFD0:ImageDescription"] == "a cat"
+
+
+def test_texts_of_iptc_in_another_encoding_stay_readable() -> None:
+    path = make()
+    subprocess.run(["exiftool", "-q", "-overwrite_original", "-IPTC:City=Zürich", path], check=True)
+    embed(text="漢")
+
+    found = tags()
+    assert (found["IPTC:City"], found["XMP-dc:Description"]) == ("Zürich", "漢")
+    assert "IPTC:Caption-Abstract" not in found
+
+
+def test_a_long_caption_is_whole_where_it_fits() -> None:
+    make()
+    embed(text="short")
+    embed(text="long " * 500, existing="overwrite")
+
+    found = tags()
+    assert found["XMP-dc:Description"].strip() == ("long " * 500).strip()
+    assert "IPTC:Caption-Abstract" not in found
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links of Unix")
+def test_two_names_of_one_picture_are_one_picture() -> None:
+    make()
+    Path("link.jpg").symlink_to("a.jpg")
+    stamp = stamp_of_file("a.jpg")
+
+    with sink("a.jpg", "link.jpg") as entered:
+        for name in ("a.jpg", "link.jpg"):
+            entered.write(replace(record(name, f"it is {name}"), stamp=stamp))
+    assert Path("link.jpg").is_symlink()
+    assert tags()["XMP-dc:Description"] == "it is link.jpg"
+
+
+def test_a_picture_that_changed_since_it_was_read_stays() -> None:
+    path = make()
+    stamp = stamp_of_file(path)
+    quadrants().save(path, "JPEG", quality=50)
+    before = path.read_bytes()
+
+    with sink() as entered, pytest.raises(SidecarError, match="has changed since it was read"):
+        entered.write(replace(record("a.jpg"), stamp=stamp))
+    assert path.read_bytes() == before
+
+
+def test_a_picture_that_is_read_only_stays() -> None:
+    path = make()
+    path.chmod(0o444)
+    before = path.read_bytes()
+
+    with sink() as entered, pytest.raises(SidecarError, match=r"cannot write .*: it is read-only"):
+        entered.write(record("a.jpg"))
+    assert path.read_bytes() == before
+    assert os.listdir() == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "reason"),
+    [
+        ("a.bmp", "BMP", "files of type BMP"),
+        ("a.jpg", "PNG", "Not a valid JPG"),
+        ("no%f\n.jpg", "JPEG", "no name with a line break"),
+    ],
+)
+def test_a_file_that_cannot_be_changed_fails_its_picture(
+    name: str, format: str, reason: str
+) -> None:
+    noise().save(name, format)
+    before = Path(name).read_bytes()
+
+    with sink(name) as entered, pytest.raises(SidecarError, match=reason):
+        entered.write(record(name))
+    assert Path(name).read_bytes() == before
+    assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize("name", ["-a b%f%%d.jpg", "#a.jpg", "ünd 漢.jpg"])
+def test_odd_names_are_names(name: str) -> None:
+    make(name)
+    embed(name)
+    assert os.listdir() == [name]
+    assert tags(f"./{name}")["XMP-dc:Description"] == "a cat"
+
+
+def test_after_exiftool_is_killed_the_next_picture_has_a_new_one() -> None:
+    for name in ("a.jpg", "b.jpg"):
+        make(name)
+    with sink("a.jpg", "b.jpg") as entered:
+        (exiftool,) = psutil.Process().children()
+        exiftool.kill()
+        exiftool.wait()
+        with pytest.raises(SidecarError, match="exiftool ended"):
+            entered.write(record("a.jpg"))
+        entered.write(record("b.jpg"))
+    assert tags("b.jpg")["XMP-dc:Description"] == "a cat"
+    assert psutil.Process().children() == []
+
+
+# Runs
+
+
+def caption(*options: str, engine: FakeEngine | None = None) -> Ran:
+    engine = engine or FakeEngine(lambda request: f"it is {request.attachments[0].source}")
+    return run("caption", "photos", "--embed", *options, services=World(engine).services)
+
+
+def photos(count: int) -> dict[str, bytes]:
+    """Write pictures; return their scans."""
+    Path("photos").mkdir()
+    for number in range(count):
+        make(f"photos/{number:03}.jpg")
+    return scans()
+
+
+def scans() -> dict[str, bytes]:
+    return {path.name: scan(path.read_bytes()) for path in Path("photos").glob("[!.]*.jpg")}
+
+
+def test_a_second_run_does_nothing_and_a_picture_with_new_words_is_left_to_its_person() -> None:
+    photos(3)
+    assert caption().code == 0
+    first = {path: path.read_bytes() for path in Path("photos").glob("[!.]*.jpg")}
+    engine = FakeEngine("other")
+    assert (caption(engine=engine).code, engine.requests) == (0, [])
+    assert {path: path.read_bytes() for path in first} == first
+
+    set_tags("-XMP-dc:Description=by me", name="photos/001.jpg")
+    ran = caption(engine=engine)
+    assert (ran.code, len(engine.requests)) == (3, 1)
+    assert "001.jpg` has a description by a person, which stays" in ran.err
+    assert tags("photos/001.jpg")["XMP-dc:Description"] == "by me"
+
+
+def test_without_exiftool_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    photos(1)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "platform", "linux")
+    world = World(FakeEngine("x"))
+    ran = run("caption", "photos", "--embed", services=world.services)
+
+    assert (ran.code, ran.out, world.specs) == (2, "", [])
+    assert ran.err == (
+        "error: `--embed` needs exiftool, which is not installed\n"
+        "hint: `apt install libimage-exiftool-perl` installs it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-o", "x.csv"), "error: --embed and --output exclude each other\n"),
+        (("-f", "csv"), "error: --embed and --format exclude each other\n"),
+        (("data:image/png;base64,AAAA",), "is not a file, and `--embed` writes into files\n"),
+    ],
+)
+def test_what_is_written_into_pictures_is_written_nowhere_else(
+    options: tuple[str, ...], message: str
+) -> None:
+    photos(1)
+    ran = caption(*options)
+    assert (ran.code, message in ran.err) == (2, True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_runs_damage_no_picture_and_leave_no_file_and_no_process(
+    kills: int, here: Path
+) -> None:
+    before = photos(8 * kills)
+    first = here / "first.jpg"
+    first.write_bytes(b"0")
+    chance = random.Random(kills)
+    journal = Path("photos/idefics-caption-embed.journal")
+    requests = here / "r.jsonl"
+    requests.write_text('{"prompt": "Hi"}')
+    with Zygote("fake", picture=first, requests=requests) as zygote:
+        for _ in range(kills):
+            zygote.run(
+                *("photos", "--embed", "--batch-size", "1"),
+                number=signal.SIGKILL,
+                seconds=chance.uniform(0, 0.06),
+                after=journal,
+            )
+            assert scans() == before
+        left = [path.name for path in Path("photos").iterdir() if ".part" in path.name]
+        assert zygote.run("photos", "--embed")[0] == 0
+    assert scans() == before
+    assert not [path for path in Path("photos").iterdir() if ".part" in path.name], left
+    for name in before:
+        assert tags(f"photos/{name}")["XMP-dc:Description"] == f"a picture of photos/{name}"
+    deadline = time.monotonic() + 20
+    while _exiftools(here) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _exiftools(here)
+
+
+def _exiftools(folder: Path) -> list[int]:
+    """Return the processes of exiftool in *folder*."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "-stay_open" in process.cmdline() and process.cwd() == str(folder):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
