@@ -46,6 +46,8 @@ _BYTES_PER_PIXEL = 40
 _LOST_SHARE = 0.1
 _DECODE_SECONDS = 300.0
 _SHRINK_HINT = "shorten or shrink it: ffmpeg -i VIDEO -t 60 -vf scale=640:-2 b.mp4"
+# A damaged header can say anything, and a time of a million years does not fit into a prompt.
+_MOST_SECONDS = 10 * 366 * 24 * 3600
 _NO_RATE = Fraction(24)
 
 
@@ -139,7 +141,11 @@ class Video:
                     yield frame
                     done += 1
             if done < len(indices):
-                yield from self._decode_frames(indices[done:])
+                for frame in self._decode_frames(indices[done:]):
+                    yield frame
+                    done += 1
+            if not done:
+                raise OSError("it has no frame that can be decoded")
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -208,7 +214,9 @@ class Video:
                 hint="copy or download it again",
             )
         rate = stream.average_rate or stream.guessed_rate or _NO_RATE
-        return VideoFacts(count, float(rate), float(count / rate))
+        if (duration := count / rate) > _MOST_SECONDS:
+            raise RareKind("that lasts longer than ten years", "copy or download it again")
+        return VideoFacts(count, float(rate), float(duration))
 
     def _decode_frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of *indices* from decoding all frames before them, too."""
@@ -223,8 +231,6 @@ class Video:
             count += 1
         if count < self.facts.frames * (1 - _LOST_SHARE) and not self._limits.keeps_truncated:
             raise OSError(f"it has {count} of {self.facts.frames} frames")
-        if not count:
-            raise OSError("it has no frame that can be decoded")
 
     def _seek_frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of *indices* up to the first that a seek does not find."""

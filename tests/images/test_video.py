@@ -176,6 +176,12 @@ def test_frames_that_the_file_lacks_are_left_out() -> None:
     with opened(Clip().encode()) as video:
         frames = list(video.read_frames([58, 59, 62]))
     assert [frame.index for frame in frames] == [58, 59]
+    keeps = ImageLimits(keeps_truncated=True)
+    with (
+        opened(Clip().encode(), keeps) as video,
+        pytest.raises(ImageError, match="no frame that can be decoded"),
+    ):
+        list(video.read_frames([60]))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -190,6 +196,15 @@ def test_damage_is_an_error_or_costs_only_pixels(
         for frame in video.read_frames([0, video.facts.frames // 2]):
             assert frame.pixels.shape[2] == 3
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_time_that_makes_no_sense_is_an_error() -> None:
+    data = bytearray(Clip().encode())
+    struct.pack_into(">I", data, data.find(b"mdhd") + 16, 1)  # ticks in a second
+    struct.pack_into(">I", data, data.find(b"stts") + 16, 2**31 - 1)  # ticks of a frame
+    error = refusal(bytes(data))
+    assert error.kind == "unsupported"
+    assert "longer than ten years" in str(error)
 
 
 def test_a_playlist_in_the_dress_of_a_video_opens_no_other_file(tmp_path: Path) -> None:
