@@ -201,7 +201,7 @@ class Settings:
         choices=("keep", "trim", "extend"),
     )
     retry_failed: bool = _setting(
-        False, help="Do only again what failed before.", command_line_only=True
+        False, help="Try again only what failed before.", command_line_only=True
     )
     failures: str | None = _setting(
         None,

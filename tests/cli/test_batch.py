@@ -162,10 +162,10 @@ def test_requests_on_stdin_are_continued_too() -> None:
 WRONG: list[tuple[object, str, str]] = [
     (
         "{bad",
-        "no valid JSON: Expecting property name enclosed in double quotes, column 2",
+        "not valid JSON: Expecting property name enclosed in double quotes, column 2",
         "prompt",
     ),
-    ('{"prompt": "Hi", "seed": NaN}', "`seed` is NaN, which is no JSON number", "prompt"),
+    ('{"prompt": "Hi", "seed": NaN}', "`seed` is NaN, which is not a JSON number", "prompt"),
     ({"prompt": "Hi", "image": "no.jpg"}, "no such file: `no.jpg`", "missing"),
     (
         {"messages": [{"role": "robot", "content": "Hi"}]},
@@ -173,7 +173,7 @@ WRONG: list[tuple[object, str, str]] = [
         "prompt",
     ),
     ({"prompt": ["Hi"]}, "`prompt` is not text but a list", "prompt"),
-    ("x" * 100_000_000, "no valid JSON: Expecting value, column 1", "prompt"),
+    ("x" * 100_000_000, "not valid JSON: Expecting value, column 1", "prompt"),
 ]
 
 
@@ -207,7 +207,7 @@ def test_a_repeated_custom_id_is_an_error_of_the_later_line() -> None:
     ran = batch("r.jsonl")
 
     first, second = map(json.loads, ran.out.splitlines())
-    message = "`r.jsonl`, line 2: `custom_id` is that of line 1 too (give each request its own)"
+    message = "`r.jsonl`, line 2: line 1 has the same `custom_id` (give each request its own)"
     assert first["error"] is None
     assert second["error"] == {"code": "prompt", "message": message}
     assert second["response"]["status_code"] == 400
@@ -311,7 +311,7 @@ def test_an_output_of_something_else_is_not_overwritten() -> None:
     ("arguments", "error"),
     [
         (("no.jsonl",), "cannot read `no.jsonl`: No such file or directory"),
-        (("empty.jsonl",), "`empty.jsonl` holds no request"),
+        (("empty.jsonl",), "`empty.jsonl` has no requests"),
         (("-",), "`-` needs requests on stdin"),
         (("r.jsonl", "--image-folder", "no"), "no folder `no`"),
         (("r.jsonl", "-o", ""), "the name of the output file is empty"),

@@ -217,7 +217,7 @@ class RequestList(Sequence[CaptionItem]):
         self._file.seek(position)
         if head.startswith(_UTF16) or b"\0" in head:
             raise UsageError(
-                f"{self.name} holds no UTF-8 text",
+                f"{self.name} is not UTF-8 text",
                 hint="requests are JSON lines, one object a line, in UTF-8",
             )
         if head[offset:].lstrip().startswith(b"["):

@@ -116,7 +116,7 @@ def placed(
     if marks != len(pictures) and (marks or not pictures):
         count = counted(len(pictures), "picture")
         raise PromptError(
-            f"{marks} `{IMAGE_TOKEN}` for {count}",
+            f"the text has {marks} `{IMAGE_TOKEN}`, and the columns of the row have {count}",
             hint=f"write `{IMAGE_TOKEN}` once for each picture of `images`, or nowhere",
         )
     if not marks:

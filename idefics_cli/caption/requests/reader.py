@@ -49,7 +49,7 @@ class RequestSource:
         row = decode_row(self.rows.text(key))
         if (first := self.rows.same_id(key)) is not None:
             raise PromptError(
-                f"`custom_id` is that of line {first} too", hint="give each request its own"
+                f"line {first} has the same `custom_id`", hint="give each request its own"
             )
         request = request_of(row, self._defaults, self.rows.resolve)
         if request.model is not None and (

@@ -44,18 +44,18 @@ def decode_row(text: bytes) -> Row:
             text.decode(), object_pairs_hook=_object, parse_constant=note, parse_float=number
         )
     except UnicodeDecodeError as error:
-        raise PromptError(f"no UTF-8 text (byte {error.start + 1})") from None
+        raise PromptError(f"not UTF-8 text (byte {error.start + 1})") from None
     except RecursionError:
         raise PromptError(_TOO_DEEP) from None
     except ValueError as error:
         hint = "a row is one JSON object on one line"
-        raise PromptError(f"no valid JSON: {_reason(error)}", hint=hint) from None
+        raise PromptError(f"not valid JSON: {_reason(error)}", hint=hint) from None
     _check_levels(value)
     if odd:
-        raise PromptError(f"`{_name_of_odd(value)}` is {odd[0][:40]}, which is no JSON number")
+        raise PromptError(f"`{_name_of_odd(value)}` is {odd[0][:40]}, which is not a JSON number")
     if not isinstance(value, dict):
         raise PromptError(
-            "no JSON object", hint='a row looks like {"prompt": "What is it?", "image": "a.jpg"}'
+            "not a JSON object", hint='a row looks like {"prompt": "What is it?", "image": "a.jpg"}'
         )
     return value
 
@@ -104,7 +104,7 @@ def kind_of(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
     names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), "no JSON value")
+    return names.get(type(value), "not a JSON value")
 
 
 def _reason(error: ValueError) -> str:
@@ -122,7 +122,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return value
 
 
-_TOO_DEEP = f"no valid JSON: it is nested deeper than {_MOST_LEVELS} levels"
+_TOO_DEEP = f"not valid JSON: it is nested deeper than {_MOST_LEVELS} levels"
 
 
 def _check_levels(value: object) -> None:
@@ -140,7 +140,7 @@ def _check_levels(value: object) -> None:
 
 
 def _name_of_odd(value: object, name: str = "") -> str | None:
-    """Return the name of the first value that is no JSON number, such as `body.seed`."""
+    """Return the name of the first value that is not a JSON number, such as `body.seed`."""
     if value is _ODD:
         return name
     pairs: Iterable[tuple[str, object]] = ()

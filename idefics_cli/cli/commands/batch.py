@@ -168,7 +168,7 @@ def _listed(invocation: Invocation, source: str, folder: str | None) -> RequestL
     rows = RequestList(source, stdin, folder=folder)
     if not rows:
         with rows:
-            raise UsageError(f"{rows.name} holds no request")
+            raise UsageError(f"{rows.name} has no requests")
     return rows
 
 

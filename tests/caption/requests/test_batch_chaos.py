@@ -145,6 +145,29 @@ def test_a_full_disk_is_one_clear_error_and_the_batch_goes_on_when_there_is_room
     assert answers("parts.jsonl") == answers("whole.jsonl")
 
 
+@pytest.mark.slow
+def test_the_built_in_model_killed_ten_times_answers_500_requests_as_one_by_one(
+    here: Path, warm_python: tuple[str, ...]
+) -> None:
+    samples = write_samples(here / "scenes", count=20, seed=3)
+    names = [f"scenes/{sample.file_name}" for sample in samples]
+    write("r.jsonl", mixed_rows(500, names))
+    chance = random.Random(6)
+    command = ("r.jsonl", "-m", "demo", "--threads", "1", "--batch-size")
+    parts = (*command, "8", "-o", "parts.jsonl")
+    first, journal = here / names[0], Path("parts.jsonl.journal")
+    with Zygote("demo", picture=first, requests=here / "r.jsonl", python=warm_python) as zygote:
+        assert zygote.run(*command, "1", "-o", "whole.jsonl", command="batch")[0] == 3
+        for _ in range(10):
+            seconds = chance.uniform(0, 0.5)
+            zygote.run(
+                *parts, command="batch", number=signal.SIGKILL, seconds=seconds, after=journal
+            )
+        assert len(answers("parts.jsonl")) < 500
+        assert zygote.run(*parts, command="batch")[0] == 3
+    assert answers("parts.jsonl") == answers("whole.jsonl")
+
+
 def test_the_built_in_model_answers_in_batches_as_one_by_one(here: Path) -> None:
     samples = write_samples(here / "scenes", count=6, seed=3)
     write("r.jsonl", mixed_rows(36, [f"scenes/{sample.file_name}" for sample in samples]))

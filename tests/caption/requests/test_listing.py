@@ -92,8 +92,8 @@ def test_a_file_that_changes_during_the_run_is_noticed(tmp_path: Path, listed: O
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ('{"a": 1}\n'.encode("utf-16"), "holds no UTF-8 text"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "holds no UTF-8 text"),
+        ('{"a": 1}\n'.encode("utf-16"), "is not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8 text"),
         (b'[{"prompt": "x"}]', "holds a JSON array, not a request a line"),
     ],
 )

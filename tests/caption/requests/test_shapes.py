@@ -212,13 +212,13 @@ def test_the_model_of_a_row_is_known_if_it_is_another_one() -> None:
 USER = {"role": "user", "content": "Hi"}
 DEEP = '{"prompt": "Hi", "x": ' + "[" * 200 + "]" * 200 + "}"
 WRONG: list[tuple[Any, str]] = [
-    ("{bad", "no valid JSON: Expecting property name enclosed in double quotes, column 2"),
-    ('{"prompt": "Hi", "prompt": "Ho"}', "no valid JSON: `prompt` is given twice"),
-    ('{"prompt": "Hi", "temperature": NaN}', "`temperature` is NaN, which is no JSON number"),
-    ('{"body": {"x": [1, -1e999]}}', "`body.x[1]` is -1e999, which is no JSON number"),
-    (DEEP, "no valid JSON: it is nested deeper than 100 levels"),
-    ('{"a":' * 100_000, "no valid JSON: it is nested deeper than 100 levels"),
-    ("[1]", "no JSON object"),
+    ("{bad", "not valid JSON: Expecting property name enclosed in double quotes, column 2"),
+    ('{"prompt": "Hi", "prompt": "Ho"}', "not valid JSON: `prompt` is given twice"),
+    ('{"prompt": "Hi", "temperature": NaN}', "`temperature` is NaN, which is not a JSON number"),
+    ('{"body": {"x": [1, -1e999]}}', "`body.x[1]` is -1e999, which is not a JSON number"),
+    (DEEP, "not valid JSON: it is nested deeper than 100 levels"),
+    ('{"a":' * 100_000, "not valid JSON: it is nested deeper than 100 levels"),
+    ("[1]", "not a JSON object"),
     ({}, "no prompt"),
     ({"prompt": "  "}, "`prompt` is empty"),
     ({"prompt": 5}, "`prompt` is not text but a number"),
@@ -240,8 +240,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"prompt": "Hi", "image": "-"}, "`image` is `-`, and a row names files, addresses and "
      "`data:` URIs"),
     ({"prompt": "Hi", "image": "a", "images": ["b"]}, "both `images` and `image` are given"),
-    ({"prompt": "<image> <image>", "image": "a"}, "2 `<image>` for 1 picture"),
-    ({"prompt": "<image>"}, "1 `<image>` for 0 pictures"),
+    ({"prompt": "<image> <image>", "image": "a"},
+     "the text has 2 `<image>`, and the columns of the row have 1 picture"),
+    ({"prompt": "<image>"}, "the text has 1 `<image>`, and the columns of the row have 0 pictures"),
     ({"messages": "Hi"}, "`messages` is not a list of messages"),
     ({"messages": []}, "`messages` is not a list of messages"),
     ({"messages": ["Hi"]}, "`messages[0]` is not a message but text"),
@@ -286,5 +287,5 @@ def test_a_wrong_row_is_refused_by_the_name_of_its_field(row: Any, message: str)
     "text", [b"\xff{}", b'{"prompt": 1' + b"0" * 5000 + b"}", b"", b"null", b'"x"']
 )
 def test_bytes_that_are_no_row_are_refused(text: bytes) -> None:
-    with pytest.raises(PromptError, match=r"UTF-8|no valid JSON|no JSON object"):
+    with pytest.raises(PromptError, match=r"UTF-8|not valid JSON|not a JSON object"):
         decode_row(text)
