@@ -170,6 +170,7 @@ def _record(
         },
         "model": spec.name or spec.repo,
         "repo": spec.repo,
+        **({} if spec.adapter is None else {"adapter": spec.adapter.name}),
         "revision": engine.revision,
         "images": [recorded_source(attachment.source) for attachment in images],
         "device": spec.device,

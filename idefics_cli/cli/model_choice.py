@@ -89,6 +89,41 @@ def banned_words(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
+def with_base_model(invocation: Invocation) -> Invocation:
+    """Return *invocation* with the adapter as the model, if it has an adapter but no model.
+
+    The name of an adapter as a model means its base model with the adapter.
+
+    Raises:
+        ModelError: If there is no such adapter.
+    """
+    resolved, settings = invocation.resolved, invocation.settings
+    if settings.adapter is None or resolved.is_given("model"):
+        return invocation
+    from idefics_cli.models.hub.adapters import check_name
+
+    check_name(settings.adapter)
+    settings = replace(settings, model=settings.adapter, adapter=None)
+    return replace(invocation, resolved=replace(resolved, settings=settings))
+
+
+def find_facts(invocation: Invocation) -> ModelFacts:
+    """Return the facts about the model of the settings, with its adapter.
+
+    Raises:
+        ModelError: If the model or the adapter is unknown, missing or broken.
+    """
+    settings = invocation.settings
+    facts = invocation.services.find_facts(
+        settings.model, revision=settings.revision, offline=settings.offline
+    )
+    if settings.adapter is None:
+        return facts
+    from idefics_cli.models.hub.adapters import find_adapter
+
+    return replace(facts, adapter=find_adapter(settings.adapter, offline=settings.offline))
+
+
 def plan_for(
     invocation: Invocation, machine: Machine | None = None, facts: ModelFacts | None = None
 ) -> Plan:
@@ -105,10 +140,9 @@ def plan_for(
     """
     from idefics_cli.models.planning.plan import PlanChoices, make_plan
 
+    invocation = with_base_model(invocation)
     settings, services = invocation.settings, invocation.services
-    facts = facts or services.find_facts(
-        settings.model, revision=settings.revision, offline=settings.offline
-    )
+    facts = facts or find_facts(invocation)
     choices = PlanChoices(
         device=settings.device,
         dtype=settings.dtype,

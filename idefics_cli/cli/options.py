@@ -117,6 +117,7 @@ Model = Annotated[
     str | None, _option("model", "--model", "-m", panel=MODEL_PANEL, complete=complete_model)
 ]
 Revision = Annotated[str | None, _option("revision", panel=MODEL_PANEL)]
+AdapterName = Annotated[str | None, _option("adapter", panel=MODEL_PANEL)]
 Device = Annotated[str | None, _option("device", panel=MODEL_PANEL)]
 Dtype = Annotated[str | None, _option("dtype", panel=MODEL_PANEL)]
 QuantizationName = Annotated[str | None, _option("quantization", panel=MODEL_PANEL)]

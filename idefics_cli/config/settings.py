@@ -35,6 +35,9 @@ class Settings:
         DEFAULT_MODEL, help="Name from `idefics models`, Hub id `owner/name` or local folder."
     )
     revision: str | None = _setting(None, help="Branch, tag or commit of a Hub repository.")
+    adapter: str | None = _setting(
+        None, help="LoRA adapter: a folder or a Hub id. Without a model, its base model."
+    )
     device: str = _setting(
         "auto",
         help="Where the model runs.",

@@ -254,6 +254,23 @@ class KernelChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """A LoRA adapter: small matrices that change the weights of a model.
+
+    Attributes:
+        name: The name that the user gave: a folder or a Hub id.
+        folder: Absolute path of the folder with its files.
+        digest: SHA-256 of its files, in hexadecimal.
+        base: Hub id or path of the model for which it was made, as its files say; "" if unknown.
+    """
+
+    name: str
+    folder: str
+    digest: str
+    base: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSpec:
     """All choices for loading one model, made before any weight is read.
 
@@ -285,6 +302,7 @@ class LoadSpec:
         quantized_folder: Folder in which quantized weights are kept for later starts; None keeps
             none.
         uses_graphs: Whether the engine may record decode steps as CUDA graphs.
+        adapter: The adapter that changes the weights; None for the model as it is.
     """
 
     repo: str
@@ -310,6 +328,7 @@ class LoadSpec:
     limits: ImageLimits = field(default_factory=ImageLimits)
     quantized_folder: str | None = None
     uses_graphs: bool = True
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -77,6 +78,10 @@ def place(tmp_path: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(Clip(frames=30).encode())
     (tmp_path / "rules.txt").write_text("No smoking.\n")
+    style = {"peft_type": "LORA", "lora_alpha": 8, "base_model_name_or_path": "smolvlm-500m"}
+    (tmp_path / "my-style").mkdir()
+    (tmp_path / "my-style" / "adapter_config.json").write_text(json.dumps(style))
+    (tmp_path / "my-style" / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "requests.jsonl").write_text('{"prompt": "Hi!", "image": "photo.jpg"}\n')
     return tmp_path
 

@@ -30,6 +30,7 @@ def run_settings(
     *more* replaces or adds settings.
     """
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
+    adapter = spec.adapter
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
     # No option sets the stops. Runs of versions without them can be continued.
     del sampling["stop"]
@@ -37,6 +38,7 @@ def run_settings(
         "format": format_,
         "model": spec.name or spec.repo,
         "revision": spec.revision,
+        **_unless("adapter", adapter and f"{adapter.name} ({adapter.digest[:12]})", None),
         "dtype": spec.dtype,
         "quantization": spec.quantization,
         "splitting": spec.splitting,

@@ -27,6 +27,7 @@ def ask(
     image: options.Images = None,
     model: options.Model = None,
     revision: options.Revision = None,
+    adapter: options.AdapterName = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.QuantizationName = None,

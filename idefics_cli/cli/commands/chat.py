@@ -16,10 +16,12 @@ from idefics_cli.cli.answer import answer_once
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import (
     confirm_download,
+    find_facts,
     image_limits,
     plan_for,
     report_warnings,
     sampling,
+    with_base_model,
 )
 from idefics_cli.cli.pictures import check_videos
 from idefics_cli.cli.question import AskedQuestion
@@ -49,6 +51,7 @@ def chat(
     session: options.Session = None,
     model: options.Model = None,
     revision: options.Revision = None,
+    adapter: options.AdapterName = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.QuantizationName = None,
@@ -133,13 +136,16 @@ def _talk(
 
     stack.enter_context(leaving_on_termination())
     stack.enter_context(silent_keyboard())
+    resolved, invocation = invocation.resolved, with_base_model(invocation)
     opener = PictureOpener(image_limits(invocation.settings), offline=invocation.settings.offline)
     check_videos(invocation, sources)
     # Pictures are opened before the model is loaded, so that a bad one ends the command at once.
     pictures = [opener.stage(source) for source in sources]
     store, session = _open_session(invocation, key)
     stack.callback(session.close)
-    if session.conversation.turns and not invocation.resolved.is_given("model"):
+    if session.conversation.turns and not (
+        resolved.is_given("model") or resolved.is_given("adapter")
+    ):
         invocation = _with_model(invocation, session.conversation.model)
     name = invocation.settings.model
     loading = Loading(name, _find_model(invocation, name))
@@ -197,8 +203,10 @@ def _open_session(
     return store, store.create(settings.model, key, system=settings.system)
 
 
-def _with_model(invocation: Invocation, name: str) -> Invocation:
-    return replace(invocation, resolved=invocation.resolved.for_model(name))
+def _with_model(invocation: Invocation, name: str, adapter: str | None = None) -> Invocation:
+    resolved = invocation.resolved.for_model(name)
+    settings = replace(resolved.settings, adapter=adapter)
+    return replace(invocation, resolved=replace(resolved, settings=settings))
 
 
 def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = False) -> LoadPlan:
@@ -212,9 +220,9 @@ def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = Fal
     Raises:
         IdeficsError: If the model is unknown, does not chat, or cannot be downloaded.
     """
-    chosen, services = _with_model(invocation, name), invocation.services
-    settings = chosen.settings
-    facts = services.find_facts(name, revision=settings.revision, offline=settings.offline)
+    adapter = None if replaces_other else invocation.settings.adapter
+    chosen, services = _with_model(invocation, name, adapter), invocation.services
+    facts = find_facts(chosen)
     if not facts.chats:
         raise base_model_error(name)
     if facts.folder is None and replaces_other:

@@ -89,6 +89,16 @@ def fetch_small_files(repo: str, revision: str | None = None) -> Path:
         return _download(repo, revision, _SMALL_FILES, _bar(None, 0))
 
 
+def fetch_adapter(repo: str) -> Path:
+    """Download the adapter *repo* into the cache, and return its folder.
+
+    Raises:
+        ModelError: See `pull`.
+    """
+    with hub_errors(repo, None):
+        return _download(repo, None, ("adapter_*.json", "adapter_*.safetensors"), _bar(None, 0))
+
+
 def weight_bytes_on_hub(repo: str, revision: str | None = None) -> int | None:
     """Return the size in bytes of the safetensors files of *repo*; None if the Hub states none."""
     from huggingface_hub import HfApi

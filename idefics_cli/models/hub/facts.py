@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import DtypeName, Quantization
+from idefics_cli.core.types import DtypeName, LoraAdapter, Quantization
 from idefics_cli.models.families.geometry import Json
 from idefics_cli.models.families.spec import FamilySpec, Shape
 from idefics_cli.models.hub import checkpoint
+from idefics_cli.models.hub.adapters import find_adapter, is_adapter
 from idefics_cli.models.hub.cache import cached_folder, is_offline, missing_files
 from idefics_cli.models.hub.download import fetch_small_files, weight_bytes_on_hub
 from idefics_cli.models.hub.errors import not_cached
@@ -42,6 +43,7 @@ class ModelFacts:
         stored: Quantization of the weights in the files; None if they are not quantized.
         stored_bytes: Size of the files if their weights are quantized, else 0.
         stored_dtype: Dtype of the unquantized weights in such files, which cannot be changed.
+        adapter: The adapter that changes the weights, if there is one.
     """
 
     name: str
@@ -58,6 +60,7 @@ class ModelFacts:
     stored: Quantization | None = None
     stored_bytes: int = 0
     stored_dtype: DtypeName | None = None
+    adapter: LoraAdapter | None = None
 
 
 def find_facts(name: str, *, revision: str | None = None, offline: bool = False) -> ModelFacts:
@@ -65,7 +68,8 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
 
     Args:
         name: Alias, Hub id or path of a folder. Models of the registry need no network. For other
-            models on the Hub, the small files are downloaded if they are not cached.
+            models on the Hub, the small files are downloaded if they are not cached. The name of
+            an adapter means its base model with the adapter.
         revision: Branch, tag or commit of a Hub repository.
         offline: Whether the network must not be used.
 
@@ -77,6 +81,8 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
     if spec is not None:
         return _facts_of_spec(spec, name, revision)
     folder = _local_folder(name)
+    if folder is not None and is_adapter(folder):
+        return _facts_with_adapter(name, offline=offline)
     if folder is not None:
         return _facts_of_folder(folder, name)
     _check_name(name)
@@ -167,11 +173,25 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
     return replace(facts, repo=str(folder), folder=folder)
 
 
+def _facts_with_adapter(name: str, *, offline: bool) -> ModelFacts:
+    """Return the facts about the base model of the adapter *name*, with the adapter."""
+    adapter = find_adapter(name, offline=offline)
+    base = _local_folder(adapter.base)
+    if not adapter.base or (base is not None and is_adapter(base)):
+        raise ModelError(
+            f"the adapter `{name}` does not say for which model it was made",
+            hint=f"name the model, too: `-m MODEL --adapter {name}`",
+        )
+    return replace(find_facts(adapter.base, offline=offline), name=name, adapter=adapter)
+
+
 def _facts_of_hub(repo: str, revision: str | None, *, offline: bool) -> ModelFacts:
     complete = cached_folder(repo, revision)
     if complete is None and (offline or is_offline()):
         raise not_cached(repo, revision)
     folder = complete or fetch_small_files(repo, revision)
+    if is_adapter(folder):
+        return _facts_with_adapter(repo, offline=offline)
     check_files(folder, repo)
     config = checkpoint.read_config(folder, repo)
     family = checkpoint.family_of(config, repo)

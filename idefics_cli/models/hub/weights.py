@@ -113,11 +113,11 @@ def tensor_names(folder: Path, name: str) -> frozenset[str]:
 
 
 def adapter_error(name: str) -> ModelError:
-    """Return the error for a folder that holds a PEFT adapter."""
+    """Return the error for a folder that holds an adapter and a model."""
     return ModelError(
-        f"`{name}` holds a PEFT adapter, which this tool does not run by itself",
-        hint="merge it into its base model first: `merge_and_unload()`, then "
-        "`save_pretrained(...)`; if its weights are merged, remove adapter_config.json",
+        f"`{name}` holds an adapter beside a model",
+        hint="if the adapter is merged into the model, remove adapter_config.json; otherwise move "
+        "the files of the adapter to a folder of their own, for `--adapter`",
     )
 
 

@@ -81,7 +81,9 @@ def find_folder(
         (path.name, (real := path.resolve()).name, real.stat().st_size, real.stat().st_mtime_ns)
         for path in [*sorted(source.glob("*.safetensors")), source / "config.json"]
     ]
-    made = (spec.quantization, spec.format_4bit, spec.dtype, layout)
+    made: tuple[object, ...] = (spec.quantization, spec.format_4bit, spec.dtype, layout)
+    if spec.adapter is not None:
+        made += (spec.adapter.digest,)
     parts = (files, *made, find_family(spec.family).unquantized, _versions())
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     name = spec.repo.strip("/").replace("/", "--")[-80:]

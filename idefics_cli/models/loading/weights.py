@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,6 +22,7 @@ from idefics_cli.models.families.classes import config_class, model_class
 from idefics_cli.models.families.protocols import Config, Model
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.loading import quantized_store
+from idefics_cli.models.loading.adapters import apply_adapter
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
 from idefics_cli.models.loading.errors import fetch_again
 from idefics_cli.models.loading.float16 import keep_in_float32, repeat_keys_on_old_gpus
@@ -87,6 +88,8 @@ class Source:
         spec = self.spec
         if spec.quantized_folder is None or spec.quantization == "none" or self.is_stored:
             return None
+        if spec.adapter is not None and not self.kernels.quantizes:
+            return None  # bitsandbytes cannot write layers with an adapter beside them
         if not self.is_on_cpu and not self._is_long_read:
             return None
         # The weights of a GPU have a folder of their own, because it may round differently.
@@ -223,10 +226,32 @@ def _from_files(
         KeyError: If *kept* lacks a layer.
     """
     spec, family = source.spec, find_family(source.spec.family)
-    name = spec.name or spec.repo
     model, found = model_class(source.config.model_type).from_pretrained(
         source.folder, output_loading_info=True, trust_remote_code=False, **_arguments(source)
     )
+    _check_found(found, spec)
+    if spec.adapter is not None:
+        apply_adapter(model, spec.adapter)
+    if source.kernels.quantizes:
+        dtype = getattr(torch, spec.dtype)
+        quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
+    install(model, source.kernels, family)
+    _use_float32_where_needed(cast("Model", model), spec)
+    # bitsandbytes uses its packed CPU kernels only in eval mode.
+    return cast("Model", model.eval())
+
+
+def _check_found(found: Mapping[str, Iterable[str]], spec: LoadSpec) -> None:
+    """Check that config.json and the files list the same weights.
+
+    Args:
+        found: What `from_pretrained` says about the weights that it loaded.
+        spec: The model.
+
+    Raises:
+        ModelError: If weights are missing, or belong to layers that the model does not have.
+    """
+    name = spec.name or spec.repo
     if missing := sorted(found["missing_keys"]):
         # transformers fills missing weights with random numbers, and only warns.
         raise ModelError(
@@ -238,13 +263,6 @@ def _from_files(
             f"`{name}` has weights for more layers than config.json says, such as `{further[0]}`",
             hint="copy config.json and the weights from one checkpoint",
         )
-    if source.kernels.quantizes:
-        dtype = getattr(torch, spec.dtype)
-        quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
-    install(model, source.kernels, family)
-    _use_float32_where_needed(cast("Model", model), spec)
-    # bitsandbytes uses its packed CPU kernels only in eval mode.
-    return cast("Model", model.eval())
 
 
 def _use_float32_where_needed(model: Model, spec: LoadSpec) -> None:

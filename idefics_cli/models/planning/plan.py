@@ -85,12 +85,12 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Return the plan for JSON; paths below the home folder begin with `~`."""
         spec, facts = self.spec, self.facts
-        repo = display_path(Path(spec.repo)) if Path(spec.repo).is_absolute() else spec.repo
         return {
-            "model": display_path(Path(spec.name)) if Path(spec.name).is_absolute() else spec.name,
-            "repo": repo,
+            "model": _shown(spec.name),
+            "repo": _shown(spec.repo),
             "revision": spec.revision,
             "family": spec.family,
+            "adapter": None if spec.adapter is None else _shown(spec.adapter.name),
             "parameters": facts.parameters,
             "chats": spec.chats,
             "context_tokens": facts.context_tokens,
@@ -116,6 +116,11 @@ class Plan:
             "decoding_bytes": DECODING_BYTES,
             "warnings": list(self.warnings),
         }
+
+
+def _shown(name: str) -> str:
+    """Return the *name* of a model or adapter; a path below the home folder begins with `~`."""
+    return display_path(Path(name)) if Path(name).is_absolute() else name
 
 
 def _need_record(need: Need) -> dict[str, object]:
@@ -232,6 +237,7 @@ def _spec(
         offline=choices.offline,
         threads=choices.threads or default_threads(option, model, machine),
         limits=choices.limits,
+        adapter=model.adapter,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from idefics_cli.core.paths import display_path
-from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.types import LoadSpec, LoraAdapter
 from idefics_cli.core.units import GIB, counted, format_duration, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
@@ -84,6 +85,8 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
         Reason("quantization", spec.quantization, _quantization(context)),
         Reason("attention", spec.attention, _attention(context, spec)),
     ]
+    if spec.adapter is not None:
+        found.append(Reason("adapter", spec.adapter.name, _adapter(spec.adapter, spec)))
     if context.option.device == "cpu":
         found.append(_products(context, spec))
     if context.option.gpus:
@@ -118,6 +121,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
         _missed_gpu(context),
         _unsplit(context),
         _missing_files(context),
+        _other_base(context, spec),
     ]
     if option.offload:
         found.append(
@@ -138,6 +142,23 @@ def _files(context: Context) -> Reason:
     return Reason(
         "files", "to download", f"{size}from {facts.repo} to {display_path(context.machine.cache)}"
     )
+
+
+def _adapter(adapter: LoraAdapter, spec: LoadSpec) -> str:
+    made_for = f"made for {adapter.base}; " if adapter.base else ""
+    if spec.quantization != "none" and not spec.kernels.text:
+        return f"{made_for}computed beside the quantized layers, and merged into the others"
+    return f"{made_for}merged into the weights"
+
+
+def _other_base(context: Context, spec: LoadSpec) -> str | None:
+    """Return a warning if the adapter was made for another model of the Hub."""
+    if spec.adapter is None or "/" not in spec.adapter.base.strip("/."):
+        return None
+    base, repo = spec.adapter.base, context.facts.repo
+    if Path(base).is_absolute() or Path(repo).is_absolute() or base.lower() == repo.lower():
+        return None
+    return f"the adapter {spec.adapter.name} was made for {base}, and the model is {repo}"
 
 
 def _device(context: Context) -> str:

@@ -143,7 +143,7 @@ def test_a_folder_named_like_an_alias_does_not_hide_it(
 BROKEN: list[tuple[dict[str, bytes | None], str, str]] = [
     ({"config.json": None}, "has no config.json", "config.json"),
     ({"config.json": None, "model.gguf": b"GGUF"}, "is a GGUF model", "4bit"),
-    ({"config.json": None, "adapter_config.json": b"{}"}, "holds a PEFT adapter", "merge"),
+    ({"config.json": None, "adapter_config.json": b"{}"}, "an adapter beside a model", "remove"),
     ({"config.json": b"{"}, "config.json of", "again"),
     ({"config.json": b"\xff\xfe"}, "not valid JSON", "again"),
     ({"config.json": b"[1]"}, "holds no JSON object", ""),

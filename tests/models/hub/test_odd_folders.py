@@ -85,15 +85,10 @@ def test_a_conversion_for_mlx_is_named(
     assert "original checkpoint" in str(error.hint)
 
 
-@pytest.mark.parametrize("has_weights", [True, False])
-def test_an_adapter_is_named_beside_a_config(tmp_path: Path, has_weights: bool) -> None:
-    folder = write(tmp_path, adapter_config__json=b"{}")
-    if not has_weights:
-        (folder / "model.safetensors").unlink()
-        (folder / "adapter_model.safetensors").write_bytes(b"")
-    error = refusal(folder)
-    assert "holds a PEFT adapter" in str(error)
-    assert "merge_and_unload" in str(error.hint)
+def test_an_adapter_beside_a_model_is_an_error(tmp_path: Path) -> None:
+    error = refusal(write(tmp_path, adapter_config__json=b"{}"))
+    assert "holds an adapter beside a model" in str(error)
+    assert "remove adapter_config.json" in str(error.hint)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def _models() -> dict[str, dict[str, bytes]]:
             ).encode(),
         },
         "gguf": {"model-q4.gguf": b"GGUF"},
-        "adapter": {"adapter_config.json": b"{}"},
+        "adapter": {"adapter_config.json": b'{"peft_type": "LORA", "lora_alpha": 8}'},
         "vacant": {},
     }
 

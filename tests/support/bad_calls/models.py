@@ -37,9 +37,15 @@ MODELS = (
     Call("ask x -m models/no_config", ModelError, "`models/no_config` has no config.json", "..."),
     Call("ask x -m models/vacant", ModelError, "`models/vacant` has no config.json", "..."),
     Call("ask x -m models/adapter", ModelError,
-        "`models/adapter` holds a PEFT adapter, which this tool does not run by itself",
-        "merge it into its base model first: `merge_and_unload()`, then `save_pretrained(...)`; "
-        "if its weights are merged, remove adapter_config.json"),
+        "the adapter `models/adapter` has no adapter_model.safetensors",
+        "pickled `.bin` weights can run code, so they are not read; save the adapter again with a "
+        "current PEFT"),
+    Call("ask x --adapter models/adapter", ModelError,
+        "the adapter `models/adapter` has no adapter_model.safetensors", "..."),
+    Call("ask x -m demo --adapter models/no_config", ModelError,
+        "`models/no_config` is no adapter: it has no adapter_config.json", "..."),
+    Call("ask x -m demo --adapter good", ModelError,
+        "there is no adapter `good`", "give a folder, or a Hub id `owner/name`"),
     Call("ask x -m models/broken_config", ModelError,
         "config.json of `models/broken_config` is not valid JSON",
         AGAIN_FILE),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.commands.bench.choices import Asked, RandomWeights
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import plan_for, report_warnings
-from idefics_cli.core.errors import ModelError
+from idefics_cli.core.errors import ModelError, UsageError
 from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ def plan_bench(invocation: Invocation, asked: Asked) -> Iterator[BenchPlan]:
 
 
 def _checkpoint(invocation: Invocation, machine: Machine) -> BenchPlan:
-    plan = plan_for(invocation, machine)
+    plan = plan_for(_with(invocation, adapter=None), machine)
+    if plan.spec.adapter is not None:
+        raise UsageError(
+            f"`{plan.spec.name}` is an adapter, and plain transformers would run without it",
+            hint="name its base model: `idefics bench -m MODEL`",
+        )
     report_warnings(invocation, plan)
     folder = plan.facts.folder
     if folder is None:
@@ -79,7 +84,9 @@ def _random_weights(
     settings = invocation.settings
     # The weights get the dtype that a plan chooses for a small model, which is the fastest one of
     # this machine. The plan of a large model could choose 4 bit, which must be asked for here.
-    small = plan_for(_with(invocation, model="demo", quantization="none"), machine).spec
+    small = plan_for(
+        _with(invocation, model="demo", quantization="none", adapter=None), machine
+    ).spec
     with invocation.console.status("making random weights"):
         count = make(
             folder,
@@ -91,6 +98,7 @@ def _random_weights(
     changed = _with(
         invocation,
         model=str(folder),
+        adapter=None,
         dtype=small.dtype,
         quantization="none" if settings.quantization == "auto" else settings.quantization,
         device=small.device,
@@ -102,6 +110,6 @@ def _random_weights(
     return BenchPlan(plan, folder, str(folder), title, machine)
 
 
-def _with(invocation: Invocation, **changes: str) -> Invocation:
+def _with(invocation: Invocation, **changes: str | None) -> Invocation:
     settings = replace(invocation.settings, **changes)  # type: ignore[arg-type]  # texts only
     return replace(invocation, resolved=replace(invocation.resolved, settings=settings))

@@ -37,6 +37,7 @@ def doctor(
     context: typer.Context,
     model: options.Model = None,
     revision: options.Revision = None,
+    adapter: options.AdapterName = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.QuantizationName = None,

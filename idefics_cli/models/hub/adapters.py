@@ -1,0 +1,178 @@
+"""LoRA adapters in the file format of PEFT: which there are, and what their files say; no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from idefics_cli.core.errors import ModelError
+from idefics_cli.core.text import abbreviated
+from idefics_cli.core.types import LoraAdapter
+from idefics_cli.models.families.geometry import Json, section
+from idefics_cli.models.hub.cache import is_offline, snapshot
+from idefics_cli.models.hub.download import fetch_adapter
+from idefics_cli.models.hub.errors import not_cached
+from idefics_cli.models.hub.files import check_files, read_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
+_MODULE = re.compile(r"\^?[\w.]+")
+_CHUNK = 2**22
+# Settings of PEFT that change the result, and that no code here computes.
+_UNKNOWN = ("layer_replication", "trainable_token_indices", "target_parameters", "fan_in_fan_out")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """What adapter_config.json says about the computation.
+
+    Attributes:
+        alpha: Numerator of the scale, unless *alphas* has another for a module.
+        alphas: Numerators for modules, by the end of their names.
+        is_rank_stabilized: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
+        is_dora: Whether the rows of the result get the lengths that the adapter has learned.
+    """
+
+    alpha: float
+    alphas: Mapping[str, float]
+    is_rank_stabilized: bool
+    is_dora: bool
+
+    def scale(self, module: str, rank: int) -> float:
+        """Return the factor of the product of the matrices of *module*, which is named in full."""
+        alpha = next((n for key, n in self.alphas.items() if _matches(key, module)), self.alpha)
+        return alpha / math.sqrt(rank) if self.is_rank_stabilized else alpha / rank
+
+
+def find_adapter(name: str, *, offline: bool = False) -> LoraAdapter:
+    """Return the adapter *name*, which is downloaded if it is not here.
+
+    Args:
+        name: Path of a folder or Hub id.
+        offline: Whether the network must not be used.
+
+    Raises:
+        ModelError: If there is no such adapter, or it is broken.
+    """
+    folder = _find_folder(name, offline=offline)
+    check_files(folder, name)
+    config = _read_config(folder, name)
+    read_settings(folder, name)
+    if not (folder / WEIGHTS).exists():
+        raise ModelError(
+            f"the adapter `{name}` has no {WEIGHTS}",
+            hint="pickled `.bin` weights can run code, so they are not read; save the adapter "
+            "again with a current PEFT",
+        )
+    base = config.get("base_model_name_or_path")
+    return LoraAdapter(name, str(folder), _digest(folder), base if isinstance(base, str) else "")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether *folder* holds an adapter, and no weights of a whole model."""
+    return (folder / CONFIG).exists() and not any(folder.glob("model*.safetensors"))
+
+
+def read_settings(folder: Path, name: str) -> LoraSettings:
+    """Return the settings of the adapter in *folder*; *name* is for errors.
+
+    Raises:
+        ModelError: If the adapter is of a kind that this tool does not run.
+    """
+    config = _read_config(folder, name)
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(
+            f"the adapter `{name}` is of the kind {kind or 'unknown'}", hint="only LoRA works"
+        )
+    for key in _UNKNOWN:
+        if config.get(key):
+            raise ModelError(
+                f"the adapter `{name}` uses `{key}`, which this tool does not compute",
+                hint="merge it with PEFT: `merge_and_unload()`, then `save_pretrained(...)`",
+            )
+    alpha = config.get("lora_alpha")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ModelError(
+            f"{CONFIG} of `{name}` has no number `lora_alpha`", hint="copy the file again"
+        )
+    return LoraSettings(
+        alpha,
+        _alphas(config, name),
+        is_rank_stabilized=config.get("use_rslora") is True,
+        is_dora=config.get("use_dora") is True,
+    )
+
+
+def check_name(name: str) -> None:
+    """Check that *name* is a folder, or can be a Hub id.
+
+    Raises:
+        ModelError: If it is neither.
+    """
+    if not os.path.isdir(os.path.expanduser(name)) and not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"there is no adapter `{name}`", hint="give a folder, or a Hub id `owner/name`"
+        )
+
+
+def _find_folder(name: str, *, offline: bool) -> Path:
+    check_name(name)
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return Path(path).absolute()
+    folder = snapshot(name)
+    if folder is not None and (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
+        return folder
+    if offline or is_offline():
+        raise not_cached(name)
+    return fetch_adapter(name)
+
+
+def _read_config(folder: Path, name: str) -> Json:
+    if not (folder / CONFIG).exists():
+        hint = "a folder with an adapter holds adapter_config.json and adapter_model.safetensors"
+        if (folder / "config.json").exists():
+            hint = f"it is a whole model: `-m {name}`"
+        raise ModelError(f"`{name}` is no adapter: it has no {CONFIG}", hint=hint)
+    return read_json(folder / CONFIG, name)
+
+
+def _alphas(config: Json, name: str) -> Mapping[str, float]:
+    """Return `alpha_pattern` of *config*.
+
+    PEFT takes each key for a regular expression. One from a stranger can take for ever, so only
+    names are accepted, which are what PEFT's users write.
+    """
+    alphas: dict[str, float] = {}
+    for key, number in section(config, "alpha_pattern").items():
+        if not _MODULE.fullmatch(key) or not isinstance(number, int | float):
+            raise ModelError(
+                f"`alpha_pattern` in {CONFIG} of `{name}` has an entry `{abbreviated(key)}`, which "
+                "is no name of a module with a number",
+                hint="merge it with PEFT: `merge_and_unload()`, then `save_pretrained(...)`",
+            )
+        alphas[key] = number
+    return alphas
+
+
+def _matches(key: str, module: str) -> bool:
+    """Return whether *key* names *module*, as PEFT finds it (0.21, `get_pattern_key`)."""
+    if key.startswith("^"):
+        return module == key[1:]
+    return module == key or module.endswith(f".{key}")
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of the files of the adapter."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()

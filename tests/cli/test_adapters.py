@@ -1,0 +1,105 @@
+"""`--adapter`, and an adapter as the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from idefics_cli.cli.services import Services
+from idefics_cli.models.hub.facts import demo_folder
+from tests.support.commands import Ran, run
+
+pytest.importorskip("peft")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters for the built-in model, `a` and `b`, with other numbers in each."""
+    from tests.support.adapters import library_model, train
+
+    root = tmp_path_factory.mktemp("styles")
+    for name, alpha in (("a", 60), ("b", 90)):
+        train(library_model(demo_folder()), root / name, lora_alpha=alpha)
+        _set_base(root / name, "demo")
+    Image.new("RGB", (64, 64), "red").save(root / "red.png")
+    return root
+
+
+def _set_base(folder: Path, base: str | None) -> None:
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": base}))
+
+
+def ask(styles: Path, *arguments: str) -> Ran:
+    picture = str(styles / "red.png")
+    services = Services(stdin=None)
+    return run("ask", "What is it?", "-i", picture, "--json", *arguments, services=services)
+
+
+def test_an_adapter_answers_with_its_base_model_however_it_is_named(styles: Path) -> None:
+    a = str(styles / "a")
+    ways = (("-m", "demo", "--adapter", a), ("--adapter", a), ("-m", a))
+    answers = [json.loads(ask(styles, *way).out) for way in ways]
+    plain = json.loads(ask(styles, "-m", "demo").out)
+    assert {tuple(each["token_ids"]) for each in answers} == {tuple(answers[0]["token_ids"])}
+    assert answers[0]["token_ids"] != plain["token_ids"]
+    assert [each["model"] for each in answers] == ["demo", a, a]
+    assert {each["adapter"] for each in answers} == {a}
+    assert "adapter" not in plain
+
+
+def test_an_adapter_without_a_base_needs_the_name_of_a_model(styles: Path, tmp_path: Path) -> None:
+    shutil.copytree(styles / "a", tmp_path / "c")
+    _set_base(tmp_path / "c", None)
+    ran = ask(styles, "--adapter", str(tmp_path / "c"))
+    assert ran.code == 1
+    assert "does not say for which model it was made" in ran.err
+    assert f"`-m MODEL --adapter {tmp_path / 'c'}`" in ran.err
+    assert ask(styles, "-m", "demo", "--adapter", str(tmp_path / "c")).code == 0
+
+
+def test_the_adapter_of_another_model_of_the_hub_is_told(styles: Path, tmp_path: Path) -> None:
+    shutil.copytree(styles / "a", tmp_path / "c")
+    _set_base(tmp_path / "c", "HuggingFaceM4/idefics2-8b")
+    adapter = str(tmp_path / "c")
+    ran = run("ask", "x", "-m", "smolvlm-256m", "--adapter", adapter, "--dry-run")
+    assert f"the adapter {adapter} was made for HuggingFaceM4/idefics2-8b" in ran.out
+    own = run("ask", "x", "-m", "idefics2-8b", "--adapter", adapter, "--dry-run", "--json")
+    plan = json.loads(own.out)
+    assert not [warning for warning in plan["warnings"] if "was made for" in warning]
+    assert plan["adapter"].endswith("c")
+    (reason,) = (each for each in plan["reasons"] if each["subject"] == "adapter")
+    assert "made for HuggingFaceM4/idefics2-8b" in reason["why"]
+
+
+def test_captions_of_another_adapter_are_another_run(styles: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "out.jsonl")
+    command = ("caption", str(styles / "red.png"), "-m", "demo", "-o", output)
+    services = Services(stdin=None)
+    assert run(*command, "--adapter", str(styles / "a"), services=services).code == 0
+    other = run(*command, "--adapter", str(styles / "b"), services=services)
+    assert other.code == 2
+    assert "adapter" in other.err
+    assert run(*command, services=services).code == 2
+    again = run(*command, "--adapter", str(styles / "a"), services=services)
+    assert again.code == 0
+
+
+def test_a_missing_adapter_is_named_as_an_adapter() -> None:
+    ran = run("ask", "x", "--adapter", "no-such-style", "--dry-run")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: there is no adapter `no-such-style`\n")
+
+
+def test_a_benchmark_takes_no_adapter(styles: Path) -> None:
+    ran = run("bench", "decode", "-m", str(styles / "a"))
+    assert ran.code == 2
+    assert "plain transformers would run without it" in ran.err
