@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 
 from idefics_cli.caption.requests.forms import wants_json
@@ -71,10 +72,11 @@ class AnswerSink(LineSink):
         error = None if record.error is None else self._failure(record)
         if is_line(row) or (not row and self._holds_batch()):
             return encode(self._output_line(row, record, error))
-        reply: object = record.caption
+        shared = _shared(columns_of(row), record, error)
         if record.caption is not None and self._is_json(row):
-            reply = parse_reply(record.caption)
-        return encode({**_shared(columns_of(row), record, error), "reply": reply})
+            with suppress(ValueError):  # a reply that was cancelled stays text
+                shared["reply"] = parse_reply(record.caption)
+        return encode(shared)
 
     def stored(self, path: Path) -> AbstractSet[str]:
         """Return nothing: answers are not added to those of another run."""
@@ -133,7 +135,7 @@ class AnswerSink(LineSink):
         return {**body, "notes": list(record.notes)} if record.notes else body
 
 
-def _shared(columns: Row, record: CaptionRecord, error: str | None) -> Row:
+def _shared(columns: Row, record: CaptionRecord, error: str | None) -> dict[str, object]:
     kept = {
         name: _recorded(value) if name in COLUMNS else value
         for name, value in columns.items()
