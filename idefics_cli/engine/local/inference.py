@@ -187,9 +187,7 @@ class Inference:
                 f"the prompt has {len(prompt)} tokens, and the model takes {context_tokens}",
                 prompt_tokens=len(prompt),
                 context_tokens=context_tokens,
-                hint="fewer or smaller pictures, `--no-splitting`, or a shorter text"
-                if prepared.pictures
-                else "give a shorter text",
+                hint=_shorter(prepared),
             )
         request = prepared.request
         limit = min(request.sampling.max_new_tokens, room)
@@ -247,6 +245,15 @@ class Inference:
         # If a recording has failed, no new one is tried, because it would fail again.
         if self._capture is not None and self._graphs is not None and not self._graphs.failure:
             self._graphs = Graphs(self._capture)
+
+
+def _shorter(prepared: Prepared) -> str:
+    """Return what makes the prompt of a request shorter."""
+    if any(picture.moments for picture in prepared.pictures):
+        return "fewer videos, videos of less than a minute, or a shorter text"
+    if prepared.pictures:
+        return "fewer or smaller pictures, `--no-splitting`, or a shorter text"
+    return "give a shorter text"
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

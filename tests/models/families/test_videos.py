@@ -13,7 +13,7 @@ import torch
 from transformers.models.smolvlm.video_processing_smolvlm import get_resize_output_image_size
 from transformers.video_utils import VideoMetadata
 
-from idefics_cli.core.errors import ImageError, ModelError
+from idefics_cli.core.errors import ContextError, ImageError, ModelError
 from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
@@ -269,6 +269,15 @@ def test_a_known_video_is_not_read_again(engine: LocalEngine, clips: dict[str, P
     first = prepare(clips["tall"])
     assert prepare(clips["tall"]).pictures == first.pictures
     assert len(opened) == 1
+
+
+def test_too_many_videos_for_the_context_are_an_error_with_the_way_out(
+    engine: LocalEngine, clips: dict[str, Path]
+) -> None:
+    prepared = engine.prepare(as_request(clips, [("user", ["long"] * 9, "What?")]))
+    with pytest.raises(ContextError, match="and the model takes 1024") as caught:
+        engine.complete([prepared])
+    assert caught.value.hint == "fewer videos, videos of less than a minute, or a shorter text"
 
 
 @pytest.mark.parametrize("kind", ["idefics-base", "idefics2", "idefics3", "smolvlm"])
