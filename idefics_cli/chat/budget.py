@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.chat.conversation import Conversation
 from idefics_cli.core.errors import ImageError
-from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
+from idefics_cli.core.types import (
+    Attachment,
+    GenerationRequest,
+    Message,
+    PictureDetail,
+    Sampling,
+)
 from idefics_cli.engine.protocol import Engine, Measure, OpenImage, Prepared
 from idefics_cli.models.families.spec import find_family
 
@@ -23,8 +29,8 @@ class TokenBudget:
     """Counts the tokens of conversations for one loaded model, without running it.
 
     The number of tokens depends on the texts, and on the number of tiles of each picture, but not
-    on its pixels. The budget remembers the tiles of each picture by digest, so each picture is
-    opened only once.
+    on its pixels. The budget remembers the tiles of each picture by digest and detail, so each
+    picture is opened only once.
 
     For a long conversation, the tokens of its turns are added up. The sum is only a first guess,
     because a chat template may make a turn depend on its neighbours. So the result is measured.
@@ -37,8 +43,8 @@ class TokenBudget:
     def __init__(self, engine: Engine, open_image: OpenImage) -> None:
         self.engine = engine
         self._open_image = open_image
-        # The keys are the digests of files.
-        self._known: dict[str, PreparedPicture] = {}
+        # The keys are the digests of files, and how much of their detail the model sees.
+        self._known: dict[tuple[str, PictureDetail], PreparedPicture] = {}
         self._turn_tokens: dict[tuple[Message, ...], int] = {}
 
     def request(self, conversation: Conversation, sampling: Sampling) -> GenerationRequest:
@@ -61,7 +67,7 @@ class TokenBudget:
             hint = "`/images` lists the pictures, `/drop N` takes one out"
             raise ImageError(str(error), kind=error.kind, hint=hint) from error
         for attachment, picture in zip(request.attachments, prepared.pictures, strict=True):
-            self._known[attachment.digest] = picture
+            self._known[_key(attachment)] = picture
         return prepared
 
     def stage(self, attachment: Attachment, open_image: OpenImage) -> int:
@@ -72,8 +78,25 @@ class TokenBudget:
         """
         request = GenerationRequest((Message("user", (attachment, "x")),))
         (picture,) = self.engine.prepare(request, open_image=open_image).pictures
-        self._known[attachment.digest] = picture
+        self._known[_key(attachment)] = picture
         return self.picture_tokens(attachment)
+
+    def check_detail(self, detail: PictureDetail) -> None:
+        """Check that the model can see pictures in *detail*.
+
+        Raises:
+            PromptError: If it cannot.
+        """
+        from PIL import Image
+
+        def open_blank(attachment: Attachment, draft_edge: int) -> Image.Image:
+            blank = Image.new("RGB", (8, 8))
+            blank.info["original_size"] = blank.size
+            return blank
+
+        blank = Attachment("a blank picture", detail=detail)
+        request = GenerationRequest((Message("user", (blank, "x")),))
+        self.engine.prepare(request, open_image=open_blank)
 
     def picture_tokens(self, attachment: Attachment) -> int:
         """Return the number of tokens that a picture takes in front of a text.
@@ -87,9 +110,9 @@ class TokenBudget:
     def measure(self, request: GenerationRequest) -> Measure:
         """Count the tokens of *request* as the engine does; no picture is opened twice."""
         for attachment in request.attachments:
-            if attachment.digest not in self._known:
+            if _key(attachment) not in self._known:
                 self.prepare(GenerationRequest((Message("user", (attachment, "x")),)))
-        pictures = tuple(self._known[each.digest] for each in request.attachments)
+        pictures = tuple(self._known[_key(each)] for each in request.attachments)
         return self.engine.measure(Prepared(request, pictures))
 
     def sum_tokens(self, request: GenerationRequest) -> int:
@@ -143,6 +166,10 @@ class TokenBudget:
             measure = self.measure(GenerationRequest(messages))
             self._turn_tokens[messages] = measure.prompt_tokens
         return self._turn_tokens[messages]
+
+
+def _key(attachment: Attachment) -> tuple[str, PictureDetail]:
+    return attachment.digest, attachment.detail
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:

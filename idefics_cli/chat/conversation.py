@@ -11,6 +11,7 @@ from idefics_cli.core.types import (
     Finish,
     GenerationRequest,
     Message,
+    PictureDetail,
     Sampling,
 )
 from idefics_cli.models.families.picture_marks import (
@@ -150,6 +151,15 @@ class Conversation:
     def title(self) -> str:
         """The name, or the first question on one line; "" if there is neither."""
         return self.name or (" ".join(self.turns[0].text.split()) if self.turns else "")
+
+    @property
+    def detail(self) -> PictureDetail:
+        """How much detail of its pictures the model sees."""
+        splitting, edge = self.settings.get("splitting"), self.settings.get("longest_edge")
+        return PictureDetail(
+            splitting if isinstance(splitting, bool) else None,
+            edge if type(edge) is int else None,
+        )
 
     def asked(self, text: str, pictures: Sequence[ChatPicture] = ()) -> Conversation:
         """Return the conversation with one more question; *pictures* get the next numbers.
@@ -305,7 +315,10 @@ class Conversation:
             pictures |= {p.number: p for p in turn.pictures if p.is_in_prompt}
             pictures = {n: pictures[n] for n in (*before, *placement.order)}
             numbers = _visible(placement, before) if sees_last_only else _parts(placement, before)
-            content = (p if isinstance(p, str) else pictures[p].attachment for p in numbers)
+            content = (
+                p if isinstance(p, str) else replace(pictures[p].attachment, detail=self.detail)
+                for p in numbers
+            )
             messages.append(Message("user", tuple(content)))
             # An empty answer, which was stopped before its first word, is left out: the model would
             # take it as an example.

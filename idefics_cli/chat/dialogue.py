@@ -8,7 +8,7 @@ from threading import Event
 
 from idefics_cli.chat.attachments import PictureOpener, StagedPicture
 from idefics_cli.chat.budget import TokenBudget
-from idefics_cli.chat.conversation import Conversation
+from idefics_cli.chat.conversation import Conversation, Value
 from idefics_cli.chat.loading import Loading, LoadPlan, Phase
 from idefics_cli.chat.model_switch import ModelSwitch
 from idefics_cli.chat.sampling_settings import SCHEMA_KEY, with_settings
@@ -17,7 +17,7 @@ from idefics_cli.chat.turns import Turns
 from idefics_cli.core.errors import ContextError, ImageError, MemoryLimitError, UsageError
 from idefics_cli.core.types import Attachment, Sampling, TokenChunk
 from idefics_cli.core.units import counted
-from idefics_cli.engine.protocol import Measure
+from idefics_cli.engine.protocol import Measure, OpenImage
 from idefics_cli.engine.schema.form import ReplyForm, schema_form
 
 _MEMORY_HINT = "`/forget N` leaves out the oldest questions; `--quantization 4bit` needs less"
@@ -142,8 +142,7 @@ class Chat:
         Raises:
             ImageError: If one cannot be opened.
         """
-        budget = self.model.budget
-        count_tokens = budget.stage if budget else None
+        count_tokens = self._count_tokens if self.model.budget else None
         found = [self._pictures.stage(source, count_tokens) for source in sources]
         return self.turns.stage(found)
 
@@ -153,10 +152,31 @@ class Chat:
         None until a model is loaded, and if it cannot take the picture.
         """
         budget = self.model.budget
+        shown = replace(attachment, detail=self.conversation.detail)
         try:
-            return budget.picture_tokens(attachment) if budget else None
+            return budget.picture_tokens(shown) if budget else None
         except ImageError:
             return None
+
+    def _count_tokens(self, attachment: Attachment, open_image: OpenImage) -> int:
+        shown = replace(attachment, detail=self.conversation.detail)
+        return self._loaded_budget().stage(shown, open_image)
+
+    def change_detail(self, settings: Mapping[str, Value]) -> None:
+        """Change how much detail of all its pictures the model sees.
+
+        Raises:
+            PromptError: If the loaded model cannot see pictures like this. Nothing changes then.
+        """
+        conversation = self.conversation
+        for key, value in settings.items():
+            conversation = conversation.with_setting(key, value)
+        if (budget := self.model.budget) is not None:
+            budget.check_detail(conversation.detail)
+        for key, value in settings.items():
+            self.turns.session.set_setting(key, value)
+        self._forget_counts()
+        self.count_staged()
 
     def count_staged(self) -> list[tuple[int, StagedPicture]]:
         """Count the tokens of staged pictures; return those that were not counted before.
@@ -164,13 +184,13 @@ class Chat:
         Returns:
             The number of each picture, and the picture with its tokens.
         """
-        if (budget := self.model.budget) is None:
+        if self.model.budget is None:
             return []
         first, counted = len(self.conversation.pictures) + 1, []
         for place, staged in enumerate(self.turns.staged):
             if staged.tokens is None and staged.digest not in self._uncountable:
                 self._uncountable.add(staged.digest)  # so that an error is raised only once
-                known = self._pictures.count(staged, budget.stage)
+                known = self._pictures.count(staged, self._count_tokens)
                 self._uncountable.discard(staged.digest)
                 self.turns.staged[place] = known
                 counted.append((first + place, known))
@@ -327,6 +347,9 @@ class Chat:
 
     def _after_switch(self) -> None:
         self.turns.session.set_model(self.model.name)
+        self._forget_counts()
+
+    def _forget_counts(self) -> None:
         self.turns.change_staged(lambda staged: replace(staged, tokens=None))
         self._uncountable.clear()
         self._prompt_tokens = 0

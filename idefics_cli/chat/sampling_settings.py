@@ -1,4 +1,4 @@
-"""The settings that a conversation can have: sampling and display."""
+"""The settings that a conversation can have: sampling, pictures and display."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from idefics_cli.core.types import Sampling
 SAMPLING_KEYS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed",
 )  # fmt: skip
+DETAIL_KEYS = ("splitting", "longest_edge")
+"""The settings that say how much detail of its pictures the model sees."""
 DISPLAY_KEYS = ("plain", "preview")
 SCHEMA_KEY = "schema"
 """The key of the schema of answers, as the user gave it or as JSON."""
@@ -34,7 +36,7 @@ def check_setting(key: str, value: object) -> str | int | float | bool | None:
         TypeError: If the value is not a text, a number, a truth value or None.
         ValueError: If the setting cannot have this value.
     """
-    if value is None or key not in (*SAMPLING_KEYS, *DISPLAY_KEYS):
+    if value is None or key not in (*SAMPLING_KEYS, *DETAIL_KEYS, *DISPLAY_KEYS):
         if value is not None and not isinstance(value, str | int | float):
             raise TypeError("not the value of a setting")
         return value

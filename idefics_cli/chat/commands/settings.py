@@ -11,6 +11,7 @@ from idefics_cli.chat.commands.slash_command import CommandContext, CommandResul
 from idefics_cli.chat.descriptions import describe_setting
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.chat.sampling_settings import (
+    DETAIL_KEYS,
     DISPLAY_KEYS,
     SAMPLING_KEYS,
     SCHEMA_KEY,
@@ -20,7 +21,7 @@ from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import UsageError
 from idefics_cli.engine.schema.form import schema_form
 
-_KEYS = (*SAMPLING_KEYS, *DISPLAY_KEYS)
+_KEYS = (*SAMPLING_KEYS, *DETAIL_KEYS, *DISPLAY_KEYS)
 
 
 def set_instruction(context: CommandContext, words: str) -> CommandResult:
@@ -36,8 +37,11 @@ def change_settings(context: CommandContext, words: str) -> CommandResult:
     """Change how answers are made and shown; without words, list the settings."""
     chat = context.chat
     pairs = [read_pair(word, _KEYS) for word in words.split()]
+    if details := {key: value for key, value in pairs if key in DETAIL_KEYS}:
+        chat.change_detail(details)
     for key, value in pairs:
-        chat.turns.session.set_setting(key, value)
+        if key not in DETAIL_KEYS:
+            chat.turns.session.set_setting(key, value)
     changed = [key for key, _ in pairs]
     return CommandResult(tuple(_shown(chat, key) for key in changed or _KEYS))
 
@@ -61,8 +65,8 @@ def set_schema(context: CommandContext, words: str) -> CommandResult:
 
 def complete_settings(context: CommandContext, line: str) -> Iterable[Candidate]:
     """Complete the name of a setting, or its value if that is on or off."""
-    words = [f"{key}=" for key in SAMPLING_KEYS]
-    words += [f"{key}={value}" for key in DISPLAY_KEYS for value in ("on", "off")]
+    words = [f"{key}=" for key in (*SAMPLING_KEYS, "longest_edge")]
+    words += [f"{key}={value}" for key in ("splitting", *DISPLAY_KEYS) for value in ("on", "off")]
     return completion.word_candidates(
         line, ((word, setting_table()[word.partition("=")[0]].help) for word in words)
     )
@@ -91,5 +95,8 @@ def read_pair(word: str, keys: tuple[str, ...]) -> tuple[str, str | int | float 
 
 
 def _shown(chat: Chat, key: str) -> str:
-    value: object = getattr(chat.sampling, key) if key in SAMPLING_KEYS else chat.display(key)
+    if key in DETAIL_KEYS:
+        value: object = getattr(chat.conversation.detail, key)
+        return f"{key} = as at the start" if value is None else describe_setting(key, value)
+    value = getattr(chat.sampling, key) if key in SAMPLING_KEYS else chat.display(key)
     return describe_setting(key, value)
