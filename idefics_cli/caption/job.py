@@ -247,12 +247,12 @@ def check_form(form: ReplyForm, questions: Sequence[CaptionQuestion], samples: i
             f"the schema has the property `{taken[0]}`, and each row has a column of that name",
             hint=f"other names are taken, too: {', '.join(sorted(_RESERVED))}",
         )
-    if form.constraint.kind == "schema" and any(question.name for question in questions):
-        raise UsageError(
-            "--schema and --ask exclude each other", hint="a field of the schema can be a question"
-        )
-    if form.constraint.kind == "schema" and samples > 1:
-        raise UsageError("--schema and --samples exclude each other")
+    kind = form.constraint.kind
+    if kind != "regex" and any(question.name for question in questions):
+        hint = "a field of a schema can be a question" if kind == "schema" else None
+        raise UsageError(f"--{kind} and --ask exclude each other", hint=hint)
+    if kind != "regex" and samples > 1:
+        raise UsageError(f"--{kind} and --samples exclude each other")
 
 
 def named_questions(texts: Sequence[str]) -> tuple[CaptionQuestion, ...]:

@@ -32,6 +32,9 @@ from idefics_cli.models.hub.registry import base_model_error
 if TYPE_CHECKING:
     from idefics_cli.models.planning.plan import Plan
 
+# Choices of which the model would give none in nine of ten cases are worth a note.
+_UNLIKELY = 0.1
+
 
 def answer_once(invocation: Invocation, question: AskedQuestion) -> None:
     """Answer one question and write the answer to stdout.
@@ -113,9 +116,11 @@ def _respond(
 ) -> tuple[Finish, bool]:
     """Write the answer to stdout; return how it ended, and whether it is empty."""
     console, stream = invocation.console, invocation.settings.stream
-    is_free = prepared.request.constraint is None
+    constraint = prepared.request.constraint
+    is_free = constraint is None
     # An answer with a form is written when it is complete, because a cut one is an error.
     streams = console.is_terminal and is_free if stream is None else stream
+    streams = streams and not (constraint and constraint.kind == "choice")
     if not invocation.settings.json and streams:
         from idefics_cli.ui.terminal.stream import show_stream
 
@@ -133,6 +138,11 @@ def _respond(
         console.line(completion.text)
     else:
         console.tell(completion.text)
+    if completion.choice and completion.choice.mass < _UNLIKELY:
+        console.note(
+            "the model would hardly give any of these answers: "
+            f"their probability is {completion.choice.mass:.1%}"
+        )
     return completion.finish, not completion.text.strip()
 
 
@@ -143,6 +153,16 @@ def _recorded(chunks: Iterator[TokenChunk], texts: list[str]) -> Iterator[TokenC
         yield chunk
 
 
+def _text(request: GenerationRequest, completion: Completion) -> dict[str, object]:
+    if (choice := completion.choice) is not None:
+        shares = dict(choice.probabilities)
+        return {"text": completion.text, "probabilities": shares, "mass": choice.mass}
+    if completion.finish == "length" and request.constraint is not None:
+        # The beginning of a JSON text is no text that a program could read.
+        return {"text": None, "partial": completion.text}
+    return {"text": completion.text}
+
+
 def _record(
     engine: Engine,
     request: GenerationRequest,
@@ -151,11 +171,8 @@ def _record(
     images: Sequence[Attachment],
 ) -> dict[str, object]:
     spec, seconds = engine.spec, completion.decode_seconds
-    is_cut = completion.finish == "length" and request.constraint is not None
-    # The beginning of a JSON text is no text that a program could read.
-    text = {"text": None, "partial": completion.text} if is_cut else {"text": completion.text}
     return {
-        **text,
+        **_text(request, completion),
         "finish": completion.finish,
         "prompt_tokens": completion.prompt_tokens,
         "reused_tokens": completion.reused_tokens,

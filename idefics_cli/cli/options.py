@@ -178,6 +178,16 @@ Regex = Annotated[
         show_default=False,
     ),
 ]
+Choices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--choice",
+        metavar="TEXT",
+        help="Answer with the likeliest of these texts; repeat it for each.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
 PromptFile = Annotated[
     str | None,
     typer.Option(

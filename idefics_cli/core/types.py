@@ -13,7 +13,7 @@ Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "cancelled"]
 # "chat" applies the chat template; "complete" passes the prompt to the model unchanged.
 Mode = Literal["chat", "complete"]
-ConstraintKind = Literal["schema", "regex"]
+ConstraintKind = Literal["schema", "regex", "choice"]
 Device = str  # "cuda", "cuda:1", "mps" or "cpu"
 DtypeName = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "8bit", "4bit"]
@@ -102,12 +102,31 @@ class Constraint:
 
     Attributes:
         kind: "schema" for JSON text that a JSON Schema allows; "regex" for a regular expression,
-            which the whole text matches.
-        text: The schema as JSON, or the expression in the syntax of Rust's `regex`.
+            which the whole text matches; "choice" for the likeliest of some answers.
+        text: The schema as JSON, the expression in the syntax of Rust's `regex`, or the choices as
+            a list in JSON.
     """
 
     kind: ConstraintKind
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceResult:
+    """How likely each of some answers is.
+
+    Attributes:
+        probabilities: Each choice, in the order given, and its share of *mass*.
+        mass: Probability that the model gives any of the choices.
+    """
+
+    probabilities: tuple[tuple[str, float], ...]
+    mass: float
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The likeliest choice and its probability."""
+        return max(self.probabilities, key=lambda each: each[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +188,7 @@ class Completion:
             has no end token.
         at_a_time: The reduced batch size, if the memory ran out in a larger batch with this
             request; None otherwise.
+        choice: The probabilities, if the request has choices; *text* is then the likeliest one.
     """
 
     text: str
@@ -180,6 +200,7 @@ class Completion:
     decode_seconds: float = 0.0
     token_ids: tuple[int, ...] = ()
     at_a_time: int | None = None
+    choice: ChoiceResult | None = None
 
 
 DECODING_BYTES = 1_000_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from typing import Self
 
 from idefics_cli.core.errors import ContextError, IdeficsError, MemoryLimitError
 from idefics_cli.core.types import (
+    ChoiceResult,
     Completion,
     Finish,
     GenerationRequest,
@@ -30,6 +32,7 @@ from idefics_cli.engine.protocol import (
     Prepared,
     Urgency,
 )
+from idefics_cli.engine.schema.choices import choice_result, choices_of
 from idefics_cli.models.families.picture import PreparedPicture
 
 Answer = str | Callable[[GenerationRequest], str]
@@ -190,14 +193,17 @@ class FakeEngine:
     def _completion(self, prepared: Prepared, chunks: Sequence[TokenChunk]) -> Completion:
         finish = chunks[-1].finish
         assert finish is not None
+        text = "".join(chunk.text for chunk in chunks)
+        choice = _choice(prepared.request, text)
         return Completion(
-            text="".join(chunk.text for chunk in chunks),
+            text=choice.best[0] if choice else text,
             prompt_tokens=self._measure(prepared).prompt_tokens,
             reused_tokens=0,
             new_tokens=chunks[-1].new_tokens,
             finish=finish,
             prefill_seconds=0.25,
             decode_seconds=0.5,
+            choice=choice,
         )
 
     def _stream(self, prepared: Prepared, cancel: Event | None) -> Iterator[TokenChunk]:
@@ -241,6 +247,15 @@ class FakeEngine:
         error = self._completion_error(requests) if self._completion_error else None
         if error is not None:
             raise error
+
+
+def _choice(request: GenerationRequest, text: str) -> ChoiceResult | None:
+    """Return nine tenths for the choice that *text* is, and the rest in equal parts."""
+    if request.constraint is None or request.constraint.kind != "choice":
+        return None
+    choices = choices_of(request.constraint)
+    rest = 0.1 / max(1, len(choices) - 1)
+    return choice_result(choices, [[math.log(0.9 if c == text else rest)] for c in choices])
 
 
 class EngineOf:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from idefics_cli.caption.executors.degenerate import degeneracy, formed_degeneracy
@@ -11,7 +11,7 @@ from idefics_cli.caption.executors.reading import Opened
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion, with_content_seed
 from idefics_cli.caption.records import CaptionReply, captioned, failed
 from idefics_cli.core.errors import MemoryLimitError, ModelError
-from idefics_cli.core.types import CaptionRecord, Completion, Finish, Sampling
+from idefics_cli.core.types import CaptionRecord, Completion, Sampling
 from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Outcome, Prepared, Session
 
@@ -143,7 +143,7 @@ class Asker:
                 return _with_content(failed(key, _no_words(turn.question)), opened)
             if reason:
                 turn.note(f"the reply {reason}")
-            replies.append(turn.reply(self._job.wording.finish))
+            replies.append(turn.reply(self._job))
             notes += turn.notes
         examples = sum(len(shot.pictures) for shot in self._job.shots)
         record = captioned(key, opened.first, replies, notes=tuple(notes), examples=examples)
@@ -227,9 +227,10 @@ class _Turn:
         self.outcome = None
         self.prepared = replace(self.prepared, request=request)
 
-    def reply(self, wording: Callable[[str, Finish], str]) -> CaptionReply:
+    def reply(self, job: CaptionJob) -> CaptionReply:
         completion = self.completion
-        text = wording(completion.text, completion.finish)
+        text = job.form.text_of(completion) if job.form else completion.text
+        text = job.wording.finish(text, completion.finish)
         name = self.question.name
         return CaptionReply(
             name,

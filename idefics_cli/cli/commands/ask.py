@@ -44,6 +44,7 @@ def ask(
     schema: options.Schema = None,
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
+    choice: options.Choices = None,
     ban: options.Ban = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -69,7 +70,9 @@ def ask(
     In a pipe, stdout holds only the answer.
     """
     invocation = begin_command(context)
-    form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=ANSWER_TOKENS)
+    form = chosen_form(
+        invocation, schema=schema, regex=regex, choices=choice, default_tokens=ANSWER_TOKENS
+    )
     shown = read_examples(invocation, example or (), examples or ())
     banned = banned_words(ban or ())
     answer_once(invocation, AskedQuestion(text, image or (), form, shown, banned))

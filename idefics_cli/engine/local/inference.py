@@ -9,6 +9,7 @@ from threading import Lock
 from PIL import Image
 
 from idefics_cli.core.errors import ContextError, ImageError
+from idefics_cli.core.types import Constraint, Mode
 from idefics_cli.engine.local.decode.constraint import Grammars
 from idefics_cli.engine.local.decode.detokenize import detokenizer_of
 from idefics_cli.engine.local.decode.graphs import Capture, CudaCapture, Graphs, graphs_problem
@@ -18,6 +19,7 @@ from idefics_cli.engine.local.decode.steps import slots_problem
 from idefics_cli.engine.local.kv_budget import KvBudget
 from idefics_cli.engine.local.prompt.prefill import PieceSize
 from idefics_cli.engine.local.prompt.prefix import PrefixStore
+from idefics_cli.engine.local.prompt.scoring import answer_tokens
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.local.vision.encoding import PictureEncoder
 from idefics_cli.engine.local.vision.features import FeatureCache
@@ -25,6 +27,7 @@ from idefics_cli.engine.local.vision.look_ahead import LookAhead
 from idefics_cli.engine.local.vision.picture_store import PictureStore
 from idefics_cli.engine.local.vision.side_stream import SideStream, side_stream_of
 from idefics_cli.engine.protocol import Prepared
+from idefics_cli.engine.schema.choices import choices_of, wordings
 from idefics_cli.images.media import Media
 from idefics_cli.images.video import Video
 from idefics_cli.models.families.base import Family, Inputs
@@ -198,8 +201,16 @@ class Inference:
             with self._tokenizing:
                 row.bans = find_ban_ids(loaded.family.tokenizer, request.banned, self._stop_ids)
         if request.constraint is not None:
-            row.guide = self._grammars.start(request.constraint, request.mode)
+            self._constrain(row, request.constraint, request.mode)
         return row
+
+    def _constrain(self, row: BatchRow, constraint: Constraint, mode: Mode) -> None:
+        if constraint.kind != "choice":
+            row.guide = self._grammars.start(constraint, mode)
+            return
+        texts = [text for choice in choices_of(constraint) for text in wordings(choice)]
+        with self._tokenizing:
+            row.answers = [answer_tokens(self.loaded.family, text) for text in texts]
 
     @property
     def has_kept(self) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +14,7 @@ from idefics_cli.core.errors import CutError, ModelError, UsageError
 from idefics_cli.core.types import Completion, Constraint, GenerationRequest
 from idefics_cli.core.units import counted
 from idefics_cli.engine.schema.bounds import bounded_schema
+from idefics_cli.engine.schema.choices import choice_constraint, wordings
 from idefics_cli.engine.schema.fields import schema_of_fields
 from idefics_cli.engine.schema.grammar import check_constraint
 
@@ -20,6 +22,7 @@ ColumnKind = Literal["str", "int", "float", "bool", "json"]
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 
 _MOST_BYTES = 1_000_000
+_SCORES = ("confidence", "mass")
 _KINDS: Mapping[str, ColumnKind] = {
     "string": "str",
     "integer": "int",
@@ -78,10 +81,22 @@ class ReplyForm:
         last = replace(last, parts=(*last.parts, f"\n{self.instruction}"))
         return replace(request, messages=(*before, last))
 
+    def text_of(self, reply: Completion) -> str:
+        """Return the text of *reply*; of a choice, a JSON object with `columns`."""
+        if reply.choice is None:
+            return reply.text
+        choice, confidence = reply.choice.best
+        shares = [share for _, share in reply.choice.probabilities]
+        values = (choice, *(round(each, 6) for each in (confidence, reply.choice.mass, *shares)))
+        names = (column.name for column in self.columns)
+        return json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False)
+
     def error_of(self, reply: Completion) -> ModelError | None:
         """Return why *reply* does not have this form; None if it has, or was cancelled."""
         if reply.finish == "length":
             return self.cut_error(reply.new_tokens)
+        if self.constraint.kind == "choice" and reply.choice is None:
+            return ModelError("the answer has no probabilities")
         if self.constraint.kind != "schema" or reply.finish == "cancelled":
             return None
         try:
@@ -157,6 +172,29 @@ def regex_form(pattern: str) -> ReplyForm:
     return ReplyForm(constraint)
 
 
+def choice_form(choices: Sequence[str]) -> ReplyForm:
+    """Return the form of replies that are the likeliest of *choices*.
+
+    Raises:
+        UsageError: If there are fewer than two choices, or two that a model words alike.
+    """
+    choices = [choice.strip() for choice in choices]
+    example = "`--choice yes --choice no`"
+    if len(choices) < 2:
+        raise UsageError("one choice is no choice: give two or more", hint=example)
+    known: dict[str, str] = {}
+    for choice in choices:
+        if not choice:
+            raise UsageError("a choice is empty", hint=example)
+        for wording in wordings(choice):
+            if wording in known:
+                raise UsageError(f"the choices `{known[wording]}` and `{choice}` are one")
+        known |= dict.fromkeys(wordings(choice), choice)
+    names = _distinct("p_" + re.sub(r"\W+", "_", choice).strip("_") for choice in choices)
+    columns = (ReplyColumn("choice", "str"), *(ReplyColumn(n, "float") for n in _SCORES + names))
+    return ReplyForm(choice_constraint(choices), columns)
+
+
 def parse_reply(text: str) -> JsonValue:
     """Return the JSON value of a complete reply.
 
@@ -203,6 +241,18 @@ def _read(file: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"the schema `{file}` is not UTF-8 text") from None
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Return *names*, with a number behind each that occurred before."""
+    found: list[str] = []
+    for name in names:
+        number, longer = 1, name
+        while longer in found:
+            number += 1
+            longer = f"{name}_{number}"
+        found.append(longer)
+    return tuple(found)
 
 
 def _finite(text: str) -> float:

@@ -38,6 +38,15 @@ def drop_first(cache: Cache, count: int) -> None:
         layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
 
 
+def keep_first(cache: Cache, count: int) -> None:
+    """Keep the states of the first *count* tokens of all rows.
+
+    `DynamicCache.crop` takes a length or a number of tokens, depending on the version.
+    """
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, :count], layer.values[:, :, :count]
+
+
 def cache_bytes(cache: Cache) -> int:
     """Return the size of the memory that holds the states of *cache*, spare room included."""
     return sum(

@@ -53,6 +53,7 @@ def caption(
     schema: options.Schema = None,
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
+    choice: options.Choices = None,
     example: options.Examples = None,
     examples: options.ExampleLists = None,
     ban: options.Ban = None,
@@ -99,7 +100,9 @@ def caption(
     invocation = begin_command(context)
     given = Inputs(tuple(paths or ()), tuple(filelist or ()), null, prompt_file, tuple(ask or ()))
     given.check(invocation)
-    form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=CAPTION_TOKENS)
+    form = chosen_form(
+        invocation, schema=schema, regex=regex, choices=choice, default_tokens=CAPTION_TOKENS
+    )
     destination = chosen_output(invocation)
     questions = given.questions(invocation)
     shown = read_examples(invocation, example or (), examples or ())

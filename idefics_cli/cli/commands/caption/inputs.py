@@ -213,7 +213,7 @@ def _check_replies(
     }
     for name in (name for name, is_set in changes.items() if is_set):
         flag = "--on-truncate trim" if name == "on_truncate" else f"--{name.replace('_', '-')}"
-        raise UsageError(f"{flag} would change answers that `--schema` or `--regex` fixes")
+        raise UsageError(f"{flag} would change answers whose form another option sets")
 
 
 def _text_extension(given: str | None) -> str:

@@ -45,6 +45,8 @@ class BatchRow:
         guide: Says which tokens may follow; None allows all that are not banned.
         bans: Ids of the words that the reply must not hold, each of one token or more.
         stops: Finds the texts that end the reply; None if there are none.
+        answers: The tokens of the answers to score instead of generating a reply; mostly none.
+        answer_logs: The logarithm of the probability of each of *answers*, once it is known.
     """
 
     sampling: Sampling
@@ -58,6 +60,8 @@ class BatchRow:
     guide: Guide | None = None
     bans: Sequence[Sequence[int]] = ()
     stops: Detokenizer | None = None
+    answers: Sequence[tuple[int, ...]] = ()
+    answer_logs: Sequence[float] = ()
 
     @property
     def is_argmax(self) -> bool:
@@ -117,8 +121,7 @@ class BatchRow:
                 self.generator.manual_seed(self.sampling.seed)
 
 
-_Place = tuple[int, BatchRow]
-"""The number of a row of the logits, and its reply."""
+_Place = tuple[int, BatchRow]  # the number of a row of the logits, and its reply
 
 
 class Scores:

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from idefics_cli.engine.local.decode.sampling import Scores, banned_of
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.prompt.prefill import Prompt, join_prompts, prefill_pieces
+from idefics_cli.engine.local.prompt.scoring import score_answers
 from idefics_cli.engine.local.serving.requests import OpenRequest
 from idefics_cli.models.families.base import PrefixKey
 from idefics_cli.models.families.kv_cache import growing_cache
@@ -103,8 +104,18 @@ class PromptRun:
             loaded.model, loaded.family, prompt, self.cache, piece_tokens=self._piece_tokens
         )
         logits = output.logits[:, -1]
+        self._score_choices(prompt, logits)
         scores = Scores(logits, banned_of(loaded.family, logits.device))
         scores.choose_tokens([request.reply for request in self.requests])
+
+    def _score_choices(self, prompt: Prompt, logits: Tensor) -> None:
+        """Score the answers of the requests that have choices, and end their replies."""
+        loaded, rows = self._inference.loaded, [request.reply for request in self.requests]
+        for answers in dict.fromkeys(tuple(row.answers) for row in rows if row.answers):
+            logs = score_answers(loaded.model, loaded.family, prompt, self.cache, logits, answers)
+            for row, row_logs in zip(rows, logs, strict=True):
+                if tuple(row.answers) == answers:
+                    row.answer_logs, row.finish = row_logs, "stop"
 
     def _encode_pictures(self) -> Generator[None, None, Tensor | None]:
         """Return the image features as the family takes them."""

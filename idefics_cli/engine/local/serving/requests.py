@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from idefics_cli.core.types import Completion, TokenChunk
+from idefics_cli.core.types import ChoiceResult, Completion, TokenChunk
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.decode.detokenize import Detokenizer, detokenizer_of
 from idefics_cli.engine.local.decode.sampling import BatchRow
 from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import Listener, Urgency
+from idefics_cli.engine.schema.choices import choice_result, choices_of, wordings
 from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.picture import PictureTensors
 
@@ -84,9 +85,9 @@ class OpenRequest(Ticket):
 
     def completion(self, family: Family) -> Completion:
         """Return the reply as it is now; a reply that has not ended counts as cancelled."""
-        row = self.reply
+        row, choice = self.reply, self._choice()
         return Completion(
-            text=self._detokenizer(family).whole(row.tokens),
+            text=choice.best[0] if choice else self._detokenizer(family).whole(row.tokens),
             prompt_tokens=len(row.prompt),
             reused_tokens=self.reused_tokens,
             new_tokens=len(row.tokens),
@@ -95,7 +96,15 @@ class OpenRequest(Ticket):
             decode_seconds=self.decode_seconds,
             token_ids=tuple(row.tokens),
             at_a_time=self.at_a_time,
+            choice=choice,
         )
+
+    def _choice(self) -> ChoiceResult | None:
+        constraint, logs = self.prepared.request.constraint, iter(self.reply.answer_logs)
+        if constraint is None or not self.reply.answer_logs:
+            return None
+        choices = choices_of(constraint)
+        return choice_result(choices, [[next(logs) for _ in wordings(each)] for each in choices])
 
     def _detokenizer(self, family: Family) -> Detokenizer:
         return detokenizer_of(family, self.prepared.request)
