@@ -27,7 +27,7 @@ from idefics_cli.core.files import stamp_of_file
 from idefics_cli.core.types import Attachment, CaptionRecord
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
-from tests.support.outputs import Recorder, record
+from tests.support.outputs import NON_UTF8_NAME, Recorder, record
 from tests.support.pictures import noise, opened, quadrants
 from tests.support.zygote import Zygote
 
@@ -93,7 +93,8 @@ def tags(name: str = "a.jpg") -> dict[str, str]:
         "-IPTC:all",
         "-EXIF:all",
     ]
-    (row,) = json.loads(subprocess.run([*command, name], capture_output=True, check=True).stdout)
+    output = subprocess.run([*command, name], capture_output=True, check=True).stdout
+    (row,) = json.loads(output.decode("utf-8", "replace"))
     del row["SourceFile"]
     return {key: str(value) for key, value in row.items()}
 
@@ -262,12 +263,28 @@ def test_a_file_that_cannot_be_changed_fails_its_picture(
     assert os.listdir() == [name]
 
 
-@pytest.mark.parametrize("name", ["-a b%f%%d.jpg", "#a.jpg", "ünd 漢.jpg"])
+@pytest.mark.parametrize(
+    "name", ["-a b%f%%d.jpg", "#a.jpg", "ünd 漢.jpg", NON_UTF8_NAME], ids=ascii
+)
 def test_odd_names_are_names(name: str) -> None:
     make(name)
     embed(name)
     assert os.listdir() == [name]
     assert tags(f"./{name}")["XMP-dc:Description"] == "a cat"
+    make("b.jpg")
+    with sink(name, "b.jpg", existing="skip") as entered:
+        assert entered.completed() == {name}
+
+
+def test_metadata_of_several_segments_stays() -> None:
+    path = make()
+    long = "r" * 100_000
+    Path("arguments").write_text(f"-XMP-dc:Rights={long}\n")
+    set_tags("-@", "arguments")
+    assert path.read_bytes().count(b"http://ns.adobe.com/xmp/extension/") > 1
+
+    embed()
+    assert (tags()["XMP-dc:Rights"], tags()["XMP-dc:Description"]) == (long, "a cat")
 
 
 def test_after_exiftool_is_killed_the_next_picture_has_a_new_one() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -16,6 +16,7 @@ from typing import Self
 
 from idefics_cli.caption.sinks.base import SidecarError, Target
 from idefics_cli.caption.sinks.exiftool import ExifTool, find_exiftool
+from idefics_cli.caption.sinks.rows import NOT_UTF8
 from idefics_cli.caption.sinks.xmp import XmpSink
 from idefics_cli.caption.sinks.xmp_packet import ALT_TEXT, DESCRIPTION, Name, Text, digest_of
 from idefics_cli.core.errors import UsageError
@@ -113,8 +114,8 @@ class EmbedSink(XmpSink):
     def find_captions(self) -> set[str]:
         """Return the keys of the pictures that have a description; see `TxtSink`."""
         assert self._exiftool is not None
-        paths, found = iter(dict.fromkeys(self._paths.values())), set()
-        while some := list(islice(paths, _READ_AT_ONCE)):
+        found = set()
+        for some in _batches(dict.fromkeys(self._paths.values())):
             with suppress(OSError):  # these pictures fail when their captions are written
                 for path, row in self._exiftool.read(_TAGS, some).items():
                     if self.counts([_text(row, name) for name in self.names()]):
@@ -179,6 +180,14 @@ class EmbedSink(XmpSink):
 
 _BESIDE = "`-f xmp` writes a sidecar"
 _AGAIN = "run the same command again"
+
+
+def _batches(paths: Collection[str]) -> Iterator[list[str]]:
+    """Yield *paths* as `ExifTool.read` takes them."""
+    rest = (path for path in paths if not NOT_UTF8.search(path))
+    yield from ([path] for path in paths if NOT_UTF8.search(path))
+    while some := list(islice(rest, _READ_AT_ONCE)):
+        yield some
 
 
 def _text(row: Mapping[str, str], name: Name) -> Text:

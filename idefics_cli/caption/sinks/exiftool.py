@@ -48,14 +48,18 @@ class ExifTool:
     def read(self, tags: Sequence[str], paths: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the values of *tags* in the files *paths*, by path and by `GROUP:TAG`.
 
-        A file that cannot be read is left out.
+        A file that cannot be read is left out, and so are several with names that are not UTF-8.
         """
         if not paths:
             return {}
         output, _ = self._order("-json", "-G1", *(f"-{tag}" for tag in tags), *paths)
         text = output.decode("utf-8", "surrogateescape").strip()
         rows = json.loads(text, parse_int=str, parse_float=str) if text else []
-        return {row.pop("SourceFile"): {key: str(row[key]) for key in row} for row in rows}
+        names = [row.pop("SourceFile") for row in rows]
+        if len(paths) == len(rows) == 1:  # exiftool changes a name that is not UTF-8
+            names = list(paths)
+        found = [{key: str(value) for key, value in row.items()} for row in rows]
+        return dict(zip(names, found, strict=True))
 
     def write(self, values: Mapping[str, str], path: str) -> None:
         """Write *values* into the file *path*.
