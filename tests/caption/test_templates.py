@@ -261,3 +261,43 @@ class TestNamedQuestions:
             named_questions(texts)
         assert str(caught.value).startswith(message)
         assert (caught.value.hint or "").startswith(hint)
+
+
+class TestMetadata:
+    TEXT = "<{date}|{description}|{keywords}>"
+    XMP = (
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description'
+        ' xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"'
+        ' xmp:CreateDate="2023-01-02T03:04:05" dc:description="%s"><dc:subject><rdf:Bag>'
+        "<rdf:li>cat</rdf:li><rdf:li>red mat</rdf:li></rdf:Bag></dc:subject>"
+        "</rdf:Description></rdf:RDF>"
+    )
+
+    @pytest.mark.parametrize("name", ["p/a.jpg", "p/a.png", "p/a.webp", "p/a.tif"])
+    def test_date_and_description_come_from_the_picture(self, name: str) -> None:
+        exif = Image.Exif()
+        exif[0x010E] = "A cat"
+        exif.get_ifd(0x8769)[0x9003] = "2024:05:01 10:00:00"
+
+        assert prompt(self.TEXT, saved(name, exif=exif.tobytes())) == "<2024-05-01|A cat|>"
+
+    @pytest.mark.parametrize("name", ["p/a.jpg", "p/a.webp"])
+    def test_xmp_in_the_picture_comes_before_exif_and_a_sidecar_before_both(
+        self, name: str
+    ) -> None:
+        exif = Image.Exif()
+        exif[0x010E] = "in EXIF"
+        picture = saved(name, exif=exif.tobytes(), xmp=(self.XMP % "in XMP").encode())
+        assert prompt(self.TEXT, picture) == "<2023-01-02|in XMP|cat, red mat>"
+
+        Path(f"{os.path.splitext(name)[0]}.xmp").write_text(self.XMP % "of Adobe")
+        assert prompt("{description}", picture) == "of Adobe"
+        Path(f"{name}.xmp").write_text(self.XMP % "of digiKam")
+        assert prompt("{description}", picture) == "of digiKam"
+
+    def test_without_metadata_and_with_damaged_metadata_the_fields_are_empty(self) -> None:
+        picture = saved("p/a.jpg", exif=b"Exif\0\0damaged", xmp=b"<x")
+        Path("p/a.jpg.xmp").write_text("<!DOCTYPE x [<!ENTITY a 'b'>]><x/>")
+        assert prompt(self.TEXT, picture) == "<||>"
+        assert prompt(self.TEXT, file("https://x.org/a.jpg")) == "<||>"
+        assert prompt(self.TEXT, file("missing.jpg", date="today"), ("date",)) == "<today||>"

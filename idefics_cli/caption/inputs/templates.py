@@ -14,6 +14,7 @@ from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
 from idefics_cli.caption.caption_file import read_caption
+from idefics_cli.caption.inputs.metadata import METADATA, metadata_values
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.core.errors import PromptError, UsageError
@@ -28,6 +29,9 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "existing": "existing caption: from the list, or from the text file beside the picture",
         "width": "pixels",
         "height": "pixels",
+        "date": "day on which the picture was taken; empty if it is not known",
+        "description": "description in the XMP sidecar or in the picture",
+        "keywords": "keywords in the XMP sidecar or in the picture",
     }
 )
 """The fields that every prompt may have, besides the columns of a list."""
@@ -186,13 +190,24 @@ def field_values(
     columns = dict(picture.columns)
     values = {name: columns[name] for name in template.fields if name in columns}
     missing = [name for name in template.fields if name not in values]
-    if any(name in _SIZES for name in missing):
-        values.update(_size(picture, limits, data), **values)
+    values = {**_values_of_file(missing, picture, limits, data), **values}
     for name in [name for name in missing if name not in values]:
         values[name] = _value(name, picture, columns, captions_folder, text_extension)
     if not template.fill(values).strip():
         raise PromptError(f"the prompt for `{picture.key}` is empty")
     return values
+
+
+def _values_of_file(
+    names: Sequence[str], picture: CaptionItem, limits: ImageLimits, data: bytes | None
+) -> dict[str, str]:
+    """Return the values of those fields among *names* for which the file is opened."""
+    found: dict[str, str] = {}
+    if any(name in _SIZES for name in names):
+        found |= _size(picture, limits, data)
+    if any(name in METADATA for name in names):
+        found |= metadata_values(picture, data)
+    return {name: found[name] for name in names if name in found}
 
 
 def _value(

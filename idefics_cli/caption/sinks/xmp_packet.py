@@ -28,6 +28,13 @@ _PREFIXES = {_DC: "dc", _XMP: "xmp", _IPTC: "Iptc4xmpCore", OURS: "idefics_cli"}
 
 DESCRIPTION: Name = (_DC, "description")
 ALT_TEXT: Name = (_IPTC, "AltTextAccessibility")
+KEYWORDS: Name = (_DC, "subject")
+DATES: tuple[Name, ...] = (
+    ("http://ns.adobe.com/exif/1.0/", "DateTimeOriginal"),
+    ("http://ns.adobe.com/photoshop/1.0/", "DateCreated"),
+    (_XMP, "CreateDate"),
+)
+"""When a picture was taken, the best property first."""
 _DATE: Name = (_XMP, "MetadataDate")
 _DIGESTS: Mapping[Name, Name] = {
     DESCRIPTION: (OURS, "captionDigest"),
@@ -97,6 +104,15 @@ class Packet:
             text = next(filter(None, map(str.strip, texts)), "")
         text = text.strip()
         return Text(text, is_ours=bool(text) and self._value(_DIGESTS[name]) == digest_of(text))
+
+    def items(self, *names: Name) -> list[str]:
+        """Return all items of the properties *names*, or their values if they are no lists."""
+        found: list[str] = []
+        for name in names:
+            node = self._element(name)
+            items = [item for item in node.all_below() if item.name == (_RDF, "li")] if node else []
+            found += [item.all_text().strip() for item in items] or [self._value(name)]
+        return list(filter(None, found))
 
     def with_texts(self, texts: Mapping[Name, Text], *, date: str) -> bytes:
         """Return the packet with *texts*, and no other change but the date of its metadata.
