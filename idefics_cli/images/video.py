@@ -94,6 +94,7 @@ class Video:
     Attributes:
         name: Name of the video in errors.
         facts: What its header says.
+        decoded: Number of frames that were decoded, including those on the way to others.
 
     Raises:
         ImageError: If the file cannot be read, or has no video.
@@ -115,6 +116,7 @@ class Video:
         self._limits, self._memory = limits, memory
         self._decode_seconds = decode_seconds
         self._until = time.monotonic() + decode_seconds
+        self.decoded = 0
         self._table: _FrameTable | None = None
         self._container = self._open()
         with _as_image_error(content, source):
@@ -280,6 +282,7 @@ class Video:
                 continue
             for frame in frames:
                 self._check_time()
+                self.decoded += 1
                 yield frame
 
     def _packets(self, *, with_end: bool = False) -> Iterator[Packet[VideoStream]]:
