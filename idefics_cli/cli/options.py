@@ -178,6 +178,16 @@ Regex = Annotated[
         show_default=False,
     ),
 ]
+Tags = Annotated[
+    str | None,
+    typer.Option(
+        "--tags",
+        metavar="FILE",
+        help="Caption with tags of this list, one on each line, and no other words.",
+        rich_help_panel=ANSWER_PANEL,
+        show_default=False,
+    ),
+]
 Choices = Annotated[
     list[str] | None,
     typer.Option(

@@ -121,7 +121,7 @@ class Settings:
         help="Complete PROMPT without a chat template; each `<image>` in it is the next picture.",
     )
     schema_prompt: bool = _setting(
-        True, help="Add the fields of `--schema` to the prompt, so that the model knows them."
+        True, help="Tell the model the fields of `--schema`, or the tags, at the end of the prompt."
     )
     max_pixels: int = _setting(
         _IMAGES.max_pixels, help="Refuse pictures with more pixels than this.", minimum=1

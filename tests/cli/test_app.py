@@ -240,7 +240,7 @@ INPUTS_AND_OUTPUTS = {
     "chat": {"image", "resume", "session"},
     "caption": {
         *("paths", "filelist", "null", "prompt_file", "ask", "schema", "regex"),
-        *("choice", "ban", "example", "examples"),
+        *("choice", "tags", "ban", "example", "examples"),
     },
     "bench": {
         "scenarios",

@@ -17,11 +17,11 @@ from idefics_cli.engine.schema.bounds import bounded_schema
 from idefics_cli.engine.schema.choices import choice_constraint, wordings
 from idefics_cli.engine.schema.fields import schema_of_fields
 from idefics_cli.engine.schema.grammar import check_constraint
+from idefics_cli.engine.schema.text_files import read_text
 
 ColumnKind = Literal["str", "int", "float", "bool", "json"]
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 
-_MOST_BYTES = 1_000_000
 _SCORES = ("confidence", "mass")
 _KINDS: Mapping[str, ColumnKind] = {
     "string": "str",
@@ -63,11 +63,14 @@ class ReplyForm:
         columns: The properties of the reply, if it is a JSON object; else empty.
         instruction: A text for the end of the prompt, which tells the model the fields; empty if
             the model is told nothing.
+        separator: What stands between the parts of a reply, each of which is kept once; empty if
+            a reply is whole.
     """
 
     constraint: Constraint
     columns: tuple[ReplyColumn, ...] = ()
     instruction: str = ""
+    separator: str = ""
 
     def applied_to(self, request: GenerationRequest) -> GenerationRequest:
         """Return *request* with the constraint, and the instruction at the end of its last text.
@@ -83,6 +86,8 @@ class ReplyForm:
 
     def text_of(self, reply: Completion) -> str:
         """Return the text of *reply*; of a choice, a JSON object with `columns`."""
+        if self.separator:
+            return self.separator.join(dict.fromkeys(reply.text.split(self.separator)))
         if reply.choice is None:
             return reply.text
         choice, confidence = reply.choice.best
@@ -213,7 +218,7 @@ def _schema(given: str) -> Mapping[str, object]:
             if text.endswith((".json", ".jsonschema")) or os.sep in text:
                 raise UsageError(f"cannot read the schema `{text}`: no such file")
             return schema_of_fields(text)
-        text, source = _read(text), f"the schema `{text}`"
+        text, source = read_text(text, "schema"), f"the schema `{text}`"
     try:
         schema = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
@@ -227,20 +232,6 @@ def _schema(given: str) -> Mapping[str, object]:
 
 def _is_file(text: str) -> bool:
     return 0 < len(text) < 1024 and "\0" not in text and os.path.exists(os.path.expanduser(text))
-
-
-def _read(file: str) -> str:
-    try:
-        with open(os.path.expanduser(file), "rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read the schema `{file}`: {error.strerror}") from error
-    if len(data) > _MOST_BYTES:
-        raise UsageError(f"the schema `{file}` is longer than {_MOST_BYTES:,} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"the schema `{file}` is not UTF-8 text") from None
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def caption(
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
     choice: options.Choices = None,
+    tags: options.Tags = None,
     example: options.Examples = None,
     examples: options.ExampleLists = None,
     ban: options.Ban = None,
@@ -101,7 +102,12 @@ def caption(
     given = Inputs(tuple(paths or ()), tuple(filelist or ()), null, prompt_file, tuple(ask or ()))
     given.check(invocation)
     form = chosen_form(
-        invocation, schema=schema, regex=regex, choices=choice, default_tokens=CAPTION_TOKENS
+        invocation,
+        schema=schema,
+        regex=regex,
+        choices=choice,
+        tags=tags,
+        default_tokens=CAPTION_TOKENS,
     )
     destination = chosen_output(invocation)
     questions = given.questions(invocation)

@@ -204,6 +204,8 @@ def _check_replies(
     if form is None:
         return
     check_form(form, questions, settings.samples)
+    if form.separator:
+        return  # words before and after tags are usual in training data
     changes = {
         "prefix": settings.prefix,
         "suffix": settings.suffix,
