@@ -88,7 +88,7 @@ _idefics_command() {
         arguments=''
         ;;
     'idefics models')
-        commands='pull path quantize'
+        commands='pull path quantize merge'
         flags='--json --verbose --quiet --help'
         valued=''
         arguments=''
@@ -110,6 +110,12 @@ _idefics_command() {
         flags='--revision --quantization --dtype --offline --online --remove --verbose --quiet --help'
         valued='--revision=text --quantization=words:auto,none,8bit,4bit --dtype=words:auto,bfloat16,float16,float32'
         arguments='models'
+        ;;
+    'idefics models merge')
+        commands=''
+        flags='--output --model --revision --offline --online --verbose --quiet --help'
+        valued='-o=files --output=files -m=models --model=models --revision=text'
+        arguments='text'
         ;;
     'idefics config')
         commands='path'

@@ -62,7 +62,7 @@ function __idefics_commands
         case 'sessions'
             printf '%s\n' list show export rm prune
         case 'models'
-            printf '%s\n' pull path quantize
+            printf '%s\n' pull path quantize merge
         case 'config'
             printf '%s\n' path
         case 'completion'
@@ -361,6 +361,7 @@ complete -c idefics -n '__idefics_at sessions prune' -s h -l help -d 'Show this 
 complete -c idefics -n '__idefics_at models' -a pull -d 'Download a model into the Hugging Face cache, and print its folder'
 complete -c idefics -n '__idefics_at models' -a path -d 'Print the folder of a downloaded model'
 complete -c idefics -n '__idefics_at models' -a quantize -d 'Quantize a model for the CPU and store the weights, so that it starts in seconds'
+complete -c idefics -n '__idefics_at models' -a merge -d 'Write a model with an adapter in its weights, which needs no adapter any more'
 complete -c idefics -n '__idefics_at models' -l json -d 'Print JSON'
 complete -c idefics -n '__idefics_at models' -s v -l verbose -d 'Also show the messages of the libraries'
 complete -c idefics -n '__idefics_at models' -s q -l quiet -d 'Show errors only'
@@ -387,6 +388,14 @@ complete -c idefics -n '__idefics_at models quantize' -s v -l verbose -d 'Also s
 complete -c idefics -n '__idefics_at models quantize' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at models quantize' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at models quantize' -k -a '(__idefics_models)'
+
+complete -c idefics -n '__idefics_at models merge' -s o -l output -r -F -d 'Write the captions to this file, or to this folder if each picture gets a file. (default: stdout, the same as `-`)'
+complete -c idefics -n '__idefics_at models merge' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
+complete -c idefics -n '__idefics_at models merge' -l revision -x -d 'Branch, tag or commit of a Hub repository'
+complete -c idefics -n '__idefics_at models merge' -l offline -l online -d 'Do not use the network'
+complete -c idefics -n '__idefics_at models merge' -s v -l verbose -d 'Also show the messages of the libraries'
+complete -c idefics -n '__idefics_at models merge' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at models merge' -s h -l help -d 'Show this message and exit'
 
 complete -c idefics -n '__idefics_at config' -a path -d 'Print the path of config.toml, which need not exist'
 complete -c idefics -n '__idefics_at config' -l json -d 'Print JSON'

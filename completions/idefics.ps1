@@ -103,7 +103,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
             Repeated = ''
         }
         'idefics models' = @{
-            Commands = [ordered]@{ 'pull' = 'Download a model into the Hugging Face cache, and print its folder'; 'path' = 'Print the folder of a downloaded model'; 'quantize' = 'Quantize a model for the CPU and store the weights, so that it starts in seconds' }
+            Commands = [ordered]@{ 'pull' = 'Download a model into the Hugging Face cache, and print its folder'; 'path' = 'Print the folder of a downloaded model'; 'quantize' = 'Quantize a model for the CPU and store the weights, so that it starts in seconds'; 'merge' = 'Write a model with an adapter in its weights, which needs no adapter any more' }
             Flags = [ordered]@{ '--json' = 'Print JSON'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{}
             Arguments = @()
@@ -128,6 +128,13 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
             Flags = [ordered]@{ '--revision' = 'Branch, tag or commit of a Hub repository'; '--quantization' = 'Compress the weights to save memory: auto, none, 8bit or 4bit. (default: auto)'; '--dtype' = 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'; '--offline' = 'Do not use the network'; '--online' = 'Do not use the network'; '--remove' = 'Remove the stored weights of this model'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{ '--revision' = 'text'; '--quantization' = 'words:auto,none,8bit,4bit'; '--dtype' = 'words:auto,bfloat16,float16,float32' }
             Arguments = @('models')
+            Repeated = ''
+        }
+        'idefics models merge' = @{
+            Commands = [ordered]@{}
+            Flags = [ordered]@{ '--output' = 'Write the captions to this file, or to this folder if each picture gets a file. (default: stdout, the same as `-`)'; '--model' = 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'; '--revision' = 'Branch, tag or commit of a Hub repository'; '--offline' = 'Do not use the network'; '--online' = 'Do not use the network'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Valued = @{ '-o' = 'files'; '--output' = 'files'; '-m' = 'models'; '--model' = 'models'; '--revision' = 'text' }
+            Arguments = @('text')
             Repeated = ''
         }
         'idefics config' = @{

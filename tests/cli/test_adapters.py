@@ -93,6 +93,24 @@ def test_captions_of_another_adapter_are_another_run(styles: Path, tmp_path: Pat
     assert again.code == 0
 
 
+def test_a_merged_model_needs_no_adapter(styles: Path, tmp_path: Path) -> None:
+    merged = str(tmp_path / "merged")
+    ran = run("models", "merge", str(styles / "a"), "-o", merged)
+    assert tuple(ran) == (0, f"{merged}\n", "")
+    # The weights of the built-in model are in bfloat16.
+    found, expected = (
+        json.loads(ask(styles, "--dtype", "bfloat16", *way).out)["token_ids"]
+        for way in (("-m", merged), ("--adapter", str(styles / "a")))
+    )
+    assert found == expected
+    again = run("models", "merge", str(styles / "a"), "-o", merged)
+    assert (again.code, again.out) == (1, "")
+    assert f"`{merged}` exists already" in again.err
+    assert run("models", "merge", merged, "-o", str(tmp_path / "b")).code == 1
+    missing = run("models", "merge", str(styles / "a"))
+    assert (missing.code, missing.err.splitlines()[-1]) == (2, "hint: `-o FOLDER`")
+
+
 def test_a_missing_adapter_is_named_as_an_adapter() -> None:
     ran = run("ask", "x", "--adapter", "no-such-style", "--dry-run")
     assert (ran.code, ran.out) == (1, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,8 +11,10 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import Invocation, begin_command
-from idefics_cli.core.errors import ModelError, PlanError
+from idefics_cli.cli.model_choice import find_facts, with_base_model
+from idefics_cli.core.errors import ModelError, PlanError, UsageError
 from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import format_parameters, format_size
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec
 
@@ -126,6 +129,48 @@ def quantize(
         _remove_quantized(invocation, facts)
     else:
         _quantize(invocation, facts)
+
+
+@app.command(cls=HelpCommand)
+def merge(
+    context: typer.Context,
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of a LoRA adapter.")
+    ],
+    output: options.Output = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = None,
+    verbose: options.Verbose = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Write a model with an adapter in its weights, which needs no adapter any more.
+
+    `-m` takes the folder, and so does transformers.
+    """
+    from idefics_cli.models.loading.merging import write_merged
+
+    invocation = begin_command(context)
+    folder = invocation.settings.output
+    if folder is None:
+        raise UsageError("a folder for the model is missing", hint="`-o FOLDER`")
+    chosen = _with_adapter(invocation, adapter)
+    facts = find_facts(chosen)
+    if facts.adapter is None:
+        raise ModelError(f"`{adapter}` is no adapter", hint="name its folder or Hub id")
+    if facts.folder is None:
+        name = facts.repo
+        raise ModelError(f"`{name}` is not downloaded", hint=f"`idefics models pull {name}` first")
+    spec = LoadSpec(facts.repo, facts.family, name=facts.name, adapter=facts.adapter)
+    with invocation.console.status(f"merging {facts.name}") as progress:
+        write_merged(spec, facts.folder, Path(folder).absolute(), report=progress)
+    invocation.console.line(folder)
+
+
+def _with_adapter(invocation: Invocation, adapter: str) -> Invocation:
+    settings = replace(invocation.settings, adapter=adapter)
+    resolved = replace(invocation.resolved, settings=settings)
+    return with_base_model(replace(invocation, resolved=resolved))
 
 
 def _remove_quantized(invocation: Invocation, facts: ModelFacts) -> None:

@@ -100,7 +100,7 @@ def load(
     say = report or (lambda phase, share: None)
     kernels = _checked_kernels(spec, machine)
     folder, revision = _find(spec, say)
-    with _quiet_library(), library_errors(spec):
+    with quiet_library(), library_errors(spec):
         config = load_config(folder)
         say("loading the processor", None)
         family = load_family(folder, spec, config)
@@ -136,7 +136,7 @@ def keep_quantized(
     say = report or (lambda phase, share: None)
     kernels = ChosenKernels(spec.kernels, machine or probe_processor())
     folder, _ = _find(spec, say)
-    with _quiet_library(), library_errors(spec):
+    with quiet_library(), library_errors(spec):
         source = Source(folder, load_config(folder), spec, kernels)
         return store_quantized(source, report=say)
 
@@ -250,7 +250,7 @@ def _generation_stop_ids(folder: Path) -> list[int]:
 
 
 @contextmanager
-def _quiet_library() -> Iterator[None]:
+def quiet_library() -> Iterator[None]:
     """Keep progress bars and warnings of transformers off the terminal while a model loads."""
     bars = library_logging.is_progress_bar_enabled()
     level = library_logging.get_verbosity()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +26,7 @@ from idefics_cli.models.hub.adapters import CONFIG, WEIGHTS, find_adapter
 from idefics_cli.models.hub.facts import demo_folder
 from idefics_cli.models.loading.adapters import BesideLayer, apply_adapter
 from idefics_cli.models.loading.loader import load
+from idefics_cli.models.loading.merging import write_merged
 from tests.support import tiny
 from tests.support.adapters import library_model, train
 from tests.support.kernels import spec_of
@@ -210,3 +214,70 @@ def test_the_digest_changes_with_each_file(
         path.write_bytes(path.read_bytes().replace(b"q_proj", b"k_proj", 1) + b" ")
         digests.append(find_adapter(str(tmp_path)).digest)
     assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize("kind", ["idefics", "idefics2", "idefics3", "smolvlm"])
+def test_a_merged_model_is_written_for_transformers(
+    kind: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, target = checkpoint(kind), tmp_path / "merged"
+    expected = weights_of(train(library_model(folder), tmp_path / "a").merge_and_unload())
+    spec = replace(spec_of(folder), adapter=find_adapter(str(tmp_path / "a")))
+    write_merged(spec, folder, target, report=lambda phase, share: None)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    found = weights_of(library_model(target))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+    assert answers(spec) == answers(spec_of(target))
+
+
+def test_a_merged_head_is_no_longer_tied_to_the_embedding(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = library_model(checkpoint("smolvlm"))
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = True
+    model.tie_weights()
+    tied = tmp_path / "tied"
+    shutil.copytree(checkpoint("smolvlm"), tied)
+    model.save_pretrained(tied)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT advises against an adapter of a tied head
+        train(library_model(tied), tmp_path / "a", target_modules=["lm_head"])
+    spec = replace(spec_of(tied), adapter=find_adapter(str(tmp_path / "a")))
+    write_merged(spec, tied, tmp_path / "merged", report=lambda phase, share: None)
+    assert answers(spec) == answers(spec_of(tmp_path / "merged")) != answers(spec_of(tied))
+
+
+def test_a_folder_in_use_and_quantized_weights_are_not_merged_into(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = checkpoint("idefics2")
+    train(library_model(folder), tmp_path / "a")
+    spec = replace(spec_of(folder), adapter=find_adapter(str(tmp_path / "a")))
+    with pytest.raises(ModelError, match="exists already"):
+        write_merged(spec, folder, tmp_path, report=lambda phase, share: None)
+    quantized = tmp_path / "quantized"
+    shutil.copytree(folder, quantized)
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (quantized / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="are quantized"):
+        write_merged(spec, quantized, tmp_path / "m", report=lambda phase, share: None)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_full_disk_leaves_no_folder(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("idefics2")
+    train(library_model(folder), tmp_path / "a")
+    spec = replace(spec_of(folder), adapter=find_adapter(str(tmp_path / "a")))
+
+    def copyfile(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(ModelError, match=r"cannot write .*No space left"):
+        write_merged(spec, folder, tmp_path / "m", report=lambda phase, share: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
