@@ -295,6 +295,16 @@ def test_other_settings_are_refused() -> None:
     )
 
 
+def test_other_banned_words_are_other_settings() -> None:
+    write("r.jsonl", {"prompt": "One?"})
+    engine = FakeEngine(echo)
+    assert batch("r.jsonl", "-o", "a.jsonl", "--ban", "red", engine=engine).code == 0
+    assert [request.banned for request in engine.requests] == [("red",)]
+    ran = batch("r.jsonl", "-o", "a.jsonl", "--ban", "blue")
+    assert ran.code == 2
+    assert "had other settings: banned: " in ran.err
+
+
 def test_an_output_of_something_else_is_not_overwritten() -> None:
     write("r.jsonl", {"prompt": "One?"})
     Path("a.jsonl").write_text("mine\n", "utf-8")
