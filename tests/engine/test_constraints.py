@@ -14,7 +14,7 @@ import torch
 
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Completion, Constraint, Sampling
-from idefics_cli.engine.local.decode.constraint import Guide
+from idefics_cli.engine.local.decode.constraint import Grammars, Guide, refused_tokens
 from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
@@ -162,3 +162,14 @@ def test_a_constraint_that_cannot_be_compiled_is_an_error_of_its_own_request(
 
 def test_a_constraint_can_be_pickled() -> None:
     assert pickle.loads(pickle.dumps(JSON)) == JSON
+
+
+def test_a_mask_is_on_the_device_of_the_logits(endless: EngineOf) -> None:
+    engine = endless("idefics2")
+    grammars = Grammars(engine.loaded.family, engine.loaded.vocabulary)
+    guides = [grammars.start(DATE, "chat") for _ in range(2)]
+    here = refused_tokens(guides, engine.loaded.vocabulary, torch.device("cpu"))
+    assert here.shape == (2, engine.loaded.vocabulary)
+    assert 0 < int((~here).sum()) < here.numel()
+    other = torch.device("meta")
+    assert refused_tokens(guides, engine.loaded.vocabulary, other).device == other

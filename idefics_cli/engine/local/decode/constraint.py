@@ -155,7 +155,7 @@ def refused_tokens(guides: Sequence[Guide], columns: int, device: torch.device) 
     if device.type != "cuda":
         # Each bit becomes a byte that is 0 or 1, as in an array of truth values.
         bits = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
-        return torch.from_numpy(bits.view(np.bool_))
+        return torch.from_numpy(bits.view(np.bool_)).to(device)
     # A GPU gets one bit for each token, and unpacks the bits.
     staged = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
     unpacked = staged[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1

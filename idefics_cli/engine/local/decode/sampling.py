@@ -178,7 +178,7 @@ class Scores:
         if not restricted and not self._waits:
             return
         self._waits = False
-        if not self._scores.is_cuda:
+        if self._scores.device.type == "cpu":
             argmax, self._top = self._constrain_on_host(restricted)
         else:
             self._refuse(restricted)
