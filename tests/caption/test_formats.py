@@ -11,7 +11,8 @@ from idefics_cli.caption.sinks import SINKS, find_format
 
 PACKAGE = Path(__file__).parents[2] / "idefics_cli"
 # Rooms whose own files have the extension of a format: lists of pictures, the sidecars that a
-# prompt quotes, requests and their answers, the journals of chats, the files of checkpoints.
+# prompt quotes, metadata of pictures, requests and their answers, the journals of chats, the files
+# of checkpoints.
 OTHER_FILES = (
     *(
         "caption/sinks/",
@@ -22,7 +23,7 @@ OTHER_FILES = (
         "demo/",
         "bench/",
     ),
-    *("models/", "training/"),
+    *("images/metadata.py", "models/", "training/"),
 )
 
 
