@@ -275,10 +275,16 @@ class FewRows:
         admit_rows = Slots.admit_rows
 
         def checked(
-            slots: Slots, cache: Cache, mask: Tensor, extra: Inputs, *, releases: bool = False
+            slots: Slots,
+            cache: Cache,
+            mask: Tensor,
+            extra: Inputs,
+            *,
+            shared: int = 0,
+            releases: bool = False,
         ) -> None:
             self.check(len(slots) + len(mask))
-            admit_rows(slots, cache, mask, extra, releases=releases)
+            admit_rows(slots, cache, mask, extra, shared=shared, releases=releases)
 
         monkeypatch.setattr(Slots, "admit_rows", checked)
 

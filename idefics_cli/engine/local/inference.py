@@ -68,6 +68,8 @@ class Inference:
         slots_problem: Why the model cannot decode in slots; None if it can.
         features: The features of pictures that were encoded.
         prefix: The KV states of conversations.
+        shared: The KV states of the beginning that the prompts of the last batch shared. A store
+            without room keeps only its newest states.
         encoder: Encodes pictures.
         piece_size: The number of prompt tokens in one forward.
         kv_budget: The memory for KV states.
@@ -94,6 +96,7 @@ class Inference:
         self.features = FeatureCache(self.tuning.feature_bytes)
         self.kv_budget = KvBudget(loaded, self.tuning, uses_slots=self.slots_problem is None)
         self.prefix = PrefixStore(self.kv_budget.prefix_bytes)
+        self.shared = PrefixStore(0)
         self.piece_size = PieceSize(model, self.tuning.chunk_tokens)
         self._grammars = Grammars(loaded.family, loaded.vocabulary)
         self._tokenizing = Lock()
@@ -215,7 +218,7 @@ class Inference:
     @property
     def has_kept(self) -> bool:
         """Whether anything is kept for later requests that `drop_caches` would free."""
-        return len(self.prefix) > 0 or len(self.features) > 0
+        return len(self.prefix) > 0 or len(self.shared) > 0 or len(self.features) > 0
 
     def take_slots(self, rows: int, *, most_states: int | None = None) -> Slots:
         """Return at least *rows* empty slots.
@@ -249,6 +252,7 @@ class Inference:
             keeps_slots: Whether the slots are kept, because they hold active replies.
         """
         self.prefix.drop()
+        self.shared.drop()
         self.features.clear()
         if keeps_slots:
             return

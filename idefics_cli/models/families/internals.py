@@ -64,3 +64,9 @@ def end_recording(device: int, pool: tuple[int, int]) -> None:
     """
     with suppress(RuntimeError):  # "not currently recording"
         torch._C._cuda_endAllocateToPool(device, pool)
+
+
+def exceeds_window(model: Model, tokens: int) -> bool:
+    """Return whether a prompt of *tokens* is longer than the sliding window of the text model."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window is not None and tokens > window

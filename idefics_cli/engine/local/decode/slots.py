@@ -61,7 +61,13 @@ class Slots:
             layer.values.zero_()
 
     def admit_rows(
-        self, cache: Cache, mask: Tensor, extra: Inputs, *, releases: bool = False
+        self,
+        cache: Cache,
+        mask: Tensor,
+        extra: Inputs,
+        *,
+        shared: int = 0,
+        releases: bool = False,
     ) -> None:
         """Append the rows of a left-padded batch.
 
@@ -69,6 +75,7 @@ class Slots:
             cache: The states of the rows, padded to one length.
             mask: (B, T), 1 for real tokens.
             extra: The result of `Family.next_inputs` for the rows.
+            shared: Number of tokens that precede the padding in every row; see `shared.py`.
             releases: Whether to empty *cache*, layer by layer.
         """
         lengths = [int(length) for length in mask.sum(-1).tolist()]
@@ -82,8 +89,10 @@ class Slots:
         for layer, given in zip(self.cache.layers, cache.layers, strict=True):
             self._fit(layer)
             for row, length in enumerate(lengths, start=first):
-                layer.keys[row, :, :length] = given.keys[row - first, :, held - length :]
-                layer.values[row, :, :length] = given.values[row - first, :, held - length :]
+                rest = held - (length - shared)
+                for states, found in (layer.keys, given.keys), (layer.values, given.values):
+                    states[row, :, :shared] = found[row - first, :, :shared]
+                    states[row, :, shared:length] = found[row - first, :, rest:]
             if releases:
                 given.reset()
         for name, tensor in extra.items():

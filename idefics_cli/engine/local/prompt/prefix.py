@@ -49,7 +49,7 @@ class PrefixStore:
 
     - for a token whose key, or any key before it, differs;
     - for the last token of a prompt, because its output gives the first token of the reply;
-    - for prompts that are computed together with others, because their rows are padded;
+    - for prompts that are computed together with others: see `shared.py`;
     - after an error in the middle of a forward, when the states are unknown.
 
     The same weights computed the reused states from the same tokens at the same positions. The
@@ -94,6 +94,14 @@ class PrefixStore:
             return found.cache, shared
         self._conversations.append(found)
         return _copy_of_start(found.cache, shared), shared
+
+    def copy_prefix(self, keys: Sequence[PrefixKey]) -> DynamicCache:
+        """Return a copy of the states of the longest beginning of *keys* that is kept."""
+        counts = [_shared_count(each.keys, tuple(keys)) for each in self._conversations]
+        shared = max(counts, default=0)
+        if not shared:
+            return growing_cache()
+        return _copy_of_start(self._conversations[counts.index(shared)].cache, shared)
 
     def keep_prefix(self, keys: Sequence[PrefixKey], cache: DynamicCache) -> None:
         """Keep *cache*, which holds the states of *keys*, or of the first of them."""

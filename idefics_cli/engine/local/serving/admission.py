@@ -103,6 +103,7 @@ class Admission:
         rows.shrink_to(budget.buffer_size(load, self._work.wanted_rows()))
         left = budget.left_bytes(load, rows.held_bytes)
         self._inference.prefix.shrink_to(left, at_least=0)
+        self._inference.shared.shrink_to(left, at_least=0)
 
     def _too_large(self, request: OpenRequest) -> MemoryLimitError:
         budget = self._inference.kv_budget

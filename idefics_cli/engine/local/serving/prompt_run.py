@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +11,17 @@ from transformers import DynamicCache
 
 from idefics_cli.engine.local.decode.sampling import Scores, banned_of
 from idefics_cli.engine.local.inference import Inference
-from idefics_cli.engine.local.prompt.prefill import Prompt, join_prompts, prefill_pieces
+from idefics_cli.engine.local.prompt.prefill import Prompt, prefill_pieces
 from idefics_cli.engine.local.prompt.scoring import score_answers
+from idefics_cli.engine.local.prompt.shared import (
+    FEWEST_SHARED,
+    count_shared,
+    join_after_shared,
+    repeat_rows,
+)
 from idefics_cli.engine.local.serving.requests import OpenRequest
-from idefics_cli.models.families.base import PrefixKey
+from idefics_cli.models.families.base import Inputs, PrefixKey
+from idefics_cli.models.families.internals import exceeds_window
 from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.families.picture import PictureTensors
 
@@ -34,6 +41,7 @@ class PromptRun:
         requests: As given.
         cache: Holds the states of what was computed so far.
         prompt: The prompts on the device; None before the pictures are encoded.
+        shared: Number of tokens that precede the padding in every row; see `shared.py`.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class PromptRun:
         self.requests = requests
         self.cache: DynamicCache = growing_cache()
         self.prompt: Prompt | None = None
+        self.shared = 0
         self._inference = inference
         self._uses_prefix = uses_prefix
         self._keys: list[PrefixKey] = []
@@ -88,18 +97,18 @@ class PromptRun:
 
     def _run_pieces(self) -> Generator[None, None, None]:
         loaded = self._inference.loaded
-        inputs = join_prompts(
+        # Pause before any work, so that a cancelled request costs no forward.
+        yield
+        features = yield from self._encode_pictures()
+        self._take_prefix()
+        yield from self._run_shared(features)
+        inputs = join_after_shared(
             [request.inputs for request in self.requests],
             [request.reply.tokens for request in self.requests],
             loaded.family.pad_id,
+            self.shared,
         )
-        # Pause before any work, so that a cancelled request costs no forward.
-        yield
-        image_features = yield from self._encode_pictures()
-        device = loaded.model.device
-        prompt = Prompt({name: t.to(device) for name, t in inputs.items()}, image_features)
-        self._take_prefix()
-        self.prompt = prompt
+        self.prompt = prompt = self._on_device(inputs, features, self.requests)
         output = yield from prefill_pieces(
             loaded.model, loaded.family, prompt, self.cache, piece_tokens=self._piece_tokens
         )
@@ -117,8 +126,46 @@ class PromptRun:
                 if tuple(row.answers) == answers:
                     row.answer_logs, row.finish = row_logs, "stop"
 
-    def _encode_pictures(self) -> Generator[None, None, Tensor | None]:
-        """Return the image features as the family takes them."""
+    def _run_shared(self, features: Mapping[bytes, Tensor]) -> Generator[None, None, None]:
+        """Compute the beginning that the prompts of a batch share, for one row."""
+        inference = self._inference
+        loaded, first = inference.loaded, self.requests[0]
+        if self._uses_prefix or exceeds_window(loaded.model, max(r.tokens for r in self.requests)):
+            return
+        rows = [self._keys_of(request) for request in self.requests]
+        count = count_shared(rows)
+        cache = inference.shared.copy_prefix(rows[0][:count])
+        known = cache.get_seq_length()
+        if len(rows) == 1:
+            count = known  # nothing is shared in this batch, but with the one before it
+        if count < FEWEST_SHARED:
+            return
+        if known < count:
+            inputs = {name: tensor[:, :count] for name, tensor in first.inputs.items()}
+            prompt = self._on_device(inputs, features, [first])
+            yield from prefill_pieces(
+                loaded.model, loaded.family, prompt, cache, piece_tokens=self._piece_tokens
+            )
+            inference.shared.keep_prefix(rows[0][:count], cache)
+            yield
+        self.cache, self.shared = repeat_rows(cache, len(rows)), count
+
+    def _on_device(
+        self, inputs: Inputs, features: Mapping[bytes, Tensor], requests: Sequence[OpenRequest]
+    ) -> Prompt:
+        loaded = self._inference.loaded
+        pictures = [[features[p.digest] for p in r.prepared.pictures] for r in requests]
+        device = loaded.model.device
+        placed = loaded.family.place_features(loaded.model, pictures)
+        return Prompt({name: tensor.to(device) for name, tensor in inputs.items()}, placed)
+
+    def _keys_of(self, request: OpenRequest) -> list[PrefixKey]:
+        family = self._inference.loaded.family
+        keys = family.prefix_keys(request.reply.prompt, request.prepared.pictures)
+        return keys + list(request.reply.tokens)
+
+    def _encode_pictures(self) -> Generator[None, None, Mapping[bytes, Tensor]]:
+        """Return the features of all pictures by digest, on the model's device."""
         inference = self._inference
         loaded = inference.loaded
         pictures = [each.picture for request in self.requests for each in request.pictures]
@@ -136,18 +183,13 @@ class PromptRun:
                 PictureTensors(each.picture, features=features[each.picture.digest])
                 for each in request.pictures
             ]
-        return loaded.family.place_features(
-            loaded.model,
-            [[features[p.digest] for p in r.prepared.pictures] for r in self.requests],
-        )
+        return features
 
     def _take_prefix(self) -> None:
         if not self._uses_prefix:
             return
         (request,) = self.requests
-        family = self._inference.loaded.family
-        keys = family.prefix_keys(request.reply.prompt, request.prepared.pictures)
-        keys += request.reply.tokens
+        keys = self._keys_of(request)
         cache, reused = self._inference.prefix.take_prefix(keys)
         # A reply that was put back may find the states of its own tokens. Only those of the prompt
         # count.

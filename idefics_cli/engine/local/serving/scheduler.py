@@ -73,7 +73,8 @@ class Scheduler:
     def held_kv_bytes(self) -> int:
         """Number of bytes of all KV states: active replies, prompts, and kept conversations."""
         runs = sum(cache_bytes(run.cache) for run in self._work.runs)
-        return self._work.rows.held_bytes + runs + self._inference.prefix.held_bytes
+        kept = self._inference.prefix.held_bytes + self._inference.shared.held_bytes
+        return self._work.rows.held_bytes + runs + kept
 
     def put(self, requests: Sequence[OpenRequest]) -> None:
         """Add *requests* of one lane; safe in any thread.
