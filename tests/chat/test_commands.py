@@ -369,6 +369,19 @@ def test_an_editor_that_gives_no_text_asks_nothing(editor: str, told: str, tmp_p
     assert told in world(tmp_path).talk("/editor", VISUAL=editor)[1]
 
 
+def test_a_text_of_an_editor_that_cannot_be_asked_is_the_next_draft(
+    tmp_path: Path, pictures: Path
+) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nprintf 'Is\\n[3] red?\\n' > \"$1\"\n")
+    editor.chmod(0o755)
+    here = world(tmp_path, "Red.")
+    _, err, person = here.talk("/image a.png", "/editor", VISUAL=str(editor))
+    assert "error: the prompt has `[3]`, and there is no picture 3\n" in err
+    assert person.drafts[-1] == "Is\n[3] red?"
+    assert here.questions == []
+
+
 def test_stats_tell_what_was_reused(tmp_path: Path) -> None:
     class Reusing(FakeEngine):
         def stream(
