@@ -219,8 +219,7 @@ class Scores:
     def _constrain_on_host(self, restricted: Sequence[_Place]) -> tuple[Tensor, HostCopy]:
         """Refuse tokens of *restricted* rows on the CPU, and return what `_find_argmax` does.
 
-        A model that writes what is asked of it needs a mask for few of its tokens: the others are
-        greedy, and are allowed. For few rows, numpy takes a third of the time of torch.
+        A greedy token that is allowed needs no mask. For few rows, numpy is quicker than torch.
         """
         scores = self._scores.index_fill_(1, self.banned, float("-inf")).numpy()
         ids = scores.argmax(axis=1)
@@ -248,9 +247,8 @@ class Scores:
 
     def _refuse(self, restricted: Sequence[_Place]) -> None:
         if restricted:
-            device = self._scores.device
             refused = _refused_by([row for _, row in restricted], self._scores)
-            rows = [at for at, _ in restricted]
+            rows, device = [at for at, _ in restricted], self._scores.device
             self._refused = to_device(rows, device) if device.type == "cuda" else rows, refused
 
     def _start_draws(self, sampled: Sequence[tuple[int, BatchRow]]) -> HostCopy:
@@ -285,7 +283,9 @@ def _refused_by(rows: Sequence[BatchRow], scores: Tensor) -> Tensor:
         if guided:
             places = to_device([at for at, _ in guided], device)
             refused[places] = refused_tokens([guide for _, guide in guided], columns, device)
-    return refuse_completing(refused, [(row.bans, row.recent_ids) for row in rows])
+    has_bans = any(row.bans for row in rows)
+    bans = [(row.bans, row.recent_ids) for row in rows] if has_bans else []
+    return refuse_completing(refused, bans)
 
 
 def banned_of(family: Family, device: torch.device) -> Tensor:
