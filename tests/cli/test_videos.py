@@ -16,6 +16,7 @@ from idefics_cli.chat.attachments import PictureOpener
 from idefics_cli.chat.descriptions import describe_staged
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.media import MediaLoader, first_image
 from tests.support.clips import Clip, sound
@@ -222,8 +223,9 @@ def test_a_loaded_model_for_pictures_refuses_to_stage_a_video(
         budget = TokenBudget(engine, opener.open_kept)
         with pytest.raises(ImageError) as caught:
             opener.stage(str(place / "clip.mp4"), budget.stage)
+    shown = describe_source(str(place / "clip.mp4"))
     assert str(caught.value) == (
-        f"cannot read `{place}/clip.mp4`: it is a video, and Idefics3 takes pictures, not videos"
+        f"cannot read `{shown}`: it is a video, and Idefics3 takes pictures, not videos"
     )
     with open_engine(checkpoint("smolvlm2"), "smolvlm2") as engine:
         budget = TokenBudget(engine, opener.open_kept)
