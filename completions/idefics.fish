@@ -243,6 +243,7 @@ complete -c idefics -n '__idefics_at batch' -s s -l system -x -d 'Instruction be
 complete -c idefics -n '__idefics_at batch' -l schema -x -d 'Answer as JSON: a JSON Schema, its file, or fields such as `caption, people int`'
 complete -c idefics -n '__idefics_at batch' -l schema-prompt -l no-schema-prompt -d 'Tell the model the fields of `--schema`, or the tags, at the end of the prompt. (default: on)'
 complete -c idefics -n '__idefics_at batch' -l regex -x -d 'Answer with a text that matches this regular expression as a whole'
+complete -c idefics -n '__idefics_at batch' -l choice -x -d 'Answer with the likeliest of these texts; repeat it for each'
 complete -c idefics -n '__idefics_at batch' -l ban -x -d 'Keep a word or a special token out of the answer; can be repeated'
 complete -c idefics -n '__idefics_at batch' -l temperature -x -d 'Randomness of the answer; 0 always takes the likeliest token. (default: 0)'
 complete -c idefics -n '__idefics_at batch' -l top-p -x -d 'Sample from the likeliest tokens up to this total probability. (default: 1)'

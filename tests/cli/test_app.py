@@ -236,7 +236,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
 # Inputs and outputs, which differ in each call, so they are not settings.
 INPUTS_AND_OUTPUTS = {
     "ask": {"text", "image", "schema", "regex", "choice", "ban", "example", "examples"},
-    "batch": {"requests", "image_folder", "schema", "regex", "ban"},
+    "batch": {"requests", "image_folder", "schema", "regex", "choice", "ban"},
     "chat": {"image", "resume", "session"},
     "caption": {
         *("paths", "filelist", "null", "prompt_file", "ask", "schema", "regex"),

@@ -10,10 +10,12 @@ from idefics_cli.caption.executors.degenerate import degeneracy, formed_degenera
 from idefics_cli.caption.executors.reading import Opened
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion, with_content_seed
 from idefics_cli.caption.records import CaptionReply, captioned, failed
+from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import MemoryLimitError, ModelError
 from idefics_cli.core.types import CaptionRecord, Completion, Sampling
 from idefics_cli.core.units import counted
 from idefics_cli.engine.protocol import Outcome, Prepared, Session
+from idefics_cli.engine.schema.form import ReplyForm
 
 # A repetitive reply is sampled again, at this temperature or above.
 _RETRY_TEMPERATURE = 0.7
@@ -143,7 +145,7 @@ class Asker:
                 return _with_content(failed(key, _no_words(turn.question)), opened)
             if reason:
                 turn.note(f"the reply {reason}")
-            replies.append(turn.reply(self._job))
+            replies.append(turn.reply(form, self._job.wording))
             notes += turn.notes
         examples = sum(len(shot.pictures) for shot in self._job.shots)
         record = captioned(key, opened.first, replies, notes=tuple(notes), examples=examples)
@@ -227,10 +229,10 @@ class _Turn:
         self.outcome = None
         self.prepared = replace(self.prepared, request=request)
 
-    def reply(self, job: CaptionJob) -> CaptionReply:
+    def reply(self, form: ReplyForm | None, wording: Wording) -> CaptionReply:
         completion = self.completion
-        text = job.form.text_of(completion) if job.form else completion.text
-        text = job.wording.finish(text, completion.finish)
+        text = form.text_of(completion) if form else completion.text
+        text = wording.finish(text, completion.finish)
         name = self.question.name
         return CaptionReply(
             name,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-from idefics_cli.caption.requests.forms import wants_json
+from idefics_cli.caption.requests.forms import wanted_kind
 from idefics_cli.caption.requests.listing import RequestList
 from idefics_cli.caption.requests.pictures import COLUMNS
 from idefics_cli.caption.requests.row import Row, decode_row, is_line
@@ -19,7 +20,7 @@ from idefics_cli.caption.sinks.jsonl import encode
 from idefics_cli.caption.sinks.lines import LineSink
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.sources import recorded_source
-from idefics_cli.core.types import CaptionRecord
+from idefics_cli.core.types import CaptionRecord, ConstraintKind
 from idefics_cli.engine.schema.form import ReplyForm, parse_reply
 
 # Errors of the program or of the machine; all others are faults of the request.
@@ -52,7 +53,7 @@ class AnswerSink(LineSink):
         super().__init__(target)
         self._rows = rows
         self._model = model
-        self._gives_json = form is not None and form.constraint.kind == "schema"
+        self._kind = None if form is None else form.constraint.kind
         self._clock = clock
         self._is_batch: bool | None = None
 
@@ -73,7 +74,7 @@ class AnswerSink(LineSink):
         if is_line(row) or (not row and self._holds_batch()):
             return encode(self._output_line(row, record, error))
         shared = _shared(columns_of(row), record, error)
-        if record.caption is not None and self._is_json(row):
+        if record.caption is not None and self._kind_of(row) in ("schema", "choice"):
             with suppress(ValueError):  # a reply that was cancelled stays text
                 shared["reply"] = parse_reply(record.caption)
         return encode(shared)
@@ -82,9 +83,17 @@ class AnswerSink(LineSink):
         """Return nothing: answers are not added to those of another run."""
         return frozenset()
 
-    def _is_json(self, row: Row) -> bool:
-        own = wants_json(row)
-        return self._gives_json if own is None else own
+    def _kind_of(self, row: Row) -> ConstraintKind | None:
+        return wanted_kind(row) or self._kind
+
+    def _text(self, row: Row, record: CaptionRecord) -> str | None:
+        """Return the text of a reply; of a choice, the choice without its probabilities."""
+        body = row.get("body")
+        kind = self._kind_of(body) if isinstance(body, dict) else None
+        if record.caption is not None and kind == "choice":
+            with suppress(ValueError, KeyError, TypeError):
+                return str(json.loads(record.caption)["choice"])
+        return record.caption
 
     def _failure(self, record: CaptionRecord) -> str:
         """Return the error of *record* with the line of its row and the fix."""
@@ -118,8 +127,9 @@ class AnswerSink(LineSink):
 
     def _completion(self, row: Row, record: CaptionRecord, identity: str) -> dict[str, object]:
         is_chat = shape_of(row) == "chat line"
-        message = {"role": "assistant", "content": record.caption, "refusal": None}
-        content = {"message": message} if is_chat else {"text": record.caption}
+        text = self._text(row, record)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        content = {"message": message} if is_chat else {"text": text}
         body: dict[str, object] = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{identity[:24]}",
             "object": "chat.completion" if is_chat else "text_completion",

@@ -73,7 +73,10 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
 )
 """The fields that change an answer: the name of each, and what it does."""
 
-FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex")
+FORMS = (
+    *("response_format", "structured_outputs"),
+    *("guided_json", "guided_regex", "guided_choice"),
+)
 """The fields that ask for a form of the answer, of OpenAI and of vLLM."""
 
 BANNED = "bad_words"

@@ -1,4 +1,4 @@
-"""The form of an answer that a request asks for: JSON by a schema, or text by a pattern."""
+"""The form of an answer that a request asks for: JSON by a schema, a pattern, or choices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from idefics_cli.caption.requests.fields import FORMS
 from idefics_cli.caption.requests.row import Row, checked_text, kind_of
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.types import ConstraintKind
-from idefics_cli.engine.schema.form import ReplyForm, regex_form, schema_form
+from idefics_cli.engine.schema.form import ReplyForm, choice_form, regex_form, schema_form
 
 _Wanted = tuple[str, ConstraintKind, str]
 """Name of the field, and kind and text of the constraint."""
@@ -38,10 +38,10 @@ def form_of(fields: Row, *, max_new_tokens: int) -> ReplyForm | None:
         raise PromptError(f"`{name}`: {error}", hint=error.hint) from error
 
 
-def wants_json(fields: Row) -> bool | None:
-    """Return whether *fields* of a valid request ask for JSON; None if they ask for no form."""
+def wanted_kind(fields: Row) -> ConstraintKind | None:
+    """Return the kind of form that *fields* of a valid request ask for; None without a form."""
     wanted = _all_wanted(fields)
-    return wanted[0][1] == "schema" if wanted else None
+    return wanted[0][1] if wanted else None
 
 
 def _all_wanted(fields: Row) -> list[_Wanted]:
@@ -53,6 +53,8 @@ def _all_wanted(fields: Row) -> list[_Wanted]:
 def _form(kind: ConstraintKind, text: str, max_new_tokens: int) -> ReplyForm:
     if kind == "regex":
         return regex_form(text)
+    if kind == "choice":
+        return choice_form(json.loads(text))
     return schema_form(text, max_new_tokens=max_new_tokens, explains=False)
 
 
@@ -64,16 +66,27 @@ def _wanted(name: str, value: object) -> _Wanted | None:
         return _schema(name, value)
     if name == "guided_regex":
         return name, "regex", checked_text(value, name)
+    if name == "guided_choice":
+        return _choices(name, value)
     if not isinstance(value, dict):
         raise PromptError(f"`{name}` is not an object but {kind_of(value)}")
     if name == "response_format":
         return _response_format(name, value)
     given = {key: one for key, one in value.items() if one is not None}
-    if len(given) != 1 or not given.keys() <= {"json", "regex"}:
-        raise PromptError(f"`{name}` is not supported", hint="it has `json` or `regex`")
+    if len(given) != 1 or not given.keys() <= {"json", "regex", "choice"}:
+        hint = "it has `json`, `regex` or `choice`"
+        raise PromptError(f"`{name}` is not supported", hint=hint)
     if "json" in given:
         return _schema(f"{name}.json", given["json"])
+    if "choice" in given:
+        return _choices(f"{name}.choice", given["choice"])
     return name, "regex", checked_text(given["regex"], f"{name}.regex")
+
+
+def _choices(name: str, value: object) -> _Wanted:
+    if not isinstance(value, list):
+        raise PromptError(f"`{name}` is not a list but {kind_of(value)}")
+    return name, "choice", json.dumps([checked_text(one, name) for one in value])
 
 
 def _response_format(name: str, value: Row) -> _Wanted | None:

@@ -80,6 +80,7 @@ def batch(
     schema: options.Schema = None,
     schema_prompt: options.SchemaPrompt = None,
     regex: options.Regex = None,
+    choice: options.Choices = None,
     ban: options.Ban = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -110,7 +111,9 @@ def batch(
     that fails gets a row with its error, and the exit code is then 3. The same command continues.
     """
     invocation = begin_command(context)
-    form = chosen_form(invocation, schema=schema, regex=regex, default_tokens=ANSWER_TOKENS)
+    form = chosen_form(
+        invocation, schema=schema, regex=regex, choices=choice, default_tokens=ANSWER_TOKENS
+    )
     banned = banned_words(ban or ())
     with _listed(invocation, requests, image_folder) as rows:
         raise typer.Exit(_answer(invocation, rows, _output(invocation), form, banned))

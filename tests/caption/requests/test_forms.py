@@ -69,6 +69,39 @@ def test_the_option_is_for_requests_without_a_form(picture: str) -> None:
     assert second in ("a", "b")
 
 
+def test_choices_are_for_all_requests_or_for_one(picture: str) -> None:
+    asked = {"prompt": "Is there a shape?", "image": picture}
+    messages = [{"role": "user", "content": "Is this a chat?"}]
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+    rows = [
+        asked,
+        {**asked, "guided_choice": ["red", "blue", "no"]},
+        {**line, "body": {"messages": messages, "structured_outputs": {"choice": ["a", "b"]}}},
+        {**line, "custom_id": "b", "body": {"messages": messages}},
+        {**asked, "guided_choice": "red"},
+        {**asked, "guided_choice": ["red", 1]},
+        {**asked, "guided_choice": ["red"]},
+    ]
+    ran = batch(rows, "--choice", "yes", "--choice", "no")
+    assert ran.code == 3, ran.err
+    first, second, third, fourth, *wrong = map(json.loads, ran.out.splitlines())
+    assert first["reply"].keys() == {"choice", "confidence", "mass", "p_yes", "p_no"}
+    assert sum(first["reply"][name] for name in ("p_yes", "p_no")) == pytest.approx(1, abs=2e-6)
+    assert second["reply"]["choice"] in ("red", "blue", "no")
+    single = {**asked, "guided_choice": ["red", "blue", "no"]}
+    assert json.loads(batch([single]).out)["reply"] == second["reply"]
+    content = [
+        each["response"]["body"]["choices"][0]["message"]["content"] for each in (third, fourth)
+    ]
+    assert content[0] in ("a", "b")
+    assert content[1] in ("yes", "no")
+    assert [each["error"].split(": ", 1)[1] for each in wrong] == [
+        "`guided_choice` is not a list but text",
+        "`guided_choice` is not text but a number",
+        "`guided_choice`: one choice is no choice: give two or more (`--choice yes --choice no`)",
+    ]
+
+
 def test_a_reply_that_is_cut_is_an_error_row(picture: str) -> None:
     row = {"prompt": "Describe it.", "image": picture, "response_format": OPENAI, "max_tokens": 3}
     ran = batch([row])
@@ -98,7 +131,7 @@ def test_another_schema_is_another_run(picture: str) -> None:
         ({"guided_json": [1]}, "`guided_json` is not a JSON Schema but a list"),
         ({"guided_json": "/etc/passwd"}, "`guided_json` is not a JSON Schema"),
         ({"guided_regex": 3}, "`guided_regex` is not text but a number"),
-        ({"structured_outputs": {"choice": ["a"]}}, "`structured_outputs` is not supported"),
+        ({"structured_outputs": {"grammar": "a"}}, "`structured_outputs` is not supported"),
         (
             {"guided_json": SCHEMA, "guided_regex": "a"},
             "`guided_json` and `guided_regex` exclude each other",
