@@ -114,7 +114,7 @@ _idefics_command() {
     'idefics models merge')
         commands=''
         flags='--output --model --revision --offline --online --verbose --quiet --help'
-        valued='-o=files --output=files -m=models --model=models --revision=text'
+        valued='-o=text --output=text -m=models --model=models --revision=text'
         arguments='text'
         ;;
     'idefics config')

@@ -321,6 +321,24 @@ AnswersOutput = Annotated[
         text="Write the answers to this file, as JSON lines.",
     ),
 ]
+MergedFolder = Annotated[
+    str | None,
+    _option(
+        *("output", "--output", "-o"),
+        panel=OUTPUT_PANEL,
+        metavar="FOLDER",
+        text="Write the model to this new folder.",
+    ),
+]
+AdapterBase = Annotated[
+    str | None,
+    _option(
+        *("model", "--model", "-m"),
+        panel=MODEL_PANEL,
+        complete=complete_model,
+        text="The model of the adapter, if its files do not name it.",
+    ),
+]
 FailedRequests = Annotated[
     str | None,
     _option(

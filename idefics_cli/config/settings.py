@@ -172,7 +172,7 @@ class Settings:
         command_line_values=("overwrite",),
     )
     overwrite: bool = _setting(
-        False, help="The same as `--existing overwrite`.", command_line_only=True
+        False, help="Replace what earlier runs wrote.", command_line_only=True
     )
     embed: bool = _setting(
         False,
@@ -235,7 +235,7 @@ class Settings:
     yes: bool = _setting(False, help="Download a model without asking.", command_line_only=True)
     dry_run: bool = _setting(
         False,
-        help="Print what would run, and why; only `caption` loads the model, if it is downloaded.",
+        help="Print what would run, and why; `caption` may load the model for this.",
         command_line_only=True,
     )
     verbose: bool = _setting(False, help="Also show the messages of the libraries.")

@@ -137,8 +137,8 @@ def merge(
     adapter: Annotated[
         str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of a LoRA adapter.")
     ],
-    output: options.Output = None,
-    model: options.Model = None,
+    output: options.MergedFolder = None,
+    model: options.AdapterBase = None,
     revision: options.Revision = None,
     offline: options.Offline = None,
     verbose: options.Verbose = None,
