@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
 from idefics_cli.core.errors import PromptError, UsageError
-from idefics_cli.core.sources import STDIN, is_address, is_clipboard, too_many_bytes
+from idefics_cli.core.sources import STDIN, is_address, is_clipboard, is_uri, too_many_bytes
 from idefics_cli.core.types import Attachment
+from idefics_cli.core.units import counted
 
 _FORM = "`--example photo.jpg='A red kite.'`"
 _LIST_FORM = 'each line is like `{"image": "a.jpg", "text": "A red kite."}`'
@@ -64,7 +65,7 @@ def read_examples(
     sources = ImageSources(limits, offline=settings.offline, stdin=None)
     loader = ImageLoader(limits)
     examples = []
-    rows = [*map(_split, given), *(row for path in lists for row in _rows(path))]
+    rows = [*map(_split, given), *(row for path in lists for row in _rows(invocation, path))]
     for source, text, columns in rows:
         if not text.strip():
             raise UsageError(f"the example `{source}` has no text", hint=_FORM)
@@ -111,13 +112,21 @@ def _split(example: str) -> _Row:
     return source, text, ()
 
 
-def _rows(path: str) -> Iterator[_Row]:
+def _rows(invocation: Invocation, path: str) -> Iterator[_Row]:
+    from idefics_cli.caption.inputs.discover import base_folder, place_of, source_of
     from idefics_cli.caption.inputs.lists import read_list, where
 
     if not os.path.isfile(os.path.expanduser(path)):
         raise UsageError(f"no such list of examples: `{path}`", hint=_LIST_FORM)
     found = read_list(path)
-    for entry in found.entries:
+    base = base_folder(found)
+    # `idefics caption` writes rows of pictures that it could not caption, too.
+    rows = [entry for entry in found.entries if ("status", "error") not in entry.columns]
+    if not rows:
+        raise UsageError(f"the list `{path}` has no examples", hint=_LIST_FORM)
+    if failures := len(found.entries) - len(rows):
+        invocation.console.note(f"left out {counted(failures, 'failed row')} of `{path}`")
+    for entry in rows:
         columns = dict(entry.columns)
         name = next((name for name in _TEXTS if columns.get(name)), None)
         if name is None:
@@ -125,6 +134,7 @@ def _rows(path: str) -> Iterator[_Row]:
                 f"{where(path, entry.line)}: the example has no text",
                 hint=_LIST_FORM,
             )
-        is_path = not is_address(entry.path) and entry.path[:5].lower() != "data:"
-        source = os.path.join(found.folder, entry.path) if is_path else entry.path
+        source = entry.path
+        if not is_uri(source):
+            source = source_of(place_of(source, base, found)[1])
         yield source, columns[name], entry.columns

@@ -150,6 +150,12 @@ def test_requests_come_from_stdin_and_answers_go_to_stdout() -> None:
     assert batch("-", "-q", "-o", "-", stdin=b'{"prompt": "One?"}').record["reply"] == ":One?"
 
 
+def test_stdin_without_requests_is_an_error() -> None:
+    ran = batch("-", stdin=b"\n")
+
+    assert tuple(ran) == (2, "", "error: there are no requests on stdin\n")
+
+
 def test_requests_on_stdin_are_continued_too() -> None:
     lines = [b'{"prompt": "One?"}\n', b'{"prompt": "Two?"}\n', b'{"prompt": "Three?"}\n']
     assert batch("-", "-o", "a.jsonl", stdin=b"".join(lines[1:])).code == 0

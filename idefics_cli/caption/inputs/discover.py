@@ -140,7 +140,7 @@ class _Lister:
         return glob_paths(path, takes_videos=self._takes_videos, follow_links=self._follow_links)
 
     def add_list(self, file_list: FileList) -> None:
-        base = _base(file_list)
+        base = base_folder(file_list)
         for entry in file_list.entries:
             columns = self._kept(entry.columns)
             if is_uri(entry.path):
@@ -148,10 +148,7 @@ class _Lister:
                 picture = CaptionItem(key, Attachment(entry.path), "", columns)
                 self._add_row(key, picture, (file_list.source, entry.line))
                 continue
-            name = _file_name(entry.path, base, file_list)
-            path = os.path.join(base, name)
-            if name.startswith("~") and not os.path.lexists(path):
-                path = os.path.expanduser(name)
+            name, path = place_of(entry.path, base, file_list)
             # A disk may be slow, so a path with the extension of a picture counts as a file, and
             # the disk is not asked.
             if not has_picture_name(path) and os.path.isdir(path):
@@ -211,14 +208,9 @@ class _Lister:
             self.pictures[identity] = self._picture(path, relative)
 
     def _picture(self, path: str, relative: str, columns: Columns = ()) -> CaptionItem:
-        # The image loader would expand `~`. In *path*, a `~` is a part of the name. So a path that
-        # the loader would read in another way gets `./` in front.
-        is_special = is_uri(path) or path.startswith("~")
-        source = os.path.join(os.curdir, path) if is_special else path
-        key = posix(path)
         # The name of a file may look like a URI or be `-`: its key then starts with `./`.
-        key = as_path(key)
-        return CaptionItem(key, Attachment(source), relative, columns)
+        key = as_path(posix(path))
+        return CaptionItem(key, Attachment(source_of(path)), relative, columns)
 
     def _identity(self, path: str) -> str:
         # Links are not resolved: a link is a separate picture, because the user looks for its name
@@ -271,8 +263,31 @@ def _file_name(text: str, base: str, file_list: FileList) -> str:
     return name if name == text or os.path.lexists(os.path.join(base, name)) else text
 
 
-def _base(file_list: FileList) -> str:
-    """Return the folder to which the paths in *file_list* are relative."""
+def place_of(text: str, base: str, file_list: FileList) -> tuple[str, str]:
+    """Return the file name that the entry *text* of a list stands for, and its path.
+
+    Args:
+        text: The entry as written; no URI.
+        base: The result of `base_folder`.
+        file_list: The list.
+    """
+    name = _file_name(text, base, file_list)
+    path = os.path.join(base, name)
+    if name.startswith("~") and not os.path.lexists(path):
+        path = os.path.expanduser(name)
+    return name, path
+
+
+def source_of(path: str) -> str:
+    """Return the source by which the image loader reads the file *path*, whatever its name is."""
+    # The image loader would expand `~`. In *path*, a `~` is a part of the name. So a path that the
+    # loader would read in another way gets `./` in front.
+    is_special = is_uri(path) or path.startswith("~")
+    return os.path.join(os.curdir, path) if is_special else path
+
+
+def base_folder(file_list: FileList) -> str:
+    """Return the folder to which the paths in *file_list* are relative; see `discover`."""
     folders = [file_list.folder, ""] if file_list.is_table else ["", file_list.folder]
     if folders[0] == folders[1]:
         return folders[0]

@@ -68,7 +68,7 @@ class FileList:
     @property
     def folder(self) -> str:
         """Folder of the list; empty for the current folder and for stdin."""
-        return "" if self.source == STDIN else os.path.dirname(self.source)
+        return "" if self.source == STDIN else os.path.dirname(os.path.expanduser(self.source))
 
 
 def read_list(

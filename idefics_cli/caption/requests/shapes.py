@@ -129,7 +129,7 @@ def request_of(row: Row, defaults: Defaults, resolve: Resolve) -> Request:
     else:
         _check_columns(row)
         make = _chat if shape == "messages" else _prompt
-        fields = {name: row[name] for name in row if _is_field(name, shape)}
+        fields = {name: row[name] for name in row if _is_field(name)}
         generation = make(row, fields, defaults, pictures)
     generation = replace(generation, banned=(*defaults.banned, *banned_of(fields)))
     form = form_of(fields, max_new_tokens=generation.sampling.max_new_tokens) or defaults.form
@@ -150,10 +150,8 @@ def columns_of(row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in CONVERSATIONS}
 
 
-def _is_field(name: str, shape: Shape) -> bool:
-    # Beside messages, a field of OpenAI is meant as one; beside a prompt, `n` is a column.
-    is_openai = shape == "messages" and name in NEUTRAL
-    return name in ("model", "system") or is_openai or is_setting(name)
+def _is_field(name: str) -> bool:
+    return name in ("model", "system") or name in NEUTRAL or is_setting(name)
 
 
 def _check_columns(row: Row) -> None:

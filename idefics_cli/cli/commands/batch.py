@@ -172,7 +172,8 @@ def _listed(invocation: Invocation, source: str, folder: str | None) -> RequestL
     rows = RequestList(source, stdin, folder=folder)
     if not rows:
         with rows:
-            raise UsageError(f"{rows.name} has no requests")
+            empty = "there are no requests on stdin"
+            raise UsageError(empty if source == STDIN else f"{rows.name} has no requests")
     return rows
 
 

@@ -188,7 +188,7 @@ def test_neutral_values_and_labels_change_nothing() -> None:
 
 
 def test_other_columns_of_a_prompt_are_the_users_own() -> None:
-    row = {"prompt": "Hello!", "n": 3, "suffix": "x", "id": [1], "label": None}
+    row = {"prompt": "Hello!", "number": 3, "end": "x", "id": [1], "label": None, "n": 1}
     assert request(row) == request({"prompt": "Hello!"})
 
 
@@ -264,6 +264,9 @@ WRONG: list[tuple[Any, str]] = [
      "`messages` ends with a message of the assistant, not with a question"),
     ({"messages": [{**USER, "audio": "x"}]}, "unknown field `messages[0].audio`"),
     ({"messages": [USER], "n": 2}, "`n` is not supported"),
+    ({"prompt": "x", "n": 2}, "`n` is not supported"),
+    ({"question": "x", "image": "a.png", "best_of": 3}, "`best_of` is not supported"),
+    ({"prompt": "x", "presence_penalty": 0.5}, "`presence_penalty` is not supported"),
     ({"messages": [USER], "tools": [{}]}, "`tools` is not supported"),
     (line(messages=[USER], n=2), "`n` is not supported"),
     (line(messages=[USER], colour="red"), "unknown field `colour`"),
