@@ -90,6 +90,13 @@ class CaptionOutput:
             text_extension=job.text_extension,
         )
 
+    def settings(self, spec: LoadSpec, job: CaptionJob, kind: ItemKind) -> dict[str, object]:
+        """Return the settings on which the captions of *job* in this output depend."""
+        full_names = self.sink.other_full_names(self.full_names)
+        # The default has no entry, so that runs of versions without the setting can be continued.
+        named = {} if full_names is None else {"full names": full_names}
+        return run_settings(spec, job, self.format, {**kind.settings, **named})
+
     def files(self, job: CaptionJob, kind: ItemKind = PICTURES) -> RunFiles | None:
         """Return the files of the run beside this output; None if the output does not stay.
 
@@ -174,7 +181,7 @@ def left_to_do(
     return todo_of(
         job.pictures,
         files.journal,
-        settings=run_settings(spec, job, output.format, kind.settings),
+        settings=output.settings(spec, job, kind),
         existing=output.existing,
         retry_failed=retry_failed,
         rules=kind.rules,
@@ -239,7 +246,7 @@ class _RunState:
 
     def _caption_to_file(self, files: RunFiles, *, retry_failed: bool) -> None:
         """Write the captions to files, and note in the journal what is done."""
-        settings = run_settings(self.spec, self.job, self.output.format, self.kind.settings)
+        settings = self.output.settings(self.spec, self.job, self.kind)
         header = RunHeader(self.spec, settings, self.kind.words.many)
         self.outcome = replace(self.outcome, is_resumable=True)
         sink = JournaledSink(

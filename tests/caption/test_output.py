@@ -241,6 +241,40 @@ def test_another_extension_of_text_files_is_another_run(photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("format_", "short", "full"),
+    [("txt", "a.txt", "a.jpg.txt"), ("xmp", "a.xmp", "a.jpg.xmp")],
+)
+@pytest.mark.parametrize("is_full_first", [False, True])
+def test_other_names_of_sidecars_are_another_run(
+    is_full_first: bool, format_: str, short: str, full: str, photos: Path
+) -> None:
+    default = format_ == "xmp"
+
+    def run_named(is_full: bool, *options: str) -> Any:
+        given = () if is_full == default else ("--full-names" if is_full else "--no-full-names",)
+        return caption("-f", format_, *given, *options)
+
+    assert run_named(is_full_first).code == 3
+    ran = run_named(not is_full_first)
+    told = "on, now off" if is_full_first else "off, now on"
+    assert (ran.code, f"had other settings: full names: {told}\n" in ran.err) == (2, True)
+    assert (photos / short).exists() != is_full_first
+    assert (photos / full).exists() == is_full_first
+    same = "--full-names" if is_full_first else "--no-full-names"
+    ran = caption("-f", format_, same)
+    assert (ran.code, "continuing the run: 2 of 3" in ran.err) == (3, True)
+
+    assert run_named(not is_full_first, "--existing", "skip").code == 3
+    assert (photos / short).exists()
+    assert (photos / full).exists()
+
+
+def test_names_of_sidecars_are_no_setting_of_other_formats(photos: Path) -> None:
+    assert caption("-o", "out.csv").code == 3
+    assert "continuing the run" in caption("-o", "out.csv", "--full-names").err
+
+
+@pytest.mark.parametrize(
     ("extension", "message"),
     [
         (".png", "text files cannot have the extension of pictures, `.png`"),

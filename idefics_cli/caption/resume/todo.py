@@ -131,6 +131,10 @@ def is_continued(
     return not (existing == "overwrite" and journal.is_complete and not retry_failed)
 
 
+# A journal has these switches only if they are not as by default. A missing one is the opposite.
+_NOTED_UNLESS_DEFAULT = frozenset({"full names"})
+
+
 def _other_settings(journal: RunJournal, changes: Sequence[str], words: ItemWords) -> UsageError:
     results = sum(not entry.is_failed for entry in journal.entries.values())
     return UsageError(
@@ -142,11 +146,14 @@ def _other_settings(journal: RunJournal, changes: Sequence[str], words: ItemWord
 
 def differences(former: Settings, now: Settings) -> list[str]:
     """Return the settings in which *now* differs from *former*, such as `seed: 1, now 2`."""
-    return [
-        f"{name}: {_shown(former.get(name))}, now {_shown(now.get(name))}"
-        for name in {**former, **now}
-        if former.get(name) != now.get(name)
-    ]
+    told = []
+    for name in {**former, **now}:
+        old, new = former.get(name), now.get(name)
+        if name in _NOTED_UNLESS_DEFAULT:
+            old, new = (not new if old is None else old), (not old if new is None else new)
+        if old != new:
+            told.append(f"{name}: {_shown(old)}, now {_shown(new)}")
+    return told
 
 
 def _shown(value: object) -> str:

@@ -72,8 +72,8 @@ SINKS: Mapping[str, SinkFormat] = MappingProxyType(
         "csv": SinkFormat(_csv, extensions=(".csv",)),
         "csvbom": SinkFormat(_csv_bom, variant_of="csv"),
         "parquet": SinkFormat(_parquet, extensions=(".parquet",), output="file"),
-        "txt": SinkFormat(_txt, output="folder"),
-        "xmp": SinkFormat(_xmp, output="folder"),
+        "txt": SinkFormat(_txt, output="folder", full_names=False),
+        "xmp": SinkFormat(_xmp, output="folder", full_names=True),
     }
 )
 """All formats by name. The first one is used for stdout."""

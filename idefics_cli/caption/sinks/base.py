@@ -170,13 +170,19 @@ class SinkFormat:
             only, and "folder" means one file for each picture, which stands beside the picture if
             no folder is named.
         variant_of: Another format with files of the same extensions.
+        full_names: For sidecars, the default of `Target.full_names`.
     """
 
     make: Callable[[Target], Sink]
     extensions: tuple[str, ...] = ()
     output: Literal["stream", "file", "folder"] = "stream"
     variant_of: str | None = None
+    full_names: bool | None = None
 
     def __call__(self, target: Target) -> Sink:
         """Make the sink for *target*."""
         return self.make(target)
+
+    def other_full_names(self, given: bool | None) -> bool | None:
+        """Return *given* (see `Target.full_names`) if files have other names than by default."""
+        return None if self.full_names is None or given == self.full_names else given
