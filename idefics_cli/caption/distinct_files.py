@@ -9,6 +9,9 @@ from pathlib import Path
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import UsageError
 
+# No path begins with this.
+_INODE = "\0inode "
+
 
 def check_distinct(files: Mapping[str, Path | None], pictures: Sequence[CaptionItem]) -> None:
     """Check that *files* are different files, and none of them is one of *pictures*.
@@ -26,21 +29,36 @@ def check_distinct(files: Mapping[str, Path | None], pictures: Sequence[CaptionI
     for purpose, path in files.items():
         if path is None or (path.exists() and not path.is_file()):
             continue
-        for name in {_identity(path), _identity(os.path.realpath(path))}:
+        names = {_identity(path), _identity(os.path.realpath(path)), _hard_link(path)}
+        for name in names - {""}:
             other = taken.setdefault(name, purpose)
             if other != purpose:
                 raise UsageError(f"`{path}` cannot be both {other} and {purpose}")
     # Base names are compared first, because making 200,000 absolute paths takes time. Only a few
     # pictures have the base name of another file of the run.
     bases = {os.path.basename(name) for name in taken}
+    has_links = any(name.startswith(_INODE) for name in taken)
     for picture in pictures:
         source = picture.attachment.source
-        if os.path.normcase(os.path.basename(source)) in bases and _identity(source) in taken:
-            purpose = taken[_identity(source)]
+        found: str | None = None
+        if os.path.normcase(os.path.basename(source)) in bases:
+            found = taken.get(_identity(source))
+        if found is None and has_links:
+            found = taken.get(_hard_link(source))
+        if found is not None:
             raise UsageError(
-                f"`{picture.key}` is a picture of this run, and cannot be {purpose}",
+                f"`{picture.key}` is a picture of this run, and cannot be {found}",
                 hint="name another file",
             )
+
+
+def _hard_link(path: str | os.PathLike[str]) -> str:
+    """Return what all hard links of a file have in common; empty if it has one name."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a URL can hold what no file name can
+        return ""
+    return f"{_INODE}{status.st_dev}:{status.st_ino}" if status.st_nlink > 1 else ""
 
 
 def _identity(path: str | os.PathLike[str]) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.core.errors import ImageError
-from idefics_cli.core.types import GenerationRequest
+from idefics_cli.caption.distinct_files import check_distinct
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.core.errors import ImageError, UsageError
+from idefics_cli.core.types import Attachment, GenerationRequest
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 
@@ -78,3 +80,14 @@ def test_a_report_is_no_pipe() -> None:
         assert ran.err == "error: cannot write `pipe`: a report needs a file, not a device or a " \
             "pipe\n"  # fmt: skip
     assert Path("pipe").is_fifo()
+
+
+def test_hard_links_are_one_file(tmp_path: Path) -> None:
+    picture, other = tmp_path / "a.png", tmp_path / "a.csv"
+    picture.write_bytes(b"picture")
+    os.link(picture, other)
+    with pytest.raises(UsageError, match="is a picture of this run, and cannot be the output"):
+        check_distinct({"the output": other}, [CaptionItem("a.png", Attachment(str(picture)))])
+    with pytest.raises(UsageError, match="cannot be both the list and the output"):
+        check_distinct({"the list": picture, "the output": other}, [])
+    check_distinct({"the output": other}, [CaptionItem("u", Attachment("https://x/a\0.png"))])

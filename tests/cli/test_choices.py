@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from idefics_cli.cli.services import Services
 from idefics_cli.engine.schema.choices import choices_of
 from tests.support.commands import World, run
 from tests.support.fakes import FakeEngine
@@ -82,3 +83,10 @@ def test_captions_of_choices_exclude_several_answers(picture: str) -> None:
         ran = run("caption", picture, *YES_NO, *words, services=World(FakeEngine()).services)
         assert ran.code == 2
         assert ran.err.startswith(f"error: --choice and {name} exclude each other\n")
+
+
+def test_a_choice_that_the_context_cannot_hold_is_an_error() -> None:
+    words = ("ask", "Which?", "-m", "demo", "--choice", "x" * 5000, "--choice", "no")
+    ran = run(*words, services=Services(stdin=None))
+    assert (ran.code, ran.out) == (2, "")
+    assert "and the model has room for" in ran.err

@@ -8,7 +8,7 @@ from threading import Lock
 
 from PIL import Image
 
-from idefics_cli.core.errors import ContextError, ImageError
+from idefics_cli.core.errors import ContextError, ImageError, UsageError
 from idefics_cli.core.types import Constraint, Mode
 from idefics_cli.engine.local.decode.constraint import Grammars
 from idefics_cli.engine.local.decode.detokenize import detokenizer_of
@@ -204,16 +204,23 @@ class Inference:
             with self._tokenizing:
                 row.bans = find_ban_ids(loaded.family.tokenizer, request.banned, self._stop_ids)
         if request.constraint is not None:
-            self._constrain(row, request.constraint, request.mode)
+            self._constrain(row, request.constraint, request.mode, room=room)
         return row
 
-    def _constrain(self, row: BatchRow, constraint: Constraint, mode: Mode) -> None:
+    def _constrain(self, row: BatchRow, constraint: Constraint, mode: Mode, *, room: int) -> None:
         if constraint.kind != "choice":
             row.guide = self._grammars.start(constraint, mode)
             return
         texts = [text for choice in choices_of(constraint) for text in wordings(choice)]
         with self._tokenizing:
             row.answers = [answer_tokens(self.loaded.family, text) for text in texts]
+        longest = max(map(len, row.answers))
+        if longest >= room:
+            raise UsageError(
+                f"a choice has {longest} tokens, and the model has room for {room - 1} after the "
+                "prompt",
+                hint="shorten the choices",
+            )
 
     @property
     def has_kept(self) -> bool:

@@ -6,7 +6,7 @@ keyword that the grammar ignores would be a promise that no reply keeps, so it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from idefics_cli.core.errors import UsageError
@@ -100,6 +100,14 @@ class _Walk:
             if key == "$ref" and not (isinstance(value, str) and value.startswith("#")):
                 raise _error(
                     f"`$ref` leads to `{value}`", at, hint="only `#/$defs/NAME` can be used"
+                )
+            if key == "pattern" and isinstance(value, str) and ends_in_escape(value):
+                raise _error("`pattern` ends in a lone backslash", at)
+            if key in ("enum", "const") and (number := _large_integer(value)) is not None:
+                raise _error(
+                    f"{number} is too large for `{key}`: the limit is 2^53",
+                    at,
+                    hint="write it as a text",
                 )
             if key == "format" and value not in _FORMATS:
                 names = ", ".join(sorted(_FORMATS - {"unknown"}))
@@ -213,3 +221,18 @@ def _objects(value: object) -> Iterator[Mapping[str, object]]:
             waiting += each.values()
         elif isinstance(each, list):
             waiting += each
+
+
+def ends_in_escape(pattern: str) -> bool:
+    """Return whether a regular expression ends in a backslash that escapes nothing."""
+    return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
+
+
+def _large_integer(value: object) -> int | None:
+    """Return an integer in *value* that llguidance would round, as it reads numbers as floats."""
+    if isinstance(value, int) and abs(value) > 2**53:
+        return value
+    inner = value.values() if isinstance(value, Mapping) else value
+    if isinstance(inner, str) or not isinstance(inner, Iterable):
+        return None
+    return next((found for each in inner if (found := _large_integer(each)) is not None), None)

@@ -13,8 +13,9 @@ from typing import Literal
 from idefics_cli.core.errors import CutError, ModelError, UsageError
 from idefics_cli.core.types import Completion, Constraint, GenerationRequest
 from idefics_cli.core.units import counted
-from idefics_cli.engine.schema.bounds import bounded_schema
+from idefics_cli.engine.schema.bounds import bounded_schema, ends_in_escape
 from idefics_cli.engine.schema.choices import choice_constraint, wordings
+from idefics_cli.engine.schema.endless import can_end
 from idefics_cli.engine.schema.fields import schema_of_fields
 from idefics_cli.engine.schema.grammar import check_constraint
 from idefics_cli.engine.schema.text_files import read_text
@@ -156,6 +157,11 @@ def schema_form(given: str, *, max_new_tokens: int, explains: bool = True) -> Re
         UsageError: If the schema cannot be read or used, or llguidance is not installed.
     """
     schema = bounded_schema(_schema(given), max_new_tokens=max_new_tokens)
+    if not can_end(schema):
+        raise UsageError(
+            "no answer that ends can match the schema: a part of it must contain itself",
+            hint="leave the property that leads back out of `required`, or allow null",
+        )
     constraint = Constraint("schema", json.dumps(schema))
     check_constraint(constraint)
     columns = tuple(
@@ -172,6 +178,8 @@ def regex_form(pattern: str) -> ReplyForm:
     """
     if not pattern:
         raise UsageError("the pattern of the answer is empty", hint=r"`--regex '\d{4}-\d{2}'`")
+    if ends_in_escape(pattern):
+        raise UsageError(f"the pattern `{pattern}` ends in a lone backslash", hint=r"`\\` is one")
     constraint = Constraint("regex", pattern)
     check_constraint(constraint)
     return ReplyForm(constraint)

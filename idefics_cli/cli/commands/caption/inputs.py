@@ -227,6 +227,8 @@ def _text_extension(given: str | None) -> str:
     extension = f".{given.removeprefix('.')}"
     if not re.fullmatch(r"\.\w+", extension):
         raise UsageError(f"`{given}` is not an extension", hint="`--text-extension .caption`")
+    if extension == ".journal":
+        raise UsageError("text files cannot have the extension of the journal of a run, `.journal`")
     if has_picture_name(f"a{extension}"):
         raise UsageError(f"text files cannot have the extension of pictures, `{extension}`")
     return extension
