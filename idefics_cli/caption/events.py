@@ -79,6 +79,13 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A run that overwrites captions leaves *count* pictures alone: their texts are by a person."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unlocked:
     """The file system of the journal at *path* has no locks, so that another run could write."""
 
@@ -123,6 +130,7 @@ ExecutorEvent = Ready | BatchReduced | CaptionRecord
 RunEvent = (
     Started
     | Resumed
+    | Kept
     | Unlocked
     | BatchLimited
     | ModelLoading

@@ -18,6 +18,7 @@ from idefics_cli.caption.distinct_files import check_distinct
 from idefics_cli.caption.events import (
     BatchLimited,
     BatchReduced,
+    Kept,
     Ready,
     Reporting,
     Resumed,
@@ -288,6 +289,8 @@ class _RunState:
         if sink.is_resumed:
             self.on_event(Resumed(sink.todo, len(self.job.pictures)))
             self._limit_batch(sink.fit(where))
+        elif self.output.existing == "overwrite" and sink.todo.skipped:
+            self.on_event(Kept(sink.todo.skipped))
         try:
             self._caption(sink.write, note)
         finally:

@@ -18,7 +18,7 @@ class PictureMetadata:
 
     Attributes:
         taken: Date and time, as `2024:05:01 10:00:00` (EXIF 2.32, tag 0x9003); "" if there is none.
-        description: The description in EXIF (tag 0x010e).
+        description: The description in EXIF (tag 0x010e), or in a text chunk of PNG.
         xmp: The XMP packet; empty if there is none.
     """
 
@@ -38,7 +38,8 @@ def read_metadata(stream: BinaryIO) -> PictureMetadata:
         xmp = image.info.get("xmp") or exif.get(_TIFF_XMP) or b""
         return PictureMetadata(
             taken=_text(details.get(ExifTags.Base.DateTimeOriginal)),
-            description=_text(exif.get(ExifTags.Base.ImageDescription)),
+            description=_text(exif.get(ExifTags.Base.ImageDescription))
+            or _text(image.info.get("Description")),
             xmp=xmp if isinstance(xmp, bytes) else _text(xmp).encode("utf-8", "replace"),
         )
     except Exception:

@@ -170,6 +170,21 @@ def test_the_words_of_a_person_are_never_replaced(tag: str) -> None:
         assert entered.completed() == {"a.jpg"}
 
 
+def test_the_text_of_a_png_is_by_a_person_too() -> None:
+    path = make("a.png")
+    set_tags("-PNG:Description=By Ann", name="a.png")
+    before = path.read_bytes()
+
+    with pytest.raises(UsageError, match=r"a\.png` has a description already"):
+        embed("a.png")
+    with sink("a.png", existing="overwrite") as entered:
+        assert entered.completed() == {"a.png"}
+    assert path.read_bytes() == before
+    for _ in range(2):
+        embed("a.png", existing="append")
+        assert tags("a.png")["XMP-dc:Description"] == "By Ann a cat"
+
+
 def test_our_own_words_are_replaced_on_request_until_a_person_edits_them() -> None:
     make()
     embed(text="one")
@@ -334,6 +349,36 @@ def test_a_second_run_does_nothing_and_a_picture_with_new_words_is_left_to_its_p
     assert (ran.code, len(engine.requests)) == (3, 1)
     assert "001.jpg` has a description by a person, which stays" in ran.err
     assert tags("photos/001.jpg")["XMP-dc:Description"] == "by me"
+
+
+def test_pictures_with_words_of_a_person_are_named_as_given_and_counted() -> None:
+    photos(3)
+    for name in ("photos/000.jpg", "photos/002.jpg"):
+        set_tags("-XMP-dc:Description=by me", name=name)
+    engine = FakeEngine("a cat")
+    ran = caption(engine=engine)
+    assert (ran.code, engine.requests) == (2, [])
+    assert ran.err == (
+        "error: 2 of 3 captions exist already, such as `photos/000.jpg`\n"
+        "hint: `--existing skip` and `overwrite` leave alone what a person wrote; `append` and "
+        "`prepend` add to it\n"
+    )
+
+    for _ in range(2):
+        engine = FakeEngine("a cat")
+        ran = caption("--existing", "overwrite", engine=engine)
+        assert len(engine.requests) == 1
+        assert ran.code == 0
+        assert "note: 2 pictures have a description by a person, which stays\n" in ran.err
+        assert tags("photos/000.jpg")["XMP-dc:Description"] == "by me"
+    assert "by a person" not in caption("--existing", "skip").err
+
+    set_tags("-XMP-dc:Description=by me", name="photos/001.jpg")
+    ran = caption()
+    assert (ran.code, "error: `photos/001.jpg` has a description by a person" in ran.err) == (
+        1,
+        True,
+    )
 
 
 def test_without_exiftool_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

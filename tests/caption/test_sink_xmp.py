@@ -111,12 +111,16 @@ def test_the_words_of_a_person_are_never_replaced(existing: Existing, here: Path
     Path("a.jpg.xmp").write_bytes(person)
 
     if existing == "error":
-        with pytest.raises(UsageError, match=r"`a.jpg.xmp` has a description already"):
+        with pytest.raises(UsageError, match=r"`a.jpg.xmp` has a description already") as told:
             write(sink(existing))
+        assert told.value.hint == (
+            "`--existing skip` and `overwrite` leave alone what a person wrote; `append` and "
+            "`prepend` add to it"
+        )
     else:
         with sink(existing) as opened:
             assert opened.completed() == {"a.jpg"}
-            with pytest.raises(SidecarError, match="has a description by a person, which stays"):
+            with pytest.raises(SidecarError, match=r"^`a\.jpg\.xmp` has a description by a person"):
                 opened.write(record("a.jpg"))
     assert Path("a.jpg.xmp").read_bytes() == person
 

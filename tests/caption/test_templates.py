@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from idefics_cli.caption.inputs.discover import discover
 from idefics_cli.caption.inputs.lists import parse_list
@@ -294,6 +295,11 @@ class TestMetadata:
         assert prompt("{description}", picture) == "of Adobe"
         Path(f"{name}.xmp").write_text(self.XMP % "of digiKam")
         assert prompt("{description}", picture) == "of digiKam"
+
+    def test_the_description_of_a_png_may_be_a_text_chunk(self) -> None:
+        texts = PngInfo()
+        texts.add_itxt("Description", "By Ann")
+        assert prompt("{description}", saved("p/a.png", pnginfo=texts)) == "By Ann"
 
     def test_without_metadata_and_with_damaged_metadata_the_fields_are_empty(self) -> None:
         picture = saved("p/a.jpg", exif=b"Exif\0\0damaged", xmp=b"<x")

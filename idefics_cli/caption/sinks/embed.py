@@ -35,9 +35,10 @@ _DIGESTS: Mapping[Name, str] = {
     ALT_TEXT: "XMP-idefics_cli:AltTextDigest",
 }
 _IPTC, _CHARSET, _EXIF = "IPTC:Caption-Abstract", "IPTC:CodedCharacterSet", "IFD0:ImageDescription"
+_PNG = "PNG:Description"
 _TYPE = "File:FileType"
 # `*` gives the texts in other languages too.
-_TAGS = (*(f"{tag}*" for tag in _XMP.values()), *_DIGESTS.values(), "IPTC:all", _EXIF, _TYPE)
+_TAGS = (*(f"{tag}*" for tag in _XMP.values()), *_DIGESTS.values(), "IPTC:all", _EXIF, _PNG, _TYPE)
 
 _WITH_IPTC = frozenset({"JPEG", "TIFF", "MPO"})
 # Raw files of cameras are not among them: their makers do not document them.
@@ -111,6 +112,10 @@ class EmbedSink(XmpSink):
                 )
         return {p.key: os.path.realpath(p.attachment.source) for p in self._target.pictures}
 
+    def shown(self, key: str) -> str:
+        """Return the picture as the user names it; see `TxtSink.shown`."""
+        return key
+
     def find_captions(self) -> set[str]:
         """Return the keys of the pictures that have a description; see `TxtSink`."""
         assert self._exiftool is not None
@@ -129,29 +134,32 @@ class EmbedSink(XmpSink):
             The record with the digest and the stamp of the changed picture.
         """
         assert self._exiftool is not None
+        shown = self.shown(record.file_name)
         former, sharp, columns = (record.stamp or "").partition("#")
         before = os.stat(path)
         now = stamp_of_file(path)
         if former and now not in (former, self._written.get(str(path))):
-            raise SidecarError(f"`{path}` has changed since it was read", hint=_AGAIN)
+            raise SidecarError(f"`{shown}` has changed since it was read", hint=_AGAIN)
         found = list(self._exiftool.read(_TAGS, [str(path)]).values())
         row = found[0] if found else {}
         if row.get(_TYPE) not in _TYPES:
             reason = f"files of type {row[_TYPE]}" if _TYPE in row else "what it cannot read"
             raise SidecarError(
-                f"cannot write into `{path}`: exiftool cannot change {reason}", hint=_BESIDE
+                f"cannot write into `{shown}`: exiftool cannot change {reason}", hint=_BESIDE
             )
         texts = {
-            name: self.merged(_text(row, name), text, f"`{path}`")
+            name: self.merged(_text(row, name), text, f"`{shown}`")
             for name, text in self.texts(record).items()
             if text.strip()
         }
         values = _values(texts, row) | {"XMP-xmp:MetadataDate": self.date()}
-        sha256 = self._replace(path, values, before)
+        sha256 = self._replace(path, values, before, shown)
         self._written[str(path)] = stamp = stamp_of_file(path)
         return replace(record, sha256=sha256, stamp=f"{stamp}{sharp}{columns}")
 
-    def _replace(self, path: Path, values: Mapping[str, str], before: os.stat_result) -> str:
+    def _replace(
+        self, path: Path, values: Mapping[str, str], before: os.stat_result, shown: str
+    ) -> str:
         """Replace the picture *path* by one with *values*; return the digest of the new file."""
         assert self._exiftool is not None
         # exiftool knows the format by the extension.
@@ -161,7 +169,8 @@ class EmbedSink(XmpSink):
             try:
                 self._exiftool.write(values, str(new))
             except OSError as error:
-                raise SidecarError(f"cannot write into `{path}`: {error}", hint=_BESIDE) from error
+                message = f"cannot write into `{shown}`: {error}"
+                raise SidecarError(message, hint=_BESIDE) from error
             shutil.copystat(path, new)
             if hasattr(os, "chown"):
                 with suppress(OSError):  # only the administrator can give a file away
@@ -196,7 +205,11 @@ def _text(row: Mapping[str, str], name: Name) -> Text:
     found = [text for key, text in row.items() if key == tag or key.startswith(f"{tag}-")]
     if name == DESCRIPTION:
         camera = row.get(_EXIF, "").strip()
-        found += [row.get(_IPTC, ""), "" if _BY_CAMERA.fullmatch(camera) else camera]
+        found += [
+            row.get(_IPTC, ""),
+            row.get(_PNG, ""),
+            "" if _BY_CAMERA.fullmatch(camera) else camera,
+        ]
     texts = [text.strip() for text in found if text.strip()]
     by_person = [text for text in texts if digest_of(text) != row.get(_DIGESTS[name])]
     if by_person:

@@ -44,6 +44,7 @@ class TxtSink:
     """Start of the names of the files of a run."""
     has_one = "exists"
     """What is said of a sidecar that has a caption."""
+    existing_hint = "`--existing skip` leaves them alone; or overwrite, append, prepend"
 
     def __init__(self, target: Target, *, folds_case: Callable[[str], bool] | None = None) -> None:
         self._target = target
@@ -92,15 +93,15 @@ class TxtSink:
         """Write the sidecar of *record*; see `Sink.write`."""
         if record.caption is None:
             return None
-        path = Path(self._paths[record.file_name])
+        path, shown = Path(self._paths[record.file_name]), Path(self.shown(record.file_name))
         try:
             if self._target.path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             return self.store(record, path)
         except OSError as error:
             if error.errno in _ENDS_THE_RUN:
-                raise cannot_write(path, error) from error
-            raise SidecarError(f"cannot write `{path}`: {error.strerror or error}") from error
+                raise cannot_write(shown, error) from error
+            raise SidecarError(f"cannot write `{shown}`: {error.strerror or error}") from error
 
     def finish(self) -> None:
         """Do nothing, because every sidecar is complete already; see `Sink.finish`."""
@@ -108,6 +109,10 @@ class TxtSink:
     def find_paths(self) -> dict[str, str]:
         """Return the path of each sidecar by the key of its picture; see `sidecars`."""
         return sidecars(self._target, self._folds_case or folds_case)
+
+    def shown(self, key: str) -> str:
+        """Return how messages name the file for the caption of the picture *key*."""
+        return self._paths[key]
 
     def find_captions(self) -> set[str]:
         """Return the keys of the pictures that the run leaves alone, or must not begin with.
@@ -156,12 +161,12 @@ class TxtSink:
 
     def _existing(self) -> UsageError:
         count, total = len(self._completed), len(self._paths)
-        first = next(path for key, path in self._paths.items() if key in self._completed)
+        first = next(self.shown(key) for key in self._paths if key in self._completed)
         what = f"`{first}` {self.has_one}" if count == 1 else f"{count} of {total} captions exist"
         example = "" if count == 1 else f", such as `{first}`"
         return UsageError(
             f"{what} already{example}",
-            hint="`--existing skip` leaves them alone; or overwrite, append, prepend",
+            hint=self.existing_hint,
         )
 
 

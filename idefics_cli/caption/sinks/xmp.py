@@ -42,6 +42,10 @@ class XmpSink(TxtSink):
 
     run_name = "idefics-caption-xmp"
     has_one = "has a description"
+    existing_hint = (
+        "`--existing skip` and `overwrite` leave alone what a person wrote; `append` and `prepend` "
+        "add to it"
+    )
 
     def __init__(
         self,
@@ -72,16 +76,16 @@ class XmpSink(TxtSink):
 
     def store(self, record: CaptionRecord, path: Path) -> CaptionRecord | None:
         """Merge the texts of *record* into the sidecar *path*; see `TxtSink.store`."""
-        path = Path(os.path.realpath(path))  # a link stays a link
+        shown, path = f"`{path}`", Path(os.path.realpath(path))  # a link stays a link
         before = os.stat(path) if path.exists() else None
         try:
             packet = Packet(_read(path))
         except ValueError as error:
             raise SidecarError(
-                f"cannot add a caption to `{path}`: {error}", hint="move this file away"
+                f"cannot add a caption to {shown}: {error}", hint="move this file away"
             ) from error
         texts = {
-            name: self.merged(packet.text(name), text, f"`{path}`")
+            name: self.merged(packet.text(name), text, shown)
             for name, text in self.texts(record).items()
         }
         data = packet.with_texts(texts, date=self.date())

@@ -11,6 +11,7 @@ from typing import Self
 from idefics_cli.caption.events import (
     BatchLimited,
     BatchReduced,
+    Kept,
     ModelLoading,
     Ready,
     Reporting,
@@ -154,7 +155,9 @@ class CaptionProgress:
                 with self._line():
                     self._print(event)
 
-    def _print(self, event: Resumed | Unlocked | BatchLimited | BatchReduced | Stopping) -> None:
+    def _print(
+        self, event: Resumed | Kept | Unlocked | BatchLimited | BatchReduced | Stopping
+    ) -> None:
         console, words = self._console, self._kind.words
         match event:
             case Resumed(todo, total):
@@ -164,6 +167,11 @@ class CaptionProgress:
                 if todo.changed:
                     parts.append(f"{todo.changed} changed since")
                 console.note(f"continuing the run: {', '.join(parts)}")
+            case Kept(count):
+                have = "has" if count == 1 else "have"
+                console.note(
+                    f"{_counted(count, words)} {have} a description by a person, which stays"
+                )
             case Unlocked(path):
                 console.note(
                     f"the file system of `{path}` has no locks: start no other run with this output"
