@@ -289,7 +289,7 @@ class Conversation:
         known = {*own, *(picture.number for picture in self.pictures_in_prompt)}
         if self.pictures and not known:
             known = {0}  # all pictures are dropped, and no number refers to one
-        check_marks(read_marks(text), own, known)
+        check_marks(read_marks(text), own, known, gives="/image")
 
     def request(self, sampling: Sampling, *, sees_last_only: bool = False) -> GenerationRequest:
         """Return the request for the pending turn.

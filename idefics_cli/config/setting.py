@@ -32,7 +32,7 @@ class Setting:
         unset: Meaning of None, for people; empty if None has no special meaning.
         choices: All allowed texts; empty if any text is allowed.
         pattern: Regular expression of the allowed texts.
-        expects: Description of *pattern*, for people.
+        expects: Description of *pattern*, for people. Examples follow "such as".
         minimum: Least allowed number.
         above: The number must be larger than this.
         maximum: Greatest allowed number.
@@ -79,7 +79,8 @@ class Setting:
         """The texts for shell completion: the choices, or the allowed words of *expects*."""
         if self.choices or not self.pattern:
             return self.choices
-        named = dict.fromkeys(re.findall(r"[\w-]+", self.expects))
+        examples = self.expects.rpartition("such as ")[2]
+        named = dict.fromkeys(re.findall(r"[\w-]+", examples))
         return tuple(word for word in named if re.fullmatch(self.pattern, word))
 
     @property

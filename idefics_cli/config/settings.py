@@ -144,9 +144,9 @@ class Settings:
     )
     background: str = _setting(
         "white",
-        help="CSS colour below the transparent parts of pictures.",
+        help="Background of the transparent parts of pictures.",
         pattern=r"#[0-9a-fA-F]{6}|[a-zA-Z]{3,}",
-        expects="black, gray or #1a2b3c",
+        expects="a CSS colour such as black, gray or #1a2b3c",
     )
     batch_size: int | None = _setting(
         None,

@@ -20,7 +20,7 @@ def parse_colour(text: str) -> Colour:
     name = text.strip().lower()
     if not re.fullmatch("#[0-9a-f]{6}", name) and name not in ImageColor.colormap:
         close = difflib.get_close_matches(name, ImageColor.colormap, n=1)
-        guess = f"did you mean `{close[0]}`?" if close else "`black`, `lightgrey`, `#1a2b3c`"
+        guess = f"did you mean `{close[0]}`?" if close else "such as black, gray or #1a2b3c"
         raise UsageError(f"`{text}` is not a colour", hint=guess)
     return ImageColor.getrgb(name)[:3]
 

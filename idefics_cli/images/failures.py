@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from contextlib import contextmanager
 from PIL import Image
 
 from idefics_cli.core.errors import ImageError
-from idefics_cli.core.sources import describe_source
+from idefics_cli.core.sources import describe_source, is_uri
 from idefics_cli.core.text import abbreviated
 from idefics_cli.images.facts import CameraRaw, RareKind
 from idefics_cli.images.formats import CAMERA_RAW, FileFormat
 
+_LISTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 _UNSUPPORTED = re.compile(
     r"unsupported|not implemented|not available|not installed|cannot find loader"
     r"|unimplemented|conversion .*not supported"
@@ -77,10 +79,19 @@ def _rare(content: FileFormat, source: str, reason: str, hint: str) -> ImageErro
     )
 
 
+def _list_hint(content: FileFormat, source: str) -> str | None:
+    """Return the hint for a text that may be a list of pictures; None if it cannot be one."""
+    extension = os.path.splitext(source)[1].lower()
+    if content.name != "text" or is_uri(source) or extension not in _LISTS:
+        return None
+    hint = f"`idefics caption --filelist {describe_source(source)}` reads a list"
+    return f"{content.hint}; {hint}" if extension == ".txt" else hint
+
+
 def unusable(content: FileFormat, source: str, hint: str | None = None) -> ImageError:
     """Return the error for a file that is not a readable picture."""
     return ImageError(
         f"cannot read `{describe_source(source)}`: it is {content.name}",
         kind=content.kind,
-        hint=hint or content.hint,
+        hint=hint or _list_hint(content, source) or content.hint,
     )

@@ -235,10 +235,13 @@ def no_such_file(source: str) -> ImageError:
     """Return the error for the path or `file:` URI *source* of a missing file."""
     if not source:
         return ImageError("the name of a picture is empty", kind="missing")
+    # Without the separator at its end, the name can be compared with those beside it.
+    path = _local_path(source)
+    bare = path.rstrip("".join(filter(None, (os.sep, os.altsep)))) or path
     return ImageError(
-        f"no such file: `{describe_source(source)}`",
+        f"no such {'file' if bare == path else 'folder'}: `{describe_source(source)}`",
         kind="missing",
-        hint=_missing_hint(_local_path(source)),
+        hint=_missing_hint(bare),
     )
 
 

@@ -172,6 +172,8 @@ def test_an_output_that_somebody_edited_is_left_alone(format_: str) -> None:
         ),
         (("-f", "csv"), "format: `jsonl`, now `csv`"),
         (("--splitting",), "splitting: not given, now on"),
+        (("--trigger", "ohwx"), "trigger: none, now `ohwx`"),
+        (("--ban", "red", "--ban", "a cat"), "banned: not given, now `red`, `a cat`"),
         (("--background", "black"), "background: not given, now `#000000`"),
     ],
 )

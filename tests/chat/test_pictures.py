@@ -108,8 +108,9 @@ def test_a_picture_elsewhere_in_the_home_folder_is_named_from_there(
 def test_of_several_pictures_all_are_attached_or_none(tmp_path: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_text("hello")
     here = world(tmp_path)
-    here.talk("/image a.png broken.png")
+    _, err, _ = here.talk("/image a.png broken.png")
     assert here.chat.turns.staged == []
+    assert "`broken.png`: it is text; none of the 2 pictures is attached" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("text", ["What is 3/4?", "mail me@x.org", "see /etc/passwd", "a @ b"])

@@ -334,7 +334,15 @@ def test_the_choices_reach_the_load_spec() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("#12345", "error: --background must be black, gray or #1a2b3c, not `#12345`\n"),
+        (
+            "#12345",
+            "error: --background must be a CSS colour such as black, gray or #1a2b3c, "
+            "not `#12345`\n",
+        ),
+        (
+            "notacolour",
+            "error: `notacolour` is not a colour\nhint: such as black, gray or #1a2b3c\n",
+        ),
         ("blakc", "error: `blakc` is not a colour\nhint: did you mean `black`?\n"),
     ],
 )
@@ -408,7 +416,7 @@ def test_marks_and_pictures_of_a_raw_prompt_must_be_as_many(
 def test_an_image_mark_without_a_picture_is_refused_unless_it_is_escaped() -> None:
     world = World(FakeEngine("x"))
     ran = run("ask", "What is <image>?", services=world.services)
-    hint = r"write `<image>` where each picture belongs; `\<image>` is text"
+    hint = r"give a picture with `-i` for each; `\<image>` is text"
     error = "the prompt has 1 `<image>`, and 0 pictures are given"
     assert tuple(ran) == (2, "", f"error: {error}\nhint: {hint}\n")
     run("ask", r"What is \<image>?", services=world.services)

@@ -306,9 +306,9 @@ def test_other_banned_words_are_other_settings() -> None:
     engine = FakeEngine(echo)
     assert batch("r.jsonl", "-o", "a.jsonl", "--ban", "red", engine=engine).code == 0
     assert [request.banned for request in engine.requests] == [("red",)]
-    ran = batch("r.jsonl", "-o", "a.jsonl", "--ban", "blue")
+    ran = batch("r.jsonl", "-o", "a.jsonl", "--ban", "blue", "--ban", "green")
     assert ran.code == 2
-    assert "had other settings: banned: " in ran.err
+    assert "had other settings: banned: `red`, now `blue`, `green`\n" in ran.err
 
 
 def test_an_output_of_something_else_is_not_overwritten() -> None:

@@ -70,7 +70,12 @@ MISTAKES = [
     ("ask 'What?' photo.jpg", 2, "unexpected extra argument", "`-i` before each picture"),
     ("ask 'What?' -i phto.jpg", 1, "no such file: `phto.jpg`", "did you mean `photo.jpg`?"),
     ("ask 'What?' -i photos", 1, "`photos` is a folder", "idefics caption"),
-    ("ask 'What?' -i notes.txt", 1, "`notes.txt`: it is text", "supported: JPEG, PNG"),
+    (
+        "ask 'What?' -i notes.txt",
+        1,
+        "`notes.txt`: it is text",
+        "PSD and more; `idefics caption --filelist notes.txt`",
+    ),
     ("ask 'What?' -i empty.jpg", 1, "`empty.jpg`", ""),
     ("ask 'What?' -i broken.jpg", 1, "`broken.jpg`", ""),
     ("ask 'What?' -i", 2, "option '-i' requires an argument", "idefics ask --help"),
@@ -92,6 +97,12 @@ MISTAKES = [
     ("chat 'What is this?'", 2, "unexpected extra argument", "pipe the question in"),
     # caption.
     ("caption nothing/*.jpg", 1, "no picture matches `nothing/*.jpg`", ""),
+    (
+        "ask 'What?' -i list.jsonl",
+        1,
+        "`list.jsonl`: it is text",
+        "`idefics caption --filelist list.jsonl`",
+    ),
     ("caption nothing.jpg", 1, "no such file: `nothing.jpg`", ""),
     ("caption folder", 1, "no pictures in folder `folder`", "-r"),
     ("caption photos --format yaml", 2, "not `yaml`", ""),
@@ -162,6 +173,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("photo.jpg", "my photo.jpg", "other.png", "photos/a.jpg"):
         Image.new("RGB", (32, 24), "red").save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("milk\n")
+    (tmp_path / "list.jsonl").write_text('{"file_name": "photo.jpg"}\n')
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "movie.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(99))
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:100])

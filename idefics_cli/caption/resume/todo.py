@@ -161,4 +161,8 @@ def _shown(value: object) -> str:
         return "not given"
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value in ("", []):
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     return f"`{value}`" if isinstance(value, str) else str(value)

@@ -16,13 +16,20 @@ from idefics_cli.chat.descriptions import (
     picture_name,
 )
 from idefics_cli.chat.dialogue import Chat
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import ImageError, UsageError
 
 
 def attach_pictures(context: CommandContext, words: str) -> CommandResult:
     """Attach pictures; they go with your next message."""
     require_words(words, "/image PATH, or drag a picture into the line", "a picture")
-    return CommandResult(attached=tuple(context.chat.attach(expand_sources(words))))
+    sources = expand_sources(words)
+    try:
+        return CommandResult(attached=tuple(context.chat.attach(sources)))
+    except ImageError as error:
+        if len(sources) == 1:
+            raise
+        message = f"{error}; none of the {len(sources)} pictures is attached"
+        raise ImageError(message, kind=error.kind, hint=error.hint) from error
 
 
 def paste_picture(context: CommandContext, words: str) -> CommandResult:

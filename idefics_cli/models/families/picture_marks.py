@@ -92,13 +92,16 @@ def count_tokens(pieces: Sequence[Piece]) -> int:
     return sum(isinstance(piece, Mark) and piece.is_token for piece in pieces)
 
 
-def check_marks(pieces: Sequence[Piece], own: Collection[int], known: Collection[int]) -> None:
+def check_marks(
+    pieces: Sequence[Piece], own: Collection[int], known: Collection[int], *, gives: str = "-i"
+) -> None:
     """Check that the marks of a prompt fit its pictures.
 
     Args:
         pieces: The prompt.
         own: The numbers of the pictures that come with the prompt.
         known: The numbers to which the prompt may refer. If there are none, `[1]` is text.
+        gives: The option or command by which the user gives a picture.
 
     Raises:
         PromptError: If the prompt has some `<image>`, but not one for each of *own*; or if it has
@@ -106,9 +109,12 @@ def check_marks(pieces: Sequence[Piece], own: Collection[int], known: Collection
     """
     tokens = count_tokens(pieces)
     if tokens and tokens != len(own):
+        fix = f"write `{IMAGE_TOKEN}` where each picture belongs"
+        if tokens > len(own):
+            fix = f"give a picture with `{gives}` for each"
         raise PromptError(
             f"the prompt has {tokens} `{IMAGE_TOKEN}`, and {_given(len(own))} given",
-            hint=rf"write `{IMAGE_TOKEN}` where each picture belongs; `\{IMAGE_TOKEN}` is text",
+            hint=rf"{fix}; `\{IMAGE_TOKEN}` is text",
         )
     unknown = [number for number in references(pieces) if number not in known]
     if known and unknown:
