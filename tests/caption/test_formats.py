@@ -23,7 +23,7 @@ OTHER_FILES = (
         "demo/",
         "bench/",
     ),
-    *("images/metadata.py", "models/", "training/"),
+    *("images/failures.py", "images/metadata.py", "models/", "training/"),
 )
 
 
