@@ -101,7 +101,7 @@ def _scale_colour_key(image: ImageFile.ImageFile, *, depth: int) -> None:
 
 
 def _base_media(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # In a file with a tone map (ISO 21496-1), the picture itself has standard range.
+    # In a file with a tone map (ISO 21496-1), the picture itself is not HDR.
     stream.seek(0)
     head = stream.read(_HEAD_BYTES)
     return PixelFacts() if b"tmap" in head[:256] else _hdr_facts(head, b"colrnclx", ">HH")

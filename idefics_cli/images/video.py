@@ -46,7 +46,7 @@ _BYTES_PER_PIXEL = 40
 _LOST_SHARE = 0.1
 _DECODE_SECONDS = 300.0
 _SHRINK_HINT = "shorten or shrink it: ffmpeg -i VIDEO -t 60 -vf scale=640:-2 b.mp4"
-# A damaged header can say anything, and a time of a million years does not fit into a prompt.
+# Ten years. A damaged header can state any duration, and the prompt names the time of each frame.
 _MOST_SECONDS = 10 * 366 * 24 * 3600
 _NO_RATE = Fraction(24)
 

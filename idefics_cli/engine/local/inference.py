@@ -41,8 +41,9 @@ from idefics_cli.models.loading.loader import Loaded
 _log = logging.getLogger(__name__)
 # Number of encoded prompts that are kept. A prompt of 1,000 tokens takes 16 kB.
 _KNOWN_PROMPTS = 64
-# A side of 1 or 3 pixels would look like channels, which image processors recognise by the length
-# of a side. Some also cut a picture in four. So 4 is the shortest side.
+# Image processors recognise the channels of a picture by the length of a side, 1 or 3. So no side
+# may have this length. Some processors also cut a picture into quarters, which must have 2 pixels
+# or more on each side.
 _SHORTEST_SIDE = 4
 
 

@@ -23,7 +23,8 @@ TOLERANCE: dict[DtypeName, float] = {"float32": 1e-3, "float16": 5e-3, "bfloat16
 Measured on CPUs: 1e-6, 1e-3 and 6e-3. GPUs round in another order, and wrong kernels are far off.
 """
 
-# The value at those positions of the KV buffers that no query attends to.
+# The value at those positions of the KV buffers that no query attends to. A kernel that reads them
+# gives a wrong result.
 _GARBAGE = 50.0
 # Number of patches: 17 * 64 + 1, so that the last tile of a kernel is not full. It is long enough
 # for the kernels for many queries.

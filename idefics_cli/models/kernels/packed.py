@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import KernelLinear
 
-# oneDNN chooses the layout of a weight for this number of rows. Other numbers changed no figure.
+# oneDNN chooses the layout of a weight for products with this number of rows. Other numbers made no
+# product faster.
 _ROWS_HINT = 1
 
 

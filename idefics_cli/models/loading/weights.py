@@ -39,7 +39,8 @@ from idefics_cli.models.planning.quantization import is_own
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A CPU takes 15 seconds to quantize files of this size.
+# Quantized weights are kept on the disk if the files of the model have at least this size, which a
+# CPU takes 15 seconds to quantize. Smaller models are quantized at each start.
 WORTH_KEEPING_BYTES = 2 * 2**30
 # To write a file with weights of a GPU, safetensors copies the whole file into RAM.
 FILE_BYTES = 2**30
