@@ -263,7 +263,7 @@ class Chat:
             return
         request = budget.request(self.conversation, sampling)
         if (form := self.form) is not None:
-            # The fields are told at the end of each question, and not kept in the conversation.
+            # The question of the model names the fields. The conversation keeps it without them.
             request = form.applied_to(request)
         count = len(request.attachments)
         if count:

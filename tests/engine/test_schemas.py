@@ -1,4 +1,4 @@
-"""200 schemas: each reply of a random model, in each family, fits its schema, or is told as cut."""
+"""200 schemas: each reply of a random model fits its schema, or is refused because it was cut."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from idefics_cli.engine.schema.references import follow_reference
+
 _MOST_STEPS = 10_000
 """A schema that needs more steps of the check counts as one that ends."""
 
@@ -29,7 +31,7 @@ class _Search:
         if "enum" in schema or "const" in schema:
             return True
         if isinstance(ref := schema.get("$ref"), str) and (
-            ref in refs or not self.ends(self._target(ref), (*refs, ref))
+            ref in refs or not self.ends(follow_reference(self._root, ref), (*refs, ref))
         ):
             return False
         for key in ("anyOf", "oneOf"):
@@ -43,14 +45,6 @@ class _Search:
         if isinstance(types, list) and len(types) > 1:
             return True
         return all(self.ends(each, refs) for each in _needed(schema))
-
-    def _target(self, ref: str) -> object:
-        found: object = self._root
-        for name in filter(None, ref.removeprefix("#").split("/")):
-            if not isinstance(found, Mapping):
-                return None
-            found = found.get(name.replace("~1", "/").replace("~0", "~"))
-        return found
 
 
 def _needed(schema: Mapping[str, object]) -> list[object]:

@@ -18,6 +18,7 @@ from idefics_cli.engine.schema.choices import choice_constraint, wordings
 from idefics_cli.engine.schema.endless import can_end
 from idefics_cli.engine.schema.fields import schema_of_fields
 from idefics_cli.engine.schema.grammar import check_constraint
+from idefics_cli.engine.schema.references import follow_reference
 from idefics_cli.engine.schema.text_files import read_text
 
 ColumnKind = Literal["str", "int", "float", "bool", "json"]
@@ -63,7 +64,7 @@ class ReplyForm:
         constraint: What the text of a reply matches.
         columns: The properties of the reply, if it is a JSON object; else empty.
         instruction: A text for the end of the prompt, which tells the model the fields; empty if
-            the model is told nothing.
+            the prompt says nothing of the form.
         separator: What stands between the parts of a reply, each of which is kept once; empty if
             a reply is whole.
     """
@@ -213,7 +214,7 @@ def parse_reply(text: str) -> JsonValue:
 
     Raises:
         ValueError: If the text is not JSON, or has a number that is too large for a float: Python
-            would make it infinite, and then write what is no JSON.
+            would read it as infinity, and write `Infinity`, which JSON does not have.
     """
     value: JsonValue = json.loads(text, parse_float=_finite)
     return value
@@ -270,22 +271,13 @@ def _top(schema: Mapping[str, object]) -> Mapping[str, object]:
     seen = 0
     while isinstance(ref := schema.get("$ref"), str) and "properties" not in schema and seen < 20:
         seen += 1
-        found: object = schema if ref == "#" else _found(schema, ref)
+        found = follow_reference(schema, ref)
         if not isinstance(found, Mapping):
             break
         # The definitions stay within reach of a further `$ref`.
         kept = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         schema = {**kept, **found}
     return schema
-
-
-def _found(schema: Mapping[str, object], ref: str) -> object:
-    found: object = schema
-    for name in ref.removeprefix("#").strip("/").split("/"):
-        if not isinstance(found, Mapping):
-            return None
-        found = found.get(name.replace("~1", "/").replace("~0", "~"))
-    return found
 
 
 def _properties(schema: Mapping[str, object]) -> Mapping[str, object]:

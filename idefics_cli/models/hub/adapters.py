@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from idefics_cli.models.hub.cache import is_offline, snapshot
 from idefics_cli.models.hub.download import fetch_adapter
 from idefics_cli.models.hub.errors import not_cached
 from idefics_cli.models.hub.files import check_files, read_json
+from idefics_cli.models.hub.names import is_hub_id, local_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _MODULE = re.compile(r"\^?[\w.]+")
 _CHUNK = 2**22
 # Settings of PEFT that change the result, and that no code here computes.
@@ -62,7 +61,7 @@ def find_adapter(name: str, *, offline: bool = False) -> LoraAdapter:
     folder = _find_folder(name, offline=offline)
     check_files(folder, name)
     config = _read_config(folder, name)
-    read_settings(folder, name)
+    _settings_of(config, name)
     if not (folder / WEIGHTS).exists():
         raise ModelError(
             f"the adapter `{name}` has no {WEIGHTS}",
@@ -84,7 +83,10 @@ def read_settings(folder: Path, name: str) -> LoraSettings:
     Raises:
         ModelError: If the adapter is of a kind that this tool does not run.
     """
-    config = _read_config(folder, name)
+    return _settings_of(_read_config(folder, name), name)
+
+
+def _settings_of(config: Json, name: str) -> LoraSettings:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ModelError(
@@ -115,7 +117,7 @@ def check_name(name: str) -> None:
     Raises:
         ModelError: If it is neither.
     """
-    if not os.path.isdir(os.path.expanduser(name)) and not _HUB_ID.fullmatch(name):
+    if local_folder(name) is None and not is_hub_id(name):
         raise ModelError(
             f"there is no adapter `{name}`", hint="give a folder, or a Hub id `owner/name`"
         )
@@ -123,9 +125,8 @@ def check_name(name: str) -> None:
 
 def _find_folder(name: str, *, offline: bool) -> Path:
     check_name(name)
-    path = os.path.expanduser(name)
-    if os.path.isdir(path):
-        return Path(path).absolute()
+    if (local := local_folder(name)) is not None:
+        return local
     folder = snapshot(name)
     if folder is not None and (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
         return folder

@@ -17,11 +17,10 @@ from idefics_cli.models.hub.cache import cached_folder, is_offline, missing_file
 from idefics_cli.models.hub.download import fetch_small_files, weight_bytes_on_hub
 from idefics_cli.models.hub.errors import not_cached
 from idefics_cli.models.hub.files import check_files
+from idefics_cli.models.hub.names import is_hub_id, local_folder
 from idefics_cli.models.hub.registry import DEMO, MODELS, ModelSpec, find_model, unknown_model
 from idefics_cli.models.hub.sizes import NUMBER_BYTES, quantized_weights
 from idefics_cli.models.hub.weights import Weights, guess_weights, read_weights
-
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
     spec = find_model(name)
     if spec is not None:
         return _facts_of_spec(spec, name, revision)
-    folder = _local_folder(name)
+    folder = local_folder(name)
     if folder is not None and is_adapter(folder):
         return _facts_with_adapter(name, offline=offline)
     if folder is not None:
@@ -95,7 +94,7 @@ def find_folder(name: str, revision: str | None = None) -> Path | None:
     Raises:
         ModelError: If *name* is no alias, Hub id or folder.
     """
-    spec, folder = find_model(name), _local_folder(name)
+    spec, folder = find_model(name), local_folder(name)
     if spec is not None:
         return demo_folder() if spec.name == DEMO else cached_folder(spec.repo, revision)
     if folder is not None:
@@ -176,7 +175,7 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
 def _facts_with_adapter(name: str, *, offline: bool) -> ModelFacts:
     """Return the facts about the base model of the adapter *name*, with the adapter."""
     adapter = find_adapter(name, offline=offline)
-    base = _local_folder(adapter.base)
+    base = local_folder(adapter.base)
     if not adapter.base or (base is not None and is_adapter(base)):
         raise ModelError(
             f"the adapter `{name}` does not say for which model it was made",
@@ -231,12 +230,6 @@ def _facts_of_files(
     )
 
 
-def _local_folder(name: str) -> Path | None:
-    # The functions of os.path accept any text. Some methods of Path raise errors for some texts.
-    path = os.path.expanduser(name)
-    return Path(path).absolute() if os.path.isdir(path) else None
-
-
 def _check_name(name: str) -> None:
     """Check that *name*, for which there is no folder, has the form of a Hub id.
 
@@ -254,5 +247,5 @@ def _check_name(name: str) -> None:
             f"there is no folder `{name}`",
             hint="give a folder, a Hub id `owner/name`, or a name from `idefics models`",
         )
-    if not _HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         raise unknown_model(name)

@@ -53,8 +53,9 @@ def test_a_schema_with_an_end_is_not(schema: dict[str, Any]) -> None:
 
 def test_a_maze_of_references_is_left_in_time() -> None:
     names = [f"d{number}" for number in range(40)]
-    every = {"allOf": [{"$ref": f"#/$defs/{name}"} for name in names]}
-    assert can_end({"anyOf": [every, every], "$defs": dict.fromkeys(names, every)}) in (True, False)
+    every = {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in names]}
+    # It has no end, but only the first steps are searched.
+    assert can_end({**every, "$defs": dict.fromkeys(names, every)})
 
 
 @pytest.mark.parametrize("pattern", ["x\\", "\\", "a\\\\\\"])
