@@ -38,6 +38,7 @@ from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.loading.loader import Loaded
+from tests.support.pixels import pixel_values
 from tests.support.prompts import as_request, ask, open_engine, reopen
 
 LONG = Sampling(max_new_tokens=400)
@@ -290,7 +291,7 @@ def test_prepare_keeps_the_size_and_the_pixels_of_a_picture(
         GenerationRequest((Message("user", (Attachment(str(path)), "What?")),))
     )
     assert [picture.size for picture in prepared.pictures] == [(30, 20)]
-    (tile,) = engine.find_tensors(prepared)[0].pixel_values
+    (tile,) = pixel_values(engine.find_tensors(prepared)[0])
     # -1 is black, 1 is white.
     assert ((tile[:, 3, 3] + 1) * 127.5).round().tolist() == [1, 2, 3]
 

@@ -8,6 +8,7 @@ import torch
 
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
+from tests.support.pixels import pixel_values
 from tests.support.prompts import image_of
 
 
@@ -17,7 +18,7 @@ def encode(engine: LocalEngine, prepared: Prepared) -> dict[str, torch.Tensor]:
     inputs = family.encode([prepared.request], [prepared.pictures])
     # Preprocessed again, because the pictures that the engine remembers have no pixels.
     images = map(image_of, prepared.request.attachments)
-    tiles = [tile for image in images for tile in family.preprocess(image).pixel_values]
+    tiles = [tile for image in images for tile in pixel_values(family.preprocess(image))]
     if tiles:
         inputs |= _padded(tiles)
     return inputs

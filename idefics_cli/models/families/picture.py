@@ -108,17 +108,6 @@ class PictureTensors:
         """Number of bytes of the tiles."""
         return sum(tile.nbytes for tile in self.tiles)
 
-    @property
-    def pixel_values(self) -> tuple[Tensor, ...]:
-        """The pixels (3, H, W) of each tile as the model takes them, float32."""
-        if self.levels is None:
-            return self.tiles
-        made = []
-        for tile in self.tiles:
-            made.append(self.levels.new_empty(tile.shape))
-            apply_levels(self.levels, tile, made[-1])
-        return tuple(made)
-
     def without_tiles(self) -> PictureTensors:
         """Return the tensors of `PreparedPicture.without_tiles`."""
         count = len(self.picture.tile_sizes)

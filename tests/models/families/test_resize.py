@@ -20,6 +20,7 @@ from idefics_cli.models.families.idefics2 import strip_padding
 from idefics_cli.models.families.protocols import ImageProcessor
 from idefics_cli.models.families.resize import shrink
 from tests.support import tiny
+from tests.support.pixels import pixel_values
 from tests.support.prompts import open_engine
 
 # (width, height): larger and smaller than the input of the tiny models, odd, and elongated.
@@ -64,7 +65,7 @@ def test_tiles_are_those_of_the_library_to_the_bit(
     got = family.preprocess(image)
     assert got.picture.size == size
     assert got.picture.tile_sizes == tuple((tile.shape[1], tile.shape[2]) for tile in expected)
-    assert all(map(torch.equal, got.pixel_values, expected))
+    assert all(map(torch.equal, pixel_values(got), expected))
     assert {tile.dtype for tile in got.tiles} == {torch.uint8}
 
 
@@ -83,7 +84,7 @@ def test_a_processor_whose_pixels_are_no_bytes_finishes_the_tiles(
     got = family.preprocess(image)
     assert [tile.dtype for tile in got.tiles] == [torch.float32]
     assert all(map(torch.equal, got.tiles, expected))
-    assert all(map(torch.equal, got.pixel_values, expected))
+    assert all(map(torch.equal, pixel_values(got), expected))
 
 
 @pytest.mark.parametrize("kind", tiny.CHATTING)

@@ -42,6 +42,7 @@ from tests.support.library_videos import (
     video_processor,
     with_videos,
 )
+from tests.support.pixels import pixel_values
 from tests.support.prompts import NEW_TOKENS, open_engine, picture
 from tests.support.reference import Reference, load_reference
 
@@ -170,7 +171,7 @@ def test_the_pixels_of_a_video_are_those_of_the_library(
 ) -> None:
     expected = theirs(reference, clips, [("user", [name], "What?")])["pixel_values"]
     ours = tensors_of(engine, clips[name])
-    assert torch.equal(torch.stack(ours.pixel_values)[None], expected)
+    assert torch.equal(torch.stack(pixel_values(ours))[None], expected)
     width, height = CLIPS[name].size
     assert ours.picture.size == (width, height)
 
@@ -186,7 +187,7 @@ def test_every_filter_gives_the_librarys_pixels(
     folder = changed(checkpoint("smolvlm2"), tmp_path, resample=resample)
     expected = theirs(with_videos(plain_reference, folder), clips, [("user", ["large"], "What?")])
     with open_engine(folder, "smolvlm2") as engine:
-        ours = tensors_of(engine, clips["large"]).pixel_values
+        ours = pixel_values(tensors_of(engine, clips["large"]))
     assert torch.equal(torch.stack(ours)[None], expected["pixel_values"])
 
 

@@ -17,6 +17,7 @@ from transformers.integrations import sdpa_attention
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.loading.float16 import repeat_keys_on_old_gpus
 from idefics_cli.models.loading.loader import load
+from tests.support.pixels import pixel_values
 from tests.support.prompts import picture
 
 
@@ -27,7 +28,7 @@ def features(spec: LoadSpec) -> Tensor:
         projection = cast("Any", loaded.model).model.connector.modality_projection
         projection.up_proj.weight *= 1e4
         projection.down_proj.weight *= 1e5
-        tiles = torch.stack(loaded.family.preprocess(picture(0)).pixel_values[:1])
+        tiles = torch.stack(pixel_values(loaded.family.preprocess(picture(0)))[:1])
         return loaded.family.encode_tiles(loaded.model, tiles)
 
 

@@ -28,6 +28,7 @@ from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from tests.support import machines, tiny
 from tests.support.commands import run
 from tests.support.pictures import quadrants
+from tests.support.pixels import pixel_values
 
 Change = Callable[[dict[str, object]], object]
 QUESTION = "What is in this image?"
@@ -430,4 +431,4 @@ def test_pictures_that_are_not_scaled_are_not_reduced_while_decoding(
     assert family.draft_edge > 65_000
     prepared = family.preprocess(Image.new("RGB", (140, 70)))
     assert prepared.picture.tile_sizes == ((70, 140),)
-    assert torch.equal(prepared.pixel_values[0], torch.full((3, 70, 140), -1.0))
+    assert torch.equal(pixel_values(prepared)[0], torch.full((3, 70, 140), -1.0))
