@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.config.settings import Settings
+from idefics_cli.core.colours import WHITE, Colour
 from idefics_cli.core.errors import ModelError, PromptError, UsageError
 from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
-from idefics_cli.core.types import WHITE, Colour, ImageLimits, Sampling
+from idefics_cli.core.types import ImageLimits, Sampling
 from idefics_cli.core.units import format_size
 from idefics_cli.engine.protocol import Engine
 

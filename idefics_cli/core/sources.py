@@ -6,7 +6,7 @@ import re
 
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.text import abbreviated
-from idefics_cli.core.types import ImageLimits
+from idefics_cli.core.types import ImageLimits, SourceKind
 
 STDIN = "-"
 CLIPBOARD = "clipboard:"
@@ -63,6 +63,17 @@ def match_data_uri(source: str) -> re.Match[str] | None:
 def is_clipboard(source: str) -> bool:
     """Whether *source* is the picture on the clipboard."""
     return source.lower() == CLIPBOARD
+
+
+def kind_of_source(source: str) -> SourceKind:
+    """Return the kind of *source*; whatever is no other kind is a file."""
+    if source == STDIN:
+        return "stdin"
+    if is_address(source):
+        return "web"
+    if source[:5].lower() == "data:":
+        return "data"
+    return "clipboard" if is_clipboard(source) else "file"
 
 
 def is_address(source: str) -> bool:

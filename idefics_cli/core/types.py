@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
+
+from idefics_cli.core.colours import WHITE, Colour
 
 # A callback that gets a phase ("loading", "reading", …) and the share of it that is done, in 0..1;
 # the share is None if unknown.
@@ -207,15 +209,8 @@ DECODING_BYTES = 1_000_000_000
 """Largest memory of all pictures that are decoded together; a larger picture is decoded alone."""
 
 
-Colour = tuple[int, int, int]
-"""A colour in sRGB: red, green, blue, each 0 to 255."""
-
-WHITE: Colour = (255, 255, 255)
-
-
-def hex_of(colour: Colour) -> str:
-    """Return *colour* as `#rrggbb`."""
-    return f"#{bytes(colour).hex()}"
+SourceKind = Literal["file", "stdin", "clipboard", "data", "web"]
+ALL_SOURCES: frozenset[SourceKind] = frozenset(get_args(SourceKind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +224,10 @@ class ImageLimits:
         max_redirects: Number of HTTP redirects to follow.
         keeps_truncated: Whether to accept pictures of which the end is missing.
         background: The colour below transparent pixels.
+        sources: The kinds of sources that are opened; the others are refused unread.
+        addresses: The servers of pictures: "any", but no redirect from the internet into the local
+            network; "public" at the ports 80 and 443; or only these hosts, `host` or `host:port`.
+        download_seconds: Time limit of a whole download; None is ten times *timeout_seconds*.
     """
 
     max_pixels: int = 100_000_000
@@ -237,6 +236,9 @@ class ImageLimits:
     max_redirects: int = 5
     keeps_truncated: bool = False
     background: Colour = WHITE
+    sources: frozenset[SourceKind] = ALL_SOURCES
+    addresses: Literal["any", "public"] | frozenset[str] = "any"
+    download_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

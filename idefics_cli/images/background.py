@@ -7,8 +7,8 @@ import re
 
 from PIL import Image, ImageChops, ImageColor
 
+from idefics_cli.core.colours import WHITE, Colour
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.types import WHITE, Colour
 
 
 def parse_colour(text: str) -> Colour:

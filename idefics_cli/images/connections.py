@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address
 from threading import Event
 from typing import Protocol
 
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from idefics_cli.images.addresses import AddressPolicy, PinnedAdapter
 
 
 class PrivateAddressError(Exception):
@@ -47,8 +48,12 @@ class Connections:
         self._has_public = False
         self.is_closed = Event()
 
-    def adapter(self) -> HTTPAdapter:
-        """Return an adapter of requests that makes its connections here."""
+    def adapter(self, policy: AddressPolicy | None = None) -> HTTPAdapter:
+        """Return an adapter of requests that makes its connections here.
+
+        Args:
+            policy: Which servers it may connect to; None for any.
+        """
         note = self._note
 
         class NotedHttp(HTTPConnection):
@@ -67,7 +72,7 @@ class Connections:
         class HttpsPool(HTTPSConnectionPool):
             ConnectionCls = NotedHttps
 
-        adapter = HTTPAdapter()
+        adapter = HTTPAdapter() if policy is None else PinnedAdapter(policy)
         adapter.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
         return adapter
 
@@ -95,11 +100,3 @@ class Connections:
             self._has_public = True
         elif self._has_public:
             raise PrivateAddressError(address)
-
-
-def is_public(address: str) -> bool:
-    """Return whether the IP *address* belongs to a server on the internet."""
-    found = ip_address(address.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        return found.ipv4_mapped.is_global
-    return found.is_global

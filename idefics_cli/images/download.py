@@ -7,6 +7,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.util import parse_url
 
 from idefics_cli import __version__
 from idefics_cli.core.errors import ImageError
@@ -15,7 +16,15 @@ from idefics_cli.core.text import abbreviated
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.core.units import counted
-from idefics_cli.images.connections import Connections, PrivateAddressError, is_public
+from idefics_cli.images.addresses import (
+    WEB_PORTS,
+    AddressPolicy,
+    LookUp,
+    RefusedAddressError,
+    is_public,
+    look_up,
+)
+from idefics_cli.images.connections import Connections, PrivateAddressError
 
 # A whole download may take so many times `timeout_seconds`, which is the limit of one read.
 _DEADLINE_READS = 10
@@ -38,7 +47,12 @@ _HINTS = {
 
 
 def download(
-    url: str, limits: ImageLimits, *, is_public: Callable[[str], bool] = is_public
+    url: str,
+    limits: ImageLimits,
+    *,
+    is_public: Callable[[str], bool] = is_public,
+    look_up: LookUp = look_up,
+    ports: frozenset[int] = WEB_PORTS,
 ) -> bytes:
     """Return the bytes at *url*.
 
@@ -46,32 +60,45 @@ def download(
     the address may be from a list that somebody else wrote.
 
     Args:
-        url: An address. It may be that of a server in the local network.
-        limits: Limits of bytes, redirects and time.
+        url: An address. If `limits.addresses` is "any", it may be that of a server in the local
+            network.
+        limits: Limits of bytes, redirects and time; and which servers may be asked.
         is_public: Whether an IP address belongs to a server on the internet.
+        look_up: Finds the addresses of a host, unless `limits.addresses` is "any".
+        ports: The ports of public servers, unless `limits.addresses` is "any".
 
     Raises:
         ImageError: Of the kind `fetch_failed`, or `too_large` if there are more than
             `limits.max_bytes` bytes.
     """
-    seconds = limits.timeout_seconds * _DEADLINE_READS
+    seconds = limits.download_seconds or limits.timeout_seconds * _DEADLINE_READS
     connections = Connections(is_public)
+    policy = None
+    if limits.addresses != "any":
+        policy = AddressPolicy(_listed_hosts(limits), is_public, look_up, ports)
     # A timeout of requests limits only one wait, so a server that sends a byte now and then could
     # block the caller forever. The worker ends when its connections are closed.
-    result = in_background(lambda: _fetch(url, limits, connections), name="image-download")
+    result = in_background(lambda: _fetch(url, limits, connections, policy), name="image-download")
     try:
         return result.result(timeout=seconds)
     except TimeoutError:
-        raise _failed(
-            url, f"took longer than {counted(float(seconds), 'second')}", "raise --timeout-seconds"
-        ) from None
+        reason = f"took longer than {counted(float(seconds), 'second')}"
+        raise _failed(url, reason, "raise --timeout-seconds") from None
     finally:
         connections.close()
 
 
-def _fetch(url: str, limits: ImageLimits, connections: Connections) -> bytes:
+def _listed_hosts(limits: ImageLimits) -> frozenset[str] | None:
+    return limits.addresses if isinstance(limits.addresses, frozenset) else None
+
+
+def _fetch(
+    url: str, limits: ImageLimits, connections: Connections, policy: AddressPolicy | None
+) -> bytes:
     try:
-        return _follow(url, limits, connections)
+        return _follow(url, limits, connections, policy)
+    except RefusedAddressError as error:
+        raise _failed(url, str(error), "give a public address, without a user name") from error
     except PrivateAddressError as error:
         raise _failed(
             url,
@@ -101,12 +128,18 @@ def _fetch(url: str, limits: ImageLimits, connections: Connections) -> bytes:
         raise _failed(url, "not a valid address", "check the address") from error
 
 
-def _follow(url: str, limits: ImageLimits, connections: Connections) -> bytes:
+def _follow(
+    url: str, limits: ImageLimits, connections: Connections, policy: AddressPolicy | None
+) -> bytes:
     current = url
     with requests.Session() as session:
+        # Without a policy, the proxies and the .netrc of the user apply, as in other programs.
+        session.trust_env = policy is None
         for scheme in ("http://", "https://"):
-            session.mount(scheme, connections.adapter())
+            session.mount(scheme, connections.adapter(policy))
         for _ in range(limits.max_redirects + 1):
+            if policy is not None and parse_url(current).auth is not None:
+                raise RefusedAddressError("the address has a user name")
             with session.get(
                 current,
                 headers=_HEADERS,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageFile
 
-from idefics_cli.core.types import WHITE, Colour
+from idefics_cli.core.colours import WHITE, Colour
 from idefics_cli.images.background import from_white, over_background
 from idefics_cli.images.colour import to_srgb, tone_mapped
 from idefics_cli.images.facts import PixelFacts

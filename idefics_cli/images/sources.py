@@ -21,8 +21,7 @@ from idefics_cli.core.sources import (
     STDIN,
     describe_source,
     has_scheme,
-    is_address,
-    is_clipboard,
+    kind_of_source,
     lacks_password,
     match_data_uri,
     too_many_bytes,
@@ -43,6 +42,7 @@ class ImageSources:
 
     Args:
         limits: `max_bytes` applies to downloads, `data:` URIs and stdin, but not to files.
+            `sources` and `addresses` say what may be opened at all.
         offline: Whether to refuse URLs.
         stdin: Standard input in bytes; None uses the stdin of the process when it is needed.
     """
@@ -60,13 +60,17 @@ class ImageSources:
         Raises:
             ImageError: If the source cannot be read.
         """
-        if source == STDIN:
+        kind = kind_of_source(source)
+        # This is the only place that opens sources, so it is where the policy is enforced.
+        if kind not in self._limits.sources:
+            raise _refused()
+        if kind == "stdin":
             return io.BytesIO(self._read_stdin())
-        if is_address(source):
+        if kind == "web":
             return io.BytesIO(self._download(source))
-        if source[:5].lower() == "data:":
+        if kind == "data":
             return io.BytesIO(_decode_data(source, self._limits))
-        if is_clipboard(source):
+        if kind == "clipboard":
             content = read_clipboard(self._limits)
             if isinstance(content, bytes):
                 return io.BytesIO(content)
@@ -119,6 +123,15 @@ class ImageSources:
             raise ImageError(
                 f"cannot read `stdin`: {_reason(error)}", kind="missing", hint=_PIPE_HINT
             ) from error
+
+
+def _refused() -> ImageError:
+    # The message is the same for all sources: it must not tell whether a file exists.
+    return ImageError(
+        "pictures from this kind of source are not accepted",
+        kind="unsupported",
+        hint="give a data: URI or a public http(s) address",
+    )
 
 
 _PIPE_HINT = "pipe a picture in: idefics … -i - < picture.jpg"

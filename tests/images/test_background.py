@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from idefics_cli.core.colours import Colour
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.types import Colour, ImageLimits
+from idefics_cli.core.types import ImageLimits
 from idefics_cli.images.background import parse_colour
 from idefics_cli.images.colour import PQ
 from idefics_cli.images.facts import PixelFacts

@@ -16,7 +16,7 @@ from PIL import Image
 
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.types import Attachment, ImageLimits
-from idefics_cli.images.connections import is_public
+from idefics_cli.images.addresses import is_public
 from idefics_cli.images.download import download
 from idefics_cli.images.loader import ImageLoader
 from tests.support.pictures import QUADRANTS, corners, encoded, quadrants

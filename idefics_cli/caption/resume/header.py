@@ -15,7 +15,8 @@ from idefics_cli import __version__
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.resume.run_files import write_beside
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
-from idefics_cli.core.types import WHITE, LoadSpec, hex_of
+from idefics_cli.core.colours import WHITE, hex_of
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.families.few_shot import Shot
 
 _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
