@@ -9,7 +9,8 @@ from pathlib import Path
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import UsageError
 
-# No path begins with this.
+# Prefix of the keys for files that have several hard links. No path begins with NUL, so no key
+# equals a path.
 _INODE = "\0inode "
 
 

@@ -59,8 +59,7 @@ class Interrupts:
     @contextmanager
     def allowed(self) -> Iterator[None]:
         """Let a second signal raise in the `with` block, even if it came before the block."""
-        # In the opposite order, nothing would raise for a signal that comes after `_react` and
-        # before the assignment.
+        # The assignment is before `_react`, so that a signal between the two raises, too.
         self._is_allowed = True
         try:
             self._react()

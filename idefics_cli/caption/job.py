@@ -296,7 +296,7 @@ def _named_question(text: str) -> CaptionQuestion:
 _RESERVED = frozenset(names(())) - {CAPTION}
 
 
-# Readers without a GPU, and at most.
+# Fewest and most threads that read pictures. A model on a CPU always gets the fewest.
 _FEW_READERS, _MOST_READERS = 4, 8
 
 
@@ -313,7 +313,8 @@ def automatic_readers(device: str, cores: int) -> int:
     return min(_MOST_READERS, max(_FEW_READERS, cores)) if device != "cpu" else _FEW_READERS
 
 
-# More rows hardly read the weights of a decode step less often.
+# A decode step reads all weights once for all rows of the batch. Beyond this number of rows, each
+# further row saves next to nothing.
 _MOST_ON_GPU = 64
 
 
@@ -339,12 +340,13 @@ def automatic_batch_size(
         most_waiting: So many prepared pictures fit into the RAM beside a GPU.
     """
     if device.startswith("cuda"):
-        # If this is too many, only time is lost: the run catches the error and halves its batch.
+        # If the estimate is too high, only time is lost: the run catches the error and halves its
+        # batch.
         most, usable = min(_MOST_ON_GPU, most_waiting), spare_bytes
     else:
         # When RAM runs out, a Mac swaps and Linux kills the process. The run cannot catch this, so
-        # the number is smaller. A large model also needs minutes for a batch, during which the user
-        # sees no caption.
+        # its batches are smaller. A large model also needs minutes for a batch, during which the
+        # user sees no caption.
         sizes = ((1_000_000_000, 16), (4_000_000_000, 8))
         most = next((size for limit, size in sizes if parameters < limit), 4)
         usable = spare_bytes // 2

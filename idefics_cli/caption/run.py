@@ -331,7 +331,8 @@ class _RunState:
 
     def _where(self) -> str:
         """Return a key of what decides how many requests fit into the memory."""
-        # A user who gives another batch size wants it to be tried, so it is a part of the key.
+        # The batch size is a part of the key, so that a size that the user gives is tried even if
+        # another one did not fit.
         asked = "automatic" if self.job.is_batch_automatic else self.job.batch_size
         return f"{self.spec.device}, batch size {asked}"
 

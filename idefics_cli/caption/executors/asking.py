@@ -104,7 +104,7 @@ class Asker:
                 records.append(self._record(turn.opened, self._turns.pop(turn.opened)))
             found = self._session.get_outcome(0)
         # These questions go to the front of the queue, because the records of all later pictures
-        # wait for theirs.
+        # wait until they are answered.
         self._waiting.extendleft(reversed(again))
         return records
 

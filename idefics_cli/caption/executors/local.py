@@ -17,10 +17,11 @@ from idefics_cli.core.types import Progress
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
-# Number of batches of pictures that are opened before the model needs them. With so many there are
-# some pictures of one shape among them.
+# Number of batches of pictures that are opened before the model needs them. Among so many pictures,
+# some have the same shape and can share a batch.
 _BATCHES_AHEAD = 4
-# Pictures that the threads open or that wait for a thread. All of them may be in memory at a time.
+# Maximum number of pictures that are being opened or wait for a thread. All of them may be in
+# memory at the same time.
 _MOST_IN_FLIGHT = 16
 # How long to wait for an answer before looking for newly opened pictures.
 _POLL_SECONDS = 0.01

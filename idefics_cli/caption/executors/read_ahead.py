@@ -18,8 +18,8 @@ from idefics_cli.core.types import CaptionRecord
 
 Result = Opened | CaptionRecord
 Open = Callable[[CaptionItem], Result]
-# Largest number of pixels of all waiting pictures. At 3 bytes per pixel they take 0.1 GB. The
-# pictures that are being opened take memory besides.
+# Maximum number of pixels of all opened pictures that wait for the model. At 3 bytes per pixel they
+# take 0.1 GB. Pictures that are still being opened take further memory.
 _MAX_PIXELS = 32_000_000
 # How long the end of a run waits for its readers.
 _CLOSE_SECONDS = 0.5
@@ -48,7 +48,7 @@ class ReadAhead:
         self._pictures = iter(pictures)
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
-        # The keys, and the first elements of the pairs, are positions in the run.
+        # The numbers in `_opening` and `_waiting` are positions of pictures in the run.
         self._opening: dict[int, Future[Result]] = {}
         self._waiting: list[tuple[int, Opened]] = []
         self._submitted = 0

@@ -96,7 +96,8 @@ class PictureReader:
         requests = self._job.requests(picture, data=file.data)
         open_image = None if file.data is None else self._opener(picture.attachment, file.data)
         prepared = with_content_seed(self._engine.prepare(requests[0], open_image=open_image))
-        # Without *data*, the engine has read the file again. The file may have changed meanwhile.
+        # Without *data*, the engine has read the file a second time. A file that changed in between
+        # is refused, because its digest would be wrong.
         if file.data is None and stamp_of(picture) != file.content.stamp:
             raise _changed(picture)
         others = (with_content_seed(replace(prepared, request=request)) for request in requests[1:])

@@ -161,8 +161,8 @@ def _is_for_model(path: str, takes_videos: TakesVideos) -> bool:
 
 def _read_head(path: str) -> bytes:
     """Return the first bytes of a regular file; no bytes of a pipe or device, which may block."""
-    # Opening a pipe must not wait for its writer. Reading a file of the kernel, which may have no
-    # data yet, must not wait either.
+    # O_NONBLOCK: opening a pipe must not wait for its writer, and reading a file such as those in
+    # /proc must not wait for data.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
@@ -182,7 +182,7 @@ def sort_key(path: str) -> str:
 def fixed_part(pattern: str) -> str:
     """Return the folder before the first wildcard of *pattern*."""
     match = _WILD.search(pattern)
-    # `PurePath` gives the form that the results of `glob_paths` have.
+    # `PurePath` gives the folder the form of the results of `glob_paths`, which then begin with it.
     return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
 
 

@@ -271,7 +271,8 @@ def _sidecars(picture: CaptionItem, folder: str | None, text_extension: str) -> 
 def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict[str, str]:
     from idefics_cli.images.media import MediaLoader
 
-    # A download or a pipe can be read only once, and the engine reads it for the model.
+    # A download or a pipe can be read only once, and the engine reads it for the model. So its size
+    # is not known here.
     if is_uri(picture.attachment.source) and not picture.attachment.source.startswith("data:"):
         raise PromptError(
             f"the size of `{picture.key}` is not known when its prompt is made",

@@ -16,7 +16,7 @@ from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import Sampling
 
-# OpenAI takes 4.
+# More than the 4 stop texts that OpenAI accepts, so that its requests are never refused for this.
 _MOST_STOPS = 16
 _MOST_BANNED = 1000
 
@@ -33,7 +33,6 @@ def _setting(name: str, value: object, setting: str) -> object:
 
 def _as(setting: str) -> Apply:
     def apply(sampling: Sampling, name: str, value: object) -> Sampling:
-        # Any value passes as its own type: the table of settings has checked it.
         changes: dict[str, object] = {setting: _setting(name, value, setting)}
         return replace(sampling, **changes)  # type: ignore[arg-type]  # checked by the table
 
@@ -41,7 +40,7 @@ def _as(setting: str) -> Apply:
 
 
 def _top_k(sampling: Sampling, name: str, value: object) -> Sampling:
-    # In vLLM, -1 keeps all tokens.
+    # vLLM writes -1 for "keep all tokens". Here this is 0.
     return _as("top_k")(sampling, name, 0 if value == -1 else value)
 
 
@@ -191,7 +190,7 @@ def check_known(names: Row, known: frozenset[str]) -> None:
 
 
 def _neutral(name: str, value: object) -> tuple[object, ...]:
-    # 0 and 0.0 are the same value.
+    # JSON may write 0 as 0.0, so a float is also compared with the whole numbers.
     neutral = NEUTRAL[name]
     if type(value) is not float:
         return neutral

@@ -268,7 +268,8 @@ def _spooled(stream: BinaryIO, name: str) -> BinaryIO:
         file = stack.enter_context(tempfile.TemporaryFile())
         length = 0
         while block := stream.read(_BLOCK):
-            # A device such as /dev/zero gives no line ends and has no end.
+            # A device such as /dev/zero has no end and no line ends, so the length of a line is
+            # limited.
             length = length + len(block) if b"\n" not in block else 0
             if length > _MOST_ROW_BYTES:
                 raise UsageError(f"a line of {name} is longer than {_MOST_ROW_BYTES >> 20} MiB")

@@ -74,7 +74,8 @@ def _message(value: object, name: str, pictures: RowPictures) -> Message:
         raise PromptError(f"`{name}` is not a message but {kind_of(value)}")
     sender, content = ("from", "value") if "from" in value else ("role", "content")
     for key, extra in value.items():
-        # Answers that come from an API have further keys, which are empty or null.
+        # Messages that were copied from the answer of an API have further keys. These are accepted
+        # if they are empty or null.
         if key not in (sender, content) and key not in _LABELS and extra:
             raise PromptError(f"unknown field `{name}.{key}`", hint="leave it out")
     who = value.get(sender)

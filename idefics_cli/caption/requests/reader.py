@@ -119,7 +119,7 @@ class RequestRules:
         """Return whether a picture has changed. Files are read only if their stamps changed."""
         lines = [line.partition(" ") for line in (entry.stamp or "").split("\0") if line]
         files = [(former, self._rows.resolve(path)) for former, _, path in lines]
-        # A file that is missing now changes nothing: its answer stays.
+        # A file that is missing now counts as unchanged, so that its answer is kept.
         if all(stamp_of_file(path) in (None, former) for former, path in files):
             return False
         return entry.sha256 is None or entry.sha256 != _joined(

@@ -33,7 +33,8 @@ def run_settings(
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
     adapter = spec.adapter
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
-    # No option sets the stops. Runs of versions without them can be continued.
+    # Stop texts are left out, because no option sets them. So runs of versions that did not know
+    # them can be continued.
     del sampling["stop"]
     return {
         "format": format_,

@@ -64,8 +64,8 @@ class PictureRules:
         if columns != former_columns:
             return True
         if is_uri(source):
-            # Stdin and the clipboard have another picture each time. A URL is assumed to give the
-            # same picture.
+            # Stdin and the clipboard always count as changed, because their picture may be another
+            # one each time. A URL counts as unchanged.
             return source == "-" or source.lower() == "clipboard:"
         if stamp == former:
             return False

@@ -220,8 +220,8 @@ class JournaledSink:
                 self._rewrite(self._rows, self._in_order([*kept, *missing]))
             target = replace(target, resume_at=journal.end)
             if journal.closed is not None:
-                # From here on, the time of the output changes. If the disk is full, the new time
-                # cannot be noted at the end, and the former one must not count.
+                # From here on, the output changes, so its noted size and time no longer hold. They
+                # are removed now, because a full disk could prevent noting the new ones at the end.
                 journal.close_output(None, is_complete=journal.is_complete)
         self._sink = self._make_sink(target).__enter__()
 
@@ -232,7 +232,8 @@ class JournaledSink:
 
     def _check_unchanged(self, path: Path) -> None:
         closed = self._journal.closed
-        # A run that was killed has not noted the size and time of its output.
+        # *closed* is None after a run that was killed, because it could not note the size and time
+        # of its output.
         if closed is not None and (now := stamp_of_file(path)) is not None and now != closed:
             raise UsageError(
                 f"`{path}` was changed by something else since the last run",
@@ -240,8 +241,8 @@ class JournaledSink:
             )
         end = self._journal.end
         if self._retry_failed and closed is None and end is not None and _has_line(path, end):
-            # After a power failure, the journal may lack lines. If only failed pictures are
-            # captioned again, the rows of the missing lines would be cut off and not come back.
+            # After a power failure, the output may have rows that the journal lacks.
+            # `--retry-failed` would cut these rows off and not caption their pictures again.
             raise UsageError(
                 f"`{path}` has rows that are missing in its journal",
                 hint="give the same command without `--retry-failed` first: "

@@ -131,7 +131,8 @@ def is_continued(
     return not (existing == "overwrite" and journal.is_complete and not retry_failed)
 
 
-# A journal has these switches only if they are not as by default. A missing one is the opposite.
+# A journal notes these switches only if they differ from their default. So a switch that is missing
+# on one side has the opposite value there.
 _NOTED_UNLESS_DEFAULT = frozenset({"full names"})
 
 

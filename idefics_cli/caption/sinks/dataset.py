@@ -54,7 +54,8 @@ def check_dataset(path: Path, keys: Iterable[str], columns: Iterable[str]) -> No
                 hint=f"write it to the folder of the pictures, or choose {other}",
             )
     for column in columns:
-        # "imagefolder" expects the names of further pictures in columns of such names.
+        # In columns with these names, "imagefolder" of `datasets` expects the names of picture
+        # files.
         if column == "image" or re.fullmatch(r"(?:\w+_)?file_names?", column):
             raise UsageError(
                 f"`{path}` is a data set, in which `{column}` cannot be the name of a question",

@@ -41,7 +41,8 @@ _TYPE = "File:FileType"
 _TAGS = (*(f"{tag}*" for tag in _XMP.values()), *_DIGESTS.values(), "IPTC:all", _EXIF, _PNG, _TYPE)
 
 _WITH_IPTC = frozenset({"JPEG", "TIFF", "MPO"})
-# Raw files of cameras are not among them: their makers do not document them.
+# Types of files into which captions are written. Raw files of cameras are missing, because their
+# makers do not document the formats.
 _TYPES = _WITH_IPTC | {
     "PNG",
     "APNG",
@@ -76,7 +77,8 @@ class EmbedSink(XmpSink):
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self._exiftool: ExifTool | None = None
-        # The stamps of pictures that this run wrote. Two names can be links to one picture.
+        # Path -> stamp after this run wrote the file. If two names are links to one picture, the
+        # second one finds a file that this run has changed itself.
         self._written: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
@@ -228,7 +230,8 @@ def _values(texts: Mapping[Name, Text], row: Mapping[str, str]) -> dict[str, str
     text = texts[DESCRIPTION].text
     values[_EXIF] = text
     has_iptc = any(key.startswith("IPTC:") for key in row)
-    # exiftool does not convert the other texts when it changes their encoding.
+    # The IPTC texts of a file share one encoding, and exiftool would change it without converting
+    # the other texts. So a file whose IPTC is not UTF-8 gets no IPTC caption.
     if not has_iptc or row.get(_CHARSET) == "UTF8":
         values[_CHARSET] = "UTF8"
         values[_IPTC] = text if len(text.encode()) <= _MOST_IPTC_BYTES else ""

@@ -74,7 +74,7 @@ class ExifTool:
             OSError: If it cannot be written, with the reason of exiftool.
         """
         changes = [f"-{tag}={_entities(text)}" for tag, text in values.items()]
-        # Versions until 12.57 write no WebP with `-o`.
+        # `-o` is not used, because exiftool writes no WebP with it until version 12.57.
         output, errors = self._order("-E", "-overwrite_original", *changes, path, quiet=False)
         if not re.search(rb"1 image files (updated|unchanged)", output):
             lines = errors.splitlines() or ["exiftool wrote no file"]
@@ -92,7 +92,8 @@ class ExifTool:
         assert process.stdin is not None
         assert process.stdout is not None
         self._orders += 1
-        # Without a number, `-q` would suppress the mark at the end.
+        # exiftool ends its output with `{ready}` and this number. Without a number, `-q` would
+        # suppress this line.
         lines = [*arguments, *_CHARSET, *(["-q"] if quiet else []), f"-execute{self._orders}"]
         errors.seek(0)
         errors.truncate()

@@ -117,7 +117,7 @@ def write_parquet(path: Path, schema: pyarrow.Schema, *, keep_rows: bool = False
             rows.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
-    # The errors of pyarrow are errors of Python, too.
+    # The errors that pyarrow raises for damaged rows are subclasses of these.
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise IdeficsError(

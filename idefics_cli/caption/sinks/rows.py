@@ -112,7 +112,8 @@ def _field_cell(value: JsonValue, kind: ColumnKind, *, nests: bool) -> Value:
         return None
     if kind == "json" and not nests:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Without this, the column of the numbers 1 and 0.5 would begin as one of whole numbers.
+    # A whole number in a column of floats becomes a float. Otherwise a reader would infer whole
+    # numbers from a 1 in the first row, and fail at 0.5.
     return float(value) if kind == "float" and isinstance(value, int) else value
 
 

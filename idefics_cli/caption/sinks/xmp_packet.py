@@ -49,10 +49,11 @@ _NEW = b"""<?xml version="1.0" encoding="UTF-8"?>
  </rdf:RDF>
 </x:xmpmeta>
 """
-# Both are used on tags that expat has accepted. `>` may stand in the value of an attribute.
+# Patterns for a tag, and for an attribute in it, of XML that expat has accepted. The value of an
+# attribute may contain `>`.
 _TAG = re.compile(rb"""<(?:[^"'<>]|"[^"<]*"|'[^'<]*')*+>""")
 _ATTRIBUTE = re.compile(rb"""\s([^\s=<>"'/]++)\s*+=\s*+("[^"<]*"|'[^'<]*')""")
-# What XML 1.0 does not allow.
+# Characters that XML 1.0 does not allow.
 _NOT_XML = re.compile("[\ufffe\uffff\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
@@ -308,7 +309,8 @@ class _PacketReader:
         tag = re.split(rb"[\s/>]", self._data[at + 1 : inner], maxsplit=1)[0]
         node = _Element(_split(name), tag, at, inner, inner, inner)
         found = _ATTRIBUTE.finditer(self._data, at, inner)
-        # expat leaves out the declarations of namespaces.
+        # expat does not report declarations of namespaces, so they are left out here too: the
+        # attributes must correspond one to one.
         written = [match for match in found if not _is_namespace(match[1])]
         values = iter(attributes)
         for key, value, match in zip(values, values, written, strict=True):
