@@ -12,9 +12,11 @@ from idefics_cli.engine.protocol import Prepared
 _PATCH_PIXELS = 14 * 14
 _TILE_TOKENS = 64
 _TOKEN_LETTERS = 4
-# Captions have some dozens of tokens, and nearly all end before their limit.
+# A reply counts for at most this many tokens. Captions have some dozens, and nearly all end before
+# their limit, so a larger limit says little.
 _USUAL_REPLY_TOKENS = 64
-# A group may cost at most this many times as much as a full group of median requests.
+# A group may cost at most this many times as much as a full group would cost if all its requests
+# had the median cost.
 _SLACK = 2
 
 

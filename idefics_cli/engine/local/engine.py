@@ -91,7 +91,8 @@ class LocalEngine:
         self._closing = Event()
         self._inference: Inference | None = None
         self._scheduler: Scheduler | None = None
-        # Numbers of the requests in the lanes that all callers share.
+        # Numbers the requests of lanes that all callers share. A caller with a lane of its own
+        # gives the numbers itself.
         self._numbers = count()
         try:
             loaded = self._worker.submit(self._load, load, progress).result()

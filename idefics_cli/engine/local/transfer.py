@@ -11,7 +11,8 @@ from torch import Tensor
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:
     """Return *values* (N,) on *device*; the copy to a GPU does not block the host."""
     is_cuda = device.type == "cuda"
-    # CUDA's host allocator does not reuse pinned memory while a copy still reads it.
+    # The copy may still read `staging` after this function has returned. This is safe, because
+    # CUDA's host allocator does not reuse pinned memory before the copy has ended.
     staging = torch.tensor(values, dtype=torch.long, pin_memory=is_cuda)
     return staging.to(device, non_blocking=is_cuda)
 

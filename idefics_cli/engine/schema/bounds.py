@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from idefics_cli.core.errors import UsageError
 
-# What llguidance 1.9 implements.
+# Keywords that llguidance 1.9 implements: those that hold schemas by name, in a list, or directly;
+# alternatives; and those that hold values.
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties")
@@ -21,7 +22,7 @@ _VALUES = frozenset({
     "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems",
     "required", "minProperties", "maxProperties",
 })  # fmt: skip
-# What says nothing about the reply.
+# Keywords that do not restrict the reply.
 _NOTES = frozenset({
     "title", "description", "default", "examples", "$schema", "$id", "$comment", "readOnly",
     "writeOnly", "deprecated", "contentEncoding", "contentMediaType",

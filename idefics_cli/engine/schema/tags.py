@@ -11,9 +11,9 @@ from idefics_cli.engine.schema.grammar import check_constraint
 from idefics_cli.engine.schema.text_files import read_text
 
 SEPARATOR = ", "
-# A reply with more would be cut by the usual limit of tokens.
+# The usual limit of tokens would cut a reply with more tags.
 _MOST_TAGS = 20
-# The prompt names the tags of a list that has no more. Each takes a few tokens.
+# The prompt names the tags only of lists with at most this many. Each tag takes a few tokens.
 _MOST_TOLD = 60
 
 

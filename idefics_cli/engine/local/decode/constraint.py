@@ -96,7 +96,8 @@ class Grammars:
 
     def __init__(self, family: Family, vocabulary: int) -> None:
         self._family = family
-        # Base checkpoints lack rows for some tokens of their tokenizer, but llguidance needs all.
+        # The logits of base checkpoints lack columns for some tokens of the tokenizer, but
+        # llguidance needs a column for each token.
         self._vocabulary = max(vocabulary, len(family.tokenizer))
         self._lock = Lock()
         self._tokenizer: LLTokenizer | None = None
@@ -145,7 +146,8 @@ def refused_tokens(guides: Sequence[Guide], columns: int, device: torch.device) 
         device: The device of the result; the copy to a GPU does not block the host.
     """
     known = guides[0].mask_words
-    # Columns behind those that the grammar knows are refused, too.
+    # Logits may have more columns than the grammar knows. Their bits stay 0, so these tokens are
+    # refused.
     width = max(known, -(-columns // _WORD_BITS))
     words = np.zeros((len(guides), width), dtype=np.int32)
     start, step = words.ctypes.data, words.strides[0]

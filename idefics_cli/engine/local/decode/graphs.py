@@ -176,8 +176,8 @@ class CudaCapture:
             end_recording(torch.cuda.current_device(), pool)
             raise
         finally:
-            # After an error too, because kernels that were started may still write into buffers
-            # that are freed then.
+            # This waits after an error, too: kernels that were started may still write into
+            # buffers, which are freed next.
             current.wait_stream(self._stream)
         return graph, output
 

@@ -145,7 +145,7 @@ class Scores:
         self._scores = logits.to(dtype=torch.float32, copy=True)
         self.banned = banned
         self._rows: Sequence[int] = range(len(logits))
-        # The restricted rows, and the tokens that they refuse, (rows, V).
+        # The rows that must not choose some tokens, and a mask (rows, V) of these tokens.
         self._refused: tuple[Tensor | list[int], Tensor] | None = None
         self._is_constrained = False
         self._waits = waits
@@ -261,14 +261,14 @@ class Scores:
         """Return the ids (B,) of the highest scores, and a copy of scores and ids to the host."""
         scores = self._scores.index_fill_(1, self.banned, float("-inf"))
         if self._refused is not None:
-            # After a penalty, because its limits would make refused scores finite.
+            # This comes after a penalty, which makes refused scores finite again.
             rows, refused = self._refused
             if len(refused) == len(scores) and isinstance(self._rows, range):
                 scores.masked_fill_(refused, float("-inf"))
             else:
                 scores[rows] = scores[rows].masked_fill_(refused, float("-inf"))
         highest, ids = scores.max(dim=-1)
-        # float32 holds ids below 2**24 exactly.
+        # One float32 copy to the host is enough, because float32 holds ids below 2**24 exactly.
         return ids, HostCopy(torch.stack([highest, ids.to(highest)]))
 
 

@@ -111,7 +111,8 @@ class _AnswerWalk:
 
 def answer_tokens(family: Family, text: str) -> Answer:
     """Return the tokens of *text* as an answer of a chat, which begins with a space."""
-    # A tokenizer may treat the begin of a text in its own way, so it is not the begin here.
+    # A tokenizer may treat the beginning of its input differently, so a character comes before the
+    # answer.
     before = ":"
     first = family.tokenizer(before, add_special_tokens=False)["input_ids"]
     whole = family.tokenizer(f"{before} {text}", add_special_tokens=False)["input_ids"]

@@ -29,7 +29,7 @@ def count_shared(rows: Sequence[Sequence[PrefixKey]]) -> int:
     count, first = min(len(row) for row in rows) - 1, rows[0]
     for row in rows[1:]:
         while count and row[:count] != first[:count]:
-            # Where the rows differ lies before this place.
+            # The first difference is before *count*.
             count = next(at for at in range(count) if row[at] != first[at])
     return max(count, 0)
 

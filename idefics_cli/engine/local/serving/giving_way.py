@@ -110,7 +110,7 @@ class GivingWay:
 
     def _log_failure(self, count: int, error: Exception) -> None:
         """Warn once that requests are answered one by one after *error*."""
-        # An error in a prompt is the outcome of its own request.
+        # A PromptError concerns only its own request, so it is no reason for this warning.
         if count < 2 or isinstance(error, PromptError) or self._has_warned:
             _log.debug("%d requests failed", count, exc_info=error)
             return

@@ -93,7 +93,8 @@ class Scheduler:
             job = self._start(self._run)
         except RuntimeError:
             with self._lock:
-                # The caller of these gets the error, not their listeners.
+                # The caller of *requests* gets the error itself, so their listeners must not get it
+                # too.
                 self._inbox = [group for group in self._inbox if group is not requests]
             self.fail_waiting()
             raise RuntimeError("the engine is closed") from None

@@ -30,14 +30,14 @@ _CPU_PIXELS, _GPU_PIXELS = 1_000_000, 16_000_000
 # `families/spec.py`).
 _MASKING = ("sdpa", "eager", *ATTENTION_KERNELS)
 
-# Each layer costs time for Python and for starting its kernels. This number of floating-point
-# operations takes the same time: 1.6 ms at 47 GFLOP/s in float32, on one core of a Xeon with AVX512
-# at 2.5 GHz. On a faster core both figures improve. More threads and native bfloat16 speed up only
-# the arithmetic, so the number is multiplied by their speed.
+# The overhead of a layer, for Python and for starting its kernels, as the number of floating-point
+# operations that take about as long. Measured on one core of a Xeon with AVX512 at 2.5 GHz: 1.6 ms,
+# at 47 GFLOP/s in float32. On a faster core both improve. More threads and native bfloat16 speed up
+# only the arithmetic, so the number is multiplied by their speed.
 _CPU_LAYER_OPERATIONS = 5e7
 _NATIVE_BF16_SPEED = 4
-# These are estimates and not measured. They assume 0.2 ms at 100 TFLOP/s in 16 bit on a CUDA GPU,
-# and at 10 TFLOP/s on Apple's GPUs.
+# Not measured but estimated: 0.2 ms, at 100 TFLOP/s in 16 bit on a CUDA GPU, and at 10 TFLOP/s on
+# Apple's GPUs.
 _GPU_LAYER_OPERATIONS, _MPS_LAYER_OPERATIONS = 2e10, 2e9
 
 
@@ -193,7 +193,8 @@ def _on_device(tile: Tensor, device: torch.device) -> Tensor:
     """Return *tile* on *device*; the copy to a CUDA GPU does not block the host."""
     if device.type != "cuda":
         return tile.to(device)
-    # CUDA's host allocator does not reuse pinned memory while a copy still reads it.
+    # The pinned copy may be dropped while the GPU still reads it: CUDA's host allocator does not
+    # reuse its memory before the copy to the GPU has ended.
     return tile.pin_memory().to(device, non_blocking=True)
 
 

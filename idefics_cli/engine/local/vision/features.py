@@ -9,8 +9,8 @@ from torch import Tensor
 
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 
-# The features of one picture in bfloat16 take 0.5 MB for Idefics2-8b, 2.6 MB if it is split, and up
-# to 24 MB for Idefics3-8B.
+# Enough for ten pictures of Idefics3-8B, whose features in bfloat16 take up to 24 MB each. Those of
+# Idefics2-8b take 0.5 MB, or 2.6 MB if the picture is split.
 KEPT_BYTES = 256 * 2**20
 
 

@@ -102,7 +102,7 @@ class LookAhead:
 
     def _encode(self, pictures: Sequence[PictureTensors], cancel: Flag) -> object:
         with as_memory_limit(len(pictures)):
-            # The result is returned so that a side stream of a test can see the tensors.
+            # The engine ignores the result. A side stream of the tests looks at its tensors.
             return self._encoder.encode(pictures, cancel=cancel)
 
     def _joined_stream(self) -> SideStream | None:

@@ -14,7 +14,8 @@ from idefics_cli.engine.local.vision.features import FeatureCache
 from idefics_cli.hardware.system import read_memory
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 
-# An entry takes some 300 bytes, and a captioning run may read millions of files.
+# At 300 bytes for each entry, this is 3 MB. Without a limit, a captioning run of millions of files
+# would fill the memory.
 _MAX_FILES = 10_000
 _FileKey: TypeAlias = tuple[str, PictureDetail | None]
 # By default, pixels take at most this memory, and at most this part of the free RAM. A split
