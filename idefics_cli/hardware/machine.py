@@ -36,8 +36,8 @@ PACKAGES = (
 # Instruction sets that multiply bfloat16 directly, by their names in /proc/cpuinfo (x86 and ARM).
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _BF16_CAPABILITY = (8, 0)
-# AMD's matrix cores (CDNA, MI100 and later) and RDNA 3 and later. RDNA 1 and 2 (gfx10) and Vega
-# (gfx900, gfx906) lack bfloat16.
+# AMD GPUs that multiply bfloat16 directly: those with matrix cores (CDNA, MI100 and later), and
+# RDNA 3 and later. RDNA 1 and 2 (gfx10) and Vega (gfx900, gfx906) do not.
 _BF16_ARCHITECTURES = re.compile(r"gfx(908|90a|94|95|11|12)")
 
 

@@ -63,7 +63,8 @@ def _read_linux(limits: ImageLimits) -> bytes | str:
     pictures = [kind for kind in types if kind.startswith("image/")]
     if not pictures and _URI_LIST in types:
         return _first_path(_run([*paste, _URI_LIST], limits))
-    # Programs offer a picture in several formats, and convert it to most of them.
+    # Programs convert a picture to several formats and offer all of them. PNG is preferred, because
+    # it loses nothing.
     kind = "image/png" if "image/png" in pictures or not pictures else pictures[0]
     return _run([*paste, kind], limits)
 

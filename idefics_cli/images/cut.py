@@ -50,8 +50,8 @@ def is_nearly_whole(data: bytes) -> bool:
     if is_progressive:
         components = [body[6 + 3 * i] for i in range(count)]
         if _lowest_bit(scans, components) > 0:
-            # Whole scans are missing at the end. The file is accepted if only the lowest bits are
-            # missing, and if those bits are few: as many as the earlier scans of this kind have.
+            # Scans are missing at the end. The file is accepted if they hold only the lowest bit,
+            # and if the earlier scans of one bit are small: the lost ones are then small, too.
             return _lowest_bit(scans[:-1], components) == 1 and _are_refinements_small(data)
     # A file with one scan is only accepted if that scan has all components.
     elif len(scans) != 1 or len(scans[0][0]) != count:

@@ -58,8 +58,8 @@ def _gif(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 
 
 def _png(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # If the default image is not a frame of the animation, it is meant for programs that cannot
-    # show animations.
+    # The default image of an animation may be no frame of it, but a substitute for programs that
+    # cannot show animations. The first frame is then shown instead.
     frame = None
     if getattr(image, "default_image", False):
         frame = _show_first_frame(image)
@@ -93,7 +93,8 @@ def _scale_colour_key(image: ImageFile.ImageFile, *, depth: int) -> None:
     """Convert a colour key from the *depth* of its PNG to the 8 bits of the decoded samples."""
     key = image.info.get("transparency")
     if isinstance(key, tuple):
-        # Of a key, only the bits of a sample count. Of 16 bits, Pillow keeps the higher 8.
+        # PNG stores each value of a key in 16 bits, of which only the lowest *depth* bits count.
+        # Pillow reduces 16-bit samples to their higher 8 bits.
         image.info["transparency"] = tuple(v >> 8 if depth == 16 else v & 0xFF for v in key)
     elif isinstance(key, int) and image.mode == "L" and depth in (2, 4):
         largest = (1 << depth) - 1

@@ -43,7 +43,8 @@ from idefics_cli.images.salvage import without_broken_metadata
 from idefics_cli.images.sources import ImageSources
 
 _MOST_RESCUED_BYTES = 1 << 29  # a damaged file is read into memory up to this size
-# In other formats, the decoded picture may be larger than the header says, or turned.
+# Formats whose size is read from the header. In others, the decoded picture may be larger than its
+# header says, or turned.
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 _MOST_PAGES = 100  # each costs a read of its header
@@ -150,7 +151,8 @@ class ImageLoader:
             except CameraRaw:
                 return self._decode_raw(job, stream)
             except MemoryError:
-                # Other pictures may have taken the memory, so it is decoded once more, alone.
+                # Other pictures may have taken the memory, so this one is decoded once more, and no
+                # other at the same time.
                 return self._decode(replace(job, is_alone=True), stream)
             except (ImageError, RareKind, Image.DecompressionBombError):
                 raise
@@ -256,7 +258,8 @@ def _reduce_while_decoding(job: _Job, image: ImageFile.ImageFile, stream: Binary
     if job.draft_edge is not None and job.plugin == "JPEG":
         image.draft(None, (job.draft_edge, job.draft_edge))
     halvings = _factor(size, job.draft_edge).bit_length() - 1
-    # Means of palette indexes are other colours.
+    # The decoder would compute means of the indexes of a palette, which stand for unrelated
+    # colours.
     if isinstance(image, Jpeg2KImageFile) and halvings and image.mode not in ("P", "PA"):
         stream.seek(0)
         if halvings <= resolutions(stream.read(HEAD_BYTES_OF_JPEG2000)):

@@ -85,7 +85,8 @@ def _psd_tiles(
         boxes = [[(offset, (0, 0, width, height))] for offset in starts]
     elif compression == 1:
         boxes = _psd_rows(stream, channels, width, height)
-        # Of each tile, Pillow reads a block of this size, and a tile is a row.
+        # Each row is a tile, and Pillow reads a block of `decodermaxblock` bytes for each tile.
+        # This number is enough for a row. The default of 64 KiB would read many rows each time.
         image.decodermaxblock = 2 * width + 2
     else:
         raise RareKind("with a compression of layers", _PSD_HINT)

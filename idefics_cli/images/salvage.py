@@ -71,7 +71,7 @@ def _png(data: bytes) -> Salvaged:
         is_known = name in _KEPT_CHUNKS and len(body) == _LENGTHS.get(name, len(body))
         if is_critical or (is_whole and (is_known or _is_orientation(name, body))):
             kept.append(chunk)
-    # A chunk of pixels that is cut must not take the end for its data.
+    # If the last chunk is cut, nothing follows it: a decoder would take the end chunk for its data.
     is_cut = bool(kept) and len(kept[-1]) < 12 + int.from_bytes(kept[-1][:4])
     return Salvaged(b"".join(kept) + (b"" if is_cut else _END), profile)
 

@@ -248,7 +248,7 @@ def no_such_file(source: str) -> ImageError:
     """Return the error for the path or `file:` URI *source* of a missing file."""
     if not source:
         return ImageError("the name of a picture is empty", kind="missing")
-    # Without the separator at its end, the name can be compared with those beside it.
+    # The hint compares the name with those in its folder, so a separator at its end is cut.
     path = _local_path(source)
     bare = path.rstrip("".join(filter(None, (os.sep, os.altsep)))) or path
     return ImageError(
@@ -279,7 +279,8 @@ def _missing_hint(path: str) -> str:
         return "an address begins with https://"
     if "," in path and all(map(os.path.exists, path.split(","))):
         return "each picture has its own `-i`"
-    # A script that quotes a name passes its quotes on when the shell quotes it, too.
+    # A script may add quotes to a name that the shell has quoted already. The name then arrives
+    # with quotes.
     bare = path.strip("'\" ")
     if bare != path and os.path.exists(bare):
         return f"did you mean `{abbreviated(bare)}`?"

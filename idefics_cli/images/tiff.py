@@ -159,7 +159,8 @@ def _correct_planes(image: TiffImagePlugin.TiffImageFile) -> None:
         return
     bits, samples = _first(image.tag_v2.get(_BITS), 1), image.tag_v2.get(_SAMPLES, 1)
     if samples == 1:
-        # One plane is the same as one sample a pixel.
+        # With one channel, a plane is the same as interleaved samples, which Pillow reads
+        # correctly.
         image.tag_v2[_PLANAR] = 1
         image._setup()
     elif bits == 16 and image.mode in ("RGB", "RGBA"):
