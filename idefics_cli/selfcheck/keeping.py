@@ -35,7 +35,8 @@ def keep_results(
     answered = [
         result
         for result in results
-        # The reference runs on the CPU even if only another device is checked.
+        # The reference runs on the CPU even if only another device is checked, so it gives no
+        # verdict on the CPU.
         if result.status != "refused" and not _is_reference(result)
     ]
     devices = {r.device if isinstance(r, ProbeRow) else r.way.spec.device for r in answered}

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-# The smallest share of right replies of a way that passes. A way that computes correctly gives only
-# right replies about these pictures; a quantized model may give a wrong one, because of rounding.
+# A way (see `Way`) passes if at least this share of its replies is right. A way that computes
+# correctly gives only right replies about these pictures; a quantized model may give a wrong one,
+# because of rounding.
 _SHARE, _QUANTIZED_SHARE = 0.97, 0.9
 _CHATS = 3
 # Number of pictures whose logits are compared.
@@ -152,7 +153,8 @@ def _ask_way(
     except MemoryLimitError as error:
         return WayResult(way, "refused", str(error), tuple(manners))
     except Exception as error:  # of a driver or a kernel; it belongs to the way
-        # A way that cannot be loaded is refused. A way that fails in a reply is wrong.
+        # An IdeficsError before the model is loaded means that the way cannot run here. Every other
+        # error is a fault of the way.
         is_known = isinstance(error, IdeficsError)
         reason = str(error) if is_known else f"{type(error).__name__}: {error}".splitlines()[0]
         status: Status = "refused" if is_known and not is_loaded else "wrong"

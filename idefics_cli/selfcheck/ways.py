@@ -115,7 +115,7 @@ def list_ways(facts: ModelFacts, machine: Machine, *, device: str | None = None)
                 )
                 yield Way(refused, refusal=str(error))
                 continue
-            # A plan calls the first GPU "cuda". The verdict on a way names its GPU by number.
+            # A plan calls the first GPU "cuda", but a verdict must name its GPU by number.
             yield from _variants(replace(spec, device=name), facts, machine)
 
 
@@ -135,7 +135,8 @@ def _mixes(device: str, machine: Machine) -> Iterator[tuple[DtypeName, Attention
         return
     for dtype in _DTYPES:
         yield dtype, "sdpa", "none"
-        # On a CPU, `eager` in 16 bits is left out, because it has no further kernels.
+        # On a CPU, `eager` in 16 bits is left out, because the other ways already use all its
+        # kernels.
         if device != "cpu" or dtype == "float32":
             yield dtype, "eager", "none"
     native = _native_dtype(device, machine)

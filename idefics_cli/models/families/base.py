@@ -123,8 +123,8 @@ class Family:
             made = copy.copy(self)
             made.processor = copy.copy(self.processor)
             made.processor.image_processor = with_detail(images, chosen)
-            # The digest of a picture is one of its pixels before they are cut, and is the key of
-            # its image features.
+            # The digest of a picture is computed from its pixels before they are cut into tiles,
+            # and is the key of its image features. The prefix gives every detail its own features.
             made._digest_prefix = repr(chosen).encode()
             self._in_detail[chosen] = made
         return made
@@ -139,7 +139,7 @@ class Family:
         """
         processor = self.processor.image_processor
         edges = [edge for edge in dict(processor.size).values() if edge]
-        # A processor that does not scale pictures shows every pixel to the model.
+        # Without scaling, the model sees every pixel, so the decoder must not shrink the picture.
         return 2 * max(edges) if edges and processor.do_resize else _NO_DRAFT_EDGE
 
     def find_tile_fault(self, height: int, width: int) -> str | None:

@@ -184,7 +184,8 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         return list(self.counted(value, 0)) if isinstance(value, Iterator) else value
 
     def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        # The first argument may be the context or the environment.
+        # jinja2 puts the context or the environment first for functions that ask for it. The value
+        # is then the second argument.
         start = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @wraps(function)

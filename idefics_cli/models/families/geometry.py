@@ -172,8 +172,8 @@ def cut_to_edge(edge: int) -> Json:
     return {"max_image_size": {"longest_edge": edge}}
 
 
-# Tokenizers have a token for each place of a tile in up to so many rows and columns, and
-# transformers scales no side beyond so many pixels (5.24, image_processing_pil_idefics3.py).
+# Tokenizers have tokens for at most this many rows and columns of tiles, and transformers scales no
+# side beyond this many pixels (5.24, image_processing_pil_idefics3.py).
 _MOST_TILES = 6
 _MOST_PIXELS = 4096
 

@@ -85,7 +85,7 @@ class TemplateFamily(Family):
     ) -> Tensor:
         """See `Family.encode_tiles`. The tiles have no padding."""
         # transformers takes rows of images, so the tiles are one row of B images. Without a mask,
-        # it takes no pixel for padding.
+        # no pixel counts as padding.
         features = model.model.get_image_features(tiles[None]).pooler_output
         if not isinstance(features, Tensor):
             # transformers 5.21 and later return one tensor for each row.

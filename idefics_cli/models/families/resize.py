@@ -34,7 +34,7 @@ def shrink(
     is_smaller = size[0] * size[1] < image.height * image.width
     if not is_smaller or not processor.do_resize or not isinstance(processor.resample, int):
         return image
-    # The processor would scale the smaller image a second time.
+    # The processor would scale the smaller image a second time, so it gets the original.
     if scaled(*size) != size:
         return image
     return image.resize((size[1], size[0]), resample=processor.resample)

@@ -160,7 +160,8 @@ def _facts_of_folder(folder: Path, name: str) -> ModelFacts:
     weights = read_weights(folder, name)
     missing = missing_files(folder)
     if not missing and not checkpoint.image_settings(folder, name):
-        # transformers 4 wrote a processor_config.json that has only settings of texts.
+        # A processor_config.json alone is enough only if it has settings of pictures. Those of
+        # transformers 4 have only settings of texts.
         missing = ("preprocessor_config.json",)
     if missing:
         raise ModelError(

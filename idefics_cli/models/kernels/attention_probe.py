@@ -135,7 +135,8 @@ def probe_attention(
 
 def _function(attention: str) -> AttentionFunction:
     if attention == "eager":
-        # Every model has this function under the same name.
+        # transformers does not register `eager`: each model's module has this function under the
+        # same name. That of Llama stands for all.
         from transformers.models.llama.modeling_llama import eager_attention_forward
 
         return cast("AttentionFunction", eager_attention_forward)

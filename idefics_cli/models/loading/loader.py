@@ -152,8 +152,9 @@ def load_config(folder: Path) -> Config:
     config = cast("Config", config_class(kind).from_pretrained(folder))
     family_class(kind).complete_config(config, raw)
     if _ties_in_text_only(raw) and "lm_head.weight" not in tensor_names(folder, folder.name):
-        # transformers reads this setting of the whole model, and not that of the text model. It
-        # would fill the head, which is not in the files, with random numbers.
+        # transformers reads `tie_word_embeddings` from the settings of the whole model only. If it
+        # is missing there, transformers fills the head, which is not in the files, with random
+        # numbers.
         config.tie_word_embeddings = True
     return config
 

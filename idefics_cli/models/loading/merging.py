@@ -81,7 +81,8 @@ def _merged_model(source: Path, adapter: LoraAdapter) -> PreTrainedModel:
     )
     apply_adapter(model, adapter)
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-        # The adapter has changed a head that shared its weights with the embedding.
+        # The adapter has changed the head, so the head no longer shares its weights with the
+        # embedding. Both must be saved.
         for each in (model.config, model.config.get_text_config()):
             each.tie_word_embeddings = False
     return cast("PreTrainedModel", model)

@@ -34,7 +34,7 @@ _PARTIAL = ".partial-"
 _PARTIAL_SECONDS = 24 * 3600
 _SPARE_BYTES = 2**30
 _CHUNK = 2**22
-# Packages whose files may differ between versions.
+# Packages whose versions are part of the digest, because each version may write other files.
 _MAKERS = ("bitsandbytes", "transformers")
 
 
@@ -77,7 +77,8 @@ def find_folder(
         layout: Layout of the weights in the files; () for bitsandbytes.
     """
     files = [
-        # In the Hugging Face cache these files are links to files that are named by their content.
+        # In the Hugging Face cache these files are links to files that are named by their content,
+        # so the digest includes the names behind the links.
         (path.name, (real := path.resolve()).name, real.stat().st_size, real.stat().st_mtime_ns)
         for path in [*sorted(source.glob("*.safetensors")), source / "config.json"]
     ]

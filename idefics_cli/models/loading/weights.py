@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 # Quantized weights are kept on the disk if the files of the model have at least this size, which a
 # CPU takes 15 seconds to quantize. Smaller models are quantized at each start.
 WORTH_KEEPING_BYTES = 2 * 2**30
-# To write a file with weights of a GPU, safetensors copies the whole file into RAM.
+# Size limit of the files that `_SmallFiles` writes: safetensors copies a whole file with weights of
+# a GPU into RAM.
 FILE_BYTES = 2**30
 
 # Names of the weights of a layer. The pattern leaves out buffers that earlier versions of

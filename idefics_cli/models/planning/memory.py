@@ -16,7 +16,8 @@ from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.hub.sizes import NUMBER_BYTES, quantized_weights
 from idefics_cli.models.planning.quantization import bytes_per_weight
 
-# A plan makes room for a prompt of one picture and so many tokens of text, and for such a reply.
+# A plan makes room for a prompt of one picture and `PROMPT_TEXT_TOKENS`, and for a reply of
+# `REPLY_TOKENS`.
 PROMPT_TEXT_TOKENS = 512
 REPLY_TOKENS = 512
 # Memory for workspaces of the CUDA libraries, and for what the allocator cannot reuse.
@@ -67,9 +68,9 @@ class ForwardMemory:
         return heads * min(tokens, self.score_queries or tokens) * tokens * self.score_bytes
 
 
-# On a CPU, a trace shows three results for each patch, but the measured peaks need five.
+# On a CPU, a trace shows three `patch_results`. The measured peaks need five, which is the default.
 ON_CPU = ForwardMemory()
-# A trace of Idefics2 on a GPU with fused attention shows 3.2 results for each patch.
+# A trace of Idefics2 on a GPU with fused attention shows 3.2 `patch_results`.
 ON_CUDA = ForwardMemory(patch_results=3.3, tiles=1)
 # Without fused kernels for bfloat16, CUDA keeps the scores twice in float32 (torch 2.13,
 # sdp_utils.cpp: GPUs before Ampere).
@@ -77,10 +78,11 @@ ON_OLD_CUDA = ForwardMemory(patch_results=3.3, tiles=1, score_bytes=8)
 # Metal keeps the scores of `score_queries` queries in float32 (torch 2.13, Attention.mm). That it
 # keeps three copies of them is an estimate.
 ON_METAL = ForwardMemory(tiles=1, score_bytes=12, score_queries=3068)
-# A forward with this number of patches keeps every GPU busy: four tiles of Idefics2 are 32 TFLOP.
+# A forward with this number of patches keeps every GPU busy, so larger ones gain nothing: four
+# tiles of Idefics2 have nearly as many, and take 32 TFLOP.
 _BUSY_PATCHES = 20_000
-# Share of the memory left by a plan that larger vision forwards may take. More rows in a batch gain
-# more, because a decode step reads all weights, whatever the batch.
+# Of the memory that a plan leaves free, larger vision forwards may take this share. The rest is for
+# more rows in a batch, which gain more: a decode step reads all weights once for all its rows.
 _VISION_SHARE = 1 / 4
 
 

@@ -27,8 +27,9 @@ from idefics_cli.models.planning.memory import (
 )
 from idefics_cli.models.planning.placement import Placement
 
-# Shares of the free memory that a plan may use, because free memory changes while a model loads:
-# little on a GPU, more in RAM, which all programs use. The estimates have margins of their own.
+# A plan uses only this share of the free memory, because free memory changes while a model loads:
+# little on a GPU, more in RAM, which all programs use. The estimates already have margins for their
+# own errors.
 GPU_SHARE = 0.97
 RAM_SHARE = 0.90
 # For quantized models, transformers fills only nine tenths of `max_memory` (`adjust_max_memory`).
@@ -122,7 +123,7 @@ def with_larger_forwards(
     if float32_modules(option, facts, attention):
         each *= 2
     tiles = tiles_at_a_time(shape, spare_bytes=first.usable - first.total, each_bytes=each)
-    # The first GPU holds the vision tower.
+    # The vision tower is on the first GPU, so only this GPU needs memory for more tiles.
     wider = replace(first, working=max(first.working, tiles * each + GPU_RUNTIME_BYTES))
     return (wider, *needs[1:]), tiles
 

@@ -216,7 +216,7 @@ def _spec(
     machine: Machine,
 ) -> LoadSpec:
     option = chosen.option
-    # For splitting, None keeps the setting in the files of the checkpoint.
+    # `splitting` is None if it stays as in the files of the checkpoint.
     own = option.splitting == bool(model.splitting) and choices.splitting is None
     return LoadSpec(
         repo=model.repo,

@@ -345,7 +345,8 @@ def _missed_gpu(context: Context) -> str | None:
 
 
 def _large_quantized(context: Context) -> str | None:
-    # Quantizing 1e9 weights took 13 s in a measurement, to nf4 on 4 cores and to int4 on one.
+    # Quantizing 1e9 weights took 13 s, to nf4 on 4 cores and to int4 on one core. The note
+    # estimates the time from this.
     option, facts = context.option, context.facts
     if option.device != "cpu" or option.quantization == "none" or facts.stored is not None:
         return None

@@ -23,7 +23,7 @@ GROUP = 8
 _EXPONENTS_AT = LANES * GROUP
 GROUP_BYTES = _EXPONENTS_AT + 4 * LANES
 # An exponent is stored as a level from 0 to 15. Level 15 is the exponent of the largest weight of
-# the output; level 0 stands for 2^-15 of that power of two.
+# the output. Level 0 is 15 less, a factor of 2^-15.
 _LEVELS = 15
 _SMALLEST = 2.0**-_LEVELS
 # The kernel prefetches the weights at this distance in bytes; `int4/kernel.py` says why.
