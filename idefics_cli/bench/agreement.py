@@ -15,11 +15,10 @@ from idefics_cli.bench.measure import Round, Tokens
 from idefics_cli.core.types import GenerationRequest, LoadSpec
 from idefics_cli.core.units import counted
 
-# Largest allowed gap by the format of the weights. A random token has a gap of about 4. float32 is
-# missing because its tokens must be equal. "other format" is for sides whose weights differ in
-# their format: if one side has 4-bit weights and the other 16-bit weights, the logits of a model
-# with random weights differ by half a standard deviation, and the worst of a hundred tokens has a
-# gap of 1.9 to 2.3 (idefics2-8b cut to 4 layers, with our kernel and with torch's).
+# Largest allowed gap of an answer, by the format of the weights. A random token has a gap of about
+# 4. float32 is missing because its tokens must be equal. "other format" is for sides with different
+# formats. With 4-bit against 16-bit weights, the worst of a hundred tokens had a gap of 1.9 to 2.3
+# (random weights in the shape of idefics2-8b, cut to 4 layers; our kernel and torch's).
 TOLERANCES = {"bfloat16": 0.25, "float16": 0.1, "quantized": 0.5, "other format": 3.0}
 # Number of differing answers whose gap is computed.
 _CHECKED = 4

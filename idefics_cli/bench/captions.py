@@ -97,7 +97,7 @@ def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
     task = CaptionTask(pictures, choices.caption_prompt, choices.new_tokens, choices.caption_batch)
     requests = _requests(stage, task)
     # `_ours` makes a new engine for every round, because an engine caches image features. Plain
-    # transformers caches none, so that one is enough.
+    # transformers caches no features, so all rounds use one model.
     plain = stage.plain
     ours, loops = _Run(), {size: _Run() for size in _sizes(stage, len(pictures))}
     watch = Watch(world.instruments)

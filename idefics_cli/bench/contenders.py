@@ -8,9 +8,9 @@ from idefics_cli.bench.measure import Clock, Measurement
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.engine.protocol import Engine
 
-# The engine reports its own decode time. It must be shorter than the time measured from outside,
-# because it starts only when the pictures are open and the thread of the engine has the requests.
-# Two percent are allowed for the error of the clocks.
+# The engine reports its own decode time. This time starts only when the pictures are open and the
+# engine's thread has the requests, so it must be shorter than the time measured from outside. Two
+# percent are allowed for the error of the clocks.
 _SLACK = 1.02
 
 

@@ -110,7 +110,8 @@ def _write_weights(folder: Path, identity: Config) -> int:
     generator = torch.Generator().manual_seed(0)
     pool = torch.empty(_POOL).normal_(0, _SPREAD, generator=generator).to(getattr(torch, dtype))
     names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    # Tied weights are one tensor with two names; a checkpoint stores only one of them.
+    # Tied weights are one tensor with two names. A checkpoint stores only one name, so the other is
+    # left out.
     for tied in getattr(model, "all_tied_weights_keys", {}):
         names.pop(tied, None)
     index: dict[str, str] = {}

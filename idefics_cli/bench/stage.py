@@ -33,8 +33,8 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.protocol import Engine
 
-# A prompt repeats this sentence until it is long enough. Both sides answer such a prompt with as
-# many tokens as allowed, as a measurement needs it: the built-in model writes "I I I …", and
+# A prompt repeats this sentence until it is long enough. Each answer to such a prompt has as many
+# tokens as allowed, so the two contenders do equal work: the built-in model writes "I I I …", and
 # random weights hardly ever give an end token.
 _FILLER = " Describe this image."
 QUESTION = "Describe this image."
@@ -179,7 +179,7 @@ class Prompts:
 
     def _request(self, parts: tuple[Part, ...], new_tokens: int) -> GenerationRequest:
         if not self._spec.chats:
-            # The model card of idefics2-8b-base puts a space before a text.
+            # A raw prompt has a space before each text, as in the model card of idefics2-8b-base.
             parts = tuple(f" {part}" if isinstance(part, str) else part for part in parts)
         return GenerationRequest(
             (Message("user", parts),),
@@ -308,7 +308,8 @@ class Stage:
     def allowed(self) -> float | None:
         """Largest allowed gap between answers; None if all tokens must be equal."""
         other = self.choices.plain_quantization not in (None, self._spec.quantization)
-        # The only 4-bit format of transformers is nf4.
+        # transformers loads 4-bit weights as nf4 only, so with int4 the formats of both sides
+        # differ.
         int4 = self._spec.quantization == "4bit" and self._spec.format_4bit == "int4"
         return tolerance(self._spec, same_format=not other and not int4)
 

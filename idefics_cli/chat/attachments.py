@@ -194,7 +194,8 @@ class PictureOpener:
             return StagedPicture("clipboard", buffer.getvalue()), copied
         sources = ImageSources(self._limits, offline=self._offline, stdin=self._stdin)
         with sources.open(source) as stream:
-            # A sparse file can have more bytes than the memory.
+            # The read stops one byte after the limit, because a sparse file can have more bytes
+            # than the memory.
             data = stream.read(self._limits.max_bytes + 1)
         if len(data) > self._limits.max_bytes:
             raise too_many_bytes(source, self._limits)

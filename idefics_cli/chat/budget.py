@@ -63,7 +63,8 @@ class TokenBudget:
         except ImageError as error:
             if error.kind != "unsupported":
                 raise
-            # A former model took it: it is a video, and this model takes pictures.
+            # The conversation holds a video, because a former model took it. This model takes only
+            # pictures.
             hint = "`/images` lists the pictures, `/drop N` takes one out"
             raise ImageError(str(error), kind=error.kind, hint=hint) from error
         for attachment, picture in zip(request.attachments, prepared.pictures, strict=True):

@@ -32,7 +32,7 @@ from idefics_cli.models.hub.registry import base_model_error
 if TYPE_CHECKING:
     from idefics_cli.models.planning.plan import Plan
 
-# Choices of which the model would give none in nine of ten cases are worth a note.
+# A note warns if the probabilities of all choices together are below this.
 _UNLIKELY = 0.1
 
 
@@ -118,7 +118,8 @@ def _respond(
     console, stream = invocation.console, invocation.settings.stream
     constraint = prepared.request.constraint
     is_free = constraint is None
-    # An answer with a form is written when it is complete, because a cut one is an error.
+    # An answer with a constraint, such as a JSON schema, is not streamed by default: if it is cut
+    # off, it is an error and must not be on stdout.
     streams = console.is_terminal and is_free if stream is None else stream
     streams = streams and not (constraint and constraint.kind == "choice")
     if not invocation.settings.json and streams:

@@ -71,7 +71,7 @@ class Settings:
         False, help="Do not use the network.", also_variables=("HF_HUB_OFFLINE",)
     )
     threads: int | None = _setting(
-        # torch crashes if the system refuses to start that many threads.
+        # The maximum exists because torch crashes if the system refuses to start the threads.
         None,
         help="Number of CPU threads.",
         minimum=1,

@@ -145,7 +145,7 @@ def check_replaceable(path: Path, before: os.stat_result | None) -> None:
         now = None
     if _version(now) != _version(before):
         raise OSError(errno.EBUSY, "another program has changed it", str(path))
-    # The owner who made a file read-only could still replace it.
+    # The mode is checked, because `os.replace` would let the owner replace a read-only file.
     if now is not None and not (now.st_mode & 0o222 and os.access(path, os.W_OK)):
         raise PermissionError(errno.EACCES, "it is read-only", str(path))
 

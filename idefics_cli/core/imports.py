@@ -60,7 +60,7 @@ class _Hold:
         self._former: dict[int, _Handler] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
-            # In a body inside another, the outer one holds the signals already.
+            # If `with` blocks are nested, the handler of the outer one is kept.
             if callable(handler) and not isinstance(handler, _Hold):
                 self._former[number] = handler
                 signal.signal(number, self)

@@ -58,7 +58,8 @@ SPECIAL_TOKENS = (FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE)
 
 _CONTEXT = 1024
 _LLAMA_TOKENS = ["<unk>", "<s>", "</s>"]
-# Largest size of the vocabulary. It has fewer tokens, because only frequent merges become tokens.
+# Largest size of the vocabulary. The real size is smaller, because only frequent pairs of tokens
+# are merged into new ones.
 _VOCABULARY = 800
 
 

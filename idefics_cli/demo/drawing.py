@@ -50,7 +50,6 @@ def draw(scene: Scene, *, jpeg: bool = False) -> Drawing:
             _draw_shape(canvas, thing, rng)
     if rng.random() < 0.5:
         image = _with_noise(image, rng)
-    # `rng.random()` comes first, so that it is called with both values of `jpeg`.
     if rng.random() < 0.3 and jpeg:
         image = _through_jpeg(image, quality=rng.randint(35, 90))
     return Drawing(image, text_box, letter_edges)

@@ -163,7 +163,7 @@ def scene_for_split(split: Split, seed: int) -> Scene:
     # machines and in all versions of Python.
     rng = random.Random(f"{split}-{seed}")
     if split == "pair":
-        # The count is drawn here, before all other draws of the scene.
+        # The count is drawn before all else of the scene. Another order would give other scenes.
         return make_scene(rng, kind="shapes", pairs="held", count=rng.choice(_ONE_TO_THREE))
     while True:
         scene = make_scene(rng, pairs="train")

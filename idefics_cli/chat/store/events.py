@@ -66,7 +66,8 @@ def started(
 def replied(reply: Reply) -> Event:
     """Return the event of *reply*."""
     event = {"event": "replied", **asdict(reply)}
-    # A chat has no setting for the other fields, and no value of one may be a list.
+    # The other fields are left out: a chat has no setting for them, and a session that is read
+    # accepts no lists.
     event["sampling"] = {key: event["sampling"][key] for key in SAMPLING_KEYS}
     return event
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
-# The first form has primary (`?`) and secondary (`>`) device attributes and similar reports. The
-# second form has the answer to a query for kitty graphics, and other control strings. Sources:
-# XTerm control sequences; the graphics protocol of kitty.
+# Two forms of answers. The first are reports such as the primary (`?`) and secondary (`>`) device
+# attributes. The second are control strings such as the answer about kitty graphics. Sources: XTerm
+# control sequences; the graphics protocol of kitty.
 _ANSWER = re.compile(r"\x1b\[[?>][\d;$]*[a-zA-Z]|\x1b[_P\]][^\x1b\x07]*(?:\x1b\\|\x07)")
 # The beginning of an answer whose rest may follow. It can be a lone escape character, which the
 # key Escape sends as well.
@@ -44,8 +44,8 @@ class AnswerFilter:
         A longer beginning of an answer stays held back.
         """
         held, self._held = self._held, ""
-        # After that while, an escape alone or with "[" is a key. Anything longer can only be an
-        # answer, whose rest is still on its way.
+        # No more text has come for a while. So an escape, alone or with "[", is a key. Anything
+        # longer can only be an answer, whose rest is still on its way.
         if held in ("", "\x1b", "\x1b["):
             return held
         self._held = held

@@ -89,7 +89,7 @@ def _query(terminal: TextIO, timeout_seconds: float) -> str:
         terminal.write(_QUERY)
         terminal.flush()
         while not _ATTRIBUTES.search(said):
-            # If an answer has begun, its rest gets as much time again.
+            # If an answer has begun, the time limit is doubled, so that its rest can arrive.
             patience = timeout_seconds * (1 + is_cut_off(said))
             left = begun + patience - time.monotonic()
             if left <= 0 or not select.select([keyboard], [], [], left)[0]:

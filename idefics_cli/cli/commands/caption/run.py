@@ -94,7 +94,7 @@ def _print_end(
         results = f"one {words.result} was"
         if progress.cut > 1:
             results = f"{progress.cut} {words.result}s were"
-        # A request may have its own limit.
+        # Requests of a batch may have their own limits, so the note then names no number.
         limit = f"after {counted(job.sampling.max_new_tokens, 'token')}"
         if job.takes_any_reply:
             limit = "at the limit of its request"

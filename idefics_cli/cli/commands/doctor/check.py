@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from idefics_cli.selfcheck.results import CheckResult
     from idefics_cli.ui.views.check import CheckProgress
 
-# The pictures of this seed are none of the training, and every sound way describes them rightly.
+# No picture of this seed is in the training data, and a way that computes correctly describes all
+# of them rightly.
 _SEED, _PICTURES = 7, 12
 _QUESTIONS = 2
 

@@ -154,7 +154,8 @@ def _anonymized(value: object) -> object:
     home = os.path.expanduser("~").rstrip(os.sep)
     for folder in {home, os.path.realpath(home)} - {"", os.sep}:
         value = re.sub(rf"{re.escape(folder)}(?=$|[^\w.-])", "~", value)
-    # The name of the user can also be a folder of another path, such as one on a network drive.
+    # The name of the user is also replaced where it is a folder in another path, such as one on a
+    # network drive.
     user = re.escape(os.path.basename(home))
     return re.sub(rf"(?<=[/\\]){user}(?=[/\\])", "USER", value) if user else value
 
