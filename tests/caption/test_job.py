@@ -23,8 +23,7 @@ from idefics_cli.core.types import (
     Sampling,
 )
 from idefics_cli.engine.protocol import OpenImage, Prepared
-from idefics_cli.models.families.base import digest_of
-from idefics_cli.models.families.picture import PreparedPicture
+from idefics_cli.models.families.picture import PreparedPicture, digest_of
 from tests.support.captioning import (
     photo_job,
     run_job,

@@ -23,9 +23,9 @@ from idefics_cli.models.families.classes import import_class
 from idefics_cli.models.families.detail import find_edges, with_detail, without_own
 from idefics_cli.models.families.geometry import find_detail_fault
 from idefics_cli.models.families.internals import cache_name
-from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
+from idefics_cli.models.families.picture import PictureTensors, PreparedPicture, digest_of
 from idefics_cli.models.families.protocols import Config, Model, Processor, StepOutput
-from idefics_cli.models.families.raw_prompt import raw_text
+from idefics_cli.models.families.raw_prompt import is_answered, raw_text
 from idefics_cli.models.families.resize import levels_of
 from idefics_cli.models.families.spec import FAKE_TOKEN, IMAGE_TOKEN, find_family
 from idefics_cli.models.families.special_tokens import control_pattern, find_hidden_ids
@@ -192,7 +192,8 @@ class Family:
         """Tokenize B requests as one left-padded batch.
 
         Args:
-            requests: B requests.
+            requests: B requests. One that ends with an answer is a whole conversation to train on;
+                a raw one then ends with the end token.
             pictures: The pictures of each request, in the order of its parts.
 
         Returns:
@@ -374,6 +375,12 @@ class Family:
         """Return the number of image tokens that stand for *picture* in a prompt."""
         raise NotImplementedError
 
+    def _raw_end(self, request: GenerationRequest) -> list[int]:
+        """Return the end token of a raw prompt with its answer; nothing for other requests."""
+        end = self.tokenizer.eos_token_id
+        is_whole = request.mode == "complete" and is_answered(request)
+        return [end] if is_whole and end is not None else []
+
     def _known_ids(self, tokens: Iterable[str]) -> set[int]:
         # For a token that it lacks, the tokenizer returns None or the id of <unk>.
         ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
@@ -383,12 +390,3 @@ class Family:
 def family_class(model_type: str) -> type[Family]:
     """Return the subclass of `Family` for *model_type*."""
     return cast("type[Family]", import_class(find_family(model_type).runner))
-
-
-def digest_of(images: Sequence[Image]) -> bytes:
-    """Return a digest of the pixels of *images*."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(f"{image.mode} {image.size}".encode())
-        digest.update(image.tobytes())
-    return digest.digest()

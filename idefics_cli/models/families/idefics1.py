@@ -14,7 +14,7 @@ from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.internals import takes_flat_states
 from idefics_cli.models.families.picture import PreparedPicture
 from idefics_cli.models.families.protocols import Config, DecoupledEmbedding, Model, Processor
-from idefics_cli.models.families.raw_prompt import raw_text
+from idefics_cli.models.families.raw_prompt import is_answered, raw_text
 from idefics_cli.models.families.resize import cut_tiles, shrink
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 from idefics_cli.models.families.token_rows import pad_left
@@ -59,7 +59,8 @@ class Idefics1(Family):
                     _join(parts, [f"{name}:" if content[0] is None else f"{name}: "])
                 # If a turn lacks the end token, an instruct model does not stop where it should.
                 _join(parts, [*content, f"{END_OF_UTTERANCE}\n"])
-            _join(parts, ["Assistant:"])
+            if not is_answered(request):
+                _join(parts, ["Assistant:"])
         return self._with_images(parts)
 
     def encode(
@@ -71,7 +72,10 @@ class Idefics1(Family):
         picture. N is at least 1.
         """
         texts = [self.render(request) for request in requests]
-        rows = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        rows = [
+            self.tokenizer(text, add_special_tokens=False)["input_ids"] + self._raw_end(request)
+            for text, request in zip(texts, requests, strict=True)
+        ]
         inputs = pad_left(rows, self.pad_id)
         most = max(1, *(len(row) for row in pictures))
         visible = torch.tensor(

@@ -76,7 +76,8 @@ class TemplateFamily(Family):
         for request, row in zip(requests, pictures, strict=True):
             key = _prompt_key(request, row)
             if key not in made:
-                made[key] = self._tokenize(self._drop_second_begin(self.render(request, row)), row)
+                text = self._drop_second_begin(self.render(request, row))
+                made[key] = self._tokenize(text, row) + self._raw_end(request)
             rows.append(made[key])
         return pad_left(rows, self.pad_id)
 

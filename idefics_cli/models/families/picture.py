@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -138,3 +140,12 @@ def apply_levels(levels: Tensor, tile: Tensor, target: Tensor) -> None:
             index_select(values, 0, index, out=out.view(-1))
         else:
             out.copy_(index_select(values, 0, index).view(out.shape))
+
+
+def digest_of(images: Sequence[Image]) -> bytes:
+    """Return a digest of the pixels of *images*."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.mode} {image.size}".encode())
+        digest.update(image.tobytes())
+    return digest.digest()

@@ -55,7 +55,8 @@ class PromptTemplate:
     def render(self, turns: Sequence[Turn]) -> str:
         """Return the prompt of a conversation, with one `<image>` for each picture.
 
-        A text may hold further `<image>`, each for a video.
+        A text may hold further `<image>`, each for a video. After an answer of the assistant, no
+        further answer begins.
 
         Raises:
             PromptError: If the template refuses the conversation, or has no place for a picture.
@@ -112,7 +113,8 @@ class PromptTemplate:
         conversation: list[dict[str, object]] = [
             {"role": role, "content": self._form(content)} for role, content in turns
         ]
-        text = self._renderer.apply_chat_template(conversation, add_generation_prompt=True)
+        asks = turns[-1][0] != "assistant"
+        text = self._renderer.apply_chat_template(conversation, add_generation_prompt=asks)
         if not isinstance(text, str):
             raise TypeError("the template gives no text")
         return text

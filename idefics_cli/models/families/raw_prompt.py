@@ -35,6 +35,11 @@ def raw_text(request: GenerationRequest) -> str:
     return text
 
 
+def is_answered(request: GenerationRequest) -> bool:
+    """Return whether *request* ends with an answer, as a conversation to train on does."""
+    return request.messages[-1].role == "assistant"
+
+
 def check_count(tokens: int, pictures: int) -> None:
     """Raise a PromptError if a raw prompt has not one of *tokens* for each of its *pictures*."""
     if tokens != pictures:

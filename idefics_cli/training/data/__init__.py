@@ -1,0 +1,1 @@
+"""Training data: every format becomes rows of conversations, whose answers are learned."""
