@@ -267,7 +267,7 @@ def _as_png(data: bytes, source: str) -> bytes | None:
 
     buffer = io.BytesIO()
     try:
-        # The picture was within the limits when it was attached.
+        # The picture was within the limits when it was attached, so they do not apply again.
         limits = ImageLimits(max_pixels=2**40)
         loader = MediaLoader(limits, offline=True)
         first_image(loader.open_media_stream(io.BytesIO(data), source)).save(buffer, "PNG")

@@ -54,8 +54,8 @@ class AppendLog:
     def __init__(self, path: Path, *, creates: bool, is_locked: bool, is_synced: bool) -> None:
         self._is_synced = is_synced
         self.lacks_lock = False
-        # The file is not truncated here, because another process may have it open.
-        # A link would lead to a file that is not ours, or make one there.
+        # The file is not truncated here, because another process may have it open. A file that is
+        # made must not be a link, which would lead to a file that is not ours, or make one there.
         flags = _FLAGS | (os.O_CREAT | _NO_LINK if creates else 0)
         self._descriptor: int | None = os.open(path, flags, 0o666)
         try:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from idefics_cli.core.errors import IdeficsError
 
 UNFINISHED = ".part"
-# The pattern allows a further extension, because a sink may add one.
+# The pattern allows a further extension after `.part`, because a sink may add one.
 _UNFINISHED_NAME = re.compile(
     r"\.idefics-[0-9a-f]{8}-(?P<host>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{16}\.part[.\w]*"
 )

@@ -214,7 +214,7 @@ def runs_on(
     for name in architectures:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
         if match is None:
-            # Features follow a colon, as in "gfx90a:xnack-".
+            # Features after a colon, as in "gfx90a:xnack-", are ignored.
             return not architecture or architecture in {a.partition(":")[0] for a in architectures}
         built = (int(match[2]), int(match[3]))
         same_generation = built[0] == capability[0]

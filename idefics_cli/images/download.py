@@ -26,7 +26,7 @@ from idefics_cli.images.addresses import (
 )
 from idefics_cli.images.connections import Connections, PrivateAddressError
 
-# A whole download may take so many times `timeout_seconds`, which is the limit of one read.
+# A whole download may take this many times `timeout_seconds`, which is the limit of one read.
 _DEADLINE_READS = 10
 _CHUNK_BYTES = 16_384
 _HEADERS = {

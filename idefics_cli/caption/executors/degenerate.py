@@ -57,7 +57,8 @@ def formed_degeneracy(text: str) -> str | None:
 
 def _stutters(text: str) -> bool:
     for match in _STUTTER.finditer(text):
-        # The limit is higher without letters, so that a drawn line and many zeros are allowed.
+        # The limit, in characters, is higher without letters, so that a drawn line and many zeros
+        # are allowed.
         least = 24 if any(character.isalpha() for character in match["unit"]) else 80
         if len(match[0]) >= least:
             return True

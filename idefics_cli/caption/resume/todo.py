@@ -119,7 +119,8 @@ def is_continued(
         return False
     former = journal.settings
     if journal.commit is not None and settings.get("revision") == journal.commit:
-        # The user gives the commit with which the run began, so the weights are the same.
+        # The user gives the commit with which the run began. So the weights are the same, and this
+        # is no other setting.
         former = {**former, "revision": journal.commit}
     if changes := differences(former, settings):
         # A run without any record, for example because the model was missing, has no captions that

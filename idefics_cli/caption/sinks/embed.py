@@ -37,7 +37,7 @@ _DIGESTS: Mapping[Name, str] = {
 _IPTC, _CHARSET, _EXIF = "IPTC:Caption-Abstract", "IPTC:CodedCharacterSet", "IFD0:ImageDescription"
 _PNG = "PNG:Description"
 _TYPE = "File:FileType"
-# `*` gives the texts in other languages too.
+# With `*`, exiftool reads the texts in other languages too.
 _TAGS = (*(f"{tag}*" for tag in _XMP.values()), *_DIGESTS.values(), "IPTC:all", _EXIF, _PNG, _TYPE)
 
 _WITH_IPTC = frozenset({"JPEG", "TIFF", "MPO"})

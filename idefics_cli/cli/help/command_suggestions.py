@@ -12,8 +12,8 @@ from types import MappingProxyType
 from idefics_cli.config.settings import setting_table
 from idefics_cli.models.hub.registry import MODELS
 
-# Hints for words that other tools have as commands or that people try, by the command before the
-# word.
+# Hints for words that are commands of other tools or that people try. The outer key is the command
+# before the word.
 _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "idefics": {

@@ -245,7 +245,7 @@ def save(model: nn.Module, processor: Processor, folder: Path) -> None:
     cast(_Savable, copy).save_pretrained(folder)
     cast(_Savable, processor).save_pretrained(folder)
     for path in folder.iterdir():
-        # safetensors makes its files readable for their owner only.
+        # safetensors makes its files readable for their owner only, so the mode is set here.
         if path.is_file():
             path.chmod(0o644)
 

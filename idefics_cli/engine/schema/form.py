@@ -274,7 +274,7 @@ def _top(schema: Mapping[str, object]) -> Mapping[str, object]:
         found = follow_reference(schema, ref)
         if not isinstance(found, Mapping):
             break
-        # The definitions stay within reach of a further `$ref`.
+        # The definitions are kept, so that a further `$ref` finds them.
         kept = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         schema = {**kept, **found}
     return schema

@@ -57,7 +57,8 @@ class Idefics1(Family):
                 name = message.role.capitalize()
                 if content:
                     _join(parts, [f"{name}:" if content[0] is None else f"{name}: "])
-                # If a turn lacks the end token, an instruct model does not stop where it should.
+                # Each turn has the end token. Without it, an instruct model does not stop where it
+                # should.
                 _join(parts, [*content, f"{END_OF_UTTERANCE}\n"])
             if not is_answered(request):
                 _join(parts, ["Assistant:"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-# A full buffer grows by so many tokens, which take 32 MiB in an 8B model.
+# A full buffer grows by this many tokens, which take 32 MiB in an 8B model.
 SPARE_TOKENS = 256
 
 

@@ -121,7 +121,8 @@ def _values(value: object) -> Iterator[object]:
 
 
 def _shown(value: object) -> str:
-    # Python refuses to write integers of more than 4,300 digits.
+    # Python refuses to write integers of more than 4,300 digits, so large ones are shown by their
+    # size.
     if isinstance(value, int) and value.bit_length() > 128:
         return "a number of " + str(value.bit_length()) + " bits"
     return str(value)

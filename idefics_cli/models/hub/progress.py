@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from idefics_cli.core.units import format_duration, format_size
 
-# The speed is the mean over so many seconds. A mean since the start would hide a stall.
+# The speed is the mean over this many seconds. A mean since the start would hide a stall.
 _WINDOW_SECONDS = 10.0
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from llvmlite import ir
 
 _NAME = "kernel"
-# The work of a kernel is divided into so many chunks per thread. If another program delays one
+# The work of a kernel is divided into this many chunks per thread. If another program delays one
 # thread, the others then do its remaining chunks.
 _CHUNKS_PER_THREAD = 8
 # Width of the registers that `compiled_for` chose; None is the widest of this processor.

@@ -158,7 +158,7 @@ def vector_problem(machine: Machine) -> str | None:
 
 _LINEAR: frozenset[Part] = frozenset({"text", "head", "connector", "vision"})
 _QUANTIZED: frozenset[Part] = frozenset({"text", "head"})
-# In layers with so many weights, reading them takes most of the time for a few rows.
+# In layers with at least this many weights, reading them takes most of the time for a few rows.
 _LARGE_WEIGHTS = 2**20
 _ROOM = "idefics_cli.models.kernels."
 

@@ -21,10 +21,10 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import KernelLinear, output_parts
 
-# Few rows are multiplied one by one only in layers with at least so many weights: there, reading
+# Few rows are multiplied one by one only in layers with at least this many weights: there, reading
 # the weights takes most of the time.
 _LARGE_WEIGHTS = 2**20
-# With at least so many rows, widening the weights costs less time than it saves.
+# With at least this many rows, widening the weights costs less time than it saves.
 _MANY_ROWS = 24
 
 

@@ -230,7 +230,7 @@ def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
 
 def _rows(model: Model) -> int:
     embedding = model.get_input_embeddings()
-    # IDEFICS-1 keeps the rows of its image and chat tokens in a second table.
+    # IDEFICS-1 keeps the rows of its image and chat tokens in a second table, so both are counted.
     extra = getattr(embedding, "num_additional_embeddings", 0)
     weight = embedding.weight
     if not isinstance(weight, Tensor):

@@ -176,7 +176,7 @@ def _load_kept(folder: Path, source: Source) -> Model | None:
             config = config_class(source.config.model_type).from_pretrained(folder)
             return _from_files(replace(source, folder=folder, config=cast("Config", config)))
         except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
-            # An older bitsandbytes may have written the weights.
+            # An older bitsandbytes may have written the weights. They are then quantized again.
             problem = error
     _log.warning("the kept weights are quantized again: %s", problem)
     quantized_store.remove_folder(folder)

@@ -142,7 +142,8 @@ def float32_modules(option: Placement, facts: ModelFacts, attention: Attention) 
     """Return the modules that leave the range of float16, and that *option* runs in float32."""
     if option.dtype != "float16" or option.device == "cpu":
         return ()
-    # FlashAttention takes 16 bit only, and accelerate keeps the dtype of weights that stay in RAM.
+    # No module gets float32: FlashAttention takes 16 bit only, and accelerate keeps the dtype of
+    # weights that stay in RAM.
     if attention in FLASH or option.offload:
         return ()
     return find_family(facts.family).float32_modules

@@ -11,8 +11,8 @@ from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.kernels.table import compiler_problem
 
-# bitsandbytes' packed CPU kernel reads blocks of so many rows of the weight matrix
-# (bitsandbytes 0.50, functional.py `_convert_weight_packed_for_cpu`).
+# bitsandbytes' packed CPU kernel reads blocks of this many rows of the weight matrix (bitsandbytes
+# 0.50, functional.py `_convert_weight_packed_for_cpu`).
 _PACK_ROWS = 32
 # Weights of nf4 that share a scale.
 _BLOCK = 64

@@ -60,7 +60,8 @@ class _ReplyPage:
         self._line_ends = LineEnds()
         self._waiting = ""
         self._is_empty = True
-        # JSON may hold characters that Markdown takes away.
+        # Replies in JSON are shown plain, because Markdown would take away some of their
+        # characters.
         is_plain = chat.display("plain") or SCHEMA_KEY in chat.conversation.settings
         is_rich = console.is_terminal and console.draws and not is_plain
         self._markdown = MarkdownStream(styled=is_rich and console.has_colors)

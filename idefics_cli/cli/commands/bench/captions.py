@@ -29,8 +29,8 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
         mode="chat" if engine.spec.chats else "complete",
         sampling=Sampling(max_new_tokens=task.max_new_tokens),
         batch_size=task.batch_size,
-        # Our run usually asks again after a repetitive reply, which random weights often give.
-        # Plain transformers does not.
+        # A captioning run usually asks again after a repetitive reply, which random weights often
+        # give. It does not here, because plain transformers does not either.
         asks_again=False,
     )
     captions: dict[Path, str] = {}

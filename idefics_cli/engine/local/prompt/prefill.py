@@ -13,9 +13,10 @@ from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.families.token_rows import left_padded_positions
 
-# A forward cannot be interrupted, so its operations are limited on a CPU. On 4 cores, an 8B model
-# takes about 7 s for 512 tokens of all rows together. Smaller pieces would read the weights more
-# often. A smaller model gets more tokens, up to a maximum.
+# A prompt is computed in pieces, because a forward cannot be interrupted. On a CPU, a piece has at
+# most this many operations: an 8B model takes about 7 s for 512 tokens of all rows together, on 4
+# cores. Smaller pieces would read the weights more often. A smaller model gets more tokens, up to a
+# maximum.
 _CPU_OPERATIONS, _MOST_TOKENS = 7e12, 8192
 # Minimum number of tokens of each row in a piece.
 _FEWEST_TOKENS = 64
@@ -70,7 +71,8 @@ def join_prompts(
             (tensor,), end = prompt[name], longest - len(reply)
             inner = tuple(map(slice, tensor.shape[1:]))
             row[(slice(end - len(tensor), end), *inner)] = tensor
-            # A reply attends to the same pictures as the end of its prompt.
+            # A reply attends to the same pictures as the end of its prompt, so the last values are
+            # repeated.
             row[(slice(end, None), *inner)] = torch.tensor(reply) if is_ids else tensor[-1:]
         joined[name] = batch
     return joined

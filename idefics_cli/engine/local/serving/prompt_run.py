@@ -173,7 +173,7 @@ class PromptRun:
         found = yield from inference.look_ahead.encode_pieces(
             [each for request in self.requests for each in request.pictures]
         )
-        # The features of a request that was put back are in RAM.
+        # The features of a request that was put back are in RAM, and must return to the device.
         features = {digest: each.to(loaded.model.device) for digest, each in found.items()}
         inference.look_ahead.record_use(features.values())
         # The pixels take far more memory than the features, and are not needed any more.

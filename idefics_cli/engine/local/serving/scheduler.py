@@ -98,7 +98,7 @@ class Scheduler:
                 self._inbox = [group for group in self._inbox if group is not requests]
             self.fail_waiting()
             raise RuntimeError("the engine is closed") from None
-        # A closing engine drops work that has not started.
+        # A closing engine drops work that has not started. Its requests then get an error.
         job.add_done_callback(lambda job: self.fail_waiting() if job.cancelled() else None)
 
     def place_of(self, request: OpenRequest) -> int | None:

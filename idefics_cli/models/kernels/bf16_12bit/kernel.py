@@ -28,9 +28,9 @@ from idefics_cli.models.kernels.bf16_12bit.code import (
 )
 from idefics_cli.models.kernels.jit import LazyKernel
 
-# If more than one in so many weights is an outlier, 12 bits save little memory.
+# If more than one in this many weights is an outlier, 12 bits save little memory.
 WEIGHTS_PER_OUTLIER = 64
-# Rows of so many bytes are multiplied by all weights before the next rows: they stay in the L2
+# Rows of this many bytes are multiplied by all weights before the next rows: they stay in the L2
 # cache of a core.
 TILE_BYTES = 2**20
 

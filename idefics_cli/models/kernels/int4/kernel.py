@@ -34,8 +34,8 @@ _STEPS_AT, _LOWEST_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + 2 * LANES
 GROUP_BYTES = _WEIGHT_BYTES + 4 * LANES
 # Bytes for each group of a row: its scale and its sum, both in float32.
 _SCALE_BYTES = 8
-# This number of rows is multiplied by all weights before the next rows, because so many rows stay
-# in the L2 cache of a core.
+# This number of rows is multiplied by all weights before the next rows, because this many stay in
+# the L2 cache of a core.
 _TILE_ROWS = 64
 _HIGHEST = 127
 # The kernel prefetches the weights at this distance in bytes, because the processor's own

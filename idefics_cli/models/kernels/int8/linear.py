@@ -15,11 +15,12 @@ from torch.nn import functional
 from idefics_cli.models.kernels.int8 import kernel
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
-# torch's kernel reads so many numbers along the width at a time. If the width is not a multiple of
-# it, the kernel returns nonsense or crashes (torch 2.13).
+# torch's kernel reads this many numbers along the width at a time. If the width is not a multiple
+# of it, the kernel returns nonsense or crashes (torch 2.13).
 _TORCH_STEP = 16
-# The addresses of torch's own tensors are multiples of so many bytes. For the last rows and outputs
-# its kernel uses instructions that crash at other addresses, as in a mapped file (torch 2.13).
+# The addresses of torch's own tensors are multiples of this many bytes. For the last rows and
+# outputs its kernel uses instructions that crash at other addresses, as in a mapped file (torch
+# 2.13).
 _ALIGNMENT = 64
 
 
