@@ -10,18 +10,19 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-from idefics_cli.caption.requests.forms import wanted_kind
 from idefics_cli.caption.requests.listing import RequestList
 from idefics_cli.caption.requests.pictures import COLUMNS
-from idefics_cli.caption.requests.row import Row, decode_row, is_line
+from idefics_cli.caption.requests.row import decode_row, is_line
 from idefics_cli.caption.requests.shapes import ANSWER_COLUMNS, columns_of, shape_of
 from idefics_cli.caption.sinks.base import RecordError, Target
 from idefics_cli.caption.sinks.jsonl import encode
 from idefics_cli.caption.sinks.lines import LineSink
 from idefics_cli.core.errors import PromptError
+from idefics_cli.core.json_objects import JsonObject
 from idefics_cli.core.sources import recorded_source
 from idefics_cli.core.types import CaptionRecord, ConstraintKind
 from idefics_cli.engine.schema.form import ReplyForm, parse_reply
+from idefics_cli.engine.schema.requested import wanted_kind
 
 # Errors of the program or of the machine; all others are faults of the request.
 _OUR_ERRORS = frozenset({"bug", "memory_limit", "model"})
@@ -83,10 +84,10 @@ class AnswerSink(LineSink):
         """Return nothing: answers are not added to those of another run."""
         return frozenset()
 
-    def _kind_of(self, row: Row) -> ConstraintKind | None:
+    def _kind_of(self, row: JsonObject) -> ConstraintKind | None:
         return wanted_kind(row) or self._kind
 
-    def _text(self, row: Row, record: CaptionRecord) -> str | None:
+    def _text(self, row: JsonObject, record: CaptionRecord) -> str | None:
         """Return the text of a reply; of a choice, the choice without its probabilities."""
         body = row.get("body")
         kind = self._kind_of(body) if isinstance(body, dict) else None
@@ -109,7 +110,7 @@ class AnswerSink(LineSink):
                 self._is_batch = False
         return self._is_batch
 
-    def _output_line(self, row: Row, record: CaptionRecord, error: str | None) -> Row:
+    def _output_line(self, row: JsonObject, record: CaptionRecord, error: str | None) -> JsonObject:
         identity = hashlib.sha256(self._rows.identity(record.file_name).encode()).hexdigest()
         if error is None:
             status, body = 200, self._completion(row, record, identity)
@@ -125,7 +126,9 @@ class AnswerSink(LineSink):
             "error": None if error is None else {"code": record.error_kind, "message": error},
         }
 
-    def _completion(self, row: Row, record: CaptionRecord, identity: str) -> dict[str, object]:
+    def _completion(
+        self, row: JsonObject, record: CaptionRecord, identity: str
+    ) -> dict[str, object]:
         is_chat = shape_of(row) == "chat line"
         text = self._text(row, record)
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -145,7 +148,7 @@ class AnswerSink(LineSink):
         return {**body, "notes": list(record.notes)} if record.notes else body
 
 
-def _shared(columns: Row, record: CaptionRecord, error: str | None) -> dict[str, object]:
+def _shared(columns: JsonObject, record: CaptionRecord, error: str | None) -> dict[str, object]:
     kept = {
         name: _recorded(value) if name in COLUMNS else value
         for name, value in columns.items()

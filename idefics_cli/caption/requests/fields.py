@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 
-from idefics_cli.caption.requests.row import Row, checked_text
 from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import PromptError
+from idefics_cli.core.json_objects import JsonObject, checked_text
 from idefics_cli.core.types import Sampling
+from idefics_cli.engine.schema.requested import FORMS
 
 # More than the 4 stop texts that OpenAI accepts, so that its requests are never refused for this.
 _MOST_STOPS = 16
@@ -71,12 +72,6 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
     }
 )
 """The fields that change an answer: the name of each, and what it does."""
-
-FORMS = (
-    *("response_format", "structured_outputs"),
-    *("guided_json", "guided_regex", "guided_choice"),
-)
-"""The fields that ask for a form of the answer, of OpenAI and of vLLM."""
 
 BANNED = "bad_words"
 """The field with words that the answer must not have, of vLLM."""
@@ -139,7 +134,7 @@ def is_setting(name: str) -> bool:
     return False
 
 
-def sampling_of(fields: Row, defaults: Sampling) -> Sampling:
+def sampling_of(fields: JsonObject, defaults: Sampling) -> Sampling:
     """Return the sampling of a request.
 
     Args:
@@ -162,7 +157,7 @@ def sampling_of(fields: Row, defaults: Sampling) -> Sampling:
     return replace(sampling, max_new_tokens=min(limits)) if limits else sampling
 
 
-def banned_of(fields: Row) -> tuple[str, ...]:
+def banned_of(fields: JsonObject) -> tuple[str, ...]:
     """Return the words that the answer to a request with *fields* must not have.
 
     Raises:
@@ -177,7 +172,7 @@ def banned_of(fields: Row) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if word.strip()))
 
 
-def check_known(names: Row, known: frozenset[str]) -> None:
+def check_known(names: JsonObject, known: frozenset[str]) -> None:
     """Check that each of *names* is a field, one of *known*, or null.
 
     Raises:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from idefics_cli.caption.requests.pictures import PICTURE_KEYS, RowPictures, placed
-from idefics_cli.caption.requests.row import checked_text, kind_of
 from idefics_cli.core.errors import PromptError
+from idefics_cli.core.json_objects import checked_text, kind_of
 from idefics_cli.core.types import Attachment, Message, Part, Role
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 

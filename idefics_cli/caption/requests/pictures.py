@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from idefics_cli.caption.inputs.lists import PATH_COLUMNS
-from idefics_cli.caption.requests.row import Row, checked_text, kind_of
 from idefics_cli.core.errors import PromptError
+from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
 from idefics_cli.core.sources import STDIN, has_scheme, is_clipboard, is_uri
 from idefics_cli.core.types import Attachment, Message, Part, PictureDetail
 from idefics_cli.core.units import counted
@@ -39,7 +39,7 @@ class RowPictures:
     resolve: Resolve
     names: dict[str, str] = field(default_factory=dict)
 
-    def of_columns(self, row: Row) -> tuple[Attachment, ...]:
+    def of_columns(self, row: JsonObject) -> tuple[Attachment, ...]:
         """Return the pictures that the columns of *row* name.
 
         Raises:
@@ -149,7 +149,7 @@ def _filled(message: Message, left: list[Attachment], *, drops_breaks: bool) -> 
     return Message(message.role, tuple(parts))
 
 
-def text_of(row: Row, names: Sequence[str]) -> str:
+def text_of(row: JsonObject, names: Sequence[str]) -> str:
     """Return the text in the first of the columns *names* that *row* has.
 
     Raises:

@@ -9,7 +9,6 @@ from typing import Literal
 
 from idefics_cli.caption.requests.fields import (
     BANNED,
-    FORMS,
     LABELS,
     NEUTRAL,
     banned_of,
@@ -17,7 +16,6 @@ from idefics_cli.caption.requests.fields import (
     is_setting,
     sampling_of,
 )
-from idefics_cli.caption.requests.forms import form_of
 from idefics_cli.caption.requests.messages import conversation
 from idefics_cli.caption.requests.pictures import (
     COLUMNS,
@@ -26,17 +24,12 @@ from idefics_cli.caption.requests.pictures import (
     placed,
     text_of,
 )
-from idefics_cli.caption.requests.row import (
-    CONVERSATIONS,
-    PROMPTS,
-    Row,
-    checked_text,
-    is_line,
-    kind_of,
-)
+from idefics_cli.caption.requests.row import CONVERSATIONS, PROMPTS, is_line
 from idefics_cli.core.errors import PromptError
+from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Mode, Part, Sampling
 from idefics_cli.engine.schema.form import ReplyForm
+from idefics_cli.engine.schema.requested import FORMS, form_of
 from idefics_cli.models.families.raw_prompt import raw_parts
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
@@ -95,7 +88,7 @@ class Request:
     form: ReplyForm | None = None
 
 
-def shape_of(row: Row) -> Shape:
+def shape_of(row: JsonObject) -> Shape:
     """Return the shape of *row*.
 
     Raises:
@@ -112,7 +105,7 @@ def shape_of(row: Row) -> Shape:
     )
 
 
-def request_of(row: Row, defaults: Defaults, resolve: Resolve) -> Request:
+def request_of(row: JsonObject, defaults: Defaults, resolve: Resolve) -> Request:
     """Return the request of *row*.
 
     Args:
@@ -142,7 +135,7 @@ def request_of(row: Row, defaults: Defaults, resolve: Resolve) -> Request:
     )
 
 
-def columns_of(row: Row) -> Row:
+def columns_of(row: JsonObject) -> JsonObject:
     """Return the columns of *row* that come back in the row of its answer.
 
     A conversation does not come back, since it may hold whole pictures.
@@ -154,12 +147,12 @@ def _is_field(name: str) -> bool:
     return name in ("model", "system") or name in NEUTRAL or is_setting(name)
 
 
-def _check_columns(row: Row) -> None:
+def _check_columns(row: JsonObject) -> None:
     if taken := next((name for name in ANSWER_COLUMNS if name in row), None):
         raise PromptError(f"`{taken}` is a column of answers", hint="give it another name")
 
 
-def _endpoint(row: Row) -> Shape:
+def _endpoint(row: JsonObject) -> Shape:
     method, url = row.get("method", "POST"), row.get("url", "/v1/chat/completions")
     if method != "POST":
         raise PromptError("`method` is not POST")
@@ -178,8 +171,8 @@ def _ends(url: str, name: str) -> bool:
 
 
 def _line(
-    row: Row, shape: Shape, defaults: Defaults, pictures: RowPictures
-) -> tuple[Row, GenerationRequest]:
+    row: JsonObject, shape: Shape, defaults: Defaults, pictures: RowPictures
+) -> tuple[JsonObject, GenerationRequest]:
     if unknown := next((name for name in row if name not in _LINE), None):
         raise PromptError(f"unknown field `{unknown}` beside `body`", hint="leave it out")
     if "custom_id" in row:
@@ -200,7 +193,9 @@ def _line(
     return {**fields, "model": body.get("model")}, made
 
 
-def _chat(row: Row, fields: Row, defaults: Defaults, pictures: RowPictures) -> GenerationRequest:
+def _chat(
+    row: JsonObject, fields: JsonObject, defaults: Defaults, pictures: RowPictures
+) -> GenerationRequest:
     name = next((name for name in CONVERSATIONS if row.get(name) is not None), "messages")
     if not defaults.chats:
         raise PromptError(
@@ -213,7 +208,9 @@ def _chat(row: Row, fields: Row, defaults: Defaults, pictures: RowPictures) -> G
     return GenerationRequest(messages, sampling_of(_sampling(fields), defaults.sampling))
 
 
-def _prompt(row: Row, fields: Row, defaults: Defaults, pictures: RowPictures) -> GenerationRequest:
+def _prompt(
+    row: JsonObject, fields: JsonObject, defaults: Defaults, pictures: RowPictures
+) -> GenerationRequest:
     text, attached = text_of(row, PROMPTS), pictures.of_columns(row)
     sampling = sampling_of(_sampling(fields), defaults.sampling)
     if not defaults.chats:
@@ -237,15 +234,15 @@ def _completion(
     return GenerationRequest((Message("user", parts),), sampling, mode)
 
 
-def _system(fields: Row, defaults: Defaults) -> str | None:
+def _system(fields: JsonObject, defaults: Defaults) -> str | None:
     value = fields.get("system")
     return defaults.system if value is None else checked_text(value, "system")
 
 
-def _sampling(fields: Row) -> Row:
+def _sampling(fields: JsonObject) -> JsonObject:
     others = ("model", "system", BANNED, *FORMS)
     return {name: value for name, value in fields.items() if name not in others}
 
 
-def _images(body: Row) -> Row:
+def _images(body: JsonObject) -> JsonObject:
     return {name: body[name] for name in COLUMNS if name in body}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from idefics_cli.caption.requests.forms import form_of
 from idefics_cli.core.errors import PromptError
 from idefics_cli.demo.samples import write_samples
+from idefics_cli.engine.schema.requested import form_of
 from tests.support.commands import Ran, run
 
 SCHEMA = {

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 
-from idefics_cli.caption.requests.fields import FORMS
-from idefics_cli.caption.requests.row import Row, checked_text, kind_of
 from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
 from idefics_cli.core.types import ConstraintKind
 from idefics_cli.engine.schema.form import ReplyForm, choice_form, regex_form, schema_form
+
+FORMS = (
+    *("response_format", "structured_outputs"),
+    *("guided_json", "guided_regex", "guided_choice"),
+)
+"""The fields that ask for a form of the answer, of OpenAI and of vLLM."""
 
 _Wanted = tuple[str, ConstraintKind, str]
 """Name of the field, and kind and text of the constraint."""
 
 
-def form_of(fields: Row, *, max_new_tokens: int) -> ReplyForm | None:
+def form_of(fields: JsonObject, *, max_new_tokens: int) -> ReplyForm | None:
     """Return the form that the *fields* of a request ask for; None if they ask for none.
 
     Args:
@@ -38,13 +43,13 @@ def form_of(fields: Row, *, max_new_tokens: int) -> ReplyForm | None:
         raise PromptError(f"`{name}`: {error}", hint=error.hint) from error
 
 
-def wanted_kind(fields: Row) -> ConstraintKind | None:
+def wanted_kind(fields: JsonObject) -> ConstraintKind | None:
     """Return the kind of form that *fields* of a valid request ask for; None without a form."""
     wanted = _all_wanted(fields)
     return wanted[0][1] if wanted else None
 
 
-def _all_wanted(fields: Row) -> list[_Wanted]:
+def _all_wanted(fields: JsonObject) -> list[_Wanted]:
     return [one for name in FORMS if (one := _wanted(name, fields.get(name))) is not None]
 
 
@@ -89,7 +94,7 @@ def _choices(name: str, value: object) -> _Wanted:
     return name, "choice", json.dumps([checked_text(one, name) for one in value])
 
 
-def _response_format(name: str, value: Row) -> _Wanted | None:
+def _response_format(name: str, value: JsonObject) -> _Wanted | None:
     if value.get("type") == "text":
         return None
     if value.get("type") != "json_schema":
