@@ -13,15 +13,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from idefics_cli.caption.item import Columns
+from idefics_cli.core.conversation.pictures import PATH_COLUMNS
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.sources import STDIN
 from idefics_cli.core.units import counted, format_size
-
-PATH_COLUMNS = (
-    *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
-    *("image_url", "url"),
-)
-"""Columns that may name the picture of a row. If a row has several, the first of these counts."""
 
 _MOST_BYTES = 2**29
 _JSON_LINES = (".jsonl", ".ndjson")

@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from idefics_cli.caption.requests.listing import RequestList
-from idefics_cli.caption.requests.pictures import COLUMNS
 from idefics_cli.caption.requests.row import decode_row, is_line
 from idefics_cli.caption.requests.shapes import ANSWER_COLUMNS, columns_of, shape_of
 from idefics_cli.caption.sinks.base import RecordError, Target
 from idefics_cli.caption.sinks.jsonl import encode
 from idefics_cli.caption.sinks.lines import LineSink
+from idefics_cli.core.conversation.pictures import COLUMNS
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.json_objects import JsonObject
 from idefics_cli.core.sources import recorded_source

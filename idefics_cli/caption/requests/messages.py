@@ -1,35 +1,11 @@
-"""Conversations of rows: messages of OpenAI and of transformers, LLaVA and ShareGPT."""
+"""Conversations of requests: they end with a question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from idefics_cli.caption.requests.pictures import PICTURE_KEYS, RowPictures, placed
+from idefics_cli.core.conversation.messages import place_pictures, read_messages
+from idefics_cli.core.conversation.pictures import RowPictures
 from idefics_cli.core.errors import PromptError
-from idefics_cli.core.json_objects import checked_text, kind_of
-from idefics_cli.core.types import Attachment, Message, Part, Role
-from idefics_cli.models.families.spec import IMAGE_TOKEN
-
-_ROLES: Mapping[str, Role] = MappingProxyType(
-    {
-        "system": "system",
-        "developer": "system",
-        "user": "user",
-        "human": "user",
-        "assistant": "assistant",
-        "gpt": "assistant",
-        "bot": "assistant",
-        "model": "assistant",
-    }
-)
-"""The role of a message by the name of its sender."""
-
-_PICTURE_TYPES = ("image_url", "image", "input_image", "video_url", "video")
-_TEXT_TYPES = ("text", "input_text", "output_text")
-# `cache_control` and `name` are labels, which change no answer.
-_PART_KEYS = frozenset({"type", "text", "detail", *PICTURE_KEYS})
-_LABELS = frozenset({"cache_control", "name"})
+from idefics_cli.core.types import Attachment, Message
 
 
 def conversation(
@@ -52,66 +28,15 @@ def conversation(
     Raises:
         PromptError: If it is no conversation that a model can answer.
     """
-    if not isinstance(value, list) or not value:
-        raise PromptError(f"`{name}` is not a list of messages")
-    messages = [_message(one, f"{name}[{at}]", pictures) for at, one in enumerate(value)]
+    messages = read_messages(value, name, pictures)
     if messages[-1].role != "user":
         raise PromptError(
             f"`{name}` ends with a message of the {messages[-1].role}, not with a question",
             hint=f"remove it, as `jq -c '.{name} |= .[:-1]'` does" if len(messages) > 1 else None,
         )
-    is_llava = any(isinstance(one, dict) and "from" in one for one in value)
-    filled = placed(messages, attached, drops_breaks=is_llava)
+    filled = place_pictures(messages, value, attached)
     if not filled[-1].text.strip():
         raise PromptError(f"the last message of `{name}` has no text")
     if system and filled[0].role != "system":
         return (Message("system", (system,)), *filled)
     return filled
-
-
-def _message(value: object, name: str, pictures: RowPictures) -> Message:
-    if not isinstance(value, dict):
-        raise PromptError(f"`{name}` is not a message but {kind_of(value)}")
-    sender, content = ("from", "value") if "from" in value else ("role", "content")
-    for key, extra in value.items():
-        # Messages that were copied from the answer of an API have further keys. These are accepted
-        # if they are empty or null.
-        if key not in (sender, content) and key not in _LABELS and extra:
-            raise PromptError(f"unknown field `{name}.{key}`", hint="leave it out")
-    who = value.get(sender)
-    role = _ROLES.get(who) if isinstance(who, str) else None
-    if role is None:
-        shown = f"`{who[:40]}`" if isinstance(who, str) else kind_of(who)
-        raise PromptError(
-            f"`{name}.{sender}` is {shown}", hint="the roles are system, user and assistant"
-        )
-    parts = _parts(value.get(content), f"{name}.{content}", pictures)
-    if role != "user" and any(isinstance(part, Attachment) for part in parts):
-        raise PromptError(f"a picture in `{name}`: only user messages have pictures")
-    return Message(role, parts)
-
-
-def _parts(value: object, name: str, pictures: RowPictures) -> tuple[Part, ...]:
-    if isinstance(value, str):
-        return (checked_text(value, name),)
-    if not isinstance(value, list):
-        raise PromptError(f"`{name}` is neither text nor a list of parts but {kind_of(value)}")
-    return tuple(_part(one, f"{name}[{at}]", pictures) for at, one in enumerate(value))
-
-
-def _part(value: object, name: str, pictures: RowPictures) -> Part:
-    if isinstance(value, str):
-        return checked_text(value, name)
-    if not isinstance(value, dict):
-        raise PromptError(f"`{name}` is not a part but {kind_of(value)}")
-    given = {key: one for key, one in value.items() if one is not None and key not in _LABELS}
-    if unknown := next((key for key in given if key not in _PART_KEYS), None):
-        raise PromptError(f"unknown field `{name}.{unknown}`", hint="leave it out")
-    kind = given.pop("type", None)
-    if kind in _TEXT_TYPES:
-        return checked_text(given.get("text"), f"{name}.text")
-    if kind in _PICTURE_TYPES:
-        # `{"type": "image"}` is the place of a picture that the row names elsewhere.
-        return pictures.picture(given, name) if given else IMAGE_TOKEN
-    shown = f"`{kind[:40]}`" if isinstance(kind, str) else kind_of(kind)
-    raise PromptError(f"`{name}.type` is {shown}", hint="parts are `text`, `image_url` and `image`")

@@ -17,14 +17,14 @@ from idefics_cli.caption.requests.fields import (
     sampling_of,
 )
 from idefics_cli.caption.requests.messages import conversation
-from idefics_cli.caption.requests.pictures import (
+from idefics_cli.caption.requests.row import CONVERSATIONS, PROMPTS, is_line
+from idefics_cli.core.conversation.pictures import (
     COLUMNS,
     Resolve,
     RowPictures,
     placed,
     text_of,
 )
-from idefics_cli.caption.requests.row import CONVERSATIONS, PROMPTS, is_line
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Mode, Part, Sampling

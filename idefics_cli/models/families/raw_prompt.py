@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from idefics_cli.core.conversation.marks import fill_marks
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, Part
 from idefics_cli.models.families.spec import IMAGE_TOKEN
@@ -15,12 +16,8 @@ def raw_parts(prompt: str, pictures: Sequence[Attachment]) -> tuple[Part, ...]:
     Raises:
         PromptError: If the prompt has more or fewer `<image>` than there are pictures.
     """
-    texts = prompt.split(IMAGE_TOKEN)
-    check_count(len(texts) - 1, len(pictures))
-    parts: list[Part] = [texts[0]]
-    for picture, following in zip(pictures, texts[1:], strict=True):
-        parts += [picture, following]
-    return tuple(part for part in parts if part != "")
+    check_count(prompt.count(IMAGE_TOKEN), len(pictures))
+    return fill_marks(prompt, pictures)
 
 
 def raw_text(request: GenerationRequest) -> str:

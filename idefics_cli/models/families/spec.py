@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+from idefics_cli.core.conversation.marks import PICTURE_MARK
 from idefics_cli.models.families.geometry import (
     Edges,
     Geometry,
@@ -30,7 +31,7 @@ PromptKind: TypeAlias = Literal["template", "interleaved"]
 """How transformers' processor takes a prompt: "template" is a text from a chat template with its
 pictures in a separate list, "interleaved" is one list of texts and pictures."""
 
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = PICTURE_MARK
 """The token that stands for a picture in a prompt. In a raw prompt, the user writes it."""
 FAKE_TOKEN = "<fake_token_around_image>"
 END_OF_UTTERANCE = "<end_of_utterance>"

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from idefics_cli.caption.inputs.lists import PATH_COLUMNS
+from idefics_cli.core.conversation.marks import PICTURE_MARK, fill_marks
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
 from idefics_cli.core.sources import STDIN, has_scheme, is_clipboard, is_uri
 from idefics_cli.core.types import Attachment, Message, Part, PictureDetail
 from idefics_cli.core.units import counted
-from idefics_cli.models.families.raw_prompt import raw_parts
-from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 Resolve = Callable[[str], str]
 """Returns the path that a row gives, from the current folder."""
+
+PATH_COLUMNS = (
+    *("file_name", "path", "image", "file", "filename", "file_path", "filepath", "image_path"),
+    *("image_url", "url"),
+)
+"""Columns that may name the picture of a row. If a row has several, the first of these counts."""
 
 COLUMNS = ("images", *PATH_COLUMNS, "videos", "video")
 """Columns that may name the pictures or videos of a row; `images` counts first, then `image`."""
@@ -112,12 +116,12 @@ def placed(
     Raises:
         PromptError: If there are more or fewer `<image>` than *pictures*.
     """
-    marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
+    marks = sum(message.text.count(PICTURE_MARK) for message in messages)
     if marks != len(pictures) and (marks or not pictures):
         count = counted(len(pictures), "picture")
         raise PromptError(
-            f"the text has {marks} `{IMAGE_TOKEN}`, and the columns of the row have {count}",
-            hint=f"write `{IMAGE_TOKEN}` once for each picture of `images`, or nowhere",
+            f"the text has {marks} `{PICTURE_MARK}`, and the columns of the row have {count}",
+            hint=f"write `{PICTURE_MARK}` once for each picture of `images`, or nowhere",
         )
     if not marks:
         return _first(messages, pictures) if pictures else tuple(messages)
@@ -136,15 +140,15 @@ def _first(messages: Sequence[Message], pictures: Sequence[Attachment]) -> tuple
 def _filled(message: Message, left: list[Attachment], *, drops_breaks: bool) -> Message:
     parts: list[Part] = []
     for part in message.parts:
-        if not isinstance(part, str) or not (count := part.count(IMAGE_TOKEN)):
+        if not isinstance(part, str) or not (count := part.count(PICTURE_MARK)):
             parts.append(part)
             continue
         if message.role != "user":
-            raise PromptError(f"`{IMAGE_TOKEN}` in a message of the {message.role}")
+            raise PromptError(f"`{PICTURE_MARK}` in a message of the {message.role}")
         if drops_breaks:
-            part = part.replace(f"{IMAGE_TOKEN}\n", IMAGE_TOKEN)
-            part = part.replace(f"\n{IMAGE_TOKEN}", IMAGE_TOKEN)
-        parts += raw_parts(part, left[:count])
+            part = part.replace(f"{PICTURE_MARK}\n", PICTURE_MARK)
+            part = part.replace(f"\n{PICTURE_MARK}", PICTURE_MARK)
+        parts += fill_marks(part, left[:count])
         del left[:count]
     return Message(message.role, tuple(parts))
 

@@ -1,0 +1,1 @@
+"""Conversations in rows of files: the shapes of OpenAI, transformers, LLaVA and ShareGPT."""
