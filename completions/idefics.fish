@@ -166,6 +166,7 @@ complete -c idefics -n '__idefics_at caption' -s r -l recursive -l no-recursive 
 complete -c idefics -n '__idefics_at caption' -l follow-links -l no-follow-links -d 'Enter folders outside of the given ones that links lead to'
 complete -c idefics -n '__idefics_at caption' -l filelist -r -F -d 'Read a list of pictures: paths, JSON lines or CSV; `-` is stdin'
 complete -c idefics -n '__idefics_at caption' -s 0 -l null -d 'The paths of a list end with NUL, as `find -print0` writes them'
+complete -c idefics -n '__idefics_at caption' -l shard -x -a "auto\t''" -d 'Caption one of several parts, which other tasks caption at the same time: I/N, counted from 0, or what a scheduler says, such as auto'
 complete -c idefics -n '__idefics_at caption' -l batch-size -x -d 'Number of pictures or requests to answer at the same time. (default: chosen by free memory)'
 complete -c idefics -n '__idefics_at caption' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
 complete -c idefics -n '__idefics_at caption' -l revision -x -d 'Branch, tag or commit of a Hub repository'

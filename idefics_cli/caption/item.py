@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from idefics_cli.core.types import Attachment
 
@@ -19,12 +19,15 @@ class CaptionItem:
             tree of folders. For a file that the user named, its name without a folder; empty for
             other sources.
         columns: Names and values of the picture's row in a list, for the prompt.
+        order: Pictures are listed by this number, and those with equal numbers by `sort_key` of
+            their absolute path. The number of a picture does not depend on other files of a folder.
     """
 
     key: str
     attachment: Attachment
     relative: str = ""
     columns: Columns = ()
+    order: int = field(default=0, compare=False)
 
 
 Columns = tuple[tuple[str, str], ...]

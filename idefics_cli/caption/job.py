@@ -51,6 +51,7 @@ class CaptionJob:
     Attributes:
         pictures: Pictures in the order of the output; no key occurs twice. Any sequence, so that a
             long list need not be in memory.
+        others: Pictures of other shards of the run. No file of this run may be one of them.
         questions: One question or more. If there are several, each has a name.
         samples: How many times each question is asked about each picture.
         mode: "chat", or "complete" for base models.
@@ -93,6 +94,7 @@ class CaptionJob:
     wording: Wording = field(default_factory=Wording)
     asks_again: bool = True
     takes_any_reply: bool = False
+    others: Sequence[CaptionItem] = ()
 
     @property
     def asked(self) -> tuple[CaptionQuestion, ...]:

@@ -284,6 +284,7 @@ FollowLinks = Annotated[
     bool | None,
     _option("follow_links", "--follow-links/--no-follow-links", panel=IMAGES_PANEL),
 ]
+Shard = Annotated[str | None, _option("shard", panel=IMAGES_PANEL, metavar="I/N")]
 Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
 
 Format = Annotated[str | None, _option("format", "--format", "-f", panel=OUTPUT_PANEL)]

@@ -215,6 +215,12 @@ class Settings:
     max_failures: int | None = _setting(
         None, help="Stop the run after more failures than this.", minimum=0, unset="never"
     )
+    shard: str | None = _setting(
+        None,
+        help="Caption one of several parts, which other tasks caption at the same time.",
+        pattern=r"\d+/\d+|auto(/\d+)?",
+        expects="I/N, counted from 0, or what a scheduler says, such as auto",
+    )
     recursive: bool = _setting(False, help="Include the pictures of subfolders.")
     follow_links: bool = _setting(
         False, help="Enter folders outside of the given ones that links lead to."

@@ -27,8 +27,9 @@ from idefics_cli.caption.events import (
 from idefics_cli.caption.inputs.discover import discover
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.outcome import RunOutcome
+from idefics_cli.caption.output import CaptionOutput
 from idefics_cli.caption.resume.todo import Todo
-from idefics_cli.caption.run import CaptionOutput, caption_pictures, left_to_do
+from idefics_cli.caption.run import caption_pictures, left_to_do
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.errors import ImageError, MemoryLimitError, UsageError
 from idefics_cli.core.types import CaptionRecord, GenerationRequest, LoadSpec, Progress
@@ -47,7 +48,8 @@ from pathlib import Path
 
 from idefics_cli.caption.inputs.discover import discover
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
-from idefics_cli.caption.run import CaptionOutput, caption_pictures
+from idefics_cli.caption.output import CaptionOutput
+from idefics_cli.caption.run import caption_pictures
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.planning.plan import PlanChoices, make_plan, probe_machine

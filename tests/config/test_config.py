@@ -26,6 +26,8 @@ def other_value(setting: Setting) -> Value:
     """Return an allowed value of *setting* that is not its default."""
     if setting.choices:
         return next(c for c in setting.choices if c != setting.default)
+    if setting.name == "shard":
+        return "1/2"
     if setting.name == "device":
         return "cuda:1"
     if setting.kind is bool:

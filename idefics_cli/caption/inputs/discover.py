@@ -29,6 +29,8 @@ from idefics_cli.core.types import Attachment
 from idefics_cli.images.sources import no_such_file
 
 _SEPARATORS = ("/", os.sep)
+# Orders of two arguments differ by this; a list has fewer lines.
+_ARGUMENT = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,9 @@ class _Lister:
         self._follow_links = follow_links
         self._fields = fields
         self._here = os.getcwd()
+        # `CaptionItem.order` of the pictures that are being added, and the last file before them.
+        self._order = 0
+        self._last_file: str | None = None
         self._lines: dict[str, tuple[str, int]] = {}
         self.pictures: dict[str, CaptionItem] = {}
         self.problems: list[IdeficsError] = []
@@ -121,15 +126,19 @@ class _Lister:
 
     def add(self, argument: str) -> None:
         if is_uri(argument):
+            self._begin_argument()
             key = _uri_key(argument)
-            self.pictures.setdefault(key, CaptionItem(key, Attachment(argument)))
+            picture = CaptionItem(key, Attachment(argument), order=self._order)
+            self.pictures.setdefault(key, picture)
             return
         path = os.path.expanduser(argument) if argument.startswith("~") else argument
         # A path that exists is no glob, even if its name looks like one.
         if not has_wildcard(path) or os.path.lexists(path):
+            self._begin_argument(path)
             self._add_path(path, None)
         elif matches := sorted(self._glob(path), key=sort_key):
             root = fixed_part(path)
+            self._begin_argument()
             for match in matches:
                 self._add_path(match, root)
         else:
@@ -141,11 +150,13 @@ class _Lister:
 
     def add_list(self, file_list: FileList) -> None:
         base = base_folder(file_list)
+        self._begin_argument()
         for entry in file_list.entries:
+            self._order += 1
             columns = self._kept(entry.columns)
             if is_uri(entry.path):
                 key = _uri_key(entry.path)
-                picture = CaptionItem(key, Attachment(entry.path), "", columns)
+                picture = CaptionItem(key, Attachment(entry.path), "", columns, self._order)
                 self._add_row(key, picture, (file_list.source, entry.line))
                 continue
             name, path = place_of(entry.path, base, file_list)
@@ -158,6 +169,17 @@ class _Lister:
             self._add_row(self._identity(path), picture, (file_list.source, entry.line))
         if not file_list.entries:
             self._problem(f"no pictures in {shown(file_list.source)}")
+
+    def _begin_argument(self, path: str | None = None) -> None:
+        """Set the order of the pictures of the next argument, which may be the file *path*.
+
+        A shell makes a glob many arguments, in the order of their names. They have one number, so
+        that a new file does not change the numbers of the files after it.
+        """
+        name = None if path is None or os.path.isdir(path) else sort_key(os.path.abspath(path))
+        if name is None or self._last_file is None or name <= self._last_file:
+            self._order = (self._order // _ARGUMENT + 1) * _ARGUMENT
+        self._last_file = name
 
     def _kept(self, columns: Columns) -> Columns:
         if self._fields is None:
@@ -211,7 +233,7 @@ class _Lister:
     def _picture(self, path: str, relative: str, columns: Columns = ()) -> CaptionItem:
         # The name of a file may look like a URI or be `-`: its key then starts with `./`.
         key = as_path(posix(path))
-        return CaptionItem(key, Attachment(source_of(path)), relative, columns)
+        return CaptionItem(key, Attachment(source_of(path)), relative, columns, self._order)
 
     def _identity(self, path: str) -> str:
         # Links are not resolved: a link is a separate picture, because the user looks for its name

@@ -15,12 +15,12 @@ from pathlib import Path
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, CaptionQuestion
 from idefics_cli.caption.kind import ItemKind
+from idefics_cli.caption.output import CaptionOutput
 from idefics_cli.caption.rehearsal import unreadable
 from idefics_cli.caption.requests.answers import AnswerSink
 from idefics_cli.caption.requests.listing import RequestList
 from idefics_cli.caption.requests.reader import RequestReader, RequestRules, RequestSource
 from idefics_cli.caption.requests.shapes import Defaults
-from idefics_cli.caption.run import CaptionOutput
 from idefics_cli.caption.sinks.base import Existing, SinkFormat
 from idefics_cli.caption.wording import Wording
 from idefics_cli.core.errors import IdeficsError, ImageError, PromptError, UsageError

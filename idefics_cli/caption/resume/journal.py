@@ -15,6 +15,10 @@ the order of the events:
     {"commit": "0123abc..."}                        the commit of the weights
     {"fits": 4, "where": "cuda"}                    more requests at a time ran out of memory
 
+The journal of a shard also has "shard" in its first line: its number, and what `idefics collect`
+must know to write rows; "order" in the lines of pictures (`CaptionItem.order`); and "listed" in the
+line of the end: the number of pictures of all shards.
+
 If a run ends suddenly, only the last line can be torn, and it then has no newline. It is cut off.
 Any other line that is not valid means damage. Such a journal is refused and not changed, because
 cutting it there would remove finished captions. Version 1 had no checksums.
@@ -24,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
@@ -42,7 +45,7 @@ from idefics_cli.caption.resume.journal_lines import (
 )
 from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.sources import as_path, is_uri, without_password
+from idefics_cli.core.sources import without_password
 from idefics_cli.core.types import CaptionRecord
 
 _VERSION = 2
@@ -60,12 +63,14 @@ class JournalEntry:
         is_failed: Whether the record has an error.
         sha256: Digest of the file, as in `CaptionRecord`.
         stamp: Stamp of the file, as in `CaptionRecord`.
+        order: `CaptionItem.order` in the journal of a shard; else 0.
     """
 
     offset: int
     is_failed: bool
     sha256: str | None
     stamp: str | None
+    order: int = 0
 
 
 class RunJournal:
@@ -85,6 +90,8 @@ class RunJournal:
         is_complete: Whether the last run left nothing to do.
         commit: Commit of the weights, if it is known.
         fits: Device and batch size -> number of requests at a time that fitted into the memory.
+        shard: What the first line says about the shard; None if the run has no shards.
+        listed: Number of pictures of all shards when the last run ended; 0 if it is not known.
 
     Raises:
         UsageError: If another process has the journal open, or the file is another one.
@@ -101,6 +108,8 @@ class RunJournal:
     is_complete: bool
     commit: str | None
     fits: dict[str, int]
+    shard: Mapping[str, object] | None
+    listed: int
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,18 +121,38 @@ class RunJournal:
             self._log.close()
             raise
 
-    def begin_run(self, settings: Settings, *, base: int = 0, skipped: Iterable[str] = ()) -> None:
+    def begin_run(
+        self,
+        settings: Settings,
+        *,
+        base: int = 0,
+        skipped: Iterable[str] = (),
+        shard: Mapping[str, object] | None = None,
+    ) -> None:
         """Empty the journal, and begin a run; the arguments are the attributes of these names."""
         self._reset()
         self._cut(0)
         line = {"journal": _VERSION, "settings": settings, "base": base, "skipped": sorted(skipped)}
+        if shard is not None:
+            line["shard"] = shard
         self._append(line)
         self._apply_header(line)
 
-    def add(self, key: str, record: CaptionRecord, *, end: int | None) -> None:
-        """Add the record of a picture; *end* is the size of the output after its row."""
-        offset = self._append({"key": key, "record": asdict(record), "end": end})
-        self._set_entry(key, record.error is not None, record.sha256, record.stamp, offset)
+    def add(
+        self, key: str, record: CaptionRecord, *, end: int | None, order: int | None = None
+    ) -> None:
+        """Add the record of a picture.
+
+        Args:
+            key: The picture.
+            record: Its record.
+            end: Size of the output after its row.
+            order: `CaptionItem.order`; None if the run has no shards.
+        """
+        line: dict[str, object] = {"key": key, "record": asdict(record), "end": end}
+        if order is not None:
+            line["order"] = order
+        self._set_entry(key, record, self._append(line), order or 0)
         self._set_end(end)
 
     def begin_rewriting(self) -> None:
@@ -136,10 +165,11 @@ class RunJournal:
         self._append({"rows": [self.entries[key].offset for key in keys], "end": end})
         self.rows, self.end = dict.fromkeys(keys), end
 
-    def close_output(self, stamp: str | None, *, is_complete: bool) -> None:
-        """Note *stamp*, the size and time of the output at the end of a run, and *is_complete*."""
-        self._append({"closed": stamp, "complete": is_complete})
-        self.closed, self.is_complete = stamp, is_complete
+    def close_output(self, stamp: str | None, *, is_complete: bool, listed: int = 0) -> None:
+        """Note *stamp*, the size and time of the output at the end of a run, and the others."""
+        more = {"listed": listed} if self.shard is not None else {}
+        self._append({"closed": stamp, "complete": is_complete, **more})
+        self.closed, self.is_complete, self.listed = stamp, is_complete, listed
 
     def note_commit(self, commit: str) -> None:
         """Note the commit of the weights."""
@@ -185,10 +215,10 @@ class RunJournal:
         self.close()
 
     def _reset(self) -> None:
-        self.settings = self.commit = None
+        self.settings = self.commit = self.shard = None
         self.entries, self.rows, self.fits = {}, {}, {}
         self.skipped = frozenset()
-        self.base, self._size, self._version = 0, 0, _VERSION
+        self.base, self.listed, self._size, self._version = 0, 0, 0, _VERSION
         self._set_end(None)
 
     @property
@@ -255,8 +285,8 @@ class RunJournal:
         elif "record" in fields:
             record = decode_record(fields["record"])
             # A journal of version 1 can have passwords in its addresses, so they are removed here.
-            failed, key = record.error is not None, without_password(text(fields["key"]))
-            self._set_entry(key, failed, record.sha256, record.stamp, offset)
+            key = without_password(text(fields["key"]))
+            self._set_entry(key, record, offset, number(fields.get("order", 0)))
             self._set_end(_size(fields["end"]))
         elif "rows" in fields:
             keys = {entry.offset: key for key, entry in self.entries.items()}
@@ -268,6 +298,7 @@ class RunJournal:
             stamp = fields["closed"]
             self.closed = None if stamp is None else text(stamp)
             self.is_complete = fields["complete"] is True
+            self.listed = number(fields.get("listed", 0))
         elif "commit" in fields:
             self.commit = text(fields["commit"])
         elif "fits" in fields:
@@ -283,6 +314,7 @@ class RunJournal:
         self.skipped = frozenset(map(without_password, texts(fields["skipped"])))
         self.base = self.end = number(fields["base"])
         self.settings, self._version = fields["settings"], fields["journal"]
+        self.shard = fields.get("shard")
 
     def _check_version(self, version: object) -> None:
         if type(version) is not int or version not in _READABLE_VERSIONS:
@@ -291,10 +323,9 @@ class RunJournal:
                 hint="continue with that version, or name another output",
             )
 
-    def _set_entry(
-        self, key: str, is_failed: bool, sha256: str | None, stamp: str | None, offset: int
-    ) -> None:
-        self.entries[key] = JournalEntry(offset, is_failed, sha256, stamp)
+    def _set_entry(self, key: str, record: CaptionRecord, offset: int, order: int) -> None:
+        is_failed = record.error is not None
+        self.entries[key] = JournalEntry(offset, is_failed, record.sha256, record.stamp, order)
         self.rows.pop(key, None)
         self.rows[key] = None
 
@@ -333,35 +364,6 @@ class RunJournal:
     def _failure(self, error: OSError) -> IdeficsError:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
         return IdeficsError(f"cannot keep the journal `{self.path}`: {reason}")
-
-
-def identity(file_name: str, folder: Path) -> str:
-    """Return the key of a picture in a journal, which does not depend on the current folder.
-
-    Args:
-        file_name: As in `CaptionRecord`, relative to the current folder.
-        folder: Folder of the output.
-    """
-    if is_uri(file_name):
-        return file_name
-    path = os.path.abspath(file_name)
-    try:
-        path = os.path.relpath(path, os.path.abspath(folder))
-    except ValueError:  # another drive
-        return path
-    return as_path(path.replace(os.sep, "/"))
-
-
-def reachable(identity: str, folder: Path) -> str:
-    """Return the name of the picture *identity* of a journal, from the current folder.
-
-    Args:
-        identity: The result of `identity`.
-        folder: Folder of the output.
-    """
-    if is_uri(identity):
-        return identity
-    return as_path(Path(os.path.normpath(folder / identity)).as_posix())
 
 
 def _size(end: object) -> int | None:

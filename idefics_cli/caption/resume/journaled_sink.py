@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from idefics_cli.caption.resume.items import PICTURES, ItemRules
-from idefics_cli.caption.resume.journal import RunJournal, Settings, reachable
+from idefics_cli.caption.resume.journal import RunJournal, Settings
+from idefics_cli.caption.resume.names import reachable
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
@@ -67,6 +68,9 @@ class JournaledSink:
         self._retry_failed = retry_failed
         self._rules = rules
         self._keys = {p.key: rules.identity(p.key, journal.parent) for p in target.pictures}
+        self._orders = None
+        if target.shard is not None:
+            self._orders = {picture.key: picture.order for picture in target.pictures}
         self._listed = None if rules.keeps_unlisted else frozenset(self._keys.values())
         self._journal: RunJournal
         self._sink: Sink
@@ -127,7 +131,10 @@ class JournaledSink:
     def write(self, record: CaptionRecord) -> None:
         """Write the row of *record*, then its line in the journal; see `Sink.write`."""
         record = self._sink.write(record) or record
-        self._journal.add(self._keys[record.file_name], record, end=self._sink.position())
+        key, order = self._keys[record.file_name], None
+        if self._orders is not None:
+            order = self._orders[record.file_name]
+        self._journal.add(key, record, end=self._sink.position(), order=order)
 
     def check_commit(self, commit: str | None) -> None:
         """Note the commit of the weights, or check that a continued run has the same weights.
@@ -193,7 +200,12 @@ class JournaledSink:
         self._sink = sink
         done = sink.completed()
         skipped = [self._keys[key] for key in done]
-        self._journal.begin_run(self._settings, base=sink.position() or 0, skipped=skipped)
+        self._journal.begin_run(
+            self._settings,
+            base=sink.position() or 0,
+            skipped=skipped,
+            shard=self._target.shard_fields,
+        )
         pictures = tuple(p for p in self._target.pictures if p.key not in done)
         self.todo = Todo(pictures, skipped=len(done))
 
@@ -324,7 +336,8 @@ class JournaledSink:
         entries = self._journal.entries
         done = entries.keys() | self._journal.skipped
         is_complete = all(identity in done for identity in self._keys.values())
-        self._journal.close_output(stamp, is_complete=is_complete)
+        listed = len(self._target.pictures) + len(self._target.others)
+        self._journal.close_output(stamp, is_complete=is_complete, listed=listed)
 
 
 def _reaches(path: Path, size: int) -> bool:

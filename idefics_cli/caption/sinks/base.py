@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.shards.shard import Shard
 from idefics_cli.caption.sinks.dataset import is_dataset
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord
@@ -51,6 +52,8 @@ class Target:
         samples: Number of neighbouring *columns* that are samples of the answer to one question.
         pictures: All pictures of the run, done or not. Sidecars and `existing="skip"` need them
             before the first record.
+        others: Pictures of other shards of the run, which have sidecars in the same folders.
+        shard: The shard of the run that the sink writes; None if there are no shards.
         full_names: Whether sidecars are named `a.jpg.txt` instead of `a.txt`. With None, the
             format decides.
         text_extension: Extension of sidecars, with its dot.
@@ -69,11 +72,22 @@ class Target:
     text_extension: str = TEXT_EXTENSION
     fields: tuple[ReplyColumn, ...] = field(default=(), kw_only=True)
     samples: int = field(default=1, kw_only=True)
+    others: Sequence[CaptionItem] = field(default=(), kw_only=True)
+    shard: Shard | None = field(default=None, kw_only=True)
     is_dataset: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if is_dataset(self.path):
             object.__setattr__(self, "is_dataset", True)
+
+    @property
+    def shard_fields(self) -> dict[str, object] | None:
+        """The shard, and the columns of its rows, as values for JSON; None without shards."""
+        if self.shard is None:
+            return None
+        fields = [[field.name, field.kind] for field in self.fields]
+        table = {"columns": list(self.columns), "fields": fields, "samples": self.samples}
+        return {"index": self.shard.index, "count": self.shard.count, **table}
 
 
 class RecordError(IdeficsError):

@@ -78,7 +78,10 @@ class TxtSink:
     @property
     def run_path(self) -> Path:
         """Path in the folder of the sidecars, or in the common folder of all pictures."""
-        return (self._target.path or _common_folder(self._target.pictures)) / self.run_name
+        target = self._target
+        mark = target.shard.mark if target.shard else ""
+        folder = target.path or _common_folder([*target.pictures, *target.others])
+        return folder / f"{self.run_name}{mark}"
 
     @property
     def rows_path(self) -> None:
@@ -179,7 +182,7 @@ def _common_folder(pictures: Sequence[CaptionItem]) -> Path:
 
 
 def sidecars(target: Target, folds_case: Callable[[str], bool]) -> dict[str, str]:
-    """Return the path of the sidecar of each picture of *target*, by the key of the picture.
+    """Return the path of the sidecar of each of `target.pictures`, by the key of the picture.
 
     Args:
         target: Where the sink writes.
@@ -190,9 +193,10 @@ def sidecars(target: Target, folds_case: Callable[[str], bool]) -> dict[str, str
             if a picture is not a file and so has no folder.
     """
     paths: dict[str, str] = {}
-    taken = {_identity(p.key): p.key for p in target.pictures if not is_uri(p.key)}
+    every = [*target.pictures, *target.others]
+    taken = {_identity(p.key): p.key for p in every if not is_uri(p.key)}
     folded: dict[tuple[str, ...], str] = {}
-    for picture in target.pictures:
+    for picture in every:
         path = _sidecar(picture, target)
         identity = _identity(path)
         if identity in taken:
@@ -202,7 +206,7 @@ def sidecars(target: Target, folds_case: Callable[[str], bool]) -> dict[str, str
         if other != picture.key and folds_case(os.path.dirname(path)):
             raise _collision(other, picture.key, path, target, folds=True)
         paths[picture.key] = path
-    return paths
+    return {picture.key: paths[picture.key] for picture in target.pictures}
 
 
 @cache

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.requests.listing import RequestList
     from idefics_cli.caption.requests.run import RequestBatch
-    from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.engine.schema.form import ReplyForm
     from idefics_cli.models.planning.plan import Plan
 

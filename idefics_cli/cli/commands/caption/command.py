@@ -12,6 +12,7 @@ from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
+from idefics_cli.cli.commands.caption.shard import find_shard, with_shard
 from idefics_cli.cli.examples import read_examples
 from idefics_cli.cli.invocation import begin_command
 from idefics_cli.cli.model_choice import banned_words, plan_for, report_warnings
@@ -34,6 +35,7 @@ def caption(
     follow_links: options.FollowLinks = None,
     filelist: options.FileLists = None,
     null: options.Null = False,
+    shard: options.Shard = None,
     batch_size: options.BatchSize = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -110,6 +112,7 @@ def caption(
         default_tokens=CAPTION_TOKENS,
     )
     destination = chosen_output(invocation)
+    chosen = find_shard(invocation, given, destination)
     questions = given.questions(invocation)
     shown = read_examples(invocation, example or (), examples or ())
     banned = banned_words(ban or ())
@@ -119,6 +122,8 @@ def caption(
     plan = plan_for(invocation)
     job = caption_job(invocation, listing, questions, plan, destination, form, shown)
     job = replace(job, banned=banned)
+    if chosen is not None:
+        job, destination = with_shard(invocation, chosen, job, destination)
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
         show_run(invocation, plan, job, destination)

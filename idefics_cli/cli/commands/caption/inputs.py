@@ -22,7 +22,7 @@ from idefics_cli.models.families.spec import IMAGE_TOKEN
 if TYPE_CHECKING:
     from idefics_cli.caption.inputs.discover import Listing
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion
-    from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.cli.examples import Example
     from idefics_cli.config.settings import Settings
     from idefics_cli.core.types import Sampling

@@ -11,7 +11,7 @@ from idefics_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
-    from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.sinks.base import Existing, SinkFormat
     from idefics_cli.caption.wording import OnTruncate, Wording
     from idefics_cli.config.settings import Settings
@@ -26,7 +26,7 @@ def chosen_output(invocation: Invocation) -> CaptionOutput:
     Raises:
         UsageError: If the settings contradict each other.
     """
-    from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.caption.output import CaptionOutput
 
     settings = invocation.settings
     if settings.output == "":

@@ -11,8 +11,8 @@ from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
+    from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.resume.todo import Todo
-    from idefics_cli.caption.run import CaptionOutput
     from idefics_cli.models.planning.plan import Plan
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.kind import ItemKind
     from idefics_cli.caption.outcome import RunOutcome
-    from idefics_cli.caption.run import CaptionOutput
+    from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.models.planning.plan import Plan
     from idefics_cli.ui.terminal.console import Console
     from idefics_cli.ui.views.progress import CaptionProgress

@@ -1,0 +1,37 @@
+"""The names of pictures in a journal, which do not depend on the current folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from idefics_cli.core.sources import as_path, is_uri
+
+
+def identity(file_name: str, folder: Path) -> str:
+    """Return the key of a picture in a journal, which does not depend on the current folder.
+
+    Args:
+        file_name: As in `CaptionRecord`, relative to the current folder.
+        folder: Folder of the output.
+    """
+    if is_uri(file_name):
+        return file_name
+    path = os.path.abspath(file_name)
+    try:
+        path = os.path.relpath(path, os.path.abspath(folder))
+    except ValueError:  # another drive
+        return path
+    return as_path(path.replace(os.sep, "/"))
+
+
+def reachable(identity: str, folder: Path) -> str:
+    """Return the name of the picture *identity* of a journal, from the current folder.
+
+    Args:
+        identity: The result of `identity`.
+        folder: Folder of the output.
+    """
+    if is_uri(identity):
+        return identity
+    return as_path(Path(os.path.normpath(folder / identity)).as_posix())

@@ -1,0 +1,78 @@
+"""One shard of a run, and the names of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from idefics_cli.core.errors import UsageError
+
+MOST_SHARDS = 99_999
+"""The number of a shard has five digits in names of files."""
+
+_MARK = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of the parts of a run.
+
+    Attributes:
+        index: Number of this shard, from 0.
+        count: Number of shards.
+
+    Raises:
+        UsageError: If there is no such shard.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MOST_SHARDS:
+            raise UsageError(
+                f"`{self}` is not a shard: the number of shards is from 1 to {MOST_SHARDS}",
+                hint="`--shard 0/16` is the first of 16",
+            )
+        if not 0 <= self.index < self.count:
+            raise UsageError(
+                f"there is no shard `{self}`: shards count from 0",
+                hint=f"`--shard 0/{self.count}` to `--shard {self.count - 1}/{self.count}`",
+            )
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def mark(self) -> str:
+        """What names of files have before their extension: `-00003-of-00016`."""
+        return f"-{self.index:05}-of-{self.count:05}"
+
+    def has(self, identity: str) -> bool:
+        """Return whether a picture belongs to this shard.
+
+        The hash of its name decides. So each picture belongs to one shard, even if tasks list a
+        folder at different times and files come and go meanwhile.
+
+        Args:
+            identity: The key of the picture in the journal; see `journal.identity`.
+        """
+        digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8]) % self.count == self.index
+
+    def path(self, whole: Path) -> Path:
+        """Return the file of this shard in place of *whole*, that of a run without shards."""
+        return whole.with_name(f"{whole.stem}{self.mark}{whole.suffix}")
+
+    @classmethod
+    def of_name(cls, name: str, whole: Path) -> Self | None:
+        """Return the shard whose file in place of *whole* has this *name*; None if it has none."""
+        stem = name.removesuffix(whole.suffix) if whole.suffix else name
+        match = _MARK.fullmatch(stem)
+        if match is None or match["stem"] != whole.stem or not name.endswith(whole.suffix):
+            return None
+        index, count = int(match["index"]), int(match["count"])
+        return cls(index, count) if index < count else None
