@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
 from idefics_cli.core.errors import PromptError, UsageError
-from idefics_cli.core.sources import STDIN, is_address, is_clipboard, is_uri, too_many_bytes
+from idefics_cli.core.sources import (
+    STDIN,
+    is_address,
+    is_clipboard,
+    is_uri,
+    source_of,
+    too_many_bytes,
+)
 from idefics_cli.core.types import Attachment
 from idefics_cli.core.units import counted
 
@@ -113,7 +120,7 @@ def _split(example: str) -> _Row:
 
 
 def _rows(invocation: Invocation, path: str) -> Iterator[_Row]:
-    from idefics_cli.caption.inputs.discover import base_folder, place_of, source_of
+    from idefics_cli.caption.inputs.discover import base_folder, place_of
     from idefics_cli.caption.inputs.lists import read_list, where
 
     if not os.path.isfile(os.path.expanduser(path)):

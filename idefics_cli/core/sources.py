@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from idefics_cli.core.errors import ImageError
@@ -98,3 +99,11 @@ def is_uri(source: str) -> bool:
 def as_path(name: str) -> str:
     """Return the path *name* in a form that is no URI, as `./http:x.png`."""
     return f"./{name}" if is_uri(name) else name
+
+
+def source_of(path: str) -> str:
+    """Return the source by which the image loader reads the file *path*, whatever its name is."""
+    # The image loader would expand `~`. In *path*, a `~` is a part of the name. So a path that the
+    # loader would read in another way gets `./` in front.
+    is_special = is_uri(path) or path.startswith("~")
+    return os.path.join(os.curdir, path) if is_special else path

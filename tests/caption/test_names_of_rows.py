@@ -14,7 +14,7 @@ from idefics_cli.caption.inputs.discover import discover
 from idefics_cli.caption.inputs.lists import read_list
 from idefics_cli.caption.resume.run_files import write_failures
 from idefics_cli.caption.sinks.base import Target
-from idefics_cli.caption.sinks.rows import NOT_UTF8, UNSAFE_IN_TEXT, escaped_name, plain_name
+from idefics_cli.core.escapes import NOT_UTF8, UNSAFE_IN_TEXT, escaped_name, plain_name
 from tests.support.commands import World, run
 from tests.support.fakes import FakeEngine
 from tests.support.outputs import Recorder, record, write_records

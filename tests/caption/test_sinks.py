@@ -19,8 +19,8 @@ import pytest
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import Existing, Target
-from idefics_cli.caption.sinks.rows import escaped_name, plain_name
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.escapes import escaped_name, plain_name
 from idefics_cli.core.types import Attachment, CaptionRecord
 from tests.support.outputs import (
     NON_UTF8_NAME,

@@ -16,8 +16,9 @@ from string import Template
 from typing import BinaryIO, get_args
 from urllib.parse import quote
 
-from idefics_cli.caption.sinks.rows import CAPTION, escaped, row
+from idefics_cli.caption.sinks.rows import CAPTION, row
 from idefics_cli.core.errors import IdeficsError, ImageErrorKind, UsageError
+from idefics_cli.core.escapes import escaped
 from idefics_cli.core.files import cannot_write, remove_unfinished, replacing
 from idefics_cli.core.sources import is_address, is_uri, without_password
 from idefics_cli.core.types import Attachment, CaptionRecord, ImageLimits

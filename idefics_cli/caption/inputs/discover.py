@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import PurePath
 
-from idefics_cli.caption.inputs.folders import (
+from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
+from idefics_cli.caption.item import CaptionItem, Columns
+from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
+from idefics_cli.core.escapes import plain_name
+from idefics_cli.core.sources import as_path, is_uri, source_of, without_password
+from idefics_cli.core.types import Attachment
+from idefics_cli.images.folders import (
     TakesVideos,
     Walk,
     fixed_part,
@@ -20,12 +26,6 @@ from idefics_cli.caption.inputs.folders import (
     posix,
     sort_key,
 )
-from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
-from idefics_cli.caption.item import CaptionItem, Columns
-from idefics_cli.caption.sinks.rows import plain_name
-from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
-from idefics_cli.core.sources import as_path, is_uri, without_password
-from idefics_cli.core.types import Attachment
 from idefics_cli.images.sources import no_such_file
 
 _SEPARATORS = ("/", os.sep)
@@ -299,14 +299,6 @@ def place_of(text: str, base: str, file_list: FileList) -> tuple[str, str]:
     if name.startswith("~") and not os.path.lexists(path):
         path = os.path.expanduser(name)
     return name, path
-
-
-def source_of(path: str) -> str:
-    """Return the source by which the image loader reads the file *path*, whatever its name is."""
-    # The image loader would expand `~`. In *path*, a `~` is a part of the name. So a path that the
-    # loader would read in another way gets `./` in front.
-    is_special = is_uri(path) or path.startswith("~")
-    return os.path.join(os.curdir, path) if is_special else path
 
 
 def base_folder(file_list: FileList) -> str:

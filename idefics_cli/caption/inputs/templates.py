@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
-from idefics_cli.caption.caption_file import read_caption
 from idefics_cli.caption.inputs.metadata import METADATA, metadata_values
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
+from idefics_cli.core.caption_file import read_caption
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import ImageLimits

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from idefics_cli.caption.inputs.folders import has_picture_name
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.files import (
     cannot_write,
@@ -16,6 +15,7 @@ from idefics_cli.core.files import (
     write_whole,
 )
 from idefics_cli.core.sources import is_uri
+from idefics_cli.images.folders import has_picture_name
 
 _MOST_LIST_BYTES = 2**28
 

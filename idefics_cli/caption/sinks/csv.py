@@ -8,15 +8,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import (
-    Value,
-    escaped,
-    escaped_name,
-    names,
-    plain_cell,
-    plain_name,
-    row,
-)
+from idefics_cli.caption.sinks.rows import Value, names, plain_cell, row
+from idefics_cli.core.escapes import escaped, escaped_name, plain_name
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 

@@ -16,10 +16,10 @@ from typing import Self
 
 from idefics_cli.caption.sinks.base import SidecarError, Target
 from idefics_cli.caption.sinks.exiftool import ExifTool, find_exiftool
-from idefics_cli.caption.sinks.rows import NOT_UTF8
 from idefics_cli.caption.sinks.xmp import XmpSink
 from idefics_cli.caption.sinks.xmp_packet import ALT_TEXT, DESCRIPTION, Name, Text, digest_of
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.escapes import NOT_UTF8
 from idefics_cli.core.files import check_replaceable, stamp_of_file, sync_folder, unfinished_path
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord

@@ -8,15 +8,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import (
-    NOT_UTF8,
-    UNSAFE,
-    escape,
-    escaped_name,
-    in_lists,
-    plain_name,
-    row,
-)
+from idefics_cli.caption.sinks.rows import in_lists, row
+from idefics_cli.core.escapes import NOT_UTF8, UNSAFE, escape, escaped_name, plain_name
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 

@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Self
 from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
 from idefics_cli.caption.sinks.lines import check_file
-from idefics_cli.caption.sinks.rows import (
-    DETAILS,
-    NOT_UTF8,
-    Value,
-    escape,
-    list_columns,
-    names,
-)
+from idefics_cli.caption.sinks.rows import DETAILS, Value, list_columns, names
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.escapes import NOT_UTF8, escape
 from idefics_cli.core.files import cannot_write, limited_lines, replacing
 from idefics_cli.engine.schema.form import ColumnKind
 

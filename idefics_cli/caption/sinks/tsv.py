@@ -12,7 +12,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import UNSAFE, escape, field_cells, plain_cell
+from idefics_cli.caption.sinks.rows import field_cells, plain_cell
+from idefics_cli.core.escapes import UNSAFE, escape
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
 

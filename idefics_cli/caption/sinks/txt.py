@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from idefics_cli.caption.caption_file import read_caption
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import SidecarError, Target
-from idefics_cli.caption.sinks.rows import escaped
+from idefics_cli.core.caption_file import read_caption
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.escapes import escaped
 from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from idefics_cli.caption.sinks.base import SidecarError, Target
-from idefics_cli.caption.sinks.rows import escaped
 from idefics_cli.caption.sinks.txt import TxtSink
 from idefics_cli.caption.sinks.xmp_packet import (
     ALT_TEXT,
@@ -19,6 +18,7 @@ from idefics_cli.caption.sinks.xmp_packet import (
     Packet,
     Text,
 )
+from idefics_cli.core.escapes import escaped
 from idefics_cli.core.files import check_replaceable, read_regular_file, replacing
 from idefics_cli.core.types import CaptionRecord
 

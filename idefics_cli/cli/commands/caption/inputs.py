@@ -219,8 +219,8 @@ def _check_replies(
 
 
 def _text_extension(given: str | None) -> str:
-    from idefics_cli.caption.inputs.folders import has_picture_name
     from idefics_cli.caption.sinks.base import TEXT_EXTENSION
+    from idefics_cli.images.folders import has_picture_name
 
     if given is None:
         return TEXT_EXTENSION
