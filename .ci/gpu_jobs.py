@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpu_decode_attention import KERNEL, compare_decode_attention
 from gpu_tools import (
     Asker,
     Check,
@@ -72,6 +74,8 @@ def job_attention(check: Check) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # as an engine does
     with check.part("probe"):
         _probe_attention(check)
+    with check.part("decode attention"):
+        compare_decode_attention(check)
     dtype = torch.bfloat16 if check.device.startswith("cuda") else torch.float32
     short, long = (128, 256) if check.quick else (1024, 8192)
     patches = 256 if check.quick else 4900
@@ -112,14 +116,17 @@ def _tell_versions(check: Check) -> None:
 def _probe_attention(check: Check) -> None:
     from idefics_cli.models.kernels.attention_probe import TOLERANCE, HeadShape, probe_attention
 
-    for facts in registry_facts():
-        text = HeadShape(facts.shape.heads, facts.shape.kv_heads, facts.shape.head_dim)
-        for dtype, allowed in TOLERANCE.items():
-            with check.part(f"attention of {facts.name} in {dtype}"):
-                errors = probe_attention("sdpa", device=check.device, dtype=dtype, text=text)
+    models = {
+        HeadShape(facts.shape.heads, facts.shape.kv_heads, facts.shape.head_dim): facts
+        for facts in registry_facts()
+    }
+    for text, facts in models.items():
+        for attention, (dtype, allowed) in product(("sdpa", KERNEL), TOLERANCE.items()):
+            name = f"{attention} of {facts.name} in {dtype}"
+            with check.part(name):
+                errors = probe_attention(attention, device=check.device, dtype=dtype, text=text)
                 worst = max(errors, key=lambda error: error.error)
                 value = f"{text}: off by {worst.error:.2g} at most ({worst.call})"
-                name = f"attention of {facts.name} in {dtype}"
                 check.tell(name, value, ok=worst.error <= allowed)
         if check.quick:
             return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from idefics_cli.core.types import KernelChoice, LoadSpec
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.engine.factory import engine_factory
 from idefics_cli.engine.protocol import EngineFactory
 
@@ -42,10 +42,13 @@ def _broken_packages() -> Mapping[str, str]:
     return broken_packages()
 
 
-def _failing_kernels(choice: KernelChoice) -> tuple[str, ...]:
+def _failing_kernels(spec: LoadSpec) -> tuple[str, ...]:
     from idefics_cli.models.kernels.self_tests import find_failing_kernels
+    from idefics_cli.models.loading.device_check import is_here
 
-    return find_failing_kernels(choice)
+    if not is_here(spec.device):
+        return ()
+    return find_failing_kernels(spec.kernels, device=spec.device)
 
 
 def _probe_gpus(folder: Path, verdicts: Verdicts, machine: Machine, shape: Shape) -> Verdicts:
@@ -77,7 +80,7 @@ class Services:
         probe: Describes this machine.
         broken_packages: Returns the packages that cannot be imported, each with the reason. This
             takes seconds.
-        failing_kernels: Runs the self-tests of kernels, and returns the failures.
+        failing_kernels: Runs the self-tests of the kernels of a plan, and returns the failures.
         probe_gpus: Checks the attention of GPUs without a verdict, and returns all verdicts. Its
             arguments are the folder of the verdicts, those in it, the machine, and the shape of
             the model.
@@ -90,7 +93,7 @@ class Services:
     make_factory: Callable[[LoadSpec], EngineFactory] = engine_factory
     probe: Callable[[], Machine] = _probe_machine
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
-    failing_kernels: Callable[[KernelChoice], Collection[str]] = _failing_kernels
+    failing_kernels: Callable[[LoadSpec], Collection[str]] = _failing_kernels
     probe_gpus: Callable[[Path, Verdicts, Machine, Shape], Verdicts] = _probe_gpus
     find_facts: FindFacts = _find_facts
     clock: Callable[[], float] = time.perf_counter

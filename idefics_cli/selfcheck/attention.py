@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idefics_cli.core.types import DtypeName
+from idefics_cli.core.types import DtypeName, LoadSpec
 from idefics_cli.models.families.spec import Shape
 from idefics_cli.selfcheck.results import ProbeRow
 from idefics_cli.selfcheck.ways import Way
@@ -33,10 +33,19 @@ class AttentionTarget:
 def targets_of(ways: Iterable[Way]) -> list[AttentionTarget]:
     """Return each attention that *ways* use, once."""
     found = [
-        AttentionTarget(spec.device, spec.dtype, spec.kernels.attention or spec.attention)
+        AttentionTarget(spec.device, spec.dtype, name)
         for spec in (way.spec for way in ways if way.is_planned and way.refusal is None)
+        for name in _names(spec)
     ]
     return list(dict.fromkeys(found))
+
+
+def _names(spec: LoadSpec) -> tuple[str, ...]:
+    kernel = spec.kernels.attention
+    if kernel is None:
+        return (spec.attention,)
+    # On a GPU, torch's attention takes the place of a kernel that is wrong.
+    return (kernel,) if spec.device == "cpu" else (spec.attention, kernel)
 
 
 def check_attention(targets: Iterable[AttentionTarget], shape: Shape) -> Iterator[ProbeRow]:

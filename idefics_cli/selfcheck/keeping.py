@@ -9,6 +9,7 @@ from pathlib import Path
 from idefics_cli.core.types import DtypeName
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import Shape
+from idefics_cli.models.kernels.table import ATTENTION_KERNELS, KERNELS
 from idefics_cli.models.planning.verdicts import Verdict, Verdicts, read_verdicts, write_verdict
 from idefics_cli.selfcheck.attention import AttentionTarget, check_attention
 from idefics_cli.selfcheck.results import CheckResult, ProbeRow, faults_of
@@ -86,7 +87,11 @@ def probe_new_gpus(
         known = verdicts.by_device.get(device)
         if (known is None or heads not in known.heads) and is_here(device):
             dtype: DtypeName = "bfloat16" if gpu.has_native_bf16 else "float16"
-            new.append(AttentionTarget(device, dtype, "sdpa"))
+            names = (
+                "sdpa",
+                *(name for name in ATTENTION_KERNELS if KERNELS[name].device == "cuda"),
+            )
+            new += [AttentionTarget(device, dtype, name) for name in names]
     if not new:
         return verdicts
     rows = list(check_attention(new, shape))
@@ -94,7 +99,7 @@ def probe_new_gpus(
         keep_results(folder, rows, machine, is_whole=False)
     except OSError:
         # The cache is read-only. Without a verdict on disk, the next start checks again.
-        found = {row.device: row for row in rows}
-        fresh = {d: Verdict(d, "", False, (heads,), faults_of(rows, d)) for d in found}
+        devices = dict.fromkeys(row.device for row in rows)
+        fresh = {d: Verdict(d, "", False, (heads,), faults_of(rows, d)) for d in devices}
         return Verdicts({**verdicts.by_device, **fresh}, verdicts.notes)
     return read_verdicts(folder, machine)

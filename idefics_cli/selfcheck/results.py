@@ -42,7 +42,7 @@ class WayResult:
         status: "refused" means that it cannot run here.
         reason: What is wrong, or why it cannot run; "" if it is right.
         manners: One result for each manner in which it was asked.
-        culprit: The CPU kernel without which the way is right; None if there is none, or if the
+        culprit: The kernel without which the way is right; None if there is none, or if the
             way is right.
         pace: Time of the replies in the manner "one by one", divided by the time of the reference;
             None if the way did not answer.

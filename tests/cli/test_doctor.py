@@ -42,7 +42,7 @@ def doctor(
         environ=dict(environ),
         probe=lambda: machine,
         broken_packages=lambda: broken or {},
-        failing_kernels=lambda choice: [name for name in failing if name in choice.names],
+        failing_kernels=lambda spec: [name for name in failing if name in spec.kernels.names],
     )
     return run("doctor", *arguments, services=services)
 

@@ -23,6 +23,7 @@ from idefics_cli.engine.local.transfer import HostCopy
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.families.internals import attention_of
+from idefics_cli.models.kernels.split_keys import SPLIT_KEYS
 from tests.support import tiny
 from tests.support.prompts import (
     CONVERSATIONS,
@@ -250,11 +251,12 @@ class HasAttention(Protocol):
     def set_attn_implementation(self, name: str) -> None: ...
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", [*tiny.CHATTING, SLIDING])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", SPLIT_KEYS.register()])
 def test_every_attention_with_masks_takes_rows_of_their_own_lengths(
-    attention: str, engine_of: EngineOf
+    attention: str, kind: str, engine_of: EngineOf
 ) -> None:
-    engine = engine_of("idefics2")
+    engine = engine_of(kind)
     model = cast("HasAttention", engine.loaded.model)
     before = attention_of(engine.loaded.model.config.get_text_config())
     batch = mixed_requests(engine)

@@ -18,18 +18,20 @@ from idefics_cli.selfcheck.keeping import keep_results, probe_new_gpus
 from idefics_cli.selfcheck.results import ProbeRow
 from tests.support.machines import RTX_4090, apple, gpus
 
+WRONG = ("cuda:1", "sdpa")
+ATTENTIONS = ("bfloat16 sdpa", "bfloat16 cuda_split_keys")
 MACHINE = gpus(RTX_4090, RTX_4090)
 SMALL, LARGE = (find_facts(name).shape for name in ("smolvlm-256m", "idefics2-8b"))
 
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
-    """Replace the probe: decode is wrong on cuda:1. Return what is probed."""
+    """Replace the probe: torch's attention is wrong on cuda:1. Return what is probed."""
     found: list[tuple[str, str, str]] = []
 
     def probe(attention: str, *, device: str, dtype: str, text: HeadShape) -> list[AttentionError]:
         found.append((device, f"{dtype} {attention}", str(text)))
-        return [AttentionError("decode", 0.5 if device == "cuda:1" else 1e-4)]
+        return [AttentionError("decode", 0.5 if (device, attention) == WRONG else 1e-4)]
 
     monkeypatch.setattr(attention_probe, "probe_attention", probe)
     return found
@@ -44,16 +46,16 @@ def test_a_new_gpu_is_probed_once_for_each_shape(
     tmp_path: Path, probed: list[tuple[str, str, str]]
 ) -> None:
     found = first_use(tmp_path)
-    assert probed == [(f"cuda:{n}", "bfloat16 sdpa", "9x3x64") for n in (0, 1)]
+    assert probed == [(f"cuda:{n}", name, "9x3x64") for n in (0, 1) for name in ATTENTIONS]
     assert [verdict.is_whole for verdict in found.by_device.values()] == [False, False]
     (fault,) = found.faults
     assert fault.subject == "bfloat16 sdpa on cuda:1"
     assert fault.found == "decode is off by 0.5, and 0.03 is allowed"
     assert fault.heads == "9x3x64"
     assert first_use(tmp_path) == found
-    assert len(probed) == 2
+    assert len(probed) == 4
     later = first_use(tmp_path, shape=LARGE)
-    assert [heads for _, _, heads in probed[2:]] == ["32x8x128"] * 2
+    assert [heads for _, _, heads in probed[4:]] == ["32x8x128"] * 4
     assert later.by_device["cuda:0"].heads == ("32x8x128", "9x3x64")
     assert [fault.heads for fault in later.faults] == ["32x8x128", "9x3x64"]
 
@@ -61,7 +63,7 @@ def test_a_new_gpu_is_probed_once_for_each_shape(
 def test_another_driver_is_probed_again(tmp_path: Path, probed: list[object]) -> None:
     first_use(tmp_path)
     first_use(tmp_path, machine=replace(MACHINE, driver="581.0"))
-    assert len(probed) == 4
+    assert len(probed) == 8
 
 
 def test_nothing_runs_without_a_gpu_or_for_a_gpu_that_torch_lacks(
@@ -80,7 +82,7 @@ def test_a_cache_that_cannot_be_written_keeps_the_result_for_this_run(
     (tmp_path / "file").touch()
     found = first_use(tmp_path / "file" / "checks")
     assert len(found.faults) == 1
-    assert len(probed) == 2
+    assert len(probed) == 4
 
 
 def test_what_cannot_run_is_refused_and_no_verdict(
@@ -93,6 +95,23 @@ def test_what_cannot_run_is_refused_and_no_verdict(
     (row,) = check_attention([AttentionTarget("cuda:0", "float16", "sdpa")], SMALL)
     assert (row.status, row.reason) == ("refused", "CUDA error: out of memory")
     assert first_use(tmp_path).by_device == {}
+
+
+def test_a_wrong_kernel_is_a_fault_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(attention: str, *, device: str, **more: object) -> list[AttentionError]:
+        return [AttentionError("decode", 0.0 if attention == "sdpa" else 0.5)]
+
+    monkeypatch.setattr(attention_probe, "probe_attention", probe)
+    faults = first_use(tmp_path).faults
+    assert [(fault.device, fault.kernel) for fault in faults] == [
+        ("cuda:0", "cuda_split_keys"),
+        ("cuda:1", "cuda_split_keys"),
+    ]
+    # Another model does not make the device forget it.
+    monkeypatch.setattr(attention_probe, "probe_attention", lambda *a, **b: [])
+    assert set(faults) <= set(first_use(tmp_path, shape=LARGE).faults)
 
 
 def row(heads: str, error: float) -> ProbeRow:

@@ -94,7 +94,7 @@ def test_a_gpu_is_checked_with_and_without_graphs_in_every_dtype() -> None:
         }
         refused = [w for w in found if w.spec.device == device and w.refusal is not None]
         assert [w.spec.attention for w in refused] == list(FLASH)
-        assert [target.device for target in targets_of(runs)] == [device] * 6
+        assert [target.device for target in targets_of(runs)] == [device] * 9
 
 
 def test_without_a_gpu_the_plan_says_why(examination: Examination) -> None:
@@ -289,7 +289,7 @@ def test_the_probe_finds_attention_that_two_equal_recordings_do_not(
         assert graphs is not None
         assert graphs.failure is None
     (row,) = check_attention([AttentionTarget("cpu", "float32", "sdpa")], examination.facts.shape)
-    assert (row.status, row.right, row.total) == ("wrong", 7, 8)
+    assert (row.status, row.right, row.total) == ("wrong", 7, 9)
     assert row.reason.startswith("decode with a mask is off by 0.05")
 
 

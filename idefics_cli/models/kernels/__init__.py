@@ -1,1 +1,1 @@
-"""CPU kernels: layers and functions that replace those of torch and transformers."""
+"""Kernels: layers and functions that replace those of torch and transformers."""

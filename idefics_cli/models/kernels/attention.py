@@ -6,6 +6,7 @@ interleaved runs with torch 2.13 on one core of a Xeon with AVX512.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -62,19 +63,13 @@ class CpuAttention:
     tile_queries: int | None
     many_queries: int = _MANY_QUERIES
 
-    def passes_self_test(self) -> bool:
+    def passes_self_test(self, device: str = "cpu") -> bool:
         """Return True: this attention needs nothing but torch and transformers."""
         return True
 
     def register(self) -> str:
         """Register this attention in transformers and return its name; idempotent."""
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-
-        AttentionInterface.register(self.name, self)
-        # transformers makes masks only for an attention whose name has a mask function.
-        AttentionMaskInterface.register(self.name, sdpa_mask)
-        return self.name
+        return register_attention(self.name, self)
 
     def __call__(
         self,
@@ -106,7 +101,7 @@ class CpuAttention:
         """
         way = self.choose_way(module, query, key, attention_mask, dropout=dropout, **options)
         if way == "library":
-            return _library(module, query, key, value, attention_mask, dropout, scaling, options)
+            return run_sdpa(module, query, key, value, attention_mask, dropout, scaling, options)
         if way == "decode":
             return _decode(query, key, value, attention_mask, scaling), None
         if way == "end of prompt":
@@ -146,6 +141,34 @@ class CpuAttention:
 
 TILED = CpuAttention("cpu_sdpa_tiled", _TILE_QUERIES)
 PADDED = CpuAttention("cpu_sdpa", None)
+
+
+def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]]) -> str:
+    """Register *attention* in transformers as *name*, and return the name; idempotent."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, attention)
+    # transformers makes masks only for an attention whose name has a mask function.
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name
+
+
+def run_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    options: dict[str, object],
+) -> tuple[Tensor, None]:
+    """Return what transformers' `sdpa` computes; see `CpuAttention.__call__`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    function = cast("_Attention", sdpa_attention_forward)
+    return function(module, query, key, value, mask, dropout=dropout, scaling=scaling, **options)
 
 
 def _decode(
@@ -252,19 +275,3 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
         # Hidden scores get the lowest number and not minus infinity, for which softmax would give
         # NaN if a query attends to no key.
         scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-
-
-def _library(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    options: dict[str, object],
-) -> tuple[Tensor, None]:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    function = cast("_Attention", sdpa_attention_forward)
-    return function(module, query, key, value, mask, dropout=dropout, scaling=scaling, **options)

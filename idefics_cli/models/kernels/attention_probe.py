@@ -29,7 +29,7 @@ _GARBAGE = 50.0
 # Number of patches: 17 * 64 + 1, so that the last tile of a kernel is not full. It is long enough
 # for the kernels for many queries.
 _PATCHES = 1089
-_TEXT, _PIECE, _CAPACITY = 201, 150, 256
+_TEXT, _PIECE, _CAPACITY = 201, 150, 768
 _LATENTS = 64
 # Number of queries of each call that are compared.
 _COMPARED = 48
@@ -197,6 +197,10 @@ def _text_calls(text: HeadShape, random: _Random) -> Iterator[AttentionCall]:
     in_slots = (torch.arange(_TEXT) < lengths[:, None])[:, None, None]
     step, whole = (3, 1, _TEXT), (1, _TEXT, _TEXT)
     yield random.call("decode with a mask", text, step, in_slots, is_causal=True)
+    # A step that is recorded attends to the whole buffers.
+    filled = (torch.arange(_CAPACITY) < torch.tensor([700, _TEXT, 17])[:, None])[:, None, None]
+    whole_buffers = (3, 1, _CAPACITY)
+    yield random.call("decode in whole buffers", text, whole_buffers, filled, is_causal=True)
     yield random.call("decode", text, step, None, is_causal=True)
     yield random.call("prefill", text, whole, None, is_causal=True)
     before = torch.ones(_TEXT, _TEXT, dtype=torch.bool).tril()

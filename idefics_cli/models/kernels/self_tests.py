@@ -9,7 +9,7 @@ from idefics_cli.models.kernels.table import KERNELS, Kernel
 
 
 def find_failing_kernels(
-    choice: KernelChoice, *, kernels: Mapping[str, Kernel] = KERNELS
+    choice: KernelChoice, *, device: str = "cpu", kernels: Mapping[str, Kernel] = KERNELS
 ) -> tuple[str, ...]:
     """Run the self-tests of the kernels of *choice*; return the names of those that fail.
 
@@ -17,6 +17,7 @@ def find_failing_kernels(
 
     Args:
         choice: The names of the kernels.
+        device: The device of the model.
         kernels: The table of all kernels.
     """
-    return tuple(name for name in choice.names if not kernels[name].passes_self_test())
+    return tuple(name for name in choice.names if not kernels[name].passes_self_test(device))

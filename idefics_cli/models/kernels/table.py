@@ -1,4 +1,4 @@
-"""The table of CPU kernels: for each, the parts of a model that it computes, and its requirements.
+"""The table of kernels: for each, the parts of a model that it computes, and its requirements.
 
 The table imports no torch, so that a plan can be made without it. To add a kernel, write its
 module and add a row here. `linear.py` explains the words "row" and "widen".
@@ -22,6 +22,8 @@ Part = Literal["text", "head", "connector", "vision", "patches", "norm", "attent
 """A field of `KernelChoice`."""
 Weights = Literal["any", "bfloat16", "int8", "int4"]
 """Format of the weights that a kernel reads."""
+DeviceKind = Literal["cpu", "cuda"]
+"""Kind of the devices on which a kernel runs."""
 Requirement = Callable[[Machine], str | None]
 """Returns why a machine lacks something, or None if it has it."""
 
@@ -60,8 +62,8 @@ class AttentionKernel(Protocol):
     transformers knows it by the name of its row in the table.
     """
 
-    def passes_self_test(self) -> bool:
-        """As `LayerKernel.passes_self_test`."""
+    def passes_self_test(self, device: str = "cpu") -> bool:
+        """Whether the kernel can be used on *device* and computes small examples correctly."""
         ...
 
     def register(self) -> str:
@@ -85,6 +87,7 @@ class Kernel:
         copies_weights: Whether the kernel keeps its own copy of the weights. If another module
             shares them, they are then in memory twice.
         smallest_weights: The kernel does not replace layers with fewer weights.
+        device: Kind of the devices on which the kernel runs.
     """
 
     name: str
@@ -96,17 +99,18 @@ class Kernel:
     summary: str
     copies_weights: bool = False
     smallest_weights: int = 0
+    device: DeviceKind = "cpu"
 
     def problem(self, machine: Machine) -> str | None:
         """Return why *machine* cannot run the kernel, or would not gain from it, or None."""
         found = (requirement(machine) for requirement in self.requirements)
         return next((problem for problem in found if problem is not None), None)
 
-    def passes_self_test(self) -> bool:
-        """Whether the kernel can be used here and computes a small example correctly."""
-        is_attention = "attention" in self.parts
-        kernel = self.attention_kernel() if is_attention else self.layer_kernel()
-        return kernel.passes_self_test()
+    def passes_self_test(self, device: str = "cpu") -> bool:
+        """Whether the kernel can be used on *device* and computes small examples correctly."""
+        if "attention" in self.parts:
+            return self.attention_kernel().passes_self_test(device)
+        return self.layer_kernel().passes_self_test()
 
     def layer_kernel(self) -> LayerKernel:
         """Import the kernel, which imports torch."""
@@ -286,6 +290,17 @@ _ROWS = (
         tolerance=1e-5,
         summary="exact; the text model computes heads that share keys together, the vision model "
         "pads its heads for large pictures",
+    ),
+    Kernel(
+        "cuda_split_keys",
+        _ROOM + "split_keys:SPLIT_KEYS",
+        frozenset({"attention"}),
+        "any",
+        (),
+        tolerance=1e-5,
+        summary="exact; decode steps divide the keys over the whole GPU, and torch computes the "
+        "rest",
+        device="cuda",
     ),
 )
 

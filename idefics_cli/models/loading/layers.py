@@ -34,6 +34,7 @@ class ChosenKernels:
     Args:
         choice: The names of the kernels.
         machine: This machine, from `probe_processor`.
+        device: The device of the model.
         kernels: The table of all kernels.
 
     Raises:
@@ -41,9 +42,14 @@ class ChosenKernels:
     """
 
     def __init__(
-        self, choice: KernelChoice, machine: Machine, *, kernels: Mapping[str, Kernel] = KERNELS
+        self,
+        choice: KernelChoice,
+        machine: Machine,
+        *,
+        device: str = "cpu",
+        kernels: Mapping[str, Kernel] = KERNELS,
     ) -> None:
-        self._choice, self._kernels = choice, kernels
+        self._choice, self._kernels, self._device = choice, kernels, device
         self._passed: dict[str, bool] = {}
         for name in choice.names:
             problem = kernels[name].problem(machine) if name in kernels else "it is unknown"
@@ -67,9 +73,15 @@ class ChosenKernels:
         return (_LAYOUT,)
 
     def attention(self) -> str | None:
-        """Register the attention kernel, and return its name in transformers; None without one."""
+        """Register the attention kernel, and return its name in transformers.
+
+        Returns:
+            None if there is no kernel, or if it fails its self-test; then a warning is logged.
+        """
         name = self._choice.attention
-        return None if name is None else self._kernels[name].attention_kernel().register()
+        if name is None or not self._passes(name, "`sdpa`"):
+            return None
+        return self._kernels[name].attention_kernel().register()
 
     def layer_for(
         self,
@@ -106,14 +118,17 @@ class ChosenKernels:
         for name in names:
             row = self._kernels[name]
             kernel = row.layer_kernel()
-            if name not in self._passed:
-                self._passed[name] = row.passes_self_test()
-                if not self._passed[name]:
-                    rest = names[names.index(name) + 1 :]
-                    other = f"`{rest[0]}`" if rest else "torch"
-                    _log.warning("the kernel `%s` fails its self-test; %s replaces it", name, other)
-            if self._passed[name]:
+            rest = names[names.index(name) + 1 :]
+            if self._passes(name, f"`{rest[0]}`" if rest else "torch"):
                 yield row, kernel
+
+    def _passes(self, name: str, other: str) -> bool:
+        """Whether the kernel *name* passes its self-test; if not, warn once that *other* runs."""
+        if name not in self._passed:
+            self._passed[name] = self._kernels[name].passes_self_test(self._device)
+            if not self._passed[name]:
+                _log.warning("the kernel `%s` fails its self-test; %s replaces it", name, other)
+        return self._passed[name]
 
 
 class KeptLayers:

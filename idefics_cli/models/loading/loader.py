@@ -134,7 +134,7 @@ def keep_quantized(
         MemoryLimitError: If it does not fit.
     """
     say = report or (lambda phase, share: None)
-    kernels = ChosenKernels(spec.kernels, machine or probe_processor())
+    kernels = ChosenKernels(spec.kernels, machine or probe_processor(), device=spec.device)
     folder, _ = _find(spec, say)
     with quiet_library(), library_errors(spec):
         source = Source(folder, load_config(folder), spec, kernels)
@@ -210,7 +210,7 @@ def check_tokenizer(processor: Processor, folder: Path, *, name: str) -> None:
 def _checked_kernels(spec: LoadSpec, machine: Machine | None) -> ChosenKernels:
     """Return the kernels of *spec*, after a check that its devices are here."""
     check_devices(spec)
-    return ChosenKernels(spec.kernels, machine or probe_processor())
+    return ChosenKernels(spec.kernels, machine or probe_processor(), device=spec.device)
 
 
 def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:

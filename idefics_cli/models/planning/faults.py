@@ -42,14 +42,13 @@ class FaultSieve:
 
     def kernels(self, device: str) -> dict[str, Fault]:
         """Return the faults of single kernels on *device*, by the name of the kernel."""
-        return find_kernel_faults(self.faults, device)
+        return find_kernel_faults(self.faults, _numbered(device))
 
     def graph_fault(self, spec: LoadSpec) -> Fault | None:
         """Return a fault that rules out CUDA graphs for *spec*, or None."""
-        device = "cuda:0" if spec.device == "cuda" else spec.device
         format_4bit = spec.format_4bit if spec.quantization == "4bit" else None
         choice = (spec.dtype, spec.attention, spec.quantization, format_4bit)
-        return self._first({device}, choice, graphs=True)
+        return self._first({_numbered(spec.device)}, choice, graphs=True)
 
     def _first(
         self, devices: set[str], choice: tuple[str | None, ...], *, graphs: bool
@@ -65,6 +64,11 @@ class FaultSieve:
             if all(a in (None, b) for a, b in zip(named, choice, strict=True)):
                 return fault
         return None
+
+
+def _numbered(device: str) -> str:
+    """Return *device* as verdicts name it: with its number."""
+    return "cuda:0" if device == "cuda" else device
 
 
 def as_problem(fault: Fault) -> Problem:

@@ -1,4 +1,4 @@
-"""The choice of the kernels that compute a model on a CPU."""
+"""The choice of the kernels that compute a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def choose_kernels(
     is_stored: bool = False,
     kernels: Mapping[str, Kernel] = KERNELS,
 ) -> KernelChoice:
-    """Return the kernels for the model of *spec*; none if a part of the model is not on the CPU.
+    """Return the kernels for the model of *spec*; none if it is not on one CPU or CUDA GPU.
 
     Args:
         spec: All other choices.
@@ -26,12 +26,14 @@ def choose_kernels(
         is_stored: Whether the files of the model hold weights that bitsandbytes made.
         kernels: The kernels there are, in the order of preference.
     """
-    if spec.device != "cpu" or spec.device_map is not None:
+    kind = spec.device.partition(":")[0]
+    if kind not in ("cpu", "cuda") or spec.device_map is not None:
         return KernelChoice()
-    table = _Usable(kernels, machine)
+    table = _Usable(kernels, machine, kind)
+    if kind == "cuda":
+        return KernelChoice(attention=_attention(spec, table, ()))
     plain: tuple[Weights, ...] = ("bfloat16",) if spec.dtype == "bfloat16" else ()
     text, head = _text_and_head(spec, table, plain, is_stored=is_stored)
-    attentions = table.names("attention", *plain, "any") if spec.attention == "sdpa" else ()
     is_native = spec.dtype == "bfloat16" and native_bf16_problem(machine) is None
     return KernelChoice(
         text=text,
@@ -40,10 +42,16 @@ def choose_kernels(
         vision=table.names("vision", *plain),
         patches=table.names("patches", *plain),
         norm=table.names("norm", "any"),
-        attention=attentions[0] if attentions else None,
+        attention=_attention(spec, table, plain),
         # Other processors emulate 16 bit, which takes up to 4 times as long.
         product_dtype="bfloat16" if is_native else "float32",
     )
+
+
+def _attention(spec: LoadSpec, table: _Usable, plain: tuple[Weights, ...]) -> str | None:
+    """Return the kernel for attention; None if the user asked for another attention."""
+    names = table.names("attention", *plain, "any") if spec.attention == "sdpa" else ()
+    return names[0] if names else None
 
 
 def _text_and_head(
@@ -72,10 +80,11 @@ def _text_and_head(
 
 @dataclass(frozen=True, slots=True)
 class _Usable:
-    """The kernels that a machine can run."""
+    """The kernels that a machine can run on one kind of device."""
 
     kernels: Mapping[str, Kernel]
     machine: Machine
+    kind: str
 
     def names(self, part: Part, *formats: Weights) -> tuple[str, ...]:
         """Return the names of the kernels for *part* and *formats*, in the order of preference."""
@@ -84,6 +93,6 @@ class _Usable:
             for weights in formats
             for name, kernel in self.kernels.items()
             if part in kernel.parts
-            and kernel.weights == weights
+            and (kernel.weights, kernel.device) == (weights, self.kind)
             and kernel.problem(self.machine) is None
         )

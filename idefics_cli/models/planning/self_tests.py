@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from idefics_cli.core.types import KernelChoice
 from idefics_cli.models.planning.plan import Plan
-from idefics_cli.models.planning.reasons import explain_products
+from idefics_cli.models.planning.reasons import Reason, explain_products
 
 _PARTS = ("text", "head", "connector", "vision", "patches", "norm")
 
@@ -25,21 +25,26 @@ def without_failing(plan: Plan, failing: Collection[str]) -> Plan:
         part: tuple(name for name in getattr(former, part) if name not in failing)
         for part in _PARTS
     }
-    kernels = replace(former, **names)  # type: ignore[arg-type]  # the fields of `_PARTS`
+    attention = None if former.attention in failing else former.attention
+    kernels = replace(former, attention=attention, **names)  # type: ignore[arg-type]  # the fields of `_PARTS`
     spec = replace(plan.spec, kernels=kernels)
-    products = explain_products(spec) if former.text != kernels.text else None
+    changed = {}
+    if former.text != kernels.text and (products := explain_products(spec)) is not None:
+        changed[products.subject] = products
+    if former.attention != attention:
+        why = f"the kernel `{former.attention}` fails its self-test"
+        changed["attention"] = Reason("attention", spec.attention, why)
     return replace(
         plan,
         spec=spec,
-        reasons=tuple(
-            products if products and reason.subject == products.subject else reason
-            for reason in plan.reasons
-        ),
+        reasons=tuple(changed.get(reason.subject, reason) for reason in plan.reasons),
         warnings=(*plan.warnings, *(_warning(name, former, kernels) for name in failing)),
     )
 
 
 def _warning(name: str, former: KernelChoice, now: KernelChoice) -> str:
+    if name == former.attention:
+        return f"the kernel `{name}` fails its self-test on this computer; `sdpa` replaces it"
     part = next(part for part in _PARTS if name in getattr(former, part))
     left = getattr(now, part)
     other = f"`{left[0]}`" if left else "torch"

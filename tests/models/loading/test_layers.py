@@ -17,6 +17,7 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import KernelChoice, LoadSpec
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.classes import model_class
+from idefics_cli.models.families.internals import attention_of
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import demo_folder
 from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
@@ -29,7 +30,7 @@ from idefics_cli.models.kernels.widened import WidenedLinear
 from idefics_cli.models.loading.layers import ChosenKernels, install
 from idefics_cli.models.loading.loader import load
 from tests.support import machines, tiny
-from tests.support.kernels import HERE, lying, needs_compiler, spec_of, with_kernels
+from tests.support.kernels import HERE, lying, needs_compiler, refusing, spec_of, with_kernels
 
 VERSIONS = {**machines.VERSIONS, "llvmlite": "0.46.0"}
 NATIVE = machines.cpu(24, "fma", "avx512f", "avx512_bf16", versions=VERSIONS)
@@ -150,6 +151,21 @@ def test_a_kernel_that_fails_its_self_test_is_replaced_with_a_warning(
     # `idefics doctor` asks this, so that it names what loading uses.
     choice = with_kernels(replace(DEMO, quantization="4bit", format_4bit="int4")).kernels
     assert find_failing_kernels(choice) == ("int4_compiled",)
+
+
+def test_attention_that_fails_its_self_test_is_replaced_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = replace(DEMO, kernels=KernelChoice(attention="cuda_split_keys"))
+    assert attention_of(load(spec).model.config) == "cuda_split_keys"
+    monkeypatch.setattr(torch, "bmm", refusing)
+    with caplog.at_level(logging.WARNING):
+        model = load(spec).model
+    assert attention_of(model.config) == "sdpa"
+    assert [record.message for record in caplog.records] == [
+        "the kernel `cuda_split_keys` fails its self-test; `sdpa` replaces it"
+    ]
+    assert find_failing_kernels(spec.kernels) == ("cuda_split_keys",)
 
 
 @needs_compiler

@@ -14,6 +14,7 @@ from idefics_cli.models.hub.facts import registry_facts
 from idefics_cli.models.kernels.table import KERNELS, Kernel
 from idefics_cli.models.planning.kernels import choose_kernels
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
+from idefics_cli.models.planning.self_tests import without_failing
 from tests.support import machines
 from tests.support.machines import RTX_4090, VERSIONS
 
@@ -95,12 +96,45 @@ def test_every_machine_dtype_and_quantization_gets_what_is_fastest_there(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"device": "cuda"}, {"device": "mps"}, {"device": "cuda", "device_map": "auto"}],
+    [
+        {"device": "mps"},
+        {"device": "cpu", "device_map": "auto"},
+        {"device": "cuda", "device_map": "auto"},
+        {"device": "cuda", "attention": "eager"},
+        {"device": "cuda", "attention": "flash_attention_2"},
+    ],
 )
-def test_only_a_model_that_is_on_the_cpu_as_a_whole_gets_kernels(changes: dict[str, str]) -> None:
+def test_only_a_model_that_is_on_one_device_as_a_whole_gets_kernels(
+    changes: dict[str, str],
+) -> None:
     assert chosen("bf16, compiler", **changes) == KernelChoice()
+
+
+@pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])
+def test_a_model_on_a_gpu_gets_attention_that_divides_the_keys(quantization: str) -> None:
+    expected = KernelChoice(attention="cuda_split_keys")
+    for device in ("cuda", "cuda:1"):
+        assert chosen("AVX2", device=device, quantization=quantization) == expected
+    choices = PlanChoices(quantization=quantization)
+    plan = make_plan(FACTS["smolvlm-500m"], choices, machines.gpus(RTX_4090))
+    assert plan.spec.kernels == expected
+    (attention,) = (reason for reason in plan.reasons if reason.subject == "attention")
+    assert attention.choice == "sdpa"
+    assert attention.why == (
+        "exact; decode steps divide the keys over the whole GPU, and torch computes the rest"
+    )
+
+
+def test_doctor_shows_torchs_attention_if_the_kernel_fails_its_self_test() -> None:
     plan = make_plan(FACTS["smolvlm-500m"], PlanChoices(), machines.gpus(RTX_4090))
-    assert plan.spec.kernels == KernelChoice()
+    left = without_failing(plan, ["cuda_split_keys"])
+    assert left.spec == replace(plan.spec, kernels=KernelChoice())
+    (attention,) = (reason for reason in left.reasons if reason.subject == "attention")
+    assert attention.why == "the kernel `cuda_split_keys` fails its self-test"
+    assert left.warnings == (
+        *plan.warnings,
+        "the kernel `cuda_split_keys` fails its self-test on this computer; `sdpa` replaces it",
+    )
 
 
 @pytest.mark.parametrize("attention", ["eager", "flash_attention_2"])

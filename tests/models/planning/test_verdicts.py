@@ -87,6 +87,19 @@ def test_a_wrong_kernel_is_left_out_alone(kernel: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_wrong_attention_with_divided_keys_leaves_a_gpu_that_of_torch(device: str) -> None:
+    fault = Fault("cuda:0", "decode is off by 0.5", kernel="cuda_split_keys")
+    made = plan(fault, device=device)
+    assert plan(device=device).spec.kernels.attention == "cuda_split_keys"
+    assert (made.spec.attention, made.spec.kernels.attention) == ("sdpa", None)
+    assert told(made) == [
+        "left out: the kernel `cuda_split_keys` computes wrongly here (decode is off by 0.5); "
+        "`idefics doctor --check` tests it again"
+    ]
+    assert told(plan(replace(fault, device="cuda:1"), device=device)) == []
+
+
 def test_a_wrong_kernel_that_no_plan_would_take_is_not_told() -> None:
     assert told(plan(Fault("cpu", "off", kernel="int4_compiled"))) == []
 

@@ -96,7 +96,7 @@ def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, Idefic
     except IdeficsError as error:
         return None, error
     with invocation.console.status("testing the kernels"):
-        plan = without_failing(plan, invocation.services.failing_kernels(plan.spec.kernels))
+        plan = without_failing(plan, invocation.services.failing_kernels(plan.spec))
     if plan.facts.folder is None and plan.spec.offline:
         return plan, ModelError(
             f"`{plan.facts.name}` is not in the cache, and the network is switched off",
