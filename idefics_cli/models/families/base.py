@@ -283,7 +283,7 @@ class Family:
             Logits (B, 1, V) of the last token of each row.
         """
         return model(
-            **self._library_inputs(inputs),
+            **self.library_inputs(inputs),
             **{cache_name(model.config.model_type): cache},
             attention_mask=mask,
             position_ids=positions,
@@ -291,6 +291,13 @@ class Family:
             logits_to_keep=1,
             return_dict=True,
         )
+
+    def row_inputs(self, input_ids: Tensor, pictures: int) -> Inputs:
+        """Return what `text_inputs` needs for the tokens *input_ids* (B, T), padded on any side.
+
+        *pictures* is the largest number of pictures of a row.
+        """
+        return {"input_ids": input_ids}
 
     def prefix_keys(
         self, ids: Sequence[int], pictures: Sequence[PreparedPicture]
@@ -353,7 +360,7 @@ class Family:
                 parts.append(part)
         return [None if part is None else self.break_control_tokens(part) for part in parts]
 
-    def _library_inputs(self, inputs: Inputs) -> Inputs:
+    def library_inputs(self, inputs: Inputs) -> Inputs:
         """Return *inputs* of `forward` in the form that the installed transformers takes."""
         return inputs
 

@@ -78,13 +78,15 @@ class Idefics1(Family):
             for text, request in zip(texts, requests, strict=True)
         ]
         inputs = pad_left(rows, self.pad_id)
-        most = max(1, *(len(row) for row in pictures))
-        visible = torch.tensor(
-            [self._visible_pictures(row) for row in inputs["input_ids"].tolist()]
-        )
+        most = max(len(row) for row in pictures)
+        return {**inputs, **self.row_inputs(inputs["input_ids"], most)}
+
+    def row_inputs(self, input_ids: Tensor, pictures: int) -> Inputs:
+        """See `Family.row_inputs`. The result also has `image_attention_mask`."""
+        visible = torch.tensor([self._visible_pictures(row) for row in input_ids.tolist()])
         # In *visible*, -1 means no picture. It equals no number of a picture, so its row is 0.
-        mask = visible[..., None] == torch.arange(most)
-        return {**inputs, "image_attention_mask": mask.long()}
+        mask = visible[..., None] == torch.arange(max(1, pictures))
+        return {"input_ids": input_ids, "image_attention_mask": mask.long()}
 
     def encode_tiles(
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
@@ -144,7 +146,8 @@ class Idefics1(Family):
             **self._states(image_features),
         }
 
-    def _library_inputs(self, inputs: Inputs) -> Inputs:
+    def library_inputs(self, inputs: Inputs) -> Inputs:
+        """See `Family.library_inputs`."""
         if not takes_flat_states():
             return inputs
         return {**inputs, self._states_name: inputs[self._states_name].flatten(0, 1)}

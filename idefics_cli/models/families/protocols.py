@@ -137,6 +137,12 @@ class VisionOutput(Protocol):
     pooler_output: Tensor | Sequence[Tensor]
 
 
+class CoreOutput(Protocol):
+    """The part of the output of a model below its head that training uses."""
+
+    last_hidden_state: Tensor
+
+
 class Core(Protocol):
     """The part of a model below its head that families use."""
 
@@ -152,6 +158,8 @@ class Core(Protocol):
 
     def perceiver_resampler(self, context: Tensor) -> Tensor: ...
 
+    def __call__(self, **inputs: object) -> CoreOutput: ...
+
 
 class Model(Protocol):
     """The part of a model that the engine uses."""
@@ -163,6 +171,8 @@ class Model(Protocol):
     def __call__(self, **inputs: object) -> StepOutput: ...
 
     def get_input_embeddings(self) -> nn.Module: ...
+
+    def get_output_embeddings(self) -> nn.Module: ...
 
     def eval(self) -> Self: ...
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -30,6 +30,10 @@ from idefics_cli.models.families.geometry import (
 PromptKind: TypeAlias = Literal["template", "interleaved"]
 """How transformers' processor takes a prompt: "template" is a text from a chat template with its
 pictures in a separate list, "interleaved" is one list of texts and pictures."""
+
+PartName: TypeAlias = Literal["text", "connector", "vision"]
+"""A part of a model that can be trained: the text model with its cross attention and its head, what
+lies between vision and text, or the vision tower."""
 
 IMAGE_TOKEN = PICTURE_MARK
 """The token that stands for a picture in a prompt. In a raw prompt, the user writes it."""
@@ -112,6 +116,21 @@ class LibraryClasses:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainablePart:
+    """One part of a model that can be trained.
+
+    Attributes:
+        layers: Regular expression for the full names of the linear layers that get LoRA matrices.
+            It leaves out heads: a LoRA on a head that shares its weights with the embedding is lost
+            when it is merged (peft #2777), and the head of IDEFICS-1 has a second table.
+        weights: Full names of the modules that hold all weights of the part.
+    """
+
+    layers: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FamilySpec:
     """One model family.
 
@@ -140,6 +159,7 @@ class FamilySpec:
             weights.
         float32_modules: Full names of the modules that leave the range of float16.
         float32_parameters: Number of their weights, divided by the squared width of the text model.
+        parts: The parts that can be trained.
     """
 
     name: str
@@ -162,6 +182,7 @@ class FamilySpec:
     float16_caution_parameters: int = 0
     float32_modules: tuple[str, ...] = ()
     float32_parameters: float = 0
+    parts: Mapping[PartName, TrainablePart] = field(default_factory=dict)
 
 
 # These are full names, because transformers matches from the start of a module's full name. The
@@ -172,6 +193,16 @@ class FamilySpec:
 _UNQUANTIZED = ("model.vision_model", "model.connector", "lm_head")
 _PATCH_MODULES = ("model.vision_model", "model.connector.modality_projection")
 _TEXT_NORMS = ("LlamaRMSNorm", "MistralRMSNorm")
+
+# Layers of Llama and Mistral, and of SigLIP and CLIP.
+_TEXT_LAYER = r"(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
+_VISION = TrainablePart(
+    r"model\.vision_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",
+    ("model.vision_model",),
+)
+_TEXT = TrainablePart(
+    rf"model\.text_model\.layers\.\d+\.{_TEXT_LAYER}", ("model.text_model", "lm_head")
+)
 
 _IDEFICS1 = FamilySpec(
     name="idefics",
@@ -207,6 +238,27 @@ _IDEFICS1 = FamilySpec(
     supports_flash=False,
     float16_caution="IDEFICS-1 80B leaves the range of float16, which garbles answers",
     float16_caution_parameters=20_000_000_000,
+    parts=MappingProxyType(
+        {
+            "text": TrainablePart(
+                rf"model\.(layers\.\d+\.{_TEXT_LAYER}|gated_cross_attn_layers\.\d+"
+                r"\.(cross_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj)",
+                (
+                    "model.embed_tokens",
+                    "model.layers",
+                    "model.gated_cross_attn_layers",
+                    "model.norm",
+                    "lm_head",
+                ),
+            ),
+            "connector": TrainablePart(
+                r"model\.perceiver_resampler\.blocks\.\d+"
+                r"\.(0\.(q|k|v|output)_proj|1\.(fc|c_proj))",
+                ("model.perceiver_resampler",),
+            ),
+            "vision": _VISION,
+        }
+    ),
 )
 
 _IDEFICS2 = FamilySpec(
@@ -249,6 +301,17 @@ _IDEFICS2 = FamilySpec(
     # The connector of idefics2-8b has 743 million parameters, and its text model is 4,096 wide:
     # 743e6 / 4096**2 = 44.3.
     float32_parameters=44.3,
+    parts=MappingProxyType(
+        {
+            "text": _TEXT,
+            "connector": TrainablePart(
+                r"model\.connector\.(modality_projection\.(gate|up|down)_proj"
+                rf"|perceiver_resampler\.layers\.\d+\.{_TEXT_LAYER})",
+                ("model.connector",),
+            ),
+            "vision": _VISION,
+        }
+    ),
 )
 
 _IDEFICS3_GEOMETRY = Geometry(
@@ -262,6 +325,15 @@ _IDEFICS3_GEOMETRY = Geometry(
     count_tile_tokens=shuffled_patches,
     tile_settings=cut_to_edge,
     scaled_edges=multiples_of_tile,
+)
+_IDEFICS3_PARTS: Mapping[PartName, TrainablePart] = MappingProxyType(
+    {
+        "text": _TEXT,
+        "connector": TrainablePart(
+            r"model\.connector\.modality_projection\.proj", ("model.connector",)
+        ),
+        "vision": _VISION,
+    }
 )
 # Idefics3 is built on Llama 3, and may also end a turn with one of the tokens of Llama 3.
 _LLAMA3_ENDS = (END_OF_UTTERANCE, "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
@@ -282,6 +354,7 @@ _IDEFICS3 = FamilySpec(
     patch_modules=_PATCH_MODULES,
     rms_norms=_TEXT_NORMS,
     stop_tokens=_LLAMA3_ENDS,
+    parts=_IDEFICS3_PARTS,
 )
 
 _SMOLVLM = FamilySpec(
@@ -303,6 +376,7 @@ _SMOLVLM = FamilySpec(
     rms_norms=_TEXT_NORMS,
     stop_tokens=_LLAMA3_ENDS,
     takes_videos=True,
+    parts=_IDEFICS3_PARTS,
 )
 
 FAMILIES: Mapping[str, FamilySpec] = MappingProxyType(

@@ -1,0 +1,61 @@
+"""Kept features are those that would be computed, in memory and in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from idefics_cli.core.types import Attachment
+from idefics_cli.models.families.picture import PictureTensors
+from idefics_cli.training.pictures import FeatureStore, KeptFeatures, LearnedFeatures
+from tests.support.training import load_tiny, make_examples, preprocessor
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2000, 10**9])
+def test_a_picture_is_encoded_once_and_its_features_stay_the_same(
+    memory_bytes: int, tmp_path: Path
+) -> None:
+    loaded = load_tiny(tmp_path / "model", "idefics2-split")
+    examples = make_examples(loaded.family, 6)
+    opened: list[str] = []
+    preprocess = preprocessor(loaded.family)
+
+    def noted(attachment: Attachment) -> PictureTensors:
+        opened.append(attachment.source)
+        return preprocess(attachment)
+
+    kept = KeptFeatures(
+        loaded.model, loaded.family, noted, folder=tmp_path, memory_bytes=memory_bytes
+    )
+    first = kept.features_of(examples)
+    second = kept.features_of(list(reversed(examples)))[::-1]
+    learned = LearnedFeatures(loaded.model, loaded.family, preprocess).features_of(examples)
+
+    assert opened == [str(number) for number in range(6)]
+    for one, two, three in zip(first, second, learned, strict=True):
+        assert torch.equal(one[0], two[0])
+        assert torch.allclose(one[0], three[0], atol=1e-4)
+        assert three[0].requires_grad
+        assert not one[0].requires_grad
+    kept.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_of_any_float_dtype_comes_back_from_the_file(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    store = FeatureStore(tmp_path, memory_bytes=40)
+    tensors = {bytes([n]): torch.randn(n + 1, 3).to(dtype) for n in range(5)}
+    for digest, tensor in tensors.items():
+        store.keep(digest, tensor)
+    for digest, tensor in tensors.items():
+        found = store.find(digest)
+        assert found is not None
+        assert found.dtype == dtype
+        assert torch.equal(found, tensor)
+    assert store.find(b"other") is None
+    store.close()
+    assert store.find(b"\1") is None
