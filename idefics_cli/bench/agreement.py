@@ -15,12 +15,13 @@ from idefics_cli.bench.measure import Round, Tokens
 from idefics_cli.core.types import GenerationRequest, LoadSpec
 from idefics_cli.core.units import counted
 
-# Largest allowed gap of an answer, by the format of the weights. A random token has a gap of about
-# 4. float32 is missing because its tokens must be equal. "other format" is for sides with different
-# formats. With 4-bit against 16-bit weights, the worst of a hundred tokens had a gap of 1.9 to 2.3
-# (random weights in the shape of idefics2-8b, cut to 4 layers; our kernel and torch's).
+# Largest allowed gap of an answer, by the format of the weights; the top of this module defines the
+# gap. A random token has a gap of about 4. float32 has no entry, because all its tokens must be
+# equal. "other format" applies if the two sides use different formats: with 4-bit against 16-bit
+# weights, the worst of a hundred tokens had a gap of 1.9 to 2.3 (random weights in the shape of
+# idefics2-8b, cut to 4 layers; our kernel and torch's).
 TOLERANCES = {"bfloat16": 0.25, "float16": 0.1, "quantized": 0.5, "other format": 3.0}
-# Number of differing answers whose gap is computed.
+# The gap is computed for at most this many differing answers, because each one costs a forward.
 _CHECKED = 4
 
 Gap = Callable[[GenerationRequest, Tokens], float]

@@ -8,9 +8,9 @@ from idefics_cli.bench.measure import Clock, Measurement
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.engine.protocol import Engine
 
-# The engine reports its own decode time. This time starts only when the pictures are open and the
-# engine's thread has the requests, so it must be shorter than the time measured from outside. Two
-# percent are allowed for the error of the clocks.
+# The engine reports its own decode time, which starts only after the pictures are open. So the
+# decode time must be shorter than the total time that is measured here. The factor allows for an
+# error of 2 % between the clocks.
 _SLACK = 1.02
 
 

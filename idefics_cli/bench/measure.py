@@ -17,8 +17,8 @@ Clock = Callable[[], float]
 Tokens = tuple[int, ...]
 # A measurement is marked as disturbed if other programs keep more cores busy than this.
 FOREIGN_LIMIT = 0.25
-# It is also marked if the memory bandwidth, which serves as a reference for the state of the
-# hardware, changes by more than this factor within the measurement.
+# A measurement is also marked as disturbed if the memory bandwidth changes by more than this factor
+# meanwhile. The bandwidth serves as a reference for the state of the hardware.
 REFERENCE_LIMIT = 1.25
 
 
@@ -261,7 +261,8 @@ class SystemLoad:
 
     def own_seconds(self) -> float:
         """Return the CPU seconds of this program; see `MachineLoad.own_seconds`."""
-        # `os.times` includes only child processes that have ended, so the others are added.
+        # `os.times` includes a child process only after it has ended, so running children are
+        # added.
         times = os.times()
         ended = times.user + times.system + times.children_user + times.children_system
         return ended + sum(map(self._child_seconds, self._proc.glob("[0-9]*/stat")))
@@ -276,7 +277,8 @@ class SystemLoad:
             text = stat.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return 0.0
-        # The second field is a name in brackets. It may itself contain spaces and brackets.
+        # The second field is a name in brackets, which may itself contain spaces and brackets. So
+        # the text is split after the last bracket.
         fields = text.rpartition(")")[2].split()
         if fields[1] != str(os.getpid()):
             return 0.0

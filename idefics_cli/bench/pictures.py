@@ -10,7 +10,8 @@ from pathlib import Path
 
 Size = tuple[int, int]
 
-# Width and height of typical pictures: photos, screenshots, portraits, a panorama, a thumbnail.
+# Width and height of the pictures of a benchmark. The sizes are typical of photos, screenshots,
+# portraits, a panorama and a thumbnail.
 MIXED: tuple[Size, ...] = (
     (980, 653),
     (653, 980),

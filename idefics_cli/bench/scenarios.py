@@ -20,8 +20,8 @@ def vision(stage: Stage) -> Iterator[Result]:
     """Measure the time from a picture to the first token, by shape, with and without splitting."""
     given = stage.spec
     yield from _vision(stage, tail=_tiles(given.splitting))
-    # Splitting is measured both on and off, unless the user chose one. `splitting` is None if the
-    # family cannot split pictures.
+    # If the user did not choose a splitting, the opposite one is measured too. `splitting` is None
+    # if the family cannot split pictures.
     if stage.choices.both_splittings and given.splitting is not None:
         stage.use(replace(given, splitting=not given.splitting))
         yield from _vision(stage, tail=_tiles(stage.spec.splitting), only_one=True)

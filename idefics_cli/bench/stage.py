@@ -33,9 +33,9 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.protocol import Engine
 
-# A prompt repeats this sentence until it is long enough. Each answer to such a prompt has as many
-# tokens as allowed, so the two contenders do equal work: the built-in model writes "I I I …", and
-# random weights hardly ever give an end token.
+# A prompt repeats this sentence until it is long enough. Answers to such prompts end only at the
+# limit of tokens, so both contenders do equal work: the built-in model writes "I I I …", and random
+# weights hardly ever generate an end token.
 _FILLER = " Describe this image."
 QUESTION = "Describe this image."
 
@@ -173,8 +173,8 @@ class Prompts:
 
     def _text(self, repeats: int, new_tokens: int) -> GenerationRequest:
         self._made += 1
-        # The number comes first, so that no two prompts share a prefix. It always has five digits,
-        # so that the prompts have the same length.
+        # Each prompt begins with its own number, so that no two prompts share a prefix. The number
+        # always has five digits, so that the prompts have the same length.
         return self._request((f"{self._made:05}{_FILLER * repeats}",), new_tokens)
 
     def _request(self, parts: tuple[Part, ...], new_tokens: int) -> GenerationRequest:

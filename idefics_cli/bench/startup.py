@@ -20,7 +20,8 @@ _NEW_TOKENS = 4
 
 _Name = TypeVar("_Name", bound=str)
 
-# A script that only imports what every program with this model has to import.
+# This script only imports what every program with this model must import. Its time shows how much
+# of a start the imports take.
 _IMPORTS = """\
 import torch
 from transformers import {model_class}
@@ -28,8 +29,9 @@ print(0, flush=True)
 import os
 os._exit(0)
 """
-# A script like the examples in the documentation of models. Its time is measured from outside. With
-# `legacy=True`, Llama tokenizers give the right tokens; the flag takes no time.
+# Plain transformers starts with this script, which is like the examples in the documentation of
+# models. The time is measured from outside. With `legacy=True`, Llama tokenizers give the right
+# tokens; the flag takes no time.
 _SCRIPT = """\
 import sys
 import torch

@@ -59,7 +59,8 @@ class Interrupts:
     @contextmanager
     def allowed(self) -> Iterator[None]:
         """Let a second signal raise in the `with` block, even if it came before the block."""
-        # The assignment is before `_react`, so that a signal between the two raises, too.
+        # The attribute is set before `_react` runs, so that a second signal between these two lines
+        # raises KeyboardInterrupt, too.
         self._is_allowed = True
         try:
             self._react()

@@ -198,7 +198,8 @@ class CaptionJob:
         return tuple(part for part in parts if part != "")
 
 
-# Unicode gives this character to programs for their own use, so it is in no text.
+# This is a noncharacter, which Unicode reserves for use inside programs. So no ordinary text
+# contains it.
 _PLACE = "\ufdd0"
 
 
@@ -298,7 +299,8 @@ def _named_question(text: str) -> CaptionQuestion:
 _RESERVED = frozenset(names(())) - {CAPTION}
 
 
-# Fewest and most threads that read pictures. A model on a CPU always gets the fewest.
+# 4 to 8 threads read pictures, depending on the cores. For a model on a CPU it is always 4 threads,
+# because more of them would take cores from the model.
 _FEW_READERS, _MOST_READERS = 4, 8
 
 

@@ -92,7 +92,8 @@ class CaptionOutput:
     def settings(self, spec: LoadSpec, job: CaptionJob, kind: ItemKind) -> dict[str, object]:
         """Return the settings on which the captions of *job* in this output depend."""
         full_names = self.sink.other_full_names(self.full_names)
-        # The default has no entry, so that runs of versions without the setting can be continued.
+        # A setting with its default value is left out, because runs of earlier versions lack the
+        # setting. So a run that an earlier version began can be continued.
         named = {} if full_names is None else {"full names": full_names}
         return run_settings(spec, job, self.format, {**kind.settings, **named})
 

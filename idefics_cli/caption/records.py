@@ -85,7 +85,8 @@ def failed(key: str, error: Exception) -> CaptionRecord:
 
 
 def _snake(name: str) -> str:
-    # For example, "MemoryLimitError" becomes "memory_limit".
+    # The kind of an error is the name of its class in snake case, without "Error": MemoryLimitError
+    # has the kind "memory_limit".
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Error")).lower()
 
 

@@ -18,8 +18,9 @@ from idefics_cli.core.types import CaptionRecord, ImageLimits, Progress
 from idefics_cli.engine.protocol import EngineFactory
 
 _PROBED = 3  # pictures that are captioned to estimate the time
-# If these pictures take less time than this, a second round of at most about the same length
-# follows, because the first batch of a fast model takes several times as long as later ones.
+# The first batch of a fast model takes several times as long as later ones. So if the first
+# pictures take less time than this, the estimate comes from a second round, which takes at most
+# about this time.
 _QUICK_SECONDS = 2.0
 _BATCHES = 4  # most batches of these pictures
 

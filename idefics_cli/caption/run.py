@@ -121,7 +121,8 @@ class _RunState:
     todo: Todo | None = None
     outcome: RunOutcome = field(default_factory=lambda: RunOutcome(end="stopped"))
     failures: list[str] = field(default_factory=list)
-    # Returns the records for the report. With a journal, those of earlier calls are among them.
+    # Returns the records for the report, which include those of earlier calls if there is a
+    # journal.
     records: Callable[[], Iterable[CaptionRecord]] = tuple
 
     def run(self, *, retry_failed: bool) -> RunOutcome:
@@ -248,8 +249,8 @@ class _RunState:
 
     def _where(self) -> str:
         """Return a key of what decides how many requests fit into the memory."""
-        # The batch size is a part of the key, so that a size that the user gives is tried even if
-        # another one did not fit.
+        # The batch size is a part of this key, so that a size that the user gives is tried even if
+        # an earlier size did not fit.
         asked = "automatic" if self.job.is_batch_automatic else self.job.batch_size
         return f"{self.spec.device}, batch size {asked}"
 

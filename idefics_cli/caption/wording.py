@@ -16,8 +16,8 @@ _SEEN = (
     r"(?:(?:we|you|i|one)\s+(?:can\s+)?(?:clearly\s+)?(?:see|observe)"
     r"|there(?:\s+is|\s+are|['\u2019]s))"
 )
-# Openings that carry no information; English only.
-# First, a label for the text: "Sure! Here is a caption for the image:", "**Caption:**"
+# Both patterns match openings that carry no information (English only). `_LABEL` matches a label
+# for the text: "Sure! Here is a caption for the image:", "**Caption:**"
 _LABEL = re.compile(
     rf"(?:(?:sure|certainly|of\s+course)[,!.]\s*)?here(?:\s+is|['\u2019]s)\s+(?:a|an|the)\s+"
     rf"(?:\w+\s+){{0,2}}(?:caption|description)(?:\s+(?:of|for)\s+(?:{_THIS}|it))?:\s*"
@@ -98,7 +98,8 @@ def without_preamble(text: str) -> str:
             rest = rest[match.end() :]
     if rest == begin or not any(character.isalnum() for character in rest):
         return text
-    # "a cat" gets a capital letter, "iPhone" does not.
+    # A first word in lower case gets a capital letter. "iPhone" stays, because it has a capital
+    # already.
     first = re.match(r"[^\W\d_]+", rest)
     return rest[0].upper() + rest[1:] if first and first[0].islower() else rest
 

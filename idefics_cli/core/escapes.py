@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-# Characters that end a line or a field, move the cursor, start an escape sequence or reorder a
-# line: category Cc, the line and paragraph separators, and the bidirectional controls.
+# The jsonl and tsv sinks escape these characters, because they end a line or a field, move the
+# cursor, start an escape sequence or reorder a line: category Cc, the line and paragraph
+# separators, and the bidirectional controls.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-# Bytes that were not UTF-8, by PEP 383.
+# Surrogates cannot be encoded in UTF-8. Python decodes each byte of a file name that is not UTF-8
+# to a surrogate (PEP 383).
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
 # All of `UNSAFE` and `NOT_UTF8`, except line feed and tab, which text may have.
 UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -59,5 +61,6 @@ def escape(code: int) -> str:
     """
     if 0xDC80 <= code <= 0xDCFF:  # by PEP 383
         return f"\\x{code - 0xDC00:02x}"
-    # Above 0x7f, `\x` means a byte, so the characters there are written as `\u0085`.
+    # Here `\x80` to `\xff` always stand for bytes. So a character from U+0080 on is written as `\u`
+    # with four digits, such as `\u0085`.
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"

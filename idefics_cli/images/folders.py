@@ -182,7 +182,8 @@ def sort_key(path: str) -> str:
 def fixed_part(pattern: str) -> str:
     """Return the folder before the first wildcard of *pattern*."""
     match = _WILD.search(pattern)
-    # `PurePath` gives the folder the form of the results of `glob_paths`, which then begin with it.
+    # `PurePath` writes the folder in the same form as the results of `glob_paths`, so that each
+    # result begins with this folder.
     return str(PurePath(os.path.dirname(pattern[: match.start()] if match else pattern)))
 
 

@@ -104,8 +104,8 @@ class FreshProcesses:
     def time_first_output(self, name: str, command: Sequence[str]) -> tuple[float, str]:
         """Run *command*; see `Processes.time_first_output`."""
         started = self._clock()
-        # Errors go to a file, because a process stops at a full pipe that nobody reads. The output
-        # has no buffer (bufsize=0), so that reading one byte leaves the rest to `communicate`.
+        # stderr goes to a file, because a process blocks when a pipe that nobody reads is full.
+        # stdout is unbuffered (bufsize=0), so that `communicate` gets all bytes after the first.
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 command, bufsize=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors

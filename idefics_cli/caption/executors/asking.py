@@ -103,8 +103,8 @@ class Asker:
             elif all(other.outcome is not None for other in self._turns[turn.opened]):
                 records.append(self._record(turn.opened, self._turns.pop(turn.opened)))
             found = self._session.get_outcome(0)
-        # These questions go to the front of the queue, because the records of all later pictures
-        # wait until they are answered.
+        # The questions in *again* go to the front of the queue, because the records of all later
+        # pictures wait until these questions are answered.
         self._waiting.extendleft(reversed(again))
         return records
 

@@ -13,11 +13,12 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f\n]+")
 _NUMBER = re.compile(r"\d+")
-# A unit of up to 8 characters that repeats without spaces, as in "hahaha…".
+# `_STUTTER` finds a unit of up to 8 characters that repeats without spaces, as in "hahaha…".
 _STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
 
-# How often a phrase may occur in a row, by the number of its words. Good captions also repeat
-# themselves: people write "very, very, very", and list four cats one by one.
+# A caption may contain a phrase at most this many times in a row; the keys are numbers of words.
+# The limits are above what good captions contain: "very, very, very", or four cats listed one by
+# one.
 _MOST_REPEATS = {1: 7, 2: 4, 3: 3, 4: 3}
 _MOST_REPEATS_OF_LONGER = 2
 _LONGEST_CIRCLE = 60
@@ -57,8 +58,8 @@ def formed_degeneracy(text: str) -> str | None:
 
 def _stutters(text: str) -> bool:
     for match in _STUTTER.finditer(text):
-        # The limit, in characters, is higher without letters, so that a drawn line and many zeros
-        # are allowed.
+        # A repeated unit with letters is a stutter from 24 characters on. Without letters the limit
+        # is 80 characters, so that a drawn line or a row of zeros is allowed.
         least = 24 if any(character.isalpha() for character in match["unit"]) else 80
         if len(match[0]) >= least:
             return True
@@ -99,5 +100,6 @@ def _repeats_sentences(text: str) -> bool:
 def _is_monotonous(text: str) -> bool:
     words = _WORD.findall(text.casefold())
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    # In descriptions, more than 0.8 of all triples are unique; 0.3 is a loop with variations.
+    # In real descriptions, more than 0.8 of all groups of three words are distinct. A share below
+    # 0.3 means that the text is a loop with variations.
     return len(words) >= 50 and len(triples) < 0.3 * (len(words) - 2)

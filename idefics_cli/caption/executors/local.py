@@ -17,8 +17,8 @@ from idefics_cli.core.types import Progress
 from idefics_cli.engine.batching import choose_group
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
-# Number of batches of pictures that are opened before the model needs them. Among so many pictures,
-# some have the same shape and can share a batch.
+# Pictures for this many batches are opened before the model needs them. The more pictures are open,
+# the more of them have the same shape and can share a batch.
 _BATCHES_AHEAD = 4
 # Maximum number of pictures that are being opened or wait for a thread. All of them may be in
 # memory at the same time.

@@ -21,7 +21,8 @@ Open = Callable[[CaptionItem], Result]
 # Maximum number of pixels of all opened pictures that wait for the model. At 3 bytes per pixel they
 # take 0.1 GB. Pictures that are still being opened take further memory.
 _MAX_PIXELS = 32_000_000
-# How long the end of a run waits for its readers.
+# `close` waits at most this long for the reader threads, because a slow server could keep one of
+# them busy much longer.
 _CLOSE_SECONDS = 0.5
 
 
@@ -52,7 +53,7 @@ class ReadAhead:
         self._opening: dict[int, Future[Result]] = {}
         self._waiting: list[tuple[int, Opened]] = []
         self._submitted = 0
-        # Number of pixels of all waiting pictures.
+        # Number of pixels of all pictures in `_waiting`, which `_MAX_PIXELS` limits.
         self._pixels = 0
         self._readers = _Readers(open_, threads)
 

@@ -189,8 +189,7 @@ class _Lister:
     def _add_row(self, identity: str, picture: CaptionItem, line: tuple[str, int]) -> None:
         known = self.pictures.get(identity)
         if known is None or not known.columns:
-            # A list may name a picture that was given before without columns. It then gets the
-            # columns of its row in the list.
+            # If the picture was given before, but without columns, it gets the columns of this row.
             row = picture if known is None else replace(known, columns=picture.columns)
             self.pictures[identity] = row
             self._lines[identity] = line

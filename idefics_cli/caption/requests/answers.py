@@ -24,7 +24,8 @@ from idefics_cli.core.types import CaptionRecord, ConstraintKind
 from idefics_cli.engine.schema.form import ReplyForm, parse_reply
 from idefics_cli.engine.schema.requested import wanted_kind
 
-# Errors of the program or of the machine; all others are faults of the request.
+# These kinds of errors are faults of the program or of the machine (status 500). All other kinds
+# are faults of the request (status 400).
 _OUR_ERRORS = frozenset({"bug", "memory_limit", "model"})
 
 

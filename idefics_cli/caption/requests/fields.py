@@ -17,7 +17,7 @@ from idefics_cli.core.json_objects import JsonObject, checked_text
 from idefics_cli.core.types import Sampling
 from idefics_cli.engine.schema.requested import FORMS
 
-# More than the 4 stop texts that OpenAI accepts, so that its requests are never refused for this.
+# The maximum is above that of OpenAI (4), so that no request that OpenAI accepts is refused here.
 _MOST_STOPS = 16
 _MOST_BANNED = 1000
 

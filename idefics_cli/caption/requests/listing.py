@@ -24,7 +24,7 @@ from idefics_cli.core.types import Attachment
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BLOCK = 1 << 20
-# A row may hold several pictures as data: URIs, each of up to 100 MB.
+# Maximum length of a row. A row may hold several pictures as data: URIs, each of up to 100 MB.
 _MOST_ROW_BYTES = 2**28
 _DIGEST_BYTES = 16
 _NO_PICTURE = Attachment("")

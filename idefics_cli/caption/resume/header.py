@@ -33,8 +33,8 @@ def run_settings(
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
     adapter = spec.adapter
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
-    # Stop texts are left out, because no option sets them. So runs of versions that did not know
-    # them can be continued.
+    # No option sets stop texts, and earlier versions have no such setting. So they are left out,
+    # and a run that an earlier version began can be continued.
     del sampling["stop"]
     return {
         "format": format_,
@@ -74,7 +74,8 @@ def _named(shot: Shot) -> str:
 
 
 def _unless(name: str, value: object, default: object) -> dict[str, object]:
-    # The default has no entry, so that runs of versions without the setting can be continued.
+    # A setting with its default value is left out, because runs of earlier versions lack the
+    # setting. So a run that an earlier version began can be continued.
     return {} if value == default else {name: value}
 
 

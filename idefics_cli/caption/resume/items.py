@@ -65,8 +65,8 @@ class PictureRules:
         if columns != former_columns:
             return True
         if is_uri(source):
-            # Stdin and the clipboard always count as changed, because their picture may be another
-            # one each time. A URL counts as unchanged.
+            # Stdin and the clipboard always count as changed, because they may hold a new picture
+            # each time. A URL counts as unchanged.
             return source == "-" or source.lower() == "clipboard:"
         if stamp == former:
             return False

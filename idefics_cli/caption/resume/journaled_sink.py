@@ -221,7 +221,8 @@ class JournaledSink:
         again = {self._keys[picture.key] for picture in self.todo.pictures}
         target = self._target
         if target.existing in ("error", "skip"):
-            # An earlier call has checked the output, so all captions in it are from this run.
+            # An earlier call of this run has checked the output, so all captions in it are from
+            # this run and may be overwritten.
             target = replace(target, existing="overwrite")
         if self._rows is not None:
             self._check_unchanged(self._rows)
@@ -232,8 +233,9 @@ class JournaledSink:
                 self._rewrite(self._rows, self._in_order([*kept, *missing]))
             target = replace(target, resume_at=journal.end)
             if journal.closed is not None:
-                # From here on, the output changes, so its noted size and time no longer hold. They
-                # are removed now, because a full disk could prevent noting the new ones at the end.
+                # The journal holds the size and time of the output, which change from here on. Both
+                # are removed now, because a full disk could prevent writing the new values at the
+                # end.
                 journal.close_output(None, is_complete=journal.is_complete)
         self._sink = self._make_sink(target).__enter__()
 
@@ -244,8 +246,8 @@ class JournaledSink:
 
     def _check_unchanged(self, path: Path) -> None:
         closed = self._journal.closed
-        # *closed* is None after a run that was killed, because it could not note the size and time
-        # of its output.
+        # *closed* is None after a run that was killed, because it could not write the size and time
+        # of its output to the journal.
         if closed is not None and (now := stamp_of_file(path)) is not None and now != closed:
             raise UsageError(
                 f"`{path}` was changed by something else since the last run",

@@ -12,8 +12,8 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.files import stamp_of_file, stamp_of_status
 from idefics_cli.core.sources import MOST_FILE_BYTES, is_uri
 
-# A file of up to this size is held in memory; each reader may hold one. The JPEG of a camera has
-# some 10 MB. A larger file is read twice: for its digest, and by the decoder.
+# Each reader holds a file of up to this size in memory, so that it is read only once. A JPEG from a
+# camera has some 10 MB. A larger file is read twice: for its digest, and by the decoder.
 _MAX_BYTES = 64 * 2**20
 
 

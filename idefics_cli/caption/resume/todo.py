@@ -119,8 +119,8 @@ def is_continued(
         return False
     former = journal.settings
     if journal.commit is not None and settings.get("revision") == journal.commit:
-        # The user gives the commit with which the run began. So the weights are the same, and this
-        # is no other setting.
+        # The user names the commit with which the run began. So the weights are the same, and the
+        # setting "revision" does not count as changed.
         former = {**former, "revision": journal.commit}
     if changes := differences(former, settings):
         # A run without any record, for example because the model was missing, has no captions that
@@ -132,8 +132,8 @@ def is_continued(
     return not (existing == "overwrite" and journal.is_complete and not retry_failed)
 
 
-# A journal notes these switches only if they differ from their default. So a switch that is missing
-# on one side has the opposite value there.
+# The settings contain these switches only if they differ from their default. So if only one of two
+# runs has the switch, the other run has the opposite value.
 _NOTED_UNLESS_DEFAULT = frozenset({"full names"})
 
 

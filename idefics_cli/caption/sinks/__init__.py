@@ -80,7 +80,7 @@ SINKS: Mapping[str, SinkFormat] = MappingProxyType(
 
 _TABLE = "`-f csvbom -o captions.csv` writes a file for Excel"
 _EACH = "`-f txt --text-extension .caption` writes a file for each picture"
-# Extensions of outputs that no format can write.
+# No format writes files with these extensions. Each hint says what writes something similar.
 _HINTS = {
     ".json": "`-o captions.jsonl` has one JSON object per line",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),

@@ -23,7 +23,8 @@ _UNREADABLE = {
 }
 
 
-# Words in names that make a split (datasets 5.2, data_files.py).
+# `datasets` reads a file whose name contains one of these words as a split of the data set
+# (datasets 5.2, data_files.py).
 _SPLIT = re.compile(
     r"(?:^|[-._ 0-9/])"
     r"(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9/])"

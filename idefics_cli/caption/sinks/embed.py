@@ -24,8 +24,9 @@ from idefics_cli.core.files import check_replaceable, stamp_of_file, sync_folder
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 
-# Tags of exiftool: XMP, IPTC-IIM 4.2 (2:120) and EXIF 2.32 (0x010e), as the Metadata Working Group
-# names them for one description (Guidelines for Handling Image Metadata 2.0, section 5.4).
+# The tags of a description, by their names in exiftool: XMP, IPTC-IIM 4.2 (2:120) and EXIF 2.32
+# (0x010e). The Metadata Working Group recommends these three (Guidelines for Handling Image
+# Metadata 2.0, section 5.4).
 _XMP: Mapping[Name, str] = {
     DESCRIPTION: "XMP-dc:Description",
     ALT_TEXT: "XMP-iptcCore:AltTextAccessibility",
@@ -57,7 +58,7 @@ _TYPES = _WITH_IPTC | {
 }
 _MOST_IPTC_BYTES = 2000
 _READ_AT_ONCE = 100
-# What cameras write as the description of every picture.
+# Cameras write such a text as the description of every picture, so it counts as no description.
 _BY_CAMERA = re.compile(r"([A-Z]+ ){0,2}DIGITAL CAMERA|SONY DSC|Exif_JPEG_PICTURE")
 
 
@@ -77,8 +78,8 @@ class EmbedSink(XmpSink):
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self._exiftool: ExifTool | None = None
-        # Path -> stamp after this run wrote the file. If two names are links to one picture, the
-        # second one finds a file that this run has changed itself.
+        # Path -> stamp of the file after this run wrote into it. If two names are links to one
+        # picture, the second name finds a file that this run itself has changed.
         self._written: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
@@ -164,7 +165,7 @@ class EmbedSink(XmpSink):
     ) -> str:
         """Replace the picture *path* by one with *values*; return the digest of the new file."""
         assert self._exiftool is not None
-        # exiftool knows the format by the extension.
+        # exiftool takes the format from the extension, so the new file has that of the picture.
         new = Path(f"{unfinished_path(path)}{path.suffix}")
         try:
             shutil.copyfile(path, new)

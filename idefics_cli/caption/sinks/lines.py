@@ -229,7 +229,8 @@ class _File:
             while left:
                 left = left[os.write(self._descriptor, left[:_CHUNK]) :]
         except BaseException:
-            # A disk that became full may have stored a part of the row, which is cut off.
+            # If the write fails, for example on a full disk, the file may have a part of the row.
+            # This part is removed.
             if self.size is not None:
                 self._cut(self.size)
             raise

@@ -111,7 +111,7 @@ def write_parquet(path: Path, schema: pyarrow.Schema, *, keep_rows: bool = False
             rows.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
-    # The errors that pyarrow raises for damaged rows are subclasses of these.
+    # If a row is damaged, pyarrow raises one of these errors, or a subclass of one.
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise IdeficsError(
@@ -159,7 +159,8 @@ def _cells(cells: dict[str, Value]) -> dict[str, Value]:
 
 
 def _text(value: str) -> str:
-    # Strings in Parquet are UTF-8. Rows that version 0.1.0 wrote have surrogates for other bytes.
+    # Strings in Parquet are UTF-8, which cannot encode surrogates. Version 0.1.0 wrote a surrogate
+    # for each byte that is not UTF-8.
     return NOT_UTF8.sub(lambda match: escape(ord(match[0])), value)
 
 

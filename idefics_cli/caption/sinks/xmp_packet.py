@@ -309,8 +309,8 @@ class _PacketReader:
         tag = re.split(rb"[\s/>]", self._data[at + 1 : inner], maxsplit=1)[0]
         node = _Element(_split(name), tag, at, inner, inner, inner)
         found = _ATTRIBUTE.finditer(self._data, at, inner)
-        # expat does not report declarations of namespaces, so they are left out here too: the
-        # attributes must correspond one to one.
+        # expat does not report namespace declarations. They are left out of *written* too, so that
+        # each attribute is paired with its own match.
         written = [match for match in found if not _is_namespace(match[1])]
         values = iter(attributes)
         for key, value, match in zip(values, values, written, strict=True):

@@ -27,7 +27,7 @@ _ROLES: Mapping[str, Role] = MappingProxyType(
 
 _PICTURE_TYPES = ("image_url", "image", "input_image", "video_url", "video")
 _TEXT_TYPES = ("text", "input_text", "output_text")
-# `cache_control` and `name` are labels, which change no answer.
+# `cache_control` and `name` do not change the answer, so they are accepted and ignored.
 _PART_KEYS = frozenset({"type", "text", "detail", *PICTURE_KEYS})
 _LABELS = frozenset({"cache_control", "name"})
 
