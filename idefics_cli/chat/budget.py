@@ -43,7 +43,7 @@ class TokenBudget:
     def __init__(self, engine: Engine, open_image: OpenImage) -> None:
         self.engine = engine
         self._open_image = open_image
-        # A key is the digest of a file, and how much detail of the picture the model sees.
+        # A key holds the digest of a file, and how much detail of the picture the model sees.
         self._known: dict[tuple[str, PictureDetail], PreparedPicture] = {}
         self._turn_tokens: dict[tuple[Message, ...], int] = {}
 

@@ -12,7 +12,7 @@ from idefics_cli.core.sources import describe_source
 from idefics_cli.core.units import counted
 
 GOES_WITH_NEXT = ", goes with your next message"
-# A picture of 224 by 225 pixels looks square.
+# A picture counts as square up to this ratio of its sides, because the difference is not visible.
 _SQUARE = 1.02
 
 

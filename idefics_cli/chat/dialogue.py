@@ -263,7 +263,7 @@ class Chat:
             return
         request = budget.request(self.conversation, sampling)
         if (form := self.form) is not None:
-            # The question of the model names the fields. The conversation keeps it without them.
+            # Only the model gets the question with the names of the fields, not the conversation.
             request = form.applied_to(request)
         count = len(request.attachments)
         if count:

@@ -28,7 +28,8 @@ FORMAT = 1
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _CODE_MARK = re.compile(r"(`+)")
-# The start of a tag; not of an address such as `<https://x.org>`, and not after a backslash.
+# `_TAG` finds the start of an HTML tag. It skips an address such as `<https://x.org>`, and a tag
+# after a backslash.
 _TAG = re.compile(r"(?<!\\)<(?=[A-Za-z/!?])(?![A-Za-z][A-Za-z0-9+.-]{1,31}:)")
 # Formats that every browser shows; other formats are converted.
 _MEDIA_TYPES = {

@@ -27,7 +27,7 @@ class Turns:
         self.staged: list[StagedPicture] = []
         self.editing: int | None = None
         self._sent = 0
-        # Digests of staged pictures whose question was not answered.
+        # Digests of pictures that are staged again, because their question was not answered.
         self._returned: set[str] = set()
 
     @property

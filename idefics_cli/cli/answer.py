@@ -159,7 +159,8 @@ def _text(request: GenerationRequest, completion: Completion) -> dict[str, objec
         shares = dict(choice.probabilities)
         return {"text": completion.text, "probabilities": shares, "mass": choice.mass}
     if completion.finish == "length" and request.constraint is not None:
-        # The beginning of a JSON text is no text that a program could read.
+        # The answer was cut off, so it lacks the form that a program expects: half a JSON text
+        # cannot be parsed.
         return {"text": None, "partial": completion.text}
     return {"text": completion.text}
 

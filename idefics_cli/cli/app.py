@@ -38,8 +38,8 @@ from idefics_cli.ui.terminal.stderr import dropping
 _EPILOG = (
     "Options are also variables IDEFICS_NAME and keys of config.toml; `idefics config` shows them."
 )
-# Errors of a full or failing disk. A pipe that its reader has closed is missing, because Typer
-# handles that error.
+# These errors mean that the disk is full or fails. EPIPE, which means that the reader has closed
+# the pipe, is missing because Typer handles it.
 _UNWRITABLE = frozenset(
     {errno.EBADF, errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)}
 )
@@ -100,7 +100,8 @@ def _report(error: IdeficsError, services: object, console: Console | None = Non
     try:
         sys.stdout.flush()
     except OSError:
-        # Otherwise Python flushes stdout again at its end, fails again, and replaces our exit code.
+        # At the exit, Python would flush stdout again, fail again and replace our exit code. So
+        # stdout is replaced by a stream that does not fail.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open to the end)
     return error.exit_code
 
@@ -224,9 +225,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         pass  # Ctrl-C came before `RootGroup.main` ran, which handles a later one
     except SystemExit as end:
-        # Python's own end of a process is not used, for three reasons. It takes 0.15 s to free what
-        # torch has imported. It stops daemon threads by force, and one that is inside torch, as a
-        # reader of pictures can be, aborts the process with SIGABRT ("terminate called …"). And
+        # The process does not end in Python's usual way, for three reasons. To free what torch has
+        # imported takes 0.15 s. Python stops daemon threads by force: one that is inside torch, as
+        # a reader of pictures can be, aborts the process with SIGABRT ("terminate called …"). And
         # triton, which PyTorch's builds for CUDA import, prints its "leaked instances" to stderr.
         others = [t for t in threading.enumerate() if t is not threading.main_thread()]
         if end.code != EXIT_INTERRUPTED and not any(thread.daemon for thread in others):

@@ -26,7 +26,7 @@ from idefics_cli.core.units import counted
 _FORM = "`--example photo.jpg='A red kite.'`"
 _LIST_FORM = 'each line is like `{"image": "a.jpg", "text": "A red kite."}`'
 _TEXTS = ("text", "caption")
-# Source, text and columns.
+# A row of a list: the source of the picture, its text, and the other columns of the row.
 _Row = tuple[str, str, tuple[tuple[str, str], ...]]
 
 

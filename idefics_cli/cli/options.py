@@ -81,7 +81,8 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
     return [(name, m.summary) for name, m in MODELS.items() if name.startswith(incomplete)]
 
 
-# The following options are no settings, because their values differ in each call.
+# The following options cannot be settings in `config.toml`, because their values differ in each
+# call.
 Images = Annotated[
     list[str] | None,
     typer.Option(

@@ -55,8 +55,8 @@ def tell_if_silent(
 def _await_first_byte(
     stdin: BinaryIO, console: Console, silence_seconds: float, notice_seconds: float
 ) -> None:
-    # A pipe that a parent process has left open cannot be told from a slow writer. If the text of a
-    # slow writer were missing, the model would answer another question. So silence is an error.
+    # Silence can mean a slow writer, or a pipe that a parent process has left open. Without the
+    # text of a slow writer, the model would answer another question, so silence is an error.
     if _is_readable(stdin, notice_seconds):
         return
     console.note("waiting for text on stdin; add `</dev/null` if there is none")

@@ -80,7 +80,8 @@ _idefics_offer_answers() {
     fi
 }
 
-# Offers folders and the files of the kind $1, or all files if there is no picture.
+# Offers folders, and the files of the kind $1 (`folders` has none). If nothing matches, Readline
+# offers all files, but not for `folders`.
 _idefics_offer_files() {
     local start=$cur path home=
     # Readline passes a quoted word with its quotes, and quotes the result itself.
@@ -175,7 +176,7 @@ _idefics() {
     pictures | files | folders) _idefics_offer_files "$kind" ;;
     esac
 
-    # Readline replaces only the text after the last `:`.
+    # Readline replaces only the text after the last `:`, so remove the part before from each match.
     if [[ $cur == *:* && $COMP_WORDBREAKS == *:* && $cur != [\"\']* ]]; then
         local colon=${cur%"${cur##*:}"}
         COMPREPLY=("${COMPREPLY[@]#"$colon"}")

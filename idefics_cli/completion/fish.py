@@ -6,7 +6,8 @@ from idefics_cli.completion.spec import ANSWER, PICTURE_ENDINGS, ShellCommand, V
 
 _HEAD = r"""# Completion of `idefics` in fish. Made by `idefics completion show fish`; do not edit.
 
-# Whether the words without options begin with $argv, and no command of that group follows.
+# Succeeds if the words of the line, without options, begin with $argv, and the next word is not a
+# command of that group.
 function __idefics_at
     set -l words (commandline -opc)
     set -e words[1]

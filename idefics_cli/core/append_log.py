@@ -54,8 +54,9 @@ class AppendLog:
     def __init__(self, path: Path, *, creates: bool, is_locked: bool, is_synced: bool) -> None:
         self._is_synced = is_synced
         self.lacks_lock = False
-        # The file is not truncated here, because another process may have it open. A file that is
-        # made must not be a link, which would lead to a file that is not ours, or make one there.
+        # The file is not truncated here, because another process may have it open. If the file may
+        # be made, *path* must not be a link: it would lead to a file that is not ours, or make a
+        # file elsewhere.
         flags = _FLAGS | (os.O_CREAT | _NO_LINK if creates else 0)
         self._descriptor: int | None = os.open(path, flags, 0o666)
         try:

@@ -12,10 +12,10 @@ from idefics_cli.core.errors import PromptError
 JsonObject: TypeAlias = Mapping[str, object]
 """A JSON object."""
 
-# Longer than the context of every model.
+# Maximum length of a JSON text. No model has a context for a text of this length.
 _MOST_CHARACTERS = 4_000_000
 _MOST_LEVELS = 100
-# Stands in an object for NaN, Infinity, and numbers that are too large for a float.
+# Marks the place of NaN, Infinity or a number that is too large for a float, until it is refused.
 _ODD = object()
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# Characters that move the cursor, start escape sequences or reorder a line: all of category
-# Cc except tab and newline, lone surrogates, and the bidirectional embeddings and overrides.
+# `printable` replaces these characters, because they move the cursor, start escape sequences or
+# reorder a line: all of category Cc except tab and newline, lone surrogates, and the bidirectional
+# embeddings and overrides.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 

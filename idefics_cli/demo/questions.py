@@ -172,8 +172,8 @@ def _named(scene: Scene, rng: random.Random) -> tuple[SceneObject, str]:
 
 
 # Each task has a function, which returns a question. If the task does not fit the scene, it returns
-# None and draws nothing from the generator. `exists` has a second reason for None: it draws a thing
-# that should be absent, and this thing is in the scene.
+# None and draws nothing from the generator. `exists` draws a thing that should be absent, and also
+# returns None if the scene has this thing.
 
 
 def _ask_caption(scene: Scene, rng: random.Random) -> Question:

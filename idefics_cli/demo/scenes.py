@@ -163,7 +163,8 @@ def scene_for_split(split: Split, seed: int) -> Scene:
     # machines and in all versions of Python.
     rng = random.Random(f"{split}-{seed}")
     if split == "pair":
-        # The count is drawn before all else of the scene. Another order would give other scenes.
+        # The count is drawn before anything else, because another order of draws gives other
+        # scenes.
         return make_scene(rng, kind="shapes", pairs="held", count=rng.choice(_ONE_TO_THREE))
     while True:
         scene = make_scene(rng, pairs="train")

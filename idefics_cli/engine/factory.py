@@ -10,7 +10,8 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
 
 # Parts of messages of the dynamic linker about too little memory. The first is from glibc's
-# dl-load.c. The second is the text of ENOMEM, "Cannot allocate memory", whose C can be lower case.
+# dl-load.c. The second is from the text of ENOMEM, without its first letter: both "Cannot" and
+# "cannot" occur.
 _NO_MEMORY = ("failed to map segment", "annot allocate memory")
 
 

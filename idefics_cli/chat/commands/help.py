@@ -18,7 +18,7 @@ from idefics_cli.chat.sampling_settings import DISPLAY_KEYS, SAMPLING_KEYS
 from idefics_cli.core.errors import UsageError
 
 _SAVED = "`/load NAME` opens a saved chat; Tab after `/load ` lists the names"
-# Commands of other chat tools, for which no command here does the same, and what to do instead.
+# Commands of other chat tools that have no equivalent here. Each hint says what to do instead.
 _ELSEWHERE: Mapping[str, str] = MappingProxyType(
     {
         "history": "Up and Ctrl-R bring back what you typed, `/export md` writes the conversation",

@@ -22,8 +22,8 @@ PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
 )  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
-# Suffixes of files that a user may take for a picture. In a sentence, such a name may also be meant
-# as text.
+# A user may take files with these suffixes for pictures. A word with such a suffix counts as a
+# picture if the file exists. If not, the word may be plain text; see `_looks_like_picture`.
 _OTHER_SUFFIXES = (
     ".jfif", ".jpe", ".jp2", ".jxl", ".ico", ".icns", ".psd", ".tga", ".ppm", ".pgm", ".pbm",
     ".dds", ".svg", ".pdf", ".eps", ".dng", ".cr2", ".nef", ".arw", ".orf", ".rw2",
@@ -36,7 +36,8 @@ _TRAILING = re.compile(
     r"(?:'s|\u2019s)?[?!.,;:)\]}>\"'\u2019\u201d\u00bb\u2026\u3002\uff0c\u3001\uff1f\uff01\uff1a"
     r"\uff1b\uff09\u300d\u300f\u3011]*$"
 )
-# Finds the suffix of a picture that text follows without a space, as in Chinese and Japanese.
+# In Chinese and Japanese, text may follow the name of a picture without a space. This pattern finds
+# the suffix before such text.
 _SUFFIX_IN_TEXT = re.compile(
     rf"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?=[^\x00-\x7f])", re.IGNORECASE
 )
@@ -96,7 +97,7 @@ def read_line(line: str) -> Line:
         sources += named.sources
         is_guess |= not word.is_marked
         kept += line[start : named.start] + named.tail
-        # Of the two spaces around the word, one is removed with it.
+        # The removed word had a space on each side, so one of these two spaces is removed, too.
         start = word.end + (line[word.end : word.end + 1] == " " and not named.tail)
     text = (kept + line[start:]).strip() if sources else line
     return Line(text, tuple(sources), is_guess)
@@ -156,7 +157,7 @@ def _named(word: Word, *, is_edge: bool) -> _Named | None:
     if word.value.startswith("`"):
         return None
     if len(word.quoted) > 1 and not _is_file(_path(word.value)):
-        # Two names that were dragged into the line one after the other.
+        # Two quoted names without a space in between: a user dragged two files into the line.
         names = [_path(piece) for piece in word.quoted]
         if all(_is_absolute(name) and _has_suffix(name, PICTURE_SUFFIXES) for name in names):
             return _Named(tuple(names), word.start)

@@ -68,7 +68,8 @@ def drop_picture(context: CommandContext, words: str) -> CommandResult:
     lines = []
     if 0 <= place < len(chat.turns.staged):
         source = chat.turns.staged.pop(place).source
-        # The model counts the pictures that it gets, so the later staged ones get new numbers.
+        # The model counts the pictures that it gets, so each picture that was staged after the
+        # dropped one gets a new number.
         later = [
             f"[{new}] {picture_name(staged.source, context.folder)}"
             for new, staged in enumerate(chat.turns.staged[place:], start=number)

@@ -66,8 +66,8 @@ def started(
 def replied(reply: Reply) -> Event:
     """Return the event of *reply*."""
     event = {"event": "replied", **asdict(reply)}
-    # The other fields are left out: a chat has no setting for them, and a session that is read
-    # accepts no lists.
+    # Other fields of the sampling are left out: a chat has no setting for them, and some are lists,
+    # which a session does not accept when it is read.
     event["sampling"] = {key: event["sampling"][key] for key in SAMPLING_KEYS}
     return event
 
@@ -206,7 +206,7 @@ def _optional_text(value: object) -> str | None:
 
 
 def _count(value: object) -> int:
-    # isinstance(True, int) is True.
+    # The types are compared, because isinstance(True, int) is True, but True is no count.
     if type(value) is not int or not 0 <= value <= _MOST:
         raise TypeError("not a count")
     return value

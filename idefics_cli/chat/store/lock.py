@@ -79,8 +79,8 @@ class FileLock:
     def _try(self) -> int | None:
         """Return the descriptor of the locked file; None if another process holds it."""
         try:
-            # Links are not followed, because they would lead to a file that is not ours, and the
-            # file is emptied below.
+            # A link is not followed: it would lead to a file that is not ours, and the next lines
+            # empty the file that was opened.
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:

@@ -242,8 +242,8 @@ class OpenSession:
 
     def _commit(self, event: Event) -> None:
         line = events.to_line({**event, "at": self._store.now().isoformat(timespec="milliseconds")})
-        # The event is read back from its line before it is applied, so that a session that is
-        # loaded later is equal to this one.
+        # The event is applied as it is read back from its line. So the conversation here is equal
+        # to the one that a later load of the session gives.
         pictures = None if self._journal is None else self._store.pictures.path
         conversation = events.apply(self.conversation, events.from_line(line), pictures)
         size = self._state[1]

@@ -135,7 +135,8 @@ class SessionStore:
             return key
         infos = self.list()
         if key == LAST and infos:
-            # A session that cannot be read is skipped: it is hardly the one that a user means.
+            # A session that cannot be read is skipped, because the user most likely means one that
+            # can.
             return next((info.id for info in infos if info.problem is None), infos[0].id)
         named = [info.id for info in infos if info.name == key]
         found = named or [info.id for info in infos if key and info.id.startswith(key)]
@@ -241,7 +242,8 @@ class SessionStore:
 
     def _load(self, path: Path) -> tuple[Conversation, Sequence[Event]]:
         try:
-            # Bytes after the last newline are a line that a sudden end of the program has torn.
+            # Bytes after the last newline are an incomplete line: the program ended while it wrote
+            # the line.
             *lines, _ = read_regular_file(path, limit_bytes=_MOST_BYTES).split(b"\n")
             log = [_event(line, number) for number, line in enumerate(lines, 1)]
             return events.replay(log, self.pictures.path), log
@@ -348,8 +350,8 @@ def _check_is_ours(path: Path) -> None:
 
 
 def _names_of_pictures(path: Path) -> set[str]:
-    # The names are found by their form and not by reading events, so that the pictures of a damaged
-    # session, or of one by a later version, stay too.
+    # The names are found by a search in the raw bytes. The events of a damaged session, or of one
+    # by a later version, cannot be read, but its pictures must stay too.
     data = read_regular_file(path, limit_bytes=_MOST_BYTES)
     return {match[0] for match in PICTURE_NAME.finditer(data.decode("latin-1"))}
 

@@ -18,12 +18,13 @@ _PICTURES = "pictures need no option: `idefics caption photos/ -r`"
 _REQUESTS = "the file has no option: `idefics batch requests.jsonl -o answers.jsonl`"
 _OWN_PROMPT = "each request has its prompt; `idefics caption -p TEXT` asks about many pictures"
 _FEW = "name fewer pictures, such as `photos/a*.jpg`, or give a list with `--filelist`"
-# A share of equal letters, below which two options have little in common.
+# An option is suggested only if its likeness to the unknown option is at least this. The likeness
+# is 1 for equal names and 0 for names without a common letter (difflib).
 _LEAST_LIKENESS = 0.65
 _FILE = "`idefics config path` names the file to edit"
 
-# Hints for options that other tools have or that people try, by the command. The key "" has those
-# of every command.
+# Hints for options that other tools have or that people try. The outer key is the command; the
+# hints of the key "" apply to every command.
 _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "": {

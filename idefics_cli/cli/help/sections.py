@@ -33,7 +33,8 @@ def write_sections(command: TyperCommand | TyperGroup, context: Any, formatter: 
             continue
         name, text = record
         if isinstance(parameter, TyperArgument):
-            # Typer adds the type to the name, as in `PATH <list[str]>`. The metavar is without it.
+            # The metavar comes first, because Typer adds the type to *name*, as in `PATH
+            # <list[str]>`.
             sections["Arguments"].append((parameter.metavar or name, text))
         elif isinstance(parameter, TyperOption):
             sections[parameter.rich_help_panel or "Options"].append((name, text))

@@ -20,8 +20,8 @@ from idefics_cli.demo.training.dataset import Batch
 from idefics_cli.demo.training.truth import CLASSES, FACETS
 from idefics_cli.training.labels import IGNORED
 
-# Factor for the loss of the image tokens ("slots"). Their targets are few ones among many zeros, so
-# the mean is only a tenth of the other losses.
+# Factor for the loss of the image tokens ("slots"). Nearly all of their targets are 0 and only a
+# few are 1, so the mean is only a tenth of the other losses.
 _SLOT_SCALE = 5.0
 
 

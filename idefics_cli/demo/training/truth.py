@@ -64,7 +64,7 @@ def patch_labels(scene: Scene, drawing: Drawing, *, width: int, height: int) -> 
     inside[:] = 0
     inside[:, :, _BACKGROUND] = _BACKGROUNDS[scene.background]
     scale = (width / scene.width, height / scene.height)
-    # These are the middles of the patches, in pixels of the resized picture.
+    # *x* and *y* are the middles of the patches, in pixels of the resized picture.
     x, y = (np.arange(columns) + 0.5) * PATCH, (np.arange(rows) + 0.5) * PATCH
     if scene.lettering is not None:
         _label_text(inside, scene.lettering, drawing, x, y, scale)

@@ -120,7 +120,8 @@ def work(rank: int, options: Options, shared: Shared) -> None:
     """Train in this process, which is number *rank* of several."""
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the group. The process that started them reports it.
+    # Ctrl-C reaches every process of the group. Only the process that started the others reports
+    # it.
     with suppress(KeyboardInterrupt, threading.BrokenBarrierError):
         Worker(rank, options, shared, Fresh.build(options)).run()
 

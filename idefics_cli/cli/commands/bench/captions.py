@@ -30,7 +30,7 @@ def caption_all(engine: Engine, task: CaptionTask) -> Mapping[Path, str]:
         sampling=Sampling(max_new_tokens=task.max_new_tokens),
         batch_size=task.batch_size,
         # A captioning run usually asks again after a repetitive reply, which random weights often
-        # give. It does not here, because plain transformers does not either.
+        # give. This run does not ask again, because plain transformers does not either.
         asks_again=False,
     )
     captions: dict[Path, str] = {}

@@ -82,8 +82,9 @@ def _random_weights(
     from idefics_cli.core.units import format_parameters
 
     settings = invocation.settings
-    # The weights get the dtype that a plan chooses for a small model, because this is the fastest
-    # one here. The plan of a large model could choose 4 bit, but here only the user chooses it.
+    # The weights get the dtype that a plan chooses for a small model, which is the fastest dtype on
+    # this machine. The plan of a large model could choose 4 bit, but in a benchmark only the user
+    # chooses the quantization.
     small = plan_for(
         _with(invocation, model="demo", quantization="none", adapter=None), machine
     ).spec

@@ -315,8 +315,8 @@ def _most_waiting(plan: Plan) -> int:
     of the spare RAM.
     """
     shape = plan.facts.shape
-    # A patch has at most 16x16 pixels. A waiting picture takes three bytes for each pixel. As
-    # floats, the pixels take four times as much, but only during the forward of the picture.
+    # A patch has at most 16x16 pixels, and a waiting picture takes three bytes for each pixel. Only
+    # during the forward of the picture do its pixels take four times as much, as floats.
     picture_bytes = shape.tiles * shape.patches * 16 * 16 * 3
     spare_bytes = max(0, plan.spare_ram_bytes - DECODING_BYTES)
     return max(1, spare_bytes // 2 // (2 * picture_bytes))

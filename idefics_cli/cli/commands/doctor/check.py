@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from idefics_cli.selfcheck.results import CheckResult
     from idefics_cli.ui.views.check import CheckProgress
 
-# No picture of this seed is in the training data, and a way that computes correctly describes all
-# of them rightly.
+# No picture of this seed is in the training data. If a device computes correctly, all answers about
+# these pictures are right.
 _SEED, _PICTURES = 7, 12
 _QUESTIONS = 2
 
