@@ -4,7 +4,7 @@
 _idefics_command() {
     case $1 in
     'idefics')
-        commands='ask chat caption batch doctor bench demo sessions models config completion'
+        commands='ask chat caption collect batch doctor bench demo sessions models config completion'
         flags='--version --help'
         valued=''
         arguments=''
@@ -26,6 +26,12 @@ _idefics_command() {
         flags='--recursive --no-recursive --follow-links --no-follow-links --filelist --null --shard --batch-size --model --revision --adapter --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --longest-edge --offline --online --threads --yes --prompt --prompt-file --ask --schema --schema-prompt --no-schema-prompt --regex --choice --tags --example --examples --ban --temperature --top-p --top-k --repetition-penalty --max-new-tokens --seed --samples --prefix --suffix --trigger --strip-preamble --no-strip-preamble --on-truncate --max-pixels --max-bytes --timeout-seconds --truncated --background --format --output --existing --overwrite --no-overwrite --embed --full-names --no-full-names --text-extension --report --retry-failed --failures --fail-fast --max-failures --dry-run --verbose --quiet --help'
         valued='--filelist=files --shard=words:auto --batch-size=text -m=models --model=models --revision=text --adapter=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --longest-edge=text --threads=text -p=text --prompt=text --prompt-file=files --ask=text --schema=text --regex=text --choice=text --tags=files --example=text --examples=files --ban=text --temperature=text --top-p=text --top-k=text --repetition-penalty=text --max-new-tokens=text --seed=text --samples=text --prefix=text --suffix=text --trigger=text --on-truncate=words:keep,trim,extend --max-pixels=text --max-bytes=text --timeout-seconds=text --truncated=words:keep,refuse --background=words:black,gray -f=words:tsv,jsonl,csv,csvbom,parquet,txt,xmp --format=words:tsv,jsonl,csv,csvbom,parquet,txt,xmp -o=files --output=files --existing=words:error,skip,overwrite,append,prepend --text-extension=text --report=text --failures=files --max-failures=text'
         arguments='pictures*'
+        ;;
+    'idefics collect')
+        commands=''
+        flags='--output --format --partial --overwrite --no-overwrite --json --verbose --quiet --help'
+        valued='-o=files --output=files -f=words:tsv,jsonl,csv,csvbom,parquet,txt,xmp --format=words:tsv,jsonl,csv,csvbom,parquet,txt,xmp'
+        arguments='text'
         ;;
     'idefics batch')
         commands=''

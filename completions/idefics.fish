@@ -59,7 +59,7 @@ complete -c idefics -f
 function __idefics_commands
     switch "$argv"
         case ''
-            printf '%s\n' ask chat caption batch doctor bench demo sessions models config completion
+            printf '%s\n' ask chat caption collect batch doctor bench demo sessions models config completion
         case 'sessions'
             printf '%s\n' list show export rm prune
         case 'models'
@@ -74,6 +74,7 @@ end
 complete -c idefics -n '__idefics_at' -a ask -d 'Answer one question about pictures'
 complete -c idefics -n '__idefics_at' -a chat -d 'Talk about pictures, or answer one question from a pipe'
 complete -c idefics -n '__idefics_at' -a caption -d 'Caption pictures, one line each: the path, a tab, the caption'
+complete -c idefics -n '__idefics_at' -a collect -d 'Join the outputs of all shards of `idefics caption --shard` into one'
 complete -c idefics -n '__idefics_at' -a batch -d 'Answer the requests of a file, one JSON line each'
 complete -c idefics -n '__idefics_at' -a doctor -d 'Show this machine, what would run on it, and why'
 complete -c idefics -n '__idefics_at' -a bench -d 'Measure ours against plain transformers: same weights, same requests, in turns'
@@ -226,6 +227,15 @@ complete -c idefics -n '__idefics_at caption' -s v -l verbose -d 'Also show the 
 complete -c idefics -n '__idefics_at caption' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at caption' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at caption' -k -a '(__idefics_pictures)'
+
+complete -c idefics -n '__idefics_at collect' -s o -l output -r -F -d 'Write the rows to this file, not to OUTPUT; its extension may name another format. (default: stdout, the same as `-`)'
+complete -c idefics -n '__idefics_at collect' -s f -l format -x -a "tsv\t'' jsonl\t'' csv\t'' csvbom\t'' parquet\t'' txt\t'' xmp\t''" -d 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt or xmp. (default: by the extension of the output)'
+complete -c idefics -n '__idefics_at collect' -l partial -d 'Write what is there, even if shards are not complete; the exit code is then 3'
+complete -c idefics -n '__idefics_at collect' -l overwrite -l no-overwrite -d 'Replace what earlier runs wrote'
+complete -c idefics -n '__idefics_at collect' -l json -d 'Print JSON'
+complete -c idefics -n '__idefics_at collect' -s v -l verbose -d 'Also show the messages of the libraries'
+complete -c idefics -n '__idefics_at collect' -s q -l quiet -d 'Show errors only'
+complete -c idefics -n '__idefics_at collect' -s h -l help -d 'Show this message and exit'
 
 complete -c idefics -n '__idefics_at batch' -l image-folder -x -a '(__fish_complete_directories)' -d 'Folder of the pictures that requests name by relative paths (default: that of REQUESTS)'
 complete -c idefics -n '__idefics_at batch' -l batch-size -x -d 'Number of pictures or requests to answer at the same time. (default: chosen by free memory)'

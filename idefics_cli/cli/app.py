@@ -17,7 +17,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from idefics_cli import __version__
-from idefics_cli.cli.commands import ask, batch, chat, completion, config, demo, models, sessions
+from idefics_cli.cli.commands import (
+    ask,
+    batch,
+    chat,
+    collect,
+    completion,
+    config,
+    demo,
+    models,
+    sessions,
+)
 from idefics_cli.cli.commands.bench import command as bench
 from idefics_cli.cli.commands.caption import command as caption
 from idefics_cli.cli.commands.doctor import command as doctor
@@ -205,6 +215,7 @@ def root(
 app.command("ask", cls=HelpCommand)(ask.ask)
 app.command("chat", cls=HelpCommand)(chat.chat)
 app.command("caption", cls=HelpCommand)(caption.caption)
+app.command("collect", cls=HelpCommand)(collect.collect)
 app.command("batch", cls=HelpCommand)(batch.batch)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")

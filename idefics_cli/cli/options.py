@@ -323,6 +323,15 @@ AnswersOutput = Annotated[
         text="Write the answers to this file, as JSON lines.",
     ),
 ]
+CollectedOutput = Annotated[
+    str | None,
+    _option(
+        *("output", "--output", "-o"),
+        panel=OUTPUT_PANEL,
+        metavar="FILE",
+        text="Write the rows to this file, not to OUTPUT; its extension may name another format.",
+    ),
+]
 MergedFolder = Annotated[
     str | None,
     _option(

@@ -28,6 +28,7 @@ COMMANDS = (
     "ask",
     "chat",
     "caption",
+    "collect",
     "batch",
     "sessions",
     "models",
@@ -242,6 +243,7 @@ INPUTS_AND_OUTPUTS = {
         *("paths", "filelist", "null", "prompt_file", "ask", "schema", "regex"),
         *("choice", "tags", "ban", "example", "examples"),
     },
+    "collect": {"whole", "partial"},
     "bench": {
         "scenarios",
         "batch_sizes",

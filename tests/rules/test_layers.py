@@ -255,6 +255,7 @@ CHEAP_COMMANDS = (
     ("chat", "--help"),
     ("caption", "--help"),
     ("batch", "--help"),
+    ("collect", "--help"),
     ("doctor", "--help"),
     ("bench", "--help"),
     ("demo", "--help"),

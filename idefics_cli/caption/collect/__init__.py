@@ -1,0 +1,1 @@
+"""Collecting: the rows of all shards of a run become one output."""
