@@ -76,7 +76,8 @@ def test_a_broken_kernel_fails_the_check_is_named_and_left_out_of_plans(tmp_path
     lines = ran.out.splitlines()
     (row,) = (line for line in lines if line.startswith("  cpu float32 sdpa with kernels"))
     assert "wrong: without rms_norm it is right: logits: 0 of 3 right; off by 0.0" in row
-    assert lines[-1] == (
+    # A busy machine adds that a way was slower.
+    assert lines[-1].split(", 1 slower")[0] == (
         "not sound: 1 of 3 ways wrong, and plans leave them out, "
         "first cpu float32 sdpa with kernels"
     )
