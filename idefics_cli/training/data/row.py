@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
+from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import Message, Mode
 
 
@@ -23,3 +25,36 @@ class TrainingRow:
     messages: tuple[Message, ...]
     learned: tuple[bool, ...]
     mode: Mode = "chat"
+
+
+Reason: TypeAlias = Literal[
+    "wrong row",
+    "unreadable picture",
+    "failed caption",
+    "cut caption",
+    "no caption",
+    "no answer",
+    "further line",
+    "too long",
+]
+"""Why a row is left out. The first two are faults of the data, which the user may want to mend."""
+
+FAULTS: tuple[Reason, ...] = ("wrong row", "unreadable picture")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that is not trained on.
+
+    Attributes:
+        key: The name of the row in messages.
+        reason: Why it is left out.
+        error: What is wrong with it; None if the reason says all.
+    """
+
+    key: str
+    reason: Reason
+    error: IdeficsError | None = None
+
+
+RowResult: TypeAlias = TrainingRow | LeftOut

@@ -1,0 +1,95 @@
+"""The readers of training data, and the choice between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from idefics_cli.core.errors import UsageError
+from idefics_cli.training.data.chats import is_chat, read_chats
+from idefics_cli.training.data.files import read_file
+from idefics_cli.training.data.imagefolder import has_metadata, read_image_folder
+from idefics_cli.training.data.options import ReadOptions
+from idefics_cli.training.data.row import RowResult
+from idefics_cli.training.data.sidecars import has_sidecars, read_sidecars
+from idefics_cli.training.data.table import is_table, read_table
+
+Read: TypeAlias = Callable[[Path, ReadOptions], Iterator[RowResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The reader of one shape of training data.
+
+    Attributes:
+        name: The shape, in messages.
+        recognises: Returns whether a file or folder has the shape.
+        read: Yields its rows.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Read
+
+
+def _first_row(test: Callable[..., bool]) -> Callable[[Path], bool]:
+    """Return a test of files: whether *test* holds for the first row that is an object."""
+
+    def recognises(path: Path) -> bool:
+        if path.is_dir():
+            return False
+        rows = (row.cells for row in read_file(path) if row.fault is None)
+        return test(next(rows, {}))
+
+    return recognises
+
+
+def _folder(test: Callable[[Path], bool]) -> Callable[[Path], bool]:
+    return lambda path: path.is_dir() and test(path)
+
+
+READERS = (
+    Reader("a folder with metadata", _folder(has_metadata), read_image_folder),
+    Reader("pictures with text files beside them", _folder(has_sidecars), read_sidecars),
+    Reader("conversations", _first_row(is_chat), read_chats),
+    Reader("a table of pictures", _first_row(is_table), read_table),
+)
+"""The readers, in the order in which they are tried."""
+
+
+def find_reader(data: Path) -> Reader:
+    """Return the reader of *data*.
+
+    Raises:
+        UsageError: If nothing is there, it cannot be read, or has an unknown shape.
+    """
+    if not data.exists():
+        raise UsageError(f"no such file or folder: `{data}`")
+    reader = next((reader for reader in READERS if reader.recognises(data)), None)
+    if reader is not None:
+        return reader
+    if data.is_dir():
+        raise UsageError(
+            f"no captions in the folder `{data}`",
+            hint="each picture needs a text file beside it, as `a.txt` beside `a.jpg`, or a row "
+            "of `metadata.jsonl`; `idefics caption` writes both",
+        )
+    raise UsageError(
+        f"`{data}` has no rows to train on",
+        hint="a row names a picture by `file_name` and has a `caption`; or it has `messages`",
+    )
+
+
+def read_rows(data: Path, options: ReadOptions) -> Iterator[RowResult]:
+    """Yield the rows of *data*, one at a time.
+
+    Args:
+        data: A folder, or a file.
+        options: How it is read.
+
+    Raises:
+        UsageError: If it cannot be read.
+    """
+    yield from find_reader(data).read(data, options)
