@@ -20,7 +20,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # RFC 6052 and RFC 8215: the last 32 bits are an IPv4 address, which a gateway connects to.
 _NAT64 = tuple(IPv6Network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48"))
 _IPV4_COMPATIBLE = IPv6Network("::/96")
-# Python 3.11 calls some of them global: IETF protocol assignments, and relays of 6to4 (RFC 7526).
+# These networks are not public, although Python 3.11 calls some of them global: IETF protocol
+# assignments, and relays of 6to4 (RFC 7526).
 _SPECIAL = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "100::/64")))
 
 
@@ -59,7 +60,8 @@ class AddressPolicy:
         if port not in self.ports:
             raise RefusedAddressError(f"the port {port} is not allowed")
         found = self.look_up(host, port)
-        # One private address is enough to refuse the host: an attacker can mix them.
+        # One private address is enough to refuse the host, because an attacker can add public
+        # addresses.
         for address in found:
             if not self.is_public(address):
                 raise RefusedAddressError(f"{address} is not a public address")

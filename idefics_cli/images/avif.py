@@ -100,8 +100,7 @@ def _associations(tables: list[bytes], kinds: list[bytes]) -> bytes:
         ):
             own.insert(0, size_index)
         rows.append(struct.pack(f">IB{len(own)}H", item, len(own), *own))
-    # The table is written in version 1 with flag 1, in which the number of an item has 4 bytes and
-    # the number of a property has 2.
+    # The box has version 1 and flag 1: the number of an item has 4 bytes, and that of a property 2.
     return struct.pack(">BxxBI", 1, 1, len(rows)) + b"".join(rows)
 
 

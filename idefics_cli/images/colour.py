@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-# A profile counts as sRGB if it changes no colour of a test grid by more than this.
+# A profile counts as sRGB if it changes no value of a test grid by more than this (of 255).
 _LEAST_DIFFERENCE = 4
 _SPACES = {"RGB": "RGB", "RGBA": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _SCREEN_GAMMA, _GAMMA_TOLERANCE = 2.2, 0.05

@@ -42,8 +42,9 @@ class Connections:
 
     def __init__(self, is_public: Callable[[str], bool]) -> None:
         self._is_public = is_public
-        # The sockets are kept here, because a connection object forgets its socket if the end of
-        # the answer is the end of the connection.
+        # The sockets are kept here for `close`. If a server marks the end of its answer by closing
+        # the connection, http.client removes the socket from its connection object during the
+        # answer.
         self._made: list[socket.socket] = []
         self._has_public = False
         self.is_closed = Event()

@@ -14,8 +14,8 @@ from PIL import JpegImagePlugin
 from idefics_cli.images.salvage import jpeg_segments
 
 _EOI = b"\xff\xd9"
-# Each block has at least a DC code and an end of block, of one bit or more each. So 32 lost bytes
-# are at most 128 blocks. A few more are lost together with the block that is cut.
+# A block takes at least two bits: a DC code and an end of block. So 32 lost bytes hold at most 128
+# blocks. The limit is higher, because a few more are lost together with the block that is cut.
 _MOST_LOST_BLOCKS = 160
 _MOST_LOST_SHARE = 1 / 8
 _MOST_LOST_BYTES = 64
@@ -50,8 +50,9 @@ def is_nearly_whole(data: bytes) -> bool:
     if is_progressive:
         components = [body[6 + 3 * i] for i in range(count)]
         if _lowest_bit(scans, components) > 0:
-            # Scans are missing at the end. The file is accepted if they hold only the lowest bit,
-            # and if the earlier scans of one bit are small: the lost ones are then small, too.
+            # Scans are missing at the end. The file is accepted if the missing scans hold only the
+            # lowest bit of the values, and if the earlier scans of one bit are small. The missing
+            # scans were then small too.
             return _lowest_bit(scans[:-1], components) == 1 and _are_refinements_small(data)
     # A file with one scan is only accepted if that scan has all components.
     elif len(scans) != 1 or len(scans[0][0]) != count:

@@ -122,8 +122,8 @@ _SIGNATURES = _compiled(
     (rb"\s*%PDF-", _unsupported("a PDF document", _PAGES_HINT)),
     (rb"%!PS|\xc5\xd0\xd3\xc6", _unsupported("a PostScript drawing", _VECTOR_HINT)),
     (rb"\x1a\x45\xdf\xa3|RIFF.{4}AVI |\0\0\x01[\xb3\xba]|FLV\x01", _VIDEO),
-    # MPEG transport streams, also as cameras write them, with a time before each packet; ASF and
-    # WMV; and QuickTime files from before `ftyp`.
+    # The first line finds MPEG transport streams (cameras write a time before each packet), ASF and
+    # WMV. The second finds QuickTime files without `ftyp`.
     (rb"G(?:.{187}G){4}|.{4}G(?:.{191}G){4}|\x30\x26\xb2\x75\x8e\x66\xcf\x11", _VIDEO),
     (rb"\0.{3}(?:moov|mdat|wide|pnot)", _VIDEO),
     (rb"RIFF.{4}WAVE|ID3[\x02-\x04]|fLaC|OggS", FileFormat("a sound or video file")),
@@ -158,7 +158,7 @@ def _base_media(head: bytes) -> FileFormat:
     brands = {major} | {head[i : i + 4] for i in range(16, end - 3, 4)}
     if brands & _AVIF_BRANDS:
         return _picture("AVIF", "AVIF")
-    # With `mif1` or `msf1` alone, it is a HEIF container that does not name its codec.
+    # A file whose only brand is `mif1` or `msf1` is a HEIF container that does not name its codec.
     if brands & _HEIC_BRANDS or major in (b"mif1", b"msf1"):
         return _picture("HEIC", "HEIF")
     if major == b"crx ":

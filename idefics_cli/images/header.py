@@ -58,8 +58,8 @@ def _gif(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 
 
 def _png(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # The default image of an animation may be no frame of it, but a substitute for programs that
-    # cannot show animations. The first frame is then shown instead.
+    # The default image of an animation can be a substitute for programs that cannot show
+    # animations. It is then not a frame, so the first frame is shown instead.
     frame = None
     if getattr(image, "default_image", False):
         frame = _show_first_frame(image)

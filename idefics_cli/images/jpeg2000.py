@@ -31,11 +31,12 @@ def check_jpeg2000(head: bytes, mode: str) -> None:
     *sizes, count = _SIZ.unpack_from(head, start + 8)
     table = head[start + 42 : start + 42 + 3 * count]
     depths = [(byte & 0x7F) + 1 for byte in table[::3]]
-    # Pillow rounds deeper samples to 8 bits, and the largest ones overflow to 0: white is black.
+    # Pillow rounds deeper samples to 8 bits, and the largest ones overflow to 0: white becomes
+    # black.
     if max(depths, default=8) > 8 and not mode.startswith("I"):
         raise RareKind(f"with {max(depths)} bits a sample")
-    # Pillow shifts samples to 8 bits, so 1 bit gives 0 and 128. It also shifts the indices of a
-    # palette.
+    # Pillow shifts shallower samples to 8 bits without scaling them: 1-bit samples become 0 and
+    # 128. It also shifts the indices of a palette, which must not change.
     fewest = 8 if mode in ("P", "PA") else _FEWEST_BITS
     if min(depths, default=8) < fewest:
         raise RareKind(f"with {min(depths)} bits a sample")

@@ -151,8 +151,8 @@ class ImageLoader:
             except CameraRaw:
                 return self._decode_raw(job, stream)
             except MemoryError:
-                # Other pictures may have taken the memory, so this one is decoded once more, and no
-                # other at the same time.
+                # Other threads may have used the memory for their pictures. So this picture is
+                # decoded once more, while no other thread decodes.
                 return self._decode(replace(job, is_alone=True), stream)
             except (ImageError, RareKind, Image.DecompressionBombError):
                 raise

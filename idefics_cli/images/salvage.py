@@ -43,8 +43,8 @@ def without_broken_metadata(plugin: str, data: bytes) -> Salvaged | None:
 # PNG -------------------------------------------------------------------------------------------
 
 _PNG_START = 8
-# Lengths of the chunk `tRNS` for grey and for RGB. With a palette, it has at most one byte for each
-# colour.
+# Lengths of the chunk `tRNS` of grey pictures (kind 0) and RGB pictures (kind 2). In a picture with
+# a palette, the chunk has at most one byte for each colour.
 _KEY_BYTES = {0: 2, 2: 6}
 _KEPT_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"sRGB", b"cICP"}
 _ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
@@ -71,7 +71,8 @@ def _png(data: bytes) -> Salvaged:
         is_known = name in _KEPT_CHUNKS and len(body) == _LENGTHS.get(name, len(body))
         if is_critical or (is_whole and (is_known or _is_orientation(name, body))):
             kept.append(chunk)
-    # If the last chunk is cut, nothing follows it: a decoder would take the end chunk for its data.
+    # If the last chunk is cut, no end chunk is added: a decoder would read it as data of the cut
+    # chunk.
     is_cut = bool(kept) and len(kept[-1]) < 12 + int.from_bytes(kept[-1][:4])
     return Salvaged(b"".join(kept) + (b"" if is_cut else _END), profile)
 

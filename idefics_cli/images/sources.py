@@ -248,7 +248,7 @@ def no_such_file(source: str) -> ImageError:
     """Return the error for the path or `file:` URI *source* of a missing file."""
     if not source:
         return ImageError("the name of a picture is empty", kind="missing")
-    # The hint compares the name with those in its folder, so a separator at its end is cut.
+    # A separator at the end is cut, because the hint compares the name with those in its folder.
     path = _local_path(source)
     bare = path.rstrip("".join(filter(None, (os.sep, os.altsep)))) or path
     return ImageError(

@@ -99,13 +99,13 @@ def _is_full_range(reference: object) -> bool:
 
 
 def _check_rows(image: TiffImagePlugin.TiffImageFile) -> None:
-    # From the tag, because `image.height` is the height of the upright picture.
+    # The tag gives the stored height. `image.height` is the height of the upright picture.
     height = int(image.tag_v2[_HEIGHT])
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
     if bottom < height:
         raise MissingRows(f"only {bottom} of {height} rows")
-    # Without compression, Pillow reads each strip or tile from its offset, whatever is there. Some
-    # programs write no data for a strip without content, and the offset 0.
+    # Some programs write no data for a strip without content, and the offset 0. Without
+    # compression, Pillow would read such a strip from offset 0, which is the header.
     if not image.use_load_libtiff and any(tile.offset < _HEADER_BYTES for tile in image.tile):
         raise MissingRows("a part has no data")
 

@@ -37,10 +37,11 @@ INSTALL_HINT = "pip install 'idefics-cli[video]'"
 _DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf"
 # In these formats a seek ends at the key frame that is asked for.
 _SEEKABLE = ("mov", "matroska")
-# To decode all frames up to this one takes less time than to read all packets and seek.
+# If the last wanted frame comes before this one, all frames are decoded. This takes less time than
+# reading all packets and seeking.
 _FEW_FRAMES = 2000
 _THREADS = 4
-# Bytes per pixel of a decoder with its threads and reference frames, and of the frame in RGB.
+# Bytes per pixel that a decoder needs with its threads and reference frames, plus the frame in RGB.
 _BYTES_PER_PIXEL = 40
 # A header may count a few frames that no player shows, such as those that an edit list cuts off.
 _LOST_SHARE = 0.1
@@ -295,7 +296,8 @@ class Video:
     def _pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
         self._check_size(frame.width, frame.height)
         pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-        # A telephone that is held upright writes lying frames, and by how much to turn them.
+        # A telephone that is held upright stores its frames turned by 90 degrees, and states the
+        # rotation.
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 

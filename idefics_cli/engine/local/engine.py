@@ -91,8 +91,8 @@ class LocalEngine:
         self._closing = Event()
         self._inference: Inference | None = None
         self._scheduler: Scheduler | None = None
-        # Numbers the requests of lanes that all callers share. A caller with a lane of its own
-        # gives the numbers itself.
+        # Numbers the requests of the lanes (queues) that all callers share. A caller with its own
+        # lane numbers its requests itself.
         self._numbers = count()
         try:
             loaded = self._worker.submit(self._load, load, progress).result()
@@ -354,8 +354,9 @@ class LocalEngine:
         self._inference_thread = get_ident()
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
-        # cuDNN's attention gives wrong replies on data-centre Blackwell with few heads of keys
-        # (torch 2.11 to 2.13, pytorch #193893), and plans each new length for half a second.
+        # cuDNN's attention is switched off. On data-centre Blackwell it gives wrong replies if a
+        # model has few key heads (torch 2.11 to 2.13, pytorch #193893), and for each new length it
+        # spends half a second on planning.
         torch.backends.cuda.enable_cudnn_sdp(False)
         loaded = load(self.spec, report=self._reporter(progress))
         stay_within_free_memory(self.spec)
@@ -363,7 +364,7 @@ class LocalEngine:
 
     def _reporter(self, progress: Progress | None) -> Progress:
         def report(phase: str, share: float | None) -> None:
-            # A download calls this often. The error is what ends it when the engine closes.
+            # A download calls `report` often. When the engine closes, this error ends the download.
             if self._closing.is_set():
                 raise CancelledError
             if progress is not None:

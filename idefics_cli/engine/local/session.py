@@ -93,7 +93,8 @@ class LocalSession:
                 self._outbox.put((index, error))
         self._count += len(requests)
         self._open_count += len(requests)
-        # One call, so that the inference thread finds them together.
+        # One call puts all requests, so that the inference thread finds them together and can batch
+        # them.
         self._put(opened)
 
     def get_outcome(self, timeout_seconds: float | None = None) -> tuple[int, Outcome] | None:

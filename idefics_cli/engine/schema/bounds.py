@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from idefics_cli.core.errors import UsageError
 
-# Keywords that llguidance 1.9 implements: those that hold schemas by name, in a list, or directly;
-# alternatives; and those that hold values.
+# Keywords of JSON Schema that llguidance 1.9 implements. `_MAPS` hold schemas by name, `_LISTS`
+# hold lists of schemas, `_SINGLE` hold one schema, and `_VALUES` hold other values. `_ALTERNATIVES`
+# are the lists whose schemas are alternatives.
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties")

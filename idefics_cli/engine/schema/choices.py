@@ -39,7 +39,8 @@ def choice_result(choices: Sequence[str], logs: Sequence[Sequence[float]]) -> Ch
         logs: For each choice, the logarithms of the probabilities of its wordings.
     """
     largest = max(max(each) for each in logs)
-    # Relative to the likeliest wording, because the probabilities of long answers underflow.
+    # All probabilities are divided by that of the likeliest wording, because the probabilities of
+    # long answers underflow.
     sums = [math.fsum(math.exp(log - largest) for log in each) for each in logs]
     total = math.fsum(sums)
     shares = tuple((choice, each / total) for choice, each in zip(choices, sums, strict=True))

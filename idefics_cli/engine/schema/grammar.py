@@ -62,7 +62,8 @@ def lark_grammar(constraint: Constraint, mode: Mode) -> str:
 
 def not_usable(constraint: Constraint, message: str) -> UsageError:
     """Return the error for a *constraint* that llguidance refuses with *message*."""
-    # The message begins with a place in the grammar, and ends with the grammar itself.
+    # *message* begins with a position in a grammar and ends with the text of the grammar. The user
+    # did not write this grammar, so only the reason is taken from *message*.
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     reason = lines[0] if lines else "no reason is given"
     for start in ("failed to compile JSON schema: ", "regex parse error:"):

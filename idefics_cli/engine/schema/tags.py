@@ -13,7 +13,8 @@ from idefics_cli.engine.schema.text_files import read_text
 SEPARATOR = ", "
 # The usual limit of tokens would cut a reply with more tags.
 _MOST_TAGS = 20
-# The prompt names the tags only of lists with at most this many. Each tag takes a few tokens.
+# The prompt names all tags of a list that has at most this many. Longer lists are not named,
+# because each tag takes a few tokens of the prompt.
 _MOST_TOLD = 60
 
 

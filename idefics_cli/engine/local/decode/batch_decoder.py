@@ -26,7 +26,8 @@ class BatchDecoder:
     def __init__(self, step: Step, banned: Tensor) -> None:
         self._step = step
         self._banned = banned
-        # The scores of a step that was started ahead.
+        # The scores of the next step, if that step was started before this step's tokens were
+        # chosen.
         self._ahead: Scores | None = None
 
     def advance(self, rows: Sequence[BatchRow]) -> None:

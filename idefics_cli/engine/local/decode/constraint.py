@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from transformers import PreTrainedTokenizerFast
 
-# Compiled grammars that are kept. One takes some hundred kilobytes.
+# Number of compiled grammars that are kept. A grammar takes some hundred kilobytes.
 _KNOWN_GRAMMARS = 32
 _WORD_BITS = 32
 

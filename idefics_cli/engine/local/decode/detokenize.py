@@ -81,9 +81,9 @@ class Detokenizer:
         if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
             return ""
         # The next call decodes the tokens of this text again as context, because some decoders drop
-        # the space before the first word. The context always starts where the text of a call
-        # started, and so never inside a character. A SentencePiece decoder would reject a run of
-        # bytes that starts there.
+        # the space before the first word. The context starts where the text of an earlier call
+        # started, so it never starts inside a character: a SentencePiece decoder would reject such
+        # bytes.
         self._start = self._read
         self._read = len(tokens)
         return self._released(after[len(before) :], last=last)

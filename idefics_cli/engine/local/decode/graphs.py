@@ -21,11 +21,11 @@ from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.planning import decoding
 
 _log = logging.getLogger(__name__)
-# Number of replays of each recording that are compared: the first has the inputs of the recording,
-# the second has new ones.
+# This many replays of each recording are checked: the first has the inputs of the recording, the
+# second has new inputs.
 _CHECKS = 2
-# Allowed difference, relative to the largest logit. Equal results are expected, because the kernels
-# are the same.
+# Allowed difference between a replay and a plain step, relative to the largest logit. Equal results
+# are expected, because the kernels are the same.
 _TOLERANCE = 0.02
 
 Replay = Callable[[], Tensor]
@@ -94,7 +94,8 @@ class Graphs:
             self._replay_counts[rows] = self._replay_counts.get(rows, 0) + 1
             if self._replay_counts[rows] <= _CHECKS:
                 _check_equal(logits[: len(newest)], run()[: len(newest)])
-        # After any error, the step runs without graphs. It gives the answer, or a clearer error.
+        # After any error, the step runs again without graphs. That run gives the answer, or a
+        # clearer error.
         except Exception as error:
             self.failure = error_summary(error)
             _log.warning("decoding without CUDA graphs: %s", self.failure)

@@ -145,7 +145,7 @@ class Scores:
         self._scores = logits.to(dtype=torch.float32, copy=True)
         self.banned = banned
         self._rows: Sequence[int] = range(len(logits))
-        # The rows that must not choose some tokens, and a mask (rows, V) of these tokens.
+        # The rows for which some tokens are forbidden, and the mask (rows, V) of those tokens.
         self._refused: tuple[Tensor | list[int], Tensor] | None = None
         self._is_constrained = False
         self._waits = waits
@@ -261,7 +261,7 @@ class Scores:
         """Return the ids (B,) of the highest scores, and a copy of scores and ids to the host."""
         scores = self._scores.index_fill_(1, self.banned, float("-inf"))
         if self._refused is not None:
-            # This comes after a penalty, which makes refused scores finite again.
+            # A penalty makes refused scores finite again, so the mask is applied after it.
             rows, refused = self._refused
             if len(refused) == len(scores) and isinstance(self._rows, range):
                 scores.masked_fill_(refused, float("-inf"))

@@ -85,7 +85,7 @@ class Slots:
                 SlotLayer(given.keys[:0, :, :0], given.values[:0, :, :0]) for given in cache.layers
             )
         self._set_capacity(max(lengths) + 1)
-        # Layer by layer, so that memory never holds all states twice.
+        # The states are copied layer by layer, so that memory never holds all of them twice.
         for layer, given in zip(self.cache.layers, cache.layers, strict=True):
             self._fit(layer)
             for row, length in enumerate(lengths, start=first):
@@ -160,7 +160,7 @@ class Slots:
             self.version += 1
 
     def _fit_layers(self) -> None:
-        # An error between two layers leaves them of different sizes, so all are checked.
+        # After an error between two layers, their sizes differ. So every layer is checked.
         for layer in self.cache.layers:
             self._fit(layer)
 
@@ -181,8 +181,8 @@ class Slots:
         widest = tensor.shape[1:] if old is None else map(max, old.shape[1:], tensor.shape[1:])
         shape = (self.rows, *widest)
         if old is None or old.shape != shape:
-            # In IDEFICS-1 the inputs of all rows are as wide as those of the row with the most
-            # images. The zeros in between are masked.
+            # In IDEFICS-1, all rows are as wide as the row with the most images. The unused
+            # positions of the other rows are 0, which means masked.
             self.extra[name] = tensor.new_zeros(shape)
             self.version += 1
             if old is not None:

@@ -84,8 +84,8 @@ class PlainStep:
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only *rows*, and remove the padding that all of them share; see `Step`."""
         chosen = torch.tensor(rows, device=self._positions.device)
-        # The indices are on the CPU. If the model is spread over several devices, its layers have
-        # their states on different ones.
+        # The indices are on the CPU, because the layers of a model that is spread over several
+        # devices have their states on different devices.
         self._cache.batch_select_indices(torch.tensor(rows))
         self._positions = self._positions[chosen]
         self._extra = {name: tensor[chosen] for name, tensor in self._extra.items()}

@@ -14,14 +14,15 @@ from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.families.token_rows import left_padded_positions
 
 # A prompt is computed in pieces, because a forward cannot be interrupted. On a CPU, a piece has at
-# most this many operations: an 8B model takes about 7 s for 512 tokens of all rows together, on 4
-# cores. Smaller pieces would read the weights more often. A smaller model gets more tokens, up to a
-# maximum.
+# most this many operations: with an 8B model, 512 tokens of all rows together take about 7 s on 4
+# cores. Smaller pieces would read the weights more often. A piece of a smaller model has more
+# tokens, but at most `_MOST_TOKENS`.
 _CPU_OPERATIONS, _MOST_TOKENS = 7e12, 8192
-# Minimum number of tokens of each row in a piece.
+# A piece has at least this many tokens of each row. Smaller pieces would read the weights too
+# often.
 _FEWEST_TOKENS = 64
-# While other replies are generated: the time that a piece should take, and the tokens of the first
-# piece.
+# While other replies are generated, a piece should take this time, so that those replies pause only
+# shortly. The first piece has this many tokens, because its time is not known before.
 _BESIDE_SECONDS, _FIRST_BESIDE_TOKENS = 0.1, 512
 
 
@@ -63,7 +64,7 @@ def join_prompts(
     )
     joined = {}
     for name, first in prompts[0].items():
-        # The image mask of IDEFICS-1, (1, T, N), gets the largest N of all prompts.
+        # The image masks of IDEFICS-1 (1, T, N) can differ in N. The batch gets the largest N.
         rest = [max(sizes) for sizes in zip(*(p[name].shape[2:] for p in prompts), strict=True)]
         is_ids = name == "input_ids"
         batch = first.new_full((len(prompts), longest, *rest), pad_id if is_ids else 0)

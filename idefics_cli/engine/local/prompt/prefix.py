@@ -144,7 +144,7 @@ def _shared_count(one: tuple[PrefixKey, ...], other: tuple[PrefixKey, ...]) -> i
     low, high = 0, min(len(one), len(other))
     if not high or one[0] != other[0]:
         return 0
-    # A search in halves, because comparing slices is much faster than comparing key by key.
+    # This is a binary search, because comparing slices is much faster than comparing key by key.
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:

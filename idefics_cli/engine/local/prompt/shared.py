@@ -29,7 +29,8 @@ def count_shared(rows: Sequence[Sequence[PrefixKey]]) -> int:
     count, first = min(len(row) for row in rows) - 1, rows[0]
     for row in rows[1:]:
         while count and row[:count] != first[:count]:
-            # The first difference is before *count*.
+            # The `while` condition found a difference before *count*, so `next` always finds its
+            # position.
             count = next(at for at in range(count) if row[at] != first[at])
     return max(count, 0)
 

@@ -77,7 +77,8 @@ class ActiveRows:
         if slots is None:
             return
         slots.most_tokens = size.capacity
-        # Buffers that are smaller than `size.capacity` will grow to it, so the larger one counts.
+        # Buffers that are smaller than `size.capacity` will grow to it, so the larger capacity
+        # counts.
         if slots.rows * max(slots.capacity, size.capacity) > size.most_states:
             slots.resize(min(slots.rows, size.rows), min(slots.capacity, size.capacity))
 
@@ -157,8 +158,8 @@ class ActiveRows:
         keys = [*prompt_keys[:prompt], *request.reply.tokens]
         cache = self._cache
         if self._slots is not None:
-            # A step that runs ahead adds one state too many. Without it, the last token of the
-            # reply may have no state yet. So the smaller length counts.
+            # A step that runs ahead gives the slot one state too many. If no step ran ahead, the
+            # last token of the reply may have no state yet. So the smaller of both lengths counts.
             length = min(self._slots.lengths[at], len(keys))
             cache = self._slots.copy_row(at, length)
         if cache is not None:

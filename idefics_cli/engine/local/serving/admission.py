@@ -62,7 +62,8 @@ class Admission:
     def _may_start(self, lane: Lane) -> bool:
         if self._inference.slots_problem is not None:
             return not self._work.runs and not self._work.rows
-        # At most one prompt run of each urgency is active. More would only need more memory.
+        # At most one prompt run of each urgency is active. Further runs would need more memory and
+        # gain nothing.
         return all(run.requests[0].lane.urgency != lane.urgency for run in self._work.runs)
 
     def _choose(self, lane: Lane) -> Sequence[OpenRequest]:
@@ -76,7 +77,8 @@ class Admission:
                 return group
             if not self._work.is_idle:
                 return ()
-            # No other request takes memory, so these can never fit.
+            # The engine is idle, so no other request takes memory. Requests that do not fit now
+            # never will.
             for request in list(schedule.waiting if waits_whole else schedule.waiting[:1]):
                 schedule.remove([request])
                 self._delivery.end(request, self._too_large(request))

@@ -42,8 +42,8 @@ class GivingWay:
             return
         batch = [r for r in rest if r.lane.urgency == "batch"]
         if batch and len(batch) < len(rest):
-            # Only the lanes of batch requests get fewer slots. The interactive requests are put
-            # back, and get the memory that this frees.
+            # Only the lanes of batch requests get fewer slots, which frees memory. The interactive
+            # requests wait again, and then get this memory.
             self._put_back([r for r in rest if r.lane.urgency != "batch"])
             rest = batch
         for lane in dict.fromkeys(r.lane for r in rest):

@@ -93,8 +93,8 @@ class Scheduler:
             job = self._start(self._run)
         except RuntimeError:
             with self._lock:
-                # The caller of *requests* gets the error itself, so their listeners must not get it
-                # too.
+                # The caller of *requests* gets the error itself, so the listeners of *requests*
+                # must not get the same error.
                 self._inbox = [group for group in self._inbox if group is not requests]
             self.fail_waiting()
             raise RuntimeError("the engine is closed") from None
@@ -197,8 +197,8 @@ class Scheduler:
         if (run := self._next_run()) is None:
             return
         requests = run.requests
-        # Short pieces avoid pauses between the tokens of other replies. Only people notice these
-        # pauses, and batch work is faster with long pieces.
+        # Short pieces avoid pauses between the tokens of other replies. But long pieces are faster,
+        # so pieces are short only if a person waits for another reply (an interactive request).
         has_company = any(
             request.lane.urgency == "interactive" and request not in requests
             for request in self._work.running()
@@ -282,8 +282,8 @@ class Scheduler:
 
     def _end_rows(self) -> None:
         if ended := self._work.rows.drop_ended():
-            # The ended replies were kept as conversations, which must leave room for running
-            # requests.
+            # The states of the ended replies were kept as conversations. Some of them are dropped
+            # here if running requests need the memory.
             self._admission.keep_to_budget()
             self._delivery.end_all(ended)
 

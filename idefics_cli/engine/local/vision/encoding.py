@@ -30,14 +30,15 @@ _CPU_PIXELS, _GPU_PIXELS = 1_000_000, 16_000_000
 # `families/spec.py`).
 _MASKING = ("sdpa", "eager", *ATTENTION_KERNELS)
 
-# The overhead of a layer, for Python and for starting its kernels, as the number of floating-point
-# operations that take about as long. Measured on one core of a Xeon with AVX512 at 2.5 GHz: 1.6 ms,
-# at 47 GFLOP/s in float32. On a faster core both improve. More threads and native bfloat16 speed up
-# only the arithmetic, so the number is multiplied by their speed.
+# A layer has an overhead for Python and for starting its kernels. This is the number of
+# floating-point operations that take as long as the overhead. Measured on one core of a Xeon with
+# AVX512 at 2.5 GHz: the overhead is 1.6 ms, and the core computes 47 GFLOP/s in float32. A faster
+# core shortens the overhead and the arithmetic. More threads and native bfloat16 speed up only the
+# arithmetic, so the number is multiplied by their speed-up.
 _CPU_LAYER_OPERATIONS = 5e7
 _NATIVE_BF16_SPEED = 4
-# Not measured but estimated: 0.2 ms, at 100 TFLOP/s in 16 bit on a CUDA GPU, and at 10 TFLOP/s on
-# Apple's GPUs.
+# The same numbers for GPUs. They are estimated, not measured: 0.2 ms, at 100 TFLOP/s in 16 bit on a
+# CUDA GPU, and at 10 TFLOP/s on Apple's GPUs.
 _GPU_LAYER_OPERATIONS, _MPS_LAYER_OPERATIONS = 2e10, 2e9
 
 
@@ -71,7 +72,7 @@ class PictureEncoder:
         is_cuda = model.device.type == "cuda"
         self.max_pixels = max_pixels or (_GPU_PIXELS if is_cuda else _CPU_PIXELS)
         self._cost = cost
-        # The last table of levels, on the CPU and on the device.
+        # The last table that `apply_levels` got: on the CPU, and its copy on the device.
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 
-# Enough for ten pictures of Idefics3-8B, whose features in bfloat16 take up to 24 MB each. Those of
-# Idefics2-8b take 0.5 MB, or 2.6 MB if the picture is split.
+# The cache has room for ten pictures of Idefics3-8B, whose features in bfloat16 take up to 24 MB
+# each. The features of a picture of Idefics2-8b take 0.5 MB, or 2.6 MB if it is split.
 KEPT_BYTES = 256 * 2**20
 
 

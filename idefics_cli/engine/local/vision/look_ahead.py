@@ -102,7 +102,8 @@ class LookAhead:
 
     def _encode(self, pictures: Sequence[PictureTensors], cancel: Flag) -> object:
         with as_memory_limit(len(pictures)):
-            # The engine ignores the result. A side stream of the tests looks at its tensors.
+            # The engine ignores the returned features. They are returned for the tests, whose side
+            # stream checks the tensors.
             return self._encoder.encode(pictures, cancel=cancel)
 
     def _joined_stream(self) -> SideStream | None:

@@ -14,12 +14,12 @@ from idefics_cli.engine.local.vision.features import FeatureCache
 from idefics_cli.hardware.system import read_memory
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 
-# At 300 bytes for each entry, this is 3 MB. Without a limit, a captioning run of millions of files
-# would fill the memory.
+# Maximum number of file entries: at 300 bytes each they take 3 MB. Without a limit, a captioning
+# run of millions of files would fill the memory.
 _MAX_FILES = 10_000
 _FileKey: TypeAlias = tuple[str, PictureDetail | None]
-# By default, pixels take at most this memory, and at most this part of the free RAM. A split
-# picture of Idefics2 has 58 MB, and a captioning run opens up to 1.3 GB ahead.
+# By default, pixels take at most 2 GiB, and at most an eighth of the free RAM. A split picture of
+# Idefics2 has 58 MB, and a captioning run opens up to 1.3 GB ahead.
 _MOST_BYTES, _FREE_SHARE = 2 * 2**30, 8
 
 
@@ -44,7 +44,8 @@ class PictureStore:
         self._max_bytes = min(_MOST_BYTES, free // _FREE_SHARE) if max_bytes is None else max_bytes
         # The least recently used picture comes first.
         self._held: OrderedDict[bytes, PictureTensors] = OrderedDict()
-        # All tensors with pixels that are still in memory.
+        # All tensors with pixels that anybody holds. The store finds a picture here that it has
+        # dropped itself but that a request still holds.
         self._living: WeakValueDictionary[bytes, PictureTensors] = WeakValueDictionary()
         self._files: OrderedDict[_FileKey, tuple[bytes, tuple[int, int]]] = OrderedDict()
         self._max_files = max_files
