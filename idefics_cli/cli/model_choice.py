@@ -168,19 +168,19 @@ def plan_for(
 def known_verdicts(invocation: Invocation, machine: Machine, facts: ModelFacts) -> Verdicts:
     """Return what checks of this machine found; GPUs that are new get a short check first.
 
-    Files that hold no verdict are ignored with a note.
+    Files that hold no verdict are ignored with a warning.
     """
     from idefics_cli.models.planning.verdicts import read_verdicts
 
     services = invocation.services
     folder = verdict_folder(services.environ)
     verdicts = read_verdicts(folder, machine)
-    for note in verdicts.notes:
-        invocation.console.note(note)
     uses_gpus = (invocation.settings.device or "auto").startswith(("auto", "cuda"))
-    if not (machine.gpus and uses_gpus):
-        return verdicts
-    return services.probe_gpus(folder, verdicts, machine, facts.shape)
+    if machine.gpus and uses_gpus:
+        verdicts = services.probe_gpus(folder, verdicts, machine, facts.shape)
+    for note in verdicts.notes:
+        invocation.console.warn(note)
+    return verdicts
 
 
 def report_warnings(invocation: Invocation, plan: Plan) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import DtypeName
-from idefics_cli.hardware.machine import Machine
+from idefics_cli.hardware.machine import Gpu, Machine
 from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.kernels.table import ATTENTION_KERNELS, KERNELS
 from idefics_cli.models.planning.verdicts import Verdict, Verdicts, read_verdicts, write_verdict
@@ -81,25 +82,42 @@ def probe_new_gpus(
         *verdicts*, with those of the new GPUs.
     """
     heads = f"{shape.heads}x{shape.kv_heads}x{shape.head_dim}"
-    new = []
-    for gpu in machine.gpus:
-        device = f"cuda:{gpu.index}"
-        known = verdicts.by_device.get(device)
-        if (known is None or heads not in known.heads) and is_here(device):
-            dtype: DtypeName = "bfloat16" if gpu.has_native_bf16 else "float16"
-            names = (
-                "sdpa",
-                *(name for name in ATTENTION_KERNELS if KERNELS[name].device == "cuda"),
-            )
-            new += [AttentionTarget(device, dtype, name) for name in names]
-    if not new:
+    gpus = [
+        gpu
+        for gpu in machine.gpus
+        if not _is_known(verdicts, f"cuda:{gpu.index}", heads) and is_here(f"cuda:{gpu.index}")
+    ]
+    if not gpus:
         return verdicts
-    rows = list(check_attention(new, shape))
+    rows = list(check_attention((target for gpu in gpus for target in _targets(gpu)), shape))
+    notes = tuple(_refusal(row) for row in rows if row.status == "refused")
     try:
         keep_results(folder, rows, machine, is_whole=False)
-    except OSError:
+    except OSError as error:
         # The cache is read-only. Without a verdict on disk, the next start checks again.
-        devices = dict.fromkeys(row.device for row in rows)
+        devices = dict.fromkeys(row.device for row in rows if row.status != "refused")
         fresh = {d: Verdict(d, "", False, (heads,), faults_of(rows, d)) for d in devices}
-        return Verdicts({**verdicts.by_device, **fresh}, verdicts.notes)
-    return read_verdicts(folder, machine)
+        why = getattr(error, "strerror", None) or error
+        notes += (f"the check of attention is not kept in {display_path(folder)}: {why}",)
+        return Verdicts({**verdicts.by_device, **fresh}, (*verdicts.notes, *notes))
+    kept = read_verdicts(folder, machine)
+    return Verdicts(kept.by_device, (*kept.notes, *notes))
+
+
+def _refusal(row: ProbeRow) -> str:
+    return (
+        f"{row.attention} in {row.dtype} was not checked on {row.device}: {row.reason}; "
+        "`idefics doctor --check` tries again"
+    )
+
+
+def _is_known(verdicts: Verdicts, device: str, heads: str) -> bool:
+    known = verdicts.by_device.get(device)
+    return known is not None and heads in known.heads
+
+
+def _targets(gpu: Gpu) -> Iterator[AttentionTarget]:
+    dtype: DtypeName = "bfloat16" if gpu.has_native_bf16 else "float16"
+    kernels = [name for name in ATTENTION_KERNELS if KERNELS[name].device == "cuda"]
+    for name in ("sdpa", *kernels):
+        yield AttentionTarget(f"cuda:{gpu.index}", dtype, name)

@@ -134,7 +134,7 @@ def test_a_verdict_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
     assert "the verdict cannot be kept in " in ran.out
 
 
-def test_a_damaged_verdict_is_a_note_and_no_error(tmp_path: Path) -> None:
+def test_a_damaged_verdict_is_a_warning_and_no_error(tmp_path: Path) -> None:
     services = Services(
         environ={"XDG_CACHE_HOME": str(tmp_path)}, probe=lambda: machines.gpus(machines.RTX_4090)
     )
@@ -146,7 +146,7 @@ def test_a_damaged_verdict_is_a_note_and_no_error(tmp_path: Path) -> None:
     path.write_text("{")
     ran = run("doctor", "-m", "demo", services=services)
     assert ran.code == 0
-    assert ran.err.startswith("note: the check of cuda:0 in ")
+    assert ran.err.startswith("warning: the check of cuda:0 in ")
 
 
 def doctor_on_new_gpu(found: Verdicts, *arguments: str) -> tuple[Ran, list[object]]:
@@ -169,6 +169,12 @@ def test_a_plan_for_a_new_gpu_uses_what_its_probe_finds() -> None:
     assert len(probed) == 1
     assert ran.record["plan"]["attention"] == "eager"
     assert any("decode with a mask is off" in text for text in ran.record["plan"]["warnings"])
+
+
+def test_attention_of_a_new_gpu_that_was_not_checked_is_told() -> None:
+    found = Verdicts({}, ("sdpa in bfloat16 was not checked on cuda:0: out of memory",))
+    ran, _ = doctor_on_new_gpu(found, "-m", "idefics2-8b")
+    assert ran.err.startswith("warning: sdpa in bfloat16 was not checked on cuda:0: out of memory")
 
 
 def test_nothing_is_probed_for_a_plan_on_the_processor() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from idefics_cli.core.types import Attention
+from idefics_cli.core.units import format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
@@ -242,3 +243,16 @@ def _spread(
         rest = load.weights - on_gpus
         needs.append(Need("cpu", rest, 0, CPU_RUNTIME_BYTES, free, int(free * RAM_SHARE)))
     return tuple(needs)
+
+
+def describe_fit(needs: tuple[Need, ...]) -> str:
+    """Return how much of the memory *needs* take."""
+    total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
+    return f"{format_size(total)} of {format_size(usable)} usable"
+
+
+def describe_shortage(needs: tuple[Need, ...]) -> str:
+    """Return by how much *needs* exceed the memory, as the end of a sentence."""
+    total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
+    where = " and ".join(need.device for need in needs)
+    return f"needs {format_size(total)} of {format_size(usable)} on {where}"

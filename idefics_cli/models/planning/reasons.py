@@ -14,7 +14,7 @@ from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import attention, decoding, quantization
 from idefics_cli.models.planning.faults import as_warning
-from idefics_cli.models.planning.needs import Need
+from idefics_cli.models.planning.needs import Need, describe_fit, describe_shortage
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
 from idefics_cli.models.planning.quantization import Problem
 from idefics_cli.models.planning.verdicts import Fault
@@ -73,7 +73,7 @@ class Context:
             for option, needs in self.tried
             if getattr(option, unlike) != getattr(mine, unlike)
         ]
-        return _short(min(others, key=lambda other: other[0])[1]) if others else None
+        return describe_shortage(min(others, key=lambda other: other[0])[1]) if others else None
 
 
 def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
@@ -179,7 +179,7 @@ def _device(context: Context) -> str:
         return (
             "the GPU cannot run it this way"
             if needs is None
-            else f"with the GPU, it {_short(needs)}"
+            else f"with the GPU, it {describe_shortage(needs)}"
         )
     if machine.mps_bytes is not None:
         return "too large for the Apple GPU, or not possible on it"
@@ -217,7 +217,7 @@ def _quantization(context: Context) -> str:
     if context.asked("quantization"):
         return _ASKED
     if option.quantization == "none":
-        return f"fits: {_of(context.needs)}"
+        return f"fits: {describe_fit(context.needs)}"
     return f"not quantized, it {context.too_large('quantization')}"
 
 
@@ -338,10 +338,16 @@ def _emulated_bfloat16(context: Context) -> str | None:
 
 
 def _missed_gpu(context: Context) -> str | None:
-    missed = context.missed
-    if missed is None:
+    missed, machine = context.missed, context.machine
+    if missed is not None:
+        return f"the model would fit the GPU, but {missed.message}: {missed.hint}"
+    lacks_build = machine.has_nvidia_driver and machine.torch_build == "cpu"
+    has_gpu = bool(machine.gpus) or machine.mps_bytes is not None or lacks_build
+    if context.option.device != "cpu" or context.asked("device") or not has_gpu:
         return None
-    return f"the model would fit the GPU, but {missed.message}: {missed.hint}"
+    if context.left_out:  # Another warning says why.
+        return None
+    return f"the GPU is not used: {_device(context)}"
 
 
 def _large_quantized(context: Context) -> str | None:
@@ -386,14 +392,3 @@ def _missing_files(context: Context) -> str | None:
             f"the download takes {format_size(size)}, and {format_size(free)} are free in {folder}"
         )
     return None
-
-
-def _of(needs: tuple[Need, ...]) -> str:
-    total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
-    return f"{format_size(total)} of {format_size(usable)} usable"
-
-
-def _short(needs: tuple[Need, ...]) -> str:
-    total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
-    where = " and ".join(need.device for need in needs)
-    return f"needs {format_size(total)} of {format_size(usable)} on {where}"

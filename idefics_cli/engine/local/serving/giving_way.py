@@ -28,7 +28,8 @@ class GivingWay:
         self._work = work
         self._inference = work.inference
         self._delivery = delivery
-        self._has_warned = False
+        # What was warned of: each warning appears once.
+        self._warned: set[str] = set()
 
     def give_way(self, requests: Sequence[OpenRequest], error: MemoryLimitError) -> None:
         """Put *requests* back, because the memory ran out while they ran."""
@@ -36,6 +37,10 @@ class GivingWay:
         kept = self._inference.has_kept and not all(r.has_dropped_caches for r in rest)
         self._inference.drop_caches(keeps_slots=len(self._work.rows) > 0)
         if kept:
+            self._warn(
+                "what was kept for later requests is dropped, because the memory ran out: %s",
+                _cause(error),
+            )
             for request in rest:
                 request.has_dropped_caches = True
             self._put_back(rest)
@@ -56,9 +61,18 @@ class GivingWay:
         if lane.starts_whole:
             failed = requests if is_alone else []
             if not is_alone:
+                self._warn(
+                    "answering requests one by one, because the memory ran out: %s", _cause(error)
+                )
                 self._isolate_requests(requests)
         else:
             found = lane.schedule.retry_with_fewer(requests, active=lane.active)
+            # The owner of a session watches its slots, and tells the user.
+            if found is None and lane.on_stop is None:
+                self._warn(
+                    "answering fewer requests at a time, because the memory ran out: %s",
+                    _cause(error),
+                )
             failed = [] if found is None else [found]
             if not is_alone:
                 self._isolate_requests(failed)
@@ -111,12 +125,23 @@ class GivingWay:
     def _log_failure(self, count: int, error: Exception) -> None:
         """Warn once that requests are answered one by one after *error*."""
         # A PromptError concerns only its own request, so it is no reason for this warning.
-        if count < 2 or isinstance(error, PromptError) or self._has_warned:
+        if count < 2 or isinstance(error, PromptError):
             _log.debug("%d requests failed", count, exc_info=error)
             return
-        self._has_warned = True
-        _log.warning(
+        self._warn(
             "answering %d requests one by one, because they failed together: %s",
             count,
             error_summary(error),
         )
+
+    def _warn(self, message: str, *values: object) -> None:
+        if message in self._warned:
+            _log.debug(message, *values)
+            return
+        self._warned.add(message)
+        _log.warning(message, *values)
+
+
+def _cause(error: MemoryLimitError) -> str:
+    """Return what torch or Python said, for a log."""
+    return error_summary(error.__cause__ or error)
