@@ -64,8 +64,8 @@ def check_attention(targets: Iterable[AttentionTarget], shape: Shape) -> Iterato
                 target.attention, device=target.device, dtype=target.dtype, text=text
             )
         except (RuntimeError, ValueError, ImportError, AttributeError, KeyError) as error:
-            # A package or a driver lacks something. The attention is refused, because replies with
-            # it would fail too.
+            # The error shows that a package or a driver lacks something. The attention is refused,
+            # because replies with it would fail too.
             lines = str(error).strip().splitlines() or [type(error).__name__]
             yield _row(target, str(text), [], allowed, refusal=lines[0][:200])
             continue

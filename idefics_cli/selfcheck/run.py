@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # because of rounding.
 _SHARE, _QUANTIZED_SHARE = 0.97, 0.9
 _CHATS = 3
-# Number of pictures whose logits are compared.
+# The logits of only this many pictures are compared, because each comparison costs a prefill.
 _COMPARED = 3
 _LOGITS = "logits"
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _STEPS = 3
 
 
-# Measured with the built-in model on a CPU: 2e-7 in float32, 6e-4 in float16, 4e-3 in bfloat16,
-# 5e-3 in 8 bits, 3e-2 in int4, 8e-2 in nf4. The allowed errors are larger, because convolutions of
-# GPUs round to 10 bits.
+# Allowed errors. With the built-in model on a CPU, the errors were 2e-7 in float32, 6e-4 in
+# float16, 4e-3 in bfloat16, 5e-3 in 8 bits, 3e-2 in int4 and 8e-2 in nf4. More is allowed, because
+# convolutions of GPUs round to 10 bits.
 _BY_DTYPE: Mapping[DtypeName, float] = {"float32": 3e-3, "float16": 6e-3, "bfloat16": 2e-2}
 _IN_8BIT, _IN_INT4, _IN_NF4 = 4e-2, 0.1, 0.2
 

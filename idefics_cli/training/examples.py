@@ -231,7 +231,8 @@ def _related(examples: Sequence[TrainingExample]) -> Iterator[tuple[bytes, list[
     contents = [_contents(example) for example in examples]
     for first, *others in contents:
         for other in others:
-            # The least digest stays the root, whatever the order of the examples is.
+            # The lowest digest of a group becomes its root, so that the order of the examples does
+            # not matter.
             lower, higher = sorted((root(first), root(other)))
             parents[higher] = lower
     members: dict[bytes, list[int]] = defaultdict(list)

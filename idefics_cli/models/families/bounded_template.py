@@ -23,10 +23,12 @@ from jinja2.visitor import NodeTransformer
 
 from idefics_cli.models.families.protocols import Processor
 
-# Four times the longest text that a command takes from stdin.
+# Maximum length of a value in a template: four times the longest text that a command takes from
+# stdin.
 _LARGEST_VALUE = 16_000_000
 _BUDGET = 400_000_000
-# The cost of a loop step and of a call, in characters that could be made in the same time.
+# A rendering may cost `_BUDGET` characters. A loop step and a call cost as many characters as could
+# be written in their time.
 _STEP = 40
 _CALL = 1000
 _LARGEST_BITS = 4096

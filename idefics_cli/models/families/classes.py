@@ -27,10 +27,10 @@ def import_class(path: str) -> type:
     """Return the class that *path* names, as "module:Class"."""
     module, _, name = path.partition(":")
     if module not in sys.modules:
-        # At its end, `quick_imports` excludes all objects from garbage collection for ever, garbage
-        # too. So garbage is collected before. The import also runs in a thread of its own: an
-        # optional import that fails leaves a traceback behind, whose frames would hold the
-        # variables of all callers, such as a model that is being loaded.
+        # At its end, `quick_imports` excludes all objects from garbage collection for ever. So
+        # garbage is collected first. The import runs in its own thread, because an optional import
+        # that fails leaves a traceback behind. In this thread, the traceback would keep the
+        # variables of all callers alive, such as a model that is being loaded.
         gc.collect()
         in_background(partial(_import, module), name=f"importing {module}").result()
     return cast("type", getattr(sys.modules[module], name))

@@ -84,7 +84,8 @@ class Idefics1(Family):
     def row_inputs(self, input_ids: Tensor, pictures: int) -> Inputs:
         """See `Family.row_inputs`. The result also has `image_attention_mask`."""
         visible = torch.tensor([self._visible_pictures(row) for row in input_ids.tolist()])
-        # In *visible*, -1 means no picture. It equals no number of a picture, so its row is 0.
+        # In *visible*, -1 stands for no picture. -1 matches no picture index, so its row of the
+        # mask is 0.
         mask = visible[..., None] == torch.arange(max(1, pictures))
         return {"input_ids": input_ids, "image_attention_mask": mask.long()}
 

@@ -277,6 +277,6 @@ def strip_padding(encoded: Mapping[str, Tensor]) -> list[Tensor]:
     cut = []
     for tile, mask in zip(tiles, encoded["pixel_attention_mask"][0], strict=True):
         height, width = int(mask.any(1).sum()), int(mask.any(0).sum())
-        # A copy, because a view would keep the padding in memory.
+        # The tile is copied, because a view would keep the padding in memory.
         cut.append(tile[:, :height, :width].contiguous())
     return cut

@@ -216,7 +216,8 @@ def _outside_code(text: str) -> Iterator[re.Match[str]]:
         places = fences[match["code"]]
         while places and places[0] <= match.start():
             places.popleft()
-        # A single backquote may be an apostrophe, so it closes only on its line.
+        # A single backquote may be an apostrophe. So it starts code only if the closing one is on
+        # the same line.
         if places and (len(match[0]) > 1 or "\n" not in text[match.end() : places[0]]):
             end = places[0] + len(match[0])
 

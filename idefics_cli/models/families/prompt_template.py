@@ -121,7 +121,8 @@ class PromptTemplate:
 
 
 def _as_parts(content: Sequence[str | None]) -> object:
-    # Even a text alone is a list: templates for parts ignore content that is a plain string.
+    # A text alone becomes a list of one part: templates for parts ignore content that is a plain
+    # string.
     return [
         {"type": "image"} if part is None else {"type": "text", "text": part} for part in content
     ]

@@ -365,8 +365,8 @@ _SMOLVLM = FamilySpec(
         "transformers.models.smolvlm.configuration_smolvlm:SmolVLMConfig",
         "transformers.models.smolvlm.modeling_smolvlm:SmolVLMForConditionalGeneration",
         "transformers.models.smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil",
-        # For pictures, this processor gives the same ids and pixels as SmolVLM's own. That one also
-        # needs torchvision and num2words, for videos; `families/videos.py` needs neither.
+        # For pictures, this processor gives the same ids and pixels as SmolVLM's own processor,
+        # which also needs torchvision and num2words for videos. `families/videos.py` needs neither.
         "transformers.models.idefics3.processing_idefics3:Idefics3Processor",
     ),
     prompt="template",

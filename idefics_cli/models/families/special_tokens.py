@@ -61,7 +61,8 @@ def control_pattern(tokenizer: Tokenizer, hidden: Collection[int] | None) -> re.
         for token, i in tokenizer.get_added_vocab().items()
         if hidden is None or i in hidden or not special[i].special
     )
-    # Byte tokens such as `<0x0A>` are ordinary vocabulary; one character cannot be broken up.
+    # Single characters are left out, because they cannot be broken up. Byte tokens such as `<0x0A>`
+    # are ordinary vocabulary, so they are not among these tokens.
     tokens = {token for token in added if len(token) > 1 and not token.isspace()}
     tokens |= {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>"}
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

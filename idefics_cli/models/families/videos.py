@@ -153,7 +153,8 @@ def _resize(frames: Tensor, size: tuple[int, int], resample: int) -> Tensor:
     if tuple(frames.shape[2:]) == size:
         return frames
     mode = FILTERS[resample]
-    # torch 2.11 has no such filter; transformers takes this one instead then.
+    # torch 2.11 has no filter "lanczos". transformers then resizes with "bicubic", and so does this
+    # function.
     if mode == "lanczos" and not hasattr(torch.ops.aten, "_upsample_lanczos2d_aa"):
         mode = "bicubic"
     if mode == "nearest-exact":

@@ -22,7 +22,7 @@ from idefics_cli.models.hub.names import is_hub_id, local_folder
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MODULE = re.compile(r"\^?[\w.]+")
 _CHUNK = 2**22
-# Settings of PEFT that change the result, and that no code here computes.
+# These settings of PEFT change the result, but this program does not implement them.
 _UNKNOWN = ("layer_replication", "trainable_token_indices", "target_parameters", "fan_in_fan_out")
 
 

@@ -11,7 +11,8 @@ from idefics_cli.core.text import SURROGATE
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Far above any real index: that of a model of 80 B parameters has 0.2 MB.
+# Maximum size of an index. It is far above real ones: the index of a model of 80 B parameters has
+# 0.2 MB.
 _INDEX_LIMIT_BYTES = 2**26
 
 

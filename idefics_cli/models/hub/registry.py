@@ -16,7 +16,8 @@ from idefics_cli.core.types import DtypeName
 from idefics_cli.models.families.geometry import Edges
 from idefics_cli.models.families.spec import Shape
 
-# Longest edges of pictures: usual, least and most, and the edges of a tile and of a patch.
+# The edges of each family, in the order of the fields of `Edges`: the usual, the smallest and the
+# largest length of the longer side of a picture, and the edges of a tile and of a patch.
 _980 = Edges(980, 378, 980, None, 14)
 _364 = Edges(1456, 364, 2184, 364, 14)
 _384 = Edges(1536, 384, 2304, 384, 14)

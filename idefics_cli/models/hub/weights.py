@@ -18,7 +18,7 @@ from idefics_cli.models.hub.errors import no_safetensors
 
 # The format allows headers of 100 MB, but that of a model of 80 B parameters has only 0.2 MB.
 _LARGEST_HEADER = 2**25
-# The smallest numbers of the format have four bits.
+# The smallest numbers of the format have four bits, so a byte holds at most two of them.
 _NUMBERS_PER_BYTE = 2
 _PEFT_PREFIX = "base_model.model."
 _LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer)\.")

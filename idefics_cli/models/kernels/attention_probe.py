@@ -31,7 +31,8 @@ _GARBAGE = 50.0
 _PATCHES = 1089
 _TEXT, _PIECE, _CAPACITY = 201, 150, 768
 _LATENTS = 64
-# Number of queries of each call that are compared.
+# At most this many queries of each call are compared, because the exact results are computed on the
+# CPU.
 _COMPARED = 48
 
 

@@ -69,8 +69,8 @@ class CompiledKernel:
         self._address = address
         # One thread alone calls the function directly, without OpenMP.
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        # What the threads share: the next piece, the number of pieces, the pieces of a chunk, and
-        # the arguments.
+        # The memory that all threads share: the next piece, the number of pieces, the pieces of a
+        # chunk, and the arguments.
         self._buffer = ctypes.c_int64 * (3 + arguments)
 
     def __call__(self, pieces: int, *arguments: int) -> None:

@@ -167,7 +167,8 @@ def _lora_of(
 def _merge(layer: nn.Linear, lora: _Lora) -> None:
     weight = layer.weight.to(torch.float32) + lora.scale * (lora.up @ lora.down)
     if lora.lengths is not None:
-        # "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5.
+        # DoRA gives each row the length that the adapter has learned (equation 5 of "DoRA:
+        # Weight-Decomposed Low-Rank Adaptation").
         now = torch.linalg.vector_norm(weight, dim=1)
         weight *= (lora.lengths / now).unsqueeze(1)
     # This is a new tensor, because the old one may be mapped from a file, or shared with an

@@ -36,7 +36,8 @@ def check_family(family: Family, *, name: str) -> None:
         )
     picture = family.preprocess(Image.new("RGB", _SIZE, (127, 127, 127))).picture
     _check_sizes(family, picture, name)
-    # A raw prompt, because a template may refuse it, for example if it wants a system message.
+    # The check uses a raw prompt, because a template may refuse this message, for example if it
+    # wants a system message.
     message = Message("user", (Attachment("picture"), " What is it?"))
     request = GenerationRequest((message,), mode="complete")
     (ids,) = family.encode([request], [[picture]])["input_ids"].tolist()

@@ -29,8 +29,8 @@ from idefics_cli.models.families.spec import find_family
 _MANIFEST = "idefics.json"
 _LIMIT_BYTES = 2**20
 _PARTIAL = ".partial-"
-# The next save removes folders that a crash left behind. Younger folders stay, because another
-# process may still be writing them.
+# A save removes partial folders that are older than this: an earlier save has crashed and left them
+# behind. Another process may still be writing a younger folder.
 _PARTIAL_SECONDS = 24 * 3600
 _SPARE_BYTES = 2**30
 _CHUNK = 2**22

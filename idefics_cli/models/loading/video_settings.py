@@ -22,9 +22,9 @@ def video_settings(folder: Path, processor: Processor) -> VideoSettings:
         ModelError: If a file is broken, or holds absurd numbers.
     """
     stated, file = _read(folder)
-    # `video_sampling` is the older form of `num_frames`, `fps` and `size`. It wins over the first
-    # two, but not over `size`, as in the constructor of `SmolVLMVideoProcessor` (transformers 5.24,
-    # video_processing_smolvlm.py).
+    # `video_sampling` is the older form of three settings. If a file has both forms, the older form
+    # wins for `num_frames` and `fps`, and the newer for `size`, as in the constructor of
+    # `SmolVLMVideoProcessor` (transformers 5.24, video_processing_smolvlm.py).
     older = section(stated, "video_sampling")
     size = section(stated, "size") or section(older, "video_size")
     tile = section(stated, "max_image_size")

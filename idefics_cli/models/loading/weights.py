@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 # Quantized weights are kept on the disk if the files of the model have at least this size, which a
 # CPU takes 15 seconds to quantize. Smaller models are quantized at each start.
 WORTH_KEEPING_BYTES = 2 * 2**30
-# Size limit of the files that `_SmallFiles` writes: safetensors copies a whole file with weights of
-# a GPU into RAM.
+# `_SmallFiles` writes files of at most this size: to write weights of a GPU, safetensors first
+# copies all weights of a file into RAM.
 FILE_BYTES = 2**30
 
 # Names of the weights of a layer. The pattern leaves out buffers that earlier versions of
@@ -94,7 +94,8 @@ class Source:
             return None  # bitsandbytes cannot write layers with an adapter beside them
         if not self.is_on_cpu and not self._is_long_read:
             return None
-        # The weights of a GPU have a folder of their own, because it may round differently.
+        # Weights that a GPU has quantized get their own folder, because a GPU may round
+        # differently.
         layout: tuple[str | int | None, ...] = () if self.is_on_cpu else ("cuda",)
         if self.kernels.quantizes:
             layout = self.kernels.layout()

@@ -32,11 +32,11 @@ class Flash:
     install: str
 
 
-# transformers 5.23, modeling_flash_attention_utils.py `FLASH_ATTENTION_COMPATIBILITY_MATRIX`.
-# The kernels of FlashAttention 3 are written for Hopper, although transformers accepts Ampere.
-# No check of the width of heads is needed: the heads of these models are 64, 72, 96 and 128 wide.
-# Versions 2 and 3 take multiples of 8 up to 256, version 4 takes up to 128 on Blackwell
-# (flash_attn/cute/interface.py `_validate_head_dims`).
+# The requirements are those of `FLASH_ATTENTION_COMPATIBILITY_MATRIX` (transformers 5.23,
+# modeling_flash_attention_utils.py), with one exception: the kernels of FlashAttention 3 are
+# written for Hopper, although transformers accepts Ampere. The width of the heads needs no check:
+# it is 64, 72, 96 or 128 in these models. Versions 2 and 3 take multiples of 8 up to 256, and
+# version 4 takes up to 128 on Blackwell (flash_attn/cute/interface.py `_validate_head_dims`).
 FLASH: Mapping[Attention, Flash] = MappingProxyType(
     {
         "flash_attention_2": Flash(

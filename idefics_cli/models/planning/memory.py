@@ -68,9 +68,10 @@ class ForwardMemory:
         return heads * min(tokens, self.score_queries or tokens) * tokens * self.score_bytes
 
 
-# On a CPU, a trace shows three `patch_results`. The measured peaks need five, which is the default.
+# A trace on a CPU shows a peak of three `patch_results`. But the measured memory needs five, the
+# default.
 ON_CPU = ForwardMemory()
-# A trace of Idefics2 on a GPU with fused attention shows 3.2 `patch_results`.
+# A trace of Idefics2 on a GPU with fused attention shows a peak of 3.2 `patch_results`.
 ON_CUDA = ForwardMemory(patch_results=3.3, tiles=1)
 # Without fused kernels for bfloat16, CUDA keeps the scores twice in float32 (torch 2.13,
 # sdp_utils.cpp: GPUs before Ampere).

@@ -298,8 +298,8 @@ def _threads(context: Context) -> str:
         return "a model of this size gains nothing from more"
     if cores <= 2:
         return "the only core" if cores == 1 else "both cores"
-    # Measured on 4 cores while another program kept one busy: 3 threads took 9 times as long, 2
-    # threads no longer than without that program.
+    # Measured on 4 cores while another program kept one of them busy: with 3 threads, the work took
+    # 9 times as long; with 2 threads, the other program made no difference.
     return f"one of {cores} cores stays free: a busy core would delay all others"
 
 

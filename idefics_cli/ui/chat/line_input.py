@@ -134,7 +134,7 @@ class DrawnInput:
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
             prompt_continuation=_CONTINUED,
-            # Bold, so that a question is found again among long answers.
+            # Questions are bold, so that the user finds them again among long answers.
             lexer=SimpleLexer("bold"),
             completer=completer(complete),
             complete_while_typing=True,
@@ -203,9 +203,9 @@ class PlainInput:
 
     def read(self, prompt: str, *, text: str = "", recall: str = "") -> str:
         """See `LineInput.read`."""
-        # Text that arrives together with the end of a line was pasted, so its lines are one text.
-        # Lines that were typed while the model answered arrive together as well, but each of them
-        # is a question. Such lines are there before this line is read.
+        # If more text arrives together with the end of a line, the text was pasted, and its lines
+        # are one question. Lines that were typed while the model answered arrive together, too, but
+        # each of them is a question. Those lines are there before this line is read.
         is_typed_ahead = self._has_typed(wait_seconds=0.0)
         try:
             typed = self._line(prompt, text, recall)

@@ -26,8 +26,9 @@ _UNIT = re.compile(
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _HEADING_START = re.compile(r"#{1,6}")
 _LIST_START = re.compile(r"[-*+]|\d{1,9}[.)]")
-# Marks around code, emphasis and strong text. An opening mark stands before a letter, a closing
-# mark after a letter. This simplifies the rules of CommonMark 0.31, section 6.2.
+# `_INLINE` finds marks around code, emphasis and strong text. An opening mark has text right after
+# it, and a closing mark has text right before it. This simplifies the rules of CommonMark 0.31,
+# section 6.2.
 _INLINE = re.compile(r"`+|\*{1,3}|_{1,3}")
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
-# Two forms of answers. The first are reports such as the primary (`?`) and secondary (`>`) device
-# attributes. The second are control strings such as the answer about kitty graphics. Sources: XTerm
-# control sequences; the graphics protocol of kitty.
+# `_ANSWER` finds two forms of answers of a terminal. The first are reports such as the primary
+# (`?`) and secondary (`>`) device attributes. The second are control strings such as the answer
+# about kitty graphics. Sources: XTerm control sequences; the graphics protocol of kitty.
 _ANSWER = re.compile(r"\x1b\[[?>][\d;$]*[a-zA-Z]|\x1b[_P\]][^\x1b\x07]*(?:\x1b\\|\x07)")
 # The beginning of an answer whose rest may follow. It can be a lone escape character, which the
 # key Escape sends as well.

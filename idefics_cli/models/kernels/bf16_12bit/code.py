@@ -14,21 +14,24 @@ from idefics_cli.models.kernels.jit import Code, vector_bytes
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# Outputs that are stored side by side: each is one lane of a register.
+# The weights of this many outputs are stored side by side: a register of 64 bytes has 16 lanes of
+# float32, and each output is one lane.
 LANES = 16
-# Weights along the width that are stored together.
+# This many weights along the width are stored together: their exponents of 4 bits fill a 32-bit
+# word.
 GROUP = 8
 # Layout of one group of 16 lanes: first a byte for each weight with its sign and fraction, then a
 # 32-bit word for each lane with its 8 exponents.
 _EXPONENTS_AT = LANES * GROUP
 GROUP_BYTES = _EXPONENTS_AT + 4 * LANES
 # An exponent is stored as a level from 0 to 15. Level 15 is the exponent of the largest weight of
-# the output. Level 0 is 15 less, a factor of 2^-15.
+# the output. Level 0 is an exponent that is smaller by 15, a factor of 2^-15.
 _LEVELS = 15
 _SMALLEST = 2.0**-_LEVELS
 # The kernel prefetches the weights at this distance in bytes; `int4/kernel.py` says why.
 _PREFETCH_BYTES = 3072
-# Number of rows that are multiplied together if the registers are 64 bytes wide.
+# With registers of 64 bytes, this many rows are multiplied together, so that the weights are
+# unpacked once for all these rows.
 ROWS_TOGETHER = 8
 
 
@@ -277,7 +280,8 @@ def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) ->
             code.load(code.pointer(given.scale), offset, code.f32),
             code.ir.Constant(code.f32, _SMALLEST),
         )
-        # The products already contain the number that is stored in place of the outlier.
+        # The products already contain the number that is stored in place of the outlier, so only
+        # the difference is added.
         more = build.fsub(value, stored)
         with code.loop(code.number(0), given.rows) as row:
             offset = build.mul(build.add(build.mul(row, width), column), code.number(4))
@@ -301,7 +305,7 @@ def _write_rows(
     source, activations = code.pointer(given.packed), code.pointer(given.activations)
     numbers = [build.add(row, code.number(each)) for each in range(count)]
     nothing = code.same(code.f32, lanes, 0.0)
-    # Several sums for each row, so that a multiplication does not wait for the one before it.
+    # Each row has several sums, so that a multiplication does not wait for the one before it.
     chains = max(1, 4 // count)
     sums = [[code.variable(nothing) for _ in range(chains)] for _ in numbers]
     with code.loop(code.number(0), given.groups) as group:

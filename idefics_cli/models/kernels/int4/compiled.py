@@ -57,13 +57,15 @@ def quantize(weight: Tensor) -> Tensor:
     """Return *weight* (out, in), which is not changed, as `CompiledInt4Linear` keeps it."""
     outputs, width = weight.shape
     packed = torch.empty(outputs // LANES, width // GROUP, GROUP_BYTES, dtype=torch.uint8)
-    # In parts, because a whole layer in float32 takes as much memory as several quantized ones.
+    # The layer is quantized in parts, because a whole layer in float32 takes as much memory as
+    # several quantized layers.
     for part in output_parts(outputs):
         groups = weight.detach()[part].float().reshape(part.stop - part.start, -1, GROUP)
         lowest = groups.amin(2).to(torch.bfloat16)
         step = ((groups.amax(2) - lowest.float()) / _STEPS).to(torch.bfloat16)
-        # The kernel computes the weights from the rounded step and lowest value, so the numbers are
-        # chosen for these. In a group of equal weights the step is 0, which cannot divide.
+        # The kernel computes with the rounded step and lowest value, so the numbers are chosen for
+        # the rounded values. In a group of equal weights the step is 0, so 1 is the divisor
+        # instead.
         divisor = torch.where(step > 0, step, torch.ones_like(step)).float()
         steps = (groups - lowest.float()[..., None]) / divisor[..., None]
         numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8).reshape(-1, width)

@@ -23,19 +23,21 @@ from idefics_cli.models.kernels.jit import Code, LazyKernel, vector_bytes
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# Weights along the width that share a step and a lowest value.
+# This many weights along the width share a step and a lowest value. Smaller groups would be more
+# exact, but take more memory.
 GROUP = 32
-# Outputs that are stored side by side.
+# The weights of this many outputs are stored side by side: a register of 64 bytes holds 16 sums of
+# 32 bits, one for each output.
 LANES = 16
 # Layout of one group of 16 outputs: 4 bits for each weight, then the steps, then the lowest values,
 # both in bfloat16.
 _WEIGHT_BYTES = LANES * GROUP // 2
 _STEPS_AT, _LOWEST_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + 2 * LANES
 GROUP_BYTES = _WEIGHT_BYTES + 4 * LANES
-# Bytes for each group of a row: its scale and its sum, both in float32.
+# The kernel needs two float32 values for each group of a row: the scale of the row's numbers, and
+# the sum of its values, which it multiplies by the lowest value of the weights.
 _SCALE_BYTES = 8
-# This number of rows is multiplied by all weights before the next rows, because this many stay in
-# the L2 cache of a core.
+# 64 rows at a time are multiplied by all weights, because 64 rows stay in the L2 cache of a core.
 _TILE_ROWS = 64
 _HIGHEST = 127
 # The kernel prefetches the weights at this distance in bytes, because the processor's own
@@ -102,7 +104,8 @@ def product(rows: Tensor, packed: Tensor) -> Tensor:
     numbers, scales = round_rows(rows)
     blocks, groups, _ = packed.shape
     out = torch.empty(len(rows), blocks * LANES)
-    # Addresses instead of slices of tensors, because slicing takes as long as a small product.
+    # The kernel gets addresses and not slices of tensors, because slicing takes as long as a small
+    # product.
     weights, first_number, first_scale = (t.data_ptr() for t in (packed, numbers, scales))
     for first in range(0, len(rows), _TILE_ROWS):
         _product(

@@ -16,11 +16,13 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
-# Weights along the width that share a scale and a middle value.
+# This many weights along the width share a step and a middle value. Smaller groups would be more
+# exact, but take more memory.
 GROUP = 32
 _STEPS = 15
 _MIDDLE = 8
-# Outputs that are stored side by side: for torch's AVX512 kernel, and for its AVX2 kernel.
+# torch's AVX512 kernel reads the weights of 64 outputs side by side, and its AVX2 kernel those of
+# 32.
 _BLOCKS = (64, 32)
 
 
@@ -70,10 +72,10 @@ class Int4Linear(QuantizedLinear):
 class TorchInt4Linear(Int4Linear):
     """An `Int4Linear` that multiplies few rows by torch's kernel."""
 
-    # Up to this number of rows, torch's kernel is used. Relative to a product in float32, it takes
-    # 0.27 of the time for 1 row, 0.23 for 4, 0.72 for 32, 1.6 for 128, and 2.1 for 512. To widen
-    # the weights first takes 1.4 for 512 rows (7,168 x 4,096, torch 2.13, one core of a Xeon with
-    # AVX512, interleaved).
+    # torch's kernel is used for up to this number of rows. For more rows, the weights are widened
+    # first, and then multiplied as usual. The time of the kernel, relative to a product in float32,
+    # is 0.27 for 1 row, 0.23 for 4, 0.72 for 32, 1.6 for 128 and 2.1 for 512. Widening first takes
+    # 1.4 for 512 rows (7,168 x 4,096, torch 2.13, one core of a Xeon with AVX512, interleaved).
     FEW_ROWS = 192
 
     @classmethod
@@ -108,14 +110,15 @@ def quantize(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
     outputs, width = weight.shape
     packed = torch.empty(outputs // size, width, size // 2, dtype=torch.uint8)
     scales = torch.empty(width // GROUP, outputs, 2, dtype=torch.bfloat16)
-    # In parts, because a whole layer in float32 takes as much memory as several quantized ones.
+    # The layer is quantized in parts, because a whole layer in float32 takes as much memory as
+    # several quantized layers.
     for part in output_parts(outputs):
         groups = weight.detach()[part].float().reshape(part.stop - part.start, -1, GROUP)
         low, high = groups.amin(2), groups.amax(2)
         step = ((high - low) / _STEPS).to(torch.bfloat16)
         middle = (low + _MIDDLE * step.float()).to(torch.bfloat16)
-        # The kernel computes the weights from the rounded step and middle, so the numbers are
-        # chosen for these. In a group of equal weights the step is 0, and all are in the middle.
+        # The kernel computes with the rounded step and middle, so the numbers are chosen for the
+        # rounded values. In a group of equal weights the step is 0, so 1 is the divisor instead.
         divisor = torch.where(step > 0, step, torch.ones_like(step)).float()
         steps = (groups - middle.float()[..., None]) / divisor[..., None] + _MIDDLE
         numbers = steps.round_().clamp_(0, _STEPS).to(torch.uint8)
@@ -158,7 +161,7 @@ def _computes_an_example(size: int) -> bool:
 def _product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
     blocks, width, half = packed.shape
-    # torch expects the two weights of a byte along the width.
+    # torch wants the shape (out, in / 2), as if a byte held two neighbouring weights of one output.
     flat = packed.view(blocks * half * 2, width // 2)
     product: Tensor = multiply(rows, flat, GROUP, scales)
     return product

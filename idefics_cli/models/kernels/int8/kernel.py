@@ -19,7 +19,8 @@ from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable, vector_by
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# Weights along the width that are multiplied at a time.
+# The kernel multiplies this many weights along the width in one pass of its loop, so the width must
+# be a multiple of it.
 STEP = 64
 # Number of outputs that are computed together: a row is read once for all of them.
 _OUTPUTS_TOGETHER = 4

@@ -69,10 +69,11 @@ class Int8Linear(QuantizedLinear):
 class CompiledInt8Linear(Int8Linear):
     """An `Int8Linear` that multiplies few rows by a kernel compiled for this processor."""
 
-    # Up to this number of rows, the kernel is used. Relative to a product in float32, torch's
-    # kernel takes 0.44 of the time for 1 row, 0.52 for 16, 1.15 for 64 and 2.9 for 768; the
-    # compiled kernel is faster. To widen the weights first takes 1.05 for 768 rows (4,096 x 6,144,
-    # torch 2.13, one core of a Xeon with AVX512, interleaved).
+    # A kernel is used for up to this number of rows. For more rows, the weights are widened first,
+    # and then multiplied as usual. The time of torch's kernel, relative to a product in float32, is
+    # 0.44 for 1 row, 0.52 for 16, 1.15 for 64 and 2.9 for 768; the compiled kernel is faster.
+    # Widening first takes 1.05 for 768 rows (4,096 x 6,144, torch 2.13, one core of a Xeon with
+    # AVX512, interleaved).
     FEW_ROWS = 32
 
     @classmethod
