@@ -6,8 +6,6 @@ import logging
 from collections.abc import Collection, Hashable
 from threading import Lock
 
-from PIL import Image
-
 from idefics_cli.core.errors import ContextError, ImageError, UsageError
 from idefics_cli.core.types import Constraint, Mode
 from idefics_cli.engine.local.decode.constraint import Grammars
@@ -32,6 +30,7 @@ from idefics_cli.images.media import Media
 from idefics_cli.images.video import Video
 from idefics_cli.models.families.base import Family, Inputs
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
+from idefics_cli.models.families.resize import enlarged
 from idefics_cli.models.families.special_tokens import find_ban_ids
 from idefics_cli.models.families.token_rows import check_token_ids
 from idefics_cli.models.families.videos import VideoFamily
@@ -41,10 +40,6 @@ from idefics_cli.models.loading.loader import Loaded
 _log = logging.getLogger(__name__)
 # Number of encoded prompts that are kept. A prompt of 1,000 tokens takes 16 kB.
 _KNOWN_PROMPTS = 64
-# Image processors recognise the channels of a picture by the length of a side, 1 or 3. So no side
-# may have this length. Some processors also cut a picture into quarters, which must have 2 pixels
-# or more on each side.
-_SHORTEST_SIDE = 4
 
 
 class Inference:
@@ -145,7 +140,7 @@ class Inference:
                 with media:
                     tensors = self._make_video_tensors(media, family)
             else:
-                tensors = family.preprocess(_enlarged(media), self.pictures.find)
+                tensors = family.preprocess(enlarged(media), self.pictures.find)
         self.pictures.add(tensors)
         return tensors
 
@@ -277,14 +272,6 @@ def _shorter(prepared: Prepared) -> str:
     if prepared.pictures:
         return "fewer or smaller pictures, `--no-splitting`, or a shorter text"
     return "give a shorter text"
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    """Return *image* with no side so short that a processor takes it for the channels."""
-    # Only the short side grows. If the long side grew too, a line of a million pixels would become
-    # gigabytes, although the processor then shrinks it.
-    size = (max(image.width, _SHORTEST_SIDE), max(image.height, _SHORTEST_SIDE))
-    return image if size == image.size else image.resize(size, Image.Resampling.NEAREST)
 
 
 def _prompt_key(prepared: Prepared) -> Hashable:

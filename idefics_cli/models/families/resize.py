@@ -14,6 +14,21 @@ from idefics_cli.models.families.protocols import ImageProcessor, Pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Image processors recognise the channels of a picture by the length of a side, 1 or 3. So no side
+# may have this length. Some processors also cut a picture into quarters, which must have 2 pixels
+# or more on each side.
+_SHORTEST_SIDE = 4
+
+
+def enlarged(image: Image) -> Image:
+    """Return *image* with no side so short that a processor takes it for the channels."""
+    # Only the short side grows. If the long side grew too, a line of a million pixels would become
+    # gigabytes, although the processor then shrinks it.
+    from PIL.Image import Resampling
+
+    size = (max(image.width, _SHORTEST_SIDE), max(image.height, _SHORTEST_SIDE))
+    return image if size == image.size else image.resize(size, Resampling.NEAREST)
+
 
 def shrink(
     image: Image, processor: ImageProcessor, scaled: Callable[[int, int], tuple[int, int]]

@@ -1,0 +1,236 @@
+"""Rows become examples; what is wrong with the data is counted and named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.types import Attachment, Message, Part
+from idefics_cli.engine.local.engine import LocalEngine
+from idefics_cli.training.data.options import ReadOptions
+from idefics_cli.training.data.read import read_rows
+from idefics_cli.training.data.row import LeftOut, RowResult, TrainingRow
+from idefics_cli.training.examples import encode_row
+from idefics_cli.training.labels import LabelledTokens
+from idefics_cli.training.picture_files import TrainingPictures
+from idefics_cli.training.preparing import PreparedExamples, describe, prepare_examples
+from tests.support.prompts import open_engine
+from tests.support.training_data import (
+    CAPTIONS,
+    PROMPT,
+    SHAPES,
+    name_of,
+    write_lines,
+    write_pictures,
+)
+
+Prepare = Callable[..., PreparedExamples]
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Callable[[str], Path]) -> Iterator[LocalEngine]:
+    with open_engine(checkpoint("smolvlm2"), "smolvlm2") as opened:
+        yield opened
+
+
+@pytest.fixture
+def pictures(engine: LocalEngine, tmp_path: Path) -> TrainingPictures:
+    (tmp_path / "kept").mkdir()
+    return TrainingPictures(engine.loaded.family, tmp_path / "kept", offline=True)
+
+
+@pytest.fixture
+def prepare(engine: LocalEngine, pictures: TrainingPictures) -> Prepare:
+    def prepare(data: Path | list[RowResult], most_tokens: int | None = None) -> PreparedExamples:
+        rows = data if isinstance(data, list) else read_rows(data, ReadOptions(PROMPT))
+        return prepare_examples(
+            rows, engine.loaded.family, pictures, most_tokens=most_tokens, threads=3
+        )
+
+    return prepare
+
+
+def tokens_of(prepared: PreparedExamples) -> list[LabelledTokens]:
+    return sorted((each.tokens for each in prepared.examples), key=lambda t: t.token_ids)
+
+
+def row(key: str, answer: str, *sources: Path, question: str = PROMPT) -> TrainingRow:
+    parts: list[Part] = [Attachment(str(source)) for source in sources]
+    messages = (Message("user", (*parts, question)), Message("assistant", (answer,)))
+    return TrainingRow(key, messages, (False, True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_gives_the_same_tokens(shape: str, tmp_path: Path, prepare: Prepare) -> None:
+    pytest.importorskip("pyarrow")
+    plain = prepare(SHAPES["metadata.jsonl"](tmp_path / "plain"))
+    prepared = prepare(SHAPES[shape](tmp_path / "other"))
+
+    assert len(plain.examples) == len(CAPTIONS)
+    assert tokens_of(prepared) == tokens_of(plain)
+    assert {e.content for e in prepared.examples} == {e.content for e in plain.examples}
+    assert prepared.summary.rows == len(CAPTIONS)
+    assert prepared.summary.pictures == len(CAPTIONS)
+    assert not prepared.summary.left_out
+
+
+def test_examples_are_those_of_the_rows_one_by_one_in_order(
+    tmp_path: Path, prepare: Prepare, pictures: TrainingPictures, engine: LocalEngine
+) -> None:
+    data = SHAPES["metadata.jsonl"](tmp_path / "a")
+    prepared = prepare(data)
+
+    for example, each in zip(prepared.examples, read_rows(data, ReadOptions(PROMPT)), strict=True):
+        assert isinstance(each, TrainingRow)
+        alone = encode_row(each, engine.loaded.family, pictures.preprocess)
+        assert example.tokens == alone.tokens
+        assert (example.key, example.answer) == (alone.key, alone.answer)
+    summary = prepared.summary
+    lengths = [len(example.tokens.token_ids) for example in prepared.examples]
+    assert (summary.tokens, summary.longest) == (sum(lengths), max(lengths))
+    labels = [label for example in prepared.examples for label in example.tokens.labels]
+    assert summary.labelled == sum(label != -100 for label in labels) > 0
+
+
+@pytest.mark.parametrize("shape", ["metadata.jsonl", "OpenAI", "parquet with bytes"])
+def test_an_engine_and_each_epoch_see_the_pictures_that_were_prepared(
+    shape: str, tmp_path: Path, prepare: Prepare, pictures: TrainingPictures, engine: LocalEngine
+) -> None:
+    pytest.importorskip("pyarrow")
+    for example in prepare(SHAPES[shape](tmp_path / "a")).examples:
+        again = [pictures.preprocess(source).picture for source in example.sources]
+        assert tuple(again) == example.pictures
+        assert engine.prepare(example.request).pictures == example.pictures
+        assert all(os.path.isfile(source.source) for source in example.sources)
+
+
+def test_a_very_flat_picture_is_taken_as_the_engine_takes_it(
+    tmp_path: Path, prepare: Prepare, engine: LocalEngine
+) -> None:
+    Image.new("RGB", (60, 1), "red").save(tmp_path / "flat.png")
+    (example,) = prepare([row("flat", "A line.", tmp_path / "flat.png")]).examples
+
+    assert engine.prepare(example.request).pictures == example.pictures
+
+
+def test_faults_are_named_and_the_other_rows_are_kept(tmp_path: Path, prepare: Prepare) -> None:
+    write_pictures(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    table = write_lines(
+        tmp_path / "rows.jsonl",
+        {"image": "0.png", "caption": "A"},
+        {"image": "missing.png", "caption": "A"},
+        {"image": "text.png", "caption": "A"},
+        {"image": "cut.png", "caption": "A"},
+        {"image": "https://example.com/a.png", "caption": "A"},
+        {"image": "1.png", "title": "A"},
+        {"image": "1.png", "caption": ""},
+        {"image": "1.png", "caption": "A", "status": "ok"},
+        {"image": "1.png", "caption": None, "status": "error", "error": "gone"},
+        {"image": "1.png", "caption": "A long", "finish": "length"},
+    )
+    prepared = prepare(table)
+
+    assert [e.key for e in prepared.examples] == [f"{table}:1", f"{table}:8"]
+    assert prepared.summary.rows == 10
+    assert prepared.summary.left_out == {
+        "unreadable picture": 4,
+        "wrong row": 1,
+        "no answer": 1,
+        "failed caption": 1,
+        "cut caption": 1,
+    }
+    assert [f.key for f in prepared.summary.faults] == [f"{table}:{n}" for n in range(2, 7)]
+    for fault in prepared.summary.faults:
+        assert describe(fault).startswith(f"{table}:")
+    assert "missing.png" in describe(prepared.summary.faults[0])
+    prepared.check("rows.jsonl", skips_bad=True)
+    with pytest.raises(IdeficsError) as caught:
+        prepared.check("rows.jsonl", skips_bad=False)
+    assert str(caught.value).startswith("5 rows of `rows.jsonl` cannot be used:\n  ")
+    assert str(caught.value).count("\n") == 5
+    assert caught.value.hint == "mend them, or leave them out with `--skip-bad`"
+
+
+def test_many_faults_are_counted_and_the_first_ten_named(tmp_path: Path, prepare: Prepare) -> None:
+    prepared = prepare([row(f"row {n}", "A", tmp_path / f"{n}.png") for n in range(50)])
+
+    with pytest.raises(IdeficsError) as caught:
+        prepared.check("data", skips_bad=False)
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1]) == (12, "  and 40 more")
+    assert "`--images DIR`" in str(caught.value.hint)
+    with pytest.raises(UsageError, match=r"has no row to train on \(unreadable picture: 50\)"):
+        prepared.check("data", skips_bad=True)
+
+
+def test_rows_that_are_too_long_are_left_out_and_not_cut(tmp_path: Path, prepare: Prepare) -> None:
+    data = SHAPES["metadata.jsonl"](tmp_path / "a")
+    whole = prepare(data)
+    lengths = [len(example.tokens.token_ids) for example in whole.examples]
+    limit = sorted(lengths)[4]
+    prepared = prepare(data, limit)
+
+    kept = [e for e, length in zip(whole.examples, lengths, strict=True) if length <= limit]
+    assert [e.tokens for e in prepared.examples] == [e.tokens for e in kept]
+    assert prepared.summary.left_out == {"too long": len(CAPTIONS) - len(kept)}
+    assert prepared.summary.fault_count == 0
+    with pytest.raises(UsageError, match="has no row to train on") as caught:
+        prepare(data, 10).check("a", skips_bad=False)
+    assert caught.value.hint == "`--most-tokens` allows longer rows"
+
+
+def test_equal_rows_and_other_answers_to_the_same_are_counted(
+    tmp_path: Path, prepare: Prepare
+) -> None:
+    write_pictures(tmp_path)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    rows: list[RowResult] = [
+        row("first", "A block.", tmp_path / "0.png"),
+        row("repeated", "A block.", tmp_path / "copy.png"),
+        row("contradicting", "A square.", tmp_path / "copy.png"),
+        row("other question", "A square.", tmp_path / "0.png", question="What?"),
+        row("other picture", "A square.", tmp_path / "1.png"),
+    ]
+    summary = prepare(rows).summary
+
+    assert (summary.repeated, summary.contradictions) == (1, 1)
+    assert summary.contradicting == ["contradicting"]
+    assert summary.pictures == 2
+
+
+def test_the_digest_is_that_of_the_examples(tmp_path: Path, prepare: Prepare) -> None:
+    write_pictures(tmp_path)
+    first = row("a", "A block.", tmp_path / "0.png")
+    other = row("b", "A square.", tmp_path / "1.png")
+    digests = {prepare(rows).digest for rows in ([first], [other], [first, other], [other, first])}
+
+    assert len(digests) == 4
+    assert prepare([first, LeftOut("c", "no answer")]).digest in digests
+
+
+def test_pictures_that_are_no_files_are_written_once(
+    tmp_path: Path, prepare: Prepare, pictures: TrainingPictures
+) -> None:
+    prepared = prepare(SHAPES["OpenAI"](tmp_path / "a"))
+    kept = list((tmp_path / "kept").iterdir())
+
+    assert len(kept) == len(CAPTIONS) // 2
+    sources = {source.source for example in prepared.examples for source in example.sources}
+    assert {str(path) for path in kept} < sources
+    assert {len(source) < 300 for source in sources} == {True}
+    assert name_of(1) in {os.path.basename(source) for source in sources}
+
+
+def test_a_row_without_pictures_is_taken(prepare: Prepare) -> None:
+    messages = (Message("user", ("Hello",)), Message("assistant", ("Hi!",)))
+    prepared = prepare([TrainingRow("chat", messages, (False, True))])
+
+    assert [e.answer for e in prepared.examples] == ["Hi!"]
+    assert prepared.summary.pictures == 0
