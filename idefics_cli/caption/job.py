@@ -341,7 +341,7 @@ def automatic_batch_size(
         parameters: Number of weights of the model.
         spare_bytes: Memory that is left while the model answers about one picture.
         picture_bytes: Memory that one more picture needs.
-        most_waiting: So many prepared pictures fit into the RAM beside a GPU.
+        most_waiting: This many prepared pictures fit into the RAM beside a GPU.
     """
     if device.startswith("cuda"):
         # If the estimate is too high, only time is lost: the run catches the error and halves its

@@ -82,8 +82,8 @@ class RootGroup(HelpGroup):
         except typer.TyperException as error:
             sys.exit(_report(_usage_error(error, words=words), extra.get("obj")))
         except OSError as error:
-            # Such an error occurs here only while Typer writes a help page or the version. Our
-            # commands turn theirs into an `IdeficsError`.
+            # This error reaches this place only while Typer writes a help page or the version. Our
+            # commands turn errors of the output into an `IdeficsError`.
             if error.errno not in _UNWRITABLE:
                 raise
             failure = IdeficsError(f"cannot write the output: {error.strerror}")

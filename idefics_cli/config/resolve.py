@@ -151,7 +151,7 @@ def _from_environment(setting: Setting, environ: Mapping[str, str]) -> tuple[Val
         except ValueError as error:
             raise ConfigError(f"variable {setting.variable} {error}") from None
     for variable in setting.also_variables:
-        # These are variables of other programs, which only react to "true" and its synonyms.
+        # Other programs define these variables, and react only to "true" and its synonyms.
         if environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
             return True, Origin("environment", variable)
     return None

@@ -11,9 +11,10 @@ UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Surrogates cannot be encoded in UTF-8. Python decodes each byte of a file name that is not UTF-8
 # to a surrogate (PEP 383).
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
-# All of `UNSAFE` and `NOT_UTF8`, except line feed and tab, which text may have.
+# All of `UNSAFE` and `NOT_UTF8` except line feed and tab, which may occur in a text.
 UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# A name in which every backslash is doubled, or is part of an escape as `escape` makes it.
+# `_ESCAPED_NAME` matches a name that looks escaped: every backslash is doubled, or is part of an
+# escape that `escape` makes.
 _ESCAPED_NAME = re.compile(r"(?:[^\\]|\\(?:\\|x[0-9a-f]{2}|u[0-9a-f]{4}))*")
 _IN_NAME = re.compile(r"\\(\\|x..|u....)")
 

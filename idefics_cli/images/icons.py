@@ -70,7 +70,7 @@ def _read_entry(stream: BinaryIO, row: bytes) -> _Entry | None:
         return _Entry(width, height, depth * _PNG_CHANNELS.get(kind, 4), True, offset, length)
     if len(head) < 16 or head[:4] != b"\x28\0\0\0":
         return None
-    # The height of the bitmap includes the mask.
+    # The height counts the rows of the picture and those of its mask, so it is halved.
     width, height, _, bits = struct.unpack("<iiHH", head[4:16])
     return _Entry(abs(width), abs(height) // 2, bits, False, offset, length)
 

@@ -44,7 +44,8 @@ def _names(spec: LoadSpec) -> tuple[str, ...]:
     kernel = spec.kernels.attention
     if kernel is None:
         return (spec.attention,)
-    # On a GPU, torch's attention takes the place of a kernel that is wrong.
+    # On a GPU, both are checked: torch's attention takes the place of the kernel if the kernel is
+    # wrong.
     return (kernel,) if spec.device == "cpu" else (spec.attention, kernel)
 
 

@@ -46,7 +46,7 @@ def keep_results(
         heads = [r.heads for r in answered if isinstance(r, ProbeRow) and r.device == device]
         faults = faults_of(results, device)
         if device in former:
-            # What an earlier check found about other shapes still holds.
+            # Faults that an earlier check found for other shapes still hold, so they are kept.
             faults += tuple(
                 fault
                 for fault in former[device].faults

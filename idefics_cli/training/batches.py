@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from idefics_cli.models.families.picture import PictureShape
 from idefics_cli.training.examples import TrainingExample
 
-# Rows of few steps are sorted together: of a small data set, other rows meet in each epoch.
+# Rows are sorted by length only within the rows of this many steps. So each epoch of a small data
+# set brings other rows together.
 _WINDOW_STEPS = 4
 _BUCKET_TOKENS = 32
 
@@ -31,8 +32,8 @@ def epoch_steps(
     rng = random.Random(f"order {seed} {epoch}")
     order = list(range(len(examples)))
     rng.shuffle(order)
-    # The rest goes into a step of its own, before rows are sorted: else it would always have the
-    # longest rows.
+    # The rows that do not fill a step are taken out before sorting. If they were taken out
+    # afterwards, they would always be the longest.
     cut = len(order) - len(order) % rows
     rest, order = order[cut:], order[:cut]
     shapes = _number_shapes(examples)

@@ -98,7 +98,8 @@ def insert_lora(model: nn.Module, family: FamilySpec, choice: LoraChoice) -> Tar
         raise RuntimeError(f"{len(found)} layers have LoRA matrices and not {len(expected)}")
     parameters = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
     for parameter in parameters.values():
-        # In bfloat16, a step of the usual rate rounds to nothing.
+        # Training needs float32: in bfloat16, a step of the usual learning rate would round to
+        # nothing.
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return Targets(choice.parts, tuple(found), parameters)
@@ -117,7 +118,7 @@ def train_weights(model: nn.Module, family: FamilySpec, parts: Sequence[PartName
         if name.startswith(prefixes):
             if not parameter.is_floating_point():
                 raise RuntimeError(f"{name} is quantized")
-            # A copy, because the weights may be mapped from the file of the checkpoint.
+            # The weights are copied, because they may be mapped from the file of the checkpoint.
             parameter.data = parameter.data.to(torch.float32, copy=True)
             parameter.requires_grad_(True)
             parameters[name] = parameter
@@ -148,7 +149,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     states = import_peft().get_peft_model_state_dict(
         model, adapter_name=_NAME, save_embedding_layers=False
     )
-    # A copy, because training goes on while the file is written.
+    # The states are copied, because training goes on while they are written to a file.
     return {
         f"{_KEY_PREFIX}{name}": tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in states.items()
@@ -175,8 +176,8 @@ def enable_checkpointing(model: nn.Module) -> None:
 
     This holds in `training_mode`.
     """
-    # transformers 5.23 renamed the method. With `use_reentrant=True`, IDEFICS-1 loses the gradients
-    # of its vision tower, with no more than a warning.
+    # transformers 5.23 renamed this method, so both names are tried. With `use_reentrant=True`,
+    # IDEFICS-1 would lose the gradients of its vision tower and only give a warning.
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     enable = next(getattr(model, name) for name in names if hasattr(model, name))
     enable({"use_reentrant": False})
@@ -191,7 +192,8 @@ def training_mode(model: nn.Module) -> Iterator[None]:
     Args:
         model: In eval mode.
     """
-    # A layer looks at this flag of its own; the modules in it keep theirs.
+    # Activation checkpointing looks only at the flag `training` of the layer itself. So the modules
+    # in the layer keep their flags, and stay in eval mode.
     changed = [
         module
         for name, module in model.named_modules()

@@ -22,7 +22,7 @@ from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write, remove_unfinished, stamp_of_file, unfinished_path
 from idefics_cli.core.types import CaptionRecord
 
-# Largest number of records of all shards that are in memory at a time.
+# At most this many records of all shards together are in memory at a time.
 _MOST_RECORDS = 20_000
 
 
@@ -57,7 +57,8 @@ def _records(state: ShardState, size: int) -> Iterator[tuple[tuple[int, str], Ca
     folder = state.journal.parent
     for start in range(0, len(state.offsets), size):
         some, found = state.offsets[start : start + size], []
-        # There may be more shards than a process may have open files.
+        # The file is opened anew for each group of records: there may be more shards than files
+        # that a process may open at a time.
         try:
             with state.journal.open("rb") as file:
                 for offset in some:
@@ -77,7 +78,8 @@ def _read(line: bytes, folder: Path) -> tuple[tuple[int, str], CaptionRecord]:
     fields = decode_line(line, needs_checksum=True)
     key, record = text(fields["key"]), decode_record(fields["record"])
     order = order_of(number(fields["order"]), key, folder)
-    # The task may have run in another folder, from which its names are relative.
+    # The names in a record are relative to the folder in which its shard ran. From another folder,
+    # such a name does not lead to the picture.
     name = record.file_name if identity(record.file_name, folder) == key else None
     return order, replace(record, file_name=name or reachable(key, folder))
 

@@ -29,7 +29,8 @@ from idefics_cli.images.folders import (
 from idefics_cli.images.sources import no_such_file
 
 _SEPARATORS = ("/", os.sep)
-# Orders of two arguments differ by this; a list has fewer lines.
+# The orders of two arguments are at least this far apart. A list is one argument, and has fewer
+# lines.
 _ARGUMENT = 2**32
 
 
@@ -112,7 +113,8 @@ class _Lister:
         self._follow_links = follow_links
         self._fields = fields
         self._here = os.getcwd()
-        # `CaptionItem.order` of the pictures that are being added, and the last file before them.
+        # `CaptionItem.order` of the pictures that are being added. `_last_file` is the file that
+        # was given before them.
         self._order = 0
         self._last_file: str | None = None
         self._lines: dict[str, tuple[str, int]] = {}

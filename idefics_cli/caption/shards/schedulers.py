@@ -55,7 +55,8 @@ def choose_shard(text: str, environ: Mapping[str, str]) -> ChosenShard:
         return ChosenShard(Shard(int(first[:9]), count or 0))
     task = _only_task(environ, text)
     if count is not None:
-        # An array that repeats single tasks has fewer tasks than shards, with the same numbers.
+        # If the user repeats some failed tasks, the array has fewer tasks than there are shards.
+        # But the tasks have the same numbers as before.
         return ChosenShard(Shard(_first_number(task, environ), count), task.source)
     if task.count is None:
         raise UsageError(
@@ -71,7 +72,8 @@ def _first_number(task: _Task, environ: Mapping[str, str]) -> int:
 
 def _only_task(environ: Mapping[str, str], text: str) -> _Task:
     tasks = [task for read in _SCHEDULERS for task in read(environ, text)]
-    # SkyPilot and torchrun also set their variables for a single task.
+    # SkyPilot and torchrun set their variables even for a job of a single task, so such a task is
+    # ignored if there is another.
     several = [task for task in tasks if task.count != 1] or tasks
     if not several:
         raise UsageError(
@@ -103,7 +105,8 @@ def _slurm(environ: Mapping[str, str], text: str) -> Iterator[_Task]:
     if text == AUTO:
         told = _number(environ, "SLURM_ARRAY_TASK_COUNT", count)
         tasks = counted(told, "task")
-        # `--array=3,7` repeats two tasks of a larger array, and must not become another division.
+        # With `--array=3,7`, a user repeats two tasks of a larger array. Their pictures must not be
+        # divided anew, into two shards.
         if first > 1 or count == 1 or told != count:
             raise UsageError(
                 f"`--shard auto`: {_SLURM} of {tasks}, {first} to {last}, does not say how "

@@ -137,7 +137,8 @@ class TxtSink:
         """
         old = _read(path).rstrip() if self._target.existing in ("append", "prepend") else ""
         text = self.joined(self.text(record), old)
-        # fsync would take longer than some captions take to generate.
+        # The sidecar is written without fsync, which would take longer than some captions take to
+        # generate.
         write_whole(path, f"{text}\n".encode("utf-8", "surrogateescape"), durable=False)
         return None
 
@@ -253,7 +254,7 @@ def _name(key: str) -> str:
         return PurePosixPath(key).name
     if re.match("(data|clipboard):", key, re.IGNORECASE):
         return re.sub(r"[^\w.-]+", "-", key)
-    # `%2F` must not become a folder separator.
+    # A `%2F` in a URL is not a folder separator, so the slash is replaced after decoding.
     return unquote(urlsplit(key).path.rpartition("/")[2]).replace("/", "_").replace("\0", "_")
 
 

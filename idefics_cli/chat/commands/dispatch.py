@@ -24,7 +24,8 @@ from idefics_cli.core.errors import ImageError
 
 _NAME = re.compile(r"/([a-z?]*)(?:\s+|$)", re.IGNORECASE)
 
-# Words that mean a command in other tools. Nobody asks only such a word about a picture.
+# Words that mean a command in other tools. As a question about a picture, such a word alone makes
+# no sense.
 _BARE_WORDS = {"exit": "exit", "quit": "exit", "bye": "exit", ":q": "exit", "help": "help"}
 
 

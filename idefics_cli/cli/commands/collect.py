@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.collect.merge import Collected
     from idefics_cli.caption.collect.survey import ShardState, Survey
 
-# So many shards that are not complete are listed on stderr; `--json` has all.
+# At most this many shards that are not complete are listed on stderr; `--json` lists all.
 _MOST_LISTED = 40
 
 Whole = Annotated[

@@ -11,7 +11,7 @@ from idefics_cli.engine.schema.grammar import check_constraint
 from idefics_cli.engine.schema.text_files import read_text
 
 SEPARATOR = ", "
-# The usual limit of tokens would cut a reply with more tags.
+# The default limit of tokens would cut off a reply with more tags.
 _MOST_TAGS = 20
 # The prompt names all tags of a list that has at most this many. Longer lists are not named,
 # because each tag takes a few tokens of the prompt.

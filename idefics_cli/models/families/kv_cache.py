@@ -25,7 +25,7 @@ def growing_cache(*, spare_tokens: int = SPARE_TOKENS) -> DynamicCache:
     equal, because the attention mask applies the window too.
 
     Args:
-        spare_tokens: A full buffer grows by so many tokens.
+        spare_tokens: A full buffer grows by this many tokens.
     """
     cache = DynamicCache()
     cache.layer_class_to_replicate = partial(GrowingLayer, spare_tokens)
@@ -65,7 +65,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the class of transfor
     were cut off.
 
     Args:
-        spare_tokens: A full buffer grows by so many tokens.
+        spare_tokens: A full buffer grows by this many tokens.
 
     Attributes:
         buffers: The buffer of the keys and the buffer of the values; None until an update

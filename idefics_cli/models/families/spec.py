@@ -155,7 +155,7 @@ class FamilySpec:
         flash_caution: A known weakness of flash attention in this family, as the rest of a sentence
             that begins with the name of the attention.
         float16_caution: Why float16 may give wrong replies.
-        float16_caution_parameters: *float16_caution* holds for models with at least so many
+        float16_caution_parameters: *float16_caution* holds for models with at least this many
             weights.
         float32_modules: Full names of the modules that leave the range of float16.
         float32_parameters: Number of their weights, divided by the squared width of the text model.
@@ -194,7 +194,7 @@ _UNQUANTIZED = ("model.vision_model", "model.connector", "lm_head")
 _PATCH_MODULES = ("model.vision_model", "model.connector.modality_projection")
 _TEXT_NORMS = ("LlamaRMSNorm", "MistralRMSNorm")
 
-# Layers of Llama and Mistral, and of SigLIP and CLIP.
+# Names of the linear layers: `_TEXT_LAYER` for Llama and Mistral, `_VISION` for SigLIP and CLIP.
 _TEXT_LAYER = r"(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 _VISION = TrainablePart(
     r"model\.vision_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",

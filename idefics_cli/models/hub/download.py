@@ -211,7 +211,7 @@ def _bar(report: Progress | None, total_bytes: int) -> type[Any]:
         # Any: the arguments of tqdm and of the client's subclass of it.
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
-            # A disabled bar of tqdm does not count.
+            # A disabled bar of tqdm would not count the bytes.
             options.update(disable=False, file=io.StringIO())
             super().__init__(*arguments, **options)
 

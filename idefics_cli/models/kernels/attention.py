@@ -55,7 +55,7 @@ class CpuAttention:
         name: The name of this attention in transformers, and in the table of kernels.
         tile_queries: Number of queries that are computed together, for large pictures in
             bfloat16; None pads the heads of all large pictures for torch's kernel instead.
-        many_queries: A picture with at least so many patches is large. transformers' `sdpa`
+        many_queries: A picture with at least this many patches is large. transformers' `sdpa`
             computes smaller ones.
     """
 

@@ -198,7 +198,8 @@ def _text_calls(text: HeadShape, random: _Random) -> Iterator[AttentionCall]:
     in_slots = (torch.arange(_TEXT) < lengths[:, None])[:, None, None]
     step, whole = (3, 1, _TEXT), (1, _TEXT, _TEXT)
     yield random.call("decode with a mask", text, step, in_slots, is_causal=True)
-    # A step that is recorded attends to the whole buffers.
+    # A step that CUDA graphs record attends to the whole buffers, so this call has a mask for all
+    # positions.
     filled = (torch.arange(_CAPACITY) < torch.tensor([700, _TEXT, 17])[:, None])[:, None, None]
     whole_buffers = (3, 1, _CAPACITY)
     yield random.call("decode in whole buffers", text, whole_buffers, filled, is_causal=True)

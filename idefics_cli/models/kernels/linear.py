@@ -32,8 +32,8 @@ class KernelLinear(nn.Module):
     """
 
     FEW_ROWS: ClassVar[int] = 0
-    """Up to so many rows, the kernel is faster than widening the weights for a matrix product; 0 if
-    the layer multiplies every number of rows in the same way."""
+    """Up to this many rows, the kernel is faster than widening the weights for a matrix product. 0
+    means that the layer multiplies every number of rows in the same way."""
 
     bias: Tensor | None
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from idefics_cli.models.kernels.attention import register_attention, run_sdpa
 
-# Number of keys of a product with the values. The sum over its keys runs in one block. The buffers
-# of slots grow in steps of so many positions (`BLOCK_TOKENS` in slots.py).
+# The product with the values is split into parts of this many keys, each computed in one block. The
+# buffers of slots grow in steps of the same number (`BLOCK_TOKENS` in slots.py).
 _CHUNK = 256
-# Arguments of transformers that change the scores; only its own function knows them.
+# These arguments of transformers change the scores. With one of them, the attention of transformers
+# is used, because this module does not implement them.
 _UNUSUAL = ("position_bias", "softcap", "s_aux", "cache")
-# Relative errors that a self-test allows. Rounding to 8 and 11 bits gives 4e-3 and 5e-4.
+# The self-test allows these relative errors. Rounding to 8 bits (bfloat16) gives 4e-3, and to 11
+# bits (float16) 5e-4.
 _ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
@@ -46,7 +48,8 @@ class SplitKeyAttention:
             with torch.inference_mode():
                 return all(_is_right(self.chunk, dtype, device) for dtype in _ALLOWED)
         except RuntimeError:
-            # Some builds of torch for ROCm lack products of 16 bits with results of 32.
+            # This attention multiplies 16-bit numbers with a float32 result. Some builds of torch
+            # for ROCm lack this product.
             return False
 
     def register(self) -> str:
@@ -106,7 +109,7 @@ def _attend(
     scores = _product(grouped, key.flatten(0, 1).transpose(1, 2))
     scores = scores.view(rows, shared, sharing, keys)
     weights = torch.add(_as_bias(mask), scores, alpha=scaling).softmax(-1)
-    # Only adjacent values can be divided without a copy.
+    # The keys can be split without a copy only if the values are contiguous in memory.
     chunks = keys // chunk if keys % chunk == 0 and value.is_contiguous() else 1
     parts = weights.view(matrices, sharing, chunks, keys // chunks).transpose(1, 2)
     parts = parts.to(query.dtype, memory_format=torch.contiguous_format)
@@ -122,7 +125,8 @@ def _as_bias(mask: Tensor) -> Tensor:
     """Return the numbers, float32, that *mask* adds to the scores."""
     if mask.dtype != torch.bool:
         return mask.float()
-    # The lowest number and not minus infinity, for which softmax gives NaN if a row has no keys.
+    # Masked scores get the lowest number and not minus infinity, for which softmax gives NaN if a
+    # row has no keys.
     lowest = torch.finfo(torch.float32).min
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
 

@@ -90,7 +90,7 @@ def load(
         spec: The model, and all choices for it.
         report: Called with the phase of loading.
         machine: This machine; None probes it.
-        worth_keeping_bytes: Weights quantized from files of at least so many bytes are kept.
+        worth_keeping_bytes: Weights quantized from files of at least this many bytes are kept.
 
     Raises:
         ModelError: If the model is not there or broken, or a kernel of the plan cannot run here.

@@ -125,7 +125,7 @@ def load_weights(
     Args:
         source: What to load.
         report: Called with the phase of loading.
-        worth_keeping_bytes: Weights are kept if the files have at least so many bytes.
+        worth_keeping_bytes: Weights are kept if the files have at least this many bytes.
 
     Raises:
         ModelError: If the files lack weights.

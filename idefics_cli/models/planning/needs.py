@@ -220,8 +220,8 @@ def _spread(
     """Return the memory on each GPU, and in RAM, for a model that one GPU cannot hold.
 
     A layer cannot be divided, so one layer's bytes of each GPU may stay empty and do not count as
-    usable. Each GPU also needs working memory, the first so many bytes more, because it has the
-    vision tower and the connector.
+    usable. Each GPU also needs working memory. The first GPU needs *on_first* bytes more, because
+    it has the vision tower and the connector.
     """
     shape = facts.shape
     layer = load.weights // max(1, shape.layers + shape.cross_layers)

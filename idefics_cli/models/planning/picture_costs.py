@@ -16,8 +16,8 @@ class PictureCost:
     Attributes:
         longest_edge: None if the model scales all pictures to one size.
         tiles: Number of tiles if it is cut; None if the model does not cut pictures.
-        whole_tokens: About so many tokens if it is not cut.
-        split_tokens: About so many tokens if it is cut; None if the model does not cut pictures.
+        whole_tokens: About this many tokens if it is not cut.
+        split_tokens: About this many tokens if it is cut; None if the model does not cut pictures.
         is_planned: Whether the plan scales pictures to this length.
     """
 

@@ -14,7 +14,7 @@ from idefics_cli.models.kernels.table import compiler_problem
 # bitsandbytes' packed CPU kernel reads blocks of this many rows of the weight matrix (bitsandbytes
 # 0.50, functional.py `_convert_weight_packed_for_cpu`).
 _PACK_ROWS = 32
-# Weights of nf4 that share a scale.
+# This many nf4 weights share a scale.
 _BLOCK = 64
 
 
@@ -48,7 +48,8 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
     }
 )
 
-# Half a byte, and two numbers of 16 bits for each group of 32 weights; see `kernels/int4`.
+# An int4 weight takes half a byte. A group of 32 weights also has two numbers of 16 bits; see
+# `kernels/int4`.
 _INT4_BYTES = 0.5 + 4 / 32
 
 

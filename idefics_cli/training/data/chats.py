@@ -61,7 +61,7 @@ def _conversation(
     pictures, value = RowPictures(folder.resolve), row[name]
     messages = read_messages(value, name, pictures, labels=("weight",))
     weights = _weights(value, name)
-    # In an answer, `<image>` is text.
+    # `<image>` in an answer is plain text, so only the other messages get pictures.
     asked = tuple(m for m in messages if m.role != "assistant")
     filled = iter(place_pictures(asked, value, pictures.of_columns(row)))
     messages = tuple(m if m.role == "assistant" else next(filled) for m in messages)

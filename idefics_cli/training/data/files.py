@@ -20,13 +20,13 @@ from idefics_cli.core.json_objects import JsonObject, decode_object
 from idefics_cli.core.units import counted
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# The objects of an array may hold pictures as data: URIs, as those of JSON lines.
+# An object may hold pictures as data: URIs, so it can be long.
 _MOST_OBJECT_CHARACTERS = 64 * 2**20
 _MOST_LINE_CHARACTERS = 2**22
 _BLOCK_CHARACTERS = 2**20
 # Excel writes semicolons in countries with a decimal comma.
 _SEPARATORS = (",", ";", "\t")
-# A row may hold the bytes of a picture.
+# Few rows are read at a time, because a row may hold the bytes of a picture.
 _BATCH_ROWS = 16
 
 
@@ -145,7 +145,7 @@ def _find_end(buffer: _Buffer, row: str) -> int:
             raise UsageError(f"{row}: no valid JSON ({reason})") from None
         if end < len(buffer.text):
             return end
-        # A number at the end of the buffer may have further digits.
+        # If a number ends exactly where the buffer ends, further digits of the number may follow.
         end -= buffer.at
         if not buffer.grow():
             return end

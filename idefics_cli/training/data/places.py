@@ -37,6 +37,7 @@ class PicturePlaces:
 
 
 def _path(name: str, folder: str) -> str:
-    # In rows that `idefics caption` wrote, unusual names have escapes.
+    # `idefics caption` writes unusual names with escapes, so the name without escapes is tried
+    # first.
     plain = os.path.join(folder, plain_name(name))
     return plain if os.path.lexists(plain) else os.path.join(folder, name)

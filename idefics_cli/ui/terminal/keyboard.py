@@ -78,7 +78,7 @@ def _echo(*, is_on: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        # This fails if the terminal has been closed meanwhile.
+        # The call fails if the terminal has been closed meanwhile.
         with contextlib.suppress(OSError, ValueError, termios.error):
             termios.tcsetattr(keyboard, termios.TCSANOW, former)
 

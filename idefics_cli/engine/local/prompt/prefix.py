@@ -109,7 +109,7 @@ class PrefixStore:
         if not length or length > len(keys):
             return
         kept = tuple(keys[:length])
-        # A longer conversation already has all these states.
+        # These states are not kept if a longer conversation already has all of them.
         if any(each.begins_with(kept) for each in self._conversations):
             return
         new = _Conversation(kept, cache, cache_bytes(cache))

@@ -70,7 +70,7 @@ def pack(weight: Tensor, *, weights_per_outlier: int = WEIGHTS_PER_OUTLIER) -> C
 
     Args:
         weight: (out, in) bfloat16; not changed.
-        weights_per_outlier: More than one outlier in so many weights are too many.
+        weights_per_outlier: More than one outlier in this many weights are too many.
     """
     weight = weight.detach().contiguous()
     outputs, width = weight.shape
