@@ -127,7 +127,8 @@ def _rows(invocation: Invocation, path: str) -> Iterator[_Row]:
         raise UsageError(f"no such list of examples: `{path}`", hint=_LIST_FORM)
     found = read_list(path)
     base = base_folder(found)
-    # `idefics caption` writes rows of pictures that it could not caption, too.
+    # `idefics caption` also writes rows of pictures that it could not caption. These are no
+    # examples.
     rows = [entry for entry in found.entries if ("status", "error") not in entry.columns]
     if not rows:
         raise UsageError(f"the list `{path}` has no examples", hint=_LIST_FORM)

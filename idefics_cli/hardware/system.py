@@ -103,7 +103,7 @@ def _group_limits(mount: Path, path: str, limit: str, use: str) -> list[tuple[in
     found = []
     for folder in (group, *group.parents):
         value = _read(folder / limit).strip()
-        # Without a limit, version 2 has "max", and version 1 a number near 2**63.
+        # If there is no limit, cgroup version 2 has "max", and version 1 has a number near 2**63.
         if value.isdigit() and int(value) < 2**60:
             used = int(_read(folder / use).strip() or 0)
             found.append((int(value), max(0, used - _reclaimable(folder))))

@@ -17,7 +17,8 @@ LookUp = Callable[[str, int], Sequence[str]]
 WEB_PORTS = frozenset({80, 443})
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# RFC 6052 and RFC 8215: the last 32 bits are an IPv4 address, which a gateway connects to.
+# In these networks, the last 32 bits are an IPv4 address to which a gateway connects (RFC 6052, RFC
+# 8215).
 _NAT64 = tuple(IPv6Network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48"))
 _IPV4_COMPATIBLE = IPv6Network("::/96")
 # These networks are not public, although Python 3.11 calls some of them global: IETF protocol

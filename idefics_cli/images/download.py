@@ -200,6 +200,6 @@ def _timed_out(url: str, limits: ImageLimits) -> ImageError:
 
 
 def _failed(url: str, reason: str, hint: str) -> ImageError:
-    # The reason may contain text from the server.
+    # The reason may contain text from the server, so it is abbreviated.
     message = f"cannot fetch `{describe_source(url)}`: {abbreviated(reason)}"
     return ImageError(message, kind="fetch_failed", hint=hint)

@@ -170,7 +170,7 @@ def _text(head: bytes) -> str | None:
     """Return *head* as text; None if it is not text."""
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        # The head of a longer file may end in the middle of a character.
+        # In a longer file, the head may end in the middle of a character. This is no error.
         whole = len(head) < HEAD_BYTES
         text = codecs.getincrementaldecoder(encoding)().decode(head, whole)
     except UnicodeDecodeError:

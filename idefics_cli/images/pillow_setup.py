@@ -40,7 +40,8 @@ def mute_libtiff() -> None:
     If the functions of libtiff cannot be found, as in a static build of Pillow, the messages stay.
     """
     try:
-        # A lookup in the extension module of Pillow finds the symbols of its libraries.
+        # The extension module of Pillow is opened, because a lookup in it also finds the symbols of
+        # the libraries that Pillow uses.
         library = ctypes.CDLL(str(_imaging.__file__))
         for function in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
             function.restype = ctypes.c_void_p

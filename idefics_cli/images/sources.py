@@ -32,7 +32,7 @@ from idefics_cli.core.units import format_size
 from idefics_cli.images.clipboard import read_clipboard
 
 _NEIGHBOURS = 5000  # number of names in a folder that are compared with a misspelt name
-# RFC 8089: file:///path, file://localhost/path and file:/path.
+# RFC 8089 allows three forms: file:///path, file://localhost/path and file:/path.
 _FILE = re.compile(r"file:(?://([^/]*))?(/[^?#]*)", re.IGNORECASE | re.DOTALL)
 _WILD = re.compile(r"[*?[]")
 
@@ -91,7 +91,8 @@ class ImageSources:
                 kind="fetch_failed",
                 hint="run without --offline, or download it and give the file",
             )
-        # The import of requests takes as long as the rest of this package.
+        # requests is imported only here, because its import takes as long as that of the rest of
+        # this package.
         from idefics_cli.images.download import download
 
         return download(url, self._limits)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 INSTALL_HINT = "pip install 'idefics-cli[video]'"
 # Without this list, FFmpeg also opens playlists, whose entries can name any file or address.
 _DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf"
-# In these formats a seek ends at the key frame that is asked for.
+# Seeks are used only in these formats, in which a seek ends at the requested key frame.
 _SEEKABLE = ("mov", "matroska")
 # If the last wanted frame comes before this one, all frames are decoded. This takes less time than
 # reading all packets and seeking.
@@ -47,7 +47,8 @@ _BYTES_PER_PIXEL = 40
 _LOST_SHARE = 0.1
 _DECODE_SECONDS = 300.0
 _SHRINK_HINT = "shorten or shrink it: ffmpeg -i VIDEO -t 60 -vf scale=640:-2 b.mp4"
-# Ten years. A damaged header can state any duration, and the prompt names the time of each frame.
+# A video may last at most ten years. A damaged header can state any duration, and the prompt names
+# the time of each frame.
 _MOST_SECONDS = 10 * 366 * 24 * 3600
 _NO_RATE = Fraction(24)
 

@@ -16,7 +16,7 @@ from idefics_cli.models.kernels.openmp import one_thread
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The last tokens of the prompt run one by one, as in decode steps.
+# This many tokens at the end of the prompt run one by one, as in decode steps.
 _STEPS = 3
 
 

@@ -22,7 +22,7 @@ _STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
 _MOST_REPEATS = {1: 7, 2: 4, 3: 3, 4: 3}
 _MOST_REPEATS_OF_LONGER = 2
 _LONGEST_CIRCLE = 60
-# Largest number of list items that differ only in their number.
+# A caption may have at most this many list items that differ only in their number.
 _MOST_NUMBERED = 9
 _MOST_EQUAL_SENTENCES = 2
 _CIRCLES = "goes in circles"

@@ -23,7 +23,7 @@ _BATCHES_AHEAD = 4
 # Maximum number of pictures that are being opened or wait for a thread. All of them may be in
 # memory at the same time.
 _MOST_IN_FLIGHT = 16
-# How long to wait for an answer before looking for newly opened pictures.
+# The executor waits this long for an answer before it looks for newly opened pictures.
 _POLL_SECONDS = 0.01
 
 

@@ -28,8 +28,8 @@ _MARK = b'<meta name="generator" content="idefics caption">'
 _THREADS = 4
 _ROWS_PER_BLOCK = 200
 _THUMBNAIL_EDGE = 224
-# Largest size of all thumbnails, enough for about 20,000 pictures. For further pictures, the page
-# has no thumbnails, and loads the files themselves when the reader scrolls to them.
+# All thumbnails together may have this size, which is enough for about 20,000 pictures. Further
+# pictures have no thumbnails: the page loads their files when the reader scrolls to them.
 _MAX_THUMBNAIL_BYTES = 128 * 1024 * 1024
 _NOT_SHOWN = "-"
 

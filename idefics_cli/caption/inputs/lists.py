@@ -175,7 +175,7 @@ def _nul_paths(text: str, source: str) -> FileList:
 
 def _unquoted(line: str) -> str:
     # "Copy as path" of Windows and `ls -Q` write quotes around paths. But quotes may also belong to
-    # the name of a file, so a file that exists keeps them.
+    # the name of a file, so they stay if a file with quotes in its name exists.
     is_quoted = len(line) > 2 and line[0] in _QUOTES and line[0] == line[-1]
     return line[1:-1] if is_quoted and not os.path.lexists(line) else line
 

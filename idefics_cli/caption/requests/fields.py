@@ -41,7 +41,7 @@ def _as(setting: str) -> Apply:
 
 
 def _top_k(sampling: Sampling, name: str, value: object) -> Sampling:
-    # vLLM writes -1 for "keep all tokens". Here this is 0.
+    # In vLLM, -1 means "keep all tokens". Our value for this is 0.
     return _as("top_k")(sampling, name, 0 if value == -1 else value)
 
 

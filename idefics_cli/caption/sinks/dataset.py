@@ -15,7 +15,8 @@ from idefics_cli.caption.sinks.rows import file_name, is_below
 from idefics_cli.core.errors import UsageError
 
 _NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
-# Parts of a name that fsspec or `os.path.expandvars` would change. `datasets` passes names to both.
+# fsspec or `os.path.expandvars` would change these parts of a name, and `datasets` passes names to
+# both. So `datasets` would not find such a picture.
 _UNREADABLE = {
     "\\": re.compile(r"\\"),
     "::": re.compile("::"),

@@ -53,7 +53,7 @@ _NEW = b"""<?xml version="1.0" encoding="UTF-8"?>
 # attribute may contain `>`.
 _TAG = re.compile(rb"""<(?:[^"'<>]|"[^"<]*"|'[^'<]*')*+>""")
 _ATTRIBUTE = re.compile(rb"""\s([^\s=<>"'/]++)\s*+=\s*+("[^"<]*"|'[^'<]*')""")
-# Characters that XML 1.0 does not allow.
+# These characters are removed, because XML 1.0 does not allow them.
 _NOT_XML = re.compile("[\ufffe\uffff\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 

@@ -87,7 +87,8 @@ class FileLock:
             raise _unlockable(self._path, error) from error
         try:
             self._acquire(descriptor)
-            # The former holder may have removed the file after we opened it.
+            # The former holder may have removed the file after we opened it. Our lock would then
+            # have no effect.
             if not _is_same_file(descriptor, self._path):
                 os.close(descriptor)
                 return None

@@ -308,8 +308,8 @@ class LocalEngine:
         )
 
     def _shut_down(self, *, wait: bool) -> None:
-        # After Ctrl-C, *wait* is False. A prefill, and the reading of weights, can take minutes and
-        # cannot be interrupted.
+        # After Ctrl-C, *wait* is False: a prefill, or the reading of weights, can take minutes and
+        # cannot be interrupted, so the user does not wait for its end.
         self._closing.set()
         # A listener runs in the inference thread, which cannot wait for itself.
         wait = wait and self._inference_thread != get_ident()

@@ -96,8 +96,7 @@ class Inference:
         self.piece_size = PieceSize(model, self.tuning.chunk_tokens)
         self._grammars = Grammars(loaded.family, loaded.vocabulary)
         self._tokenizing = Lock()
-        # The prompts that were encoded last. In a captioning run, all pictures of one shape have
-        # the same prompt, which is then encoded only once.
+        # The prompts that were encoded last. Captions of pictures of one shape share a prompt.
         self._prompts: dict[Hashable, Inputs] = {}
         self.pictures = PictureStore(self.features, max_bytes=self.tuning.tile_bytes)
         self.encoder = PictureEncoder(

@@ -197,7 +197,7 @@ def _range(schema: Mapping[str, object], largest: int) -> dict[str, object]:
     """Return the ends of the range that *schema* leaves open."""
     ends = _ends(schema)
     reach = max((abs(int(end)) for end in ends), default=0)
-    # llguidance takes integers of 64 bits.
+    # The limit is below 2**63, because llguidance takes only integers of 64 bits.
     largest = max(largest, min(10 * reach, 10**18))
     found: dict[str, object] = {}
     if not {"minimum", "exclusiveMinimum"} & schema.keys():

@@ -37,7 +37,8 @@ _LARGEST_BITS = 4096
 _WIDE = re.compile(r"\d{5}")
 _NESTED = re.compile(r"\*|\{[^{}]*\{")
 _LONGEST_WIDTH = 10_000
-# Methods and filters that take a width, or repeat a value.
+# With these methods and filters, a short template can make a huge text: they take a width, or
+# repeat a value.
 _WIDENING = frozenset(
     {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "to_bytes",
      "tojson", "zfill"}

@@ -29,7 +29,7 @@ _WEIGHTS = "*.safetensors"
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 # Sub-folders hold exports (onnx) and original formats.
 _NOT_NEEDED = ("*/*",)
-# Disk space that a download leaves free.
+# A download leaves this much disk space free for other programs.
 _SPARE_BYTES = 2**28
 
 

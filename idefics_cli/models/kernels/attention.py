@@ -24,7 +24,7 @@ _MANY_QUERIES = 1024
 # the processor's cache. It takes 0.45 of the time of torch's kernel on a processor with bfloat16
 # instructions (AMD Zen 5). On others it takes 1.3 to 3 times as long and is not used.
 _TILE_QUERIES = 384
-# Attribute of a mask that holds the result of `_is_end_of_prompt`.
+# This attribute of a mask holds the result of `_is_end_of_prompt`.
 _MARK = "is_end_of_prompt"
 
 Way = Literal["library", "decode", "end of prompt", "tiled", "padded"]

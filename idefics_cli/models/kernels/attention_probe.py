@@ -23,11 +23,11 @@ TOLERANCE: dict[DtypeName, float] = {"float32": 1e-3, "float16": 5e-3, "bfloat16
 Measured on CPUs: 1e-6, 1e-3 and 6e-3. GPUs round in another order, and wrong kernels are far off.
 """
 
-# The value at those positions of the KV buffers that no query attends to. A kernel that reads them
-# gives a wrong result.
+# The KV buffers have this value at all positions that no query attends to. A kernel that reads such
+# a position gives a wrong result.
 _GARBAGE = 50.0
-# Number of patches: 17 * 64 + 1, so that the last tile of a kernel is not full. It is long enough
-# for the kernels for many queries.
+# Number of patches. 17 * 64 + 1 does not fill the last tile of a kernel, and is large enough for
+# the kernels for many queries.
 _PATCHES = 1089
 _TEXT, _PIECE, _CAPACITY = 201, 150, 768
 _LATENTS = 64
@@ -136,8 +136,8 @@ def probe_attention(
 
 def _function(attention: str) -> AttentionFunction:
     if attention == "eager":
-        # transformers does not register `eager`: each model's module has this function under the
-        # same name. That of Llama stands for all.
+        # transformers does not register `eager`: each model's module has its own function of this
+        # name. The function of Llama is probed for all models.
         from transformers.models.llama.modeling_llama import eager_attention_forward
 
         return cast("AttentionFunction", eager_attention_forward)

@@ -317,7 +317,8 @@ class _Engine:
         llvm.initialize_native_asmprinter()
         features = llvm.get_host_cpu_features().flatten()
         if vector_bytes() == 64:
-            # By default LLVM avoids 512-bit registers, which lowered the clock of older processors.
+            # By default LLVM avoids 512-bit registers, because they lowered the clock of older
+            # processors. This line switches that default off.
             features += ",-prefer-256-bit"
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=features, opt=3

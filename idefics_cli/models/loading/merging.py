@@ -21,7 +21,7 @@ from idefics_cli.models.loading.loader import load_config, quiet_library
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Files that `save_pretrained` writes itself, or that describe other weights.
+# These files are not copied: `save_pretrained` writes them itself, or they describe other weights.
 _NOT_COPIED = ("config.json", "model.safetensors.index.json", "README.md")
 _COPIED = (".json", ".jinja", ".model", ".txt")
 _SPARE_BYTES = 2**28

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # (`?`) and secondary (`>`) device attributes. The second are control strings such as the answer
 # about kitty graphics. Sources: XTerm control sequences; the graphics protocol of kitty.
 _ANSWER = re.compile(r"\x1b\[[?>][\d;$]*[a-zA-Z]|\x1b[_P\]][^\x1b\x07]*(?:\x1b\\|\x07)")
-# The beginning of an answer whose rest may follow. It can be a lone escape character, which the
-# key Escape sends as well.
+# `_BEGUN` finds the beginning of an answer whose rest may follow. A lone escape character matches
+# too, although the key Escape sends it as well.
 _BEGUN = re.compile(r"\x1b(?:\[(?:[?>][\d;$]*)?|[_P\]][^\x1b\x07]*\x1b?)?\Z")
 
 

@@ -87,7 +87,7 @@ class PrefixStore:
         shared = max(counts, default=0)
         if not shared:
             return growing_cache(), 0
-        # Of several conversations that share as many tokens, the newest is taken.
+        # If several conversations share the same number of tokens, the newest is used.
         index = len(counts) - 1 - counts[::-1].index(shared)
         found = self._conversations.pop(index)
         if len(found.keys) == shared:

@@ -28,7 +28,7 @@ class GivingWay:
         self._work = work
         self._inference = work.inference
         self._delivery = delivery
-        # What was warned of: each warning appears once.
+        # The warnings that were given. A warning that is in this set is not given again.
         self._warned: set[str] = set()
 
     def give_way(self, requests: Sequence[OpenRequest], error: MemoryLimitError) -> None:
@@ -67,7 +67,8 @@ class GivingWay:
                 self._isolate_requests(requests)
         else:
             found = lane.schedule.retry_with_fewer(requests, active=lane.active)
-            # The owner of a session watches its slots, and tells the user.
+            # No warning is needed for a session: its owner watches the number of slots, and tells
+            # the user.
             if found is None and lane.on_stop is None:
                 self._warn(
                     "answering fewer requests at a time, because the memory ran out: %s",

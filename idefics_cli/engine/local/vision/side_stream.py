@@ -106,7 +106,8 @@ class CudaSideStream:
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # of torch
         current = torch.cuda.current_stream(self._device)
-        # The work may read results of the main stream, such as the weights.
+        # The side stream waits for the main stream, because work in it may read results of the main
+        # stream, such as the weights.
         self._stream.wait_stream(current)
         return self._stream, current
 

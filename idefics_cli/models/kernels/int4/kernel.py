@@ -43,8 +43,8 @@ _HIGHEST = 127
 # The kernel prefetches the weights at this distance in bytes, because the processor's own
 # prefetcher stops at every page. With it, products of one row take 0.85 to 0.9 of the time.
 _PREFETCH_BYTES = 2048
-# Two instructions by the bytes of a register: `_PAIRS` multiplies bytes and adds pairs of products,
-# `_ADJACENT` adds pairs of 16-bit numbers.
+# The keys are numbers of bytes of a register. The instruction `_PAIRS` multiplies bytes and adds
+# pairs of products; `_ADJACENT` adds pairs of 16-bit numbers.
 _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
 _ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
 
