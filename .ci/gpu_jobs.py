@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_decode_attention import KERNEL, compare_decode_attention
+from gpu_paths import job_paths
 from gpu_tools import (
     Asker,
     Check,
@@ -291,8 +292,22 @@ def job_graphs(check: Check) -> None:
             median = sorted(seconds for seconds, _ in spent)[len(spent) // 2]
             most = format_size(max(size for _, size in spent))
             check.tell("a recording", f"{len(spent)}; median {median * 1e3:.0f} ms, {most} at most")
+        with check.part("a long reply"):
+            _count_growth(check, engine, asker, spent)
         with check.part("waits of the host"):
             _count_waits(check, engine, asker)
+
+
+def _count_growth(
+    check: Check, engine: LocalEngine, asker: Asker, spent: Sequence[tuple[float, int]]
+) -> None:
+    """The buffers of one growing reply double, so few recordings are made."""
+    before = len(spent)
+    engine.inference.drop_caches()
+    (done,) = engine.complete(asker.texts(1, 40, new_tokens=900))
+    made = len(spent) - before
+    # Buffers of 256, 512 and 1,024 positions.
+    check.tell(f"recordings of {done.new_tokens} tokens", made, ok=1 <= made <= 3)
 
 
 def _count_waits(check: Check, engine: LocalEngine, asker: Asker) -> None:
@@ -326,6 +341,8 @@ def job_shape(check: Check) -> None:
         for slots in (1, 2) if check.quick else (1, 8, 32, 64):
             with check.part(f"captions, {slots} at a time"):
                 _time_captions(check, engine, asker, slots)
+        if check.device.startswith("cuda"):
+            _tell_pools(check)
     if check.device.startswith("cuda"):
         with (
             check.part("without graphs", seconds=_LOAD_SECONDS),
@@ -333,6 +350,17 @@ def job_shape(check: Check) -> None:
         ):
             asker = Asker(engine, check.scratch / "plain")
             _time_decoding(check, engine, asker, "without graphs, ")
+
+
+def _tell_pools(check: Check) -> None:
+    """Tell the memory that torch holds for each stream; the vision model has one of its own."""
+    import torch
+
+    held: dict[int, int] = {}
+    for segment in torch.cuda.memory_snapshot():
+        held[segment["stream"]] = held.get(segment["stream"], 0) + segment["total_size"]
+    sizes = sorted(held.values(), reverse=True)
+    check.tell("memory of each stream", ", ".join(map(format_size, sizes)))
 
 
 def _tell_memory(check: Check, engine: LocalEngine, asker: Asker, plan: Plan) -> None:
@@ -455,6 +483,8 @@ def job_quantized(check: Check) -> None:
         raise Skip("bitsandbytes is not installed")
     import torch
 
+    with check.part("kept 4bit"):
+        _keep_quantized(check)
     for quantization in ("4bit", "8bit"):
         with check.part(quantization, seconds=_LOAD_SECONDS):
             plan = plan_of(check, check.shape, dtype="bfloat16", quantization=quantization)
@@ -466,12 +496,43 @@ def job_quantized(check: Check) -> None:
                 _time_decoding(check, engine, asker, f"{quantization}, ")
 
 
+def _keep_quantized(check: Check) -> None:
+    """The second start reads what the first one quantized from float32, and replies the same."""
+    from idefics_cli.bench.random_model import make
+    from idefics_cli.engine.local.engine import LocalEngine
+    from idefics_cli.engine.local.inference import Inference
+    from idefics_cli.models.loading.loader import load
+
+    folder = check.scratch / "float32"
+    make(folder, SHAPES["smolvlm-256m"], dtype="float32", layers=None if not check.quick else 2)
+    plan = plan_of(check, "smolvlm-256m", dtype="bfloat16", quantization="4bit")
+    kept = check.scratch / "kept"
+    spec = replace(plan.spec, repo=str(folder), quantized_folder=str(kept), offline=True)
+    replies, seconds = [], []
+    for _ in range(2):
+        started = time.perf_counter()
+        with LocalEngine(
+            spec,
+            load=partial(load, worth_keeping_bytes=0),
+            make_inference=partial(Inference, stop_ids=()),
+        ) as engine:
+            seconds.append(round(time.perf_counter() - started, 1))
+            asker = Asker(engine, check.scratch / "kept-pictures")
+            (done,) = engine.complete(asker.texts(1, 40, new_tokens=16))
+            replies.append(done.token_ids)
+    check.tell("starts with 4 bit from float32", f"{seconds} s")
+    was_kept = any(kept.iterdir()) if kept.exists() else False
+    check.tell("kept weights", "read" if was_kept else "none", ok=was_kept)
+    check.tell("replies of both", "equal", ok=replies[0] == replies[1])
+
+
 JOBS: Mapping[str, Callable[[Check], None]] = {
     "weights": job_weights,
     "attention": job_attention,
     "release": job_release,
     "check": job_check,
     "tests": job_tests,
+    "paths": job_paths,
     "graphs": job_graphs,
     "shape": job_shape,
     "cards": job_cards,
