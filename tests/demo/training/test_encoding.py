@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from idefics_cli.core.types import Attachment, LoadSpec, Message, Part
 from idefics_cli.demo.build import PAD_ID
 from idefics_cli.demo.conversations import pair_conversation, single_conversation
 from idefics_cli.demo.drawing import render
 from idefics_cli.demo.questions import Question
 from idefics_cli.demo.scenes import scene_for_split
 from idefics_cli.demo.training.encoding import Encoder, LabelledConversation
+from idefics_cli.demo.training.evaluate import WEIGHTS
+from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.protocols import Processor
 from idefics_cli.models.families.spec import END_OF_UTTERANCE, IMAGE_TOKEN
+from idefics_cli.models.loading.loader import load_config, load_family
+from idefics_cli.training.data.row import TrainingRow
+from idefics_cli.training.examples import encode_row
 from idefics_cli.training.labels import IGNORED, pad_batch
 
 
@@ -64,6 +70,34 @@ def test_only_answers_and_their_end_are_learned(
     assert encoded.tokens.token_ids == processed(processor, messages, shown, prompt=False)
     assert encoded.tokens.labels == expected
     assert [a.task for a in encoded.answers] == [turn.task for turn in conversation.turns]
+
+
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return load_family(WEIGHTS, LoadSpec(str(WEIGHTS), "idefics2"), load_config(WEIGHTS))
+
+
+def test_the_labels_are_those_of_the_rule_for_every_family(
+    processor: Processor, family: Family
+) -> None:
+    """The encoder of the built-in model is the fast twin of `encode_row`."""
+    for conversation, shown in conversations():
+        scenes = iter(shown)
+        messages: list[Message] = []
+        for number, turn in enumerate(conversation.turns):
+            parts: list[Part] = [turn.question]
+            images = [Attachment(str(next(scenes))) for _ in shown] if number == 0 else []
+            parts = [*parts, *images] if conversation.images_last else [*images, *parts]
+            messages += [Message("user", tuple(parts)), Message("assistant", (turn.answer,))]
+        learned = tuple(message.role == "assistant" for message in messages)
+        row = TrainingRow("row", tuple(messages), learned)
+        example = encode_row(
+            row,
+            family,
+            lambda each: family.preprocess(render(scene_for_split("train", int(each.source)))),
+        )
+
+        assert example.tokens == Encoder(processor).encode(conversation).tokens
 
 
 def test_padding_and_images_are_not_learned(processor: Processor) -> None:
