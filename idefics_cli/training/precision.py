@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from idefics_cli.core.errors import PlanError
+from idefics_cli.core.types import DtypeName, LoadSpec
 from idefics_cli.hardware.machine import probe_machine
 
 
@@ -28,6 +31,42 @@ def is_bfloat16_native(device: str) -> bool:
     if device == "cuda":
         return bool(machine.gpus) and machine.gpus[0].has_native_bf16
     return machine.mps_bf16 if device == "mps" else machine.cpu_bf16
+
+
+def training_spec(
+    spec: LoadSpec, *, dtype: str = "auto", full: bool = False
+) -> tuple[LoadSpec, DtypeName]:
+    """Return how a model is loaded for training, and the dtype in which it computes.
+
+    Args:
+        spec: How the model would be loaded for inference.
+        dtype: A dtype, or "auto": bfloat16 on a GPU that has instructions for it, else float32.
+        full: Whether the weights themselves are trained. They are in float32 then.
+
+    Raises:
+        PlanError: If the model is spread over devices, or cannot be trained in these formats.
+    """
+    name = spec.name or spec.repo
+    if spec.device_map is not None:
+        raise PlanError(
+            f"`{name}` does not fit one device, and training needs it on one",
+            hint="`--quantization 4bit`, or a smaller model",
+        )
+    if spec.quantization == "8bit" or (full and spec.quantization != "none"):
+        wanted = "`--quantization 4bit` or `none`" if not full else "`--quantization none`"
+        raise PlanError(f"weights in {spec.quantization} cannot be trained this way", hint=wanted)
+    device = spec.device.partition(":")[0]
+    computed: DtypeName = "float32"
+    if dtype == "float16":
+        computed = "float16"  # the loader refuses it, with the reason
+    elif dtype == "bfloat16" or (
+        dtype == "auto" and device != "cpu" and is_bfloat16_native(device)
+    ):
+        computed = "bfloat16"
+    loaded: DtypeName = "float32" if full and computed == "bfloat16" else computed
+    # On a CPU, the backward pass of SDPA is slower than that of eager attention.
+    attention = "eager" if device == "cpu" else spec.attention
+    return replace(spec, dtype=loaded, attention=attention), computed
 
 
 def _has_mps() -> bool:

@@ -119,6 +119,21 @@ def load(
     )
 
 
+def open_family(spec: LoadSpec, *, report: Progress | None = None) -> tuple[Family, Path]:
+    """Return the family of a model, without its weights, and the folder of its files.
+
+    Args:
+        spec: The model, and all choices for it.
+        report: Called with the phase of loading.
+
+    Raises:
+        ModelError: If the model is not there, or its processor is broken.
+    """
+    folder, _ = _find(spec, report or (lambda phase, share: None))
+    with quiet_library(), library_errors(spec):
+        return load_family(folder, spec, load_config(folder)), folder
+
+
 def keep_quantized(
     spec: LoadSpec, *, report: Progress | None = None, machine: Machine | None = None
 ) -> Path:

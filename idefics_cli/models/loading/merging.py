@@ -55,7 +55,7 @@ def write_merged(spec: LoadSpec, source: Path, target: Path, *, report: Progress
             report("reading the weights", None)
             model = _merged_model(source, spec.adapter)
             report("writing the weights", None)
-            _write(model, source, partial)
+            write_checkpoint(model, source, partial)
         if target.exists():
             target.rmdir()
         partial.rename(target)
@@ -88,7 +88,7 @@ def _merged_model(source: Path, adapter: LoraAdapter) -> PreTrainedModel:
     return cast("PreTrainedModel", model)
 
 
-def _write(model: PreTrainedModel, source: Path, folder: Path) -> None:
+def write_checkpoint(model: PreTrainedModel, source: Path, folder: Path) -> None:
     """Write *model*, and the files of its processor in *source*, to *folder*.
 
     Raises:

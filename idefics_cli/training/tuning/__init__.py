@@ -1,0 +1,1 @@
+"""A tuning run: what is trained, the steps with evaluations and checkpoints, and its folder."""
