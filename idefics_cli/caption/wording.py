@@ -44,8 +44,8 @@ _OPENING = re.compile(
     ),
     re.IGNORECASE,
 )
-# The end of a sentence. A full stop after "Mr", after an initial, or after the number of a list
-# item does not end a sentence.
+# `_SENTENCE_END` finds the end of a sentence. A full stop after "Mr", after an initial, or after
+# the number of a list item does not end a sentence.
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\be\.g)(?<!\bi\.e)"
     r"(?<!^\d)(?<!^\d\d)(?<![.!?\u2026])[.!?\u2026]+[\"'\u201d\u2019)\]*]*(?=\s|$)"

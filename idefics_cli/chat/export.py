@@ -31,7 +31,8 @@ _CODE_MARK = re.compile(r"(`+)")
 # `_TAG` finds the start of an HTML tag. It skips an address such as `<https://x.org>`, and a tag
 # after a backslash.
 _TAG = re.compile(r"(?<!\\)<(?=[A-Za-z/!?])(?![A-Za-z][A-Za-z0-9+.-]{1,31}:)")
-# Formats that every browser shows; other formats are converted.
+# Pictures in these formats are exported unchanged, because every browser shows them. Other formats
+# are converted.
 _MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",

@@ -55,7 +55,7 @@ def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
 
 
 def _bash_place(environ: Mapping[str, str]) -> Path:
-    # bash-completion 2 searches these folders.
+    # The script goes to a folder that bash-completion 2 searches.
     own = environ.get("BASH_COMPLETION_USER_DIR", "")
     share = _xdg(environ, "XDG_DATA_HOME", ".local/share") / "bash-completion"
     return (Path(own) if os.path.isabs(own) else share) / "completions" / "idefics"

@@ -17,7 +17,7 @@ _LIMIT_BYTES = 2**20
 
 MODELS = "models"
 """The table of the file that holds a table of settings for each model, by name."""
-# The settings that a model may have for itself: how it is loaded, and how it answers.
+# These settings may be given for a single model: how it is loaded, and how it answers.
 _OF_MODELS = frozenset(
     {"revision", "device", "dtype", "quantization", "attention", "splitting", "longest_edge",
      "threads", "system", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens",

@@ -51,7 +51,8 @@ def read_facts(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
 
 
 def _gif(image: ImageFile.ImageFile, stream: BinaryIO) -> PixelFacts:
-    # Pillow fills the rest of the canvas with the background colour; viewers leave it clear.
+    # If a frame does not cover the canvas, Pillow fills the rest with the background colour, but
+    # viewers leave the rest clear.
     box = image.tile[0].extents if image.tile else None
     is_part = box is not None and box != (0, 0, *image.size)
     return PixelFacts(frame=box if is_part and "transparency" not in image.info else None)

@@ -43,8 +43,8 @@ from idefics_cli.images.salvage import without_broken_metadata
 from idefics_cli.images.sources import ImageSources
 
 _MOST_RESCUED_BYTES = 1 << 29  # a damaged file is read into memory up to this size
-# Formats whose size is read from the header. In others, the decoded picture may be larger than its
-# header says, or turned.
+# In these formats, the header has the real size. In others, the decoded picture may be larger than
+# its header says, or turned.
 _SIZE_IN_HEADER = frozenset({"JPEG", "PNG", "WEBP", "BMP", "GIF"})
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 _MOST_PAGES = 100  # each costs a read of its header

@@ -90,8 +90,8 @@ class MemoryBudget:
                 self._changed.notify_all()
 
 
-# Decoders of Pillow that may take seconds for a megapixel. They read the file while they decode, so
-# that `_TimedStream` can stop them.
+# These decoders of Pillow may take seconds for a megapixel. They read the file while they decode,
+# so that `_TimedStream` can stop them.
 _SLOW_PLUGINS = frozenset({"JPEG", "QOI", "PPM", "BMP"})
 _READS_BETWEEN_LOOKS = 1024
 

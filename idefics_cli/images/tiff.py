@@ -104,8 +104,8 @@ def _check_rows(image: TiffImagePlugin.TiffImageFile) -> None:
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
     if bottom < height:
         raise MissingRows(f"only {bottom} of {height} rows")
-    # Some programs write no data for a strip without content, and the offset 0. Without
-    # compression, Pillow would read such a strip from offset 0, which is the header.
+    # Some programs write no data for a strip without content, and give it the offset 0. Without
+    # compression, Pillow would read such a strip from the header, which is at offset 0.
     if not image.use_load_libtiff and any(tile.offset < _HEADER_BYTES for tile in image.tile):
         raise MissingRows("a part has no data")
 

@@ -72,7 +72,8 @@ class TrainingPictures:
             kept = replace(attachment, source=source, digest=digest)
             stream.seek(0)
             result = kept, self._preprocess(stream, attachment.source, attachment.detail).picture
-        # A `data:` URI, which is the whole picture, would stay in memory.
+        # A `data:` URI contains the whole picture. It is not kept as a key, because it would stay
+        # in memory.
         self._known[kept.source, kept.detail] = result
         if kind_of_source(attachment.source) != "data":
             self._known[key] = result

@@ -16,9 +16,9 @@ _NUMBER = re.compile(r"\d+")
 # `_STUTTER` finds a unit of up to 8 characters that repeats without spaces, as in "hahaha…".
 _STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
 
-# A caption may contain a phrase at most this many times in a row; the keys are numbers of words.
-# The limits are above what good captions contain: "very, very, very", or four cats listed one by
-# one.
+# The key is the number of words of a phrase. The value says how often in a row a caption may
+# contain such a phrase. The limits allow what good captions contain: "very, very, very", or four
+# cats listed one by one.
 _MOST_REPEATS = {1: 7, 2: 4, 3: 3, 4: 3}
 _MOST_REPEATS_OF_LONGER = 2
 _LONGEST_CIRCLE = 60

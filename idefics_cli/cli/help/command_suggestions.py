@@ -13,7 +13,7 @@ from idefics_cli.config.settings import setting_table
 from idefics_cli.models.hub.registry import MODELS
 
 # Hints for words that are commands of other tools or that people try. The outer key is the command
-# before the word.
+# that precedes such a word.
 _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "idefics": {

@@ -110,7 +110,8 @@ def _part(value: object, name: str, pictures: RowPictures) -> Part:
     if kind in _TEXT_TYPES:
         return checked_text(given.get("text"), f"{name}.text")
     if kind in _PICTURE_TYPES:
-        # `{"type": "image"}` is the place of a picture that the row names elsewhere.
+        # `{"type": "image"}` without further keys marks the place of a picture that the row names
+        # elsewhere.
         return pictures.picture(given, name) if given else PICTURE_MARK
     shown = f"`{kind[:40]}`" if isinstance(kind, str) else kind_of(kind)
     raise PromptError(f"`{name}.type` is {shown}", hint="parts are `text`, `image_url` and `image`")

@@ -18,7 +18,7 @@ from idefics_cli.models.loading.loader import Loaded
 # The share of the free memory that KV states may take. The rest is for the activations of a
 # forward, whose peak is not known exactly.
 _FREE_SHARE = 0.8
-# The share of the budget that kept conversations may take.
+# Kept conversations may take this share of the budget; the rest is for running requests.
 _PREFIX_SHARE = 0.1
 
 

@@ -35,7 +35,8 @@ class HostCopy:
 
     def __init__(self, tensor: Tensor) -> None:
         is_cuda = tensor.device.type == "cuda"
-        # A non-blocking copy goes into pinned memory (torch 2.11, TensorConversions.cpp).
+        # The result is in pinned memory, because a non-blocking copy to the CPU allocates such
+        # memory (torch 2.11, TensorConversions.cpp).
         self._host = tensor.to("cpu", non_blocking=is_cuda)
         self._copied: torch.cuda.Event | None = None
         if is_cuda:

@@ -10,8 +10,8 @@ from idefics_cli.core.types import Constraint, Mode
 INSTALL_HINT = "pip install 'idefics-cli[schema]'"
 """The fix for a missing llguidance."""
 
-# White space as `json.dumps` writes it. With free white space, models write spaces up to the limit
-# of tokens.
+# The grammar allows only the white space that `json.dumps` writes. With free white space, models
+# write spaces up to the limit of tokens.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -49,8 +49,9 @@ def compiled_grammar(constraint: Constraint, mode: Mode) -> str:
 
 def lark_grammar(constraint: Constraint, mode: Mode) -> str:
     """Return *constraint* as a grammar in the Lark format of llguidance."""
-    # After `Assistant:`, models answer with a space, which most often is part of the first token.
-    # Without it in the grammar, they would have to begin with a token that they never use there.
+    # After `Assistant:`, models begin with a space, which most often is part of the first token. If
+    # the grammar did not allow the space, models would have to begin with a token that they never
+    # use after `Assistant:`.
     space = '" " ' if mode == "chat" else ""
     if constraint.kind == "schema":
         schema = {**json.loads(constraint.text), "x-guidance": _JSON_STYLE}

@@ -123,8 +123,9 @@ class Family:
             made = copy.copy(self)
             made.processor = copy.copy(self.processor)
             made.processor.image_processor = with_detail(images, chosen)
-            # The digest of a picture is computed from its pixels before they are cut into tiles,
-            # and is the key of its image features. The prefix gives every detail its own features.
+            # The digest of a picture is the key of its image features. It is computed from the
+            # pixels before they are cut into tiles, so it does not depend on the detail. The prefix
+            # adds the detail to the key.
             made._digest_prefix = repr(chosen).encode()
             self._in_detail[chosen] = made
         return made
@@ -389,7 +390,7 @@ class Family:
         return [end] if is_whole and end is not None else []
 
     def _known_ids(self, tokens: Iterable[str]) -> set[int]:
-        # For a token that it lacks, the tokenizer returns None or the id of <unk>.
+        # If the tokenizer lacks a token, it returns None or the id of <unk>.
         ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens}
         return {i for i in ids if i is not None and i != self.tokenizer.unk_token_id}
 

@@ -172,8 +172,8 @@ def cut_to_edge(edge: int) -> Json:
     return {"max_image_size": {"longest_edge": edge}}
 
 
-# Tokenizers have tokens for at most this many rows and columns of tiles, and transformers scales no
-# side beyond this many pixels (5.24, image_processing_pil_idefics3.py).
+# Tokenizers have tokens for at most 6 rows and 6 columns of tiles, and transformers scales no side
+# beyond 4,096 pixels (5.24, image_processing_pil_idefics3.py).
 _MOST_TILES = 6
 _MOST_PIXELS = 4096
 
@@ -256,7 +256,7 @@ def longest_edge(images: Json, key: str) -> int:
     return whole_number(section(images, key).get("longest_edge"), 0)
 
 
-# Values that the settings of a text model may leave out, from the config classes of
+# The settings of a text model may leave out these values. They are from the config classes of
 # transformers 5.23: first for every type, then what differs for some types.
 TEXT_DEFAULT = {
     "hidden_size": 4096,

@@ -186,7 +186,8 @@ class Idefics1(Family):
         text = str(self.tokenizer.bos_token)
         for index, part in enumerate(parts):
             if part is not None:
-                # The text already begins with the begin token, so one that the user wrote is cut.
+                # The text already begins with the begin token, so a begin token that the user wrote
+                # is removed.
                 own = part.removeprefix(text) if index == 0 else part
                 text += own.strip(" ")
             elif index and parts[index - 1] is None:

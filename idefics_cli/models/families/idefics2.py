@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# Finds a picture with a word right after it. transformers puts a space in between.
+# `_WORD_AT_IMAGE` finds a picture with a word right after it, because transformers puts a space
+# between the two.
 _WORD_AT_IMAGE = re.compile(rf"{re.escape(FAKE_TOKEN)}(?=[^\s<])")
 
 
@@ -85,8 +86,8 @@ class TemplateFamily(Family):
         self, model: Model, tiles: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> Tensor:
         """See `Family.encode_tiles`. The tiles have no padding."""
-        # transformers takes rows of images, so the tiles are one row of B images. Without a mask,
-        # no pixel counts as padding.
+        # transformers expects a batch of rows of images. Here the batch is one row, which holds all
+        # B tiles. No mask is given, so no pixel counts as padding.
         features = model.model.get_image_features(tiles[None]).pooler_output
         if not isinstance(features, Tensor):
             # transformers 5.21 and later return one tensor for each row.
@@ -256,7 +257,8 @@ def count_vision_work(config: Config) -> VisionWork:
     vision, text = config.vision_config, config.get_text_config()
     layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
     projection = (2 * vision.hidden_size + text.hidden_size) * text.intermediate_size
-    # Each weight costs a multiplication and an addition. Attention is two matrix products.
+    # Each weight costs 2 operations, a multiplication and an addition. For a pair of patches,
+    # attention has two products of this kind, which makes 4.
     return VisionWork(
         patch=vision.patch_size,
         layers=vision.num_hidden_layers + config.perceiver_config.resampler_depth,

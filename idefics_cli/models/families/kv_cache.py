@@ -173,6 +173,7 @@ def _is_start(old: Tensor, buffer: Tensor, kept: int) -> bool:
         and old.data_ptr() == buffer.data_ptr()
         and old.stride() == buffer.stride()
         and old.shape[:2] == buffer.shape[:2]
-        # A buffer that was made in inference mode cannot be written outside of that mode.
+        # A buffer that was made in inference mode can be written only in inference mode, and is not
+        # reused outside of it.
         and torch.is_inference(buffer) == torch.is_inference_mode_enabled()
     )

@@ -14,9 +14,9 @@ from idefics_cli.models.families.protocols import ImageProcessor, Pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Image processors recognise the channels of a picture by the length of a side, 1 or 3. So no side
-# may have this length. Some processors also cut a picture into quarters, which must have 2 pixels
-# or more on each side.
+# Image processors recognise the channels of a picture by a side of length 1 or 3. So no side of a
+# picture may have this length. Some processors also cut a picture into quarters, which must have 2
+# pixels or more on each side.
 _SHORTEST_SIDE = 4
 
 

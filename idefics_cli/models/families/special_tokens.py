@@ -15,7 +15,7 @@ from idefics_cli.models.families.spec import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE
 # A base model may generate these tokens, but has no chat template that would show that they are
 # controls.
 _CONTROLS = {IMAGE_TOKEN, FAKE_TOKEN, END_OF_UTTERANCE, "<s>", "</s>", "<unk>", "<pad>"}
-# Marks of code corpora, which tokenizers such as SmolLM2's have as special tokens.
+# Tokenizers such as SmolLM2's have these marks of code corpora as special tokens.
 _CORPUS_MARKS = {
     "<repo_name>", "<reponame>", "<file_sep>", "<filename>", "<gh_stars>", "<issue_start>",
     "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>",

@@ -73,7 +73,8 @@ def stored_quantization(config: Json, name: str) -> Quantization | None:
         ModelError: If this tool does not read the quantization.
     """
     settings = section(config, "quantization_config")
-    # A checkpoint that was converted for MLX has the key `quantization`; newer ones have both keys.
+    # A checkpoint that was converted for MLX has the key `quantization`, and newer ones also have
+    # the key `quantization_config`.
     if "bits" in section(config, "quantization"):
         raise mlx_error(name)
     if not settings:

@@ -11,8 +11,8 @@ from idefics_cli.core.files import read_regular_file
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.models.families.geometry import Json
 
-# Largest size of a file, except weights. The tokenizer of Llama 3 has 17 MB, the largest tokenizers
-# of today have 35 MB.
+# Files other than weights may have at most this size. The tokenizer of Llama 3 has 17 MB, and the
+# largest tokenizers of today have 35 MB.
 _LIMIT_BYTES = 2**28
 # Largest size of a JSON file that this module parses. In memory, parsed JSON takes up to 30 times
 # the size of the file.

@@ -67,7 +67,7 @@ class CompiledKernel:
         self._engine = _compiled(body, arguments)
         address = self._engine.get_function_address(_NAME)
         self._address = address
-        # One thread alone calls the function directly, without OpenMP.
+        # If only one thread is used, it calls the function directly, without OpenMP.
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         # The memory that all threads share: the next piece, the number of pieces, the pieces of a
         # chunk, and the arguments.

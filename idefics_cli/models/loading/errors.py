@@ -12,9 +12,9 @@ import torch
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError, ModelError, PlanError
 from idefics_cli.core.types import LoadSpec
 
-# Parts of messages that mean "out of memory" but have no error class: those of torch's CPU
-# allocator, Metal, C++, the memory map of safetensors, cuBLAS, cuDNN and the libraries that stand
-# for these two on ROCm (torch 2.13, safetensors 0.7).
+# These parts of messages mean "out of memory" in errors that have no class of their own. They come
+# from torch's CPU allocator, Metal, C++, the memory map of safetensors, cuBLAS and cuDNN, and on
+# ROCm from the libraries that replace the last two (torch 2.13, safetensors 0.7).
 _NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "alloc_failed")
 
 

@@ -23,7 +23,7 @@ from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part
 _log = logging.getLogger(__name__)
 _HEAD = "lm_head"
 _FILE = "layers.safetensors"
-# Version of the layout of quantized weights. It goes up by 1 whenever the layout changes, so that
+# Version of the layout of quantized weights. Whoever changes the layout must raise it by 1, so that
 # files in an older layout are not read.
 _LAYOUT = 3
 

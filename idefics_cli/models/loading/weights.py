@@ -256,7 +256,7 @@ def _check_found(found: Mapping[str, Iterable[str]], spec: LoadSpec) -> None:
     """
     name = spec.name or spec.repo
     if missing := sorted(found["missing_keys"]):
-        # transformers fills missing weights with random numbers, and only warns.
+        # transformers would fill missing weights with random numbers, and only warn.
         raise ModelError(
             f"`{name}` lacks {len(missing)} of its weights, such as `{missing[0]}`",
             hint=f"its files are incomplete; {fetch_again(spec)}",

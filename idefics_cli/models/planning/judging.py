@@ -117,7 +117,7 @@ def no_way_error(
     if not possible:
         problem = next(v.problem for v in verdicts if v.problem is not None)
         return PlanError(problem.message, hint=problem.hint)
-    # The reasons why placements that would fit into the memory cannot run.
+    # Placements that would fit into the memory (`missing` is 0) cannot run for these reasons.
     problems = [v.problem for v in verdicts if v.problem is not None and not v.missing]
     best = min(possible, key=lambda v: v.missing)
     short = max(best.needs, key=lambda need: need.missing)

@@ -167,7 +167,7 @@ def _one_memory(option: Placement, facts: ModelFacts, load: MemoryNeed, machine:
     """Return the memory for a model on the CPU, or on an Apple GPU."""
     free = machine.free_ram_bytes
     if option.device == "mps":
-        # Apple GPUs share the RAM of the machine.
+        # An Apple GPU uses the RAM of the machine, so both limits apply.
         free = min(free, machine.mps_bytes or 0)
     working = load.working + CPU_RUNTIME_BYTES
     if option.device == "cpu" and option.quantization == "4bit" and option.format_4bit == "nf4":

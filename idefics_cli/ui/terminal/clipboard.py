@@ -18,7 +18,7 @@ from idefics_cli.core.errors import IdeficsError
 from idefics_cli.ui.terminal.console import write
 
 _TIMEOUT_SECONDS = 5.0
-# The longest text that every terminal with OSC 52 takes. hterm, xterm.js and others take at most
+# Every terminal with OSC 52 takes a text of this length. hterm, xterm.js and others take at most
 # 100,000 characters of base64 (chromium's osc52.sh).
 MOST_TERMINAL_BYTES = 74_994
 # GNU screen passes on at most 768 bytes of a control string, and its older versions at most 256

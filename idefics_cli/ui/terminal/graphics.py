@@ -102,7 +102,7 @@ def _query(terminal: TextIO, timeout_seconds: float) -> str:
 
 def can_draw(graphics: Graphics) -> bool:
     """Whether the package that draws *graphics* is installed."""
-    # The protocol of iTerm2 sends a file, which needs no package.
+    # The protocol of iTerm2 sends the file itself, so it needs no package.
     return graphics == "iterm2" or find_spec("textual_image") is not None
 
 

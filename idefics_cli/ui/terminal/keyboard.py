@@ -34,7 +34,7 @@ def has_typed_text(*, wait_seconds: float = _PASTE_SECONDS) -> bool:
     except (OSError, ValueError, AttributeError, termios.error):  # stdin is not a terminal
         return False
     try:
-        # In its usual mode, a terminal hands over complete lines only. In this mode it also
+        # In its usual mode, a terminal hands over complete lines only. In cbreak mode it also
         # reports an unfinished line.
         tty.setcbreak(keyboard, termios.TCSANOW)
         return bool(select.select([keyboard], [], [], wait_seconds)[0])

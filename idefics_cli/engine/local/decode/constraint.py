@@ -155,10 +155,11 @@ def refused_tokens(guides: Sequence[Guide], columns: int, device: torch.device) 
         guide.fill_mask(start + number * step)
     packed = ~words.view(np.uint8)
     if device.type != "cuda":
-        # Each bit becomes a byte that is 0 or 1, as in an array of truth values.
+        # On a CPU, each bit becomes a byte 0 or 1, because an array of bool has one byte for each
+        # value.
         bits = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
         return torch.from_numpy(bits.view(np.bool_)).to(device)
-    # A GPU gets one bit for each token, and unpacks the bits.
+    # Only one bit for each token is copied to a GPU, which unpacks the bits itself.
     staged = torch.from_numpy(packed).pin_memory().to(device, non_blocking=True)
     unpacked = staged[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
     return unpacked.flatten(1)[:, :columns].bool()

@@ -177,7 +177,7 @@ class CudaCapture:
             end_recording(torch.cuda.current_device(), pool)
             raise
         finally:
-            # This waits after an error, too: kernels that were started may still write into
+            # The wait is needed after an error, too: kernels that were started may still write into
             # buffers, which are freed next.
             current.wait_stream(self._stream)
         return graph, output
@@ -185,6 +185,6 @@ class CudaCapture:
 
 def _check_equal(replayed: Tensor, computed: Tensor) -> None:
     off, most = (replayed - computed).abs().max(), computed.abs().max()
-    # `not <=` instead of `>`, because a comparison with NaN is false.
+    # The test is `not <=` and not `>`, because every comparison with NaN is false.
     if not bool(off <= _TOLERANCE * most):
         raise RuntimeError(f"the recording is off by {float(off):.3g} of {float(most):.3g}")

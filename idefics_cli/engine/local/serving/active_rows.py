@@ -136,7 +136,8 @@ class ActiveRows:
             has_room = size.rows * self._slots.capacity <= size.most_states
             self._slots.resize(size.rows, self._slots.capacity if has_room else size.capacity)
         self._slots.most_tokens = size.capacity
-        # A step that was started ahead has scores for the old rows only, so they are read now.
+        # If the next step was started ahead, it has scores for the old rows only. So these scores
+        # are read before the new row is added.
         self._decoder.settle(self._rows)
         extra = loaded.family.next_inputs(prompt.inputs, prompt.image_features)
         mask = prompt.inputs["attention_mask"]

@@ -12,7 +12,8 @@ from idefics_cli.engine.local.serving.prompt_run import PromptRun
 from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
 from idefics_cli.engine.local.serving.work import Work
 
-# Number of interactive requests that may start before a batch request that waits for memory.
+# Number of interactive requests that may start before a batch request that waits for memory. Then
+# the batch request comes first, so that it does not wait for ever.
 _MOST_PASSED = 8
 
 

@@ -191,8 +191,8 @@ class PromptRun:
         (request,) = self.requests
         keys = self._keys_of(request)
         cache, reused = self._inference.prefix.take_prefix(keys)
-        # A reply that was put back may find the states of its own tokens. Only those of the prompt
-        # count.
+        # If a reply was put back, the prefix may also hold the states of its own tokens. Only the
+        # states of the prompt count as reused.
         request.reused_tokens = min(reused, len(request.reply.prompt))
         self._keys, self.cache = keys, cache
 

@@ -64,7 +64,8 @@ class RequestSchedule(Generic[AnyTicket]):
         self._least_share = least_share
         self._most_together = most_together
         self._waiting: list[AnyTicket] = []
-        # Index of a ticket that ran out of memory -> number of slots when this happened first.
+        # The key is the index of a ticket that ran out of memory. The value is the number of slots
+        # when the memory ran out for this ticket for the first time.
         self._slots_before: dict[int, int] = {}
 
     @property

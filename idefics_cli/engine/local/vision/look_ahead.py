@@ -28,7 +28,8 @@ class LookAhead:
     def __init__(self, encoder: PictureEncoder, side_stream: SideStream | None) -> None:
         self._encoder = encoder
         self._side_stream = side_stream
-        # Digests of the pictures that were submitted, and whose request has not started yet.
+        # Digests of the submitted pictures whose request has not started yet. They are not
+        # submitted again.
         self._submitted: set[bytes] = set()
         # Number of calls of `encode_pieces` that have not ended.
         self._open_count = 0

@@ -49,8 +49,8 @@ def write_pack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> No
         base = build.mul(base, code.number(GROUP_BYTES))
         with code.loop(code.number(0), code.number(LANES)) as lane:
             given, below, fits = _representable(code, (block, lane, group), groups, weight, highest)
-            # In place of an outlier stands the smallest number that 12 bits hold. `write_product`
-            # replaces it by the outlier.
+            # An outlier is stored as the smallest number that 12 bits hold. `write_product` later
+            # adds the difference to the outlier.
             zeros = code.same(code.i16, GROUP, 0)
             bytes_ = build.select(fits, _signs_and_fractions(code, given), zeros)
             _store_bytes(code, bytes_, target, base, lane)
