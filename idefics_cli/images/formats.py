@@ -84,7 +84,7 @@ def _compiled(*rows: tuple[bytes, FileFormat]) -> tuple[tuple[re.Pattern[bytes],
 
 
 # The table has only the usual formats of pictures. Pillow also opens EPS, for which it runs
-# Ghostscript, and scientific formats, which accept nearly any bytes. They are left out.
+# Ghostscript, and scientific formats, which accept nearly any bytes. Both are left out.
 _SIGNATURES = _compiled(
     (rb"\xff\xd8\xff", _picture("JPEG", "JPEG")),
     (rb"\x89PNG\r\n\x1a\n", _picture("PNG", "PNG")),

@@ -47,7 +47,7 @@ def prompt_scores(engine: LocalEngine, prepared: Prepared) -> list[Tensor]:
     model, family = engine.loaded.model, engine.loaded.family
     with torch.inference_mode(), one_thread():
         inputs = {n: t.to(model.device) for n, t in engine.inference.encode(prepared).items()}
-        # The vision tower must run, so that kept features are not used.
+        # Kept features are removed, so that the vision tower runs and is checked, too.
         engine.inference.features.clear()
         features = PictureEncoder(model, family).encode(engine.find_tensors(prepared)) or {}
         placed = [[features[picture.digest] for picture in prepared.pictures]]

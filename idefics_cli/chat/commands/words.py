@@ -21,7 +21,7 @@ _PIECE = re.compile(
 _BARE_PIECE = re.compile(r"\\(?P<escaped>[^\n])|(?P<bare>[^\s\\'\"$]+|[\\'\"$])")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\[^\s\\/]")
 _WINDOWS_WORD = re.compile(r"\S+")
-# Bash puts names with control characters into $'…', with the escapes of C.
+# Bash writes a name with control characters as $'…', with the escapes of C.
 _ANSI = re.compile(
     r"\\(?:([0-7]{1,3})|x([0-9A-Fa-f]{1,2})|u([0-9A-Fa-f]{1,4})|U([0-9A-Fa-f]{1,8})|(.))",
     re.DOTALL,

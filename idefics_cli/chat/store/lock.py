@@ -59,7 +59,7 @@ class FileLock:
         if self._descriptor is None:
             return
         # The file is removed before the lock is released, so that nobody locks a file that is about
-        # to be removed. Windows cannot remove an open file. There the file stays, and does no harm.
+        # to be removed. Windows cannot remove an open file: the file stays, and does no harm.
         with contextlib.suppress(OSError):
             self._path.unlink()
         os.close(self._descriptor)

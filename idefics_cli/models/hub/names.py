@@ -11,7 +11,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 def local_folder(name: str) -> Path | None:
     """Return the absolute path of the folder *name*; None if there is none."""
-    # The functions of os.path accept any text. Some methods of Path raise errors for some texts.
+    # os.path is used and not Path, because some methods of Path raise errors for some texts.
     path = os.path.expanduser(name)
     return Path(path).absolute() if os.path.isdir(path) else None
 

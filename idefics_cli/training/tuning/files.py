@@ -62,7 +62,8 @@ def write_model(output: OutputFolder, model: nn.Module, source: Path) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         write_checkpoint(cast("PreTrainedModel", model), source, partial)
-        # A folder with weights and without config.json is no model, so this file comes last.
+        # config.json comes last. Without it, a folder with weights is not taken for a model, so an
+        # interruption leaves no broken model.
         for name in sorted(os.listdir(partial), key=lambda name: name == _CONFIG_LAST):
             os.replace(partial / name, output.path / name)
     except OSError as error:

@@ -131,5 +131,5 @@ def _code(pixel: object, depth: int) -> str:
     red, green, blue = pixel if isinstance(pixel, tuple) else (0, 0, 0)
     if depth == 24:
         return f"2;{red};{green};{blue}"
-    # The 6x6x6 cube of xterm's palette starts at 16.
+    # In xterm's palette, the colours of the 6x6x6 cube begin at number 16.
     return f"5;{16 + 36 * round(red / 51) + 6 * round(green / 51) + round(blue / 51)}"

@@ -61,6 +61,6 @@ class BatchDecoder:
         return (
             self._step.is_async
             and all(row.is_argmax for row in rows)
-            # If the coming token is the last of every row, no step follows.
+            # If the next token is the last one of every row, no step follows.
             and any(len(row.tokens) + 1 < row.limit for row in rows)
         )

@@ -27,8 +27,8 @@ class _Conversation:
 
     def begins_with(self, keys: tuple[PrefixKey, ...]) -> bool:
         """Whether the first keys are *keys*."""
-        # The last key is compared first, because most conversations differ there. This avoids the
-        # slice, which copies keys.
+        # The last key is compared first, because most conversations differ there. They then need no
+        # comparison of slices, which would copy the keys.
         count = len(keys)
         return (
             len(self.keys) >= count

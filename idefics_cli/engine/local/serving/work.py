@@ -69,8 +69,8 @@ class Work:
         """Remove the lanes without requests."""
         self.lanes = [lane for lane in self.lanes if lane.is_open]
         if not self.lanes:
-            # The memory may have run out, which halves the number of slots. Later requests may need
-            # less memory, so they begin with all slots.
+            # If the memory ran out, the number of slots was halved. Later requests may need less
+            # memory, so they begin with all slots.
             self.interactive.schedule = self._interactive_schedule()
             self.batch.schedule = self._batch_schedule()
 

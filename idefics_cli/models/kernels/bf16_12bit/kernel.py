@@ -81,7 +81,8 @@ def pack(weight: Tensor, *, weights_per_outlier: int = WEIGHTS_PER_OUTLIER) -> C
     source = weight.data_ptr()
     _pack(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
     if bool((highest == 255).any()):
-        # In bfloat16, exponent 255 means infinity or NaN. Such an output has no finite scale.
+        # In bfloat16, exponent 255 means infinity or NaN. An output with such a weight has no
+        # finite scale.
         return None
     starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     outliers = int(starts[-1])
