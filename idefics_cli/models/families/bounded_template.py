@@ -26,9 +26,9 @@ from idefics_cli.models.families.protocols import Processor
 # Maximum length of a value in a template: four times the longest text that a command takes from
 # stdin.
 _LARGEST_VALUE = 16_000_000
+# A rendering may cost this many characters. A loop step (`_STEP`) and a call (`_CALL`) cost as many
+# characters as could be written in their time.
 _BUDGET = 400_000_000
-# A rendering may cost `_BUDGET` characters. A loop step and a call cost as many characters as could
-# be written in their time.
 _STEP = 40
 _CALL = 1000
 _LARGEST_BITS = 4096

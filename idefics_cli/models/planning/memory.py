@@ -82,8 +82,9 @@ ON_METAL = ForwardMemory(tiles=1, score_bytes=12, score_queries=3068)
 # A forward with this number of patches keeps every GPU busy, so larger ones gain nothing: four
 # tiles of Idefics2 have nearly as many, and take 32 TFLOP.
 _BUSY_PATCHES = 20_000
-# Larger vision forwards may take this share of the memory that a plan leaves free. The rest is for
-# more rows in a batch, which gain more: a decode step reads all weights once for all its rows.
+# A plan counts one tile in a vision forward. Further tiles of the same forward may take this share
+# of the memory that the plan leaves free. The rest is for more rows in a batch, which gain more: a
+# decode step reads all weights once for all its rows.
 _VISION_SHARE = 1 / 4
 
 

@@ -23,8 +23,8 @@ from idefics_cli.engine.local.decode.detokenize import Detokenizer
 from idefics_cli.engine.local.transfer import HostCopy, stacked_on, to_device
 from idefics_cli.models.families.base import Family
 
-# Temperatures, penalties and penalized scores are limited to this range, so that float32 does not
-# overflow. Values beyond it would give the same tokens.
+# Temperatures and penalties are limited to this range, and penalized scores to -`_MOST` to `_MOST`,
+# so that float32 does not overflow. Values beyond these limits would give the same tokens.
 _LEAST, _MOST = 1e-30, 1e30
 
 
