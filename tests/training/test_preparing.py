@@ -109,11 +109,13 @@ def test_an_engine_and_each_epoch_see_the_pictures_that_were_prepared(
         assert all(os.path.isfile(source.source) for source in example.sources)
 
 
-def test_a_very_flat_picture_is_taken_as_the_engine_takes_it(
-    tmp_path: Path, prepare: Prepare, engine: LocalEngine
+@pytest.mark.parametrize("name", ["flat.png", "large.jpg"])
+def test_a_picture_of_another_kind_is_taken_as_the_engine_takes_it(
+    name: str, tmp_path: Path, prepare: Prepare, engine: LocalEngine
 ) -> None:
-    Image.new("RGB", (60, 1), "red").save(tmp_path / "flat.png")
-    (example,) = prepare([row("flat", "A line.", tmp_path / "flat.png")]).examples
+    size = (60, 1) if name == "flat.png" else (800, 600)
+    Image.radial_gradient("L").resize(size).convert("RGB").save(tmp_path / name)
+    (example,) = prepare([row("a", "A picture.", tmp_path / name)]).examples
 
     assert engine.prepare(example.request).pictures == example.pictures
 
@@ -211,6 +213,10 @@ def test_the_digest_is_that_of_the_examples(tmp_path: Path, prepare: Prepare) ->
     other = row("b", "A square.", tmp_path / "1.png")
     digests = {prepare(rows).digest for rows in ([first], [other], [first, other], [other, first])}
 
+    red, blue = (tmp_path / f"{colour}.png" for colour in ("red", "blue"))
+    for path in (red, blue):
+        Image.new("RGB", (60, 60), path.stem).save(path)
+    assert prepare([row("c", "A.", red)]).digest != prepare([row("c", "A.", blue)]).digest
     assert len(digests) == 4
     assert prepare([first, LeftOut("c", "no answer")]).digest in digests
 

@@ -46,15 +46,23 @@ def test_examples_of_one_picture_are_on_one_side() -> None:
 
 
 def test_examples_that_share_pictures_through_others_are_on_one_side() -> None:
-    chain = [example(f"chain {i}", f"p{i}", f"p{i + 1}") for i in range(5)]
-    rest = [example(f"{i}", f"q{i}") for i in range(40)]
-    for seed in range(20):
-        mixed = [*chain, *rest]
+    chains = [
+        example(
+            f"{number} {at}", *(f"{number} p{n}" for n in random.Random(at).sample((at, at + 1), 2))
+        )
+        for number in range(20)
+        for at in range(4)
+    ]
+    found = set()
+    for seed in range(10):
+        mixed = list(chains)
         random.Random(seed).shuffle(mixed)
-        training, validation = split_examples(mixed, 0.5)
-        chained = [key for key in keys(validation) if key.startswith("chain")]
-        assert len(chained) in (0, 5)
-        assert len(training) + len(validation) == 45
+        training, validation = split_examples(mixed, 0.4)
+        assert len(training) + len(validation) == 80
+        sides = [{key.split()[0] for key in keys(side)} for side in (training, validation)]
+        assert sides[0].isdisjoint(sides[1])
+        found.add(frozenset(keys(validation)))
+    assert len(found) == 1  # the order of examples changes nothing
 
 
 def test_further_examples_move_none_to_the_other_side() -> None:

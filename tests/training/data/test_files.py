@@ -47,6 +47,14 @@ def test_the_elements_of_an_array_are_those_of_the_json_library(write: Write) ->
         assert cells(path) == json.loads(text)
 
 
+@pytest.mark.parametrize("end", range(2**20 - 3, 2**20 + 4))
+def test_an_element_may_end_where_a_block_ends(end: int, write: Write) -> None:
+    first = {"a": "x" * (end - 10)}
+    path = write("a.json", json.dumps([first, {"b": 1}], separators=(",", ":")).encode())
+
+    assert cells(path) == [first, {"b": 1}]
+
+
 def test_an_array_is_not_read_as_a_whole(write: Write) -> None:
     row = json.dumps({"text": "x" * 1000}).encode()
     path = write("a.json", b"[" + b",".join([row] * 30_000) + b"]")

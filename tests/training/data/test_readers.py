@@ -108,6 +108,11 @@ def test_rows_about_pictures_below_the_current_folder_are_found(
     monkeypatch.chdir(tmp_path)
 
     assert list(map(content_of, read(table))) == list(expected(tmp_path / "photos").values())[:3]
+    (tmp_path / "~").mkdir()
+    for name in ("~/tilde.png", "./data:x.png"):
+        (tmp_path / name).write_bytes((tmp_path / "photos" / "0.png").read_bytes())
+        rows = read(write_lines(tmp_path / "out" / "a.jsonl", {"path": name, "text": "A"}))
+        assert content_of(rows[0])[0] == expected(tmp_path / "photos")[0][0]
 
 
 def test_a_sidecar_with_several_lines_gives_the_first_all_or_one_of_them(tmp_path: Path) -> None:
