@@ -112,6 +112,17 @@ def split_examples(
     return training, [examples[at] for at in sorted(chosen)]
 
 
+def find_shared(
+    training: Sequence[TrainingExample], validation: Sequence[TrainingExample]
+) -> list[TrainingExample]:
+    """Return the examples of *validation* with content that *training* has, too.
+
+    Such an example does not show what a model makes of a picture that it has not learned.
+    """
+    learned = {digest for example in training for digest in _contents(example)}
+    return [each for each in validation if not learned.isdisjoint(_contents(each))]
+
+
 @contextmanager
 def _naming(key: str) -> Iterator[None]:
     """Put *key* before the message of a `PromptError`; that of a `ContextError` has it already."""

@@ -7,7 +7,7 @@ import random
 
 from idefics_cli.core.types import Attachment, GenerationRequest
 from idefics_cli.models.families.picture import PreparedPicture
-from idefics_cli.training.examples import TrainingExample, split_examples
+from idefics_cli.training.examples import TrainingExample, find_shared, split_examples
 from idefics_cli.training.labels import LabelledTokens
 
 
@@ -103,3 +103,11 @@ def test_text_without_pictures_is_split_by_its_own_content() -> None:
 
     assert len(training) + len(validation) == 200
     assert 30 <= len(validation) <= 70
+
+
+def test_examples_whose_pictures_are_learned_are_found() -> None:
+    training = [example("a", "p"), example("b", "q", "r"), example("text")]
+    validation = [example("c", "s"), example("d", "s", "r"), example("text"), example("e", "p")]
+
+    assert keys(find_shared(training, validation)) == ["d", "text", "e"]
+    assert find_shared([], validation) == []
