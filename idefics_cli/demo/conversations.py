@@ -107,8 +107,9 @@ def _worded(
     return Question(task, wording.format(which=_ORDINALS[which], shape=shape), answer)
 
 
-# Each task has one of the functions below. The function returns a question, or None if the task does
-# not fit the scenes; it then leaves `rng` as it was, so that the attempt changes no later question.
+# Each task has one of the functions below. The function returns a question, or None if the task
+# does not fit the scenes; it then leaves `rng` as it was, so that the attempt changes no later
+# question.
 
 
 def _ask_caption(scenes: ScenePair, which: int, rng: random.Random) -> Question:
