@@ -4,7 +4,7 @@
 _idefics_command() {
     case $1 in
     'idefics')
-        commands='ask chat caption collect batch doctor bench demo sessions models config completion'
+        commands='ask chat caption collect batch serve doctor bench demo sessions models config completion'
         flags='--version --help'
         valued=''
         arguments=''
@@ -38,6 +38,12 @@ _idefics_command() {
         flags='--image-folder --batch-size --model --revision --adapter --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --longest-edge --offline --online --threads --yes --system --schema --schema-prompt --no-schema-prompt --regex --choice --ban --temperature --top-p --top-k --repetition-penalty --max-new-tokens --seed --max-pixels --max-bytes --timeout-seconds --truncated --background --output --overwrite --no-overwrite --retry-failed --failures --fail-fast --max-failures --dry-run --verbose --quiet --help'
         valued='--image-folder=folders --batch-size=text -m=models --model=models --revision=text --adapter=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --longest-edge=text --threads=text -s=text --system=text --schema=text --regex=text --choice=text --ban=text --temperature=text --top-p=text --top-k=text --repetition-penalty=text --max-new-tokens=text --seed=text --max-pixels=text --max-bytes=text --timeout-seconds=text --truncated=words:keep,refuse --background=words:black,gray -o=files --output=files --failures=files --max-failures=text'
         arguments='files'
+        ;;
+    'idefics serve')
+        commands=''
+        flags='--model --revision --adapter --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --longest-edge --offline --online --threads --yes --host --port --api-key-file --origin --allowed-host --served-name --queue --keep-alive --drain-seconds --max-request-bytes --system --temperature --top-p --top-k --repetition-penalty --max-new-tokens --seed --image-urls --max-images --max-pixels --max-bytes --timeout-seconds --truncated --background --json --dry-run --verbose --quiet --help'
+        valued='-m=models --model=models --revision=text --adapter=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --longest-edge=text --threads=text --host=text --port=text --api-key-file=files --origin=text --allowed-host=text --served-name=text --queue=text --keep-alive=words:90s,5m,2h --drain-seconds=text --max-request-bytes=text -s=text --system=text --temperature=text --top-p=text --top-k=text --repetition-penalty=text --max-new-tokens=text --seed=text --image-urls=words:public,off,or,hosts,with,commas --max-images=text --max-pixels=text --max-bytes=text --timeout-seconds=text --truncated=words:keep,refuse --background=words:black,gray'
+        arguments=''
         ;;
     'idefics doctor')
         commands=''

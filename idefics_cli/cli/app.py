@@ -26,6 +26,7 @@ from idefics_cli.cli.commands import (
     config,
     demo,
     models,
+    serve,
     sessions,
 )
 from idefics_cli.cli.commands.bench import command as bench
@@ -217,6 +218,7 @@ app.command("chat", cls=HelpCommand)(chat.chat)
 app.command("caption", cls=HelpCommand)(caption.caption)
 app.command("collect", cls=HelpCommand)(collect.collect)
 app.command("batch", cls=HelpCommand)(batch.batch)
+app.command("serve", cls=HelpCommand)(serve.serve)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")
 app.command("doctor", cls=HelpCommand)(doctor.doctor)

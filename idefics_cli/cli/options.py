@@ -26,6 +26,7 @@ MODEL_PANEL = "Model"
 ANSWER_PANEL = "Answer"
 IMAGES_PANEL = "Pictures"
 OUTPUT_PANEL = "Output"
+SERVER_PANEL = "Server"
 
 
 # Any: `typer.Option` returns this type.
@@ -287,6 +288,19 @@ FollowLinks = Annotated[
 ]
 Shard = Annotated[str | None, _option("shard", panel=IMAGES_PANEL, metavar="I/N")]
 Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
+
+Host = Annotated[str | None, _option("host", panel=SERVER_PANEL, metavar="ADDRESS")]
+Port = Annotated[str | None, _option("port", panel=SERVER_PANEL)]
+ApiKeyFile = Annotated[str | None, _option("api_key_file", panel=SERVER_PANEL, metavar="FILE")]
+Origin = Annotated[str | None, _option("origin", panel=SERVER_PANEL, metavar="ORIGIN")]
+AllowedHost = Annotated[str | None, _option("allowed_host", panel=SERVER_PANEL, metavar="HOST")]
+ServedName = Annotated[str | None, _option("served_name", panel=SERVER_PANEL)]
+Queue = Annotated[str | None, _option("queue", panel=SERVER_PANEL)]
+KeepAlive = Annotated[str | None, _option("keep_alive", panel=SERVER_PANEL, metavar="TIME")]
+DrainSeconds = Annotated[str | None, _option("drain_seconds", panel=SERVER_PANEL)]
+MaxRequestBytes = Annotated[str | None, _option("max_request_bytes", panel=SERVER_PANEL)]
+ImageUrls = Annotated[str | None, _option("image_urls", panel=IMAGES_PANEL, metavar="HOSTS")]
+MaxImages = Annotated[str | None, _option("max_images", panel=IMAGES_PANEL)]
 
 Format = Annotated[str | None, _option("format", "--format", "-f", panel=OUTPUT_PANEL)]
 Output = Annotated[

@@ -21,7 +21,7 @@ from idefics_cli.core.errors import ConfigError, UsageError
 Source = Literal["flag", "environment", "file", "default"]
 # The order of precedence: the first source that gives a value wins.
 _SOURCES: tuple[Source, ...] = get_args(Source)
-_NOT_SETTINGS = frozenset({"IDEFICS_CONFIG"})
+_NOT_SETTINGS = frozenset({"IDEFICS_CONFIG", "IDEFICS_API_KEY"})
 
 
 @dataclass(frozen=True, slots=True)

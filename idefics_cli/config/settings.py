@@ -237,6 +237,54 @@ class Settings:
         help="For screen readers: plain lines, no spinner, nothing drawn.",
         also_variables=("ACCESSIBLE",),
     )
+    host: str = _setting(
+        "127.0.0.1", help="Address to listen at; any other than this machine's own needs a key."
+    )
+    port: int = _setting(
+        8000, help="Port to listen at; 0 takes any free one.", minimum=0, maximum=65_535
+    )
+    api_key_file: str | None = _setting(
+        None, help="File with the key that requests must have; IDEFICS_API_KEY is a key itself."
+    )
+    origin: str | None = _setting(
+        None, help="Origins of web pages that may ask, such as https://a.example, with commas."
+    )
+    allowed_host: str | None = _setting(
+        None, help="Further names of this server in the Host header, with commas."
+    )
+    served_name: str | None = _setting(
+        None, help="Name of the model in answers.", unset="that of the model"
+    )
+    queue: int = _setting(
+        64, help="Number of requests that may wait; more are refused.", minimum=0, maximum=10_000
+    )
+    keep_alive: str = _setting(
+        "5m",
+        help="Unload the model after this time without requests; -1 is never.",
+        pattern=r"-1|\d{1,6}[smh]?",
+        expects="a time such as 90s, 5m or 2h",
+    )
+    drain_seconds: float = _setting(
+        30.0,
+        help="Time for running requests when the server ends.",
+        minimum=0,
+        maximum=86_400,
+    )
+    image_urls: str = _setting(
+        "public",
+        help="Download pictures from public addresses, from these hosts, or not at all.",
+        pattern=r"[\w.:,\[\]-]+",
+        expects="public, off or hosts with commas",
+    )
+    max_images: int = _setting(
+        16, help="Largest number of pictures of a request.", minimum=0, maximum=1000
+    )
+    max_request_bytes: int = _setting(
+        64 * 1024 * 1024,
+        help="Largest number of bytes of a request.",
+        minimum=1,
+        maximum=2**31 - 1,
+    )
     save: bool = _setting(True, help="Store each turn of the chat on disk.")
     yes: bool = _setting(False, help="Download a model without asking.", command_line_only=True)
     dry_run: bool = _setting(

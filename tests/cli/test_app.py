@@ -30,6 +30,7 @@ COMMANDS = (
     "caption",
     "collect",
     "batch",
+    "serve",
     "sessions",
     "models",
     "doctor",

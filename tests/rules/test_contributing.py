@@ -24,7 +24,7 @@ QUOTED = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTA
 PROGRAMS = {"idefics", "mypy", "pip", "pytest", "python", "ruff"}
 PLACEHOLDERS = {"FOLDER", "FORMAT", "KIND", "NAME"}
 # The page says that these do not exist yet, and where they will be.
-FUTURE_ROOMS = {"server/"}
+FUTURE_ROOMS: set[str] = set()
 
 
 def section(title: str) -> str:

@@ -25,6 +25,7 @@ PROGRAM_IS_NAMED_IN = {
     "completion/scripts.py",
     "completion/spec.py",
     "core/paths.py",
+    "server/app.py",
 }
 ALLOWED = {
     "bench/shapes.py": "configuration files of checkpoints on the Hub, as data",

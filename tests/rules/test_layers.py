@@ -256,6 +256,7 @@ CHEAP_COMMANDS = (
     ("caption", "--help"),
     ("batch", "--help"),
     ("collect", "--help"),
+    ("serve", "--help"),
     ("doctor", "--help"),
     ("bench", "--help"),
     ("demo", "--help"),

@@ -27,6 +27,7 @@ MODULES = {
     "prompt-toolkit": "prompt_toolkit",
     "huggingface-hub": "huggingface_hub",
     "textual-image": "textual_image",
+    "prometheus-client": "prometheus_client",
 }
 # Packages that transformers imports for us, for models on several devices and quantization.
 THROUGH_TRANSFORMERS = {
@@ -35,7 +36,12 @@ THROUGH_TRANSFORMERS = {
     "flash-attn": "flash_attention_2",
 }
 # Packages that are part of the interface of another: its progress bars, tokenizer and errors.
-PART_OF = {"tqdm": "huggingface-hub", "tokenizers": "transformers", "urllib3": "requests"}
+PART_OF = {
+    "tqdm": "huggingface-hub",
+    "tokenizers": "transformers",
+    "urllib3": "requests",
+    "h11": "uvicorn",
+}
 
 
 def name_of(requirement: str) -> str:
@@ -75,7 +81,7 @@ def test_everything_imported_is_a_dependency() -> None:
     assert set(imported()) - known - sys.stdlib_module_names - {"idefics_cli"} == set()
     for part, whole in PART_OF.items():
         assert part in {name_of(row) for row in metadata.requires(whole) or ()}
-        assert whole in declared()
+        assert whole in declared(*EXTRAS)
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

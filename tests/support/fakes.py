@@ -25,6 +25,7 @@ from idefics_cli.core.types import (
 from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import (
     Engine,
+    Handle,
     Listener,
     Measure,
     OpenImage,
@@ -153,7 +154,7 @@ class FakeEngine:
         *,
         urgency: Urgency = "interactive",
         streams: bool = False,
-    ) -> FakeHandle:
+    ) -> Handle:
         """Answer at once, before it returns."""
         self._check_open()
         self._raise_scripted([prepared.request])

@@ -16,6 +16,7 @@ RANK = {
     "completion": 4,
     "demo": 4,
     "selfcheck": 4,
+    "server": 4,
     "ui": 5,
     "cli": 6,
 }

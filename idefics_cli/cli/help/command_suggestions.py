@@ -26,6 +26,8 @@ _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "prompt": "`idefics ask QUESTION`",
             "query": "`idefics ask QUESTION`",
             "generate": "`idefics ask QUESTION`",
+            "server": "`idefics serve -m MODEL`",
+            "api": "`idefics serve -m MODEL`",
             "run": "`idefics chat -m MODEL`",
             "talk": "`idefics chat`",
             "repl": "`idefics chat`",

@@ -1,0 +1,1 @@
+"""An HTTP server for clients of OpenAI's API."""

@@ -1,0 +1,116 @@
+"""The connections of the server: HTTP/1.1 with a deadline for heads, and errors in JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from idefics_cli.server.errors import ApiError
+from idefics_cli.server.replies import to_json
+
+# After an answer to a request that was not read, so many bytes of the request are still dropped.
+_DROPPED_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """The limits of all connections.
+
+    Attributes:
+        head_seconds: Time in which the head of a request must be there.
+        most: Largest number of connections.
+    """
+
+    head_seconds: float = 10.0
+    most: int = 256
+
+
+class GuardedConnection(H11Protocol):
+    """One connection. A head that does not end in time, and one connection too many, are closed."""
+
+    limits = ConnectionLimits()
+
+    # Any: uvicorn's arguments.
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._dropped_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
+        """Begin the deadline of the first head."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.most:
+            self._refuse(
+                ApiError(503, "too many connections", code="server_is_overloaded"),
+                b"Service Unavailable",
+                b"Retry-After: 5\r\n",
+            )
+            return
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of a request."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            if self._head_timer is None and self.conn.trailing_data[0]:
+                self._start_timer()
+            return
+        self._stop_timer()
+        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+            self._dropped_bytes += len(data)
+            if self._dropped_bytes > _DROPPED_BYTES:
+                self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """Begin the deadline of a head that came in part with the last request."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._start_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP; *msg* is not used."""
+        self._stop_timer()
+        self._refuse(ApiError(400, "this is not a valid HTTP request"), b"Bad Request")
+
+    def _refuse(self, error: ApiError, reason: bytes, headers: bytes = b"") -> None:
+        """Answer *error* and close the connection."""
+        body = to_json(error.body())
+        head = b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\n" % (error.status, reason)
+        length = b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
+        # An answer that has begun cannot be followed by another one.
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(head + headers + length + body)
+        self.transport.close()
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(self.limits.head_seconds, self._end_head)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_head(self) -> None:
+        self._head_timer = None
+        if self.conn.trailing_data[0]:
+            error = ApiError(408, "the request came too slowly", code="request_timeout")
+            self._refuse(error, b"Request Timeout")
+        else:
+            self.transport.close()
+
+
+def connection_class(limits: ConnectionLimits) -> type[GuardedConnection]:
+    """Return the class of connections with *limits*, for uvicorn."""
+    return type("LimitedConnection", (GuardedConnection,), {"limits": limits})

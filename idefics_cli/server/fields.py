@@ -1,0 +1,273 @@
+"""The fields of the API: each is honoured, without effect and named so, or refused.
+
+The names are those of OpenAI, and the extensions of vLLM. A field that is null counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from idefics_cli.config.settings import setting_table
+from idefics_cli.core.json_objects import JsonObject, checked_text
+from idefics_cli.core.types import Sampling
+from idefics_cli.engine.protocol import Urgency
+from idefics_cli.engine.schema.requested import FORMS
+from idefics_cli.server.errors import bad_field, unsupported
+
+MOST_REPLIES = 8
+_MOST_STOPS = 4
+_MOST_STOP_CHARACTERS = 256
+_MOST_BANNED = 100
+_MOST_SCHEMA_CHARACTERS = 65_536
+_MOST_TEMPERATURE = 2
+_SEEDS = 2**63
+_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
+_MOST_NAMES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """How to answer a request, as its fields say.
+
+    Attributes:
+        sampling: How tokens are chosen.
+        replies: Number of replies.
+        streams: Whether the answer is a stream of events.
+        includes_usage: Whether the stream ends with the numbers of tokens.
+        urgency: How soon it starts.
+        banned: Words that the reply must not have.
+        forms: The fields that ask for a form of the reply.
+        ignored: Names of fields without effect.
+    """
+
+    sampling: Sampling
+    replies: int = 1
+    streams: bool = False
+    includes_usage: bool = False
+    urgency: Urgency = "interactive"
+    banned: tuple[str, ...] = ()
+    forms: Mapping[str, object] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+Apply = Callable[[RequestOptions, str, object], RequestOptions]
+"""Returns the options with the value of a field, whose name is the second argument."""
+
+
+def _number(setting: str, value: object, name: str) -> object:
+    try:
+        return setting_table()[setting].check(value)
+    except ValueError as error:
+        raise bad_field(name, str(error)) from None
+
+
+def _sample(options: RequestOptions, **changes: object) -> RequestOptions:
+    # Any value has its type: the table of settings, or the caller, has checked it.
+    sampling = replace(options.sampling, **changes)  # type: ignore[arg-type]  # checked
+    return replace(options, sampling=sampling)
+
+
+def _as(setting: str) -> Apply:
+    def apply(options: RequestOptions, name: str, value: object) -> RequestOptions:
+        return _sample(options, **{setting: _number(setting, value, name)})
+
+    return apply
+
+
+def _temperature(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    number = _number("temperature", value, name)
+    if isinstance(number, float) and number > _MOST_TEMPERATURE:
+        raise bad_field(name, f"must be from 0 to {_MOST_TEMPERATURE}")
+    return _sample(options, temperature=number)
+
+
+def _limit(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    number = _number("max_new_tokens", value, name)
+    assert isinstance(number, int)
+    return _sample(options, max_new_tokens=min(number, options.sampling.max_new_tokens))
+
+
+def _top_k(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    # In vLLM, -1 keeps all tokens.
+    return _as("top_k")(options, name, 0 if value == -1 else value)
+
+
+def _seed(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    if type(value) is not int:
+        raise bad_field(name, "must be a whole number")
+    return _sample(options, seed=value % _SEEDS)
+
+
+def _stop(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    values = value if isinstance(value, list) else [value]
+    texts = tuple(checked_text(one, name) for one in values)
+    if len(texts) > _MOST_STOPS or any(len(text) > _MOST_STOP_CHARACTERS for text in texts):
+        raise bad_field(
+            name, f"must be at most {_MOST_STOPS} texts of {_MOST_STOP_CHARACTERS} characters"
+        )
+    if "" in texts:
+        raise bad_field(name, "is empty")
+    return _sample(options, stop=texts)
+
+
+def _replies(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    if type(value) is not int or not 1 <= value <= MOST_REPLIES:
+        raise bad_field(name, f"must be a whole number from 1 to {MOST_REPLIES}")
+    return replace(options, replies=value)
+
+
+def _truth(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise bad_field(name, "must be true or false")
+    return value
+
+
+def _stream(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    return replace(options, streams=_truth(value, name))
+
+
+def _stream_options(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    if not isinstance(value, dict):
+        raise bad_field(name, "must be an object")
+    includes = value.get("include_usage")
+    others = [f"{name}.{key}" for key in value if key != "include_usage"]
+    return replace(
+        options,
+        includes_usage=includes is not None and _truth(includes, f"{name}.include_usage"),
+        ignored=(*options.ignored, *others),
+    )
+
+
+def _priority(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    if value == "batch":
+        return replace(options, urgency="batch")
+    # 0 is the usual priority of vLLM.
+    if value == "interactive" or (type(value) is int and value == 0):
+        return options
+    raise bad_field(name, "must be `interactive` or `batch`")
+
+
+def _banned(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    if not isinstance(value, list) or len(value) > _MOST_BANNED:
+        raise bad_field(name, f"must be a list of at most {_MOST_BANNED} words")
+    words = (checked_text(one, name) for one in value)
+    return replace(options, banned=tuple(dict.fromkeys(word for word in words if word.strip())))
+
+
+def _form(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    if isinstance(value, dict) and value.get("type") == "json_object":
+        # The reply is any JSON object.
+        value = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+    if len(json.dumps(value)) > _MOST_SCHEMA_CHARACTERS:
+        raise bad_field(name, f"is longer than {_MOST_SCHEMA_CHARACTERS} characters")
+    return replace(options, forms={**options.forms, name: value})
+
+
+HONOURED: Mapping[str, Apply] = MappingProxyType(
+    {
+        "temperature": _temperature,
+        "top_p": _as("top_p"),
+        "top_k": _top_k,
+        "repetition_penalty": _as("repetition_penalty"),
+        "max_tokens": _limit,
+        "max_completion_tokens": _limit,
+        "seed": _seed,
+        "stop": _stop,
+        "n": _replies,
+        "stream": _stream,
+        "stream_options": _stream_options,
+        "priority": _priority,
+        "bad_words": _banned,
+        **dict.fromkeys(FORMS, _form),
+    }
+)
+"""The fields that change an answer, and what each does."""
+
+WITHOUT_EFFECT = frozenset(
+    {
+        *("user", "metadata", "store", "safety_identifier", "service_tier", "moderation"),
+        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+        *("verbosity", "reasoning_effort", "parallel_tool_calls"),
+    }
+)
+"""Fields that change no answer here; `x-idefics-ignored` names those that a request gives."""
+
+REFUSED: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "tools": ([],),
+        "functions": ([],),
+        "tool_choice": ("none", "auto"),
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "logit_bias": ({},),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "min_p": (0,),
+        "min_tokens": (0,),
+        "num_beams": (1,),
+        "length_penalty": (1,),
+        "best_of": (1,),
+        "ignore_eos": (False,),
+        "skip_special_tokens": (True,),
+        "add_generation_prompt": (True,),
+        "echo": (False,),
+        "suffix": ("",),
+        "cache_salt": ("",),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "guided_grammar": (),
+    }
+)
+"""Fields that ask for what no answer has, each with the values that ask for nothing."""
+
+
+def read_options(fields: JsonObject, sampling: Sampling) -> RequestOptions:
+    """Return how to answer a request with *fields*, which are those that say nothing else.
+
+    Args:
+        fields: Names and values.
+        sampling: How tokens are chosen if no field says it. Its limit of tokens is used if the
+            fields have none.
+
+    Raises:
+        ApiError: If a field has a wrong value, or is not supported.
+        PromptError: As `checked_text`.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if {"max_tokens", "max_completion_tokens"} & given.keys():
+        # Of two limits, the smaller counts; the limit of the server is only a default.
+        sampling = replace(sampling, max_new_tokens=_SEEDS)
+    options = RequestOptions(sampling)
+    ignored: list[str] = []
+    for name, value in given.items():
+        if (apply := HONOURED.get(name)) is not None:
+            options = apply(options, name, value)
+        elif name in REFUSED:
+            if not _asks_nothing(name, value, given):
+                raise unsupported(name)
+            if value in ([], {}):
+                ignored.append(name)
+        else:
+            ignored.append(name)
+    return replace(options, ignored=(*options.ignored, *ignored))
+
+
+def ignored_header(names: tuple[str, ...]) -> str:
+    """Return the value of `x-idefics-ignored`; names that are not plain words are left out."""
+    plain = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
+    return ", ".join(plain[:_MOST_NAMES])
+
+
+def _asks_nothing(name: str, value: object, given: JsonObject) -> bool:
+    if name in ("tools", "functions") and given.get("tool_choice") == "none":
+        return True
+    neutral = REFUSED[name]
+    # True is equal to 1, and means something else.
+    return any(isinstance(one, bool) is isinstance(value, bool) and one == value for one in neutral)

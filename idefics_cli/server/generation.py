@@ -1,0 +1,130 @@
+"""One request in the engine: its replies, and their events on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from threading import Lock
+
+from idefics_cli.core.types import Completion, TokenChunk
+from idefics_cli.engine.protocol import Engine, Handle, Listener, Outcome, Prepared
+from idefics_cli.server.fields import RequestOptions
+
+# A client that reads so much slower than the model writes is given up.
+_MOST_EVENTS = 1000
+_SEEDS = 2**63
+
+Event = tuple[int, TokenChunk | Outcome]
+"""The number of a reply, and what happened to it."""
+
+
+class SlowReaderError(Exception):
+    """A client that does not read its stream."""
+
+
+class Generation:
+    """The replies to one request. `submit` may run in any thread; the rest on the event loop.
+
+    Args:
+        options: How to answer.
+    """
+
+    def __init__(self, options: RequestOptions) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._lock = Lock()
+        self._handles: list[Handle] = []
+        self._is_too_slow = False
+        self.is_cancelled = False
+        """Whether nobody wants the replies any more."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no reply has started."""
+        with self._lock:
+            handles = list(self._handles)
+        return all(handle.place is not None for handle in handles)
+
+    def submit(self, engine: Engine, prepared: Prepared) -> None:
+        """Submit one request for each reply.
+
+        Raises:
+            IdeficsError: As `Engine.submit`.
+        """
+        request, options = prepared.request, self._options
+        constraint = request.constraint
+        streams = options.streams and not (constraint and constraint.kind == "choice")
+        for index in range(options.replies):
+            sampling = options.sampling
+            if sampling.seed is not None:
+                sampling = replace(sampling, seed=(sampling.seed + index) % _SEEDS)
+            handle = engine.submit(
+                replace(prepared, request=replace(request, sampling=sampling)),
+                self._listener(index),
+                urgency=options.urgency,
+                streams=streams,
+            )
+            with self._lock:
+                self._handles.append(handle)
+                is_cancelled = self.is_cancelled
+            if is_cancelled:
+                handle.cancel()
+
+    def cancel(self) -> None:
+        """End all replies, those that are submitted later too."""
+        with self._lock:
+            self.is_cancelled = True
+            handles = list(self._handles)
+        for handle in handles:
+            handle.cancel()
+
+    async def next_events(self, timeout_seconds: float | None = None) -> list[Event]:
+        """Return all events since the last call; wait for the first of them.
+
+        Returns:
+            No event if none came in time.
+
+        Raises:
+            SlowReaderError: If too many events wait.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                events = [await self._events.get()]
+        except TimeoutError:
+            return []
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        if self._is_too_slow:
+            raise SlowReaderError
+        return events
+
+    async def outcomes(self) -> list[Completion]:
+        """Wait for all replies, and return them in order.
+
+        Raises:
+            Exception: If a reply failed.
+        """
+        found: dict[int, Completion] = {}
+        while len(found) < self._options.replies:
+            for index, event in await self.next_events():
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, Completion):
+                    found[index] = event
+        return [found[index] for index in sorted(found)]
+
+    def _listener(self, index: int) -> Listener:
+        def listen(event: TokenChunk | Outcome) -> None:
+            # The loop is closed if the server ended meanwhile.
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._put, (index, event))
+
+        return listen
+
+    def _put(self, event: Event) -> None:
+        if self._events.qsize() >= _MOST_EVENTS:
+            self._is_too_slow = True
+            self.cancel()
+        if not self._is_too_slow or not isinstance(event[1], TokenChunk):
+            self._events.put_nowait(event)

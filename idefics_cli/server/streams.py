@@ -1,0 +1,96 @@
+"""Streams: the events of the engine become the events of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from idefics_cli.core.types import Completion, TokenChunk
+from idefics_cli.server.errors import shutting_down
+from idefics_cli.server.generation import Event
+from idefics_cli.server.replies import ReplyShape
+
+
+class ReplyStream:
+    """Makes the events of the replies to one request. It sends nothing.
+
+    Args:
+        shape: The shape of the events.
+        count: Number of replies.
+    """
+
+    def __init__(self, shape: ReplyShape, count: int) -> None:
+        self._shape = shape
+        self._count = count
+        self._written = [0] * count
+        self._has_role = [False] * count
+        self._outcomes: dict[int, Completion] = {}
+        self.has_text = False
+        """Whether there was a text that is not empty."""
+
+    @property
+    def outcomes(self) -> list[Completion]:
+        """The replies that have ended, in order."""
+        return [self._outcomes[index] for index in sorted(self._outcomes)]
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether all replies have ended."""
+        return len(self._outcomes) == self._count
+
+    def silence(self) -> bytes:
+        """Return the event of a long wait: all clients accept it, and proxies see it."""
+        index = next(i for i in range(self._count) if i not in self._outcomes)
+        return self._role(index) or self._shape.silence(index)
+
+    def feed(self, events: Sequence[Event]) -> bytes:
+        """Return what is written for *events*; texts that came together are one event.
+
+        Raises:
+            Exception: If a reply failed.
+        """
+        pieces: dict[int, str] = {}
+        ended: dict[int, Completion] = {}
+        for index, one in events:
+            if isinstance(one, Exception):
+                raise one
+            if isinstance(one, TokenChunk):
+                pieces[index] = pieces.get(index, "") + one.text
+            else:
+                check_ended([one])
+                ended[index] = one
+        self._outcomes |= ended
+        indexes = dict.fromkeys(index for index, _ in events)
+        return b"".join(
+            self._role(index)
+            + self._piece(index, pieces.get(index, ""), ended.get(index))
+            + (self._shape.finish(index, ended[index].finish) if index in ended else b"")
+            for index in indexes
+        )
+
+    def end(self) -> bytes:
+        """Return the end of the stream."""
+        return self._shape.end(self.outcomes)
+
+    def _role(self, index: int) -> bytes:
+        if self._has_role[index]:
+            return b""
+        self._has_role[index] = True
+        return self._shape.role(index)
+
+    def _piece(self, index: int, text: str, outcome: Completion | None) -> bytes:
+        if outcome is not None:
+            # The likeliest of some answers has no text before its end.
+            text = outcome.text[self._written[index] :]
+        self._written[index] += len(text)
+        self.has_text = self.has_text or bool(text)
+        return self._shape.piece(index, text) if text else b""
+
+
+def check_ended(outcomes: Sequence[Completion]) -> None:
+    """Check that no reply was cut off by the end of the server.
+
+    Raises:
+        ApiError: If one was: nobody else cancels a reply while its client is there.
+    """
+    if any(outcome.finish == "cancelled" for outcome in outcomes):
+        raise shutting_down()
