@@ -51,8 +51,8 @@ def prompt_scores(engine: LocalEngine, prepared: Prepared) -> list[Tensor]:
         engine.inference.features.clear()
         features = PictureEncoder(model, family).encode(engine.find_tensors(prepared)) or {}
         placed = [[features[picture.digest] for picture in prepared.pictures]]
-        prompt = Prompt(inputs, family.place_features(model, placed))
         tokens = inputs["input_ids"].shape[1]
+        prompt = Prompt(inputs, family.place_features(model, placed), [tokens])
         return [
             _logits(engine, prompt, sizes) for sizes in ([tokens], [tokens - _STEPS, *[1] * _STEPS])
         ]

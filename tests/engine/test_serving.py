@@ -277,14 +277,14 @@ class FewRows:
         def checked(
             slots: Slots,
             cache: Cache,
-            mask: Tensor,
+            lengths: Sequence[int],
             extra: Inputs,
             *,
             shared: int = 0,
             releases: bool = False,
         ) -> None:
-            self.check(len(slots) + len(mask))
-            admit_rows(slots, cache, mask, extra, shared=shared, releases=releases)
+            self.check(len(slots) + len(lengths))
+            admit_rows(slots, cache, lengths, extra, shared=shared, releases=releases)
 
         monkeypatch.setattr(Slots, "admit_rows", checked)
 

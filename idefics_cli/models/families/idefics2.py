@@ -112,10 +112,11 @@ class TemplateFamily(Family):
             is_image = ids == self.image_id
             numbers = (is_image.flatten().cumsum(0) - 1).view_as(ids)[:, start:end]
             here = is_image[:, start:end]
+            # Text tokens look up a feature, too, and do not use it: a GPU would make the host wait
+            # for the number of image tokens.
+            found = image_features[numbers.clamp_(min=0)].to(embeds)
             # This makes a new tensor, because the embeddings may share memory with the weights.
-            embeds = embeds.masked_scatter(
-                here.to(embeds.device)[..., None], image_features[numbers[here]].to(embeds)
-            )
+            embeds = torch.where(here.to(embeds.device)[..., None], found, embeds)
         return {"inputs_embeds": embeds}
 
     def _drop_second_begin(self, text: str) -> str:

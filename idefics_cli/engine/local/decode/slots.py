@@ -63,7 +63,7 @@ class Slots:
     def admit_rows(
         self,
         cache: Cache,
-        mask: Tensor,
+        lengths: Sequence[int],
         extra: Inputs,
         *,
         shared: int = 0,
@@ -73,12 +73,11 @@ class Slots:
 
         Args:
             cache: The states of the rows, padded to one length.
-            mask: (B, T), 1 for real tokens.
+            lengths: Number of tokens of each row.
             extra: The result of `Family.next_inputs` for the rows.
             shared: Number of tokens that precede the padding in every row; see `shared.py`.
             releases: Whether to empty *cache*, layer by layer.
         """
-        lengths = [int(length) for length in mask.sum(-1).tolist()]
         first, held = len(self.lengths), cache.get_seq_length()
         if not self.cache.layers:
             self.cache.layers.extend(

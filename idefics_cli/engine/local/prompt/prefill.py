@@ -33,16 +33,19 @@ class Prompt:
     Attributes:
         inputs: The result of `Family.encode`.
         image_features: The result of `Family.place_features`.
+        lengths: Number of tokens of each row without padding. The host needs them, and would have
+            to wait for a GPU if it read them from the mask.
     """
 
     inputs: Inputs
     image_features: Tensor | None
+    lengths: Sequence[int]
 
     @property
     def mask(self) -> Tensor | None:
         """The attention mask (B, T); None if no row is padded, because then no mask is needed."""
         mask = self.inputs["attention_mask"]
-        return None if bool(mask.all()) else mask
+        return None if min(self.lengths) == mask.shape[1] else mask
 
 
 def join_prompts(

@@ -140,8 +140,8 @@ class ActiveRows:
         # are read before the new row is added.
         self._decoder.settle(self._rows)
         extra = loaded.family.next_inputs(prompt.inputs, prompt.image_features)
-        mask = prompt.inputs["attention_mask"]
-        self._slots.admit_rows(run.cache, mask, extra, shared=run.shared, releases=True)
+        lengths = prompt.lengths
+        self._slots.admit_rows(run.cache, lengths, extra, shared=run.shared, releases=True)
 
     def _admit_padded(self, run: PromptRun) -> None:
         loaded, prompt = self._inference.loaded, run.prompt

@@ -157,7 +157,9 @@ class PromptRun:
         pictures = [[features[p.digest] for p in r.prepared.pictures] for r in requests]
         device = loaded.model.device
         placed = loaded.family.place_features(loaded.model, pictures)
-        return Prompt({name: tensor.to(device) for name, tensor in inputs.items()}, placed)
+        lengths: list[int] = inputs["attention_mask"].sum(-1).tolist()
+        on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+        return Prompt(on_device, placed, lengths)
 
     def _keys_of(self, request: OpenRequest) -> list[PrefixKey]:
         family = self._inference.loaded.family
