@@ -124,7 +124,37 @@ class Reporting:
     total: int
 
 
-ExecutorEvent = Ready | BatchReduced | CaptionRecord
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker died. Another one takes its place, and its *count* pictures are tried again.
+
+    Attributes:
+        name: Name of the worker.
+        reason: What is known about its death.
+        count: Number of the pictures that it had.
+    """
+
+    name: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """A worker cannot work; the others go on without it. The fields are those of `WorkerLost`."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShares:
+    """How many pictures each worker has done: the names and the numbers."""
+
+    done: tuple[tuple[str, int], ...]
+
+
+ExecutorEvent = Ready | BatchReduced | WorkerLost | WorkerGone | WorkerShares | CaptionRecord
 """An event that an executor yields."""
 
 RunEvent = (

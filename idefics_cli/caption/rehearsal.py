@@ -125,13 +125,15 @@ class _Probes:
         self._given.update(pictures)
         self._count = self._left = len(pictures)
 
-    def __iter__(self) -> Iterator[CaptionItem]:
+    def __iter__(self) -> Iterator[CaptionItem | None]:
         return self
 
-    def __next__(self) -> CaptionItem:
-        if not self._next:
-            raise StopIteration
-        return self._next.popleft()
+    def __next__(self) -> CaptionItem | None:
+        if self._next:
+            return self._next.popleft()
+        if self._left:  # the end of this round may add another one
+            return None
+        raise StopIteration
 
 
 def _spread(pictures: Sequence[CaptionItem], count: int) -> list[CaptionItem]:

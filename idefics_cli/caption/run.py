@@ -7,7 +7,7 @@ This module writes nothing to a terminal. The caller shows the events, and descr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +25,7 @@ from idefics_cli.caption.events import (
     Started,
     Unlocked,
 )
-from idefics_cli.caption.executors import EXECUTORS
+from idefics_cli.caption.executors import EXECUTORS, NamedFactory
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.kind import PICTURES, ItemKind
 from idefics_cli.caption.outcome import RunEnd, RunOutcome
@@ -49,6 +49,7 @@ def caption_pictures(
     kind: ItemKind = PICTURES,
     factory: EngineFactory | None = None,
     executor: str = "local",
+    workers: Sequence[NamedFactory] = (),
     retry_failed: bool = False,
     max_failures: int | None = None,
     on_event: Callable[[RunEvent], None] = lambda event: None,
@@ -66,6 +67,7 @@ def caption_pictures(
         kind: What the items of *job* are.
         factory: Makes the engine; None loads *spec*.
         executor: A key of `EXECUTORS`.
+        workers: Make the engines of an executor with several of them.
         retry_failed: Caption the pictures that failed before, and no others.
         max_failures: Stop when more pictures than this have failed.
         on_event: Called with every event, as in `run_captions`.
@@ -76,7 +78,7 @@ def caption_pictures(
             that fails raises nothing.
     """
     factory = factory or engine_factory(spec)
-    run = _RunState(job, output, spec, kind, factory, executor, max_failures, on_event)
+    run = _RunState(job, output, spec, kind, factory, executor, workers, max_failures, on_event)
     return run.run(retry_failed=retry_failed)
 
 
@@ -116,6 +118,7 @@ class _RunState:
     kind: ItemKind
     factory: EngineFactory
     executor: str
+    workers: Sequence[NamedFactory]
     max_failures: int | None
     on_event: Callable[[RunEvent], None]
     todo: Todo | None = None
@@ -236,8 +239,13 @@ class _RunState:
             self.factory,
             write,
             on_event=on_event,
-            make_executor=partial(EXECUTORS[self.executor], make_reader=self.kind.make_reader),
+            make_executor=partial(
+                EXECUTORS[self.executor],
+                make_reader=self.kind.make_reader,
+                workers=self.workers,
+            ),
             max_failures=self.max_failures,
+            workers=max(1, len(self.workers)),
         )
         self.outcome = replace(self.outcome, end=result.end)
 

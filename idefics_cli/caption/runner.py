@@ -18,6 +18,9 @@ from idefics_cli.caption.sinks.base import RecordError
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine.protocol import EngineFactory
 
+# So many batches may begin after the oldest picture without a record.
+_BATCHES_AHEAD = 64
+
 OnEvent = Callable[[RunEvent], None]
 
 
@@ -29,11 +32,12 @@ def run_captions(
     on_event: OnEvent = lambda event: None,
     make_executor: MakeExecutor = LocalExecutor,
     max_failures: int | None = None,
+    workers: int = 1,
 ) -> RunOutcome:
     """Caption every picture of *job*, and write the records in the order of the pictures.
 
-    A record is written as soon as all records before it are written. When the run is stopped, the
-    finished records are written even if a record before them is missing, and the engine is closed.
+    A record is written as soon as all records before it are. When the run is stopped, the finished
+    records are written even if one before them is missing, and the engine is closed.
 
     Args:
         job: What to do; without pictures, no engine is made.
@@ -43,16 +47,16 @@ def run_captions(
             For `ModelLoading`, it may be called in another thread.
         make_executor: Makes the executor; a value of `EXECUTORS`.
         max_failures: Stop when more pictures than this have failed.
+        workers: Number of engines.
 
     Raises:
-        IdeficsError: If the model cannot be loaded, or the output cannot be written. A picture
-            that fails raises nothing.
+        IdeficsError: If the model cannot be loaded, or the output cannot be written.
         KeyboardInterrupt: If Ctrl-C was pressed a second time before the run ended.
     """
     if not job.pictures:
         return RunOutcome(0, 0)
     interrupts = Interrupts(on_stop=lambda: on_event(Stopping()))
-    delivery = _Delivery(job.pictures, write, on_event)
+    delivery = _Delivery(job.pictures, write, on_event, window=_window(job, workers))
     events = make_executor(factory, job).caption(
         delivery.requested(),
         interrupts.stop,
@@ -60,6 +64,10 @@ def run_captions(
     )
     with closing(events), interrupts.handled():
         return _deliver_all(events, delivery, interrupts, max_failures)
+
+
+def _window(job: CaptionJob, workers: int) -> int:
+    return _BATCHES_AHEAD * job.batch_size * workers
 
 
 def _deliver_all(
@@ -99,7 +107,10 @@ class _Delivery:
         pictures: Sequence[CaptionItem],
         write: Callable[[CaptionRecord], object],
         on_event: OnEvent,
+        *,
+        window: int,
     ) -> None:
+        self._window = window
         self._pictures = pictures
         self._store = write
         self._on_event = on_event
@@ -112,9 +123,15 @@ class _Delivery:
         """Whether every picture has its record."""
         return self.captioned + self.failed == len(self._pictures)
 
-    def requested(self) -> Iterable[CaptionItem]:
-        """Yield the pictures. A record is expected for each picture that was yielded."""
+    def requested(self) -> Iterable[CaptionItem | None]:
+        """Yield the pictures. A record is expected for each picture that was yielded.
+
+        None is yielded as long as too many pictures have begun after the first one without a
+        record, for example because its server hangs: their records wait in memory.
+        """
         for picture in self._pictures:
+            while len(self._expected) >= self._window:
+                yield None
             self._expected.append(picture.key)
             yield picture
 

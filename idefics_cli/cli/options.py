@@ -121,6 +121,7 @@ Model = Annotated[
 Revision = Annotated[str | None, _option("revision", panel=MODEL_PANEL)]
 AdapterName = Annotated[str | None, _option("adapter", panel=MODEL_PANEL)]
 Device = Annotated[str | None, _option("device", panel=MODEL_PANEL)]
+Devices = Annotated[str | None, _option("devices", panel=MODEL_PANEL, metavar="LIST")]
 Dtype = Annotated[str | None, _option("dtype", panel=MODEL_PANEL)]
 QuantizationName = Annotated[str | None, _option("quantization", panel=MODEL_PANEL)]
 AttentionName = Annotated[

@@ -44,6 +44,12 @@ class Settings:
         pattern=r"auto|cpu|mps|cuda(:\d+)?",
         expects="auto, cpu, mps, cuda or cuda:N",
     )
+    devices: str | None = _setting(
+        None,
+        help="Share the pictures among several devices, each with a copy of the model.",
+        pattern=r"all|(cuda:\d+|mps|cpu(:\d+)?)(,(cuda:\d+|mps|cpu(:\d+)?))*",
+        expects="devices with commas, such as cuda:0,cuda:1, or cpu:2 for two workers, or all",
+    )
     dtype: str = _setting(
         "auto", help="Number format of the weights.", choices=("auto", *get_args(DtypeName))
     )

@@ -13,7 +13,7 @@ from idefics_cli.caption.events import (
     RunEvent,
     Stopping,
 )
-from idefics_cli.caption.executors import EXECUTORS, MakeExecutor
+from idefics_cli.caption.executors import LocalExecutor, MakeExecutor
 from idefics_cli.caption.outcome import RunOutcome
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.types import (
@@ -34,10 +34,8 @@ from tests.support.captioning import (
 )
 from tests.support.fakes import EngineOf, FakeEngine
 
-every_executor = pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 
-
-@every_executor
+@pytest.mark.parametrize("executor", [LocalExecutor])
 def test_an_interrupt_in_the_model_cancels_and_closes_it(executor: MakeExecutor) -> None:
     seen: list[threading.Event | None] = []
 

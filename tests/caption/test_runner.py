@@ -69,7 +69,7 @@ class Scripted:
 
     def caption(
         self,
-        pictures: Iterable[CaptionItem],
+        pictures: Iterable[CaptionItem | None],
         stop: threading.Event,
         *,
         progress: Progress | None = None,

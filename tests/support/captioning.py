@@ -32,6 +32,11 @@ def describe(request: GenerationRequest) -> str:
     return f"a picture of {request.attachments[0].source}"
 
 
+def describe_key(key: str) -> str:
+    """Return the caption of the picture *key*."""
+    return f"a picture of {key}"
+
+
 def photo_job(
     names: Sequence[str] = NAMES, *, batch_size: int = 4, sampling: Sampling | None = None
 ) -> CaptionJob:

@@ -92,6 +92,15 @@ class FakeEngine:
         self._interrupt_after = interrupt_after
         self._lock = Lock()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state for a copy in another process."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        """Set the state of a copy."""
+        vars(self).update(state)
+        self._lock = Lock()
+
     def prepare(
         self, request: GenerationRequest, *, open_image: OpenImage | None = None
     ) -> Prepared:

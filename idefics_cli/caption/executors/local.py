@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from threading import Event
 
 from idefics_cli.caption.events import BatchReduced, ExecutorEvent, Ready
 from idefics_cli.caption.executors.asking import Asker
+from idefics_cli.caption.executors.base import NamedFactory
 from idefics_cli.caption.executors.read_ahead import ReadAhead
 from idefics_cli.caption.executors.reading import MakeReader, Opened, PictureReader
 from idefics_cli.caption.item import CaptionItem
@@ -34,17 +35,27 @@ class LocalExecutor:
         factory: Makes the engine, which is closed when the captions are done.
         job: The job.
         make_reader: Makes the reader of its items.
+        workers: Ignored: there is one engine.
     """
 
     def __init__(
-        self, factory: EngineFactory, job: CaptionJob, *, make_reader: MakeReader = PictureReader
+        self,
+        factory: EngineFactory,
+        job: CaptionJob,
+        *,
+        make_reader: MakeReader = PictureReader,
+        workers: Sequence[NamedFactory] = (),
     ) -> None:
         self._factory = factory
         self._job = job
         self._make_reader = make_reader
 
     def caption(
-        self, pictures: Iterable[CaptionItem], stop: Event, *, progress: Progress | None = None
+        self,
+        pictures: Iterable[CaptionItem | None],
+        stop: Event,
+        *,
+        progress: Progress | None = None,
     ) -> Generator[ExecutorEvent, None, None]:
         """Yield a record for each of *pictures*; see `Executor.caption`."""
         cancel = Event()
@@ -61,7 +72,7 @@ class LocalExecutor:
             finally:
                 cancel.set()
 
-    def _read_ahead(self, engine: Engine, pictures: Iterable[CaptionItem]) -> ReadAhead:
+    def _read_ahead(self, engine: Engine, pictures: Iterable[CaptionItem | None]) -> ReadAhead:
         size = self._job.batch_size
         return ReadAhead(
             pictures,

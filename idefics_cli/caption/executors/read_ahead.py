@@ -30,7 +30,7 @@ class ReadAhead:
     """The next pictures of a run.
 
     Args:
-        pictures: Iterated as needed.
+        pictures: Iterated as needed; None stands for a picture that may not begin yet.
         open_: Opens a picture, or returns the record of its failure; called in the threads.
         threads: Number of threads.
         in_flight: Largest number of pictures that are being opened; at least *threads*.
@@ -39,7 +39,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        pictures: Iterable[CaptionItem],
+        pictures: Iterable[CaptionItem | None],
         open_: Open,
         *,
         threads: int,
@@ -47,6 +47,7 @@ class ReadAhead:
         size: int,
     ) -> None:
         self._pictures = iter(pictures)
+        self._is_exhausted = False
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
         # The numbers in `_opening` and `_waiting` are positions of pictures in the run.
@@ -70,7 +71,7 @@ class ReadAhead:
     @property
     def is_over(self) -> bool:
         """Whether there are no more pictures."""
-        return not self._opening and not self._waiting
+        return self._is_exhausted and not self._opening and not self._waiting
 
     def collect(self) -> list[CaptionRecord]:
         """Collect the pictures that the threads have opened; return the records of failures."""
@@ -111,10 +112,19 @@ class ReadAhead:
             len(self._opening) < self._in_flight
             and len(self._opening) + len(self._waiting) < self._size
             and self._pixels < _MAX_PIXELS
-            and (picture := next(self._pictures, None)) is not None
+            and (picture := self._next_picture()) is not None
         ):
             self._opening[self._submitted] = self._readers.submit(picture)
             self._submitted += 1
+
+    def _next_picture(self) -> CaptionItem | None:
+        if self._is_exhausted:
+            return None
+        try:
+            return next(self._pictures)
+        except StopIteration:
+            self._is_exhausted = True
+            return None
 
 
 def _pixels(opened: Opened) -> int:

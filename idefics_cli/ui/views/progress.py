@@ -21,6 +21,9 @@ from idefics_cli.caption.events import (
     Started,
     Stopping,
     Unlocked,
+    WorkerGone,
+    WorkerLost,
+    WorkerShares,
 )
 from idefics_cli.caption.item import ItemWords
 from idefics_cli.caption.kind import PICTURES, ItemKind
@@ -124,6 +127,11 @@ class CaptionProgress:
         return self._counts.cut
 
     @property
+    def shares(self) -> str:
+        """How many pictures each worker has done; empty with one worker."""
+        return self._counts.shares
+
+    @property
     def summary(self) -> str:
         """One line about what is done, such as `captioned 198 of 200 in 21 s (9.4/s)`."""
         return self._counts.summary()
@@ -146,6 +154,8 @@ class CaptionProgress:
                 self._show_counts()
             case RunEnded():
                 self._stop(prints_noise=self._verbose)
+            case WorkerLost() | WorkerGone() | WorkerShares():
+                self._show_workers(event)
             case Reporting():
                 if not event.done:
                     self._show_status(f"writing {event.path}")
@@ -182,6 +192,24 @@ class CaptionProgress:
                 console.warn(f"out of memory: continuing with {_counted(size, words)} at a time")
             case Stopping():
                 console.note("finishing the current batch; Ctrl-C again stops at once")
+
+    def _show_workers(self, event: WorkerLost | WorkerGone | WorkerShares) -> None:
+        if isinstance(event, WorkerShares):
+            if len(event.done) > 1:
+                self._counts.shares = ", ".join(f"{name} {count}" for name, count in event.done)
+            self._show_counts()
+            return
+        with self._line():
+            if isinstance(event, WorkerGone):
+                self._console.warn(
+                    f"the others go on without the worker {event.name}: {event.reason}"
+                )
+                return
+            again = ""
+            if event.count:
+                again = f"; {_counted(event.count, self._kind.words)} are tried again"
+                again = again.replace(" are ", " is ") if event.count == 1 else again
+            self._console.warn(f"the worker {event.name} died: {event.reason}{again}")
 
     def _show_status(self, text: str) -> None:
         self._show_phase = self._status.enter_context(self._console.status(text))
@@ -247,6 +275,7 @@ class _Counts:
         self.tokens = 0
         self.cut = 0
         self.seconds = 0.0
+        self.shares = ""
 
     @property
     def done(self) -> int:
@@ -255,7 +284,7 @@ class _Counts:
     def state(self, width: int | None = None) -> str:
         """Return the counts on a line of up to *width* columns; the least important are omitted."""
         parts = self._state()
-        for name in ("tokens", "skipped", "rate"):
+        for name in ("shares", "tokens", "skipped", "rate"):
             if width is None or len(", ".join(parts.values())) <= width:
                 break
             parts.pop(name, None)
@@ -267,6 +296,8 @@ class _Counts:
             parts["skipped"] = f"{self.skipped} skipped"
         if not self.done or self.seconds <= 0:
             return parts
+        if self.shares:
+            parts["shares"] = f"({self.shares})"
         parts["rate"] = _rate(self.done / self.seconds)
         if self.tokens:
             parts["tokens"] = f"{self.tokens / self.seconds:.0f} tokens/s"

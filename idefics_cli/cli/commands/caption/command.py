@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from idefics_cli.cli import options
+from idefics_cli.cli.commands.caption.devices import plan_workers
 from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
@@ -41,6 +42,7 @@ def caption(
     revision: options.Revision = None,
     adapter: options.AdapterName = None,
     device: options.Device = None,
+    devices: options.Devices = None,
     dtype: options.Dtype = None,
     quantization: options.QuantizationName = None,
     attention: options.AttentionName = None,
@@ -119,7 +121,8 @@ def caption(
     listing = given.listing(invocation, questions)
     for note in listing.notes:
         invocation.console.note(note)
-    plan = plan_for(invocation)
+    workers = plan_workers(invocation, given)
+    plan = workers.plans[0] if workers else plan_for(invocation)
     job = caption_job(invocation, listing, questions, plan, destination, form, shown)
     job = replace(job, banned=banned)
     if chosen is not None:
@@ -127,9 +130,11 @@ def caption(
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
         show_run(invocation, plan, job, destination)
+        if workers:
+            invocation.console.note(f"the plan is that of each worker: {', '.join(workers.names)}")
         return
     for problem in listing.problems:
         invocation.console.error(problem)
     report_warnings(invocation, plan)
-    code = run(invocation, plan, job, destination)
+    code = run(invocation, plan, job, destination, workers=workers)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.kind import ItemKind
     from idefics_cli.caption.outcome import RunOutcome
     from idefics_cli.caption.output import CaptionOutput
+    from idefics_cli.cli.commands.caption.devices import Workers
     from idefics_cli.models.planning.plan import Plan
     from idefics_cli.ui.terminal.console import Console
     from idefics_cli.ui.views.progress import CaptionProgress
@@ -33,8 +34,9 @@ def run(
     job: CaptionJob,
     output: CaptionOutput,
     kind: ItemKind | None = None,
+    workers: Workers | None = None,
 ) -> int:
-    """Do *job* and return the exit code; its items are pictures if *kind* is None."""
+    """Do *job*, whose items are pictures without *kind*, in *workers*; return the exit code."""
     from idefics_cli.caption.events import RunEnded
     from idefics_cli.caption.kind import PICTURES
     from idefics_cli.caption.run import caption_pictures
@@ -56,6 +58,8 @@ def run(
             spec,
             kind=kind,
             factory=services.make_factory(spec),
+            executor="processes" if workers else "local",
+            workers=workers.factories(services.make_factory) if workers else (),
             retry_failed=settings.retry_failed,
             max_failures=0 if settings.fail_fast else settings.max_failures,
             on_event=on_event,
@@ -90,6 +94,8 @@ def _print_end(
         _print_how_to_continue(console, outcome)
         return
     console.tell(progress.summary if progress.total else f"nothing is left to {words.do}")
+    if progress.shares:
+        console.note(f"by each worker: {progress.shares}")
     if progress.cut:
         results = f"one {words.result} was"
         if progress.cut > 1:

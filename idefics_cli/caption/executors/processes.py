@@ -1,0 +1,166 @@
+"""The executor with a process for each device of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from threading import Event, Lock, Thread
+
+from idefics_cli.caption.events import ExecutorEvent
+from idefics_cli.caption.executors.base import NamedFactory
+from idefics_cli.caption.executors.reading import MakeReader, PictureReader
+from idefics_cli.caption.executors.remote import Hire, Inbox, RemoteExecutor, Task, WorkerEnded
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.types import Progress
+from idefics_cli.engine.protocol import EngineFactory
+
+# The path of imports comes first, so that a worker imports the same modules as this process.
+_PROGRAM = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from idefics_cli.caption.executors.worker import main; main()"
+)
+_END_SECONDS = 5.0
+
+
+class ProcessExecutor:
+    """Runs a job in processes, each with an engine; see `Executor`.
+
+    Args:
+        factory: Makes the engine of a single worker, if there are no *workers*. It is pickled.
+        job: The job.
+        make_reader: Makes the reader of its items. It is pickled.
+        workers: The factories of the engines, one for each process.
+    """
+
+    def __init__(
+        self,
+        factory: EngineFactory,
+        job: CaptionJob,
+        *,
+        make_reader: MakeReader = PictureReader,
+        workers: Sequence[NamedFactory] = (),
+    ) -> None:
+        plain = replace(job, pictures=(), others=())
+        hires = [
+            Hire(name, partial(ProcessWorker, Task(each, plain, make_reader)))
+            for name, each in workers or [("worker", factory)]
+        ]
+        self._executor = RemoteExecutor(hires, batch_size=max(1, job.batch_size // len(job.asked)))
+
+    def caption(
+        self,
+        pictures: Iterable[CaptionItem | None],
+        stop: Event,
+        *,
+        progress: Progress | None = None,
+    ) -> Generator[ExecutorEvent, None, None]:
+        """Yield a record for each of *pictures*; see `Executor.caption`."""
+        return self._executor.caption(pictures, stop, progress=progress)
+
+
+class ProcessWorker:
+    """A worker in a process of its own; see `remote.CaptionWorker`.
+
+    Args:
+        task: What it does.
+        inbox: Receives its events.
+    """
+
+    def __init__(self, task: Task, inbox: Inbox) -> None:
+        # Ctrl-C in a terminal goes to all processes of a group. Only the run decides what it means.
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                process_group=None if os.name == "nt" else 0,
+            )
+        except OSError as error:
+            raise IdeficsError(
+                f"cannot start a worker: {error.strerror or error}", hint="take fewer workers"
+            ) from error
+        self._lock = Lock()
+        self._lines: deque[bytes] = deque(maxlen=20)
+        self._errors = Thread(target=self._read_errors, daemon=True)
+        self._errors.start()
+        self._events = Thread(target=self._read_events, args=(inbox,), daemon=True)
+        self._events.start()
+        self._send(sys.path)
+        self._send(task)
+
+    @property
+    def process_id(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    def add(self, pictures: Sequence[CaptionItem]) -> None:
+        """Send *pictures*; see `remote.CaptionWorker.add`."""
+        self._send(tuple(pictures))
+
+    def stop(self) -> None:
+        """Send the order to stop; see `remote.CaptionWorker.stop`."""
+        self._send("stop")
+
+    def kill(self) -> None:
+        """Kill the process, and wait for its end; see `remote.CaptionWorker.kill`."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        self._events.join(_END_SECONDS)
+
+    def _send(self, what: object) -> None:
+        """Send *what*; if the process has died, `WorkerEnded` says so."""
+        assert self._process.stdin is not None
+        data = pickle.dumps(what)
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+
+    def _close_commands(self) -> None:
+        assert self._process.stdin is not None
+        with self._lock, contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def _read_events(self, inbox: Inbox) -> None:
+        assert self._process.stdout is not None
+        ended: WorkerEnded | None = None
+        try:
+            while True:
+                event = pickle.load(self._process.stdout)
+                if isinstance(event, WorkerEnded):
+                    ended = event
+                    break
+                inbox.put((self, event))
+        except Exception:  # a torn event: the process has died
+            pass
+        code = self._process.wait()
+        self._errors.join(_END_SECONDS)
+        self._process.stdout.close()
+        self._close_commands()
+        inbox.put((self, ended or WorkerEnded(self._reason(code))))
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream, contextlib.suppress(OSError, ValueError):
+            self._lines.extend(stream)
+
+    def _reason(self, code: int) -> str:
+        last = next((line for line in reversed(self._lines) if line.strip()), b"")
+        told = last.decode("utf-8", "replace").strip()[:300]
+        if code >= 0:
+            return f"exit code {code}: {told}" if told else f"exit code {code}"
+        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+        if name == "SIGKILL":
+            told = "perhaps there was too little memory"
+        return f"killed by {name}: {told}" if told else f"killed by {name}"

@@ -1,0 +1,353 @@
+"""The executor that shares pictures among workers, each with an engine of its own."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Event
+from typing import Protocol
+
+from idefics_cli.caption.events import (
+    ExecutorEvent,
+    Ready,
+    WorkerGone,
+    WorkerLost,
+    WorkerShares,
+)
+from idefics_cli.caption.executors.reading import MakeReader
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.caption.job import CaptionJob
+from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.types import CaptionRecord, Progress
+from idefics_cli.core.units import counted
+from idefics_cli.engine.protocol import EngineFactory
+
+# Batches of pictures that a worker has: one that the model answers, and those that it reads ahead.
+_BATCHES = 4
+# A worker has fewer until all workers are ready, so that the first one does not take all pictures.
+_BATCHES_AT_FIRST = 2
+# So often in succession a worker may die without a record, before its place stays empty.
+_MOST_DEATHS = 4
+_MOST_DEATHS_AT_START = 2
+# How often the run looks whether it should stop.
+_POLL_SECONDS = 0.1
+_SHARES_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoading:
+    """A worker loads its model; the fields are those of `core.types.Progress`."""
+
+    phase: str
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnded:
+    """A worker has ended.
+
+    Attributes:
+        reason: Why it died; None if it was told to end.
+        error: Why it cannot work at all, such as a missing model.
+    """
+
+    reason: str | None = None
+    error: IdeficsError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker does.
+
+    Attributes:
+        factory: Makes its engine.
+        job: The job, without pictures.
+        make_reader: Makes the reader of the items.
+    """
+
+    factory: EngineFactory
+    job: CaptionJob
+    make_reader: MakeReader
+
+
+WorkerEvent = ExecutorEvent | WorkerLoading | WorkerEnded
+Inbox = SimpleQueue[tuple["CaptionWorker", WorkerEvent]]
+"""Receives the events of all workers; `WorkerEnded` is the last one of each."""
+
+
+class CaptionWorker(Protocol):
+    """Captions pictures elsewhere, with one engine. No method waits for the model."""
+
+    def add(self, pictures: Sequence[CaptionItem]) -> None:
+        """Give it *pictures*; each gets a record, unless the worker dies."""
+        ...
+
+    def stop(self) -> None:
+        """Let it finish its current batch, and end."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hire:
+    """A place for a worker.
+
+    Attributes:
+        name: Name of the place, such as "cuda:1".
+        start: Starts a worker, whose events go to the inbox.
+    """
+
+    name: str
+    start: Callable[[Inbox], CaptionWorker]
+
+
+class RemoteExecutor:
+    """Shares the pictures of a job among workers; see `Executor`.
+
+    A worker that dies is replaced. The pictures that it had are captioned one by one, because one
+    of them may be the reason. A picture that is alone with its worker when that one dies, too, gets
+    a record with `error_kind="worker_died"`.
+
+    Args:
+        hires: The places of the workers.
+        batch_size: Number of pictures that a worker answers at a time.
+    """
+
+    def __init__(self, hires: Sequence[Hire], *, batch_size: int) -> None:
+        self._hires = hires
+        self._batch_size = batch_size
+
+    def caption(
+        self,
+        pictures: Iterable[CaptionItem | None],
+        stop: Event,
+        *,
+        progress: Progress | None = None,
+    ) -> Generator[ExecutorEvent, None, None]:
+        """Yield a record for each of *pictures*; see `Executor.caption`."""
+        crew = _Crew(self._hires, pictures, self._batch_size, progress)
+        try:
+            yield from crew.events(stop)
+        finally:
+            crew.kill()
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """The place of a worker.
+
+    Attributes:
+        hire: Starts its workers.
+        worker: The worker; None if there is none any more.
+        open: Key -> picture that the worker has.
+        is_ready: Whether its model is loaded.
+        is_alone: Whether its only picture may have killed another worker.
+        deaths: Number of workers that died here since the last record.
+        done: Number of records.
+    """
+
+    hire: Hire
+    worker: CaptionWorker | None = None
+    open: dict[str, CaptionItem] = field(default_factory=dict)
+    is_ready: bool = False
+    is_alone: bool = False
+    deaths: int = 0
+    done: int = 0
+
+
+class _Crew:
+    """The workers of one run, and their pictures."""
+
+    def __init__(
+        self,
+        hires: Sequence[Hire],
+        pictures: Iterable[CaptionItem | None],
+        batch_size: int,
+        progress: Progress | None,
+    ) -> None:
+        self._inbox: Inbox = SimpleQueue()
+        self._places = [_Place(hire) for hire in hires]
+        self._pictures = iter(pictures)
+        self._is_exhausted = False
+        self._suspects: deque[CaptionItem] = deque()
+        self._tester: _Place | None = None
+        self._batch_size = batch_size
+        self._progress = progress
+        self._was_ready = False
+        self._gone: list[WorkerGone] = []
+        self._error: IdeficsError | None = None
+        self._is_stopping = False
+        self._next_shares = 0.0
+
+    def events(self, stop: Event) -> Iterator[ExecutorEvent]:
+        for place in self._places:
+            place.worker = place.hire.start(self._inbox)
+        while True:
+            if stop.is_set() and not self._is_stopping:
+                self._stop()
+            if not self._is_stopping:
+                self._supply()
+            if self._is_over():
+                break
+            try:
+                worker, event = self._inbox.get(timeout=_POLL_SECONDS)
+            except Empty:
+                continue
+            yield from self._handle(worker, event)
+            yield from self._tell_shares()
+        yield self._shares
+
+    @property
+    def _shares(self) -> WorkerShares:
+        return WorkerShares(tuple((place.hire.name, place.done) for place in self._places))
+
+    def _tell_shares(self) -> Iterator[ExecutorEvent]:
+        now = time.monotonic()
+        if self._was_ready and now >= self._next_shares:
+            self._next_shares = now + _SHARES_SECONDS
+            yield self._shares
+
+    def kill(self) -> None:
+        for place in self._places:
+            if place.worker is not None:
+                place.worker.kill()
+
+    def _is_over(self) -> bool:
+        if self._is_stopping:
+            return all(place.worker is None for place in self._places)
+        if any(place.open for place in self._places) or self._suspects:
+            return False
+        return self._is_exhausted
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        for place in self._places:
+            if place.worker is not None and place.is_ready:
+                place.worker.stop()
+            elif place.worker is not None:
+                place.worker.kill()
+                place.worker = None
+
+    def _handle(self, worker: CaptionWorker, event: WorkerEvent) -> Iterator[ExecutorEvent]:
+        place = next((each for each in self._places if each.worker is worker), None)
+        if place is None:  # it was replaced, or killed
+            return
+        match event:
+            case CaptionRecord():
+                if place.open.pop(event.file_name, None) is not None:
+                    place.deaths, place.is_alone = 0, False
+                    place.done += 1
+                    yield event
+            case Ready():
+                place.is_ready = True
+                if not self._was_ready:
+                    self._was_ready = True
+                    yield event
+                yield from self._tell_gone()
+            case WorkerLoading(phase, share):
+                first = next((each for each in self._places if not each.is_ready), None)
+                if self._progress is not None and place is first and not self._was_ready:
+                    self._progress(phase, share)
+            case WorkerEnded():
+                yield from self._end(place, event)
+            case _:
+                yield event
+
+    def _end(self, place: _Place, ended: WorkerEnded) -> Iterator[ExecutorEvent]:
+        was_ready, place.is_ready, place.worker = place.is_ready, False, None
+        if self._is_stopping:
+            return
+        if ended.error is not None and not was_ready:
+            self._leave(place, ended.error)
+            yield from self._tell_gone()
+            return
+        reason = ended.reason or (str(ended.error) if ended.error else "it ended by itself")
+        place.deaths += 1
+        lost = [*place.open.values()]
+        place.open.clear()
+        yield WorkerLost(place.hire.name, reason, len(lost))
+        if place.is_alone:
+            place.is_alone = False
+            yield from (_dead(picture, reason) for picture in lost)
+        else:
+            self._suspects.extend(lost)
+            self._tester = place
+        most = _MOST_DEATHS if self._was_ready else _MOST_DEATHS_AT_START
+        if place.deaths < most:
+            place.worker = place.hire.start(self._inbox)
+            return
+        name = place.hire.name
+        told = f"the worker {name} died {counted(place.deaths, 'time')} in succession: {reason}"
+        self._leave(place, IdeficsError(told))
+        yield from self._tell_gone()
+
+    def _leave(self, place: _Place, error: IdeficsError) -> None:
+        """Leave *place* empty; if it was the last one, raise the first error."""
+        self._error = self._error or error
+        if self._tester is place:
+            self._tester = None
+        if all(each.worker is None for each in self._places):
+            raise self._error
+        self._gone.append(WorkerGone(place.hire.name, str(error)))
+
+    def _tell_gone(self) -> Iterator[ExecutorEvent]:
+        # If no worker can work, the error of the run says why, and says it once.
+        if self._was_ready:
+            yield from self._gone
+            self._gone.clear()
+
+    def _supply(self) -> None:
+        ready = [place for place in self._places if place.is_ready]
+        self._test_suspect(ready)
+        is_waiting = any(place.worker is not None and not place.is_ready for place in self._places)
+        most = self._batch_size * (_BATCHES_AT_FIRST if is_waiting else _BATCHES)
+        free = [p for p in ready if p is not self._tester and len(p.open) < most]
+        given: dict[_Place, list[CaptionItem]] = {place: [] for place in free}
+        while free and not self._is_exhausted:
+            place = min(free, key=lambda each: len(each.open))
+            picture = self._next_picture()
+            if picture is None:
+                break
+            place.open[picture.key] = picture
+            given[place].append(picture)
+            if len(place.open) >= most:
+                free.remove(place)
+        for place, pictures in given.items():
+            if pictures and place.worker is not None:
+                place.worker.add(pictures)
+
+    def _test_suspect(self, ready: Sequence[_Place]) -> None:
+        """Give a picture that may have killed a worker to one that has no other picture."""
+        if not self._suspects:
+            if self._tester is not None and not self._tester.open:
+                self._tester = None
+            return
+        if self._tester is None and ready:
+            self._tester = min(ready, key=lambda each: len(each.open))
+        tester = self._tester
+        if tester is not None and tester in ready and not tester.open and tester.worker is not None:
+            picture = self._suspects.popleft()
+            tester.open[picture.key], tester.is_alone = picture, True
+            tester.worker.add([picture])
+
+    def _next_picture(self) -> CaptionItem | None:
+        try:
+            return next(self._pictures)
+        except StopIteration:
+            self._is_exhausted = True
+            return None
+
+
+def _dead(picture: CaptionItem, reason: str) -> CaptionRecord:
+    return CaptionRecord(
+        picture.key,
+        error=f"two workers died with `{picture.key}`: {reason}",
+        error_kind="worker_died",
+        hint="`--retry-failed` tries it again",
+    )

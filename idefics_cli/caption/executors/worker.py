@@ -1,0 +1,114 @@
+"""The process of a worker: pickled pictures come on stdin, and pickled events go to stdout."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from threading import Event, Lock, Thread
+from typing import BinaryIO, Literal
+
+from idefics_cli.caption.executors.local import LocalExecutor
+from idefics_cli.caption.executors.remote import Task, WorkerEnded, WorkerEvent, WorkerLoading
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.core.errors import IdeficsError
+
+Command = tuple[CaptionItem, ...] | Literal["stop"]
+"""Pictures to caption, or the order to finish the current batch."""
+
+
+def work(commands: BinaryIO) -> None:
+    """Caption the pictures that *commands* brings; never return.
+
+    If the process at the other end ends, this one ends, too.
+
+    Args:
+        commands: A pickled `Task`, then pickled `Command`s.
+    """
+    # The run decides what Ctrl-C and SIGTERM mean.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    events = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not be among the events
+    warnings.filterwarnings("ignore")
+    outbox, source = _Outbox(events), _Source(commands)
+    try:
+        task: Task = pickle.load(commands)
+        Thread(target=source.receive, daemon=True).start()
+        outbox.put(_run(task, source, outbox))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    # Python would wait for the thread that reads, and abort.
+    os._exit(0)
+
+
+def _run(task: Task, source: _Source, outbox: _Outbox) -> WorkerEnded:
+    executor = LocalExecutor(task.factory, task.job, make_reader=task.make_reader)
+    try:
+        for event in executor.caption(source, source.stop, progress=outbox.tell_progress):
+            outbox.put(event)
+    except IdeficsError as error:
+        return WorkerEnded(error=error)
+    except Exception as error:  # a worker's edge
+        return WorkerEnded(reason=f"{type(error).__name__}: {error}")
+    return WorkerEnded()
+
+
+class _Outbox:
+    """Writes events, from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = Lock()
+
+    def put(self, event: WorkerEvent) -> None:
+        data = pickle.dumps(event)
+        try:
+            with self._lock:
+                self._stream.write(data)
+                self._stream.flush()
+        except OSError:  # nobody reads any more
+            os._exit(1)
+
+    def tell_progress(self, phase: str, share: float | None) -> None:
+        self.put(WorkerLoading(phase, share))
+
+
+class _Source:
+    """The pictures that have come; None stands for those that have not come yet."""
+
+    def __init__(self, commands: BinaryIO) -> None:
+        self._commands = commands
+        self._pictures: deque[CaptionItem] = deque()
+        self.stop = Event()
+
+    def receive(self) -> None:
+        while True:
+            try:
+                command: Command = pickle.load(self._commands)
+            except Exception:  # the run has ended, however it did
+                os._exit(1)
+            if command == "stop":
+                self.stop.set()
+            else:
+                self._pictures.extend(command)
+
+    def __iter__(self) -> Iterator[CaptionItem | None]:
+        return self
+
+    def __next__(self) -> CaptionItem | None:
+        return self._pictures.popleft() if self._pictures else None
+
+
+def main() -> None:
+    """Work for the process that started this one; see `processes.ProcessWorker`."""
+    commands = sys.stdin.buffer
+    sys.stdin = open(os.devnull)  # noqa: SIM115 (stays open)
+    work(commands)

@@ -1,0 +1,148 @@
+"""`--devices`: a worker process for each of several devices of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.commands.caption.inputs import Inputs
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.cli.model_choice import find_facts, plan_for, with_base_model
+from idefics_cli.core.errors import PlanError, UsageError
+from idefics_cli.core.sources import STDIN, is_clipboard
+from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.units import counted, format_size
+
+if TYPE_CHECKING:
+    from idefics_cli.caption.executors import NamedFactory
+    from idefics_cli.engine.protocol import EngineFactory
+    from idefics_cli.models.planning.plan import Machine, Plan
+
+MOST_WORKERS = 64
+_ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The plans of all workers; the memory and the threads of the processor are divided.
+
+    Attributes:
+        names: Names of the workers, such as "cuda:1", or "cpu:0" for the first one on a processor.
+        plans: The plan of each.
+    """
+
+    names: tuple[str, ...]
+    plans: tuple[Plan, ...]
+
+    def factories(self, make: Callable[[LoadSpec], EngineFactory]) -> list[NamedFactory]:
+        """Return the factory of the engine of each worker."""
+        plans = zip(self.names, self.plans, strict=True)
+        return [(name, make(plan.spec)) for name, plan in plans]
+
+
+def plan_workers(invocation: Invocation, given: Inputs) -> Workers | None:
+    """Return the plans of the workers that `--devices` names; None if it is not given.
+
+    Raises:
+        UsageError: If `--devices` is wrong, or contradicts another option.
+        PlanError: If a device cannot run what the first one runs, or the memory is too small.
+    """
+    text = invocation.settings.devices
+    if text is None:
+        return None
+    if invocation.resolved.origins["device"].source == "flag":
+        raise UsageError(
+            "--device and --devices exclude each other", hint="`--devices cuda:0,cuda:1`"
+        )
+    for source in given.paths:
+        if source == STDIN or is_clipboard(source):
+            name = "stdin" if source == STDIN else "the clipboard"
+            raise UsageError(
+                f"--devices shares files among workers, and {name} is one picture",
+                hint="leave `--devices` out",
+            )
+    with invocation.console.status("starting"):
+        machine = invocation.services.probe()
+    devices = list_devices(text, machine)
+    plans = _plans(invocation, devices, machine)
+    counts = {device: devices.count(device) for device in devices}
+    names = [
+        device if counts[device] == 1 else f"{device}:{devices[:index].count(device)}"
+        for index, device in enumerate(devices)
+    ]
+    return Workers(tuple(names), plans)
+
+
+def list_devices(text: str, machine: Machine) -> list[str]:
+    """Return the device of each worker: `cpu:2` is two times "cpu", `all` every CUDA device.
+
+    Raises:
+        UsageError: If this machine has no such device, or one would be used twice.
+    """
+    if text == _ALL:
+        if not machine.gpus:
+            raise UsageError(
+                "`--devices all`: this machine has no CUDA device",
+                hint="`--devices cpu:2` runs two workers on the processor",
+            )
+        return [f"cuda:{gpu.index}" for gpu in machine.gpus]
+    devices: list[str] = []
+    for part in text.split(","):
+        name, _, number = part.partition(":")
+        if name == "cpu":
+            devices += ["cpu"] * int(number[:9] or 1)
+        elif part in devices:
+            raise UsageError(f"`--devices {text}` names `{part}` twice")
+        else:
+            devices.append(part)
+    if not 1 <= len(devices) <= MOST_WORKERS:
+        raise UsageError(
+            f"`--devices {text}` names {counted(len(devices), 'worker')}; "
+            f"there can be from 1 to {MOST_WORKERS}"
+        )
+    return devices
+
+
+def _plans(invocation: Invocation, devices: Sequence[str], machine: Machine) -> tuple[Plan, ...]:
+    facts = find_facts(with_base_model(invocation))
+    settings = invocation.settings
+    plans: dict[str, Plan] = {}
+    for device in dict.fromkeys(devices):
+        # All workers must write the same captions, so the others follow the first one.
+        first = next(iter(plans.values()), None)
+        chosen = replace(settings, device=device)
+        if first is not None:
+            spec = first.spec
+            chosen = replace(chosen, dtype=spec.dtype, quantization=spec.quantization)
+        resolved = replace(invocation.resolved, settings=chosen)
+        plan = plan_for(replace(invocation, resolved=resolved), machine, facts)
+        if first is not None and plan.spec.splitting != first.spec.splitting:
+            raise PlanError(
+                f"`{device}` would cut pictures in another way than `{devices[0]}`",
+                hint="`--splitting` or `--no-splitting` decides for all",
+            )
+        plans[device] = plan
+    return tuple(_shared(plans[device], devices, machine, settings.threads) for device in devices)
+
+
+def _shared(plan: Plan, devices: Sequence[str], machine: Machine, threads: int | None) -> Plan:
+    """Return *plan* with the part of the processor and its memory that one worker may use."""
+    count = len(devices)
+    in_ram = sum(device in ("cpu", "mps") for device in devices)
+    part = max(1, (threads or machine.cores) // count)
+    former = plan.spec.threads
+    spec = replace(plan.spec, threads=part if former is None else min(former, part))
+    needs = []
+    for need in plan.needs:
+        if need.is_in_ram and in_ram > 1:
+            usable = need.usable // in_ram
+            if need.total > usable:
+                raise PlanError(
+                    f"{counted(in_ram, 'worker')} need {format_size(need.total)} of memory each, "
+                    f"and {format_size(need.usable)} are usable",
+                    hint="take fewer workers, or a smaller model",
+                )
+            need = replace(need, usable=usable)
+        needs.append(need)
+    return replace(plan, spec=spec, needs=tuple(needs))

@@ -1,0 +1,238 @@
+"""Worker processes: they die, print and are interrupted, and every picture has one record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from idefics_cli.caption.events import RunEvent, Stopping, WorkerLost, WorkerShares
+from idefics_cli.caption.executors import MakeExecutor
+from idefics_cli.caption.executors.processes import ProcessExecutor
+from idefics_cli.caption.outcome import RunOutcome
+from idefics_cli.caption.runner import run_captions
+from idefics_cli.core.types import CaptionRecord, GenerationRequest
+from tests.support.captioning import NAMES, RecordList, describe, photo_job
+from tests.support.commands import run
+from tests.support.fakes import EngineOf, FakeEngine
+from tests.support.outputs import contents
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers with the id of the process.
+
+    Attributes:
+        deadly: Key of a picture whose answer kills the process.
+        prints: Whether it prints to stdout first.
+        seconds: How long an answer takes.
+    """
+
+    deadly: str = ""
+    prints: bool = False
+    seconds: float = 0.0
+
+    def __call__(self, request: GenerationRequest) -> str:
+        if request.attachments[0].source == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.prints:
+            sys.stdout.write("a library says something\n")
+            os.write(1, b"and so does its C code\n")
+        time.sleep(self.seconds)
+        return str(os.getpid())
+
+
+def workers(answers: Callable[[GenerationRequest], str], count: int = 2) -> MakeExecutor:
+    factory = EngineOf(FakeEngine(answers))
+    named = [(f"cpu:{number}", factory) for number in range(count)]
+    return partial(ProcessExecutor, workers=named)
+
+
+def caption(
+    make_executor: MakeExecutor,
+    sink: RecordList,
+    *,
+    on_event: Callable[[RunEvent], None] = lambda event: None,
+    batch_size: int = 2,
+) -> RunOutcome:
+    return run_captions(
+        photo_job(batch_size=batch_size),
+        EngineOf(FakeEngine(describe)),
+        sink.write,
+        make_executor=make_executor,
+        on_event=on_event,
+        workers=2,
+    )
+
+
+def runs(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def pids(records: list[CaptionRecord]) -> set[int]:
+    return {int(record.caption) for record in records if record.caption}
+
+
+def test_the_records_come_in_order_from_two_processes_which_then_end() -> None:
+    sink, events = RecordList(), list[RunEvent]()
+    outcome = caption(workers(Answers(seconds=0.01)), sink, on_event=events.append)
+
+    assert outcome == RunOutcome(25, 0)
+    assert [record.file_name for record in sink.records] == list(NAMES)
+    found = pids(sink.records)
+    assert len(found) == 2
+    assert os.getpid() not in found
+    assert not any(map(runs, found))
+    (*_, last) = [event for event in events if isinstance(event, WorkerShares)]
+    assert sum(count for _, count in last.done) == 25
+
+
+def test_what_workers_print_is_not_among_the_records(capfd: pytest.CaptureFixture[str]) -> None:
+    sink = RecordList()
+    caption(workers(Answers(prints=True)), sink)
+    assert len(sink.records) == 25
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_pictures_go_back() -> None:
+    sink, events, killed = RecordList(), list[RunEvent](), list[int]()
+
+    def on_event(event: RunEvent) -> None:
+        events.append(event)
+        if isinstance(event, CaptionRecord) and len(sink.records) == 5:
+            killed.append(int(event.caption or 0))
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert caption(workers(Answers(seconds=0.02)), sink, on_event=on_event) == RunOutcome(25, 0)
+    assert [record.file_name for record in sink.records] == list(NAMES)
+    assert len(pids(sink.records)) == 3
+    (lost,) = [event for event in events if isinstance(event, WorkerLost)]
+    assert lost.reason == "killed by SIGKILL: perhaps there was too little memory"
+    assert lost.count > 0
+    assert not any(map(runs, pids(sink.records)))
+
+
+def test_a_picture_that_kills_two_workers_is_a_failed_record() -> None:
+    sink = RecordList()
+    assert caption(workers(Answers(deadly="11.jpg")), sink) == RunOutcome(24, 1)
+    assert [record.file_name for record in sink.records] == list(NAMES)
+    (bad,) = [record for record in sink.records if record.error]
+    assert (bad.file_name, bad.error_kind) == ("11.jpg", "worker_died")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_the_first_signal_workers_finish_their_batches(number: signal.Signals) -> None:
+    events: list[RunEvent] = []
+
+    class Pressing(RecordList):
+        def write(self, record: CaptionRecord) -> None:
+            super().write(record)
+            if len(self.records) == 3:
+                signal.raise_signal(number)
+
+    sink = Pressing()
+    outcome = caption(workers(Answers(seconds=0.02)), sink, on_event=events.append)
+    assert outcome.end == "interrupted"
+    assert 3 <= len(sink.records) == outcome.captioned < 25
+    assert events.count(Stopping()) == 1
+    assert not any(map(runs, pids(sink.records)))
+
+
+def test_a_second_signal_kills_the_workers_at_once() -> None:
+    class Pressing(RecordList):
+        def write(self, record: CaptionRecord) -> None:
+            super().write(record)
+            if len(self.records) == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    sink = Pressing()
+    with pytest.raises(KeyboardInterrupt):
+        caption(workers(Answers(seconds=0.02)), sink)
+    assert 3 <= len(sink.records) < 25
+    assert not any(map(runs, pids(sink.records)))
+
+
+PROGRAM = """
+import sys
+from idefics_cli.caption.runner import run_captions
+from tests.caption.test_processes import Answers, workers
+from tests.support.captioning import describe, photo_job
+from tests.support.fakes import EngineOf, FakeEngine
+
+def write(record):
+    print(record.caption, flush=True)
+
+result = run_captions(
+    photo_job([f"{n}.jpg" for n in range(1000)], batch_size=2),
+    EngineOf(FakeEngine(describe)), write, make_executor=workers(Answers(seconds=0.02)), workers=2,
+)
+print(result.end)
+"""
+
+
+@pytest.fixture
+def program() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def first_pids(program: subprocess.Popen[str]) -> set[int]:
+    assert program.stdout is not None
+    return {int(program.stdout.readline()) for _ in range(12)}
+
+
+def test_no_worker_outlives_a_run_that_is_killed(program: subprocess.Popen[str]) -> None:
+    with program:
+        found = first_pids(program)
+        program.kill()
+    deadline = time.monotonic() + 20
+    while any(map(runs, found)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(found) == 2
+    assert not any(map(runs, found))
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(program: subprocess.Popen[str]) -> None:
+    with program:
+        found = first_pids(program)
+        os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+        assert program.stdout is not None
+        assert program.stdout.read().splitlines()[-1] == "interrupted"
+        assert program.wait(30) == 0
+    assert not any(map(runs, found))
+
+
+@pytest.mark.parametrize("count", [24, pytest.param(2000, marks=pytest.mark.slow)])
+def test_two_workers_write_the_bytes_that_one_process_writes(tmp_path: Path, count: int) -> None:
+    from idefics_cli.demo.samples import write_samples
+
+    write_samples(tmp_path / "scenes", count=count, seed=5)
+    arguments = ("caption", str(tmp_path / "scenes"), "-m", "demo", "--batch-size", "8")
+    for name in ("alone", "shared"):
+        (tmp_path / name).mkdir()
+    alone = run(*arguments, "-o", str(tmp_path / "alone" / "out.jsonl"), "--threads", "1")
+    shared = run(*arguments, "-o", str(tmp_path / "shared" / "out.jsonl"), "--devices", "cpu:2")
+
+    assert (alone.code, shared.code) == (0, 0)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+    assert "note: by each worker: cpu:0 " in shared.err
