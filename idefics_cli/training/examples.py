@@ -174,7 +174,7 @@ def _labelled(
         if not is_learned:
             continue
         if at == 0 or messages[at - 1].role == "assistant":
-            raise PromptError("an answer that no message of the user comes before")
+            raise PromptError("an answer without a question before it")
         if not message.text.strip():
             raise PromptError("an answer is empty")
         request = _request(row, messages[:at])

@@ -36,7 +36,7 @@ class DataSummary:
     """What the data holds.
 
     Attributes:
-        rows: Number of rows that were read.
+        rows: Number of rows that were read. A caption of several lines is one row.
         left_out: Number of rows that are not trained on, by reason.
         faults: The first rows that the user may want to mend.
         tokens: Number of tokens of all examples.
@@ -139,7 +139,8 @@ def prepare_examples(
     maker = _Maker(family, most_tokens)
     with _PictureThreads(pictures, threads or min(4, os.cpu_count() or 1)) as readers:
         for row, opened in readers.read(rows):
-            maker.summary.rows += 1
+            is_further = isinstance(row, LeftOut) and row.reason == "further line"
+            maker.summary.rows += not is_further
             report(f"reading row {maker.summary.rows}", None)
             maker.add(row, opened)
     maker.summary.pictures = len(pictures)
@@ -261,7 +262,8 @@ class _PictureThreads:
 
 def _fault_hint(summary: DataSummary) -> str:
     errors = [fault.error for fault in summary.faults]
-    are_missing = all(isinstance(e, ImageError) and e.kind == "missing" for e in errors)
-    if are_missing and summary.left_out["wrong row"] == 0:
+    if all(isinstance(error, ImageError) and error.kind == "missing" for error in errors):
         return "`--images DIR` says where the pictures are; `--skip-bad` leaves these rows out"
-    return "mend them, or leave them out with `--skip-bad`"
+    hints = {error.hint for error in errors if error is not None}
+    fix = hints.pop() if len(hints) == 1 else None
+    return f"{fix or 'mend them'}; or leave them out with `--skip-bad`"

@@ -202,7 +202,7 @@ def test_a_row_that_is_too_long_is_refused_with_its_name_and_length(engine_of: E
     ("messages", "fault"),
     [
         ([Message("user", ("Hi",)), Message("assistant", (" \n",))], "row: an answer is empty"),
-        ([Message("assistant", ("Hello",))], "row: an answer that no message of the user"),
+        ([Message("assistant", ("Hello",))], "row: an answer without a question before it"),
         ([Message("user", ("",)), Message("assistant", ("A",))], "row: the prompt is empty"),
     ],
 )

@@ -157,7 +157,20 @@ def test_faults_are_named_and_the_other_rows_are_kept(tmp_path: Path, prepare: P
         prepared.check("rows.jsonl", skips_bad=False)
     assert str(caught.value).startswith("5 rows of `rows.jsonl` cannot be used:\n  ")
     assert str(caught.value).count("\n") == 5
-    assert caught.value.hint == "mend them, or leave them out with `--skip-bad`"
+    assert caught.value.hint == "mend them; or leave them out with `--skip-bad`"
+    wrong = write_lines(tmp_path / "wrong.jsonl", {"image": "0.png", "title": "A"})
+    with pytest.raises(IdeficsError) as caught:
+        prepare(wrong).check("wrong.jsonl", skips_bad=False)
+    assert "the columns are `image`, `title`; or leave" in str(caught.value.hint)
+
+
+def test_the_lines_of_a_text_file_are_one_row(tmp_path: Path, prepare: Prepare) -> None:
+    write_pictures(tmp_path)
+    (tmp_path / "0.txt").write_text("one\ntwo\nthree")
+    summary = prepare(tmp_path).summary
+
+    assert summary.rows == len(CAPTIONS)
+    assert summary.left_out == {"further line": 2, "no caption": len(CAPTIONS) - 1}
 
 
 def test_many_faults_are_counted_and_the_first_ten_named(tmp_path: Path, prepare: Prepare) -> None:

@@ -28,6 +28,7 @@ _BLOCK_CHARACTERS = 2**20
 _SEPARATORS = (",", ";", "\t")
 # Few rows are read at a time, because a row may hold the bytes of a picture.
 _BATCH_ROWS = 16
+_QUOTES = "a value with a separator, quote or line break needs quotes around it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def read_file(path: Path) -> Iterator[FileRow]:
     read = FORMATS.get(path.suffix.lower())
     if read is None:
         known = ", ".join(FORMATS)
-        raise UsageError(f"`{path}` is no training data", hint=f"it may be a folder, or a {known}")
+        raise UsageError(f"`{path}` is no training data", hint=f"it is a folder or a file: {known}")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UsageError(f"`{path}` is not a regular file")
@@ -205,7 +206,7 @@ def _separated(path: Path) -> Iterator[FileRow]:
             count = counted(len(cells), "column")
             fault = PromptError(
                 f"{count}, and the first line has {len(names)}",
-                hint="a value with a separator, quote or line break needs quotes around it",
+                hint=_QUOTES,
             )
             yield FileRow(key, fault=fault)
 
@@ -235,7 +236,7 @@ def _numbered(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise UsageError(f"{path}:{start}: {error}") from None
+            raise UsageError(f"{path}:{start}: {error}", hint=_QUOTES) from None
         if row is None:
             return
         if any(cell.strip() for cell in row):

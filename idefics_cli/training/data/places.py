@@ -22,7 +22,8 @@ class PicturePlaces:
     """
 
     def __init__(self, file: Path, images: Path | None) -> None:
-        self._folders = [str(images)] if images else list(dict.fromkeys([str(file.parent), ""]))
+        folders = [images] if images else [file.parent, Path()]
+        self._folders = list(dict.fromkeys("" if f == Path() else str(f) for f in folders))
 
     def resolve(self, name: str) -> str:
         """Return the source of the picture that a row calls *name*, which is no URI."""

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from idefics_cli.core.errors import UsageError
 from idefics_cli.training.data.chats import is_chat, read_chats
-from idefics_cli.training.data.files import read_file
+from idefics_cli.training.data.files import FORMATS, read_file
 from idefics_cli.training.data.imagefolder import has_metadata, read_image_folder
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.row import RowResult
@@ -71,9 +71,12 @@ def find_reader(data: Path) -> Reader:
     if reader is not None:
         return reader
     if data.is_dir():
+        file = next((f for f in sorted(data.iterdir()) if f.suffix.lower() in FORMATS), None)
         raise UsageError(
             f"no captions in the folder `{data}`",
-            hint="each picture needs a text file beside it, as `a.txt` beside `a.jpg`, or a row "
+            hint=f"name the file itself: `{file}`"
+            if file
+            else "each picture needs a text file beside it, as `a.txt` beside `a.jpg`, or a row "
             "of `metadata.jsonl`; `idefics caption` writes both",
         )
     raise UsageError(

@@ -322,6 +322,10 @@ def test_what_is_not_there_or_has_no_captions_is_refused(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="no captions in the folder") as caught:
         read(write_pictures(tmp_path / "pictures"))
     assert "`a.txt` beside `a.jpg`" in str(caught.value.hint)
+    (tmp_path / "pictures" / "captions.csv").touch()
+    with pytest.raises(UsageError, match="no captions in the folder") as caught:
+        read(tmp_path / "pictures")
+    assert caught.value.hint == f"name the file itself: `{tmp_path}/pictures/captions.csv`"
 
 
 def test_json_of_several_files_may_be_read_with_any_extension(tmp_path: Path) -> None:
