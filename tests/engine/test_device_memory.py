@@ -10,14 +10,19 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import GIB
+from idefics_cli.engine.local.kv_budget import KvBudget
 from idefics_cli.engine.local.memory import stay_within_free_memory
+from idefics_cli.engine.local.tuning import Tuning
+from idefics_cli.models.families.protocols import Model
 from tests.support.prompts import open_engine
 
 # This runs in a fresh process, because the fault needs the first imports of the libraries.
@@ -99,6 +104,60 @@ def test_an_engine_runs_without_the_attention_of_cudnn(checkpoint: Callable[[str
     # The attention of cuDNN gives wrong text on a GPU only, so this test checks that it is off.
     open_engine(checkpoint("idefics2"), "idefics2").close()
     assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # of torch
+
+
+class OnCards:
+    """A model on the CPU that says that it lies on cards.
+
+    Args:
+        model: The model.
+        device_map: The cards of its modules, as accelerate writes them.
+    """
+
+    def __init__(self, model: Model, device_map: dict[str, int | str]) -> None:
+        self._model = model
+        self.device, self.hf_device_map = torch.device("cuda:0"), device_map
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._model, name)
+
+
+# Bytes that are free on each of three cards.
+FREE = {0: 8 * GIB, 1: 2 * GIB, 2: GIB}
+SPLIT_IN_THE_MIDDLE: dict[str, int | str] = {
+    "model.vision_model": 0,
+    "model.connector": 2,
+    "model.text_model.embed_tokens": 0,
+    "model.text_model.layers.0": 0,
+    "model.text_model.layers.1": 1,
+    "model.text_model.norm": 2,
+    "lm_head": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("device_map", "expected"),
+    [
+        ({"": 1}, FREE[0]),  # not spread: only the device of the model counts
+        # Each card holds the states of one of two layers, so the fuller one decides.
+        (SPLIT_IN_THE_MIDDLE, 2 * FREE[1]),
+        ({"model.vision_model": 2, "model.text_model": 1, "lm_head": 0}, FREE[1]),
+        ({**SPLIT_IN_THE_MIDDLE, "model.text_model.layers.1": "cpu"}, FREE[0]),
+        ({**SPLIT_IN_THE_MIDDLE, "model.text_model.layers.0": 2}, 2 * FREE[2]),
+    ],
+)
+def test_kv_states_fit_into_the_free_memory_of_every_card(
+    device_map: dict[str, int | str],
+    expected: int,
+    checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE[device.index], 80 * GIB))
+    with open_engine(checkpoint("idefics2"), "idefics2") as engine:
+        model = cast("Model", OnCards(engine.loaded.model, device_map))
+        loaded = replace(engine.loaded, model=model)
+        budget = KvBudget(loaded, Tuning(), uses_slots=False)
+    assert budget.max_bytes == int(expected * 0.8)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The KV states of a token are its keys and values in the attention layers, which 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.hardware.system import read_memory
+from idefics_cli.models.families.internals import is_spread, text_layer_devices
 from idefics_cli.models.families.kv_cache import SPARE_TOKENS
 from idefics_cli.models.loading.loader import Loaded
 
@@ -80,8 +82,7 @@ class KvBudget:
     """
 
     def __init__(self, loaded: Loaded, tuning: Tuning, *, uses_slots: bool) -> None:
-        device = loaded.model.device
-        self.max_bytes = tuning.kv_bytes or int(_free_bytes(device) * _FREE_SHARE)
+        self.max_bytes = tuning.kv_bytes or int(_free_bytes(loaded) * _FREE_SHARE)
         self.bytes_per_token = _bytes_per_token(loaded)
         self._block_tokens = tuning.block_tokens
         self._uses_slots = uses_slots
@@ -142,7 +143,19 @@ def _bytes_per_token(loaded: Loaded) -> int:
     return int(text.num_hidden_layers * 2 * heads * width * loaded.model.model.dtype.itemsize)
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return read_memory()[1]
+def _free_bytes(loaded: Loaded) -> int:
+    """Return the number of bytes that KV states could take now.
+
+    If the model is spread over several cards, each card holds the states of its own layers.
+    """
+    model = loaded.model
+    if model.device.type != "cuda":
+        return read_memory()[1]
+    devices = [model.device]
+    if is_spread(model):
+        devices = text_layer_devices(model, loaded.family.spec.unquantized)
+    layers = Counter(devices)
+    return min(
+        int(torch.cuda.mem_get_info(card)[0]) * layers.total() // count
+        for card, count in layers.items()
+    )

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
+from typing import cast
 
 import torch
+from torch import nn
 
 from idefics_cli.models.families.classes import model_class
 from idefics_cli.models.families.protocols import Model
@@ -48,6 +51,34 @@ def attention_of(config: object) -> str:
 def is_spread(model: Model) -> bool:
     """Return whether *model* is divided between several devices."""
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
+
+
+def text_layer_devices(model: Model, other_modules: Collection[str]) -> list[torch.device]:
+    """Return the device on which each layer of the text model computes.
+
+    Args:
+        model: The model, which may be divided between several devices.
+        other_modules: Names of the modules that do not belong to the text model.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    names = [
+        f"{path}.{index}"
+        for path, module in cast("nn.Module", model).named_modules()
+        if path.rpartition(".")[2] == "layers" and not path.startswith(tuple(other_modules))
+        for index in range(count)
+    ]
+    return [_device_of(name, model) for name in names]
+
+
+def _device_of(name: str, model: Model) -> torch.device:
+    """Return the device on which the module *name* computes."""
+    devices: dict[str, int | str] = getattr(model, "hf_device_map", {})
+    above = [part for part in devices if part == "" or f"{name}.".startswith(f"{part}.")]
+    place = devices[max(above, key=len)] if above else "cpu"
+    # accelerate copies weights that stay in RAM or on the disk to the first device.
+    if place in ("cpu", "disk"):
+        return model.device
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
 
 
 def has_8bit_layers(model: Model) -> bool:
