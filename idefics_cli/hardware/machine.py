@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from idefics_cli.core.imports import quick_imports
 from idefics_cli.core.paths import free_bytes, hub_cache
+from idefics_cli.hardware.gpu_memory import read_free_memory
 from idefics_cli.hardware.system import count_cores, read_driver, read_memory, read_processor
 
 PACKAGES = (
@@ -271,7 +272,8 @@ def _probe_torch_processor() -> tuple[frozenset[str], str]:
 def _probe_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
     import torch
 
-    gpus, notes = [], []
+    gpus: list[Gpu] = []
+    notes: list[tuple[int, str]] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             # If the driver is too old, torch warns here and then reports no GPU.
@@ -280,22 +282,48 @@ def _probe_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
             built_for = torch.cuda.get_arch_list() if count else []
     except Exception as error:  # errors of the driver have many classes
         return (), (f"CUDA does not start: {_reason(error)}",)
-    notes += [_reason(warning.message) for warning in caught]
-    for index in range(count):
+    notes += [(-1, _reason(warning.message)) for warning in caught]
+    # With several GPUs, only the one that is likely to be used gets a CUDA context.
+    known = read_free_memory() if count > 1 else {}
+    for index in sorted(range(count), key=lambda index: -_reported_bytes(index, known)):
         try:
             name = torch.cuda.get_device_name(index)
             capability = torch.cuda.get_device_capability(index)
             architecture = _rocm_architecture(index, built_for)
             if not runs_on(capability, built_for, architecture=architecture):
                 built = ", ".join(built_for)
-                notes.append(f"cuda:{index} ({name}) is left out: torch is built for {built}")
+                note = f"cuda:{index} ({name}) is left out: torch is built for {built}"
+                notes.append((index, note))
                 continue
-            free, total = torch.cuda.mem_get_info(index)
+            free, total = _read_gpu_memory(index, known if gpus else {})
         except Exception as error:  # a GPU that is broken or in use must not hide the others
-            notes.append(f"cuda:{index} is left out: {_reason(error)}")
+            notes.append((index, f"cuda:{index} is left out: {_reason(error)}"))
             continue
         gpus.append(Gpu(index, name, total, free, capability, architecture))
-    return tuple(gpus), tuple(notes)
+    gpus.sort(key=lambda gpu: gpu.index)
+    return tuple(gpus), tuple(note for _, note in sorted(notes, key=lambda note: note[0]))
+
+
+def _reported_bytes(index: int, known: Mapping[str, int]) -> int:
+    """Return the free bytes of a GPU as in *known*; 0 if they are not known."""
+    import torch
+
+    if not known:
+        return 0
+    try:
+        return known.get(f"GPU-{torch.cuda.get_device_properties(index).uuid}", 0)
+    except Exception:  # a broken GPU; `_probe_gpus` reports it
+        return 0
+
+
+def _read_gpu_memory(index: int, known: Mapping[str, int]) -> tuple[int, int]:
+    """Return the free and the total bytes of a GPU, from *known* if it is there."""
+    import torch
+
+    if free := _reported_bytes(index, known):
+        return free, torch.cuda.get_device_properties(index).total_memory
+    free, total = torch.cuda.mem_get_info(index)
+    return int(free), int(total)
 
 
 def _rocm_architecture(index: int, built_for: list[str]) -> str:

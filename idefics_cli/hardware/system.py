@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -146,10 +147,11 @@ def _read(path: Path) -> str:
 
 
 def _sysctl(name: str) -> str | None:
-    return _output(["sysctl", "-n", name]).strip() or None
+    return output_of(["sysctl", "-n", name]).strip() or None
 
 
-def _output(command: list[str]) -> str:
+def output_of(command: Sequence[str]) -> str:
+    """Return what *command* writes; "" if it does not exist or takes more than 5 seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

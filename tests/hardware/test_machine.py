@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -331,3 +332,74 @@ def test_a_probe_of_this_machine_has_what_a_plan_needs() -> None:
     assert found.has("transformers")
     assert not found.has("no-such-package")
     assert found.torch_build
+
+
+class ManyCards(FakeCuda):
+    """Cards of which torch knows the UUID; *asked* lists those that got a CUDA context."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(*names)
+        self.asked: list[int] = []
+
+    def get_device_properties(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(uuid=f"uuid-{index}", total_memory=81 * GIB)
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        self.asked.append(index)
+        return super().mem_get_info(index)
+
+
+DRIVER = """#!/bin/sh
+echo "GPU-uuid-0, Default, 1024"
+echo "GPU-uuid-1, Default, 40960"
+echo "GPU-uuid-2, Default, 20480"
+echo "GPU-uuid-3, Exclusive_Process, 30720"
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "free"),
+    [
+        # One card is asked anyway. Without the driver's word, every card is.
+        (("A100",), [0], {0: 70}),
+        # The card with the most free memory is likely to be used.
+        (("A100", "A100", "A100"), [1], {0: 1, 1: 70, 2: 20}),
+        # If it is broken, the next one is asked.
+        (("A100", "broken", "A100"), [1, 2], {0: 1, 2: 70}),
+        # Only a context shows whether this process may use a card of one process.
+        (("A100", "A100", "A100", "A100"), [1, 3], {0: 1, 1: 70, 2: 20, 3: 70}),
+    ],
+)
+def test_of_several_gpus_only_the_one_with_the_most_free_memory_gets_a_context(
+    names: tuple[str, ...],
+    asked: list[int],
+    free: dict[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text(DRIVER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    cuda = ManyCards(*names)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    found = probe_machine()
+    assert cuda.asked == asked
+    assert {gpu.index: gpu.free_bytes // GIB for gpu in found.gpus} == free
+    assert [gpu.total_bytes // GIB for gpu in found.gpus if gpu.index not in asked] == [81] * (
+        len(free) - len(set(asked) & set(free))
+    )
+
+
+def test_gpus_are_asked_one_by_one_if_the_driver_has_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cuda = ManyCards("A100", "A100")
+    monkeypatch.setattr(torch, "cuda", cuda)
+    assert [gpu.free_bytes for gpu in probe_machine().gpus] == [70 * GIB] * 2
+    assert cuda.asked == [0, 1]
