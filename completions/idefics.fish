@@ -225,6 +225,7 @@ complete -c idefics -n '__idefics_at caption' -l failures -r -F -d 'List the fai
 complete -c idefics -n '__idefics_at caption' -l fail-fast -d 'Stop the run at the first failure'
 complete -c idefics -n '__idefics_at caption' -l max-failures -x -d 'Stop the run after more failures than this. (default: never)'
 complete -c idefics -n '__idefics_at caption' -l dry-run -d 'Print what would run, and why; `caption` may load the model for this'
+complete -c idefics -n '__idefics_at caption' -l print-job -x -a "slurm\t'' k8s\t''" -d 'Print a script that runs all shards as a job array: slurm or k8s'
 complete -c idefics -n '__idefics_at caption' -s v -l verbose -d 'Also show the messages of the libraries'
 complete -c idefics -n '__idefics_at caption' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at caption' -s h -l help -d 'Show this message and exit'

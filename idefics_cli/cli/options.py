@@ -287,6 +287,17 @@ FollowLinks = Annotated[
     bool | None,
     _option("follow_links", "--follow-links/--no-follow-links", panel=IMAGES_PANEL),
 ]
+PrintJob = Annotated[
+    str | None,
+    typer.Option(
+        "--print-job",
+        metavar="NAME",
+        help="Print a script that runs all shards as a job array: slurm or k8s.",
+        rich_help_panel=OUTPUT_PANEL,
+        show_default=False,
+        autocompletion=_complete(("slurm", "k8s")),
+    ),
+]
 Shard = Annotated[str | None, _option("shard", panel=IMAGES_PANEL, metavar="I/N")]
 Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
 

@@ -242,7 +242,7 @@ INPUTS_AND_OUTPUTS = {
     "chat": {"image", "resume", "session"},
     "caption": {
         *("paths", "filelist", "null", "prompt_file", "ask", "schema", "regex"),
-        *("choice", "tags", "ban", "example", "examples"),
+        *("choice", "tags", "ban", "example", "examples", "print_job"),
     },
     "collect": {"whole", "partial"},
     "bench": {

@@ -10,6 +10,7 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.commands.caption.devices import plan_workers
 from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
+from idefics_cli.cli.commands.caption.job import show_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
@@ -92,6 +93,7 @@ def caption(
     fail_fast: options.FailFast = None,
     max_failures: options.MaxFailures = None,
     dry_run: options.DryRun = None,
+    print_job: options.PrintJob = None,
     verbose: options.Verbose = None,
     quiet: options.Quiet = None,
 ) -> None:
@@ -114,6 +116,9 @@ def caption(
         default_tokens=CAPTION_TOKENS,
     )
     destination = chosen_output(invocation)
+    if print_job is not None:
+        show_job(invocation, context, given, destination, print_job)
+        return
     chosen = find_shard(invocation, given, destination)
     questions = given.questions(invocation)
     shown = read_examples(invocation, example or (), examples or ())
