@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from idefics_cli.core.errors import ImageError
 from idefics_cli.core.files import cannot_write, write_whole
-from idefics_cli.core.sources import kind_of_source, source_of
+from idefics_cli.core.sources import describe_source, kind_of_source, source_of
 from idefics_cli.core.types import Attachment, ImageLimits, PictureDetail
 from idefics_cli.images.loader import ImageLoader
 from idefics_cli.images.sources import ImageSources
@@ -83,9 +84,12 @@ class TrainingPictures:
         """Return the tensors of a picture, whose file is opened again.
 
         Raises:
-            ImageError: If the picture cannot be used.
+            ImageError: If the picture cannot be used, or its file is not the one that `prepare`
+                opened.
         """
         with self._sources.open(attachment.source) as stream:
+            if attachment.digest:
+                _check_digest(stream, attachment)
             return self._preprocess(stream, attachment.source, attachment.detail)
 
     def _preprocess(self, stream: BinaryIO, source: str, detail: PictureDetail) -> PictureTensors:
@@ -112,3 +116,13 @@ def _digest_of(stream: BinaryIO) -> str:
     while block := stream.read(_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()
+
+
+def _check_digest(stream: BinaryIO, attachment: Attachment) -> None:
+    if _digest_of(stream) != attachment.digest:
+        raise ImageError(
+            f"`{describe_source(attachment.source)}` has changed since the training began",
+            kind="truncated",
+            hint="train again with `--overwrite`",
+        )
+    stream.seek(0)

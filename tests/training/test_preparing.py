@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
 from idefics_cli.core.types import Attachment, Message, Part
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.training.data.options import ReadOptions
@@ -245,6 +245,24 @@ def test_pictures_that_are_no_files_are_written_once(
     assert {str(path) for path in kept} < sources
     assert {len(source) < 300 for source in sources} == {True}
     assert name_of(1) in {os.path.basename(source) for source in sources}
+
+
+def test_a_picture_that_changes_during_the_training_is_an_error(
+    tmp_path: Path, prepare: Prepare, pictures: TrainingPictures
+) -> None:
+    write_pictures(tmp_path)
+    (example,) = prepare([row("a", "A block.", tmp_path / "0.png")]).examples
+    (tmp_path / "1.png").replace(tmp_path / "0.png")
+
+    with pytest.raises(ImageError, match=r"0\.png` has changed since the training began"):
+        pictures.preprocess(example.sources[0])
+
+
+def test_a_video_is_named_as_one(tmp_path: Path, prepare: Prepare) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(200))
+    prepared = prepare([row("a", "A block.", tmp_path / "a.mp4")])
+
+    assert "it is a video" in describe(prepared.summary.faults[0])
 
 
 def test_a_row_without_pictures_is_taken(prepare: Prepare) -> None:

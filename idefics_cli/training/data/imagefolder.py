@@ -11,6 +11,7 @@ from pathlib import Path
 
 from idefics_cli.core.errors import UsageError
 from idefics_cli.images.folders import Walk, sort_key
+from idefics_cli.training.data.folders import unread_parts, walk_data
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.row import RowResult
 from idefics_cli.training.data.table import read_table
@@ -24,8 +25,10 @@ def read_image_folder(folder: Path, options: ReadOptions) -> Iterator[RowResult]
     Raises:
         UsageError: If a folder has two of them.
     """
+    walk = walk_data(folder)
+    yield from unread_parts(walk)
     known: dict[str, str] = {}
-    for path in _metadata(folder):
+    for path in _metadata(walk):
         other = known.setdefault(os.path.dirname(path), path)
         if other != path:
             raise UsageError(
@@ -37,9 +40,8 @@ def read_image_folder(folder: Path, options: ReadOptions) -> Iterator[RowResult]
 
 def has_metadata(folder: Path) -> bool:
     """Whether *folder*, or one below it, has a metadata file."""
-    return bool(_metadata(folder))
+    return bool(_metadata(walk_data(folder)))
 
 
-def _metadata(folder: Path) -> list[str]:
-    files = Walk(str(folder), recursive=True).files
-    return sorted((f for f in files if os.path.basename(f) in _NAMES), key=sort_key)
+def _metadata(walk: Walk) -> list[str]:
+    return sorted((f for f in walk.files if os.path.basename(f) in _NAMES), key=sort_key)

@@ -35,6 +35,7 @@ Reason: TypeAlias = Literal[
     "no caption",
     "no answer",
     "further line",
+    "linked folder",
     "too long",
 ]
 """Why a row is left out. The first two are faults of the data, which the user may want to mend."""

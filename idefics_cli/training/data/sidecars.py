@@ -11,7 +11,7 @@ from idefics_cli.core.caption_file import read_caption
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.sources import source_of
 from idefics_cli.core.types import Attachment
-from idefics_cli.images.folders import Walk
+from idefics_cli.training.data.folders import unread_parts, walk_data
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.row import LeftOut, RowResult
 from idefics_cli.training.data.table import captioned, lines_of
@@ -21,7 +21,8 @@ _EXTENSIONS = (".txt", ".caption")
 
 def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[RowResult]:
     """Yield the pictures in *folder* and below it, each with the caption beside it."""
-    walk = Walk(str(folder), recursive=True)
+    walk = walk_data(folder)
+    yield from unread_parts(walk)
     texts = {path for path in walk.files if path.endswith(_EXTENSIONS)}
     for picture in walk.pictures(lambda: False):
         text = next((path for path in _places(picture) if path in texts), None)
@@ -45,7 +46,7 @@ def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[RowResult]:
 
 def has_sidecars(folder: Path) -> bool:
     """Whether a text file in *folder* or below it stands beside a picture."""
-    walk = Walk(str(folder), recursive=True)
+    walk = walk_data(folder)
     texts = {path for path in walk.files if path.endswith(_EXTENSIONS)}
     return bool(texts) and any(
         path in texts for picture in walk.pictures(lambda: False) for path in _places(picture)

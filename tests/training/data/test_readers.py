@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -181,8 +182,6 @@ def test_sidecars_in_other_encodings_are_read_or_named(
 
 
 def test_a_sidecar_that_is_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
-    import os
-
     write_pictures(tmp_path)
     (tmp_path / "1.txt").write_text("A block.")
     os.symlink("/dev/zero", tmp_path / "0.txt")
@@ -191,6 +190,33 @@ def test_a_sidecar_that_is_a_pipe_is_named_and_not_waited_for(tmp_path: Path) ->
     assert len(rows) == 1
     # Walk leaves out devices, and this link leads to one.
     assert {each.reason for each in left_out} == {"no caption"}
+
+
+@pytest.mark.parametrize("shape", ["txt", "metadata.jsonl"])
+def test_folders_that_are_not_read_are_named(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = SHAPES[shape](tmp_path / "data")
+    (tmp_path / "outside").mkdir()
+    (data / "link").symlink_to(tmp_path / "outside")
+    (data / "secret").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith("secret"):  # as for a folder of another user
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        rows, left_out = read_all(data)
+
+    assert len(rows) == len(CAPTIONS)
+    assert {each.key: each.reason for each in left_out} == {
+        str(data / "link"): "linked folder",
+        str(data / "secret"): "wrong row",
+    }
+    assert "Permission denied" in "".join(str(each.error) for each in left_out)
 
 
 def test_two_metadata_files_in_one_folder_are_refused(tmp_path: Path) -> None:
