@@ -183,7 +183,9 @@ def _labelled(
         if whole[: len(asked)] != asked:
             raise PromptError(
                 "the tokens before an answer differ from those of the question alone",
-                hint="a question that ends with a space is a usual reason",
+                hint="`--learn last` learns only the last answer"
+                if len(messages) > at + 1
+                else "a question that ends with a space is a usual reason",
             )
         end = next((i for i in range(len(asked), len(whole)) if whole[i] in family.stop_ids), None)
         if end is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -217,3 +218,61 @@ def test_a_wrong_conversation_is_refused_by_the_name_of_its_row(
 def test_a_question_whose_tokens_change_with_the_answer_is_refused(engine_of: EngineOf) -> None:
     with pytest.raises(PromptError, match=r"^a\.jpg: the tokens before an answer differ"):
         encoded(engine_of("idefics2-base"), base_row("A caption: ", "A red circle."))
+
+
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}"
+    "END\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def with_template(engine: LocalEngine, template: str, stop: str) -> Family:
+    """Return the family of *engine* as that of a checkpoint with another chat template."""
+    family = engine.loaded.family
+    processor = copy.copy(family.processor)
+    processor.chat_template = template
+    end = family.tokenizer.convert_tokens_to_ids(stop)
+    assert end is not None
+    return type(family)(processor, engine.loaded.model.config, chats=True, stop_ids=[end])
+
+
+def test_of_another_template_the_answers_and_its_end_tokens_are_learned(
+    engine_of: EngineOf,
+) -> None:
+    engine = engine_of("smolvlm2")
+    family = with_template(engine, _CHATML.replace("END", "<|im_end|>"), "<|im_end|>")
+    row = row_of(CONVERSATIONS["later turns"], "Two cats.")
+    example = encode_row(row, family, lambda a: family.preprocess(image_of(a)))
+
+    assert [text_of(family, span) for span in spans(example)] == [
+        "A red circle.<|im_end|>",
+        "Small.<|im_end|>",
+        "Two cats.<|im_end|>",
+    ]
+
+
+def test_a_template_without_an_end_token_is_refused(engine_of: EngineOf) -> None:
+    family = with_template(engine_of("smolvlm2"), _CHATML.replace("END", ""), "<|im_end|>")
+    with pytest.raises(PromptError, match="row: the model's chat template writes no end token"):
+        encode_row(
+            row_of(CONVERSATIONS["no image"], "Nothing."),
+            family,
+            lambda a: family.preprocess(image_of(a)),
+        )
+
+
+def test_a_template_that_writes_an_answer_otherwise_later_is_refused(engine_of: EngineOf) -> None:
+    # As templates do that leave out what a model thought before an earlier answer.
+    template = "{% if messages | length > 3 %}Later. {% endif %}" + _CHATML
+    family = with_template(
+        engine_of("smolvlm2"), template.replace("END", "<|im_end|>"), "<|im_end|>"
+    )
+    row = row_of(CONVERSATIONS["later turns"], "Two cats.")
+    with pytest.raises(PromptError, match="row: the tokens before an answer differ") as caught:
+        encode_row(row, family, lambda a: family.preprocess(image_of(a)))
+
+    assert caught.value.hint == "`--learn last` learns only the last answer"
+    last = replace(row, learned=(*[False] * 5, True))
+    example = encode_row(last, family, lambda a: family.preprocess(image_of(a)))
+    assert [text_of(family, span) for span in spans(example)] == ["Two cats.<|im_end|>"]
