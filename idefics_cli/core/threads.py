@@ -11,8 +11,13 @@ _T = TypeVar("_T")
 
 
 def in_background(work: Callable[[], _T], *, name: str) -> Future[_T]:
-    """Start *work* in a daemon thread named *name*, and return the future of its result."""
+    """Start *work* in a daemon thread named *name*, and return the future of its result.
+
+    The future cannot be cancelled.
+    """
     result: Future[_T] = Future()
+    # The work cannot be cancelled: a cancelled future would refuse its result.
+    result.set_running_or_notify_cancel()
 
     def run() -> None:
         try:

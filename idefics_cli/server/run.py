@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -141,8 +142,7 @@ class RunningServer:
             timeout_graceful_shutdown=int(lifetime.drain_seconds) + 5,
         )
         server = self._server = _Uvicorn(config)
-        for each in lifetime.signals:
-            self.loop.add_signal_handler(each, self._on_signal, each)
+        former = {each: signal.signal(each, self._note_signal) for each in lifetime.signals}
         serving = asyncio.ensure_future(server.serve(sockets=[self._listener]))
         try:
             await self._load(service, serving)
@@ -152,8 +152,8 @@ class RunningServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await serving
             await service.close()
-            for each in lifetime.signals:
-                self.loop.remove_signal_handler(each)
+            for each, handler in former.items():
+                signal.signal(each, handler)
         return self._exit_code
 
     async def _load(self, service: Service, serving: asyncio.Future[None]) -> None:
@@ -166,6 +166,11 @@ class RunningServer:
             self._lifetime.ready()
         else:
             loading.cancel()
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        # Loops have no handlers of signals on Windows.
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self._on_signal, signal.Signals(number))
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._signals += 1

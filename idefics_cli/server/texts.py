@@ -76,9 +76,10 @@ class TextEndpoint:
         answer = _Answer(self._service, call, exchange, send, is_chat=self._is_chat)
         leaving = None
         try:
-            body = await _first(reading, call.stop)
+            # Nothing here keeps the body, which may have megabytes, until the answer ends.
+            giving = answer.give(await _first(reading, call.stop))
             leaving = asyncio.ensure_future(_until_gone(receive))
-            await _first(answer.give(body), call.stop, leaving)
+            await _first(giving, call.stop, leaving)
         except ClientGoneError:
             raise
         except SlowReaderError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -49,6 +50,7 @@ class WarmEngine:
         self._engine: Engine | None = None
         self._loading: asyncio.Task[Engine] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._is_over = False
         self._users = 0
         self._timer: asyncio.TimerHandle | None = None
         self._failed_at = 0.0
@@ -83,6 +85,7 @@ class WarmEngine:
 
     async def close(self) -> None:
         """Unload the engine, for the end of the server."""
+        self._is_over = True
         self._stop_timer()
         if self._loading is not None:
             self._loading.cancel()
@@ -105,7 +108,7 @@ class WarmEngine:
         self.state = "loading"
         try:
             self._engine = await asyncio.wrap_future(
-                in_background(lambda: self._factory(), name="loading")
+                in_background(lambda: self._factory(progress=self._report), name="loading")
             )
         except BaseException as error:
             self.state, self._failed_at = "failed", asyncio.get_running_loop().time()
@@ -119,6 +122,11 @@ class WarmEngine:
         self.revision = self._engine.revision
         self._start_timer()
         return self._engine
+
+    def _report(self, phase: str, share: float | None) -> None:
+        # The thread that loads calls this. The error ends it when the server ends.
+        if self._is_over:
+            raise CancelledError
 
     def _start_timer(self) -> None:
         self._stop_timer()

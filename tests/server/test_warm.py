@@ -12,6 +12,7 @@ import pytest
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import Progress
 from idefics_cli.engine.protocol import Engine
+from idefics_cli.server.run import Lifetime, RunningServer, open_socket
 from idefics_cli.server.service import ServerOptions
 from tests.support.fakes import FakeEngine
 from tests.support.http_servers import (
@@ -156,3 +157,35 @@ def test_a_server_that_ends_refuses_what_waits_and_finishes_what_runs() -> None:
         assert read(running.getresponse())[2]["choices"][0]["message"]["content"] == "done"
         running.close()
         waiting.close()
+
+
+def test_a_server_that_ends_while_it_loads_stops_the_loading() -> None:
+    phases: list[str] = []
+    began, is_over = threading.Event(), threading.Event()
+
+    def factory(*, progress: Progress | None = None) -> Engine:
+        assert progress is not None
+        began.set()
+        try:
+            for number in range(3000):
+                progress("loading", number / 3000)
+                time.sleep(0.01)
+        finally:
+            phases.append("stopped")
+            is_over.set()
+        raise AssertionError("nobody stopped it")
+
+    listener = open_socket("127.0.0.1", 0)
+    lifetime = Lifetime(signals=())
+    running = RunningServer(
+        ServerOptions(FAKE_SPEC), factory, listener, tell=phases.append, lifetime=lifetime
+    )
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(running.run()))
+    thread.start()
+    assert began.wait(10)
+    running.stop()
+    thread.join(10)
+
+    assert codes == [0]
+    assert is_over.wait(10)
