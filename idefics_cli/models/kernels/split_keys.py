@@ -31,12 +31,13 @@ _ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 class SplitKeyAttention:
     """An attention function for transformers; implements `table.AttentionKernel`.
 
-    It computes steps of one token with a mask, and leaves everything else to transformers' `sdpa`:
-    without a mask, torch's FlashAttention kernel divides the keys itself.
+    It computes steps of one token with a mask over whole buffers, as CUDA graphs record them, and
+    leaves everything else to transformers' `sdpa`: without a mask, torch's FlashAttention kernel
+    divides the keys itself, and a part of a buffer cannot be divided into chunks without a copy.
 
     Attributes:
         name: The name of this attention in transformers, and in the table of kernels.
-        chunk: Number of keys of a product with the values.
+        chunk: Number of keys of a product with the values; buffers have a multiple of it.
     """
 
     name: str
@@ -68,11 +69,13 @@ class SplitKeyAttention:
         **options: object,
     ) -> tuple[Tensor, None]:
         """Return what transformers' `sdpa` returns; see `CpuAttention.__call__`."""
-        is_step = query.shape[2] == 1 and attention_mask is not None
+        is_whole = key.is_contiguous() and value.is_contiguous()
         if (
-            not is_step
+            query.shape[2] != 1
             or attention_mask is None
             or attention_mask.shape[1] != 1
+            or key.shape[2] % self.chunk
+            or not is_whole
             or dropout
             or any(options.get(name) is not None for name in _UNUSUAL)
         ):
@@ -93,11 +96,11 @@ def _attend(
 
     Args:
         query: (B, heads, 1, width).
-        key: (B, KV heads, K, width).
+        key: (B, KV heads, K, width), contiguous.
         value: As *key*.
         mask: (B or 1, 1, 1, K), bool or numbers that are added to the scores.
         scaling: Factor of the scores.
-        chunk: Number of keys of a product with the values, if K is a multiple of it.
+        chunk: Number of keys of a product with the values; K is a multiple of it.
 
     Returns:
         (B, 1, heads, width).
@@ -106,16 +109,15 @@ def _attend(
     shared, keys = key.shape[1], key.shape[2]
     matrices, sharing = rows * shared, heads // shared
     grouped = query.reshape(matrices, sharing, width)
-    scores = _product(grouped, key.flatten(0, 1).transpose(1, 2))
+    scores = _product(grouped, key.view(matrices, keys, width).transpose(1, 2))
     scores = scores.view(rows, shared, sharing, keys)
-    weights = torch.add(_as_bias(mask), scores, alpha=scaling).softmax(-1)
-    # The keys can be split without a copy only if the values are contiguous in memory.
-    chunks = keys // chunk if keys % chunk == 0 and value.is_contiguous() else 1
-    parts = weights.view(matrices, sharing, chunks, keys // chunks).transpose(1, 2)
+    weights = torch.add(_as_bias(mask), scores, alpha=scaling, out=scores).softmax(-1)
+    chunks = keys // chunk
+    parts = weights.view(matrices, sharing, chunks, chunk).transpose(1, 2)
     parts = parts.to(query.dtype, memory_format=torch.contiguous_format)
     sums = _product(
-        parts.reshape(matrices * chunks, sharing, keys // chunks),
-        value.reshape(matrices * chunks, keys // chunks, value.shape[3]),
+        parts.reshape(matrices * chunks, sharing, chunk),
+        value.view(matrices * chunks, chunk, value.shape[3]),
     )
     out = sums.view(matrices, chunks, sharing, value.shape[3]).sum(1)
     return out.to(query.dtype).view(rows, 1, heads, value.shape[3])

@@ -298,8 +298,8 @@ _ROWS = (
         "any",
         (),
         tolerance=1e-5,
-        summary="exact; decode steps divide the keys over the whole GPU, and torch computes the "
-        "rest",
+        summary="exact; recorded decode steps divide the keys over the whole GPU, and torch "
+        "computes the rest",
         device="cuda",
     ),
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from idefics_cli.core.types import KernelChoice, LoadSpec
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.kernels.table import KERNELS, Kernel, Part, Weights, native_bf16_problem
+from idefics_cli.models.planning.decoding import graphs_problem
 from idefics_cli.models.planning.quantization import is_own
 
 
@@ -31,6 +32,10 @@ def choose_kernels(
         return KernelChoice()
     table = _Usable(kernels, machine, kind)
     if kind == "cuda":
+        # Its attention is for recorded steps.
+        is_8bit = spec.quantization == "8bit"
+        if not spec.uses_graphs or graphs_problem(spec.device, is_8bit=is_8bit) is not None:
+            return KernelChoice()
         return KernelChoice(attention=_attention(spec, table, ()))
     plain: tuple[Weights, ...] = ("bfloat16",) if spec.dtype == "bfloat16" else ()
     text, head = _text_and_head(spec, table, plain, is_stored=is_stored)

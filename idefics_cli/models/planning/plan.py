@@ -200,13 +200,15 @@ def _with_kernels(
 ) -> tuple[LoadSpec, list[Fault]]:
     """Return *spec* with sound kernels and graphs, and the faults of those that are left out."""
     faults, is_stored = sieve.kernels(spec.device), model.stored is not None
+    graphs = sieve.graph_fault(spec)
+    spec = replace(spec, uses_graphs=graphs is None)
     wanted = choose_kernels(spec, machine, is_stored=is_stored)
     sound = {name: kernel for name, kernel in KERNELS.items() if name not in faults}
     kernels = choose_kernels(spec, machine, is_stored=is_stored, kernels=sound)
     left_out = [fault for name, fault in faults.items() if name in wanted.names]
-    if (graphs := sieve.graph_fault(spec)) is not None:
+    if graphs is not None:
         left_out.append(graphs)
-    return replace(spec, kernels=kernels, uses_graphs=graphs is None), left_out
+    return replace(spec, kernels=kernels), left_out
 
 
 def _spec(

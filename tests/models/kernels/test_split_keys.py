@@ -55,16 +55,23 @@ def both(
 
 @pytest.mark.parametrize("mask", ["bool", "added", "one for all"])
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+@pytest.mark.parametrize("keys", [8, 24, 64])
+def test_a_step_over_whole_buffers_is_the_librarys(
+    keys: int, heads: int, kv_heads: int, mask: str
+) -> None:
+    ours, theirs = both(in_buffers(heads, kv_heads, keys, keys), masks(keys)[mask])
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    # The library rounds in another order, so this is not its result.
+    assert keys == 8 or not torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("keys", "capacity"),
-    [(24, 24), (24, 40), (21, 24), (21, 21)],
-    ids=["whole buffers", "chunks in larger buffers", "no chunks in larger buffers", "no chunks"],
+    [(24, 40), (21, 24), (21, 21)],
+    ids=["chunks in larger buffers", "no chunks in larger buffers", "no chunks"],
 )
-def test_a_step_is_the_librarys(
-    keys: int, capacity: int, heads: int, kv_heads: int, mask: str
-) -> None:
-    ours, theirs = both(in_buffers(heads, kv_heads, keys, capacity), masks(keys)[mask])
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+def test_a_part_of_a_buffer_is_left_to_the_library(keys: int, capacity: int) -> None:
+    assert torch.equal(*both(in_buffers(6, 3, keys, capacity), masks(keys)["bool"]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -123,14 +130,13 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("keys", "capacity"), [(24, 24), (24, 40), (21, 24)])
-def test_neither_keys_nor_values_are_copied(keys: int, capacity: int) -> None:
-    qkv = in_buffers(8, 2, keys, capacity)
+def test_neither_keys_nor_values_are_copied() -> None:
+    qkv = in_buffers(8, 2, 24, 24)
     module: Any = SimpleNamespace(num_key_value_groups=4, is_causal=True, training=False)
     with Sizes() as sizes:
-        ATTENTION(module, *qkv, masks(keys)["bool"], scaling=0.2)
-    # The largest are the scores and the partial sums of the chunks.
-    assert sizes.most == max(8 * keys, 8 * WIDTH * (3 if capacity == 24 == keys else 1)) * ROWS
+        SplitKeyAttention("test", chunk=12)(module, *qkv, masks(24)["bool"], scaling=0.2)
+    # The largest are the partial sums of two chunks.
+    assert sizes.most == ROWS * 2 * 8 * WIDTH
     assert sizes.most < qkv[1].numel()
 
 
