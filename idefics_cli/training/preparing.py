@@ -65,6 +65,13 @@ class DataSummary:
         """Number of rows that the user may want to mend."""
         return sum(self.left_out[reason] for reason in FAULTS)
 
+    @property
+    def fault_lines(self) -> list[str]:
+        """What is wrong with these rows, a line for each of the first, and how many follow."""
+        lines = [describe(fault) for fault in self.faults]
+        more = self.fault_count - len(lines)
+        return [*lines, f"and {counted(more, 'more row')} that cannot be used"] if more else lines
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedExamples:
@@ -92,19 +99,18 @@ class PreparedExamples:
             IdeficsError: If a row has a fault.
         """
         summary = self.summary
-        if summary.fault_count and not skips_bad:
-            shown = "".join(f"\n  {describe(fault)}" for fault in summary.faults)
-            more = summary.fault_count - len(summary.faults)
-            others = f"\n  and {more} more" if more else ""
-            raise IdeficsError(
-                f"{counted(summary.fault_count, 'row')} of `{data}` cannot be used:{shown}{others}",
-                hint=_fault_hint(summary),
-            )
+        first = f"; the first: {describe(summary.faults[0])}" if summary.faults else ""
         if not self.examples:
             counts = ", ".join(f"{reason}: {n}" for reason, n in summary.left_out.items())
+            hint = "`--most-tokens` allows longer rows" if summary.left_out["too long"] else None
             raise UsageError(
-                f"`{data}` has no row to train on" + (f" ({counts})" if counts else ""),
-                hint="`--most-tokens` allows longer rows" if summary.left_out["too long"] else None,
+                f"`{data}` has no row to train on" + (f" ({counts})" if counts else "") + first,
+                hint=_fix(summary) if first else hint,
+            )
+        if first and not skips_bad:
+            raise IdeficsError(
+                f"{counted(summary.fault_count, 'row')} of `{data}` cannot be used{first}",
+                hint=f"{_fix(summary)}; or leave them out with `--skip-bad`",
             )
 
 
@@ -260,10 +266,10 @@ class _PictureThreads:
             return error
 
 
-def _fault_hint(summary: DataSummary) -> str:
+def _fix(summary: DataSummary) -> str:
+    """Return how the user can mend the faults of the data."""
     errors = [fault.error for fault in summary.faults]
     if all(isinstance(error, ImageError) and error.kind == "missing" for error in errors):
-        return "`--images DIR` says where the pictures are; `--skip-bad` leaves these rows out"
+        return "`--images DIR` says where the pictures are"
     hints = {error.hint for error in errors if error is not None}
-    fix = hints.pop() if len(hints) == 1 else None
-    return f"{fix or 'mend them'}; or leave them out with `--skip-bad`"
+    return (hints.pop() if len(hints) == 1 else None) or "mend them"

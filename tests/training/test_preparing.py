@@ -155,10 +155,14 @@ def test_faults_are_named_and_the_other_rows_are_kept(tmp_path: Path, prepare: P
     prepared.check("rows.jsonl", skips_bad=True)
     with pytest.raises(IdeficsError) as caught:
         prepared.check("rows.jsonl", skips_bad=False)
-    assert str(caught.value).startswith("5 rows of `rows.jsonl` cannot be used:\n  ")
-    assert str(caught.value).count("\n") == 5
+    first = f"{table}:2: no such file: `{tmp_path}/missing.png`"
+    assert str(caught.value) == f"5 rows of `rows.jsonl` cannot be used; the first: {first}"
+    assert [line.split(": ")[0] for line in prepared.summary.fault_lines] == [
+        f"{table}:{number}" for number in range(2, 7)
+    ]
     assert caught.value.hint == "mend them; or leave them out with `--skip-bad`"
-    wrong = write_lines(tmp_path / "wrong.jsonl", {"image": "0.png", "title": "A"})
+    rows = [{"image": "0.png", name: "A"} for name in ("title", "caption")]
+    wrong = write_lines(tmp_path / "wrong.jsonl", *rows)
     with pytest.raises(IdeficsError) as caught:
         prepare(wrong).check("wrong.jsonl", skips_bad=False)
     assert "the columns are `image`, `title`; or leave" in str(caught.value.hint)
@@ -176,13 +180,32 @@ def test_the_lines_of_a_text_file_are_one_row(tmp_path: Path, prepare: Prepare) 
 def test_many_faults_are_counted_and_the_first_ten_named(tmp_path: Path, prepare: Prepare) -> None:
     prepared = prepare([row(f"row {n}", "A", tmp_path / f"{n}.png") for n in range(50)])
 
-    with pytest.raises(IdeficsError) as caught:
-        prepared.check("data", skips_bad=False)
-    lines = str(caught.value).splitlines()
-    assert (len(lines), lines[-1]) == (12, "  and 40 more")
-    assert "`--images DIR`" in str(caught.value.hint)
-    with pytest.raises(UsageError, match=r"has no row to train on \(unreadable picture: 50\)"):
-        prepared.check("data", skips_bad=True)
+    lines = prepared.summary.fault_lines
+    assert (len(lines), lines[-1]) == (11, "and 40 more rows that cannot be used")
+    assert lines[3] == f"row 3: no such file: `{tmp_path}/3.png`"
+    for skips_bad in (False, True):
+        with pytest.raises(UsageError, match=r"no row to train on \(unreadable picture: 50\)") as e:
+            prepared.check("data", skips_bad=skips_bad)
+        assert str(e.value).endswith(f"; the first: row 0: no such file: `{tmp_path}/0.png`")
+        assert e.value.hint == "`--images DIR` says where the pictures are"
+
+
+def test_where_pictures_are_is_asked_only_if_all_faults_are_missing_pictures(
+    tmp_path: Path, prepare: Prepare
+) -> None:
+    good = row("a", "A block.", write_pictures(tmp_path) / "0.png")
+    missing = row("b", "A block.", tmp_path / "missing.png")
+    (tmp_path / "text.png").write_text("no picture")
+
+    def hint(*rows: RowResult) -> str | None:
+        with pytest.raises(IdeficsError) as caught:
+            prepare(list(rows)).check("data", skips_bad=False)
+        return caught.value.hint
+
+    leave = "; or leave them out with `--skip-bad`"
+    assert hint(good, missing) == f"`--images DIR` says where the pictures are{leave}"
+    broken = row("c", "A block.", tmp_path / "text.png")
+    assert hint(good, missing, broken) == f"mend them{leave}"
 
 
 def test_rows_that_are_too_long_are_left_out_and_not_cut(tmp_path: Path, prepare: Prepare) -> None:
