@@ -213,7 +213,7 @@ class _RunState:
         elif self.output.existing == "overwrite" and sink.todo.skipped:
             self.on_event(Kept(sink.todo.skipped))
         try:
-            self._caption(sink.write, note)
+            self._caption(sink.write, note, sink.hold)
         finally:
             self.failures = sink.failures()
 
@@ -222,7 +222,10 @@ class _RunState:
         self.outcome = replace(self.outcome, todo=todo)
 
     def _caption(
-        self, write: Callable[[CaptionRecord], object], note: Callable[[RunEvent], None]
+        self,
+        write: Callable[[CaptionRecord], object],
+        note: Callable[[RunEvent], None],
+        hold: Callable[[CaptionRecord], object] = lambda record: None,
     ) -> None:
         assert self.todo is not None
         pictures = self.todo.pictures
@@ -238,6 +241,7 @@ class _RunState:
             replace(self.job, pictures=pictures),
             self.factory,
             write,
+            hold=hold,
             on_event=on_event,
             make_executor=partial(
                 EXECUTORS[self.executor],

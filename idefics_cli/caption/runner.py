@@ -15,7 +15,7 @@ from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.outcome import RunEnd, RunOutcome
 from idefics_cli.caption.records import failed
 from idefics_cli.caption.sinks.base import RecordError
-from idefics_cli.core.types import CaptionRecord
+from idefics_cli.core.types import CaptionRecord, Progress
 from idefics_cli.engine.protocol import EngineFactory
 
 # So many batches may begin after the oldest picture without a record.
@@ -29,6 +29,7 @@ def run_captions(
     factory: EngineFactory,
     write: Callable[[CaptionRecord], object],
     *,
+    hold: Callable[[CaptionRecord], object] = lambda record: None,
     on_event: OnEvent = lambda event: None,
     make_executor: MakeExecutor = LocalExecutor,
     max_failures: int | None = None,
@@ -43,6 +44,7 @@ def run_captions(
         job: What to do; without pictures, no engine is made.
         factory: Makes the engine, in this process or in a worker.
         write: Stores a record; see `Sink.write`.
+        hold: Called with a record that must wait until those before it are written.
         on_event: Called in this thread with every event; with a record after it was written.
             For `ModelLoading`, it may be called in another thread.
         make_executor: Makes the executor; a value of `EXECUTORS`.
@@ -56,14 +58,15 @@ def run_captions(
     if not job.pictures:
         return RunOutcome(0, 0)
     interrupts = Interrupts(on_stop=lambda: on_event(Stopping()))
-    delivery = _Delivery(job.pictures, write, on_event, window=_window(job, workers))
-    events = make_executor(factory, job).caption(
-        delivery.requested(),
-        interrupts.stop,
-        progress=lambda phase, share: on_event(ModelLoading(phase, share)),
-    )
+    delivery = _Delivery(job.pictures, write, hold, on_event, window=_window(job, workers))
+    executor, progress = make_executor(factory, job), _progress(on_event)
+    events = executor.caption(delivery.requested(), interrupts.stop, progress=progress)
     with closing(events), interrupts.handled():
         return _deliver_all(events, delivery, interrupts, max_failures)
+
+
+def _progress(on_event: OnEvent) -> Progress:
+    return lambda phase, share: on_event(ModelLoading(phase, share))
 
 
 def _window(job: CaptionJob, workers: int) -> int:
@@ -106,6 +109,7 @@ class _Delivery:
         self,
         pictures: Sequence[CaptionItem],
         write: Callable[[CaptionRecord], object],
+        hold: Callable[[CaptionRecord], object],
         on_event: OnEvent,
         *,
         window: int,
@@ -113,6 +117,7 @@ class _Delivery:
         self._window = window
         self._pictures = pictures
         self._store = write
+        self._hold = hold
         self._on_event = on_event
         self._expected: deque[str] = deque()
         self._held: dict[str, CaptionRecord] = {}
@@ -143,6 +148,8 @@ class _Delivery:
         self._held[event.file_name] = event
         while self._expected and self._expected[0] in self._held:
             self._write(self._held.pop(self._expected.popleft()))
+        if event.file_name in self._held:
+            self._hold(event)
 
     def give_up(self, end: RunEnd) -> RunOutcome:
         """Write the finished records, even if a record before them is missing."""

@@ -15,7 +15,7 @@ from idefics_cli.caption.records import failed
 from idefics_cli.caption.requests.listing import RequestList
 from idefics_cli.caption.requests.row import decode_row
 from idefics_cli.caption.requests.shapes import Defaults, Request, request_of
-from idefics_cli.caption.resume.journal import JournalEntry
+from idefics_cli.caption.resume.entry import JournalEntry
 from idefics_cli.caption.resume.stamp import FileContent, sha256_of
 from idefics_cli.core.errors import ImageError, PromptError
 from idefics_cli.core.files import stamp_of_file

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from idefics_cli.caption.item import CaptionItem, ItemWords
-from idefics_cli.caption.resume.journal import JournalEntry
+from idefics_cli.caption.resume.entry import JournalEntry
 from idefics_cli.caption.resume.names import identity, reachable
 from idefics_cli.caption.resume.stamp import sha256_of, stamp_of
 from idefics_cli.core.sources import is_uri

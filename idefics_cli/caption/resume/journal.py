@@ -9,6 +9,9 @@ the order of the events:
                                                     size of the output before its first row, and
                                                     the pictures that had a caption before
     {"key": ..., "record": {...}, "end": 482}       a picture, and the output's size after its row
+    {"key": ..., "record": {...}, "waits": true}    a picture whose row is not written yet, because
+                                                    a picture before it is not done
+    {"row": offset, "end": 963}                     the row of the record at this offset is written
     {"rewriting": true}                             the rows of the output are uncertain, until
     {"rows": [offset, ...], "end": 963}             it has the records at these offsets, in order
     {"closed": "963-170...", "complete": true}      size and time of the output after the run
@@ -30,11 +33,12 @@ import contextlib
 import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from idefics_cli.caption.resume.entry import JournalEntry
 from idefics_cli.caption.resume.journal_lines import (
     decode_line,
     decode_record,
@@ -52,25 +56,6 @@ _VERSION = 2
 _READABLE_VERSIONS = (1, 2)
 _FIRST = b'{"journal":'
 Settings = Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """The last record of a picture.
-
-    Attributes:
-        offset: Offset of its line in the journal.
-        is_failed: Whether the record has an error.
-        sha256: Digest of the file, as in `CaptionRecord`.
-        stamp: Stamp of the file, as in `CaptionRecord`.
-        order: `CaptionItem.order` in the journal of a shard; else 0.
-    """
-
-    offset: int
-    is_failed: bool
-    sha256: str | None
-    stamp: str | None
-    order: int = 0
 
 
 class RunJournal:
@@ -149,11 +134,18 @@ class RunJournal:
             end: Size of the output after its row.
             order: `CaptionItem.order`; None if the run has no shards.
         """
-        line: dict[str, object] = {"key": key, "record": asdict(record), "end": end}
-        if order is not None:
-            line["order"] = order
-        self._set_entry(key, record, self._append(line), order or 0)
-        self._set_end(end)
+        self._add(key, record, {"end": end}, order)
+        self._add_row(key, end)
+
+    def add_waiting(self, key: str, record: CaptionRecord, *, order: int | None = None) -> None:
+        """Add the record of a picture whose row is not written yet; see `add`."""
+        self._add(key, record, {"waits": True}, order)
+        self._set_end(self.end)
+
+    def note_row(self, key: str, *, end: int | None) -> None:
+        """Note that the row of the last record of *key* is written; see `add_waiting`."""
+        self._append({"row": self.entries[key].offset, "end": end})
+        self._add_row(key, end)
 
     def begin_rewriting(self) -> None:
         """Note that the rows of the output are uncertain until `end_rewriting` is called."""
@@ -218,6 +210,8 @@ class RunJournal:
         self.settings = self.commit = self.shard = None
         self.entries, self.rows, self.fits = {}, {}, {}
         self.skipped = frozenset()
+        # Offset of a record without a row, when the journal was read -> its picture.
+        self._waiting: dict[int, str] = {}
         self.base, self.listed, self._size, self._version = 0, 0, 0, _VERSION
         self._set_end(None)
 
@@ -283,11 +277,9 @@ class RunJournal:
             decode_line(line, needs_checksum=fields["journal"] > 1)
             self._apply_header(fields)
         elif "record" in fields:
-            record = decode_record(fields["record"])
-            # A journal of version 1 can have passwords in its addresses, so they are removed here.
-            key = without_password(text(fields["key"]))
-            self._set_entry(key, record, offset, number(fields.get("order", 0)))
-            self._set_end(_size(fields["end"]))
+            self._apply_record(offset, fields)
+        elif "row" in fields:
+            self._add_row(self._waiting.pop(number(fields["row"])), _size(fields["end"]))
         elif "rows" in fields:
             keys = {entry.offset: key for key, entry in self.entries.items()}
             self.rows = dict.fromkeys(keys[number(at)] for at in fields["rows"])
@@ -308,6 +300,18 @@ class RunJournal:
             raise ValueError("it has none of the known fields")
 
     # Any: JSON has values of many types.
+    def _apply_record(self, offset: int, fields: Mapping[str, Any]) -> None:
+        record = decode_record(fields["record"])
+        # A journal of version 1 can have passwords in its addresses, so they are removed here.
+        key = without_password(text(fields["key"]))
+        self._set_entry(key, record, offset, number(fields.get("order", 0)))
+        if fields.get("waits") is True:
+            self._waiting[offset] = key
+            self._set_end(self.end)
+        else:
+            self._add_row(key, _size(fields["end"]))
+
+    # Any: JSON has values of many types.
     def _apply_header(self, fields: Mapping[str, Any]) -> None:
         if not isinstance(fields["settings"], dict):
             raise ValueError("it has no settings")
@@ -323,11 +327,22 @@ class RunJournal:
                 hint="continue with that version, or name another output",
             )
 
+    def _add(
+        self, key: str, record: CaptionRecord, more: Mapping[str, object], order: int | None
+    ) -> None:
+        line = {"key": key, "record": asdict(record), **more}
+        if order is not None:
+            line["order"] = order
+        self._set_entry(key, record, self._append(line), order or 0)
+
+    def _add_row(self, key: str, end: int | None) -> None:
+        self.rows.pop(key, None)
+        self.rows[key] = None
+        self._set_end(end)
+
     def _set_entry(self, key: str, record: CaptionRecord, offset: int, order: int) -> None:
         is_failed = record.error is not None
         self.entries[key] = JournalEntry(offset, is_failed, record.sha256, record.stamp, order)
-        self.rows.pop(key, None)
-        self.rows[key] = None
 
     def _set_end(self, end: int | None) -> None:
         self.end, self.closed, self.is_complete = end, None, False

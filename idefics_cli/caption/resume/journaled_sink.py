@@ -76,6 +76,7 @@ class JournaledSink:
         self._sink: Sink
         self._rows = make_sink(target).rows_path
         self._was_there = False
+        self._waiting: dict[str, CaptionRecord] = {}
         self.todo = Todo(())
         self.is_resumed = False
 
@@ -130,11 +131,27 @@ class JournaledSink:
 
     def write(self, record: CaptionRecord) -> None:
         """Write the row of *record*, then its line in the journal; see `Sink.write`."""
-        record = self._sink.write(record) or record
-        key, order = self._keys[record.file_name], None
-        if self._orders is not None:
-            order = self._orders[record.file_name]
-        self._journal.add(key, record, end=self._sink.position(), order=order)
+        written = self._sink.write(record) or record
+        key, order = self._place(written)
+        if self._waiting.pop(key, None) is written:
+            self._journal.note_row(key, end=self._sink.position())
+        else:
+            self._journal.add(key, written, end=self._sink.position(), order=order)
+
+    def hold(self, record: CaptionRecord) -> None:
+        """Note *record* in the journal, whose row must wait for the pictures before it.
+
+        If the run is killed now, the next one does not caption the picture again. A sidecar is not
+        written anew from the journal, so its record is not noted before it is written.
+        """
+        if self._rows is not None:
+            key, order = self._place(record)
+            self._journal.add_waiting(key, record, order=order)
+            self._waiting[key] = record
+
+    def _place(self, record: CaptionRecord) -> tuple[str, int | None]:
+        name = record.file_name
+        return self._keys[name], None if self._orders is None else self._orders[name]
 
     def check_commit(self, commit: str | None) -> None:
         """Note the commit of the weights, or check that a continued run has the same weights.
