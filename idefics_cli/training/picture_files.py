@@ -1,4 +1,4 @@
-"""The pictures of training data: opened again and again, by their files."""
+"""The pictures and videos of training data: opened again and again, by their files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from idefics_cli.core.errors import ImageError
 from idefics_cli.core.files import cannot_write, write_whole
 from idefics_cli.core.sources import describe_source, kind_of_source, source_of
 from idefics_cli.core.types import Attachment, ImageLimits, PictureDetail
-from idefics_cli.images.loader import ImageLoader
+from idefics_cli.images.media import MediaLoader
 from idefics_cli.images.sources import ImageSources
+from idefics_cli.images.video import Video
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
 from idefics_cli.models.families.resize import enlarged
+from idefics_cli.models.families.videos import VideoFamily
 from idefics_cli.models.kernels.openmp import one_thread
 
 _BLOCK_BYTES = 2**20
@@ -25,7 +27,8 @@ class TrainingPictures:
     """Opens the pictures of training data; safe in any thread.
 
     A picture that is no file, but a URL or bytes in a row, is written to a file once: each epoch
-    may read it, and its bytes need not stay in memory.
+    may read it, and its bytes need not stay in memory. A video counts as a picture, if the model
+    takes videos.
 
     Args:
         family: Family of the model.
@@ -45,7 +48,8 @@ class TrainingPictures:
         self._family = family
         self._folder = folder
         limits = limits or ImageLimits()
-        self._loader = ImageLoader(limits, offline=offline)
+        takes_videos = isinstance(family, VideoFamily)
+        self._loader = MediaLoader(limits, offline=offline, takes_videos=takes_videos)
         self._sources = ImageSources(limits, offline=offline, stdin=None)
         self._known: dict[tuple[str, PictureDetail], tuple[Attachment, PreparedPicture]] = {}
 
@@ -94,9 +98,13 @@ class TrainingPictures:
 
     def _preprocess(self, stream: BinaryIO, source: str, detail: PictureDetail) -> PictureTensors:
         family = self._family.in_detail(detail)
-        image = self._loader.open_stream(stream, source, draft_edge=family.draft_edge)
+        media = self._loader.open_media_stream(stream, source, draft_edge=family.draft_edge)
         with one_thread():
-            return family.preprocess(enlarged(image))
+            if not isinstance(media, Video):
+                return family.preprocess(enlarged(media))
+            with media:
+                assert isinstance(family, VideoFamily), "the loader opens no videos for others"
+                return family.preprocess_video(media)
 
     def _file(self, source: str, stream: BinaryIO, digest: str) -> str:
         """Return the source of the file with the bytes of *stream*."""

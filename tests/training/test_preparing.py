@@ -18,6 +18,7 @@ from idefics_cli.training.data.row import LeftOut, RowResult, TrainingRow
 from idefics_cli.training.examples import encode_row
 from idefics_cli.training.labels import LabelledTokens
 from idefics_cli.training.picture_files import TrainingPictures
+from idefics_cli.training.pictures import KeptFeatures
 from idefics_cli.training.preparing import PreparedExamples, describe, prepare_examples
 from tests.support.prompts import open_engine
 from tests.support.training_data import (
@@ -281,9 +282,37 @@ def test_a_picture_that_changes_during_the_training_is_an_error(
         pictures.preprocess(example.sources[0])
 
 
-def test_a_video_is_named_as_one(tmp_path: Path, prepare: Prepare) -> None:
+def test_a_video_is_taken_as_the_engine_takes_it(
+    tmp_path: Path, prepare: Prepare, engine: LocalEngine, pictures: TrainingPictures
+) -> None:
+    clips = pytest.importorskip("tests.support.clips")
+    (tmp_path / "a.mp4").write_bytes(clips.Clip().encode())
+    (tmp_path / "a.txt").write_text("It gets brighter.")
+    options = ReadOptions(PROMPT, takes_videos=True)
+    (example,) = prepare(list(read_rows(tmp_path, options))).examples
+
+    assert example.pictures[0].moments is not None
+    assert engine.prepare(example.request).pictures == example.pictures
+    assert pictures.preprocess(example.sources[0]).picture == example.pictures[0]
+    asked = engine.loaded.family.encode([example.request], [example.pictures])
+    prompt = asked["input_ids"][0].tolist()
+    assert example.tokens.token_ids[: len(prompt)] == prompt
+    loaded = engine.loaded
+    features = KeptFeatures(loaded.model, loaded.family, pictures.preprocess, folder=tmp_path)
+    ((frames,),) = features.features_of([example])
+    assert len(frames) == example.tokens.token_ids.count(loaded.family.image_id) > 1
+    features.close()
+
+
+def test_a_model_without_videos_names_a_video_as_one(
+    tmp_path: Path, checkpoint: Callable[[str], Path]
+) -> None:
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(200))
-    prepared = prepare([row("a", "A block.", tmp_path / "a.mp4")])
+    with open_engine(checkpoint("idefics2"), "idefics2") as opened:
+        family = opened.loaded.family
+        pictures = TrainingPictures(family, tmp_path, offline=True)
+        rows: list[RowResult] = [row("a", "A block.", tmp_path / "a.mp4")]
+        prepared = prepare_examples(rows, family, pictures)
 
     assert "it is a video" in describe(prepared.summary.faults[0])
 

@@ -26,6 +26,7 @@ class ReadOptions:
         lines: Which lines of a text file beside a picture are captions.
         learn: Which answers of a conversation are learned.
         seed: Seed of random choices.
+        takes_videos: Whether videos in folders have captions, too. Rows may name videos anyway.
     """
 
     prompt: str
@@ -36,3 +37,4 @@ class ReadOptions:
     lines: Lines = "first"
     learn: Learn = "all"
     seed: int = 0
+    takes_videos: bool = False

@@ -24,7 +24,7 @@ def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[RowResult]:
     walk = walk_data(folder)
     yield from unread_parts(walk)
     texts = {path for path in walk.files if path.endswith(_EXTENSIONS)}
-    for picture in walk.pictures(lambda: False):
+    for picture in walk.pictures(lambda: options.takes_videos):
         text = next((path for path in _places(picture) if path in texts), None)
         if text is None:
             yield LeftOut(picture, "no caption")
@@ -49,7 +49,7 @@ def has_sidecars(folder: Path) -> bool:
     walk = walk_data(folder)
     texts = {path for path in walk.files if path.endswith(_EXTENSIONS)}
     return bool(texts) and any(
-        path in texts for picture in walk.pictures(lambda: False) for path in _places(picture)
+        path in texts for picture in walk.pictures(lambda: True) for path in _places(picture)
     )
 
 
