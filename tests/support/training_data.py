@@ -184,6 +184,34 @@ def _sharegpt(folder: Path) -> Path:
     return folder / "mllm.json"
 
 
+def _trl(folder: Path) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    write_pictures(folder)
+    rows = [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"index": 0, "text": "", "type": "image"},
+                        {"index": None, "text": PROMPT, "type": "text"},
+                    ],
+                },
+                {
+                    "role": "assistant",
+                    "content": [{"index": None, "text": text, "type": "text"}],
+                },
+            ],
+            "images": [{"bytes": (folder / name_of(number)).read_bytes(), "path": None}],
+        }
+        for number, text in enumerate(CAPTIONS)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "trl.parquet")
+    return folder / "trl.parquet"
+
+
 def _questions(folder: Path) -> Path:
     write_pictures(folder)
     rows = (
@@ -206,10 +234,11 @@ SHAPES: Mapping[str, Write] = {
     "LLaVA": _llava,
     "LLaVA lines": _llava_lines,
     "ShareGPT": _sharegpt,
+    "TRL": _trl,
     "questions": _questions,
 }
 """Writes the captions in each shape into a folder, and returns what `idefics tune` gets."""
-CHATS = ("OpenAI", "LLaVA", "LLaVA lines", "ShareGPT")
+CHATS = ("OpenAI", "LLaVA", "LLaVA lines", "ShareGPT", "TRL")
 """The shapes that only a model that chats can learn from."""
 
 

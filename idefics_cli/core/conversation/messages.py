@@ -43,7 +43,7 @@ def read_messages(
         value: The value of `messages` or `conversations`.
         name: The name of the value in messages.
         pictures: Collects the pictures that stand in the conversation.
-        labels: Names of further fields that a message may have.
+        labels: Names of further fields that a message or a part may have.
 
     Raises:
         PromptError: If it is no conversation.
@@ -84,32 +84,37 @@ def _message(value: object, name: str, pictures: RowPictures, labels: Collection
         raise PromptError(
             f"`{name}.{sender}` is {shown}", hint="the roles are system, user and assistant"
         )
-    parts = _parts(value.get(content), f"{name}.{content}", pictures)
+    parts = _parts(value.get(content), f"{name}.{content}", pictures, labels)
     if role != "user" and any(isinstance(part, Attachment) for part in parts):
         raise PromptError(f"a picture in `{name}`: only user messages have pictures")
     return Message(role, parts)
 
 
-def _parts(value: object, name: str, pictures: RowPictures) -> tuple[Part, ...]:
+def _parts(
+    value: object, name: str, pictures: RowPictures, labels: Collection[str]
+) -> tuple[Part, ...]:
     if isinstance(value, str):
         return (checked_text(value, name),)
     if not isinstance(value, list):
         raise PromptError(f"`{name}` is neither text nor a list of parts but {kind_of(value)}")
-    return tuple(_part(one, f"{name}[{at}]", pictures) for at, one in enumerate(value))
+    return tuple(_part(one, f"{name}[{at}]", pictures, labels) for at, one in enumerate(value))
 
 
-def _part(value: object, name: str, pictures: RowPictures) -> Part:
+def _part(value: object, name: str, pictures: RowPictures, labels: Collection[str]) -> Part:
     if isinstance(value, str):
         return checked_text(value, name)
     if not isinstance(value, dict):
         raise PromptError(f"`{name}` is not a part but {kind_of(value)}")
-    given = {key: one for key, one in value.items() if one is not None and key not in _LABELS}
+    given = {key: one for key, one in value.items() if one is not None and key not in labels}
     if unknown := next((key for key in given if key not in _PART_KEYS), None):
         raise PromptError(f"unknown field `{name}.{unknown}`", hint="leave it out")
     kind = given.pop("type", None)
     if kind in _TEXT_TYPES:
         return checked_text(given.get("text"), f"{name}.text")
     if kind in _PICTURE_TYPES:
+        # In a table, every part has all columns.
+        if given.get("text") == "":
+            del given["text"]
         # `{"type": "image"}` without further keys marks the place of a picture that the row names
         # elsewhere.
         return pictures.picture(given, name) if given else PICTURE_MARK

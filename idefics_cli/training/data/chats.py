@@ -59,8 +59,9 @@ def _conversation(
     if given := next((one for one in _UNSUPPORTED if row.get(one)), None):
         raise PromptError(f"`{given}` is not supported")
     pictures, value = RowPictures(folder.resolve), row[name]
-    messages = read_messages(value, name, pictures, labels=("weight",))
+    messages = read_messages(value, name, pictures, labels=("weight", "index"))
     weights = _weights(value, name)
+    _check_order(value, name)
     # `<image>` in an answer is plain text, so only the other messages get pictures.
     asked = tuple(m for m in messages if m.role != "assistant")
     filled = iter(place_pictures(asked, value, pictures.of_columns(row)))
@@ -85,6 +86,21 @@ def _weights(value: object, name: str) -> list[bool]:
             raise PromptError(f"`{name}[{at}].weight` is {shown}", hint="it is 0 or 1")
         weights.append(weight != 0)
     return weights
+
+
+def _check_order(value: object, name: str) -> None:
+    """Check that parts refer to the pictures of their row in order.
+
+    A part of data sets for TRL has the `index` of its picture.
+    """
+    contents = [m.get("content") for m in value] if isinstance(value, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    given = [p.get("index") for p in parts if isinstance(p, dict) and p.get("type") == "image"]
+    if any(index is not None for index in given) and given != list(range(len(given))):
+        raise PromptError(
+            f"the pictures of `{name}` have other `index` than 0, 1, 2 and so on",
+            hint="list the pictures of `images` in the order of the conversation",
+        )
 
 
 def _learned(

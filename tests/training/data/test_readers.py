@@ -278,6 +278,7 @@ def test_other_columns_can_be_named(tmp_path: Path) -> None:
         ([{"role": "assistant", "content": "A", "tool_calls": [{}]}], "unknown field"),
         ([{"role": "assistant", "content": [{"type": "image", "url": "a"}]}], "only user messages"),
         ([{"role": "user", "content": "<image><image>"}], "has 2 `<image>`"),
+        ([{"role": "user", "content": [{"type": "image", "index": 1}]}], "have other `index`"),
     ],
 )
 def test_a_wrong_conversation_is_named_with_its_place(
