@@ -4,7 +4,7 @@
 _idefics_command() {
     case $1 in
     'idefics')
-        commands='ask chat caption collect batch serve doctor bench demo sessions models config completion'
+        commands='ask chat caption collect batch serve tune doctor bench demo sessions models config completion'
         flags='--version --help'
         valued=''
         arguments=''
@@ -44,6 +44,12 @@ _idefics_command() {
         flags='--model --revision --adapter --device --dtype --quantization --attention --attn-implementation --splitting --no-splitting --longest-edge --offline --online --threads --yes --host --port --api-key-file --origin --allowed-host --served-name --queue --keep-alive --drain-seconds --max-request-bytes --system --temperature --top-p --top-k --repetition-penalty --max-new-tokens --seed --image-urls --max-images --max-pixels --max-bytes --timeout-seconds --truncated --background --json --dry-run --verbose --quiet --help'
         valued='-m=models --model=models --revision=text --adapter=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --attention=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --attn-implementation=words:auto,flash_attention_2,flash_attention_3,flash_attention_4,sdpa,eager --longest-edge=text --threads=text --host=text --port=text --api-key-file=files --origin=text --allowed-host=text --served-name=text --queue=text --keep-alive=words:90s,5m,2h --drain-seconds=text --max-request-bytes=text -s=text --system=text --temperature=text --top-p=text --top-k=text --repetition-penalty=text --max-new-tokens=text --seed=text --image-urls=words:public,off,or,hosts,with,commas --max-images=text --max-pixels=text --max-bytes=text --timeout-seconds=text --truncated=words:keep,refuse --background=words:black,gray'
         arguments=''
+        ;;
+    'idefics tune')
+        commands=''
+        flags='--question --answer --images --prompt --lines --learn --validation --most-tokens --skip-bad --train --full --rank --alpha --dropout --dora --learning-rate --epochs --batch-size --seed --keep-features --no-keep-features --checkpointing --no-checkpointing --model --revision --device --dtype --quantization --splitting --no-splitting --longest-edge --offline --online --threads --yes --output --overwrite --no-overwrite --plot --json --dry-run --verbose --quiet --help'
+        valued='--question=text --answer=text --images=folders -p=text --prompt=text --lines=text --learn=text --validation=text --most-tokens=text --train=text --rank=text --alpha=text --dropout=text --learning-rate=text --epochs=text --batch-size=text --seed=text -m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --longest-edge=text --threads=text -o=folders --output=folders'
+        arguments='text'
         ;;
     'idefics doctor')
         commands=''

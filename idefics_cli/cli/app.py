@@ -32,6 +32,7 @@ from idefics_cli.cli.commands import (
 from idefics_cli.cli.commands.bench import command as bench
 from idefics_cli.cli.commands.caption import command as caption
 from idefics_cli.cli.commands.doctor import command as doctor
+from idefics_cli.cli.commands.tune import command as tune
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.help.option_suggestions import (
     check_dashes,
@@ -219,6 +220,7 @@ app.command("caption", cls=HelpCommand)(caption.caption)
 app.command("collect", cls=HelpCommand)(collect.collect)
 app.command("batch", cls=HelpCommand)(batch.batch)
 app.command("serve", cls=HelpCommand)(serve.serve)
+app.command("tune", cls=HelpCommand)(tune.tune)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")
 app.command("doctor", cls=HelpCommand)(doctor.doctor)

@@ -106,7 +106,6 @@ def make_job(
     choices: TuneChoices,
     train: Sequence[TrainingExample],
     validation: Sequence[TrainingExample],
-    *,
     parameters: int,
 ) -> TuneJob:
     """Return the job with a default for each choice that is None.

@@ -177,6 +177,30 @@ class TuneRun:
             write_weights()
         return self._result(is_whole=True, weights_step=best.step)
 
+    @property
+    def micro_tokens(self) -> int:
+        """Largest number of tokens of a micro-batch."""
+        return self._steps.micro_tokens
+
+    def probe(self) -> tuple[float, float]:
+        """Do some steps, and return the seconds of one in the first epoch, and in a later one.
+
+        The weights change, so this is for a run that is not done.
+        """
+        times = []
+        for number in (0, min(1, self._job.steps_of_epoch - 1)):
+            self._done = number
+            times.append(self._timed_step())
+        # The pictures of the last step have their features now, if these are kept.
+        self._done = min(1, self._job.steps_of_epoch - 1)
+        later = self._timed_step()
+        return max(times[-1], later), later
+
+    def _timed_step(self) -> float:
+        started = self._clock()
+        self._steps.step(self._examples(), number=self._done, learning_rate=0.0)
+        return self._clock() - started
+
     def close(self) -> None:
         """Free what is kept for further steps; idempotent."""
         if isinstance(self._features, KeptFeatures):

@@ -1,0 +1,1 @@
+"""`idefics tune`: a model is trained on the user's own pictures."""

@@ -1,0 +1,145 @@
+"""The data of `idefics tune`: rows become examples, before the weights of the model are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.invocation import Invocation
+from idefics_cli.core.types import LoadSpec, Progress
+
+if TYPE_CHECKING:
+    from idefics_cli.models.families.base import Family
+    from idefics_cli.training.data.options import Learn, Lines, ReadOptions
+    from idefics_cli.training.examples import TrainingExample
+    from idefics_cli.training.picture_files import TrainingPictures
+    from idefics_cli.training.preparing import DataSummary, PreparedExamples
+
+_MOST_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class DataChoices:
+    """The data, and how it is read.
+
+    Attributes:
+        data: Folder or file.
+        question: Column with the question.
+        answer: Column with the answer.
+        images: Folder to which the paths of pictures are relative.
+        lines: Which lines of a text file are captions.
+        learn: Which answers of a conversation are learned.
+        validation: Share of the pictures that is not learned, or other data.
+        most_tokens: Largest number of tokens of a row; None for the usual limit.
+        skips_bad: Whether rows that cannot be used are left out.
+    """
+
+    data: str
+    question: str | None
+    answer: str | None
+    images: str | None
+    lines: Lines
+    learn: Learn
+    validation: float | Path
+    most_tokens: int | None
+    skips_bad: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TuneData:
+    """The examples, and what was left out.
+
+    Attributes:
+        train: The examples that are learned.
+        validation: The examples that are not.
+        pictures: Opens their pictures.
+        summaries: What the data holds, and what the other data for validation holds, if any.
+    """
+
+    train: list[TrainingExample]
+    validation: list[TrainingExample]
+    pictures: TrainingPictures
+    summaries: tuple[DataSummary, ...]
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Number of rows that are left out, by reason."""
+        counts: Counter[str] = Counter()
+        for summary in self.summaries:
+            counts.update(summary.left_out)
+        return counts
+
+    @property
+    def faults(self) -> int:
+        """Number of rows that the user may want to mend."""
+        return sum(summary.fault_count for summary in self.summaries)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the examples that are learned."""
+        return sum(len(example.tokens.token_ids) for example in self.train)
+
+
+@contextmanager
+def prepared_data(
+    invocation: Invocation,
+    choices: DataChoices,
+    spec: LoadSpec,
+    family: Family,
+    context_tokens: int,
+    *,
+    report: Progress,
+) -> Iterator[TuneData]:
+    """Yield all examples, after each of their pictures was opened once.
+
+    Raises:
+        UsageError: If the data cannot be read, or no row is left.
+        IdeficsError: If rows have faults, and the user did not say `--skip-bad`.
+    """
+    from idefics_cli.training.data.read import read_rows
+    from idefics_cli.training.examples import split_examples
+    from idefics_cli.training.picture_files import TrainingPictures
+    from idefics_cli.training.preparing import prepare_examples
+
+    most = choices.most_tokens or min(context_tokens, _MOST_TOKENS)
+    options = _options(invocation, choices, spec)
+    is_lenient = choices.skips_bad or invocation.settings.dry_run
+    with TemporaryDirectory(prefix="idefics-tune-") as folder:
+        pictures = TrainingPictures(family, Path(folder), limits=spec.limits, offline=spec.offline)
+
+        def examples_of(data: Path) -> PreparedExamples:
+            rows = read_rows(data, options)
+            found = prepare_examples(rows, family, pictures, most_tokens=most, report=report)
+            found.check(str(data), skips_bad=is_lenient)
+            return found
+
+        found = examples_of(Path(choices.data))
+        if isinstance(choices.validation, Path):
+            train, other = list(found.examples), examples_of(choices.validation)
+            summaries = (found.summary, other.summary)
+            yield TuneData(train, list(other.examples), pictures, summaries)
+        else:
+            train, validation = split_examples(found.examples, choices.validation)
+            yield TuneData(train, validation, pictures, (found.summary,))
+
+
+def _options(invocation: Invocation, choices: DataChoices, spec: LoadSpec) -> ReadOptions:
+    from idefics_cli.models.hub.registry import default_caption_prompt
+    from idefics_cli.training.data.options import ReadOptions
+
+    settings = invocation.settings
+    return ReadOptions(
+        settings.prompt or default_caption_prompt(spec.repo, chats=spec.chats),
+        mode="chat" if spec.chats else "complete",
+        question=choices.question,
+        answer=choices.answer,
+        images=Path(choices.images) if choices.images else None,
+        lines=choices.lines,
+        learn=choices.learn,
+        seed=settings.seed or 0,
+    )

@@ -1,0 +1,224 @@
+"""`idefics tune`: an adapter from pictures with captions, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from idefics_cli.cli.services import Services
+from idefics_cli.demo.samples import write_samples
+from tests.support.commands import Ran, run
+
+pytest.importorskip("peft")
+
+
+def write_style(folder: Path, style: Callable[[str], str], *, count: int, seed: int = 0) -> None:
+    """Write pictures of scenes to *folder*, with captions in a style of their own."""
+    samples = write_samples(folder, count=count, seed=seed)
+    rows = [{"file_name": each.file_name, "caption": style(each.caption)} for each in samples]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def easy_style(caption: str) -> str:
+    return caption[0].lower() + caption[1:].rstrip(".").replace(" on ", ", ")
+
+
+def hard_style(caption: str) -> str:
+    what, _, where = caption.rstrip(".").partition(" on ")
+    return f"PHOTO // {what[0].lower()}{what[1:]} // {where} //"
+
+
+@pytest.fixture
+def data(here: Path) -> Path:
+    write_style(here / "photos", easy_style, count=12)
+    return here / "photos"
+
+
+def tune(*arguments: str) -> Ran:
+    return run("tune", *arguments, "-m", "demo", services=Services(stdin=None))
+
+
+def captions_in(file: str) -> list[str]:
+    return [json.loads(line)["caption"] for line in Path(file).read_text().splitlines()]
+
+
+QUICK = ("photos", "-o", "out", "--epochs", "4", "--batch-size", "6", "--learning-rate", "0.01")
+
+LONGER = (*QUICK[:3], "--epochs", "20", "--batch-size", "6")
+
+
+def test_a_run_writes_an_adapter_that_answers_as_its_last_evaluation(data: Path) -> None:
+    ran = tune(*LONGER, "--validation", "photos", "--json", "--plot")
+
+    assert ran.code == 0
+    result = json.loads(ran.out)
+    assert (result["rows"], result["validation_rows"], result["steps"]) == (12, 12, 40)
+    assert [each["step"] for each in result["evaluations"]] == list(range(0, 41, 4))
+    losses = [each["loss"] for each in result["evaluations"]]
+    assert losses[-1] < losses[0] / 2
+    assert set(os.listdir("out")) == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "idefics.json",
+        "loss.svg",
+        "samples.html",
+        "training.jsonl",
+    }
+    assert "training an adapter of 221,184 weights beside 28 layers of the text model" in ran.err
+    card = Path("out/README.md").read_text()
+    assert "trained on 12 rows of `photos` (221,184 weights, 40 steps)" in card
+    assert Path("out/loss.svg").read_text().startswith("<svg")
+    assert "scene-000.png" in Path("out/samples.html").read_text()
+
+    again = run(
+        *("caption", "photos", "--adapter", "out", "-o", "new.jsonl"), services=Services(stdin=None)
+    )
+    assert again.code == 0
+    captions = captions_in("new.jsonl")
+    assert captions[:8] == [sample["after"] for sample in result["samples"]]
+    assert captions[:8] != [sample["before"] for sample in result["samples"]]
+
+
+def test_the_weights_themselves_are_trained_with_full_into_a_model_for_m(data: Path) -> None:
+    ran = tune(*LONGER, "--full", "--validation", "photos", "--json")
+
+    assert ran.code == 0
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir("out"))
+    result = json.loads(ran.out)
+    again = run(
+        *("caption", "photos", "-m", "./out", "-o", "new.jsonl"), services=Services(stdin=None)
+    )
+    assert again.code == 0
+    captions = captions_in("new.jsonl")
+    assert captions[:8] == [sample["after"] for sample in result["samples"]]
+
+
+def test_a_dry_run_tells_rows_tokens_memory_and_time_and_writes_nothing(data: Path) -> None:
+    ran = tune(*QUICK, "--dry-run")
+    assert ran.code == 0
+    lines = dict(line.split(None, 1) for line in ran.out.splitlines())
+    assert lines["rows"] == "11 to learn, 1 to try the model on"
+    assert lines["trained"] == "221,184 weights beside 28 layers"
+    assert lines["steps"].startswith("8, in about ")
+    assert lines["memory"].endswith("of cpu")
+    record = json.loads(tune(*QUICK, "--dry-run", "--json").out)
+    assert record["trained"] == 221184
+    assert record["memory"]["trained"] == 16 * 221184
+    assert not Path("out").exists()
+
+
+def test_a_finished_run_is_not_repeated(data: Path) -> None:
+    assert tune(*QUICK).code == 0
+    before = Path("out/adapter_model.safetensors").stat().st_mtime_ns
+    again = tune(*QUICK)
+    assert (again.code, again.err.splitlines()[-1]) == (
+        0,
+        "note: out is done; `--overwrite` starts again",
+    )
+    assert Path("out/adapter_model.safetensors").stat().st_mtime_ns == before
+    other = tune(*QUICK, "--rank", "4")
+    assert other.code == 2
+    assert "rank was 16, now 4; alpha was 32.0, now 8.0" in other.err
+    assert tune(*QUICK, "--rank", "4", "--overwrite").code == 0
+
+
+def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> None:
+    (data / "scene-003.png").unlink()
+    ran = tune(*QUICK)
+    assert ran.code == 1
+    assert "1 row of `photos` cannot be used" in ran.err
+    assert "scene-003.png" in ran.err
+    assert not Path("out").exists()
+
+    skipped = tune(*QUICK, "--skip-bad")
+    assert skipped.code == 3
+    assert "1 left out (unreadable picture: 1)" in skipped.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("photos",), "a folder for the adapter is missing"),
+        (("nothing", "-o", "out"), "no such file or folder: `nothing`"),
+        (("photos", "-o", "photos"), "photos holds other files"),
+        ((*QUICK, "--train", "head"), "--train must be text, connector or vision, not `head`"),
+        ((*QUICK, "--rank", "0"), "--rank must be from 1 to 1024, not `0`"),
+        ((*QUICK, "--dropout", "1"), "--dropout must be less than 1, not `1`"),
+        ((*QUICK, "--learn", "some"), "--learn must be all or last, not `some`"),
+        ((*QUICK, "--validation", "2"), "--validation must be more than 0 and less than 1"),
+        ((*QUICK, "--validation", "no"), "--validation must be a share, such as 0.1, or data"),
+        ((*QUICK, "--full", "--rank", "4"), "--rank is for adapters, and --full trains"),
+        ((*QUICK, "--dtype", "float16"), "training in float16 ends in NaN"),
+        ((*QUICK, "--quantization", "8bit"), "weights in 8bit cannot be trained"),
+        ((*QUICK, "--most-tokens", "5"), "has no row to train on (too long: 12)"),
+    ],
+)
+def test_a_mistake_has_one_message(arguments: tuple[str, ...], message: str, data: Path) -> None:
+    ran = tune(*arguments)
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.err.count("error:") == 1
+    assert not Path("out", "adapter_model.safetensors").exists()
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "idefics_cli", "tune", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_after_a_signal_the_same_command_goes_on(
+    number: signal.Signals, code: int, data: Path
+) -> None:
+    # Each step is evaluated, and so is in a checkpoint.
+    words = (*QUICK[:3], "--epochs", "20", "--batch-size", "6", "-m", "demo")
+    process = start(*words)
+    log = Path("out/training.jsonl")
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step": 9' in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    if number == signal.SIGINT:
+        assert "the same command continues from here" in err
+    assert Path("out/adapter_model.safetensors").exists()
+
+    rest = tune(*words[:-2])
+
+    assert rest.code == 0
+    done = int(rest.err.split("going on after ")[1].split(" of ")[0])
+    assert 8 <= done < 40
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in steps if "norm" in line] == list(range(1, 41))
+    shutil.copytree("out", "killed")
+    shutil.rmtree("out")
+    assert tune(*words[:-2]).code == 0
+    adapter = "adapter_model.safetensors"
+    assert Path("out", adapter).read_bytes() == Path("killed", adapter).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_defaults_teach_a_new_style_to_the_built_in_model(here: Path) -> None:
+    write_style(here / "photos", hard_style, count=128)
+    write_style(here / "new", hard_style, count=32, seed=1)
+    ran = tune("photos", "-o", "out", "--validation", "new", "--json")
+    first, *_, last = json.loads(ran.out)["evaluations"]
+    assert (first["exact"], last["exact"], last["asked"]) == (0, 32, 32)
