@@ -247,6 +247,18 @@ def test_cancelled_encoding_keeps_the_pictures_that_are_complete(
     assert sum(each.picture.digest in encoder.features for each in pictures) == 1
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda:0", [5]), ("mps", [1] * 5)])
+def test_an_apple_gpu_gets_one_large_tile_at_a_time(
+    device: str, expected: list[int], engine_of: EngineOf
+) -> None:
+    loaded = engine_of("idefics2").loaded
+    # Five tiles of Idefics2 in one forward end the process on an Apple GPU.
+    large = replace(loaded.family.preprocess(picture(0)).picture, tile_sizes=((980, 980),) * 5)
+    model = cast("Model", SimpleNamespace(device=torch.device(device), config=loaded.model.config))
+    groups = PictureEncoder(model, loaded.family).groups([large])
+    assert [len(group.tiles) for group in groups] == expected
+
+
 def test_the_plan_limits_the_tiles_of_one_forward(
     engine_of: EngineOf, batches: list[tuple[int, int, int]]
 ) -> None:
