@@ -22,7 +22,10 @@ PICTURES = (
     *("photos/a.jpg", "photos/b.png", "photos/sub/c.jpg", "pictures/scene-001.png"),
 )
 # What needs the network, another machine, or minutes.
-NOT_RUN = ("pip ", "git clone", "idefics models pull", "idefics bench", "idefics serve", "docker ")
+NOT_RUN = (
+    *("pip ", "git clone", "idefics models pull", "idefics bench", "idefics serve", "docker "),
+    *("idefics caption photos/ -r -o captions.jsonl --devices", "idefics collect"),
+)
 
 # With the cursor shown again, the line editor waits for keys.
 PROMPT = r"> ?\x1b\[0m[^>]*\x1b\[\?25h"
