@@ -79,6 +79,10 @@ class CutError(ModelError):
     """A reply that reached its limit of tokens before it matched its schema or pattern."""
 
 
+class DeadEndError(ModelError):
+    """A reply that cannot go on, because its schema, pattern or banned words exclude all tokens."""
+
+
 class MemoryLimitError(IdeficsError):
     """The device ran out of memory while it loaded the model or generated an answer."""
 

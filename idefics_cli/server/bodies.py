@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from idefics_cli.core.units import format_size
 from idefics_cli.server.admission import Place
@@ -73,25 +73,33 @@ async def read_body(receive: Receive, headers: Headers, place: Place, limits: Bo
     place.add_bytes(length or 0)
     loop = asyncio.get_running_loop()
     started, body = loop.time(), bytearray()
-    while True:
-        allowed = max(limits.seconds, len(body) / limits.least_rate)
-        try:
-            async with asyncio.timeout_at(started + allowed):
-                message = await receive()
-        except TimeoutError:
-            slow = "the body came too slowly"
-            raise ApiError(408, slow, code="request_timeout", headers=_CLOSE) from None
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        piece = message.get("body", b"")
-        if len(body) + len(piece) > limits.most_bytes:
-            await _drop(receive)
-            raise _too_large(limits)
-        if length is None:
-            place.add_bytes(len(piece))
-        body += piece
-        if not message.get("more_body", False):
-            return bytes(body)
+    try:
+        while True:
+            allowed = max(limits.seconds, len(body) / limits.least_rate)
+            message = await _next_piece(receive, started + allowed)
+            piece = message.get("body", b"")
+            if len(body) + len(piece) > limits.most_bytes:
+                await _drop(receive)
+                raise _too_large(limits)
+            if length is None:
+                place.add_bytes(len(piece))
+            body += piece
+            if not message.get("more_body", False):
+                return bytes(body)
+    finally:
+        body.clear()  # the traceback of an error would keep it
+
+
+async def _next_piece(receive: Receive, deadline: float) -> Message:
+    try:
+        async with asyncio.timeout_at(deadline):
+            message = await receive()
+    except TimeoutError:
+        slow = "the body came too slowly"
+        raise ApiError(408, slow, code="request_timeout", headers=_CLOSE) from None
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    return message
 
 
 def _announced(headers: Headers) -> int | None:

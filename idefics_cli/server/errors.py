@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from idefics_cli.core.errors import (
     ContextError,
+    DeadEndError,
     ImageError,
     ImageErrorKind,
     MemoryLimitError,
@@ -120,7 +121,7 @@ def api_error(error: Exception, request_id: str) -> ApiError:
             code="context_length_exceeded",
             param="messages",
         )
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | DeadEndError):
         found = _PARAM.match(str(error))
         return ApiError(
             400, str(error), code="invalid_value", param=found[1] if found is not None else None

@@ -66,8 +66,9 @@ class Generation:
                 streams=streams,
             )
             with self._lock:
-                self._handles.append(handle)
                 is_cancelled = self.is_cancelled
+                if not is_cancelled:
+                    self._handles.append(handle)
             if is_cancelled:
                 handle.cancel()
 
@@ -75,7 +76,8 @@ class Generation:
         """End all replies, those that are submitted later too."""
         with self._lock:
             self.is_cancelled = True
-            handles = list(self._handles)
+            # A handle keeps the request, which keeps its listener, which keeps this.
+            handles, self._handles = self._handles, []
         for handle in handles:
             handle.cancel()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
@@ -89,8 +88,7 @@ class TextEndpoint:
         finally:
             if leaving is not None:
                 leaving.cancel()
-                with suppress(asyncio.CancelledError, ClientGoneError):
-                    await leaving
+                await asyncio.wait([leaving])
 
 
 class _Answer:
@@ -139,7 +137,9 @@ class _Answer:
         is_ours = answer.status == 500
         if not self._exchange.status:
             # The error handlers of the app answer it, and an error of ours is in the log.
-            raise (error if is_ours else answer) from error
+            if is_ours or answer is error:
+                raise error
+            raise answer from None
         if not self._is_ended:
             await self._write(event(answer.body()) + DONE, ends=True)
         if is_ours:
@@ -238,7 +238,6 @@ async def _until_gone(receive: Receive) -> None:
     """Wait until the client leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    raise ClientGoneError
 
 
 async def _first(
@@ -253,8 +252,8 @@ async def _first(
         ClientGoneError: If the client leaves.
     """
     task = asyncio.ensure_future(work)
+    signals: list[asyncio.Future[Any]] = [stop] if leaving is None else [stop, leaving]
     try:
-        signals = [stop] if leaving is None else [stop, leaving]
         await asyncio.wait([task, *signals], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
@@ -265,3 +264,6 @@ async def _first(
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
+        # A task keeps its error, whose traceback keeps this frame. Without the names of the tasks,
+        # the body and the pictures of a failed request need no garbage collector.
+        del task, signals, leaving

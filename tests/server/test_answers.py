@@ -280,6 +280,18 @@ def test_answers_have_the_form_that_is_asked_for(demo: HttpServer, scenes: list[
     assert any_object.startswith("{")
 
 
+def test_a_form_that_the_banned_words_exclude_is_a_fault_of_the_request(demo: HttpServer) -> None:
+    fields = {
+        "structured_outputs": {"regex": "green"},
+        "bad_words": ["g", "gr", "gre", "gree", "green"],
+    }
+
+    status, _, answer = demo.ask(body=chat("Which colour?", **fields, max_tokens=9))
+
+    assert (status, answer["error"]["code"]) == (400, "invalid_value")
+    assert "leaves no token" in answer["error"]["message"]
+
+
 def test_ignored_fields_are_named(demo: HttpServer, scenes: list[str]) -> None:
     body = chat(QUESTION, scenes[0], user="me", metadata={"a": "b"}, logit_bias={}, tools=[], x=1)
     messages: Any = body["messages"]

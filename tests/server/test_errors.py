@@ -14,6 +14,7 @@ from openai.types.shared import ErrorObject
 
 from idefics_cli.core.errors import (
     ContextError,
+    DeadEndError,
     IdeficsError,
     ImageError,
     MemoryLimitError,
@@ -263,6 +264,8 @@ def test_errors_of_the_engine_have_their_status(
     wait_for(lambda: all(identity in caplog.text for identity in identities))
     # What the program raises itself needs no traceback.
     assert caplog.text.count("Traceback") == caplog.text.count("0xdeadbeef") == 1
+    dead = failing(server, engine, DeadEndError("the schema leaves no token"))
+    assert (dead[0], error_of(dead)["message"]) == (400, "the schema leaves no token")
     picture = failing(server, engine, ImageError("/x", kind="truncated"))
     assert error_of(picture)["code"] == "image_parse_error"
 

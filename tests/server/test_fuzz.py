@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from copy import deepcopy
 from http.client import HTTPConnection
 from typing import Any
 
@@ -72,13 +73,14 @@ def changed(generator: random.Random, body: dict[str, Any]) -> bytes:
         container, key = generator.choice(spots(body) or [(body, "x")])
         kind = generator.randrange(4)
         if kind == 0:
-            container[key] = generator.choice(_ODD)
+            container[key] = deepcopy(generator.choice(_ODD))
         elif kind == 1 and isinstance(container, dict):
             del container[key]
         elif kind == 2 and isinstance(container, dict):
-            container[str(key) + generator.choice(("", "s", "_", "\n"))] = generator.choice(_ODD)
+            name = str(key) + generator.choice(("", "s", "_", "\n"))
+            container[name] = deepcopy(generator.choice(_ODD))
         elif isinstance(container, list):
-            container.append(generator.choice(_ODD))
+            container.append(deepcopy(generator.choice(_ODD)))
     # The least limit keeps the run short.
     if isinstance(body.get("max_tokens"), int) and body["max_tokens"] > 16:
         body["max_tokens"] = 16

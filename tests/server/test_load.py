@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import socket
@@ -349,3 +350,32 @@ def test_bytes_that_are_no_http_get_an_error_in_json(server: HttpServer, data: b
     if answer:
         assert b'{"error":{"message":' in answer
     assert server.ask("/health")[0] == 200
+
+
+def test_no_failed_request_waits_for_the_garbage_collector(
+    server: HttpServer, engine: ManualEngine
+) -> None:
+    # Its body would stay in memory until then, and many of them would fill it.
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for body in (b"{", chat("x", "/etc/passwd"), chat("x", n=99), chat("x", model="other")):
+            assert server.ask(body=body)[0] in (400, 404)
+        for streams in (False, True):
+            connection = server.begin(chat("x", PICTURE, stream=streams))
+            wait_for(lambda: len(engine.open) == 1)
+            connection.close()
+            wait_for(lambda: not engine.open)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as gone:
+            gone.sendall(HEAD + b"Content-Length: 500\r\n\r\n" + b" " * 100)
+            wait_for(lambda: server.service.admission.open_bytes == 500)
+        server.wait_until_idle()
+        gc.collect()
+        kept = {type(one).__name__ for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+    assert not kept & {"Call", "Generation", "ApiRequest", "ApiError", "bytearray", "Attachment"}

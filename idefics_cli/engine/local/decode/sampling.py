@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idefics_cli.core.errors import ModelError
+from idefics_cli.core.errors import DeadEndError, ModelError
 from idefics_cli.core.text import or_list
 from idefics_cli.core.types import Finish, Sampling
 from idefics_cli.engine.local.decode.bans import (
@@ -391,7 +391,7 @@ def _bounded(value: float) -> float:
 def _no_token(highest: float, row: BatchRow, dtype: torch.dtype) -> ModelError:
     """Return the error for *row*, whose *highest* score is not finite."""
     if row.guide is not None and highest == -math.inf:
-        return ModelError("the schema or pattern of the answer leaves no token to go on with")
+        return DeadEndError("the schema or pattern of the answer leaves no token to go on with")
     name = str(dtype).removeprefix("torch.")
     others = or_list([f"`--dtype {n}`" for n in ("bfloat16", "float32") if n != name])
     return ModelError(
