@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from idefics_cli.models.kernels.split_keys import SPLIT_KEYS, SplitKeyAttention
+from idefics_cli.models.kernels.split_keys import SPLIT_KEYS, SplitKeyAttention, dtypes_to_check
 from tests.support.kernels import refusing
 from tests.support.recording import CpuCapture
 
@@ -161,3 +161,13 @@ def test_the_self_test_finds_wrong_products_and_products_that_cannot_run(
     assert not SPLIT_KEYS.passes_self_test()
     monkeypatch.setattr(torch, "bmm", refusing)
     assert not SPLIT_KEYS.passes_self_test()
+
+
+@pytest.mark.parametrize(("capability", "has_bf16"), [((7, 5), False), ((8, 0), True)])
+def test_an_old_gpu_is_not_tested_in_the_dtype_that_it_lacks(
+    capability: tuple[int, int], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert (torch.bfloat16 in dtypes_to_check("cuda:1")) == has_bf16
+    assert {torch.float32, torch.float16} <= set(dtypes_to_check("cuda:1"))
+    assert torch.bfloat16 in dtypes_to_check("cpu")
