@@ -1,0 +1,131 @@
+"""`--devices` names workers, which divide threads and memory, and must all say the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from idefics_cli.cli.commands.caption.devices import list_devices
+from idefics_cli.cli.services import Services
+from idefics_cli.core.errors import UsageError
+from idefics_cli.core.units import GIB
+from idefics_cli.hardware.machine import Machine
+from tests.support.commands import MACHINE, Ran, World, run
+from tests.support.fakes import FakeEngine
+from tests.support.machines import RTX_4090, gpus
+from tests.support.photo_folder import describe_photo
+
+TWO_GPUS = gpus(RTX_4090, RTX_4090)
+
+
+@pytest.fixture(autouse=True)
+def _photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jpg").write_bytes(b"a")
+
+
+def services(machine: Machine) -> Services:
+    world = World(FakeEngine(describe_photo), IDEFICS_JSON="1")
+    return replace(
+        world.services,
+        probe=lambda: machine,
+        probe_gpus=lambda folder, verdicts, machine, shape: verdicts,
+    )
+
+
+def dry_run(machine: Machine, *arguments: str) -> Ran:
+    words = ("caption", "a.jpg", "-o", "out.jsonl", "--dry-run", *arguments)
+    return run(*words, services=services(machine))
+
+
+@pytest.mark.parametrize(
+    ("text", "machine", "devices"),
+    [
+        ("cpu", MACHINE, ["cpu"]),
+        ("cpu:3", MACHINE, ["cpu", "cpu", "cpu"]),
+        ("all", TWO_GPUS, ["cuda:0", "cuda:1"]),
+        ("cuda:1,cuda:0", TWO_GPUS, ["cuda:1", "cuda:0"]),
+        ("cuda:0,cpu:2", TWO_GPUS, ["cuda:0", "cpu", "cpu"]),
+        ("mps", MACHINE, ["mps"]),
+    ],
+)
+def test_a_list_of_devices_is_a_worker_for_each(
+    text: str, machine: Machine, devices: list[str]
+) -> None:
+    assert list_devices(text, machine) == devices
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("all", "`--devices all`: this machine has no CUDA device"),
+        ("cpu:0", "`--devices cpu:0` names 0 workers; there can be from 1 to 64"),
+        ("cpu:65", "`--devices cpu:65` names 65 workers; there can be from 1 to 64"),
+        ("cuda:0,cuda:0", "`--devices cuda:0,cuda:0` names `cuda:0` twice"),
+    ],
+)
+def test_a_list_that_names_no_workers_is_refused(text: str, error: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        list_devices(text, MACHINE)
+    assert str(caught.value) == error
+
+
+def test_each_gpu_has_a_plan_of_its_own_and_a_part_of_the_threads() -> None:
+    ran = dry_run(TWO_GPUS, "--devices", "all")
+    assert (ran.code, ran.record["device"], ran.record["threads"]) == (0, "cuda", 4)
+    assert ran.record["device_map"] is None
+    second = dry_run(TWO_GPUS, "--devices", "cuda:1,cuda:0")
+    assert second.record["device"] == "cuda:1"
+    assert ran.err.endswith("note: the plan is that of each worker: cuda:0, cuda:1\n")
+    one = dry_run(TWO_GPUS, "--device", "cuda:0")
+    assert ran.record["batch_size"] == one.record["batch_size"]
+    assert ran.record["dtype"] == one.record["dtype"]
+
+
+def test_workers_on_a_processor_divide_its_threads_and_its_memory() -> None:
+    machine = replace(MACHINE, cores=8, ram_bytes=64 * GIB, free_ram_bytes=48 * GIB)
+    one = dry_run(machine, "--device", "cpu").record
+    four = dry_run(machine, "--devices", "cpu:4").record
+    assert four["threads"] == min(one["threads"], 2)
+    assert dry_run(machine, "--devices", "cpu:2", "--threads", "6").record["threads"] == 3
+    need, shared = one["memory"][0], four["memory"][0]
+    assert shared["usable_bytes"] == need["usable_bytes"] // 4
+    assert four["batch_size"] <= one["batch_size"]
+
+
+def test_workers_that_do_not_fit_into_the_memory_are_refused() -> None:
+    machine = replace(MACHINE, cores=64, free_ram_bytes=12 * GIB)
+    assert dry_run(machine, "--devices", "cpu:2").code == 0
+    ran = dry_run(machine, "--devices", "cpu:40")
+    assert ran.code == 2
+    assert ran.err.startswith("error: 40 workers need ")
+    assert "of memory each" in ran.err
+    assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (
+            ["a.jpg", "--device", "cpu", "--devices", "cpu:2"],
+            "error: --device and --devices exclude each other\nhint: `--devices cuda:0,cuda:1`\n",
+        ),
+        (
+            ["-", "--devices", "cpu:2"],
+            "error: --devices shares files among workers, and stdin is one picture\n"
+            "hint: leave `--devices` out\n",
+        ),
+        (
+            ["a.jpg", "--devices", "gpu"],
+            "error: --devices must be devices with commas, such as cuda:0,cuda:1, or cpu:2 for two "
+            "workers, or all, not `gpu`\n",
+        ),
+    ],
+)
+def test_what_contradicts_devices_is_told(arguments: list[str], error: str) -> None:
+    with open("a.jpg", "rb") as stdin:
+        world = World(FakeEngine(describe_photo), stdin=stdin)
+        ran = run("caption", *arguments, services=world.services)
+    assert tuple(ran) == (2, "", error)
