@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from idefics_cli.core.errors import ModelError
+from idefics_cli.core.types import ImageLimits
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 from tests.support.http_servers import CHAT, chat, events, read
@@ -121,6 +122,29 @@ def test_a_model_that_cannot_be_loaded_ends_the_command() -> None:
 
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.endswith("error: the weights are broken\nhint: delete them\n")
+
+
+def limits_of(*arguments: str) -> ImageLimits:
+    """Return the limits of pictures with which the command loads its model."""
+    world = World(FakeEngine(), load_error=ModelError("no"))
+    run("serve", "--port", "0", *arguments, services=world.services)
+    return world.specs[0].limits
+
+
+def test_no_option_lets_requests_read_files() -> None:
+    usual = limits_of()
+    assert usual.sources == {"data", "web"}
+    assert usual.addresses == "public"
+    assert (usual.max_pixels, usual.max_bytes) == (50_000_000, 20_000_000)
+    assert usual.download_seconds == 10
+
+    assert limits_of("--image-urls", "off").sources == {"data"}
+    assert limits_of("--offline").sources == {"data"}
+    named = limits_of("--image-urls", "NAS.local:81,box")
+    assert named.sources == {"data", "web"}
+    assert named.addresses == frozenset({"nas.local:81", "box"})
+    assert limits_of("--max-pixels", "9").max_pixels == 9
+    assert limits_of("--max-bytes", "300000000").max_bytes == 300_000_000
 
 
 def test_a_dry_run_shows_the_plan_and_listens_nowhere() -> None:
