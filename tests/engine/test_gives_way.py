@@ -332,7 +332,7 @@ ROWS = (
     Row(kernel_is_wrong, "left out: the kernel `cuda_split_keys` computes wrongly", "off by 0.5"),
     Row(graphs_are_wrong, "left out: CUDA graphs on cuda:0 computes wrongly", "3 of 12 right"),
     Row(gpu_is_left_out, "cuda:0 is left out: ", "no kernel image is available"),
-    Row(gpu_is_too_small, "the GPU is not used: with the GPU, it needs ", " on cuda:0"),
+    Row(gpu_is_too_small, "the GPU is not used: with the GPU, it needs ", " are usable on cuda:0"),
     Row(apple_gpu_is_too_small, "the GPU is not used: ", "too large for the Apple GPU"),
     Row(
         torch_is_built_for_the_processor, "the GPU is not used: ", "this torch is built for the CPU"

@@ -255,4 +255,4 @@ def describe_shortage(needs: tuple[Need, ...]) -> str:
     """Return by how much *needs* exceed the memory, as the end of a sentence."""
     total, usable = sum(n.total for n in needs), sum(n.usable for n in needs)
     where = " and ".join(need.device for need in needs)
-    return f"needs {format_size(total)} of {format_size(usable)} on {where}"
+    return f"needs {format_size(total)}, and {format_size(usable)} are usable on {where}"
