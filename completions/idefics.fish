@@ -232,7 +232,7 @@ complete -c idefics -n '__idefics_at caption' -s q -l quiet -d 'Show errors only
 complete -c idefics -n '__idefics_at caption' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at caption' -k -a '(__idefics_pictures)'
 
-complete -c idefics -n '__idefics_at collect' -s o -l output -r -F -d 'Write the rows to this file, not to OUTPUT; its extension may name another format. (default: stdout, the same as `-`)'
+complete -c idefics -n '__idefics_at collect' -s o -l output -r -F -d 'Write the rows to this file, in the format of its extension. (default: OUTPUT)'
 complete -c idefics -n '__idefics_at collect' -s f -l format -x -a "tsv\t'' jsonl\t'' csv\t'' csvbom\t'' parquet\t'' txt\t'' xmp\t''" -d 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt or xmp. (default: by the extension of the output)'
 complete -c idefics -n '__idefics_at collect' -l partial -d 'Write what is there, even if shards are not complete; the exit code is then 3'
 complete -c idefics -n '__idefics_at collect' -l overwrite -l no-overwrite -d 'Replace what earlier runs wrote'
@@ -488,7 +488,7 @@ complete -c idefics -n '__idefics_at models quantize' -s q -l quiet -d 'Show err
 complete -c idefics -n '__idefics_at models quantize' -s h -l help -d 'Show this message and exit'
 complete -c idefics -n '__idefics_at models quantize' -k -a '(__idefics_models)'
 
-complete -c idefics -n '__idefics_at models merge' -s o -l output -x -d 'Write the model to this new folder. (default: stdout, the same as `-`)'
+complete -c idefics -n '__idefics_at models merge' -s o -l output -x -d 'Write the model to this new folder'
 complete -c idefics -n '__idefics_at models merge' -s m -l model -x -k -a '(__idefics_models)' -d 'The model of the adapter, if its files do not name it. (default: smolvlm-500m)'
 complete -c idefics -n '__idefics_at models merge' -l revision -x -d 'Branch, tag or commit of a Hub repository'
 complete -c idefics -n '__idefics_at models merge' -l offline -l online -d 'Do not use the network'

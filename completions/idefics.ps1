@@ -34,7 +34,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
         }
         'idefics collect' = @{
             Commands = [ordered]@{}
-            Flags = [ordered]@{ '--output' = 'Write the rows to this file, not to OUTPUT; its extension may name another format. (default: stdout, the same as `-`)'; '--format' = 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt or xmp. (default: by the extension of the output)'; '--partial' = 'Write what is there, even if shards are not complete; the exit code is then 3'; '--overwrite' = 'Replace what earlier runs wrote'; '--no-overwrite' = 'Replace what earlier runs wrote'; '--json' = 'Print JSON'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Flags = [ordered]@{ '--output' = 'Write the rows to this file, in the format of its extension. (default: OUTPUT)'; '--format' = 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt or xmp. (default: by the extension of the output)'; '--partial' = 'Write what is there, even if shards are not complete; the exit code is then 3'; '--overwrite' = 'Replace what earlier runs wrote'; '--no-overwrite' = 'Replace what earlier runs wrote'; '--json' = 'Print JSON'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{ '-o' = 'files'; '--output' = 'files'; '-f' = 'words:tsv,jsonl,csv,csvbom,parquet,txt,xmp'; '--format' = 'words:tsv,jsonl,csv,csvbom,parquet,txt,xmp' }
             Arguments = @('text')
             Repeated = ''
@@ -153,7 +153,7 @@ Register-ArgumentCompleter -Native -CommandName idefics -ScriptBlock {
         }
         'idefics models merge' = @{
             Commands = [ordered]@{}
-            Flags = [ordered]@{ '--output' = 'Write the model to this new folder. (default: stdout, the same as `-`)'; '--model' = 'The model of the adapter, if its files do not name it. (default: smolvlm-500m)'; '--revision' = 'Branch, tag or commit of a Hub repository'; '--offline' = 'Do not use the network'; '--online' = 'Do not use the network'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
+            Flags = [ordered]@{ '--output' = 'Write the model to this new folder'; '--model' = 'The model of the adapter, if its files do not name it. (default: smolvlm-500m)'; '--revision' = 'Branch, tag or commit of a Hub repository'; '--offline' = 'Do not use the network'; '--online' = 'Do not use the network'; '--verbose' = 'Also show the messages of the libraries'; '--quiet' = 'Show errors only'; '--help' = 'Show this message and exit' }
             Valued = @{ '-o' = 'text'; '--output' = 'text'; '-m' = 'models'; '--model' = 'models'; '--revision' = 'text' }
             Arguments = @('text')
             Repeated = ''

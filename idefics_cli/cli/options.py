@@ -37,10 +37,13 @@ def _option(
     metavar: str | None = None,
     complete: Callable[[str], list[tuple[str, str]]] | None = None,
     text: str | None = None,
+    unset: str | None = None,
 ) -> Any:
     setting = _SETTINGS[name]
     if text is not None:
         setting = replace(setting, help=text)
+    if unset is not None:
+        setting = replace(setting, unset=unset)
     if metavar is None:
         metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind)
     return typer.Option(
@@ -355,7 +358,8 @@ CollectedOutput = Annotated[
         *("output", "--output", "-o"),
         panel=OUTPUT_PANEL,
         metavar="FILE",
-        text="Write the rows to this file, not to OUTPUT; its extension may name another format.",
+        text="Write the rows to this file, in the format of its extension.",
+        unset="OUTPUT",
     ),
 ]
 MergedFolder = Annotated[
@@ -365,6 +369,7 @@ MergedFolder = Annotated[
         panel=OUTPUT_PANEL,
         metavar="FOLDER",
         text="Write the model to this new folder.",
+        unset="",
     ),
 ]
 AdapterBase = Annotated[

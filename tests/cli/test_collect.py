@@ -160,6 +160,14 @@ def test_collecting_again_changes_nothing_and_takes_what_is_new() -> None:
     assert rows("parts") == rows("whole")
 
 
+def test_the_output_of_other_commands_is_not_that_of_collect() -> None:
+    caption_shards("photos")
+    world = World(FakeEngine(describe_photo), IDEFICS_OUTPUT="parts/other.tsv")
+    ran = run("collect", "parts/out.jsonl", services=world.services)
+    assert ran.err == "collected 17 pictures from 4 shards into `parts/out.jsonl`\n"
+    assert not Path("parts/other.tsv").exists()
+
+
 def test_a_file_of_something_else_is_not_replaced_unless_asked() -> None:
     caption_shards("photos")
     Path("parts/out.jsonl").write_text("mine\n")

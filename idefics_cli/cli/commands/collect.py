@@ -66,9 +66,12 @@ def _collect(invocation: Invocation, whole: Path, *, is_partial: bool) -> int:
     from idefics_cli.caption.collect.survey import survey_shards
 
     console, settings = invocation.console, invocation.settings
-    if settings.output == STDOUT:
+    # The output of captioning runs may be a setting, and is no output of this command.
+    is_named = invocation.resolved.origins["output"].source == "flag"
+    name = settings.output if is_named and settings.output else str(whole)
+    if name == STDOUT:
         raise UsageError("`idefics collect` writes a file", hint="`-o merged.jsonl`")
-    output = output_path(settings.output or str(whole))
+    output = output_path(name)
     check_output(output, overwrite=settings.overwrite)
     with console.status(f"reading the journals of {whole}"):
         survey = survey_shards(whole)
