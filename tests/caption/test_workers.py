@@ -127,7 +127,8 @@ def run(
     stop: threading.Event | None = None,
 ) -> tuple[dict[str, CaptionRecord], list[ExecutorEvent]]:
     """Return the records by key, and the other events."""
-    executor = RemoteExecutor(staff.hires(*(names or ("a", "b"))), batch_size=BATCH)
+    hires = staff.hires(*(names or ("a", "b")))
+    executor = RemoteExecutor(hires, batch_size=BATCH, total=len(keys))
     records: dict[str, CaptionRecord] = {}
     events: list[ExecutorEvent] = []
     for event in executor.caption(photo_job(keys).pictures, stop or threading.Event()):
@@ -158,6 +159,14 @@ def test_a_worker_has_a_few_batches_and_the_first_one_does_not_take_all_pictures
     records, _ = run(staff, keys=names[:30])
     assert len(records) == 30
     assert staff.most_open <= 4 * BATCH
+
+
+@pytest.mark.parametrize(("count", "first"), [(1, 1), (2, 1), (5, 3), (8, 4), (30, 4)])
+def test_a_worker_never_has_more_than_its_share_of_what_is_left(count: int, first: int) -> None:
+    staff = Staff(is_slow=True)
+    records, _ = run(staff, keys=[f"{number}.jpg" for number in range(count)])
+    assert len(records) == count
+    assert len(staff.given[0]) == first
 
 
 def test_a_worker_that_dies_is_replaced_and_its_pictures_are_tried_alone() -> None:
@@ -271,7 +280,7 @@ def test_a_worker_that_still_loads_is_killed_by_a_stop() -> None:
         phases.append((phase, share))
         stop.set()
 
-    executor = RemoteExecutor([Hire("a", Loads)], batch_size=BATCH)
+    executor = RemoteExecutor([Hire("a", Loads)], batch_size=BATCH, total=25)
     events = [*executor.caption(photo_job().pictures, stop, progress=progress)]
     assert [event for event in events if isinstance(event, CaptionRecord)] == []
     assert phases == [("reading", 0.5)]

@@ -55,7 +55,11 @@ class ProcessExecutor:
             Hire(name, partial(ProcessWorker, Task(each, plain, make_reader)))
             for name, each in workers or [("worker", factory)]
         ]
-        self._executor = RemoteExecutor(hires, batch_size=max(1, job.batch_size // len(job.asked)))
+        self._executor = RemoteExecutor(
+            hires,
+            batch_size=max(1, job.batch_size // len(job.asked)),
+            total=len(job.pictures),
+        )
 
     def caption(
         self,

@@ -117,11 +117,14 @@ class RemoteExecutor:
     Args:
         hires: The places of the workers.
         batch_size: Number of pictures that a worker answers at a time.
+        total: Number of pictures. No worker has more than its share of those that are left, so
+            that one does not work while the others have nothing to do.
     """
 
-    def __init__(self, hires: Sequence[Hire], *, batch_size: int) -> None:
+    def __init__(self, hires: Sequence[Hire], *, batch_size: int, total: int) -> None:
         self._hires = hires
         self._batch_size = batch_size
+        self._total = total
 
     def caption(
         self,
@@ -131,7 +134,7 @@ class RemoteExecutor:
         progress: Progress | None = None,
     ) -> Generator[ExecutorEvent, None, None]:
         """Yield a record for each of *pictures*; see `Executor.caption`."""
-        crew = _Crew(self._hires, pictures, self._batch_size, progress)
+        crew = _Crew(self._hires, pictures, self._batch_size, self._total, progress)
         try:
             yield from crew.events(stop)
         finally:
@@ -169,8 +172,10 @@ class _Crew:
         hires: Sequence[Hire],
         pictures: Iterable[CaptionItem | None],
         batch_size: int,
+        total: int,
         progress: Progress | None,
     ) -> None:
+        self._left = total
         self._inbox: Inbox = SimpleQueue()
         self._places = [_Place(hire) for hire in hires]
         self._pictures = iter(pictures)
@@ -243,6 +248,7 @@ class _Crew:
                 if place.open.pop(event.file_name, None) is not None:
                     place.deaths, place.is_alone = 0, False
                     place.done += 1
+                    self._left -= 1
                     yield event
             case Ready():
                 place.is_ready = True
@@ -274,6 +280,7 @@ class _Crew:
         yield WorkerLost(place.hire.name, reason, len(lost))
         if place.is_alone:
             place.is_alone = False
+            self._left -= len(lost)
             yield from (_dead(picture, reason) for picture in lost)
         else:
             self._suspects.extend(lost)
@@ -305,8 +312,11 @@ class _Crew:
     def _supply(self) -> None:
         ready = [place for place in self._places if place.is_ready]
         self._test_suspect(ready)
-        is_waiting = any(place.worker is not None and not place.is_ready for place in self._places)
+        hired = [place for place in self._places if place.worker is not None]
+        share = -(-self._left // max(1, len(hired)))
+        is_waiting = len(ready) < len(hired)
         most = self._batch_size * (_BATCHES_AT_FIRST if is_waiting else _BATCHES)
+        most = min(most, max(1, share))
         free = [p for p in ready if p is not self._tester and len(p.open) < most]
         given: dict[_Place, list[CaptionItem]] = {place: [] for place in free}
         while free and not self._is_exhausted:
