@@ -132,12 +132,32 @@ def test_a_finished_run_is_not_repeated(data: Path) -> None:
     assert tune(*QUICK, "--rank", "4", "--overwrite").code == 0
 
 
+def test_each_wrong_row_is_named_and_a_rehearsal_goes_on(data: Path) -> None:
+    rows = (data / "metadata.jsonl").read_text().splitlines()
+    rows[2:4] = ['{"file_name": "gone.png", "caption": "A"}', '{"caption": "A"}']
+    (data / "metadata.jsonl").write_text("\n".join(rows))
+    for arguments, code in (((), 1), (("--dry-run",), 3)):
+        ran = tune(*QUICK, *arguments)
+        assert ran.code == code
+        assert "warning: photos/metadata.jsonl:3: no such file: `photos/gone.png`" in ran.err
+        assert "warning: photos/metadata.jsonl:4: no column names a picture" in ran.err
+
+
+def test_validation_with_pictures_that_are_learned_is_told(data: Path) -> None:
+    write_style(data.parent / "other", easy_style, count=6, seed=9)
+    (data.parent / "other" / "scene-000.png").write_bytes((data / "scene-001.png").read_bytes())
+
+    ran = tune(*QUICK, "--validation", "other", "--dry-run")
+    assert "pictures of 1 row for validation are learned, such as those of other/meta" in ran.err
+
+
 def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> None:
     (data / "scene-003.png").unlink()
     ran = tune(*QUICK)
     assert ran.code == 1
     assert "1 row of `photos` cannot be used" in ran.err
     assert "scene-003.png" in ran.err
+    assert "hint: `--images DIR` says where the pictures are" in ran.err
     assert not Path("out").exists()
 
     skipped = tune(*QUICK, "--skip-bad")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.types import LoadSpec, Progress
+from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
     from idefics_cli.models.families.base import Family
@@ -108,27 +109,51 @@ def prepared_data(
 
     most = choices.most_tokens or min(context_tokens, _MOST_TOKENS)
     options = _options(invocation, choices, spec)
-    is_lenient = choices.skips_bad or invocation.settings.dry_run
-    with TemporaryDirectory(prefix="idefics-tune-") as folder:
+    # After Ctrl-C, a thread may still write a picture.
+    with TemporaryDirectory(prefix="idefics-tune-", ignore_cleanup_errors=True) as folder:
         pictures = TrainingPictures(family, Path(folder), limits=spec.limits, offline=spec.offline)
 
         def examples_of(data: Path) -> PreparedExamples:
             rows = read_rows(data, options)
             found = prepare_examples(rows, family, pictures, most_tokens=most, report=report)
-            found.check(str(data), skips_bad=is_lenient)
-            return found
+            return _checked(invocation, choices, found, data)
 
         found = examples_of(Path(choices.data))
         if isinstance(choices.validation, Path):
             train, other = list(found.examples), examples_of(choices.validation)
             summaries = (found.summary, other.summary)
+            _warn_of_shared(invocation, train, other.examples)
             yield TuneData(train, list(other.examples), pictures, summaries)
         else:
             train, validation = split_examples(found.examples, choices.validation)
             yield TuneData(train, validation, pictures, (found.summary,))
 
 
+def _checked(
+    invocation: Invocation, choices: DataChoices, found: PreparedExamples, data: Path
+) -> PreparedExamples:
+    for line in found.summary.fault_lines:
+        invocation.console.warn(line)
+    found.check(str(data), skips_bad=choices.skips_bad or invocation.settings.dry_run)
+    return found
+
+
+def _warn_of_shared(
+    invocation: Invocation,
+    train: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
+) -> None:
+    from idefics_cli.training.examples import find_shared
+
+    if shared := find_shared(train, validation):
+        invocation.console.warn(
+            f"the pictures of {counted(len(shared), 'row')} for validation are learned, such as "
+            f"those of {shared[0].key}, so the validation loss is too low"
+        )
+
+
 def _options(invocation: Invocation, choices: DataChoices, spec: LoadSpec) -> ReadOptions:
+    from idefics_cli.models.families.spec import find_family
     from idefics_cli.models.hub.registry import default_caption_prompt
     from idefics_cli.training.data.options import ReadOptions
 
@@ -142,4 +167,5 @@ def _options(invocation: Invocation, choices: DataChoices, spec: LoadSpec) -> Re
         lines=choices.lines,
         learn=choices.learn,
         seed=settings.seed or 0,
+        takes_videos=find_family(spec.family).takes_videos,
     )
