@@ -51,9 +51,21 @@ def captions_in(file: str) -> list[str]:
     return [json.loads(line)["caption"] for line in Path(file).read_text().splitlines()]
 
 
-QUICK = ("photos", "-o", "out", "--epochs", "4", "--batch-size", "6", "--learning-rate", "0.01")
+QUICK = (
+    "photos",
+    "-o",
+    "out",
+    "--replay",
+    "0",
+    "--epochs",
+    "4",
+    "--batch-size",
+    "6",
+    "--learning-rate",
+    "0.01",
+)
 
-LONGER = (*QUICK[:3], "--epochs", "20", "--batch-size", "6")
+LONGER = (*QUICK[:5], "--epochs", "20", "--batch-size", "6")
 
 
 def test_a_run_writes_an_adapter_that_answers_as_its_last_evaluation(data: Path) -> None:
@@ -206,7 +218,7 @@ def test_after_a_signal_the_same_command_goes_on(
     number: signal.Signals, code: int, data: Path
 ) -> None:
     # Each step is evaluated, and so is in a checkpoint.
-    words = (*QUICK[:3], "--epochs", "20", "--batch-size", "6", "-m", "demo")
+    words = (*QUICK[:5], "--epochs", "20", "--batch-size", "6", "-m", "demo")
     process = start(*words)
     log = Path("out/training.jsonl")
     deadline = time.monotonic() + 120
@@ -235,6 +247,18 @@ def test_after_a_signal_the_same_command_goes_on(
     assert Path("out", adapter).read_bytes() == Path("killed", adapter).read_bytes()
 
 
+def test_own_answers_to_other_questions_are_learned_too(data: Path) -> None:
+    words = ("photos", "-o", "out", "--epochs", "1", "--batch-size", "6", "--replay", "2")
+    ran = tune(*words, "--json")
+    assert ran.code == 0
+    assert "22 rows with own answers, against forgetting" in ran.err
+    answers = json.loads(Path("out/replay.json").read_text())
+    assert len(answers) == 22
+    result = json.loads(ran.out)
+    assert (result["rows"], result["replayed_rows"], result["steps"]) == (11, 22, 6)
+    assert result["other_questions"]["asked"] == 1
+
+
 @pytest.mark.slow
 def test_the_defaults_teach_a_new_style_to_the_built_in_model(here: Path) -> None:
     write_style(here / "photos", hard_style, count=128)
@@ -242,3 +266,4 @@ def test_the_defaults_teach_a_new_style_to_the_built_in_model(here: Path) -> Non
     ran = tune("photos", "-o", "out", "--validation", "new", "--json")
     first, *_, last = json.loads(ran.out)["evaluations"]
     assert (first["exact"], last["exact"], last["asked"]) == (0, 32, 32)
+    assert json.loads(ran.out)["other_questions"]["unchanged"] >= 20

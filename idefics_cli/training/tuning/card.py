@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from idefics_cli.training.tuning.events import Evaluated
 from idefics_cli.training.tuning.job import TuneChoices
-
-if TYPE_CHECKING:
-    from idefics_cli.training.tuning.run import SampleAnswer
+from idefics_cli.training.tuning.result import SampleAnswer
 
 _SAMPLES = 8
 _LONGEST = 200

@@ -33,6 +33,7 @@ class TuneChoices:
         seed: Chooses the order of rows, the first matrices and the dropout.
         checkpointing: Whether activations are computed twice, to save memory.
         keeps_features: Whether the features of pictures are kept, if training does not change them.
+        replay: Number of rows with the model's own answers to other questions, for each row.
     """
 
     parts: tuple[PartName, ...] = ("text",)
@@ -47,6 +48,7 @@ class TuneChoices:
     seed: int = 0
     checkpointing: bool | None = None
     keeps_features: bool = True
+    replay: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,15 @@ class _Defaults:
     epochs: float
     least_steps: int
     least_full_steps: int
+    replay: float
 
 
 # The rates for LoRA are those of the Hugging Face examples; the first row was measured with the
 # built-in model.
 _BY_SIZE: tuple[tuple[float, _Defaults], ...] = (
-    (_TINY, _Defaults(3e-3, 1e-3, 8, 3, 300, 600)),
-    (_SMALL, _Defaults(2e-4, 1e-5, 16, 3, 0, 0)),
-    (math.inf, _Defaults(1e-4, 1e-5, 16, 3, 0, 0)),
+    (_TINY, _Defaults(3e-3, 1e-3, 8, 3, 300, 600, 1.0)),
+    (_SMALL, _Defaults(2e-4, 1e-5, 16, 3, 0, 0, 0.0)),
+    (math.inf, _Defaults(1e-4, 1e-5, 16, 3, 0, 0, 0.0)),
 )
 
 
@@ -88,6 +91,16 @@ class TuneJob:
     def steps_of_epoch(self) -> int:
         """Number of steps of an epoch."""
         return math.ceil(len(self.train) / (self.choices.batch_size or 1))
+
+    def with_rows(self, rows: Sequence[TrainingExample]) -> TuneJob:
+        """Return the job with further *rows* to learn, as often as the others."""
+        train = [*self.train, *rows]
+        steps = round((self.choices.epochs or 1) * math.ceil(len(train) / self._batch_size))
+        return replace(self, train=train, steps=max(1, steps))
+
+    @property
+    def _batch_size(self) -> int:
+        return self.choices.batch_size or 1
 
     @property
     def data_digest(self) -> str:
@@ -130,6 +143,7 @@ def make_job(
         learning_rate=rate if choices.learning_rate is None else choices.learning_rate,
         epochs=epochs,
         batch_size=batch,
+        replay=usual.replay if choices.replay is None else choices.replay,
         checkpointing=parameters >= _TINY
         if choices.checkpointing is None
         else choices.checkpointing,

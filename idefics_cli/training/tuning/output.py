@@ -25,6 +25,7 @@ RECORD, LOG, CARD, PLOT, SAMPLES = (
     "loss.svg",
     "samples.html",
 )
+REPLAY = "replay.json"
 _STATE = "state"
 _RUN = "run"
 
@@ -115,6 +116,13 @@ class OutputFolder:
         except OSError as error:
             raise cannot_write(self.path / name, error) from error
 
+    def read(self, name: str) -> bytes | None:
+        """Return the content of the file *name*; None if it cannot be read."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError:
+            return None
+
     def append(self, line: Mapping[str, object]) -> None:
         """Append *line* to the log.
 
@@ -164,7 +172,15 @@ class OutputFolder:
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote; other files stay."""
-        names = (RECORD, CARD, PLOT, SAMPLES, "adapter_config.json", "adapter_model.safetensors")
+        names = (
+            RECORD,
+            CARD,
+            PLOT,
+            SAMPLES,
+            REPLAY,
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        )
         try:
             for name in names:
                 (self.path / name).unlink(missing_ok=True)

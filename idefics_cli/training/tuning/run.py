@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -11,13 +11,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from idefics_cli.core.types import Attachment, DtypeName
+from idefics_cli.core.types import Attachment, Completion, DtypeName, GenerationRequest
 from idefics_cli.training.batches import epoch_steps
 from idefics_cli.training.checkpoints import Checkpoint
 from idefics_cli.training.examples import TrainingExample
 from idefics_cli.training.pictures import KeptFeatures, LearnedFeatures
 from idefics_cli.training.schedule import CosineSchedule
-from idefics_cli.training.steps import StepOutcome, TrainingSteps
+from idefics_cli.training.steps import StepOutcome, TrainingSteps, count_labels
 from idefics_cli.training.targets import (
     LoraChoice,
     Targets,
@@ -35,59 +35,23 @@ from idefics_cli.training.tuning.events import (
 )
 from idefics_cli.training.tuning.job import TuneJob
 from idefics_cli.training.tuning.output import OutputFolder
+from idefics_cli.training.tuning.replay import ANSWER_TOKENS
+from idefics_cli.training.tuning.result import SampleAnswer, TuneResult
 
 if TYPE_CHECKING:
     from idefics_cli.models.families.picture import PictureTensors
     from idefics_cli.models.loading.loader import Loaded
 
-Answer: TypeAlias = Callable[[Sequence[TrainingExample]], list[str]]
-"""Returns the greedy answer to the request of each example."""
+Answer: TypeAlias = Callable[[Sequence[GenerationRequest], int], list[Completion]]
+"""Returns the greedy answers to some requests, each of at most so many tokens."""
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint is written when the last one is so old."""
 MOST_ASKED = 32
 """Largest number of rows that are answered in an evaluation."""
 _EVALUATIONS = 10
+# An answer may be longer than the longest of the data by so many tokens.
+_SPARE_TOKENS = 16
 _MICRO_TOKENS = {"cuda": 16384}
-
-
-@dataclass(frozen=True, slots=True)
-class SampleAnswer:
-    """A row that the model does not learn, with its answers.
-
-    Attributes:
-        source: Its first picture; "" if it has none.
-        question: The last question.
-        wanted: The answer of the data.
-        before: The answer before training.
-        after: The answer after it.
-    """
-
-    source: str
-    question: str
-    wanted: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class TuneResult:
-    """The outcome of a run.
-
-    Attributes:
-        is_whole: Whether all steps are done; False after a stop.
-        step: Number of steps that are done.
-        steps: Number of steps of the run.
-        weights_step: Number of steps after which the weights in the folder were those written.
-        evaluations: All evaluations, in order.
-        samples: Rows with their answers; empty after a stop.
-    """
-
-    is_whole: bool
-    step: int
-    steps: int
-    weights_step: int
-    evaluations: tuple[Evaluated, ...]
-    samples: tuple[SampleAnswer, ...]
 
 
 class TuneRun:
@@ -103,6 +67,7 @@ class TuneRun:
         clock: Returns seconds.
         stop: When set, the run ends after the current step.
         on_event: Called with what happens.
+        others: Other questions, which the model is asked before and after, to see what it forgets.
 
     Attributes:
         targets: What is trained.
@@ -120,7 +85,9 @@ class TuneRun:
         clock: Callable[[], float],
         stop: Event,
         on_event: Callable[[TuneEvent], None],
+        others: Sequence[GenerationRequest] = (),
     ) -> None:
+        self._others = tuple(others)
         self._loaded, self._job, self._output = loaded, job, output
         self._answer, self._clock, self._stop = answer, clock, stop
         self._on_event = on_event
@@ -266,7 +233,7 @@ class TuneRun:
         rows = self._job.validation
         self._on_event(Evaluating(self._done))
         asked = rows[:MOST_ASKED]
-        answers = self._answer(asked) if asked else []
+        answers = self._answers_to(asked)
         exact = sum(answer == row.answer for answer, row in zip(answers, asked, strict=True))
         loss = self._steps.mean_loss(rows) if rows else 0.0
         found = Evaluated(self._done, loss, exact, len(asked))
@@ -274,6 +241,7 @@ class TuneRun:
         self._evaluations.append(found)
         if self._done == 0:
             self._answers["before"] = answers
+            self._answers["others"] = self._answers_to_others()
         if is_best:
             self._answers["after"] = answers
             self._output.checkpoints.save_best(self._checkpoint(with_optimizer=False))
@@ -281,6 +249,18 @@ class TuneRun:
             {"step": found.step, "validation_loss": loss, "exact": exact, "asked": len(asked)}
         )
         self._on_event(found)
+
+    def _answers_to(self, rows: Sequence[TrainingExample]) -> list[str]:
+        if not rows:
+            return []
+        longest = max(count_labels(row) for row in rows) + _SPARE_TOKENS
+        found = self._answer([row.request for row in rows], longest)
+        return [each.text.strip() for each in found]
+
+    def _answers_to_others(self) -> list[str]:
+        if not self._others:
+            return []
+        return [each.text.strip() for each in self._answer(self._others, ANSWER_TOKENS)]
 
     def _evaluated_steps(self) -> set[int]:
         """Return the numbers of steps after which the model is evaluated."""
@@ -331,6 +311,8 @@ class TuneRun:
 
     def _result(self, *, is_whole: bool, weights_step: int) -> TuneResult:
         rows = self._job.validation[:MOST_ASKED] if is_whole else []
+        now = self._answers_to_others() if is_whole else []
+        pairs = list(zip(self._answers.get("others", []), now, strict=False))
         before, after = (self._answers.get(name, []) for name in ("before", "after"))
         samples = tuple(
             SampleAnswer(
@@ -348,6 +330,8 @@ class TuneRun:
             weights_step,
             tuple(self._evaluations),
             samples,
+            others=len(pairs),
+            kept=sum(one == two for one, two in pairs),
         )
 
     def _peak_bytes(self) -> int:

@@ -33,7 +33,13 @@ def test_defaults_follow_the_size_of_the_model(
 def test_what_the_user_chose_stays(tmp_path: Path) -> None:
     examples = make_examples(load_tiny(tmp_path, "idefics2").family, 10)
     chosen = TuneChoices(
-        rank=4, alpha=5.0, learning_rate=0.5, epochs=1.5, batch_size=4, checkpointing=True
+        rank=4,
+        alpha=5.0,
+        learning_rate=0.5,
+        epochs=1.5,
+        batch_size=4,
+        checkpointing=True,
+        replay=0.5,
     )
     job = make_job(chosen, examples, [], parameters=10)
     assert job.choices == chosen

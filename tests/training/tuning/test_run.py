@@ -17,16 +17,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.types import Completion, GenerationRequest
 from idefics_cli.models.families.spec import PartName
-from idefics_cli.training.examples import TrainingExample
 from idefics_cli.training.targets import LoraChoice
 from idefics_cli.training.tuning.events import Evaluated, Stepped, TargetsChosen, TuneEvent
 from idefics_cli.training.tuning.files import write_adapter
 from idefics_cli.training.tuning.job import TuneChoices, TuneJob, make_job, settings_of
 from idefics_cli.training.tuning.output import OutputFolder
-from idefics_cli.training.tuning.run import TuneResult, TuneRun
+from idefics_cli.training.tuning.result import TuneResult
+from idefics_cli.training.tuning.run import Answer, TuneRun
 from tests.support.fakes import FakeClock
-from tests.support.training import load_tiny, make_examples, preprocessor
+from tests.support.training import load_tiny, make_examples, make_rows, preprocessor
 
 KIND = "idefics2"
 ADAPTER = "adapter_model.safetensors"
@@ -43,9 +44,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("model")
 
 
-def echo(rows: Sequence[TrainingExample]) -> list[str]:
-    """Answer the first row right, and no other."""
-    return [row.answer if number == 0 else "no" for number, row in enumerate(rows)]
+def completions(texts: Sequence[str]) -> list[Completion]:
+    return [Completion(text, 1, 1, 1, "stop") for text in texts]
+
+
+def echo(requests: Sequence[GenerationRequest], most_tokens: int) -> list[Completion]:
+    """Answer the first request right, and no other."""
+    first = make_rows(1)[0].messages[-1].text
+    return completions([first if number == 0 else "no" for number in range(len(requests))])
 
 
 def job_of(model: Path, choices: TuneChoices = CHOICES, count: int = 9) -> TuneJob:
@@ -59,7 +65,7 @@ def tune(
     *,
     choices: TuneChoices = CHOICES,
     listen: Listen = lambda event: None,
-    answer: Callable[[Sequence[TrainingExample]], list[str]] = echo,
+    answer: Answer = echo,
     stop: Event | None = None,
     job: TuneJob | None = None,
 ) -> TuneResult:
@@ -164,9 +170,11 @@ def test_the_weights_with_the_most_exact_answers_are_kept(model: Path, tmp_path:
     asked: list[int] = []
     copies: dict[int, bytes] = {}
 
-    def answer(rows: Sequence[TrainingExample]) -> list[str]:
+    wanted = [row.messages[-1].text for row in make_rows(2)]
+
+    def answer(requests: Sequence[GenerationRequest], most_tokens: int) -> list[Completion]:
         asked.append(1)
-        return [row.answer if len(asked) == 4 else "no" for row in rows]
+        return completions(wanted if len(asked) == 4 else ["no", "no"])
 
     def listen(event: TuneEvent) -> None:
         if isinstance(event, Stepped):  # the file has the weights of the checkpoint before

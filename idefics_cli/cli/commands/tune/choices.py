@@ -88,6 +88,7 @@ def chosen_training(
     learning_rate: str | None,
     epochs: str | None,
     batch_size: int | None,
+    replay: str | None,
     seed: int | None,
     checkpointing: bool | None,
     keep_features: bool,
@@ -100,19 +101,18 @@ def chosen_training(
     if full:
         _refuse_adapter_options({"rank": rank, "alpha": alpha, "dropout": dropout}, dora=dora)
     usual = TuneChoices()
-    drop = number("dropout", dropout)
-    if isinstance(drop, float) and drop >= 1:
-        raise UsageError(f"--dropout must be less than 1, not `{dropout}`")
+    drop = _dropout(dropout)
     return TuneChoices(
         parts=chosen_parts(train),
         full=full,
         rank=cast("int", number("rank", rank) or usual.rank),
         alpha=cast("float | None", number("alpha", alpha)),
-        dropout=usual.dropout if drop is None else cast("float", drop),
+        dropout=usual.dropout if drop is None else drop,
         dora=dora,
         learning_rate=cast("float | None", number("learning_rate", learning_rate)),
         epochs=cast("float | None", number("epochs", epochs)),
         batch_size=batch_size,
+        replay=cast("float | None", number("replay", replay)),
         seed=seed or 0,
         checkpointing=checkpointing,
         keeps_features=keep_features,
@@ -123,3 +123,10 @@ def _refuse_adapter_options(options: Mapping[str, str | None], *, dora: bool) ->
     named = [name for name, text in options.items() if text is not None] + ["dora"] * dora
     if named:
         raise UsageError(f"--{named[0]} is for adapters, and --full trains the weights themselves")
+
+
+def _dropout(text: str | None) -> float | None:
+    share = number("dropout", text)
+    if isinstance(share, float) and share >= 1:
+        raise UsageError(f"--dropout must be less than 1, not `{text}`")
+    return cast("float | None", share)

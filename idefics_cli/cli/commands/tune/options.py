@@ -36,6 +36,16 @@ _NUMBERS = {
             above=0,
         ),
         Setting(
+            "replay",
+            float,
+            None,
+            "Rows with the model's own answers to other questions, for each row, so that it "
+            "forgets less.",
+            unset="1 for tiny models, else 0",
+            minimum=0,
+            maximum=16,
+        ),
+        Setting(
             "most_tokens",
             int,
             None,
@@ -155,6 +165,7 @@ Checkpointing = Annotated[
         text="Compute activations twice, to save memory. (default: on, but not for tiny models)",
     ),
 ]
+Replay = Annotated[str | None, _number("replay")]
 Folder = Annotated[
     str | None,
     typer.Option(

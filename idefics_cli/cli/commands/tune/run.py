@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from idefics_cli import __version__
 from idefics_cli.cli.commands.tune.data import DataChoices, prepared_data
 from idefics_cli.cli.commands.tune.rehearsal import rehearse
-from idefics_cli.cli.commands.tune.work import TuneWork, load_model, make_run
+from idefics_cli.cli.commands.tune.skills import other_requests, replayed_rows
+from idefics_cli.cli.commands.tune.work import TuneWork, load_model, make_answer, make_run
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import plan_for, report_warnings
 from idefics_cli.core.errors import (
@@ -21,6 +22,7 @@ from idefics_cli.core.errors import (
     UsageError,
 )
 from idefics_cli.core.paths import display_path
+from idefics_cli.core.units import counted
 from idefics_cli.training.tuning.card import CardFacts, card
 from idefics_cli.training.tuning.job import TuneChoices, make_job, settings_of
 from idefics_cli.training.tuning.output import CARD, PLOT, SAMPLES, OutputFolder
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from idefics_cli.models.loading.loader import Loaded
-    from idefics_cli.training.tuning.run import TuneResult
+    from idefics_cli.training.tuning.result import TuneResult
 
 
 def tune_model(
@@ -80,10 +82,22 @@ def _run(work: TuneWork, output: OutputFolder, *, plots: bool) -> int:
 
     console, clock = work.invocation.console, work.invocation.services.clock
     loaded = load_model(work)
+    with console.status("asking the model other questions"):
+        replayed = replayed_rows(work, loaded, output, make_answer(work, loaded))
+    if replayed:
+        console.tell(f"{counted(len(replayed), 'row')} with own answers, against forgetting")
+    work = replace(work, job=work.job.with_rows(replayed))
     interrupts = Interrupts(lambda: console.note("finishing the step; Ctrl-C again stops at once"))
     interrupts.is_patient = True
     with interrupts.handled(), TuneProgress(console, clock=clock) as view:
-        run = make_run(work, loaded, output, stop=interrupts.stop, on_event=view.handle)
+        run = make_run(
+            work,
+            loaded,
+            output,
+            stop=interrupts.stop,
+            on_event=view.handle,
+            others=other_requests(work),
+        )
         write = _writer(work, loaded, output)
         try:
             with interrupts.allowed():
@@ -131,7 +145,7 @@ def _finish(
         title=output.path.resolve().name,
         base=work.spec.repo,
         data=work.name,
-        rows=len(job.train),
+        rows=len(work.data.train),
         validation=len(job.validation),
         weights=weights,
         steps=result.steps,
@@ -149,6 +163,10 @@ def _finish(
 
 def _tell_end(work: TuneWork, output: OutputFolder, result: TuneResult) -> None:
     console, folder = work.invocation.console, display_path(output.path)
+    if result.others:
+        console.tell(
+            f"{result.kept} of {result.others} answers to other questions are as they were"
+        )
     if result.weights_step != result.steps:
         console.note(f"the weights are those after step {result.weights_step}, the best ones")
     for sample in result.samples[:3]:
@@ -166,7 +184,8 @@ def _tell_end(work: TuneWork, output: OutputFolder, result: TuneResult) -> None:
 def _record(work: TuneWork, result: TuneResult, weights: int) -> dict[str, object]:
     job = work.job
     return {
-        "rows": len(job.train),
+        "rows": len(work.data.train),
+        "replayed_rows": len(job.train) - len(work.data.train),
         "validation_rows": len(job.validation),
         "left_out": dict(work.data.left_out),
         "tokens": work.data.tokens,
@@ -177,6 +196,7 @@ def _record(work: TuneWork, result: TuneResult, weights: int) -> dict[str, objec
             {"step": e.step, "loss": e.loss, "exact": e.exact, "asked": e.asked}
             for e in result.evaluations
         ],
+        "other_questions": {"asked": result.others, "unchanged": result.kept},
         "samples": [asdict(sample) for sample in result.samples[:_SAMPLES]],
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.commands.tune.answers import answer_greedily
 from idefics_cli.cli.commands.tune.data import TuneData
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.core.types import DtypeName, LoadSpec
+from idefics_cli.core.types import DtypeName, GenerationRequest, LoadSpec
 from idefics_cli.training.tuning.job import TuneJob
 from idefics_cli.training.tuning.output import OutputFolder
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from idefics_cli.models.loading.loader import Loaded
     from idefics_cli.models.planning.plan import Plan
     from idefics_cli.training.tuning.events import TuneEvent
-    from idefics_cli.training.tuning.run import TuneRun
+    from idefics_cli.training.tuning.run import Answer, TuneRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,11 @@ def load_model(work: TuneWork) -> Loaded:
         return load_for_training(spec, report=progress)
 
 
+def make_answer(work: TuneWork, loaded: Loaded) -> Answer:
+    """Return what answers requests with *loaded*, as its weights are at that time."""
+    return lambda requests, most: answer_greedily(loaded, work.spec, requests, most)
+
+
 def make_run(
     work: TuneWork,
     loaded: Loaded,
@@ -64,6 +69,7 @@ def make_run(
     *,
     stop: Event,
     on_event: Callable[[TuneEvent], None],
+    others: Sequence[GenerationRequest] = (),
 ) -> TuneRun:
     """Return the run of *loaded*, which answers through the engine."""
     from idefics_cli.training.tuning.run import TuneRun
@@ -72,10 +78,11 @@ def make_run(
         loaded,
         work.job,
         output,
-        answer=lambda rows: answer_greedily(loaded, work.spec, rows),
+        answer=make_answer(work, loaded),
         preprocess=work.data.pictures.preprocess,
         computed=work.computed,
         clock=work.invocation.services.clock,
         stop=stop,
         on_event=on_event,
+        others=others,
     )
