@@ -279,6 +279,22 @@ def test_the_key_is_asked_for_and_shown_nowhere(
 
 
 @posix
+def test_a_reader_of_the_log_that_stops_does_not_stop_the_answers(
+    warm_python: tuple[str, ...],
+) -> None:
+    with started(warm_python) as (process, port):
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        for number in range(1500):  # more lines than a pipe holds
+            connection.request("GET", "/health", headers={"X-Request-Id": f"{number:060}"})
+            assert read(connection.getresponse())[0] == 200
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        ended(process)
+
+    assert process.returncode == 0
+
+
+@posix
 def test_lines_at_the_start_say_where_and_how(warm_python: tuple[str, ...]) -> None:
     process = subprocess.Popen(
         [*warm_python, "-m", "idefics_cli", "serve", "-m", "demo", "--port", "0"],

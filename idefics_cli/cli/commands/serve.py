@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from idefics_cli.models.planning.plan import Plan
     from idefics_cli.server.guards import Access
+    from idefics_cli.server.lines import LogLines
     from idefics_cli.server.service import ServerOptions
 
 KEY_VARIABLE = "IDEFICS_API_KEY"
@@ -93,6 +94,7 @@ def _serve(invocation: Invocation) -> int:
     """Serve until a signal, and return the exit code."""
     settings = invocation.settings
     try:
+        from idefics_cli.server.lines import LogLines
         from idefics_cli.server.run import Lifetime, RunningServer, open_socket
     except ImportError as error:
         raise UsageError(
@@ -103,35 +105,39 @@ def _serve(invocation: Invocation) -> int:
         show_plan(invocation, plan_for(invocation))
         return 0
     # A port that is taken is found before the model is looked at, which takes seconds.
-    with open_socket(settings.host, settings.port) as listener:
+    with (
+        open_socket(settings.host, settings.port) as listener,
+        LogLines(invocation.console.tell) as lines,
+    ):
         plan = plan_for(invocation)
         report_warnings(invocation, plan)
         server_options = _options(invocation, plan, access)
         name = server_options.names[0]
-        invocation.console.tell(f"loading {name}")
+        lines.tell(f"loading {name}")
         server = RunningServer(
             server_options,
             invocation.services.make_factory(server_options.spec),
             listener,
-            tell=invocation.console.tell,
+            tell=lines.tell,
             lifetime=Lifetime(
                 drain_seconds=settings.drain_seconds,
-                ready=lambda: _tell_ready(invocation, listener, name, access),
+                ready=lambda: _tell_ready(invocation, listener, lines, name, access),
             ),
         )
         return server.run()
 
 
-def _tell_ready(invocation: Invocation, listener: socket.socket, name: str, access: Access) -> None:
+def _tell_ready(
+    invocation: Invocation, listener: socket.socket, lines: LogLines, name: str, access: Access
+) -> None:
     """Tell where the server is, and a command to try it."""
     host, port = listener.getsockname()[:2]
     named = f"[{host}]" if ":" in host else host
     here = "127.0.0.1" if named in ("0.0.0.0", "[::]") else named
-    console = invocation.console
     if invocation.settings.json:
-        console.json({"url": f"http://{named}:{port}/v1", "port": port, "model": name})
+        invocation.console.json({"url": f"http://{named}:{port}/v1", "port": port, "model": name})
         return
-    console.tell(f"{name} answers at http://{named}:{port}/v1, until Ctrl-C")
+    lines.tell(f"{name} answers at http://{named}:{port}/v1, until Ctrl-C")
     secret = [f'-H "Authorization: Bearer ${KEY_VARIABLE}"'] if access.key else []
     # A long line would be folded, and could not be copied.
     for line in (
@@ -140,7 +146,7 @@ def _tell_ready(invocation: Invocation, listener: socket.socket, name: str, acce
         *(f"  {header} \\" for header in secret),
         """  -d '{"messages": [{"role": "user", "content": "Hello"}]}'""",
     ):
-        console.tell(line)
+        lines.tell(line)
 
 
 def _options(invocation: Invocation, plan: Plan, access: Access) -> ServerOptions:
