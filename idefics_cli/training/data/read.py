@@ -79,6 +79,9 @@ def find_reader(data: Path) -> Reader:
             else "each picture needs a text file beside it, as `a.txt` beside `a.jpg`, or a row "
             "of `metadata.jsonl`; `idefics caption` writes both",
         )
+    first = next(read_file(data), None)
+    if first is not None and first.fault is not None:
+        raise UsageError(f"{first.key}: {first.fault}", hint=first.fault.hint)
     raise UsageError(
         f"`{data}` has no rows to train on",
         hint="a row names a picture by `file_name` and has a `caption`; or it has `messages`",
