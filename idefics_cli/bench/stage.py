@@ -256,14 +256,18 @@ class Stage:
     @property
     def context_tokens(self) -> int:
         """The largest number of tokens of a prompt and its reply together."""
-        return self.engine.measure(self.engine.prepare(self._probe())).context_tokens
+        return self.engine.context_tokens
 
     def prompts(self) -> Prompts:
         """Return a new maker of requests."""
         engine = self.engine
-        return Prompts(
-            self._spec, lambda request: engine.measure(engine.prepare(request)).prompt_tokens
-        )
+
+        def count_tokens(request: GenerationRequest) -> int:
+            measure = engine.measure(engine.prepare(request))
+            assert measure is not None  # an engine in this process can count
+            return measure.prompt_tokens
+
+        return Prompts(self._spec, count_tokens)
 
     def measure_in_turns(self, make: Callable[[int], Sequence[GenerationRequest]]) -> PairedRounds:
         """Let both sides answer the requests of *make*; see `measure.measure_in_turns`."""
@@ -338,6 +342,3 @@ class Stage:
             raise
         else:
             self.close()
-
-    def _probe(self) -> GenerationRequest:
-        return Prompts(self._spec, lambda request: 0).text(1, new_tokens=1)

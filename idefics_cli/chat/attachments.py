@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.files import read_regular_file
@@ -99,6 +99,26 @@ class _Appearance:
     thumbnail: Image
 
 
+CountTokens: TypeAlias = "Callable[[Attachment, OpenImage], int | None]"
+"""Returns the number of tokens of a picture, which the second argument opens; None if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileData:
+    """Opens a picture, and gives the bytes of its file: a `FileOpener`."""
+
+    open_image: OpenImage
+    read: Callable[[Attachment], bytes]
+
+    def __call__(self, attachment: Attachment, draft_edge: int) -> Media:
+        """Open the picture."""
+        return self.open_image(attachment, draft_edge)
+
+    def read_file(self, attachment: Attachment) -> bytes:
+        """Return the bytes of its file."""
+        return self.read(attachment)
+
+
 class PictureOpener:
     """Reads pictures from anywhere, and opens those of one chat.
 
@@ -123,7 +143,7 @@ class PictureOpener:
     def stage(
         self,
         source: str,
-        count_tokens: Callable[[Attachment, OpenImage], int] | None = None,
+        count_tokens: CountTokens | None = None,
     ) -> StagedPicture:
         """Read a picture, and check that a model can take it.
 
@@ -151,9 +171,7 @@ class PictureOpener:
             thumbnail=seen.thumbnail,
         )
 
-    def count(
-        self, staged: StagedPicture, count_tokens: Callable[[Attachment, OpenImage], int]
-    ) -> StagedPicture:
+    def count(self, staged: StagedPicture, count_tokens: CountTokens) -> StagedPicture:
         """Return *staged* with its number of tokens.
 
         Raises:
@@ -171,8 +189,23 @@ class PictureOpener:
         """
         from idefics_cli.images.media import MediaLoader
 
+        stream = io.BytesIO(self.read_kept(attachment))
+        loader = MediaLoader(self._limits)
+        return loader.open_media_stream(stream, "picture", draft_edge=draft_edge)
+
+    @property
+    def kept(self) -> FileData:
+        """What opens pictures of earlier turns, and gives their bytes: a `FileOpener`."""
+        return FileData(self.open_kept, self.read_kept)
+
+    def read_kept(self, attachment: Attachment) -> bytes:
+        """Return the bytes of a picture of an earlier turn.
+
+        Raises:
+            ImageError: If they cannot be read.
+        """
         try:
-            stream = io.BytesIO(read_back(attachment))
+            return read_back(attachment)
         except OSError as error:
             raise ImageError(
                 f"cannot read the copy of a picture, `{describe_source(attachment.source)}`: "
@@ -180,8 +213,6 @@ class PictureOpener:
                 kind="missing",
                 hint="`/images` lists the pictures, `/drop N` takes one out",
             ) from error
-        loader = MediaLoader(self._limits)
-        return loader.open_media_stream(stream, "picture", draft_edge=draft_edge)
 
     def _read(self, source: str) -> tuple[StagedPicture, Image | None]:
         """Return a picture with its bytes; if it is from the clipboard, also the open image."""
@@ -209,7 +240,7 @@ class PictureOpener:
             self._remember(staged, media)
             return media
 
-        return open_image
+        return FileData(open_image, lambda attachment: staged.data)
 
     def _open(self, staged: StagedPicture, draft_edge: int) -> Media:
         from idefics_cli.images.media import MediaLoader

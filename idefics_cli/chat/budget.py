@@ -16,7 +16,7 @@ from idefics_cli.core.types import (
     Sampling,
 )
 from idefics_cli.engine.protocol import Engine, Measure, OpenImage, Prepared
-from idefics_cli.models.families.spec import find_family
+from idefics_cli.models.families.abilities import sees_last_only
 
 if TYPE_CHECKING:
     from idefics_cli.models.families.picture import PreparedPicture
@@ -49,7 +49,7 @@ class TokenBudget:
 
     def request(self, conversation: Conversation, sampling: Sampling) -> GenerationRequest:
         """Return the request of this model for the pending turn of *conversation*."""
-        last_only = find_family(self.engine.spec.family).sees_last_only
+        last_only = sees_last_only(self.engine.spec)
         return conversation.request(sampling, sees_last_only=last_only)
 
     def prepare(self, request: GenerationRequest) -> Prepared:
@@ -71,8 +71,8 @@ class TokenBudget:
             self._known[_key(attachment)] = picture
         return prepared
 
-    def stage(self, attachment: Attachment, open_image: OpenImage) -> int:
-        """Return the number of tokens of a picture, and prepare it for its question.
+    def stage(self, attachment: Attachment, open_image: OpenImage) -> int | None:
+        """Return the number of tokens of a picture, if known, and prepare it for its question.
 
         Raises:
             ImageError: If the picture cannot be opened.
@@ -99,17 +99,20 @@ class TokenBudget:
         request = GenerationRequest((Message("user", (blank, "x")),))
         self.engine.prepare(request, open_image=open_blank)
 
-    def picture_tokens(self, attachment: Attachment) -> int:
-        """Return the number of tokens that a picture takes in front of a text.
+    def picture_tokens(self, attachment: Attachment) -> int | None:
+        """Return the number of tokens that a picture takes in front of a text, if known.
 
         Raises:
             ImageError: If the picture was not opened before, and cannot be opened now.
         """
         together = self.measure(GenerationRequest((Message("user", (attachment, "x")),)))
-        return together.prompt_tokens - self._tokens((_PROBE,))
+        return None if together is None else together.prompt_tokens - self._tokens((_PROBE,))
 
-    def measure(self, request: GenerationRequest) -> Measure:
-        """Count the tokens of *request* as the engine does; no picture is opened twice."""
+    def measure(self, request: GenerationRequest) -> Measure | None:
+        """Count the tokens of *request* as the engine does; no picture is opened twice.
+
+        None if the engine cannot count them.
+        """
         for attachment in request.attachments:
             if _key(attachment) not in self._known:
                 self.prepare(GenerationRequest((Message("user", (attachment, "x")),)))
@@ -150,6 +153,9 @@ class TokenBudget:
         Each of *conversations* must be shorter than the one before it.
         """
         requests = [self.request(conversation, Sampling()) for conversation in conversations]
+        if not self._counts:
+            # The user can leave out the next one if this is not enough.
+            return min(1, len(requests))
         room = self.engine.context_tokens - _LEAST_REPLY_TOKENS
         sums = (self.sum_tokens(request) for request in requests)
         place = next((at for at, tokens in enumerate(sums) if tokens <= room), len(requests))
@@ -159,13 +165,18 @@ class TokenBudget:
             place -= 1
         return 0 if place == len(requests) else place + 1
 
+    @property
+    def _counts(self) -> bool:
+        return self.measure(GenerationRequest((_PROBE,))) is not None
+
     def _fits(self, request: GenerationRequest) -> bool:
-        return self.measure(request).room >= _LEAST_REPLY_TOKENS
+        measure = self.measure(request)
+        return measure is None or measure.room >= _LEAST_REPLY_TOKENS
 
     def _tokens(self, messages: tuple[Message, ...]) -> int:
         if messages not in self._turn_tokens:
             measure = self.measure(GenerationRequest(messages))
-            self._turn_tokens[messages] = measure.prompt_tokens
+            self._turn_tokens[messages] = measure.prompt_tokens if measure else 0
         return self._turn_tokens[messages]
 
 

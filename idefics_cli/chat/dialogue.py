@@ -87,7 +87,7 @@ class Chat:
     ) -> None:
         self._pictures = pictures
         self.turns = Turns(session)
-        self.model = ModelSwitch(loading, find_model, self._pictures.open_kept)
+        self.model = ModelSwitch(loading, find_model, self._pictures.kept)
         self.statistics = Statistics()
         self._store = store
         self._sampling = sampling
@@ -158,7 +158,7 @@ class Chat:
         except ImageError:
             return None
 
-    def _count_tokens(self, attachment: Attachment, open_image: OpenImage) -> int:
+    def _count_tokens(self, attachment: Attachment, open_image: OpenImage) -> int | None:
         shown = replace(attachment, detail=self.conversation.detail)
         return self._loaded_budget().stage(shown, open_image)
 
@@ -294,13 +294,13 @@ class Chat:
     # The context
 
     def used(self) -> Measure | None:
-        """Return how much of the context the last exchange took; None before the first."""
+        """Return how much of the context the last exchange took; None if that is unknown."""
         budget, turns = self.model.budget, self.conversation.turns
-        if not self._prompt_tokens or budget is None or not turns:
+        context = budget.engine.context_tokens if budget else 0
+        if not self._prompt_tokens or not context or not turns:
             return None
         reply = turns[-1].reply
-        tokens = self._prompt_tokens + (reply.new_tokens if reply else 0)
-        return Measure(tokens, budget.engine.context_tokens)
+        return Measure(self._prompt_tokens + (reply.new_tokens if reply else 0), context)
 
     def turns_to_forget(self, text: str) -> int:
         """Return how many of the oldest turns must be left out for the next question to fit.

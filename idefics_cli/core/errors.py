@@ -87,6 +87,14 @@ class MemoryLimitError(IdeficsError):
     """The device ran out of memory while it loaded the model or generated an answer."""
 
 
+class ServerError(IdeficsError):
+    """An answer of the server of `--server` that is an error, or no answer to one request."""
+
+
+class NoServerError(ServerError):
+    """A server that answers no request: it is gone, refuses the key, or lacks the model."""
+
+
 class SessionError(IdeficsError):
     """A session that is unknown, damaged, open in another process, or cannot be saved."""
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from idefics_cli.core.choices import ChoiceResult
 from idefics_cli.core.colours import WHITE, Colour
+from idefics_cli.core.servers import ServerSpec
 
 # A callback that gets a phase ("loading", "reading", …) and the share of it that is done, in 0..1;
 # the share is None if unknown.
@@ -111,24 +113,6 @@ class Constraint:
 
     kind: ConstraintKind
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceResult:
-    """How likely each of some answers is.
-
-    Attributes:
-        probabilities: Each choice, in the order given, and its share of *mass*.
-        mass: Probability that the model gives any of the choices.
-    """
-
-    probabilities: tuple[tuple[str, float], ...]
-    mass: float
-
-    @property
-    def best(self) -> tuple[str, float]:
-        """The likeliest choice and its probability."""
-        return max(self.probabilities, key=lambda each: each[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +310,8 @@ class LoadSpec:
             none.
         uses_graphs: Whether the engine may record decode steps as CUDA graphs.
         adapter: The adapter that changes the weights; None for the model as it is.
+        server: The server that runs the model, which is then *repo*, of an unknown *family*; None
+            runs it here.
     """
 
     repo: str
@@ -352,6 +338,7 @@ class LoadSpec:
     quantized_folder: str | None = None
     uses_graphs: bool = True
     adapter: LoraAdapter | None = None
+    server: ServerSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

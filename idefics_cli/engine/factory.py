@@ -23,7 +23,13 @@ def engine_factory(spec: LoadSpec) -> EngineFactory:
         MemoryLimitError: If the model does not fit.
         IdeficsError: If the libraries cannot be imported.
     """
-    return partial(_local_engine, spec)
+    return partial(_local_engine if spec.server is None else _remote_engine, spec)
+
+
+def _remote_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:
+    with quick_imports():
+        from idefics_cli.engine.remote.engine import RemoteEngine
+    return RemoteEngine(spec)
 
 
 def _local_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:

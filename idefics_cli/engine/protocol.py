@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
 from idefics_cli.core.types import (
     Attachment,
@@ -28,6 +28,23 @@ if the model takes videos, which the engine closes.
 The second argument is the draft edge in pixels: a JPEG may be decoded at a reduced size whose sides
 are both at least this long. See `ImageLoader.open`.
 """
+
+
+@runtime_checkable
+class FileOpener(Protocol):
+    """An `OpenImage` that also gives the bytes of the file, for an engine that sends them on."""
+
+    def __call__(self, attachment: Attachment, draft_edge: int, /) -> Media:
+        """Open the image or video of an attachment."""
+        ...
+
+    def read_file(self, attachment: Attachment) -> bytes:
+        """Return the bytes of the file.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +133,10 @@ class Session(Protocol):
 
     @property
     def slots(self) -> int:
-        """Maximum number of requests at a time; it becomes smaller when the memory runs out."""
+        """Maximum number of requests at a time; it becomes smaller when the memory runs out.
+
+        A session with a server begins with one, and finds the best number by measuring.
+        """
         ...
 
     @property
@@ -144,6 +164,9 @@ class Session(Protocol):
         Returns:
             None if no request ended in time, if no request is open, or if `cancel` of
             `Engine.serve` is set and no request will end any more.
+
+        Raises:
+            NoServerError: If a server answers no request any more.
         """
         ...
 
@@ -170,7 +193,7 @@ class Engine(Protocol):
 
     @property
     def context_tokens(self) -> int:
-        """Number of tokens that the model takes, prompt and reply together."""
+        """Number of tokens that the model takes, prompt and reply together; 0 if unknown."""
         ...
 
     def prepare(
@@ -191,10 +214,11 @@ class Engine(Protocol):
         """
         ...
 
-    def measure(self, prepared: Prepared) -> Measure:
+    def measure(self, prepared: Prepared) -> Measure | None:
         """Count the tokens of a prompt as `complete` would, without running the model.
 
-        It does not wait for requests that run.
+        It does not wait for requests that run. None if the engine cannot count them: the model is
+        on a server.
         """
         ...
 

@@ -11,6 +11,7 @@ from typing import BinaryIO, TypeAlias
 
 from PIL import Image
 
+from idefics_cli.core.sources import too_many_bytes
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.formats import HEAD_BYTES, FileFormat, identify
 from idefics_cli.images.loader import ImageLoader
@@ -71,6 +72,19 @@ class MediaLoader(ImageLoader):
             image = first_image(self.open_media_stream(stream, source))
             return image.width, image.height
         return super().stream_size(stream, source)
+
+    def read_bytes(self, attachment: Attachment) -> bytes:
+        """Return the bytes of a picture or video.
+
+        Raises:
+            ImageError: If the source cannot be read, or has more than `max_bytes`.
+        """
+        most = self._limits.max_bytes
+        with self._sources.open(attachment.source) as stream:
+            data = stream.read(most + 1)
+        if len(data) > most:
+            raise too_many_bytes(attachment.source, self._limits)
+        return data
 
     def read(self, attachment: Attachment) -> tuple[Attachment, Callable[[Attachment, int], Media]]:
         """Read the bytes of a picture or video, but do not decode them.

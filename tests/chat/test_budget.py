@@ -66,7 +66,9 @@ def long_conversation(folder: Path, model: str, *, system: str | None = None) ->
 
 def engine_count(engine: Engine, request: GenerationRequest) -> int:
     """Return the tokens of *request* as the engine counts them, all pictures opened anew."""
-    return engine.measure(engine.prepare(request)).prompt_tokens
+    measure = engine.measure(engine.prepare(request))
+    assert measure is not None
+    return measure.prompt_tokens
 
 
 class CrampedEngine:
@@ -79,7 +81,9 @@ class CrampedEngine:
         self._measure = engine.measure
 
     def measure(self, prepared: Prepared) -> Measure:
-        return replace(self._measure(prepared), context_tokens=self.context_tokens)
+        measure = self._measure(prepared)
+        assert measure is not None
+        return replace(measure, context_tokens=self.context_tokens)
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
@@ -100,7 +104,9 @@ def test_the_sum_over_the_turns_is_what_the_engine_counts(
         request = budget.request(shorter, Sampling())
         budget.prepare(request)
         expected = engine_count(engine, request)
-        assert budget.measure(request).prompt_tokens == expected
+        measure = budget.measure(request)
+        assert measure is not None
+        assert measure.prompt_tokens == expected
         assert budget.sum_tokens(request) == expected
 
 

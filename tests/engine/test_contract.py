@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,9 @@ from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.protocol import Engine, Prepared
 from tests.support.fakes import FakeEngine
+from tests.support.http_servers import serving
 from tests.support.prompts import open_engine
+from tests.support.remote import digest_answer, remote_engine
 
 # Far less than the pixels of one picture.
 TINY_STORE = partial(Inference, stop_ids=(), tuning=Tuning(tile_bytes=1))
@@ -36,11 +39,16 @@ def describe(request: GenerationRequest) -> str:
     return " ".join(Path(each.source).stem for each in request.attachments)
 
 
-@pytest.fixture(params=["local", "fake"])
+@pytest.fixture(params=["local", "fake", "remote"])
 def engine(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Iterator[Engine]:
     """Every engine; the next one has a row here."""
     if request.param == "fake":
         yield FakeEngine(describe)
+        return
+    if request.param == "remote":
+        fake = FakeEngine(digest_answer)
+        with serving(lambda progress=None: fake) as server, remote_engine(server.url) as remote:
+            yield remote
         return
     with open_engine(checkpoint("idefics3"), "idefics3", TINY_STORE) as engine:
         yield engine
@@ -52,7 +60,9 @@ def photos(tmp_path: Path) -> list[Attachment]:
     found = []
     for number in range(4):
         path = tmp_path / f"{number}.png"
-        Image.effect_noise((90, 60), 80 + number).convert("RGB").save(path)
+        # The same pictures in every run: answers of a random model about others may be equal.
+        pixels = random.Random(number).randbytes(90 * 60 * 3)
+        Image.frombytes("RGB", (90, 60), pixels).save(path)
         found.append(Attachment(str(path)))
     return found
 

@@ -470,7 +470,9 @@ def test_both_engines_keep_the_same_contract(endless: EngineOf) -> None:
         assert submitted.text == whole.text == "".join(chunk.text for chunk in chunks)
         assert submitted.new_tokens == whole.new_tokens == last.new_tokens
         assert submitted.finish == whole.finish == last.finish
-        assert submitted.prompt_tokens == engine.measure(prepared).prompt_tokens
+        measure = engine.measure(prepared)
+        assert measure is not None
+        assert submitted.prompt_tokens == measure.prompt_tokens
         quiet = Asked(engine, prepared, streams=False) if engine is not fake else None
         assert quiet is None or (quiet.completion().text, quiet.chunks) == (whole.text, [])
 

@@ -25,6 +25,7 @@ PROGRAM_IS_NAMED_IN = {
     "completion/scripts.py",
     "completion/spec.py",
     "core/paths.py",
+    "core/servers.py",
     "server/app.py",
 }
 ALLOWED = {

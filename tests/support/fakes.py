@@ -12,9 +12,9 @@ from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
+from idefics_cli.core.choices import ChoiceResult
 from idefics_cli.core.errors import ContextError, IdeficsError, MemoryLimitError
 from idefics_cli.core.types import (
-    ChoiceResult,
     Completion,
     Finish,
     GenerationRequest,

@@ -16,10 +16,10 @@ from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import Attachment, CaptionRecord
 from idefics_cli.engine.protocol import Engine, OpenImage, Prepared
 from idefics_cli.engine.schema.form import ReplyForm
-from idefics_cli.models.families.spec import find_family
+from idefics_cli.models.families.abilities import takes_videos
 
 if TYPE_CHECKING:
-    from idefics_cli.images.media import Media
+    from idefics_cli.images.media import Media, MediaLoader
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,8 +73,7 @@ class PictureReader:
 
         self._job = job
         self._engine = engine
-        takes_videos = find_family(engine.spec.family).takes_videos
-        self._loader = MediaLoader(job.limits, takes_videos=takes_videos)
+        self._loader = MediaLoader(job.limits, takes_videos=takes_videos(engine.spec))
 
     def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
         """Read *picture*, and prepare the requests about it.
@@ -104,13 +103,27 @@ class PictureReader:
         return Opened(picture, (prepared, *others), file.content)
 
     def _opener(self, picture: Attachment, data: bytes) -> OpenImage:
-        def open_image(attachment: Attachment, draft_edge: int) -> Media:
-            if attachment != picture:  # the picture of an example
-                return self._loader.open_media(attachment, draft_edge=draft_edge)
-            stream, source = io.BytesIO(data), attachment.source
-            return self._loader.open_media_stream(stream, source, draft_edge=draft_edge)
+        return _Opener(self._loader, picture, data)
 
-        return open_image
+
+class _Opener:
+    """Opens the picture of an item from its bytes, and others by their sources: a `FileOpener`."""
+
+    def __init__(self, loader: MediaLoader, picture: Attachment, data: bytes) -> None:
+        self._loader = loader
+        self._picture = picture
+        self._data = data
+
+    def __call__(self, attachment: Attachment, draft_edge: int) -> Media:
+        if attachment != self._picture:  # the picture of an example
+            return self._loader.open_media(attachment, draft_edge=draft_edge)
+        stream, source = io.BytesIO(self._data), attachment.source
+        return self._loader.open_media_stream(stream, source, draft_edge=draft_edge)
+
+    def read_file(self, attachment: Attachment) -> bytes:
+        if attachment == self._picture:
+            return self._data
+        return self._loader.read_bytes(attachment)
 
 
 def _changed(picture: CaptionItem) -> ImageError:

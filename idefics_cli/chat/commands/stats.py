@@ -38,6 +38,8 @@ def _place(chat: Chat) -> str:
     if not chat.model.loading.is_ready:
         return chat.model.loading.phase
     spec = chat.model.engine.spec
+    if spec.server is not None:
+        return f"at {spec.server.url}"
     return f"{spec.dtype} on {spec.device}"
 
 

@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Sequence
 
-from idefics_cli.core.types import ChoiceResult, Constraint
+from idefics_cli.core.choices import ChoiceResult
+from idefics_cli.core.types import Constraint
 
 
 def choice_constraint(choices: Sequence[str]) -> Constraint:

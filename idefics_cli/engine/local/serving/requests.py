@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from idefics_cli.core.types import ChoiceResult, Completion, TokenChunk
+from idefics_cli.core.choices import ChoiceResult
+from idefics_cli.core.types import Completion, TokenChunk
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.decode.detokenize import Detokenizer, detokenizer_of
 from idefics_cli.engine.local.decode.sampling import BatchRow

@@ -1,0 +1,29 @@
+"""Servers that run models in place of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """A server with OpenAI's API, which runs the model.
+
+    Attributes:
+        url: The address before `/chat/completions`, without a password.
+        key: The key that requests must have; "" for none.
+        owner: What `/v1/models` says who owns the model: "idefics" is `idefics serve`.
+        context_tokens: Number of tokens that the model takes; None if the server does not say it.
+        revision: The commit of the weights, if the server says it.
+    """
+
+    url: str
+    key: str = field(default="", repr=False)
+    owner: str = ""
+    context_tokens: int | None = None
+    revision: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the server is `idefics serve`."""
+        return self.owner == "idefics"
