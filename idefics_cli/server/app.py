@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -91,7 +92,7 @@ class _Pages:
             "created": 0,
             "owned_by": "idefics",
             # The name of a folder would tell where it lies.
-            "root": options.names[0] if spec.repo.startswith(("/", "~")) else spec.repo,
+            "root": options.names[0] if Path(spec.repo).is_absolute() else spec.repo,
             "max_model_len": engine.context_tokens,
             "revision": engine.revision,
             "chats": spec.chats,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+from base64 import b64encode
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 from idefics_cli.cli.services import Services
 from idefics_cli.models.hub.facts import demo_folder
 from tests.support.commands import Ran, run
+from tests.support.http_servers import CHAT, chat, read
 
 pytest.importorskip("peft")
 pytestmark = [
@@ -121,3 +126,25 @@ def test_a_benchmark_takes_no_adapter(styles: Path) -> None:
     ran = run("bench", "decode", "-m", str(styles / "a"))
     assert ran.code == 2
     assert "plain transformers would run without it" in ran.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_server_answers_with_its_adapter(styles: Path, warm_python: tuple[str, ...]) -> None:
+    picture = (styles / "red.png").read_bytes()
+    body = chat("What is it?", "data:image/png;base64," + b64encode(picture).decode())
+    expected = json.loads(ask(styles, "-m", str(styles / "a")).out)["text"]
+    command = [*warm_python, "-m", "idefics_cli", "serve", "--port", "0", "--json", "-q"]
+    with subprocess.Popen(
+        [*command, "-m", "demo", "--adapter", str(styles / "a")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        connection = HTTPConnection("127.0.0.1", json.loads(process.stdout.readline())["port"])
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", CHAT, json.dumps(body).encode(), headers)
+        _, _, answer = read(connection.getresponse())
+        connection.close()
+        process.terminate()
+
+    assert process.returncode == 0
+    assert answer["model"] == "demo"
+    assert answer["choices"][0]["message"]["content"] == expected

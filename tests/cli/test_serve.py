@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import ImageLimits
+from idefics_cli.models.hub.facts import demo_folder
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 from tests.support.http_servers import CHAT, chat, events, read
@@ -159,8 +161,9 @@ def started(
     python: tuple[str, ...], *arguments: str, **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start a server of the built-in model, and return its process and its port."""
+    model = () if "-m" in arguments else ("-m", "demo")
     process = subprocess.Popen(
-        [*python, "-m", "idefics_cli", "serve", "-m", "demo", "--port", "0", "--json", *arguments],
+        [*python, "-m", "idefics_cli", "serve", *model, "--port", "0", "--json", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -276,6 +279,23 @@ def test_the_key_is_asked_for_and_shown_nowhere(
         ran = run(*command, services=World(FakeEngine(), IDEFICS_API_KEY=KEY).services)
         assert KEY not in ran.out + ran.err
         assert "IDEFICS_API_KEY" not in ran.err
+
+
+@posix
+def test_a_model_in_a_folder_is_named_without_the_path_to_it(
+    warm_python: tuple[str, ...], tmp_path: Path
+) -> None:
+    shutil.copytree(demo_folder(), tmp_path / "own-model")
+    with started(warm_python, "-m", str(tmp_path / "own-model")) as (process, port):
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/v1/models")
+        answer = read(connection.getresponse())[2]
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        err = ended(process)
+
+    assert answer["data"][0]["id"] == answer["data"][0]["root"] == "own-model"
+    assert str(tmp_path) not in str(answer) + err
 
 
 @posix

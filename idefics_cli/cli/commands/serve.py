@@ -171,7 +171,7 @@ def _options(invocation: Invocation, plan: Plan, access: Access) -> ServerOption
 def _names(settings: Settings, spec: LoadSpec) -> tuple[str, ...]:
     """Return the names of the model; a folder is named without the path to it."""
     given = [settings.served_name, spec.name, spec.repo]
-    names = [Path(name).name if os.path.isabs(name) else name for name in given if name]
+    names = [Path(name).resolve().name if os.path.isdir(name) else name for name in given if name]
     return tuple(dict.fromkeys(name for name in names if name))
 
 
