@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,13 +65,15 @@ def test_a_model_that_must_be_downloaded_is_named_and_gets_a_gpu() -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-def test_bash_runs_the_script_of_each_task_and_the_shards_are_those_of_one_run(here: Path) -> None:
+def test_bash_runs_the_script_of_each_task_and_the_shards_are_those_of_one_run(
+    here: Path, warm_python: tuple[str, ...]
+) -> None:
     write_samples(here / "photos", count=6, seed=2)
     arguments = ("photos", "-m", "demo", "-o", "parts/out.jsonl", "--threads", "1")
     script = print_job("slurm", *arguments, "--shard", "auto/2").out
     for folder in ("bin", "parts", "whole"):
         Path(folder).mkdir()
-    program = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m idefics_cli "$@"\n'
+    program = f'#!/bin/sh\nexec {shlex.join(warm_python)} -m idefics_cli "$@"\n'
     Path("bin/idefics").write_text(program)
     Path("bin/idefics").chmod(0o755)
     root = str(Path(__file__).parents[2])
