@@ -19,11 +19,19 @@ from tests.support.readme import ROOT, Example, examples
 
 PICTURES = (
     *("photo.jpg", "street.jpg", "before.png", "after.png", "site.jpg", "receipt.jpg"),
-    *("photos/a.jpg", "photos/b.png", "photos/sub/c.jpg", "pictures/scene-001.png"),
+    *("photos/a.jpg", "photos/b.png", "photos/sub/c.jpg", "pictures/scene-001.png", "new/d.jpg"),
 )
 # What needs the network, another machine, or minutes.
 NOT_RUN = (
-    *("pip ", "git clone", "idefics models pull", "idefics bench", "idefics serve", "docker "),
+    *(
+        "pip ",
+        "git clone",
+        "idefics models pull",
+        "idefics bench",
+        "idefics tune",
+        "idefics serve",
+        "docker ",
+    ),
     *("idefics caption photos/ -r -o captions.jsonl --devices", "idefics collect"),
 )
 

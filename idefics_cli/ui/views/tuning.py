@@ -175,9 +175,7 @@ def rehearsal_lines(rehearsal: Rehearsal) -> list[str]:
     return [f"{name:<14} {text}" for name, text in rows]
 
 
-def tell_data(
-    console: Console, summaries: Sequence[DataSummary], *, learned: int, steps: int
-) -> None:
+def tell_data(console: Console, summaries: Sequence[DataSummary], *, learned: int) -> None:
     """Tell what the data of a run holds."""
     rows = sum(summary.rows for summary in summaries)
     examples = rows - sum(sum(summary.left_out.values()) for summary in summaries)
@@ -188,7 +186,7 @@ def tell_data(
     if reasons:
         told = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
         parts.append(f"{sum(reasons.values())} left out ({told})")
-    console.tell(f"{', '.join(parts)}; {counted(steps, 'step')}")
+    console.tell(", ".join(parts))
     repeated = sum(summary.repeated for summary in summaries)
     if repeated:
         console.note(f"{counted(repeated, 'row')} repeat an earlier one")
@@ -212,10 +210,8 @@ def evaluation_line(event: Evaluated) -> str:
 
 
 def _targets(event: TargetsChosen) -> str:
-    parts = " and ".join(event.parts)
+    parts = f"of the {' and '.join(event.parts)} model, in {counted(event.steps, 'step')}"
     if not event.layers:
-        return f"training {event.weights:,} weights of the {parts} model"
-    return (
-        f"training an adapter of {event.weights:,} weights beside {counted(event.layers, 'layer')} "
-        f"of the {parts} model"
-    )
+        return f"training {event.weights:,} weights {parts}"
+    layers = counted(event.layers, "layer")
+    return f"training an adapter of {event.weights:,} weights beside {layers} {parts}"

@@ -60,7 +60,10 @@ def _rehearsal(
         checkpointing=bool(job.choices.checkpointing),
         computed=work.computed,
     )
-    per_epoch = min(job.steps_of_epoch, job.steps)
+    # Rows with own answers are as long as the others, or shorter.
+    replayed = round(len(job.train) * (job.choices.replay or 0))
+    whole = job.with_rows(list(job.train[:1]) * replayed)
+    per_epoch = min(whole.steps_of_epoch, whole.steps)
     return Rehearsal(
         rows=len(job.train),
         validation_rows=len(job.validation),
@@ -70,8 +73,8 @@ def _rehearsal(
         labelled=labelled,
         layers=len(run.targets.layers),
         trained=run.targets.weights,
-        steps=job.steps,
-        seconds=per_epoch * first_seconds + (job.steps - per_epoch) * later_seconds,
+        steps=whole.steps,
+        seconds=per_epoch * first_seconds + (whole.steps - per_epoch) * later_seconds,
         memory=estimate_training(work.spec, facts.shape, facts.parameters, size),
         device=work.spec.device,
     )

@@ -69,7 +69,7 @@ def tune_model(
         work = TuneWork(invocation, plan, spec, computed, job, chosen.data, data)
         if settings.dry_run:
             return rehearse(work)
-        tell_data(console, data.summaries, learned=len(data.train), steps=job.steps)
+        tell_data(console, data.summaries, learned=len(data.train))
         output = stack.enter_context(OutputFolder(folder, overwrite=settings.overwrite))
         if output.start(_run_of(work)):
             console.note(f"{display_path(folder)} is done; `--overwrite` starts again")
@@ -84,9 +84,9 @@ def _run(work: TuneWork, output: OutputFolder, *, plots: bool) -> int:
     loaded = load_model(work)
     with console.status("asking the model other questions"):
         replayed = replayed_rows(work, loaded, output, make_answer(work, loaded))
+    work = replace(work, job=work.job.with_rows(replayed))
     if replayed:
         console.tell(f"{counted(len(replayed), 'row')} with own answers, against forgetting")
-    work = replace(work, job=work.job.with_rows(replayed))
     interrupts = Interrupts(lambda: console.note("finishing the step; Ctrl-C again stops at once"))
     interrupts.is_patient = True
     with interrupts.handled(), TuneProgress(console, clock=clock) as view:
