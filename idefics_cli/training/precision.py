@@ -34,7 +34,7 @@ def is_bfloat16_native(device: str) -> bool:
 
 
 def training_spec(
-    spec: LoadSpec, *, dtype: str = "auto", full: bool = False
+    spec: LoadSpec, *, dtype: str = "auto", full: bool = False, dora: bool = False
 ) -> tuple[LoadSpec, DtypeName]:
     """Return how a model is loaded for training, and the dtype in which it computes.
 
@@ -42,6 +42,7 @@ def training_spec(
         spec: How the model would be loaded for inference.
         dtype: A dtype, or "auto": bfloat16 on a GPU that has instructions for it, else float32.
         full: Whether the weights themselves are trained. They are in float32 then.
+        dora: Whether the lengths of the weights are trained.
 
     Raises:
         PlanError: If the model is spread over devices, or cannot be trained in these formats.
@@ -55,6 +56,11 @@ def training_spec(
     if spec.quantization == "8bit" or (full and spec.quantization != "none"):
         wanted = "`--quantization 4bit` or `none`" if not full else "`--quantization none`"
         raise PlanError(f"weights in {spec.quantization} cannot be trained this way", hint=wanted)
+    if dora and spec.quantization != "none":
+        raise PlanError(
+            f"--dora needs weights that are not in {spec.quantization}",
+            hint="`--quantization none`, or leave `--dora` out",
+        )
     device = spec.device.partition(":")[0]
     computed: DtypeName = "float32"
     if dtype == "float16":

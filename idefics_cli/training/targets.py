@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.models.families.spec import FamilySpec, PartName
+from idefics_cli.models.loading.training import keep_unpacked
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -93,6 +94,7 @@ def insert_lora(model: nn.Module, family: FamilySpec, choice: LoraChoice) -> Tar
         lora_config(layer_pattern(family, choice.parts), choice), model, adapter_name=_NAME
     )
     model.eval()  # PEFT's new modules are in training mode
+    keep_unpacked(model)
     found = [name for name, module in model.named_modules() if _is_lora_layer(module)]
     if found != expected:
         raise RuntimeError(f"{len(found)} layers have LoRA matrices and not {len(expected)}")

@@ -192,6 +192,7 @@ def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> No
         ((*QUICK, "--full", "--rank", "4"), "--rank is for adapters, and --full trains"),
         ((*QUICK, "--dtype", "float16"), "training in float16 ends in NaN"),
         ((*QUICK, "--quantization", "8bit"), "weights in 8bit cannot be trained"),
+        ((*QUICK, "--dora", "--quantization", "4bit"), "--dora needs weights that are not in 4bit"),
         ((*QUICK, "--most-tokens", "5"), "has no row to train on (too long: 12)"),
     ],
 )
@@ -257,6 +258,22 @@ def test_own_answers_to_other_questions_are_learned_too(data: Path) -> None:
     result = json.loads(ran.out)
     assert (result["rows"], result["replayed_rows"], result["steps"]) == (11, 22, 6)
     assert result["other_questions"]["asked"] == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--quantization", "4bit", "--replay", "1"),
+        ("--train", "text,connector,vision", "--no-keep-features"),
+        ("--dora", "--checkpointing"),
+        ("--dtype", "bfloat16"),
+    ],
+)
+def test_other_ways_to_train_lower_the_loss(words: tuple[str, ...], data: Path) -> None:
+    ran = tune("photos", "-o", "out", "--epochs", "4", "--batch-size", "6", *words, "--json")
+    assert ran.code == 0
+    first, *_, last = json.loads(ran.out)["evaluations"]
+    assert last["loss"] < first["loss"] / 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
+
+from torch import nn
 
 from idefics_cli.core.errors import PlanError
 from idefics_cli.core.types import KernelChoice, LoadSpec, Progress
@@ -35,4 +38,18 @@ def load_for_training(spec: LoadSpec, *, report: Progress | None = None) -> Load
         float32_modules=(),
         uses_graphs=False,
     )
-    return load(plain, report=report)
+    loaded = load(plain, report=report)
+    keep_unpacked(cast("nn.Module", loaded.model))
+    return loaded
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """Keep the layers of *model* in nf4 in the layout that has gradients.
+
+    In eval mode, bitsandbytes 0.50 repacks a layer on a CPU with AVX512-BF16 at its first forward
+    without gradients. The flag changes nothing else in these layers, and must be set again after
+    `eval()`.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.training = True

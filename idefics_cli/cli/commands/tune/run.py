@@ -57,7 +57,8 @@ def tune_model(
     if plan.spec.adapter is not None:
         raise UsageError("an adapter cannot be trained further", hint="`-m` names its base model")
     report_warnings(invocation, plan)
-    spec, computed = training_spec(plan.spec, dtype=settings.dtype, full=choices.full)
+    full, dora = choices.full, choices.dora
+    spec, computed = training_spec(plan.spec, dtype=settings.dtype, full=full, dora=dora)
     with ExitStack() as stack:
         with console.status("reading the data") as progress:
             family, _ = open_family(spec, report=progress)
