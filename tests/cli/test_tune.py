@@ -231,6 +231,7 @@ def test_after_a_signal_the_same_command_goes_on(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     if number == signal.SIGINT:
+        assert "finishing the step; Ctrl-C again stops at once\n" in err
         assert "the same command continues from here" in err
     assert Path("out/adapter_model.safetensors").exists()
 

@@ -77,6 +77,10 @@ class TuneProgress:
             case Saved():
                 pass
 
+    def show_stopping(self) -> None:
+        """Tell that the run ends after the current step."""
+        self._tell("finishing the step; Ctrl-C again stops at once")
+
     def _count(self, event: Stepped) -> None:
         share = 1 / min(self._steps + 1, _SMOOTHED_STEPS)
         former = event.loss if self._loss is None else self._loss

@@ -88,9 +88,10 @@ def _run(work: TuneWork, output: OutputFolder, *, plots: bool) -> int:
     work = replace(work, job=work.job.with_rows(replayed))
     if replayed:
         console.tell(f"{counted(len(replayed), 'row')} with own answers, against forgetting")
-    interrupts = Interrupts(lambda: console.note("finishing the step; Ctrl-C again stops at once"))
+    view = TuneProgress(console, clock=clock)
+    interrupts = Interrupts(view.show_stopping)
     interrupts.is_patient = True
-    with interrupts.handled(), TuneProgress(console, clock=clock) as view:
+    with interrupts.handled(), view:
         run = make_run(
             work,
             loaded,
