@@ -15,6 +15,7 @@ from idefics_cli.cli.model_choice import (
 )
 from idefics_cli.cli.pictures import check_pictures
 from idefics_cli.cli.question import AskedQuestion, read_question
+from idefics_cli.cli.server_choice import check_sight, served_spec
 from idefics_cli.core.sources import (
     recorded_source,
 )
@@ -23,6 +24,7 @@ from idefics_cli.core.types import (
     Completion,
     Finish,
     GenerationRequest,
+    LoadSpec,
     TokenChunk,
 )
 from idefics_cli.core.units import counted
@@ -49,15 +51,18 @@ def answer_once(invocation: Invocation, question: AskedQuestion) -> None:
         CutError: If the answer was cut before it had its form.
     """
     if invocation.settings.dry_run:
-        show_plan(invocation, plan_for(invocation))
+        if invocation.settings.server is not None:
+            show_server(invocation, served_spec(invocation))
+        else:
+            show_plan(invocation, plan_for(invocation))
         return
     request = read_question(invocation, question)
     # A bad picture is reported before the plan, which takes seconds to probe the machine.
     check_pictures(invocation, question.images)
-    plan = _answering_plan(invocation, request)
+    spec = _answering_spec(invocation, request)
     clock = invocation.services.clock
     started = clock()
-    with opened_engine(invocation, plan) as engine:
+    with opened_engine(invocation, spec) as engine:
         loaded = clock()
         prepared = engine.prepare(request)
         times = _Times(loaded - started, clock() - loaded)
@@ -77,8 +82,24 @@ def show_plan(invocation: Invocation, plan: Plan) -> None:
         invocation.console.report(render_plan(plan))
 
 
-def _answering_plan(invocation: Invocation, request: GenerationRequest) -> Plan:
-    """Return the plan for *request*, after its warnings are shown."""
+def show_server(invocation: Invocation, spec: LoadSpec) -> None:
+    """Write which model of which server would answer to stdout."""
+    assert spec.server is not None
+    if invocation.settings.json:
+        invocation.console.json({"model": spec.name, "server": spec.server.url})
+    else:
+        invocation.console.line(f"{spec.name} at {spec.server.url} answers")
+
+
+def _answering_spec(invocation: Invocation, request: GenerationRequest) -> LoadSpec:
+    """Return the model for *request*, after the warnings of its plan are shown."""
+    if invocation.settings.server is not None:
+        spec = served_spec(invocation)
+        if request.mode == "chat" and not spec.chats:
+            raise base_model_error(spec.name)
+        if request.attachments:
+            check_sight(invocation, spec)
+        return spec
     plan = plan_for(invocation)
     if request.mode == "chat" and not plan.spec.chats:
         raise base_model_error(plan.spec.name or plan.spec.repo)
@@ -86,7 +107,7 @@ def _answering_plan(invocation: Invocation, request: GenerationRequest) -> Plan:
         # A checkpoint whose template is missing or broken still completes raw prompts.
         plan = replace(plan, spec=replace(plan.spec, uses_template=False))
     report_warnings(invocation, plan)
-    return plan
+    return plan.spec
 
 
 def _note_end(
@@ -165,6 +186,17 @@ def _text(request: GenerationRequest, completion: Completion) -> dict[str, objec
     return {"text": completion.text}
 
 
+def _place(spec: LoadSpec) -> dict[str, object]:
+    if spec.server is not None:
+        return {"server": spec.server.url}
+    return {
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "attention": spec.attention,
+    }
+
+
 def _record(
     engine: Engine,
     request: GenerationRequest,
@@ -192,10 +224,7 @@ def _record(
         **({} if spec.adapter is None else {"adapter": spec.adapter.name}),
         "revision": engine.revision,
         "images": [recorded_source(attachment.source) for attachment in images],
-        "device": spec.device,
-        "dtype": spec.dtype,
-        "quantization": spec.quantization,
-        "attention": spec.attention,
+        **_place(spec),
         "temperature": request.sampling.temperature,
         "seed": request.sampling.seed,
         "version": __version__,

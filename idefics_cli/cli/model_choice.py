@@ -12,7 +12,7 @@ from idefics_cli.config.settings import Settings
 from idefics_cli.core.colours import WHITE, Colour
 from idefics_cli.core.errors import ModelError, PromptError, UsageError
 from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
-from idefics_cli.core.types import ImageLimits, Sampling
+from idefics_cli.core.types import ImageLimits, LoadSpec, Sampling
 from idefics_cli.core.units import format_size
 from idefics_cli.engine.protocol import Engine
 
@@ -227,14 +227,13 @@ def confirm_download(invocation: Invocation, facts: ModelFacts) -> None:
 
 
 @contextmanager
-def opened_engine(invocation: Invocation, plan: Plan) -> Iterator[Engine]:
-    """Load the model of *plan*, yield its engine, and close it.
+def opened_engine(invocation: Invocation, spec: LoadSpec) -> Iterator[Engine]:
+    """Load the model of *spec*, yield its engine, and close it.
 
     Raises:
         ModelError: If the model is missing or broken.
         MemoryLimitError: If the model does not fit into memory.
     """
-    spec = plan.spec
     with invocation.console.status(f"loading {spec.name or spec.repo}") as progress:
         loaded = invocation.services.make_factory(spec)(progress=progress)
     with loaded as engine:

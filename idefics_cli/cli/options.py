@@ -304,6 +304,8 @@ PrintJob = Annotated[
 Shard = Annotated[str | None, _option("shard", panel=IMAGES_PANEL, metavar="I/N")]
 Count = Annotated[str | None, _option("count", panel=IMAGES_PANEL)]
 
+Server = Annotated[str | None, _option("server", panel=MODEL_PANEL, metavar="URL")]
+ServerKeyFile = Annotated[str | None, _option("api_key_file", panel=MODEL_PANEL, metavar="FILE")]
 Host = Annotated[str | None, _option("host", panel=SERVER_PANEL, metavar="ADDRESS")]
 Port = Annotated[str | None, _option("port", panel=SERVER_PANEL)]
 ApiKeyFile = Annotated[str | None, _option("api_key_file", panel=SERVER_PANEL, metavar="FILE")]

@@ -73,6 +73,8 @@ def takes_videos(invocation: Invocation) -> bool:
         ModelError: If the model is unknown; see `find_facts`.
     """
     settings = invocation.settings
+    if settings.server is not None:
+        return False
     facts = invocation.services.find_facts(
         settings.model, revision=settings.revision, offline=settings.offline
     )

@@ -38,6 +38,9 @@ class Settings:
     adapter: str | None = _setting(
         None, help="LoRA adapter: a folder or a Hub id. Without a model, its base model."
     )
+    server: str | None = _setting(
+        None, help="Let the model of this server answer, such as http://127.0.0.1:8000."
+    )
     device: str = _setting(
         "auto",
         help="Where the model runs.",
@@ -250,7 +253,7 @@ class Settings:
         8000, help="Port to listen at; 0 takes any free one.", minimum=0, maximum=65_535
     )
     api_key_file: str | None = _setting(
-        None, help="File with the key that requests must have; IDEFICS_API_KEY is a key itself."
+        None, help="File with the key of the server; the variable IDEFICS_API_KEY is a key itself."
     )
     origin: str | None = _setting(
         None, help="Origins of web pages that may ask, such as https://a.example, with commas."

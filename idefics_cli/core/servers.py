@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+UPLOAD_EDGE = 2048
+"""The longer side of a picture is scaled down to this number of pixels, except for our own server.
+
+No model of the family sees more."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerSpec:
@@ -15,6 +20,7 @@ class ServerSpec:
         owner: What `/v1/models` says who owns the model: "idefics" is `idefics serve`.
         context_tokens: Number of tokens that the model takes; None if the server does not say it.
         revision: The commit of the weights, if the server says it.
+        root: The repository of the model, if the server says it.
     """
 
     url: str
@@ -22,6 +28,7 @@ class ServerSpec:
     owner: str = ""
     context_tokens: int | None = None
     revision: str | None = None
+    root: str = ""
 
     @property
     def is_ours(self) -> bool:

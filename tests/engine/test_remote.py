@@ -25,6 +25,7 @@ from idefics_cli.core.errors import (
     ServerError,
     UsageError,
 )
+from idefics_cli.core.servers import UPLOAD_EDGE
 from idefics_cli.core.types import (
     Attachment,
     Completion,
@@ -37,7 +38,6 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.protocol import Engine
 from idefics_cli.engine.remote.address import is_local, read_address
-from idefics_cli.engine.remote.uploads import UPLOAD_EDGE
 from idefics_cli.engine.remote.width import Width
 from tests.support.fakes import FakeEngine
 from tests.support.http_servers import ManualEngine, serving, wait_for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,29 @@ def test_curl_gets_the_answer_of_readme(demo: HttpServer) -> None:
 
     assert shown
     assert ran.stdout == shown
+
+
+def test_other_machines_get_the_answers_of_readme(demo: HttpServer, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^<!-- server -->\n```bash\n(.*?)^```$", readme, re.M | re.S)
+    assert found is not None
+    write_samples(tmp_path / "pictures", count=2, seed=0)
+    examples = re.findall(r"^\$ idefics (.*)\n((?:(?!\$).*\n)*)", found[1], re.M)
+    assert len(examples) == 2
+    for words, shown in examples:
+        ran = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "idefics_cli",
+                *shlex.split(words.replace(":8000", f":{demo.port}")),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ran.stdout.replace(f":{demo.port}", ":8000") == shown, ran.stderr
 
 
 def test_the_client_of_openai_prints_a_description(demo: HttpServer, tmp_path: Path) -> None:

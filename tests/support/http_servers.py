@@ -173,12 +173,14 @@ def serving(
     factory: EngineFactory,
     options: ServerOptions | None = None,
     lifetime: Lifetime | None = None,
+    *,
+    port: int = 0,
 ) -> Iterator[HttpServer]:
     """Run a server in a thread, and end it as SIGTERM does."""
     options = options or ServerOptions(FAKE_SPEC, names=("fake", "fake/model"))
     ready = threading.Event()
     lifetime = replace(lifetime or Lifetime(drain_seconds=3), ready=ready.set, signals=())
-    with open_socket("127.0.0.1", 0) as listener:
+    with open_socket("127.0.0.1", port) as listener:
         lines: list[str] = []
         running = RunningServer(options, factory, listener, tell=lines.append, lifetime=lifetime)
         server = HttpServer(running, listener.getsockname()[1], lines)

@@ -51,12 +51,14 @@ class Scripted:
         status: The status; 0 closes the connection without an answer.
         headers: Further headers.
         hangs: Whether it then sends nothing, and keeps the connection open.
+        stops: Whether nothing listens any more after this answer.
     """
 
     body: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     hangs: bool = False
+    stops: bool = False
 
 
 @dataclass
@@ -100,11 +102,17 @@ def scripted_server(*script: Scripted) -> Iterator[ScriptedServer]:
             self.end_headers()
             self.wfile.write(answer.body)
             self.wfile.flush()
+            if answer.stops:
+                stop()
             if answer.hangs:
                 # The client closes the connection, which ends this read.
                 self.rfile.read(1)
 
         do_GET = do_POST
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -113,6 +121,5 @@ def scripted_server(*script: Scripted) -> Iterator[ScriptedServer]:
     try:
         yield ScriptedServer(f"http://127.0.0.1:{server.server_port}", seen)
     finally:
-        server.shutdown()
-        server.server_close()
+        stop()
         thread.join(10)

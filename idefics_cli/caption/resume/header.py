@@ -16,6 +16,7 @@ from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.resume.run_files import write_beside
 from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.core.colours import WHITE, hex_of
+from idefics_cli.core.servers import UPLOAD_EDGE, ServerSpec
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.families.few_shot import Shot
 
@@ -31,7 +32,6 @@ def run_settings(
     *more* replaces or adds settings.
     """
     named = {f"question {q.name}": q.prompt for q in job.questions if q.name}
-    adapter = spec.adapter
     sampling = {name.replace("_", " "): value for name, value in asdict(job.sampling).items()}
     # No option sets stop texts, and earlier versions have no such setting. So they are left out,
     # and a run that an earlier version began can be continued.
@@ -39,12 +39,7 @@ def run_settings(
     return {
         "format": format_,
         "model": spec.name or spec.repo,
-        "revision": spec.revision,
-        **_unless("adapter", adapter and f"{adapter.name} ({adapter.digest[:12]})", None),
-        "dtype": spec.dtype,
-        "quantization": spec.quantization,
-        "splitting": spec.splitting,
-        **_unless("longest edge", spec.longest_edge, None),
+        **(_here(spec) if spec.server is None else _at_server(spec.server)),
         **(named or {"prompt": job.questions[0].prompt}),
         **_unless("text extension", job.text_extension, TEXT_EXTENSION),
         **_unless("samples", job.samples, 1),
@@ -57,6 +52,23 @@ def run_settings(
         **{name.replace("_", " "): value for name, value in asdict(job.wording).items()},
         **(more or {}),
     }
+
+
+def _here(spec: LoadSpec) -> dict[str, object]:
+    adapter = spec.adapter
+    return {
+        "revision": spec.revision,
+        **_unless("adapter", adapter and f"{adapter.name} ({adapter.digest[:12]})", None),
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "splitting": spec.splitting,
+        **_unless("longest edge", spec.longest_edge, None),
+    }
+
+
+def _at_server(server: ServerSpec) -> dict[str, object]:
+    # Our own server gets the bytes of a file, whatever its size.
+    return {"server": server.url, "upload edge": None if server.is_ours else UPLOAD_EDGE}
 
 
 def _constraint(job: CaptionJob) -> str | None:
@@ -125,12 +137,12 @@ def _about(spec: LoadSpec, settings: Mapping[str, object]) -> dict[str, object]:
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    place: dict[str, object] = {"device": spec.device, "attention": spec.attention}
     return {
         "model": spec.name or spec.repo,
         "repository": spec.repo,
         "revision": spec.revision,
-        "device": spec.device,
-        "attention": spec.attention,
+        **(place if spec.server is None else {"server": spec.server.url}),
         "settings": dict(settings),
         "versions": versions,
     }

@@ -26,6 +26,8 @@ def ask(
     ] = None,
     image: options.Images = None,
     model: options.Model = None,
+    server: options.Server = None,
+    api_key_file: options.ServerKeyFile = None,
     revision: options.Revision = None,
     adapter: options.AdapterName = None,
     device: options.Device = None,

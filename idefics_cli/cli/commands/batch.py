@@ -152,7 +152,7 @@ def _answer(
         _show_run(invocation, plan, asked, job, destination)
         return EXIT_DONE
     report_warnings(invocation, plan)
-    code = run(invocation, plan, job, destination, asked.kind)
+    code = run(invocation, spec, job, destination, asked.kind)
     _tell_other_models(invocation, asked)
     return code
 

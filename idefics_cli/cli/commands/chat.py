@@ -25,9 +25,10 @@ from idefics_cli.cli.model_choice import (
 )
 from idefics_cli.cli.pictures import check_videos
 from idefics_cli.cli.question import AskedQuestion
+from idefics_cli.cli.server_choice import check_sight, served_spec, with_served_model
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.paths import data_folder
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine
@@ -50,6 +51,8 @@ def chat(
     resume: options.Continue = False,
     session: options.Session = None,
     model: options.Model = None,
+    server: options.Server = None,
+    api_key_file: options.ServerKeyFile = None,
     revision: options.Revision = None,
     adapter: options.AdapterName = None,
     device: options.Device = None,
@@ -138,13 +141,17 @@ def _talk(
     stack.enter_context(silent_keyboard())
     resolved, invocation = invocation.resolved, with_base_model(invocation)
     opener = PictureOpener(image_limits(invocation.settings), offline=invocation.settings.offline)
+    if invocation.settings.server is not None:
+        invocation = with_served_model(invocation)
     check_videos(invocation, sources)
     # Pictures are opened before the model is loaded, so that a bad one ends the command at once.
     pictures = [opener.stage(source) for source in sources]
     store, session = _open_session(invocation, key)
     stack.callback(session.close)
     if session.conversation.turns and not (
-        resolved.is_given("model") or resolved.is_given("adapter")
+        resolved.is_given("model")
+        or resolved.is_given("adapter")
+        or invocation.settings.server is not None
     ):
         invocation = _with_model(invocation, session.conversation.model)
     name = invocation.settings.model
@@ -220,6 +227,8 @@ def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = Fal
     Raises:
         IdeficsError: If the model is unknown, does not chat, or cannot be downloaded.
     """
+    if invocation.settings.server is not None:
+        return _find_served(invocation, name)
     adapter = None if replaces_other else invocation.settings.adapter
     chosen, services = _with_model(invocation, name, adapter), invocation.services
     facts = find_facts(chosen)
@@ -238,6 +247,23 @@ def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = Fal
         for warning in plan.warnings:
             warn(warning)
         return partial(_load, services, plan.spec)
+
+    return decide
+
+
+def _find_served(invocation: Invocation, name: str) -> LoadPlan:
+    """Return what makes the engine for the model *name* of the server; see `_find_model`."""
+    spec = served_spec(invocation, model=name)
+    if not spec.chats:
+        raise base_model_error(name)
+    silent = replace(invocation, console=replace(invocation.console, quiet=True))
+
+    def decide(warn: Callable[[str], None]) -> Load:
+        try:
+            check_sight(silent, spec)
+        except IdeficsError as error:
+            warn(str(error))  # a conversation without pictures is still possible
+        return partial(_load, invocation.services, spec)
 
     return decide
 

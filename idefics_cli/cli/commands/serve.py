@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.answer import show_plan
+from idefics_cli.cli.api_key import KEY_VARIABLE, read_key
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
 from idefics_cli.config.settings import ANSWER_TOKENS, Settings
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from idefics_cli.server.lines import LogLines
     from idefics_cli.server.service import ServerOptions
 
-KEY_VARIABLE = "IDEFICS_API_KEY"
 INSTALL_HINT = "pip install 'idefics-cli[serve]'"
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -210,7 +209,8 @@ def _access(invocation: Invocation) -> Access:
     from idefics_cli.server.guards import Access, is_loopback
 
     settings = invocation.settings
-    key = _key(invocation)
+    text = read_key(invocation, least=_LEAST_KEY)
+    key = None if text is None else text.encode()
     is_local = is_loopback(settings.host)
     if key is None and not is_local:
         raise UsageError(
@@ -225,32 +225,6 @@ def _access(invocation: Invocation) -> Access:
                 f"`--origin {origin}` is not an origin", hint="`--origin https://chat.example`"
             )
     return Access(key=key, origins=origins, hosts=hosts if is_local or hosts else None)
-
-
-def _key(invocation: Invocation) -> bytes | None:
-    """Return the key from the file or the variable; None if there is none."""
-    name = invocation.settings.api_key_file
-    text, source = invocation.services.environ.get(KEY_VARIABLE, ""), KEY_VARIABLE
-    if name is not None:
-        path, source = Path(name).expanduser(), f"`{name}`"
-        try:
-            mode = path.stat().st_mode
-            text = path.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise UsageError(
-                f"cannot read the key in {source}: {reason}", hint="the file holds one line"
-            ) from None
-        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            invocation.console.warn(f"other users can read the key: `chmod 600 {name}`")
-    if not text and name is None:
-        return None
-    if len(text) < _LEAST_KEY or not text.isascii() or not text.isprintable() or " " in text:
-        raise UsageError(
-            f"the key in {source} is no key: it needs {_LEAST_KEY} letters and digits or more",
-            hint="`openssl rand -hex 24` makes one",
-        )
-    return text.encode()
 
 
 def _listed(text: str | None) -> list[str]:

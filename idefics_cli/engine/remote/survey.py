@@ -111,7 +111,14 @@ def spec_of(
         chats=model.chats,
         limits=limits,
         offline=offline,
-        server=ServerSpec(url, key, model.owner, model.context_tokens, model.revision),
+        server=ServerSpec(
+            url,
+            key,
+            model.owner,
+            model.context_tokens,
+            model.revision,
+            next(iter(model.other_names), ""),
+        ),
     )
 
 

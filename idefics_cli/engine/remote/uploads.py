@@ -13,16 +13,12 @@ from PIL import Image
 
 from idefics_cli.core.colours import WHITE
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.servers import UPLOAD_EDGE
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.engine.protocol import FileOpener, OpenImage
 from idefics_cli.images.media import Media, MediaLoader
 from idefics_cli.models.families.picture import PreparedPicture
-
-UPLOAD_EDGE = 2048
-"""The longer side of a picture is scaled down to this number of pixels, except for our own server.
-
-No model of the family sees more."""
 
 # The limits of `idefics serve`, if it is started without others.
 _MOST_BYTES = 20_000_000

@@ -217,7 +217,10 @@ def _form(request: GenerationRequest, server: ServerSpec) -> JsonValues:
     if constraint is None:
         return fields
     if constraint.kind == "choice":
-        raise PromptError("a server does not say how likely choices are", hint="leave it out")
+        raise PromptError(
+            "a server does not say how likely choices are",
+            hint="`--regex 'yes|no'` makes the answer one of them",
+        )
     if constraint.kind == "schema":
         schema = {"name": "reply", "strict": True, "schema": json.loads(constraint.text)}
         return {**fields, "response_format": {"type": "json_schema", "json_schema": schema}}

@@ -8,17 +8,18 @@ from typing import Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.commands.caption.devices import plan_workers
-from idefics_cli.cli.commands.caption.inputs import Inputs, caption_job
+from idefics_cli.cli.commands.caption.devices import Workers, plan_workers
+from idefics_cli.cli.commands.caption.inputs import CaptionTarget, Inputs, caption_job
 from idefics_cli.cli.commands.caption.job import show_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
 from idefics_cli.cli.commands.caption.shard import find_shard, with_shard
 from idefics_cli.cli.examples import read_examples
-from idefics_cli.cli.invocation import begin_command
+from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import banned_words, plan_for, report_warnings
 from idefics_cli.cli.reply_form import chosen_form
+from idefics_cli.cli.server_choice import check_sight, served_spec
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL
 
@@ -40,6 +41,8 @@ def caption(
     shard: options.Shard = None,
     batch_size: options.BatchSize = None,
     model: options.Model = None,
+    server: options.Server = None,
+    api_key_file: options.ServerKeyFile = None,
     revision: options.Revision = None,
     adapter: options.AdapterName = None,
     device: options.Device = None,
@@ -126,20 +129,31 @@ def caption(
     listing = given.listing(invocation, questions)
     for note in listing.notes:
         invocation.console.note(note)
-    workers = plan_workers(invocation, given)
-    plan = workers.plans[0] if workers else plan_for(invocation)
-    job = caption_job(invocation, listing, questions, plan, destination, form, shown)
+    workers = None if invocation.settings.server else plan_workers(invocation, given)
+    target = _target(invocation, workers)
+    job = caption_job(invocation, listing, questions, target, destination, form, shown)
     job = replace(job, banned=banned)
     if chosen is not None:
         job, destination = with_shard(invocation, chosen, job, destination)
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
-        show_run(invocation, plan, job, destination)
+        show_run(invocation, target, job, destination)
         if workers:
             invocation.console.note(f"the plan is that of each worker: {', '.join(workers.names)}")
         return
     for problem in listing.problems:
         invocation.console.error(problem)
-    report_warnings(invocation, plan)
-    code = run(invocation, plan, job, destination, workers=workers)
+    if target.plan is not None:
+        report_warnings(invocation, target.plan)
+    code = run(invocation, target.spec, job, destination, workers=workers)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
+
+
+def _target(invocation: Invocation, workers: Workers | None) -> CaptionTarget:
+    """Return what captions; a server is asked whether it sees pictures."""
+    if invocation.settings.server is not None:
+        spec = served_spec(invocation)
+        check_sight(invocation, spec)
+        return CaptionTarget(spec, None)
+    plan = workers.plans[0] if workers else plan_for(invocation)
+    return CaptionTarget(plan.spec, plan)

@@ -16,7 +16,7 @@ from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import STDIN
-from idefics_cli.core.types import DECODING_BYTES, Attachment
+from idefics_cli.core.types import DECODING_BYTES, Attachment, LoadSpec
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -141,11 +141,34 @@ class Inputs:
         )
 
 
+# No server is asked more at a time, unless the user says so.
+_MOST_AT_SERVER = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionTarget:
+    """What captions: a model on this machine, by its plan, or a model of a server.
+
+    Attributes:
+        spec: The model.
+        plan: How it runs here; None for a server.
+    """
+
+    spec: LoadSpec
+    plan: Plan | None
+
+    def automatic_batch(self, pictures: int) -> int:
+        """Return the number of requests at a time if the user gives none; see `automatic_batch`."""
+        if self.plan is None:
+            return _MOST_AT_SERVER
+        return automatic_batch(self.plan, pictures=pictures)
+
+
 def caption_job(
     invocation: Invocation,
     listing: Listing,
     questions: tuple[CaptionQuestion, ...],
-    plan: Plan,
+    target: CaptionTarget,
     output: CaptionOutput,
     form: ReplyForm | None = None,
     examples: Sequence[Example] = (),
@@ -155,10 +178,11 @@ def caption_job(
     from idefics_cli.hardware.system import count_cores
     from idefics_cli.models.hub.registry import default_caption_prompt
 
-    settings = invocation.settings
+    settings, spec = invocation.settings, target.spec
     is_folder = output.sink.output == "folder"
     if not questions:
-        prompt = default_caption_prompt(plan.spec.repo, chats=plan.spec.chats)
+        repo = spec.repo if spec.server is None else spec.server.root or spec.repo
+        prompt = default_caption_prompt(repo, chats=spec.chats)
         questions = (CaptionQuestion(prompt),)
     chosen = sampling(settings, default_tokens=CAPTION_TOKENS)
     _check_replies(settings, questions, chosen, form)
@@ -166,10 +190,10 @@ def caption_job(
         pictures=listing.pictures,
         questions=questions,
         samples=settings.samples,
-        mode="chat" if plan.spec.chats else "complete",
+        mode="chat" if spec.chats else "complete",
         sampling=chosen,
-        batch_size=settings.batch_size or automatic_batch(plan, pictures=1 + len(examples)),
-        readers=automatic_readers(plan.spec.device, count_cores()),
+        batch_size=settings.batch_size or target.automatic_batch(1 + len(examples)),
+        readers=automatic_readers(spec.device, count_cores()),
         is_batch_automatic=settings.batch_size is None,
         columns=listing.columns,
         text_extension=_text_extension(settings.text_extension),

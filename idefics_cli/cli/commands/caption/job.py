@@ -49,14 +49,15 @@ def show_job(
         raise UsageError("the tasks of a job have no stdin and no clipboard", hint="name files")
     output.of_shard(shard)
     settings = invocation.settings
-    is_built_in = settings.model == "demo"
+    # Nothing is downloaded, and no GPU is needed.
+    is_light = settings.server is not None or settings.model == "demo"
     command = ShardedCommand(
         [*_words(context), "--shard", f"auto/{shard.count}", *_arguments(given)],
         shard.count,
         os.getcwd(),
         None if output.sink.output == "folder" else str(output.path),
-        "" if is_built_in else settings.model,
-        0 if is_built_in else _count_gpus(settings.device, settings.devices),
+        "" if is_light else settings.model,
+        0 if is_light else _count_gpus(settings.device, settings.devices),
     )
     invocation.console.data(JOB_SCRIPTS[scheduler](command))
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from idefics_cli.cli.answer import show_server
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
 from idefics_cli.core.units import counted, format_duration
-from idefics_cli.models.families.spec import find_family
+from idefics_cli.models.families.abilities import takes_videos
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.resume.todo import Todo
-    from idefics_cli.models.planning.plan import Plan
+    from idefics_cli.cli.commands.caption.inputs import CaptionTarget
 
 
-def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: CaptionOutput) -> None:
+def show_run(
+    invocation: Invocation, target: CaptionTarget, job: CaptionJob, output: CaptionOutput
+) -> None:
     """Print what a run would do, and how long it would take.
 
     To measure the time, the model captions a few pictures if it is downloaded.
@@ -26,26 +29,24 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
     """
     from idefics_cli.caption.rehearsal import unreadable
     from idefics_cli.caption.run import left_to_do
-    from idefics_cli.ui.views.plan import render_plan
 
-    console = invocation.console
+    console, spec = invocation.console, target.spec
     retry_failed = invocation.settings.retry_failed
-    todo = left_to_do(job, output, plan.spec, retry_failed=retry_failed)
+    todo = left_to_do(job, output, spec, retry_failed=retry_failed)
     bad = 0
     limits = image_limits(invocation.settings)
-    is_for_videos = find_family(plan.spec.family).takes_videos
     with console.status("checking the pictures"):
-        for error in unreadable(todo.pictures, limits, takes_videos=is_for_videos):
+        for error in unreadable(todo.pictures, limits, takes_videos=takes_videos(spec)):
             console.error(error)
             bad += 1
     left = len(todo.pictures)
-    seconds = _seconds(invocation, plan, job, todo)
+    seconds = _seconds(invocation, target, job, todo)
     if invocation.settings.json:
         run = {"pictures": len(job.pictures), "left": left, "unreadable": bad}
         times = {"batch_size": job.batch_size, "seconds": seconds}
-        console.json({**plan.to_dict(), **run, **times, **_asked(job), **_constraint(job)})
+        console.json({**_described(target), **run, **times, **_asked(job), **_constraint(job)})
         return
-    console.report(render_plan(plan))
+    _show_target(invocation, target)
     if left < len(job.pictures):
         console.line(f"left to caption: {left} of {counted(len(job.pictures), 'picture')}")
     if bad:
@@ -57,16 +58,35 @@ def show_run(invocation: Invocation, plan: Plan, job: CaptionJob, output: Captio
         console.line(f"answers match the {name} {text}")
 
 
-def _seconds(invocation: Invocation, plan: Plan, job: CaptionJob, todo: Todo) -> float | None:
+def _show_target(invocation: Invocation, target: CaptionTarget) -> None:
+    from idefics_cli.ui.views.plan import render_plan
+
+    if target.plan is None:
+        show_server(invocation, target.spec)
+    else:
+        invocation.console.report(render_plan(target.plan))
+
+
+def _described(target: CaptionTarget) -> dict[str, object]:
+    if target.plan is not None:
+        return target.plan.to_dict()
+    assert target.spec.server is not None
+    return {"model": target.spec.name, "server": target.spec.server.url}
+
+
+def _seconds(
+    invocation: Invocation, target: CaptionTarget, job: CaptionJob, todo: Todo
+) -> float | None:
     """Return how long the pictures of *todo* would take; None if the model is not downloaded."""
     from dataclasses import replace
 
     from idefics_cli.caption.rehearsal import seconds_per_picture
 
-    if plan.facts.folder is None or not todo.pictures:
+    is_missing = target.plan is not None and target.plan.facts.folder is None
+    if is_missing or not todo.pictures:
         return None
     job = replace(job, pictures=todo.pictures)
-    spec, services = plan.spec, invocation.services
+    spec, services = target.spec, invocation.services
     with invocation.console.status(f"loading {spec.name or spec.repo}") as progress:
         each = seconds_per_picture(
             job, services.make_factory(spec), clock=services.clock, progress=progress

@@ -13,6 +13,7 @@ from idefics_cli.core.errors import (
     EXIT_PARTIAL,
     UsageError,
 )
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
     from idefics_cli.caption.outcome import RunOutcome
     from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.cli.commands.caption.devices import Workers
-    from idefics_cli.models.planning.plan import Plan
     from idefics_cli.ui.terminal.console import Console
     from idefics_cli.ui.views.progress import CaptionProgress
 
 
 def run(
     invocation: Invocation,
-    plan: Plan,
+    spec: LoadSpec,
     job: CaptionJob,
     output: CaptionOutput,
     kind: ItemKind | None = None,
@@ -44,7 +44,7 @@ def run(
     settings, services, console = invocation.settings, invocation.services, invocation.console
     if settings.fail_fast and settings.max_failures:
         raise UsageError("--fail-fast and --max-failures exclude each other")
-    spec, kind = plan.spec, kind or PICTURES
+    kind = kind or PICTURES
     with _progress(invocation, spec.name or spec.repo, kind) as progress:
 
         def on_event(event: RunEvent) -> None:

@@ -12,9 +12,10 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.commands.doctor.check import check_machine
+from idefics_cli.cli.commands.doctor.server import check_server
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import plan_for
-from idefics_cli.core.errors import EXIT_FAILURE, IdeficsError, ModelError
+from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, IdeficsError, ModelError
 from idefics_cli.core.paths import verdict_folder
 from idefics_cli.core.units import format_size
 
@@ -36,6 +37,8 @@ Check = Annotated[
 def doctor(
     context: typer.Context,
     model: options.Model = None,
+    server: options.Server = None,
+    api_key_file: options.ServerKeyFile = None,
     revision: options.Revision = None,
     adapter: options.AdapterName = None,
     device: options.Device = None,
@@ -55,23 +58,29 @@ def doctor(
 
     `idefics doctor -m idefics2-8b`
 
-    `idefics doctor --check -m idefics2-8b`
+    `idefics doctor --check -m idefics2-8b`, or `--server http://127.0.0.1:8000`
 
     The last line says whether the model can run; if it cannot, the exit code is 1. With --check,
     the exit code is 1 if a way to compute that a plan may choose gives wrong results.
     """
     invocation = begin_command(context)
+    if invocation.settings.server is not None and not check:
+        raise typer.Exit(check_server(invocation))
     machine = _machine(invocation)
     if check:
         raise typer.Exit(check_machine(invocation, machine))
+    raise typer.Exit(_report(invocation, machine))
+
+
+def _report(invocation: Invocation, machine: Machine) -> int:
+    """Show the machine and the plan, and return the exit code."""
     plan, problem = _plan(invocation, machine)
     if invocation.settings.json:
         record = _record(machine, plan, problem) | {"checks": _checks(invocation, machine)}
         invocation.console.json(_anonymized(record))
     else:
         _show(invocation, machine, plan, problem)
-    if problem is not None:
-        raise typer.Exit(EXIT_FAILURE)
+    return EXIT_DONE if problem is None else EXIT_FAILURE
 
 
 def _machine(invocation: Invocation) -> Machine:
