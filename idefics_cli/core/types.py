@@ -11,7 +11,7 @@ from idefics_cli.core.colours import WHITE, Colour
 from idefics_cli.core.servers import ServerSpec
 
 # A callback that gets a phase ("loading", "reading", …) and the share of it that is done, in 0..1;
-# the share is None if unknown.
+# the share is None if unknown. A server that makes a run wait is a phase, too.
 Progress = Callable[[str, float | None], None]
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "cancelled"]

@@ -29,7 +29,7 @@ def engine_factory(spec: LoadSpec) -> EngineFactory:
 def _remote_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:
     with quick_imports():
         from idefics_cli.engine.remote.engine import RemoteEngine
-    return RemoteEngine(spec)
+    return RemoteEngine(spec, progress=progress)
 
 
 def _local_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:

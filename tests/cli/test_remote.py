@@ -52,7 +52,7 @@ def quick(spec: LoadSpec) -> EngineFactory:
     """Make engines that give a server up soon."""
 
     def make(*, progress: Progress | None = None) -> Engine:
-        return RemoteEngine(spec, patience=QUICK)
+        return RemoteEngine(spec, patience=QUICK, progress=progress)
 
     return make
 
@@ -259,6 +259,18 @@ def test_a_server_that_is_gone_stops_the_run_and_the_same_command_continues(
     lines = output.read_text().splitlines()
     assert len({line.partition("\t")[0] for line in lines}) == len(lines) == 12
     assert len(fake.requests) == 12 - len(done)
+
+
+def test_a_run_tells_why_it_waits(scenes: Path, tmp_path: Path) -> None:
+    event = {"choices": [{"delta": {"content": "a picture"}, "finish_reason": "stop"}]}
+    good = Scripted(b"data: " + json.dumps(event).encode() + b"\n")
+    busy = Scripted(b'{"error": "busy\\u001b[2J"}', 503, {"Retry-After": "1"})
+    with scripted_server(models("fake", owner="idefics"), busy, good) as server:
+        words = ["caption", picture_in(scenes), "-o", str(tmp_path / "a.tsv")]
+        ran = idefics(*words, "--server", server.url)
+    assert ran.code == 0
+    note = "answers 503: busy\u241b[2J; waiting 1.0 s"
+    assert f"note: {server.url}/v1 {note}\n" in ran.err
 
 
 # doctor

@@ -38,6 +38,7 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.engine.protocol import Engine
 from idefics_cli.engine.remote.address import is_local, read_address
+from idefics_cli.engine.remote.engine import RemoteEngine
 from idefics_cli.engine.remote.width import Width
 from tests.support.fakes import FakeEngine
 from tests.support.http_servers import ManualEngine, serving, wait_for
@@ -364,6 +365,25 @@ def test_one_answer_that_asks_for_a_pause_pauses_all_requests() -> None:
         assert answer(engine).text == "Two cats"
         assert time.monotonic() - started > 0.5
         assert session.get_outcome() is not None
+
+
+def test_a_run_is_told_why_it_waits() -> None:
+    busy = Scripted(error("the queue is full"), 503, {"Retry-After": "0"})
+    notes: list[tuple[str, float | None]] = []
+    with scripted_server(busy, busy, GOOD) as server:
+        spec = remote_spec(server.url)
+
+        def note(phase: str, share: float | None) -> None:
+            notes.append((phase, share))
+
+        with (
+            RemoteEngine(spec, patience=QUICK, progress=note) as engine,
+            engine.serve(slots=1) as session,
+        ):
+            session.put_requests([engine.prepare(asking())])
+            assert session.get_outcome() is not None
+        url = f"{server.url}/v1"
+    assert notes == [(f"{url} answers 503: the queue is full; waiting 0.0 s", None)]
 
 
 class Clock:

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.servers import ServerSpec
 from idefics_cli.core.threads import in_background
-from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, TokenChunk
+from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
 from idefics_cli.engine.protocol import (
     Handle,
     Listener,
@@ -40,13 +40,21 @@ class RemoteEngine:
     Args:
         spec: The model, with its server.
         patience: How long to wait, and how often to try.
+        progress: Called with notes about waits, in the thread that waits for outcomes of a session.
     """
 
-    def __init__(self, spec: LoadSpec, *, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        spec: LoadSpec,
+        *,
+        patience: Patience | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         if spec.server is None:
             raise ValueError("the spec has no server")
         self.spec = spec
         self.revision = spec.server.revision
+        self._progress = progress
         self._server: ServerSpec = spec.server
         self._health = ServerHealth(patience or Patience())
         self._uploads = Uploads(spec.limits, offline=spec.offline, sends_files=spec.server.is_ours)
@@ -143,7 +151,9 @@ class RemoteEngine:
         """Open a session of at most *slots* requests at a time; see `Engine.serve`."""
         self._check_open()
         submit = partial(self.submit, urgency="batch")
-        return RemoteSession(slots, cancel=cancel, submit=submit, health=self._health)
+        return RemoteSession(
+            slots, cancel=cancel, submit=submit, health=self._health, tell=self._tell
+        )
 
     def stream(self, prepared: Prepared, *, cancel: Event | None = None) -> Iterator[TokenChunk]:
         """Yield one answer piece by piece; see `Engine.stream`."""
@@ -184,6 +194,10 @@ class RemoteEngine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _tell(self, note: str) -> None:
+        if self._progress is not None:
+            self._progress(note, None)
 
     def _check_open(self) -> None:
         if self._is_closed:

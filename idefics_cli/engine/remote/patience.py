@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from threading import Event, Lock
 
 from idefics_cli.core.errors import NoServerError
 from idefics_cli.core.units import format_duration
 from idefics_cli.engine.remote.faults import ServerFault
+
+# A server that is away for long is told so often.
+_NOTE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class ServerHealth:
         self._lock = Lock()
         self._pause_end = 0.0
         self._failing_since: float | None = None
+        self._told_at: float | None = None
+        self._notes: SimpleQueue[str] = SimpleQueue()
         self.overloads = 0
         """Number of times that the server said that it has too much to do."""
 
@@ -60,6 +66,11 @@ class ServerHealth:
         """Note that the server has answered."""
         with self._lock:
             self._failing_since = None
+
+    def take_notes(self) -> Iterator[str]:
+        """Yield what the user should know about waits; each note once."""
+        while not self._notes.empty():
+            yield self._notes.get()
 
     def note_failure(self, fault: ServerFault, tries: int) -> float:
         """Note that the server could not answer; return how long to wait before the next try.
@@ -79,6 +90,9 @@ class ServerHealth:
                 return seconds
             if self._pause_end <= now and not isinstance(fault.error, NoServerError):
                 self.overloads += 1
+            if self._told_at is None or now - self._told_at >= _NOTE_SECONDS:
+                self._told_at = now
+                self._notes.put(f"{fault.error}; waiting {format_duration(seconds)}")
             self._pause_end = max(self._pause_end, now + seconds)
             if fault.wait_seconds is not None:
                 # The server is there, and says when to come back.

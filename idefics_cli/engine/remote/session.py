@@ -34,13 +34,20 @@ class RemoteSession:
         cancel: Set when the work should stop.
         submit: Submits a request.
         health: What is known about the server.
+        tell: Called with notes about waits, in the thread of the session.
 
     Raises:
         ValueError: If *slots* is less than 1.
     """
 
     def __init__(
-        self, slots: int, *, cancel: Event | None, submit: SubmitBatch, health: ServerHealth
+        self,
+        slots: int,
+        *,
+        cancel: Event | None,
+        submit: SubmitBatch,
+        health: ServerHealth,
+        tell: Callable[[str], None] = lambda note: None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be 1 or more, not {slots}")
@@ -48,6 +55,7 @@ class RemoteSession:
         self._cancel = cancel or Event()
         self._submit = submit
         self._health = health
+        self._tell = tell
         self._overloads = health.overloads
         self._count = 0
         self._open: dict[int, Handle | None] = {}
@@ -77,6 +85,7 @@ class RemoteSession:
         """Return the next outcome; see `Session.get_outcome`."""
         end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while self._open and not self._cancel.is_set():
+            self._tell_notes()
             left = _POLL_SECONDS if end is None else max(0.0, end - time.monotonic())
             try:
                 number, outcome = self._outcomes.get(timeout=min(left, _POLL_SECONDS))
@@ -85,6 +94,7 @@ class RemoteSession:
                     return None
                 continue
             del self._open[number]
+            self._tell_notes()
             self._note(outcome)
             return number, outcome
         self.close()
@@ -114,6 +124,10 @@ class RemoteSession:
                 self._outcomes.put((number, event))
 
         return listen
+
+    def _tell_notes(self) -> None:
+        for note in self._health.take_notes():
+            self._tell(note)
 
     def _note(self, outcome: Outcome) -> None:
         if isinstance(outcome, NoServerError):

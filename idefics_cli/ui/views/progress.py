@@ -76,6 +76,7 @@ class CaptionProgress:
         self._noise = Noise(console.err)
         self._counts = _Counts(kind.words.done)
         self._started = 0.0
+        self._is_ready = False
         self._next_line = _FIRST_LINE_SECONDS
         self._hints: set[str] = set()
         self._bar: _Bar | None = None
@@ -146,9 +147,10 @@ class CaptionProgress:
                 if event.total:
                     self._show_status(f"loading {self._model}")
             case ModelLoading():
-                self._show_phase(event.phase, event.share)
+                self._show_loading(event)
             case Ready():
                 self._status.close()
+                self._is_ready = True
                 self._started = self._clock()
                 self._begin_bar()
                 self._show_counts()
@@ -210,6 +212,13 @@ class CaptionProgress:
                 again = f"; {_counted(event.count, self._kind.words)} are tried again"
                 again = again.replace(" are ", " is ") if event.count == 1 else again
             self._console.warn(f"the worker {event.name} died: {event.reason}{again}")
+
+    def _show_loading(self, event: ModelLoading) -> None:
+        if not self._is_ready:
+            self._show_phase(event.phase, event.share)
+            return
+        with self._line():  # a server makes the run wait
+            self._console.note(event.phase)
 
     def _show_status(self, text: str) -> None:
         self._show_phase = self._status.enter_context(self._console.status(text))
