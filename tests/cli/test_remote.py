@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from idefics_cli.cli.services import Services
 from idefics_cli.core.types import LoadSpec, Progress
@@ -39,9 +40,11 @@ def demo() -> Iterator[HttpServer]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of 12 drawn scenes, and a file that is no picture."""
+    """Return a folder of 11 drawn scenes, a large JPEG, and a file that is no picture."""
     folder = tmp_path_factory.mktemp("scenes")
-    write_samples(folder, count=12, seed=4)
+    write_samples(folder, count=11, seed=4)
+    with Image.open(min(folder.glob("*.png"))) as scene:
+        scene.convert("RGB").resize((2600, 1900)).save(folder / "photo.jpg", quality=70)
     for other in folder.glob("*.jsonl"):
         other.unlink()
     (folder / "broken.png").write_bytes(b"no picture")
