@@ -335,7 +335,7 @@ complete -c idefics -n '__idefics_at serve' -s h -l help -d 'Show this message a
 complete -c idefics -n '__idefics_at tune' -l question -x -d 'Column with the question of a row'
 complete -c idefics -n '__idefics_at tune' -l answer -x -d 'Column with the answer of a row'
 complete -c idefics -n '__idefics_at tune' -l images -x -a '(__fish_complete_directories)' -d 'Folder to which the paths of pictures are relative'
-complete -c idefics -n '__idefics_at tune' -s p -l prompt -x -d 'Question about each picture; it can have fields such as {stem}. (default: the model\'s caption prompt)'
+complete -c idefics -n '__idefics_at tune' -s p -l prompt -x -d 'Question about each picture with a caption, unless its row has one; it can have fields such as {stem}. Later captions ask it, too. (default: the model\'s caption prompt)'
 complete -c idefics -n '__idefics_at tune' -l lines -x -d 'Lines of a text file that are captions: first, all or random. (default: first)'
 complete -c idefics -n '__idefics_at tune' -l learn -x -d 'Answers of a conversation that are learned: all or last. (default: all)'
 complete -c idefics -n '__idefics_at tune' -l validation -x -d 'Share of the pictures, or other data, to try the model on. (default: 0.05)'

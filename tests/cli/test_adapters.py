@@ -85,6 +85,78 @@ def test_the_adapter_of_another_model_of_the_hub_is_told(styles: Path, tmp_path:
     assert "made for HuggingFaceM4/idefics2-8b" in reason["why"]
 
 
+def with_run(styles: Path, folder: Path, **run: object) -> str:
+    """Copy the adapter `a` to *folder*, with what `idefics tune` writes about its training."""
+    shutil.copytree(styles / "a", folder)
+    (folder / "idefics.json").write_text(json.dumps({"run": run}))
+    return str(folder)
+
+
+def plan_of(*arguments: str) -> dict[str, object]:
+    plan: dict[str, object] = json.loads(run("ask", "x", "--dry-run", "--json", *arguments).out)
+    return plan
+
+
+def test_pictures_have_the_detail_that_the_adapter_was_trained_with(
+    styles: Path, tmp_path: Path
+) -> None:
+    adapter = with_run(styles, tmp_path / "c", splitting=True, longest_edge=56)
+    plain = plan_of("-m", "demo")
+    assert (plain["splitting"], plain["longest_edge"]) == (None, None)
+    for way in (("-m", "demo", "--adapter", adapter), ("--adapter", adapter)):
+        plan = plan_of(*way)
+        assert (plan["splitting"], plan["longest_edge"], plan["warnings"]) == (True, 56, [])
+    other = plan_of("--adapter", adapter, "--no-splitting", "--longest-edge", "112")
+    assert (other["splitting"], other["longest_edge"]) == (False, None)
+    assert other["warnings"] == [
+        f"the adapter {adapter} was trained with splitting on, which is off now, and with a "
+        "longest edge of 56 pixels, which is 112 now"
+    ]
+
+
+def test_an_adapter_of_another_config_is_told(styles: Path, tmp_path: Path) -> None:
+    from idefics_cli.models.hub.adapters import config_digest
+
+    right = with_run(styles, tmp_path / "r", base_config=config_digest(demo_folder()))
+    wrong = with_run(styles, tmp_path / "w", base_config="0" * 64)
+    assert plan_of("-m", "demo", "--adapter", right)["warnings"] == []
+    assert plan_of("-m", "demo", "--adapter", wrong)["warnings"] == [
+        f"the adapter {wrong} was trained on demo with another config.json than demo has, so its "
+        "answers may be wrong"
+    ]
+
+
+def test_a_copy_with_quantized_weights_counts_as_the_same_model(tmp_path: Path) -> None:
+    from idefics_cli.models.hub.adapters import config_digest
+
+    config = json.loads((demo_folder() / "config.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**config, "quantization_config": {}, "dtype": "float16"}))
+    assert config_digest(tmp_path) == config_digest(demo_folder())
+    path.write_text(json.dumps({**config, "image_token_id": 7}))
+    assert config_digest(tmp_path) != config_digest(demo_folder())
+
+
+def test_captions_ask_the_question_that_the_adapter_was_trained_with(
+    styles: Path, tmp_path: Path
+) -> None:
+    adapter = with_run(styles, tmp_path / "c", prompt="What is {stem}?")
+    command = ("caption", str(styles / "red.png"), "--adapter", adapter, "--dry-run")
+    own = run(*command, services=Services(stdin=None))
+    assert own.code == 0
+    assert own.err == "note: the prompt is that of the adapter: What is {stem}?\n"
+    output = str(tmp_path / "out.jsonl")
+    assert run(*command[:-1], "-o", output, services=Services(stdin=None)).code == 0
+    header = json.loads(Path(f"{output}.run.json").read_text())
+    assert header["settings"]["prompt"] == "What is {stem}?"
+    given = run(*command, "-p", "Is it red?", services=Services(stdin=None))
+    assert (given.code, given.err) == (0, "")
+    odd = with_run(styles, tmp_path / "odd", prompt="What is {stein}?")
+    ran = run(*command[:2], "--adapter", odd, services=Services(stdin=None))
+    assert ran.code == 2
+    assert "the prompt has an unknown field `{stein}`" in ran.err
+
+
 def test_captions_of_another_adapter_are_another_run(styles: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out.jsonl")
     command = ("caption", str(styles / "red.png"), "-m", "demo", "-o", output)

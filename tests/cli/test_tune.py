@@ -129,6 +129,35 @@ def test_a_dry_run_tells_rows_tokens_memory_and_time_and_writes_nothing(data: Pa
     assert not Path("out").exists()
 
 
+def test_captions_with_the_adapter_see_and_ask_as_in_the_training(data: Path) -> None:
+    words = ("-p", "What is in {stem}?", "--splitting", "--longest-edge", "56")
+    assert tune(*QUICK, *words).code == 0
+    record = json.loads(Path("out/idefics.json").read_text())["run"]
+    assert (record["splitting"], record["longest_edge"]) == (True, 56)
+    assert (record["prompt"], record["commit"]) == ("What is in {stem}?", None)
+    (sample, *_) = json.loads(Path("out/idefics.json").read_text())["result"]["samples"]
+    assert sample["question"] == f"What is in {Path(sample['source']).stem}?"
+
+    ran = run(
+        *("caption", "photos", "--adapter", "out", "-o", "new.jsonl"), services=Services(stdin=None)
+    )
+    assert ran.code == 0
+    settings = json.loads(Path("new.jsonl.run.json").read_text())["settings"]
+    assert (settings["splitting"], settings["longest edge"]) == (True, 56)
+    assert settings["prompt"] == "What is in {stem}?"
+
+
+def test_the_question_of_all_rows_is_that_of_later_captions(data: Path) -> None:
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    for number in (1, 2):
+        for index, row in enumerate(rows):
+            row["question"] = f"What is there? {index % number or ''}".strip()
+        (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert tune(*QUICK, "--overwrite").code == 0
+        prompt = json.loads(Path("out/idefics.json").read_text())["run"]["prompt"]
+        assert prompt == ("What is there?" if number == 1 else None)
+
+
 def test_a_finished_run_is_not_repeated(data: Path) -> None:
     assert tune(*QUICK).code == 0
     before = Path("out/adapter_model.safetensors").stat().st_mtime_ns
@@ -193,6 +222,8 @@ def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> No
         ((*QUICK, "--dtype", "float16"), "training in float16 ends in NaN"),
         ((*QUICK, "--quantization", "8bit"), "weights in 8bit cannot be trained"),
         ((*QUICK, "--dora", "--quantization", "4bit"), "--dora needs weights that are not in 4bit"),
+        ((*QUICK, "-p", "{stein}?"), "unknown field `{stein}`"),
+        ((*QUICK, "-p", "{existing}?"), "`{existing}` in the prompt is the caption that the model"),
         ((*QUICK, "--most-tokens", "5"), "has no row to train on (too long: 12)"),
     ],
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from idefics_cli.core.errors import ModelError
@@ -20,8 +21,17 @@ from idefics_cli.models.hub.files import check_files, read_json
 from idefics_cli.models.hub.names import is_hub_id, local_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RECORD = "idefics.json"
+"""What `idefics tune` writes about a run; adapters of other programs have no such file."""
 _MODULE = re.compile(r"\^?[\w.]+")
 _CHUNK = 2**22
+_CHANGED_BY_COPIES = (
+    "_name_or_path",
+    "dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+)
 # These settings of PEFT change the result, but this program does not implement them.
 _UNKNOWN = ("layer_replication", "trainable_token_indices", "target_parameters", "fan_in_fan_out")
 
@@ -69,7 +79,26 @@ def find_adapter(name: str, *, offline: bool = False) -> LoraAdapter:
             "again with a current PEFT",
         )
     base = config.get("base_model_name_or_path")
-    return LoraAdapter(name, str(folder), _digest(folder), base if isinstance(base, str) else "")
+    found = LoraAdapter(name, str(folder), _digest(folder), base if isinstance(base, str) else "")
+    return _with_record(found, folder)
+
+
+def config_digest(folder: Path) -> str:
+    """Return a SHA-256 of config.json of the model in *folder*, in hexadecimal.
+
+    Fields that a copy in another dtype or with quantized weights changes are left out.
+
+    Raises:
+        ModelError: If the file cannot be read.
+    """
+    config = _lasting(read_json(folder / "config.json", str(folder)))
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _lasting(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {key: _lasting(each) for key, each in value.items() if key not in _CHANGED_BY_COPIES}
 
 
 def is_adapter(folder: Path) -> bool:
@@ -84,6 +113,20 @@ def read_settings(folder: Path, name: str) -> LoraSettings:
         ModelError: If the adapter is of a kind that this tool does not run.
     """
     return _settings_of(_read_config(folder, name), name)
+
+
+def _with_record(adapter: LoraAdapter, folder: Path) -> LoraAdapter:
+    """Return *adapter* with what `idefics tune` wrote about its training; other values are left."""
+    run = section(read_json(folder / RECORD, adapter.name), "run")
+    edge, splitting = run.get("longest_edge"), run.get("splitting")
+    prompt, digest = run.get("prompt"), run.get("base_config")
+    return replace(
+        adapter,
+        base_config=digest if isinstance(digest, str) else None,
+        splitting=splitting if isinstance(splitting, bool) else None,
+        longest_edge=edge if type(edge) is int and edge > 0 else None,
+        prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
+    )
 
 
 def _settings_of(config: Json, name: str) -> LoraSettings:

@@ -96,7 +96,9 @@ def fetch_adapter(repo: str) -> Path:
         ModelError: See `pull`.
     """
     with hub_errors(repo, None):
-        return _download(repo, None, ("adapter_*.json", "adapter_*.safetensors"), _bar(None, 0))
+        return _download(
+            repo, None, ("adapter_*.json", "adapter_*.safetensors", "idefics.json"), _bar(None, 0)
+        )
 
 
 def weight_bytes_on_hub(repo: str, revision: str | None = None) -> int | None:

@@ -45,6 +45,7 @@ from idefics_cli.models.planning.placement import (
     list_placements,
 )
 from idefics_cli.models.planning.reasons import Reason
+from idefics_cli.models.planning.trained import as_trained
 from idefics_cli.models.planning.verdicts import Fault
 
 __all__ = [
@@ -151,7 +152,7 @@ def make_plan(
     Raises:
         PlanError: If the machine cannot do what *choices* ask for, or if no way works.
     """
-    model = _model_as_chosen(choices, model)
+    model = _model_as_chosen(choices := as_trained(choices, model), model)
     _check_device(choices.device or "auto", machine)
     sieve, asked = FaultSieve(faults, model), _asked_attention(choices)
     verdicts = [

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from idefics_cli.core.paths import display_path
-from idefics_cli.core.types import LoadSpec, LoraAdapter
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import GIB, counted, format_duration, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
@@ -17,9 +16,11 @@ from idefics_cli.models.planning.faults import as_warning
 from idefics_cli.models.planning.needs import Need, describe_fit, describe_shortage
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
 from idefics_cli.models.planning.quantization import Problem
+from idefics_cli.models.planning.trained import adapter_place, other_base, other_detail
 from idefics_cli.models.planning.verdicts import Fault
 
 _ASKED = "asked for"
+_AS_TRAINED = "as the adapter was trained"
 _OPTION_FIELDS = tuple(field.name for field in fields(Placement))
 
 
@@ -86,7 +87,7 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
         Reason("attention", spec.attention, _attention(context, spec)),
     ]
     if spec.adapter is not None:
-        found.append(Reason("adapter", spec.adapter.name, _adapter(spec.adapter, spec)))
+        found.append(Reason("adapter", spec.adapter.name, adapter_place(spec.adapter, spec)))
     if context.option.device == "cpu":
         found.append(_products(context, spec))
     if context.option.gpus:
@@ -95,7 +96,9 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
         choice = "on" if context.option.splitting else "off"
         found.append(Reason("splitting", choice, _splitting(context)))
     if (edge := context.choices.longest_edge) is not None:
-        found.append(Reason("longest edge", f"{edge} pixels", _ASKED))
+        trained = context.facts.adapter and context.facts.adapter.longest_edge
+        why = _AS_TRAINED if edge == trained else _ASKED
+        found.append(Reason("longest edge", f"{edge} pixels", why))
     if context.option.is_spread:
         found.append(Reason("placement", "spread", _placement(context)))
     if spec.threads is not None:
@@ -121,7 +124,8 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
         _missed_gpu(context),
         _unsplit(context),
         _missing_files(context),
-        _other_base(context, spec),
+        other_base(spec.adapter, facts),
+        other_detail(spec.adapter, facts, option, spec.longest_edge),
     ]
     if option.offload:
         found.append(
@@ -142,23 +146,6 @@ def _files(context: Context) -> Reason:
     return Reason(
         "files", "to download", f"{size}from {facts.repo} to {display_path(context.machine.cache)}"
     )
-
-
-def _adapter(adapter: LoraAdapter, spec: LoadSpec) -> str:
-    made_for = f"made for {adapter.base}; " if adapter.base else ""
-    if spec.quantization != "none" and not spec.kernels.text:
-        return f"{made_for}computed beside the quantized layers, and merged into the others"
-    return f"{made_for}merged into the weights"
-
-
-def _other_base(context: Context, spec: LoadSpec) -> str | None:
-    """Return a warning if the adapter was made for another model of the Hub."""
-    if spec.adapter is None or "/" not in spec.adapter.base.strip("/."):
-        return None
-    base, repo = spec.adapter.base, context.facts.repo
-    if Path(base).is_absolute() or Path(repo).is_absolute() or base.lower() == repo.lower():
-        return None
-    return f"the adapter {spec.adapter.name} was made for {base}, and the model is {repo}"
 
 
 def _device(context: Context) -> str:
@@ -277,6 +264,9 @@ def _products(context: Context, spec: LoadSpec) -> Reason:
 
 
 def _splitting(context: Context) -> str:
+    adapter = context.facts.adapter
+    if adapter is not None and adapter.splitting == context.option.splitting:
+        return _AS_TRAINED
     if context.choices.splitting is not None:
         return _ASKED
     if context.option.splitting == bool(context.facts.splitting):

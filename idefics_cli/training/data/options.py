@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from idefics_cli.core.types import Mode
+from idefics_cli.core.types import Attachment, Mode
 
 Lines = Literal["first", "all", "random"]
 Learn = Literal["all", "last"]
@@ -19,6 +20,8 @@ class ReadOptions:
     Attributes:
         prompt: The question about a picture with a caption, unless its row has one. A `<image>`
             in it is the place of the picture.
+        fill: Fills the fields of a part of *prompt*, for the row with this key and these pictures;
+            None leaves them as they are.
         mode: "chat", or "complete" for a base model.
         question: Column with the question of a row; None takes the first that is known.
         answer: Column with the answer of a row; None takes the first that is known.
@@ -30,6 +33,7 @@ class ReadOptions:
     """
 
     prompt: str
+    fill: Callable[[str, str, Sequence[Attachment]], str] | None = None
     mode: Mode = "chat"
     question: str | None = None
     answer: str | None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from idefics_cli.core.caption_file import read_caption
-from idefics_cli.core.errors import PromptError
+from idefics_cli.core.errors import ImageError, PromptError
 from idefics_cli.core.sources import source_of
 from idefics_cli.core.types import Attachment
 from idefics_cli.training.data.folders import unread_parts, walk_data
@@ -39,7 +39,10 @@ def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[RowResult]:
             continue
         attachments = (Attachment(source_of(picture)),)
         for key, caption in lines_of(captions, options, picture):
-            yield captioned(key, attachments, caption, options)
+            try:
+                yield captioned(key, attachments, caption, options)
+            except (PromptError, ImageError) as error:
+                yield LeftOut(key, "wrong row", error)
         if options.lines == "first":
             yield from (LeftOut(picture, "further line") for _ in captions[1:])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from idefics_cli.core.conversation.marks import PICTURE_MARK
 from idefics_cli.core.conversation.pictures import COLUMNS, RowPictures, placed
-from idefics_cli.core.errors import PromptError
+from idefics_cli.core.errors import ImageError, PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
 from idefics_cli.core.types import Attachment, Message, Part
 from idefics_cli.models.families.picture_marks import place_pictures, read_marks
@@ -35,7 +35,7 @@ def read_table(path: Path, options: ReadOptions) -> Iterator[RowResult]:
             if row.fault is not None:
                 raise row.fault
             yield from _rows(row.key, without_bytes(row.cells), options, folder)
-        except PromptError as error:
+        except (PromptError, ImageError) as error:
             yield LeftOut(row.key, "wrong row", error)
 
 
@@ -55,12 +55,19 @@ def captioned(
     """Return the row of *pictures* whose question is the prompt of *options*.
 
     The request is the one that `idefics caption` makes with this prompt.
+
+    Raises:
+        PromptError: If a field of the prompt has no value.
+        ImageError: If a field needs the picture, which cannot be read.
     """
-    numbers = range(len(pictures))
-    placement = place_pictures(read_marks(options.prompt), numbers)
+    by_number = dict(enumerate(pictures, 1))
+    placement = place_pictures(read_marks(options.prompt), list(by_number))
     text = placement.in_words(placement.order)
-    parts = [part if isinstance(part, str) else pictures[part] for part in text]
-    parts = _after([pictures[number] for number in placement.unnamed], parts, options)
+    fill = options.fill or (lambda text, key, pictures: text)
+    parts = [
+        fill(part, key, pictures) if isinstance(part, str) else by_number[part] for part in text
+    ]
+    parts = _after([by_number[number] for number in placement.unnamed], parts, options)
     return _row(key, Message("user", tuple(parts)), answer, options)
 
 

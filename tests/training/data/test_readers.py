@@ -89,6 +89,16 @@ def test_the_prompt_may_say_where_the_picture_is(tmp_path: Path) -> None:
     assert texts == [["In ", ", what is red?"]] * len(CAPTIONS)
 
 
+def test_a_number_in_the_prompt_is_the_place_of_the_picture_as_in_captions(tmp_path: Path) -> None:
+    rows = read(SHAPES["txt"](tmp_path), ReadOptions("In [1], what is red?"))
+    parts = rows[0].messages[0].parts
+    assert [part if isinstance(part, str) else "picture" for part in parts] == [
+        "In ",
+        "picture",
+        ", what is red?",
+    ]
+
+
 def test_pictures_may_be_in_another_folder(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     table = write_lines(tmp_path / "rows.jsonl", {"image": "0.png", "caption": CAPTIONS[0]})

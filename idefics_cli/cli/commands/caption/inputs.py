@@ -16,6 +16,7 @@ from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
 from idefics_cli.core.sources import STDIN
+from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import DECODING_BYTES, Attachment, LoadSpec
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
@@ -173,17 +174,14 @@ def caption_job(
     form: ReplyForm | None = None,
     examples: Sequence[Example] = (),
 ) -> CaptionJob:
-    """Return the job; if there are no *questions*, it asks the default prompt of the model."""
+    """Return the job; without *questions*, it asks the prompt of the adapter, or of the model."""
     from idefics_cli.caption.job import CaptionJob, CaptionQuestion, automatic_readers
     from idefics_cli.hardware.system import count_cores
-    from idefics_cli.models.hub.registry import default_caption_prompt
 
     settings, spec = invocation.settings, target.spec
     is_folder = output.sink.output == "folder"
     if not questions:
-        repo = spec.repo if spec.server is None else spec.server.root or spec.repo
-        prompt = default_caption_prompt(repo, chats=spec.chats)
-        questions = (CaptionQuestion(prompt),)
+        questions = (CaptionQuestion(_usual_prompt(invocation, spec)),)
     chosen = sampling(settings, default_tokens=CAPTION_TOKENS)
     _check_replies(settings, questions, chosen, form)
     job = CaptionJob(
@@ -203,6 +201,22 @@ def caption_job(
         wording=chosen_wording(settings),
     )
     return _with_examples(job, examples)
+
+
+def _usual_prompt(invocation: Invocation, spec: LoadSpec) -> str:
+    """Return the prompt that the adapter was trained with, or else that of the model."""
+    from idefics_cli.caption.inputs.templates import used_fields
+    from idefics_cli.models.hub.registry import default_caption_prompt
+
+    repo = spec.repo if spec.server is None else spec.server.root or spec.repo
+    usual = default_caption_prompt(repo, chats=spec.chats)
+    own = None if spec.adapter is None else spec.adapter.prompt
+    if own is None or own == usual:
+        return usual
+    _check_marks(own)
+    used_fields([own], ())
+    invocation.console.note(f"the prompt is that of the adapter: {abbreviated(own)}")
+    return own
 
 
 def _with_examples(job: CaptionJob, examples: Sequence[Example]) -> CaptionJob:

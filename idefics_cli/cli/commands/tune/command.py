@@ -26,7 +26,7 @@ def tune(
     question: own.Question = None,
     answer: own.AnswerColumn = None,
     images: own.Images = None,
-    prompt: options.CaptionPrompt = None,
+    prompt: own.Prompt = None,
     lines: own.Lines = None,
     learn: own.Learn = None,
     validation: own.Validation = None,

@@ -15,6 +15,7 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
+    from idefics_cli.cli.commands.tune.prompts import RowPrompts
     from idefics_cli.models.families.base import Family
     from idefics_cli.training.data.options import Learn, Lines, ReadOptions
     from idefics_cli.training.examples import TrainingExample
@@ -60,12 +61,14 @@ class TuneData:
         validation: The examples that are not.
         pictures: Opens their pictures.
         summaries: What the data holds, and what the other data for validation holds, if any.
+        prompt: The question for later captions; None if the rows have several.
     """
 
     train: list[TrainingExample]
     validation: list[TrainingExample]
     pictures: TrainingPictures
     summaries: tuple[DataSummary, ...]
+    prompt: str | None = None
 
     @property
     def left_out(self) -> Counter[str]:
@@ -108,7 +111,7 @@ def prepared_data(
     from idefics_cli.training.preparing import prepare_examples
 
     most = choices.most_tokens or min(context_tokens, _MOST_TOKENS)
-    options = _options(invocation, choices, spec)
+    options = _options(invocation, choices, spec, prompts := _prompts(invocation, spec))
     # After Ctrl-C, a thread may still write a picture.
     with TemporaryDirectory(prefix="idefics-tune-", ignore_cleanup_errors=True) as folder:
         pictures = TrainingPictures(family, Path(folder), limits=spec.limits, offline=spec.offline)
@@ -121,12 +124,12 @@ def prepared_data(
         found = examples_of(Path(choices.data))
         if isinstance(choices.validation, Path):
             train, other = list(found.examples), examples_of(choices.validation)
-            summaries = (found.summary, other.summary)
             _warn_of_shared(invocation, train, other.examples)
-            yield TuneData(train, list(other.examples), pictures, summaries)
+            validation, summaries = list(other.examples), [found.summary, other.summary]
         else:
             train, validation = split_examples(found.examples, choices.validation)
-            yield TuneData(train, validation, pictures, (found.summary,))
+            summaries = [found.summary]
+        yield TuneData(train, validation, pictures, tuple(summaries), prompts.to_record(train))
 
 
 def _checked(
@@ -152,14 +155,24 @@ def _warn_of_shared(
         )
 
 
-def _options(invocation: Invocation, choices: DataChoices, spec: LoadSpec) -> ReadOptions:
-    from idefics_cli.models.families.spec import find_family
+def _prompts(invocation: Invocation, spec: LoadSpec) -> RowPrompts:
+    from idefics_cli.cli.commands.tune.prompts import RowPrompts
     from idefics_cli.models.hub.registry import default_caption_prompt
+
+    prompt = invocation.settings.prompt or default_caption_prompt(spec.repo, chats=spec.chats)
+    return RowPrompts(prompt, spec.limits)
+
+
+def _options(
+    invocation: Invocation, choices: DataChoices, spec: LoadSpec, prompts: RowPrompts
+) -> ReadOptions:
+    from idefics_cli.models.families.spec import find_family
     from idefics_cli.training.data.options import ReadOptions
 
     settings = invocation.settings
     return ReadOptions(
-        settings.prompt or default_caption_prompt(spec.repo, chats=spec.chats),
+        prompts.text,
+        prompts.fill,
         mode="chat" if spec.chats else "complete",
         question=choices.question,
         answer=choices.answer,

@@ -73,8 +73,10 @@ def _switch(*flags: str, text: str, panel: str = TRAINING_PANEL) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=False)
 
 
-def _word(flag: str, *, metavar: str, text: str, panel: str = DATA_PANEL) -> Any:
-    return typer.Option(flag, help=text, metavar=metavar, rich_help_panel=panel, show_default=False)
+def _word(*flags: str, metavar: str, text: str, panel: str = DATA_PANEL) -> Any:
+    return typer.Option(
+        *flags, help=text, metavar=metavar, rich_help_panel=panel, show_default=False
+    )
 
 
 Data = Annotated[
@@ -94,6 +96,16 @@ AnswerColumn = Annotated[
 Images = Annotated[
     str | None,
     _word("--images", metavar="DIR", text="Folder to which the paths of pictures are relative."),
+]
+Prompt = Annotated[
+    str | None,
+    _word(
+        "--prompt",
+        "-p",
+        metavar="TEXT",
+        text="Question about each picture with a caption, unless its row has one; it can have "
+        "fields such as {stem}. Later captions ask it, too. (default: the model's caption prompt)",
+    ),
 ]
 Lines = Annotated[
     str | None,

@@ -23,6 +23,7 @@ from idefics_cli.core.errors import (
 )
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.units import counted
+from idefics_cli.models.hub.adapters import config_digest
 from idefics_cli.training.tuning.card import CardFacts, card
 from idefics_cli.training.tuning.job import TuneChoices, make_job, settings_of
 from idefics_cli.training.tuning.output import CARD, PLOT, SAMPLES, OutputFolder
@@ -36,6 +37,8 @@ _SAMPLES = 8
 if TYPE_CHECKING:
     from torch import nn
 
+    from idefics_cli.core.types import LoadSpec
+    from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.loading.loader import Loaded
     from idefics_cli.training.tuning.result import TuneResult
 
@@ -229,18 +232,28 @@ def _write_samples(work: TuneWork, output: OutputFolder, result: TuneResult) -> 
         )
 
 
+def _detail(spec: LoadSpec, facts: ModelFacts) -> dict[str, object]:
+    """Return the detail of pictures, as it is also without a choice of the user."""
+    edges = facts.shape.edges
+    return {
+        "splitting": facts.splitting if spec.splitting is None else spec.splitting,
+        "longest_edge": spec.longest_edge or (edges.usual if edges else None),
+    }
+
+
 def _run_of(work: TuneWork) -> dict[str, object]:
     """Return all that the result of the run depends on."""
-    spec, facts = work.spec, work.plan.facts
+    spec, facts, folder = work.spec, work.plan.facts, work.plan.facts.folder
     return {
         "version": __version__,
         "model": spec.repo,
-        "commit": facts.folder.name if facts.folder and not facts.repo.startswith("/") else None,
+        "commit": folder.name if folder and folder.parent.name == "snapshots" else None,
         "family": spec.family,
         "dtype": work.computed,
         "quantization": spec.quantization,
-        "splitting": spec.splitting,
-        "longest_edge": spec.longest_edge,
+        "base_config": config_digest(folder) if folder else None,
+        **_detail(spec, facts),
+        "prompt": work.data.prompt,
         "data": {"digest": work.job.data_digest, "rows": len(work.job.train)},
         "settings": settings_of(work.job.choices),
     }
