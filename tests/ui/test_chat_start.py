@@ -190,3 +190,27 @@ def test_another_model_is_planned_when_the_memory_of_the_former_is_free(
     services = replace(here.services, probe=probe)
     ran = run("chat", "--accessible", services=services, terminal=True)
     assert (ran.out, was_closed) == ("A.\nB.\n", [False, True])
+
+
+def test_a_session_goes_on_with_its_adapter(tmp_path: Path, person: list[str]) -> None:
+    adapter = tmp_path / "style"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 1}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"matrices")
+    name = f"smolvlm-256m + {adapter}"
+    for arguments, questions in (
+        (("--adapter", str(adapter)), ["What?"]),
+        (("-c",), ["And?", "/model smolvlm-256m", "So?", f"/model {name}", "Well?"]),
+        (("-c",), ["Well?"]),
+    ):
+        here = world(tmp_path, *("A cat.", "Two.", "Three."))
+        if arguments[0] == "--adapter":
+            arguments = ("-m", "smolvlm-256m", *arguments)
+        person += questions
+        ran = chat(here, *arguments)
+        assert ran.code == 0
+        used = [spec.adapter and spec.adapter.name for spec in here.specs]
+        expected = [str(adapter)] if len(questions) == 1 else [str(adapter), None, str(adapter)]
+        assert used == expected
+        assert f"{name}: /help lists the commands" in " ".join(ran.err.split())
+    assert kept(tmp_path).list()[0].model == name

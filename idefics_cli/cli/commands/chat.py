@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from idefics_cli.chat.dialogue import Chat
     from idefics_cli.chat.loading import Load, Loading, LoadPlan
     from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
+    from idefics_cli.config.settings import Settings
     from idefics_cli.ui.chat.line_input import LineInput
 
 _HISTORY = "chat_history"
+_BESIDE = " + "
 
 
 def chat(
@@ -153,8 +155,8 @@ def _talk(
         or resolved.is_given("adapter")
         or invocation.settings.server is not None
     ):
-        invocation = _with_model(invocation, session.conversation.model)
-    name = invocation.settings.model
+        invocation = _with_model(invocation, *_split_name(session.conversation.model))
+    name = _name_of(invocation.settings)
     loading = Loading(name, _find_model(invocation, name))
     talk = _chat(invocation, loading, session, store, opener)
     stack.callback(talk.close)
@@ -202,12 +204,24 @@ def _open_session(
     kept = SessionStore(data_folder(invocation.services.environ))
     if key is not None and (key == LAST or any(key in (i.id, i.name) for i in kept.list())):
         if not settings.save:
-            return NullStore(), NullStore().create(settings.model, start=kept.read(key)[1])
+            return NullStore(), NullStore().create(_name_of(settings), start=kept.read(key)[1])
         return kept, kept.open(key)
     store = kept if settings.save else NullStore()
     if key is not None:
         invocation.console.note(f"there is no session `{key}` yet; this one gets the name")
-    return store, store.create(settings.model, key, system=settings.system)
+    return store, store.create(_name_of(settings), key, system=settings.system)
+
+
+def _name_of(settings: Settings) -> str:
+    """Return the model, with its adapter, as chats and sessions name it."""
+    adapter = settings.adapter
+    return settings.model if adapter is None else f"{settings.model}{_BESIDE}{adapter}"
+
+
+def _split_name(name: str) -> tuple[str, str | None]:
+    """Return the model and the adapter that `_name_of` gave the *name*."""
+    model, beside, adapter = name.partition(_BESIDE)
+    return (model, adapter) if beside and not Path(name).exists() else (name, None)
 
 
 def _with_model(invocation: Invocation, name: str, adapter: str | None = None) -> Invocation:
@@ -229,8 +243,7 @@ def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = Fal
     """
     if invocation.settings.server is not None:
         return _find_served(invocation, name)
-    adapter = None if replaces_other else invocation.settings.adapter
-    chosen, services = _with_model(invocation, name, adapter), invocation.services
+    chosen, services = _with_model(invocation, *_split_name(name)), invocation.services
     facts = find_facts(chosen)
     if not facts.chats:
         raise base_model_error(name)
