@@ -7,9 +7,11 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -173,7 +175,7 @@ def is_unfinished(name: str) -> bool:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files in *folder* that killed programs left there.
+    """Remove the temporary files and folders in *folder* that killed programs left there.
 
     Several computers may share the folder. Files of another computer are removed when they are a
     day old.
@@ -187,7 +189,40 @@ def remove_unfinished(folder: Path) -> None:
         match = _UNFINISHED_NAME.fullmatch(name)
         with suppress(OSError):
             if match and _is_left(folder / name, match["host"], int(match["process"])):
-                (folder / name).unlink()
+                _remove(folder / name)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """Yield a new folder for temporary files, which only this user can read; it is removed.
+
+    What killed programs left is removed, too.
+
+    Args:
+        name: What the folder is for.
+
+    Raises:
+        IdeficsError: If it cannot be made.
+    """
+    parent = Path(tempfile.gettempdir())
+    remove_unfinished(parent)
+    path = unfinished_path(parent / name)
+    try:
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield path
+    finally:
+        # After Ctrl-C, a thread may still write a file.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if stat.S_ISDIR(path.lstat().st_mode):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def _is_left(path: Path, host: str, process: int) -> bool:

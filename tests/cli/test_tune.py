@@ -122,7 +122,7 @@ def test_a_dry_run_tells_rows_tokens_memory_and_time_and_writes_nothing(data: Pa
     assert lines["rows"] == "11 to learn, 1 to try the model on"
     assert lines["trained"] == "221,184 weights beside 28 layers"
     assert lines["steps"].startswith("8, in about ")
-    assert lines["memory"].endswith("of cpu")
+    assert lines["memory"].endswith(" GiB of RAM")
     record = json.loads(tune(*QUICK, "--dry-run", "--json").out)
     assert record["trained"] == 221184
     assert record["memory"]["trained"] == 16 * 221184
@@ -278,6 +278,42 @@ def test_after_a_signal_the_same_command_goes_on(
     assert tune(*words[:-2]).code == 0
     adapter = "adapter_model.safetensors"
     assert Path("out", adapter).read_bytes() == Path("killed", adapter).read_bytes()
+
+
+def test_a_dry_run_counts_the_rows_with_own_answers_as_the_run_does(data: Path) -> None:
+    words = ("photos", "-o", "out", "--epochs", "1", "--batch-size", "6", "--replay", "2")
+    ran = tune(*words, "--dry-run")
+    assert "11 to learn, 22 with own answers, 1 to try the model on" in ran.out
+    planned = json.loads(tune(*words, "--dry-run", "--json").out)
+    result = json.loads(tune(*words, "--json").out)
+    for name in ("rows", "replayed_rows", "validation_rows", "steps"):
+        assert planned[name] == result[name]
+    plain = json.loads(tune(*words[:-1], "0", "--dry-run", "--json").out)
+    assert planned["tokens"] > 2 * plain["tokens"]
+
+
+def test_a_whole_run_needs_no_network(data: Path, tmp_path: Path) -> None:
+    # Outside of the process of the tests, which has sockets of its own.
+    program = (
+        "import os, sys\n"
+        "def refuse(event, _):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto'):\n"
+        "        os.write(2, b'a socket')\n"
+        "        raise OSError('no network')\n"
+        "sys.addaudithook(refuse)\n"
+        "from idefics_cli.cli.app import main\n"
+        "main()\n"
+    )
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for arguments in (
+        ("tune", *QUICK, "-m", "demo"),
+        ("caption", "photos", "--adapter", "out", "-o", "new.jsonl"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], env=environ, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr.count("a socket")) == (0, 0), done.stderr
+    assert len(captions_in("new.jsonl")) == 12
 
 
 def test_own_answers_to_other_questions_are_learned_too(data: Path) -> None:

@@ -16,6 +16,7 @@ from idefics_cli.core.files import (
     read_regular_file,
     remove_unfinished,
     replacing,
+    scratch_folder,
     unfinished_path,
     write_whole,
 )
@@ -96,9 +97,25 @@ def test_what_killed_programs_left_is_removed(tmp_path: Path) -> None:
     for path in removed + kept:
         path.touch()
     os.utime(removed[-1], (0, 0))
+    (folder := unfinished_path(tmp_path / "b", process=10**9)).mkdir()
+    (folder / "picture").touch()
+    (mine := unfinished_path(tmp_path / "b")).mkdir()
+    kept.append(mine)
     remove_unfinished(tmp_path)
     assert set(tmp_path.iterdir()) == set(kept)
     remove_unfinished(tmp_path / "none")
+
+
+def test_a_scratch_folder_replaces_those_of_killed_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (left := unfinished_path(tmp_path / "tune", process=10**9)).mkdir()
+    (left / "picture").touch()
+    with scratch_folder("tune") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+        (folder / "picture").touch()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.core.types import Attachment, Completion, GenerationRequest, Message
@@ -21,49 +22,59 @@ from idefics_cli.training.examples import TrainingExample, encode_row
 ANSWER_TOKENS = 64
 """Largest length of an answer; longer ones are not replayed."""
 _SHARED = "replay"
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayQuestion:
-    """A question about the picture of an example.
+    """A question about the pictures of examples.
 
     Attributes:
-        example: Index of the example.
+        example: Index of the example for which it is asked.
         text: The question.
+        about: Indexes of the examples whose first picture it is about, in order.
     """
 
     example: int
     text: str
+    about: tuple[int, ...]
+
+
+Ask: TypeAlias = Callable[[random.Random, str], tuple[str, int]]
+"""Draws a question for an example with this answer; returns it, and its number of pictures."""
 
 
 def choose_questions(
-    examples: Sequence[TrainingExample], questions: Sequence[str], *, count: float, seed: int
+    examples: Sequence[TrainingExample], ask: Ask, *, count: float, seed: int
 ) -> list[ReplayQuestion]:
     """Return questions about the pictures of *examples*; the same arguments give the same ones.
 
     Args:
         examples: Those without a picture get no question.
-        questions: The questions to draw from.
+        ask: Draws a question.
         count: Number of questions for each picture, on average.
         seed: Chooses the questions.
     """
-    if not questions:
-        return []
-    chosen = []
-    for index, example in enumerate(examples):
-        if not example.pictures or example.request.mode != "chat":
-            continue
+    able = [i for i, e in enumerate(examples) if e.pictures and e.request.mode == "chat"]
+    chosen: list[ReplayQuestion] = []
+    for index in able:
         rng = random.Random(f"{_SHARED} {seed} {index}")
         number = int(count) + (rng.random() < count % 1)
-        texts = rng.sample(questions, min(number, len(questions)))
-        chosen += [ReplayQuestion(index, text) for text in texts]
+        found: dict[str, ReplayQuestion] = {}
+        for _ in range(_ATTEMPTS * number):
+            if len(found) == number:
+                break
+            text, pictures = ask(rng, examples[index].answer)
+            about = (index, *rng.choices(able, k=pictures))[:pictures]
+            found.setdefault(text, ReplayQuestion(index, text, about))
+        chosen += found.values()
     return chosen
 
 
 def request_of(question: ReplayQuestion, examples: Sequence[TrainingExample]) -> GenerationRequest:
     """Return *question* as a request."""
-    picture = examples[question.example].sources[0]
-    return GenerationRequest((Message("user", (picture, question.text)),))
+    pictures = (examples[index].sources[0] for index in question.about)
+    return GenerationRequest((Message("user", (*pictures, question.text)),))
 
 
 def replay_examples(
@@ -83,11 +94,12 @@ def replay_examples(
     for question, answer in zip(questions, answers, strict=True):
         if not answer:
             continue
-        about = examples[question.example]
+        about = [examples[index] for index in question.about]
         user = request_of(question, examples).messages[0]
-        row = TrainingRow(about.key, (user, Message("assistant", (answer,))), (False, True))
+        key = examples[question.example].key
+        row = TrainingRow(key, (user, Message("assistant", (answer,))), (False, True))
         known: Mapping[Attachment, PictureTensors] = {
-            about.sources[0]: PictureTensors(about.pictures[0])
+            each.sources[0]: PictureTensors(each.pictures[0]) for each in about
         }
         yield encode_row(row, family, known.__getitem__)
 

@@ -126,10 +126,11 @@ class Rehearsal:
     """What `--dry-run` finds out.
 
     Attributes:
-        rows: Number of rows that are learned.
+        rows: Number of rows of the data that are learned.
+        replayed_rows: Number of rows with the model's own answers that are learned, too.
         validation_rows: Number of rows that are not.
         left_out: Number of rows that are left out, by reason.
-        tokens: Number of tokens of the rows that are learned.
+        tokens: Number of tokens of all rows that are learned.
         longest: Number of tokens of the longest of them.
         labelled: Number of their tokens that are learned.
         layers: Number of layers with LoRA matrices; 0 if the weights are trained.
@@ -141,6 +142,7 @@ class Rehearsal:
     """
 
     rows: int
+    replayed_rows: int
     validation_rows: int
     left_out: dict[str, int]
     tokens: int
@@ -158,8 +160,10 @@ def rehearsal_lines(rehearsal: Rehearsal) -> list[str]:
     """Return what `--dry-run` prints."""
     memory = rehearsal.memory
     beside = f" beside {counted(rehearsal.layers, 'layer')}" if rehearsal.layers else ""
+    own = f"{rehearsal.replayed_rows} with own answers, " if rehearsal.replayed_rows else ""
+    tried = f"{rehearsal.validation_rows} to try the model on"
     rows = [
-        ("rows", f"{rehearsal.rows} to learn, {rehearsal.validation_rows} to try the model on"),
+        ("rows", f"{rehearsal.rows} to learn, {own}{tried}"),
         *(("left out", f"{count}: {reason}") for reason, count in rehearsal.left_out.items()),
         (
             "tokens",
@@ -168,7 +172,7 @@ def rehearsal_lines(rehearsal: Rehearsal) -> list[str]:
         ),
         ("trained", f"{rehearsal.trained:,} weights{beside}"),
         ("steps", f"{rehearsal.steps}, in about {format_duration(rehearsal.seconds)}"),
-        ("memory", f"about {format_size(memory.total)} of {rehearsal.device}"),
+        ("memory", f"about {format_size(memory.total)} of {_memory_of(rehearsal.device)}"),
         ("  weights", format_size(memory.weights)),
         ("  training", format_size(memory.trained)),
         ("  activations", format_size(memory.activations)),
@@ -177,6 +181,10 @@ def rehearsal_lines(rehearsal: Rehearsal) -> list[str]:
         ("  libraries", format_size(memory.runtime)),
     ]
     return [f"{name:<14} {text}" for name, text in rows]
+
+
+def _memory_of(device: str) -> str:
+    return "RAM" if device in ("cpu", "mps") else f"the memory of the GPU ({device})"
 
 
 def tell_data(console: Console, summaries: Sequence[DataSummary], *, learned: int) -> None:

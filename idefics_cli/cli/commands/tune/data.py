@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
+from idefics_cli.core.files import scratch_folder
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.core.units import counted
 
@@ -112,9 +112,8 @@ def prepared_data(
 
     most = choices.most_tokens or min(context_tokens, _MOST_TOKENS)
     options = _options(invocation, choices, spec, prompts := _prompts(invocation, spec))
-    # After Ctrl-C, a thread may still write a picture.
-    with TemporaryDirectory(prefix="idefics-tune-", ignore_cleanup_errors=True) as folder:
-        pictures = TrainingPictures(family, Path(folder), limits=spec.limits, offline=spec.offline)
+    with scratch_folder("idefics-tune") as folder:
+        pictures = TrainingPictures(family, folder, limits=spec.limits, offline=spec.offline)
 
         def examples_of(data: Path) -> PreparedExamples:
             rows = read_rows(data, options)

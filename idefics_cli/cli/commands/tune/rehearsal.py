@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import asdict, replace
 from threading import Event
 from typing import TYPE_CHECKING
 
+from idefics_cli.cli.commands.tune.skills import expected_rows
 from idefics_cli.cli.commands.tune.work import TuneWork, load_model, make_run
 from idefics_cli.core.errors import EXIT_DONE, EXIT_PARTIAL
+from idefics_cli.core.files import scratch_folder
 from idefics_cli.training.tuning.estimate import TrainingSize, estimate_training
 from idefics_cli.training.tuning.output import OutputFolder
 from idefics_cli.ui.views.tuning import Rehearsal, rehearsal_lines
@@ -23,9 +23,10 @@ def rehearse(work: TuneWork) -> int:
     """Tell what *work* would do, and return the exit code."""
     console = work.invocation.console
     loaded = load_model(work)
+    work = replace(work, job=work.job.with_rows(expected_rows(work, loaded)))
     with (
-        TemporaryDirectory(prefix="idefics-tune-") as folder,
-        OutputFolder(Path(folder, "run")) as output,
+        scratch_folder("idefics-tune") as folder,
+        OutputFolder(folder / "run") as output,
         console.status("timing some steps"),
     ):
         run = make_run(work, loaded, output, stop=Event(), on_event=lambda event: None)
@@ -50,31 +51,30 @@ def _rehearsal(
     job, facts = work.job, work.plan.facts
     longest = max(len(example.tokens.token_ids) for example in job.train)
     labelled = sum(count_labels(example) for example in job.train)
+    all_tokens = sum(len(example.tokens.token_ids) for example in job.train)
     tokens = min(run.micro_tokens, longest * (job.choices.batch_size or 1))
     size = TrainingSize(
         trained=run.targets.weights,
         vocabulary=loaded.vocabulary,
         tokens=tokens,
         longest=longest,
-        labelled=round(labelled / work.data.tokens * tokens),
+        labelled=round(labelled / all_tokens * tokens),
         checkpointing=bool(job.choices.checkpointing),
         computed=work.computed,
     )
-    # Rows with own answers are as long as the others, or shorter.
-    replayed = round(len(job.train) * (job.choices.replay or 0))
-    whole = job.with_rows(list(job.train[:1]) * replayed)
-    per_epoch = min(whole.steps_of_epoch, whole.steps)
+    per_epoch = min(job.steps_of_epoch, job.steps)
     return Rehearsal(
-        rows=len(job.train),
+        rows=len(work.data.train),
+        replayed_rows=len(job.train) - len(work.data.train),
         validation_rows=len(job.validation),
         left_out=dict(work.data.left_out),
-        tokens=work.data.tokens,
+        tokens=all_tokens,
         longest=longest,
         labelled=labelled,
         layers=len(run.targets.layers),
         trained=run.targets.weights,
-        steps=whole.steps,
-        seconds=per_epoch * first_seconds + (whole.steps - per_epoch) * later_seconds,
+        steps=job.steps,
+        seconds=per_epoch * first_seconds + (job.steps - per_epoch) * later_seconds,
         memory=estimate_training(work.spec, facts.shape, facts.parameters, size),
         device=work.spec.device,
     )

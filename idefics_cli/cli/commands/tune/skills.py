@@ -12,9 +12,11 @@ from idefics_cli.training.tuning.output import REPLAY, OutputFolder
 if TYPE_CHECKING:
     from idefics_cli.models.loading.loader import Loaded
     from idefics_cli.training.examples import TrainingExample
+    from idefics_cli.training.tuning.replay import Ask, ReplayQuestion
     from idefics_cli.training.tuning.run import Answer
 
 _MOST_ASKED = 32
+_USUAL_ANSWER = "Yes."
 # Questions about any picture, as the examples of the model documentation ask them.
 _QUESTIONS = (
     "What is in this image?",
@@ -36,19 +38,13 @@ _QUESTIONS = (
 )
 
 
-def questions_for(repo: str) -> tuple[str, ...]:
-    """Return questions that the model *repo* can answer about any picture."""
+def asker_for(repo: str) -> Ask:
+    """Return what draws questions that the model *repo* can answer."""
     if repo != DEMO:
-        return _QUESTIONS
-    from idefics_cli.demo.wordings import KNOWN_QUESTIONS
+        return lambda rng, answer: (rng.choice(_QUESTIONS), 1)
+    from idefics_cli.demo.replayed import own_question
 
-    # Its captions are what the data teaches, mostly.
-    return tuple(
-        question
-        for task, questions in KNOWN_QUESTIONS.items()
-        if task != "caption"
-        for question in questions
-    )
+    return own_question
 
 
 def replayed_rows(
@@ -57,10 +53,7 @@ def replayed_rows(
     """Return rows with the model's own answers, which the folder of the run keeps."""
     from idefics_cli.training.tuning import replay
 
-    train, choices = work.job.train, work.job.choices
-    chosen = replay.choose_questions(
-        train, questions_for(work.spec.repo), count=choices.replay or 0, seed=choices.seed
-    )
+    train, chosen = work.job.train, _chosen(work)
     if not chosen:
         return []
     known = output.read(REPLAY)
@@ -72,10 +65,28 @@ def replayed_rows(
     return list(replay.replay_examples(chosen, answers, train, loaded.family))
 
 
+def expected_rows(work: TuneWork, loaded: Loaded) -> list[TrainingExample]:
+    """Return rows like those of `replayed_rows`, with a short answer, for an estimate."""
+    from idefics_cli.training.tuning import replay
+
+    chosen = _chosen(work)
+    answers = [_USUAL_ANSWER] * len(chosen)
+    return list(replay.replay_examples(chosen, answers, work.job.train, loaded.family))
+
+
+def _chosen(work: TuneWork) -> list[ReplayQuestion]:
+    from idefics_cli.training.tuning import replay
+
+    choices, ask = work.job.choices, asker_for(work.spec.repo)
+    return replay.choose_questions(
+        work.job.train, ask, count=choices.replay or 0, seed=choices.seed
+    )
+
+
 def other_requests(work: TuneWork) -> list[GenerationRequest]:
     """Return questions that the model is asked before and after the run."""
     from idefics_cli.training.tuning import replay
 
     rows = work.job.validation[:_MOST_ASKED]
-    chosen = replay.choose_questions(rows, questions_for(work.spec.repo), count=1, seed=-1)
+    chosen = replay.choose_questions(rows, asker_for(work.spec.repo), count=1, seed=-1)
     return [replay.request_of(question, rows) for question in chosen]
