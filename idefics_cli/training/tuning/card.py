@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from idefics_cli.training.tuning.result import SampleAnswer
 
 _SAMPLES = 8
 _LONGEST = 200
+_LICENSE = re.compile(r"license: *[\"']?([A-Za-z0-9][A-Za-z0-9.+-]{0,60})[\"']? *")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class CardFacts:
         steps: Number of steps.
         weights_step: Number of steps after which the weights were those in the folder.
         version: Version of this program.
+        license: License of the base, as its model card names it; None if it is not known.
     """
 
     title: str
@@ -38,6 +41,20 @@ class CardFacts:
     steps: int
     weights_step: int
     version: str
+    license: str | None = None
+
+
+def license_in(text: str) -> str | None:
+    """Return the license that the front matter of the model card *text* names; None without one."""
+    lines = iter(text.splitlines())
+    if next(lines, "").strip() != "---":
+        return None
+    for line in lines:
+        if line.strip() == "---":
+            return None
+        if found := _LICENSE.fullmatch(line):
+            return found[1]
+    return None
 
 
 def card(
@@ -51,6 +68,7 @@ def card(
         [
             "---",
             f"base_model: {_quoted(facts.base)}",
+            *([] if facts.license is None else [f"license: {facts.license}"]),
             *([] if choices.full else ["library_name: peft"]),
             "tags: [idefics, image-to-text]",
             "---",
@@ -62,8 +80,8 @@ def card(
             *_results(evaluations, facts.weights_step),
             *_settings(choices, facts),
             *_table_of(samples),
-            f"Made by idefics {facts.version}. The license of `{_plain(facts.base)}` applies to"
-            " it, too.",
+            f"Made by idefics {facts.version}. The license of `{_plain(facts.base)}`"
+            f"{f', {facts.license},' if facts.license else ''} applies to it, too.",
             "",
         ]
     )

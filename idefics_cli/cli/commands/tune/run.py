@@ -24,7 +24,7 @@ from idefics_cli.core.errors import (
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.units import counted
 from idefics_cli.models.hub.adapters import config_digest
-from idefics_cli.training.tuning.card import CardFacts, card
+from idefics_cli.training.tuning.card import CardFacts, card, license_in
 from idefics_cli.training.tuning.job import TuneChoices, make_job, settings_of
 from idefics_cli.training.tuning.output import CARD, PLOT, SAMPLES, OutputFolder
 from idefics_cli.ui.views.tuning import (
@@ -156,6 +156,7 @@ def _finish(
         steps=result.steps,
         weights_step=result.weights_step,
         version=__version__,
+        license=_license_of(work.plan.facts.folder),
     )
     output.write(CARD, card(facts, job.choices, result.evaluations, result.samples).encode())
     _write_samples(work, output, result)
@@ -164,6 +165,14 @@ def _finish(
     output.checkpoints.remove()
     _tell_end(work, output, result)
     return EXIT_PARTIAL if work.data.faults else EXIT_DONE
+
+
+def _license_of(folder: Path | None) -> str | None:
+    """Return the license in the model card of the base, if its folder has one."""
+    try:
+        return license_in((folder / CARD).read_text(encoding="utf-8")) if folder else None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _tell_end(work: TuneWork, output: OutputFolder, result: TuneResult) -> None:
