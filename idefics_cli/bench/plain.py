@@ -111,6 +111,11 @@ class Plain:
         self._model = cast("GeneratingModel", model.eval())
 
     @property
+    def model(self) -> GeneratingModel:
+        """The model, in eval mode."""
+        return self._model
+
+    @property
     def family(self) -> Family:
         """The family, which holds the processor."""
         return self._family
@@ -127,7 +132,7 @@ class Plain:
         started = self._clock()
         try:
             with torch.inference_mode():
-                inputs = self._inputs(requests)
+                inputs = self.inputs(requests)
                 width = inputs["input_ids"].shape[1]
                 ids = self._generate(inputs, requests[0].sampling.max_new_tokens, watch)
                 tokens = [self._cut(row) for row in ids[:, width:].tolist()]
@@ -153,7 +158,7 @@ class Plain:
         if not tokens:
             return float("inf")
         with torch.inference_mode():
-            inputs = dict(self._inputs([request]))
+            inputs = dict(self.inputs([request]))
             for name in ("attention_mask", "image_attention_mask"):
                 if name in inputs:
                     last = inputs[name][:, -1:]
@@ -183,7 +188,11 @@ class Plain:
         )
         return ids
 
-    def _inputs(self, requests: Sequence[GenerationRequest]) -> Mapping[str, Tensor]:
+    def inputs(self, requests: Sequence[GenerationRequest]) -> Mapping[str, Tensor]:
+        """Open the pictures of *requests*, and return the inputs of the model.
+
+        A conversation that ends with an answer stays as it is, for training.
+        """
         images = [[_open(a) for a in request.attachments] for request in requests]
         processor = cast("CallableProcessor", self._family.processor)
         if self._family.spec.prompt == "interleaved":
@@ -217,7 +226,9 @@ class Plain:
             {"role": message.role, "content": [_item(part) for part in message.parts]}
             for message in request.messages
         ]
-        text = self._family.processor.apply_chat_template(conversation, add_generation_prompt=True)
+        text = self._family.processor.apply_chat_template(
+            conversation, add_generation_prompt=request.messages[-1].role == "user"
+        )
         tokenizer = self._family.tokenizer
         bos = tokenizer.bos_token or ""
         # Idefics3's template and its tokenizer both write the begin token. The prompt must have
@@ -263,7 +274,7 @@ def _interleaved(request: GenerationRequest, images: list[Image]) -> list[str | 
     items: list[str | Image] = []
     for message in request.messages:
         items += _turn(message, queue, start="\n" if items else "")
-    return [*items, "\nAssistant:"]
+    return [*items, "\nAssistant:"] if request.messages[-1].role == "user" else items
 
 
 def _turn(message: Message, queue: list[Image], *, start: str) -> list[str | Image]:

@@ -22,6 +22,7 @@ from idefics_cli.bench.measure import (
 )
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import ReportRow
+from idefics_cli.bench.tuning.process import OpenTrainer
 from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
@@ -90,6 +91,9 @@ class Choices:
         both_splittings: Whether to measure vision with and without splitting, if the model can
             do both.
         plain_quantization: Quantization of plain transformers; None means the same as on our side.
+        train_rows: Number of rows of a training step.
+        train_dtype: Dtype of training, or "auto".
+        checkpointing: Whether training computes activations twice, to save memory.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
@@ -104,6 +108,9 @@ class Choices:
     caption_batch: int = 8
     both_splittings: bool = True
     plain_quantization: Quantization | None = None
+    train_rows: int = 4
+    train_dtype: str = "auto"
+    checkpointing: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,7 @@ class World:
         caption: Runs our captioning.
         draw_scenes: Writes a number of pictures into a folder, for captions.
         processes: Starts fresh processes.
+        open_trainer: Loads a model for training.
         instruments: The clock, the load of the machine, and the reference.
         say: Shows a text about the measurement that begins.
     """
@@ -131,6 +139,7 @@ class World:
     caption: CaptionRun
     draw_scenes: Callable[[Path, int], Sequence[Path]]
     processes: Processes
+    open_trainer: OpenTrainer
     instruments: Instruments
     say: Callable[[str], None] = lambda text: None
 

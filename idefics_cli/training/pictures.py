@@ -6,13 +6,15 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from idefics_cli.core.types import Attachment
 from idefics_cli.models.families.base import Family
+from idefics_cli.models.families.internals import attention_of
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture, apply_levels
 from idefics_cli.models.families.protocols import Model
 from idefics_cli.training.examples import TrainingExample
@@ -36,10 +38,11 @@ class KeptFeatures:
     """Features of pictures that training does not change. Each picture is encoded once.
 
     A picture is encoded alone, so that its features do not depend on its batch: a run that goes on
-    after a stop gets the same bits.
+    after a stop gets the same bits. The vision tower of *model* gets SDPA in place of eager
+    attention: eager attention is only faster with gradients, and it keeps all scores in memory.
 
     Args:
-        model: The model.
+        model: The model; the attention of its vision tower is changed.
         family: Its family.
         preprocess: Returns the tensors of a picture.
         folder: Folder for the file of what is too much for the memory.
@@ -57,6 +60,10 @@ class KeptFeatures:
         memory_bytes: int = MEMORY_BYTES,
         keeps: bool = True,
     ) -> None:
+        # The tower of IDEFICS-1 has no way to change its attention. Its pictures are small.
+        tower = cast("nn.Module", model).get_submodule("model.vision_model")
+        if isinstance(tower, PreTrainedModel) and attention_of(tower.config) == "eager":
+            tower.set_attn_implementation("sdpa")
         self._encoder = _TileEncoder(model, family)
         self._preprocess = preprocess
         self._store = FeatureStore(folder, memory_bytes=memory_bytes) if keeps else None

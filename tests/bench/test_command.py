@@ -59,3 +59,11 @@ def test_captions_are_compared_with_the_first_reply_even_if_it_goes_in_circles()
     task = CaptionTask((Path("a.jpg"),), "Describe it.", max_new_tokens=24)
     assert list(caption_all(engine, task)) == [Path("a.jpg")]
     assert [request.sampling.temperature for request in engine.requests] == [0]
+
+
+def test_the_edge_of_pictures_is_that_of_the_shape_and_not_of_the_built_in_model() -> None:
+    ran = commands.run(
+        "bench", "prefill", "--shape", "smolvlm-256m", "--layers", "1", "--longest-edge", "1024",
+        "--no-splitting", "--quick", "--rounds", "1", "--contexts", "40", "--threads", "1",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err

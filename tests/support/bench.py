@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from idefics_cli.bench.agreement import Agreement
-from idefics_cli.bench.cold_start.processes import LoadOrder, LoadReport, Processes
+from idefics_cli.bench.cold_start.processes import LoadOrder, LoadReport, Processes, Side
 from idefics_cli.bench.measure import Instruments, Measurement, Pace, Series
 from idefics_cli.bench.report import ReportRow
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, World
+from idefics_cli.bench.tuning.order import StepReport, TuneOrder
+from idefics_cli.bench.tuning.process import Trainer
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Message
 from idefics_cli.engine.protocol import Engine, Prepared
@@ -160,11 +163,26 @@ class FakeProcesses:
         return LoadReport(0.5, 10**9, (1, 2))
 
 
+class FakeTrainer:
+    """Reports its steps from a list; the last one repeats."""
+
+    def __init__(
+        self, name: str, log: list[tuple[str, int]], reports: Sequence[StepReport]
+    ) -> None:
+        self._name, self._log, self._reports = name, log, list(reports)
+
+    def step(self, number: int) -> StepReport:
+        self._log.append((self._name, number))
+        return self._reports.pop(0) if len(self._reports) > 1 else self._reports[0]
+
+
 class Stand:
     """A world with fakes on both sides.
 
     Attributes:
         log: Names and texts of all answered requests.
+        trained: Names of the sides that trained, and the numbers of their steps.
+        tune_orders: What the sides were told to train.
         said: Messages about the measurements.
         engines: Every engine of our side.
         specs: Choices of these engines.
@@ -180,8 +198,12 @@ class Stand:
         make_engine: Callable[[LoadSpec], Engine] | None = None,
         texts: str = "x",
         processes: Processes | None = None,
+        trainers: Mapping[Side, Sequence[StepReport]] | None = None,
     ) -> None:
         self.log: list[tuple[str, str]] = []
+        self.trained: list[tuple[str, int]] = []
+        self.tune_orders: list[TuneOrder] = []
+        self._trainers = trainers or {}
         self.said: list[str] = []
         self.engines: list[FakeEngine] = []
         self.specs: list[LoadSpec] = []
@@ -197,6 +219,7 @@ class Stand:
             caption=lambda engine, task: self._caption(engine, task, texts),
             draw_scenes=self._draw,
             processes=processes or FakeProcesses(),
+            open_trainer=self._open_trainer,
             instruments=Instruments(clock, FakeLoad()),
             say=self.said.append,
         )
@@ -206,6 +229,11 @@ class Stand:
         side = FakeContender("plain", self.log, seconds=(8.0,), tokens=tokens, clock=clock)
         self.plain_sides.append(side)
         return side
+
+    @contextmanager
+    def _open_trainer(self, order: TuneOrder) -> Iterator[Trainer]:
+        self.tune_orders.append(order)
+        yield FakeTrainer(order.side, self.trained, self._trainers[order.side])
 
     def _engine(self, spec: LoadSpec) -> Engine:
         self.engines.append(TimedEngine(context_tokens=1000))

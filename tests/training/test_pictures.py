@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import nn
 
 from idefics_cli.core.types import Attachment
+from idefics_cli.models.families.internals import attention_of
 from idefics_cli.models.families.picture import PictureTensors
 from idefics_cli.training.pictures import FeatureStore, KeptFeatures, LearnedFeatures
 from tests.support.training import load_tiny, make_examples, preprocessor
@@ -41,6 +44,25 @@ def test_a_picture_is_encoded_once_and_its_features_stay_the_same(
         assert not one[0].requires_grad
     kept.close()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["idefics", "idefics2", "idefics3", "smolvlm2"])
+def test_a_tower_without_gradients_gets_sdpa_and_the_text_model_stays_eager(
+    kind: str, tmp_path: Path
+) -> None:
+    loaded = load_tiny(tmp_path / "model", kind)
+    preprocess = preprocessor(loaded.family)
+    examples = make_examples(loaded.family, 2)
+    model = cast("nn.Module", loaded.model)
+    eager = LearnedFeatures(loaded.model, loaded.family, preprocess).features_of(examples)
+    kept = KeptFeatures(loaded.model, loaded.family, preprocess, folder=tmp_path)
+
+    tower = model.get_submodule("model.vision_model").config
+    # The tower of IDEFICS-1 is no model of its own in transformers.
+    assert attention_of(tower) == ("eager" if kind == "idefics" else "sdpa")
+    assert attention_of(loaded.model.config.get_text_config()) == "eager"
+    for one, other in zip(kept.features_of(examples), eager, strict=True):
+        assert torch.allclose(one[0], other[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -121,7 +121,7 @@ class FreshProcesses:
                 raise
             if process.returncode:
                 errors.seek(0)
-                raise _failed(name, process.returncode, errors.read())
+                raise process_error(name, process.returncode, errors.read())
         return seconds, (head + tail).decode("utf-8", "replace").strip()
 
     def load(self, order: LoadOrder) -> LoadReport:
@@ -134,7 +134,7 @@ class FreshProcesses:
             check=False,
         )
         if done.returncode:
-            raise _failed(f"load {order.side}", done.returncode, done.stderr)
+            raise process_error(f"load {order.side}", done.returncode, done.stderr)
         record = json.loads(done.stdout)
         return LoadReport(record["load_seconds"], record["peak_bytes"], tuple(record["tokens"]))
 
@@ -148,7 +148,7 @@ def python_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
-def _failed(name: str, code: int, errors: bytes) -> IdeficsError:
+def process_error(name: str, code: int, errors: bytes) -> IdeficsError:
     """Return the error for the process *name* that ended with *code* and wrote *errors*."""
     lines = errors.decode("utf-8", "replace").strip().splitlines()
     if code < 0:

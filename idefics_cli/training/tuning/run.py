@@ -54,6 +54,11 @@ _SPARE_TOKENS = 16
 _MICRO_TOKENS = {"cuda": 16384}
 
 
+def micro_tokens_on(device: str) -> int:
+    """Return the largest number of tokens of a micro-batch on *device*, padding included."""
+    return _MICRO_TOKENS.get(device.partition(":")[0], 4096)
+
+
 class TuneRun:
     """Trains a loaded model, step by step, with checkpoints.
 
@@ -105,7 +110,7 @@ class TuneRun:
             self._features,
             seed=job.choices.seed,
             autocast=torch.bfloat16 if computed == "bfloat16" else None,
-            micro_tokens=_MICRO_TOKENS.get(loaded.model.device.type, 4096),
+            micro_tokens=micro_tokens_on(loaded.model.device.type),
         )
 
     def run(self, write_weights: Callable[[], None]) -> TuneResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -184,7 +185,12 @@ def _scenarios(typed: Sequence[str]) -> tuple[tuple[str, ...], Path | None]:
             folder = Path(word)
         else:
             raise UsageError(f"there is no scenario `{word}`", hint=_guess(word, SCENARIOS))
-    return tuple(names) or tuple(SCENARIOS), folder
+    return tuple(names) or tuple(_usual(SCENARIOS)), folder
+
+
+def _usual(names: Iterable[str]) -> Iterable[str]:
+    """Yield the scenarios of a run that names none: all but those whose extra is missing."""
+    return (name for name in names if name != "tune" or find_spec("peft") is not None)
 
 
 def _guess(word: str, known: Iterable[str]) -> str:

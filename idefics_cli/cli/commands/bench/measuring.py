@@ -39,12 +39,14 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
     from idefics_cli.bench.stage import Choices
     from idefics_cli.cli.commands.caption.inputs import automatic_batch
     from idefics_cli.models.hub.registry import default_caption_prompt
+    from idefics_cli.training.tuning.job import TuneChoices, make_job
 
     settings, resolved = invocation.settings, invocation.resolved
     count = settings.count if resolved.is_given("count") else None
     # The built-in model gets shorter measurements, so that its whole benchmark takes a minute.
     is_tiny = plan.facts.parameters < 50_000_000
     is_small = plan.facts.parameters < 1_000_000_000 or plan.spec.device != "cpu"
+    tuned = make_job(TuneChoices(), [], [], plan.facts.parameters).choices
     every = ((1, 4, 16) if is_small else (1, 4)) if not asked.quick else (1,)
     return Choices(
         batch_sizes=asked.batch_sizes or every,
@@ -60,6 +62,9 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
         caption_batch=automatic_batch(plan),
         both_splittings=settings.splitting is None and not asked.quick,
         plain_quantization=asked.plain_quantization,
+        train_rows=8 if is_tiny else 4,
+        train_dtype=settings.dtype if resolved.is_given("dtype") else "auto",
+        checkpointing=bool(tuned.checkpointing),
     )
 
 
@@ -69,6 +74,7 @@ def _world(invocation: Invocation, plan: BenchPlan, progress: BenchProgress) -> 
     from idefics_cli.bench.measure import Instruments, SystemLoad
     from idefics_cli.bench.plain import Plain
     from idefics_cli.bench.stage import World
+    from idefics_cli.bench.tuning.process import open_trainer
     from idefics_cli.cli.commands.bench.captions import caption_all, draw_scenes
 
     clock = time.perf_counter
@@ -82,6 +88,7 @@ def _world(invocation: Invocation, plan: BenchPlan, progress: BenchProgress) -> 
         caption=caption_all,
         draw_scenes=draw_scenes,
         processes=FreshProcesses(clock),
+        open_trainer=open_trainer,
         instruments=Instruments(clock, SystemLoad(), reference(spec.device, clock)),
         say=progress.say,
     )

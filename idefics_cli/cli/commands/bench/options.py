@@ -14,8 +14,8 @@ Scenarios = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SCENARIO",
-        help="start, load, vision, prefill, decode, chat or caption; without one, all. A folder "
-        "of pictures may follow `caption`.",
+        help="start, load, tune, vision, prefill, decode, chat or caption; without one, all. A "
+        "folder of pictures may follow `caption`. `tune` needs the extra of the same name.",
         show_default=False,
     ),
 ]

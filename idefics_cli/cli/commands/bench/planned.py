@@ -86,8 +86,12 @@ def _random_weights(
     # this machine. The plan of a large model could choose 4 bit, but in a benchmark only the user
     # chooses the quantization.
     small = plan_for(
-        _with(invocation, model="demo", quantization="none", adapter=None), machine
-    ).spec
+        _with(
+            invocation, model="demo", quantization="none", adapter=None,
+            longest_edge=None, splitting=None,
+        ),
+        machine,
+    ).spec  # fmt: skip
     with invocation.console.status("making random weights"):
         count = make(
             folder,

@@ -1,0 +1,1 @@
+"""The training of an adapter by both sides, each in a process of its own."""
