@@ -13,7 +13,7 @@ from idefics_cli.core.errors import UsageError
 MOST_SHARDS = 99_999
 """The number of a shard has five digits in names of files."""
 
-_MARK = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
+_MARK = re.compile(r"-(?P<index>\d{5})-of-(?P<count>\d{5})\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Shard:
     def of_name(cls, name: str, whole: Path) -> Self | None:
         """Return the shard whose file in place of *whole* has this *name*; None if it has none."""
         stem = name.removesuffix(whole.suffix) if whole.suffix else name
-        match = _MARK.fullmatch(stem)
-        if match is None or match["stem"] != whole.stem or not name.endswith(whole.suffix):
+        match = _MARK.search(stem)
+        if match is None or stem[: match.start()] != whole.stem or not name.endswith(whole.suffix):
             return None
         index, count = int(match["index"]), int(match["count"])
         return cls(index, count) if index < count else None
