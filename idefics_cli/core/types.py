@@ -273,6 +273,7 @@ class LoraAdapter:
         splitting: Whether large pictures were cut into tiles in the training.
         longest_edge: Length in pixels to which the longer side of a picture was scaled.
         prompt: The question about a picture.
+        is_whole: Whether its training has ended, as far as its files say.
     """
 
     name: str
@@ -283,6 +284,7 @@ class LoraAdapter:
     splitting: bool | None = None
     longest_edge: int | None = None
     prompt: str | None = None
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

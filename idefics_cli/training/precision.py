@@ -9,6 +9,7 @@ import torch
 from idefics_cli.core.errors import PlanError
 from idefics_cli.core.types import DtypeName, LoadSpec
 from idefics_cli.hardware.machine import probe_machine
+from idefics_cli.models.loading.training import float16_error
 
 
 def pick_device(name: str) -> str:
@@ -62,12 +63,10 @@ def training_spec(
             hint="`--quantization none`, or leave `--dora` out",
         )
     device = spec.device.partition(":")[0]
-    computed: DtypeName = "float32"
     if dtype == "float16":
-        computed = "float16"  # the loader refuses it, with the reason
-    elif dtype == "bfloat16" or (
-        dtype == "auto" and device != "cpu" and is_bfloat16_native(device)
-    ):
+        raise float16_error()
+    computed: DtypeName = "float32"
+    if dtype == "bfloat16" or (dtype == "auto" and device != "cpu" and is_bfloat16_native(device)):
         computed = "bfloat16"
     loaded: DtypeName = "float32" if full and computed == "bfloat16" else computed
     # On a CPU, the backward pass of SDPA is slower than that of eager attention.

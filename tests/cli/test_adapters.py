@@ -114,6 +114,15 @@ def test_pictures_have_the_detail_that_the_adapter_was_trained_with(
     ]
 
 
+def test_an_adapter_that_is_still_trained_is_told(styles: Path, tmp_path: Path) -> None:
+    adapter = with_run(styles, tmp_path / "c")
+    assert plan_of("--adapter", adapter)["warnings"] == []
+    Path(adapter, "idefics.json").write_text('{"finished": false, "run": {}}')
+    assert plan_of("--adapter", adapter)["warnings"] == [
+        f"the training of the adapter {adapter} has not ended; the same `idefics tune` goes on"
+    ]
+
+
 def test_an_adapter_of_another_config_is_told(styles: Path, tmp_path: Path) -> None:
     from idefics_cli.models.hub.adapters import config_digest
 

@@ -232,7 +232,16 @@ def test_a_mistake_has_one_message(arguments: tuple[str, ...], message: str, dat
     assert ran.code == 2
     assert message in ran.err
     assert ran.err.count("error:") == 1
-    assert not Path("out", "adapter_model.safetensors").exists()
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("data")
+def test_missing_peft_is_told_before_the_data_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    ran = tune(*QUICK)
+    assert ran.code == 1
+    assert ran.err.startswith("error: training needs the package `peft`")
+    assert not Path("out").exists()
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

@@ -19,7 +19,6 @@ from idefics_cli.training.precision import training_spec
         ("cuda", False, "auto", False, "float32", "float32"),
         ("cuda", True, "float32", False, "float32", "float32"),
         ("cuda", True, "auto", True, "float32", "bfloat16"),
-        ("cuda", True, "float16", False, "float16", "float16"),
     ],
 )
 def test_bfloat16_where_a_gpu_has_it_else_float32(
@@ -47,6 +46,8 @@ def test_bfloat16_where_a_gpu_has_it_else_float32(
         (LoadSpec("a/b", "idefics2", quantization="4bit"), True, "4bit cannot be trained"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(spec: LoadSpec, full: bool, message: str) -> None:
+def test_formats_that_cannot_be_trained_are_refused(
+    spec: LoadSpec, full: bool, message: str
+) -> None:
     with pytest.raises(PlanError, match=message):
         training_spec(spec, full=full)

@@ -117,7 +117,8 @@ def read_settings(folder: Path, name: str) -> LoraSettings:
 
 def _with_record(adapter: LoraAdapter, folder: Path) -> LoraAdapter:
     """Return *adapter* with what `idefics tune` wrote about its training; other values are left."""
-    run = section(read_json(folder / RECORD, adapter.name), "run")
+    record = read_json(folder / RECORD, adapter.name)
+    run = section(record, "run")
     edge, splitting = run.get("longest_edge"), run.get("splitting")
     prompt, digest = run.get("prompt"), run.get("base_config")
     return replace(
@@ -126,6 +127,7 @@ def _with_record(adapter: LoraAdapter, folder: Path) -> LoraAdapter:
         splitting=splitting if isinstance(splitting, bool) else None,
         longest_edge=edge if type(edge) is int and edge > 0 else None,
         prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
+        is_whole=record.get("finished") is not False,
     )
 
 

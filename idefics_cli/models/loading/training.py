@@ -11,8 +11,6 @@ from idefics_cli.core.errors import PlanError
 from idefics_cli.core.types import KernelChoice, LoadSpec, Progress
 from idefics_cli.models.loading.loader import Loaded, load
 
-FLOAT16_REASON = "training in float16 ends in NaN: its gradients leave the range of the format"
-
 
 def load_for_training(spec: LoadSpec, *, report: Progress | None = None) -> Loaded:
     """Load the model of *spec* with layers that have gradients, in eval mode.
@@ -29,7 +27,7 @@ def load_for_training(spec: LoadSpec, *, report: Progress | None = None) -> Load
         MemoryLimitError: If the model does not fit.
     """
     if spec.dtype == "float16":
-        raise PlanError(FLOAT16_REASON, hint="`--dtype bfloat16` or `--dtype float32`")
+        raise float16_error()
     plain = replace(
         spec,
         kernels=KernelChoice(),
@@ -41,6 +39,14 @@ def load_for_training(spec: LoadSpec, *, report: Progress | None = None) -> Load
     loaded = load(plain, report=report)
     keep_unpacked(cast("nn.Module", loaded.model))
     return loaded
+
+
+def float16_error() -> PlanError:
+    """Return the error for training in float16."""
+    return PlanError(
+        "training in float16 ends in NaN: its gradients leave the range of the format",
+        hint="`--dtype bfloat16` or `--dtype float32`",
+    )
 
 
 def keep_unpacked(model: nn.Module) -> None:

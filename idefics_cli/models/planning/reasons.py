@@ -16,7 +16,12 @@ from idefics_cli.models.planning.faults import as_warning
 from idefics_cli.models.planning.needs import Need, describe_fit, describe_shortage
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
 from idefics_cli.models.planning.quantization import Problem
-from idefics_cli.models.planning.trained import adapter_place, other_base, other_detail
+from idefics_cli.models.planning.trained import (
+    adapter_place,
+    other_base,
+    other_detail,
+    unfinished,
+)
 from idefics_cli.models.planning.verdicts import Fault
 
 _ASKED = "asked for"
@@ -124,6 +129,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
         _missed_gpu(context),
         _unsplit(context),
         _missing_files(context),
+        unfinished(spec.adapter),
         other_base(spec.adapter, facts),
         other_detail(spec.adapter, facts, option, spec.longest_edge),
     ]

@@ -68,6 +68,15 @@ def other_base(adapter: LoraAdapter | None, model: ModelFacts) -> str | None:
     return f"the adapter {adapter.name} was made for {base}, and the model is {repo}"
 
 
+def unfinished(adapter: LoraAdapter | None) -> str | None:
+    """Return a warning if the training of *adapter* has not ended."""
+    if adapter is None or adapter.is_whole:
+        return None
+    return (
+        f"the training of the adapter {adapter.name} has not ended; the same `idefics tune` goes on"
+    )
+
+
 def adapter_place(adapter: LoraAdapter, spec: LoadSpec) -> str:
     """Return for what *adapter* was made, and where it is computed."""
     made_for = f"made for {adapter.base}; " if adapter.base else ""

@@ -54,6 +54,7 @@ def tune_model(
     """Train the chosen model on the chosen data, and return the exit code."""
     from idefics_cli.models.loading.loader import open_family
     from idefics_cli.training.precision import training_spec
+    from idefics_cli.training.targets import import_peft
 
     console, settings = invocation.console, invocation.settings
     plan = plan_for(invocation)
@@ -62,6 +63,8 @@ def tune_model(
     report_warnings(invocation, plan)
     full, dora = choices.full, choices.dora
     spec, computed = training_spec(plan.spec, dtype=settings.dtype, full=full, dora=dora)
+    if not full:
+        import_peft()
     with ExitStack() as stack:
         with console.status("reading the data") as progress:
             family, _ = open_family(spec, report=progress)
