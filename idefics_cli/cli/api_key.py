@@ -10,6 +10,8 @@ from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.errors import UsageError
 
 KEY_VARIABLE = "IDEFICS_API_KEY"
+# Longest key in bytes. The bound ends the reading of a file without an end.
+_MOST_KEY = 4096
 
 
 def read_key(invocation: Invocation, *, least: int) -> str | None:
@@ -23,12 +25,15 @@ def read_key(invocation: Invocation, *, least: int) -> str | None:
         UsageError: If it cannot be read, or is no key.
     """
     name = invocation.settings.api_key_file
-    text, source = invocation.services.environ.get(KEY_VARIABLE, ""), KEY_VARIABLE
+    # A secret of a container often ends with a line feed.
+    text, source = invocation.services.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE
     if name is not None:
         path, source = Path(name).expanduser(), f"`{name}`"
         try:
-            mode = path.stat().st_mode
-            text = path.read_text(encoding="utf-8").strip()
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                data = file.read(_MOST_KEY + 1)
+            text = data.decode("utf-8-sig").strip()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not text"
             raise UsageError(
@@ -38,9 +43,11 @@ def read_key(invocation: Invocation, *, least: int) -> str | None:
             invocation.console.warn(f"other users can read the key: `chmod 600 {name}`")
     if not text and name is None:
         return None
-    if len(text) < least or not text.isascii() or not text.isprintable() or " " in text:
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    if not least <= len(text) <= _MOST_KEY or not is_plain:
         raise UsageError(
-            f"the key in {source} is no key: it needs {least} letters and digits or more",
+            f"the key in {source} is not usable: it must be one word of {least} to {_MOST_KEY} "
+            "ASCII characters",
             hint="`openssl rand -hex 24` makes one",
         )
     return text

@@ -40,12 +40,9 @@ def _option(
     unset: str | None = None,
 ) -> Any:
     setting = _SETTINGS[name]
-    if text is not None:
-        setting = replace(setting, help=text)
-    if unset is not None:
-        setting = replace(setting, unset=unset)
-    if metavar is None:
-        metavar = {str: "NAME", int: "N", float: "X"}.get(setting.kind)
+    setting = setting if text is None else replace(setting, help=text)
+    setting = setting if unset is None else replace(setting, default=None, unset=unset)
+    metavar = metavar or {str: "NAME", int: "N", float: "X"}.get(setting.kind)
     return typer.Option(
         *(flags or (setting.flag,)),
         help=_help(setting),
@@ -54,6 +51,11 @@ def _option(
         show_default=False,
         autocompletion=complete or _complete(setting.words),
     )
+
+
+def picture_limit(name: str, *, default: float, text: str | None = None) -> Any:
+    """Return the option of a limit of pictures that has another default in a command."""
+    return _option(name, panel=IMAGES_PANEL, text=text, unset=f"{default:.0f}")
 
 
 def dry_run(text: str) -> Any:
@@ -85,8 +87,7 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
     return [(name, m.summary) for name, m in MODELS.items() if name.startswith(incomplete)]
 
 
-# The following options cannot be settings in `config.toml`, because their values differ in each
-# call.
+# The following options are no settings in `config.toml`: their values differ in each call.
 Images = Annotated[
     list[str] | None,
     typer.Option(

@@ -24,11 +24,12 @@ from idefics_cli.server.service import ServerOptions, Service
 
 _IDLE_SECONDS = 30  # a connection without a request is closed
 _HEAD_BYTES = 64 * 1024
+_BACKLOG = 128
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to *host* and *port*, and does not listen yet.
+    """Return a socket that listens at *host* and *port*.
 
     Raises:
         UsageError: If the host is not one of this machine.
@@ -49,6 +50,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind(address)
+        # With SO_REUSEADDR, two servers can bind one port until one of them listens.
+        made.listen(_BACKLOG)
     except OSError as error:
         made.close()
         if error.errno == errno.EADDRINUSE:

@@ -66,6 +66,19 @@ def rows(folder: str, name: str = "out.jsonl") -> str:
     return contents(Path(folder))[name]
 
 
+def test_the_output_of_a_shard_is_never_replaced() -> None:
+    caption_shards("photos", "-r")
+    before = contents(Path("parts"))
+    ran = run("collect", "parts/out.jsonl", "-o", str(shard_path(1)), "--overwrite")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == (
+        f"error: `{shard_path(1)}` is the output of the shard 1/{COUNT}\n"
+        "hint: `-o parts/out.jsonl`, or another file\n"
+    )
+    assert contents(Path("parts")) == before
+
+
 @pytest.mark.parametrize("format_", _TABLES)
 def test_the_shards_of_any_table_become_the_file_of_one_run(format_: str) -> None:
     arguments = ("photos", "-r", "-f", format_, "--ask", "mood=Mood?", "--ask", "subject=What?")

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from idefics_cli.core.errors import ModelError
+from idefics_cli.core.errors import IdeficsError, ModelError
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.models.hub.facts import demo_folder
+from idefics_cli.server.run import open_socket
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 from tests.support.http_servers import CHAT, chat, events, read
@@ -56,7 +57,7 @@ def test_a_key_must_be_plain(key: str, tmp_path: Path) -> None:
         serve("--api-key-file", str(tmp_path / "key")),
     ):
         assert (ran.code, ran.out) == (2, "")
-        assert "is no key: it needs 8 letters and digits or more" in ran.err
+        assert "is not usable: it must be one word of 8 to 4096 ASCII characters" in ran.err
         assert key not in ran.err
 
 
@@ -68,6 +69,20 @@ def test_a_file_without_a_key_is_an_error(tmp_path: Path) -> None:
         ran = serve("--api-key-file", str(tmp_path / name))
         assert (ran.code, ran.out) == (2, ""), name
         assert ran.err.startswith("error: "), name
+
+
+def test_a_key_file_without_an_end_is_an_error() -> None:
+    ran = serve("--api-key-file", "/dev/zero")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "the key in `/dev/zero` is not usable" in ran.err
+
+
+def test_of_two_servers_that_start_together_the_second_is_told() -> None:
+    with open_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(IdeficsError, match=f"another program has the port {port}"):
+            open_socket("127.0.0.1", port)
 
 
 def test_a_port_that_is_taken_is_found_at_once() -> None:
@@ -90,6 +105,10 @@ def test_a_port_that_is_taken_is_found_at_once() -> None:
         (("--keep-alive", "soon"), "--keep-alive must be a time such as 90s, 5m or 2h"),
         (("--origin", "example.com"), "`--origin example.com` is not an origin"),
         (("--origin", "https://a.example/"), "is not an origin"),
+        (("--origin", "https://a.example/chat"), "is not an origin"),
+        (("--origin", "*"), "`--origin *` is not an origin"),
+        (("--allowed-host", "http://box"), "`--allowed-host http://box` is not the name of a host"),
+        (("--allowed-host", "box,nas:8000"), "`--allowed-host nas:8000` is not the name of a host"),
         (("--image-urls", "http://x"), "--image-urls must be public, off or hosts"),
         (("--queue", "-1"), "--queue must be from 0 to 10000"),
     ],
@@ -138,7 +157,9 @@ def test_no_option_lets_requests_read_files() -> None:
     assert usual.sources == {"data", "web"}
     assert usual.addresses == "public"
     assert (usual.max_pixels, usual.max_bytes) == (50_000_000, 20_000_000)
-    assert usual.download_seconds == 10
+    assert (usual.timeout_seconds, usual.download_seconds) == (10, 10)
+    slow = limits_of("--timeout-seconds", "60")
+    assert (slow.timeout_seconds, slow.download_seconds) == (60, 60)
 
     assert limits_of("--image-urls", "off").sources == {"data"}
     assert limits_of("--offline").sources == {"data"}
@@ -147,6 +168,34 @@ def test_no_option_lets_requests_read_files() -> None:
     assert named.addresses == frozenset({"nas.local:81", "box"})
     assert limits_of("--max-pixels", "9").max_pixels == 9
     assert limits_of("--max-bytes", "300000000").max_bytes == 300_000_000
+
+
+def test_its_help_has_its_own_limits_of_pictures() -> None:
+    words = " ".join(run("serve", "--help").out.split())
+
+    for text in (
+        "(default: 50000000)",
+        "(default: 20000000)",
+        "of a whole download. (default: 10)",
+    ):
+        assert text in words
+
+
+def test_an_origin_is_compared_as_browsers_write_it(warm_python: tuple[str, ...]) -> None:
+    given = "HTTPS://Chat.Example:443,http://box:80,http://nas:8080"
+    with started(warm_python, "--origin", given) as (_, port):
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        for origin, status in (
+            ("https://chat.example", 200),
+            ("http://box", 200),
+            ("http://nas:8080", 200),
+            ("http://nas", 403),
+        ):
+            connection.request("GET", "/health", headers={"Origin": origin})
+            response = connection.getresponse()
+            response.read()
+            assert (origin, response.status) == (origin, status)
+        connection.close()
 
 
 def test_a_dry_run_shows_the_plan_and_listens_nowhere() -> None:

@@ -72,6 +72,7 @@ def _collect(invocation: Invocation, whole: Path, *, is_partial: bool) -> int:
     if name == STDOUT:
         raise UsageError("`idefics collect` writes a file", hint="`-o merged.jsonl`")
     output = output_path(name)
+    _check_not_shard(output, whole)
     check_output(output, overwrite=settings.overwrite)
     with console.status(f"reading the journals of {whole}"):
         survey = survey_shards(whole)
@@ -90,6 +91,16 @@ def _collect(invocation: Invocation, whole: Path, *, is_partial: bool) -> int:
         )
     _show_end(invocation, survey, output, collected)
     return EXIT_PARTIAL if survey.unfit or collected.failed else EXIT_DONE
+
+
+def _check_not_shard(output: Path, whole: Path) -> None:
+    from idefics_cli.caption.shards.shard import Shard
+
+    shard = Shard.of_name(output.name, whole)
+    if shard is not None and output.resolve().parent == whole.resolve().parent:
+        raise UsageError(
+            f"`{output}` is the output of the shard {shard}", hint=f"`-o {whole}`, or another file"
+        )
 
 
 def _format(invocation: Invocation, survey: Survey, output: Path) -> str:

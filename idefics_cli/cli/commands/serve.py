@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from idefics_cli.server.lines import LogLines
     from idefics_cli.server.service import ServerOptions
 
+_HOST_NAME = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
+# Extensions of browsers have schemes of their own.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,40}://[^/?#\s*]{1,300}")
 INSTALL_HINT = "pip install 'idefics-cli[serve]'"
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -34,6 +38,20 @@ _MOST_PIXELS = 50_000_000
 _MOST_BYTES = 20_000_000
 _DOWNLOAD_SECONDS = 10.0
 _LEAST_KEY = 8
+
+MaxPixels = Annotated[str | None, options.picture_limit("max_pixels", default=_MOST_PIXELS)]
+MaxBytes = Annotated[
+    str | None,
+    options.picture_limit(
+        "max_bytes", default=_MOST_BYTES, text="Refuse pictures with more bytes than this."
+    ),
+]
+DownloadSeconds = Annotated[
+    str | None,
+    options.picture_limit(
+        "timeout_seconds", default=_DOWNLOAD_SECONDS, text="Longest time of a whole download."
+    ),
+]
 
 
 def serve(
@@ -69,9 +87,9 @@ def serve(
     seed: options.Seed = None,
     image_urls: options.ImageUrls = None,
     max_images: options.MaxImages = None,
-    max_pixels: options.MaxPixels = None,
-    max_bytes: options.MaxBytes = None,
-    timeout_seconds: options.TimeoutSeconds = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+    timeout_seconds: DownloadSeconds = None,
     truncated: options.Truncated = None,
     background: options.Background = None,
     json: options.Json = None,
@@ -189,12 +207,14 @@ def _picture_limits(invocation: Invocation) -> ImageLimits:
         () if settings.image_urls == "off" or settings.offline else ("web",)
     )
     hosts = frozenset(name.lower() for name in _listed(settings.image_urls))
+    is_timed = resolved.is_given("timeout_seconds")
+    seconds = limits.timeout_seconds if is_timed else _DOWNLOAD_SECONDS
     return replace(
         limits,
         max_pixels=limits.max_pixels if resolved.is_given("max_pixels") else _MOST_PIXELS,
         max_bytes=limits.max_bytes if resolved.is_given("max_bytes") else _MOST_BYTES,
-        timeout_seconds=min(limits.timeout_seconds, _DOWNLOAD_SECONDS),
-        download_seconds=_DOWNLOAD_SECONDS,
+        timeout_seconds=seconds,
+        download_seconds=seconds,
         sources=frozenset({"data", *web}),
         addresses="public" if settings.image_urls in ("public", "off") else hosts,
     )
@@ -217,14 +237,34 @@ def _access(invocation: Invocation) -> Access:
             f"`--host {settings.host}` lets other machines ask, and there is no key",
             hint="`openssl rand -hex 24 >key && chmod 600 key` makes one for `--api-key-file key`",
         )
-    hosts = frozenset(name.lower() for name in _listed(settings.allowed_host))
-    origins = frozenset(_listed(settings.origin))
-    for origin in origins:
-        if "://" not in origin or origin.endswith("/"):
-            raise UsageError(
-                f"`--origin {origin}` is not an origin", hint="`--origin https://chat.example`"
-            )
+    hosts = frozenset(map(_host_name, _listed(settings.allowed_host)))
+    origins = frozenset(map(_checked_origin, _listed(settings.origin)))
     return Access(key=key, origins=origins, hosts=hosts if is_local or hosts else None)
+
+
+def _host_name(text: str) -> str:
+    """Return the name of a host as the `Host` header has it, without a port."""
+    name = text.lower().removeprefix("[").removesuffix("]")
+    if not _HOST_NAME.fullmatch(name):
+        raise UsageError(
+            f"`--allowed-host {text}` is not the name of a host",
+            hint="no scheme and no port: `--allowed-host box.example`",
+        )
+    return name
+
+
+def _checked_origin(text: str) -> str:
+    """Return an origin as browsers write it: in lower case, without the usual port."""
+    origin = text.lower()
+    for usual in ("http://", ":80"), ("https://", ":443"):
+        if origin.startswith(usual[0]):
+            origin = origin.removesuffix(usual[1])
+    if not _ORIGIN.fullmatch(origin):
+        raise UsageError(
+            f"`--origin {text}` is not an origin",
+            hint="a scheme and a host, and nothing after them: `--origin https://chat.example`",
+        )
+    return origin
 
 
 def _listed(text: str | None) -> list[str]:
