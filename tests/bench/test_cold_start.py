@@ -128,14 +128,19 @@ def test_no_process_runs_a_file_of_the_current_folder(
     assert not (tmp_path / "ran").exists()
 
 
-def test_python_is_started_in_one_place() -> None:
+def test_python_is_always_started_without_the_current_folder() -> None:
     package = Path(idefics_cli.__file__).parent
-    found = {
-        path.relative_to(package).as_posix()
+    starts = {
+        path.relative_to(package).as_posix(): [
+            line.strip()
+            for line in path.read_text("utf-8").splitlines()
+            if "sys.executable" in line
+        ]
         for path in package.rglob("*.py")
-        if "sys.executable" in path.read_text("utf-8")
     }
-    assert found == {"bench/cold_start/processes.py"}
+    found = {name: lines for name, lines in starts.items() if lines}
+    assert sorted(found) == ["bench/cold_start/processes.py", "caption/executors/processes.py"]
+    assert all('[sys.executable, "-P", ' in line for lines in found.values() for line in lines)
 
 
 # Scenarios

@@ -84,7 +84,8 @@ class ProcessWorker:
         # Ctrl-C in a terminal goes to all processes of a group. Only the run decides what it means.
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM],
+                # `-P` leaves out the current folder, whose files are not the user's choice to run.
+                [sys.executable, "-P", "-c", _PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
