@@ -184,11 +184,12 @@ def test_many_faults_are_counted_and_the_first_ten_named(tmp_path: Path, prepare
 
     lines = prepared.summary.fault_lines
     assert (len(lines), lines[-1]) == (11, "and 40 more rows that cannot be used")
-    assert lines[3] == f"row 3: no such file: `{tmp_path}/3.png`"
+    assert lines[3].startswith("row 3: no such file: `")
+    assert lines[3].endswith("/3.png`")  # a long path is shortened in its middle
     for skips_bad in (False, True):
         with pytest.raises(UsageError, match=r"no row to train on \(unreadable picture: 50\)") as e:
             prepared.check("data", skips_bad=skips_bad)
-        assert str(e.value).endswith(f"; the first: row 0: no such file: `{tmp_path}/0.png`")
+        assert str(e.value).endswith(f"; the first: {lines[0]}")
         assert e.value.hint == "`--images DIR` says where the pictures are"
 
 
