@@ -32,10 +32,10 @@ class Staff:
 
     Attributes:
         deadly: Keys of pictures with which a worker dies.
-        dies_first: So many workers die when they get their first pictures.
+        dies_first: This many workers die when they get their first pictures.
         error: The error of a worker that cannot load, by the name of its place.
         is_slow: Whether workers answer a moment later.
-        waits: Whether slow workers answer only when they are told to stop.
+        waits: Whether slow workers answer only after a call of `stop`.
         on_add: Called when a worker has got pictures.
         hired: The name of the place of each worker that was started.
         given: The keys of each call of `add`.

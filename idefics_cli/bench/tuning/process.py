@@ -1,4 +1,4 @@
-"""Processes that train, step by step, when they are told to."""
+"""Processes that train one step for each command that they receive."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from idefics_cli.core.errors import UsageError
 
-# How long a task may take for its current batch when it is told to end.
+# Seconds that a task has for its current batch after the scheduler has asked it to end.
 _GRACE_SECONDS = 120
 
 

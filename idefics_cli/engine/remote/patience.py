@@ -13,7 +13,7 @@ from idefics_cli.core.errors import NoServerError
 from idefics_cli.core.units import format_duration
 from idefics_cli.engine.remote.faults import ServerFault
 
-# A server that is away for long is told so often.
+# While a server is away, a note says so each time that this many seconds have passed.
 _NOTE_SECONDS = 30.0
 
 

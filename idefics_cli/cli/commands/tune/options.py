@@ -199,7 +199,7 @@ def number(name: str, text: str | None) -> Value:
     """Return the number of the option *name*, which the user typed as *text*; None without one.
 
     Raises:
-        UsageError: If it is no number, or out of range.
+        UsageError: If the text is not a number, or the number is out of range.
     """
     if text is None:
         return None
