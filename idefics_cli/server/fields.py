@@ -14,6 +14,7 @@ from types import MappingProxyType
 from idefics_cli.config.settings import setting_table
 from idefics_cli.core.json_objects import JsonObject, checked_text
 from idefics_cli.core.types import Sampling
+from idefics_cli.engine.api_fields import LABELS, UNSUPPORTED
 from idefics_cli.engine.protocol import Urgency
 from idefics_cli.engine.schema.requested import FORMS
 from idefics_cli.server.errors import bad_field, unsupported
@@ -187,42 +188,20 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
 )
 """The fields that change an answer, and what each does."""
 
-WITHOUT_EFFECT = frozenset(
-    {
-        *("user", "metadata", "store", "safety_identifier", "service_tier", "moderation"),
-        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
-        *("verbosity", "reasoning_effort", "parallel_tool_calls"),
-    }
-)
+WITHOUT_EFFECT = LABELS | {
+    *("moderation", "prompt_cache_options", "verbosity", "reasoning_effort"),
+    "parallel_tool_calls",
+}
 """Fields that change no answer here; `x-idefics-ignored` names those that a request gives."""
 
 REFUSED: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
-        "tools": ([],),
-        "functions": ([],),
-        "tool_choice": ("none", "auto"),
+        **UNSUPPORTED,
         "function_call": ("none", "auto"),
-        "modalities": (["text"],),
-        "logit_bias": ({},),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "min_p": (0,),
-        "min_tokens": (0,),
-        "num_beams": (1,),
-        "length_penalty": (1,),
-        "best_of": (1,),
-        "ignore_eos": (False,),
-        "skip_special_tokens": (True,),
-        "add_generation_prompt": (True,),
-        "echo": (False,),
-        "suffix": ("",),
         "cache_salt": ("",),
         "audio": (),
         "prediction": (),
         "web_search_options": (),
-        "guided_grammar": (),
     }
 )
 """Fields that ask for what no answer has, each with the values that ask for nothing."""

@@ -15,6 +15,7 @@ from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text
 from idefics_cli.core.types import Sampling
+from idefics_cli.engine.api_fields import LABELS, UNSUPPORTED
 from idefics_cli.engine.schema.requested import FORMS
 
 # The maximum is above that of OpenAI (4), so that no request that OpenAI accepts is refused here.
@@ -76,41 +77,14 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
 BANNED = "bad_words"
 """The field with words that the answer must not have, of vLLM."""
 
-LABELS = frozenset(
-    {
-        *("user", "metadata", "store", "service_tier", "safety_identifier"),
-        *("prompt_cache_key", "prompt_cache_retention"),
-    }
-)
-"""Fields of OpenAI that by their definition do not change an answer."""
-
 NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
+        **UNSUPPORTED,
         "n": (1,),
-        "best_of": (1,),
         "stream": (False,),
         "stream_options": (),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "min_p": (0,),
-        "min_tokens": (0,),
-        "num_beams": (1,),
-        "length_penalty": (1,),
-        "guided_grammar": (),
         "extra_body": ({},),
-        "logit_bias": ({},),
-        "tools": ([],),
-        "functions": ([],),
-        "tool_choice": ("none", "auto"),
         "parallel_tool_calls": (True, False),
-        "modalities": (["text"],),
-        "ignore_eos": (False,),
-        "skip_special_tokens": (True,),
-        "add_generation_prompt": (True,),
-        "echo": (False,),
-        "suffix": ("",),
     }
 )
 """Fields with the values that ask for nothing special; any other value is refused."""

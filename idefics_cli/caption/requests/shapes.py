@@ -9,7 +9,6 @@ from typing import Literal
 
 from idefics_cli.caption.requests.fields import (
     BANNED,
-    LABELS,
     NEUTRAL,
     banned_of,
     check_known,
@@ -28,6 +27,7 @@ from idefics_cli.core.conversation.pictures import (
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Mode, Part, Sampling
+from idefics_cli.engine.api_fields import LABELS
 from idefics_cli.engine.schema.form import ReplyForm
 from idefics_cli.engine.schema.requested import FORMS, form_of
 from idefics_cli.models.families.raw_prompt import raw_parts
