@@ -91,6 +91,19 @@ Outcome = Completion | Exception
 """The answer to a request, or the error that made it fail."""
 
 
+def last_chunk(completion: Completion) -> TokenChunk:
+    """Return the chunk that ends the stream of *completion*: no text, but all the figures."""
+    return TokenChunk(
+        "",
+        completion.new_tokens,
+        completion.finish,
+        prompt_tokens=completion.prompt_tokens,
+        reused_tokens=completion.reused_tokens,
+        prefill_seconds=completion.prefill_seconds,
+        decode_seconds=completion.decode_seconds,
+    )
+
+
 Urgency = Literal["interactive", "batch"]
 """How soon a request should start: someone waits for it, or it is one of many."""
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from idefics_cli.core.closing import Closing
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import ImageLimits
@@ -81,7 +81,7 @@ class Frame:
     pixels: NDArray[np.uint8]
 
 
-class Video:
+class Video(Closing):
     """An open video file. One thread uses it, and closes it.
 
     Args:
@@ -155,17 +155,6 @@ class Video:
         """Close the file; idempotent."""
         self._container.close()
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open(self) -> InputContainer:
         try:

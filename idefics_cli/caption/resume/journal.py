@@ -35,8 +35,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from idefics_cli.caption.resume.entry import JournalEntry
 from idefics_cli.caption.resume.journal_lines import (
@@ -48,6 +47,7 @@ from idefics_cli.caption.resume.journal_lines import (
     texts,
 )
 from idefics_cli.core.append_log import AppendLog, read_lines
+from idefics_cli.core.closing import Closing
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.sources import without_password
 from idefics_cli.core.types import CaptionRecord
@@ -58,7 +58,7 @@ _FIRST = b'{"journal":'
 Settings = Mapping[str, object]
 
 
-class RunJournal:
+class RunJournal(Closing):
     """The journal of a run. The file is locked until `close`, and a torn last line is cut off.
 
     Args:
@@ -194,17 +194,6 @@ class RunJournal:
             with contextlib.suppress(OSError):  # Windows does not remove an open file
                 self.path.unlink()
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _reset(self) -> None:
         self.settings = self.commit = self.shard = None

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
-from typing import Self
 
 from idefics_cli.chat.attachments import StagedPicture, data_uri, read_back
 from idefics_cli.chat.conversation import Conversation, Reply, Turn, Value
@@ -16,6 +14,7 @@ from idefics_cli.chat.store.events import Event
 from idefics_cli.chat.store.journal import SessionJournal
 from idefics_cli.chat.store.lock import FileLock
 from idefics_cli.chat.store.pictures import PictureFolder, shown_source, unwritable
+from idefics_cli.core.closing import Closing
 from idefics_cli.core.types import Finish, Sampling
 
 
@@ -36,7 +35,7 @@ class StoreAccess:
     check_name: Callable[[str, str], None]
 
 
-class OpenSession:
+class OpenSession(Closing):
     """A conversation that goes on. When a method returns, its change is on the disk.
 
     A store makes this object. A method that raises has changed nothing. Close the session, or use
@@ -222,17 +221,6 @@ class OpenSession:
             conversation = self.conversation
             is_kept = self._has_answers or conversation.name is not None or conversation.turns
             self._journal.close(removes_file=not is_kept)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _pending(self) -> Turn:
         turn = self.conversation.pending

@@ -44,6 +44,7 @@ from idefics_cli.engine.protocol import (
     Prepared,
     Session,
     Urgency,
+    last_chunk,
 )
 from idefics_cli.images.media import Media, MediaLoader
 from idefics_cli.models.families.picture import PictureTensors, PreparedPicture
@@ -246,15 +247,7 @@ class LocalEngine:
                 yield event
             if isinstance(event, Exception):
                 raise event
-            yield TokenChunk(
-                "",
-                event.new_tokens,
-                event.finish,
-                prompt_tokens=event.prompt_tokens,
-                reused_tokens=event.reused_tokens,
-                prefill_seconds=event.prefill_seconds,
-                decode_seconds=event.decode_seconds,
-            )
+            yield last_chunk(event)
         finally:
             abandoned.set()
 

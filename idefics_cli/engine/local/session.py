@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from idefics_cli.core.closing import Closing
 from idefics_cli.core.types import TokenChunk
 from idefics_cli.engine.local.cancel import Flag
 from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
@@ -30,7 +30,7 @@ class MakeRequest(Protocol):
         ...
 
 
-class LocalSession:
+class LocalSession(Closing):
     """Requests of one thread in a lane of their own; see `protocol.Session`.
 
     Args:
@@ -116,17 +116,6 @@ class LocalSession:
     def close(self) -> None:
         """Cancel the open requests; see `protocol.Session`."""
         self._abandoned.set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _listen(self, index: int, event: TokenChunk | Outcome) -> None:
         if not isinstance(event, TokenChunk):

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
+from idefics_cli.core.closing import Closing
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.servers import ServerSpec
 from idefics_cli.core.threads import in_background
@@ -22,6 +22,7 @@ from idefics_cli.engine.protocol import (
     Prepared,
     Session,
     Urgency,
+    last_chunk,
 )
 from idefics_cli.engine.remote.asking import RemoteRequest
 from idefics_cli.engine.remote.patience import Patience, ServerHealth
@@ -34,7 +35,7 @@ _T = TypeVar("_T")
 _POLL_SECONDS = 0.05
 
 
-class RemoteEngine:
+class RemoteEngine(Closing):
     """Asks a server with OpenAI's API; see `protocol.Engine`. Each request has its own thread.
 
     Args:
@@ -164,15 +165,7 @@ class RemoteEngine:
                 yield event
             if isinstance(event, Exception):
                 raise event
-            yield TokenChunk(
-                "",
-                event.new_tokens,
-                event.finish,
-                prompt_tokens=event.prompt_tokens,
-                reused_tokens=event.reused_tokens,
-                prefill_seconds=event.prefill_seconds,
-                decode_seconds=event.decode_seconds,
-            )
+            yield last_chunk(event)
         finally:
             handle.cancel()
 
@@ -183,17 +176,6 @@ class RemoteEngine:
             left = list(self._open)
         for request in left:
             request.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _tell(self, note: str) -> None:
         if self._progress is not None:

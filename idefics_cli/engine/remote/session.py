@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Event
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from idefics_cli.core.closing import Closing
 from idefics_cli.core.errors import IdeficsError, NoServerError
 from idefics_cli.core.types import TokenChunk
 from idefics_cli.engine.protocol import Handle, Listener, Outcome, Prepared
@@ -26,7 +26,7 @@ class SubmitBatch(Protocol):
         ...
 
 
-class RemoteSession:
+class RemoteSession(Closing):
     """Requests of one thread to a server; see `protocol.Session`.
 
     Args:
@@ -106,17 +106,6 @@ class RemoteSession:
             if handle is not None:
                 handle.cancel()
         self._open.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _listener(self, number: int) -> Callable[[TokenChunk | Outcome], None]:
         def listen(event: TokenChunk | Outcome) -> None:

@@ -6,10 +6,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from idefics_cli.core.append_log import AppendLog, read_lines
+from idefics_cli.core.closing import Closing
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
 from idefics_cli.core.json_text import parse_json
@@ -30,7 +30,7 @@ _STATE = "state"
 _RUN = "run"
 
 
-class OutputFolder:
+class OutputFolder(Closing):
     """The folder *path*, which this process alone may write while it is open.
 
     Args:
@@ -148,17 +148,6 @@ class OutputFolder:
     def close(self) -> None:
         """Let other processes write to the folder; idempotent."""
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check(self) -> None:
         if self.path.exists() and not self.path.is_dir():
