@@ -22,7 +22,7 @@ def read_key(invocation: Invocation, *, least: int) -> str | None:
         least: Least number of characters.
 
     Raises:
-        UsageError: If it cannot be read, or is no key.
+        UsageError: If it cannot be read, or is not a key.
     """
     name = invocation.settings.api_key_file
     # A secret of a container often ends with a line feed.

@@ -87,7 +87,7 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
     return [(name, m.summary) for name, m in MODELS.items() if name.startswith(incomplete)]
 
 
-# The following options are no settings in `config.toml`: their values differ in each call.
+# The following options are not settings in `config.toml`: their values differ in each call.
 Images = Annotated[
     list[str] | None,
     typer.Option(

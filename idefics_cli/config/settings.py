@@ -39,7 +39,7 @@ class Settings:
         None, help="LoRA adapter: a folder or a Hub id. Without a model, its base model."
     )
     server: str | None = _setting(
-        None, help="Let the model of this server answer, such as http://127.0.0.1:8000."
+        None, help="Use the model of this server, such as http://127.0.0.1:8000."
     )
     device: str = _setting(
         "auto",
@@ -226,7 +226,7 @@ class Settings:
     )
     shard: str | None = _setting(
         None,
-        help="Caption one of several parts, which other tasks caption at the same time.",
+        help="Caption one part of the pictures; other tasks caption the other parts.",
         pattern=r"\d+/\d+|auto(/\d+)?",
         expects="I/N, counted from 0, or what a scheduler says, such as auto",
     )
@@ -247,19 +247,19 @@ class Settings:
         also_variables=("ACCESSIBLE",),
     )
     host: str = _setting(
-        "127.0.0.1", help="Address to listen at; any other than this machine's own needs a key."
+        "127.0.0.1", help="Address to listen at. If other machines can reach it, a key is needed."
     )
     port: int = _setting(
         8000, help="Port to listen at; 0 takes any free one.", minimum=0, maximum=65_535
     )
     api_key_file: str | None = _setting(
-        None, help="File with the key of the server; the variable IDEFICS_API_KEY is a key itself."
+        None, help="File that holds the key of the server. IDEFICS_API_KEY holds the key itself."
     )
     origin: str | None = _setting(
-        None, help="Origins of web pages that may ask, such as https://a.example, with commas."
+        None, help="Web pages that may send requests: origins like https://a.example, with commas."
     )
     allowed_host: str | None = _setting(
-        None, help="Further names of this server in the Host header, with commas."
+        None, help="Further names that a Host header may have for this server, with commas."
     )
     served_name: str | None = _setting(
         None, help="Name of the model in answers.", unset="that of the model"

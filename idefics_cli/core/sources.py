@@ -67,7 +67,7 @@ def is_clipboard(source: str) -> bool:
 
 
 def kind_of_source(source: str) -> SourceKind:
-    """Return the kind of *source*; whatever is no other kind is a file."""
+    """Return the kind of *source*; a file if no other kind fits."""
     if source == STDIN:
         return "stdin"
     if is_address(source):
@@ -97,7 +97,7 @@ def is_uri(source: str) -> bool:
 
 
 def as_path(name: str) -> str:
-    """Return the path *name* in a form that is no URI, as `./http:x.png`."""
+    """Return the path *name* in a form that is not a URI, as `./http:x.png`."""
     return f"./{name}" if is_uri(name) else name
 
 

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from idefics_cli.server.errors import ApiError
 from idefics_cli.server.replies import to_json
 
-# After an answer to a request that was not read, so many bytes of the request are still dropped.
+# After an answer to a request that was not read, at most this many of its bytes are dropped.
 _DROPPED_BYTES = 4 << 20
 
 

@@ -19,7 +19,7 @@ from idefics_cli.server.pictures import RequestPictures
 from idefics_cli.server.reading import BodyReader
 from idefics_cli.server.warm import WarmEngine
 
-# Threads that read bodies and pictures: so many downloads run at a time.
+# Number of threads that read bodies and pictures. At most this many downloads run at a time.
 _READERS = 4
 
 

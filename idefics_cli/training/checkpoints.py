@@ -139,5 +139,5 @@ def _disk_errors(folder: Path, partial: Path) -> Iterator[None]:
         shutil.rmtree(partial, ignore_errors=True)
         raise IdeficsError(
             f"cannot write a checkpoint to `{folder}`: {error.strerror or error}",
-            hint="make room; the same command then goes on from the checkpoint before",
+            hint="free some space; the same command then continues from the previous checkpoint",
         ) from error

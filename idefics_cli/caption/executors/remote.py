@@ -29,10 +29,10 @@ from idefics_cli.engine.protocol import EngineFactory
 _BATCHES = 4
 # A worker has fewer until all workers are ready, so that the first one does not take all pictures.
 _BATCHES_AT_FIRST = 2
-# So often in succession a worker may die without a record, before its place stays empty.
+# After this many deaths in succession without a record, the place of a worker stays empty.
 _MOST_DEATHS = 4
 _MOST_DEATHS_AT_START = 2
-# How often the run looks whether it should stop.
+# Longest time until the run notices that it should stop.
 _POLL_SECONDS = 0.1
 _SHARES_SECONDS = 1.0
 
@@ -50,7 +50,7 @@ class WorkerEnded:
     """A worker has ended.
 
     Attributes:
-        reason: Why it died; None if it was told to end.
+        reason: Why it died; None if it did not die.
         error: Why it cannot work at all, such as a missing model.
     """
 

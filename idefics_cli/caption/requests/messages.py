@@ -26,7 +26,7 @@ def conversation(
         system: Instruction for a conversation that has none.
 
     Raises:
-        PromptError: If it is no conversation that a model can answer.
+        PromptError: If it is not a conversation that a model can answer.
     """
     messages = read_messages(value, name, pictures)
     if messages[-1].role != "user":

@@ -61,7 +61,7 @@ def choose_shard(text: str, environ: Mapping[str, str]) -> ChosenShard:
     if task.count is None:
         raise UsageError(
             f"`--shard auto`: {task.name} does not say how many tasks there are",
-            hint="`--shard auto/16` says that there are 16",
+            hint="`--shard auto/16` is for 16 tasks",
         )
     return ChosenShard(Shard(task.index, task.count), task.source)
 
@@ -111,7 +111,7 @@ def _slurm(environ: Mapping[str, str], text: str) -> Iterator[_Task]:
             raise UsageError(
                 f"`--shard auto`: {_SLURM} of {tasks}, {first} to {last}, does not say how "
                 "many shards there are",
-                hint="`--shard auto/16` says that there are 16, and the tasks count from 0",
+                hint="`--shard auto/16` is for 16 tasks that count from 0",
             )
     yield _Task(_SLURM, (number - first) // step, count, source)
 

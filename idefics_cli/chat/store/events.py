@@ -206,7 +206,7 @@ def _optional_text(value: object) -> str | None:
 
 
 def _count(value: object) -> int:
-    # The types are compared, because isinstance(True, int) is True, but True is no count.
+    # The types are compared, because isinstance(True, int) is True, but True is not a count.
     if type(value) is not int or not 0 <= value <= _MOST:
         raise TypeError("not a count")
     return value

@@ -66,7 +66,7 @@ def _collect(invocation: Invocation, whole: Path, *, is_partial: bool) -> int:
     from idefics_cli.caption.collect.survey import survey_shards
 
     console, settings = invocation.console, invocation.settings
-    # The output of captioning runs may be a setting, and is no output of this command.
+    # The output of captioning runs may be a setting, but it is not the output of this command.
     is_named = invocation.resolved.origins["output"].source == "flag"
     name = settings.output if is_named and settings.output else str(whole)
     if name == STDOUT:
@@ -128,8 +128,8 @@ def _show_unfit(invocation: Invocation, survey: Survey) -> None:
     seen = sorted({state.listed for state in survey.shards if state.state == "complete"})
     if len(seen) > 1:
         console.note(
-            f"tasks saw from {seen[0]} to {counted(seen[-1], 'picture')}: files came or went "
-            "between them; the same tasks again caption what is new"
+            f"the tasks found from {seen[0]} to {counted(seen[-1], 'picture')}, because files "
+            "changed between them; to caption new files, run all tasks again"
         )
 
 
@@ -145,7 +145,8 @@ def _not_complete(survey: Survey) -> IdeficsError:
     if survey.wrong:
         return IdeficsError(
             f"{_named(survey.wrong)} of {count} cannot be joined with the others",
-            hint="move their files away, and run these shards again as the others were run",
+            hint="move their files away, and run these shards again with the settings of the "
+            "others",
         )
     first = survey.unfit[0].shard
     return IdeficsError(

@@ -46,7 +46,7 @@ def read_messages(
         labels: Names of further fields that a message or a part may have.
 
     Raises:
-        PromptError: If it is no conversation.
+        PromptError: If it is not a conversation.
     """
     if not isinstance(value, list) or not value:
         raise PromptError(f"`{name}` is not a list of messages")

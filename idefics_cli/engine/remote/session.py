@@ -120,7 +120,7 @@ class RemoteSession(Closing):
 
     def _note(self, outcome: Outcome) -> None:
         if isinstance(outcome, NoServerError):
-            # No request will be answered any more, so this is no failure of one of them.
+            # No request will be answered any more, so this is not a failure of one of them.
             self.close()
             raise outcome
         if self._health.overloads > self._overloads:

@@ -38,7 +38,7 @@ class FileRow:
     Attributes:
         key: The name of the row in messages, such as `chats.jsonl:12`.
         cells: Names and values.
-        fault: Why the row is no object; None if it is one.
+        fault: Why the row is not an object; None if it is one.
     """
 
     key: str
@@ -55,7 +55,9 @@ def read_file(path: Path) -> Iterator[FileRow]:
     read = FORMATS.get(path.suffix.lower())
     if read is None:
         known = ", ".join(FORMATS)
-        raise UsageError(f"`{path}` is no training data", hint=f"it is a folder or a file: {known}")
+        raise UsageError(
+            f"`{path}` is not training data", hint=f"it is a folder or a file: {known}"
+        )
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UsageError(f"`{path}` is not a regular file")
@@ -117,7 +119,7 @@ def _elements(file: TextIO, path: Path) -> Iterator[str]:
     buffer.skip("[")
     while (first := buffer.peek()) != "]":
         if not first:
-            raise UsageError(f"`{path}` ends before its JSON array does", hint="is it a part?")
+            raise UsageError(f"`{path}` ends before its JSON array does", hint="is it complete?")
         end = _find_end(buffer, f"`{path}` row {number}")
         yield buffer.text[buffer.at : end]
         buffer.at, number = end, number + 1

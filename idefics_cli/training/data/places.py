@@ -26,7 +26,7 @@ class PicturePlaces:
         self._folders = list(dict.fromkeys("" if f == Path() else str(f) for f in folders))
 
     def resolve(self, name: str) -> str:
-        """Return the source of the picture that a row calls *name*, which is no URI."""
+        """Return the source of the picture that a row calls *name*, which is not a URI."""
         if len(self._folders) > 1:
             found = [folder for folder in self._folders if os.path.lexists(_path(name, folder))]
             if found:

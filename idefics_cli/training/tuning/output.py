@@ -151,7 +151,9 @@ class OutputFolder(Closing):
 
     def _check(self) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{display_path(self.path)} is no folder", hint="name a folder: `-o`")
+            raise UsageError(
+                f"{display_path(self.path)} is not a folder", hint="name a folder: `-o`"
+            )
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not (self.path / LOG).is_file():

@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from idefics_cli.models.loading.loader import Loaded
 
 Answer: TypeAlias = Callable[[Sequence[GenerationRequest], int], list[Completion]]
-"""Returns the greedy answers to some requests, each of at most so many tokens."""
+"""Returns the greedy answers to some requests, each of at most this many tokens."""
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint is written when the last one is so old."""
 MOST_ASKED = 32
 """Largest number of rows that are answered in an evaluation."""
 _EVALUATIONS = 10
-# An answer may be longer than the longest of the data by so many tokens.
+# An answer may have this many tokens more than the longest one of the data.
 _SPARE_TOKENS = 16
 _MICRO_TOKENS = {"cuda": 16384}
 

@@ -342,7 +342,7 @@ def test_an_answer_may_hold_the_mark_of_a_picture(tmp_path: Path) -> None:
         ("a.json", b"[]", "has no rows to train on"),
         ("a.jsonl", b'\n{"image": "0\n{', "a.jsonl:2: not valid JSON"),
         ("a.csv", b"", "has no rows to train on"),
-        ("a.txt", b"a.jpg\n", "is no training data"),
+        ("a.txt", b"a.jpg\n", "is not training data"),
         ("a.csv", b"a,b\n1,2\n", "no column names the pictures"),
     ],
 )
