@@ -129,6 +129,17 @@ def test_a_dry_run_tells_rows_tokens_memory_and_time_and_writes_nothing(data: Pa
     assert not Path("out").exists()
 
 
+def test_lines_that_are_no_captions_do_not_change_the_number_of_other_rows(data: Path) -> None:
+    metadata = data / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    several = [{**row, "caption": [row["caption"], "A further line."]} for row in rows]
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in several))
+    ran = tune(*QUICK, "--epochs", "1")
+    assert ran.code == 0
+    told = "11 rows to learn, 1 to try the model on, 12 left out (further line: 12)"
+    assert told in ran.err.splitlines()
+
+
 def test_captions_with_the_adapter_see_and_ask_as_in_the_training(data: Path) -> None:
     words = ("-p", "What is in {stem}?", "--splitting", "--longest-edge", "56")
     assert tune(*QUICK, *words).code == 0

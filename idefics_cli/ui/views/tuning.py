@@ -187,11 +187,11 @@ def _memory_of(device: str) -> str:
     return "RAM" if device in ("cpu", "mps") else f"the memory of the GPU ({device})"
 
 
-def tell_data(console: Console, summaries: Sequence[DataSummary], *, learned: int) -> None:
-    """Tell what the data of a run holds."""
-    rows = sum(summary.rows for summary in summaries)
-    examples = rows - sum(sum(summary.left_out.values()) for summary in summaries)
-    parts = [f"{counted(learned, 'row')} to learn", f"{examples - learned} to try the model on"]
+def tell_data(
+    console: Console, summaries: Sequence[DataSummary], *, learned: int, tried: int
+) -> None:
+    """Tell what the data of a run holds, and how many rows are learned, or tried."""
+    parts = [f"{counted(learned, 'row')} to learn", f"{tried} to try the model on"]
     reasons = Counter[str]()
     for summary in summaries:
         reasons.update(summary.left_out)

@@ -76,7 +76,7 @@ def tune_model(
         work = TuneWork(invocation, plan, spec, computed, job, chosen.data, data)
         if settings.dry_run:
             return rehearse(work)
-        tell_data(console, data.summaries, learned=len(data.train))
+        tell_data(console, data.summaries, learned=len(data.train), tried=len(data.validation))
         output = stack.enter_context(OutputFolder(folder, overwrite=settings.overwrite))
         if output.start(_run_of(work)):
             console.note(f"{display_path(folder)} is done; `--overwrite` starts again")
