@@ -11,21 +11,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from idefics_cli.config.settings import setting_table
 from idefics_cli.core.json_objects import JsonObject, checked_text
 from idefics_cli.core.types import Sampling
-from idefics_cli.engine.api_fields import LABELS, UNSUPPORTED
+from idefics_cli.engine.api_fields import (
+    LABELS,
+    SAMPLING,
+    UNSUPPORTED,
+    ReadSampling,
+    checked_setting,
+    is_neutral,
+)
 from idefics_cli.engine.protocol import Urgency
 from idefics_cli.engine.schema.requested import FORMS
 from idefics_cli.server.errors import bad_field, unsupported
 
 MOST_REPLIES = 8
+SEEDS = 2**63
+"""Number of seeds; a seed of a request is taken modulo this number."""
+
 _MOST_STOPS = 4
 _MOST_STOP_CHARACTERS = 256
 _MOST_BANNED = 100
 _MOST_SCHEMA_CHARACTERS = 65_536
 _MOST_TEMPERATURE = 2
-_SEEDS = 2**63
+_NO_LIMIT = 2**63
 _NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _MOST_NAMES = 20
 
@@ -59,51 +68,33 @@ Apply = Callable[[RequestOptions, str, object], RequestOptions]
 """Returns the options with the value of a field, whose name is the second argument."""
 
 
-def _number(setting: str, value: object, name: str) -> object:
-    try:
-        return setting_table()[setting].check(value)
-    except ValueError as error:
-        raise bad_field(name, str(error)) from None
-
-
-def _sample(options: RequestOptions, **changes: object) -> RequestOptions:
-    # Any value has its type: the table of settings, or the caller, has checked it.
-    sampling = replace(options.sampling, **changes)  # type: ignore[arg-type]  # checked
-    return replace(options, sampling=sampling)
-
-
-def _as(setting: str) -> Apply:
+def _of_sampling(read: ReadSampling) -> Apply:
     def apply(options: RequestOptions, name: str, value: object) -> RequestOptions:
-        return _sample(options, **{setting: _number(setting, value, name)})
+        return replace(options, sampling=read(options.sampling, name, value))
 
     return apply
 
 
-def _temperature(options: RequestOptions, name: str, value: object) -> RequestOptions:
-    number = _number("temperature", value, name)
-    if isinstance(number, float) and number > _MOST_TEMPERATURE:
+def _temperature(sampling: Sampling, name: str, value: object) -> Sampling:
+    sampling = SAMPLING["temperature"](sampling, name, value)
+    if sampling.temperature > _MOST_TEMPERATURE:
         raise bad_field(name, f"must be from 0 to {_MOST_TEMPERATURE}")
-    return _sample(options, temperature=number)
+    return sampling
 
 
-def _limit(options: RequestOptions, name: str, value: object) -> RequestOptions:
-    number = _number("max_new_tokens", value, name)
+def _limit(sampling: Sampling, name: str, value: object) -> Sampling:
+    number = checked_setting("max_new_tokens", value, name)
     assert isinstance(number, int)
-    return _sample(options, max_new_tokens=min(number, options.sampling.max_new_tokens))
+    return replace(sampling, max_new_tokens=min(number, sampling.max_new_tokens))
 
 
-def _top_k(options: RequestOptions, name: str, value: object) -> RequestOptions:
-    # In vLLM, -1 keeps all tokens.
-    return _as("top_k")(options, name, 0 if value == -1 else value)
-
-
-def _seed(options: RequestOptions, name: str, value: object) -> RequestOptions:
+def _seed(sampling: Sampling, name: str, value: object) -> Sampling:
     if type(value) is not int:
         raise bad_field(name, "must be a whole number")
-    return _sample(options, seed=value % _SEEDS)
+    return replace(sampling, seed=value % SEEDS)
 
 
-def _stop(options: RequestOptions, name: str, value: object) -> RequestOptions:
+def _stop(sampling: Sampling, name: str, value: object) -> Sampling:
     values = value if isinstance(value, list) else [value]
     texts = tuple(checked_text(one, name) for one in values)
     if len(texts) > _MOST_STOPS or any(len(text) > _MOST_STOP_CHARACTERS for text in texts):
@@ -112,7 +103,7 @@ def _stop(options: RequestOptions, name: str, value: object) -> RequestOptions:
         )
     if "" in texts:
         raise bad_field(name, "is empty")
-    return _sample(options, stop=texts)
+    return replace(sampling, stop=texts)
 
 
 def _replies(options: RequestOptions, name: str, value: object) -> RequestOptions:
@@ -168,16 +159,18 @@ def _form(options: RequestOptions, name: str, value: object) -> RequestOptions:
     return replace(options, forms={**options.forms, name: value})
 
 
+_SAMPLING: Mapping[str, ReadSampling] = {
+    **SAMPLING,
+    "temperature": _temperature,
+    "max_tokens": _limit,
+    "max_completion_tokens": _limit,
+    "seed": _seed,
+    "stop": _stop,
+}
+
 HONOURED: Mapping[str, Apply] = MappingProxyType(
     {
-        "temperature": _temperature,
-        "top_p": _as("top_p"),
-        "top_k": _top_k,
-        "repetition_penalty": _as("repetition_penalty"),
-        "max_tokens": _limit,
-        "max_completion_tokens": _limit,
-        "seed": _seed,
-        "stop": _stop,
+        **{name: _of_sampling(read) for name, read in _SAMPLING.items()},
         "n": _replies,
         "stream": _stream,
         "stream_options": _stream_options,
@@ -217,12 +210,12 @@ def read_options(fields: JsonObject, sampling: Sampling) -> RequestOptions:
 
     Raises:
         ApiError: If a field has a wrong value, or is not supported.
-        PromptError: As `checked_text`.
+        PromptError: As `ApiError`; its message begins with the name of the field.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if {"max_tokens", "max_completion_tokens"} & given.keys():
         # Of two limits, the smaller counts; the limit of the server is only a default.
-        sampling = replace(sampling, max_new_tokens=_SEEDS)
+        sampling = replace(sampling, max_new_tokens=_NO_LIMIT)
     options = RequestOptions(sampling)
     ignored: list[str] = []
     for name, value in given.items():
@@ -247,6 +240,4 @@ def ignored_header(names: tuple[str, ...]) -> str:
 def _asks_nothing(name: str, value: object, given: JsonObject) -> bool:
     if name in ("tools", "functions") and given.get("tool_choice") == "none":
         return True
-    neutral = REFUSED[name]
-    # True is equal to 1, and means something else.
-    return any(isinstance(one, bool) is isinstance(value, bool) and one == value for one in neutral)
+    return is_neutral(value, REFUSED[name])

@@ -8,11 +8,10 @@ from threading import Lock
 
 from idefics_cli.core.types import Completion, TokenChunk
 from idefics_cli.engine.protocol import Engine, Handle, Listener, Outcome, Prepared
-from idefics_cli.server.fields import RequestOptions
+from idefics_cli.server.fields import SEEDS, RequestOptions
 
 # A client that reads so much slower than the model writes is given up.
 _MOST_EVENTS = 1000
-_SEEDS = 2**63
 
 Event = tuple[int, TokenChunk | Outcome]
 """The number of a reply, and what happened to it."""
@@ -58,7 +57,7 @@ class Generation:
         for index in range(options.replies):
             sampling = options.sampling
             if sampling.seed is not None:
-                sampling = replace(sampling, seed=(sampling.seed + index) % _SEEDS)
+                sampling = replace(sampling, seed=(sampling.seed + index) % SEEDS)
             handle = engine.submit(
                 replace(prepared, request=replace(request, sampling=sampling)),
                 self._listener(index),

@@ -6,44 +6,27 @@ The names are those of OpenAI's chat completions and of vLLM. A field that is nu
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 
-from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text
 from idefics_cli.core.types import Sampling
-from idefics_cli.engine.api_fields import LABELS, UNSUPPORTED
+from idefics_cli.engine.api_fields import (
+    LABELS,
+    SAMPLING,
+    UNSUPPORTED,
+    ReadSampling,
+    is_neutral,
+    setting_reader,
+)
 from idefics_cli.engine.schema.requested import FORMS
 
 # The maximum is above that of OpenAI (4), so that no request that OpenAI accepts is refused here.
 _MOST_STOPS = 16
 _MOST_BANNED = 1000
-
-Apply = Callable[[Sampling, str, object], Sampling]
-"""Returns the sampling with the value of a field, whose name is the second argument."""
-
-
-def _setting(name: str, value: object, setting: str) -> object:
-    try:
-        return setting_table()[setting].check(value)
-    except ValueError as error:
-        raise PromptError(f"`{name}` {error}") from None
-
-
-def _as(setting: str) -> Apply:
-    def apply(sampling: Sampling, name: str, value: object) -> Sampling:
-        changes: dict[str, object] = {setting: _setting(name, value, setting)}
-        return replace(sampling, **changes)  # type: ignore[arg-type]  # checked by the table
-
-    return apply
-
-
-def _top_k(sampling: Sampling, name: str, value: object) -> Sampling:
-    # In vLLM, -1 means "keep all tokens". Our value for this is 0.
-    return _as("top_k")(sampling, name, 0 if value == -1 else value)
 
 
 def _stop(sampling: Sampling, name: str, value: object) -> Sampling:
@@ -59,17 +42,16 @@ def _stop(sampling: Sampling, name: str, value: object) -> Sampling:
     return replace(sampling, stop=texts)
 
 
-HONOURED: Mapping[str, Apply] = MappingProxyType(
+_read_limit = setting_reader("max_new_tokens")
+
+HONOURED: Mapping[str, ReadSampling] = MappingProxyType(
     {
-        "temperature": _as("temperature"),
-        "top_p": _as("top_p"),
-        "top_k": _top_k,
-        "repetition_penalty": _as("repetition_penalty"),
-        "seed": _as("seed"),
+        **SAMPLING,
+        "seed": setting_reader("seed"),
         "stop": _stop,
-        "max_tokens": _as("max_new_tokens"),
-        "max_completion_tokens": _as("max_new_tokens"),
-        "max_new_tokens": _as("max_new_tokens"),
+        "max_tokens": _read_limit,
+        "max_completion_tokens": _read_limit,
+        "max_new_tokens": _read_limit,
     }
 )
 """The fields that change an answer: the name of each, and what it does."""
@@ -126,7 +108,7 @@ def sampling_of(fields: JsonObject, defaults: Sampling) -> Sampling:
             sampling = apply(sampling, name, value)
             if name.startswith("max_"):
                 limits.append(sampling.max_new_tokens)
-        elif not any(type(value) is type(one) and value == one for one in _neutral(name, value)):
+        elif not is_neutral(value, NEUTRAL[name]):
             raise PromptError(f"`{name}` is not supported", hint=_HINTS.get(name, "leave it out"))
     return replace(sampling, max_new_tokens=min(limits)) if limits else sampling
 
@@ -156,14 +138,6 @@ def check_known(names: JsonObject, known: frozenset[str]) -> None:
         if value is None or name in known | LABELS | NEUTRAL.keys() or is_setting(name):
             continue
         raise PromptError(f"unknown field `{name}`", hint="leave it out, or correct its name")
-
-
-def _neutral(name: str, value: object) -> tuple[object, ...]:
-    # JSON may write 0 as 0.0, so a float is also compared with the whole numbers.
-    neutral = NEUTRAL[name]
-    if type(value) is not float:
-        return neutral
-    return tuple(float(one) if type(one) is int else one for one in neutral)
 
 
 @lru_cache(maxsize=4096)
