@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
+from idefics_cli.core.closing import Closing
 from idefics_cli.server.errors import ApiError, overloaded
 
 _FIRST_SECONDS = 5.0  # what an answer takes, before any was measured
 _MEASURED = 32
 
 
-class Place:
+class Place(Closing):
     """The place of one admitted request; leaving the `with` block frees it."""
 
     def __init__(self, admission: RequestAdmission) -> None:
@@ -30,15 +29,8 @@ class Place:
         self._admission.add_bytes(count)
         self.bytes += count
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free the place."""
         self._admission.leave(self)
 
 

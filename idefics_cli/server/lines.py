@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import Full, Queue
 from threading import Thread
-from types import TracebackType
 from typing import Self
+
+from idefics_cli.core.closing import Closing
 
 _MOST_WAITING = 10_000
 _LAST_SECONDS = 2.0
 
 
-class LogLines:
+class LogLines(Closing):
     """Writes lines in order, and drops new ones while too many wait.
 
     Args:
@@ -37,12 +38,8 @@ class LogLines:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write the waiting lines, and end the thread."""
         try:
             self._waiting.put_nowait(None)
         except Full:

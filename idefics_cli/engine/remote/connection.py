@@ -9,11 +9,10 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from threading import Lock
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 from idefics_cli import __version__
+from idefics_cli.core.closing import Closing
 
 _CONNECT_SECONDS = 10.0
 # A server computes the whole prompt before the first byte.
@@ -36,7 +35,7 @@ class BrokenOffError(Exception):
     """An exchange that `HttpExchange.break_off` ended."""
 
 
-class HttpExchange:
+class HttpExchange(Closing):
     """One request and its answer, on a connection of its own.
 
     It follows no redirect, and asks no proxy and no `.netrc`: the key goes to the server that the
@@ -125,15 +124,8 @@ class HttpExchange:
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the connection; idempotent."""
         with self._lock:
             self._socket = None
         for one in (self._response, self._connection):
