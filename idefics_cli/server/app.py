@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -104,18 +105,15 @@ class _Pages:
         }
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(to_json(value), status, media_type="application/json")
+def _json(
+    value: object, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})
+) -> Response:
+    return Response(to_json(value), status, headers=headers, media_type="application/json")
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer = api_error(error, exchange_of(request.scope).identity)
-    return Response(
-        to_json(answer.body()),
-        answer.status,
-        headers=dict(answer.headers),
-        media_type="application/json",
-    )
+    return _json(answer.body(), answer.status, answer.headers)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

@@ -166,8 +166,6 @@ async def send_json(
     status: int,
     value: object,
     headers: Mapping[str, str] = MappingProxyType({}),
-    *,
-    closes: bool = False,
 ) -> None:
     """Send a whole answer in JSON.
 
@@ -176,13 +174,10 @@ async def send_json(
         status: Its status.
         value: Its body.
         headers: Further headers, names and values.
-        closes: Whether the connection ends with it.
     """
     body = to_json(value)
     raw = [(name.lower().encode(), text.encode()) for name, text in headers.items()]
     raw += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if closes:
-        raw.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
 

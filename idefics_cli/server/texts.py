@@ -133,7 +133,7 @@ class _Answer:
 
     async def fail(self, error: Exception) -> None:
         """End the answer with *error*: with its status, or as the last event of a stream."""
-        answer = error if isinstance(error, ApiError) else api_error(error, self._exchange.identity)
+        answer = api_error(error, self._exchange.identity)
         is_ours = answer.status == 500
         if not self._exchange.status:
             # The error handlers of the app answer it, and an error of ours is in the log.
