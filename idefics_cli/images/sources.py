@@ -30,11 +30,11 @@ from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.core.units import format_size
 from idefics_cli.images.clipboard import read_clipboard
+from idefics_cli.images.folders import has_wildcard
 
 _NEIGHBOURS = 5000  # number of names in a folder that are compared with a misspelt name
 # RFC 8089 allows three forms: file:///path, file://localhost/path and file:/path.
 _FILE = re.compile(r"file:(?://([^/]*))?(/[^?#]*)", re.IGNORECASE | re.DOTALL)
-_WILD = re.compile(r"[*?[]")
 
 
 class ImageSources:
@@ -292,7 +292,7 @@ def _missing_hint(path: str) -> str:
     except OSError:
         return f"there is no folder `{abbreviated(folder)}`"
     same = [name for name in names if name.casefold() == base.casefold()]
-    if not same and _WILD.search(base):
+    if not same and has_wildcard(base):
         return "globs are for `idefics caption`; otherwise name each picture, with its own `-i`"
     # The cutoff is high, because many names are similar just by their extension.
     close = same or difflib.get_close_matches(base, names, n=1, cutoff=0.75)

@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from idefics_cli.chat.commands.words import Word, escape_word, is_windows_path, scan_words
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.sources import is_address
+from idefics_cli.images.folders import has_wildcard
 from idefics_cli.images.formats import HEAD_BYTES, identify
 
 PICTURE_SUFFIXES = (
@@ -42,7 +43,6 @@ _SUFFIX_IN_TEXT = re.compile(
     rf"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?=[^\x00-\x7f])", re.IGNORECASE
 )
 _LOCAL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
-_MAGIC = re.compile(r"[*?[]")
 _CODE = frozenset('<>="|{}')
 _FENCE = re.compile(r"^\s*```", re.MULTILINE)
 
@@ -209,7 +209,7 @@ def _sources(value: str, word: Word, *, is_edge: bool) -> tuple[str, ...]:
         return (path,) if word.is_marked or _is_picture_file(value, path) else ()
     if not _looks_like_picture(value, word, is_edge=is_edge):
         return ()
-    if _MAGIC.search(path) and not word.quoted:
+    if has_wildcard(path) and not word.quoted:
         return tuple(_expanded(value)) if word.is_marked or "/" in path or is_edge else ()
     return (path,)
 
@@ -262,7 +262,7 @@ def _expanded(word: str) -> list[str]:
             kind="not_an_image",
             hint=f"`/image {escape_word(os.path.join(path, ''))}*` attaches the pictures in it",
         )
-    if is_address(path) or not _MAGIC.search(path) or _is_file(path):
+    if is_address(path) or not has_wildcard(path) or _is_file(path):
         return [path]
     found = sorted(name for name in glob.glob(path, recursive=True) if _is_file(name))
     pictures = [name for name in found if _has_suffix(name, PICTURE_SUFFIXES)] or found
