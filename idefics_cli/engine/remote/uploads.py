@@ -173,8 +173,6 @@ def _encoded(image: Image.Image) -> bytes:
         image = image.resize(size, Image.Resampling.LANCZOS)
     jpeg, png = io.BytesIO(), io.BytesIO()
     image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    # PNG is smaller for drawings only, and slow for photos.
-    if image.width * image.height <= UPLOAD_EDGE * UPLOAD_EDGE:
-        image.save(png, "PNG")
-    found = [each.getvalue() for each in (jpeg, png) if each.tell()]
-    return min(found, key=len)
+    image.save(png, "PNG")
+    # PNG is smaller for drawings only.
+    return min(jpeg.getvalue(), png.getvalue(), key=len)
