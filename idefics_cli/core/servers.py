@@ -1,8 +1,9 @@
-"""Servers that run models in place of this machine."""
+"""Servers that run models: where they are, and what is known about them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 UPLOAD_EDGE = 2048
 """The longer side of a picture is scaled down to this number of pixels, except for our own server.
@@ -34,3 +35,13 @@ class ServerSpec:
     def is_ours(self) -> bool:
         """Whether the server is `idefics serve`."""
         return self.owner == "idefics"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* names this machine only, as `localhost` or `127.0.0.1`."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from idefics_cli.core.servers import is_loopback
 from idefics_cli.server.errors import ApiError
 from idefics_cli.server.exchange import send_json
 
@@ -95,16 +95,6 @@ class Guards:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host* names this machine only, as `localhost` or `127.0.0.1`."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_own(value: bytes, hosts: frozenset[str]) -> bool:

@@ -494,5 +494,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 def test_loopback_is_known() -> None:
-    assert all(is_local(f"http://{host}/v1") for host in ("127.0.0.2", "[::1]", "localhost"))
+    assert all(
+        is_local(f"http://{host}/v1") for host in ("127.0.0.2", "[::1]", "localhost", "localhost.")
+    )
     assert not any(is_local(f"http://{host}/v1") for host in ("10.0.0.1", "localhost.example"))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from idefics_cli.server.guards import Access, is_loopback
+from idefics_cli.core.servers import is_loopback
+from idefics_cli.server.guards import Access
 from idefics_cli.server.service import ServerOptions
 from tests.support.fakes import EngineOf
 from tests.support.http_servers import (

@@ -17,6 +17,7 @@ from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import image_limits, plan_for, report_warnings, sampling
 from idefics_cli.config.settings import ANSWER_TOKENS, Settings
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.servers import is_loopback
 from idefics_cli.core.types import ImageLimits, LoadSpec, SourceKind
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _access(invocation: Invocation) -> Access:
     Raises:
         UsageError: If others than this machine could ask without a key.
     """
-    from idefics_cli.server.guards import Access, is_loopback
+    from idefics_cli.server.guards import Access
 
     settings = invocation.settings
     text = read_key(invocation, least=_LEAST_KEY)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.servers import is_loopback
 from idefics_cli.core.text import abbreviated
 
 _EXAMPLE = "`--server http://127.0.0.1:8000`"
@@ -40,7 +40,4 @@ def read_address(text: str) -> str:
 def is_local(url: str) -> bool:
     """Return whether *url* is on this machine, so that nothing leaves it."""
     host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return is_loopback(host) or host.endswith(".localhost")
