@@ -115,6 +115,20 @@ def test_the_weights_themselves_are_trained_with_full_into_a_model_for_m(data: P
     assert captions[:8] == [sample["after"] for sample in result["samples"]]
 
 
+def test_a_model_of_an_earlier_run_is_trained_further_as_any_other(data: Path) -> None:
+    assert tune(*QUICK, "--full", "--replay", "0.1").code == 0
+    assert Path("out/replay.json").exists()
+    words = ("photos", "-m", "./out", "--full", "-o", "next", "--replay", "0", "--epochs", "2")
+    assert run("tune", *words, services=Services(stdin=None)).code == 0
+
+    record = json.loads(Path("next/idefics.json").read_text())
+    assert (record["run"]["model"], record["finished"]) == (str(Path("out").resolve()), True)
+    assert not Path("next/replay.json").exists()
+    again = run("tune", *words, services=Services(stdin=None))
+    assert again.code == 0
+    assert "note: next is done; `--overwrite` starts again" in again.err.splitlines()
+
+
 def test_a_dry_run_tells_rows_tokens_memory_and_time_and_writes_nothing(data: Path) -> None:
     ran = tune(*QUICK, "--dry-run")
     assert ran.code == 0

@@ -21,8 +21,8 @@ from idefics_cli.models.hub.files import check_files, read_json
 from idefics_cli.models.hub.names import is_hub_id, local_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-RECORD = "idefics.json"
-"""What `idefics tune` writes about a run; adapters of other programs have no such file."""
+RECORD, REPLAY = "idefics.json", "replay.json"
+"""What `idefics tune` writes about a run; folders of other programs have no such files."""
 _MODULE = re.compile(r"\^?[\w.]+")
 _CHUNK = 2**22
 _CHANGED_BY_COPIES = (

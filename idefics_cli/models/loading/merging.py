@@ -14,6 +14,7 @@ from idefics_cli.core.paths import display_path, free_bytes
 from idefics_cli.core.types import LoadSpec, LoraAdapter, Progress
 from idefics_cli.core.units import format_size
 from idefics_cli.models.families.classes import model_class
+from idefics_cli.models.hub.adapters import RECORD, REPLAY
 from idefics_cli.models.loading.adapters import apply_adapter
 from idefics_cli.models.loading.errors import library_errors
 from idefics_cli.models.loading.loader import load_config, quiet_library
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # These files are not copied: `save_pretrained` writes them itself, or they describe other weights.
-_NOT_COPIED = ("config.json", "model.safetensors.index.json", "README.md")
+_NOT_COPIED = ("config.json", "model.safetensors.index.json", "README.md", RECORD, REPLAY)
 _COPIED = (".json", ".jinja", ".model", ".txt")
 _SPARE_BYTES = 2**28
 

@@ -14,18 +14,12 @@ from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.core.paths import display_path
+from idefics_cli.models.hub.adapters import CONFIG, RECORD, REPLAY, WEIGHTS
 
 if TYPE_CHECKING:
     from idefics_cli.training.checkpoints import Checkpoints
 
-RECORD, LOG, CARD, PLOT, SAMPLES = (
-    "idefics.json",
-    "training.jsonl",
-    "README.md",
-    "loss.svg",
-    "samples.html",
-)
-REPLAY = "replay.json"
+LOG, CARD, PLOT, SAMPLES = "training.jsonl", "README.md", "loss.svg", "samples.html"
 _STATE = "state"
 _RUN = "run"
 
@@ -163,17 +157,8 @@ class OutputFolder(Closing):
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote; other files stay."""
-        names = (
-            RECORD,
-            CARD,
-            PLOT,
-            SAMPLES,
-            REPLAY,
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        )
         try:
-            for name in names:
+            for name in (RECORD, CARD, PLOT, SAMPLES, REPLAY, CONFIG, WEIGHTS):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / _STATE, ignore_errors=True)
             self._log.cut(0)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.commands.tune.work import TuneWork
 from idefics_cli.core.types import GenerationRequest
+from idefics_cli.models.hub.adapters import REPLAY
 from idefics_cli.models.hub.registry import DEMO
-from idefics_cli.training.tuning.output import REPLAY, OutputFolder
+from idefics_cli.training.tuning.output import OutputFolder
 
 if TYPE_CHECKING:
     from idefics_cli.models.loading.loader import Loaded
