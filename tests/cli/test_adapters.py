@@ -118,9 +118,26 @@ def test_an_adapter_that_is_still_trained_is_told(styles: Path, tmp_path: Path) 
     adapter = with_run(styles, tmp_path / "c")
     assert plan_of("--adapter", adapter)["warnings"] == []
     Path(adapter, "idefics.json").write_text('{"finished": false, "run": {}}')
-    assert plan_of("--adapter", adapter)["warnings"] == [
+    warning = (
         f"the training of the adapter {adapter} has not ended; the same `idefics tune` goes on"
-    ]
+    )
+    assert plan_of("--adapter", adapter)["warnings"] == [warning]
+    merged = run("models", "merge", adapter, "-o", str(tmp_path / "merged"))
+    assert merged.code == 0
+    assert f"warning: {warning}" in merged.err.splitlines()
+
+
+def test_a_whole_model_that_is_still_trained_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(demo_folder(), folder)
+    record = folder / "idefics.json"
+    for finished, told in ((True, []), (False, [str(folder)])):
+        record.write_text(json.dumps({"finished": finished, "run": {}}))
+        warnings = plan_of("-m", str(folder))["warnings"]
+        assert warnings == [
+            f"the training of {name} has not ended; the same `idefics tune` goes on"
+            for name in told
+        ]
 
 
 def test_an_adapter_of_another_config_is_told(styles: Path, tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def merge(
     `-m` takes the folder, and so does transformers.
     """
     from idefics_cli.models.loading.merging import write_merged
+    from idefics_cli.models.planning.trained import unfinished
 
     invocation = begin_command(context)
     folder = invocation.settings.output
@@ -161,6 +162,8 @@ def merge(
     if facts.folder is None:
         name = facts.repo
         raise ModelError(f"`{name}` is not downloaded", hint=f"`idefics models pull {name}` first")
+    if warning := unfinished(facts):
+        invocation.console.warn(warning)
     spec = LoadSpec(facts.repo, facts.family, name=facts.name, adapter=facts.adapter)
     with invocation.console.status(f"merging {facts.name}") as progress:
         write_merged(spec, facts.folder, Path(folder).absolute(), report=progress)

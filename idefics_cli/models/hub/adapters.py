@@ -115,9 +115,23 @@ def read_settings(folder: Path, name: str) -> LoraSettings:
     return _settings_of(_read_config(folder, name), name)
 
 
+def read_record(folder: Path, name: str) -> Json:
+    """Return what `idefics tune` wrote about the run of *folder*; empty if it has none.
+
+    Raises:
+        ModelError: If the file cannot be read. The message names *name*.
+    """
+    return read_json(folder / RECORD, name)
+
+
+def is_trained(record: Json) -> bool:
+    """Whether the run of *record* has ended, or there was none."""
+    return record.get("finished") is not False
+
+
 def _with_record(adapter: LoraAdapter, folder: Path) -> LoraAdapter:
     """Return *adapter* with what `idefics tune` wrote about its training; other values are left."""
-    record = read_json(folder / RECORD, adapter.name)
+    record = read_record(folder, adapter.name)
     run = section(record, "run")
     edge, splitting = run.get("longest_edge"), run.get("splitting")
     prompt, digest = run.get("prompt"), run.get("base_config")
@@ -127,7 +141,7 @@ def _with_record(adapter: LoraAdapter, folder: Path) -> LoraAdapter:
         splitting=splitting if isinstance(splitting, bool) else None,
         longest_edge=edge if type(edge) is int and edge > 0 else None,
         prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
-        is_whole=record.get("finished") is not False,
+        is_whole=is_trained(record),
     )
 
 

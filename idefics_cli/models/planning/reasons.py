@@ -129,7 +129,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
         _missed_gpu(context),
         _unsplit(context),
         _missing_files(context),
-        unfinished(spec.adapter),
+        unfinished(facts),
         other_base(spec.adapter, facts),
         other_detail(spec.adapter, facts, option, spec.longest_edge),
     ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from idefics_cli.core.types import LoadSpec, LoraAdapter
-from idefics_cli.models.hub.adapters import config_digest
+from idefics_cli.models.hub.adapters import config_digest, is_trained, read_record
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning.placement import Placement, PlanChoices
 
@@ -68,13 +68,15 @@ def other_base(adapter: LoraAdapter | None, model: ModelFacts) -> str | None:
     return f"the adapter {adapter.name} was made for {base}, and the model is {repo}"
 
 
-def unfinished(adapter: LoraAdapter | None) -> str | None:
-    """Return a warning if the training of *adapter* has not ended."""
-    if adapter is None or adapter.is_whole:
+def unfinished(model: ModelFacts) -> str | None:
+    """Return a warning if the training of *model* or of its adapter has not ended."""
+    if model.adapter is not None and not model.adapter.is_whole:
+        what = f"the adapter {model.adapter.name}"
+    elif model.folder is not None and not is_trained(read_record(model.folder, model.name)):
+        what = model.name
+    else:
         return None
-    return (
-        f"the training of the adapter {adapter.name} has not ended; the same `idefics tune` goes on"
-    )
+    return f"the training of {what} has not ended; the same `idefics tune` goes on"
 
 
 def adapter_place(adapter: LoraAdapter, spec: LoadSpec) -> str:
