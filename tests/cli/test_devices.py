@@ -118,6 +118,11 @@ def test_workers_that_do_not_fit_into_the_memory_are_refused() -> None:
             "hint: leave `--devices` out\n",
         ),
         (
+            ["clipboard:", "--devices", "cpu:2"],
+            "error: --devices shares files among workers, and the clipboard is one picture\n"
+            "hint: leave `--devices` out\n",
+        ),
+        (
             ["a.jpg", "--devices", "gpu"],
             "error: --devices must be devices with commas, such as cuda:0,cuda:1, or cpu:2 for two "
             "workers, or all, not `gpu`\n",

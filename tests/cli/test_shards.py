@@ -149,6 +149,11 @@ def test_a_task_takes_its_number_from_its_scheduler_and_says_so() -> None:
             "hint: leave `--shard` out, or name files and folders\n",
         ),
         (
+            ["clipboard:", "-o", "out.jsonl", "--shard", "0/3"],
+            "error: --shard divides files, and the clipboard is one picture for every task\n"
+            "hint: leave `--shard` out, or name files and folders\n",
+        ),
+        (
             ["-o", "metadata.jsonl", "--shard", "0/3", "--ask", "image=What?"],
             "error: `metadata.jsonl` is a data set, in which `image` cannot be the name of a "
             "question\nhint: name the question differently, or choose another name than "

@@ -10,7 +10,6 @@ from idefics_cli.cli.commands.caption.inputs import Inputs
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import find_facts, plan_for, with_base_model
 from idefics_cli.core.errors import PlanError, UsageError
-from idefics_cli.core.sources import STDIN, is_clipboard
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import counted, format_size
 
@@ -55,13 +54,11 @@ def plan_workers(invocation: Invocation, given: Inputs) -> Workers | None:
         raise UsageError(
             "--device and --devices exclude each other", hint="`--devices cuda:0,cuda:1`"
         )
-    for source in given.paths:
-        if source == STDIN or is_clipboard(source):
-            name = "stdin" if source == STDIN else "the clipboard"
-            raise UsageError(
-                f"--devices shares files among workers, and {name} is one picture",
-                hint="leave `--devices` out",
-            )
+    if given.fileless:
+        raise UsageError(
+            f"--devices shares files among workers, and {given.fileless} is one picture",
+            hint="leave `--devices` out",
+        )
     with invocation.console.status("starting"):
         machine = invocation.services.probe()
     devices = list_devices(text, machine)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.commands.caption.outputs import chosen_wording
@@ -15,9 +16,9 @@ from idefics_cli.cli.pictures import takes_videos
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
 from idefics_cli.core.errors import PromptError, UsageError
-from idefics_cli.core.sources import STDIN
+from idefics_cli.core.sources import STDIN, kind_of_source
 from idefics_cli.core.text import abbreviated
-from idefics_cli.core.types import DECODING_BYTES, Attachment, LoadSpec
+from idefics_cli.core.types import DECODING_BYTES, Attachment, LoadSpec, SourceKind
 from idefics_cli.models.families.spec import IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from idefics_cli.core.types import Sampling
     from idefics_cli.engine.schema.form import ReplyForm
     from idefics_cli.models.planning.plan import Need, Plan
+
+
+# Sources of one picture that only this process can read, and their names in messages.
+_FILELESS: Mapping[SourceKind, str] = MappingProxyType(
+    {"stdin": "stdin", "clipboard": "the clipboard"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,12 @@ class Inputs:
             )
         self._check_prompts(invocation)
         self._check_stdin(invocation)
+
+    @property
+    def fileless(self) -> str | None:
+        """What the first picture comes from that is not in a file; None if all are in files."""
+        kinds = (kind_of_source(source) for source in self.paths)
+        return next((_FILELESS[kind] for kind in kinds if kind in _FILELESS), None)
 
     def _check_prompts(self, invocation: Invocation) -> None:
         is_flag = invocation.resolved.origins["prompt"].source == "flag"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.commands.caption.inputs import Inputs
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.sources import STDIN, is_clipboard
 from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
@@ -30,13 +29,11 @@ def find_shard(invocation: Invocation, given: Inputs, output: CaptionOutput) -> 
     from idefics_cli.caption.shards.schedulers import choose_shard
 
     chosen = choose_shard(text, invocation.services.environ)
-    for source in given.paths:
-        if source == STDIN or is_clipboard(source):
-            name = "stdin" if source == STDIN else "the clipboard"
-            raise UsageError(
-                f"--shard divides files, and {name} is one picture for every task",
-                hint="leave `--shard` out, or name files and folders",
-            )
+    if given.fileless:
+        raise UsageError(
+            f"--shard divides files, and {given.fileless} is one picture for every task",
+            hint="leave `--shard` out, or name files and folders",
+        )
     output.of_shard(chosen.shard)
     return chosen
 
