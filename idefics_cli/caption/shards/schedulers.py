@@ -55,19 +55,13 @@ def choose_shard(text: str, environ: Mapping[str, str]) -> ChosenShard:
         return ChosenShard(Shard(int(first[:9]), count or 0))
     task = _only_task(environ, text)
     if count is not None:
-        # If the user repeats some failed tasks, the array has fewer tasks than there are shards.
-        # But the tasks have the same numbers as before.
-        return ChosenShard(Shard(_first_number(task, environ), count), task.source)
+        return ChosenShard(Shard(task.index, count), task.source)
     if task.count is None:
         raise UsageError(
             f"`--shard auto`: {task.name} does not say how many tasks there are",
             hint="`--shard auto/16` is for 16 tasks",
         )
     return ChosenShard(Shard(task.index, task.count), task.source)
-
-
-def _first_number(task: _Task, environ: Mapping[str, str]) -> int:
-    return int(environ["SLURM_ARRAY_TASK_ID"]) if task.name == _SLURM else task.index
 
 
 def _only_task(environ: Mapping[str, str], text: str) -> _Task:
@@ -101,8 +95,11 @@ def _slurm(environ: Mapping[str, str], text: str) -> Iterator[_Task]:
     last = _number(environ, "SLURM_ARRAY_TASK_MAX", number)
     step = max(1, _number(environ, "SLURM_ARRAY_TASK_STEP", 1))
     count = (last - first) // step + 1
-    source = "SLURM_ARRAY_TASK_ID"
+    # With `auto/16`, the number of a task is that of its shard: if the user repeats some failed
+    # tasks, the array has fewer tasks than there are shards, but they keep their numbers.
+    index = number
     if text == AUTO:
+        index = (number - first) // step
         told = _number(environ, "SLURM_ARRAY_TASK_COUNT", count)
         tasks = counted(told, "task")
         # With `--array=3,7`, a user repeats two tasks of a larger array. Their pictures must not be
@@ -113,7 +110,7 @@ def _slurm(environ: Mapping[str, str], text: str) -> Iterator[_Task]:
                 "many shards there are",
                 hint="`--shard auto/16` is for 16 tasks that count from 0",
             )
-    yield _Task(_SLURM, (number - first) // step, count, source)
+    yield _Task(_SLURM, index, count, "SLURM_ARRAY_TASK_ID")
 
 
 def _pair(name: str, index: str, count: str | None) -> Callable[..., Iterator[_Task]]:
