@@ -16,7 +16,7 @@ import pytest
 
 from idefics_cli.caption.events import RunEvent, Stopping, WorkerLost, WorkerShares
 from idefics_cli.caption.executors import MakeExecutor
-from idefics_cli.caption.executors.processes import ProcessExecutor
+from idefics_cli.caption.executors.processes import process_executor
 from idefics_cli.caption.outcome import RunOutcome
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.types import CaptionRecord, GenerationRequest
@@ -55,7 +55,7 @@ class Answers:
 def workers(answers: Callable[[GenerationRequest], str], count: int = 2) -> MakeExecutor:
     factory = EngineOf(FakeEngine(answers))
     named = [(f"cpu:{number}", factory) for number in range(count)]
-    return partial(ProcessExecutor, workers=named)
+    return partial(process_executor, workers=named)
 
 
 def caption(

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from idefics_cli.caption.executors.base import Executor, NamedFactory
 from idefics_cli.caption.executors.local import LocalExecutor
-from idefics_cli.caption.executors.processes import ProcessExecutor
+from idefics_cli.caption.executors.processes import process_executor
 from idefics_cli.caption.executors.reading import MakeReader, PictureReader
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.engine.protocol import EngineFactory
@@ -49,6 +49,6 @@ class ExecutorKind(Protocol):
 
 
 EXECUTORS: Mapping[str, ExecutorKind] = MappingProxyType(
-    {"local": LocalExecutor, "processes": ProcessExecutor}
+    {"local": LocalExecutor, "processes": process_executor}
 )
 """All executors: the name of each, and what makes it."""

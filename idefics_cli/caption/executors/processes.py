@@ -9,19 +9,17 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 
-from idefics_cli.caption.events import ExecutorEvent
 from idefics_cli.caption.executors.base import NamedFactory
 from idefics_cli.caption.executors.reading import MakeReader, PictureReader
 from idefics_cli.caption.executors.remote import Hire, Inbox, RemoteExecutor, Task, WorkerEnded
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import IdeficsError
-from idefics_cli.core.types import Progress
 from idefics_cli.engine.protocol import EngineFactory
 
 # The path of imports comes first, so that a worker imports the same modules as this process.
@@ -32,8 +30,14 @@ _PROGRAM = (
 _END_SECONDS = 5.0
 
 
-class ProcessExecutor:
-    """Runs a job in processes, each with an engine; see `Executor`.
+def process_executor(
+    factory: EngineFactory,
+    job: CaptionJob,
+    *,
+    make_reader: MakeReader = PictureReader,
+    workers: Sequence[NamedFactory] = (),
+) -> RemoteExecutor:
+    """Return the executor that runs *job* in processes, each with an engine.
 
     Args:
         factory: Makes the engine of a single worker, if there are no *workers*. It is pickled.
@@ -41,35 +45,16 @@ class ProcessExecutor:
         make_reader: Makes the reader of its items. It is pickled.
         workers: The factories of the engines, one for each process.
     """
-
-    def __init__(
-        self,
-        factory: EngineFactory,
-        job: CaptionJob,
-        *,
-        make_reader: MakeReader = PictureReader,
-        workers: Sequence[NamedFactory] = (),
-    ) -> None:
-        plain = replace(job, pictures=(), others=())
-        hires = [
-            Hire(name, partial(ProcessWorker, Task(each, plain, make_reader)))
-            for name, each in workers or [("worker", factory)]
-        ]
-        self._executor = RemoteExecutor(
-            hires,
-            batch_size=max(1, job.batch_size // len(job.asked)),
-            total=len(job.pictures),
-        )
-
-    def caption(
-        self,
-        pictures: Iterable[CaptionItem | None],
-        stop: Event,
-        *,
-        progress: Progress | None = None,
-    ) -> Generator[ExecutorEvent, None, None]:
-        """Yield a record for each of *pictures*; see `Executor.caption`."""
-        return self._executor.caption(pictures, stop, progress=progress)
+    plain = replace(job, pictures=(), others=())
+    hires = [
+        Hire(name, partial(ProcessWorker, Task(each, plain, make_reader)))
+        for name, each in workers or [("worker", factory)]
+    ]
+    return RemoteExecutor(
+        hires,
+        batch_size=max(1, job.batch_size // len(job.asked)),
+        total=len(job.pictures),
+    )
 
 
 class ProcessWorker:
