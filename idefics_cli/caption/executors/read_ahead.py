@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from idefics_cli.caption.executors.reading import Opened
+from idefics_cli.caption.executors.supply import Supply
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.types import CaptionRecord
 
@@ -46,8 +47,7 @@ class ReadAhead:
         in_flight: int,
         size: int,
     ) -> None:
-        self._pictures = iter(pictures)
-        self._is_exhausted = False
+        self._supply = Supply(pictures)
         self._in_flight = max(in_flight, threads)
         self._size = max(size, self._in_flight)
         # The numbers in `_opening` and `_waiting` are positions of pictures in the run.
@@ -71,7 +71,7 @@ class ReadAhead:
     @property
     def is_over(self) -> bool:
         """Whether there are no more pictures."""
-        return self._is_exhausted and not self._opening and not self._waiting
+        return self._supply.is_exhausted and not self._opening and not self._waiting
 
     def collect(self) -> list[CaptionRecord]:
         """Collect the pictures that the threads have opened; return the records of failures."""
@@ -112,19 +112,10 @@ class ReadAhead:
             len(self._opening) < self._in_flight
             and len(self._opening) + len(self._waiting) < self._size
             and self._pixels < _MAX_PIXELS
-            and (picture := self._next_picture()) is not None
+            and (picture := self._supply.next_picture()) is not None
         ):
             self._opening[self._submitted] = self._readers.submit(picture)
             self._submitted += 1
-
-    def _next_picture(self) -> CaptionItem | None:
-        if self._is_exhausted:
-            return None
-        try:
-            return next(self._pictures)
-        except StopIteration:
-            self._is_exhausted = True
-            return None
 
 
 def _pixels(opened: Opened) -> int:

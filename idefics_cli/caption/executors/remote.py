@@ -18,6 +18,7 @@ from idefics_cli.caption.events import (
     WorkerShares,
 )
 from idefics_cli.caption.executors.reading import MakeReader
+from idefics_cli.caption.executors.supply import Supply
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import IdeficsError
@@ -178,8 +179,7 @@ class _Crew:
         self._left = total
         self._inbox: Inbox = SimpleQueue()
         self._places = [_Place(hire) for hire in hires]
-        self._pictures = iter(pictures)
-        self._is_exhausted = False
+        self._supply = Supply(pictures)
         self._suspects: deque[CaptionItem] = deque()
         self._tester: _Place | None = None
         self._batch_size = batch_size
@@ -197,7 +197,7 @@ class _Crew:
             if stop.is_set() and not self._is_stopping:
                 self._stop()
             if not self._is_stopping:
-                self._supply()
+                self._give_pictures()
             if self._is_over():
                 break
             try:
@@ -228,7 +228,7 @@ class _Crew:
             return all(place.worker is None for place in self._places)
         if any(place.open for place in self._places) or self._suspects:
             return False
-        return self._is_exhausted
+        return self._supply.is_exhausted
 
     def _stop(self) -> None:
         self._is_stopping = True
@@ -309,7 +309,7 @@ class _Crew:
             yield from self._gone
             self._gone.clear()
 
-    def _supply(self) -> None:
+    def _give_pictures(self) -> None:
         ready = [place for place in self._places if place.is_ready]
         self._test_suspect(ready)
         hired = [place for place in self._places if place.worker is not None]
@@ -319,9 +319,9 @@ class _Crew:
         most = min(most, max(1, share))
         free = [p for p in ready if p is not self._tester and len(p.open) < most]
         given: dict[_Place, list[CaptionItem]] = {place: [] for place in free}
-        while free and not self._is_exhausted:
+        while free:
             place = min(free, key=lambda each: len(each.open))
-            picture = self._next_picture()
+            picture = self._supply.next_picture()
             if picture is None:
                 break
             place.open[picture.key] = picture
@@ -345,13 +345,6 @@ class _Crew:
             picture = self._suspects.popleft()
             tester.open[picture.key], tester.is_alone = picture, True
             tester.worker.add([picture])
-
-    def _next_picture(self) -> CaptionItem | None:
-        try:
-            return next(self._pictures)
-        except StopIteration:
-            self._is_exhausted = True
-            return None
 
 
 def _dead(picture: CaptionItem, reason: str) -> CaptionRecord:
