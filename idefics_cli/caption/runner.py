@@ -18,7 +18,7 @@ from idefics_cli.caption.sinks.base import RecordError
 from idefics_cli.core.types import CaptionRecord, Progress
 from idefics_cli.engine.protocol import EngineFactory
 
-# So many batches may begin after the oldest picture without a record.
+# At most this many batches begin after the oldest picture without a record.
 _BATCHES_AHEAD = 64
 
 OnEvent = Callable[[RunEvent], None]
