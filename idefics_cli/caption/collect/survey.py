@@ -6,7 +6,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -228,27 +228,20 @@ def _in_order(journal: RunJournal, folder: Path) -> Sequence[int]:
 
 def _compared(whole: Path, states: Sequence[ShardState]) -> Survey:
     """Return the survey, with the shards marked that have other settings than most of them."""
-    told = [json.dumps(_settings(each)) for each in _known(states)]
+    known = [each for each in states if each.settings is not None]
+    told = [json.dumps([each.settings, repr(each.table)]) for each in known]
     if not told:
         raise IdeficsError(
             f"no shard of `{whole}` can be read: {states[0].reason or states[0].state}",
             hint="run the tasks again",
         )
     usual = Counter(told).most_common(1)[0][0]
-    first = next(each for each in _known(states) if json.dumps(_settings(each)) == usual)
-    commits = Counter(each.commit for each in _known(states) if each.commit is not None)
+    first = known[told.index(usual)]
+    commits = Counter(each.commit for each in known if each.commit is not None)
     commit = commits.most_common(1)[0][0] if commits else None
     assert first.settings is not None
     checked = tuple(_checked(each, first, commit) for each in states)
     return Survey(whole, checked, first.settings, commit, first.table)
-
-
-def _known(states: Sequence[ShardState]) -> Iterator[ShardState]:
-    return (each for each in states if each.settings is not None)
-
-
-def _settings(state: ShardState) -> list[object]:
-    return [state.settings, repr(state.table)]
 
 
 def _checked(state: ShardState, first: ShardState, commit: str | None) -> ShardState:

@@ -134,10 +134,8 @@ def _show_unfit(invocation: Invocation, survey: Survey) -> None:
 
 
 def _reason(state: ShardState) -> str:
-    reason = state.reason
-    if state.state in ("missing", "incomplete"):
-        return f"`{state.journal}`: {reason}"
-    return reason if f"`{state.journal}`" in reason else f"`{state.journal}`: {reason}"
+    named = f"`{state.journal}`"
+    return state.reason if named in state.reason else f"{named}: {state.reason}"
 
 
 def _not_complete(survey: Survey) -> IdeficsError:
