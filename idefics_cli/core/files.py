@@ -20,7 +20,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import BinaryIO
 
-from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.errors import IdeficsError, UsageError
 
 UNFINISHED = ".part"
 # The pattern allows a further extension after `.part`, because a sink may add one.
@@ -154,6 +154,20 @@ def check_replaceable(path: Path, before: os.stat_result | None) -> None:
 
 def _version(status: os.stat_result | None) -> tuple[int, ...] | None:
     return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def check_place(path: Path) -> None:
+    """Check that *path* can be the name of a file.
+
+    Raises:
+        UsageError: If it is a folder, or its folder is missing.
+    """
+    if path.is_dir():
+        raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
+        )
 
 
 def unfinished_path(target: Path, *, process: int | None = None) -> Path:

@@ -19,7 +19,13 @@ from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.caption.sinks.dataset import check_dataset
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import cannot_write, remove_unfinished, stamp_of_file, unfinished_path
+from idefics_cli.core.files import (
+    cannot_write,
+    check_place,
+    remove_unfinished,
+    stamp_of_file,
+    unfinished_path,
+)
 from idefics_cli.core.types import CaptionRecord
 
 # At most this many records of all shards together are in memory at a time.
@@ -90,12 +96,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: If it is another file, or its folder is missing.
     """
-    if output.is_dir():
-        raise UsageError(f"cannot write `{output}`: it is a folder", hint="name a file in it")
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"cannot write `{output}`: no folder `{output.parent}`", hint="make the folder first"
-        )
+    check_place(output)
     if output.exists() and not overwrite and _collected_stamp(output) != stamp_of_file(output):
         raise UsageError(f"`{output}` exists already", hint="`--overwrite` replaces it")
 

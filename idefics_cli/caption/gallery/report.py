@@ -19,7 +19,7 @@ from urllib.parse import quote
 from idefics_cli.caption.sinks.rows import CAPTION, row
 from idefics_cli.core.errors import IdeficsError, ImageErrorKind, UsageError
 from idefics_cli.core.escapes import escaped
-from idefics_cli.core.files import cannot_write, remove_unfinished, replacing
+from idefics_cli.core.files import cannot_write, check_place, remove_unfinished, replacing
 from idefics_cli.core.sources import is_address, is_uri, without_password
 from idefics_cli.core.types import Attachment, CaptionRecord, ImageLimits
 
@@ -36,14 +36,9 @@ _NOT_SHOWN = "-"
 
 def check_report(path: Path, *, overwrite: bool = False) -> None:
     """Raise a UsageError unless *path* can become a report: a new file, or an earlier report."""
-    if path.is_dir():
-        raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
+    check_place(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"cannot write `{path}`: a report needs a file, not a device or a pipe")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
-        )
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot write `{path}`: permission denied")
     if path.exists() and not overwrite:
