@@ -166,8 +166,8 @@ class TrainingSteps:
                     raise MemoryLimitError(
                         f"a row of {longest} tokens is too much for the memory of "
                         f"{self._model.device}",
-                        hint="`--no-splitting` or `--longest-edge` shortens pictures; a smaller "
-                        "model, or `--quantization 4bit`",
+                        hint="`--no-splitting` or `--longest-edge` gives pictures fewer tokens; or "
+                        "take a smaller model, or `--quantization 4bit`",
                     ) from error
             self._optimizer.zero_grad()
             self.micro_tokens = max(self.micro_tokens // 2, longest)

@@ -78,7 +78,7 @@ def test_each_gpu_has_a_plan_of_its_own_and_a_part_of_the_threads() -> None:
     assert ran.record["device_map"] is None
     second = dry_run(TWO_GPUS, "--devices", "cuda:1,cuda:0")
     assert second.record["device"] == "cuda:1"
-    assert ran.err.endswith("note: the plan is that of each worker: cuda:0, cuda:1\n")
+    assert ran.err.endswith("note: each worker has this plan: cuda:0, cuda:1\n")
     one = dry_run(TWO_GPUS, "--device", "cuda:0")
     assert ran.record["batch_size"] == one.record["batch_size"]
     assert ran.record["dtype"] == one.record["dtype"]

@@ -139,7 +139,7 @@ def caption(
     if invocation.settings.dry_run:
         show_run(invocation, target, job, destination)
         if workers:
-            invocation.console.note(f"the plan is that of each worker: {', '.join(workers.names)}")
+            invocation.console.note(f"each worker has this plan: {', '.join(workers.names)}")
         return
     for problem in listing.problems:
         invocation.console.error(problem)
