@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from idefics_cli.bench import captions, scenarios, startup, tune
+from idefics_cli.bench import captions, scenarios, serve, startup, tune
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.bench.stage import Choices, Stage, World
@@ -20,6 +20,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "start": startup.start,
         "load": startup.load,
         "tune": tune.tune,
+        "serve": serve.serve,
         "vision": scenarios.vision,
         "prefill": scenarios.prefill,
         "decode": scenarios.decode,

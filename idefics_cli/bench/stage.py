@@ -22,6 +22,7 @@ from idefics_cli.bench.measure import (
 )
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import ReportRow
+from idefics_cli.bench.serving.processes import OpenServer
 from idefics_cli.bench.tuning.process import OpenTrainer
 from idefics_cli.core.types import (
     Attachment,
@@ -127,6 +128,7 @@ class World:
         draw_scenes: Writes a number of pictures into a folder, for captions.
         processes: Starts fresh processes.
         open_trainer: Loads a model for training.
+        open_server: Starts a server.
         instruments: The clock, the load of the machine, and the reference.
         say: Shows a text about the measurement that begins.
     """
@@ -140,6 +142,7 @@ class World:
     draw_scenes: Callable[[Path, int], Sequence[Path]]
     processes: Processes
     open_trainer: OpenTrainer
+    open_server: OpenServer
     instruments: Instruments
     say: Callable[[str], None] = lambda text: None
 

@@ -175,18 +175,24 @@ def _commands(stage: Stage, model_class: str) -> dict[str, list[str]]:
 
 
 def _our_command(stage: Stage, picture: Path) -> list[str]:
-    spec = stage.spec
     command = python_command("-m", "idefics_cli", "ask", QUESTION, "-i", str(picture))
-    command += ["-m", stage.world.name, "--max-new-tokens", "1", "--stream", "--offline"]
-    command += ["--device", spec.device, "--dtype", spec.dtype, "--quantization", "none"]
-    command += ["--attention", spec.attention, "--temperature", "0"]
-    if spec.splitting is not None:
-        command.append("--splitting" if spec.splitting else "--no-splitting")
-    if spec.longest_edge is not None:
-        command += ["--longest-edge", str(spec.longest_edge)]
-    if spec.threads is not None:
-        command += ["--threads", str(spec.threads)]
+    command += ["--max-new-tokens", "1", "--stream", *model_flags(stage)]
     return command
+
+
+def model_flags(stage: Stage) -> list[str]:
+    """Return the options with which a command of ours loads the model of *stage*, greedy."""
+    spec = stage.spec
+    flags = ["-m", stage.world.name, "--offline", "--temperature", "0"]
+    flags += ["--device", spec.device, "--dtype", spec.dtype, "--quantization", "none"]
+    flags += ["--attention", spec.attention]
+    if spec.splitting is not None:
+        flags.append("--splitting" if spec.splitting else "--no-splitting")
+    if spec.longest_edge is not None:
+        flags += ["--longest-edge", str(spec.longest_edge)]
+    if spec.threads is not None:
+        flags += ["--threads", str(spec.threads)]
+    return flags
 
 
 def _script_arguments(stage: Stage, picture: Path) -> list[str]:

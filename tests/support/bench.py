@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from idefics_cli.bench.agreement import Agreement
 from idefics_cli.bench.cold_start.processes import LoadOrder, LoadReport, Processes, Side
 from idefics_cli.bench.measure import Instruments, Measurement, Pace, Series
 from idefics_cli.bench.report import ReportRow
+from idefics_cli.bench.serving.processes import OpenServer, ServerCommand
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, World
 from idefics_cli.bench.tuning.order import StepReport, TuneOrder
 from idefics_cli.bench.tuning.process import Trainer
@@ -176,6 +177,11 @@ class FakeTrainer:
         return self._reports.pop(0) if len(self._reports) > 1 else self._reports[0]
 
 
+def open_nothing(order: ServerCommand) -> AbstractContextManager[int]:
+    """Start no server."""
+    raise IdeficsError(f"no server of {order.name}")
+
+
 class Stand:
     """A world with fakes on both sides.
 
@@ -199,6 +205,7 @@ class Stand:
         texts: str = "x",
         processes: Processes | None = None,
         trainers: Mapping[Side, Sequence[StepReport]] | None = None,
+        open_server: OpenServer | None = None,
     ) -> None:
         self.log: list[tuple[str, str]] = []
         self.trained: list[tuple[str, int]] = []
@@ -220,6 +227,7 @@ class Stand:
             draw_scenes=self._draw,
             processes=processes or FakeProcesses(),
             open_trainer=self._open_trainer,
+            open_server=open_server or open_nothing,
             instruments=Instruments(clock, FakeLoad()),
             say=self.said.append,
         )

@@ -9,10 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
+from idefics_cli.bench.serving.packages import SERVER_PACKAGES
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Quantization
 
 _CAPTION = "caption"
+# Packages of extras, by the scenario that needs them.
+_NEEDED = {"tune": ("peft",), "serve": SERVER_PACKAGES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +193,11 @@ def _scenarios(typed: Sequence[str]) -> tuple[tuple[str, ...], Path | None]:
 
 def _usual(names: Iterable[str]) -> Iterable[str]:
     """Yield the scenarios of a run that names none: all but those whose extra is missing."""
-    return (name for name in names if name != "tune" or find_spec("peft") is not None)
+    return (
+        name
+        for name in names
+        if all(find_spec(package) is not None for package in _NEEDED.get(name, ()))
+    )
 
 
 def _guess(word: str, known: Iterable[str]) -> str:

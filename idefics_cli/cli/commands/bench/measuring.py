@@ -73,6 +73,7 @@ def _world(invocation: Invocation, plan: BenchPlan, progress: BenchProgress) -> 
     from idefics_cli.bench.cold_start.processes import FreshProcesses
     from idefics_cli.bench.measure import Instruments, SystemLoad
     from idefics_cli.bench.plain import Plain
+    from idefics_cli.bench.serving.processes import open_server
     from idefics_cli.bench.stage import World
     from idefics_cli.bench.tuning.process import open_trainer
     from idefics_cli.cli.commands.bench.captions import caption_all, draw_scenes
@@ -89,6 +90,7 @@ def _world(invocation: Invocation, plan: BenchPlan, progress: BenchProgress) -> 
         draw_scenes=draw_scenes,
         processes=FreshProcesses(clock),
         open_trainer=open_trainer,
+        open_server=open_server,
         instruments=Instruments(clock, SystemLoad(), reference(spec.device, clock)),
         say=progress.say,
     )

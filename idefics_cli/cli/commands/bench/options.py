@@ -14,8 +14,9 @@ Scenarios = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SCENARIO",
-        help="start, load, tune, vision, prefill, decode, chat or caption; without one, all. A "
-        "folder of pictures may follow `caption`. `tune` needs the extra of the same name.",
+        help="start, load, tune, serve, vision, prefill, decode, chat or caption; without one, all."
+        " A folder of pictures may follow `caption`. `tune` and `serve` need the extras of the same"
+        " names, and `serve` also `transformers[serving]`.",
         show_default=False,
     ),
 ]

@@ -1,0 +1,1 @@
+"""Servers of both sides, and clients that ask them over HTTP."""
