@@ -8,6 +8,7 @@ from pathlib import Path
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import UsageError
+from idefics_cli.images.tars import tar_part
 
 # Prefix of the keys for files that have several hard links. No path begins with NUL, so no key
 # equals a path.
@@ -41,15 +42,16 @@ def check_distinct(files: Mapping[str, Path | None], pictures: Sequence[CaptionI
     has_links = any(name.startswith(_INODE) for name in taken)
     for picture in pictures:
         source = picture.attachment.source
-        found: str | None = None
-        if os.path.normcase(os.path.basename(source)) in bases:
+        name, what, found = picture.key, "a picture", None
+        if _base(source) in bases:
             found = taken.get(_identity(source))
         if found is None and has_links:
             found = taken.get(_hard_link(source))
+        if found is None and (tar := tar_part(source)) is not None and _base(tar) in bases:
+            name, what, found = tar, "an archive", taken.get(_identity(tar))
         if found is not None:
             raise UsageError(
-                f"`{picture.key}` is a picture of this run, and cannot be {found}",
-                hint="name another file",
+                f"`{name}` is {what} of this run, and cannot be {found}", hint="name another file"
             )
 
 
@@ -60,6 +62,10 @@ def _hard_link(path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError):  # ValueError: a URL can hold what no file name can
         return ""
     return f"{_INODE}{status.st_dev}:{status.st_ino}" if status.st_nlink > 1 else ""
+
+
+def _base(path: str) -> str:
+    return os.path.normcase(os.path.basename(path))
 
 
 def _identity(path: str | os.PathLike[str]) -> str:

@@ -120,6 +120,11 @@ def has_picture_name(path: str) -> bool:
     return _PICTURE.fullmatch(os.path.splitext(path)[1]) is not None
 
 
+def has_video_name(path: str) -> bool:
+    """Whether *path* has the extension of a video."""
+    return _VIDEO.fullmatch(os.path.splitext(path)[1]) is not None
+
+
 def has_wildcard(path: str) -> bool:
     """Whether *path* may be a glob."""
     return _WILD.search(path) is not None

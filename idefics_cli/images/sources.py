@@ -31,6 +31,7 @@ from idefics_cli.core.types import ImageLimits
 from idefics_cli.core.units import format_size
 from idefics_cli.images.clipboard import read_clipboard
 from idefics_cli.images.folders import has_wildcard
+from idefics_cli.images.tars import open_member, split_member
 
 _NEIGHBOURS = 5000  # number of names in a folder that are compared with a misspelt name
 # RFC 8089 allows three forms: file:///path, file://localhost/path and file:/path.
@@ -207,6 +208,8 @@ def _open_file(path: str, source: str) -> BinaryIO:
         descriptor = os.open(path, flags)
     # ValueError: NUL, or characters that no file name can have.
     except (OSError, ValueError) as error:
+        if isinstance(error, NotADirectoryError) and split_member(path) is not None:
+            return open_member(path)
         raise _unreadable(path, source, error) from error
     stream = os.fdopen(descriptor, "rb")
     try:

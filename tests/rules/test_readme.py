@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.support.clips import Clip
 from tests.support.readme import ROOT, Example, examples
+from tests.support.tars import make_tar
 
 PICTURES = (
     *("photo.jpg", "street.jpg", "before.png", "after.png", "site.jpg", "receipt.jpg"),
@@ -88,6 +89,10 @@ def place(tmp_path: Path) -> Path:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(Clip(frames=30).encode())
+    (tmp_path / "shards").mkdir()
+    sample = {"000.jpg": (tmp_path / "photo.jpg").read_bytes(), "000.txt": b"red"}
+    for number in range(8):
+        make_tar(tmp_path / "shards" / f"{number:05}.tar", sample)
     (tmp_path / "rules.txt").write_text("No smoking.\n")
     style = {"peft_type": "LORA", "lora_alpha": 8, "base_model_name_or_path": "smolvlm-500m"}
     (tmp_path / "my-style").mkdir()

@@ -90,6 +90,8 @@ class PictureReader:
             return replace(failed(picture.key, error), sha256=content.sha256, stamp=content.stamp)
 
     def _opened(self, picture: CaptionItem, file: PictureFile) -> Opened:
+        if file.error is not None:
+            raise file.error
         if file.has_changed:
             raise _changed(picture)
         requests = self._job.requests(picture, data=file.data)

@@ -1,20 +1,26 @@
-"""The maker of the work list: pictures of files, folders, globs and URLs, in a stable order."""
+"""The maker of the work list: pictures of files, folders, globs and URLs, in a stable order.
+
+The pictures in a tar archive are listed as if it were a folder, sorted by name. An archive in a
+folder counts only if the folder has no pictures beside it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import PurePath
 
 from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
+from idefics_cli.caption.inputs.tars import TarLister, expanded
 from idefics_cli.caption.item import CaptionItem, Columns
 from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
 from idefics_cli.core.escapes import plain_name
 from idefics_cli.core.sources import as_path, is_uri, source_of, without_password
 from idefics_cli.core.types import Attachment
+from idefics_cli.core.units import counted
 from idefics_cli.images.folders import (
     TakesVideos,
     Walk,
@@ -27,6 +33,7 @@ from idefics_cli.images.folders import (
     sort_key,
 )
 from idefics_cli.images.sources import no_such_file
+from idefics_cli.images.tars import is_tar, split_member
 
 _SEPARATORS = ("/", os.sep)
 # The orders of two arguments are at least this far apart. A list is one argument, and has fewer
@@ -61,13 +68,15 @@ def discover(
     lists: Sequence[FileList] = (),
     fields: Collection[str] | None = None,
     takes_videos: TakesVideos = lambda: False,
+    columns: tuple[str, ...] = (),
+    has_tar: Callable[[str], bool] = lambda path: True,
 ) -> Listing:
     """List the pictures that *arguments* name, then those of *lists*.
 
-    A file that the user names is always listed. In a folder, only files with a known extension or
-    the first bytes of an image are listed, videos if the model takes them, and nothing hidden. A
-    glob means the same as in a shell, and `**` matches any depth. Names in a list have no
-    wildcards. A picture that is named twice is listed once, with the columns of its row in a list.
+    A named file is always listed. In a folder, only files with a known extension or the first bytes
+    of an image are listed, videos if the model takes them, and nothing hidden. A glob means what it
+    means in a shell. Names in a list have no wildcards. A picture that is named twice is listed
+    once, with the columns of its row in a list.
 
     Paths in a table are relative to its folder, as in `metadata.jsonl` of a data set. Paths in a
     list of paths are relative to the current folder. But if the first path that exists by either
@@ -80,17 +89,15 @@ def discover(
         lists: The lists, in their order.
         fields: The columns that prompts use; other columns are dropped. None keeps all.
         takes_videos: See `TakesVideos`.
+        columns: Names of the columns of samples in archives.
+        has_tar: Whether to list the pictures of an archive; else the archive itself is listed.
 
     Raises:
         ImageError: If there is nothing to caption, or no named path exists.
         UsageError: If two rows give one picture different values in the columns of *fields*.
     """
-    lister = _Lister(fields, takes_videos, recursive=recursive, follow_links=follow_links)
-    for argument in arguments:
-        lister.add(argument)
-    for file_list in lists:
-        lister.add_list(file_list)
-    return _checked(lister.listing(all_columns(lists)))
+    lister = _Lister(fields, takes_videos, has_tar, recursive=recursive, follow_links=follow_links)
+    return _checked(lister.listing(arguments, lists, (*all_columns(lists), *columns)))
 
 
 def _checked(listing: Listing) -> Listing:
@@ -104,6 +111,7 @@ class _Lister:
         self,
         fields: Collection[str] | None,
         takes_videos: TakesVideos,
+        has_tar: Callable[[str], bool],
         *,
         recursive: bool,
         follow_links: bool,
@@ -112,6 +120,7 @@ class _Lister:
         self._recursive = recursive
         self._follow_links = follow_links
         self._fields = fields
+        self._has_tar = has_tar
         self._here = os.getcwd()
         # `CaptionItem.order` of the pictures that are being added. `_last_file` is the file that
         # was given before them.
@@ -121,8 +130,15 @@ class _Lister:
         self.pictures: dict[str, CaptionItem] = {}
         self.problems: list[IdeficsError] = []
         self.notes: list[str] = []
+        self._tars = TarLister(fields, self._takes_videos, self._problem, self.notes)
 
-    def listing(self, columns: tuple[str, ...]) -> Listing:
+    def listing(
+        self, arguments: Sequence[str], lists: Sequence[FileList], columns: tuple[str, ...]
+    ) -> Listing:
+        for argument in arguments:
+            self.add(argument)
+        for file_list in lists:
+            self.add_list(file_list)
         pictures, problems = tuple(self.pictures.values()), tuple(self.problems)
         return Listing(pictures, problems, columns, tuple(self.notes))
 
@@ -134,6 +150,10 @@ class _Lister:
             self.pictures.setdefault(key, picture)
             return
         path = os.path.expanduser(argument) if argument.startswith("~") else argument
+        if not os.path.lexists(path) and (names := list(expanded(path))) != [path]:
+            for name in names:
+                self.add(name)
+            return
         # A path that exists is no glob, even if its name looks like one.
         if not has_wildcard(path) or os.path.lexists(path):
             self._begin_argument(path)
@@ -166,6 +186,9 @@ class _Lister:
             # the disk is not asked.
             if not has_picture_name(path) and os.path.isdir(path):
                 self._add_folder(path, base)
+                continue
+            if is_tar(path):
+                self._add_tar(path, base)
                 continue
             picture = self._picture(path, tree_path(name), columns)
             self._add_row(self._identity(path), picture, (file_list.source, entry.line))
@@ -205,6 +228,8 @@ class _Lister:
     def _add_path(self, path: str, root: str | None) -> None:
         if os.path.isdir(path):
             self._add_folder(path, path if root is None else root)
+        elif is_tar(path):
+            self._add_tar(path, root)
         else:
             self._add_file(path, root)
 
@@ -221,7 +246,16 @@ class _Lister:
         pictures = walk.pictures(self._takes_videos)
         for path in pictures:
             self._add_file(path, root)
-        if not pictures and not walk.unlisted:
+        tars = sorted(filter(is_tar, walk.files), key=sort_key)
+        if pictures and tars:
+            self.notes.append(
+                f"left out {counted(len(tars), 'archive')} in `{folder}`, such as `{tars[0]}`; "
+                "name them to caption the pictures in them"
+            )
+            return
+        for path in tars:
+            self._add_tar(path, root)
+        if not pictures and not tars and not walk.unlisted:
             hint = None if self._recursive else "`-r` also looks into its sub-folders"
             self._problem(f"no pictures in folder `{folder}`", hint)
 
@@ -230,6 +264,16 @@ class _Lister:
         if identity not in self.pictures:
             relative = os.path.basename(path) if root is None else _below(path, root)
             self.pictures[identity] = self._picture(path, relative)
+
+    def _add_tar(self, path: str, root: str | None) -> None:
+        relative = os.path.basename(path) if root is None else _below(path, root)
+        if not self._has_tar(path):
+            self.pictures.setdefault(self._identity(path), self._picture(path, relative))
+            return
+        for each in self._tars.pictures(path):
+            inner = f"{path}/{each.name}"
+            picture = self._picture(inner, f"{relative}/{each.name}", each.columns)
+            self.pictures.setdefault(self._identity(inner), replace(picture, span=each.span))
 
     def _picture(self, path: str, relative: str, columns: Columns = ()) -> CaptionItem:
         # The name of a file may look like a URI or be `-`: its key then starts with `./`.
@@ -284,7 +328,7 @@ def _file_name(text: str, base: str, file_list: FileList) -> str:
     The output of an earlier run can be the list. There, `escaped_name` may have written the name.
     """
     name = plain_name(text) if file_list.is_table else text
-    return name if name == text or os.path.lexists(os.path.join(base, name)) else text
+    return name if name == text or _exists(os.path.join(base, name)) else text
 
 
 def place_of(text: str, base: str, file_list: FileList) -> tuple[str, str]:
@@ -310,7 +354,7 @@ def base_folder(file_list: FileList) -> str:
     for entry in file_list.entries:
         if not is_uri(entry.path):
             for folder in folders:
-                if os.path.lexists(os.path.join(folder, _file_name(entry.path, folder, file_list))):
+                if _exists(os.path.join(folder, _file_name(entry.path, folder, file_list))):
                     return folder
     return folders[0]
 
@@ -324,7 +368,12 @@ def _nothing(listing: Listing) -> ImageError:
 
 
 def _may_exist(source: str) -> bool:
-    return is_uri(source) or os.path.lexists(source)
+    return is_uri(source) or _exists(source)
+
+
+def _exists(path: str) -> bool:
+    """Whether there is a file *path*, which may lie in an archive."""
+    return os.path.lexists(path) or split_member(path) is not None
 
 
 def _uri_key(uri: str) -> str:

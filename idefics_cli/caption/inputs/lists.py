@@ -215,7 +215,7 @@ def _json_lines(text: str, source: str) -> FileList:
         place = where(source, number)
         cells = _cells(line, place)
         names.update(dict.fromkeys(cells))
-        columns = {name: _text(value) for name, value in cells.items() if value is not None}
+        columns = {name: value_text(value) for name, value in cells.items() if value is not None}
         path = _path(cells, place)
         entries.append(ListEntry(path, number, _checked(columns, path, place)))
     return FileList(source, tuple(entries), tuple(names), is_table=True)
@@ -233,7 +233,8 @@ def _cells(line: str, place: str) -> dict[str, object]:
     return cells
 
 
-def _text(value: object) -> str:
+def value_text(value: object) -> str:
+    """Return *value*, which comes from JSON, as the text of a column."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

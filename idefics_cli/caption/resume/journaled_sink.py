@@ -14,6 +14,7 @@ from typing import Self
 from idefics_cli.caption.resume.items import PICTURES, ItemRules
 from idefics_cli.caption.resume.journal import RunJournal, Settings
 from idefics_cli.caption.resume.names import reachable
+from idefics_cli.caption.resume.split import count_units
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
 from idefics_cli.core.errors import IdeficsError, UsageError
@@ -355,7 +356,7 @@ class JournaledSink:
         entries = self._journal.entries
         done = entries.keys() | self._journal.skipped
         is_complete = all(identity in done for identity in self._keys.values())
-        listed = len(self._target.pictures) + len(self._target.others)
+        listed = count_units(self._target.pictures) + count_units(self._target.others)
         self._journal.close_output(stamp, is_complete=is_complete, listed=listed)
 
 

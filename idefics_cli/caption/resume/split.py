@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.resume.names import identity
-from idefics_cli.caption.shards.shard import Shard
+from idefics_cli.caption.shards.shard import Shard, unit_of
 
 
 def split_off(
@@ -26,3 +27,11 @@ def split_off(
     for picture in pictures:
         (own if shard.has(identity(picture.key, folder)) else others).append(picture)
     return tuple(own), tuple(others)
+
+
+def count_units(pictures: Iterable[CaptionItem]) -> int:
+    """Return the number of *pictures*; those of one tar archive, which follow each other, are one.
+
+    So all tasks of a run count the same, although each lists only the pictures of its archives.
+    """
+    return sum(1 for _ in groupby(unit_of(picture.key) for picture in pictures))

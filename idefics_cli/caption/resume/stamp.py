@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 
 from idefics_cli.caption.item import CaptionItem
+from idefics_cli.core.errors import ImageError
 from idefics_cli.core.files import stamp_of_file, stamp_of_status
 from idefics_cli.core.sources import MOST_FILE_BYTES, is_uri
+from idefics_cli.images.tars import open_member, split_member
 
 # Each reader holds a file of up to this size in memory, so that it is read only once. A JPEG from a
 # camera has some 10 MB. A larger file is read twice: for its digest, and by the decoder.
 _MAX_BYTES = 64 * 2**20
+_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,13 @@ class PictureFile:
         data: The bytes of the file; None for a source other than a file, for a file that cannot be
             read, and for a file that is too large to be held in memory.
         has_changed: Whether the file changed while it was read.
+        error: Why the file cannot be read; None leaves that to the image loader.
     """
 
     content: FileContent
     data: bytes | None = field(default=None, repr=False)
     has_changed: bool = False
+    error: ImageError | None = None
 
 
 def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> PictureFile:
@@ -47,6 +52,8 @@ def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> Pictur
     A file that cannot be read raises no error here. The image loader later raises one that says
     why.
     """
+    if (found := split_member(picture.attachment.source)) is not None:
+        return _read_member(picture, found[0], max_bytes)
     try:
         with _open_regular(picture.attachment.source) as file:
             before = os.fstat(file.fileno())
@@ -64,8 +71,30 @@ def read_picture(picture: CaptionItem, *, max_bytes: int = _MAX_BYTES) -> Pictur
     return PictureFile(content, data, has_changed=stamp_of_status(before) != stamp_of_status(after))
 
 
+def _read_member(picture: CaptionItem, tar: str, max_bytes: int) -> PictureFile:
+    # The archive may grow while it is read; the bytes of its members stay where they are.
+    stamp = _with_columns(stamp_of_file(tar), picture)
+    try:
+        with open_member(picture.attachment.source, picture.span) as file:
+            data = file.read(max_bytes + 1)
+            sha256 = hashlib.sha256(data)
+            while block := file.read(_BLOCK_BYTES):
+                sha256.update(block)
+    except ImageError as error:
+        # Without a stamp, the next run reads the picture again.
+        is_changing = error.kind == "truncated"
+        return PictureFile(FileContent(None, None if is_changing else stamp), error=error)
+    except OSError:
+        return PictureFile(FileContent(None, stamp))
+    return PictureFile(
+        FileContent(sha256.hexdigest(), stamp), data if len(data) <= max_bytes else None
+    )
+
+
 def sha256_of(picture: CaptionItem) -> str | None:
     """Return the digest of the file of *picture*; None if the file cannot be read."""
+    if (found := split_member(picture.attachment.source)) is not None:
+        return _read_member(picture, found[0], 0).content.sha256
     try:
         with _open_regular(picture.attachment.source) as file:
             if os.fstat(file.fileno()).st_size > MOST_FILE_BYTES:
@@ -79,11 +108,15 @@ def stamp_of(picture: CaptionItem) -> str | None:
     """Return the stamp of *picture*: the stamp of its file, `#`, and the digest of its columns.
 
     If size and time of change are the same, the content of a file is assumed to be the same.
+    The file of a picture in a tar archive is the archive.
     For a source other than a file, nothing stands before the `#`. For a picture without columns,
     there is no `#`. If there is neither a file nor columns, the stamp is None.
     """
     source = picture.attachment.source
-    return _with_columns(None if is_uri(source) else stamp_of_file(source), picture)
+    stamp = None if is_uri(source) else stamp_of_file(source)
+    if stamp is None and (found := split_member(source)) is not None:
+        stamp = stamp_of_file(found[0])
+    return _with_columns(stamp, picture)
 
 
 def _with_columns(stamp: str | None, picture: CaptionItem) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from idefics_cli.core.errors import UsageError
+from idefics_cli.images.tars import tar_part
 
 MOST_SHARDS = 99_999
 """The number of a shard has five digits in names of files."""
@@ -57,9 +58,13 @@ class Shard:
         The hash of its name decides. So each picture belongs to one shard, even if tasks list a
         folder at different times and files come and go meanwhile.
 
+        All pictures of a tar archive belong to one shard, so that a task need not read the archives
+        of the others, and one task writes the archive of their captions.
+
         Args:
             identity: The key of the picture in the journal; see `journal.identity`.
         """
+        identity = unit_of(identity)
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
         return int.from_bytes(digest[:8]) % self.count == self.index
 
@@ -76,3 +81,8 @@ class Shard:
             return None
         index, count = int(match["index"]), int(match["count"])
         return cls(index, count) if index < count else None
+
+
+def unit_of(identity: str) -> str:
+    """Return what belongs to one shard as a whole: the picture *identity*, or its tar archive."""
+    return tar_part(identity) or identity

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from idefics_cli.caption.sinks.rows import file_name, is_below
 from idefics_cli.core.errors import UsageError
+from idefics_cli.images.tars import split_member
 
 _NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
 # fsspec or `os.path.expandvars` would change these parts of a name, and `datasets` passes names to
@@ -54,6 +55,11 @@ def check_dataset(path: Path, keys: Iterable[str], columns: Iterable[str]) -> No
             raise UsageError(
                 f"`{path}` is a data set, and the picture `{key}` is not below its folder",
                 hint=f"write it to the folder of the pictures, or choose {other}",
+            )
+        if split_member(key) is not None:
+            raise UsageError(
+                f"`{path}` is a data set, and the picture `{key}` is in an archive",
+                hint=f"unpack the archive, or choose {other}",
             )
     for column in columns:
         # In columns with these names, "imagefolder" of `datasets` expects the names of picture

@@ -23,6 +23,7 @@ from idefics_cli.core.escapes import NOT_UTF8
 from idefics_cli.core.files import check_replaceable, stamp_of_file, sync_folder, unfinished_path
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
+from idefics_cli.images.tars import split_member
 
 # The tags of a description, by their names in exiftool: XMP, IPTC-IIM 4.2 (2:120) and EXIF 2.32
 # (0x010e). The Metadata Working Group recommends these three (Guidelines for Handling Image
@@ -108,7 +109,8 @@ class EmbedSink(XmpSink):
     def find_paths(self) -> dict[str, str]:
         """Return the path of each picture by its key; links are followed."""
         for picture in self._target.pictures:
-            if is_uri(picture.attachment.source):
+            source = picture.attachment.source
+            if is_uri(source) or split_member(source) is not None:
                 raise UsageError(
                     f"`{picture.key}` is not a file, and `--embed` writes into files",
                     hint="leave it out, or write captions with `-o FILE`",

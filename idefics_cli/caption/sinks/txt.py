@@ -22,6 +22,7 @@ from idefics_cli.core.escapes import escaped
 from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
+from idefics_cli.images.tars import is_tar, split_member
 
 # After one of these errors, every other picture would fail too, so they end the run.
 _ENDS_THE_RUN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
@@ -194,7 +195,9 @@ def sidecars(target: Target, folds_case: Callable[[str], bool]) -> dict[str, str
             if a picture is not a file and so has no folder.
     """
     paths: dict[str, str] = {}
-    every = [*target.pictures, *target.others]
+    # The archives of other shards stand for pictures that this task has not listed.
+    others = (picture for picture in target.others if not is_tar(picture.key))
+    every = [*target.pictures, *others]
     taken = {_identity(p.key): p.key for p in every if not is_uri(p.key)}
     folded: dict[tuple[str, ...], str] = {}
     for picture in every:
@@ -236,7 +239,7 @@ def _sidecar(picture: CaptionItem, target: Target) -> str:
         if relative.startswith("/") or ".." in relative.split("/"):
             relative = relative.rpartition("/")[2]
         path = os.path.join(target.path, relative or "picture")
-    elif is_uri(picture.key):
+    elif is_uri(picture.key) or split_member(picture.key) is not None:
         raise UsageError(
             f"`{picture.key}` has no folder to put a caption file in",
             hint="`-o FOLDER` says where",

@@ -14,7 +14,7 @@ from idefics_cli.cli.commands.caption.job import show_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
 from idefics_cli.cli.commands.caption.run import run
-from idefics_cli.cli.commands.caption.shard import find_shard, with_shard
+from idefics_cli.cli.commands.caption.shard import find_shard, tars_of, with_shard
 from idefics_cli.cli.examples import read_examples
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import banned_words, plan_for, report_warnings
@@ -30,7 +30,7 @@ def caption(
         list[str] | None,
         typer.Argument(
             metavar="PATH",
-            help="Files, folders, globs (`**` for any depth), URLs; `-` for a picture on stdin.",
+            help="Files, folders, globs (`**` for any depth), tar archives, URLs; `-` for stdin.",
             show_default=False,
         ),
     ] = None,
@@ -126,7 +126,7 @@ def caption(
     questions = given.questions(invocation)
     shown = read_examples(invocation, example or (), examples or ())
     banned = banned_words(ban or ())
-    listing = given.listing(invocation, questions)
+    listing = given.listing(invocation, questions, tars_of(chosen, destination))
     for note in listing.notes:
         invocation.console.note(note)
     workers = None if invocation.settings.server else plan_workers(invocation, given)

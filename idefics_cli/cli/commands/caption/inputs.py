@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -129,8 +129,15 @@ class Inputs:
         _check_marks(prompt)
         return (CaptionQuestion(prompt),)
 
-    def listing(self, invocation: Invocation, questions: tuple[CaptionQuestion, ...]) -> Listing:
+    def listing(
+        self,
+        invocation: Invocation,
+        questions: tuple[CaptionQuestion, ...],
+        has_tar: Callable[[str], bool] = lambda path: True,
+    ) -> Listing:
         """Return the pictures, each with the columns of its list that *questions* use as fields.
+
+        *has_tar* is that of `discover`.
 
         Raises:
             ImageError: If there are no pictures.
@@ -138,13 +145,18 @@ class Inputs:
         """
         from idefics_cli.caption.inputs.discover import discover
         from idefics_cli.caption.inputs.lists import all_columns, read_list
+        from idefics_cli.caption.inputs.tars import sample_columns
         from idefics_cli.caption.inputs.templates import used_fields
 
         stdin = invocation.services.stdin
         if STDIN in self.lists:
             tell_if_silent(stdin, invocation.console, "the list of pictures")
         lists = [read_list(source, stdin, null=self.null) for source in self.lists]
-        fields = used_fields([question.prompt for question in questions], all_columns(lists))
+        prompts = [question.prompt for question in questions]
+        columns: tuple[str, ...] = ()
+        if any("{" in prompt for prompt in prompts):
+            columns = sample_columns(self.paths, recursive=invocation.settings.recursive)
+        fields = used_fields(prompts, (*all_columns(lists), *columns))
         return discover(
             self.paths,
             recursive=invocation.settings.recursive,
@@ -152,6 +164,8 @@ class Inputs:
             lists=lists,
             fields=fields,
             takes_videos=lambda: takes_videos(invocation),
+            columns=columns,
+            has_tar=has_tar,
         )
 
 

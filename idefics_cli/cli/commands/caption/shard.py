@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from idefics_cli.core.errors import UsageError
 from idefics_cli.core.units import counted
 
 if TYPE_CHECKING:
+    from idefics_cli.caption.item import CaptionItem
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.shards.schedulers import ChosenShard
@@ -49,16 +51,38 @@ def with_shard(
     from idefics_cli.caption.resume.split import split_off
     from idefics_cli.caption.sinks.dataset import check_dataset, is_dataset
 
-    path, total = output.path, len(job.pictures)
+    path = output.path
     if path is not None and is_dataset(path):
         check_dataset(path, (picture.key for picture in job.pictures), job.answer_columns)
-    folder = path if path is not None and output.sink.output == "folder" else None
-    if path is not None and folder is None:
-        folder = path.parent
-    own, others = split_off(job.pictures, chosen.shard, folder or Path())
+    own, others = split_off(job.pictures, chosen.shard, _folder_of(output))
     job = replace(job, pictures=own, others=others)
     where = f" ({chosen.source})" if chosen.source else ""
-    invocation.console.note(
-        f"shard {chosen.shard}{where}: {len(job.pictures)} of {counted(total, 'picture')}"
-    )
+    invocation.console.note(f"shard {chosen.shard}{where}: {_parts(own, others)}")
     return job, output.of_shard(chosen.shard)
+
+
+def tars_of(chosen: ChosenShard | None, output: CaptionOutput) -> Callable[[str], bool]:
+    """Return whether the pictures of an archive belong to this task; see `discover`."""
+    if chosen is None:
+        return lambda path: True
+    from idefics_cli.caption.resume.names import identity
+
+    shard, folder = chosen.shard, _folder_of(output)
+    return lambda path: shard.has(identity(path, folder))
+
+
+def _folder_of(output: CaptionOutput) -> Path:
+    """Return the folder from which pictures are named, to find their shard."""
+    if output.path is None:
+        return Path()
+    return output.path if output.sink.output == "folder" else output.path.parent
+
+
+def _parts(own: Sequence[CaptionItem], others: Sequence[CaptionItem]) -> str:
+    """Return how many pictures, or archives, of how many belong to the shard."""
+    from idefics_cli.caption.resume.split import count_units
+
+    some, rest = count_units(own), count_units(others)
+    if some == len(own) and not any(picture.key.lower().endswith(".tar") for picture in others):
+        return f"{some} of {counted(some + rest, 'picture')}"
+    return f"{counted(len(own), 'picture')} in {some} of {counted(some + rest, 'file')}"
