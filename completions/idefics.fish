@@ -183,6 +183,8 @@ complete -c idefics -n '__idefics_at caption' -l revision -x -d 'Branch, tag or 
 complete -c idefics -n '__idefics_at caption' -l adapter -x -d 'LoRA adapter: a folder or a Hub id. Without a model, its base model'
 complete -c idefics -n '__idefics_at caption' -l device -x -a "auto\t'' cpu\t'' mps\t'' cuda\t''" -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
 complete -c idefics -n '__idefics_at caption' -l devices -x -a "cpu\t'' all\t''" -d 'Share the pictures among several devices, each with a copy of the model: devices with commas, such as cuda:0,cuda:1, or cpu:2 for two workers, or all'
+complete -c idefics -n '__idefics_at caption' -l ray -x -a "auto\t''" -d 'Share the pictures among the nodes of this Ray cluster: auto for the cluster of this machine, or HOST:PORT'
+complete -c idefics -n '__idefics_at caption' -l workers -x -d 'Number of workers on the cluster of `--ray`. (default: as many as fit now)'
 complete -c idefics -n '__idefics_at caption' -l dtype -x -a "auto\t'' bfloat16\t'' float16\t'' float32\t''" -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
 complete -c idefics -n '__idefics_at caption' -l quantization -x -a "auto\t'' none\t'' 8bit\t'' 4bit\t''" -d 'Compress the weights to save memory: auto, none, 8bit or 4bit. (default: auto)'
 complete -c idefics -n '__idefics_at caption' -l attention -l attn-implementation -x -a "auto\t'' flash_attention_2\t'' flash_attention_3\t'' flash_attention_4\t'' sdpa\t'' eager\t''" -d 'Attention implementation: auto, flash_attention_2, flash_attention_3, flash_attention_4, sdpa or eager. (default: auto)'

@@ -25,7 +25,7 @@ from idefics_cli.caption.events import (
     Started,
     Unlocked,
 )
-from idefics_cli.caption.executors import EXECUTORS, NamedFactory
+from idefics_cli.caption.executors import EXECUTORS, ExecutorKind, NamedFactory
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.kind import PICTURES, ItemKind
 from idefics_cli.caption.outcome import RunEnd, RunOutcome
@@ -48,7 +48,7 @@ def caption_pictures(
     *,
     kind: ItemKind = PICTURES,
     factory: EngineFactory | None = None,
-    executor: str = "local",
+    executor: str | ExecutorKind = "local",
     workers: Sequence[NamedFactory] = (),
     retry_failed: bool = False,
     max_failures: int | None = None,
@@ -66,7 +66,7 @@ def caption_pictures(
         spec: The model.
         kind: What the items of *job* are.
         factory: Makes the engine; None loads *spec*.
-        executor: A key of `EXECUTORS`.
+        executor: What makes the executor, or its key in `EXECUTORS`.
         workers: Make the engines of an executor with several of them.
         retry_failed: Caption the pictures that failed before, and no others.
         max_failures: Stop when more pictures than this have failed.
@@ -78,6 +78,7 @@ def caption_pictures(
             that fails raises nothing.
     """
     factory = factory or engine_factory(spec)
+    executor = EXECUTORS[executor] if isinstance(executor, str) else executor
     run = _RunState(job, output, spec, kind, factory, executor, workers, max_failures, on_event)
     return run.run(retry_failed=retry_failed)
 
@@ -117,7 +118,7 @@ class _RunState:
     spec: LoadSpec
     kind: ItemKind
     factory: EngineFactory
-    executor: str
+    executor: ExecutorKind
     workers: Sequence[NamedFactory]
     max_failures: int | None
     on_event: Callable[[RunEvent], None]
@@ -244,7 +245,7 @@ class _RunState:
             hold=hold,
             on_event=on_event,
             make_executor=partial(
-                EXECUTORS[self.executor],
+                self.executor,
                 make_reader=self.kind.make_reader,
                 workers=self.workers,
             ),

@@ -17,8 +17,9 @@ from idefics_cli.core.units import format_size
 from idefics_cli.engine.protocol import Engine
 
 if TYPE_CHECKING:
+    from idefics_cli.cli.services import Services
     from idefics_cli.models.hub.facts import ModelFacts
-    from idefics_cli.models.planning.plan import Machine, Plan
+    from idefics_cli.models.planning.plan import Machine, Plan, PlanChoices
     from idefics_cli.models.planning.verdicts import Verdicts
 
 
@@ -139,12 +140,26 @@ def plan_for(
         ModelError: If the model is unknown or missing.
         PlanError: If this machine cannot run an explicit choice.
     """
-    from idefics_cli.models.planning.plan import PlanChoices, make_plan
+    from idefics_cli.models.planning.plan import make_plan
 
     invocation = with_base_model(invocation)
-    settings, services = invocation.settings, invocation.services
+    services = invocation.services
     facts = facts or find_facts(invocation)
-    choices = PlanChoices(
+    choices = plan_choices(invocation.settings)
+    # The probe imports torch, which takes seconds.
+    with invocation.console.status("starting"):
+        machine = machine or services.probe()
+        verdicts = known_verdicts(invocation, machine, facts)
+        plan = make_plan(facts, choices, machine, faults=verdicts.faults)
+    folder = str(quantized_folder(services.environ))
+    return replace(plan, spec=replace(plan.spec, quantized_folder=folder))
+
+
+def plan_choices(settings: Settings) -> PlanChoices:
+    """Return the user's choices for a plan."""
+    from idefics_cli.models.planning.plan import PlanChoices
+
+    return PlanChoices(
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,
@@ -156,11 +171,19 @@ def plan_for(
         revision=settings.revision,
         limits=image_limits(settings),
     )
-    # The probe imports torch, which takes seconds.
-    with invocation.console.status("starting"):
-        machine = machine or services.probe()
-        verdicts = known_verdicts(invocation, machine, facts)
-        plan = make_plan(facts, choices, machine, faults=verdicts.faults)
+
+
+def plan_here(services: Services, facts: ModelFacts, choices: PlanChoices) -> Plan:
+    """Decide how a model runs on the machine of this process, without a word to the user.
+
+    Raises:
+        PlanError: If this machine cannot run an explicit choice.
+    """
+    from idefics_cli.models.planning.plan import make_plan
+
+    machine = services.probe()
+    verdicts = _verdicts(services, choices.device, machine, facts)
+    plan = make_plan(facts, choices, machine, faults=verdicts.faults)
     folder = str(quantized_folder(services.environ))
     return replace(plan, spec=replace(plan.spec, quantized_folder=folder))
 
@@ -170,16 +193,21 @@ def known_verdicts(invocation: Invocation, machine: Machine, facts: ModelFacts) 
 
     Files that hold no verdict are ignored with a warning.
     """
-    from idefics_cli.models.planning.verdicts import read_verdicts
-
-    services = invocation.services
-    folder = verdict_folder(services.environ)
-    verdicts = read_verdicts(folder, machine)
-    uses_gpus = (invocation.settings.device or "auto").startswith(("auto", "cuda"))
-    if machine.gpus and uses_gpus:
-        verdicts = services.probe_gpus(folder, verdicts, machine, facts.shape)
+    verdicts = _verdicts(invocation.services, invocation.settings.device, machine, facts)
     for note in verdicts.notes:
         invocation.console.warn(note)
+    return verdicts
+
+
+def _verdicts(
+    services: Services, device: str | None, machine: Machine, facts: ModelFacts
+) -> Verdicts:
+    from idefics_cli.models.planning.verdicts import read_verdicts
+
+    folder = verdict_folder(services.environ)
+    verdicts = read_verdicts(folder, machine)
+    if machine.gpus and (device or "auto").startswith(("auto", "cuda")):
+        verdicts = services.probe_gpus(folder, verdicts, machine, facts.shape)
     return verdicts
 
 

@@ -53,6 +53,12 @@ def _option(
     )
 
 
+# Any: `typer.Option` returns this type.
+def _value(flag: str, metavar: str, panel: str, text: str) -> Any:
+    """Return an option that is no setting: its value belongs to one call of a command."""
+    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+
+
 def picture_limit(name: str, *, default: float, text: str | None = None) -> Any:
     """Return the option of a limit of pictures that has another default in a command."""
     return _option(name, panel=IMAGES_PANEL, text=text, unset=f"{default:.0f}")
@@ -126,6 +132,8 @@ Revision = Annotated[str | None, _option("revision", panel=MODEL_PANEL)]
 AdapterName = Annotated[str | None, _option("adapter", panel=MODEL_PANEL)]
 Device = Annotated[str | None, _option("device", panel=MODEL_PANEL)]
 Devices = Annotated[str | None, _option("devices", panel=MODEL_PANEL, metavar="LIST")]
+Ray = Annotated[str | None, _option("ray", panel=MODEL_PANEL, metavar="ADDRESS")]
+ClusterWorkers = Annotated[str | None, _option("workers", panel=MODEL_PANEL)]
 Dtype = Annotated[str | None, _option("dtype", panel=MODEL_PANEL)]
 QuantizationName = Annotated[str | None, _option("quantization", panel=MODEL_PANEL)]
 AttentionName = Annotated[
@@ -167,105 +175,85 @@ SchemaPrompt = Annotated[
 ]
 Schema = Annotated[
     str | None,
-    typer.Option(
+    _value(
         "--schema",
-        metavar="SCHEMA",
-        help="Answer as JSON: a JSON Schema, its file, or fields such as `caption, people int`.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
+        "SCHEMA",
+        ANSWER_PANEL,
+        "Answer as JSON: a JSON Schema, its file, or fields such as `caption, people int`.",
     ),
 ]
 Regex = Annotated[
     str | None,
-    typer.Option(
+    _value(
         "--regex",
-        metavar="PATTERN",
-        help="Answer with a text that matches this regular expression as a whole.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
+        "PATTERN",
+        ANSWER_PANEL,
+        "Answer with a text that matches this regular expression as a whole.",
     ),
 ]
 Tags = Annotated[
     str | None,
-    typer.Option(
+    _value(
         "--tags",
-        metavar="FILE",
-        help="Caption with tags of this list, one on each line, and no other words.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
+        "FILE",
+        ANSWER_PANEL,
+        "Caption with tags of this list, one on each line, and no other words.",
     ),
 ]
 Choices = Annotated[
     list[str] | None,
-    typer.Option(
+    _value(
         "--choice",
-        metavar="TEXT",
-        help="Answer with the likeliest of these texts; repeat it for each.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
+        "TEXT",
+        ANSWER_PANEL,
+        "Answer with the likeliest of these texts; repeat it for each.",
     ),
 ]
 PromptFile = Annotated[
     str | None,
-    typer.Option(
-        "--prompt-file",
-        metavar="FILE",
-        help="Read the prompt from a file; `-` is stdin.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
-    ),
+    _value("--prompt-file", "FILE", ANSWER_PANEL, "Read the prompt from a file; `-` is stdin."),
 ]
 Ask = Annotated[
     list[str] | None,
-    typer.Option(
-        "--ask",
-        metavar="NAME=TEXT",
-        help="Ask a named question; can be repeated.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
-    ),
+    _value("--ask", "NAME=TEXT", ANSWER_PANEL, "Ask a named question; can be repeated."),
 ]
 
 Examples = Annotated[
     list[str] | None,
-    typer.Option(
+    _value(
         "--example",
-        metavar="PICTURE=TEXT",
-        help="Show the model an example before the question; can be repeated.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
+        "PICTURE=TEXT",
+        ANSWER_PANEL,
+        "Show the model an example before the question; can be repeated.",
     ),
 ]
 ExampleLists = Annotated[
     list[str] | None,
-    typer.Option(
+    _value(
         "--examples",
-        metavar="FILE",
-        help="Read examples from JSON lines or CSV with `image` and `text`.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
+        "FILE",
+        ANSWER_PANEL,
+        "Read examples from JSON lines or CSV with `image` and `text`.",
     ),
 ]
 
 Ban = Annotated[
     list[str] | None,
-    typer.Option(
+    _value(
         "--ban",
-        metavar="WORD",
-        help="Keep a word or a special token out of the answer; can be repeated.",
-        rich_help_panel=ANSWER_PANEL,
-        show_default=False,
+        "WORD",
+        ANSWER_PANEL,
+        "Keep a word or a special token out of the answer; can be repeated.",
     ),
 ]
 
 FileLists = Annotated[
     list[str] | None,
-    typer.Option(
+    _value(
         "--filelist",
-        metavar="FILE",
-        help="Read a list of pictures: paths, JSON lines or CSV; `-` is stdin.",
-        rich_help_panel=IMAGES_PANEL,
-        show_default=False,
+        "FILE",
+        IMAGES_PANEL,
+        "Read a list of pictures: paths, JSON lines or CSV; `-` is stdin.",
     ),
 ]
 Null = Annotated[

@@ -16,6 +16,7 @@ from idefics_cli.engine.protocol import EngineFactory
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from idefics_cli.caption.executors.cluster import Cluster
     from idefics_cli.models.families.spec import Shape
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine
@@ -64,6 +65,12 @@ def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts
     return find_facts(name, revision=revision, offline=offline)
 
 
+def _open_cluster(address: str) -> Cluster:
+    from idefics_cli.caption.executors.ray import open_cluster
+
+    return open_cluster(address)
+
+
 def _stdin() -> BinaryIO | None:
     # `sys.stdin` is None if the parent process has closed it, as some schedulers do.
     return None if sys.stdin is None else sys.stdin.buffer
@@ -85,6 +92,7 @@ class Services:
             arguments are the folder of the verdicts, those in it, the machine, and the shape of
             the model.
         find_facts: Looks up a model.
+        open_cluster: Connects to the Ray cluster at an address.
         clock: Returns seconds, for durations.
     """
 
@@ -96,4 +104,5 @@ class Services:
     failing_kernels: Callable[[LoadSpec], Collection[str]] = _failing_kernels
     probe_gpus: Callable[[Path, Verdicts, Machine, Shape], Verdicts] = _probe_gpus
     find_facts: FindFacts = _find_facts
+    open_cluster: Callable[[str], Cluster] = _open_cluster
     clock: Callable[[], float] = time.perf_counter

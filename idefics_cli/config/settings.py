@@ -53,6 +53,19 @@ class Settings:
         pattern=r"all|(cuda:\d+|mps|cpu(:\d+)?)(,(cuda:\d+|mps|cpu(:\d+)?))*",
         expects="devices with commas, such as cuda:0,cuda:1, or cpu:2 for two workers, or all",
     )
+    ray: str | None = _setting(
+        None,
+        help="Share the pictures among the nodes of this Ray cluster.",
+        pattern=r"auto|(ray://)?[^\s:/]+:\d+|(ray://)?\[[0-9a-fA-F:.]+\]:\d+",
+        expects="auto for the cluster of this machine, or HOST:PORT",
+    )
+    workers: int | None = _setting(
+        None,
+        help="Number of workers on the cluster of `--ray`.",
+        minimum=1,
+        maximum=512,
+        unset="as many as fit now",
+    )
     dtype: str = _setting(
         "auto", help="Number format of the weights.", choices=("auto", *get_args(DtypeName))
     )

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 
 from idefics_cli.core.imports import quick_imports
 from idefics_cli.core.paths import free_bytes, hub_cache
@@ -181,7 +180,7 @@ def probe_processor(*, root: Path = Path("/")) -> Machine:
         cpu_flags=flags | torch_flags,
         torch_cpu_capability=capability,
         platform=f"{platform.system()} {platform.machine()}",
-        versions=MappingProxyType({name: _version(name) for name in PACKAGES}),
+        versions={name: _version(name) for name in PACKAGES},
     )
 
 

@@ -11,10 +11,10 @@ from functools import partial
 import pytest
 
 from idefics_cli.caption.events import ExecutorEvent, Ready, WorkerGone, WorkerLost, WorkerShares
-from idefics_cli.caption.executors.remote import (
+from idefics_cli.caption.executors.remote import RemoteExecutor
+from idefics_cli.caption.executors.worker_protocol import (
     Hire,
     Inbox,
-    RemoteExecutor,
     WorkerEnded,
     WorkerLoading,
 )
@@ -34,6 +34,7 @@ class Staff:
         deadly: Keys of pictures with which a worker dies.
         dies_first: This many workers die when they get their first pictures.
         error: The error of a worker that cannot load, by the name of its place.
+        commits: Another commit of the model that a worker loads, by the name of its place.
         is_slow: Whether workers answer a moment later.
         waits: Whether slow workers answer only after a call of `stop`.
         on_add: Called when a worker has got pictures.
@@ -46,6 +47,7 @@ class Staff:
     deadly: Sequence[str] = ()
     dies_first: int = 0
     error: dict[str, IdeficsError | str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
     is_slow: bool = False
     waits: bool = False
     on_add: Callable[[], None] = lambda: None
@@ -65,7 +67,7 @@ class Staff:
         self.workers.append(worker)
         error = self.error.get(name)
         if error is None:
-            inbox.put((worker, Ready("0123abc")))
+            inbox.put((worker, Ready(self.commits.get(name, "0123abc"))))
         elif isinstance(error, str):
             inbox.put((worker, WorkerEnded(error)))
         else:
@@ -285,3 +287,13 @@ def test_a_worker_that_still_loads_is_killed_by_a_stop() -> None:
     assert [event for event in events if isinstance(event, CaptionRecord)] == []
     assert phases == [("reading", 0.5)]
     assert killed == ["loading"]
+
+
+def test_a_worker_with_another_commit_of_the_model_is_refused() -> None:
+    staff = Staff(commits={"b": "4567def"})
+    records, events = run(staff, "a", "b", "c")
+    assert sorted(records) == sorted(NAMES)
+    assert [event for event in events if isinstance(event, WorkerGone)] == [
+        WorkerGone("b", "`b` has the commit 4567def of the model, and the first worker 0123abc")
+    ]
+    assert events.count(Ready("0123abc")) == 1

@@ -16,7 +16,8 @@ from threading import Lock, Thread
 
 from idefics_cli.caption.executors.base import NamedFactory
 from idefics_cli.caption.executors.reading import MakeReader, PictureReader
-from idefics_cli.caption.executors.remote import Hire, Inbox, RemoteExecutor, Task, WorkerEnded
+from idefics_cli.caption.executors.remote import RemoteExecutor
+from idefics_cli.caption.executors.worker_protocol import Hire, Inbox, Task, WorkerEnded
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import IdeficsError
@@ -58,7 +59,7 @@ def process_executor(
 
 
 class ProcessWorker:
-    """A worker in a process of its own; see `remote.CaptionWorker`.
+    """A worker in a process of its own; see `CaptionWorker`.
 
     Args:
         task: What it does.
@@ -95,15 +96,15 @@ class ProcessWorker:
         return self._process.pid
 
     def add(self, pictures: Sequence[CaptionItem]) -> None:
-        """Send *pictures*; see `remote.CaptionWorker.add`."""
+        """Send *pictures*; see `CaptionWorker.add`."""
         self._send(tuple(pictures))
 
     def stop(self) -> None:
-        """Send the order to stop; see `remote.CaptionWorker.stop`."""
+        """Send the order to stop; see `CaptionWorker.stop`."""
         self._send("stop")
 
     def kill(self) -> None:
-        """Kill the process, and wait for its end; see `remote.CaptionWorker.kill`."""
+        """Kill the process, and wait for its end; see `CaptionWorker.kill`."""
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Protocol
 
 from idefics_cli.caption.events import (
     ExecutorEvent,
@@ -17,14 +16,20 @@ from idefics_cli.caption.events import (
     WorkerLost,
     WorkerShares,
 )
-from idefics_cli.caption.executors.reading import MakeReader
 from idefics_cli.caption.executors.supply import Supply
+from idefics_cli.caption.executors.worker_protocol import (
+    CaptionWorker,
+    Hire,
+    Inbox,
+    WorkerEnded,
+    WorkerEvent,
+    WorkerLoading,
+    WorkerNamed,
+)
 from idefics_cli.caption.item import CaptionItem
-from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import CaptionRecord, Progress
 from idefics_cli.core.units import counted
-from idefics_cli.engine.protocol import EngineFactory
 
 # Batches of pictures that a worker has: one that the model answers, and those that it reads ahead.
 _BATCHES = 4
@@ -36,76 +41,6 @@ _MOST_DEATHS_AT_START = 2
 # Longest time until the run notices that it should stop.
 _POLL_SECONDS = 0.1
 _SHARES_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLoading:
-    """A worker loads its model; the fields are those of `core.types.Progress`."""
-
-    phase: str
-    share: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerEnded:
-    """A worker has ended.
-
-    Attributes:
-        reason: Why it died; None if it did not die.
-        error: Why it cannot work at all, such as a missing model.
-    """
-
-    reason: str | None = None
-    error: IdeficsError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a worker does.
-
-    Attributes:
-        factory: Makes its engine.
-        job: The job, without pictures.
-        make_reader: Makes the reader of the items.
-    """
-
-    factory: EngineFactory
-    job: CaptionJob
-    make_reader: MakeReader
-
-
-WorkerEvent = ExecutorEvent | WorkerLoading | WorkerEnded
-Inbox = SimpleQueue[tuple["CaptionWorker", WorkerEvent]]
-"""Receives the events of all workers; `WorkerEnded` is the last one of each."""
-
-
-class CaptionWorker(Protocol):
-    """Captions pictures elsewhere, with one engine. No method waits for the model."""
-
-    def add(self, pictures: Sequence[CaptionItem]) -> None:
-        """Give it *pictures*; each gets a record, unless the worker dies."""
-        ...
-
-    def stop(self) -> None:
-        """Let it finish its current batch, and end."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once; idempotent."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Hire:
-    """A place for a worker.
-
-    Attributes:
-        name: Name of the place, such as "cuda:1".
-        start: Starts a worker, whose events go to the inbox.
-    """
-
-    name: str
-    start: Callable[[Inbox], CaptionWorker]
 
 
 class RemoteExecutor:
@@ -148,6 +83,7 @@ class _Place:
 
     Attributes:
         hire: Starts its workers.
+        name: Name of the worker, or of the place as long as there was none.
         worker: The worker; None if there is none any more.
         open: Key -> picture that the worker has.
         is_ready: Whether its model is loaded.
@@ -157,6 +93,7 @@ class _Place:
     """
 
     hire: Hire
+    name: str
     worker: CaptionWorker | None = None
     open: dict[str, CaptionItem] = field(default_factory=dict)
     is_ready: bool = False
@@ -178,14 +115,16 @@ class _Crew:
     ) -> None:
         self._left = total
         self._inbox: Inbox = SimpleQueue()
-        self._places = [_Place(hire) for hire in hires]
+        self._places = [_Place(hire, hire.name) for hire in hires]
         self._supply = Supply(pictures)
+        self._returned: deque[CaptionItem] = deque()
         self._suspects: deque[CaptionItem] = deque()
         self._tester: _Place | None = None
         self._batch_size = batch_size
         self._progress = progress
-        self._was_ready = False
+        self._ready: Ready | None = None
         self._gone: list[WorkerGone] = []
+        self._told: set[WorkerGone] = set()
         self._error: IdeficsError | None = None
         self._is_stopping = False
         self._next_shares = 0.0
@@ -210,11 +149,15 @@ class _Crew:
 
     @property
     def _shares(self) -> WorkerShares:
-        return WorkerShares(tuple((place.hire.name, place.done) for place in self._places))
+        done: dict[str, int] = {}
+        for place in self._places:
+            if place.done or place.worker is not None:
+                done[place.name] = done.get(place.name, 0) + place.done
+        return WorkerShares(tuple(done.items()))
 
     def _tell_shares(self) -> Iterator[ExecutorEvent]:
         now = time.monotonic()
-        if self._was_ready and now >= self._next_shares:
+        if self._ready and now >= self._next_shares:
             self._next_shares = now + _SHARES_SECONDS
             yield self._shares
 
@@ -226,7 +169,7 @@ class _Crew:
     def _is_over(self) -> bool:
         if self._is_stopping:
             return all(place.worker is None for place in self._places)
-        if any(place.open for place in self._places) or self._suspects:
+        if any(place.open for place in self._places) or self._suspects or self._returned:
             return False
         return self._supply.is_exhausted
 
@@ -251,25 +194,46 @@ class _Crew:
                     self._left -= 1
                     yield event
             case Ready():
-                place.is_ready = True
-                if not self._was_ready:
-                    self._was_ready = True
-                    yield event
-                yield from self._tell_gone()
+                yield from self._begin(place, worker, event)
+            case WorkerNamed(name):
+                place.name = name
             case WorkerLoading(phase, share):
                 first = next((each for each in self._places if not each.is_ready), None)
-                if self._progress is not None and place is first and not self._was_ready:
+                if self._progress is not None and place is first and not self._ready:
                     self._progress(phase, share)
             case WorkerEnded():
                 yield from self._end(place, event)
             case _:
                 yield event
 
+    def _begin(self, place: _Place, worker: CaptionWorker, event: Ready) -> Iterator[ExecutorEvent]:
+        """Note that the model of *worker* is loaded, and check that it is the model of the others.
+
+        Nodes of a cluster have files of their own, perhaps of another commit.
+        """
+        first = self._ready or event
+        if event.revision != first.revision:
+            worker.kill()
+            place.worker = None
+            name = f"`{place.name}` has the commit {event.revision} of the model"
+            error = IdeficsError(f"{name}, and the first worker {first.revision}")
+            error.hint = "`--revision` names the commit for all"
+            self._leave(place, error)
+        else:
+            place.is_ready = True
+            if self._ready is None:
+                self._ready = event
+                yield event
+        yield from self._tell_gone()
+
     def _end(self, place: _Place, ended: WorkerEnded) -> Iterator[ExecutorEvent]:
         was_ready, place.is_ready, place.worker = place.is_ready, False, None
         if self._is_stopping:
             return
-        if ended.error is not None and not was_ready:
+        if not ended.blames_pictures:
+            self._returned.extend(place.open.values())
+        if ended.error is not None and not (was_ready and ended.blames_pictures):
+            place.open.clear()
             self._leave(place, ended.error)
             yield from self._tell_gone()
             return
@@ -277,20 +241,23 @@ class _Crew:
         place.deaths += 1
         lost = [*place.open.values()]
         place.open.clear()
-        yield WorkerLost(place.hire.name, reason, len(lost))
-        if place.is_alone:
+        yield WorkerLost(place.name, reason, len(lost))
+        if not ended.blames_pictures:
+            place.is_alone = False
+        elif place.is_alone:
             place.is_alone = False
             self._left -= len(lost)
             yield from (_dead(picture, reason) for picture in lost)
         else:
             self._suspects.extend(lost)
             self._tester = place
-        most = _MOST_DEATHS if self._was_ready else _MOST_DEATHS_AT_START
+        most = _MOST_DEATHS if self._ready else _MOST_DEATHS_AT_START
         if place.deaths < most:
             place.worker = place.hire.start(self._inbox)
             return
-        name = place.hire.name
-        told = f"the worker {name} died {counted(place.deaths, 'time')} in succession: {reason}"
+        told = (
+            f"the worker {place.name} died {counted(place.deaths, 'time')} in succession: {reason}"
+        )
         self._leave(place, IdeficsError(told))
         yield from self._tell_gone()
 
@@ -301,11 +268,14 @@ class _Crew:
             self._tester = None
         if all(each.worker is None for each in self._places):
             raise self._error
-        self._gone.append(WorkerGone(place.hire.name, str(error)))
+        gone = WorkerGone(place.name, str(error))
+        if gone not in self._told:  # all workers of a node have the same reason
+            self._told.add(gone)
+            self._gone.append(gone)
 
     def _tell_gone(self) -> Iterator[ExecutorEvent]:
         # If no worker can work, the error of the run says why, and says it once.
-        if self._was_ready:
+        if self._ready:
             yield from self._gone
             self._gone.clear()
 
@@ -321,7 +291,7 @@ class _Crew:
         given: dict[_Place, list[CaptionItem]] = {place: [] for place in free}
         while free:
             place = min(free, key=lambda each: len(each.open))
-            picture = self._supply.next_picture()
+            picture = self._next_picture()
             if picture is None:
                 break
             place.open[picture.key] = picture
@@ -331,6 +301,9 @@ class _Crew:
         for place, pictures in given.items():
             if pictures and place.worker is not None:
                 place.worker.add(pictures)
+
+    def _next_picture(self) -> CaptionItem | None:
+        return self._returned.popleft() if self._returned else self._supply.next_picture()
 
     def _test_suspect(self, ready: Sequence[_Place]) -> None:
         """Give a picture that may have killed a worker to one that has no other picture."""

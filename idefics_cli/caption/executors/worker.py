@@ -9,12 +9,17 @@ import sys
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import Event, Lock, Thread
 from typing import BinaryIO, Literal
 
 from idefics_cli.caption.executors.local import LocalExecutor
-from idefics_cli.caption.executors.remote import Task, WorkerEnded, WorkerEvent, WorkerLoading
+from idefics_cli.caption.executors.worker_protocol import (
+    Task,
+    WorkerEnded,
+    WorkerEvent,
+    WorkerLoading,
+)
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import IdeficsError
 
@@ -36,11 +41,11 @@ def work(commands: BinaryIO) -> None:
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not be among the events
     warnings.filterwarnings("ignore")
-    outbox, source = _Outbox(events), _Source(commands)
+    outbox, source = _Outbox(events), GivenPictures()
     try:
         task: Task = pickle.load(commands)
-        Thread(target=source.receive, daemon=True).start()
-        outbox.put(_run(task, source, outbox))
+        Thread(target=_receive, args=(commands, source), daemon=True).start()
+        outbox.put(run_task(task, source, outbox.put))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -49,11 +54,44 @@ def work(commands: BinaryIO) -> None:
     os._exit(0)
 
 
-def _run(task: Task, source: _Source, outbox: _Outbox) -> WorkerEnded:
+class GivenPictures:
+    """The pictures that have come; None stands for those that have not come yet.
+
+    Attributes:
+        stop: Tells the worker to finish its current batch.
+    """
+
+    def __init__(self) -> None:
+        self._pictures: deque[CaptionItem] = deque()
+        self.stop = Event()
+
+    def add(self, pictures: Iterable[CaptionItem]) -> None:
+        """Add *pictures*; from any thread."""
+        self._pictures.extend(pictures)
+
+    def __iter__(self) -> Iterator[CaptionItem | None]:
+        return self
+
+    def __next__(self) -> CaptionItem | None:
+        return self._pictures.popleft() if self._pictures else None
+
+
+def run_task(task: Task, source: GivenPictures, put: Callable[[WorkerEvent], None]) -> WorkerEnded:
+    """Caption the pictures of *source*, give all events but the last to *put*, return the last.
+
+    Args:
+        task: What to do.
+        source: The pictures; the work ends when its `stop` is set.
+        put: Called in several threads.
+    """
+
+    def tell_progress(phase: str, share: float | None) -> None:
+        put(WorkerLoading(phase, share))
+
     executor = LocalExecutor(task.factory, task.job, make_reader=task.make_reader)
     try:
-        for event in executor.caption(source, source.stop, progress=outbox.tell_progress):
-            outbox.put(event)
+        for event in executor.caption(source, source.stop, progress=tell_progress):
+            put(event)
     except IdeficsError as error:
         return WorkerEnded(error=error)
     except Exception as error:  # a worker's edge
@@ -77,34 +115,17 @@ class _Outbox:
         except OSError:  # nobody reads any more
             os._exit(1)
 
-    def tell_progress(self, phase: str, share: float | None) -> None:
-        self.put(WorkerLoading(phase, share))
 
-
-class _Source:
-    """The pictures that have come; None stands for those that have not come yet."""
-
-    def __init__(self, commands: BinaryIO) -> None:
-        self._commands = commands
-        self._pictures: deque[CaptionItem] = deque()
-        self.stop = Event()
-
-    def receive(self) -> None:
-        while True:
-            try:
-                command: Command = pickle.load(self._commands)
-            except Exception:  # the run has ended, however it did
-                os._exit(1)
-            if command == "stop":
-                self.stop.set()
-            else:
-                self._pictures.extend(command)
-
-    def __iter__(self) -> Iterator[CaptionItem | None]:
-        return self
-
-    def __next__(self) -> CaptionItem | None:
-        return self._pictures.popleft() if self._pictures else None
+def _receive(commands: BinaryIO, source: GivenPictures) -> None:
+    while True:
+        try:
+            command: Command = pickle.load(commands)
+        except Exception:  # the run has ended, however it did
+            os._exit(1)
+        if command == "stop":
+            source.stop.set()
+        else:
+            source.add(command)
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.commands.caption.devices import Workers, plan_workers
+from idefics_cli.cli.commands.caption.cluster import find_workers
+from idefics_cli.cli.commands.caption.devices import Workers
 from idefics_cli.cli.commands.caption.inputs import CaptionTarget, Inputs, caption_job
 from idefics_cli.cli.commands.caption.job import show_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
@@ -47,6 +48,8 @@ def caption(
     adapter: options.AdapterName = None,
     device: options.Device = None,
     devices: options.Devices = None,
+    ray: options.Ray = None,
+    workers: options.ClusterWorkers = None,
     dtype: options.Dtype = None,
     quantization: options.QuantizationName = None,
     attention: options.AttentionName = None,
@@ -129,8 +132,8 @@ def caption(
     listing = given.listing(invocation, questions, tars_of(chosen, destination))
     for note in listing.notes:
         invocation.console.note(note)
-    workers = None if invocation.settings.server else plan_workers(invocation, given)
-    target = _target(invocation, workers)
+    shared = find_workers(invocation, given)
+    target = _target(invocation, shared)
     job = caption_job(invocation, listing, questions, target, destination, form, shown)
     job = replace(job, banned=banned)
     if chosen is not None:
@@ -138,14 +141,14 @@ def caption(
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
         show_run(invocation, target, job, destination)
-        if workers:
-            invocation.console.note(f"each worker has this plan: {', '.join(workers.names)}")
+        if shared:
+            invocation.console.note(shared.described)
         return
     for problem in listing.problems:
         invocation.console.error(problem)
     if target.plan is not None:
         report_warnings(invocation, target.plan)
-    code = run(invocation, target.spec, job, destination, workers=workers)
+    code = run(invocation, target.spec, job, destination, workers=shared)
     raise typer.Exit(EXIT_PARTIAL if code == EXIT_DONE and listing.problems else code)
 
 

@@ -14,7 +14,7 @@ from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import counted, format_size
 
 if TYPE_CHECKING:
-    from idefics_cli.caption.executors import NamedFactory
+    from idefics_cli.caption.executors import ExecutorKind, NamedFactory
     from idefics_cli.engine.protocol import EngineFactory
     from idefics_cli.models.planning.plan import Machine, Plan
 
@@ -33,6 +33,16 @@ class Workers:
 
     names: tuple[str, ...]
     plans: tuple[Plan, ...]
+
+    @property
+    def described(self) -> str:
+        """A sentence about the workers."""
+        return f"each worker has this plan: {', '.join(self.names)}"
+
+    @property
+    def executor(self) -> str | ExecutorKind:
+        """The executor of a run with these workers."""
+        return "processes"
 
     def factories(self, make: Callable[[LoadSpec], EngineFactory]) -> list[NamedFactory]:
         """Return the factory of the engine of each worker."""

@@ -77,13 +77,16 @@ def _described(target: CaptionTarget) -> dict[str, object]:
 def _seconds(
     invocation: Invocation, target: CaptionTarget, job: CaptionJob, todo: Todo
 ) -> float | None:
-    """Return how long the pictures of *todo* would take; None if the model is not downloaded."""
+    """Return how long the pictures of *todo* would take; None if the model is not on this machine.
+
+    Nodes of a cluster have another speed than this machine.
+    """
     from dataclasses import replace
 
     from idefics_cli.caption.rehearsal import seconds_per_picture
 
     is_missing = target.plan is not None and target.plan.facts.folder is None
-    if is_missing or not todo.pictures:
+    if is_missing or not todo.pictures or invocation.settings.ray is not None:
         return None
     job = replace(job, pictures=todo.pictures)
     spec, services = target.spec, invocation.services

@@ -58,7 +58,7 @@ def run(
             spec,
             kind=kind,
             factory=services.make_factory(spec),
-            executor="processes" if workers else "local",
+            executor=workers.executor if workers else "local",
             workers=workers.factories(services.make_factory) if workers else (),
             retry_failed=settings.retry_failed,
             max_failures=0 if settings.fail_fast else settings.max_failures,
