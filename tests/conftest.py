@@ -86,6 +86,18 @@ def _own_home(_make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(autouse=True)
+def _few_threads() -> Iterator[None]:
+    """Undo the number of threads that a command has set.
+
+    torch gives it to each new thread of the process. So the engines of all later tests would run
+    with several threads; on a busy machine, tests then took 10 to 60 times as long.
+    """
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from a kind in `tiny.KINDS` to the folder of its tiny random checkpoint."""
