@@ -81,6 +81,9 @@ class _Hold:
 def import_transformers() -> None:
     """Import transformers and its list of models, and scan its files only once.
 
+    transformers is told that torch has no `torch.distributed`, as some builds have none: it would
+    import `torch.distributed.tensor`, with 200 modules, for models that several processes share.
+
     transformers 5.17 to 5.24 read their 2,000 model files twice, which takes a tenth of the
     import time: `transformers` passes the folder of the models to
     `create_import_structure_from_path`, `transformers.models` passes a file in that folder, and
@@ -88,6 +91,7 @@ def import_transformers() -> None:
     """
     from transformers.utils import import_utils
 
+    _hide_distributed(getattr(import_utils, "is_torch_distributed_available", bool))
     scan = import_utils.create_import_structure_from_path
 
     def scan_folder(path: str | Path) -> object:
@@ -99,3 +103,19 @@ def import_transformers() -> None:
         import transformers.models  # noqa: F401  # for its side effect: the list of models
     finally:
         import_utils.create_import_structure_from_path = scan
+
+
+def _hide_distributed(is_available: Callable[[], bool]) -> None:
+    """Let *is_available* keep the answer that torch has no `torch.distributed`.
+
+    It asks `torch.distributed.is_available`, and caches the answer. A version that does not cache
+    it asks again, and imports more.
+    """
+    import torch.distributed
+
+    asked = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
+    try:
+        is_available()
+    finally:
+        torch.distributed.is_available = asked

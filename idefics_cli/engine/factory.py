@@ -8,6 +8,7 @@ from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.imports import import_transformers, quick_imports
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
+from idefics_cli.models.families.compiler_imports import without_compiler
 
 # Parts of messages of the dynamic linker about too little memory. The first is from glibc's
 # dl-load.c. The second is from the text of ENOMEM, without its first letter: both "Cannot" and
@@ -34,7 +35,7 @@ def _remote_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engin
 
 def _local_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:
     try:
-        with quick_imports():
+        with quick_imports(), without_compiler():
             import_transformers()
             from idefics_cli.engine.local.engine import LocalEngine
     except (ImportError, OSError, MemoryError) as error:

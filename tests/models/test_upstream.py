@@ -9,6 +9,7 @@ import ctypes
 import inspect
 import platform
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -57,6 +58,7 @@ from idefics_cli.models.families import (
     base,
     bounded_template,
     classes,
+    compiler_imports,
     geometry,
     idefics1,
     idefics2,
@@ -561,6 +563,24 @@ def _() -> None:
     assert look(folder) == look(folder / "__init__.py")
     used = inspect.getsource(import_utils.define_import_structure)
     assert "create_import_structure_from_path(" in used
+
+
+@relied_on("transformers asks torch's compiler for few names, all decorators", compiler_imports)
+def _() -> None:
+    program = """
+import contextlib, sys
+from idefics_cli.cli.app import app
+with contextlib.suppress(SystemExit):
+    app(["ask", "How many?", "-m", "demo", "-q"])
+from idefics_cli.models.families import classes, spec
+for name in spec.FAMILIES:
+    classes.model_class(name), classes.processor_classes(name)
+print({"transformers", "torch._dynamo", "torch.distributed.tensor"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1:] == ["{'transformers'}"], done.stdout
 
 
 @relied_on("get_resize_output_image_size of Idefics2 looks at a shape", idefics2)

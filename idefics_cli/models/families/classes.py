@@ -13,8 +13,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from idefics_cli.core.imports import quick_imports
+from idefics_cli.core.imports import import_transformers, quick_imports
 from idefics_cli.core.threads import in_background
+from idefics_cli.models.families.compiler_imports import without_compiler
 from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def import_class(path: str) -> type:
 
 
 def _import(module: str) -> None:
-    with quick_imports():
+    with quick_imports(), without_compiler():
+        import_transformers()
         importlib.import_module(module)
 
 

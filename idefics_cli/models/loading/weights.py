@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models.families.classes import config_class, model_class
+from idefics_cli.models.families.compiler_imports import without_compiler
 from idefics_cli.models.families.protocols import Config, Model
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.loading import quantized_store
@@ -229,9 +230,13 @@ def _from_files(
         KeyError: If *kept* lacks a layer.
     """
     spec, family = source.spec, find_family(source.spec.family)
-    model, found = model_class(source.config.model_type).from_pretrained(
-        source.folder, output_loading_info=True, trust_remote_code=False, **_arguments(source)
-    )
+    made = model_class(source.config.model_type)
+    # Random weights on the device "meta", which the weights of the files replace, would import
+    # torch's compiler.
+    with without_compiler():
+        model, found = made.from_pretrained(
+            source.folder, output_loading_info=True, trust_remote_code=False, **_arguments(source)
+        )
     _check_found(found, spec)
     if spec.adapter is not None:
         apply_adapter(model, spec.adapter)
