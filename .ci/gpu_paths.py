@@ -18,7 +18,7 @@ from idefics_cli.engine.protocol import Prepared
 from idefics_cli.models.hub.registry import DEMO
 
 if TYPE_CHECKING:
-    from idefics_cli.engine.local.decode.sampling import BatchRow
+    from idefics_cli.engine.local.decode.batch_row import BatchRow
     from idefics_cli.engine.local.engine import LocalEngine
 
 # Random numbers that are rounded in another order may rarely give another token.
@@ -160,7 +160,8 @@ def _time_draws(check: Check) -> None:
     """Tell the time of choosing the tokens of many rows with a large vocabulary."""
     import torch
 
-    from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
+    from idefics_cli.engine.local.decode.batch_row import BatchRow
+    from idefics_cli.engine.local.decode.sampling import Scores
 
     rows, tokens = (2, 1000) if check.quick else (16, 128_259)
     logits = torch.randn(rows, tokens, device=check.device) * 3

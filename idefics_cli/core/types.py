@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.choices import ChoiceResult
 from idefics_cli.core.colours import WHITE, Colour
+from idefics_cli.core.logprobs import TokenLogprob
 from idefics_cli.core.servers import ServerSpec
 
 # A callback that gets a phase ("loading", "reading", …) and the share of it that is done, in 0..1;
@@ -81,14 +83,18 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: 0 means greedy decoding. Then only `repetition_penalty`, `max_new_tokens` and
-            `stop` have an effect.
+        temperature: 0 means greedy decoding. Then `top_p`, `top_k` and `seed` have no effect.
         top_p: Total probability of the most likely tokens that are kept, in (0, 1].
         top_k: Number of the most likely tokens that are kept; 0 keeps all.
         repetition_penalty: 1 means no penalty (Keskar et al. 2019, as in transformers).
         max_new_tokens: Largest number of new tokens; a reply that it cuts has `finish="length"`.
         seed: Makes a sampled reply reproducible; None draws a new seed.
         stop: Texts, none of them empty. A reply ends before the first of them with `finish="stop"`.
+        presence_penalty: What the logit of a token loses if the reply has it (OpenAI's API).
+        frequency_penalty: What it loses for each time that the reply has it (OpenAI's API).
+        ignores_end: Whether an end token does not end a reply, so that its length is known.
+        top_logprobs: Number of the likeliest tokens whose probabilities the reply tells, beside
+            that of its own tokens; None tells none at all.
     """
 
     temperature: float = 0.0
@@ -98,6 +104,10 @@ class Sampling:
     max_new_tokens: int = 512
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    ignores_end: bool = False
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,8 @@ class GenerationRequest:
     """A conversation that ends with a user message, or a raw prompt, and how to answer it.
 
     *constraint* is what the answer must match; None leaves the answer free. *banned* are words
-    that the answer must not hold.
+    that the answer must not hold. Only requests with the same *cache_salt* use the KV states of
+    each other.
     """
 
     messages: tuple[Message, ...]
@@ -128,6 +139,7 @@ class GenerationRequest:
     mode: Mode = "chat"
     constraint: Constraint | None = None
     banned: tuple[str, ...] = ()
+    cache_salt: str = ""
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
@@ -147,6 +159,7 @@ class TokenChunk:
         reused_tokens: As in `Completion`; 0 before the last chunk.
         prefill_seconds: As in `Completion`; 0 before the last chunk.
         decode_seconds: As in `Completion`; 0 before the last chunk.
+        logprobs: Those of the tokens of *text*; what is left is in `Completion` only.
     """
 
     text: str
@@ -156,6 +169,7 @@ class TokenChunk:
     reused_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +189,7 @@ class Completion:
         at_a_time: The reduced batch size, if the memory ran out in a larger batch with this
             request; None otherwise.
         choice: The probabilities, if the request has choices; *text* is then the likeliest one.
+        logprobs: Those of *token_ids* without an end token, if the sampling asks for them.
     """
 
     text: str
@@ -187,6 +202,7 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     at_a_time: int | None = None
     choice: ChoiceResult | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 DECODING_BYTES = 1_000_000_000
@@ -258,33 +274,6 @@ class KernelChoice:
         parts = (self.text, self.head, self.connector, self.vision, self.patches, self.norm)
         found = [name for part in parts for name in part]
         return tuple(dict.fromkeys(found + ([self.attention] if self.attention else [])))
-
-
-@dataclass(frozen=True, slots=True)
-class LoraAdapter:
-    """A LoRA adapter: small matrices that change the weights of a model.
-
-    Attributes:
-        name: The name that the user gave: a folder or a Hub id.
-        folder: Absolute path of the folder with its files.
-        digest: SHA-256 of its files, in hexadecimal.
-        base: Hub id or path of the model for which it was made, as its files say; "" if unknown.
-        base_config: SHA-256 of config.json of that model; None if unknown, as the next three.
-        splitting: Whether large pictures were cut into tiles in the training.
-        longest_edge: Length in pixels to which the longer side of a picture was scaled.
-        prompt: The question about a picture.
-        is_whole: Whether its training has ended, as far as its files say.
-    """
-
-    name: str
-    folder: str
-    digest: str
-    base: str = ""
-    base_config: str | None = None
-    splitting: bool | None = None
-    longest_edge: int | None = None
-    prompt: str | None = None
-    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

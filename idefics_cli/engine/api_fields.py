@@ -8,7 +8,11 @@ from types import MappingProxyType
 
 from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import PromptError
+from idefics_cli.core.json_objects import kind_of
 from idefics_cli.core.types import Sampling
+
+# The range of OpenAI's API.
+_MOST_PENALTY = 2
 
 LABELS = frozenset(
     {
@@ -25,16 +29,11 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "tool_choice": ("none", "auto"),
         "modalities": (["text"],),
         "logit_bias": ({},),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
         "min_p": (0,),
         "min_tokens": (0,),
         "num_beams": (1,),
         "length_penalty": (1,),
         "best_of": (1,),
-        "ignore_eos": (False,),
         "skip_special_tokens": (True,),
         "add_generation_prompt": (True,),
         "echo": (False,),
@@ -83,12 +82,30 @@ def _read_top_k(sampling: Sampling, name: str, value: object) -> Sampling:
     return setting_reader("top_k")(sampling, name, 0 if value == -1 else value)
 
 
+def _read_penalty(sampling: Sampling, name: str, value: object) -> Sampling:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PromptError(f"`{name}` must be a number, not {kind_of(value)}")
+    if not -_MOST_PENALTY <= value <= _MOST_PENALTY:
+        raise PromptError(f"`{name}` must be from -{_MOST_PENALTY} to {_MOST_PENALTY}")
+    changes: dict[str, object] = {name: float(value)}
+    return replace(sampling, **changes)  # type: ignore[arg-type]  # both penalties are numbers
+
+
+def _read_ignore_eos(sampling: Sampling, name: str, value: object) -> Sampling:
+    if not isinstance(value, bool):
+        raise PromptError(f"`{name}` must be true or false, not {kind_of(value)}")
+    return replace(sampling, ignores_end=value)
+
+
 SAMPLING: Mapping[str, ReadSampling] = MappingProxyType(
     {
         "temperature": setting_reader("temperature"),
         "top_p": setting_reader("top_p"),
         "top_k": _read_top_k,
         "repetition_penalty": setting_reader("repetition_penalty"),
+        "presence_penalty": _read_penalty,
+        "frequency_penalty": _read_penalty,
+        "ignore_eos": _read_ignore_eos,
     }
 )
 """The fields that choose tokens, and how each is read."""

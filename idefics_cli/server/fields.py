@@ -34,6 +34,8 @@ _MOST_STOP_CHARACTERS = 256
 _MOST_BANNED = 100
 _MOST_SCHEMA_CHARACTERS = 65_536
 _MOST_TEMPERATURE = 2
+_MOST_LOGPROBS = 20
+_MOST_SALT_CHARACTERS = 256
 _NO_LIMIT = 2**63
 _NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _MOST_NAMES = 20
@@ -49,6 +51,9 @@ class RequestOptions:
         streams: Whether the answer is a stream of events.
         includes_usage: Whether the stream ends with the numbers of tokens.
         urgency: How soon it starts.
+        tells_logprobs: Whether the answer has the probabilities of its tokens.
+        top_logprobs: Number of other tokens for each of these.
+        cache_salt: Only requests with the same one use the KV states of each other.
         banned: Words that the reply must not have.
         forms: The fields that ask for a form of the reply.
         ignored: Names of fields without effect.
@@ -59,6 +64,9 @@ class RequestOptions:
     streams: bool = False
     includes_usage: bool = False
     urgency: Urgency = "interactive"
+    tells_logprobs: bool = False
+    top_logprobs: int = 0
+    cache_salt: str = ""
     banned: tuple[str, ...] = ()
     forms: Mapping[str, object] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
@@ -143,6 +151,23 @@ def _priority(options: RequestOptions, name: str, value: object) -> RequestOptio
     raise bad_field(name, "must be `interactive` or `batch`")
 
 
+def _logprobs(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    return replace(options, tells_logprobs=_truth(value, name))
+
+
+def _top_logprobs(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    if type(value) is not int or not 0 <= value <= _MOST_LOGPROBS:
+        raise bad_field(name, f"must be a whole number from 0 to {_MOST_LOGPROBS}")
+    return replace(options, top_logprobs=value)
+
+
+def _cache_salt(options: RequestOptions, name: str, value: object) -> RequestOptions:
+    text = checked_text(value, name)
+    if len(text) > _MOST_SALT_CHARACTERS:
+        raise bad_field(name, f"is longer than {_MOST_SALT_CHARACTERS} characters")
+    return replace(options, cache_salt=text)
+
+
 def _banned(options: RequestOptions, name: str, value: object) -> RequestOptions:
     if not isinstance(value, list) or len(value) > _MOST_BANNED:
         raise bad_field(name, f"must be a list of at most {_MOST_BANNED} words")
@@ -175,6 +200,9 @@ HONOURED: Mapping[str, Apply] = MappingProxyType(
         "stream": _stream,
         "stream_options": _stream_options,
         "priority": _priority,
+        "logprobs": _logprobs,
+        "top_logprobs": _top_logprobs,
+        "cache_salt": _cache_salt,
         "bad_words": _banned,
         **dict.fromkeys(FORMS, _form),
     }
@@ -191,7 +219,6 @@ REFUSED: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
         **UNSUPPORTED,
         "function_call": ("none", "auto"),
-        "cache_salt": ("",),
         "audio": (),
         "prediction": (),
         "web_search_options": (),
@@ -228,6 +255,11 @@ def read_options(fields: JsonObject, sampling: Sampling) -> RequestOptions:
                 ignored.append(name)
         else:
             ignored.append(name)
+    if options.tells_logprobs:
+        sampling = replace(options.sampling, top_logprobs=options.top_logprobs)
+        options = replace(options, sampling=sampling)
+    elif options.top_logprobs:
+        raise bad_field("top_logprobs", "needs `logprobs`, which must be true")
     return replace(options, ignored=(*options.ignored, *ignored))
 
 

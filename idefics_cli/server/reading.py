@@ -32,6 +32,7 @@ _ROLES: dict[str, Role] = {
 }
 _DETAILS = {"auto": None, "high": None, "original": None, "low": False}
 _MOST_MESSAGES = 10_000
+_MOST_COMPLETION_LOGPROBS = 5
 _MESSAGE_KEYS = frozenset({"role", "content"})
 _REFUSED_PARTS = frozenset({"input_audio", "file", "video_url", "video", "refusal"})
 
@@ -107,6 +108,7 @@ class BodyReader:
         if not parts:
             raise bad_field("prompt", "is empty")
         fields = {n: v for n, v in body.items() if n not in ("prompt", "images", "model")}
+        fields |= _completion_logprobs(fields)
         options = read_options(fields, replace(self._sampling, max_new_tokens=COMPLETION_TOKENS))
         request = GenerationRequest((Message("user", parts),), options.sampling, "complete")
         return self._read(body, request, options, conversation)
@@ -120,14 +122,28 @@ class BodyReader:
     ) -> ApiRequest:
         model = body.get("model")
         form = form_of(options.forms, max_new_tokens=options.sampling.max_new_tokens)
-        request = replace(request, banned=options.banned)
+        request = replace(request, banned=options.banned, cache_salt=options.cache_salt)
+        if form is not None:
+            request = form.applied_to(request)
+        if options.tells_logprobs and request.constraint and request.constraint.kind == "choice":
+            raise unsupported("logprobs", "is not supported for a choice of answers")
         return ApiRequest(
-            form.applied_to(request) if form else request,
+            request,
             replace(options, ignored=(*options.ignored, *conversation.ignored)),
             None if model is None else checked_text(model, "model"),
             tuple(conversation.params),
             form,
         )
+
+
+def _completion_logprobs(fields: JsonObject) -> JsonObject:
+    """Return the fields of a chat for `logprobs` of a completion, which is a number."""
+    value = fields.get("logprobs")
+    if value is None or value is False:
+        return {}
+    if type(value) is not int or not 0 <= value <= _MOST_COMPLETION_LOGPROBS:
+        raise bad_field("logprobs", f"must be a whole number from 0 to {_MOST_COMPLETION_LOGPROBS}")
+    return {"logprobs": True, "top_logprobs": value}
 
 
 class _MessageReader:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from idefics_cli import __version__
+from idefics_cli.core.logprobs import TokenLogprob
 from idefics_cli.core.types import Completion, LoadSpec
 
 DONE = b"data: [DONE]\n\n"
@@ -57,6 +58,7 @@ class ReplyShape:
         model: The name of the model.
         fingerprint: See `fingerprint`.
         includes_usage: Whether a stream ends with the numbers of tokens.
+        tells_logprobs: Whether replies have the probabilities of their tokens.
         identity: The id of the answer.
     """
 
@@ -65,6 +67,7 @@ class ReplyShape:
     model: str
     fingerprint: str
     includes_usage: bool
+    tells_logprobs: bool
     identity: str
 
     @staticmethod
@@ -78,8 +81,9 @@ class ReplyShape:
         for index, outcome in enumerate(outcomes):
             message = {"role": "assistant", "content": outcome.text, "refusal": None}
             text = {"message": message} if self.is_chat else {"text": outcome.text}
+            logprobs = self._logprobs(outcome.logprobs)
             choices.append(
-                {"index": index, **text, "logprobs": None, "finish_reason": outcome.finish}
+                {"index": index, **text, "logprobs": logprobs, "finish_reason": outcome.finish}
             )
         return {**self._head(is_chunk=False), "choices": choices, "usage": usage(outcomes)}
 
@@ -89,9 +93,19 @@ class ReplyShape:
             return b""
         return self._chunk(index, {"role": "assistant", "content": ""}, None)
 
-    def piece(self, index: int, text: str) -> bytes:
-        """Return an event with more text of a reply."""
-        return self._chunk(index, {"content": text} if self.is_chat else text, None)
+    def piece(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob] = (), offset: int = 0
+    ) -> bytes:
+        """Return an event with more text of a reply.
+
+        Args:
+            index: The number of the reply.
+            text: The text.
+            logprobs: Those of the tokens of *text*.
+            offset: Number of characters of all tokens before.
+        """
+        told = self._logprobs(logprobs, offset)
+        return self._chunk(index, {"content": text} if self.is_chat else text, None, told)
 
     def silence(self, index: int) -> bytes:
         """Return an event without text, which keeps the connection alive."""
@@ -108,9 +122,18 @@ class ReplyShape:
         numbers = {**self._head(is_chunk=True), "choices": [], "usage": usage(outcomes)}
         return event(numbers) + DONE
 
-    def _chunk(self, index: int, delta: object, reason: str | None) -> bytes:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int = 0) -> object:
+        if not self.tells_logprobs:
+            return None
+        if self.is_chat:
+            return {"content": [_chat_logprob(each) for each in logprobs], "refusal": None}
+        return _completion_logprobs(logprobs, offset)
+
+    def _chunk(
+        self, index: int, delta: object, reason: str | None, logprobs: object = None
+    ) -> bytes:
         text = {"delta": delta} if self.is_chat else {"text": delta}
-        choice = {"index": index, **text, "logprobs": None, "finish_reason": reason}
+        choice = {"index": index, **text, "logprobs": logprobs, "finish_reason": reason}
         head: dict[str, object] = {**self._head(is_chunk=True), "choices": [choice]}
         if self.includes_usage:
             head["usage"] = None
@@ -125,3 +148,27 @@ class ReplyShape:
             "model": self.model,
             "system_fingerprint": self.fingerprint,
         }
+
+
+def _chat_logprob(each: TokenLogprob) -> dict[str, object]:
+    return {**_alone(each), "top_logprobs": [_alone(other) for other in each.top]}
+
+
+def _alone(each: TokenLogprob) -> dict[str, object]:
+    return {"token": each.text, "logprob": each.logprob, "bytes": list(each.data)}
+
+
+def _completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, object]:
+    """Return *logprobs* in the shape of `/v1/completions`.
+
+    Args:
+        logprobs: Those of some tokens.
+        offset: Number of characters of all tokens before.
+    """
+    lengths = [len(each.text) for each in logprobs]
+    return {
+        "tokens": [each.text for each in logprobs],
+        "token_logprobs": [each.logprob for each in logprobs],
+        "top_logprobs": [{other.text: other.logprob for other in each.top} for each in logprobs],
+        "text_offset": [offset + sum(lengths[:at]) for at in range(len(lengths))],
+    }

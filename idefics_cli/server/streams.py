@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from idefics_cli.core.logprobs import TokenLogprob
 from idefics_cli.core.types import Completion, TokenChunk
 from idefics_cli.server.errors import shutting_down
 from idefics_cli.server.generation import Event
@@ -22,6 +23,8 @@ class ReplyStream:
         self._shape = shape
         self._count = count
         self._written = [0] * count
+        self._told_logprobs = [0] * count
+        self._offsets = [0] * count
         self._has_role = [False] * count
         self._outcomes: dict[int, Completion] = {}
         self.has_text = False
@@ -49,12 +52,14 @@ class ReplyStream:
             Exception: If a reply failed.
         """
         pieces: dict[int, str] = {}
+        logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         ended: dict[int, Completion] = {}
         for index, one in events:
             if isinstance(one, Exception):
                 raise one
             if isinstance(one, TokenChunk):
                 pieces[index] = pieces.get(index, "") + one.text
+                logprobs[index] = (*logprobs.get(index, ()), *one.logprobs)
             else:
                 check_ended([one])
                 ended[index] = one
@@ -62,7 +67,7 @@ class ReplyStream:
         indexes = dict.fromkeys(index for index, _ in events)
         return b"".join(
             self._role(index)
-            + self._piece(index, pieces.get(index, ""), ended.get(index))
+            + self._piece(index, pieces.get(index, ""), logprobs.get(index, ()), ended.get(index))
             + (self._shape.finish(index, ended[index].finish) if index in ended else b"")
             for index in indexes
         )
@@ -77,13 +82,23 @@ class ReplyStream:
         self._has_role[index] = True
         return self._shape.role(index)
 
-    def _piece(self, index: int, text: str, outcome: Completion | None) -> bytes:
+    def _piece(
+        self,
+        index: int,
+        text: str,
+        logprobs: tuple[TokenLogprob, ...],
+        outcome: Completion | None,
+    ) -> bytes:
         if outcome is not None:
             # The likeliest of some answers has no text before its end.
             text = outcome.text[self._written[index] :]
+            logprobs = outcome.logprobs[self._told_logprobs[index] :]
+        offset = self._offsets[index]
         self._written[index] += len(text)
+        self._told_logprobs[index] += len(logprobs)
+        self._offsets[index] += sum(len(each.text) for each in logprobs)
         self.has_text = self.has_text or bool(text)
-        return self._shape.piece(index, text) if text else b""
+        return self._shape.piece(index, text, logprobs, offset) if text or logprobs else b""
 
 
 def check_ended(outcomes: Sequence[Completion]) -> None:

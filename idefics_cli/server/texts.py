@@ -123,6 +123,7 @@ class _Answer:
                     model=name,
                     fingerprint=fingerprint(service.options.spec, engine.revision),
                     includes_usage=read.options.includes_usage,
+                    tells_logprobs=read.options.tells_logprobs,
                     identity=ReplyShape.new_identity(is_chat=self._is_chat),
                 )
                 send_reply = self._stream if read.options.streams else self._send_whole

@@ -14,8 +14,9 @@ import torch
 
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Completion, Constraint, Sampling
+from idefics_cli.engine.local.decode.batch_row import BatchRow
 from idefics_cli.engine.local.decode.constraint import Grammars, Guide, refused_tokens
-from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
+from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.protocol import Prepared
 from tests.support.prompts import ask, complete_with

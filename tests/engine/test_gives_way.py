@@ -17,7 +17,8 @@ from transformers import Cache
 
 import idefics_cli
 from idefics_cli.core.types import Completion, KernelChoice, LoadSpec, Sampling
-from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
+from idefics_cli.engine.local.decode.batch_row import BatchRow
+from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.memory import free_device_memory

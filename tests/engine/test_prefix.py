@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from idefics_cli.core.types import Completion, GenerationRequest, Message, Sampling
-from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
+from idefics_cli.engine.local.decode.batch_row import BatchRow
+from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning

@@ -10,7 +10,8 @@ import torch
 
 from idefics_cli.core.types import Sampling
 from idefics_cli.engine.local.decode import sampling as sampling_module
-from idefics_cli.engine.local.decode.sampling import BatchRow, draw_token, draw_tokens
+from idefics_cli.engine.local.decode.batch_row import BatchRow
+from idefics_cli.engine.local.decode.drawing import draw_token, draw_tokens
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.transfer import HostCopy
 from tests.support.prompts import ask

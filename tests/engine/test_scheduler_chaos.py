@@ -14,7 +14,8 @@ import torch
 
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.core.types import Completion, Sampling, TokenChunk
-from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
+from idefics_cli.engine.local.decode.batch_row import BatchRow
+from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning

@@ -297,6 +297,6 @@ def test_the_client_of_openai_raises_the_right_errors(
         client.chat.completions.create(model="gpt", messages=messages)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as wrong:
-        client.chat.completions.create(model="fake", messages=messages, logprobs=True)
-    assert (wrong.value.code, wrong.value.param) == ("unsupported_parameter", "logprobs")
+        client.chat.completions.create(model="fake", messages=messages, logit_bias={"5": 1})
+    assert (wrong.value.code, wrong.value.param) == ("unsupported_parameter", "logit_bias")
     assert wrong.value.request_id

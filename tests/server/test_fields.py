@@ -57,6 +57,12 @@ def test_every_field_of_openai_is_in_a_table() -> None:
         ({"repetition_penalty": 1.5}, Sampling(temperature=0.25, repetition_penalty=1.5)),
         ({"seed": -1}, Sampling(temperature=0.25, seed=2**63 - 1)),
         ({"seed": 2**64 + 3}, Sampling(temperature=0.25, seed=3)),
+        ({"presence_penalty": 2}, Sampling(0.25, presence_penalty=2.0)),
+        ({"frequency_penalty": -0.5}, Sampling(0.25, frequency_penalty=-0.5)),
+        ({"ignore_eos": True}, Sampling(0.25, ignores_end=True)),
+        ({"logprobs": False, "top_logprobs": 0}, SAMPLING),
+        ({"logprobs": True}, Sampling(0.25, top_logprobs=0)),
+        ({"top_logprobs": 20, "logprobs": True}, Sampling(0.25, top_logprobs=20)),
         ({"stop": "a"}, Sampling(temperature=0.25, stop=("a",))),
         ({"stop": ["a", "b"]}, Sampling(temperature=0.25, stop=("a", "b"))),
         ({"max_tokens": 5}, Sampling(temperature=0.25, max_new_tokens=5)),
@@ -76,9 +82,13 @@ def test_other_fields_are_honoured() -> None:
             "stream_options": {"include_usage": True},
             "priority": "batch",
             "bad_words": ["a", " ", "a"],
+            "cache_salt": "mine",
         },
         SAMPLING,
     )
+
+    assert options.cache_salt == "mine"
+    assert READER.read_chat(chat(cache_salt="mine")).generation.cache_salt == "mine"
 
     assert (options.replies, options.streams, options.includes_usage) == (3, True, True)
     assert (options.urgency, options.banned) == ("batch", ("a",))
@@ -110,8 +120,7 @@ def test_tools_that_are_switched_off_are_no_error() -> None:
     READER.read_chat(chat(tools=[{"type": "function"}], tool_choice="none"))
 
     assert refusal(chat(tools=[{"type": "function"}], tool_choice="auto")).param == "tools"
-    assert refusal(chat(logprobs=True)).param == "logprobs"
-    assert refusal(chat(presence_penalty=True)).param == "presence_penalty"
+    assert refusal(chat(num_beams=True)).param == "num_beams"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +153,16 @@ def test_tools_that_are_switched_off_are_no_error() -> None:
         ({"priority": "high"}, "priority"),
         ({"priority": False}, "priority"),
         ({"bad_words": "a"}, "bad_words"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"presence_penalty": True}, "presence_penalty"),
+        ({"frequency_penalty": "1"}, "frequency_penalty"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"cache_salt": 5}, "cache_salt"),
+        ({"cache_salt": "a" * 257}, "cache_salt"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": []}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
@@ -301,13 +320,20 @@ def test_the_instruction_of_the_server_precedes_conversations_without_one() -> N
         ({"prompt": "x", "echo": True}, "echo"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "best_of": 2}, "best_of"),
-        ({"prompt": "x", "logprobs": 3}, "logprobs"),
+        ({"prompt": "x", "logprobs": 6}, "logprobs"),
+        ({"prompt": "x", "logprobs": True}, "logprobs"),
     ],
 )
 def test_a_wrong_prompt_is_refused_with_its_path(body: dict[str, Any], param: str) -> None:
     error = refusal(body, is_chat=False)
 
     assert (error.status, error.param) == (400, param)
+
+
+def test_probabilities_of_a_choice_of_answers_are_refused() -> None:
+    choice = {"choice": ["yes", "no"]}
+    error = refusal(chat(logprobs=True, structured_outputs=choice))
+    assert (error.code, error.param) == ("unsupported_parameter", "logprobs")
 
 
 def test_prompts_have_their_pictures_in_place() -> None:

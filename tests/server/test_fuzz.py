@@ -49,6 +49,8 @@ def bodies(generator: random.Random, pictures: list[str]) -> list[dict[str, Any]
         ),
         chat("Hi", max_tokens=4, structured_outputs={"regex": "[a-c]{2}"}, bad_words=["d"]),
         chat("Hi", structured_outputs={"choice": ["yes", "no"]}, user="me", logprobs=False),
+        chat("Hi", max_tokens=3, logprobs=True, top_logprobs=2, presence_penalty=1),
+        chat("Hi", max_tokens=3, frequency_penalty=-1, cache_salt="a", ignore_eos=True),
         {"prompt": "A <image> is", "images": [generator.choice(pictures)], "max_tokens": 3},
     ]
 

@@ -79,5 +79,5 @@ def test_the_client_of_openai_prints_a_description(demo: HttpServer, tmp_path: P
     )
 
     assert ran.stdout.startswith("A ")
-    assert ran.stdout.endswith(".")
+    assert ran.stdout.endswith(".\n")
     assert ran.stderr == ""

@@ -62,6 +62,8 @@ BANNED = "bad_words"
 NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
         **UNSUPPORTED,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
         "n": (1,),
         "stream": (False,),
         "stream_options": (),

@@ -8,10 +8,10 @@ from threading import Lock
 
 from idefics_cli.core.errors import ContextError, ImageError, UsageError
 from idefics_cli.core.types import Constraint, Mode
+from idefics_cli.engine.local.decode.batch_row import BatchRow
 from idefics_cli.engine.local.decode.constraint import Grammars
 from idefics_cli.engine.local.decode.detokenize import detokenizer_of
 from idefics_cli.engine.local.decode.graphs import Capture, CudaCapture, Graphs, graphs_problem
-from idefics_cli.engine.local.decode.sampling import BatchRow
 from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.decode.steps import slots_problem
 from idefics_cli.engine.local.kv_budget import KvBudget
@@ -193,7 +193,8 @@ class Inference:
             )
         request = prepared.request
         limit = min(request.sampling.max_new_tokens, room)
-        row = BatchRow(request.sampling, prompt, limit, self._stop_ids)
+        stop_ids = frozenset[int]() if request.sampling.ignores_end else self._stop_ids
+        row = BatchRow(request.sampling, prompt, limit, stop_ids)
         if request.sampling.stop:
             row.stops = detokenizer_of(self.loaded.family, request)
         if request.banned:

@@ -197,6 +197,13 @@ def _sampling(sampling: Sampling, *, is_ours: bool) -> JsonValues:
         values["top_k"] = sampling.top_k
     if is_ours or sampling.repetition_penalty != 1:
         values["repetition_penalty"] = sampling.repetition_penalty
+    penalties = {
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    }
+    values |= {name: penalty for name, penalty in penalties.items() if penalty}
+    if sampling.ignores_end:
+        values["ignore_eos"] = True
     if sampling.seed is not None:
         values["seed"] = sampling.seed
     if sampling.stop:

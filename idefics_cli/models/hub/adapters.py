@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.text import abbreviated
-from idefics_cli.core.types import LoraAdapter
 from idefics_cli.models.families.geometry import Json, section
 from idefics_cli.models.hub.cache import is_offline, snapshot
 from idefics_cli.models.hub.download import fetch_adapter

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import DtypeName, LoraAdapter, Quantization
+from idefics_cli.core.types import DtypeName, Quantization
 from idefics_cli.models.families.geometry import Json
 from idefics_cli.models.families.spec import FamilySpec, Shape
 from idefics_cli.models.hub import checkpoint

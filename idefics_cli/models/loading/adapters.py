@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.errors import ModelError
-from idefics_cli.core.types import LoraAdapter
 from idefics_cli.models.hub.adapters import CONFIG, WEIGHTS, read_settings
 
 _PREFIX = "base_model.model."

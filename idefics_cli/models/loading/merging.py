@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, cast
 
 from safetensors import SafetensorError
 
+from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.paths import display_path, free_bytes
-from idefics_cli.core.types import LoadSpec, LoraAdapter, Progress
+from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.core.units import format_size
 from idefics_cli.models.families.classes import model_class
 from idefics_cli.models.hub.adapters import RECORD, REPLAY

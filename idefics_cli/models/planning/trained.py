@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from idefics_cli.core.types import LoadSpec, LoraAdapter
+from idefics_cli.core.adapters import LoraAdapter
+from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.hub.adapters import config_digest, is_trained, read_record
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning.placement import Placement, PlanChoices

@@ -17,7 +17,8 @@ from transformers import Cache
 
 from idefics_cli.core.errors import ModelError, PromptError
 from idefics_cli.core.types import Attachment, GenerationRequest, LoadSpec, Message, Sampling
-from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
+from idefics_cli.engine.local.decode.batch_row import BatchRow
+from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.protocol import Prepared

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from idefics_cli.engine.local.decode.sampling import BatchRow, Scores
+from idefics_cli.engine.local.decode.batch_row import BatchRow
+from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.decode.steps import Step
 from idefics_cli.engine.local.transfer import to_device
 

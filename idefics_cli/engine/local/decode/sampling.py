@@ -1,10 +1,9 @@
-"""Sampling: the choice of the next token, greedy or random, and the end of a reply."""
+"""Sampling: the choice of the next token of each row, greedy or random."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,114 +11,14 @@ from torch import Tensor
 
 from idefics_cli.core.errors import DeadEndError, ModelError
 from idefics_cli.core.text import or_list
-from idefics_cli.core.types import Finish, Sampling
-from idefics_cli.engine.local.decode.bans import (
-    find_completing,
-    nothing_refused,
-    refuse_completing,
-)
-from idefics_cli.engine.local.decode.constraint import Guide, refused_tokens
-from idefics_cli.engine.local.decode.detokenize import Detokenizer
-from idefics_cli.engine.local.transfer import HostCopy, stacked_on, to_device
+from idefics_cli.engine.local.decode.bans import nothing_refused, refuse_completing
+from idefics_cli.engine.local.decode.batch_row import BatchRow, has_penalty
+from idefics_cli.engine.local.decode.constraint import refused_tokens
+from idefics_cli.engine.local.decode.drawing import draw_token, draw_tokens, draws_together
+from idefics_cli.engine.local.decode.logprobs import NextLogprobs
+from idefics_cli.engine.local.decode.penalties import penalize
+from idefics_cli.engine.local.transfer import HostCopy, to_device
 from idefics_cli.models.families.base import Family
-
-# Temperatures and penalties are limited to this range, and penalized scores to -`_MOST` to `_MOST`,
-# so that float32 does not overflow. Values beyond these limits would give the same tokens.
-_LEAST, _MOST = 1e-30, 1e30
-
-
-@dataclass(slots=True)
-class BatchRow:
-    """One reply while it is generated.
-
-    Attributes:
-        sampling: How the tokens are chosen.
-        prompt: Ids of the prompt without padding.
-        limit: Maximum number of tokens of the reply.
-        stop_ids: Ids that end the reply.
-        tokens: Ids generated so far.
-        finish: Why the reply ended; None while it goes on.
-        generator: Source of randomness; None for greedy decoding.
-        noise: Random numbers (V,) with which `draw_tokens` draws the next token. They stay until
-            that token is appended; None if they are not drawn yet.
-        guide: Says which tokens may follow; None allows all that are not banned.
-        bans: Ids of the words that the reply must not hold, each of one token or more.
-        stops: Finds the texts that end the reply; None if there are none.
-        answers: The tokens of the answers to score instead of generating a reply; mostly none.
-        answer_logs: The logarithm of the probability of each of *answers*, once it is known.
-    """
-
-    sampling: Sampling
-    prompt: list[int]
-    limit: int
-    stop_ids: Set[int] = frozenset()
-    tokens: list[int] = field(default_factory=list)
-    finish: Finish | None = None
-    generator: torch.Generator | None = None
-    noise: Tensor | None = None
-    guide: Guide | None = None
-    bans: Sequence[Sequence[int]] = ()
-    stops: Detokenizer | None = None
-    answers: Sequence[tuple[int, ...]] = ()
-    answer_logs: Sequence[float] = ()
-
-    @property
-    def is_argmax(self) -> bool:
-        """Whether each token is the one with the highest logit, without a repetition penalty."""
-        return self.generator is None and self.sampling.repetition_penalty == 1.0
-
-    @property
-    def is_restricted(self) -> bool:
-        """Whether the next tokens that are allowed depend on those before."""
-        return self.guide is not None or bool(self.bans)
-
-    @property
-    def recent_ids(self) -> list[int]:
-        """The last ids of the prompt and the reply, as many as the longest banned word has."""
-        count = max((len(ban) for ban in self.bans), default=1)
-        return [*self.prompt[-count:], *self.tokens[-count:]][-count:]
-
-    def allows(self, token: int) -> bool:
-        """Return whether *token* may come next; False if only a mask can tell."""
-        if token in find_completing(self.bans, self.recent_ids):
-            return False
-        return self.guide is None or self.guide.agrees_on(token)
-
-    def append(self, token: int) -> None:
-        """Append *token*, and set `finish` if it ends the reply.
-
-        Raises:
-            ModelError: If the guide does not allow *token*.
-        """
-        if self.guide is not None:
-            self.guide.accept(token)
-        self.tokens.append(token)
-        self.noise = None
-        if (
-            token in self.stop_ids
-            or (self.guide is not None and self.guide.is_over)
-            or self._reaches_stop()
-        ):
-            self.finish = "stop"
-        elif len(self.tokens) >= self.limit:
-            self.finish = "length"
-
-    def _reaches_stop(self) -> bool:
-        if self.stops is None:
-            return False
-        self.stops.feed(self.tokens)
-        return self.stops.has_stopped
-
-    def __post_init__(self) -> None:
-        if self.sampling.temperature > 0:
-            # Each row has its own generator, which is on the CPU. So a seed gives the same draws on
-            # every device and in every batch.
-            self.generator = torch.Generator(device="cpu")
-            if self.sampling.seed is None:
-                self.generator.seed()
-            else:
-                self.generator.manual_seed(self.sampling.seed)
-
 
 _Place = tuple[int, BatchRow]  # the number of a row of the logits, and its reply
 
@@ -149,6 +48,7 @@ class Scores:
         self._refused: tuple[Tensor | list[int], Tensor] | None = None
         self._is_constrained = False
         self._waits = waits
+        self._logprobs: NextLogprobs | None = None
         if not waits:
             self.argmax, self._top = self._find_argmax()
 
@@ -170,6 +70,7 @@ class Scores:
         if self._is_constrained:
             return
         self._is_constrained = True
+        self._keep_logprobs(rows)
         restricted = [
             (at, row)
             for at, row in zip(self._rows, rows, strict=True)
@@ -197,9 +98,9 @@ class Scores:
         """
         self.constrain(rows)
         active = [(at, row) for at, row in zip(self._rows, rows, strict=True) if not row.finish]
-        penalized = [(at, row) for at, row in active if row.sampling.repetition_penalty != 1.0]
+        penalized = [(at, row) for at, row in active if has_penalty(row.sampling)]
         for at, row in penalized:
-            _penalize(self._scores[at], row)
+            penalize(self._scores[at], row)
         if penalized:
             _, self._top = self._find_argmax()
         sampled = [(at, row) for at, row in active if row.generator is not None]
@@ -214,7 +115,21 @@ class Scores:
         else:
             tokens = {at: draw_token(self._scores[at].cpu(), row) for at, row in sampled}
         for at, row in active:
-            row.append(int(tokens.get(at, argmax[at])))
+            token = int(tokens.get(at, argmax[at]))
+            logprob = self._logprobs.of(at, row, token) if self._logprobs else None
+            row.append(token)
+            if logprob is not None:
+                row.logprobs.append(logprob)
+
+    def _keep_logprobs(self, rows: Sequence[BatchRow]) -> None:
+        """Keep the probabilities of rows that tell them, before anything changes the scores."""
+        wanted = [
+            at
+            for at, row in zip(self._rows, rows, strict=True)
+            if row.sampling.top_logprobs is not None and not row.finish
+        ]
+        if wanted:
+            self._logprobs = NextLogprobs(self._scores, wanted, self.banned)
 
     def _constrain_on_host(self, restricted: Sequence[_Place]) -> tuple[Tensor, HostCopy]:
         """Refuse tokens of *restricted* rows on the CPU, and return what `_find_argmax` does.
@@ -291,101 +206,6 @@ def _refused_by(rows: Sequence[BatchRow], scores: Tensor) -> Tensor:
 def banned_of(family: Family, device: torch.device) -> Tensor:
     """Return the ids that no reply may contain, for `Scores`."""
     return to_device(sorted(family.banned_ids), device)
-
-
-def draw_token(scores: Tensor, row: BatchRow) -> int:
-    """Draw a token from *scores* (V,), after temperature, top-k and top-p in this order."""
-    sampling = row.sampling
-    # The highest score becomes 0, so that no temperature can make the scores overflow.
-    scores = (scores - scores.max()) / _bounded(sampling.temperature)
-    if sampling.top_k:
-        kept = scores.topk(min(sampling.top_k, scores.numel())).values
-        scores = scores.masked_fill(scores < kept[-1], float("-inf"))
-    if sampling.top_p < 1.0:
-        ordered, order = scores.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
-        # The most likely token always stays, even if top-p is so small that it is 0 in float32.
-        outside[0] = False
-        scores = scores.masked_fill(
-            torch.zeros_like(outside).scatter(0, order, outside), float("-inf")
-        )
-    return int(torch.multinomial(scores.softmax(-1), 1, generator=row.generator))
-
-
-def draws_together(scores: Tensor) -> bool:
-    """Return whether `draw_tokens` is faster than `draw_token` for each row of *scores*.
-
-    On a GPU, every row that the host draws is a wait for the device and a sort on one core. On a
-    CPU the rows have to be sorted one by one anyway.
-    """
-    return scores.is_cuda
-
-
-def draw_tokens(scores: Tensor, rows: Sequence[BatchRow]) -> Tensor:
-    """Draw a token for each of B *rows* from *scores* (B, V), as `draw_token` does for one.
-
-    `torch.multinomial` divides the probabilities by exponential noise and takes the largest
-    quotient (Distributions.cpp of torch 2.13). Here the generators of the rows draw the same noise
-    on the host, so a seed gives the same tokens on every device, except for rounding, and for equal
-    scores at the edge of top-p. The host never waits for the device.
-
-    Returns:
-        Ids (B,) on the device of *scores*.
-    """
-    device, size = scores.device, scores.shape[-1]
-    noise = stacked_on([_next_noise(row, size) for row in rows], device)
-    settings = torch.tensor([_numbers(row.sampling, size) for row in rows])
-    temperature, top_k, top_p = stacked_on(settings.t().unbind(), device)[..., None]
-    scores = (scores - scores.amax(-1, keepdim=True)) / temperature
-    if any(row.sampling.top_k or row.sampling.top_p < 1.0 for row in rows):
-        # The sort is stable, so that equal scores have one order in every batch.
-        ordered, order = scores.sort(descending=True, stable=True)
-        ordered = ordered.masked_fill(ordered < ordered.gather(-1, top_k.long() - 1), -math.inf)
-        probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= top_p
-        outside[:, 0] = False
-        outside |= ordered.isneginf()
-        outside = torch.zeros_like(outside).scatter(-1, order, outside)
-        scores = scores.masked_fill(outside, -math.inf)
-    return (scores.softmax(-1) / noise).argmax(-1)
-
-
-def _numbers(sampling: Sampling, size: int) -> tuple[float, float, float]:
-    """Return temperature, top-k and top-p for a vocabulary of *size*; no limit is a large one."""
-    top_k = min(sampling.top_k or size, size)
-    return (
-        _bounded(sampling.temperature),
-        float(top_k),
-        sampling.top_p if sampling.top_p < 1.0 else math.inf,
-    )
-
-
-def _next_noise(row: BatchRow, size: int) -> Tensor:
-    """Return the noise (V,) for the next token of *row*.
-
-    It stays with the row until the token is appended. So a reply that an error takes back draws the
-    same token again.
-    """
-    if row.noise is None:
-        row.noise = torch.empty(size).exponential_(generator=row.generator)
-    return row.noise
-
-
-def _penalize(scores: Tensor, row: BatchRow) -> None:
-    """Lower the *scores* (V,) of all tokens of *row* by the repetition penalty (arXiv:1909.05858).
-
-    Positive scores are divided by the penalty, negative scores are multiplied by it.
-    """
-    seen = to_device(sorted({*row.prompt, *row.tokens}), scores.device)
-    penalty = _bounded(row.sampling.repetition_penalty)
-    values = scores[seen]
-    values = torch.where(values < 0, values * penalty, values / penalty)
-    scores[seen] = values.clamp(-_MOST, _MOST)
-
-
-def _bounded(value: float) -> float:
-    return min(max(value, _LEAST), _MOST)
 
 
 def _no_token(highest: float, row: BatchRow, dtype: torch.dtype) -> ModelError:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from transformers import DynamicCache
 
 from idefics_cli.engine.local.decode.batch_decoder import BatchDecoder
-from idefics_cli.engine.local.decode.sampling import BatchRow, banned_of
+from idefics_cli.engine.local.decode.batch_row import BatchRow
+from idefics_cli.engine.local.decode.sampling import banned_of
 from idefics_cli.engine.local.decode.slots import Slots, rows_to_keep
 from idefics_cli.engine.local.decode.steps import PlainStep, SlotStep
 from idefics_cli.engine.local.inference import Inference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -164,6 +165,9 @@ class PromptRun:
     def _keys_of(self, request: OpenRequest) -> list[PrefixKey]:
         family = self._inference.loaded.family
         keys = family.prefix_keys(request.reply.prompt, request.prepared.pictures)
+        if salt := request.prepared.request.cache_salt:
+            # KV states are reused from the first key on, so one other key is enough.
+            keys[0] = sha256(f"{salt}\0{keys[0]!r}".encode("utf-8", "backslashreplace")).digest()
         return keys + list(request.reply.tokens)
 
     def _encode_pictures(self) -> Generator[None, None, Mapping[bytes, Tensor]]:

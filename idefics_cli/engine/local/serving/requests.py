@@ -9,8 +9,9 @@ from threading import Event
 from idefics_cli.core.choices import ChoiceResult
 from idefics_cli.core.types import Completion, TokenChunk
 from idefics_cli.engine.local.cancel import Flag
+from idefics_cli.engine.local.decode.batch_row import BatchRow
 from idefics_cli.engine.local.decode.detokenize import Detokenizer, detokenizer_of
-from idefics_cli.engine.local.decode.sampling import BatchRow
+from idefics_cli.engine.local.decode.logprobs import token_logprobs
 from idefics_cli.engine.local.serving.schedule import RequestSchedule, Ticket
 from idefics_cli.engine.protocol import Listener, Urgency
 from idefics_cli.engine.schema.choices import choice_result, choices_of, wordings
@@ -56,6 +57,7 @@ class OpenRequest(Ticket):
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     _text: Detokenizer | None = field(default=None, init=False)
+    _told_tokens: int = field(default=0, init=False)
 
     @property
     def tokens(self) -> int:
@@ -82,7 +84,10 @@ class OpenRequest(Ticket):
         row = self.reply
         piece = self._text.feed(row.tokens, last=row.finish is not None)
         if piece:
-            self.listen(TokenChunk(piece, len(row.tokens), prompt_tokens=len(row.prompt)))
+            logprobs = tuple(token_logprobs(family, row, self._told_tokens))
+            self._told_tokens = len(row.tokens)
+            counts = len(row.tokens), None, len(row.prompt)
+            self.listen(TokenChunk(piece, *counts, logprobs=logprobs))
 
     def completion(self, family: Family) -> Completion:
         """Return the reply as it is now; a reply that has not ended counts as cancelled."""
@@ -98,6 +103,7 @@ class OpenRequest(Ticket):
             token_ids=tuple(row.tokens),
             at_a_time=self.at_a_time,
             choice=choice,
+            logprobs=tuple(token_logprobs(family, row, 0)),
         )
 
     def _choice(self) -> ChoiceResult | None:
