@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 2 * 2**30
 """Largest size of all kept features in memory; further ones go to a file."""
+# Largest number of pixels in one forward without gradients. A CPU gains nothing from more.
+_PIXELS = {"cuda": 2**22}
+_CPU_PIXELS = 2**18
 
 
 class FeatureSource(Protocol):
@@ -37,9 +40,10 @@ class FeatureSource(Protocol):
 class KeptFeatures:
     """Features of pictures that training does not change. Each picture is encoded once.
 
-    A picture is encoded alone, so that its features do not depend on its batch: a run that goes on
-    after a stop gets the same bits. The vision tower of *model* gets SDPA in place of eager
-    attention: eager attention is only faster with gradients, and it keeps all scores in memory.
+    A picture is encoded alone, and its tiles in groups of a fixed size, so that its features do not
+    depend on its batch: a run that goes on after a stop gets the same bits. The vision tower of
+    *model* gets SDPA in place of eager attention: eager attention is only faster with gradients,
+    and it keeps all scores in memory.
 
     Args:
         model: The model; the attention of its vision tower is changed.
@@ -48,6 +52,8 @@ class KeptFeatures:
         folder: Folder for the file of what is too much for the memory.
         memory_bytes: Largest size of the features in memory.
         keeps: False encodes each picture anew whenever it is needed.
+        most_pixels: Largest number of pixels in one forward of the vision tower; a tile may have
+            more. None chooses by the device.
     """
 
     def __init__(
@@ -59,12 +65,14 @@ class KeptFeatures:
         folder: Path,
         memory_bytes: int = MEMORY_BYTES,
         keeps: bool = True,
+        most_pixels: int | None = None,
     ) -> None:
         # The tower of IDEFICS-1 has no way to change its attention. Its pictures are small.
         tower = cast("nn.Module", model).get_submodule("model.vision_model")
         if isinstance(tower, PreTrainedModel) and attention_of(tower.config) == "eager":
             tower.set_attn_implementation("sdpa")
-        self._encoder = _TileEncoder(model, family)
+        usual = _PIXELS.get(model.device.type, _CPU_PIXELS)
+        self._encoder = _TileEncoder(model, family, most_pixels=most_pixels or usual)
         self._preprocess = preprocess
         self._store = FeatureStore(folder, memory_bytes=memory_bytes) if keeps else None
 
@@ -167,8 +175,9 @@ class FeatureStore:
 
 
 class _TileEncoder:
-    def __init__(self, model: Model, family: Family) -> None:
+    def __init__(self, model: Model, family: Family, *, most_pixels: int | None = None) -> None:
         self._model, self._family = model, family
+        self._most_pixels = most_pixels
 
     def encode(self, pictures: Sequence[PictureTensors]) -> list[Tensor]:
         """Return the features (tokens, D) of each of *pictures*."""
@@ -177,7 +186,7 @@ class _TileEncoder:
             for index, size in enumerate(tensors.picture.tile_sizes):
                 places[size].append((number, index))
         encoded: dict[tuple[int, int], Tensor] = {}
-        for group in places.values():
+        for group in self._groups(places):
             tiles = torch.stack([self._pixels(pictures[number], at) for number, at in group])
             outputs = self._family.encode_tiles(self._model, tiles)
             encoded |= zip(group, outputs, strict=True)
@@ -185,6 +194,16 @@ class _TileEncoder:
             torch.cat([encoded[number, at] for at in range(len(each.picture.tile_sizes))])
             for number, each in enumerate(pictures)
         ]
+
+    def _groups(
+        self, places: Mapping[tuple[int, int], list[tuple[int, int]]]
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Yield the tiles of each forward: they have one size."""
+        for (height, width), found in places.items():
+            pixels = height * width
+            most = max(1, self._most_pixels // pixels) if self._most_pixels else len(found)
+            for start in range(0, len(found), most):
+                yield found[start : start + most]
 
     def _pixels(self, tensors: PictureTensors, index: int) -> Tensor:
         device, tile = self._model.device, tensors.tiles[index]

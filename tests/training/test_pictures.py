@@ -7,11 +7,12 @@ from typing import cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idefics_cli.core.types import Attachment
 from idefics_cli.models.families.internals import attention_of
 from idefics_cli.models.families.picture import PictureTensors
+from idefics_cli.models.families.protocols import Model
 from idefics_cli.training.pictures import FeatureStore, KeptFeatures, LearnedFeatures
 from tests.support.training import load_tiny, make_examples, preprocessor
 
@@ -63,6 +64,42 @@ def test_a_tower_without_gradients_gets_sdpa_and_the_text_model_stays_eager(
     assert attention_of(loaded.model.config.get_text_config()) == "eager"
     for one, other in zip(kept.features_of(examples), eager, strict=True):
         assert torch.allclose(one[0], other[0], atol=1e-5)
+
+
+def test_the_tiles_of_a_picture_are_encoded_in_groups_of_a_fixed_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_tiny(tmp_path / "model", "idefics2-split")
+    family = loaded.family
+    examples = make_examples(family, 2)
+    ((height, width), *others) = examples[0].pictures[0].tile_sizes
+    assert len(others) == 4
+    encode_tiles, seen = family.encode_tiles, list[int]()
+
+    def noted(model: Model, tiles: Tensor) -> Tensor:
+        seen.append(len(tiles))
+        return encode_tiles(model, tiles)
+
+    monkeypatch.setattr(family, "encode_tiles", noted)
+
+    def features(most_pixels: int) -> list[Tensor]:
+        kept = KeptFeatures(
+            loaded.model,
+            family,
+            preprocessor(family),
+            folder=tmp_path,
+            most_pixels=most_pixels,
+        )
+        return [row[0] for row in kept.features_of(examples)]
+
+    together = features(10**9)
+    assert max(seen) > 2
+    for most_pixels, most_tiles in ((2 * height * width, 2), (1, 1)):
+        seen.clear()
+        for one, other in zip(features(most_pixels), together, strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+        assert max(seen) == most_tiles
+        assert sum(seen) == 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
