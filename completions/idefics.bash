@@ -47,8 +47,8 @@ _idefics_command() {
         ;;
     'idefics tune')
         commands=''
-        flags='--question --answer --images --prompt --lines --learn --validation --most-tokens --skip-bad --train --full --rank --alpha --dropout --dora --learning-rate --epochs --batch-size --replay --seed --keep-features --no-keep-features --checkpointing --no-checkpointing --model --revision --device --dtype --quantization --splitting --no-splitting --longest-edge --offline --online --threads --yes --output --overwrite --no-overwrite --plot --json --dry-run --verbose --quiet --help'
-        valued='--question=text --answer=text --images=folders -p=text --prompt=text --lines=text --learn=text --validation=text --most-tokens=text --train=text --rank=text --alpha=text --dropout=text --learning-rate=text --epochs=text --batch-size=text --replay=text --seed=text -m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --longest-edge=text --threads=text -o=folders --output=folders'
+        flags='--picture --question --answer --images --prompt --lines --learn --validation --most-tokens --skip-bad --train --full --rank --alpha --dropout --dora --learning-rate --epochs --batch-size --replay --seed --keep-features --no-keep-features --checkpointing --no-checkpointing --model --revision --device --dtype --quantization --splitting --no-splitting --longest-edge --offline --online --threads --yes --output --overwrite --no-overwrite --plot --json --dry-run --verbose --quiet --help'
+        valued='--picture=text --question=text --answer=text --images=folders -p=text --prompt=text --lines=text --learn=text --validation=text --most-tokens=text --train=text --rank=text --alpha=text --dropout=text --learning-rate=text --epochs=text --batch-size=text --replay=text --seed=text -m=models --model=models --revision=text --device=words:auto,cpu,mps,cuda --dtype=words:auto,bfloat16,float16,float32 --quantization=words:auto,none,8bit,4bit --longest-edge=text --threads=text -o=folders --output=folders'
         arguments='text'
         ;;
     'idefics doctor')

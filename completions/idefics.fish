@@ -334,6 +334,7 @@ complete -c idefics -n '__idefics_at serve' -s v -l verbose -d 'Also show the me
 complete -c idefics -n '__idefics_at serve' -s q -l quiet -d 'Show errors only'
 complete -c idefics -n '__idefics_at serve' -s h -l help -d 'Show this message and exit'
 
+complete -c idefics -n '__idefics_at tune' -l picture -x -d 'Column with the picture of a row'
 complete -c idefics -n '__idefics_at tune' -l question -x -d 'Column with the question of a row'
 complete -c idefics -n '__idefics_at tune' -l answer -x -d 'Column with the answer of a row'
 complete -c idefics -n '__idefics_at tune' -l images -x -a '(__fish_complete_directories)' -d 'Folder to which the paths of pictures are relative'

@@ -43,24 +43,23 @@ class RowPictures:
     resolve: Resolve
     names: dict[str, str] = field(default_factory=dict)
 
-    def of_columns(self, row: JsonObject) -> tuple[Attachment, ...]:
+    def of_columns(self, row: JsonObject, column: str | None = None) -> tuple[Attachment, ...]:
         """Return the pictures that the columns of *row* name.
+
+        Args:
+            row: Names and values.
+            column: The column that names them; None takes the first of `COLUMNS`.
 
         Raises:
             PromptError: If a value does not name a picture.
         """
+        if column is not None:
+            return self._of_column(row, column) if row.get(column) is not None else ()
         given = [name for name in ("images", "image") if row.get(name) is not None]
         if len(given) > 1:
             raise PromptError("both `images` and `image` are given", hint="keep one of them")
         name = given[0] if given else next((n for n in COLUMNS if row.get(n) is not None), None)
-        if name is None:
-            return ()
-        value = row[name]
-        values = value if isinstance(value, list) else [value]
-        several = isinstance(value, list)
-        return tuple(
-            self.picture(one, f"{name}[{at}]" if several else name) for at, one in enumerate(values)
-        )
+        return () if name is None else self._of_column(row, name)
 
     def picture(self, value: object, name: str) -> Attachment:
         """Return the picture that *value* names: a path, an address, or an object with one.
@@ -91,6 +90,14 @@ class RowPictures:
         if detail not in (None, "auto", "low", "high", "original"):
             raise PromptError(f"the `detail` of a picture must be auto, low or high, in `{name}`")
         return Attachment(self._source(value), detail=_SMALL if detail == "low" else _AS_LOADED)
+
+    def _of_column(self, row: JsonObject, name: str) -> tuple[Attachment, ...]:
+        value = row[name]
+        values = value if isinstance(value, list) else [value]
+        several = isinstance(value, list)
+        return tuple(
+            self.picture(one, f"{name}[{at}]" if several else name) for at, one in enumerate(values)
+        )
 
     def _source(self, value: str) -> str:
         if is_uri(value) or has_scheme(value):

@@ -18,7 +18,7 @@ from idefics_cli.training.data.files import read_file
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.places import PicturePlaces
 from idefics_cli.training.data.row import LeftOut, RowResult, TrainingRow
-from idefics_cli.training.data.table import without_bytes
+from idefics_cli.training.data.table import picture_column, without_bytes
 
 _NAMES = ("messages", "conversations")
 _UNSUPPORTED = ("tools", "functions")
@@ -45,7 +45,7 @@ def read_chats(path: Path, options: ReadOptions) -> Iterator[RowResult]:
             yield LeftOut(row.key, "wrong row", error)
 
 
-def is_chat(row: JsonObject) -> bool:
+def is_chat(row: JsonObject, options: ReadOptions) -> bool:
     """Whether *row* is a conversation."""
     return any(row.get(name) is not None for name in _NAMES)
 
@@ -64,7 +64,9 @@ def _conversation(
     _check_order(value, name)
     # `<image>` in an answer is plain text, so only the other messages get pictures.
     asked = tuple(m for m in messages if m.role != "assistant")
-    filled = iter(place_pictures(asked, value, pictures.of_columns(row)))
+    filled = iter(
+        place_pictures(asked, value, pictures.of_columns(row, picture_column(row, options)))
+    )
     messages = tuple(m if m.role == "assistant" else next(filled) for m in messages)
     learned = _learned(messages, weights, options)
     system = row.get("system")

@@ -73,6 +73,12 @@ def read_file(path: Path) -> Iterator[FileRow]:
         raise UsageError(f"cannot read `{path}`: {reason or error}") from error
 
 
+def known_name(name: str) -> str:
+    """Return the name of a column; of one that names pictures, as this package writes it."""
+    name = name.strip()
+    return name.lower() if name.lower() in COLUMNS else name
+
+
 def _json_lines(path: Path) -> Iterator[FileRow]:
     with path.open("rb") as file:
         if _first_character(file, path) == b"[":
@@ -197,7 +203,7 @@ def _separated(path: Path) -> Iterator[FileRow]:
         header = next(rows, None)
         if header is None:
             return
-        names = [_known_name(name) for name in header[1]]
+        names = [known_name(name) for name in header[1]]
         if doubled := next((n for n in names if n and names.count(n) > 1), None):
             raise UsageError(f"{path}:{header[0]}: two columns are named `{doubled}`")
         for number, cells in rows:
@@ -211,12 +217,6 @@ def _separated(path: Path) -> Iterator[FileRow]:
                 hint=_QUOTES,
             )
             yield FileRow(key, fault=fault)
-
-
-def _known_name(name: str) -> str:
-    """Return the name of a column; of one that names pictures, as this package writes it."""
-    name = name.strip()
-    return name.lower() if name.lower() in COLUMNS else name
 
 
 def _numbered(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -257,7 +257,11 @@ def _text_lines(file: TextIO, path: Path) -> Iterator[str]:
 
 
 def _separator(header: str) -> str | None:
-    """Return the separator of *header*; None if none of its names can be that of pictures."""
+    """Return the separator of *header*: that which gives a known column, or else most columns.
+
+    None if there is one column only, and its name is not known.
+    """
+    most, found = 1, None
     for separator in _SEPARATORS:
         try:
             names = next(csv.reader([header.strip("\r\n")], delimiter=separator), [])
@@ -265,7 +269,9 @@ def _separator(header: str) -> str | None:
             continue
         if not {name.strip().lower() for name in names}.isdisjoint(COLUMNS):
             return separator
-    return None
+        if len(names) > most:
+            most, found = len(names), separator
+    return found
 
 
 def _parquet(path: Path) -> Iterator[FileRow]:

@@ -23,6 +23,7 @@ class ReadOptions:
         fill: Fills the fields of a part of *prompt*, for the row with this key and these pictures;
             None leaves them as they are.
         mode: "chat", or "complete" for a base model.
+        picture: Column with the picture of a row; None takes the first that is known.
         question: Column with the question of a row; None takes the first that is known.
         answer: Column with the answer of a row; None takes the first that is known.
         images: Folder to which paths of pictures are relative; None is that of each file.
@@ -35,6 +36,7 @@ class ReadOptions:
     prompt: str
     fill: Callable[[str, str, Sequence[Attachment]], str] | None = None
     mode: Mode = "chat"
+    picture: str | None = None
     question: str | None = None
     answer: str | None = None
     images: Path | None = None

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.json_objects import JsonObject
 from idefics_cli.training.data.chats import is_chat, read_chats
 from idefics_cli.training.data.files import FORMATS, read_file
 from idefics_cli.training.data.imagefolder import has_metadata, read_image_folder
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.row import RowResult
 from idefics_cli.training.data.sidecars import has_sidecars, read_sidecars
-from idefics_cli.training.data.table import is_table, read_table
+from idefics_cli.training.data.table import column_hint, is_table, read_table
 
 Read: TypeAlias = Callable[[Path, ReadOptions], Iterator[RowResult]]
 
@@ -25,29 +26,32 @@ class Reader:
 
     Attributes:
         name: The shape, in messages.
-        recognises: Returns whether a file or folder has the shape.
+        recognises: Returns whether a file or folder has the shape, if it is read so.
         read: Yields its rows.
     """
 
     name: str
-    recognises: Callable[[Path], bool]
+    recognises: Callable[[Path, ReadOptions], bool]
     read: Read
 
 
-def _first_row(test: Callable[..., bool]) -> Callable[[Path], bool]:
+def _first_row(
+    test: Callable[[JsonObject, ReadOptions], bool],
+) -> Callable[[Path, ReadOptions], bool]:
     """Return a test of files: whether *test* holds for the first row that is an object."""
 
-    def recognises(path: Path) -> bool:
-        if path.is_dir():
-            return False
-        rows = (row.cells for row in read_file(path) if row.fault is None)
-        return test(next(rows, {}))
+    def recognises(path: Path, options: ReadOptions) -> bool:
+        return not path.is_dir() and test(_first_cells(path), options)
 
     return recognises
 
 
-def _folder(test: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    return lambda path: path.is_dir() and test(path)
+def _folder(test: Callable[[Path], bool]) -> Callable[[Path, ReadOptions], bool]:
+    return lambda path, options: path.is_dir() and test(path)
+
+
+def _first_cells(path: Path) -> JsonObject:
+    return next((row.cells for row in read_file(path) if row.fault is None), {})
 
 
 READERS = (
@@ -59,15 +63,15 @@ READERS = (
 """The readers, in the order in which they are tried."""
 
 
-def find_reader(data: Path) -> Reader:
-    """Return the reader of *data*.
+def find_reader(data: Path, options: ReadOptions) -> Reader:
+    """Return the reader of *data*, which is read with *options*.
 
     Raises:
         UsageError: If nothing is there, it cannot be read, or has an unknown shape.
     """
     if not data.exists():
         raise UsageError(f"no such file or folder: `{data}`")
-    reader = next((reader for reader in READERS if reader.recognises(data)), None)
+    reader = next((reader for reader in READERS if reader.recognises(data, options)), None)
     if reader is not None:
         return reader
     if data.is_dir():
@@ -82,10 +86,13 @@ def find_reader(data: Path) -> Reader:
     first = next(read_file(data), None)
     if first is not None and first.fault is not None:
         raise UsageError(f"{first.key}: {first.fault}", hint=first.fault.hint)
-    raise UsageError(
-        f"`{data}` has no rows to train on",
-        hint="a row names a picture by `file_name` and has a `caption`; or it has `messages`",
-    )
+    nothing, cells = f"`{data}` has no rows to train on", _first_cells(data)
+    if cells:
+        raise UsageError(
+            f"{nothing}: no column names the pictures", hint=column_hint("--picture", cells)
+        )
+    hint = "a row names a picture by `file_name` and has a `caption`; or it has `messages`"
+    raise UsageError(nothing, hint=hint)
 
 
 def read_rows(data: Path, options: ReadOptions) -> Iterator[RowResult]:
@@ -98,4 +105,4 @@ def read_rows(data: Path, options: ReadOptions) -> Iterator[RowResult]:
     Raises:
         UsageError: If it cannot be read.
     """
-    yield from find_reader(data).read(data, options)
+    yield from find_reader(data, options).read(data, options)

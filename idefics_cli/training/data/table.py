@@ -15,9 +15,10 @@ from idefics_cli.core.conversation.marks import PICTURE_MARK
 from idefics_cli.core.conversation.pictures import COLUMNS, RowPictures, placed
 from idefics_cli.core.errors import ImageError, PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
+from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import Attachment, Message, Part
 from idefics_cli.models.families.picture_marks import place_pictures, read_marks
-from idefics_cli.training.data.files import read_file
+from idefics_cli.training.data.files import known_name, read_file
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.places import PicturePlaces
 from idefics_cli.training.data.row import LeftOut, RowResult, TrainingRow
@@ -25,6 +26,7 @@ from idefics_cli.training.data.row import LeftOut, RowResult, TrainingRow
 ANSWERS = ("caption", "text", "answer", "completion", "response")
 """Columns that may hold the answer of a row; the first that has a value counts."""
 QUESTIONS = ("question", "prompt", "instruction")
+_SHOWN_NAMES = 12
 
 
 def read_table(path: Path, options: ReadOptions) -> Iterator[RowResult]:
@@ -39,9 +41,23 @@ def read_table(path: Path, options: ReadOptions) -> Iterator[RowResult]:
             yield LeftOut(row.key, "wrong row", error)
 
 
-def is_table(row: JsonObject) -> bool:
+def is_table(row: JsonObject, options: ReadOptions) -> bool:
     """Whether *row* names a picture."""
-    return any(row.get(name) is not None for name in COLUMNS)
+    chosen = picture_column(row, options)
+    return any(row.get(name) is not None for name in (COLUMNS if chosen is None else (chosen,)))
+
+
+def picture_column(row: JsonObject, options: ReadOptions) -> str | None:
+    """Return the column of *row* that *options* choose for pictures; None if they choose none."""
+    chosen = options.picture
+    return chosen if chosen is None or chosen in row else known_name(chosen)
+
+
+def column_hint(flag: str, row: JsonObject) -> str:
+    """Return a hint that *flag* chooses a column, and which ones *row* has."""
+    names = ", ".join(f"`{abbreviated(name)}`" for name in list(row)[:_SHOWN_NAMES])
+    more = ", …" if len(row) > _SHOWN_NAMES else ""
+    return f"`{flag} COLUMN` names it; the columns are {names}{more}"
 
 
 def without_bytes(row: JsonObject) -> JsonObject:
@@ -89,9 +105,10 @@ def _rows(
     if row.get("finish") == "length":
         yield LeftOut(key, "cut caption")
         return
-    pictures = RowPictures(folder.resolve).of_columns(row)
+    pictures = RowPictures(folder.resolve).of_columns(row, picture_column(row, options))
     if not pictures:
-        raise PromptError("no column names a picture", hint="such as `file_name` or `image`")
+        column = "column names" if options.picture is None else f"column `{options.picture}` with"
+        raise PromptError(f"no {column} a picture", hint=column_hint("--picture", row))
     answers = [answer for answer in _answers(row, options) if answer]
     if not answers:
         yield LeftOut(key, "no answer")
@@ -142,11 +159,11 @@ def _question(row: JsonObject, options: ReadOptions) -> str | None:
 def _answers(row: JsonObject, options: ReadOptions) -> list[str]:
     """Return the answers of a row; several if its value is a list, as of several samples."""
     if options.answer is not None and options.answer not in row:
-        raise PromptError(f"no column `{options.answer}`", hint=_names(row))
+        raise PromptError(f"no column `{options.answer}`", hint=column_hint("--answer", row))
     names = ANSWERS if options.answer is None else (options.answer,)
     given = [name for name in names if name in row]
     if not given:
-        raise PromptError("no column has an answer", hint=_names(row))
+        raise PromptError("no column has an answer", hint=column_hint("--answer", row))
     name = next((name for name in given if row[name] not in (None, "")), given[0])
     value = row[name]
     if value is None:
@@ -155,11 +172,6 @@ def _answers(row: JsonObject, options: ReadOptions) -> list[str]:
         raise PromptError(f"`{name}` is not text but {kind_of(value)}")
     values = value if isinstance(value, list) else [value]
     return [checked_text(one, name).strip() for one in values]
-
-
-def _names(row: JsonObject) -> str:
-    names = ", ".join(f"`{name}`" for name in list(row)[:12])
-    return f"`--answer COLUMN` names it; the columns are {names}"
 
 
 def _without_bytes(value: object) -> object:

@@ -135,7 +135,7 @@ def test_values_of_tables_may_have_separators_quotes_and_line_breaks(write: Writ
         (b"image,caption\n0.png,caf\xe9\n", "is not UTF-8 text"),
         (b"image,caption\n0.png,a\0b\n", ":2: NUL characters"),
         (b"image,caption,caption\n0.png,a,b\n", ":1: two columns are named `caption`"),
-        (b"title,caption\na,b\n", ":1: no column names the pictures"),
+        (b"caption\nA cat\n", ":1: no column names the pictures"),
         (b"image,caption\n0.png," + b"a" * 140_000, ":2: field larger than field limit"),
         (b"image,caption\n0.png," + b"a" * 5_000_000, ":2: more than 4 million characters"),
     ],

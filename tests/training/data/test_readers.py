@@ -78,7 +78,7 @@ def test_a_base_model_needs_no_question(tmp_path: Path) -> None:
 def test_every_reader_reads_one_of_the_shapes(tmp_path: Path) -> None:
     found = set()
     for number, write in enumerate(SHAPES.values()):
-        found.add(find_reader(write(tmp_path / str(number))))
+        found.add(find_reader(write(tmp_path / str(number)), ReadOptions(PROMPT)))
     assert found == set(READERS)
 
 
@@ -352,6 +352,59 @@ def test_a_file_without_rows_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=fault):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "Photo;Title;image\n0.png;A cat;old\n"),
+        ("a.csv", "Photo,Title,other\n0.png,A cat,old\n"),
+        ("a.jsonl", '{"Photo": "0.png", "Title": "A cat", "image": "old"}\n'),
+        ("metadata.csv", "Photo\tTitle\n0.png\tA cat\n"),
+        ("chat.jsonl", None),
+    ],
+)
+def test_the_picture_may_be_in_a_column_of_any_name(
+    name: str, content: str | None, tmp_path: Path
+) -> None:
+    turns = [{"from": "human", "value": PROMPT}, {"from": "gpt", "value": "A cat"}]
+    row = {"Photo": "0.png", "conversations": turns}
+    path = write_pictures(tmp_path) / name
+    path.write_text(json.dumps(row) if content is None else content)
+    data = tmp_path if name == "metadata.csv" else path
+
+    (found,) = read(data, ReadOptions(PROMPT, picture="Photo", answer="Title"))
+    assert content_of(found) == [expected(tmp_path)[0][0], ("assistant", ["A cat"])]
+
+
+def test_a_known_column_is_found_in_capital_letters_too(tmp_path: Path) -> None:
+    path = write_pictures(tmp_path) / "a.csv"
+    path.write_text("URL,Image,caption\nhttp://localhost/a.png,0.png,A cat\n")
+    (found,) = read(path, ReadOptions(PROMPT, picture="Image"))
+    assert content_of(found)[0] == expected(tmp_path)[0][0]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "metadata.csv"])
+@pytest.mark.parametrize("picture", [None, "foto"])
+def test_a_table_without_the_column_of_pictures_says_which_columns_there_are(
+    name: str, picture: str | None, tmp_path: Path
+) -> None:
+    path = write_pictures(tmp_path) / name
+    if name.endswith("csv"):
+        path.write_text("photo,title\n0.png,A cat\n")
+    else:
+        path.write_text('{"photo": "0.png", "title": "A cat"}\n')
+    options = ReadOptions(PROMPT, picture=picture)
+    hint = "`--picture COLUMN` names it; the columns are `photo`, `title`"
+    if name == "metadata.csv":
+        _, (wrong,) = read_all(tmp_path, options)
+        column = "column names" if picture is None else "column `foto` with"
+        assert wrong.error is not None
+        assert (str(wrong.error), wrong.error.hint) == (f"no {column} a picture", hint)
+        return
+    with pytest.raises(UsageError, match="no column names the pictures") as caught:
+        read(path, options)
+    assert caught.value.hint == hint
 
 
 def test_what_is_not_there_or_has_no_captions_is_refused(tmp_path: Path) -> None:

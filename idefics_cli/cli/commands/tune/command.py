@@ -23,6 +23,7 @@ from idefics_cli.training.data.options import Learn, Lines
 def tune(
     context: typer.Context,
     data: own.Data,
+    picture: own.PictureColumn = None,
     question: own.Question = None,
     answer: own.AnswerColumn = None,
     images: own.Images = None,
@@ -92,6 +93,7 @@ def tune(
     )
     chosen = DataChoices(
         data=data,
+        picture=picture,
         question=question,
         answer=answer,
         images=images,

@@ -31,6 +31,7 @@ class DataChoices:
 
     Attributes:
         data: Folder or file.
+        picture: Column with the picture.
         question: Column with the question.
         answer: Column with the answer.
         images: Folder to which the paths of pictures are relative.
@@ -42,6 +43,7 @@ class DataChoices:
     """
 
     data: str
+    picture: str | None
     question: str | None
     answer: str | None
     images: str | None
@@ -173,6 +175,7 @@ def _options(
         prompts.text,
         prompts.fill,
         mode="chat" if spec.chats else "complete",
+        picture=choices.picture,
         question=choices.question,
         answer=choices.answer,
         images=Path(choices.images) if choices.images else None,

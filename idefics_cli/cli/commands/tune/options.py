@@ -87,6 +87,9 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+PictureColumn = Annotated[
+    str | None, _word("--picture", metavar="COLUMN", text="Column with the picture of a row.")
+]
 Question = Annotated[
     str | None, _word("--question", metavar="COLUMN", text="Column with the question of a row.")
 ]
