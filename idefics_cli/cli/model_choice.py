@@ -113,7 +113,8 @@ def find_facts(invocation: Invocation) -> ModelFacts:
     """Return the facts about the model of the settings, with its adapter.
 
     Raises:
-        ModelError: If the model or the adapter is unknown, missing or broken.
+        ModelError: If the model or the adapter is unknown, missing or broken, or the adapter does
+            not fit the model.
     """
     settings = invocation.settings
     facts = invocation.services.find_facts(
@@ -121,9 +122,11 @@ def find_facts(invocation: Invocation) -> ModelFacts:
     )
     if settings.adapter is None:
         return facts
-    from idefics_cli.models.hub.adapters import find_adapter
+    from idefics_cli.models.hub.adapters import check_width, find_adapter
 
-    return replace(facts, adapter=find_adapter(settings.adapter, offline=settings.offline))
+    adapter = find_adapter(settings.adapter, offline=settings.offline)
+    check_width(adapter, facts.shape, facts.name)
+    return replace(facts, adapter=adapter)
 
 
 def plan_for(
@@ -218,10 +221,16 @@ def report_warnings(invocation: Invocation, plan: Plan) -> None:
         ModelError: If the model must be downloaded, and the network is switched off, the disk is
             too full, or the user declines.
     """
-    if plan.facts.folder is None:
-        confirm_download(invocation, plan.facts)
+    from idefics_cli.models.hub.errors import not_cached
+
+    is_missing = plan.facts.folder is None
+    if is_missing and invocation.settings.offline:
+        raise not_cached(plan.facts.repo, plan.facts.revision)
+    # The warnings come first, because an adapter for another model makes a download useless.
     for warning in plan.warnings:
         invocation.console.warn(warning)
+    if is_missing:
+        confirm_download(invocation, plan.facts)
 
 
 def confirm_download(invocation: Invocation, facts: ModelFacts) -> None:

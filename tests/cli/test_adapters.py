@@ -7,15 +7,19 @@ import os
 import shutil
 import subprocess
 from base64 import b64encode
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from idefics_cli.cli.services import Services
-from idefics_cli.models.hub.facts import demo_folder
-from tests.support.commands import Ran, run
+from idefics_cli.models.hub.facts import demo_folder, find_facts
+from tests.support.commands import Ran, World, run
+from tests.support.fakes import FakeEngine
 from tests.support.http_servers import CHAT, chat, read
 
 pytest.importorskip("peft")
@@ -49,6 +53,37 @@ def ask(styles: Path, *arguments: str) -> Ran:
     return run("ask", "What is it?", "-i", picture, "--json", *arguments, services=services)
 
 
+def test_an_adapter_for_another_model_is_refused_before_a_download(styles: Path) -> None:
+    ran = ask(styles, "-m", "smolvlm-500m", "--adapter", str(styles / "a"))
+    assert ran.code == 1
+    assert ran.err.splitlines() == [
+        f"error: the adapter `{styles / 'a'}` does not fit smolvlm-500m: it is for layers that are "
+        "192 wide, and those of the model are 960",
+        "hint: an adapter works with the model for which it was made: it was made for `demo`",
+    ]
+
+
+@pytest.mark.parametrize(("layer", "is_refused"), [(31, False), (32, True)])
+def test_an_adapter_for_a_model_of_another_name_is_told_before_a_download(
+    layer: int, is_refused: bool, styles: Path, tmp_path: Path
+) -> None:
+    name = f"text_model.layers.{layer}.self_attn.q_proj"
+    adapter = with_layer(styles, tmp_path / "c", name, base="others/smolvlm")
+    services = World(FakeEngine("A red picture."), is_cached=False).services
+    services = replace(services, find_facts=find_facts)
+    ran = run("ask", "What?", "-m", "smolvlm-500m", "--adapter", adapter, services=services)
+    if is_refused:
+        assert ran.code == 1
+        assert "it is for layer 32, and the model has 32 layers" in ran.err
+        return
+    assert ran.code == 0
+    told, download = ran.err.splitlines()
+    assert told.endswith(
+        "was made for others/smolvlm, and the model is HuggingFaceTB/SmolVLM-500M-Instruct"
+    )
+    assert "is not downloaded yet" in download
+
+
 def test_an_adapter_answers_with_its_base_model_however_it_is_named(styles: Path) -> None:
     a = str(styles / "a")
     ways = (("-m", "demo", "--adapter", a), ("--adapter", a), ("-m", a))
@@ -72,9 +107,8 @@ def test_an_adapter_without_a_base_needs_the_name_of_a_model(styles: Path, tmp_p
 
 
 def test_the_adapter_of_another_model_of_the_hub_is_told(styles: Path, tmp_path: Path) -> None:
-    shutil.copytree(styles / "a", tmp_path / "c")
-    _set_base(tmp_path / "c", "HuggingFaceM4/idefics2-8b")
-    adapter = str(tmp_path / "c")
+    name = "text_model.layers.0.mlp.down_proj"
+    adapter = with_layer(styles, tmp_path / "c", name, base="HuggingFaceM4/idefics2-8b")
     ran = run("ask", "x", "-m", "smolvlm-256m", "--adapter", adapter, "--dry-run")
     assert f"the adapter {adapter} was made for HuggingFaceM4/idefics2-8b" in ran.out
     own = run("ask", "x", "-m", "idefics2-8b", "--adapter", adapter, "--dry-run", "--json")
@@ -83,6 +117,15 @@ def test_the_adapter_of_another_model_of_the_hub_is_told(styles: Path, tmp_path:
     assert plan["adapter"].endswith("c")
     (reason,) = (each for each in plan["reasons"] if each["subject"] == "adapter")
     assert "made for HuggingFaceM4/idefics2-8b" in reason["why"]
+
+
+def with_layer(styles: Path, folder: Path, layer: str, *, base: str) -> str:
+    """Write an adapter for one *layer*, which is 960 wide, of the model *base* to *folder*."""
+    shutil.copytree(styles / "a", folder)
+    _set_base(folder, base)
+    name = f"base_model.model.model.{layer}.lora_A.weight"
+    save_file({name: torch.zeros(8, 960)}, folder / "adapter_model.safetensors")
+    return str(folder)
 
 
 def with_run(styles: Path, folder: Path, **run: object) -> str:

@@ -14,17 +14,21 @@ from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.text import abbreviated
 from idefics_cli.models.families.geometry import Json, section
+from idefics_cli.models.families.spec import Shape
 from idefics_cli.models.hub.cache import is_offline, snapshot
 from idefics_cli.models.hub.download import fetch_adapter
 from idefics_cli.models.hub.errors import not_cached
 from idefics_cli.models.hub.files import check_files, read_json
 from idefics_cli.models.hub.names import is_hub_id, local_folder
+from idefics_cli.models.hub.weights import read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RECORD, REPLAY = "idefics.json", "replay.json"
 """What `idefics tune` writes about a run; folders of other programs have no such files."""
 _MODULE = re.compile(r"\^?[\w.]+")
 _CHUNK = 2**22
+_QUERY = re.compile(r"\.layers\.(\d{1,9})\.self_attn\.q_proj\.lora_A\.")
+_OTHER_PARTS = re.compile("vision|connector|perceiver")
 _CHANGED_BY_COPIES = (
     "_name_or_path",
     "dtype",
@@ -115,6 +119,41 @@ def read_settings(folder: Path, name: str) -> LoraSettings:
     return _settings_of(_read_config(folder, name), name)
 
 
+def check_width(adapter: LoraAdapter, shape: Shape, model: str) -> None:
+    """Check that *adapter* is for layers as wide as those of *model*, and for no more layers.
+
+    The loader compares all names and shapes; this check needs no file of the model.
+
+    Args:
+        adapter: The adapter.
+        shape: The architecture of the model.
+        model: The name of the model in messages.
+
+    Raises:
+        ModelError: If the adapter does not fit, or its file is broken.
+    """
+    header = read_header(Path(adapter.folder) / WEIGHTS, adapter.name)
+    for key, entry in header.items():
+        if (found := _QUERY.search(key)) is None or _OTHER_PARTS.search(key):
+            continue
+        sizes = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(sizes, list) and len(sizes) == 2 and sizes[1] != shape.hidden:
+            fault = f"it is for layers that are {sizes[1]} wide, and those of the model are"
+            raise misfit_error(adapter, model, f"{fault} {shape.hidden}")
+        if int(found[1]) >= shape.layers:
+            fault = f"it is for layer {found[1]}, and the model has {shape.layers} layers"
+            raise misfit_error(adapter, model, fault)
+
+
+def misfit_error(adapter: LoraAdapter, model: str, fault: str) -> ModelError:
+    """Return the error for an *adapter* that was made for another model than *model*."""
+    base = f": it was made for `{adapter.base}`" if adapter.base else ""
+    return ModelError(
+        f"the adapter `{adapter.name}` does not fit {model}: {fault}",
+        hint=f"an adapter works with the model for which it was made{base}",
+    )
+
+
 def read_record(folder: Path, name: str) -> Json:
     """Return what `idefics tune` wrote about the run of *folder*; empty if it has none.
 
@@ -127,6 +166,14 @@ def read_record(folder: Path, name: str) -> Json:
 def is_trained(record: Json) -> bool:
     """Whether the run of *record* has ended, or there was none."""
     return record.get("finished") is not False
+
+
+def untrained_error(name: str) -> ModelError:
+    """Return the error for the folder *name* of a run that has written no weights yet."""
+    return ModelError(
+        f"the training of `{name}` has not ended, and has written no weights yet",
+        hint="the same `idefics tune` goes on",
+    )
 
 
 def _with_record(adapter: LoraAdapter, folder: Path) -> LoraAdapter:
@@ -199,6 +246,8 @@ def _read_config(folder: Path, name: str) -> Json:
         hint = "a folder with an adapter holds adapter_config.json and adapter_model.safetensors"
         if (folder / "config.json").exists():
             hint = f"it is a whole model: `-m {name}`"
+        elif not is_trained(read_record(folder, name)):
+            raise untrained_error(name)
         raise ModelError(f"`{name}` is no adapter: it has no {CONFIG}", hint=hint)
     return read_json(folder / CONFIG, name)
 

@@ -13,6 +13,7 @@ from idefics_cli.core.types import DtypeName, Quantization
 from idefics_cli.models.families import spec
 from idefics_cli.models.families.geometry import Json, section, whole_number
 from idefics_cli.models.families.spec import FamilySpec, Shape
+from idefics_cli.models.hub.adapters import is_trained, read_record, untrained_error
 from idefics_cli.models.hub.files import read_json, read_text
 from idefics_cli.models.hub.limits import check_config, check_image_settings, check_scaling
 from idefics_cli.models.hub.weights import adapter_error, mlx_error
@@ -39,6 +40,8 @@ def read_config(folder: Path, name: str) -> Json:
             raise gguf_error(name)
         if (folder / "adapter_config.json").exists():
             raise adapter_error(name)
+        if not is_trained(read_record(folder, name)):
+            raise untrained_error(name)
         hint = "a model folder holds config.json, *.safetensors and the processor's files"
         if saved := _trainer_checkpoints(folder):
             listed = ", ".join(f"`-m {Path(name, path.name)}`" for path in saved[:3])

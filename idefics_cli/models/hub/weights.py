@@ -49,7 +49,7 @@ def read_weights(folder: Path, name: str) -> Weights:
         # Without the package peft, transformers would ignore the adapter, without a warning.
         raise adapter_error(name)
     paths = weight_paths(folder, name)
-    headers = [_read_header(path, name) for path in paths]
+    headers = [read_header(path, name) for path in paths]
     if any(section(header, "__metadata__").get("format") == "mlx" for header in headers):
         raise mlx_error(name)
     _check_names((key for header in headers for key in header), name)
@@ -102,13 +102,40 @@ def weight_paths(folder: Path, name: str) -> list[Path]:
     return [folder / part for part in cache.weight_files(folder) or ()]
 
 
+def read_header(path: Path, name: str) -> Json:
+    """Return the header of the safetensors file *path*, and check it against the file's size.
+
+    Raises:
+        ModelError: If the file is not in the safetensors format, or is cut short.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        content = file.read(length) if 0 < length <= _LARGEST_HEADER else b""
+    try:
+        header = parse_json(content)
+        ends = [_end_of(entry) for entry in _entries(header)]
+    except ValueError as error:
+        raise ModelError(
+            f"{path.name} of `{name}` is not a safetensors file", hint="copy or download it again"
+        ) from error
+    expected = 8 + length + max(ends, default=0)
+    if size < expected:
+        raise ModelError(
+            f"{path.name} of `{name}` is cut short: {size} of {expected} bytes",
+            hint="copy or download it again",
+        )
+    return header if isinstance(header, dict) else {}
+
+
 def tensor_names(folder: Path, name: str) -> frozenset[str]:
     """Return the names of all weights in *folder*, from the headers of their files.
 
     Raises:
         ModelError: See `read_weights`.
     """
-    headers = [_read_header(path, name) for path in weight_paths(folder, name)]
+    headers = [read_header(path, name) for path in weight_paths(folder, name)]
     return frozenset(key for header in headers for key in header) - {"__metadata__"}
 
 
@@ -154,33 +181,6 @@ def _check_names(names: Iterable[str], name: str) -> None:
                 f"the weights of `{name}` have the names of a PEFT model, such as `{key}`",
                 hint="load it with PEFT, then `merge_and_unload()` and `save_pretrained(...)`",
             )
-
-
-def _read_header(path: Path, name: str) -> Json:
-    """Return the header of the safetensors file *path*, and check it against the file's size.
-
-    Raises:
-        ModelError: If the file is not in the safetensors format, or is cut short.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        content = file.read(length) if 0 < length <= _LARGEST_HEADER else b""
-    try:
-        header = parse_json(content)
-        ends = [_end_of(entry) for entry in _entries(header)]
-    except ValueError as error:
-        raise ModelError(
-            f"{path.name} of `{name}` is not a safetensors file", hint="copy or download it again"
-        ) from error
-    expected = 8 + length + max(ends, default=0)
-    if size < expected:
-        raise ModelError(
-            f"{path.name} of `{name}` is cut short: {size} of {expected} bytes",
-            hint="copy or download it again",
-        )
-    return header if isinstance(header, dict) else {}
 
 
 def _entries(header: object) -> list[Mapping[str, object]]:

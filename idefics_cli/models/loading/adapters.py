@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.errors import ModelError
-from idefics_cli.models.hub.adapters import CONFIG, WEIGHTS, read_settings
+from idefics_cli.models.hub.adapters import CONFIG, WEIGHTS, misfit_error, read_settings
 
 _PREFIX = "base_model.model."
 _DOWN, _UP, _UP_BIAS, _LENGTHS = "lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"
@@ -199,8 +199,4 @@ def _broken(adapter: LoraAdapter, fault: str) -> ModelError:
 
 
 def _does_not_fit(adapter: LoraAdapter, fault: str) -> ModelError:
-    base = f": it was made for `{adapter.base}`" if adapter.base else ""
-    return ModelError(
-        f"the adapter `{adapter.name}` does not fit this model: {fault}",
-        hint=f"an adapter works with the model for which it was made{base}",
-    )
+    return misfit_error(adapter, "this model", fault)
