@@ -353,7 +353,7 @@ complete -c idefics -n '__idefics_at tune' -l dora -d 'Train lengths of the weig
 complete -c idefics -n '__idefics_at tune' -l learning-rate -x -d 'Highest learning rate. (default: by the size of the model)'
 complete -c idefics -n '__idefics_at tune' -l epochs -x -d 'How often each row is learned. (default: 3; more for tiny models)'
 complete -c idefics -n '__idefics_at tune' -l batch-size -x -d 'Number of rows of a step. (default: 16; 8 for tiny models)'
-complete -c idefics -n '__idefics_at tune' -l replay -x -d 'Rows with the model\'s own answers to other questions, for each row, so that it forgets less. (default: 1 for tiny models, else 0)'
+complete -c idefics -n '__idefics_at tune' -l replay -x -d 'Number of other questions about each picture. The model answers them before the training and learns these answers too, so that it keeps its skills. (default: 1 for tiny models, else 0)'
 complete -c idefics -n '__idefics_at tune' -l seed -x -d 'Make random choices repeatable'
 complete -c idefics -n '__idefics_at tune' -l keep-features -l no-keep-features -d 'Encode each picture once only, if `vision` and `connector` are not trained'
 complete -c idefics -n '__idefics_at tune' -l checkpointing -l no-checkpointing -d 'Compute activations twice, to save memory. (default: on, but not for tiny models)'

@@ -269,6 +269,56 @@ def test_missing_peft_is_told_before_the_data_are_read(monkeypatch: pytest.Monke
     assert not Path("out").exists()
 
 
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize(
+    "place",
+    [
+        "idefics_cli.training.preparing.prepare_examples",
+        "idefics_cli.models.loading.training.load_for_training",
+        "idefics_cli.training.tuning.run.TuneRun",
+    ],
+)
+def test_ctrl_c_before_the_first_step_is_told_and_leaves_nothing(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    ran = tune(*QUICK)
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "interrupted before the first step; nothing was written"
+    assert not Path("out").exists()
+
+
+def test_ctrl_c_while_a_run_is_prepared_that_goes_on_keeps_its_checkpoint(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("idefics_cli.cli.commands.tune.run._finish", interrupt)
+        assert tune(*QUICK).code == 130
+    ran = tune(*QUICK)
+    assert ran.code == 0
+    assert "going on after 8 of 8 steps" in ran.err
+
+
+@pytest.mark.usefixtures("data")
+def test_a_folder_without_weights_says_that_its_training_has_not_ended() -> None:
+    Path("out").mkdir()
+    Path("out/idefics.json").write_text('{"run": {}, "finished": false}')
+    Path("out/training.jsonl").touch()
+    for words in (("--adapter", "out"), ("-m", "./out")):
+        ran = run("ask", "What is it?", *words, services=Services(stdin=None))
+        assert ran.code == 1
+        assert ran.err.splitlines() == [
+            f"error: the training of `{words[1]}` has not ended, and has written no weights yet",
+            "hint: the same `idefics tune` goes on",
+        ]
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "idefics_cli", "tune", *arguments],
@@ -317,7 +367,9 @@ def test_after_a_signal_the_same_command_goes_on(
 def test_a_dry_run_counts_the_rows_with_own_answers_as_the_run_does(data: Path) -> None:
     words = ("photos", "-o", "out", "--epochs", "1", "--batch-size", "6", "--replay", "2")
     ran = tune(*words, "--dry-run")
-    assert "11 to learn, 22 with own answers, 1 to try the model on" in ran.out
+    assert (
+        "11 to learn, 22 answers of the model to other questions, 1 to try the model on" in ran.out
+    )
     planned = json.loads(tune(*words, "--dry-run", "--json").out)
     result = json.loads(tune(*words, "--json").out)
     for name in ("rows", "replayed_rows", "validation_rows", "steps"):
@@ -354,7 +406,9 @@ def test_own_answers_to_other_questions_are_learned_too(data: Path) -> None:
     words = ("photos", "-o", "out", "--epochs", "1", "--batch-size", "6", "--replay", "2")
     ran = tune(*words, "--json")
     assert ran.code == 0
-    assert "22 rows with own answers, against forgetting" in ran.err
+    assert (
+        "22 answers of the model to other questions are learned too, to keep its skills" in ran.err
+    )
     answers = json.loads(Path("out/replay.json").read_text())
     assert len(answers) == 22
     result = json.loads(ran.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -138,6 +139,17 @@ class OutputFolder(Closing):
         """Return the lines of the log."""
         found = (parse_json(line) for _, line in read_lines(self.path / LOG))
         return [line for line in found if isinstance(line, dict)]
+
+    def discard(self) -> bool:
+        """Remove the run if it has no checkpoint, and close it; return whether it was removed."""
+        if self.checkpoints.latest() is not None:
+            return False
+        self._clear()
+        self.close()
+        with contextlib.suppress(OSError):
+            (self.path / LOG).unlink()
+            self.path.rmdir()  # other files of the user stay
+        return True
 
     def close(self) -> None:
         """Let other processes write to the folder; idempotent."""

@@ -160,7 +160,8 @@ def rehearsal_lines(rehearsal: Rehearsal) -> list[str]:
     """Return what `--dry-run` prints."""
     memory = rehearsal.memory
     beside = f" beside {counted(rehearsal.layers, 'layer')}" if rehearsal.layers else ""
-    own = f"{rehearsal.replayed_rows} with own answers, " if rehearsal.replayed_rows else ""
+    replayed = counted(rehearsal.replayed_rows, "answer")
+    own = f"{replayed} of the model to other questions, " if rehearsal.replayed_rows else ""
     tried = f"{rehearsal.validation_rows} to try the model on"
     rows = [
         ("rows", f"{rehearsal.rows} to learn, {own}{tried}"),

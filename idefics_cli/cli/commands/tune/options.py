@@ -39,8 +39,8 @@ _NUMBERS = {
             "replay",
             float,
             None,
-            "Rows with the model's own answers to other questions, for each row, so that it "
-            "forgets less.",
+            "Number of other questions about each picture. The model answers them before the "
+            "training and learns these answers too, so that it keeps its skills.",
             unset="1 for tiny models, else 0",
             minimum=0,
             maximum=16,

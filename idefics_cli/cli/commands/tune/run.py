@@ -52,6 +52,21 @@ def tune_model(
     plots: bool,
 ) -> int:
     """Train the chosen model on the chosen data, and return the exit code."""
+    try:
+        return _tune(invocation, chosen, choices, folder, plots=plots)
+    except KeyboardInterrupt:
+        invocation.console.tell("interrupted before the first step; nothing was written")
+        return EXIT_INTERRUPTED
+
+
+def _tune(
+    invocation: Invocation,
+    chosen: DataChoices,
+    choices: TuneChoices,
+    folder: Path,
+    *,
+    plots: bool,
+) -> int:
     from idefics_cli.models.loading.loader import open_family
     from idefics_cli.training.precision import training_spec
     from idefics_cli.training.targets import import_peft
@@ -81,7 +96,17 @@ def tune_model(
         if output.start(_run_of(work)):
             console.note(f"{display_path(folder)} is done; `--overwrite` starts again")
             return EXIT_DONE
+        return _run_or_discard(work, output, plots=plots)
+
+
+def _run_or_discard(work: TuneWork, output: OutputFolder, *, plots: bool) -> int:
+    try:
         return _run(work, output, plots=plots)
+    except KeyboardInterrupt:
+        if output.discard():
+            raise
+        work.invocation.console.note("the same command continues from the last checkpoint")
+        return EXIT_INTERRUPTED
 
 
 def _run(work: TuneWork, output: OutputFolder, *, plots: bool) -> int:
@@ -93,7 +118,8 @@ def _run(work: TuneWork, output: OutputFolder, *, plots: bool) -> int:
         replayed = replayed_rows(work, loaded, output, make_answer(work, loaded))
     work = replace(work, job=work.job.with_rows(replayed))
     if replayed:
-        console.tell(f"{counted(len(replayed), 'row')} with own answers, against forgetting")
+        count = counted(len(replayed), "answer")
+        console.tell(f"{count} of the model to other questions are learned too, to keep its skills")
     view = TuneProgress(console, clock=clock)
     interrupts = Interrupts(view.show_stopping)
     interrupts.is_patient = True
@@ -182,7 +208,7 @@ def _tell_end(work: TuneWork, output: OutputFolder, result: TuneResult) -> None:
     console, folder = work.invocation.console, display_path(output.path)
     if result.others:
         console.tell(
-            f"{result.kept} of {result.others} answers to other questions are as they were"
+            f"{result.kept} of {result.others} answers to other questions have not changed"
         )
     if result.weights_step != result.steps:
         console.note(f"the weights are those after step {result.weights_step}, the best ones")
