@@ -252,6 +252,8 @@ complete -c idefics -n '__idefics_at collect' -s h -l help -d 'Show this message
 complete -c idefics -n '__idefics_at batch' -l image-folder -x -a '(__fish_complete_directories)' -d 'Folder of the pictures that requests name by relative paths (default: that of REQUESTS)'
 complete -c idefics -n '__idefics_at batch' -l batch-size -x -d 'Number of pictures or requests to answer at the same time. (default: chosen by free memory)'
 complete -c idefics -n '__idefics_at batch' -s m -l model -x -k -a '(__idefics_models)' -d 'Name from `idefics models`, Hub id `owner/name` or local folder. (default: smolvlm-500m)'
+complete -c idefics -n '__idefics_at batch' -l server -x -d 'Use the model of this server, such as http://127.0.0.1:8000'
+complete -c idefics -n '__idefics_at batch' -l api-key-file -r -F -d 'File that holds the key of the server. IDEFICS_API_KEY holds the key itself'
 complete -c idefics -n '__idefics_at batch' -l revision -x -d 'Branch, tag or commit of a Hub repository'
 complete -c idefics -n '__idefics_at batch' -l adapter -x -d 'LoRA adapter: a folder or a Hub id. Without a model, its base model'
 complete -c idefics -n '__idefics_at batch' -l device -x -a "auto\t'' cpu\t'' mps\t'' cuda\t''" -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'

@@ -189,11 +189,19 @@ def completion(prompt_tokens: int) -> Scripted:
     return Scripted(b"data: " + json.dumps({"choices": [choice], "usage": usage}).encode() + b"\n")
 
 
-def test_a_server_that_does_not_see_is_found_before_the_first_picture(scenes: Path) -> None:
+def test_a_server_that_does_not_see_is_found_before_the_first_picture(
+    scenes: Path, tmp_path: Path
+) -> None:
     picture = picture_in(scenes)
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(json.dumps({"prompt": "What?", "images": [picture]}))
     refused = Scripted(b'{"error": {"message": "image input is not supported"}}', 500)
     for answers in ((completion(9), completion(9)), (refused,)):
-        for words in (["ask", "What?", "-i", picture], ["caption", picture]):
+        for words in (
+            ["ask", "What?", "-i", picture],
+            ["caption", picture],
+            ["batch", str(requests)],
+        ):
             with scripted_server(models("a"), *answers) as server:
                 ran = idefics(*words, "--server", server.url)
             assert (ran.code, ran.out) == (1, "")

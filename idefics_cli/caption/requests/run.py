@@ -8,6 +8,7 @@ outcome = caption_pictures(job, batch.output(Path("a.jsonl"), "demo"), spec, kin
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,14 @@ class RequestBatch:
             self.rows.place,
             {"prompt": None, "system": self.defaults.system},
         )
+
+    def has_pictures(self) -> bool:
+        """Return whether any request has a picture; wrong requests do not count."""
+        for item in self.rows:
+            with suppress(PromptError):
+                if self.source.request(item.key).generation.attachments:
+                    return True
+        return False
 
     def unusable(
         self, items: Iterable[CaptionItem], limits: ImageLimits, *, takes_videos: bool = False

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idefics_cli.cli import options
-from idefics_cli.cli.commands.caption.inputs import automatic_batch
+from idefics_cli.cli.answer import show_server
+from idefics_cli.cli.commands.caption.inputs import CaptionTarget
 from idefics_cli.cli.commands.caption.outputs import STDOUT, output_path
 from idefics_cli.cli.commands.caption.run import run
 from idefics_cli.cli.invocation import Invocation, begin_command
@@ -20,6 +21,7 @@ from idefics_cli.cli.model_choice import (
     sampling,
 )
 from idefics_cli.cli.reply_form import chosen_form
+from idefics_cli.cli.server_choice import check_sight, served_spec
 from idefics_cli.cli.stdin import tell_if_silent
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import EXIT_DONE, UsageError
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from idefics_cli.caption.requests.listing import RequestList
     from idefics_cli.caption.requests.run import RequestBatch
     from idefics_cli.engine.schema.form import ReplyForm
-    from idefics_cli.models.planning.plan import Plan
 
 _MOST_NAMED_MODELS = 3
 
@@ -65,6 +66,8 @@ def batch(
     image_folder: ImageFolder = None,
     batch_size: options.BatchSize = None,
     model: options.Model = None,
+    server: options.Server = None,
+    api_key_file: options.ServerKeyFile = None,
     revision: options.Revision = None,
     adapter: options.AdapterName = None,
     device: options.Device = None,
@@ -130,8 +133,8 @@ def _answer(
     from idefics_cli.caption.requests.run import RequestBatch
     from idefics_cli.caption.requests.shapes import Defaults
 
-    plan = plan_for(invocation)
-    settings, spec = invocation.settings, plan.spec
+    target = _target(invocation)
+    settings, spec = invocation.settings, target.spec
     defaults = Defaults(
         sampling=sampling(settings, default_tokens=ANSWER_TOKENS),
         system=settings.system,
@@ -141,7 +144,7 @@ def _answer(
         banned=banned,
     )
     asked = RequestBatch(rows, defaults)
-    job = _job(invocation, asked, plan)
+    job = _job(invocation, asked, target)
     destination = asked.output(
         path,
         spec.name or spec.repo,
@@ -149,12 +152,22 @@ def _answer(
         failures=output_path(settings.failures) if settings.failures else None,
     )
     if settings.dry_run:
-        _show_run(invocation, plan, asked, job, destination)
+        _show_run(invocation, target, asked, job, destination)
         return EXIT_DONE
-    report_warnings(invocation, plan)
+    if target.plan is not None:
+        report_warnings(invocation, target.plan)
+    elif spec.server is not None and not spec.server.is_ours and asked.has_pictures():
+        check_sight(invocation, spec)
     code = run(invocation, spec, job, destination, asked.kind)
     _tell_other_models(invocation, asked)
     return code
+
+
+def _target(invocation: Invocation) -> CaptionTarget:
+    if invocation.settings.server is not None:
+        return CaptionTarget(served_spec(invocation), None)
+    plan = plan_for(invocation)
+    return CaptionTarget(plan.spec, plan)
 
 
 def _listed(invocation: Invocation, source: str, folder: str | None) -> RequestList:
@@ -197,22 +210,22 @@ def _output(invocation: Invocation) -> Path | None:
     return path
 
 
-def _job(invocation: Invocation, asked: RequestBatch, plan: Plan) -> CaptionJob:
+def _job(invocation: Invocation, asked: RequestBatch, target: CaptionTarget) -> CaptionJob:
     from idefics_cli.caption.job import automatic_readers
     from idefics_cli.hardware.system import count_cores
 
     settings = invocation.settings
     return asked.job(
-        batch_size=settings.batch_size or automatic_batch(plan),
+        batch_size=settings.batch_size or target.automatic_batch(1),
         is_batch_automatic=settings.batch_size is None,
-        readers=automatic_readers(plan.spec.device, count_cores()),
+        readers=automatic_readers(target.spec.device, count_cores()),
         limits=image_limits(settings),
     )
 
 
 def _show_run(
     invocation: Invocation,
-    plan: Plan,
+    target: CaptionTarget,
     asked: RequestBatch,
     job: CaptionJob,
     output: CaptionOutput,
@@ -222,8 +235,9 @@ def _show_run(
     from idefics_cli.ui.views.plan import render_plan
 
     console, settings = invocation.console, invocation.settings
-    todo = left_to_do(job, output, plan.spec, kind=asked.kind, retry_failed=settings.retry_failed)
-    is_for_videos = find_family(plan.spec.family).takes_videos
+    plan, spec = target.plan, target.spec
+    todo = left_to_do(job, output, spec, kind=asked.kind, retry_failed=settings.retry_failed)
+    is_for_videos = plan is not None and find_family(spec.family).takes_videos
     bad = 0
     with console.status("checking the requests"):
         for error in asked.unusable(
@@ -231,7 +245,10 @@ def _show_run(
         ):
             console.error(error)
             bad += 1
-    console.report(render_plan(plan))
+    if plan is None:
+        show_server(invocation, spec)
+    else:
+        console.report(render_plan(plan))
     if len(todo.pictures) < len(job.pictures):
         console.line(
             f"left to answer: {len(todo.pictures)} of {counted(len(job.pictures), 'request')}"

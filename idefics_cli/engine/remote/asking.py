@@ -17,6 +17,7 @@ from idefics_cli.engine.remote.connection import (
 )
 from idefics_cli.engine.remote.faults import ServerFault, fault_of
 from idefics_cli.engine.remote.patience import ServerHealth
+from idefics_cli.engine.remote.shrinking import SMALL_EDGE, with_smaller_pictures
 from idefics_cli.engine.remote.wire import ReplyReader
 
 START_HINT = "is it running? `idefics serve` or another server must listen there"
@@ -66,6 +67,7 @@ class RemoteRequest:
         self._lock = Lock()
         self._exchange: HttpExchange | None = None
         self._has_begun = False
+        self._is_shrunk = False
         self._told = 0
 
     @property
@@ -98,6 +100,8 @@ class RemoteRequest:
             fault = self._try(reader)
             if isinstance(fault, Completion):
                 return fault
+            if fault.is_too_large and self._shrink_pictures():
+                continue
             if not fault.is_retried or self._told:
                 raise fault.error
             if fault.is_unavailable and not self._is_patient and fault.wait_seconds is None:
@@ -111,6 +115,21 @@ class RemoteRequest:
                 raise fault.error
             self._cancelled.wait(seconds)
         return _completion(reader, cancelled=True)
+
+    def _shrink_pictures(self) -> bool:
+        """Make the pictures smaller, once; return whether one became smaller."""
+        if self._is_shrunk or not self._has_pictures:
+            return False
+        self._is_shrunk = True
+        smaller = with_smaller_pictures(self._body)
+        if smaller is None:
+            return False
+        self._body = smaller
+        self._health.note_once(
+            f"{self._url} refuses large requests, so their pictures are sent again with at most "
+            f"{SMALL_EDGE} pixels a side"
+        )
+        return True
 
     def _try(self, reader: ReplyReader) -> Completion | ServerFault:
         """Ask once; return the answer, or what went wrong."""

@@ -57,12 +57,14 @@ class ServerFault:
         is_retried: Whether the same request may succeed later.
         is_unavailable: Whether the server answers no request now.
         wait_seconds: How long the server wants clients to wait; None if it does not say.
+        is_too_large: Whether the request has too many bytes.
     """
 
     error: IdeficsError
     is_retried: bool = False
     is_unavailable: bool = False
     wait_seconds: float | None = None
+    is_too_large: bool = False
 
 
 def fault_of(
@@ -102,7 +104,8 @@ def fault_of(
     if is_broken and not is_final:
         return ServerFault(ServerError(message), True, False, wait)
     if status == 413:
-        return ServerFault(ServerError(message, hint="a smaller picture, or a larger limit there"))
+        error = ServerError(message, hint="a smaller picture, or a larger limit there")
+        return ServerFault(error, is_too_large=True)
     return ServerFault(ServerError(message))
 
 

@@ -52,6 +52,7 @@ class ServerHealth:
         self._failing_since: float | None = None
         self._told_at: float | None = None
         self._notes: SimpleQueue[str] = SimpleQueue()
+        self._noted: set[str] = set()
         self.overloads = 0
         """Number of times that the server said that it has too much to do."""
 
@@ -66,6 +67,13 @@ class ServerHealth:
         """Note that the server has answered."""
         with self._lock:
             self._failing_since = None
+
+    def note_once(self, text: str) -> None:
+        """Tell the user *text*, once for all requests."""
+        with self._lock:
+            if text not in self._noted:
+                self._noted.add(text)
+                self._notes.put(text)
 
     def take_notes(self) -> Iterator[str]:
         """Yield what the user should know about waits; each note once."""
