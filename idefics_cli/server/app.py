@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from idefics_cli.core.text import or_list
 from idefics_cli.server.errors import ApiError, api_error
 from idefics_cli.server.exchange import Exchanges, exchange_of
 from idefics_cli.server.guards import OPEN_PATH, Guards
@@ -112,7 +113,9 @@ def _json(
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    answer = api_error(error, exchange_of(request.scope).identity)
+    exchange = exchange_of(request.scope)
+    answer = api_error(error, exchange.identity)
+    exchange.note_fault(answer)
     return _json(answer.body(), answer.status, answer.headers)
 
 
@@ -120,11 +123,13 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Answer an error of the routes: there is nothing, or it has another method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
+        headers = error.headers or {}
+        allowed = or_list(sorted(set(headers.get("Allow", "GET").split(", ")) - {"HEAD"}))
         answer = ApiError(
             405,
-            f"this address does not take {request.method[:20]}",
+            f"this address takes {allowed}, not {request.method[:20]}",
             code="method_not_allowed",
-            headers=error.headers or {},
+            headers=headers,
         )
     else:
         answer = ApiError(404, f"there is nothing here; see {ENDPOINTS}", code="unknown_url")

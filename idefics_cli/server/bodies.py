@@ -48,7 +48,8 @@ def check_content_type(headers: Headers) -> None:
     if kind != "application/json" or encoding != "identity":
         raise ApiError(
             415,
-            "the body must be JSON: `Content-Type: application/json`, without compression",
+            "the body must be JSON without compression, and the header say so: "
+            "`Content-Type: application/json`",
             code="unsupported_media_type",
         )
 
@@ -68,7 +69,9 @@ async def read_body(receive: Receive, headers: Headers, place: Place, limits: Bo
     """
     length = _announced(headers)
     if length is not None and length > limits.most_bytes:
-        await _drop(receive)
+        # Who waits for "100 Continue" has sent nothing of the body, and sends nothing after this.
+        if headers.get("expect", "").lower() != "100-continue":
+            await _drop(receive)
         raise _too_large(limits)
     place.add_bytes(length or 0)
     loop = asyncio.get_running_loop()

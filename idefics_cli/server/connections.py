@@ -88,10 +88,24 @@ class GuardedConnection(H11Protocol):
         body = to_json(error.body())
         head = b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\n" % (error.status, reason)
         length = b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
-        # An answer that has begun cannot be followed by another one.
-        if self.cycle is None or self.cycle.response_complete:
+        if self._can_answer():
             self.transport.write(head + headers + length + body)
         self.transport.close()
+
+    def _can_answer(self) -> bool:
+        """Return whether the next bytes are the beginning of an answer.
+
+        An answer that has begun cannot be followed by another one. Without one, only the request
+        whose body is read gets the answer; the app of that request must then write nothing.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return True
+        if cycle.response_started or not cycle.more_body:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return True
 
     def _start_timer(self) -> None:
         self._stop_timer()

@@ -39,6 +39,7 @@ _IMAGES: Mapping[ImageErrorKind, tuple[str, str]] = MappingProxyType(
         "fetch_failed": ("failed_to_download_image", "the picture cannot be downloaded"),
     }
 )
+_FORMAT = "this kind of file is not read: a picture is JPEG, PNG, WebP, GIF, or the like"
 # The parameter stands at the beginning of the messages about fields.
 _PARAM = re.compile(r"`([\w.\[\]]{1,200})`")
 _MOST_CHARACTERS = 500
@@ -101,9 +102,17 @@ def shutting_down() -> ApiError:
     return overloaded("the server is shutting down", "shutting_down", 30)
 
 
-def picture_error(error: ImageError, param: str | None) -> ApiError:
-    """Return the answer to a request with a picture that cannot be used."""
+def picture_error(error: ImageError, param: str | None, *, has_data: bool = False) -> ApiError:
+    """Return the answer to a request with a picture that cannot be used.
+
+    Args:
+        error: What is wrong with it.
+        param: The field that holds it.
+        has_data: Whether the request itself holds its bytes.
+    """
     code, message = _IMAGES[error.kind]
+    if has_data and error.kind == "unsupported":
+        code, message = _IMAGES["not_an_image"][0], _FORMAT
     return ApiError(400, message, code=code, param=param)
 
 

@@ -23,6 +23,7 @@ from idefics_cli.server.replies import to_json
 _ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 # A client that reads nothing for so long is given up.
 _WRITE_SECONDS = 60
+_MOST_SHOWN = 60
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +38,7 @@ class Exchange:
     Attributes:
         identity: The id, which the answer tells as `x-request-id`.
         started: Time of its beginning, by `time.perf_counter`.
+        asked: The method and the path of the request, without what stands behind `?`.
         endpoint: A short name of what was asked; "" if nothing is there.
         status: The status of the answer; 0 before it begins.
         model: The name of the model.
@@ -46,9 +48,12 @@ class Exchange:
         new_tokens: Number of tokens of all replies.
         first_seconds: Time until the first text was there; None before.
         is_gone: Whether the client left before the end.
+        unknown: Names of fields that no table knows, which have no effect.
+        fault: The code of the error in the answer, and the field that is wrong.
     """
 
     identity: str
+    asked: str = ""
     started: float = field(default_factory=time.perf_counter)
     endpoint: str = ""
     status: int = 0
@@ -59,6 +64,13 @@ class Exchange:
     new_tokens: int = 0
     first_seconds: float | None = None
     is_gone: bool = False
+    unknown: tuple[str, ...] = ()
+    fault: str = ""
+
+    def note_fault(self, error: ApiError) -> None:
+        """Note the error that the answer tells."""
+        words = [error.code or "", f"at {error.param}" if error.param else ""]
+        self.fault = " ".join(word for word in words if word)
 
     @property
     def seconds(self) -> float:
@@ -66,8 +78,11 @@ class Exchange:
         return time.perf_counter() - self.started
 
     def line(self) -> str:
-        """Return the line of the log: no text of a user, no key and no address."""
-        words = [time.strftime("%H:%M:%S"), self.endpoint or "other", str(self.status or "-")]
+        """Return the line of the log: no prompt, no reply, no key and no address of a picture."""
+        asked = self.endpoint or abbreviated(self.asked, _MOST_SHOWN)
+        words = [time.strftime("%H:%M:%S"), asked, str(self.status or "-")]
+        if self.fault:
+            words.append(abbreviated(self.fault, _MOST_SHOWN))
         if self.model:
             words.append(abbreviated(self.model, 40))
         if self.pictures:
@@ -78,6 +93,8 @@ class Exchange:
             words.append(f"({self.cached_tokens} reused)")
         if self.first_seconds is not None:
             words.append(f"first {self.first_seconds:.2f} s,")
+        if self.unknown:
+            words.append(f"unknown field {abbreviated(', '.join(self.unknown), _MOST_SHOWN)},")
         words.append(f"{self.seconds:.2f} s")
         return " ".join([*words, *(["client gone"] if self.is_gone else []), self.identity])
 
@@ -107,7 +124,7 @@ class Exchanges:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        exchange = Exchange(_identity(scope))
+        exchange = Exchange(_identity(scope), f"{scope['method']} {scope['path']}")
         scope.setdefault("state", {})["exchange"] = exchange
 
         async def write(message: Message) -> None:
@@ -158,6 +175,7 @@ class Exchanges:
 async def _answer_error(error: ApiError, exchange: Exchange, send: Send) -> None:
     with contextlib.suppress(ClientGoneError, RuntimeError):
         if not exchange.status:
+            exchange.note_fault(error)
             await send_json(send, error.status, error.body(), error.headers)
 
 

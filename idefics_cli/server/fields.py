@@ -57,6 +57,7 @@ class RequestOptions:
         banned: Words that the reply must not have.
         forms: The fields that ask for a form of the reply.
         ignored: Names of fields without effect.
+        unknown: Those of them that no table knows, so that they may be misspelt.
     """
 
     sampling: Sampling
@@ -70,6 +71,7 @@ class RequestOptions:
     banned: tuple[str, ...] = ()
     forms: Mapping[str, object] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 Apply = Callable[[RequestOptions, str, object], RequestOptions]
@@ -260,7 +262,9 @@ def read_options(fields: JsonObject, sampling: Sampling) -> RequestOptions:
         options = replace(options, sampling=sampling)
     elif options.top_logprobs:
         raise bad_field("top_logprobs", "needs `logprobs`, which must be true")
-    return replace(options, ignored=(*options.ignored, *ignored))
+    known = WITHOUT_EFFECT | REFUSED.keys()
+    unknown = tuple(name for name in ignored if name not in known)
+    return replace(options, ignored=(*options.ignored, *ignored), unknown=unknown)
 
 
 def ignored_header(names: tuple[str, ...]) -> str:

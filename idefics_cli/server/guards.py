@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics_cli.core.servers import is_loopback
 from idefics_cli.server.errors import ApiError
-from idefics_cli.server.exchange import send_json
+from idefics_cli.server.exchange import exchange_of, send_json
 
 OPEN_PATH = "/health"
 """The only path that needs no key."""
@@ -52,7 +52,7 @@ class Guards:
         try:
             origin = self._check_origin(scope)
         except ApiError as error:
-            await _refuse(send, error)
+            await _refuse(scope, send, error)
             return
         if origin is not None:
             send = _with_origin(send, origin)
@@ -62,7 +62,7 @@ class Guards:
         try:
             self._check_key(scope)
         except ApiError as error:
-            await _refuse(send, error)
+            await _refuse(scope, send, error)
             return
         await self._app(scope, receive, send)
 
@@ -71,12 +71,21 @@ class Guards:
         hosts = self._access.hosts
         names = _values(scope, b"host")
         if hosts is not None and not (len(names) == 1 and _is_own(names[0], hosts)):
-            raise ApiError(403, "this server is not asked by this name", code="host_not_allowed")
+            raise ApiError(
+                403,
+                "the `Host` header has a name that is not of this machine: `idefics serve "
+                "--allowed-host NAME` allows one",
+                code="host_not_allowed",
+            )
         origins = _values(scope, b"origin")
         if not origins:
             return None
         if len(origins) > 1 or origins[0].decode("latin-1") not in self._access.origins:
-            raise ApiError(403, "web pages may not ask this server", code="origin_not_allowed")
+            raise ApiError(
+                403,
+                "web pages may not ask this server: `idefics serve --origin ORIGIN` allows one",
+                code="origin_not_allowed",
+            )
         return origins[0]
 
     def _check_key(self, scope: Scope) -> None:
@@ -132,5 +141,6 @@ async def _answer_preflight(send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _refuse(send: Send, error: ApiError) -> None:
+async def _refuse(scope: Scope, send: Send, error: ApiError) -> None:
+    exchange_of(scope).note_fault(error)
     await send_json(send, error.status, error.body(), error.headers)

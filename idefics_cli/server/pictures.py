@@ -50,8 +50,8 @@ class RequestPictures:
             try:
                 known, open_known = self._loader.read(part)
             except ImageError as error:
-                raise picture_error(error, param) from error
-            opens[known.digest] = _told(open_known, param)
+                raise picture_error(error, param, has_data=_has_data(part)) from error
+            opens[known.digest] = _told(open_known, param, has_data=_has_data(part))
             return known
 
         messages = tuple(
@@ -63,11 +63,15 @@ class RequestPictures:
         )
 
 
-def _told(open_known: _Open, param: str) -> _Open:
+def _has_data(attachment: Attachment) -> bool:
+    return attachment.source[:5].lower() == "data:"
+
+
+def _told(open_known: _Open, param: str, *, has_data: bool) -> _Open:
     def open_image(attachment: Attachment, edge: int) -> Media:
         try:
             return open_known(attachment, edge)
         except ImageError as error:
-            raise picture_error(error, param) from error
+            raise picture_error(error, param, has_data=has_data) from error
 
     return open_image

@@ -35,8 +35,10 @@ def open_socket(host: str, port: int) -> socket.socket:
         UsageError: If the host is not one of this machine.
         IdeficsError: If another program has the port.
     """
+    # An address of IPv6 may stand in brackets, as in a URL.
+    plain = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UsageError(
             f"`--host {host}` is not a host", hint="127.0.0.1 is this machine only"

@@ -112,6 +112,7 @@ class _Answer:
         del body
         exchange.model = name = self._checked_name(read)
         exchange.pictures = len(read.params)
+        exchange.unknown = read.options.unknown
         generation = self._call.generation = Generation(read.options)
         try:
             async with service.engine.use() as engine:
@@ -135,6 +136,7 @@ class _Answer:
     async def fail(self, error: Exception) -> None:
         """End the answer with *error*: with its status, or as the last event of a stream."""
         answer = api_error(error, self._exchange.identity)
+        self._exchange.note_fault(answer)
         is_ours = answer.status == 500
         if not self._exchange.status:
             # The error handlers of the app answer it, and an error of ours is in the log.

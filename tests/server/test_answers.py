@@ -377,5 +377,13 @@ def test_each_request_has_a_line_without_its_text(demo: HttpServer, scenes: list
     assert answered["x-request-id"] == "mine-1.2"
     wait_for(lambda: demo.lines[-1].endswith("mine-1.2"))
     assert "chat.completions 200 demo 1 picture" in demo.lines[-1]
+
+    body = chat("SECRET", user="me", temprature=1, max_tokens=1, extra=[2])
+    demo.ask(body=body)
+    demo.ask(body=chat("SECRET", n=0))
+    demo.ask("/v2/nothing?secret=query")
+    wait_for(lambda: "GET /v2/nothing 404 unknown_url" in demo.lines[-1])
+    assert " unknown field temprature, extra, 0." in demo.lines[-3]
+    assert "chat.completions 400 invalid_value at n 0.0" in demo.lines[-2]
     assert not {"SECRET", "secret"} & set(" ".join(demo.lines).split())
     assert "base64" not in " ".join(demo.lines)

@@ -87,6 +87,7 @@ def test_addresses_and_methods_that_are_not_there(server: HttpServer) -> None:
 
     reply = server.ask(CHAT)
     assert (reply[0], reply[1]["allow"]) == (405, "POST")
+    assert error_of(reply)["message"] == "this address takes POST, not GET"
     assert error_of(reply)["code"] == "method_not_allowed"
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
         assert server.ask(CHAT, method=method)[0] == 405
@@ -173,6 +174,8 @@ def test_a_body_at_the_limit_is_read(server: HttpServer) -> None:
         (data(b"GIF89a"), None),
         (data(b"hello"), "invalid_image_format"),
         (data(b""), "invalid_image_format"),
+        (data(b"<svg xmlns='http://www.w3.org/2000/svg'></svg>"), "invalid_image_format"),
+        (data(b"%PDF-1.4 x"), "invalid_image_format"),
         (data(encoded(quadrants(), "PNG")[:100]), "image_parse_error"),
         (data(encoded(quadrants(200, 100), "PNG")), "image_too_large"),
         (data(b"\0" * 150_000), "image_too_large"),
@@ -195,6 +198,8 @@ def test_pictures_that_cannot_be_used_have_codes_of_openai(
     error = error_of(reply)
     assert error["param"] == "messages[0].content[1].image_url.url"
     assert code is None or error["code"] == code
+    # The request holds these bytes, so the reason is not its address.
+    assert picture[:5] != "data:" or "must be a data: URI" not in error["message"]
     assert "127.0.0.1" not in error["message"]
     assert "/etc" not in error["message"]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
 
 from idefics_cli.core.servers import is_loopback
 from idefics_cli.server.guards import Access
+from idefics_cli.server.run import open_socket
 from idefics_cli.server.service import ServerOptions
 from tests.support.fakes import EngineOf
 from tests.support.http_servers import (
@@ -176,6 +178,7 @@ def test_the_key_is_in_no_line_and_no_answer(guarded: HttpServer) -> None:
         reply = guarded.ask("/v1/models", headers={name: f"Bearer {KEY}"})
         assert KEY not in str(reply)
     assert KEY not in "".join(guarded.lines)
+    assert any("GET /v1/models 401 invalid_api_key" in line for line in guarded.lines)
 
 
 @pytest.mark.parametrize("identity", ["a\tb", "x" * 65, "a b", "\x1b[31m", "é", "", "a/b"])
@@ -186,6 +189,16 @@ def test_a_request_id_of_the_client_must_be_plain(local: HttpServer, identity: s
     assert b"x-request-id: req-" in raw or raw.startswith(b"HTTP/1.1 400 ")
     assert "\x1b" not in "".join(local.lines)
     assert all(line.isprintable() for line in local.lines)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_an_address_of_ipv6_may_stand_in_brackets() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    with open_socket("[::1]", 0) as listener:
+        assert listener.getsockname()[0] == "::1"
 
 
 def test_what_names_this_machine_only() -> None:

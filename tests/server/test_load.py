@@ -340,7 +340,6 @@ def test_too_long_heads_are_refused(server: HttpServer) -> None:
         b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
         HEAD + b"Content-Length: -1\r\n\r\n",
         HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
 def test_bytes_that_are_no_http_get_an_error_in_json(server: HttpServer, data: bytes) -> None:
@@ -350,6 +349,27 @@ def test_bytes_that_are_no_http_get_an_error_in_json(server: HttpServer, data: b
     if answer:
         assert b'{"error":{"message":' in answer
     assert server.ask("/health")[0] == 200
+
+
+@pytest.mark.parametrize("pieces", [b"zz\r\n", b"2\r\n{}\r\n" + b"2\r\n{}zz"])
+def test_a_bad_chunk_gets_an_answer(server: HttpServer, pieces: bytes) -> None:
+    answer = server.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + pieces, timeout=8)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"this is not a valid HTTP request" in answer
+    server.wait_until_idle()
+
+
+def test_who_waits_to_send_a_body_that_is_too_large_is_refused_at_once(server: HttpServer) -> None:
+    length = server.service.options.body.most_bytes + 1
+    head = HEAD + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % length
+    started = time.perf_counter()
+    answer = server.raw(head, timeout=8)
+
+    assert answer.startswith(b"HTTP/1.1 413 ")  # and no "100 Continue" before it
+    assert time.perf_counter() - started < 1.5
+    server.wait_until_idle()
 
 
 def test_no_failed_request_waits_for_the_garbage_collector(
