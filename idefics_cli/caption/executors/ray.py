@@ -23,7 +23,7 @@ _REACH_SECONDS = 5.0
 # After the loss of a node, Ray first reports only that its actors cannot be reached. A second
 # question tells whether the process or the node is lost.
 _SECOND_SECONDS = 10.0
-_DEAD = re.compile(r"The actor is dead because (.{1,200})", re.DOTALL)
+_DEAD = re.compile(r"The actor (?:is dead|died) because (.{1,200})", re.DOTALL)
 
 
 class RayCluster:
