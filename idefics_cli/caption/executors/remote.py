@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -40,6 +41,8 @@ _MOST_DEATHS = 4
 _MOST_DEATHS_AT_START = 2
 # Longest time until the run notices that it should stop.
 _POLL_SECONDS = 0.1
+# At most this many events are handled before the run looks whether it should stop.
+_MOST_EVENTS = 256
 _SHARES_SECONDS = 1.0
 
 
@@ -139,13 +142,21 @@ class _Crew:
                 self._give_pictures()
             if self._is_over():
                 break
-            try:
-                worker, event = self._inbox.get(timeout=_POLL_SECONDS)
-            except Empty:
-                continue
-            yield from self._handle(worker, event)
+            # All records that have come are handled before pictures are given again. So the cost of
+            # giving does not grow with the number of workers.
+            for worker, event in self._received():
+                yield from self._handle(worker, event)
+                if not isinstance(event, CaptionRecord):
+                    break
             yield from self._tell_shares()
         yield self._shares
+
+    def _received(self) -> Iterator[tuple[CaptionWorker, WorkerEvent]]:
+        """Yield the events that have come; wait a moment for the first one."""
+        with suppress(Empty):
+            yield self._inbox.get(timeout=_POLL_SECONDS)
+            for _ in range(_MOST_EVENTS):
+                yield self._inbox.get_nowait()
 
     @property
     def _shares(self) -> WorkerShares:
@@ -250,7 +261,8 @@ class _Crew:
             yield from (_dead(picture, reason) for picture in lost)
         else:
             self._suspects.extend(lost)
-            self._tester = place
+            # While a picture is tested, its worker gets no other, which would be blamed, too.
+            self._tester = self._tester or place
         most = _MOST_DEATHS if self._ready else _MOST_DEATHS_AT_START
         if place.deaths < most:
             place.worker = place.hire.start(self._inbox)
@@ -287,7 +299,10 @@ class _Crew:
         is_waiting = len(ready) < len(hired)
         most = self._batch_size * (_BATCHES_AT_FIRST if is_waiting else _BATCHES)
         most = min(most, max(1, share))
-        free = [p for p in ready if p is not self._tester and len(p.open) < most]
+        # A worker gets pictures when it has room for a batch. A message for each picture would be
+        # most of the work of this process.
+        few = max(0, most - self._batch_size)
+        free = [p for p in ready if p is not self._tester and len(p.open) <= few]
         given: dict[_Place, list[CaptionItem]] = {place: [] for place in free}
         while free:
             place = min(free, key=lambda each: len(each.open))

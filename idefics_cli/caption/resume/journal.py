@@ -33,15 +33,15 @@ import contextlib
 import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from idefics_cli.caption.resume.entry import JournalEntry
+from idefics_cli.caption.resume.entry import EntryTable, JournalEntry
 from idefics_cli.caption.resume.journal_lines import (
     decode_line,
     decode_record,
     encode_line,
+    encode_record,
     number,
     text,
     texts,
@@ -84,7 +84,7 @@ class RunJournal(Closing):
     """
 
     settings: Settings | None
-    entries: dict[str, JournalEntry]
+    entries: EntryTable
     rows: dict[str, None]
     skipped: AbstractSet[str]
     base: int
@@ -197,7 +197,7 @@ class RunJournal(Closing):
 
     def _reset(self) -> None:
         self.settings = self.commit = self.shard = None
-        self.entries, self.rows, self.fits = {}, {}, {}
+        self.entries, self.rows, self.fits = EntryTable(), {}, {}
         self.skipped = frozenset()
         # Offset of a record without a row, when the journal was read -> its picture.
         self._waiting: dict[int, str] = {}
@@ -319,7 +319,7 @@ class RunJournal(Closing):
     def _add(
         self, key: str, record: CaptionRecord, more: Mapping[str, object], order: int | None
     ) -> None:
-        line = {"key": key, "record": asdict(record), **more}
+        line = {"key": key, "record": encode_record(record), **more}
         if order is not None:
             line["order"] = order
         self._set_entry(key, record, self._append(line), order or 0)

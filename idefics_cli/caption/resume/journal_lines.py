@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from idefics_cli.core.json_text import parse_json
@@ -61,9 +62,17 @@ def decode_line(line: bytes, *, needs_checksum: bool) -> dict[str, Any]:
     return fields
 
 
+_RECORD_FIELDS = tuple(field.name for field in fields(CaptionRecord))
+
+
+def encode_record(record: CaptionRecord) -> dict[str, object]:
+    """Return the fields of *record* for JSON. `dataclasses.asdict` would copy all of them."""
+    return {name: getattr(record, name) for name in _RECORD_FIELDS}
+
+
 # Any: JSON has values of many types.
 def decode_record(fields: Any) -> CaptionRecord:
-    """Return the record from which `dataclasses.asdict` made *fields*.
+    """Return the record from which `encode_record` made *fields*.
 
     Raises:
         ValueError: If they are not the fields of a record.

@@ -22,7 +22,8 @@ def identity(file_name: str, folder: Path) -> str:
         path = os.path.relpath(path, os.path.abspath(folder))
     except ValueError:  # another drive
         return path
-    return as_path(path.replace(os.sep, "/"))
+    name = as_path(path.replace(os.sep, "/"))
+    return file_name if name == file_name else name  # one string for both saves memory
 
 
 def reachable(identity: str, folder: Path) -> str:
