@@ -81,10 +81,12 @@ class AppendLog:
         """
         descriptor = self._open_descriptor()
         # A process can still write to an open file that was removed, but the line would be lost.
-        if os.fstat(descriptor).st_nlink == 0:
+        status = os.fstat(descriptor)
+        if status.st_nlink == 0:
             raise FileNotFoundError(2, "the file was removed while it was open")
         try:
-            self.cut(at)
+            if status.st_size > at:
+                os.ftruncate(descriptor, at)
             os.lseek(descriptor, at, os.SEEK_SET)
             written = 0
             while written < len(line):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 _APP = "idefics"
@@ -76,3 +77,22 @@ def display_path(path: Path) -> str:
         return str(Path("~") / path.relative_to(Path.home()))
     except (ValueError, RuntimeError):
         return str(path)
+
+
+def relative_file(path: str, folder: str) -> str:
+    """Return `os.path.relpath` of the file *path* from *folder*; quick for many files of a folder.
+
+    Raises:
+        ValueError: If both are on different drives.
+    """
+    head, slash, name = path.rpartition("/")
+    if os.sep != "/" or name in ("", ".", ".."):
+        return os.path.relpath(path, folder)
+    return _relative_folder(head + slash, folder, os.getcwd()) + name
+
+
+@lru_cache(maxsize=1024)
+def _relative_folder(path: str, folder: str, here: str) -> str:
+    """Return the path from *folder* to the folder *path*, with a slash at its end; "" if equal."""
+    found = os.path.relpath(path or os.curdir, folder)
+    return "" if found == os.curdir else f"{found}/"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from idefics_cli.core.paths import relative_file
 from idefics_cli.core.sources import as_path, is_uri
 
 
@@ -17,11 +18,10 @@ def identity(file_name: str, folder: Path) -> str:
     """
     if is_uri(file_name):
         return file_name
-    path = os.path.abspath(file_name)
     try:
-        path = os.path.relpath(path, os.path.abspath(folder))
+        path = relative_file(file_name, str(folder))
     except ValueError:  # another drive
-        return path
+        return os.path.abspath(file_name)
     name = as_path(path.replace(os.sep, "/"))
     return file_name if name == file_name else name  # one string for both saves memory
 

@@ -54,13 +54,16 @@ class JsonlSink(LineSink):
         return names
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` would make one for each row
+
+
 def encode(cells: Mapping[str, object]) -> bytes:
     r"""Return *cells* as one line of UTF-8, with control characters escaped.
 
     A byte that is not UTF-8 becomes the text `\xff`. Python has it as a lone surrogate (PEP 383),
     and other programs refuse a file with lone surrogates.
     """
-    text = json.dumps(cells, ensure_ascii=False)
+    text = _ENCODER.encode(cells)
     text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     text = NOT_UTF8.sub(lambda match: f"\\{escape(ord(match[0]))}", text)
     return text.encode() + b"\n"

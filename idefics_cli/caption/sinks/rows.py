@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
+from idefics_cli.core.paths import relative_file
 from idefics_cli.core.sources import as_path, is_uri
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.engine.schema.form import ColumnKind, JsonValue, ReplyColumn, reply_fields
@@ -152,10 +153,13 @@ def file_name(key: str, output: Path | None) -> str:
     A picture below the folder of the output is named relative to it, as in `metadata.jsonl`. Any
     other picture, and every picture on stdout, has its name from the work list.
     """
-    if output is None or not is_below(key, output.parent):
+    if output is None or is_uri(key):
         return key
-    name = PurePath(os.path.relpath(key, output.parent)).as_posix()
-    return as_path(name)
+    try:
+        name = relative_file(key, str(output.parent)).replace(os.sep, "/")
+    except ValueError:  # another drive
+        return key
+    return key if name == ".." or name.startswith("../") else as_path(name)
 
 
 def is_below(key: str, folder: Path) -> bool:
