@@ -19,7 +19,7 @@ class ReportRow:
         scenario: A key of `run.SCENARIOS`.
         name: Name of the figure in its scenario, such as "batch 4, context 800".
         compares: What was measured, in words, such as "files to captions".
-        unit: "s", "tokens/s", "pictures/s", "rows/s", "answers/s" or "GB".
+        unit: "s", "tokens/s", "pictures/s", "rows/s", "answers/s", "GB", "bytes" or "us".
         more_is_better: Whether a larger value is better.
         ours: Our value in each round.
         plain: Value of plain transformers in each round.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from idefics_cli.bench import captions, scenarios, serve, startup, tune
+from idefics_cli.bench import captions, scale, scenarios, serve, startup, tune
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.bench.stage import Choices, Stage, World
@@ -17,6 +17,7 @@ Scenario = Callable[[Stage], Iterator[ReportRow | Skipped]]
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
+        "scale": scale.scale,
         "start": startup.start,
         "load": startup.load,
         "tune": tune.tune,

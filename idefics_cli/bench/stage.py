@@ -23,6 +23,7 @@ from idefics_cli.bench.measure import (
 from idefics_cli.bench.pictures import Studio
 from idefics_cli.bench.report import ReportRow
 from idefics_cli.bench.serving.processes import OpenServer
+from idefics_cli.bench.stand_ins import MeasureBytes, RunWorkers
 from idefics_cli.bench.tuning.process import OpenTrainer
 from idefics_cli.core.types import (
     Attachment,
@@ -129,6 +130,8 @@ class World:
         processes: Starts fresh processes.
         open_trainer: Loads a model for training.
         open_server: Starts a server.
+        run_workers: Runs stand-ins in worker processes.
+        measure_bytes: Measures the memory of a run with stand-ins.
         instruments: The clock, the load of the machine, and the reference.
         say: Shows a text about the measurement that begins.
     """
@@ -143,6 +146,8 @@ class World:
     processes: Processes
     open_trainer: OpenTrainer
     open_server: OpenServer
+    run_workers: RunWorkers
+    measure_bytes: MeasureBytes
     instruments: Instruments
     say: Callable[[str], None] = lambda text: None
 

@@ -13,6 +13,7 @@ from idefics_cli.bench.measure import Instruments, Measurement, Pace, Series
 from idefics_cli.bench.report import ReportRow
 from idefics_cli.bench.serving.processes import OpenServer, ServerCommand
 from idefics_cli.bench.stage import CaptionTask, Choices, Prompts, World
+from idefics_cli.bench.stand_ins import WorkerFigures
 from idefics_cli.bench.tuning.order import StepReport, TuneOrder
 from idefics_cli.bench.tuning.process import Trainer
 from idefics_cli.core.errors import IdeficsError
@@ -228,6 +229,8 @@ class Stand:
             processes=processes or FakeProcesses(),
             open_trainer=self._open_trainer,
             open_server=open_server or open_nothing,
+            run_workers=lambda count, pictures, folder: WorkerFigures(49.0 * count, 8e-5),
+            measure_bytes=lambda count, folder: 590.0,
             instruments=Instruments(clock, FakeLoad()),
             say=self.said.append,
         )

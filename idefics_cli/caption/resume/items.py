@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -78,3 +79,27 @@ class PictureRules:
 
 
 PICTURES = PictureRules()
+
+
+class Identities(Mapping[str, str]):
+    """The keys of items -> their keys in the journal, which are computed when they are needed.
+
+    A dictionary of them would take 50 to 150 bytes for each of millions of pictures.
+
+    Args:
+        items: The items.
+        rules: Their rules.
+        folder: Folder of the output.
+    """
+
+    def __init__(self, items: Sequence[CaptionItem], rules: ItemRules, folder: Path) -> None:
+        self._items, self._rules, self._folder = items, rules, folder
+
+    def __getitem__(self, key: str) -> str:
+        return self._rules.identity(key, self._folder)
+
+    def __iter__(self) -> Iterator[str]:
+        return (item.key for item in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)

@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from idefics_cli.caption.resume.items import PICTURES, ItemRules
+from idefics_cli.caption.resume.items import PICTURES, Identities, ItemRules
 from idefics_cli.caption.resume.journal import RunJournal, Settings
 from idefics_cli.caption.resume.names import reachable
 from idefics_cli.caption.resume.split import count_units
@@ -68,7 +69,7 @@ class JournaledSink:
         self._settings = settings
         self._retry_failed = retry_failed
         self._rules = rules
-        self._keys = {p.key: rules.identity(p.key, journal.parent) for p in target.pictures}
+        self._keys = Identities(target.pictures, rules, journal.parent)
         self._orders = None
         if target.shard is not None:
             self._orders = {picture.key: picture.order for picture in target.pictures}
@@ -286,6 +287,10 @@ class JournaledSink:
         if self._rows is None:
             return
         journal = self._journal
+        expected = (k for k in self._keys.values() if k in journal.entries and self._has_row(k))
+        in_order = all(row == key for row, key in zip_longest(journal.rows, expected))
+        if in_order and not self._lacks_rows(self._rows):
+            return  # as usual; the lists below would take much memory
         wanted = self._in_order([key for key in journal.entries if self._has_row(key)])
         if wanted != list(journal.rows) or self._lacks_rows(self._rows):
             self._rewrite(self._rows, wanted)
@@ -353,9 +358,8 @@ class JournaledSink:
 
     def _note_output(self) -> None:
         stamp = None if self._rows is None else stamp_of_file(self._rows)
-        entries = self._journal.entries
-        done = entries.keys() | self._journal.skipped
-        is_complete = all(identity in done for identity in self._keys.values())
+        entries, skipped = self._journal.entries, self._journal.skipped
+        is_complete = all(key in entries or key in skipped for key in self._keys.values())
         listed = count_units(self._target.pictures) + count_units(self._target.others)
         self._journal.close_output(stamp, is_complete=is_complete, listed=listed)
 

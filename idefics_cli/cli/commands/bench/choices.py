@@ -192,11 +192,15 @@ def _scenarios(typed: Sequence[str]) -> tuple[tuple[str, ...], Path | None]:
 
 
 def _usual(names: Iterable[str]) -> Iterable[str]:
-    """Yield the scenarios of a run that names none: all but those whose extra is missing."""
+    """Yield the scenarios of a run that names none.
+
+    They are all that compare with plain transformers, and whose extra is not missing.
+    """
     return (
         name
         for name in names
-        if all(find_spec(package) is not None for package in _NEEDED.get(name, ()))
+        if name != "scale"
+        and all(find_spec(package) is not None for package in _NEEDED.get(name, ()))
     )
 
 

@@ -77,6 +77,7 @@ def _world(invocation: Invocation, plan: BenchPlan, progress: BenchProgress) -> 
     from idefics_cli.bench.stage import World
     from idefics_cli.bench.tuning.process import open_trainer
     from idefics_cli.cli.commands.bench.captions import caption_all, draw_scenes
+    from idefics_cli.cli.commands.bench.scaling import measure_bytes, run_workers
 
     clock = time.perf_counter
     services, spec = invocation.services, plan.plan.spec
@@ -91,6 +92,8 @@ def _world(invocation: Invocation, plan: BenchPlan, progress: BenchProgress) -> 
         processes=FreshProcesses(clock),
         open_trainer=open_trainer,
         open_server=open_server,
+        run_workers=run_workers,
+        measure_bytes=measure_bytes,
         instruments=Instruments(clock, SystemLoad(), reference(spec.device, clock)),
         say=progress.say,
     )

@@ -16,7 +16,8 @@ Scenarios = Annotated[
         metavar="SCENARIO",
         help="start, load, tune, serve, vision, prefill, decode, chat or caption; without one, all."
         " A folder of pictures may follow `caption`. `tune` and `serve` need the extras of the same"
-        " names, and `serve` also `transformers[serving]`.",
+        " names, and `serve` also `transformers[serving]`. `scale`, which"
+        " only runs by its name, measures worker processes with stand-ins for models.",
         show_default=False,
     ),
 ]
