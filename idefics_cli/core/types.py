@@ -259,6 +259,7 @@ class KernelChoice:
         vision: Linear layers that multiply one row for each patch of a picture.
         patches: The convolution that cuts a picture into patches.
         norm: Root mean square norms.
+        step: Decode steps of the whole text model; if none fits, torch runs layer after layer.
         attention: Kernel of all attention layers; None uses `LoadSpec.attention`.
         product_dtype: Dtype to which quantized weights are widened for many rows.
     """
@@ -269,6 +270,7 @@ class KernelChoice:
     vision: tuple[str, ...] = ()
     patches: tuple[str, ...] = ()
     norm: tuple[str, ...] = ()
+    step: tuple[str, ...] = ()
     attention: str | None = None
     product_dtype: DtypeName = "float32"
 
@@ -276,7 +278,7 @@ class KernelChoice:
     def names(self) -> tuple[str, ...]:
         """All kernels, each once, in the order of the parts."""
         parts = (self.text, self.head, self.connector, self.vision, self.patches, self.norm)
-        found = [name for part in parts for name in part]
+        found = [name for part in (*parts, self.step) for name in part]
         return tuple(dict.fromkeys(found + ([self.attention] if self.attention else [])))
 
 

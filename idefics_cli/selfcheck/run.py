@@ -149,7 +149,7 @@ def _ask_way(
                 manners.append(judged)
                 problems += found
             problems += _fallbacks(engine, way.spec)
-        problems = [*warned, *problems]
+        problems += warned
     except MemoryLimitError as error:
         return WayResult(way, "refused", str(error), tuple(manners))
     except Exception as error:  # of a driver or a kernel; it belongs to the way
@@ -203,7 +203,7 @@ def _find_culprit(
     kernels = way.spec.kernels
     parts = (kernels.text, kernels.head, kernels.connector, kernels.vision, kernels.patches)
     # Only the first kernel of each part is tried, because it computes every layer that it can.
-    leading = [names[0] for names in (*parts, kernels.norm) if names]
+    leading = [names[0] for names in (*parts, kernels.norm, kernels.step) if names]
     if kernels.attention is not None:
         leading.append(kernels.attention)
     for name in dict.fromkeys(leading):

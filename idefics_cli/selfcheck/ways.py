@@ -69,6 +69,8 @@ class Way:
             vision=tuple(n for n in former.vision if n != name),
             patches=tuple(n for n in former.patches if n != name),
             norm=tuple(n for n in former.norm if n != name),
+            # A decode step has code for the first kernel of the text model only.
+            step=tuple(n for n in former.step if name not in (n, *former.text)),
             attention=None if former.attention == name else former.attention,
         )
         is_quantized = self.spec.quantization != "none"

@@ -90,6 +90,11 @@ def kernel_fails(stage: Stage) -> None:
     load(replace(DEMO, kernels=KernelChoice(attention="cuda_split_keys")))
 
 
+def step_does_not_fit(stage: Stage) -> None:
+    kernels = KernelChoice(text=("bf16_packed",), step=("text_step",))
+    load(replace(DEMO, dtype="bfloat16", kernels=kernels))
+
+
 def kept_weights_cannot_be_written(stage: Stage) -> None:
     (stage.folder / "kept").touch()
     load(quantized(stage), worth_keeping_bytes=0)
@@ -291,6 +296,11 @@ class Row:
 MEMORY = f"OutOfMemoryError: {FULL}"
 ROWS = (
     Row(kernel_fails, "the kernel `%s` fails its self-test; %s replaces it", "cuda_split_keys"),
+    Row(
+        step_does_not_fit,
+        "the kernel `%s` does not fit: %s; torch replaces it",
+        "no code for the layer `PackedLinear`",
+    ),
     Row(
         kept_weights_cannot_be_written,
         "the next start quantizes again: %s",

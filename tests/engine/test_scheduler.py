@@ -26,6 +26,7 @@ from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.protocol import Engine, Handle, Outcome, Prepared, Urgency
 from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.protocols import Model, StepOutput
+from idefics_cli.models.kernels.text_step.step import TextStep
 from idefics_cli.models.loading.loader import Loaded
 from tests.support.fakes import FakeEngine
 from tests.support.prompts import CONVERSATIONS, as_request, ask, endless_inference, reopen
@@ -227,6 +228,8 @@ class Forwards:
             return forward(model, inputs, cache, mask=mask, positions=positions)
 
         monkeypatch.setattr(family, "forward", watched)
+        # Compiled steps do not call the forward of the family.
+        monkeypatch.setattr(TextStep, "MOST_ROWS", 0)
 
 
 def test_an_interactive_request_is_answered_while_batch_work_goes_on(

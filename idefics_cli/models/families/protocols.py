@@ -99,6 +99,7 @@ class TextConfig(Protocol):
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
+    num_key_value_heads: int
 
 
 class VisionConfig(Protocol):

@@ -147,6 +147,8 @@ class FamilySpec:
         rms_norms: Names of the classes of RMS norms in the models of the family.
         stop_tokens: Tokens that end every reply.
         turn_end: Token that ends a turn of a conversation. It ends the replies of models that chat.
+        text_path: Full name of the text model if it has Llama's structure; None for another.
+        text_path: Full name of the text model, if it has the structure of Llama; None for another.
         needs_legacy_tokenizer: Whether tokenizers of the family need the flag `legacy`, which keeps
             the word mark `▁` after special tokens; see `loading/processors.py`.
         takes_videos: Whether the runner is a `VideoFamily`.
@@ -173,6 +175,7 @@ class FamilySpec:
     rms_norms: tuple[str, ...]
     stop_tokens: tuple[str, ...] = ()
     turn_end: str = END_OF_UTTERANCE
+    text_path: str | None = None
     needs_legacy_tokenizer: bool = False
     takes_videos: bool = False
     sees_last_only: bool = False
@@ -291,6 +294,7 @@ _IDEFICS2 = FamilySpec(
     unquantized=_UNQUANTIZED,
     patch_modules=_PATCH_MODULES,
     rms_norms=(*_TEXT_NORMS, "Idefics2RMSNorm"),
+    text_path="model.text_model",
     needs_legacy_tokenizer=True,
     flash_caution=(
         "in Idefics2's perceiver once gave answers unrelated to the picture (transformers 4.41 to "
@@ -354,6 +358,7 @@ _IDEFICS3 = FamilySpec(
     patch_modules=_PATCH_MODULES,
     rms_norms=_TEXT_NORMS,
     stop_tokens=_LLAMA3_ENDS,
+    text_path="model.text_model",
     parts=_IDEFICS3_PARTS,
 )
 
@@ -375,6 +380,7 @@ _SMOLVLM = FamilySpec(
     patch_modules=_PATCH_MODULES,
     rms_norms=_TEXT_NORMS,
     stop_tokens=_LLAMA3_ENDS,
+    text_path="model.text_model",
     takes_videos=True,
     parts=_IDEFICS3_PARTS,
 )

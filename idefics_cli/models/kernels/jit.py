@@ -23,14 +23,14 @@ multiplies in bfloat16 in 19 ms (AMD Zen 5 with AVX512_BF16, 3 threads, torch 2.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
+from idefics_cli.models.kernels.compiler import CompiledCode, vector_bytes
 from idefics_cli.models.kernels.openmp import openmp_library
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ _NAME = "kernel"
 # The work of a kernel is divided into this many chunks per thread. If another program delays one
 # thread, the others then do its remaining chunks.
 _CHUNKS_PER_THREAD = 8
-# Width of the registers that `compiled_for` chose; None is the widest of this processor.
-_vector_bytes: ContextVar[int | None] = ContextVar("vector_bytes", default=None)
 
 
 class Body(Protocol):
@@ -88,6 +86,33 @@ class CompiledKernel:
             self._alone(ctypes.addressof(shared))
         else:
             _openmp()(self._address, ctypes.addressof(shared), threads, 0)
+
+
+class CompiledModule:
+    """Compiled functions that all threads of torch's pool run at the same time.
+
+    Args:
+        key: What *write* depends on, in any form.
+        write: Returns the functions in LLVM's assembly language. Each takes an address.
+        symbols: Addresses of the functions of other libraries that they call, by name.
+
+    Raises:
+        RuntimeError: If they cannot be compiled.
+    """
+
+    def __init__(self, key: str, write: Callable[[], str], *, symbols: Mapping[str, int]) -> None:
+        import llvmlite.binding as llvm
+
+        for name, address in symbols.items():
+            llvm.add_symbol(name, address)
+        self._engine = CompiledCode(key, write)
+        self._addresses: dict[str, int] = {}
+
+    def run(self, name: str, data: int, threads: int) -> None:
+        """Call the function *name* with the address *data* in each of *threads* threads."""
+        if (address := self._addresses.get(name)) is None:
+            address = self._addresses[name] = self._engine.get_function_address(name)
+        _openmp()(address, data, threads, 0)
 
 
 class LazyKernel:
@@ -158,6 +183,33 @@ class Code:
         """Return a variable that holds *value*."""
         return Variable(self, value)
 
+    def transposed(self, rows: Sequence[ir.Value]) -> list[ir.Value]:
+        """Return the columns of a square matrix, given by its rows; its size is a power of two."""
+        build, size = self.builder, len(rows)
+        kind, rows = self.vector(self.i32, size), list(rows)
+        half = size // 2
+        # Each pass interleaves row n with row n + half. Indices from *size* on name the second one.
+        places = [place for index in range(size) for place in (index, index + size)]
+        for _ in range(size.bit_length() - 1):
+            rows = [
+                build.shuffle_vector(
+                    rows[number],
+                    rows[number + half],
+                    self.ir.Constant(kind, places[part * size : (part + 1) * size]),
+                )
+                for number in range(half)
+                for part in range(2)
+            ]
+        return rows
+
+    def room(self, size: int) -> ir.Value:
+        """Return the address of *size* bytes on the stack, aligned to a cache line."""
+        kind = self.ir.ArrayType(self.i8, size)
+        with self.builder.goto_entry_block():
+            place = self.builder.alloca(kind)
+        place.align = 64
+        return self.pointer(self.builder.ptrtoint(place, self.i64))
+
     def spread(self, value: ir.Value, count: int) -> ir.Value:
         """Return a vector that holds *value* *count* times."""
         kind, ir_ = self.vector(value.type, count), self.ir
@@ -184,12 +236,46 @@ class Code:
         """Return one * two + plus, for vectors of float32, rounded once."""
         return self.call(f"llvm.fma.v{one.type.count}f32", one.type, one, two, plus)
 
+    def total(self, values: ir.Value) -> ir.Value:
+        """Return the sum of the elements of a vector of float32; their number is a power of two."""
+        build, count = self.builder, values.type.count
+        # The halves are added. LLVM's own sum adds one element after the other.
+        while count > 1:
+            count //= 2
+            kind = self.vector(self.i32, count)
+            lower, upper = (
+                build.shuffle_vector(
+                    values, values, self.ir.Constant(kind, list(range(first, first + count)))
+                )
+                for first in (0, count)
+            )
+            values = build.fadd(lower, upper)
+        return build.extract_element(values, self.ir.Constant(self.i32, 0))
+
     def from_bfloat16(self, halves: ir.Value) -> ir.Value:
         """Return a vector of bfloat16, given as 16-bit integers, as float32."""
         count, build = halves.type.count, self.builder
         wide = build.zext(halves, self.vector(self.i32, count))
         wide = build.shl(wide, self.same(self.i32, count, 16))
         return build.bitcast(wide, self.vector(self.f32, count))
+
+    def rounded(self, values: ir.Value) -> ir.Value:
+        """Return a vector of float32, rounded to bfloat16, as float32; halves go to even."""
+        build, count = self.builder, values.type.count
+        kind = self.vector(self.i32, count)
+        bits = build.bitcast(values, kind)
+        odd = build.lshr(bits, self.same(self.i32, count, 16))
+        odd = build.and_(odd, self.same(self.i32, count, 1))
+        bits = build.add(bits, build.add(odd, self.same(self.i32, count, 0x7FFF)))
+        bits = build.and_(bits, self.same(self.i32, count, 0xFFFF0000 - 2**32))
+        return build.bitcast(bits, values.type)
+
+    def to_bfloat16(self, values: ir.Value) -> ir.Value:
+        """Return a vector of float32 that bfloat16 holds exactly, as 16-bit integers."""
+        count, build = values.type.count, self.builder
+        bits = build.bitcast(values, self.vector(self.i32, count))
+        bits = build.lshr(bits, self.same(self.i32, count, 16))
+        return build.trunc(bits, self.vector(self.i16, count))
 
     @contextmanager
     def loop(self, start: ir.Value, stop: ir.Value, step: int = 1) -> Iterator[ir.Value]:
@@ -262,34 +348,6 @@ def passes(check: Callable[[], bool]) -> bool:
         return False
 
 
-def vector_bytes() -> int:
-    """Return the width in bytes of the registers for which kernels are compiled."""
-    return _vector_bytes.get() or widest_vector_bytes()
-
-
-@cache
-def widest_vector_bytes() -> int:
-    """Return the width in bytes of the widest registers of this processor."""
-    return 64 if {"avx512f", "avx512bw", "avx512vl"} <= _features() else 32
-
-
-@contextmanager
-def compiled_for(width: int) -> Iterator[None]:
-    """Let kernels be compiled for registers of *width* bytes, 32 or 64, in the `with` block."""
-    token = _vector_bytes.set(width)
-    try:
-        yield
-    finally:
-        _vector_bytes.reset(token)
-
-
-@cache
-def _features() -> frozenset[str]:
-    import llvmlite.binding as llvm
-
-    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
-
-
 @cache
 def _openmp() -> Callable[[int, int, int, int], None]:
     """Return `GOMP_parallel`, which runs a function in threads of torch's OpenMP pool.
@@ -303,40 +361,7 @@ def _openmp() -> Callable[[int, int, int, int], None]:
     return cast("Callable[[int, int, int, int], None]", function)
 
 
-class _Engine:
-    """The owner of compiled code: the code is freed with this object.
-
-    Args:
-        text: The code in LLVM's assembly language.
-    """
-
-    def __init__(self, text: str) -> None:
-        import llvmlite.binding as llvm
-
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        features = llvm.get_host_cpu_features().flatten()
-        if vector_bytes() == 64:
-            # By default LLVM avoids 512-bit registers, because they lowered the clock of older
-            # processors. This line switches that default off.
-            features += ",-prefer-256-bit"
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=features, opt=3
-        )
-        module = llvm.parse_assembly(text)
-        module.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-        self._engine = llvm.create_mcjit_compiler(module, machine)
-        self._engine.finalize_object()
-
-    def get_function_address(self, name: str) -> int:
-        """Return the address of the function *name*."""
-        return int(self._engine.get_function_address(name))
-
-
-def _compiled(body: Body, arguments: int) -> _Engine:
+def _compiled(body: Body, arguments: int) -> CompiledCode:
     from llvmlite import ir
 
     pointer = ir.PointerType()
@@ -361,4 +386,5 @@ def _compiled(body: Body, arguments: int) -> _Engine:
     build.branch(next_chunk)
     build.position_at_end(end)
     build.ret_void()
-    return _Engine(str(module))
+    text = str(module)
+    return CompiledCode(text, lambda: text)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Part = Literal["text", "head", "connector", "vision", "patches", "norm", "attention"]
+    from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
+
+Part = Literal["text", "head", "connector", "vision", "patches", "norm", "step", "attention"]
 """A field of `KernelChoice`."""
 Weights = Literal["any", "bfloat16", "int8", "int4"]
 """Format of the weights that a kernel reads."""
@@ -71,13 +73,29 @@ class AttentionKernel(Protocol):
         ...
 
 
+class StepKernel(Protocol):
+    """A kernel that runs the newest tokens through a whole text model; a class implements it."""
+
+    def __call__(self, text: TextModel) -> TextStep:
+        """Return the decode step of *text*, for which `problem` returns None."""
+        ...
+
+    def problem(self, text: TextModel) -> str | None:
+        """Return why the kernel cannot compute *text*, or None."""
+        ...
+
+    def passes_self_test(self) -> bool:
+        """Whether the kernel can be used here and computes a small example correctly."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One row of `KERNELS`.
 
     Attributes:
         name: Key of the row.
-        path: "module:name" of the `LayerKernel` or `AttentionKernel`.
+        path: "module:name" of the `LayerKernel`, `StepKernel` or `AttentionKernel`.
         parts: The parts of a model for which the kernel is known to be faster.
         weights: Format of the weights that the kernel reads.
         requirements: Checks of what a machine must have.
@@ -110,11 +128,17 @@ class Kernel:
         """Whether the kernel can be used on *device* and computes small examples correctly."""
         if "attention" in self.parts:
             return self.attention_kernel().passes_self_test(device)
+        if "step" in self.parts:
+            return self.step_kernel().passes_self_test()
         return self.layer_kernel().passes_self_test()
 
     def layer_kernel(self) -> LayerKernel:
         """Import the kernel, which imports torch."""
         return cast("LayerKernel", self._import())
+
+    def step_kernel(self) -> StepKernel:
+        """Import the kernel, which imports torch."""
+        return cast("StepKernel", self._import())
 
     def attention_kernel(self) -> AttentionKernel:
         """Import the kernel, which imports torch."""
@@ -168,6 +192,29 @@ _ROOM = "idefics_cli.models.kernels."
 
 _ROWS = (
     Kernel(
+        "bf16_12bit",
+        _ROOM + "bf16_12bit.linear:CompactLinear",
+        frozenset({"text", "head"}),
+        "bfloat16",
+        (vector_problem, compiler_problem),
+        tolerance=4e-3,
+        summary="weights are kept in 12 bits without loss",
+        copies_weights=True,
+    ),
+    Kernel(
+        "bf16_12bit_connector",
+        _ROOM + "bf16_12bit.linear:CompactLinear",
+        # A connector multiplies many rows. Where the processor multiplies bfloat16 itself, 12 bits
+        # make it no faster.
+        frozenset({"connector"}),
+        "bfloat16",
+        (emulated_bf16_problem, compiler_problem),
+        tolerance=4e-3,
+        summary="weights are kept in 12 bits without loss",
+        copies_weights=True,
+        smallest_weights=_LARGE_WEIGHTS,
+    ),
+    Kernel(
         "bf16_packed",
         _ROOM + "packed:PackedLinear",
         # A picture has hundreds of patches; a product of so many rows gains nothing from packing.
@@ -177,18 +224,6 @@ _ROWS = (
         tolerance=4e-3,
         summary="bfloat16 weights are laid out for oneDNN once",
         copies_weights=True,
-    ),
-    Kernel(
-        "bf16_12bit",
-        _ROOM + "bf16_12bit.linear:CompactLinear",
-        frozenset({"text", "head", "connector"}),
-        "bfloat16",
-        (emulated_bf16_problem, compiler_problem),
-        tolerance=4e-3,
-        summary="weights are kept in 12 bits without loss where few rows are multiplied, "
-        "many rows in float32",
-        copies_weights=True,
-        smallest_weights=_LARGE_WEIGHTS,
     ),
     Kernel(
         "bf16_widened",
@@ -270,6 +305,15 @@ _ROWS = (
         (),
         tolerance=1e-6,
         summary="fewer passes over the activations",
+    ),
+    Kernel(
+        "text_step",
+        _ROOM + "text_step.step:TextStep",
+        frozenset({"step"}),
+        "any",
+        (compiler_problem,),
+        tolerance=1e-5,
+        summary="a token runs through all layers in one call of compiled code",
     ),
     Kernel(
         "cpu_sdpa_tiled",

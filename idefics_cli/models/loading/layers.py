@@ -19,6 +19,7 @@ from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import FamilySpec
 from idefics_cli.models.kernels.linear import QuantizedLinear
 from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part
+from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
 
 _log = logging.getLogger(__name__)
 _HEAD = "lm_head"
@@ -82,6 +83,22 @@ class ChosenKernels:
         if name is None or not self._passes(name, "`sdpa`"):
             return None
         return self._kernels[name].attention_kernel().register()
+
+    def step(self, text: TextModel) -> TextStep | None:
+        """Return the decode step of *text*; None if the plan has no kernel for it.
+
+        None too if the kernel of the plan does not fit *text*; then a warning is logged.
+        """
+        for name in self._choice.step:
+            kernel = self._kernels[name].step_kernel()
+            if not self._passes(name, "torch"):
+                continue
+            if (problem := kernel.problem(text)) is None:
+                return kernel(text)
+            # If the layers are others than planned, a warning has told why already.
+            if all(self._passed.values()):
+                _log.warning("the kernel `%s` does not fit: %s; torch replaces it", name, problem)
+        return None
 
     def layer_for(
         self,

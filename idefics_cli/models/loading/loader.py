@@ -30,11 +30,13 @@ from idefics_cli.models.hub.checkpoint import family_of, read_config
 from idefics_cli.models.hub.files import read_json
 from idefics_cli.models.hub.registry import DEMO
 from idefics_cli.models.hub.weights import tensor_names
+from idefics_cli.models.kernels.text_step.step import TextStep
 from idefics_cli.models.loading.device_check import check_devices
 from idefics_cli.models.loading.errors import library_errors
 from idefics_cli.models.loading.family_check import check_family
 from idefics_cli.models.loading.layers import ChosenKernels
 from idefics_cli.models.loading.processors import gives_ids_of_file, load_processor
+from idefics_cli.models.loading.text_step import step_of
 from idefics_cli.models.loading.video_settings import video_settings
 from idefics_cli.models.loading.weights import (
     WORTH_KEEPING_BYTES,
@@ -65,6 +67,8 @@ class Loaded:
         vision_pixels: Maximum number of pixels in one forward of the vision tower, by the plan;
             None if the plan leaves it to the engine.
         uses_graphs: Whether the plan allows CUDA graphs.
+        text_step: Runs the newest tokens through the text model; None if torch runs its layers
+            one by one.
     """
 
     model: Model
@@ -75,6 +79,7 @@ class Loaded:
     vocabulary: int
     vision_pixels: int | None = None
     uses_graphs: bool = True
+    text_step: TextStep | None = None
 
 
 def load(
@@ -97,16 +102,15 @@ def load(
         PlanError: If this computer lacks a device of the plan, or the package of its attention.
         MemoryLimitError: If it does not fit.
     """
-    say = report or (lambda phase, share: None)
-    kernels = _checked_kernels(spec, machine)
+    say, kernels = report or (lambda phase, share: None), _checked_kernels(spec, machine)
     folder, revision = _find(spec, say)
     with quiet_library(), library_errors(spec):
         config = load_config(folder)
         say("loading the processor", None)
         family = load_family(folder, spec, config)
-        say("loading the weights", None)
         source = Source(folder, config, spec, kernels)
         model = load_weights(source, report=say, worth_keeping_bytes=worth_keeping_bytes)
+        step = step_of(model, find_family(spec.family), kernels)
     return Loaded(
         model=model,
         family=family,
@@ -114,8 +118,9 @@ def load(
         revision=revision,
         context_tokens=config.get_text_config().max_position_embeddings,
         vocabulary=_rows(model),
-        vision_pixels=spec.vision_tiles and spec.vision_tiles * config.vision_config.image_size**2,
+        vision_pixels=_vision_pixels(spec, config),
         uses_graphs=spec.uses_graphs,
+        text_step=step,
     )
 
 
@@ -241,6 +246,10 @@ def _find(spec: LoadSpec, say: Progress) -> tuple[Path, str | None]:
         folder = download.pull(spec.repo, spec.revision, offline=spec.offline, report=say)
     # The name of a snapshot folder in the Hugging Face cache is its commit.
     return folder, folder.name
+
+
+def _vision_pixels(spec: LoadSpec, config: Config) -> int | None:
+    return spec.vision_tiles and spec.vision_tiles * config.vision_config.image_size**2
 
 
 def _rows(model: Model) -> int:

@@ -71,13 +71,11 @@ def test_weights_that_12_bits_do_not_suit_are_left_alone() -> None:
     wild[:, ::2] *= 1e-20
     assert kernel.pack(infinite) is None
     assert kernel.pack(wild) is None
-    assert not kernel.fits(weights(40, 72))
     assert not kernel.fits(weights(64, 70))
     with torch.no_grad():
         linear = nn.Linear(72, 64, dtype=torch.bfloat16)
         linear.weight.copy_(wild)
     assert CompactLinear.layer_for(linear) is None
-    assert CompactLinear.layer_for(nn.Linear(72, 40, dtype=torch.bfloat16)) is None
     assert CompactLinear.layer_for(nn.Linear(72, 64)) is None
 
 
@@ -88,6 +86,7 @@ def test_products_are_those_of_the_weights(rows: int, width_of_registers: int) -
     packed = kernel.pack(weight, weights_per_outlier=1)
     assert packed is not None
     given = torch.randn(rows, 72, generator=torch.Generator().manual_seed(2))
+    given = given.to(torch.bfloat16).float()
     # More than one tile of rows, the last of them smaller.
     product = kernel.product(given, packed, tile_bytes=16 * 72 * 4)
     exact = given.double() @ weight.double().t()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from idefics_cli.models.kernels import jit
+from idefics_cli.models.kernels import compiler, jit
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear
 from tests.support.kernels import needs_compiler, torch_threads
 
@@ -41,7 +41,7 @@ def test_a_lazy_kernel_is_compiled_once_for_each_width(width_of_registers: int) 
     written: list[int] = []
 
     def body(code: jit.Code, piece: ir.Value, arguments: Sequence[ir.Value], /) -> None:
-        written.append(jit.vector_bytes())
+        written.append(compiler.vector_bytes())
         count_up(code, piece, arguments)
 
     kernel, counters = jit.LazyKernel(body, arguments=2), torch.zeros(1, dtype=torch.int64)

@@ -23,7 +23,6 @@ from idefics_cli.models.hub.facts import demo_folder
 from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
 from idefics_cli.models.kernels.int4 import kernel as int4_kernel
 from idefics_cli.models.kernels.int8.linear import Int8Linear
-from idefics_cli.models.kernels.packed import PackedLinear
 from idefics_cli.models.kernels.self_tests import find_failing_kernels
 from idefics_cli.models.kernels.table import KERNELS, Kernel
 from idefics_cli.models.kernels.widened import WidenedLinear
@@ -73,7 +72,7 @@ def with_12_bits_from(size: int) -> dict[str, Kernel]:
         (NATIVE, "float32", "none", "Linear Linear Linear Linear Linear Linear Conv2d"),
         (
             NATIVE, "bfloat16", "none",
-            "PackedLinear PackedLinear Linear Linear Linear Linear Conv2d",
+            "CompactLinear CompactLinear Linear Linear Linear Linear Conv2d",
         ),
         (
             NATIVE, "bfloat16", "8bit",
@@ -85,7 +84,7 @@ def with_12_bits_from(size: int) -> dict[str, Kernel]:
         ),
         (
             EMULATING, "bfloat16", "none",
-            "WidenedLinear WidenedLinear WidenedLinear WidenedLinear WidenedLinear WidenedLinear "
+            "CompactLinear CompactLinear WidenedLinear WidenedLinear WidenedLinear WidenedLinear "
             "WidenedConv2d",
         ),
         (
@@ -205,7 +204,7 @@ def test_12_bits_are_for_large_layers_with_few_rows_and_weights_of_their_own(
     assert type(model.model.vision_model.patches) is WidenedLinear
     assert type(model.model.text) is CompactLinear
     assert type(model.model.small) is WidenedLinear
-    assert type(model.model.odd) is WidenedLinear
+    assert type(model.model.odd) is CompactLinear
     # The embedding keeps the weights in memory anyway, so 12 bits would save nothing.
     assert type(model.lm_head) is (WidenedLinear if is_tied else CompactLinear)
 
@@ -233,8 +232,7 @@ def test_a_model_in_bfloat16_gives_the_logits_of_torch(
     spec = spec_of(checkpoint(kind), dtype="bfloat16")
     ours, plain = loaded(spec, machine), load(replace(spec, kernels=KernelChoice())).model
     assert isinstance(plain, nn.Module)
-    kind_of_layer = PackedLinear if machine is NATIVE else WidenedLinear
-    names = layers(ours, kind_of_layer)
+    names = layers(ours, CompactLinear)
     assert names
     if machine is NATIVE:
         outside = set(find_family(spec.family).unquantized) - {"lm_head"}

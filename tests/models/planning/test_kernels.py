@@ -54,9 +54,10 @@ def expected_text(machine: str, dtype: str, quantization: str) -> tuple[str, ...
         compiled = ("int4_compiled",) if machine in COMPILING else ()
         return (*compiled, *(("int4_torch",) if machine in VECTORS else ()), "int4_widened", *eight)
     if quantization == "none" and dtype == "bfloat16":
+        compiled = ("bf16_12bit",) if machine in COMPILING else ()
         if machine in NATIVE:
-            return ("bf16_packed",)
-        return expected_plain(machine, dtype)
+            return (*compiled, "bf16_packed")
+        return (*compiled, *(("bf16_widened",) if machine in IMITATING else ()))
     return ()
 
 
@@ -64,7 +65,7 @@ def expected_plain(machine: str, dtype: str) -> tuple[str, ...]:
     """The kernels of what is neither quantized nor gets a row for each patch."""
     if dtype != "bfloat16" or machine not in IMITATING:
         return ()
-    return ("bf16_12bit", "bf16_widened") if machine in COMPILING else ("bf16_widened",)
+    return (*(("bf16_12bit_connector",) if machine in COMPILING else ()), "bf16_widened")
 
 
 @pytest.mark.parametrize("quantization", ["none", "8bit", "int4", "nf4"])
@@ -81,14 +82,16 @@ def test_every_machine_dtype_and_quantization_gets_what_is_fastest_there(
     eight = expected_text(machine, dtype, "8bit")
     widened = machine in IMITATING and dtype == "bfloat16"
     native = machine in NATIVE and dtype == "bfloat16"
-    head = eight if is_own else plain
+    unquantized = expected_text(machine, dtype, "none") if quantization == "none" else plain
+    has_step = machine in COMPILING and quantization != "nf4" and dtype != "float16"
     assert given == KernelChoice(
         text=expected_text(machine, dtype, quantization),
-        head=("bf16_packed",) if native and quantization == "none" else head,
+        head=eight if is_own else unquantized,
         connector=plain,
         vision=("bf16_widened",) if widened else (),
         patches=("bf16_widened_patches",) if widened else (),
         norm=("rms_norm",),
+        step=("text_step",) if has_step else (),
         attention="cpu_sdpa_tiled" if native else "cpu_sdpa",
         product_dtype="bfloat16" if native else "float32",
     )
@@ -151,7 +154,7 @@ def test_an_attention_that_was_asked_for_is_the_librarys(attention: str) -> None
 def test_weights_that_are_stored_quantized_are_left_to_bitsandbytes(quantization: str) -> None:
     stored = replace(FACTS["smolvlm-500m"], stored=quantization, stored_dtype="bfloat16")  # type: ignore[arg-type] # a Literal
     kernels = make_plan(stored, PlanChoices(), MACHINES["AVX2, compiler"]).spec.kernels
-    assert (kernels.text, kernels.head) == ((), ("bf16_12bit", "bf16_widened"))
+    assert (kernels.text, kernels.head) == ((), ("bf16_12bit_connector", "bf16_widened"))
 
 
 def test_a_plan_names_its_kernels_and_goes_to_another_process() -> None:

@@ -17,6 +17,7 @@ from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.internals import attention_of, is_spread
 from idefics_cli.models.families.kv_cache import drop_first
 from idefics_cli.models.families.protocols import Model
+from idefics_cli.models.loading.loader import Loaded
 from idefics_cli.models.planning import decoding
 
 
@@ -101,25 +102,24 @@ class SlotStep:
     """A step for rows in slots, which have different lengths and may be admitted at any time.
 
     Args:
-        model: In eval mode; `slots_problem` returns None for it.
-        family: The family of the model.
+        loaded: The model; `slots_problem` returns None for it.
         slots: Holds the rows.
         graphs: Replays forwards instead of launching each kernel; None launches them.
     """
 
     def __init__(
         self,
-        model: Model,
-        family: Family,
+        loaded: Loaded,
         slots: Slots,
         *,
         graphs: Graphs | None = None,
     ) -> None:
-        self._model = model
-        self._family = family
+        self._model = loaded.model
+        self._family = loaded.family
+        self._text_step = loaded.text_step
         self.slots = slots
         self._graphs = graphs
-        text = model.config.get_text_config()
+        text = loaded.model.config.get_text_config()
         self._window = getattr(text, "sliding_window", None)
         self._adds_mask = attention_of(text) == "eager"
 
@@ -135,6 +135,9 @@ class SlotStep:
         logits = None
         if self._graphs is not None:
             logits = self._graphs.run_step(slots, newest, self._forward)
+        if self._text_step is not None and len(newest) <= self._text_step.MOST_ROWS:
+            embedded = self._family.embed(self._model, newest[:, None])[:, 0]
+            logits = self._text_step(embedded, slots.lengths, slots.cache.layers)
         if logits is None:
             inputs = torch.stack([newest, to_device(slots.lengths, newest.device)])
             has_one_length = len(set(slots.lengths)) == 1

@@ -130,7 +130,7 @@ class ActiveRows:
         assert prompt is not None
         if self._decoder is None or self._slots is None:
             self._slots = inference.take_slots(size.rows, most_states=size.most_states)
-            step = SlotStep(loaded.model, loaded.family, self._slots, graphs=inference.graphs)
+            step = SlotStep(loaded, self._slots, graphs=inference.graphs)
             banned = banned_of(loaded.family, loaded.model.device)
             self._decoder = BatchDecoder(step, banned)
         elif size.rows > self._slots.rows:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from idefics_cli.models.kernels.bf16_12bit import kernel
-from idefics_cli.models.kernels.bf16_12bit.code import LANES
 from idefics_cli.models.kernels.bf16_12bit.kernel import Compact
+from idefics_cli.models.kernels.bf16_12bit.layout import LANES
+from idefics_cli.models.kernels.bf16_12bit.products import multiplies_bfloat16
 from idefics_cli.models.kernels.linear import KernelLinear, output_parts
 
 
@@ -26,6 +27,9 @@ class CompactLinear(KernelLinear):
     Args:
         linear: The layer to replace.
         compact: The weights of *linear*, from `kernel.pack`.
+
+    Attributes:
+        compact: As given.
     """
 
     FEW_ROWS = 128
@@ -35,7 +39,7 @@ class CompactLinear(KernelLinear):
         self.bias: nn.Parameter | None = linear.bias
         # These tensors are no buffers, because `Module.to` would convert buffers to a dtype or
         # device that the kernel cannot read.
-        self._compact = compact
+        self.compact = compact
 
     @classmethod
     def passes_self_test(cls) -> bool:
@@ -44,7 +48,7 @@ class CompactLinear(KernelLinear):
 
     @classmethod
     def fits(cls, linear: nn.Linear) -> bool:
-        """Whether *linear* is in bfloat16 and consists of whole groups and lanes."""
+        """Whether *linear* is in bfloat16 and consists of whole groups."""
         # transformers keeps some layers of some models in float32.
         return linear.weight.dtype == torch.bfloat16 and kernel.fits(linear.weight)
 
@@ -65,17 +69,23 @@ class CompactLinear(KernelLinear):
     def forward(self, activations: Tensor) -> Tensor:
         """Return the outputs (..., out) of *activations* (..., in), in their dtype."""
         rows = activations.reshape(-1, self.in_features)
-        few = len(rows) <= self.FEW_ROWS
-        out = kernel.product(rows, self._compact) if few else self._by_widening(rows)
+        if len(rows) <= self.FEW_ROWS:
+            out = kernel.product(rows, self.compact)
+        elif multiplies_bfloat16():
+            out = kernel.product_of_many(rows.to(torch.bfloat16), self.compact)
+        else:
+            out = self._by_widening(rows)
+        out = out[:, : self.out_features]
         if self.bias is not None:
-            out += self.bias.float()
+            out = out.float() + self.bias.float()
         return out.to(activations.dtype).reshape(*activations.shape[:-1], self.out_features)
 
     def _by_widening(self, rows: Tensor) -> Tensor:
         wide = rows.float()
-        out = wide.new_empty(len(rows), self.out_features)
-        for part in output_parts(self.out_features):
+        outputs, _ = self.compact.shape
+        out = wide.new_empty(len(rows), outputs)
+        for part in output_parts(outputs):
             weight = wide.new_empty(self.in_features, part.stop - part.start)
-            kernel.unpack(self._compact, part.start // LANES, weight)
+            kernel.unpack(self.compact, part.start // LANES, weight)
             torch.mm(wide, weight, out=out[:, part])
         return out

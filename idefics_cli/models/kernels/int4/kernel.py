@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
-from idefics_cli.models.kernels.jit import Code, LazyKernel, vector_bytes
+from idefics_cli.models.kernels.compiler import vector_bytes
+from idefics_cli.models.kernels.jit import Code, LazyKernel
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -137,11 +138,11 @@ def _computes_an_example() -> bool:
     return bool((given - exact).norm() < 0.02 * exact.norm())
 
 
-def _write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
+def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that multiplies all rows by 16 outputs."""
     writer = _Int4Product(code, block, *arguments)
     # Several rows are computed at a time: as many as there are registers for their sums.
-    for row, count in code.portions(writer.rows, (8, 4, 1) if vector_bytes() == 64 else (2, 1)):
+    for row, count in code.portions(writer.rows, (8, 4, 2, 1) if vector_bytes() == 64 else (2, 1)):
         for part in range(4 * LANES // vector_bytes()):
             writer.write(row, count, part)
 
@@ -192,11 +193,10 @@ class _Int4Product:
         with code.loop(code.number(0), self._groups) as group:
             weights = build.mul(group, code.number(GROUP_BYTES))
             positions = [build.add(build.mul(each, self._groups), group) for each in rows]
-            if count == 1:
-                for line in range(0, GROUP_BYTES, 64):
-                    code.prefetch(
-                        self._weights, build.add(weights, code.number(_PREFETCH_BYTES + line))
-                    )
+            for line in range(0, GROUP_BYTES, 64):
+                code.prefetch(
+                    self._weights, build.add(weights, code.number(_PREFETCH_BYTES + line))
+                )
             dots = self._dots(weights, positions, part)
             step, lowest = (
                 self._bfloat16(weights, start, part) for start in (_STEPS_AT, _LOWEST_AT)
@@ -245,7 +245,7 @@ class _Int4Product:
         )
 
 
-def _write_rounding(
+def write_rounding(
     code: Code, row: ir.Value, arguments: Sequence[ir.Value], *, halves: bool
 ) -> None:
     """Write the code that rounds one row."""
@@ -276,6 +276,6 @@ def _write_rounding(
         code.store(whole, scale_target, build.add(offset, code.number(4)))
 
 
-_product = LazyKernel(_write_product, arguments=7)
-_round_float32 = LazyKernel(partial(_write_rounding, halves=False), arguments=4)
-_round_bfloat16 = LazyKernel(partial(_write_rounding, halves=True), arguments=4)
+_product = LazyKernel(write_product, arguments=7)
+_round_float32 = LazyKernel(partial(write_rounding, halves=False), arguments=4)
+_round_bfloat16 = LazyKernel(partial(write_rounding, halves=True), arguments=4)

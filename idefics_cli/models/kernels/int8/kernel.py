@@ -6,47 +6,52 @@ torch 2.13, 3 threads of a Xeon with AVX512, interleaved).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
-from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable, vector_bytes
+from idefics_cli.models.kernels.compiler import vector_bytes
+from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
 
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# The kernel multiplies this many weights along the width in one pass of its loop, so the width must
-# be a multiple of it.
+# The kernel multiplies this many weights along the width in one pass of its loop.
 STEP = 64
+LANES = 16
 # Number of outputs that are computed together: a row is read once for all of them.
-_OUTPUTS_TOGETHER = 4
+OUTPUTS_TOGETHER = 4
+Stored = Literal["int8", "bfloat16", "float32"]
+"""How weights are stored that are laid out in rows, one row for each output."""
+_BYTES: Mapping[Stored, int] = MappingProxyType({"int8": 1, "bfloat16": 2, "float32": 4})
 # The kernel prefetches the weights at this distance in bytes; `int4/kernel.py` says why.
-_PREFETCH_BYTES = 512
+_PREFETCH_BYTES = 4096
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Return (N, out) float32, the products of *rows* (N, in) with *weight* (out, in) int8.
 
     Args:
-        rows: Of any float dtype; *in* is a multiple of 64.
+        rows: Of any float dtype; *in* is a multiple of 16.
         weight: Contiguous, with at least 4 outputs.
     """
     rows = rows.float().contiguous()
     outputs, width = weight.shape
     out = torch.empty(len(rows), outputs)
     addresses = (tensor.data_ptr() for tensor in (rows, weight, out))
-    _product(-(-outputs // _OUTPUTS_TOGETHER), len(rows), width, outputs, *addresses)
+    _product(-(-outputs // OUTPUTS_TOGETHER), len(rows), width, outputs, *addresses)
     return out
 
 
 def fits(weight: Tensor) -> bool:
     """Whether `product` can multiply by *weight*."""
     outputs, width = weight.shape
-    return width % STEP == 0 and outputs >= _OUTPUTS_TOGETHER
+    return width % LANES == 0 and outputs >= OUTPUTS_TOGETHER
 
 
 def passes_self_test() -> bool:
@@ -63,16 +68,18 @@ def _computes_an_example() -> bool:
     return bool((given - exact).norm() < 1e-5 * exact.norm())
 
 
-class _Int8Product(NamedTuple):
+class _RowsProduct(NamedTuple):
     """Arguments of the kernel of products.
 
     Attributes:
         rows: Number of rows.
-        width: Numbers of a row.
+        width: Numbers of a row, a multiple of 16.
         outputs: Number of outputs.
         activations: Address of the rows (rows, width), float32.
-        weight: Address of the weights (outputs, width), int8.
+        weight: Address of the weights (outputs, width).
         out: Address of the products (rows, outputs), float32.
+        stored: How the weights are stored.
+        scale: Address of the factor of each output, float32; None for no factors.
     """
 
     rows: ir.Value
@@ -81,66 +88,124 @@ class _Int8Product(NamedTuple):
     activations: ir.Value
     weight: ir.Value
     out: ir.Value
+    stored: Stored = "int8"
+    scale: ir.Value | None = None
+
+    def load(self, code: Code, offset: ir.Value, lanes: int) -> ir.Value:
+        """Return *lanes* weights as float32, the first of which is weight number *offset*."""
+        wide = code.vector(code.f32, lanes)
+        if self.stored == "float32":
+            return code.load(self.weight, code.builder.mul(offset, code.number(4)), wide)
+        if self.stored == "bfloat16":
+            halves = code.vector(code.i16, lanes)
+            at = code.builder.mul(offset, code.number(2))
+            return code.from_bfloat16(code.load(self.weight, at, halves))
+        narrow = code.load(self.weight, offset, code.vector(code.i8, lanes))
+        return code.builder.sitofp(narrow, wide)
 
 
 def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the code that multiplies all rows by a few outputs."""
-    given, build = _Int8Product(*arguments), code.builder
-    first = build.mul(piece, code.number(_OUTPUTS_TOGETHER))
+    """Write the code that multiplies all rows by 4 outputs."""
+    build = code.builder
+    first = build.mul(piece, code.number(OUTPUTS_TOGETHER))
     # If the last piece would not be full, it begins earlier, and some outputs are computed twice.
-    highest = build.sub(given.outputs, code.number(_OUTPUTS_TOGETHER))
+    highest = build.sub(_RowsProduct(*arguments).outputs, code.number(OUTPUTS_TOGETHER))
     first = build.select(build.icmp_signed("<", first, highest), first, highest)
+    write_outputs(code, first, arguments)
+
+
+def write_outputs(
+    code: Code,
+    first: ir.Value,
+    arguments: Sequence[ir.Value],
+    *,
+    stored: Stored = "int8",
+    scale: ir.Value | None = None,
+) -> None:
+    """Write the code that multiplies all rows by 4 outputs.
+
+    Args:
+        code: Where the code is written.
+        first: Number of the first output.
+        arguments: Those of `_RowsProduct` but *stored*.
+        stored: How the weights are stored.
+        scale: Address of the factor of each output, float32; None for no factors.
+    """
+    given, build = _RowsProduct(*arguments)._replace(stored=stored, scale=scale), code.builder
     given = given._replace(
         activations=code.pointer(given.activations),
         weight=code.pointer(given.weight),
         out=code.pointer(given.out),
     )
-    outputs = [build.add(first, code.number(each)) for each in range(_OUTPUTS_TOGETHER)]
-    for row, count in code.portions(given.rows, (4, 1) if vector_bytes() == 64 else (2, 1)):
+    outputs = [build.add(first, code.number(each)) for each in range(OUTPUTS_TOGETHER)]
+    for row, count in code.portions(given.rows, (4, 2, 1) if vector_bytes() == 64 else (2, 1)):
         rows = [build.add(row, code.number(each)) for each in range(count)]
         _write_rows(code, rows, outputs, given)
 
 
 def _write_rows(
-    code: Code, rows: Sequence[ir.Value], outputs: Sequence[ir.Value], given: _Int8Product
+    code: Code, rows: Sequence[ir.Value], outputs: Sequence[ir.Value], given: _RowsProduct
 ) -> None:
     """Write the code that multiplies some rows by some outputs."""
     build, lanes = code.builder, vector_bytes() // 4
     zeros = code.same(code.f32, lanes, 0.0)
-    sums = [[code.variable(zeros) for _ in outputs] for _ in rows]
-    with code.loop(code.number(0), given.width, STEP) as start:
-        if len(rows) == 1:
-            for output in outputs:
-                offset = build.add(build.mul(output, given.width), start)
-                code.prefetch(given.weight, build.add(offset, code.number(_PREFETCH_BYTES)))
-        for part in range(0, STEP, lanes):
-            _write_part(code, rows, outputs, given, build.add(start, code.number(part)), sums)
-    add = f"llvm.vector.reduce.fadd.v{lanes}f32"
-    for row, totals in zip(rows, sums, strict=True):
-        for output, total in zip(outputs, totals, strict=True):
-            whole = code.call(add, code.f32, code.ir.Constant(code.f32, -0.0), total.get())
+    # One row has two sums for each output, so that a multiplication does not wait for the one
+    # before it.
+    chains = 2 if len(rows) == 1 else 1
+    sums = [[[code.variable(zeros) for _ in range(chains)] for _ in outputs] for _ in rows]
+    whole = build.and_(given.width, code.number(-STEP))
+    with code.loop(code.number(0), whole, STEP) as start:
+        _write_prefetch(code, outputs, given, start)
+        for number, part in enumerate(range(0, STEP, lanes)):
+            column = build.add(start, code.number(part))
+            chosen = [[totals[number % chains] for totals in each] for each in sums]
+            _write_part(code, rows, outputs, given, column, chosen)
+    first = [[totals[0] for totals in each] for each in sums]
+    with code.loop(whole, given.width, lanes) as column:
+        _write_part(code, rows, outputs, given, column, first)
+    for row, each in zip(rows, sums, strict=True):
+        for output, totals in zip(outputs, each, strict=True):
+            whole = totals[0].get()
+            for total in totals[1:]:
+                whole = build.fadd(whole, total.get())
+            product = code.total(whole)
+            if given.scale is not None:
+                at = build.mul(output, code.number(4))
+                factor = code.load(code.pointer(given.scale), at, code.f32)
+                product = build.fmul(product, factor)
             offset = build.add(build.mul(row, given.outputs), output)
-            code.store(whole, given.out, build.mul(offset, code.number(4)))
+            code.store(product, given.out, build.mul(offset, code.number(4)))
+
+
+def _write_prefetch(
+    code: Code, outputs: Sequence[ir.Value], given: _RowsProduct, start: ir.Value
+) -> None:
+    build, size = code.builder, _BYTES[given.stored]
+    for output in outputs:
+        offset = build.add(build.mul(output, given.width), start)
+        offset = build.mul(offset, code.number(size))
+        for line in range(0, STEP * size, 64):
+            code.prefetch(given.weight, build.add(offset, code.number(_PREFETCH_BYTES + line)))
 
 
 def _write_part(
     code: Code,
     rows: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
-    given: _Int8Product,
+    given: _RowsProduct,
     column: ir.Value,
     sums: Sequence[Sequence[Variable]],
 ) -> None:
     """Write the code for the columns that fill one register: it adds their products to *sums*."""
     build, lanes = code.builder, vector_bytes() // 4
-    narrow, wide = code.vector(code.i8, lanes), code.vector(code.f32, lanes)
+    wide = code.vector(code.f32, lanes)
     activations = []
     for row in rows:
         offset = build.mul(build.add(build.mul(row, given.width), column), code.number(4))
         activations.append(code.load(given.activations, offset, wide))
     for index, output in enumerate(outputs):
         offset = build.add(build.mul(output, given.width), column)
-        value = build.sitofp(code.load(given.weight, offset, narrow), wide)
+        value = given.load(code, offset, lanes)
         for activation, totals in zip(activations, sums, strict=True):
             totals[index].set(code.fused(value, activation, totals[index].get()))
 

@@ -1,0 +1,1 @@
+"""A decode step of the whole text model in one compiled call."""

@@ -1,0 +1,244 @@
+"""The compiled decode step computes what transformers computes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from idefics_cli.core.types import KernelChoice, LoadSpec
+from idefics_cli.models.families.spec import find_family
+from idefics_cli.models.kernels import code_store
+from idefics_cli.models.kernels.jit import CompiledModule
+from idefics_cli.models.kernels.text_step.layout import Format
+from idefics_cli.models.kernels.text_step.program import BARRIER, StepKind, write_module
+from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
+from idefics_cli.models.loading import text_step
+from idefics_cli.models.loading.loader import Loaded, load
+from tests.support.kernels import needs_compiler, relative_error, spec_of, torch_threads
+
+pytestmark = needs_compiler
+
+KINDS = ("idefics2", "idefics3", "smolvlm2")
+# Rows of different lengths, up to more than a block of keys and than a vector of scores.
+LENGTHS = (1, 3, 16, 150)
+FORMATS: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "8bit": {"dtype": "float32", "quantization": "8bit"},
+    "8bit in bfloat16": {"dtype": "bfloat16", "quantization": "8bit"},
+    "int4": {"dtype": "bfloat16", "quantization": "4bit", "format_4bit": "int4"},
+}
+
+
+class States:
+    """The KV states of one layer."""
+
+    def __init__(self, rows: int, like: Tensor, capacity: int) -> None:
+        shape = (rows, like.shape[1], capacity, like.shape[3])
+        self.keys, self.values = (torch.zeros(shape, dtype=like.dtype) for _ in range(2))
+
+
+def text_of(loaded: Loaded) -> nn.Module:
+    model = loaded.model
+    assert isinstance(model, nn.Module)
+    return model.get_submodule("model.text_model")
+
+
+def prompts(loaded: Loaded) -> tuple[list[DynamicCache], list[Tensor]]:
+    """Return the KV states of random prompts, and the embedding of the token after each."""
+    generator = torch.Generator().manual_seed(0)
+    text, caches, tokens = text_of(loaded), [], []
+    width = loaded.model.config.get_text_config().hidden_size
+    for length in LENGTHS:
+        embedded = torch.randn(1, length + 1, width, generator=generator).to(
+            loaded.model.model.dtype
+        )
+        cache = DynamicCache()
+        text(inputs_embeds=embedded[:, :length], cache=cache, use_cache=True)
+        caches.append(cache)
+        tokens.append(embedded[:, length:])
+    return caches, tokens
+
+
+def states_of(caches: Sequence[DynamicCache], capacity: int) -> list[States]:
+    """Return the states of all rows together, as slots hold them."""
+    found = []
+    for index, layer in enumerate(caches[0].layers):
+        states = States(len(caches) + 1, layer.keys, capacity)
+        for row, cache in enumerate(caches):
+            length = cache.get_seq_length()
+            states.keys[row, :, :length] = cache.layers[index].keys
+            states.values[row, :, :length] = cache.layers[index].values
+        found.append(states)
+    return found
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_computes_what_transformers_does(
+    kind: str, format_: str, checkpoint: Callable[[str], Path]
+) -> None:
+    loaded = load(spec_of(checkpoint(kind), **FORMATS[format_]))
+    assert loaded.text_step is not None
+    head = loaded.model.get_output_embeddings()
+    tolerance = 1e-5 if loaded.model.model.dtype == torch.float32 else 0.02
+    with torch.inference_mode():
+        caches, tokens = prompts(loaded)
+        held = {threads: states_of(caches, 256) for threads in (1, 2)}
+        given = {}
+        for threads, states in held.items():
+            with torch_threads(threads):
+                given[threads] = loaded.text_step(torch.cat(tokens)[:, 0], LENGTHS, states)
+        wanted = []
+        for cache, token in zip(caches, tokens, strict=True):
+            hidden = text_of(loaded)(inputs_embeds=token, cache=cache, use_cache=True)
+            wanted.append(head(hidden.last_hidden_state[:, -1]))
+        again = states_of(caches, 256)
+    for threads, logits in given.items():
+        assert logits.dtype == wanted[0].dtype
+        assert relative_error(logits, torch.cat(wanted)) < tolerance
+        # The KV states of the new tokens are where the next step looks for them.
+        for ours, theirs in zip(held[threads], again, strict=True):
+            assert relative_error(ours.keys, theirs.keys) < tolerance
+            assert relative_error(ours.values, theirs.values) < tolerance
+
+
+def test_a_sliding_window_hides_older_tokens(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "narrow"
+    shutil.copytree(checkpoint("idefics2"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 12
+    config["text_config"].pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load(spec_of(folder, dtype="float32"))
+    assert loaded.text_step is not None
+    with torch.inference_mode():
+        caches, tokens = prompts(loaded)
+        whole = [DynamicCache() for _ in LENGTHS]
+        generator = torch.Generator().manual_seed(0)
+        wanted = []
+        width = tokens[0].shape[-1]
+        for length, cache in zip(LENGTHS, whole, strict=True):
+            embedded = torch.randn(1, length + 1, width, generator=generator)
+            hidden = text_of(loaded)(inputs_embeds=embedded, cache=cache, use_cache=True)
+            wanted.append(loaded.model.get_output_embeddings()(hidden.last_hidden_state[:, -1]))
+        given = loaded.text_step(torch.cat(tokens)[:, 0], LENGTHS, states_of(caches, 256))
+        assert relative_error(given, torch.cat(wanted)) < 1e-5
+
+
+def test_rows_threads_and_buffers_may_change_between_steps(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    loaded = load(spec_of(checkpoint("smolvlm"), dtype="float32"))
+    step = loaded.text_step
+    assert step is not None
+    with torch.inference_mode():
+        caches, tokens = prompts(loaded)
+        together = step(torch.cat(tokens)[:, 0], LENGTHS, states_of(caches, 256)).clone()
+        for row, (cache, token) in enumerate(zip(caches, tokens, strict=True)):
+            with torch_threads(1 + row % 2):
+                capacity = LENGTHS[row] + 1
+                alone = step(token[:, 0], [LENGTHS[row]], states_of([cache], capacity))
+            assert relative_error(alone, together[row : row + 1]) < 1e-5
+
+
+def test_a_step_that_differs_from_transformers_is_left_out_with_a_warning(
+    checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec = spec_of(checkpoint("idefics2"), dtype="float32")
+    right = text_step.text_model_of
+
+    def wrong(*arguments: Any) -> TextModel | None:
+        text = right(*arguments)
+        return None if text is None else replace(text, scaling=2 * text.scaling)
+
+    monkeypatch.setattr(text_step, "text_model_of", wrong)
+    with caplog.at_level(logging.WARNING):
+        assert load(spec).text_step is None
+    assert caplog.messages == ["the kernel `text_step` fails its self-test; torch replaces it"]
+
+
+def test_layers_without_code_are_left_to_torch_with_a_warning(
+    checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = replace(
+        spec_of(checkpoint("idefics2"), dtype="bfloat16"),
+        kernels=KernelChoice(text=("bf16_packed",), step=("text_step",)),
+    )
+    with caplog.at_level(logging.WARNING):
+        assert load(spec).text_step is None
+    assert caplog.messages == [
+        "the kernel `text_step` does not fit: no code for the layer `PackedLinear`; torch "
+        "replaces it"
+    ]
+
+
+def test_a_text_model_of_another_structure_has_no_step(checkpoint: Callable[[str], Path]) -> None:
+    spec = spec_of(checkpoint("idefics"), dtype="float32")
+    assert spec.kernels.step == ()
+    loaded = load(spec)
+    assert loaded.text_step is None
+    assert text_step.text_model_of(loaded.model, find_family("idefics")) is None
+
+
+def test_a_plan_without_the_step_runs_the_layers_of_torch() -> None:
+    assert load(LoadSpec(repo="demo", family="idefics2")).text_step is None
+
+
+def test_code_that_was_kept_is_used_unless_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kind = StepKind((Format.FLOAT32,), 8, is_bfloat16=False)
+    written: list[StepKind] = []
+
+    def write() -> str:
+        written.append(kind)
+        return write_module(kind, "step")
+
+    def compile_it() -> None:
+        CompiledModule("a key", write, symbols={BARRIER: 1})
+
+    for _ in range(2):
+        compile_it()
+    assert written == [kind]
+    (file,) = (tmp_path / "idefics" / "code").iterdir()
+    whole = file.read_bytes()
+    for damaged in (whole[:-1], whole[:100], b"", whole[:50] + b"\0" + whole[51:], whole + b"x"):
+        written.clear()
+        file.write_bytes(damaged)
+        compile_it()
+        assert written == [kind]
+        assert file.read_bytes() == whole
+
+
+def test_old_code_is_removed_and_a_folder_that_cannot_be_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for number in range(70):
+        code_store.keep_code(str(number), b"code")
+    assert len(list((tmp_path / "idefics" / "code").iterdir())) == 64
+    assert code_store.find_code("69") == b"code"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    code_store.keep_code("a", b"code")
+    assert code_store.find_code("a") is None
+
+
+def test_the_step_is_a_kernel_that_is_tested_here() -> None:
+    assert TextStep.passes_self_test()
