@@ -11,9 +11,11 @@ from PIL import Image
 from idefics_cli.chat.store.sessions import SessionStore
 from idefics_cli.core.errors import MemoryLimitError
 from idefics_cli.hardware.machine import Machine
+from idefics_cli.server.service import ServerOptions
 from tests.support import commands
 from tests.support.commands import Ran, World, run
-from tests.support.fakes import FakeEngine
+from tests.support.fakes import EngineOf, FakeEngine
+from tests.support.http_servers import FAKE_SPEC, serving
 
 
 @pytest.fixture
@@ -196,7 +198,8 @@ def test_a_session_goes_on_with_its_adapter(tmp_path: Path, person: list[str]) -
     adapter = tmp_path / "style"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 1}')
-    (adapter / "adapter_model.safetensors").write_bytes(b"matrices")
+    # A file without matrices: the length of its header, and the header.
+    (adapter / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     name = f"smolvlm-256m + {adapter}"
     for arguments, questions in (
         (("--adapter", str(adapter)), ["What?"]),
@@ -214,3 +217,21 @@ def test_a_session_goes_on_with_its_adapter(tmp_path: Path, person: list[str]) -
         assert used == expected
         assert f"{name}: /help lists the commands" in " ".join(ran.err.split())
     assert kept(tmp_path).list()[0].model == name
+
+
+def test_a_session_goes_on_at_its_server(tmp_path: Path, person: list[str]) -> None:
+    options = ServerOptions(FAKE_SPEC, names=("smolvlm-256m",))
+    with serving(EngineOf(FakeEngine("A cat.")), options) as server:
+        url = f"{server.url}/v1"
+        for arguments, expected in (
+            (("--server", server.url), url),
+            (("-c",), url),
+            (("-c", "-m", "smolvlm-256m"), None),
+        ):
+            here = world(tmp_path, "A cat.")
+            person += ["What?"]
+            ran = chat(here, *arguments)
+            assert ran.code == 0, ran.err
+            assert [spec.server and spec.server.url for spec in here.specs] == [expected]
+            name = "smolvlm-256m" if expected is None else f"smolvlm-256m at {url}"
+            assert kept(tmp_path).list()[0].model == name

@@ -25,13 +25,20 @@ from idefics_cli.cli.model_choice import (
 )
 from idefics_cli.cli.pictures import check_videos
 from idefics_cli.cli.question import AskedQuestion
-from idefics_cli.cli.server_choice import check_sight, served_spec, with_served_model
+from idefics_cli.cli.server_choice import (
+    check_sight,
+    served_spec,
+    server_address,
+    tell_destination,
+    with_served_model,
+)
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import ANSWER_TOKENS
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.paths import data_folder
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine
+from idefics_cli.engine.remote.address import read_address
 from idefics_cli.models.hub.registry import base_model_error
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
 
 _HISTORY = "chat_history"
 _BESIDE = " + "
+_AT = " at "
 
 
 def chat(
@@ -155,7 +163,7 @@ def _talk(
         or resolved.is_given("adapter")
         or invocation.settings.server is not None
     ):
-        invocation = _with_model(invocation, *_split_name(session.conversation.model))
+        invocation = _as_before(invocation, session.conversation.model)
     name = _name_of(invocation.settings)
     loading = Loading(name, _find_model(invocation, name))
     talk = _chat(invocation, loading, session, store, opener)
@@ -213,9 +221,30 @@ def _open_session(
 
 
 def _name_of(settings: Settings) -> str:
-    """Return the model, with its adapter, as chats and sessions name it."""
+    """Return the model, with its adapter or its server, as chats and sessions name it."""
+    if settings.server is not None:
+        return f"{settings.model}{_AT}{read_address(settings.server)}"
     adapter = settings.adapter
     return settings.model if adapter is None else f"{settings.model}{_BESIDE}{adapter}"
+
+
+def _split_server(name: str) -> tuple[str, str | None]:
+    """Return the model of a server and its address, or the whole *name* if it has no server."""
+    model, at, url = name.rpartition(_AT)
+    return (model, url) if at and url.startswith(("http://", "https://")) else (name, None)
+
+
+def _as_before(invocation: Invocation, name: str) -> Invocation:
+    """Return *invocation* with the model *name* of a session, and with its server if it has one."""
+    model, url = _split_server(name)
+    if url is None:
+        return _with_model(invocation, *_split_name(name))
+    invocation = _with_model(invocation, model)
+    resolved = invocation.resolved
+    settings = replace(resolved.settings, server=url)
+    invocation = replace(invocation, resolved=replace(resolved, settings=settings))
+    tell_destination(invocation, *server_address(invocation))
+    return invocation
 
 
 def _split_name(name: str) -> tuple[str, str | None]:
@@ -242,7 +271,7 @@ def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = Fal
         IdeficsError: If the model is unknown, does not chat, or cannot be downloaded.
     """
     if invocation.settings.server is not None:
-        return _find_served(invocation, name)
+        return _find_served(invocation, _split_server(name)[0])
     chosen, services = _with_model(invocation, *_split_name(name)), invocation.services
     facts = find_facts(chosen)
     if not facts.chats:
