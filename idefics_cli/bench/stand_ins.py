@@ -6,9 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ANSWER_SECONDS = 0.02
-"""How long a stand-in takes for a picture. It waits and computes nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerFigures:
@@ -23,7 +20,10 @@ class WorkerFigures:
     driver_seconds: float
 
 
-RunWorkers = Callable[[int, int, Path], WorkerFigures]
-"""Runs a number of workers, with a number of pictures for each, and its output in a folder."""
+RunWorkers = Callable[[int, int, float, Path], WorkerFigures]
+"""Runs a number of workers, with a number of pictures for each, and its output in a folder.
+
+A stand-in takes a number of seconds for a picture. It waits and computes nothing.
+"""
 MeasureBytes = Callable[[int, Path], float]
 """Returns the memory of this process for each of a number of pictures."""

@@ -162,9 +162,10 @@ def test_the_pictures_of_a_lost_node_are_captioned_as_if_they_had_not_begun() ->
 
 def test_a_worker_without_a_place_does_not_hinder_the_others_and_ends_with_the_run() -> None:
     cluster = LocalCluster(full_until=1)
-    outcome, records, _ = caption(cluster, engines(FakeEngine(slowly), FakeEngine(slowly)))
+    outcome, records, events = caption(cluster, engines(FakeEngine(slowly), FakeEngine(slowly)))
     assert outcome == RunOutcome(25, 0)
     assert texts(records) == EXPECTED
+    assert [event for event in events if isinstance(event, WorkerShares)][-1].done == (("n1", 25),)
     assert [actor.was_killed for actor in cluster.actors] == [True, True]
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if "_attend" in name]

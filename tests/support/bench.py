@@ -229,7 +229,7 @@ class Stand:
             processes=processes or FakeProcesses(),
             open_trainer=self._open_trainer,
             open_server=open_server or open_nothing,
-            run_workers=lambda count, pictures, folder: WorkerFigures(49.0 * count, 8e-5),
+            run_workers=lambda count, pictures, seconds, folder: WorkerFigures(49.0 * count, 8e-5),
             measure_bytes=lambda count, folder: 590.0,
             instruments=Instruments(clock, FakeLoad()),
             say=self.said.append,

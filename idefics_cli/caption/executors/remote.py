@@ -162,7 +162,7 @@ class _Crew:
     def _shares(self) -> WorkerShares:
         done: dict[str, int] = {}
         for place in self._places:
-            if place.done or place.worker is not None:
+            if place.done or place.is_ready:  # others have no name of their own yet
                 done[place.name] = done.get(place.name, 0) + place.done
         return WorkerShares(tuple(done.items()))
 

@@ -9,12 +9,13 @@ import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from types import TracebackType
 from typing import Self, cast
 
-from idefics_cli.bench.stand_ins import ANSWER_SECONDS, WorkerFigures
+from idefics_cli.bench.stand_ins import WorkerFigures
 from idefics_cli.caption.events import ExecutorEvent, Ready, RunEnded, RunEvent
 from idefics_cli.caption.executors.base import NamedFactory
 from idefics_cli.caption.executors.reading import MakeReader, PictureReader
@@ -63,14 +64,14 @@ def make_stand_in(*, progress: Progress | None = None) -> Engine:
 
 
 class StandInReader:
-    """Gives each picture a record after the time of an answer."""
+    """Gives each picture a record after the *seconds* of an answer."""
 
-    def __init__(self, job: CaptionJob, engine: Engine) -> None:
-        """Ignore both."""
+    def __init__(self, job: CaptionJob, engine: Engine, *, seconds: float) -> None:
+        self._seconds = seconds
 
     def read(self, picture: CaptionItem) -> CaptionRecord:
         """Return the record, whose number of prompt tokens is the id of this process."""
-        time.sleep(ANSWER_SECONDS)
+        time.sleep(self._seconds)
         return _record(picture.key, os.getpid())
 
 
@@ -83,7 +84,7 @@ def _record(key: str, worker: int) -> CaptionRecord:
         width=640,
         height=480,
         new_tokens=18,
-        seconds=ANSWER_SECONDS,
+        seconds=0.02,
         sha256=f"{hash(key) & 0xFFFFFFFF:064x}",
         stamp="46829-1795964844148512909",
     )
@@ -99,7 +100,7 @@ def _job(count: int) -> CaptionJob:
     )
 
 
-def run_workers(count: int, pictures: int, folder: Path) -> WorkerFigures:
+def run_workers(count: int, pictures: int, seconds: float, folder: Path) -> WorkerFigures:
     """Run *count* workers; see `stand_ins.RunWorkers`."""
     began: tuple[float, float, int] | None = None
     seen: set[int] = set()
@@ -121,7 +122,7 @@ def run_workers(count: int, pictures: int, folder: Path) -> WorkerFigures:
             _job(count * pictures),
             CaptionOutput("jsonl", Path(inner, "out.jsonl")),
             _SPEC,
-            kind=replace(PICTURES, make_reader=StandInReader),
+            kind=replace(PICTURES, make_reader=partial(StandInReader, seconds=seconds)),
             factory=make_stand_in,
             executor="processes",
             workers=[(str(number), make_stand_in) for number in range(count)],
