@@ -256,3 +256,10 @@ def test_the_json_has_no_home_no_user_and_no_host(
         assert "~/venv/lib/libbnb.so: cannot open /mnt/USER/x.so" in ran.out
         for private in ("marie-curie", str(tmp_path), "curies-machine"):
             assert private not in ran.out
+
+
+def test_the_memory_of_training_is_told_without_data() -> None:
+    shown = doctor(machines.gpus(RTX_4090), "-m", "idefics2-8b", "--quantization", "4bit").out
+    assert "training of an adapter (`idefics tune`)\n  takes about " in shown
+    refused = doctor(machines.gpus(RTX_4090), "-m", "idefics2-8b", "--quantization", "8bit").out
+    assert "training of an adapter (`idefics tune`): weights in 8bit cannot be trained" in refused

@@ -46,7 +46,7 @@ class OurTraining:
         from idefics_cli.training.pictures import KeptFeatures
         from idefics_cli.training.steps import TrainingSteps
         from idefics_cli.training.targets import enable_checkpointing, insert_lora
-        from idefics_cli.training.tuning.run import micro_tokens_on
+        from idefics_cli.training.tuning.estimate import micro_tokens_on
 
         spec = order.spec
         if spec.threads is not None:

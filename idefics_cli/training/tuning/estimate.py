@@ -12,9 +12,11 @@ from idefics_cli.models.planning.memory import (
     GPU_RUNTIME_BYTES,
     ON_CPU,
     ON_CUDA,
+    prompt_tokens,
     tile_bytes,
     weight_bytes,
 )
+from idefics_cli.training.tuning.job import MOST_TOKENS, TuneChoices, is_checkpointed
 
 # A trained weight has a number in float32, its gradient and the two moments of Adam.
 _TRAINED_BYTES = 16
@@ -23,6 +25,15 @@ _LOGIT_BYTES = 10
 # Results of one layer that the backward pass needs: of attention, in widths of the hidden state,
 # and of the feed-forward layers, in their own width.
 _HIDDEN_RESULTS, _WIDE_RESULTS = 8, 3
+# A GPU needs many tokens at once. A CPU is as quick with a few hundred, and their logits and
+# activations take less memory.
+_MICRO_TOKENS = {"cuda": 16384}
+_CPU_MICRO_TOKENS = 512
+# A GPU encodes this number of patches at once, and at least one tile; see `training/pictures.py`.
+_GPU_PATCHES = 20_000
+# The usual run without data: the largest vocabulary of the families, and rows with an answer of
+# this length.
+_VOCABULARY, _ANSWER_TOKENS = 130_000, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +46,7 @@ class TrainingMemory:
         activations: Results of the text model that the backward pass needs.
         logits: Logits at the labelled places.
         runtime: Memory of the libraries.
-        vision: The largest set of intermediate results of the vision tower for one tile.
+        vision: Intermediate results of the vision tower for the tiles of one forward.
     """
 
     weights: int
@@ -75,6 +86,48 @@ class TrainingSize:
     computed: DtypeName
 
 
+def micro_tokens_on(device: str) -> int:
+    """Return the largest number of tokens of a micro-batch on *device*, padding included."""
+    return _MICRO_TOKENS.get(device.partition(":")[0], _CPU_MICRO_TOKENS)
+
+
+def estimate_usual(
+    spec: LoadSpec, shape: Shape, parameters: int, *, splitting: bool, computed: DtypeName
+) -> TrainingMemory:
+    """Return an estimate of the memory for an adapter with all defaults, without its data.
+
+    Each row has one picture.
+
+    Args:
+        spec: How the model is loaded for training.
+        shape: Its architecture.
+        parameters: Number of its weights.
+        splitting: Whether the picture is split.
+        computed: Dtype of the computation.
+    """
+    usual = TuneChoices()
+    row = prompt_tokens(shape, splitting=splitting, context=MOST_TOKENS)
+    rows = max(1, micro_tokens_on(spec.device) // row)
+    size = TrainingSize(
+        trained=_lora_weights(shape, usual.rank),
+        vocabulary=_VOCABULARY,
+        tokens=rows * row,
+        longest=row,
+        labelled=rows * _ANSWER_TOKENS,
+        checkpointing=is_checkpointed(parameters),
+        computed=computed,
+    )
+    return estimate_training(spec, shape, parameters, size)
+
+
+def _lora_weights(shape: Shape, rank: int) -> int:
+    """Return the number of weights of LoRA matrices beside all layers of the text model."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 4 * shape.hidden + 2 * queries + 2 * keys
+    forward = 3 * (shape.hidden + shape.intermediate)
+    return rank * (shape.layers + shape.cross_layers) * (attention + forward)
+
+
 def estimate_training(
     spec: LoadSpec, shape: Shape, parameters: int, size: TrainingSize
 ) -> TrainingMemory:
@@ -96,6 +149,7 @@ def estimate_training(
     activations = shape.layers * between + layer if size.checkpointing else shape.layers * layer
     is_cuda = spec.device.startswith("cuda")
     forward = ON_CUDA if is_cuda else ON_CPU
+    tiles = max(1, min(shape.tiles, _GPU_PATCHES // shape.patches)) if is_cuda else 1
     return TrainingMemory(
         weights=weight_bytes(
             parameters,
@@ -108,5 +162,5 @@ def estimate_training(
         activations=activations,
         logits=size.labelled * size.vocabulary * _LOGIT_BYTES,
         runtime=GPU_RUNTIME_BYTES if is_cuda else CPU_RUNTIME_BYTES,
-        vision=tile_bytes(shape, dtype=computed, attention=spec.attention, forward=forward),
+        vision=tiles * tile_bytes(shape, dtype=computed, attention="sdpa", forward=forward),
     )

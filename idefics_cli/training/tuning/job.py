@@ -13,6 +13,8 @@ from idefics_cli.models.families.spec import PartName
 if TYPE_CHECKING:
     from idefics_cli.training.examples import TrainingExample
 
+MOST_TOKENS = 4096
+"""Longer rows are left out, unless the user chooses another limit."""
 _SMALL, _TINY = 1_000_000_000, 100_000_000
 
 
@@ -144,11 +146,16 @@ def make_job(
         epochs=epochs,
         batch_size=batch,
         replay=usual.replay if choices.replay is None else choices.replay,
-        checkpointing=parameters >= _TINY
+        checkpointing=is_checkpointed(parameters)
         if choices.checkpointing is None
         else choices.checkpointing,
     )
     return TuneJob(made, train, validation, max(1, round(epochs * per_epoch)))
+
+
+def is_checkpointed(parameters: int) -> bool:
+    """Whether a model of so many weights computes its activations twice, to save memory."""
+    return parameters >= _TINY
 
 
 def settings_of(choices: TuneChoices) -> dict[str, object]:

@@ -25,6 +25,7 @@ from idefics_cli.training.targets import (
     insert_lora,
     train_weights,
 )
+from idefics_cli.training.tuning.estimate import micro_tokens_on
 from idefics_cli.training.tuning.events import (
     Evaluated,
     Evaluating,
@@ -51,15 +52,6 @@ MOST_ASKED = 32
 _EVALUATIONS = 10
 # An answer may have this many tokens more than the longest one of the data.
 _SPARE_TOKENS = 16
-# A GPU needs many tokens at once. A CPU is as quick with a few hundred, and their logits and
-# activations take less memory.
-_MICRO_TOKENS = {"cuda": 16384}
-_CPU_MICRO_TOKENS = 512
-
-
-def micro_tokens_on(device: str) -> int:
-    """Return the largest number of tokens of a micro-batch on *device*, padding included."""
-    return _MICRO_TOKENS.get(device.partition(":")[0], _CPU_MICRO_TOKENS)
 
 
 class TuneRun:

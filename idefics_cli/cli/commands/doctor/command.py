@@ -15,7 +15,7 @@ from idefics_cli.cli.commands.doctor.check import check_machine
 from idefics_cli.cli.commands.doctor.server import check_server
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import plan_for
-from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, IdeficsError, ModelError
+from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, IdeficsError, ModelError, PlanError
 from idefics_cli.core.paths import verdict_folder
 from idefics_cli.core.units import format_size
 
@@ -130,8 +130,27 @@ def _show(
     if plan is not None:
         console.report(render_plan(plan))
         console.report(render_picture_costs(plan))
+        console.report(_training(plan))
         console.line("")
     console.report(_verdict(plan, problem))
+
+
+def _training(plan: Plan) -> str:
+    """Return the memory that `idefics tune` takes with this plan."""
+    from idefics_cli.training.precision import training_spec
+    from idefics_cli.training.tuning.estimate import estimate_usual
+
+    facts, name = plan.facts, "training of an adapter (`idefics tune`)"
+    try:
+        spec, computed = training_spec(plan.spec)
+    except PlanError as error:
+        return f"{name}: {error}"
+    splitting = plan.spec.splitting if plan.spec.splitting is not None else bool(facts.splitting)
+    memory = estimate_usual(
+        spec, facts.shape, facts.parameters, splitting=splitting, computed=computed
+    )
+    size = format_size(memory.total)
+    return f"{name}\n  takes about {size} in {computed}, if each row has one picture"
 
 
 def _checks(invocation: Invocation, machine: Machine) -> list[dict[str, object]]:

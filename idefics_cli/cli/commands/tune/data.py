@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from idefics_cli.training.picture_files import TrainingPictures
     from idefics_cli.training.preparing import DataSummary, PreparedExamples
 
-_MOST_TOKENS = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class DataChoices:
@@ -111,8 +109,9 @@ def prepared_data(
     from idefics_cli.training.examples import split_examples
     from idefics_cli.training.picture_files import TrainingPictures
     from idefics_cli.training.preparing import prepare_examples
+    from idefics_cli.training.tuning.job import MOST_TOKENS
 
-    most = choices.most_tokens or min(context_tokens, _MOST_TOKENS)
+    most = choices.most_tokens or min(context_tokens, MOST_TOKENS)
     options = _options(invocation, choices, spec, prompts := _prompts(invocation, spec))
     with scratch_folder("idefics-tune") as folder:
         pictures = TrainingPictures(family, folder, limits=spec.limits, offline=spec.offline)
