@@ -65,6 +65,7 @@ QUICK = (
     "0.01",
 )
 
+SHORT = (*QUICK, "--epochs", "1")  # where it does not matter what is learned
 LONGER = (*QUICK[:5], "--epochs", "20", "--batch-size", "6")
 
 
@@ -116,9 +117,9 @@ def test_the_weights_themselves_are_trained_with_full_into_a_model_for_m(data: P
 
 
 def test_a_model_of_an_earlier_run_is_trained_further_as_any_other(data: Path) -> None:
-    assert tune(*QUICK, "--full", "--replay", "0.1").code == 0
+    assert tune(*SHORT, "--full", "--replay", "0.1").code == 0
     assert Path("out/replay.json").exists()
-    words = ("photos", "-m", "./out", "--full", "-o", "next", "--replay", "0", "--epochs", "2")
+    words = ("photos", "-m", "./out", "--full", "-o", "next", "--replay", "0", "--epochs", "1")
     assert run("tune", *words, services=Services(stdin=None)).code == 0
 
     record = json.loads(Path("next/idefics.json").read_text())
@@ -148,7 +149,7 @@ def test_lines_that_are_no_captions_do_not_change_the_number_of_other_rows(data:
     rows = [json.loads(line) for line in metadata.read_text().splitlines()]
     several = [{**row, "caption": [row["caption"], "A further line."]} for row in rows]
     metadata.write_text("".join(json.dumps(row) + "\n" for row in several))
-    ran = tune(*QUICK, "--epochs", "1")
+    ran = tune(*SHORT)
     assert ran.code == 0
     told = "11 rows to learn, 1 to try the model on, 12 left out (further line: 12)"
     assert told in ran.err.splitlines()
@@ -156,7 +157,7 @@ def test_lines_that_are_no_captions_do_not_change_the_number_of_other_rows(data:
 
 def test_captions_with_the_adapter_see_and_ask_as_in_the_training(data: Path) -> None:
     words = ("-p", "What is in {stem}?", "--splitting", "--longest-edge", "56")
-    assert tune(*QUICK, *words).code == 0
+    assert tune(*SHORT, *words).code == 0
     record = json.loads(Path("out/idefics.json").read_text())["run"]
     assert (record["splitting"], record["longest_edge"]) == (True, 56)
     assert (record["prompt"], record["commit"]) == ("What is in {stem}?", None)
@@ -178,24 +179,24 @@ def test_the_question_of_all_rows_is_that_of_later_captions(data: Path) -> None:
         for index, row in enumerate(rows):
             row["question"] = f"What is there? {index % number or ''}".strip()
         (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert tune(*QUICK, "--overwrite").code == 0
+        assert tune(*SHORT, "--overwrite").code == 0
         prompt = json.loads(Path("out/idefics.json").read_text())["run"]["prompt"]
         assert prompt == ("What is there?" if number == 1 else None)
 
 
 def test_a_finished_run_is_not_repeated(data: Path) -> None:
-    assert tune(*QUICK).code == 0
+    assert tune(*SHORT).code == 0
     before = Path("out/adapter_model.safetensors").stat().st_mtime_ns
-    again = tune(*QUICK)
+    again = tune(*SHORT)
     assert (again.code, again.err.splitlines()[-1]) == (
         0,
         "note: out is done; `--overwrite` starts again",
     )
     assert Path("out/adapter_model.safetensors").stat().st_mtime_ns == before
-    other = tune(*QUICK, "--rank", "4")
+    other = tune(*SHORT, "--rank", "4")
     assert other.code == 2
     assert "rank was 16, now 4; alpha was 32.0, now 8.0" in other.err
-    assert tune(*QUICK, "--rank", "4", "--overwrite").code == 0
+    assert tune(*SHORT, "--rank", "4", "--overwrite").code == 0
 
 
 def test_each_wrong_row_is_named_and_a_rehearsal_goes_on(data: Path) -> None:
@@ -219,14 +220,14 @@ def test_validation_with_pictures_that_are_learned_is_told(data: Path) -> None:
 
 def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> None:
     (data / "scene-003.png").unlink()
-    ran = tune(*QUICK)
+    ran = tune(*SHORT)
     assert ran.code == 1
     assert "1 row of `photos` cannot be used" in ran.err
     assert "scene-003.png" in ran.err
     assert "hint: `--images DIR` says where the pictures are" in ran.err
     assert not Path("out").exists()
 
-    skipped = tune(*QUICK, "--skip-bad")
+    skipped = tune(*SHORT, "--skip-bad")
     assert skipped.code == 3
     assert "1 left out (unreadable picture: 1)" in skipped.err
 
@@ -237,19 +238,19 @@ def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> No
         (("photos",), "a folder for the adapter is missing"),
         (("nothing", "-o", "out"), "no such file or folder: `nothing`"),
         (("photos", "-o", "photos"), "photos holds other files"),
-        ((*QUICK, "--train", "head"), "--train must be text, connector or vision, not `head`"),
-        ((*QUICK, "--rank", "0"), "--rank must be from 1 to 1024, not `0`"),
-        ((*QUICK, "--dropout", "1"), "--dropout must be less than 1, not `1`"),
-        ((*QUICK, "--learn", "some"), "--learn must be all or last, not `some`"),
-        ((*QUICK, "--validation", "2"), "--validation must be more than 0 and less than 1"),
-        ((*QUICK, "--validation", "no"), "--validation must be a share, such as 0.1, or data"),
-        ((*QUICK, "--full", "--rank", "4"), "--rank is for adapters, and --full trains"),
-        ((*QUICK, "--dtype", "float16"), "training in float16 ends in NaN"),
-        ((*QUICK, "--quantization", "8bit"), "weights in 8bit cannot be trained"),
-        ((*QUICK, "--dora", "--quantization", "4bit"), "--dora needs weights that are not in 4bit"),
-        ((*QUICK, "-p", "{stein}?"), "unknown field `{stein}`"),
-        ((*QUICK, "-p", "{existing}?"), "`{existing}` in the prompt is the caption that the model"),
-        ((*QUICK, "--most-tokens", "5"), "has no row to train on (too long: 12)"),
+        ((*SHORT, "--train", "head"), "--train must be text, connector or vision, not `head`"),
+        ((*SHORT, "--rank", "0"), "--rank must be from 1 to 1024, not `0`"),
+        ((*SHORT, "--dropout", "1"), "--dropout must be less than 1, not `1`"),
+        ((*SHORT, "--learn", "some"), "--learn must be all or last, not `some`"),
+        ((*SHORT, "--validation", "2"), "--validation must be more than 0 and less than 1"),
+        ((*SHORT, "--validation", "no"), "--validation must be a share, such as 0.1, or data"),
+        ((*SHORT, "--full", "--rank", "4"), "--rank is for adapters, and --full trains"),
+        ((*SHORT, "--dtype", "float16"), "training in float16 ends in NaN"),
+        ((*SHORT, "--quantization", "8bit"), "weights in 8bit cannot be trained"),
+        ((*SHORT, "--dora", "--quantization", "4bit"), "--dora needs weights that are not in 4bit"),
+        ((*SHORT, "-p", "{stein}?"), "unknown field `{stein}`"),
+        ((*SHORT, "-p", "{existing}?"), "`{existing}` in the prompt is the caption that the model"),
+        ((*SHORT, "--most-tokens", "5"), "has no row to train on (too long: 12)"),
     ],
 )
 def test_a_mistake_has_one_message(arguments: tuple[str, ...], message: str, data: Path) -> None:
@@ -319,24 +320,17 @@ def test_a_folder_without_weights_says_that_its_training_has_not_ended() -> None
         ]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "idefics_cli", "tune", *arguments],
+def stop_in_the_middle(
+    words: tuple[str, ...], number: signal.Signals, warm_python: tuple[str, ...]
+) -> str:
+    """Send a signal after step 9; return what the command said."""
+    log = Path("out/training.jsonl")
+    process = subprocess.Popen(
+        [*warm_python, "-m", "idefics_cli", "tune", *words, "-m", "demo"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_after_a_signal_the_same_command_goes_on(
-    number: signal.Signals, code: int, data: Path
-) -> None:
-    # Each step is evaluated, and so is in a checkpoint.
-    words = (*QUICK[:5], "--epochs", "20", "--batch-size", "6", "-m", "demo")
-    process = start(*words)
-    log = Path("out/training.jsonl")
     deadline = time.monotonic() + 120
     while not (log.exists() and '"step": 9' in log.read_text()):
         assert process.poll() is None, process.communicate()
@@ -344,24 +338,29 @@ def test_after_a_signal_the_same_command_goes_on(
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    if number == signal.SIGINT:
-        assert "finishing the step; Ctrl-C again stops at once\n" in err
-        assert "the same command continues from here" in err
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert Path("out/adapter_model.safetensors").exists()
+    return err
 
-    rest = tune(*words[:-2])
 
-    assert rest.code == 0
-    done = int(rest.err.split("going on after ")[1].split(" of ")[0])
-    assert 8 <= done < 40
-    steps = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["step"] for line in steps if "norm" in line] == list(range(1, 41))
-    shutil.copytree("out", "killed")
-    shutil.rmtree("out")
-    assert tune(*words[:-2]).code == 0
-    adapter = "adapter_model.safetensors"
-    assert Path("out", adapter).read_bytes() == Path("killed", adapter).read_bytes()
+def test_after_a_signal_the_same_command_goes_on(data: Path, warm_python: tuple[str, ...]) -> None:
+    # Each second step is evaluated, and then is in a checkpoint.
+    words = ("photos", "-o", "out", "--replay", "0", "--epochs", "10", "--batch-size", "6")
+    adapters = []
+    for number in (None, signal.SIGINT, signal.SIGKILL):
+        err = "" if number is None else stop_in_the_middle(words, number, warm_python)
+        if number == signal.SIGINT:
+            assert "finishing the step; Ctrl-C again stops at once\n" in err
+            assert "the same command continues from here" in err
+        rest = tune(*words)
+        assert rest.code == 0
+        if number is not None:
+            assert 8 <= int(rest.err.split("going on after ")[1].split(" of ")[0]) < 20
+        lines = [json.loads(line) for line in Path("out/training.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "norm" in line] == list(range(1, 21))
+        adapters.append(Path("out/adapter_model.safetensors").read_bytes())
+        shutil.rmtree("out")
+    assert len(set(adapters)) == 1
 
 
 def test_a_dry_run_counts_the_rows_with_own_answers_as_the_run_does(data: Path) -> None:
@@ -378,7 +377,7 @@ def test_a_dry_run_counts_the_rows_with_own_answers_as_the_run_does(data: Path) 
     assert planned["tokens"] > 2 * plain["tokens"]
 
 
-def test_a_whole_run_needs_no_network(data: Path, tmp_path: Path) -> None:
+def test_a_whole_run_needs_no_network(data: Path, warm_python: tuple[str, ...]) -> None:
     # Outside of the process of the tests, which has sockets of its own.
     program = (
         "import os, sys\n"
@@ -390,13 +389,12 @@ def test_a_whole_run_needs_no_network(data: Path, tmp_path: Path) -> None:
         "from idefics_cli.cli.app import main\n"
         "main()\n"
     )
-    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     for arguments in (
-        ("tune", *QUICK, "-m", "demo"),
+        ("tune", *SHORT, "-m", "demo"),
         ("caption", "photos", "--adapter", "out", "-o", "new.jsonl"),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", program, *arguments], env=environ, capture_output=True, text=True
+            [*warm_python, "-c", program, *arguments], capture_output=True, text=True
         )
         assert (done.returncode, done.stderr.count("a socket")) == (0, 0), done.stderr
     assert len(captions_in("new.jsonl")) == 12
@@ -420,9 +418,9 @@ def test_own_answers_to_other_questions_are_learned_too(data: Path) -> None:
     "words",
     [
         ("--quantization", "4bit", "--replay", "1"),
-        ("--train", "text,connector,vision", "--no-keep-features"),
-        ("--dora", "--checkpointing"),
-        ("--dtype", "bfloat16"),
+        ("--train", "text,connector,vision", "--no-keep-features", "--replay", "0"),
+        ("--dora", "--checkpointing", "--replay", "0"),
+        ("--dtype", "bfloat16", "--replay", "0"),
     ],
 )
 def test_other_ways_to_train_lower_the_loss(words: tuple[str, ...], data: Path) -> None:
