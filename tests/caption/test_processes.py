@@ -197,8 +197,12 @@ def program() -> subprocess.Popen[str]:
 
 
 def first_pids(program: subprocess.Popen[str]) -> set[int]:
+    """Return the process ids of both workers; on a busy machine, one starts seconds later."""
     assert program.stdout is not None
-    return {int(program.stdout.readline()) for _ in range(12)}
+    found: set[int] = set()
+    while len(found) < 2:
+        found.add(int(program.stdout.readline()))
+    return found
 
 
 def test_no_worker_outlives_a_run_that_is_killed(program: subprocess.Popen[str]) -> None:
@@ -208,7 +212,6 @@ def test_no_worker_outlives_a_run_that_is_killed(program: subprocess.Popen[str])
     deadline = time.monotonic() + 20
     while any(map(runs, found)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(found) == 2
     assert not any(map(runs, found))
 
 
