@@ -20,13 +20,19 @@ PROMPT = r"> ?(?:\x1b\[0m[^>]*\x1b\[\?25h)?$"
 
 @dataclass(frozen=True)
 class Mode:
-    """A kind of terminal."""
+    """A kind of terminal.
+
+    Attributes:
+        draws: Whether it shows escape sequences.
+        is_fresh: Whether a new Python runs the chat, and not a fork of a warm one.
+    """
 
     name: str
     columns: int = 80
     arguments: tuple[str, ...] = ()
     environ: dict[str, str] = field(default_factory=dict)
     draws: bool = True
+    is_fresh: bool = False
 
 
 MODES = (

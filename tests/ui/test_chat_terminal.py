@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +80,8 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
     samples: list[Sample],
     checkpoint: Callable[[str], Path],
 ) -> None:
-    killed, first = open_terminal(tmp_path), samples[0]
+    killed = open_terminal(tmp_path, mode=replace(MODES[0], is_fresh=True))
+    first = samples[0]
     walk(killed, samples, checkpoint("idefics2"))
     killed.child.kill(9)
     killed.child.close(force=True)
@@ -180,7 +181,7 @@ def test_every_chatting_family_goes_on_with_the_conversation(
 def test_sigterm_at_the_prompt_leaves_the_terminal_as_it_was(
     mode: Mode, tmp_path: Path, open_terminal: Open
 ) -> None:
-    here = open_terminal(tmp_path, "--no-preview", mode=mode)
+    here = open_terminal(tmp_path, "--no-preview", mode=replace(mode, is_fresh=True))
     before = termios.tcgetattr(here.child.child_fd)[3]
     here.see("Ctrl-D leaves")
     here.wait_for_prompt()
