@@ -33,6 +33,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # still runs its last file long after the others have ended; by default, xdist runs the files with
 # the fewest tests last.
 LONG_FILES = (
+    "cli/test_tune.py",
     "caption/test_chaos.py",
     "ui/test_chat_terminal.py",
     "completion/test_shells.py",
