@@ -221,7 +221,7 @@ complete -c idefics -n '__idefics_at caption' -l max-bytes -x -d 'Refuse downloa
 complete -c idefics -n '__idefics_at caption' -l timeout-seconds -x -d 'Longest wait for the next data of a download or a pipe. (default: 20)'
 complete -c idefics -n '__idefics_at caption' -l truncated -x -a "keep\t'' refuse\t''" -d 'Accept or refuse pictures of which the end is missing: keep or refuse. (default: refuse)'
 complete -c idefics -n '__idefics_at caption' -l background -x -a "black\t'' gray\t''" -d 'Background of the transparent parts of pictures: a CSS colour such as black, gray or #1a2b3c. (default: white)'
-complete -c idefics -n '__idefics_at caption' -s f -l format -x -a "tsv\t'' jsonl\t'' csv\t'' csvbom\t'' parquet\t'' txt\t'' xmp\t''" -d 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt or xmp. (default: by the extension of the output)'
+complete -c idefics -n '__idefics_at caption' -s f -l format -x -a "tsv\t'' jsonl\t'' csv\t'' csvbom\t'' parquet\t'' txt\t'' xmp\t'' webdataset\t''" -d 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt, xmp or webdataset. (default: by the extension of the output)'
 complete -c idefics -n '__idefics_at caption' -s o -l output -r -F -d 'Write the captions to this file, or to this folder if each picture gets a file. (default: stdout, the same as `-`)'
 complete -c idefics -n '__idefics_at caption' -l existing -x -a "error\t'' skip\t'' overwrite\t'' append\t'' prepend\t''" -d 'What to do with existing captions: error, skip, overwrite, append or prepend. (default: error)'
 complete -c idefics -n '__idefics_at caption' -l overwrite -l no-overwrite -d 'Replace what earlier runs wrote'
@@ -241,7 +241,7 @@ complete -c idefics -n '__idefics_at caption' -s h -l help -d 'Show this message
 complete -c idefics -n '__idefics_at caption' -k -a '(__idefics_pictures)'
 
 complete -c idefics -n '__idefics_at collect' -s o -l output -r -F -d 'Write the rows to this file, in the format of its extension. (default: OUTPUT)'
-complete -c idefics -n '__idefics_at collect' -s f -l format -x -a "tsv\t'' jsonl\t'' csv\t'' csvbom\t'' parquet\t'' txt\t'' xmp\t''" -d 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt or xmp. (default: by the extension of the output)'
+complete -c idefics -n '__idefics_at collect' -s f -l format -x -a "tsv\t'' jsonl\t'' csv\t'' csvbom\t'' parquet\t'' txt\t'' xmp\t'' webdataset\t''" -d 'How captions are written, in one file or in one beside each picture: tsv, jsonl, csv, csvbom, parquet, txt, xmp or webdataset. (default: by the extension of the output)'
 complete -c idefics -n '__idefics_at collect' -l partial -d 'Write what is there, even if shards are not complete; the exit code is then 3'
 complete -c idefics -n '__idefics_at collect' -l overwrite -l no-overwrite -d 'Replace what earlier runs wrote'
 complete -c idefics -n '__idefics_at collect' -l json -d 'Print JSON'

@@ -95,6 +95,12 @@ def tar_part(path: str) -> str | None:
     return None if match is None else path[: match.end() - 1]
 
 
+def sample_key(name: str) -> str:
+    """Return what the names of all members of a sample begin with: up to the first dot."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.partition('.')[0]}"
+
+
 def index_tar(path: str) -> TarIndex:
     """Return the members of the archive *path*. Only headers are read.
 

@@ -12,19 +12,18 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.caption.resume.journal import RunJournal
-from idefics_cli.caption.sinks import SINKS
 from idefics_cli.core.errors import ImageError, ModelError
 from idefics_cli.core.types import CaptionRecord, GenerationRequest
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
-from tests.support.outputs import FORMATS, contents, destination
+from tests.support.outputs import FORMATS, OF_FILES, contents, destination
 
 NAMES = tuple(f"{number:02}.jpg" for number in range(12))
 BAD = ImageError("cannot read `photos/03.jpg`: it is cut off", kind="truncated")
 
 every_format = pytest.mark.parametrize("format_", FORMATS)
 # The formats with one file that can be cut.
-every_file = pytest.mark.parametrize("format_", sorted(SINKS.keys() - {"txt", "xmp", "parquet"}))
+every_file = pytest.mark.parametrize("format_", sorted(OF_FILES - {"txt", "xmp", "parquet"}))
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from idefics_cli.core.escapes import escaped_name, plain_name
 from idefics_cli.core.types import Attachment, CaptionRecord
 from tests.support.outputs import (
     NON_UTF8_NAME,
+    OF_FILES,
     Recorder,
     enter,
     every_sink,
@@ -310,7 +311,7 @@ def given_back(name: str, path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("existing", ["error", "overwrite", "skip", "append"])
-@pytest.mark.parametrize("name", SINKS)
+@pytest.mark.parametrize("name", sorted(OF_FILES))
 def test_every_format_gives_back_the_captions_that_it_got(
     name: str, existing: Existing, tmp_path: Path
 ) -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.caption.sinks import SINKS
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.engine.protocol import OpenImage, Prepared
 from idefics_cli.images.sources import no_such_file
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
-from tests.support.outputs import FORMATS, contents, destination
+from tests.support.outputs import FORMATS, OF_FILES, contents, destination
 
 COUNT = 60
 
@@ -108,7 +107,7 @@ def test_an_output_folder_that_goes_ends_the_run_at_once(format_: str) -> None:
     assert hint == "hint: once that is fixed, the same command continues the run"
 
 
-@pytest.mark.parametrize("format_", sorted(SINKS.keys() - {"parquet"}))
+@pytest.mark.parametrize("format_", sorted(OF_FILES - {"parquet"}))
 def test_a_picture_that_vanishes_is_a_failed_row_and_the_others_go_on(format_: str) -> None:
     gone = [Path(f"photos/{COUNT - 1 - number}.jpg") for number in range(3)]
 

@@ -18,6 +18,7 @@ ROOMS = ("models/families/", "models/hub/registry.py")
 # The `model_type` of the first family is also the name of this program.
 PROGRAM = "idefics"
 PROGRAM_IS_NAMED_IN = {
+    "caption/sinks/webdataset.py",
     "cli/app.py",
     "cli/commands/bench/measuring.py",
     "cli/help/command_suggestions.py",

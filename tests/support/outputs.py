@@ -20,8 +20,10 @@ from idefics_cli.core.types import CaptionRecord
 _TIMES = re.compile(r'("seconds": |(?<=,))\d+\.\d+|\d{4}-\d\d-\d\dT[\d:+]+')
 _HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 _NEEDS = {"parquet": pytest.mark.skipif(not _HAS_PYARROW, reason="pyarrow is not installed")}
-FORMATS = [pytest.param(name, marks=_NEEDS.get(name, ())) for name in SINKS]
-"""Every format, as the values of a parameter."""
+OF_FILES = SINKS.keys() - {"webdataset"}
+"""The names of the formats that take pictures in files, and not in archives."""
+FORMATS = [pytest.param(n, marks=_NEEDS.get(n, ())) for n in SINKS if n in OF_FILES]
+"""Every format that takes pictures in files, as the values of a parameter."""
 
 # A file name that is not UTF-8.
 NON_UTF8_NAME = os.fsdecode(b"caf\xe9 \xff\xfe.jpg")

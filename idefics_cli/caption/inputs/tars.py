@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from idefics_cli.caption.inputs.lists import value_text
 from idefics_cli.caption.item import Columns
+from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.core.errors import ImageError, UsageError
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.core.text import abbreviated
@@ -26,7 +27,15 @@ from idefics_cli.images.folders import (
     has_wildcard,
     sort_key,
 )
-from idefics_cli.images.tars import SUFFIX, TarIndex, TarMember, index_tar, is_tar, open_member
+from idefics_cli.images.tars import (
+    SUFFIX,
+    TarIndex,
+    TarMember,
+    index_tar,
+    is_tar,
+    open_member,
+    sample_key,
+)
 
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MOST_EXPANDED = 1_000_000
@@ -122,12 +131,6 @@ class TarLister:
             )
 
 
-def sample_key(name: str) -> str:
-    """Return what the names of all members of a sample begin with: up to the first dot."""
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{base.partition('.')[0]}"
-
-
 def expanded(argument: str) -> Iterator[str]:
     """Yield the names for which *argument* stands: `{000..002}.tar` for three archives.
 
@@ -177,7 +180,7 @@ def _first_tar(argument: str, *, recursive: bool) -> str | None:
 def _sidecars(index: TarIndex) -> dict[str, list[TarMember]]:
     """Return the members with columns of each sample; `.txt` comes last, so that it counts."""
     found: dict[str, list[TarMember]] = {}
-    for end in (".json", ".txt"):
+    for end in (".json", TEXT_EXTENSION):
         for name, member in index.members.items():
             if name.endswith(end) and name == f"{sample_key(name)}{end}":
                 found.setdefault(sample_key(name), []).append(member)
@@ -192,7 +195,7 @@ def _columns(path: str, member: TarMember, *, keeps_null: bool = False) -> dict[
     try:
         with open_member(f"{path}/{member.name}", span) as file:
             text = file.read().decode("utf-8-sig")
-        if member.name.endswith(".txt"):
+        if member.name.endswith(TEXT_EXTENSION):
             return {CAPTION: text.strip()}
         fields = parse_json(text.encode())
     except (ImageError, OSError, ValueError, RecursionError):

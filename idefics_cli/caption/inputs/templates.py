@@ -246,7 +246,7 @@ def _existing(
     for path in _sidecars(picture, folder, text_extension):
         try:
             return read_caption(Path(path)).decode("utf-8-sig").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # NotADirectoryError: in an archive
             continue
         except UnicodeDecodeError:
             raise PromptError(f"the caption `{path}` is not UTF-8 text") from None

@@ -62,6 +62,12 @@ def _embed(target: Target) -> Sink:
     return EmbedSink(target)
 
 
+def _webdataset(target: Target) -> Sink:
+    from idefics_cli.caption.sinks.webdataset import WebdatasetSink
+
+    return WebdatasetSink(target)
+
+
 EMBEDDING = SinkFormat(_embed, output="folder")
 """Captions in the pictures, which is no format of an output."""
 
@@ -74,6 +80,7 @@ SINKS: Mapping[str, SinkFormat] = MappingProxyType(
         "parquet": SinkFormat(_parquet, extensions=(".parquet",), output="file"),
         "txt": SinkFormat(_txt, output="folder", full_names=False),
         "xmp": SinkFormat(_xmp, output="folder", full_names=True),
+        "webdataset": SinkFormat(_webdataset, output="folder"),
     }
 )
 """All formats by name. The first one is used for stdout."""
@@ -84,6 +91,7 @@ _EACH = "`-f txt --text-extension .caption` writes a file for each picture"
 _HINTS = {
     ".json": "`-o captions.jsonl` has one JSON object per line",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), _TABLE),
+    ".tar": "`-f webdataset -o FOLDER` writes an archive for each archive",
     ".xmp": "`-f xmp` writes a sidecar for each picture",
     **dict.fromkeys((".html", ".htm"), "`--report gallery.html` writes a page"),
     **dict.fromkeys((".caption", ".cap"), _EACH),

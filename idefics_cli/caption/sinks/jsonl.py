@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from idefics_cli.caption.sinks.lines import LineSink
-from idefics_cli.caption.sinks.rows import in_lists, row
+from idefics_cli.caption.sinks.rows import Value, in_lists, row
 from idefics_cli.core.escapes import NOT_UTF8, UNSAFE, escape, escaped_name, plain_name
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.types import CaptionRecord
@@ -25,15 +25,18 @@ class JsonlSink(LineSink):
 
     def line(self, record: CaptionRecord, file_name: str) -> bytes:
         """Return the row of *record*; see `encode`."""
-        target = self._target
-        written, nests = self.written(file_name), not self.has_types
+        return encode(self.cells(record, self.written(file_name)))
+
+    def cells(self, record: CaptionRecord, written: str) -> dict[str, Value]:
+        """Return the values of *record* by column; *written* is the name of the picture."""
+        target, nests = self._target, not self.has_types
         cells = row(record, written, target.columns, target.fields, nests=nests)
         if self._target.is_dataset and not self.has_types:
             # `datasets` infers the columns and their types from the first rows, so every row has
             # notes, with the same type.
             cells["notes"] = "; ".join(record.notes)
         samples = self._target.samples
-        return encode(cells if samples == 1 else in_lists(cells, self._target.columns, samples))
+        return cells if samples == 1 else in_lists(cells, self._target.columns, samples)
 
     def written(self, file_name: str) -> str:
         """Return *file_name* with escapes for bytes that are not UTF-8; JSON escapes the rest."""

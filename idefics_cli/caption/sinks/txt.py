@@ -56,7 +56,7 @@ class TxtSink:
     def __enter__(self) -> Self:
         self._paths = self.find_paths()
         folders = {Path(f) for f in set(map(os.path.dirname, self._paths.values()))}
-        _check_folders(folders, self._target.path)
+        check_folders(folders, self._target.path)
         if self._target.existing not in ("append", "prepend"):
             self._completed = self.find_captions()
         if self._target.existing == "error" and self._completed:
@@ -145,10 +145,7 @@ class TxtSink:
 
     def text(self, record: CaptionRecord) -> str:
         """Return the text of *record*, which has a caption: the caption, or a line per answer."""
-        answers = [text for _, text in record.answers] if self._target.columns else []
-        if self._target.samples > 1:  # kohya's `enable_wildcard` takes a line at random
-            answers = [" ".join(text.split()) for text in answers]
-        return escaped("\n".join(answers) if answers else record.caption or "")
+        return record_text(record, self._target)
 
     def joined(self, text: str, old: str) -> str:
         """Return *text* joined with the *old* text of the sidecar, as `existing` says.
@@ -173,6 +170,14 @@ class TxtSink:
             f"{what} already{example}",
             hint=self.existing_hint,
         )
+
+
+def record_text(record: CaptionRecord, target: Target) -> str:
+    """Return the text of *record*, which has a caption: the caption, or a line per answer."""
+    answers = [text for _, text in record.answers] if target.columns else []
+    if target.samples > 1:  # kohya's `enable_wildcard` takes a line at random
+        answers = [" ".join(text.split()) for text in answers]
+    return escaped("\n".join(answers) if answers else record.caption or "")
 
 
 def _common_folder(pictures: Sequence[CaptionItem]) -> Path:
@@ -286,7 +291,7 @@ def _collision(
     return UsageError(message, hint="caption them in two runs, or leave `-o` out")
 
 
-def _check_folders(folders: Collection[Path], root: Path | None) -> None:
+def check_folders(folders: Collection[Path], root: Path | None) -> None:
     """Raise a UsageError if no sidecar can be written at all."""
     if root is not None:
         folder = root
