@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from tests.support.warm import PLAIN_MEMORY
 
 if TYPE_CHECKING:
     from idefics_cli.engine.local.engine import LocalEngine
+    from tests.support.stores import Store
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # This is set before torch is imported. Several threads make tiny models slower, and ten times
@@ -138,6 +140,24 @@ def endless(checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], Local
 def _quiet_library() -> None:
     """Switch progress bars off: they would count as output of the commands under test."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Store]]:
+    """An empty store in memory, in place of S3 and of servers of SFTP."""
+    from idefics_cli.images.remote import forget_stores
+    from tests.support.stores import Store
+
+    known = vars(import_module("fsspec.registry"))["_registry"]
+    for protocol in Store.protocol:
+        monkeypatch.setitem(known, protocol, Store)
+    for kept in (Store.store, Store.errors, Store.reads, Store.failed):
+        kept.clear()
+    Store.fails_each = 0
+    monkeypatch.setattr("idefics_cli.images.remote.FIRST_WAIT_SECONDS", 0.001)
+    forget_stores()
+    yield Store
+    forget_stores()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ class CaptionItem:
         columns: Names and values of the picture's row in a list, for the prompt.
         order: Pictures are listed by this number, and those with equal numbers by `sort_key` of
             their absolute path. The number of a picture does not depend on other files of a folder.
+        version: Changes with the content of a picture that is not a file; None if not known.
         span: Offset and size of a picture in a tar archive, if the lister knows them.
     """
 
@@ -29,6 +30,7 @@ class CaptionItem:
     relative: str = ""
     columns: Columns = ()
     order: int = field(default=0, compare=False)
+    version: str | None = field(default=None, compare=False)
     span: tuple[int, int] | None = field(default=None, compare=False)
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -17,7 +17,8 @@ MOST_FILE_BYTES = 4 * 2**30
 _HIDDEN = "…@"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
-_URI = re.compile(r"(https?|file|data|clipboard):", re.IGNORECASE)
+_URI = re.compile(r"(https?|file|data|clipboard):|(s3|gs|az|hf|sftp)://", re.IGNORECASE)
+_REMOTE = re.compile(r"(s3|gs|az|hf|sftp)://", re.IGNORECASE)
 _DATA = re.compile(r"data:([^,]*)(,?)", re.IGNORECASE)
 
 
@@ -74,7 +75,14 @@ def kind_of_source(source: str) -> SourceKind:
         return "web"
     if source[:5].lower() == "data:":
         return "data"
+    if is_remote(source):
+        return "remote"
     return "clipboard" if is_clipboard(source) else "file"
+
+
+def is_remote(source: str) -> bool:
+    """Whether *source* is in an object store, or on another machine, that fsspec reads."""
+    return _REMOTE.match(source) is not None
 
 
 def is_address(source: str) -> bool:

@@ -213,7 +213,7 @@ DECODING_BYTES = 1_000_000_000
 """Largest memory of all pictures that are decoded together; a larger picture is decoded alone."""
 
 
-SourceKind = Literal["file", "stdin", "clipboard", "data", "web"]
+SourceKind = Literal["file", "stdin", "clipboard", "data", "web", "remote"]
 ALL_SOURCES: frozenset[SourceKind] = frozenset(get_args(SourceKind))
 
 

@@ -69,6 +69,11 @@ class ImageSources:
             return io.BytesIO(self._read_stdin())
         if kind == "web":
             return io.BytesIO(self._download(source))
+        if kind == "remote":
+            self._check_online(source)
+            from idefics_cli.images.remote import read_remote
+
+            return io.BytesIO(read_remote(source, self._limits))
         if kind == "data":
             return io.BytesIO(_decode_data(source, self._limits))
         if kind == "clipboard":
@@ -79,6 +84,14 @@ class ImageSources:
         return _open_file(_local_path(source), source)
 
     def _download(self, url: str) -> bytes:
+        self._check_online(url)
+        # requests is imported only here, because its import takes as long as that of the rest of
+        # this package.
+        from idefics_cli.images.download import download
+
+        return download(url, self._limits)
+
+    def _check_online(self, url: str) -> None:
         if lacks_password(url):
             raise ImageError(
                 f"cannot fetch `{describe_source(url)}`: its user name and password were left out",
@@ -92,11 +105,6 @@ class ImageSources:
                 kind="fetch_failed",
                 hint="run without --offline, or download it and give the file",
             )
-        # requests is imported only here, because its import takes as long as that of the rest of
-        # this package.
-        from idefics_cli.images.download import download
-
-        return download(url, self._limits)
 
     def _read_stdin(self) -> bytes:
         # A pipe can be read only once, so every later `-` means the same picture.

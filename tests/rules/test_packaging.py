@@ -35,6 +35,8 @@ THROUGH_TRANSFORMERS = {
     "bitsandbytes": "BitsAndBytesConfig",
     "flash-attn": "flash_attention_2",
 }
+# Packages that fsspec imports for the addresses of a store.
+THROUGH_FSSPEC = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "az", "paramiko": "sftp"}
 # Packages that are part of the interface of another: its progress bars, tokenizer and errors.
 PART_OF = {
     "tqdm": "huggingface-hub",
@@ -70,8 +72,11 @@ EXTRAS = sorted(PROJECT["optional-dependencies"].keys() - {"dev"})
 
 
 def test_every_dependency_is_imported() -> None:
-    modules = {MODULES.get(name, name) for name in declared(*EXTRAS) - THROUGH_TRANSFORMERS.keys()}
+    direct = declared(*EXTRAS) - THROUGH_TRANSFORMERS.keys() - THROUGH_FSSPEC.keys()
+    modules = {MODULES.get(name, name) for name in direct}
     assert modules - set(imported()) == set()
+    for name, protocol in THROUGH_FSSPEC.items():
+        assert any(f'"{protocol}": ("{name}"' in source for source in SOURCES.values()), name
     for name, use in THROUGH_TRANSFORMERS.items():
         assert any(use in source and name in source for source in SOURCES.values()), name
 
@@ -91,7 +96,8 @@ def test_what_an_extra_gives_names_it_when_it_is_missing(extra: str) -> None:
     assert any(hint in source for source in SOURCES.values())
 
 
-@pytest.mark.parametrize("extra", sorted({*EXTRAS} - {"flash"}))  # it takes an hour to compile
+# The extra "flash" takes an hour to compile. For the stores, the tests have one in memory.
+@pytest.mark.parametrize("extra", sorted({*EXTRAS} - {"flash", *THROUGH_FSSPEC.values()}))
 def test_the_tests_run_with_every_extra(extra: str) -> None:
     extras = PROJECT["optional-dependencies"]
     assert set(extras[extra]) <= set(extras["dev"])

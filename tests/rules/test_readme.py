@@ -34,6 +34,7 @@ NOT_RUN = (
         "docker ",
     ),
     *("idefics caption photos/ -r -o captions.jsonl --devices", "idefics collect"),
+    *("idefics caption s3:", "idefics caption 'hf:"),  # a store on the network
 )
 
 # With the cursor shown again, the line editor waits for keys.

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob, with_content_seed
 from idefics_cli.caption.records import failed
-from idefics_cli.caption.resume.stamp import FileContent, PictureFile, read_picture, stamp_of
+from idefics_cli.caption.resume.stamp import (
+    FileContent,
+    PictureFile,
+    fetched_picture,
+    read_picture,
+    stamp_of,
+)
 from idefics_cli.core.errors import ImageError
-from idefics_cli.core.sources import describe_source
+from idefics_cli.core.sources import describe_source, is_remote
 from idefics_cli.core.types import Attachment, CaptionRecord
 from idefics_cli.engine.protocol import Engine, OpenImage, Prepared
 from idefics_cli.engine.schema.form import ReplyForm
@@ -73,7 +79,9 @@ class PictureReader:
 
         self._job = job
         self._engine = engine
-        self._loader = MediaLoader(job.limits, takes_videos=takes_videos(engine.spec))
+        self._loader = MediaLoader(
+            job.limits, offline=engine.spec.offline, takes_videos=takes_videos(engine.spec)
+        )
 
     def read(self, picture: CaptionItem) -> Opened | CaptionRecord:
         """Read *picture*, and prepare the requests about it.
@@ -82,7 +90,10 @@ class PictureReader:
             The opened picture; or the record of the failure, if the picture cannot be read or a
             request cannot be made.
         """
-        file = read_picture(picture)
+        if is_remote(picture.attachment.source):
+            file = fetched_picture(picture, self._loader.read_bytes)
+        else:
+            file = read_picture(picture)
         try:
             return self._opened(picture, file)
         except Exception as error:  # a worker's edge

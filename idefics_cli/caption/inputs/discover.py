@@ -14,11 +14,12 @@ from functools import cache
 from pathlib import PurePath
 
 from idefics_cli.caption.inputs.lists import FileList, all_columns, shown, where
+from idefics_cli.caption.inputs.remote import remote_pictures
 from idefics_cli.caption.inputs.tars import TarLister, expanded
 from idefics_cli.caption.item import CaptionItem, Columns
 from idefics_cli.core.errors import IdeficsError, ImageError, UsageError
 from idefics_cli.core.escapes import plain_name
-from idefics_cli.core.sources import as_path, is_uri, source_of, without_password
+from idefics_cli.core.sources import as_path, is_remote, is_uri, source_of, without_password
 from idefics_cli.core.types import Attachment
 from idefics_cli.core.units import counted
 from idefics_cli.images.folders import (
@@ -143,6 +144,9 @@ class _Lister:
         return Listing(pictures, problems, columns, tuple(self.notes))
 
     def add(self, argument: str) -> None:
+        if is_remote(argument):
+            self._add_remote(argument)
+            return
         if is_uri(argument):
             self._begin_argument()
             key = _uri_key(argument)
@@ -166,6 +170,14 @@ class _Lister:
         else:
             hint = None if "**" in path else "`**` matches any depth; `-r FOLDER` takes all of it"
             self._problem(f"no picture matches `{path}`", hint)
+
+    def _add_remote(self, argument: str) -> None:
+        self._begin_argument()
+        found = remote_pictures(
+            argument, self.problems, recursive=self._recursive, takes_videos=self._takes_videos
+        )
+        for picture in found:
+            self.pictures.setdefault(picture.key, replace(picture, order=self._order))
 
     def _glob(self, path: str) -> list[str]:
         return glob_paths(path, takes_videos=self._takes_videos, follow_links=self._follow_links)

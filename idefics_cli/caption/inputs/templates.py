@@ -273,7 +273,11 @@ def _size(picture: CaptionItem, limits: ImageLimits, data: bytes | None) -> dict
 
     # A download or a pipe can be read only once, and the engine reads it for the model. So its size
     # is not known here.
-    if is_uri(picture.attachment.source) and not picture.attachment.source.startswith("data:"):
+    if (
+        data is None
+        and is_uri(picture.attachment.source)
+        and not picture.attachment.source.startswith("data:")
+    ):
         raise PromptError(
             f"the size of `{picture.key}` is not known when its prompt is made",
             hint="`{width}` and `{height}` are for pictures in local files",

@@ -67,8 +67,9 @@ class PictureRules:
             return True
         if is_uri(source):
             # Stdin and the clipboard always count as changed, because they may hold a new picture
-            # each time. A URL counts as unchanged.
-            return source == "-" or source.lower() == "clipboard:"
+            # each time. A URL counts as unchanged, unless a store says that it has changed.
+            has_new = item.version is not None and stamp != former
+            return has_new or source == "-" or source.lower() == "clipboard:"
         if stamp == former:
             return False
         if not stamp or entry.sha256 is None:

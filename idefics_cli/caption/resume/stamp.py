@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 
@@ -12,6 +13,7 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.files import stamp_of_file, stamp_of_status
 from idefics_cli.core.sources import MOST_FILE_BYTES, is_uri
+from idefics_cli.core.types import Attachment
 from idefics_cli.images.tars import open_member, split_member
 
 # Each reader holds a file of up to this size in memory, so that it is read only once. A JPEG from a
@@ -91,6 +93,15 @@ def _read_member(picture: CaptionItem, tar: str, max_bytes: int) -> PictureFile:
     )
 
 
+def fetched_picture(picture: CaptionItem, read: Callable[[Attachment], bytes]) -> PictureFile:
+    """Return a picture that *read* fetches; see `PictureFile`."""
+    try:
+        data = read(picture.attachment)
+    except ImageError as error:
+        return PictureFile(FileContent(None, stamp_of(picture)), error=error)
+    return PictureFile(FileContent(hashlib.sha256(data).hexdigest(), stamp_of(picture)), data)
+
+
 def sha256_of(picture: CaptionItem) -> str | None:
     """Return the digest of the file of *picture*; None if the file cannot be read."""
     if (found := split_member(picture.attachment.source)) is not None:
@@ -109,11 +120,11 @@ def stamp_of(picture: CaptionItem) -> str | None:
 
     If size and time of change are the same, the content of a file is assumed to be the same.
     The file of a picture in a tar archive is the archive.
-    For a source other than a file, nothing stands before the `#`. For a picture without columns,
-    there is no `#`. If there is neither a file nor columns, the stamp is None.
+    For a source other than a file, its version stands before the `#`, if there is one. For a
+    picture without columns, there is no `#`. If there is nothing of all this, the stamp is None.
     """
     source = picture.attachment.source
-    stamp = None if is_uri(source) else stamp_of_file(source)
+    stamp = picture.version if is_uri(source) else stamp_of_file(source)
     if stamp is None and (found := split_member(source)) is not None:
         stamp = stamp_of_file(found[0])
     return _with_columns(stamp, picture)

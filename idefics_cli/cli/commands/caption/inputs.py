@@ -145,9 +145,11 @@ class Inputs:
         """
         from idefics_cli.caption.inputs.discover import discover
         from idefics_cli.caption.inputs.lists import all_columns, read_list
+        from idefics_cli.caption.inputs.remote import refuse_remote
         from idefics_cli.caption.inputs.tars import sample_columns
         from idefics_cli.caption.inputs.templates import used_fields
 
+        refuse_remote(self.paths if invocation.settings.offline else ())
         stdin = invocation.services.stdin
         if STDIN in self.lists:
             tell_if_silent(stdin, invocation.console, "the list of pictures")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.sources import has_scheme, without_password
 
 if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
@@ -83,10 +84,15 @@ def output_path(name: str) -> Path:
     """Return the path *name*, if the system can look for it and for the files of a run beside it.
 
     Raises:
-        UsageError: If the name is too long, or a folder of it cannot be entered.
+        UsageError: If the name is too long or an address, or a folder of it cannot be entered.
     """
     from idefics_cli.caption.resume.run_files import RunFiles
 
+    if has_scheme(name):
+        raise UsageError(
+            f"cannot write `{without_password(name)}`: captions go to files of this machine",
+            hint="name a local file, and copy it when the run is done",
+        )
     for end in ("", *RunFiles.ENDS):
         try:
             os.stat(name + end)
