@@ -87,6 +87,16 @@ def test_a_damaged_line_is_named_and_nothing_changes(
     assert files() == before
 
 
+def test_a_line_that_is_missing_as_a_whole_is_noticed() -> None:
+    assert caption("-o", "out.jsonl").code == 3
+    journal = Path("out.jsonl.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for gone in range(1, len(lines) - 1):
+        journal.write_bytes(b"".join([*lines[:gone], *lines[gone + 1 :]]))
+        ran = caption("-o", "out.jsonl")
+        assert (ran.code, f"line {gone + 1} of the journal" in ran.err) == (1, True), ran.err
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 def test_the_way_out_keeps_the_captions_and_makes_the_others(format_: str) -> None:
     Path("out").mkdir()

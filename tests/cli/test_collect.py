@@ -258,6 +258,28 @@ def test_a_shard_with_other_settings_or_another_model_is_named_with_the_differen
     assert not Path("parts/out.jsonl").exists()
 
 
+def test_the_output_of_one_shard_is_not_taken_for_all() -> None:
+    caption_shards("photos", "-r")
+    ran = run("collect", str(shard_path(1)))
+    assert tuple(ran) == (
+        2,
+        "",
+        f"error: `{shard_path(1)}` is the output of the shard 1/4 alone\n"
+        "hint: `idefics collect parts/out.jsonl` joins all shards\n",
+    )
+
+
+def test_a_journal_without_one_of_its_lines_is_never_collected() -> None:
+    caption_shards("photos", "-r")
+    (journal,) = Path("parts").glob("*00002-of-00004.jsonl.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:3], *lines[4:]]))
+    ran = run("collect", "parts/out.jsonl")
+
+    assert (ran.code, Path("parts/out.jsonl").exists()) == (1, False)
+    assert "shard 2/4  damaged     line 4 of the journal" in ran.err
+
+
 def test_what_is_foreign_or_damaged_is_never_collected() -> None:
     caption_shards("photos")
     files = {index: Path(f"{shard_path(index)}.journal") for index in range(COUNT)}

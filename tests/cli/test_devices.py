@@ -61,6 +61,7 @@ def test_a_list_of_devices_is_a_worker_for_each(
     ("text", "error"),
     [
         ("all", "`--devices all`: this machine has no CUDA device"),
+        ("cpu:1,cuda:0", "`--devices cpu:1,cuda:0`: this machine has no CUDA device"),
         ("cpu:0", "`--devices cpu:0` names 0 workers; there can be from 1 to 64"),
         ("cpu:65", "`--devices cpu:65` names 65 workers; there can be from 1 to 64"),
         ("cuda:0,cuda:0", "`--devices cuda:0,cuda:0` names `cuda:0` twice"),
@@ -70,6 +71,11 @@ def test_a_list_that_names_no_workers_is_refused(text: str, error: str) -> None:
     with pytest.raises(UsageError) as caught:
         list_devices(text, MACHINE)
     assert str(caught.value) == error
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(UsageError, match="`--devices cuda:1,cuda:2`: this machine has no `cuda:2`"):
+        list_devices("cuda:1,cuda:2", TWO_GPUS)
 
 
 def test_each_gpu_has_a_plan_of_its_own_and_a_part_of_the_threads() -> None:

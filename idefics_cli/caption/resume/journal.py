@@ -22,6 +22,8 @@ The journal of a shard also has "shard" in its first line: its number, and what 
 must know to write rows; "order" in the lines of pictures (`CaptionItem.order`); and "listed" in the
 line of the end: the number of pictures of all shards.
 
+Each line also has "at", its offset: so a line that was lost as a whole is noticed by the next one.
+
 If a run ends suddenly, only the last line can be torn, and it then has no newline. It is cut off.
 Any other line that is not valid means damage. Such a journal is refused and not changed, because
 cutting it there would remove finished captions. Version 1 had no checksums.
@@ -258,9 +260,7 @@ class RunJournal(Closing):
             ValueError: If it is not a line of a journal.
             UsageError: If the journal has a version that cannot be read.
         """
-        fields = decode_line(line, needs_checksum=offset > 0 and self._version > 1)
-        if (offset == 0) != ("journal" in fields):
-            raise ValueError("the header is the first line")
+        fields = self._fields(offset, line)
         if "journal" in fields:
             self._check_version(fields["journal"])
             decode_line(line, needs_checksum=fields["journal"] > 1)
@@ -287,6 +287,16 @@ class RunJournal(Closing):
             self.fits[text(fields["where"])] = max(1, number(fields["fits"]))
         else:
             raise ValueError("it has none of the known fields")
+
+    # Any: JSON has values of many types.
+    def _fields(self, offset: int, line: bytes) -> dict[str, Any]:
+        """Return the fields of a line that stands where it was written, or raise a ValueError."""
+        fields = decode_line(line, needs_checksum=offset > 0 and self._version > 1)
+        if self._version > 1 and fields.get("at", offset) != offset:
+            raise ValueError("a line before it is missing")
+        if (offset == 0) != ("journal" in fields):
+            raise ValueError("the header is the first line")
+        return fields
 
     # Any: JSON has values of many types.
     def _apply_record(self, offset: int, fields: Mapping[str, Any]) -> None:
@@ -338,8 +348,8 @@ class RunJournal(Closing):
 
     def _append(self, fields: Mapping[str, object]) -> int:
         """Write one line, whole or not at all; return its offset."""
-        line = encode_line(fields)
         offset = self._size
+        line = encode_line({**fields, "at": offset})
         try:
             self._size = self._log.append(line, at=offset)
         except OSError as error:

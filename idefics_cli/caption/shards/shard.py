@@ -73,6 +73,16 @@ class Shard:
         return whole.with_name(f"{whole.stem}{self.mark}{whole.suffix}")
 
     @classmethod
+    def with_whole(cls, path: Path) -> tuple[Self, Path] | None:
+        """Return the shard whose file *path* is, and the file of the whole run; None for others."""
+        match = _MARK.search(path.stem)
+        if match is None:
+            return None
+        whole = path.with_name(f"{path.stem[: match.start()]}{path.suffix}")
+        shard = cls.of_name(path.name, whole)
+        return None if shard is None else (shard, whole)
+
+    @classmethod
     def of_name(cls, name: str, whole: Path) -> Self | None:
         """Return the shard whose file in place of *whole* has this *name*; None if it has none."""
         stem = name.removesuffix(whole.suffix) if whole.suffix else name

@@ -72,6 +72,7 @@ def _collect(invocation: Invocation, whole: Path, *, is_partial: bool) -> int:
     if name == STDOUT:
         raise UsageError("`idefics collect` writes a file", hint="`-o merged.jsonl`")
     output = output_path(name)
+    _check_whole(whole)
     _check_not_shard(output, whole)
     check_output(output, overwrite=settings.overwrite)
     with console.status(f"reading the journals of {whole}"):
@@ -91,6 +92,19 @@ def _collect(invocation: Invocation, whole: Path, *, is_partial: bool) -> int:
         )
     _show_end(invocation, survey, output, collected)
     return EXIT_PARTIAL if survey.unfit or collected.failed else EXIT_DONE
+
+
+def _check_whole(whole: Path) -> None:
+    from idefics_cli.caption.resume.run_files import RunFiles
+    from idefics_cli.caption.shards.shard import Shard
+
+    found = Shard.with_whole(whole)
+    if found is not None and RunFiles.beside(whole).journal.exists():
+        shard, run = found
+        raise UsageError(
+            f"`{whole}` is the output of the shard {shard} alone",
+            hint=f"`idefics collect {run}` joins all shards",
+        )
 
 
 def _check_not_shard(output: Path, whole: Path) -> None:

@@ -88,11 +88,7 @@ def list_devices(text: str, machine: Machine) -> list[str]:
         UsageError: If this machine has no such device, or one would be used twice.
     """
     if text == _ALL:
-        if not machine.gpus:
-            raise UsageError(
-                "`--devices all`: this machine has no CUDA device",
-                hint="`--devices cpu:2` runs two workers on the processor",
-            )
+        _check_gpus(text, ["cuda"], machine)
         return [f"cuda:{gpu.index}" for gpu in machine.gpus]
     devices: list[str] = []
     for part in text.split(","):
@@ -108,7 +104,23 @@ def list_devices(text: str, machine: Machine) -> list[str]:
             f"`--devices {text}` names {counted(len(devices), 'worker')}; "
             f"there can be from 1 to {MOST_WORKERS}"
         )
+    _check_gpus(text, devices, machine)
     return devices
+
+
+def _check_gpus(text: str, devices: Sequence[str], machine: Machine) -> None:
+    known = [f"cuda:{gpu.index}" for gpu in machine.gpus]
+    strange = [each for each in devices if each.startswith("cuda") and each not in known]
+    if strange and not known:
+        raise UsageError(
+            f"`--devices {text}`: this machine has no CUDA device",
+            hint="`--devices cpu:2` runs two workers on the processor",
+        )
+    if strange and strange != ["cuda"]:
+        raise UsageError(
+            f"`--devices {text}`: this machine has no `{strange[0]}`",
+            hint=f"it has {', '.join(known)}",
+        )
 
 
 def _plans(invocation: Invocation, devices: Sequence[str], machine: Machine) -> tuple[Plan, ...]:
