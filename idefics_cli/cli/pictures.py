@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
 from idefics_cli.core.errors import ImageError
-from idefics_cli.core.sources import STDIN, describe_source, is_address, is_clipboard
+from idefics_cli.core.sources import describe_source, kind_of_source
 from idefics_cli.core.types import Attachment
 from idefics_cli.models.families.spec import find_family
 
@@ -89,4 +89,4 @@ def _models_for_videos() -> str:
 
 
 def _is_file(source: str) -> bool:
-    return source != STDIN and not is_address(source) and not is_clipboard(source)
+    return kind_of_source(source) in ("file", "data")

@@ -87,6 +87,12 @@ def test_shards_divide_a_store_and_collect_joins_them() -> None:
     assert first == second
 
 
+def test_a_question_is_asked_about_a_picture_of_a_store() -> None:
+    services = World(FakeEngine(describe)).services
+    ran = run("ask", "What is it?", "-i", "s3://b/p/01.png", services=services)
+    assert tuple(ran) == (0, "caption of 01.png\n", "")
+
+
 def test_a_password_is_in_no_file_and_no_message() -> None:
     address = f"sftp://me:{SECRET}@b/p"
     ran = caption(address, "-r", "-o", "out.jsonl", "-v")

@@ -52,10 +52,9 @@ class Faulty:
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
     pytest.importorskip("s3fs")
     moto = pytest.importorskip("moto.server")
-    from werkzeug.serving import make_server
-
+    serving = pytest.importorskip("werkzeug.serving")
     app = Faulty(moto.DomainDispatcherApplication(moto.create_backend_app))
-    server = make_server("127.0.0.1", 0, app, threaded=True)
+    server = serving.make_server("127.0.0.1", 0, app, threaded=True)
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -69,10 +68,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
 def test_every_picture_is_captioned_once(
     store: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
-
     monkeypatch.chdir(tmp_path)
-    system = s3fs.S3FileSystem()
+    system = pytest.importorskip("s3fs").S3FileSystem()
     system.mkdir("pictures")
     for number in range(COUNT):
         system.pipe_file(f"pictures/in/{number // 100}/{number:03}.png", PICTURE)
