@@ -21,8 +21,8 @@ class CaptionItem:
         columns: Names and values of the picture's row in a list, for the prompt.
         order: Pictures are listed by this number, and those with equal numbers by `sort_key` of
             their absolute path. The number of a picture does not depend on other files of a folder.
-        version: Changes with the content of a picture that is not a file; None if not known.
         span: Offset and size of a picture in a tar archive, if the lister knows them.
+        version: Changes with the content of a picture that is not a file; None if not known.
     """
 
     key: str
@@ -30,13 +30,13 @@ class CaptionItem:
     relative: str = ""
     columns: Columns = ()
     order: int = field(default=0, compare=False)
-    version: str | None = field(default=None, compare=False)
     span: tuple[int, int] | None = field(default=None, compare=False)
+    version: str | None = field(default=None, compare=False)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Millions of pictures go to workers. The way of dataclasses takes three times as long.
         names = (self.key, self.attachment, self.relative, self.columns, self.order, self.span)
-        return CaptionItem, names
+        return CaptionItem, (*names, self.version)
 
 
 Columns = tuple[tuple[str, str], ...]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from idefics_cli.core.types import GenerationRequest
+from idefics_cli.caption.item import CaptionItem
+from idefics_cli.core.types import Attachment, GenerationRequest
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
 from tests.support.sources import PICTURE
@@ -91,6 +94,11 @@ def test_a_question_is_asked_about_a_picture_of_a_store() -> None:
     services = World(FakeEngine(describe)).services
     ran = run("ask", "What is it?", "-i", "s3://b/p/01.png", services=services)
     assert tuple(ran) == (0, "caption of 01.png\n", "")
+
+
+def test_a_worker_gets_all_that_is_known_of_a_picture() -> None:
+    item = CaptionItem("k", Attachment("s"), "r", (("a", "b"),), 7, (8, 9), "tag")
+    assert asdict(pickle.loads(pickle.dumps(item))) == asdict(item)
 
 
 def test_a_password_is_in_no_file_and_no_message() -> None:
