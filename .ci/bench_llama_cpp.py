@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--side", choices=("ours", "llama.cpp"), help=argparse.SUPPRESS)
-    parser.add_argument("--bits", choices=BITS, help=argparse.SUPPRESS)
+    parser.add_argument("--bits", default=",".join(BITS))
     options = parser.parse_args()
     if options.side is None:
         compare(options)
@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace) -> None:
     make_weights(options)
     print(f"tokens/s, {options.shape}, {options.threads} threads, random weights")
     print(f"{'bits':6} {'batch':>5} {'context':>7} {'ours':>8} {'llama.cpp':>9} {'ratio':>6}")
-    for bits in BITS:
+    for bits in options.bits.split(","):
         found: dict[str, dict[str, list[float]]] = {"ours": {}, "llama.cpp": {}}
         for _ in range(options.rounds):
             for side, figures in found.items():

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
-from idefics_cli.models.kernels.compiler import vector_bytes
+from idefics_cli.models.kernels.compiler import has_feature, vector_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel
 
 if TYPE_CHECKING:
@@ -48,6 +48,14 @@ _PREFETCH_BYTES = 2048
 # pairs of products; `_ADJACENT` adds pairs of 16-bit numbers.
 _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
 _ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
+
+
+# This instruction multiplies bytes, and adds four products to a 32-bit number.
+_DOTS = "llvm.x86.avx512.vpdpbusd.512"
+
+
+def _has_dots() -> bool:
+    return vector_bytes() == 64 and has_feature("avx512vnni")
 
 
 def pack(numbers: Tensor, step: Tensor, lowest: Tensor) -> Tensor:
@@ -215,8 +223,7 @@ class _Int4Product:
     def _dots(self, weights: ir.Value, positions: Sequence[ir.Value], part: int) -> list[ir.Value]:
         """Return for each row the dot products of one group with its weights, as float32."""
         code, build, size = self._code, self._code.builder, vector_bytes()
-        as_bytes, pairs = code.vector(code.i8, size), code.vector(code.i16, size // 2)
-        # Each element adds 16 products of at most 15 * 127, which 16 bits can hold.
+        as_bytes, wide = code.vector(code.i8, size), code.vector(code.i32, size // 4)
         sums: list[ir.Value | None] = [None] * len(positions)
         for quarter in range(4):
             offset = build.add(weights, code.number(64 * quarter + size * part))
@@ -228,14 +235,26 @@ class _Int4Product:
                     start = build.mul(position, code.number(GROUP))
                     start = build.add(start, code.number(8 * quarter + 4 * half))
                     four = code.spread(code.load(self._numbers, start, code.i32), size // 4)
-                    found = code.call(_PAIRS[size], pairs, numbers, build.bitcast(four, as_bytes))
-                    so_far = sums[row]
-                    sums[row] = found if so_far is None else build.add(so_far, found)
-        ones, wide = code.same(code.i16, size // 2, 1), code.vector(code.i32, size // 4)
-        as_float = code.vector(code.f32, size // 4)
-        return [
-            build.sitofp(code.call(_ADJACENT[size], wide, each, ones), as_float) for each in sums
-        ]
+                    sums[row] = self._add_products(sums[row], numbers, four)
+        if not _has_dots():
+            ones = code.same(code.i16, size // 2, 1)
+            sums = [code.call(_ADJACENT[size], wide, each, ones) for each in sums]
+        return [build.sitofp(each, code.vector(code.f32, size // 4)) for each in sums]
+
+    def _add_products(self, so_far: ir.Value | None, numbers: ir.Value, four: ir.Value) -> ir.Value:
+        """Return *so_far* plus the products of *numbers*, bytes, with those in *four*.
+
+        Without the instruction `_DOTS`, the sums have 16 bits, one for each pair of products.
+        """
+        code, build, size = self._code, self._code.builder, vector_bytes()
+        if _has_dots():
+            wide = code.vector(code.i32, size // 4)
+            start = code.same(code.i32, size // 4, 0) if so_far is None else so_far
+            return code.call(_DOTS, wide, start, build.bitcast(numbers, wide), four)
+        # Each element adds 16 products of at most 15 * 127, which 16 bits can hold.
+        pairs, as_bytes = code.vector(code.i16, size // 2), code.vector(code.i8, size)
+        found = code.call(_PAIRS[size], pairs, numbers, build.bitcast(four, as_bytes))
+        return found if so_far is None else build.add(so_far, found)
 
     def _bfloat16(self, weights: ir.Value, start: int, part: int) -> ir.Value:
         code = self._code
