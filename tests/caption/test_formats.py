@@ -22,6 +22,8 @@ OTHER_FILES = (
         "completion/",
         "demo/",
         "bench/",
+        # A benchmark measures one format.
+        "cli/commands/bench/",
     ),
     *("images/failures.py", "images/metadata.py", "models/", "training/"),
 )

@@ -60,6 +60,11 @@ def imported() -> Iterator[str]:
                 yield from (alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 yield str(node.module).split(".")[0]
+            elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+                # A library without types is imported by its name.
+                (name,) = node.args
+                if isinstance(name, ast.Constant):
+                    yield str(name.value).split(".")[0]
 
 
 def declared(*groups: str) -> set[str]:
