@@ -73,11 +73,13 @@ from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels import jit, openmp, packed, rms_norm
 from idefics_cli.models.kernels.int4 import linear as int4
 from idefics_cli.models.kernels.int8 import linear as int8
+from idefics_cli.models.kernels.text_step import step
 from idefics_cli.models.loading import (
     float16,
     loader,
     patch_positions,
     processors,
+    text_step,
     unfilled,
     weights,
 )
@@ -824,10 +826,32 @@ def _() -> None:
     assert torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2", "DEFAULT", "NO AVX")
 
 
-@relied_on("libtorch_cpu.so reaches its OpenMP library", jit, openmp, x86_linux=True)
+@relied_on("the layers of Llama and Mistral have these modules, which compute the same", text_step)
+def _() -> None:
+    for kind, config in (("llama", LlamaConfig), ("mistral", MistralConfig)):
+        name = kind.capitalize()
+        text = getattr(modeling(kind), f"{name}Model")(config(**tiny_text()))
+        assert (text.rotary_emb.rope_type, type(text.norm).__name__) == (
+            "default",
+            f"{name}RMSNorm",
+        )
+        (layer, _) = text.layers
+        assert type(layer).__name__ == f"{name}DecoderLayer"
+        assert {name for name, _ in layer.named_children()} == {
+            *("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"),
+        }
+        children = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        assert [name for name, _ in layer.self_attn.named_children()] == children
+        assert (layer.self_attn.head_dim, layer.self_attn.scaling) == (8, 8**-0.5)
+        children = ["gate_proj", "up_proj", "down_proj", "act_fn"]
+        assert [name for name, _ in layer.mlp.named_children()] == children
+
+
+@relied_on("libtorch_cpu.so reaches its OpenMP library", jit, openmp, step, x86_linux=True)
 def _() -> None:
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     assert ctypes.CDLL(str(library)).GOMP_parallel
+    assert ctypes.CDLL(str(library)).GOMP_barrier
     assert ctypes.CDLL(str(library)).omp_set_num_threads
 
 
