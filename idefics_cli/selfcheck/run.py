@@ -148,8 +148,8 @@ def _ask_way(
                 judged, found = _ask_manner(name, engine, way.spec, examination, reference)
                 manners.append(judged)
                 problems += found
-            problems += _fallbacks(engine, way.spec)
-        problems += warned
+            # A kernel that no layer uses is the cause of some warnings.
+            problems += [*_unused_kernels(engine, way.spec), *warned, *_graph_failures(engine)]
     except MemoryLimitError as error:
         return WayResult(way, "refused", str(error), tuple(manners))
     except Exception as error:  # of a driver or a kernel; it belongs to the way
@@ -282,23 +282,28 @@ def _reuse_problem(replies: Replies) -> list[str]:
     return [] if any(reused) else ["chat: no turn reuses the states of the turns before"]
 
 
-def _fallbacks(engine: Engine, spec: LoadSpec) -> list[str]:
-    """Return, in words, what the engine did not use of *spec*, although it raised no error."""
+def _graph_failures(engine: Engine) -> list[str]:
+    """Return, in words, why the engine stopped to replay steps, although it raised no error."""
+    from idefics_cli.engine.local.engine import LocalEngine
+
+    graphs = engine.inference.graphs if isinstance(engine, LocalEngine) else None
+    if graphs is None or graphs.failure is None:
+        return []
+    return [f"CUDA graphs were given up: {graphs.failure}"]
+
+
+def _unused_kernels(engine: Engine, spec: LoadSpec) -> list[str]:
+    """Return, in words, the kernel of *spec* for the text model, if no layer uses it."""
     from idefics_cli.engine.local.engine import LocalEngine
 
     if not isinstance(engine, LocalEngine):
         return []
-    found = []
-    graphs = engine.inference.graphs
-    if graphs is not None and graphs.failure is not None:
-        found.append(f"CUDA graphs were given up: {graphs.failure}")
-    for name in spec.kernels.text[:1]:
-        kernel = KERNELS[name]
-        layer = kernel.path.partition(":")[2]
-        used = {type(m).__name__ for m in cast("Module", engine.loaded.model).modules()}
-        if not kernel.smallest_weights and layer not in used:
-            found.append(f"no layer uses the kernel `{name}`")
-    return found
+    used = {type(m).__name__ for m in cast("Module", engine.loaded.model).modules()}
+    return [
+        f"no layer uses the kernel `{name}`"
+        for name in spec.kernels.text[:1]
+        if not KERNELS[name].smallest_weights and KERNELS[name].path.partition(":")[2] not in used
+    ]
 
 
 @contextmanager

@@ -110,7 +110,11 @@ def test_a_csv_for_excel_begins_with_one_mark_and_is_read_back() -> None:
             "no format for `out.md`: `-o` knows .tsv, .txt, .jsonl, .ndjson, .csv and .parquet\n",
             "`--format` says what the file will hold",
         ),
-        (["-o", "x.tar"], "no format for `x.tar`: `-o` knows", "`--format`"),
+        (
+            ["-o", "x.tar"],
+            "no format for `x.tar`: `-o` knows",
+            "`-f webdataset -o FOLDER` writes an archive",
+        ),
         (["-o", "x.tsv.gz"], "no format for `x.tsv.gz`: `-o` knows", "`--format`"),
         (
             ["-o", "x.caption"],

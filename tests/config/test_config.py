@@ -26,7 +26,8 @@ def other_value(setting: Setting) -> Value:
     """Return an allowed value of *setting* that is not its default."""
     if setting.choices:
         return next(c for c in setting.choices if c != setting.default)
-    patterned = {"device": "cuda:1", "devices": "cpu:2", "keep_alive": "7s", "shard": "1/2"}
+    patterned = {"device": "cuda:1", "devices": "cpu:2", "keep_alive": "7s"}
+    patterned |= {"shard": "1/2", "ray": "auto"}
     if setting.name in patterned:
         return patterned[setting.name]
     if setting.kind is bool:

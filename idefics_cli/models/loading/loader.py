@@ -108,20 +108,20 @@ def load(
         config = load_config(folder)
         say("loading the processor", None)
         family = load_family(folder, spec, config)
+        say("loading the weights", None)
         source = Source(folder, config, spec, kernels)
         model = load_weights(source, report=say, worth_keeping_bytes=worth_keeping_bytes)
-        step = step_of(model, find_family(spec.family), kernels)
-    return Loaded(
-        model=model,
-        family=family,
-        folder=folder,
-        revision=revision,
-        context_tokens=config.get_text_config().max_position_embeddings,
-        vocabulary=_rows(model),
-        vision_pixels=_vision_pixels(spec, config),
-        uses_graphs=spec.uses_graphs,
-        text_step=step,
-    )
+        return Loaded(
+            model=model,
+            family=family,
+            folder=folder,
+            revision=revision,
+            context_tokens=config.get_text_config().max_position_embeddings,
+            vocabulary=_rows(model),
+            vision_pixels=_vision_pixels(spec, config),
+            uses_graphs=spec.uses_graphs,
+            text_step=step_of(model, find_family(spec.family), kernels),
+        )
 
 
 def open_family(spec: LoadSpec, *, report: Progress | None = None) -> tuple[Family, Path]:

@@ -133,7 +133,6 @@ def load_weights(
     Raises:
         ModelError: If the files lack weights.
     """
-    report("loading the weights", None)
     repeat_keys_on_old_gpus()
     folder = source.kept_folder
     if folder is not None and folder.exists():
