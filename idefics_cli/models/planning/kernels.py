@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from idefics_cli.core.types import KernelChoice, LoadSpec
 from idefics_cli.hardware.machine import Machine
-from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.kernels.table import KERNELS, Kernel, Part, Weights, native_bf16_problem
-from idefics_cli.models.planning.decoding import graphs_problem
+from idefics_cli.models.planning.decoding import graphs_problem, step_problem
 from idefics_cli.models.planning.quantization import is_own
 
 
@@ -48,7 +47,7 @@ def choose_kernels(
         vision=table.names("vision", *plain),
         patches=table.names("patches", *plain),
         norm=table.names("norm", "any"),
-        step=_step(spec, table, is_stored=is_stored),
+        step=table.steps(spec, is_stored=is_stored),
         attention=_attention(spec, table, plain),
         # Other processors emulate 16 bit, which takes up to 4 times as long.
         product_dtype="bfloat16" if is_native else "float32",
@@ -59,16 +58,6 @@ def _attention(spec: LoadSpec, table: _Usable, plain: tuple[Weights, ...]) -> st
     """Return the kernel for attention; None if the user asked for another attention."""
     names = table.names("attention", *plain, "any") if spec.attention == "sdpa" else ()
     return names[0] if names else None
-
-
-def _step(spec: LoadSpec, table: _Usable, *, is_stored: bool) -> tuple[str, ...]:
-    """Return the kernels of decode steps: none if they cannot read the weights of the layers."""
-    is_plain = spec.quantization == "none"
-    is_ours = is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit)
-    has_weights = not is_stored and (is_plain or is_ours) and spec.dtype != "float16"
-    # A user who asked for another attention gets that attention for every token.
-    fits = spec.attention == "sdpa" and find_family(spec.family).text_path is not None
-    return table.names("step", "any") if has_weights and fits else ()
 
 
 def _text_and_head(
@@ -113,3 +102,8 @@ class _Usable:
             and (kernel.weights, kernel.device) == (weights, self.kind)
             and kernel.problem(self.machine) is None
         )
+
+    def steps(self, spec: LoadSpec, *, is_stored: bool) -> tuple[str, ...]:
+        """Return the names of the kernels for decode steps; none if these cannot run *spec*."""
+        problem = step_problem(spec, self.machine, is_stored=is_stored)
+        return self.names("step", "any") if problem is None else ()

@@ -94,7 +94,7 @@ def explain_choices(context: Context, spec: LoadSpec) -> tuple[Reason, ...]:
     if spec.adapter is not None:
         found.append(Reason("adapter", spec.adapter.name, adapter_place(spec.adapter, spec)))
     if context.option.device == "cpu":
-        found.append(_products(context, spec))
+        found += [_products(context, spec), _steps(context, spec)]
     if context.option.gpus:
         found += [_decoding(spec), _vision(spec)]
     if context.facts.splitting is not None:
@@ -238,6 +238,14 @@ def _decoding(spec: LoadSpec) -> Reason:
         return Reason("decoding", "one kernel at a time", problem)
     why = "a recorded step replaces a thousand kernel launches"
     return Reason("decoding", "CUDA graphs", why)
+
+
+def _steps(context: Context, spec: LoadSpec) -> Reason:
+    if spec.kernels.step:
+        return Reason("decoding", spec.kernels.step[0], KERNELS[spec.kernels.step[0]].summary)
+    is_stored = context.facts.stored is not None
+    problem = decoding.step_problem(spec, context.machine, is_stored=is_stored)
+    return Reason("decoding", "layer by layer", problem or "the compiled step is wrong here")
 
 
 def _vision(spec: LoadSpec) -> Reason:

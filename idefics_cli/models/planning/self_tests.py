@@ -31,6 +31,9 @@ def without_failing(plan: Plan, failing: Collection[str]) -> Plan:
     changed = {}
     if former.text != kernels.text and (products := explain_products(spec)) is not None:
         changed[products.subject] = products
+    if former.step != kernels.step:
+        why = f"the kernel `{former.step[0]}` fails its self-test"
+        changed["decoding"] = Reason("decoding", "layer by layer", why)
     if former.attention != attention:
         why = f"the kernel `{former.attention}` fails its self-test"
         changed["attention"] = Reason("attention", spec.attention, why)

@@ -504,5 +504,28 @@ def test_a_plan_tells_whether_steps_are_recorded(
     assert why in reason.why
 
 
-def test_a_plan_for_a_processor_says_nothing_of_recordings() -> None:
-    assert "decoding" not in {r.subject for r in plan("idefics2-8b", MACHINES["256 GiB"]).reasons}
+@pytest.mark.parametrize(
+    ("model", "choices", "why"),
+    [
+        ("smolvlm-500m", {}, None),
+        ("smolvlm-500m", {"quantization": "8bit"}, None),
+        ("idefics-9b", {}, "there is no compiled step for the layers of IDEFICS-1"),
+        ("smolvlm-500m", {"attention": "eager"}, "there is no compiled step with the attention"),
+        ("smolvlm-500m", {"dtype": "float16"}, "there is no compiled step in float16"),
+    ],
+)
+def test_a_plan_for_a_processor_tells_how_a_token_is_computed(
+    model: str, choices: dict[str, str], why: str | None
+) -> None:
+    versions = {**VERSIONS, "llvmlite": "0.50.0"}
+    made = plan(model, machines.cpu(256, "avx2", "fma", versions=versions), **choices)
+    (reason,) = [reason for reason in made.reasons if reason.subject == "decoding"]
+    if why is None:
+        assert reason.choice == "text_step"
+        assert reason.why == "a token runs through all layers in one call of compiled code"
+    else:
+        assert (reason.choice, reason.why[: len(why)]) == ("layer by layer", why)
+    without = plan(model, machines.cpu(256, "avx2", "fma"), **choices)
+    (reason,) = [reason for reason in without.reasons if reason.subject == "decoding"]
+    assert reason.choice == "layer by layer"
+    assert (why or "the package llvmlite is not installed") in reason.why
