@@ -116,6 +116,25 @@ def test_a_kernel_multiplies_as_float32_does(name: str, shape: tuple[int, int]) 
                     assert relative_error(given, exact) < row.tolerance + rounding
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_number_out_of_range_is_out_of_range_in_the_products(name: str, bad: float) -> None:
+    """Else a damaged checkpoint gives replies that look sound."""
+    row = usable(name)
+    damaged = linear(row)
+    damaged.weight.data[3, 5] = bad
+    damaged_layer = row.layer_kernel().layer_for(damaged, product_dtype=torch.float32)
+    for count in (1, 3, 203):
+        rows = torch.randn(count, 192).to(dtypes(row)[0])
+        with torch.inference_mode():
+            if damaged_layer is not None:
+                assert not damaged_layer(rows)[:, 3].isfinite().any()
+            rows[-1, 7] = bad
+            given = layer_of(row, linear(row))(rows)
+        assert not given[-1].isfinite().any()
+        assert given[:-1].isfinite().all()
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_some_shape_of_the_list_fits(name: str) -> None:
     row = usable(name)

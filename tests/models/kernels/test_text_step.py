@@ -138,6 +138,20 @@ def test_a_sliding_window_hides_older_tokens(
         assert relative_error(given, torch.cat(wanted)) < 1e-5
 
 
+def test_a_key_that_is_no_number_makes_the_logits_of_its_row_none(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    loaded = load(spec_of(checkpoint("smolvlm"), dtype="float32"))
+    assert loaded.text_step is not None
+    with torch.inference_mode():
+        caches, tokens = prompts(loaded)
+        states = states_of(caches, 256)
+        states[1].keys[1, 0, 0, 0] = float("nan")
+        logits = loaded.text_step(torch.cat(tokens)[:, 0], LENGTHS, states)
+    assert logits.isnan().all(1).tolist() == [False, True, False, False]
+    assert logits.isnan().any(1).tolist() == [False, True, False, False]
+
+
 def test_rows_threads_and_buffers_may_change_between_steps(
     checkpoint: Callable[[str], Path],
 ) -> None:

@@ -278,7 +278,11 @@ def write_rounding(
         values = code.load(source, build.mul(at, code.number(2 if halves else 4)), kind)
         values = code.from_bfloat16(values) if halves else values
         size = code.call(f"llvm.fabs.v{GROUP}f32", values.type, values)
-        highest = code.call(f"llvm.vector.reduce.fmax.v{GROUP}f32", f32, size)
+        # As integers, sizes have the same order, and NaN is above all of them. `fmax` ignores NaN,
+        # which would make a reply of damaged weights look sound.
+        bits = build.bitcast(size, code.vector(code.i32, GROUP))
+        highest = code.call(f"llvm.vector.reduce.umax.v{GROUP}i32", code.i32, bits)
+        highest = build.bitcast(highest, f32)
         # A group of zeros has a scale of 0; it is divided by 1 instead.
         is_zero = build.fcmp_ordered("==", highest, code.ir.Constant(f32, 0.0))
         divisor = build.select(is_zero, code.ir.Constant(f32, 1.0), highest)

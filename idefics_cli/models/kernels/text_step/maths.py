@@ -22,14 +22,16 @@ _SMALLEST, _LARGEST = -87.0, 88.0
 
 
 def exponential(code: Code, values: ir.Value) -> ir.Value:
-    """Return e to the power of *values*."""
+    """Return e to the power of *values*; NaN stays NaN."""
     build, count = code.builder, values.type.count
 
     def same(value: float) -> ir.Value:
         return code.same(code.f32, count, value)
 
-    values = code.call(f"llvm.maxnum.v{count}f32", values.type, values, same(_SMALLEST))
-    values = code.call(f"llvm.minnum.v{count}f32", values.type, values, same(_LARGEST))
+    # `maxnum` and `minnum` would replace NaN by a limit. Comparisons keep it, as torch does, so
+    # that a reply tells that the numbers went out of range.
+    for sign, limit in (("<", same(_SMALLEST)), (">", same(_LARGEST))):
+        values = build.select(build.fcmp_ordered(sign, values, limit), limit, values)
     power = code.call(f"llvm.rint.v{count}f32", values.type, build.fmul(values, same(_LOG2_E)))
     rest = values
     for part in _LN2:
