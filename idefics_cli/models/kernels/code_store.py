@@ -25,6 +25,8 @@ def find_code(key: str) -> bytes | None:
     """Return the code that `keep_code` wrote for *key*; None if there is none, or it is damaged."""
     path = _path(key)
     try:
+        if not _is_own(path.stat()):
+            return None
         data = read_regular_file(path, limit_bytes=_LARGEST_BYTES)
     except (OSError, IdeficsError):
         return None
@@ -52,6 +54,11 @@ def keep_code(key: str, code: bytes) -> None:
 def _path(key: str) -> Path:
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return cache_folder(os.environ) / "code" / f"{name}{_ENDING}"
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether nobody but this user can have written a file with this *status*."""
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _remove_oldest(folder: Path) -> None:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
+from idefics_cli import __version__
 from idefics_cli.models.kernels.code_store import find_code, keep_code
 
 # Width of the registers that `compiled_for` chose; None is the widest of this processor.
@@ -38,7 +39,8 @@ class CompiledCode:
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=processor, features=features, opt=3
         )
-        key = "\n".join((key, processor, features, str(llvm.llvm_version_info), _sources()))
+        versions = f"{__version__} {llvm.llvm_version_info}"
+        key = "\n".join((key, processor, features, versions, _sources()))
         code = find_code(key)
         if code is None:
             module = llvm.parse_assembly(write())

@@ -248,6 +248,11 @@ def test_old_code_is_removed_and_a_folder_that_cannot_be_written_is_no_error(
         code_store.keep_code(str(number), b"code")
     assert len(list((tmp_path / "idefics" / "code").iterdir())) == 64
     assert code_store.find_code("69") == b"code"
+    newest = max(
+        (tmp_path / "idefics" / "code").iterdir(), key=lambda path: path.stat().st_mtime_ns
+    )
+    newest.chmod(0o666)  # somebody else may have written it
+    assert code_store.find_code("69") is None
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     code_store.keep_code("a", b"code")
