@@ -164,19 +164,24 @@ class TextStep:
         """
         rows, threads = len(states), torch.get_num_threads()
         capacity = layers[0].keys.shape[2]
-        if (rows, threads, capacity) != (self._rows, self._threads, self._capacity):
-            self._make_room(rows, threads, capacity)
+        if rows > self._rows or threads > self._threads or capacity > self._capacity:
+            # The room for the largest step is kept, because rows end one after the other.
+            most = (max(rows, self._rows), max(threads, self._threads))
+            self._make_room(*most, max(capacity, self._capacity))
+        fields = self._fields
+        fields[StepField.ROWS], fields[StepField.THREADS] = rows, threads
+        fields[StepField.CAPACITY] = capacity
         self._turn_to(max(positions))
-        self._states.copy_(states)
-        self._positions[:] = torch.tensor(positions)
+        self._states[:rows] = states
+        self._positions[:rows] = torch.tensor(positions)
         for index, layer in enumerate(layers):
             at = index * LAYER_FIELDS
             self._layers[at + LayerField.KEYS] = layer.keys.data_ptr()
             self._layers[at + LayerField.VALUES] = layer.values.data_ptr()
         self._counters.zero_()
-        self._fields[StepField.THREADS_BEGUN] = 0
-        self._code.run(_NAME, ctypes.addressof(self._fields), threads)
-        return self._logits[:, : _shape(self._text.head)[0]].to(self._text.dtype)
+        fields[StepField.THREADS_BEGUN] = 0
+        self._code.run(_NAME, ctypes.addressof(fields), threads)
+        return self._logits[:rows, : _shape(self._text.head)[0]].to(self._text.dtype)
 
     def _fill_tables(self) -> None:
         text, fields = self._text, self._fields
@@ -220,8 +225,6 @@ class TextStep:
         """Allocate the buffers for *rows* rows, *threads* threads and *capacity* positions."""
         text, fields = self._text, self._fields
         self._rows, self._threads, self._capacity = rows, threads, capacity
-        fields[StepField.ROWS], fields[StepField.THREADS] = rows, threads
-        fields[StepField.CAPACITY] = capacity
         heads, kv = text.heads * text.head_width, text.kv_heads * text.head_width
         widths = {
             StepField.STATES: self._hidden,
