@@ -56,6 +56,8 @@ class Terminal:
             "TERM": "xterm-256color",
             "COLORTERM": "truecolor",
             "OMP_NUM_THREADS": "1",
+            # Without a compiled step, answers take long enough to be interrupted.
+            "IDEFICS_ATTENTION": "eager",
             **mode.environ,
         }
         self.home = home
