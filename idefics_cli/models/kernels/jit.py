@@ -15,9 +15,10 @@ multiplies in bfloat16 in 19 ms (AMD Zen 5 with AVX512_BF16, 3 threads, torch 2.
   platform. llvmlite's wheel brings the compiler along.
 - KleidiAI is a library for ARM processors. These kernels are for x86.
 - oneDNN has no format of 12 bits. On processors without bfloat16 instructions it emulates them, in
-  up to 4 times the time of float32 (`widened.py`). On processors with these instructions we use
-  oneDNN (`packed.py`). torch's dynamic 8-bit layers (FBGEMM or oneDNN) round a batch of
-  activations with one scale: the error is 27 % when one input is 60 times as large as the others.
+  up to 4 times the time of float32 (`widened.py`). On processors with these instructions, oneDNN
+  (`packed.py`) computes layers that 12 bits do not suit. torch's dynamic 8-bit layers (FBGEMM or
+  oneDNN) round a batch of activations with one scale: the error is 27 % when one input is 60 times
+  as large as the others.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # The kernel multiplies this many weights along the width in one pass of its loop.
 STEP = 64
+# The width is a multiple of this: the number of float32 values in the widest register.
 LANES = 16
 # Number of outputs that are computed together: a row is read once for all of them.
 OUTPUTS_TOGETHER = 4
