@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from idefics_cli.bench.agreement import Agreement, compare_pairs
 from idefics_cli.bench.measure import Measurement, Series, Tokens, Watch, without_collection
@@ -46,8 +46,8 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._engine.close()
+    def __exit__(self, *details: Any) -> None:
+        self._engine.__exit__(*details)
 
 
 class _Recording:
