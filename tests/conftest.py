@@ -65,22 +65,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def _make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Return a function that makes a new folder, which is cheaper than a `tmp_path` per test."""
+def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the code that kernels compile, for all tests of a run.
+
+    Each start would compile its kernels again, which takes longer than most tests.
+    """
+    top = tmp_path_factory.getbasetemp()
+    # The processes of xdist have folders of their own in the folder of the run.
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "compiled code"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory: pytest.TempPathFactory, compiled_code: Path) -> Callable[[], Path]:
+    """Return a function that makes a home, which is cheaper than a `tmp_path` per test."""
     homes, numbers = tmp_path_factory.mktemp("homes"), count()
 
     def make() -> Path:
         home = homes / str(next(numbers))
-        home.mkdir()
+        (home / ".cache" / "idefics").mkdir(parents=True)
+        (home / ".cache" / "idefics" / "code").symlink_to(compiled_code)
         return home
 
     return make
 
 
 @pytest.fixture(autouse=True)
-def _own_home(_make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_home(make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a developer's settings, sessions and model cache out of the tests."""
-    home = _make_home()
+    home = make_home()
     for name in list(os.environ):
         if name.startswith(("IDEFICS_", "XDG_", "HF_")):
             monkeypatch.delenv(name)

@@ -29,6 +29,10 @@ from tests.support.prompts import NEW_TOKENS, open_engine, picture
 from tests.support.readme import ROOT
 from tests.support.reference import Content, Reference, load_reference
 
+# With two cores, a plan gives a small model one thread. Two threads of tiny models wait for each
+# other for most of their time.
+SMALL_MACHINE = replace(MACHINE, cores=2)
+
 
 class _Watched(LocalEngine):
     """An engine that remembers what it is asked."""
@@ -82,7 +86,7 @@ class _Model:
             return make
 
         services = Services(
-            environ={}, stdin=None, make_factory=make_factory, probe=lambda: MACHINE
+            environ={}, stdin=None, make_factory=make_factory, probe=lambda: SMALL_MACHINE
         )
         options = ("-m", str(self.folder), "--dtype", "float32")
         limit = ("--max-new-tokens", str(NEW_TOKENS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -66,16 +68,15 @@ QUICK = (
 )
 
 SHORT = (*QUICK, "--epochs", "1")  # where it does not matter what is learned
-LONGER = (*QUICK[:5], "--epochs", "20", "--batch-size", "6")
 
 
 def test_a_run_writes_an_adapter_that_answers_as_its_last_evaluation(data: Path) -> None:
-    ran = tune(*LONGER, "--validation", "photos", "--json", "--plot")
+    ran = tune(*QUICK, "--epochs", "3", "--validation", "photos", "--json", "--plot")
 
     assert ran.code == 0
     result = json.loads(ran.out)
-    assert (result["rows"], result["validation_rows"], result["steps"]) == (12, 12, 40)
-    assert [each["step"] for each in result["evaluations"]] == list(range(0, 41, 4))
+    assert (result["rows"], result["validation_rows"], result["steps"]) == (12, 12, 6)
+    assert [each["step"] for each in result["evaluations"]] == list(range(7))
     losses = [each["loss"] for each in result["evaluations"]]
     assert losses[-1] < losses[0] / 2
     assert set(os.listdir("out")) == {
@@ -89,7 +90,7 @@ def test_a_run_writes_an_adapter_that_answers_as_its_last_evaluation(data: Path)
     }
     assert "training an adapter of 221,184 weights beside 28 layers of the text model" in ran.err
     card = Path("out/README.md").read_text()
-    assert "trained on 12 rows of `photos` (221,184 weights, 40 steps)" in card
+    assert "trained on 12 rows of `photos` (221,184 weights, 6 steps)" in card
     assert Path("out/loss.svg").read_text().startswith("<svg")
     assert "scene-000.png" in Path("out/samples.html").read_text()
 
@@ -103,7 +104,8 @@ def test_a_run_writes_an_adapter_that_answers_as_its_last_evaluation(data: Path)
 
 
 def test_the_weights_themselves_are_trained_with_full_into_a_model_for_m(data: Path) -> None:
-    ran = tune(*LONGER, "--full", "--validation", "photos", "--json")
+    words = ("photos", "-o", "out", "--replay", "0", "--epochs", "2", "--batch-size", "6")
+    ran = tune(*words, "--full", "--validation", "photos", "--json")
 
     assert ran.code == 0
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir("out"))
@@ -114,6 +116,7 @@ def test_the_weights_themselves_are_trained_with_full_into_a_model_for_m(data: P
     assert again.code == 0
     captions = captions_in("new.jsonl")
     assert captions[:8] == [sample["after"] for sample in result["samples"]]
+    assert captions[:8] != [sample["before"] for sample in result["samples"]]
 
 
 def test_a_model_of_an_earlier_run_is_trained_further_as_any_other(data: Path) -> None:
@@ -300,10 +303,10 @@ def test_ctrl_c_while_a_run_is_prepared_that_goes_on_keeps_its_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr("idefics_cli.cli.commands.tune.run._finish", interrupt)
-        assert tune(*QUICK).code == 130
-    ran = tune(*QUICK)
+        assert tune(*SHORT).code == 130
+    ran = tune(*SHORT)
     assert ran.code == 0
-    assert "going on after 8 of 8 steps" in ran.err
+    assert "going on after 2 of 2 steps" in ran.err
 
 
 @pytest.mark.usefixtures("data")
@@ -323,7 +326,7 @@ def test_a_folder_without_weights_says_that_its_training_has_not_ended() -> None
 def stop_in_the_middle(
     words: tuple[str, ...], number: signal.Signals, warm_python: tuple[str, ...]
 ) -> str:
-    """Send a signal after step 9; return what the command said."""
+    """Send a signal after step 3; return what the command said."""
     log = Path("out/training.jsonl")
     process = subprocess.Popen(
         [*warm_python, "-m", "idefics_cli", "tune", *words, "-m", "demo"],
@@ -332,7 +335,7 @@ def stop_in_the_middle(
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not (log.exists() and '"step": 9' in log.read_text()):
+    while not (log.exists() and '"step": 3,' in log.read_text()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -344,8 +347,8 @@ def stop_in_the_middle(
 
 
 def test_after_a_signal_the_same_command_goes_on(data: Path, warm_python: tuple[str, ...]) -> None:
-    # Each second step is evaluated, and then is in a checkpoint.
-    words = ("photos", "-o", "out", "--replay", "0", "--epochs", "10", "--batch-size", "6")
+    # Steps that are evaluated are in a checkpoint: 2 and 4 are, but 3 is not.
+    words = ("photos", "-o", "out", "--replay", "0", "--epochs", "6", "--batch-size", "6")
     adapters = []
     for number in (None, signal.SIGINT, signal.SIGKILL):
         err = "" if number is None else stop_in_the_middle(words, number, warm_python)
@@ -355,22 +358,43 @@ def test_after_a_signal_the_same_command_goes_on(data: Path, warm_python: tuple[
         rest = tune(*words)
         assert rest.code == 0
         if number is not None:
-            assert 8 <= int(rest.err.split("going on after ")[1].split(" of ")[0]) < 20
+            assert 2 <= int(rest.err.split("going on after ")[1].split(" of ")[0]) < 12
         lines = [json.loads(line) for line in Path("out/training.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "norm" in line] == list(range(1, 21))
+        assert [line["step"] for line in lines if "norm" in line] == list(range(1, 13))
         adapters.append(Path("out/adapter_model.safetensors").read_bytes())
         shutil.rmtree("out")
     assert len(set(adapters)) == 1
 
 
-def test_a_dry_run_counts_the_rows_with_own_answers_as_the_run_does(data: Path) -> None:
+@dataclass(frozen=True)
+class Replayed:
+    """A run that also learns own answers to other questions, and what it left in its folder."""
+
+    words: tuple[str, ...]
+    folder: Path
+    ran: Ran
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> Replayed:
     words = ("photos", "-o", "out", "--epochs", "1", "--batch-size", "6", "--replay", "2")
+    folder = tmp_path_factory.mktemp("replayed")
+    write_style(folder / "photos", easy_style, count=12)
+    with contextlib.chdir(folder):
+        return Replayed(words, folder, tune(*words, "--json"))
+
+
+def test_a_dry_run_counts_the_rows_with_own_answers_as_the_run_does(
+    replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(replayed.folder)
+    words = replayed.words
     ran = tune(*words, "--dry-run")
     assert (
         "11 to learn, 22 answers of the model to other questions, 1 to try the model on" in ran.out
     )
     planned = json.loads(tune(*words, "--dry-run", "--json").out)
-    result = json.loads(tune(*words, "--json").out)
+    result = json.loads(replayed.ran.out)
     for name in ("rows", "replayed_rows", "validation_rows", "steps"):
         assert planned[name] == result[name]
     plain = json.loads(tune(*words[:-1], "0", "--dry-run", "--json").out)
@@ -400,14 +424,13 @@ def test_a_whole_run_needs_no_network(data: Path, warm_python: tuple[str, ...]) 
     assert len(captions_in("new.jsonl")) == 12
 
 
-def test_own_answers_to_other_questions_are_learned_too(data: Path) -> None:
-    words = ("photos", "-o", "out", "--epochs", "1", "--batch-size", "6", "--replay", "2")
-    ran = tune(*words, "--json")
+def test_own_answers_to_other_questions_are_learned_too(replayed: Replayed) -> None:
+    ran = replayed.ran
     assert ran.code == 0
     assert (
         "22 answers of the model to other questions are learned too, to keep its skills" in ran.err
     )
-    answers = json.loads(Path("out/replay.json").read_text())
+    answers = json.loads((replayed.folder / "out" / "replay.json").read_text())
     assert len(answers) == 22
     result = json.loads(ran.out)
     assert (result["rows"], result["replayed_rows"], result["steps"]) == (11, 22, 6)
@@ -418,13 +441,13 @@ def test_own_answers_to_other_questions_are_learned_too(data: Path) -> None:
     "words",
     [
         ("--quantization", "4bit", "--replay", "1"),
-        ("--train", "text,connector,vision", "--no-keep-features", "--replay", "0"),
-        ("--dora", "--checkpointing", "--replay", "0"),
-        ("--dtype", "bfloat16", "--replay", "0"),
+        ("--train", "text,connector,vision", "--no-keep-features"),
+        ("--dora", "--checkpointing"),
+        ("--dtype", "bfloat16"),
     ],
 )
 def test_other_ways_to_train_lower_the_loss(words: tuple[str, ...], data: Path) -> None:
-    ran = tune("photos", "-o", "out", "--epochs", "4", "--batch-size", "6", *words, "--json")
+    ran = tune(*QUICK, "--epochs", "2", "--batch-size", "4", *words, "--json")
     assert ran.code == 0
     first, *_, last = json.loads(ran.out)["evaluations"]
     assert last["loss"] < first["loss"] / 2
