@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -57,12 +56,14 @@ class Opening(FakeEngine):
 
 
 @pytest.mark.parametrize("prompt", ["Describe it.", "Describe it, {width} by {height}."])
-def test_a_run_opens_each_file_once(prompt: str, tmp_path: Path) -> None:
+def test_a_run_opens_each_file_once(
+    prompt: str, tmp_path: Path, warm_python: tuple[str, ...]
+) -> None:
     samples = write_samples(tmp_path / "in", count=5, seed=3)
     arguments = ["caption", str(tmp_path / "in"), "-m", "demo", "--prompt", prompt]
     output = tmp_path / "out.jsonl"
     ran = subprocess.run(
-        [sys.executable, "-c", COUNTING, *arguments, "-o", str(output)],
+        [*warm_python, "-c", COUNTING, *arguments, "-o", str(output)],
         capture_output=True,
         text=True,
         check=True,

@@ -109,11 +109,13 @@ def name_of(request: GenerationRequest) -> str:
     return Path(request.attachments[0].source).stem
 
 
-def test_a_script_without_a_terminal_captions_a_folder(tmp_path: Path) -> None:
+def test_a_script_without_a_terminal_captions_a_folder(
+    tmp_path: Path, warm_python: tuple[str, ...]
+) -> None:
     assert len([line for line in SCRIPT.splitlines() if line]) <= 20
     write_samples(tmp_path / "in", count=6, seed=1)
     output = tmp_path / "out.jsonl"
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(output)]
+    command = [*warm_python, "-c", SCRIPT, str(tmp_path / "in"), str(output)]
     ran = subprocess.run(
         command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, timeout=120
     )

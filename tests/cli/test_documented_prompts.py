@@ -23,15 +23,11 @@ from idefics_cli.engine.protocol import EngineFactory, OpenImage, Prepared
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
 from tests.support import machines, tiny
-from tests.support.commands import MACHINE, run
+from tests.support.commands import TWO_CORES, run
 from tests.support.encoded import assert_same_inputs, encode
 from tests.support.prompts import NEW_TOKENS, open_engine, picture
 from tests.support.readme import ROOT
 from tests.support.reference import Content, Reference, load_reference
-
-# With two cores, a plan gives a small model one thread. Two threads of tiny models wait for each
-# other for most of their time.
-SMALL_MACHINE = replace(MACHINE, cores=2)
 
 
 class _Watched(LocalEngine):
@@ -86,7 +82,7 @@ class _Model:
             return make
 
         services = Services(
-            environ={}, stdin=None, make_factory=make_factory, probe=lambda: SMALL_MACHINE
+            environ={}, stdin=None, make_factory=make_factory, probe=lambda: TWO_CORES
         )
         options = ("-m", str(self.folder), "--dtype", "float32")
         limit = ("--max-new-tokens", str(NEW_TOKENS))

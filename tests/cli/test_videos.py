@@ -20,7 +20,7 @@ from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.media import MediaLoader, first_image
 from tests.support.clips import Clip, sound
-from tests.support.commands import MACHINE, Ran, run
+from tests.support.commands import TWO_CORES, Ran, run
 from tests.support.pictures import encoded, noise
 
 LIMIT = ("--max-new-tokens", "6", "--dtype", "float32")
@@ -49,7 +49,7 @@ def call(*arguments: str, stdin: bytes | None = None) -> Ran:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", stream)  # the engine reads it
         buffer = None if stream is None else stream.buffer
-        return run(*arguments, services=replace(Services(), stdin=buffer, probe=lambda: MACHINE))
+        return run(*arguments, services=replace(Services(), stdin=buffer, probe=lambda: TWO_CORES))
 
 
 def records(path: str) -> dict[str, dict[str, object]]:

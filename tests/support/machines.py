@@ -19,7 +19,10 @@ H100 = ("H100", 80, (9, 0))
 
 
 def cpu(ram: int, *flags: str, **more: object) -> Machine:
-    """Return an x86 machine without GPU: *ram* GiB, 1.5 of them in use, 8 cores, and *flags*."""
+    """Return an x86 machine without GPU: *ram* GiB, 1.5 of them in use, 8 cores, and *flags*.
+
+    A test that runs a model gives `cores=2`; see `tests.support.commands.TWO_CORES`.
+    """
     return machine(ram, flags=("avx2", *flags), **more)
 
 

@@ -88,7 +88,7 @@ def test_a_family_of_one_module_and_one_row_answers_as_the_library_does(
 ) -> None:
     facts = find_facts(str(folder))
     assert (facts.family, facts.chats, facts.splitting) == ("kite", True, True)
-    plan = make_plan(facts, PlanChoices(dtype="float32"), machines.cpu(16))
+    plan = make_plan(facts, PlanChoices(dtype="float32"), machines.cpu(16, cores=2))
     request = GenerationRequest(
         (Message("user", (Attachment(str(picture)), QUESTION)),), Sampling(max_new_tokens=12)
     )

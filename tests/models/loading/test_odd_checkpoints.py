@@ -71,7 +71,7 @@ def picture(tmp_path: Path) -> Path:
 
 def spec_of(folder: Path) -> LoadSpec:
     facts = find_facts(str(folder))
-    return make_plan(facts, PlanChoices(dtype="float32"), machines.cpu(16)).spec
+    return make_plan(facts, PlanChoices(dtype="float32"), machines.cpu(16, cores=2)).spec
 
 
 def answer(folder: Path, picture: Path) -> tuple[int, ...]:
@@ -265,7 +265,7 @@ def test_a_run_of_captions_ends_at_once_with_a_template_that_cannot_be_used(
     copy: Callable[..., Path], picture: Path
 ) -> None:
     folder = copy("idefics3", "chat_template.json", set_to(chat_template="{{ 1 // 0 }}"))
-    services = Services(probe=lambda: machines.cpu(24))
+    services = Services(probe=lambda: machines.cpu(24, cores=2))
     ran = run("caption", "-m", str(folder), str(picture), str(picture), services=services)
     assert (ran.code, ran.out) == (1, "")
     assert "fails: ZeroDivisionError" in ran.err
@@ -315,7 +315,7 @@ def test_a_reply_of_a_document_model_shows_its_markup_wherever_it_goes(
     in_text(vocab_size=rows)(config)
     (folder / "config.json").write_text(json.dumps(config))
 
-    services = Services(probe=lambda: machines.cpu(24), stdin=None)
+    services = Services(probe=lambda: machines.cpu(24, cores=2), stdin=None)
     call = (
         "-m",
         str(folder),
@@ -360,7 +360,7 @@ def test_a_raw_prompt_needs_no_template(
     change = set_to(chat_template=template)
     folder = copy("idefics3", "chat_template.json", change)
     call = ("ask", "--raw", "User: Hi", "--max-new-tokens", "4", "--json", "--dtype", "float32")
-    services = Services(probe=lambda: machines.cpu(24), stdin=None)
+    services = Services(probe=lambda: machines.cpu(24, cores=2), stdin=None)
     broken = run(*call, "-m", str(folder), services=services)
     whole = run(*call, "-m", str(checkpoint("idefics3")), services=services)
     assert broken.code == 0

@@ -204,7 +204,9 @@ def test_what_a_crash_left_is_swept_after_a_day(spec: LoadSpec, tmp_path: Path) 
 
 
 def test_the_command_keeps_lists_and_removes(tmp_path: Path) -> None:
-    services = Services(environ={"XDG_CACHE_HOME": str(tmp_path)}, probe=lambda: machines.cpu(24))
+    services = Services(
+        environ={"XDG_CACHE_HOME": str(tmp_path)}, probe=lambda: machines.cpu(24, cores=2)
+    )
     ran = run("models", "quantize", "demo", services=services)
     assert ran.code == 0, ran.err
     folder = Path(ran.out.strip())

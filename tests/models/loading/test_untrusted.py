@@ -83,7 +83,7 @@ def test_the_code_in_a_folder_never_runs(
     picture = tmp_path / "a.png"
     quadrants().save(picture)
     names = {"MODEL": str(folder), "PICTURE": str(picture)}
-    services = Services(stdin=io.BytesIO(b"y\n"), probe=lambda: machines.cpu(24))
+    services = Services(stdin=io.BytesIO(b"y\n"), probe=lambda: machines.cpu(24, cores=2))
     done = run(*(names.get(word, word) for word in command), services=services)
     assert not ran.exists()
     assert not asked.exists()
