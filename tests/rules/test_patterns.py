@@ -6,7 +6,8 @@ import ast
 import importlib
 import re
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -45,16 +46,25 @@ class Use:
 
 def _uses() -> Iterator[Use]:
     sources = {path: path.read_text("utf-8") for path in sorted(_ROOT.rglob("*.py"))}
-    package = "\n".join(sources.values())
+    called = _called_methods(sources.values())
     for path, source in sources.items():
         module = path.relative_to(_ROOT.parent).with_suffix("").as_posix()
         if "re.compile" in source:
             for name, value in vars(importlib.import_module(module.replace("/", "."))).items():
                 patterns = [value] if isinstance(value, re.Pattern) else _in_rows(value)
-                methods = set(re.findall(rf"\b{name}\.({'|'.join(_METHODS)})\b", package))
-                for pattern, method in product(patterns, sorted(methods) or ["match"]):
+                for pattern, method in product(patterns, sorted(called.get(name, ["match"]))):
                     yield Use(f"{module}:{name}", pattern, method)
         yield from _inline(module, ast.parse(source))
+
+
+def _called_methods(sources: Iterable[str]) -> Mapping[str, set[str]]:
+    """Return the methods of patterns that *sources* call on each name, in one search for all."""
+    call = re.compile(rf"\b(\w+)(?=\.({'|'.join(_METHODS)})\b)")
+    called: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        for name, method in call.findall(source):
+            called[name].add(method)
+    return called
 
 
 def _in_rows(value: object) -> list[re.Pattern[bytes]]:
