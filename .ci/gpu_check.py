@@ -42,7 +42,7 @@ LIMITS = {
 # These load random weights in the shape of a real model. The job "weights" writes them meanwhile.
 NEED_WEIGHTS = ("shape", "cards", "quantized")
 # A job that got less time than this would only load a model.
-_LEAST_SECONDS = 5.0
+LEAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +72,26 @@ class Verdict:
     reason: str = ""
 
 
-def run_jobs(jobs: Sequence[Job], folder: Path, *, seconds: float = SECONDS) -> Iterator[Verdict]:
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    seconds: float = SECONDS,
+    least_seconds: float = LEAST_SECONDS,
+) -> Iterator[Verdict]:
     """Run *jobs* one after the other, and yield the verdict of each.
 
     Args:
         jobs: The jobs.
         folder: Folder of the figures and logs.
         seconds: Time for all jobs. A job that would start later is skipped.
+        least_seconds: A job that would get less time than this is skipped, unless that is all that
+            it needs.
     """
     end = time.monotonic() + seconds
     for job in jobs:
         limit = min(job.seconds, end - time.monotonic())
-        if limit < min(_LEAST_SECONDS, job.seconds):
+        if limit < min(least_seconds, job.seconds):
             yield Verdict(job.name, "SKIPPED", 0, "no time was left")
             continue
         started = time.monotonic()

@@ -69,9 +69,9 @@ def test_a_job_that_has_no_time_left_is_skipped(gpu_check: ModuleType, tmp_path:
         gpu_check.Job("late", [sys.executable, "-c", RIGHT], 30),
     ]
     started = time.monotonic()
-    first, second = gpu_check.run_jobs(jobs, tmp_path, seconds=6)
+    first, second = gpu_check.run_jobs(jobs, tmp_path, seconds=1, least_seconds=0.5)
     assert time.monotonic() - started < 30
-    assert (first.word, first.reason) == ("BAD", "not ended after 6 s")
+    assert (first.word, first.reason) == ("BAD", "not ended after 1 s")
     assert (second.word, second.reason) == ("SKIPPED", "no time was left")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from idefics_cli.cli.commands.doctor import check as check_module
+from idefics_cli.cli.commands.doctor.check import draw_pictures
 from idefics_cli.cli.services import Services
 from idefics_cli.models.kernels.rms_norm import CpuRMSNorm
 from idefics_cli.models.planning.verdicts import NO_VERDICTS, Fault, Verdict, Verdicts
@@ -18,10 +20,21 @@ from tests.support import machines
 from tests.support.commands import Ran, run
 from tests.support.fakes import FakeEngine
 
+# The fewest pictures for which rows come and go in four slots.
+FEW = 5
+
 
 def check(cache: Path, *arguments: str, **more: Any) -> Ran:
     services = Services(environ={"XDG_CACHE_HOME": str(cache)})
     return run("doctor", "-m", "demo", *arguments, services=services, **more)
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let each way answer questions about the first pictures only; return their number."""
+    count: int = getattr(request, "param", FEW)
+    monkeypatch.setattr(check_module, "draw_pictures", lambda folder: draw_pictures(folder)[:count])
+    return count
 
 
 @pytest.fixture
@@ -48,7 +61,10 @@ def broken_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CpuRMSNorm, "forward", forward)
 
 
-def test_every_way_of_this_computer_is_sound(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "few_pictures", [FEW, pytest.param(12, marks=pytest.mark.slow)], indirect=True
+)
+def test_every_way_of_this_computer_is_sound(tmp_path: Path, few_pictures: int) -> None:
     ran = check(tmp_path, "--check", "--json")
     assert (ran.code, ran.err) == (0, "")
     record = ran.record
@@ -60,13 +76,19 @@ def test_every_way_of_this_computer_is_sound(tmp_path: Path) -> None:
     assert {row["quantization"] for row in right} == {"none", "8bit", "4bit"}
     for row in right:
         manners = {m["manner"]: (m["right"], m["total"]) for m in row["manners"]}
-        assert manners["one by one"] == (12, 12)
+        assert manners["one by one"] == (few_pictures, few_pictures)
         assert manners["chat"] == (9, 9)
     assert record["verdict"].startswith("sound: ")
     (kept,) = check(tmp_path, "--json").record["checks"]
     assert (kept["device"], kept["is_whole"], kept["faults"]) == ("cpu", True, [])
     shown = check(tmp_path).out
     assert f"  cpu  {kept['made']} UTC, every way  nothing wrong" in shown.splitlines()
+
+
+def test_a_check_has_twelve_pictures_with_three_questions_each(tmp_path: Path) -> None:
+    pictures = draw_pictures(tmp_path)
+    assert [len(each.turns) for each in pictures] == [3] * 12
+    assert len({each.path.read_bytes() for each in pictures}) == 12
 
 
 @pytest.mark.usefixtures("one_way", "broken_norm")
