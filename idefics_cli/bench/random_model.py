@@ -209,7 +209,7 @@ def _tokenizer(vocabulary: Vocabulary) -> Config:
     free = (number for number in range(vocabulary.size) if number not in taken)
     base = {token: next(free) for token in tokens}
     mark = "▁" if is_llama else "Ġ"
-    base |= {f"{mark}w{number}": number for number in free}
+    base |= {mark + _word(number): number for number in free}
     special = dict(vocabulary.special)
     if is_llama:
         special |= {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -236,6 +236,19 @@ def _tokenizer(vocabulary: Vocabulary) -> Config:
         "model": model,
         **(_llama_rules() if is_llama else _byte_rules(vocabulary)),
     }
+
+
+def _word(number: int) -> str:
+    """Return a word of letters for *number*; each number has its own word.
+
+    Words with digits would not do: captions that differ only in their numbers count as replies that
+    go in circles, and the run asks for them again.
+    """
+    letters = ""
+    while number:
+        number, digit = divmod(number, 26)
+        letters = chr(ord("a") + digit) + letters
+    return f"w{letters}"
 
 
 def _llama_rules() -> Config:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from idefics_cli.bench.random_model import make
 from idefics_cli.bench.shapes import SHAPES, RealShape
+from idefics_cli.caption.executors.degenerate import degeneracy
 from idefics_cli.core.errors import IdeficsError
 
 NARROW = {
@@ -50,3 +51,13 @@ def test_the_library_loads_random_weights_of_the_shape_and_the_cut(tmp_path: Pat
     assert model.num_parameters() == count
     assert len(model.model.text_model.layers) == 1
     assert len(model.model.vision_model.encoder.layers) == 2
+
+
+@pytest.mark.parametrize("name", ["smolvlm-256m", "idefics2-8b"])
+def test_a_text_of_random_tokens_is_no_circle(name: str, tmp_path: Path) -> None:
+    """A run asks again for a caption that goes in circles, and so would not measure one caption."""
+    make(tmp_path, narrow(name), dtype="float32", layers=1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    words = [tokenizer.decode([token]).strip() for token in range(1000, 31_000)]
+    assert len(set(words)) == len(words)
+    assert degeneracy(tokenizer.decode(range(1000, 1040))) is None
