@@ -257,6 +257,7 @@ class KernelChoice:
         head: The linear layer that computes the logits.
         connector: Linear layers between vision and text that multiply few rows.
         vision: Linear layers that multiply one row for each patch of a picture.
+        mlp: The two linear layers of a vision layer together with the activation between them.
         patches: The convolution that cuts a picture into patches.
         norm: Root mean square norms.
         step: Decode steps of the whole text model; if none fits, torch runs layer after layer.
@@ -268,6 +269,7 @@ class KernelChoice:
     head: tuple[str, ...] = ()
     connector: tuple[str, ...] = ()
     vision: tuple[str, ...] = ()
+    mlp: tuple[str, ...] = ()
     patches: tuple[str, ...] = ()
     norm: tuple[str, ...] = ()
     step: tuple[str, ...] = ()
@@ -277,8 +279,8 @@ class KernelChoice:
     @property
     def names(self) -> tuple[str, ...]:
         """All kernels, each once, in the order of the parts."""
-        parts = (self.text, self.head, self.connector, self.vision, self.patches, self.norm)
-        found = [name for part in (*parts, self.step) for name in part]
+        parts = (self.text, self.head, self.connector, self.vision, self.mlp, self.patches)
+        found = [name for part in (*parts, self.norm, self.step) for name in part]
         return tuple(dict.fromkeys(found + ([self.attention] if self.attention else [])))
 
 

@@ -201,9 +201,10 @@ def _find_culprit(
     """Return the kernel without which *way* is right, or None."""
     failed = [manner.manner for manner in result.manners if manner.difference] or ["batch"]
     kernels = way.spec.kernels
-    parts = (kernels.text, kernels.head, kernels.connector, kernels.vision, kernels.patches)
+    layers = (kernels.text, kernels.head, kernels.connector, kernels.vision, kernels.mlp)
+    parts = (*layers, kernels.patches, kernels.norm, kernels.step)
     # Only the first kernel of each part is tried, because it computes every layer that it can.
-    leading = [names[0] for names in (*parts, kernels.norm, kernels.step) if names]
+    leading = [names[0] for names in parts if names]
     if kernels.attention is not None:
         leading.append(kernels.attention)
     for name in dict.fromkeys(leading):

@@ -67,6 +67,7 @@ class Way:
             head=tuple(n for n in former.head if n != name),
             connector=tuple(n for n in former.connector if n != name),
             vision=tuple(n for n in former.vision if n != name),
+            mlp=tuple(n for n in former.mlp if n != name),
             patches=tuple(n for n in former.patches if n != name),
             norm=tuple(n for n in former.norm if n != name),
             # A decode step has code for the first kernel of the text model only.

@@ -70,7 +70,7 @@ from idefics_cli.models.families import (
 from idefics_cli.models.families import resize as shrinking
 from idefics_cli.models.hub import cache
 from idefics_cli.models.kernels import attention as cpu_attention
-from idefics_cli.models.kernels import jit, openmp, packed, rms_norm
+from idefics_cli.models.kernels import gelu_mlp, jit, openmp, packed, rms_norm
 from idefics_cli.models.kernels.int4 import linear as int4
 from idefics_cli.models.kernels.int8 import linear as int8
 from idefics_cli.models.kernels.text_step import step
@@ -783,7 +783,7 @@ def _() -> None:
 # --- torch
 
 
-@relied_on("mkldnn._reorder_linear_weight and _linear_pointwise", packed, x86_linux=True)
+@relied_on("mkldnn._reorder_linear_weight and _linear_pointwise", packed, gelu_mlp, x86_linux=True)
 def _() -> None:
     schema = torch.ops.mkldnn._linear_pointwise.default._schema
     assert [each.name for each in schema.arguments] == [
@@ -791,6 +791,7 @@ def _() -> None:
     ]
     has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # of torch
     assert packed.PackedLinear.passes_self_test() or not has_mkldnn
+    assert gelu_mlp.GeluMlp.passes_self_test() or not has_mkldnn
 
 
 @relied_on("aten._weight_int4pack_mm_for_cpu", int4, x86_linux=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
 
-Part = Literal["text", "head", "connector", "vision", "patches", "norm", "step", "attention"]
+Part = Literal["text", "head", "connector", "vision", "mlp", "patches", "norm", "step", "attention"]
 """A field of `KernelChoice`."""
 Weights = Literal["any", "bfloat16", "int8", "int4"]
 """Format of the weights that a kernel reads."""
@@ -242,6 +242,15 @@ _ROWS = (
         (emulated_bf16_problem,),
         tolerance=4e-3,
         summary="in float32",
+    ),
+    Kernel(
+        "bf16_gelu_mlp",
+        _ROOM + "gelu_mlp:GeluMlp",
+        frozenset({"mlp"}),
+        "bfloat16",
+        (native_bf16_problem,),
+        tolerance=4e-3,
+        summary="the product before an activation computes the activation, too",
     ),
     Kernel(
         "int4_compiled",

@@ -284,6 +284,8 @@ def _part_of(path: str, module: nn.Module, family: FamilySpec) -> Part | None:
         return "patches"
     if type(module).__name__ in family.rms_norms:
         return "norm"
+    if hasattr(module, "fc1") and _is_within(path, family.patch_modules):
+        return "mlp"
     # The exact type is required, because subclasses of `nn.Linear` may do more than a product.
     if type(module) is not nn.Linear:
         return None

@@ -33,6 +33,7 @@ from idefics_cli.models.loading.layers import (
     open_layers,
     quantize,
 )
+from idefics_cli.models.loading.patch_layout import lay_out_patches
 from idefics_cli.models.loading.patch_positions import compute_positions_exactly
 from idefics_cli.models.loading.unfilled import Unfilled
 from idefics_cli.models.planning.quantization import is_own
@@ -276,6 +277,7 @@ def _check_found(found: Mapping[str, Iterable[str]], spec: LoadSpec) -> None:
 def _use_float32_where_needed(model: Model, spec: LoadSpec) -> None:
     keep_in_float32(model, spec.float32_modules)
     compute_positions_exactly(model)
+    lay_out_patches(model)
 
 
 def _arguments(source: Source) -> dict[str, object]:

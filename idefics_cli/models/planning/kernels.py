@@ -32,11 +32,7 @@ def choose_kernels(
         return KernelChoice()
     table = _Usable(kernels, machine, kind)
     if kind == "cuda":
-        # Its attention is for recorded steps.
-        is_8bit = spec.quantization == "8bit"
-        if not spec.uses_graphs or graphs_problem(spec.device, is_8bit=is_8bit) is not None:
-            return KernelChoice()
-        return KernelChoice(attention=_attention(spec, table, ()))
+        return _on_gpu(spec, table)
     plain: tuple[Weights, ...] = ("bfloat16",) if spec.dtype == "bfloat16" else ()
     text, head = _text_and_head(spec, table, plain, is_stored=is_stored)
     is_native = spec.dtype == "bfloat16" and native_bf16_problem(machine) is None
@@ -45,6 +41,7 @@ def choose_kernels(
         head=head,
         connector=table.names("connector", *plain),
         vision=table.names("vision", *plain),
+        mlp=table.names("mlp", *plain),
         patches=table.names("patches", *plain),
         norm=table.names("norm", "any"),
         step=table.steps(spec, is_stored=is_stored),
@@ -52,6 +49,14 @@ def choose_kernels(
         # Other processors emulate 16 bit, which takes up to 4 times as long.
         product_dtype="bfloat16" if is_native else "float32",
     )
+
+
+def _on_gpu(spec: LoadSpec, table: _Usable) -> KernelChoice:
+    # The attention of this tool is for recorded steps.
+    is_8bit = spec.quantization == "8bit"
+    if not spec.uses_graphs or graphs_problem(spec.device, is_8bit=is_8bit) is not None:
+        return KernelChoice()
+    return KernelChoice(attention=_attention(spec, table, ()))
 
 
 def _attention(spec: LoadSpec, table: _Usable, plain: tuple[Weights, ...]) -> str | None:

@@ -9,7 +9,7 @@ from idefics_cli.core.types import KernelChoice
 from idefics_cli.models.planning.plan import Plan
 from idefics_cli.models.planning.reasons import Reason, explain_products
 
-_PARTS = ("text", "head", "connector", "vision", "patches", "norm", "step")
+_PARTS = ("text", "head", "connector", "vision", "mlp", "patches", "norm", "step")
 
 
 def without_failing(plan: Plan, failing: Collection[str]) -> Plan:

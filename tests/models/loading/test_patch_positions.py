@@ -1,4 +1,4 @@
-"""Each patch gets the position embedding of its place, whatever the dtype of the model."""
+"""Patches: each gets the position embedding of its place, and lies in memory as layers read it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from idefics_cli.core.types import DtypeName
 from idefics_cli.models.families.classes import config_class, model_class
+from idefics_cli.models.loading.patch_layout import lay_out_patches
 from idefics_cli.models.loading.patch_positions import compute_positions_exactly
 
 # Rows and columns of a tile of Idefics3.
@@ -46,3 +47,22 @@ def test_the_position_of_a_patch_does_not_depend_on_the_dtype(kind: str, dtype: 
         states = encoder(pixel_values=tile).last_hidden_state
     assert states.dtype == getattr(torch, dtype)
     assert asked[0].flatten().tolist() == list(range(SIDE * SIDE))
+
+
+@pytest.mark.parametrize("kind", ["idefics2", "idefics3", "smolvlm"])
+def test_patches_are_contiguous_and_the_features_stay_the_same(kind: str) -> None:
+    model = random_model(kind, "bfloat16")
+    encoder = model.model.vision_model
+    seen: list[bool] = []
+
+    def note(module: object, arguments: tuple[Tensor]) -> None:
+        seen.append(arguments[0].is_contiguous())
+
+    encoder.encoder.layers[0].layer_norm2.register_forward_pre_hook(note)
+    tile = torch.rand(1, 3, SIDE * 14, SIDE * 14).to(torch.bfloat16)
+    with torch.inference_mode():
+        before = encoder(pixel_values=tile).last_hidden_state
+        lay_out_patches(model)
+        after = encoder(pixel_values=tile).last_hidden_state
+    assert seen == [False, True]
+    assert torch.equal(before, after)

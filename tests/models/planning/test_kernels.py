@@ -89,6 +89,7 @@ def test_every_machine_dtype_and_quantization_gets_what_is_fastest_there(
         head=eight if is_own else unquantized,
         connector=plain,
         vision=("bf16_widened",) if widened else (),
+        mlp=("bf16_gelu_mlp",) if native else (),
         patches=("bf16_widened_patches",) if widened else (),
         norm=("rms_norm",),
         step=("text_step",) if has_step else (),
