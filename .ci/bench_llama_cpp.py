@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 BITS = ("bf16", "8bit", "4bit")
-_FILES = {"bf16": "bf16", "8bit": "q8_0", "4bit": "q4_0"}
+FILES = {"bf16": "bf16", "8bit": "q8_0", "4bit": "q4_0"}
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def theirs(options: argparse.Namespace) -> Iterator[tuple[str, float]]:
     callback = library.llama_log_callback(silent)
     library.llama_log_set(callback, ctypes.c_void_p(0))
     library.llama_backend_init()
-    path = options.folder / f"{name_of(options)}-{_FILES[options.bits]}.gguf"
+    path = options.folder / f"{name_of(options)}-{FILES[options.bits]}.gguf"
     parameters = library.llama_model_default_params()
     parameters.n_gpu_layers = 0
     model = library.llama_model_load_from_file(str(path).encode(), parameters)
@@ -202,7 +202,7 @@ def make_weights(options: argparse.Namespace) -> None:
     make(folder, SHAPES[options.shape], dtype="bfloat16", layers=options.layers)
     source = options.folder / f"{name_of(options)}-f16.gguf"
     if not source.exists():
-        write_gguf(source, json.loads((folder / "config.json").read_text())["text_config"])
+        write_gguf(source, folder)
     import llama_cpp as library
 
     kinds = {
@@ -218,11 +218,12 @@ def make_weights(options: argparse.Namespace) -> None:
             library.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
 
 
-def write_gguf(path: Path, text: dict[str, Any]) -> None:
-    """Write random weights of the shape of *text* as llama.cpp reads them."""
+def write_gguf(path: Path, folder: Path) -> None:
+    """Write random weights of the shape of the checkpoint *folder* as llama.cpp reads them."""
     import gguf
     import numpy as np
 
+    text = json.loads((folder / "config.json").read_text())["text_config"]
     hidden, wide, rows = text["hidden_size"], text["intermediate_size"], text["vocab_size"]
     heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
     width = text.get("head_dim") or hidden // heads
@@ -237,12 +238,8 @@ def write_gguf(path: Path, text: dict[str, Any]) -> None:
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
     writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
-    writer.add_vocab_size(rows)
     writer.add_file_type(1)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"<{number}>" for number in range(rows)])
-    writer.add_token_scores([0.0] * rows)
-    writer.add_token_types([1] * rows)
+    add_vocabulary(writer, folder, rows)
     pool = np.random.default_rng(0).standard_normal(16_777_213, dtype=np.float32) * 0.02
 
     def add(name: str, *shape: int) -> None:
@@ -266,6 +263,28 @@ def write_gguf(path: Path, text: dict[str, Any]) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def add_vocabulary(writer: Any, folder: Path, rows: int) -> None:
+    """Add the vocabulary of the checkpoint *folder*, which spells texts in single bytes."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = [f"<unused{number}>" for number in range(rows)]
+    for word, number in content["model"]["vocab"].items():
+        words[number] = word
+    # llama.cpp puts this token of the real vocabulary before the whole picture.
+    words[rows - 2] = "\u010a\u010a"
+    special = {token["id"] for token in content["added_tokens"]}
+    writer.add_vocab_size(rows)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(words)
+    writer.add_token_types([3 if number in special else 1 for number in range(rows)])
+    # llama.cpp wants merges; no text holds this one.
+    writer.add_token_merges(["\u0100\u0100 \u0100"])
+    writer.add_eos_token_id(
+        json.loads((folder / "generation_config.json").read_text())["eos_token_id"][0]
+    )
+    writer.add_add_bos_token(False)
 
 
 if __name__ == "__main__":
