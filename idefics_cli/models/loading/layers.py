@@ -20,6 +20,7 @@ from idefics_cli.models.families.spec import FamilySpec
 from idefics_cli.models.kernels.linear import QuantizedLinear
 from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part
 from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
+from idefics_cli.models.loading.mapped_pages import MappedPages
 
 _log = logging.getLogger(__name__)
 _HEAD = "lm_head"
@@ -215,15 +216,14 @@ def quantize(
         KeyError: If *kept* lacks a layer.
         ModelError: If no kernel fits a layer.
     """
-    positions = [
-        position for position in _positions(model, family) if position.part in ("text", "head")
-    ]
+    positions = [each for each in _positions(model, family) if each.part in ("text", "head")]
+    holders, pages = _holders(model), MappedPages()
     for count, position in enumerate(positions, start=1):
         numbers = None if kept is None else _Numbers(kept, position.path)
         layer = chosen.layer_for(position.part, position.module, numbers=numbers)
         if layer is None:
             raise ModelError(f"no kernel of the plan fits the layer `{position.path}`")
-        setattr(position.holder, position.name, layer)
+        _replace(position, layer, holders, pages)
         if kept is None and report is not None:
             report("quantizing", count / len(positions))
     for parameter in model.parameters():
@@ -238,17 +238,35 @@ def install(model: nn.Module, chosen: ChosenKernels, family: FamilySpec) -> None
         chosen: The kernels.
         family: The family of the model.
     """
-    holders = Counter(
-        id(parameter)
-        for module in model.modules()
-        for parameter in module.parameters(recurse=False)
-    )
+    holders, pages = _holders(model), MappedPages()
     for position in list(_positions(model, family)):
         module = position.module
         is_shared = holders[id(getattr(module, "weight", None))] > 1
         layer = chosen.layer_for(position.part, module, is_shared=is_shared)
         if layer is not None:
-            setattr(position.holder, position.name, layer)
+            _replace(position, layer, holders, pages)
+
+
+def _holders(model: nn.Module) -> Counter[int]:
+    """Return how many modules hold each parameter, by the id of the parameter."""
+    return Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
+
+
+def _replace(
+    position: _Position, layer: nn.Module, holders: Counter[int], pages: MappedPages
+) -> None:
+    """Put *layer* at *position*, and give back the memory of a weight that nothing uses now."""
+    weight = getattr(position.module, "weight", None)
+    setattr(position.holder, position.name, layer)
+    if not isinstance(weight, Tensor) or holders[id(weight)] > 1:
+        return
+    places = {each.data_ptr() for each in (*layer.parameters(), *layer.buffers())}
+    if weight.data_ptr() not in places:
+        pages.give_back(weight)
 
 
 class _Position(NamedTuple):
